@@ -1,0 +1,55 @@
+"""What the model learns from, and which part of it counts."""
+
+from typing import Literal
+
+from engine.config.section import Section, setting
+
+DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
+
+
+class DatasetConfig(Section):
+    """The dataset of a run."""
+
+    source: str = setting(
+        label="Dataset",
+        help="A file or folder, a Hugging Face Hub id, or sample:NAME for one of the samples that come with Loratory.",
+        min_length=1,
+        max_length=1000,
+    )
+    subset: str | None = setting(
+        None, label="Subset", help="Configuration of a Hub dataset that has several.", max_length=200
+    )
+    split: str = setting("train", label="Split", help="Which split of a Hub dataset is trained on.", max_length=200)
+    revision: str | None = setting(
+        None, label="Revision", help="Branch, tag or commit of a Hub dataset.", advanced=True, max_length=200
+    )
+    format: DatasetFormat = setting(
+        "auto",
+        label="Format",
+        help="auto looks at the rows and says what it saw. Choose one yourself when it is wrong.",
+    )
+    column_map: dict[str, str] = setting(
+        {},
+        label="Column mapping",
+        help="Names of your columns for the roles of the format, such as output: answer.",
+    )
+    eval_fraction: float = setting(
+        0.1,
+        label="Held out",
+        help="Share of the rows kept out of training, to measure whether the model learns or memorises.",
+        ge=0.0,
+        le=0.5,
+    )
+    max_samples: int | None = setting(
+        None,
+        label="At most",
+        help="Use only so many rows, drawn evenly with the seed. Empty uses all.",
+        ge=1,
+        le=1_000_000_000,
+    )
+    train_on: TrainOn = setting(
+        "assistant",
+        label="Learn from",
+        help="Which tokens count in the loss: every assistant turn, only the last one, the completion, or everything.",
+    )

@@ -1,0 +1,242 @@
+"""Text, mappings and `key=value` overrides into a RunConfig, with every problem reported together; and back."""
+
+import copy
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from engine.config.pairs import pair_problems
+from engine.config.run import RunConfig
+from engine.errors import ConfigError, Problem, StorageError
+
+MAX_CONFIG_BYTES = 1_000_000
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, and reads 2e-4 as the number that people mean."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def config_from_mapping(values: Mapping[str, Any]) -> RunConfig:
+    """Build a RunConfig from nested plain values.
+
+    Raises:
+        ConfigError: Lists every problem: of single fields, and of pairs whose fields are fine by themselves.
+    """
+    try:
+        config = RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        problems = _field_problems(error)
+        broken = frozenset(problem.field for problem in problems)
+        problems.extend(_pair_problems_of_the_rest(values, broken))
+        raise ConfigError(problems) from error
+    problems = pair_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def config_from_yaml(text: str) -> RunConfig:
+    """Read a RunConfig from YAML text.
+
+    Raises:
+        ConfigError: If the text is no YAML mapping, or any setting is wrong.
+    """
+    return config_from_mapping(mapping_from_yaml(text))
+
+
+def mapping_from_yaml(text: str) -> dict[str, Any]:
+    """Parse YAML into plain nested values, before any of them is checked.
+
+    Raises:
+        ConfigError: If the text is no YAML mapping.
+    """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError([Problem("", f"it is {len(text):,} characters long; a configuration has a few hundred.")])
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        # YAML's own tag prefix tells a person nothing.
+        reason = (getattr(error, "problem", None) or str(error).splitlines()[0]).replace("tag:yaml.org,2002:", "!!")
+        raise ConfigError([Problem("", f"it is not readable as YAML ({where}{reason}).")]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([Problem("", "it holds no settings; expected sections such as model: and dataset:.")])
+    return values
+
+
+def mapping_from_file(path: Path) -> dict[str, Any]:
+    """Read a YAML file into plain nested values.
+
+    Raises:
+        StorageError: If the file cannot be read as text.
+        ConfigError: If it is no YAML mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path.name} is not a UTF-8 text file.", "Choose a YAML configuration.") from error
+    except OSError as error:
+        raise StorageError(
+            f"{path.name} cannot be read ({error.strerror}).", "Check its name and permissions."
+        ) from error
+    return mapping_from_yaml(text)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `section.field=value` overrides; values are read as YAML, so `[q_proj, v_proj]` and `null` work.
+
+    Raises:
+        ConfigError: Lists every override that is not of that form.
+    """
+    merged: dict[str, Any] = copy.deepcopy(dict(values))
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            problems.append(Problem(key.strip(), f"{override!r} is not of the form section.field=value."))
+            continue
+        try:
+            value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+        except yaml.YAMLError:
+            value = text
+        target = merged
+        for part in parts[:-1]:
+            child = target.get(part)
+            target[part] = child if isinstance(child, dict) else {}
+            target = target[part]
+        target[parts[-1]] = value
+    if problems:
+        raise ConfigError(problems)
+    return merged
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """Write the complete configuration, every default included, so that a later default cannot change an old run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _field_problems(error: ValidationError) -> list[Problem]:
+    problems: dict[str, str] = {}
+    for item in error.errors():
+        # A setting is section.field; what follows names the member of a union or the position in a list.
+        field = ".".join(str(part) for part in item["loc"][:2])
+        problems.setdefault(field, _plain_message(field, item))
+    return [Problem(field, message) for field, message in problems.items()]
+
+
+def _plain_message(field: str, item: Any) -> str:
+    kind, given, context = item["type"], item.get("input"), item.get("ctx", {})
+    shown = _shown(given)
+    if kind == "missing":
+        return "it is missing and has no default."
+    if kind == "extra_forbidden":
+        guess = _closest_field(field)
+        return f"there is no such setting{f'; did you mean {guess}?' if guess else '.'}"
+    if kind == "literal_error":
+        return f"{shown} is not one of {context['expected']}."
+    bounds = {
+        "greater_than": ("above", "gt"),
+        "greater_than_equal": ("at least", "ge"),
+        "less_than": ("below", "lt"),
+        "less_than_equal": ("at most", "le"),
+    }
+    if kind in bounds:
+        words, key = bounds[kind]
+        return f"{shown} is out of range; it must be {words} {context[key]:,}."
+    if kind in ("int_parsing", "int_type", "int_from_float", "int_parsing_size"):
+        return f"{shown} is not a whole number."
+    if kind in ("float_parsing", "float_type", "finite_number"):
+        return f"{shown} is not a finite number."
+    if kind in ("bool_parsing", "bool_type"):
+        return f"{shown} is neither true nor false."
+    if kind == "string_too_short":
+        return "it is empty."
+    if kind == "string_too_long":
+        return f"it is longer than {context['max_length']} characters."
+    if kind == "string_type":
+        return f"{shown} is not text."
+    if kind in ("model_type", "dict_type"):
+        return f"{shown} is no group of settings."
+    return f"{shown} is refused: {item['msg'][:1].lower()}{item['msg'][1:]}."
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _closest_field(field: str) -> str | None:
+    matches = difflib.get_close_matches(field, setting_names(), n=1, cutoff=0.7)
+    if matches:
+        return matches[0]
+    # A setting that was put into the wrong section, or beside the sections.
+    last = field.rsplit(".", 1)[-1]
+    same = [name for name in setting_names() if name.rsplit(".", 1)[-1] == last]
+    return same[0] if same else None
+
+
+def setting_names() -> list[str]:
+    """Dotted names of all settings, in the order of the form."""
+    names: list[str] = []
+    for section_name, section in RunConfig.model_fields.items():
+        section_type = section.annotation
+        assert isinstance(section_type, type)
+        assert issubclass(section_type, BaseModel)
+        names.extend(f"{section_name}.{field}" for field in section_type.model_fields)
+    return names
+
+
+def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
+    """Check pairs although some fields are broken: drop those, and let no rule read them."""
+    kept: dict[str, Any] = {}
+    for section_name, section in RunConfig.model_fields.items():
+        section_type = section.annotation
+        assert isinstance(section_type, type)
+        assert issubclass(section_type, BaseModel)
+        given = values.get(section_name)
+        given = given if isinstance(given, Mapping) else {}
+        kept[section_name] = {
+            field: given[field]
+            for field in section_type.model_fields
+            if field in given and not any(name.startswith(f"{section_name}.{field}") for name in broken)
+        }
+    # The two fields without a default: any value serves, for no pair rule reads them.
+    kept["model"].setdefault("id", "-")
+    kept["dataset"].setdefault("source", "-")
+    try:
+        config = RunConfig.model_validate(kept)
+    except ValidationError:  # a section was itself malformed; its fields are reported already
+        return []
+    return pair_problems(config, ignoring=broken)
+
+
+def choices_of(section: type[BaseModel], field: str) -> tuple[str, ...]:
+    """Allowed values of a setting that is a choice."""
+    return tuple(str(value) for value in get_args(section.model_fields[field].annotation))

@@ -1,0 +1,73 @@
+"""The fine-tunes that ship with Loratory: each a RunConfig in YAML, opened by lines that say for whom it is."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config.load import config_from_mapping, mapping_from_file
+from engine.config.run import RunConfig
+from engine.errors import ConfigError, Problem
+from engine.paths import PRESETS_FOLDER
+
+_HEADER = re.compile(r"^# (Title|Device|About): (.+)$")
+_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point."""
+
+    name: str
+    title: str
+    about: str
+    memory_gib: float | None  # memory of the device it is made for; None for the CPU
+    path: Path
+
+    def load(self) -> RunConfig:
+        """Read the configuration."""
+        return config_from_mapping(self.mapping())
+
+    def mapping(self) -> dict[str, Any]:
+        """Plain values, for overrides."""
+        return mapping_from_file(self.path)
+
+
+def list_presets(folder: Path = PRESETS_FOLDER) -> list[Preset]:
+    """All presets, CPU first, then by memory of the device."""
+    presets = [_read(path) for path in folder.glob("*.yaml")]
+    return sorted(presets, key=lambda preset: (preset.memory_gib or 0, preset.name))
+
+
+def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
+    """Look up one preset.
+
+    Raises:
+        ConfigError: If there is none of that name; lists those that exist.
+    """
+    path = folder / f"{name}.yaml"
+    if not _NAME.match(name) or not path.is_file():
+        known = ", ".join(preset.name for preset in list_presets(folder))
+        raise ConfigError([Problem("", f"there is no file or preset {name!r}; the presets are {known}.")])
+    return _read(path)
+
+
+def _read(path: Path) -> Preset:
+    header: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = _HEADER.match(line)
+        if match:
+            header[match[1]] = match[2].strip()
+        elif not line.startswith("#"):
+            break
+    missing = {"Title", "Device", "About"} - header.keys()
+    if missing:
+        raise ConfigError([Problem("", f"the preset {path.stem} lacks the opening line {', '.join(sorted(missing))}.")])
+    device = re.search(r"([0-9.]+) GiB", header["Device"])
+    return Preset(
+        name=path.stem,
+        title=header["Title"],
+        about=header["About"],
+        memory_gib=float(device[1]) if device else None,
+        path=path,
+    )

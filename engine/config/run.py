@@ -1,0 +1,51 @@
+"""The one immutable value that describes a fine-tune; form, command line, preset and run directory are views of it."""
+
+from typing import Literal
+
+from engine.config.adapter import AdapterConfig
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.config.section import Section, setting
+from engine.config.training import TrainingConfig
+
+Launcher = Literal["local", "accelerate"]
+
+
+class RunSection(Section):
+    """What a run is called and where it executes."""
+
+    name: str = setting(
+        "",
+        label="Name",
+        help="What you will look for in a month. Empty makes one from model, data and method.",
+        max_length=120,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+    )
+    devices: Literal["auto", "cpu"] | tuple[int, ...] = setting(
+        "auto",
+        label="Device",
+        help="auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number.",
+        advanced=True,
+    )
+    launcher: Launcher = setting(
+        "local", label="Launcher", help="local starts one process; accelerate starts one per device.", advanced=True
+    )
+
+
+class RunConfig(Section):
+    """A complete fine-tune."""
+
+    model: ModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    dataset: DatasetConfig
+    training: TrainingConfig = TrainingConfig()
+    run: RunSection = RunSection()
+
+    @property
+    def method_name(self) -> str:
+        """How people call the method: QLoRA is LoRA on a 4-bit base."""
+        names = {"lora": "LoRA", "ia3": "IA3", "prefix_tuning": "Prefix tuning", "none": "Full fine-tuning"}
+        name = names[self.adapter.method]
+        if self.adapter.method == "lora" and self.model.quantization in ("nf4", "fp4"):
+            return "QLoRA"
+        return name if self.model.quantization == "none" else f"{name} on {self.model.quantization}"

@@ -1,0 +1,43 @@
+"""What every part of a configuration shares: frozen, strict about keys, and self-describing."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen part of a RunConfig; unknown keys and non-finite numbers are refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=False,
+        validate_default=True,
+    )
+
+
+def setting(
+    default: Any = ...,
+    *,
+    label: str,
+    help: str,  # noqa: A002 - the one help text, under the name that Typer and people use
+    advanced: bool = False,
+    **bounds: Any,
+) -> Any:
+    """Declare one setting: its default, bounds, plain-word label and help text stand here and nowhere else.
+
+    Args:
+        default: The default value; leave out when the person must give one.
+        label: Plain words shown on the form; the field's own name stands beside it where the two differ.
+        help: One or two sentences: what it does and how to choose. Shown by the form, `--help`, messages and docs.
+        advanced: Folded away on the form.
+        bounds: `ge`, `gt`, `le`, `lt`, `max_length`, `pattern` … as pydantic takes them.
+    """
+    return Field(
+        default,
+        title=label,
+        description=help,
+        json_schema_extra={"advanced": advanced},
+        **bounds,
+    )

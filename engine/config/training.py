@@ -1,0 +1,142 @@
+"""How the training goes: length, batches, learning rate, memory savings, evaluation and saving."""
+
+from typing import Literal
+
+from engine.config.section import Section, setting
+
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "sgd",
+]
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+]
+
+MAX_STEPS_BOUND = 10_000_000
+
+
+class TrainingConfig(Section):
+    """The training loop; names are those of transformers and TRL."""
+
+    num_train_epochs: float = setting(
+        3.0,
+        label="Epochs",
+        help="How often the model sees every row. One to three is usual; more memorises small datasets.",
+        gt=0,
+        le=10_000,
+    )
+    max_steps: int = setting(
+        -1,
+        label="Steps at most",
+        help="Ends after so many optimizer steps, whatever the epochs say. -1 leaves it to the epochs.",
+        ge=-1,
+        le=MAX_STEPS_BOUND,
+    )
+    per_device_train_batch_size: int = setting(
+        2,
+        label="Batch per device",
+        help="Rows that pass through the model at once. Memory grows with it; speed too, until the device is full.",
+        ge=1,
+        le=4096,
+    )
+    gradient_accumulation_steps: int = setting(
+        4,
+        label="Accumulate",
+        help="Batches whose gradients are added up before each optimizer step. Costs no memory.",
+        ge=1,
+        le=65_536,
+    )
+    learning_rate: float = setting(
+        2e-4,
+        label="Learning rate",
+        help="Size of a step. 1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full tuning, 3e-3 and more IA3 and prefix tuning.",
+        gt=0,
+        le=1.0,
+    )
+    lr_scheduler_type: Scheduler = setting(
+        "cosine", label="Schedule", help="How the learning rate falls after the warm-up."
+    )
+    warmup_steps: float = setting(
+        0.03,
+        label="Warm-up",
+        help="Steps over which the learning rate rises from zero; below 1 it is a share of all steps.",
+        ge=0,
+        le=MAX_STEPS_BOUND,
+    )
+    weight_decay: float = setting(
+        0.0, label="Weight decay", help="Pulls trained weights towards zero.", advanced=True, ge=0, le=1
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        label="Clip gradients at",
+        help="Longer gradients are scaled down to this norm. 0 switches clipping off.",
+        advanced=True,
+        ge=0,
+        le=1000,
+    )
+    max_length: int = setting(
+        1024,
+        label="Longest row, in tokens",
+        help="Longer rows are cut at the end. Memory grows with the longest row; the Data tab shows what is cut.",
+        ge=8,
+        le=1_048_576,
+    )
+    packing: bool = setting(
+        False,
+        label="Packing",
+        help="Joins short rows into full-length ones, with attention kept apart. Faster when rows vary in length.",
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        label="Gradient checkpointing",
+        help="Computes activations again in the backward pass instead of keeping them: much less memory, a third slower.",
+    )
+    optim: Optimizer = setting(
+        "adamw_torch",
+        label="Optimizer",
+        help="adamw_8bit and the paged ones hold their state in fewer or movable bytes and need a CUDA device.",
+        advanced=True,
+    )
+    seed: int = setting(
+        42, label="Seed", help="Fixes the order of rows, the held-out part and the initial adapter.", ge=0, le=2**32 - 1
+    )
+    logging_steps: int = setting(
+        1, label="Log every", help="Steps between two points of the loss curve.", advanced=True, ge=1, le=1_000_000
+    )
+    eval_steps: int | None = setting(
+        None,
+        label="Measure held-out loss every",
+        help="Steps between two measurements. Empty measures before the first step and about ten times on the way.",
+        advanced=True,
+        ge=1,
+        le=MAX_STEPS_BOUND,
+    )
+    save_steps: int | None = setting(
+        None,
+        label="Checkpoint every",
+        help="Steps between two checkpoints. Empty saves about five times on the way and at the end.",
+        advanced=True,
+        ge=1,
+        le=MAX_STEPS_BOUND,
+    )
+    save_total_limit: int = setting(
+        2,
+        label="Checkpoints kept",
+        help="Older checkpoints are deleted beyond this number.",
+        advanced=True,
+        ge=1,
+        le=1000,
+    )
+    early_stopping_patience: int | None = setting(
+        None,
+        label="Stop early after",
+        help="Ends the run when the held-out loss has not improved for so many measurements. Empty never does.",
+        advanced=True,
+        ge=1,
+        le=10_000,
+    )

@@ -1,0 +1,75 @@
+"""What can go wrong, said in two sentences: what happened, then what to do.
+
+    EngineError
+    ├── ConfigError          a RunConfig breaks its own rules; lists every problem
+    ├── DatasetError         a source cannot be read, or holds nothing to learn from
+    ├── ModelError           a model cannot be found, reached, read or trained
+    ├── RunError             a run does not exist, or is not in a state that allows the request
+    ├── DeviceError          the device is missing, busy or cannot do what was asked
+    ├── StorageError         a folder cannot be written, or the disk is full
+    └── WorkerError          a process of ours ended, hung or answered nonsense
+
+Raised in `engine`, shown once: on the page by `ui.errors`, in the terminal by `engine.cli`. No message holds a
+secret or the path of another person's files.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class EngineError(Exception):
+    """Something that a person can understand and mend.
+
+    Args:
+        what: One sentence with the values that matter: what happened.
+        fix: One sentence: what to do about it.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what} {fix}")
+        self.what = what
+        self.fix = fix
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a configuration."""
+
+    field: str  # dotted, as in `training.learning_rate`; "" when it concerns the whole
+    message: str  # what is wrong with the given value, and what would be right
+
+
+class ConfigError(EngineError):
+    """A configuration is refused; `problems` lists everything that is wrong with it, by field."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  {field or 'config'}: {message}" for field, message in self.problems)
+        count = len(self.problems)
+        super().__init__(
+            what=f"The configuration has {count} problem{'' if count == 1 else 's'}:\n{lines}\n",
+            fix="Correct the settings named above.",
+        )
+
+
+class DatasetError(EngineError):
+    """A dataset cannot be read, or holds nothing to learn from."""
+
+
+class ModelError(EngineError):
+    """A model cannot be found, reached, read or trained."""
+
+
+class RunError(EngineError):
+    """A run does not exist, or is not in a state that allows the request."""
+
+
+class DeviceError(EngineError):
+    """A device is missing, busy, or cannot do what was asked."""
+
+
+class StorageError(EngineError):
+    """A folder cannot be written, or the disk is full."""
+
+
+class WorkerError(EngineError):
+    """A process of ours ended, hung, or answered nonsense."""

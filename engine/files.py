@@ -1,0 +1,63 @@
+"""Files that are never half-written, and paths that never leave their folder."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from engine.errors import StorageError
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and new names inside `folder` survive a power cut; a no-op where folders cannot be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # Windows has no handle for a folder
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network filesystems refuse fsync on a folder; the rename itself is still atomic there.
+        return
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace `path` so that a reader sees the old or the new content, never a mixture, even after a power cut.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written; the old content is then still there.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise StorageError(
+            f"{path.name} cannot be written ({error.strerror}).", "Free some space, or check the folder's permissions."
+        ) from error
+
+
+def resolve_inside(folder: Path, relative: str) -> Path:
+    """Resolve `relative` below `folder`, following symlinks, and refuse whatever ends up outside.
+
+    Raises:
+        StorageError: If the path leaves the folder, is absolute, or holds a NUL byte.
+    """
+    refusal = StorageError("That path is outside its allowed folder.", "Choose one of the files that are offered.")
+    if "\0" in relative or Path(relative).is_absolute():
+        raise refusal
+    root = folder.resolve()
+    resolved = (root / relative).resolve()
+    if not resolved.is_relative_to(root):
+        raise refusal
+    return resolved

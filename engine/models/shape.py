@@ -1,0 +1,56 @@
+"""A model as the memory estimate sees it: its modules and their sizes, without a single weight."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+ModuleKind = Literal["linear", "conv1d", "embedding", "norm", "router", "experts", "other"]
+
+
+class ModuleShape(BaseModel):
+    """One leaf module that owns parameters; read from the real architecture on the meta device."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # full dotted name, as PEFT sees it
+    kind: ModuleKind
+    parameters: int  # of its own, tied ones counted at their first owner only
+    in_features: int = 0  # of linear-like modules; rows of an embedding
+    out_features: int = 0
+    has_bias: bool = False
+    tied_to: str | None = None  # name of the module whose weight it shares
+    is_output_head: bool = False
+
+
+class ModelShape(BaseModel):
+    """Everything about an architecture that memory depends on. Sizes in elements, never in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: str  # class name, as in config.architectures
+    model_type: str
+    num_parameters: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int | None = None
+    hidden_act: str = "silu"
+    gated_mlp: bool = True  # SwiGLU-like: gate and up beside each other
+    tie_word_embeddings: bool = False
+    num_experts: int = 0  # 0 for dense models
+    num_experts_per_token: int = 0
+    moe_intermediate_size: int = 0
+    sliding_window: int | None = None
+    modules: tuple[ModuleShape, ...] = ()
+
+    def linear_names(self) -> tuple[str, ...]:
+        """Last name parts of the linear modules below the output head, in order of appearance: what an adapter can target."""
+        seen: dict[str, None] = {}
+        for module in self.modules:
+            if module.kind in ("linear", "conv1d") and not module.is_output_head:
+                seen.setdefault(module.name.rsplit(".", 1)[-1], None)
+        return tuple(seen)

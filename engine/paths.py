@@ -1,0 +1,93 @@
+"""Where everything lives: one home folder, and the files that ship with the program."""
+
+import getpass
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from engine.errors import StorageError
+
+PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
+SAMPLES_FOLDER = PRESETS_FOLDER / "data"
+
+_OWNER_PATTERN = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def local_owner() -> str:
+    """Name of the person who runs this process, made safe as a folder name; owner of runs where no accounts exist."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):
+        name = "local"
+    return _OWNER_PATTERN.sub("-", name)[:64].strip("-") or "local"
+
+
+@dataclass(frozen=True)
+class LoratoryHome:
+    """The folder that holds runs, models, uploads and caches; `$LORATORY_HOME` or the platform's user data folder."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> "LoratoryHome":
+        """Find the home folder and make sure that it can be written.
+
+        Raises:
+            StorageError: If the folder cannot be created or written.
+        """
+        configured = os.environ.get("LORATORY_HOME")
+        root = (
+            Path(configured).expanduser()
+            if configured
+            else Path(platformdirs.user_data_dir("loratory", appauthor=False))
+        )
+        home = cls(root.resolve())
+        home.make_writable()
+        return home
+
+    def make_writable(self) -> None:
+        """Create the home folder (mode 0700) and prove that it can be written.
+
+        Raises:
+            StorageError: If it cannot.
+        """
+        fix = "Set LORATORY_HOME to a folder that you may write to."
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageError(f"The Loratory home {self.root} is not a folder.", fix) from error
+        except OSError as error:
+            raise StorageError(f"The Loratory home {self.root} cannot be created ({error.strerror}).", fix) from error
+        probe = self.root / f".write-probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise StorageError(f"The Loratory home {self.root} cannot be written ({error.strerror}).", fix) from error
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def models(self) -> Path:
+        """Models that were converted or imported here, one folder each."""
+        return self.root / "models"
+
+    @property
+    def uploads(self) -> Path:
+        """Dataset files that came in through the page."""
+        return self.root / "uploads"
+
+    @property
+    def cache(self) -> Path:
+        """What can be computed again: module inventories, dataset reports."""
+        return self.root / "cache"
+
+    @property
+    def server(self) -> Path:
+        """The supervisor's own files: its lock, the queue, logs of helper processes."""
+        return self.root / "server"

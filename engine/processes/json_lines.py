@@ -1,0 +1,290 @@
+"""Questions and answers as JSON lines over stdio: how we talk to the inspector, chat and export processes.
+
+    → {"id": 7, "method": "render", "params": {…}}
+    ← {"id": 7, "progress": {…}}            any number of times
+    ← {"id": 7, "result": {…}}              or {"id": 7, "error": {"what": …, "fix": …, "kind": "DatasetError"}}
+    → {"cancel": 7}                         asks the handler of request 7 to end early
+
+The worker answers one request at a time, in order; a cancel is seen at once, by a reader thread.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any, BinaryIO, Protocol
+
+import engine.errors
+from engine.errors import EngineError, WorkerError
+from engine.processes.spawn import spawn, worker_argv
+
+JsonObject = dict[str, Any]
+
+
+class CancelledRequestError(EngineError):
+    """The caller asked for an early end."""
+
+    def __init__(self) -> None:
+        super().__init__("The request was stopped.", "Ask again when you need it.")
+
+
+class Request(Protocol):
+    """What a handler gets beside its parameters."""
+
+    def progress(self, value: JsonObject) -> None:
+        """Send a part of the answer, or how far it has come."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the caller no longer wants the answer; long handlers look often."""
+
+
+Handler = Callable[[JsonObject, Request], JsonObject]
+
+
+class JsonLinesProcess:
+    """A worker process that answers one request at a time; starts on first use and again after it died.
+
+    Args:
+        module: Module that calls `serve`.
+        log_file: Takes its stderr.
+        environment: Variables set beside the inherited ones.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        log_file: Path,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._module = module
+        self._arguments = arguments
+        self._log_file = log_file
+        self._environment = dict(environment or {})
+        self._ids = itertools.count(1)
+        # Guards `_process`, `_answers` and writes to the worker's stdin; requests of many threads may be under way.
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: dict[int, Queue[JsonObject | None]] = {}
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while the worker lives."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the worker now, so that the first question need not wait for its imports."""
+        with self._lock:
+            self._ensure_started()
+
+    def call(
+        self, method: str, params: JsonObject, *, on_progress: Callable[[JsonObject], None] | None = None
+    ) -> JsonObject:
+        """Ask and wait for the result.
+
+        Raises:
+            EngineError: As raised by the handler, of the same class.
+            WorkerError: If the process ended before it answered.
+        """
+        for answer in self.stream(method, params):
+            if "result" in answer:
+                result: JsonObject = answer["result"]
+                return result
+            if on_progress is not None:
+                on_progress(answer["progress"])
+        raise self._death()
+
+    def stream(self, method: str, params: JsonObject) -> Iterator[JsonObject]:
+        """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the request.
+
+        Raises:
+            EngineError: As raised by the handler, of the same class.
+            WorkerError: If the process ended before it answered.
+        """
+        answers: Queue[JsonObject | None] = Queue()
+        request_id = next(self._ids)
+        with self._lock:
+            process = self._ensure_started()
+            self._answers[request_id] = answers
+            self._write(process, {"id": request_id, "method": method, "params": params})
+        finished = False
+        try:
+            while True:
+                try:
+                    answer = answers.get(timeout=1.0)
+                except Empty:
+                    if process.poll() is None:
+                        continue
+                    answer = None
+                if answer is None:
+                    finished = True
+                    raise self._death()
+                if "error" in answer:
+                    finished = True
+                    raise _error_from_json(answer["error"])
+                finished = "result" in answer
+                yield answer
+                if finished:
+                    return
+        finally:
+            with self._lock:
+                self._answers.pop(request_id, None)
+                if not finished and process.poll() is None:
+                    with contextlib.suppress(WorkerError):
+                        self._write(process, {"cancel": request_id})
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """End the process; whatever it held on a device is free afterwards."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        try:
+            process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def _ensure_started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._process = spawn(
+            worker_argv(self._module, self._arguments),
+            log_file=self._log_file,
+            environment=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        threading.Thread(target=self._read_answers, args=(self._process,), daemon=True).start()
+        return self._process
+
+    @staticmethod
+    def _write(process: subprocess.Popen[bytes], message: JsonObject) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+            process.stdin.flush()
+        except (OSError, ValueError) as error:
+            raise WorkerError("A helper process ended unexpectedly.", "Try again; it starts anew.") from error
+
+    def _read_answers(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with contextlib.suppress(ValueError, OSError):  # the pipe was closed under us by close()
+            for line in process.stdout:
+                try:
+                    answer = json.loads(line)
+                    queue = self._answers.get(answer["id"])
+                except (ValueError, KeyError, TypeError):
+                    continue  # not ours: a library wrote to the raw descriptor
+                if queue is not None:
+                    queue.put(answer)
+        for queue in list(self._answers.values()):
+            queue.put(None)
+
+    def _death(self) -> WorkerError:
+        process = self._process
+        code = process.poll() if process is not None else None
+        if code is not None and code < 0:
+            reason = f"was ended by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
+        else:
+            reason = f"ended with code {code}" if code is not None else "was closed"
+        return WorkerError(
+            f"The helper process {self._module.rsplit('.', 2)[-2]} {reason} before it answered.",
+            f"Try again; if it happens twice, its log {self._log_file.name} says more.",
+        )
+
+
+def serve(handlers: Mapping[str, Handler]) -> None:
+    """Answer requests from stdin until it closes; to be called by the worker module.
+
+    Stray prints of libraries go to stderr, so that they cannot disturb the answers.
+    """
+    answers_out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    writing = threading.Lock()  # guards `answers_out`: progress may come from threads of a handler
+    cancelled: set[int] = set()
+    requests: Queue[JsonObject | None] = Queue()
+    threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests, cancelled), daemon=True).start()
+    while (message := requests.get()) is not None:
+        request_id = int(message["id"])
+        request = _ServedRequest(request_id, answers_out, writing, cancelled)
+        try:
+            request.send({"result": handlers[message["method"]](message["params"], request)})
+        except EngineError as error:
+            request.send({"error": _error_to_json(error)})
+        except MemoryError:
+            traceback.print_exc()
+            request.send({"error": _error_to_json(WorkerError("Memory ran out.", "Choose something smaller."))})
+        except Exception as error:
+            # The full story is for the log; a person gets one sentence.
+            traceback.print_exc()
+            what = f"Something unexpected happened ({type(error).__name__})."
+            request.send({"error": _error_to_json(WorkerError(what, "Its log in the server folder says more."))})
+        finally:
+            cancelled.discard(request_id)
+
+
+class _ServedRequest:
+    def __init__(self, request_id: int, out: BinaryIO, writing: threading.Lock, cancelled: set[int]) -> None:
+        self._id = request_id
+        self._out = out
+        self._writing = writing
+        self._cancelled = cancelled
+
+    def progress(self, value: JsonObject) -> None:
+        self.send({"progress": value})
+
+    def is_cancelled(self) -> bool:
+        return self._id in self._cancelled
+
+    def send(self, message: JsonObject) -> None:
+        line = json.dumps({"id": self._id, **message}, ensure_ascii=True).encode() + b"\n"
+        with self._writing:
+            self._out.write(line)
+            self._out.flush()
+
+
+def _read_requests(stream: BinaryIO, requests: "Queue[JsonObject | None]", cancelled: set[int]) -> None:
+    for line in stream:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if "cancel" in message:
+            cancelled.add(message["cancel"])
+        else:
+            requests.put(message)
+    # The other side is gone: end even in the middle of a request, for nobody waits for the answer.
+    requests.put(None)
+    threading.Timer(2.0, os._exit, (0,)).start()
+
+
+def _error_to_json(error: EngineError) -> JsonObject:
+    shown: JsonObject = {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
+    if isinstance(error, engine.errors.ConfigError):
+        shown["problems"] = [list(problem) for problem in error.problems]
+    return shown
+
+
+def _error_from_json(value: JsonObject) -> EngineError:
+    if value["kind"] == "ConfigError":
+        return engine.errors.ConfigError([engine.errors.Problem(*problem) for problem in value["problems"]])
+    if value["kind"] == "CancelledRequestError":
+        return CancelledRequestError()
+    known = getattr(engine.errors, value["kind"], WorkerError)
+    error_class = known if isinstance(known, type) and issubclass(known, EngineError) else WorkerError
+    return error_class(value["what"], value["fix"])

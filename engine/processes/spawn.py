@@ -1,0 +1,54 @@
+"""Starting processes of ours: argv as a list, their own session, output to a file, no secrets in argv."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from engine.errors import WorkerError
+
+
+def worker_argv(module: str, arguments: Sequence[str] = ()) -> list[str]:
+    """Command line of one of our modules, run by this very Python; `-P` keeps the current folder off `sys.path`."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    log_file: Path,
+    environment: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process that outlives us: own session, no inherited handles, stdout and stderr appended to `log_file`.
+
+    Args:
+        argv: The command, as a list; never through a shell.
+        log_file: Takes stderr, and stdout unless `stdout` is given.
+        environment: Variables set beside those that we inherited.
+        stdin: `subprocess.PIPE` for a worker that is asked questions.
+        stdout: `subprocess.PIPE` for a worker that answers.
+
+    Raises:
+        WorkerError: If the process cannot be started.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with log_file.open("ab") as log:
+            return subprocess.Popen(
+                list(argv),
+                stdin=stdin,
+                stdout=log if stdout is None else stdout,
+                stderr=log,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+                close_fds=True,
+            )
+    except OSError as error:
+        raise WorkerError(
+            f"The process {argv[-1]} could not be started ({error.strerror}).",
+            "Free some memory or close other programs, then try again.",
+        ) from error
