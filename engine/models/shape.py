@@ -13,13 +13,18 @@ class ModuleShape(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str  # full dotted name, as PEFT sees it
-    kind: ModuleKind
+    kind: ModuleKind  # linear and conv1d only for what PEFT adapts as such; a router or experts held as bare parameters not
+    class_name: str = ""  # such as Linear, Conv1D, LlamaRMSNorm
     parameters: int  # of its own, tied ones counted at their first owner only
-    in_features: int = 0  # of linear-like modules; rows of an embedding
-    out_features: int = 0
+    in_features: int = 0  # of linear-like modules; rows of an embedding; width of a norm
+    out_features: int = 0  # of linear-like modules; width of an embedding or a norm
     has_bias: bool = False
     tied_to: str | None = None  # name of the module whose weight it shares
     is_output_head: bool = False
+
+    @property
+    def bias_parameters(self) -> int:
+        return self.out_features if self.has_bias else 0
 
 
 class ModelShape(BaseModel):
@@ -45,6 +50,11 @@ class ModelShape(BaseModel):
     num_experts_per_token: int = 0
     moe_intermediate_size: int = 0
     sliding_window: int | None = None
+    embedding_dropout: float = 0.0  # GPT-2's embd_pdrop and its like: each active dropout keeps a mask while training
+    hidden_dropout: float = 0.0  # resid_pdrop, hidden_dropout
+    attention_dropout: float = 0.0
+    final_logit_softcapping: float | None = None  # Gemma 2
+    attn_logit_softcapping: float | None = None
     modules: tuple[ModuleShape, ...] = ()
 
     def linear_names(self) -> tuple[str, ...]:
