@@ -1,0 +1,119 @@
+"""What a conversation's two sides say to each other: the page or the terminal here, the process with the model there."""
+
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.config.model import ModelConfig, Quantization
+from engine.config.sampling import SamplingConfig
+
+Branch = Literal["base", "tuned", "second"]
+FinishReason = Literal["eos", "length", "context", "stopped"]
+LoadPhase = Literal["starting", "fetching", "loading_model", "loading_adapter", "ready"]
+ChatPhase = Literal["empty", "loading", "ready", "generating"]
+
+
+class Value(BaseModel):
+    """A frozen value that crosses the line between the two processes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AdapterChoice(Value):
+    """What was trained: a run's folder, or any folder with an adapter or a fully trained model in it."""
+
+    folder: Path
+    checkpoint: str | None = None  # name under the run's checkpoints/, such as step-40; None takes the final adapter
+
+
+class ChatTarget(Value):
+    """What to talk to: a base model alone, or with one or two adapters on one copy of its weights."""
+
+    model: ModelConfig | None = None  # None: the one that the run or the adapter names
+    tuned: AdapterChoice | None = None  # None: the base alone
+    second: AdapterChoice | None = None  # another adapter of the same base, to compare with
+    quantization: Quantization | None = None  # None: as in the run's (or model's) configuration
+    devices: Literal["auto", "cpu"] | tuple[int, ...] = "auto"
+
+    @classmethod
+    def of_run(cls, folder: Path, checkpoint: str | None = None) -> "ChatTarget":
+        """Talk to a run, or to an adapter's folder."""
+        return cls(tuned=AdapterChoice(folder=folder, checkpoint=checkpoint))
+
+    @classmethod
+    def of_model(cls, model: ModelConfig) -> "ChatTarget":
+        """Talk to a model as it is."""
+        return cls(model=model)
+
+
+class LoadProgress(Value):
+    """How far loading has come; `fraction` from 0 to 1 where it is known."""
+
+    phase: LoadPhase
+    message: str
+    fraction: float | None = None
+
+
+class LoadedModel(Value):
+    """What the process holds. Bytes are measured after loading."""
+
+    name: str  # the base model, as the person chose it
+    method: str  # "LoRA", "QLoRA", "IA3", "Prefix tuning", "Full fine-tuning" or "" for a base alone
+    branches: tuple[Branch, ...]  # which answers can be asked for
+    device: str  # in words, such as "NVIDIA RTX 4090" or "CPU"
+    dtype: str  # of computation, such as "bfloat16"
+    quantization: Quantization
+    weights_bytes: int  # base and adapters
+    adapter_bytes: int
+    context_length: int | None  # positions the model was made for; None where it does not say
+    load_seconds: float
+    notes: tuple[str, ...] = ()  # what a person should know, such as a precision other than the run's
+
+
+class ChatMessage(Value):
+    """One turn, in the words of chat templates."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class ChatRequest(Value):
+    """One question to one or more branches; every branch is given the same prompt and the same seed."""
+
+    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+    branches: tuple[Branch, ...] = ("tuned",)
+    sampling: SamplingConfig = SamplingConfig()
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)  # what `ChatSession.stop` takes
+
+
+class ChatChunk(Value):
+    """What one branch has added since its last chunk. Each branch ends with one chunk whose `done` is true."""
+
+    branch: Branch
+    text: str  # to be appended; only whole characters
+    tokens: int  # generated so far, the end token not counted
+    tokens_per_second: float  # since the first token; 0 until there are two
+    prompt_tokens: int
+    first_token_seconds: float | None = None  # from the request's start in the process to this branch's first token
+    done: bool = False
+    finish_reason: FinishReason | None = None  # with `done`
+
+
+class PromptView(Value):
+    """Exactly what the model reads."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+class ChatState(Value):
+    """What the session is doing now; cheap, safe to poll."""
+
+    phase: ChatPhase
+    target: ChatTarget | None = None
+    model: LoadedModel | None = None
+    progress: LoadProgress | None = None  # while loading
+    generating: int = 0  # requests under way, of all callers
+    process_bytes: int | None = None  # resident memory of the process that holds the model
