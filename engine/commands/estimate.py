@@ -1,0 +1,113 @@
+"""`loratory estimate`: what a run needs, whether it fits, and what would make it fit."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from engine.commands.configs import load_config_argument
+from engine.hardware.devices import Device, choose_device
+from engine.inspector.session import Inspector
+from engine.memory.advice import Advice, advise
+from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
+from engine.memory.methods import MethodNeed, compare_methods
+from engine.paths import LoratoryHome
+
+_VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `loratory` program."""
+    app.command("estimate")(estimate)
+
+
+def estimate(
+    config: Annotated[str, typer.Argument(help="A YAML file, a preset's name, or a run's id.")],
+    memory_gib: Annotated[
+        float | None,
+        typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+) -> None:
+    """Say how much memory a run needs, in which phase, and what would make it fit."""
+    home = LoratoryHome.from_environment()
+    run_config = load_config_argument(config, tuple(overrides or ()), home)
+    device = choose_device(run_config.run) if memory_gib is None else _device_with(memory_gib)
+    inspector = Inspector(home)
+    try:
+        shape = inspector.module_inventory(run_config.model)
+    finally:
+        inspector.close()
+    result = estimate_memory(shape, run_config, device)
+    advice = advise(shape, run_config, device)
+    methods = compare_methods(shape, run_config, device)
+    if as_json:
+        typer.echo(json.dumps(estimate_json(result, advice, methods)))
+    else:
+        typer.echo(estimate_text(result, advice, methods))
+
+
+def _device_with(memory_gib: float) -> Device:
+    free = int(memory_gib * GIB)
+    return Device(
+        kind="cuda",
+        index=0,
+        name=f"a GPU with {memory_gib:g} GiB free",
+        total_bytes=free,
+        free_bytes=free,
+        supports_bfloat16=True,
+    )
+
+
+def estimate_json(result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...]) -> dict[str, Any]:
+    """The JSON object of the command."""
+    return {
+        "parameters": result.parameters.model_dump(),
+        "components_bytes": result.components_bytes,
+        "allocated_bytes": result.allocated_bytes,
+        "reserved_bytes": result.reserved_bytes,
+        "expected_bytes": result.expected_bytes,
+        "needed_bytes": result.needed_bytes,
+        "phase": result.phase,
+        "verdict": result.verdict,
+        "device": {"name": result.device_name, "free_bytes": result.free_bytes, "total_bytes": result.total_bytes},
+        "advice": [change.model_dump() for change in advice.changes],
+        "longest_max_length": advice.longest_max_length,
+        "largest_batch_size": advice.largest_batch_size,
+        "methods": [method.model_dump() for method in methods],
+        "notes": list(result.notes),
+    }
+
+
+def estimate_text(result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...]) -> str:
+    """The same for people."""
+    lines = [
+        f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
+        f"{_gib(result.free_bytes)} free on {result.device_name}.",
+        f"Trains {result.parameters.trainable:,} of {result.parameters.total:,} parameters "
+        f"({result.parameters.trainable_percent:.4f}%). Peak in the {result.phase_words}.",
+        "",
+    ]
+    lines += [f"  {component.label:<32}{_gib(component.bytes):>8} GiB" for component in result.components]
+    if advice.changes:
+        lines += ["", "What would change it:"]
+        lines += [f"  {_gib(change.needed_bytes):>8} GiB  {change.change} ({change.cost})" for change in advice.changes]
+    if advice.longest_max_length and advice.largest_batch_size:
+        lines += [
+            "",
+            f"Room for rows of {advice.longest_max_length:,} tokens, or for a batch of {advice.largest_batch_size:,}.",
+        ]
+    lines += ["", "Other methods with the same settings:"]
+    for method in methods:
+        need = f"{_gib(method.needed_bytes):>8} GiB" if method.needed_bytes is not None else "       –    "
+        verdict = _VERDICT_WORDS[method.verdict].rstrip(".").lower() if method.verdict else method.why_not
+        lines.append(f"  {need}  {method.method}: {verdict}")
+    lines += [f"Note: {note}" for note in result.notes]
+    return "\n".join(lines)
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f}"

@@ -1,0 +1,103 @@
+"""Which modules an adapter lands on, decided as PEFT decides it, without PEFT."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import regex
+
+from engine.config.adapter import AdapterConfig
+from engine.errors import ConfigError, Problem
+from engine.models.shape import ModelShape, ModuleShape
+
+ALL_LINEAR = "all-linear"
+REGEX_TIMEOUT_SECONDS = 0.5
+
+# Where IA3 lands when the person leaves the choice to the model's family, and which of these rescale their input.
+# Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING and …_FEEDFORWARD_MODULES_MAPPING.
+_IA3_FEEDFORWARD_ENDINGS = (
+    "down_proj",
+    "mlp.c_proj",
+    "mlp.dense_4h_to_h",
+    "dense_4h_to_h",
+    "fc2",
+    "fc_out",
+    "w2",
+    "mlp.experts.down_proj",
+)
+
+
+@dataclass(frozen=True)
+class AdapterTargets:
+    """Modules that get adapter weights; `feedforward` holds those whose input IA3 rescales."""
+
+    modules: tuple[ModuleShape, ...]
+    feedforward: frozenset[str] = frozenset()
+    saved_in_full: tuple[ModuleShape, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(module.name for module in self.modules)
+
+
+def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
+    """List the modules that `adapter` changes in a model of this shape.
+
+    Raises:
+        ConfigError: If no module matches, or the regular expression is broken or takes too long.
+
+    Source: PEFT `check_target_module_exists` and `_maybe_include_all_linear_layers` (peft/tuners/tuners_utils.py).
+    """
+    if adapter.method not in ("lora", "ia3"):
+        return AdapterTargets(modules=())
+    saved = tuple(module for module in shape.modules if _is_saved_in_full(module.name, adapter.modules_to_save))
+    saved_names = {module.name for module in saved}
+    adaptable = [module for module in shape.modules if module.name not in saved_names and _is_adaptable(module)]
+    wanted = adapter.target_modules
+    if wanted == ALL_LINEAR:
+        modules = tuple(m for m in adaptable if m.kind in ("linear", "conv1d") and not m.is_output_head)
+    elif isinstance(wanted, str):
+        modules = tuple(_matching_regex(adaptable, wanted))
+    else:
+        modules = tuple(m for m in adaptable if _ends_with_one_of(m.name, wanted))
+    if adapter.method == "ia3":
+        modules = tuple(m for m in modules if m.kind in ("linear", "conv1d"))
+    if not modules:
+        known = ", ".join(shape.linear_names()) or "none at all"
+        shown = wanted if isinstance(wanted, str) else ", ".join(wanted)
+        raise ConfigError(
+            [
+                Problem(
+                    "adapter.target_modules",
+                    f"{shown or 'an empty list'!r} matches no module of {shape.architecture}; its linear modules are {known}.",
+                )
+            ]
+        )
+    feedforward: frozenset[str] = frozenset()
+    if adapter.method == "ia3":
+        endings = adapter.feedforward_modules or _IA3_FEEDFORWARD_ENDINGS
+        feedforward = frozenset(m.name for m in modules if m.name.endswith(tuple(endings)))
+    return AdapterTargets(modules, feedforward, saved)
+
+
+def _is_adaptable(module: ModuleShape) -> bool:
+    return module.kind in ("linear", "conv1d", "embedding") and module.in_features > 0
+
+
+def _ends_with_one_of(name: str, endings: Iterable[str]) -> bool:
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+
+
+def _is_saved_in_full(name: str, modules_to_save: Iterable[str]) -> bool:
+    return any(name == wanted or name.endswith(f".{wanted}") for wanted in modules_to_save)
+
+
+def _matching_regex(modules: Iterable[ModuleShape], pattern: str) -> list[ModuleShape]:
+    """Match whole names, with a limit on time: some patterns would never end."""
+    try:
+        compiled = regex.compile(pattern)
+        return [m for m in modules if compiled.fullmatch(m.name, timeout=REGEX_TIMEOUT_SECONDS)]
+    except regex.error as error:
+        message = f"{pattern!r} is no regular expression ({error}); list module names instead."
+    except TimeoutError:
+        message = f"the regular expression {pattern!r} takes too long to match; list module names instead."
+    raise ConfigError([Problem("adapter.target_modules", message)])
