@@ -5,7 +5,8 @@
     ← {"id": 7, "result": {…}}              or {"id": 7, "error": {"what": …, "fix": …, "kind": "DatasetError"}}
     → {"cancel": 7}                         asks the handler of request 7 to end early
 
-The worker answers one request at a time, in order; a cancel is seen at once, by a reader thread.
+The worker answers one request after the other, in order. A handler that yields lets others have their turn at each
+`yield`: such requests advance side by side, one step each, in one thread. A cancel is seen at once, by a reader thread.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, BinaryIO, Protocol
@@ -45,7 +47,8 @@ class Request(Protocol):
         """Whether the caller no longer wants the answer; long handlers look often."""
 
 
-Handler = Callable[[JsonObject, Request], JsonObject]
+Steps = Generator[None, None, JsonObject]  # each `yield` gives the turn away; the returned value is the result
+Handler = Callable[[JsonObject, Request], "JsonObject | Steps"]
 
 
 class JsonLinesProcess:
@@ -103,15 +106,32 @@ class JsonLinesProcess:
                 on_progress(answer["progress"])
         raise self._death()
 
-    def stream(self, method: str, params: JsonObject) -> Iterator[JsonObject]:
+    def reserve_id(self) -> int:
+        """Number a request before it is sent, so that another thread can cancel it."""
+        return next(self._ids)
+
+    def cancel(self, request_id: int) -> None:
+        """Ask the handler of a request to end early; whoever streams that request still gets what it answers."""
+        with self._lock:
+            process = self._process
+            if process is not None and process.poll() is None:
+                with contextlib.suppress(WorkerError):
+                    self._write(process, {"cancel": request_id})
+
+    def stream(self, method: str, params: JsonObject, *, request_id: int | None = None) -> Iterator[JsonObject]:
         """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the request.
+
+        Args:
+            method: Name of the handler.
+            params: What the handler gets.
+            request_id: From `reserve_id`, for callers that may want to `cancel`.
 
         Raises:
             EngineError: As raised by the handler, of the same class.
             WorkerError: If the process ended before it answered.
         """
         answers: Queue[JsonObject | None] = Queue()
-        request_id = next(self._ids)
+        request_id = self.reserve_id() if request_id is None else request_id
         with self._lock:
             process = self._ensure_started()
             self._answers[request_id] = answers
@@ -219,23 +239,43 @@ def serve(handlers: Mapping[str, Handler]) -> None:
     cancelled: set[int] = set()
     requests: Queue[JsonObject | None] = Queue()
     threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests, cancelled), daemon=True).start()
-    while (message := requests.get()) is not None:
-        request_id = int(message["id"])
-        request = _ServedRequest(request_id, answers_out, writing, cancelled)
-        try:
-            request.send({"result": handlers[message["method"]](message["params"], request)})
-        except EngineError as error:
-            request.send({"error": _error_to_json(error)})
-        except MemoryError:
-            traceback.print_exc()
-            request.send({"error": _error_to_json(WorkerError("Memory ran out.", "Choose something smaller."))})
-        except Exception as error:
-            # The full story is for the log; a person gets one sentence.
-            traceback.print_exc()
-            what = f"Something unexpected happened ({type(error).__name__})."
-            request.send({"error": _error_to_json(WorkerError(what, "Its log in the server folder says more."))})
-        finally:
-            cancelled.discard(request_id)
+    running: deque[tuple[_ServedRequest, Steps]] = deque()
+    while True:
+        if not running or not requests.empty():
+            message = requests.get()
+            if message is None:
+                return
+            request = _ServedRequest(int(message["id"]), answers_out, writing, cancelled)
+            with _answering_errors(request):
+                answer = handlers[message["method"]](message["params"], request)
+                if isinstance(answer, Generator):
+                    running.append((request, answer))
+                else:
+                    request.finish({"result": answer})
+        if running:
+            request, steps = running.popleft()
+            with _answering_errors(request):
+                try:
+                    next(steps)
+                    running.append((request, steps))
+                except StopIteration as end:
+                    request.finish({"result": end.value})
+
+
+@contextlib.contextmanager
+def _answering_errors(request: "_ServedRequest") -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        request.finish({"error": _error_to_json(error)})
+    except MemoryError:
+        traceback.print_exc()
+        request.finish({"error": _error_to_json(WorkerError("Memory ran out.", "Choose something smaller."))})
+    except Exception as error:
+        # The full story is for the log; a person gets one sentence.
+        traceback.print_exc()
+        what = f"Something unexpected happened ({type(error).__name__})."
+        request.finish({"error": _error_to_json(WorkerError(what, "Its log in the server folder says more."))})
 
 
 class _ServedRequest:
@@ -250,6 +290,11 @@ class _ServedRequest:
 
     def is_cancelled(self) -> bool:
         return self._id in self._cancelled
+
+    def finish(self, message: JsonObject) -> None:
+        """Send the last answer; a cancel that comes later concerns nobody."""
+        self._cancelled.discard(self._id)
+        self.send(message)
 
     def send(self, message: JsonObject) -> None:
         line = json.dumps({"id": self._id, **message}, ensure_ascii=True).encode() + b"\n"
