@@ -1,7 +1,4 @@
-"""A lock between processes that ends with its holder: `lockf` on POSIX, `msvcrt` on Windows.
-
-The operating system drops the lock when its holder dies, however it dies; the file itself stays and means nothing.
-"""
+"""A lock that its holder's death releases: how one process shows others that it is alive."""
 
 import os
 import sys
@@ -9,34 +6,31 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from engine.errors import StorageError
 
-_POLL_SECONDS = 0.05
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
+_RETRY_SECONDS = 0.02
 
-class _HeldHere:
-    """Which lock files this process holds, and the guard of that set.
-
-    POSIX gives record locks to a process, not to a thread or a descriptor: a second lock of ours on the same file would
-    succeed, and closing it would drop the first. So a process must remember by itself what it holds.
-    """
-
-    def __init__(self) -> None:
-        self.guard = threading.Lock()  # guards `paths`
-        self.paths: set[Path] = set()
-
-
-_held_here = _HeldHere()
+# POSIX gives a lock to the whole process, and takes it away when the process closes *any* descriptor of the file. What
+# this process holds is therefore remembered here, by path, and never opened a second time.
+_held: set[Path] = set()
+_held_guard = threading.Lock()  # guards `_held`
 
 
 class FileLock:
-    """Exclusive between processes, and between the threads of one process.
+    """An exclusive lock on a file, kept until `release` or until the process ends in whatever way.
 
-    Use it as a context manager to wait for the lock; call `acquire(timeout_seconds=0)` to only try.
+    Threads of one process exclude each other as processes do. Use it as a context manager to wait for it however long
+    that takes; others ask `is_held_by_another`.
 
     Args:
-        path: The lock file; created with its folder, never removed.
+        path: The lock file; created with its folder when missing, never deleted, its content means nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,84 +39,97 @@ class FileLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this very object holds the lock."""
+        """Whether this object holds the lock."""
         return self._descriptor is not None
 
     def acquire(self, timeout_seconds: float | None = None) -> bool:
-        """Take the lock; False when it was still held elsewhere after `timeout_seconds` (None waits for ever).
+        """Take the lock; returns whether it was got in time (None waits for ever, 0 only tries).
+
+        A second or so is right even where nobody should hold it: a look by `is_held_by_another` holds it for an instant.
 
         Raises:
-            StorageError: If the lock file cannot be opened.
+            StorageError: If the lock file cannot be opened, or its filesystem knows no locks.
         """
-        give_up_at = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while not self._try():
-            if give_up_at is not None and time.monotonic() >= give_up_at:
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not self._try_acquire():
+            if deadline is not None and time.monotonic() >= deadline:
                 return False
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_RETRY_SECONDS)
         return True
 
     def release(self) -> None:
-        """Let go of the lock; harmless when it is not held."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
+        """Give the lock back; does nothing where it is not held."""
+        if self._descriptor is None:
             return
-        with _held_here.guard:
-            _unlock(descriptor)
-            os.close(descriptor)
-            _held_here.paths.discard(self._path)
+        with _held_guard:
+            os.close(self._descriptor)
+            self._descriptor = None
+            _held.discard(self._path)
 
-    def __enter__(self) -> "FileLock":
+    def is_held_by_another(self) -> bool:
+        """Whether a different process, or another lock object of this one, holds it at this moment."""
+        if self._descriptor is not None:
+            return False
+        with _held_guard:
+            if self._path in _held:
+                return True
+            try:
+                descriptor = os.open(self._path, os.O_RDWR)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise _unusable(self._path, error) from error
+            try:
+                return not _try_lock(descriptor, self._path)
+            finally:
+                os.close(descriptor)
+
+    def _try_acquire(self) -> bool:
+        with _held_guard:
+            if self._path in _held:
+                return False
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise _unusable(self._path, error) from error
+            try:
+                locked = _try_lock(descriptor, self._path)
+            except StorageError:
+                os.close(descriptor)
+                raise
+            if not locked:
+                os.close(descriptor)
+                return False
+            self._descriptor = descriptor
+            _held.add(self._path)
+            return True
+
+    def __enter__(self) -> Self:
         self.acquire()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
 
-    def _try(self) -> bool:
-        with _held_here.guard:
-            if self._path in _held_here.paths:
-                return False
-            try:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-            except OSError as error:
-                raise StorageError(
-                    f"The lock file {self._path.name} cannot be opened ({error.strerror}).",
-                    "Check the permissions of the Loratory home.",
-                ) from error
-            if not _lock(descriptor):
-                os.close(descriptor)
-                return False
-            _held_here.paths.add(self._path)
-            self._descriptor = descriptor
-            return True
 
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> bool:
-        try:
+def _try_lock(descriptor: int, path: Path) -> bool:
+    try:
+        if sys.platform == "win32":
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> bool:
-        try:
+        else:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
-            return False
-        return True
+    except (BlockingIOError, PermissionError):  # EAGAIN and EACCES are both how systems say: somebody has it
+        return False
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return True
 
-    def _unlock(descriptor: int) -> None:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+def _unusable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"The lock file {path.name} cannot be used ({error.strerror}).",
+        "Set LORATORY_HOME to a folder on a local disk that you may write to.",
+    )

@@ -1,0 +1,168 @@
+"""Which process is meant: a pid alone is handed out again, together with its start time and the boot it never is."""
+
+import functools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+_START_TIME_TOLERANCE_SECONDS = 0.02  # two clock ticks; start times elsewhere come from clocks that are read anew
+
+
+class ProcessIdentity(BaseModel):
+    """One process, for ever: what is signalled or believed alive is this one and no later bearer of its pid.
+
+    `start_time` is in seconds: since boot on Linux (the kernel's own count, which no clock change moves), since the
+    epoch elsewhere.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    pid: int
+    start_time: float
+    boot_id: str
+
+    @classmethod
+    def current(cls) -> Self:
+        """Identity of the process that asks."""
+        identity = cls.of(os.getpid())
+        assert identity is not None, "the asking process is alive"
+        return identity
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Identity of the process that bears `pid` now; None where there is none, or only a zombie is left of it."""
+        start_time = _start_time_of_living(pid)
+        return None if start_time is None else cls(pid=pid, start_time=start_time, boot_id=boot_id())
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs: not a zombie, not a later process of the same pid, not before a reboot."""
+        if self.boot_id != boot_id():
+            return False
+        start_time = _start_time_of_living(self.pid)
+        return start_time is not None and abs(start_time - self.start_time) <= _START_TIME_TOLERANCE_SECONDS
+
+    def is_suspended(self) -> bool:
+        """Whether it is alive and stopped by SIGSTOP, SIGTSTP or a debugger, so that it cannot make progress."""
+        if not self.is_alive():
+            return False
+        try:
+            return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.Error:
+            return False
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time that it has used, its children included; None when it is no longer alive."""
+        if not self.is_alive():
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            members = [process, *process.children(recursive=True)]
+        except psutil.Error:
+            return None
+        total = 0.0
+        for member in members:
+            try:
+                times = member.cpu_times()
+            except psutil.Error:
+                continue
+            total += times.user + times.system
+        return total
+
+    def terminate(self) -> bool:
+        """Ask it to end (SIGTERM); returns whether it was there to be asked."""
+        return self._signal(signal.SIGTERM)
+
+    def kill(self) -> bool:
+        """End it at once; returns whether it was there to be ended."""
+        return self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait until it is gone; returns whether it is. Works for processes that are not our children."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.is_alive():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _signal(self, number: int) -> bool:
+        if hasattr(os, "pidfd_open"):
+            return self._signal_by_descriptor(number)
+        if not self.is_alive():
+            return False
+        try:
+            os.kill(self.pid, number)
+        except OSError:
+            return False
+        return True
+
+    def _signal_by_descriptor(self, number: int) -> bool:
+        # A descriptor names one process, so that its pid cannot change hands between the look and the signal.
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except OSError:
+            return False
+        try:
+            if not self.is_alive():
+                return False
+            signal.pidfd_send_signal(descriptor, number)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+
+@functools.cache
+def boot_id() -> str:
+    """Changes with every start of the machine, and only then."""
+    if sys.platform == "linux":
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    # Derived from a clock, which drifts: minutes are coarse enough, and no machine restarts within one.
+    return f"boot-{round(psutil.boot_time() / 60)}"
+
+
+def _start_time_of_living(pid: int) -> float | None:
+    if pid <= 0:
+        return None
+    if sys.platform == "linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return None
+        # The name, in parentheses, may itself hold spaces and parentheses.
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        state, start_ticks = fields[0], int(fields[19])
+        return None if state in (b"Z", b"X") else start_ticks / os.sysconf("SC_CLK_TCK")
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
+    """Kill what is left of a process group, and only members whose environment bears our mark; returns how many.
+
+    A group outlives its leader, and its number may later belong to strangers: the mark, a variable that we set when we
+    started the leader, tells the two apart.
+    """
+    if not hasattr(os, "getpgid"):
+        return 0
+    name, value = environment_mark
+    ended = 0
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) != process_group or process.environ().get(name) != value:
+                continue
+            process.kill()
+        except (OSError, psutil.Error):
+            continue
+        ended += 1
+    return ended

@@ -1,0 +1,245 @@
+"""The append-only event log: what a worker writes, and what everybody else reads from a byte offset."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from engine.errors import StorageError
+from engine.files import fsync_folder
+from engine.runs.events import (
+    EVENT_ADAPTER,
+    AnyEventData,
+    CheckpointData,
+    CheckpointEvent,
+    DataReportData,
+    DataReportEvent,
+    EvalData,
+    EvalEvent,
+    Event,
+    FailedData,
+    FailedEvent,
+    MemoryData,
+    MemoryEvent,
+    ParametersData,
+    ParametersEvent,
+    ResumedData,
+    ResumedEvent,
+    StatusData,
+    StatusEvent,
+    StepData,
+    StepEvent,
+    WarningData,
+    WarningEvent,
+)
+
+# Steps come many times a second, and the next one says nearly the same: a power cut may take the last few. Everything
+# else is rare and must be on the disk before the worker goes on.
+_MAY_BE_LOST_IN_A_POWER_CUT = (StepData, MemoryData)
+_TAIL_BYTES = 65_536
+
+
+class EventBatch(NamedTuple):
+    """Events that became readable, and where to read on."""
+
+    events: tuple[Event, ...]
+    next_offset: int  # byte after the last complete line
+
+
+class EventWriter:
+    """Appends events to the log of a run; the worker has exactly one.
+
+    A torn last line, left by a power cut, is removed on opening; `seq` goes on from the last event of earlier attempts.
+    Every line is handed to the kernel in one write, so that the death of the process never tears one.
+
+    Args:
+        path: The log; created when missing.
+        attempt: Number of this attempt at the run, from 1; see `RunFolder.next_attempt`.
+
+    Raises:
+        StorageError: If the log cannot be opened.
+    """
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self._path = path
+        self._attempt = attempt
+        self._writing = threading.Lock()  # guards `_seq`, `_size` and the descriptor: several threads may report
+        existed = path.exists()
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+            self._size = _end_of_last_line(path)
+            os.ftruncate(self._descriptor, self._size)
+        except OSError as error:
+            raise _cannot_write(error) from error
+        if not existed:
+            fsync_folder(path.parent)
+        last = last_event(path)
+        self._seq = last.seq if last is not None else 0
+
+    def append(self, data: AnyEventData) -> Event:
+        """Write one event; it is on the disk when this returns, except for steps and memory, which may wait.
+
+        Raises:
+            StorageError: If the disk is full or fails; the log then ends with the last complete event, and the same
+                event may be appended again.
+        """
+        with self._writing:
+            event = _event_of(data, self._seq + 1, self._attempt, time.time())
+            line = event.model_dump_json().encode() + b"\n"
+            try:
+                rest = line
+                while rest:  # a second round only where the disk became full in the middle of the line
+                    rest = rest[os.write(self._descriptor, rest) :]
+                if not isinstance(data, _MAY_BE_LOST_IN_A_POWER_CUT):
+                    os.fsync(self._descriptor)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, self._size)
+                raise _cannot_write(error) from error
+            self._seq += 1
+            self._size += len(line)
+        return event
+
+    def close(self) -> None:
+        """Bring the last steps to the disk and close the log."""
+        with self._writing:
+            if self._descriptor >= 0:
+                os.fsync(self._descriptor)
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_events(path: Path, offset: int = 0, max_bytes: int | None = None) -> EventBatch:
+    """Read what was written at or after `offset`; a half-written last line is left for the next read.
+
+    Lines that are no event of a known kind are skipped.
+
+    Args:
+        path: The log; a missing one holds nothing yet.
+        offset: 0, or `next_offset` of an earlier batch.
+        max_bytes: Read about so much at most (always at least one line); None reads to the end.
+    """
+    lines = read_lines(path, offset, max_bytes)
+    events = tuple(event for line in lines.lines if (event := parse_event(line)) is not None)
+    return EventBatch(events, lines.next_offset)
+
+
+class LineBatch(NamedTuple):
+    """Complete lines without their ends, and where to read on."""
+
+    lines: list[bytes]
+    next_offset: int
+
+
+def read_lines(path: Path, offset: int = 0, max_bytes: int | None = None) -> LineBatch:
+    """Complete raw lines at or after `offset`; for readers that need not build every event."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            chunk = file.read() if max_bytes is None else file.read(max_bytes)
+            if max_bytes is not None and chunk and b"\n" not in chunk:
+                chunk += file.readline()
+    except FileNotFoundError:
+        return LineBatch([], offset)
+    end = chunk.rfind(b"\n") + 1
+    return LineBatch(chunk[:end].split(b"\n")[:-1], offset + end)
+
+
+def iterate_events(path: Path, chunk_bytes: int = 8_000_000) -> Iterator[Event]:
+    """All complete events, without holding the whole log in memory."""
+    offset = 0
+    while True:
+        batch = read_events(path, offset, chunk_bytes)
+        yield from batch.events
+        if batch.next_offset == offset:
+            return
+        offset = batch.next_offset
+
+
+def last_event(path: Path) -> Event | None:
+    """The last complete event, found from the end of the log; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            length = min(size, _TAIL_BYTES)
+            while length:
+                file.seek(size - length)
+                tail = file.read(length)
+                complete = tail.split(b"\n")[:-1]
+                # The first line of the tail is whole only where the tail is the whole file.
+                for line in reversed(complete if length == size else complete[1:]):
+                    event = parse_event(line)
+                    if event is not None:
+                        return event
+                if length == size:
+                    return None
+                length = min(size, length * 8)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def parse_event(line: bytes) -> Event | None:
+    """One event, or None where the line is torn, foreign, or of a kind that this version does not know."""
+    try:
+        return _adapter.validate_json(line)
+    except ValidationError:
+        return None
+
+
+_adapter: TypeAdapter[Event] = EVENT_ADAPTER
+
+
+def _end_of_last_line(path: Path) -> int:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        position = size
+        while position > 0:
+            start = max(0, position - _TAIL_BYTES)
+            file.seek(start)
+            newline = file.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            position = start
+    return 0
+
+
+def _event_of(data: AnyEventData, seq: int, attempt: int, now: float) -> Event:
+    match data:
+        case StepData():
+            return StepEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case StatusData():
+            return StatusEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case EvalData():
+            return EvalEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case CheckpointData():
+            return CheckpointEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case MemoryData():
+            return MemoryEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case ParametersData():
+            return ParametersEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case DataReportData():
+            return DataReportEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case WarningData():
+            return WarningEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case FailedData():
+            return FailedEvent(seq=seq, attempt=attempt, time=now, data=data)
+        case ResumedData():
+            return ResumedEvent(seq=seq, attempt=attempt, time=now, data=data)
+
+
+def _cannot_write(error: OSError) -> StorageError:
+    return StorageError(
+        f"events.jsonl cannot be written ({error.strerror}).", "Free some space, or check the folder's permissions."
+    )

@@ -1,0 +1,215 @@
+"""A run as it lies on the disk: the names of its files, and its state."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.config.load import config_from_mapping, mapping_from_file
+from engine.config.run import RunConfig
+from engine.errors import RunError
+from engine.files import write_atomically
+from engine.processes.identity import ProcessIdentity
+from engine.processes.lock import FileLock
+from engine.runs.event_log import last_event
+
+State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted"]
+
+FINAL_STATES: frozenset[State] = frozenset({"completed", "stopped", "failed", "interrupted"})
+LIVE_STATES: frozenset[State] = frozenset({"starting", "running", "stopping"})  # a worker is, or should be, at work
+
+
+class RunState(BaseModel):
+    """`state.json`: where a run stands, as its supervisor last saw it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    state: State = "queued"
+    cause: str = ""  # why it is in this state, in plain words; "" where the state says it all
+    advice: str = ""  # what to do about it
+    attempt: int = 0  # attempts begun so far; the worker of attempt n reports events with attempt n
+    resumable_step: int | None = None  # step of the newest checkpoint, where another attempt could go on
+    device: str = ""  # as the lease names it: "cpu", "cuda:0"
+    changed: float = 0.0  # seconds since the epoch, as all times here
+    started: float | None = None  # of the first attempt
+    ended: float | None = None
+    oom_kills: int | None = None  # the kernel's count when this attempt began
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self.state in FINAL_STATES
+
+
+class WorkerRecord(ProcessIdentity):
+    """`process.json`: the worker of the present or last attempt."""
+
+    process_group: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files in a run directory, and who writes them."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The RunConfig, complete; written once by the launcher."""
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """What the config was pinned to, and when; written once by the launcher."""
+        return self.path / "provenance.yaml"
+
+    @property
+    def notes(self) -> Path:
+        """Name, note and tags that a person gave it afterwards."""
+        return self.path / "notes.json"
+
+    @property
+    def state(self) -> Path:
+        """`RunState`; written by the supervisor. A run without one is queued."""
+        return self.path / "state.json"
+
+    @property
+    def process(self) -> Path:
+        """`WorkerRecord`; written by the worker."""
+        return self.path / "process.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the worker for life."""
+        return self.path / "lock"
+
+    @property
+    def events(self) -> Path:
+        """The event log; written by the worker."""
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """stdout and stderr of the worker."""
+        return self.path / "worker.log"
+
+    @property
+    def control(self) -> Path:
+        """Requests of anyone."""
+        return self.path / "control"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists: save and stop."""
+        return self.control / "stop"
+
+    @property
+    def cancel_request(self) -> Path:
+        """Exists: end at once."""
+        return self.control / "cancel"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Complete trainer states, `step-N` each."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The final adapter with tokenizer and chat template."""
+        return self.path / "adapter"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` stands, once it is complete."""
+        return self.checkpoints / f"step-{step}"
+
+    def read_config(self) -> RunConfig:
+        """Load the saved configuration.
+
+        Raises:
+            StorageError: If it cannot be read.
+            ConfigError: If a setting is wrong, as after an edit by hand.
+        """
+        return config_from_mapping(mapping_from_file(self.config))
+
+    def read_state(self) -> RunState:
+        """Load the state; a missing or torn one reads as queued, or as interrupted once a worker has reported."""
+        try:
+            return RunState.model_validate_json(self.state.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            pass
+        last = last_event(self.events)
+        if last is None:
+            return RunState()
+        return RunState(
+            state="interrupted",
+            cause="The state file was lost.",
+            attempt=last.attempt,
+            started=last.time,
+            ended=last.time,
+        )
+
+    def write_state(self, state: RunState) -> None:
+        """Replace the state; for the supervisor alone.
+
+        Raises:
+            StorageError: If the disk is full or the folder cannot be written.
+        """
+        write_atomically(self.state, state.model_dump_json(indent=1))
+
+    def read_worker(self) -> WorkerRecord | None:
+        """The worker that last claimed the run, alive or not; None where none has, or the record is torn."""
+        try:
+            return WorkerRecord.model_validate_json(self.process.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def has_living_worker(self) -> bool:
+        """Whether a worker holds the run's lock, whatever its pid looks like."""
+        return FileLock(self.lock).is_held_by_another()
+
+    def next_attempt(self) -> int:
+        """Number that a worker reports with: what the supervisor counted, or one more than the log has seen.
+
+        The supervisor raises `attempt` in state.json before it starts a worker. A worker that was started by hand or
+        by a cluster's scheduler finds no state, or an old one, and counts on from its own log.
+        """
+        logged = last_event(self.events)
+        seen = logged.attempt if logged is not None else 0
+        state = self.read_state()
+        return state.attempt if state.attempt > seen else seen + 1
+
+    def claim(self) -> "WorkerClaim":
+        """Make the calling process the worker of this run, until it ends.
+
+        Raises:
+            RunError: If another worker has it.
+            StorageError: If the folder cannot be written.
+        """
+        lock = FileLock(self.lock)
+        if not lock.acquire(timeout_seconds=2.0):
+            raise RunError(f"Another process already works on {self.path.name}.", "Wait for it, or stop it first.")
+        attempt = self.next_attempt()
+        group = os.getpgid(0) if hasattr(os, "getpgid") else os.getpid()
+        record = WorkerRecord(**ProcessIdentity.current().model_dump(), process_group=group, attempt=attempt)
+        write_atomically(self.process, record.model_dump_json())
+        return WorkerClaim(lock, attempt)
+
+
+@dataclass(frozen=True)
+class WorkerClaim:
+    """Proof that this process is the worker of a run; keep it referenced for life."""
+
+    lock: FileLock
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that exists, found by its store."""
+
+    id: str
+    owner: str
+    folder: RunFolder

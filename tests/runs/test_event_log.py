@@ -1,0 +1,166 @@
+import os
+import resource
+import signal
+import threading
+
+import pytest
+
+from engine.errors import StorageError
+from engine.runs.event_log import EventWriter, iterate_events, last_event, read_events
+from engine.runs.events import CheckpointData, EvalData, StatusData, StepData, WarningData
+
+
+def step(number: int, loss: float = 2.0) -> StepData:
+    return StepData(step=number, epoch=0.1, loss=loss, learning_rate=1e-4, tokens=100, tokens_per_second=50.0)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "events.jsonl"
+
+
+def test_what_was_appended_is_read_back_in_order(log):
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(StatusData(phase="training", total_steps=2))
+        writer.append(step(1))
+        writer.append(EvalData(step=1, eval_loss=1.5, eval_tokens=10, rows=2, seconds=0.1))
+
+    batch = read_events(log)
+
+    assert [(event.seq, event.attempt, event.kind) for event in batch.events] == [
+        (1, 1, "status"), (2, 1, "step"), (3, 1, "eval"),
+    ]  # fmt: skip
+    assert batch.next_offset == log.stat().st_size
+    assert read_events(log, batch.next_offset).events == ()
+
+
+def test_half_written_last_line_is_left_for_the_next_read(log):
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(step(1))
+    whole = log.read_bytes()
+    log.write_bytes(whole + whole[:-20])
+
+    batch = read_events(log)
+    assert [event.data.step for event in batch.events] == [1]
+    assert batch.next_offset == len(whole)
+
+    log.write_bytes(whole + whole)
+    assert len(read_events(log, batch.next_offset).events) == 1
+
+
+def test_seq_goes_on_across_attempts_and_a_torn_line_is_removed(log):
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(step(1))
+        writer.append(step(2))
+    log.write_bytes(log.read_bytes() + b'{"v":1,"seq":3,"att\0\0\0')
+
+    with EventWriter(log, attempt=2) as writer:
+        writer.append(step(3))
+
+    assert [(event.seq, event.attempt) for event in read_events(log).events] == [(1, 1), (2, 1), (3, 2)]
+    assert b"\0" not in log.read_bytes()
+
+
+def test_a_log_that_is_one_torn_line_starts_anew(log):
+    log.write_bytes(b"x" * 200_000)
+
+    with EventWriter(log, attempt=1) as writer:
+        assert writer.append(step(1)).seq == 1
+    assert [event.seq for event in read_events(log).events] == [1]
+
+
+def test_unknown_kinds_fields_and_broken_lines_are_skipped(log):
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(step(1))
+    line = log.read_bytes()
+    future = line.replace(b'"kind":"step"', b'"kind":"hologram"')
+    extended = line.replace(b'"v":1', b'"v":2,"mood":"good"').replace(b'"step":1', b'"step":2,"shade":7')
+    log.write_bytes(line + future + b"\xff\xfe not json\n\n" + extended)
+
+    assert [event.data.step for event in read_events(log).events] == [1, 2]
+
+
+def test_losses_that_are_not_numbers_survive(log):
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(step(1, loss=float("nan")))
+        writer.append(step(2, loss=float("inf")))
+
+    first, second = read_events(log).events
+    assert first.data.loss != first.data.loss
+    assert second.data.loss == float("inf")
+
+
+def test_words_with_line_separators_stay_one_line(log):
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(WarningData(message="a\nb\r\u2028c\x0bd"))
+
+    (event,) = read_events(log).events
+    assert event.data.message == "a\nb\r\u2028c\x0bd"
+
+
+def test_last_event_is_found_behind_a_long_tail_of_other_lines(log):
+    with EventWriter(log, attempt=1) as writer:
+        for number in range(1, 4):
+            writer.append(step(number))
+    log.write_bytes(log.read_bytes() + b"nonsense\n" * 30_000 + b'{"torn')
+
+    event = last_event(log)
+    assert event is not None
+    assert event.seq == 3
+    assert last_event(log.with_name("absent")) is None
+
+
+def test_a_bounded_read_makes_progress_and_loses_nothing(log):
+    with EventWriter(log, attempt=1) as writer:
+        for number in range(1, 101):
+            writer.append(step(number))
+
+    steps, offset = [], 0
+    while batch := read_events(log, offset, max_bytes=50):  # less than one line
+        if batch.next_offset == offset:
+            break
+        steps += [event.data.step for event in batch.events]
+        offset = batch.next_offset
+
+    assert steps == list(range(1, 101))
+    assert [event.seq for event in iterate_events(log, chunk_bytes=1000)] == list(range(1, 101))
+
+
+def test_rare_events_are_on_the_disk_and_steps_do_not_wait_for_it(log, monkeypatch):
+    writer = EventWriter(log, attempt=1)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+
+    writer.append(step(1))
+    assert synced == []
+    writer.append(CheckpointData(step=1, name="step-1", size_bytes=10))
+    assert len(synced) == 1
+
+
+def test_a_full_disk_leaves_whole_lines_and_the_event_can_be_appended_again(log):
+    writer = EventWriter(log, attempt=1)
+    writer.append(step(1))
+    size = log.stat().st_size
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"events\.jsonl cannot be written"):
+            writer.append(step(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.stat().st_size == size
+
+    assert writer.append(step(2)).seq == 2
+    assert [event.data.step for event in read_events(log).events] == [1, 2]
+
+
+def test_events_of_several_threads_do_not_mix(log):
+    with EventWriter(log, attempt=1) as writer:
+        threads = [threading.Thread(target=lambda: [writer.append(step(n)) for n in range(100)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert [event.seq for event in read_events(log).events] == list(range(1, 401))
