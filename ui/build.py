@@ -1,0 +1,145 @@
+"""The page: header, tabs in the order of the work, and the side panel that never leaves."""
+
+from typing import Any
+
+import gradio as gr
+
+from engine.errors import EngineError
+from engine.memory.advice import Advice, advise
+from ui.draft import Draft, model_of
+from ui.errors import shown_as_message
+from ui.fit import FitTable
+from ui.page import Page, overridden
+from ui.pick import pick_list, picked
+from ui.services import Services
+from ui.tabs.chat import ChatTab
+from ui.tabs.data import DataTab
+from ui.tabs.export import ExportTab
+from ui.tabs.method import MethodTab
+from ui.tabs.model import ModelTab
+from ui.tabs.runs import RunsTab
+from ui.tabs.train import TrainTab
+from ui.views.advice import render_advice
+from ui.views.header import render_header
+from ui.views.side_panel import render_side_panel
+
+_TABS_WITH_PANEL = ("model", "data", "method", "train")
+
+
+def build_app(services: Services) -> gr.Blocks:
+    """Lay out the whole page on `services`; the caller launches it."""
+    fits = FitTable(services.shapes.learn, services.devices)
+    with gr.Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
+        page = Page(services)
+        header = gr.HTML(_header(services), elem_id="header")
+        shown_header = gr.State("")
+        with gr.Row(equal_height=False, elem_id="bench"):
+            with gr.Column(scale=7, min_width=560, elem_id="work"), gr.Tabs(selected="model", elem_id="tabs") as page.tabs:
+                with gr.Tab("Model", id="model"):
+                    model_tab = ModelTab(page, fits)
+                with gr.Tab("Data", id="data"):
+                    data_tab = DataTab(page)
+                with gr.Tab("Method", id="method"):
+                    method_tab = MethodTab(page)
+                with gr.Tab("Train", id="train"):
+                    train_tab = TrainTab(page)
+                with gr.Tab("Chat", id="chat"):
+                    chat_tab = ChatTab(page)
+                with gr.Tab("Export", id="export"):
+                    export_tab = ExportTab(page)
+                with gr.Tab("Runs", id="runs"):
+                    runs_tab = RunsTab(page)
+            with gr.Column(scale=3, min_width=320, elem_id="side") as side:
+                panel = gr.HTML(elem_id="panel")
+                advice = pick_list(elem_id="advice")
+        page.form.complete()
+        page.on_draft(panel, render_side_panel)
+        page.on_draft_later(advice, _render_advice)
+        for tab in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab):
+            tab.wire()
+        page.wire()
+        _wire_side_panel(page, side, advice)
+        _wire_header(services, header, shown_header)
+        _wire_opening(app, page, model_tab, data_tab)
+    fits.start()
+    return app
+
+
+def _wire_side_panel(page: Page, side: gr.Column, advice: gr.HTML) -> None:
+    page.tabs.select(
+        lambda event: gr.update(visible=event.value.lower() in _TABS_WITH_PANEL)
+        if isinstance(event.value, str)
+        else gr.skip(),
+        None,
+        side,
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
+    change = gr.State({})
+
+    def apply(event: gr.EventData, *values: Any) -> dict[str, Any]:
+        draft = page.draft(values)
+        known = _advice(draft)
+        wanted = picked(event)
+        for candidate in known.changes if known is not None else ():
+            if candidate.change == wanted:
+                return overridden(draft.mapping, candidate.overrides)
+        return {}
+
+    applied = advice.click(
+        shown_as_message(apply), page.form.components, change, show_progress="hidden", api_visibility="private"
+    )
+    page.fill_after(applied, change)
+
+
+def _advice(draft: Draft) -> Advice | None:
+    if draft.shape is None or draft.assumed is None or draft.device is None or draft.estimate is None:
+        return None
+    return advise(draft.shape, draft.assumed, draft.device)
+
+
+def _render_advice(draft: Draft) -> str:
+    advice = _advice(draft)
+    if advice is None or draft.estimate is None or draft.assumed is None:
+        return ""
+    return render_advice(advice, draft.estimate, draft.assumed)
+
+
+def _header(services: Services) -> str:
+    device = max(services.devices(), key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
+    states = [run.read_state().state for run in services.runs.list()]
+    running = sum(state in ("starting", "running", "stopping") for state in states)
+    return render_header(device, running, sum(state == "queued" for state in states))
+
+
+def _wire_header(services: Services, header: gr.HTML, shown: gr.State) -> None:
+    def tick(last: str) -> tuple[Any, Any]:
+        html = _header(services)
+        return (gr.skip(), gr.skip()) if html == last else (html, html)
+
+    gr.Timer(5).tick(tick, shown, [header, shown], show_progress="hidden", api_visibility="private")
+
+
+def _wire_opening(app: gr.Blocks, page: Page, model_tab: ModelTab, data_tab: DataTab) -> None:
+    """Bring back the draft that this browser had; the model and the rows follow, for they ask another process."""
+
+    def learn_model(saved: dict[str, Any]) -> tuple[str, str]:
+        model = model_of({"model": (saved or {}).get("model", {})})
+        if model is None:
+            return model_tab.show_known("")
+        try:
+            page.services.shapes.learn(model)
+        except EngineError:
+            pass  # `show_known` says what is wrong, in its place
+        return model_tab.show_known(model.id)
+
+    known = app.load(
+        learn_model,
+        page.saved_draft,
+        [model_tab.catalog, model_tab.details],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    filled = page.fill_after(known, page.saved_draft)
+    data_tab.open_after(filled)

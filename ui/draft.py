@@ -1,0 +1,116 @@
+"""What the form says so far: a configuration, or what is still missing, and how much memory it would take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config.load import config_from_mapping
+from engine.config.model import ModelConfig
+from engine.config.run import RunConfig
+from engine.errors import ConfigError, EngineError, Problem
+from engine.hardware.devices import Device, choose_device
+from engine.memory.estimate import MemoryEstimate, estimate_memory
+from engine.models.shape import ModelShape
+from ui.form import Form
+from ui.services import Services
+
+# Shown as a friendly to-do, not as a mistake.
+_MISSING = {
+    "model.id": "Choose a model.",
+    "dataset.source": "Choose a dataset.",
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One reading of the form."""
+
+    mapping: dict[str, dict[str, Any]]
+    config: RunConfig | None  # None while something is missing or wrong
+    assumed: RunConfig | None  # the same with a stand-in where only the dataset is missing: memory does not depend on it
+    missing: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    shape: ModelShape | None  # None until the model's modules are known
+    device: Device | None
+    estimate: MemoryEstimate | None
+    estimate_error: EngineError | None = None
+
+
+def read_draft(services: Services, form: Form, values: Sequence[Any]) -> Draft:
+    """Read the form; never raises for what a person typed, and never waits for another process."""
+    mapping = form.mapping(values)
+    missing = tuple(text for name, text in _MISSING.items() if not _given(mapping, name))
+    model = mapping["model"]
+    shape = services.shapes.get(str(model.get("id", "")), model.get("revision"))
+    target_problems = _widen_targets(mapping, shape)
+    config, problems = _checked(mapping)
+    if target_problems:
+        config, problems = None, [*problems, *target_problems]
+    device: Device | None = None
+    estimate: MemoryEstimate | None = None
+    trouble: EngineError | None = None
+    # Memory does not depend on the data: the estimate stands before a dataset is chosen.
+    assumed = config if config is not None else _with_placeholder_dataset(mapping, problems)
+    if assumed is not None:
+        try:
+            device = choose_device(assumed.run)
+            if shape is not None:
+                estimate = estimate_memory(shape, assumed, device)
+        except EngineError as error:
+            trouble = error
+    return Draft(
+        mapping=mapping,
+        config=config,
+        assumed=assumed,
+        missing=missing,
+        problems=tuple(problem for problem in problems if problem.field not in _MISSING or _given(mapping, problem.field)),
+        shape=shape,
+        device=device,
+        estimate=estimate,
+        estimate_error=trouble,
+    )
+
+
+def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
+    """The model section alone, where it is complete and right."""
+    try:
+        return ModelConfig.model_validate(dict(mapping["model"]))
+    except ValueError:
+        return None
+
+
+def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    section, field = name.split(".")
+    return bool(mapping.get(section, {}).get(field))
+
+
+def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None) -> list[Problem]:
+    """Every module ticked means all-linear, which also survives a change of model; none ticked is a mistake."""
+    targets = mapping["adapter"].get("target_modules")
+    if not isinstance(targets, list):
+        return []
+    if shape is None:
+        if not targets:
+            mapping["adapter"]["target_modules"] = "all-linear"
+        return []
+    names = set(shape.linear_names())
+    if set(targets) == names:
+        mapping["adapter"]["target_modules"] = "all-linear"
+    elif not targets and mapping["adapter"].get("method") in ("lora", "ia3"):
+        return [Problem("adapter.target_modules", "no layer gets an adapter; tick at least one.")]
+    elif len(targets) == 1 and targets[0] not in names:
+        mapping["adapter"]["target_modules"] = targets[0]  # a regular expression, carried as a single choice
+    return []
+
+
+def _checked(mapping: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
+    try:
+        return config_from_mapping(mapping), []
+    except ConfigError as error:
+        return None, list(error.problems)
+
+
+def _with_placeholder_dataset(mapping: Mapping[str, Any], problems: Sequence[Problem]) -> RunConfig | None:
+    if any(problem.field != "dataset.source" for problem in problems):
+        return None
+    return _checked({**mapping, "dataset": {**mapping["dataset"], "source": "-"}})[0]

@@ -1,0 +1,88 @@
+"""A setting's pydantic Field into a labelled, bounded, explained Gradio component."""
+
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+import gradio as gr
+from gradio.components.base import Component
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from engine.config.run import RunConfig
+
+# A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
+_LARGEST_SLIDER = 1024
+
+
+def field_of(name: str) -> FieldInfo:
+    """The pydantic Field behind a dotted setting name such as `adapter.r`.
+
+    Raises:
+        KeyError: If there is no such setting.
+    """
+    section_name, _, field_name = name.partition(".")
+    section = RunConfig.model_fields[section_name].annotation
+    assert isinstance(section, type)
+    assert issubclass(section, BaseModel)
+    return section.model_fields[field_name]
+
+
+def label_of(name: str) -> str:
+    """Plain words, with the field's own term beside them where the two differ."""
+    term = name.rsplit(".", 1)[-1]
+    title = field_of(name).title or term
+    return title if title.lower().replace(" ", "_") == term else f"{title} ({term})"
+
+
+def is_advanced(name: str) -> bool:
+    """Whether the setting is folded away at first."""
+    extra = field_of(name).json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("advanced"))
+
+
+def component_for(name: str, **presentation: Any) -> Component:
+    """Build the component of one setting; label, help, bounds and default come from its Field.
+
+    Args:
+        name: Dotted name, such as `training.learning_rate`.
+        presentation: What only the page decides: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
+    """
+    field = field_of(name)
+    default = None if field.is_required() else field.default
+    shared: dict[str, Any] = {"label": label_of(name), "info": field.description, **presentation}
+    kind = _plain_type(field.annotation)
+    lower, upper = _bounds(field)
+    if get_origin(kind) is Literal:
+        choices = [str(value) for value in get_args(kind)]
+        control = gr.Radio if len(choices) <= 4 else gr.Dropdown
+        return control(**{"choices": choices, "value": default, **shared})
+    if kind is bool:
+        return gr.Checkbox(**{"value": default, **shared})
+    if kind in (int, float):
+        if "maximum" in presentation or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
+            step = 1 if kind is int else 0.01
+            return gr.Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
+        return gr.Number(**{"value": default, "precision": 0 if kind is int else None, **shared})
+    return gr.Textbox(**{"value": default, "lines": 1, "max_lines": 1, **shared})
+
+
+def _plain_type(annotation: Any) -> Any:
+    """`int | None` is asked for like `int`: empty means None."""
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    if get_origin(annotation) is Literal or not members:
+        return annotation
+    return members[0] if len(members) == 1 else str
+
+
+def _bounds(field: FieldInfo) -> tuple[float | None, float | None]:
+    lower = upper = None
+    for constraint in field.metadata:
+        if isinstance(constraint, annotated_types.Ge):
+            lower = constraint.ge
+        elif isinstance(constraint, annotated_types.Gt):
+            lower = constraint.gt
+        elif isinstance(constraint, annotated_types.Le):
+            upper = constraint.le
+        elif isinstance(constraint, annotated_types.Lt):
+            upper = constraint.lt
+    return lower, upper  # type: ignore[return-value]

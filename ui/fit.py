@@ -1,0 +1,75 @@
+"""Which catalogue models fit the device here, per method; worked out in the background, once."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.config.run import RunConfig
+from engine.errors import EngineError
+from engine.hardware.devices import Device, list_devices
+from engine.memory.estimate import Verdict
+from engine.memory.methods import compare_methods
+from engine.models.catalog import list_catalog
+from engine.models.shape import ModelShape
+
+_log = logging.getLogger(__name__)
+_METHODS = ("LoRA", "QLoRA", "Full fine-tuning")
+
+
+class FitTable:
+    """Verdicts for each catalogue model at the default settings on the best device here.
+
+    Args:
+        shape_of: How to get a model's modules; asked from a background thread.
+        devices: Lists the devices; the one with the most memory of the best kind counts.
+    """
+
+    def __init__(
+        self,
+        shape_of: Callable[[ModelConfig], ModelShape],
+        devices: Callable[[], tuple[Device, ...]] = list_devices,
+    ) -> None:
+        self._shape_of = shape_of
+        self._devices = devices
+        self._verdicts: dict[str, tuple[Verdict | None, ...]] = {}
+        self._lock = threading.Lock()  # guards _verdicts: written by the background thread, read by handlers
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return _METHODS
+
+    @property
+    def device_name(self) -> str:
+        device = self._device()
+        return device.name if device is not None else "this computer"
+
+    def verdicts(self, model_id: str) -> tuple[Verdict | None, ...]:
+        """One verdict a method; None while it is not known yet."""
+        with self._lock:
+            return self._verdicts.get(model_id, (None,) * len(_METHODS))
+
+    def start(self) -> None:
+        """Begin working them out, smallest models first."""
+        threading.Thread(target=self._work, name="fit-table", daemon=True).start()
+
+    def _device(self) -> Device | None:
+        devices = self._devices()
+        return max(devices, key=lambda device: (device.kind == "cuda", device.total_bytes), default=None)
+
+    def _work(self) -> None:
+        device = self._device()
+        if device is None:
+            return
+        for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
+            model = ModelConfig(id=entry.id)
+            try:
+                config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
+                needs = compare_methods(self._shape_of(model), config, device)
+            except EngineError as error:
+                _log.warning("%s is left out of the fit table: %s", entry.id, error.what)
+                continue
+            known = {need.method: need.verdict for need in needs}
+            with self._lock:
+                self._verdicts[entry.id] = tuple(known.get(method) for method in _METHODS)

@@ -1,0 +1,136 @@
+"""What the tabs share: the form, the panel beside it, the run that is being looked at, and one way to refresh."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from gradio.components.base import Component
+from gradio.events import Dependency
+
+from engine.config.load import with_overrides
+from engine.models.shape import ModelShape
+from ui.draft import Draft, model_of, read_draft
+from ui.form import Form
+from ui.services import Services
+
+DraftView = Callable[[Draft], Any]
+
+
+@dataclass
+class Page:
+    """One page under construction; tabs lay themselves out, then wire themselves once everything stands.
+
+    Views that depend on the form register with `on_draft`; one event then redraws all of them. What takes longer than
+    a blink registers with `on_draft_later` and follows.
+    """
+
+    services: Services
+    form: Form = field(default_factory=Form)
+    # Both live in the browser, so that a reload keeps the draft and the run that was being looked at.
+    saved_draft: gr.BrowserState = field(init=False)
+    chosen_run: gr.BrowserState = field(init=False)
+    tabs: gr.Tabs = field(init=False)
+    _views: list[tuple[Component, DraftView]] = field(default_factory=list)
+    _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret="loratory")
+        self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret="loratory")
+
+    def on_draft(self, component: Component, view: DraftView) -> None:
+        """Redraw `component` whenever the form changes; `view` must take milliseconds."""
+        self._views.append((component, view))
+
+    def on_draft_later(self, component: Component, view: DraftView) -> None:
+        """Like `on_draft`, for views that may take a tenth of a second."""
+        self._later_views.append((component, view))
+
+    def draft(self, values: Sequence[Any]) -> Draft:
+        return read_draft(self.services, self.form, values)
+
+    def wire(self) -> None:
+        """Redraw on every change that a person makes in the form."""
+        inputs = [c.input for c in self.form.components if hasattr(c, "input")]
+        refreshed = gr.on(
+            inputs,
+            self._refresh,
+            self.form.components,
+            [*(component for component, _ in self._views), self.saved_draft],
+            trigger_mode="always_last",
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+        self._follow(refreshed)
+
+    def refresh_after(self, event: Dependency) -> Dependency:
+        """Redraw after an event that set the form's values by itself."""
+        refreshed = event.then(
+            self._refresh,
+            self.form.components,
+            [*(component for component, _ in self._views), self.saved_draft],
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+        return self._follow(refreshed)
+
+    def fill_after(self, event: Dependency, mapping: Component) -> Dependency:
+        """After an event, put the nested values that `mapping` holds into the form, then redraw.
+
+        The model's modules are looked up on the way, for the choice of targets depends on them.
+        """
+        filled = event.then(
+            self._fill, mapping, self.form.components, show_progress="hidden", api_visibility="private"
+        )
+        return self.refresh_after(filled)
+
+    def _follow(self, event: Dependency) -> Dependency:
+        if not self._later_views:
+            return event
+        return event.then(
+            self._refresh_later,
+            self.form.components,
+            [component for component, _ in self._later_views],
+            trigger_mode="always_last",
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+
+    def _refresh(self, *values: Any) -> list[Any]:
+        draft = self.draft(values)
+        return [*(view(draft) for _, view in self._views), draft.mapping]
+
+    def _refresh_later(self, *values: Any) -> list[Any]:
+        draft = self.draft(values)
+        return [view(draft) for _, view in self._later_views]
+
+    def _fill(self, mapping: Mapping[str, Any] | None) -> list[Any]:
+        if not mapping:
+            return [gr.skip()] * len(self.form.names)
+        values = self.form.updates(mapping)
+        model = model_of({"model": mapping.get("model", {})})
+        shape = self.services.shapes.get(model.id, model.revision) if model is not None else None
+        position = self.form.names.index("adapter.target_modules")
+        values[position] = targets_update(shape, mapping.get("adapter", {}).get("target_modules", "all-linear"))
+        return values
+
+
+def targets_update(shape: ModelShape | None, targets: object) -> Any:
+    """Choices and ticks of the target modules for a model; everything ticked where all linear layers are meant."""
+    names = list(shape.linear_names()) if shape is not None else []
+    if targets in ("all-linear", [], ()) or targets is None:
+        return gr.update(choices=names, value=names)
+    chosen = [targets] if isinstance(targets, str) else [str(target) for target in targets]  # type: ignore[attr-defined]
+    kept = [name for name in chosen if name in names]
+    if not kept:
+        # Nothing of it exists in this model, or its modules are not known yet: show it as it is.
+        return gr.update(choices=[*names, *chosen], value=chosen)
+    return gr.update(choices=names, value=kept)
+
+
+def overridden(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A form's mapping with `section.field=value` changes applied, for one-click changes."""
+    return with_overrides(mapping, overrides)

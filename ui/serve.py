@@ -1,0 +1,64 @@
+"""Build the real services, launch the page on them, and leave cleanly; runs go on without us."""
+
+import signal
+import threading
+
+from engine.chat.session import ChatSession
+from engine.inspector.session import Inspector
+from engine.paths import LoratoryHome
+from engine.runs.launch import Launcher
+from engine.runs.store import RunStore
+from engine.runs.supervisor import Supervisor
+from ui.build import build_app
+from ui.services import KnownShapes, Services
+from ui.theme import STYLESHEETS, build_theme
+
+MAX_UPLOAD = "4gb"
+
+
+def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = False) -> None:
+    """Serve the page until Ctrl+C or SIGTERM.
+
+    Raises:
+        EngineError: If a service cannot start.
+    """
+    inspector = Inspector(home)
+    inspector.start()
+    runs = RunStore(home)
+    supervisor = Supervisor(home)
+    chat = ChatSession(home)
+    services = Services(
+        home=home,
+        inspector=inspector,
+        shapes=KnownShapes(inspector),
+        runs=runs,
+        launcher=Launcher(runs, inspector),
+        chat=chat,
+    )
+    leaving = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: leaving.set())
+    supervisor.start()
+    try:
+        app = build_app(services)
+        app.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=open_browser,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=build_theme(),
+            css_paths=STYLESHEETS,
+            footer_links=[],
+            ssr_mode=False,
+            enable_monitoring=False,
+            max_file_size=MAX_UPLOAD,
+        )
+        print(f"Loratory is at http://{host}:{port} (Ctrl+C closes the page; runs go on).", flush=True)
+        leaving.wait()
+        app.close(verbose=False)
+    finally:
+        supervisor.stop()
+        chat.unload()
+        inspector.close()

@@ -1,0 +1,200 @@
+"""Method: how the model will learn, how much of it, and what each method needs for this model."""
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from engine.memory.methods import MethodNeed, compare_methods
+from ui.draft import Draft
+from ui.errors import shown_as_message
+from ui.page import Page, overridden
+from ui.pick import pick_list, pickable, picked
+from ui.views.quantities import gib
+
+_CHOICES = ("LoRA", "QLoRA", "IA3", "Prefix tuning", "Full")
+_LEADS = {
+    "lora": "LoRA trains two thin matrices beside each chosen layer and leaves the model itself untouched.",
+    "ia3": "IA3 learns to rescale keys, values and feed-forward activations: very few parameters, a high learning rate.",
+    "prefix_tuning": "Prefix tuning learns keys and values that stand before every sequence. It cannot be merged.",
+    "none": "Full fine-tuning changes every weight. It needs by far the most memory, and a small learning rate.",
+}
+_QLORA_LEAD = "QLoRA is LoRA beside a model whose frozen weights are held in four bits."
+
+
+class MethodTab:
+    """Lays out the Method tab; `wire` connects it once the whole page stands."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        form = page.form
+        self.lead = gr.HTML(f'<h2>How the model will learn</h2><p class="lead">{_LEADS["lora"]}</p>')
+        self.choice = gr.Radio(list(_CHOICES), value="LoRA", show_label=False, elem_id="method-choice")
+        form.register("adapter.method", gr.Radio(list(_LEADS), value="lora", visible=False))
+        with gr.Group(visible=True, elem_classes="bare") as self.lora:
+            with gr.Row():
+                form.setting("adapter.r", maximum=256)
+                with gr.Column():
+                    form.setting("adapter.lora_alpha", maximum=512)
+                    self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False)
+                form.setting("adapter.lora_dropout", maximum=0.5)
+        with gr.Group(visible=False, elem_classes="bare") as self.prefix:
+            form.setting("adapter.num_virtual_tokens", maximum=256)
+        with gr.Group(visible=True, elem_classes="bare") as self.targets:
+            form.register(
+                "adapter.target_modules",
+                gr.CheckboxGroup(
+                    [],
+                    label="Layers that get an adapter (target_modules)",
+                    info="The model's own linear layers, without the output head.",
+                    elem_id="targets",
+                ),
+            )
+        form.setting("model.quantization", elem_id="quantization")
+        self.trainable = gr.HTML(elem_id="trainable")
+        with gr.Accordion("Rarely needed", open=False):
+            with gr.Row():
+                form.setting("adapter.bias")
+                form.setting("model.double_quant")
+            with gr.Row():
+                form.setting("adapter.use_rslora")
+                form.setting("adapter.use_dora")
+            with gr.Row():
+                form.setting("adapter.modules_to_save")
+                form.setting("adapter.feedforward_modules")
+            with gr.Row():
+                form.setting("model.compute_dtype")
+                form.setting("model.attn_implementation")
+        self.table = pick_list(elem_id="method-table")
+        self._change = gr.State({})
+        page.on_draft(self.trainable, render_trainable)
+        page.on_draft(self.lead, render_lead)
+        page.on_draft(self.choice, method_choice)
+        page.on_draft(self.lora, lambda draft: gr.update(visible=_method(draft) == "lora"))
+        page.on_draft(self.prefix, lambda draft: gr.update(visible=_method(draft) == "prefix_tuning"))
+        page.on_draft(self.targets, lambda draft: gr.update(visible=_method(draft) in ("lora", "ia3")))
+        page.on_draft_later(self.table, render_method_table)
+
+    def wire(self) -> None:
+        """Connect the events."""
+        page, form = self._page, self._page.form
+        chosen = self.choice.input(
+            _settings_of_choice,
+            [self.choice, form["model.quantization"]],
+            [form["adapter.method"], form["model.quantization"]],
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+        page.refresh_after(chosen)
+        linked = gr.on(
+            [form["adapter.r"].input, self.linked.input],
+            lambda r, linked: 2 * r if linked else gr.skip(),
+            [form["adapter.r"], self.linked],
+            form["adapter.lora_alpha"],
+            show_progress="hidden",
+            queue=False,
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+        page.refresh_after(linked)
+        form["adapter.lora_alpha"].input(
+            lambda r, alpha: alpha == 2 * r,
+            [form["adapter.r"], form["adapter.lora_alpha"]],
+            self.linked,
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+        applied = self.table.click(
+            shown_as_message(self._use_row), form.components, self._change, show_progress="hidden", api_visibility="private"
+        )
+        page.fill_after(applied, self._change)
+
+    def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
+        draft = self._page.draft(values)
+        for need in _needs(draft):
+            if need.method == picked(event) and need.overrides:
+                return overridden(draft.mapping, need.overrides)
+        return {}
+
+
+def _method(draft: Draft) -> str:
+    return str(draft.mapping["adapter"].get("method", "lora"))
+
+
+def method_choice(draft: Draft) -> str:
+    """Which of the five names people use describes the draft."""
+    method = _method(draft)
+    if method == "lora":
+        return "QLoRA" if draft.mapping["model"].get("quantization") in ("nf4", "fp4") else "LoRA"
+    return {"ia3": "IA3", "prefix_tuning": "Prefix tuning"}.get(method, "Full")
+
+
+def _settings_of_choice(choice: str, quantization: str) -> tuple[str, str]:
+    if choice == "QLoRA":
+        return "lora", quantization if quantization in ("nf4", "fp4") else "nf4"
+    if choice == "Full":
+        return "none", "none"
+    if choice == "LoRA":
+        return "lora", "none" if quantization in ("nf4", "fp4") else quantization
+    return ("ia3" if choice == "IA3" else "prefix_tuning"), quantization
+
+
+def render_lead(draft: Draft) -> str:
+    """Heading, and one sentence on the chosen method."""
+    lead = _QLORA_LEAD if method_choice(draft) == "QLoRA" else _LEADS.get(_method(draft), "")
+    return f'<h2>How the model will learn</h2><p class="lead">{lead}</p>'
+
+
+def render_trainable(draft: Draft) -> str:
+    """How many parameters are trained, as PEFT counts them."""
+    if draft.estimate is None:
+        reason = "Choose a model first." if draft.shape is None else "Correct the settings first."
+        return f'<div class="sentence">Trainable parameters: <span class="lead">{reason}</span></div>'
+    parameters = draft.estimate.parameters
+    percent = parameters.trainable_percent
+    shown = f"{percent:.2f}" if percent >= 0.1 else f"{percent:.4f}"
+    return (
+        f'<div class="sentence">Trains <b>{parameters.trainable:,}</b> of {parameters.total:,} parameters, '
+        f"<b>{shown}%</b></div>"
+    )
+
+
+def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
+    if draft.shape is None or draft.device is None:
+        return ()
+    config = draft.config or draft.assumed
+    return compare_methods(draft.shape, config, draft.device) if config is not None else ()
+
+
+def render_method_table(draft: Draft) -> str:
+    """What each method needs for this model; a row can be picked."""
+    head = "<h2>What each method needs for this model</h2>"
+    needs = _needs(draft)
+    if not needs or draft.device is None:
+        return head + '<div class="empty">Choose a model, and every method is compared here for your device.</div>'
+    training = draft.mapping["training"]
+    checkpointing = "with" if training.get("gradient_checkpointing") else "without"
+    rows = "".join(_method_row(need) for need in needs)
+    return (
+        f'{head}<p class="lead">At {training.get("max_length", 0):,} tokens, batch '
+        f"{training.get('per_device_train_batch_size')}, {checkpointing} gradient checkpointing unless it says otherwise. "
+        "Pick a row to use it.</p>"
+        '<div class="scroll"><table class="plain"><thead><tr><th>Method</th><th class="r">Trains</th>'
+        f'<th class="r">Needs, GiB</th><th>Fits {escape(draft.device.name)}</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _method_row(need: MethodNeed) -> str:
+    words = {"fits": '<span class="yes">yes</span>', "tight": '<span class="tight">tight</span>', None: "–"}
+    fits = words.get(need.verdict, '<span class="no">no</span>')
+    if need.why_not:
+        fits = f'<span class="soft">{escape(need.why_not)}</span>'
+    attributes = pickable(need.method, chosen=need.is_current) if need.overrides else 'class="soft"'
+    trains = f"{need.trainable:,}" if need.trainable else "–"
+    needs = gib(need.needed_bytes) if need.needed_bytes is not None else "–"
+    return (
+        f"<tr {attributes}><td>{escape(need.method)}</td><td class='r'>{trains}</td>"
+        f"<td class='r'>{needs}</td><td>{fits}</td></tr>"
+    )

@@ -1,0 +1,47 @@
+"""Figures as people read them."""
+
+GIB = 2**30
+
+
+def gib(size_bytes: float) -> str:
+    """`10.6`, or `0.47` where one decimal would hide the figure."""
+    value = size_bytes / GIB
+    return f"{value:,.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def size(size_bytes: float) -> str:
+    """`1.2 GB`, in the decimal units in which disks and downloads are sold."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            value = size_bytes / factor
+            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{size_bytes:.0f} bytes"
+
+
+def count(number: float) -> str:
+    """`4,812` in full up to a million, then `1.62 M`."""
+    for suffix, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if number >= factor:
+            return f"{number / factor:.3g} {suffix}"
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `1 h 12 min`, `2 d 3 h`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 10:
+        return f"{minutes} min {seconds % 60:02d} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def plural(number: int, word: str, words: str | None = None) -> str:
+    """`1 row`, `4,812 rows`."""
+    return f"{number:,} {word if number == 1 else words or word + 's'}"

@@ -1,0 +1,66 @@
+"""The panel that never leaves: what is chosen, what is missing or wrong, and whether it fits."""
+
+from html import escape
+
+from ui.draft import Draft
+from ui.errors import trouble
+from ui.views.memory_bar import render_memory_bar
+
+
+def render_side_panel(draft: Draft) -> str:
+    """HTML of the whole panel for one reading of the form."""
+    return _chosen(draft) + _to_do(draft) + _memory(draft)
+
+
+def _chosen(draft: Draft) -> str:
+    model, adapter, data, training = (draft.mapping[name] for name in ("model", "adapter", "dataset", "training"))
+    method = {"lora": "LoRA", "ia3": "IA3", "prefix_tuning": "Prefix tuning", "none": "Full fine-tuning"}.get(
+        str(adapter.get("method")), "not chosen"
+    )
+    quantization = model.get("quantization", "none")
+    if quantization != "none":
+        method = "QLoRA" if method == "LoRA" and quantization in ("nf4", "fp4") else f"{method} on {quantization}"
+    if adapter.get("method") == "lora":
+        method += f", r {adapter.get('r')}"
+    length = (
+        f"{training.get('max_length', 0):,} tokens, batch {training.get('per_device_train_batch_size')}"
+        f" × {training.get('gradient_accumulation_steps')}"
+    )
+    rows = [
+        ("Model", _short(model.get("id")), "not chosen yet"),
+        ("Data", _short(data.get("source")), "not chosen yet"),
+        ("Method", method, ""),
+        ("Length", length, ""),
+    ]
+    entries = "".join(
+        f"<dt>{name}</dt><dd>{escape(value)}</dd>" if value else f'<dt>{name}</dt><dd class="missing">{absent}</dd>'
+        for name, value, absent in rows
+    )
+    return f'<div class="section"><h3>This run</h3><dl>{entries}</dl></div>'
+
+
+def _short(value: object) -> str:
+    """The telling end of an id or a path."""
+    text = str(value or "")
+    return text.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _to_do(draft: Draft) -> str:
+    if not draft.missing and not draft.problems:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in draft.missing)
+    items += "".join(
+        f'<li class="wrong"><code>{escape(problem.field.rsplit(".", 1)[-1])}</code> {escape(problem.message)}</li>'
+        for problem in draft.problems
+    )
+    title = "Before it can start" if draft.missing and not draft.problems else "To correct"
+    return f'<div class="section" aria-live="polite"><h3>{title}</h3><ul class="todo">{items}</ul></div>'
+
+
+def _memory(draft: Draft) -> str:
+    if draft.estimate is not None:
+        return render_memory_bar(draft.estimate)
+    if draft.estimate_error is not None:
+        return f'<div class="section"><h3>Memory</h3>{trouble(draft.estimate_error)}</div>'
+    reason = "Choose a model, and its memory appears here." if draft.shape is None else "Correct the settings above first."
+    return f'<div class="section"><h3>Memory</h3><p class="small">{reason}</p></div>'
