@@ -1,0 +1,200 @@
+"""The runs of one owner: created once per request, looked up by id, listed, deleted."""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engine.config.load import config_to_yaml
+from engine.config.run import RunConfig
+from engine.errors import RunError, StorageError
+from engine.files import fsync_folder, write_atomically
+from engine.paths import LoratoryHome
+from engine.processes.lock import FileLock
+from engine.runs.provenance import Provenance, provenance_to_yaml
+from engine.runs.run import Run, RunFolder
+
+RUN_ID = re.compile(r"^\d{8}-\d{6}-\d{3}-[0-9a-f]{4}$")
+_OWNER = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+_DOOMED_PREFIX = ".deleted-"
+_UNBORN_PREFIX = ".new-"
+
+
+class RunStore:
+    """The runs of one owner.
+
+    Ids from outside are compared with the names in the owner's folder and never made into a path unseen.
+
+    Args:
+        home: The Loratory home.
+        owner: Whose runs; a folder name, as `engine.paths.local_owner` gives it.
+        clock: Seconds since the epoch.
+
+    Raises:
+        StorageError: If the owner's name is no folder name.
+    """
+
+    def __init__(self, home: LoratoryHome, owner: str, clock: Callable[[], float] = time.time) -> None:
+        if not _OWNER.match(owner):
+            raise StorageError("That owner's name cannot be a folder.", "Use letters, digits, - and _.")
+        self.home = home
+        self.owner = owner
+        self._folder = home.runs / owner
+        self._clock = clock
+
+    @property
+    def folder(self) -> Path:
+        """Where this owner's run directories stand."""
+        return self._folder
+
+    def create(self, config: RunConfig, provenance: Provenance | None = None, key: str | None = None) -> Run:
+        """Make the run directory; the run then waits in the queue until a supervisor starts it.
+
+        Args:
+            config: The complete configuration; it is saved as it stands.
+            provenance: Facts of the start.
+            key: Names the request: a second call with the same key returns the run of the first.
+
+        Raises:
+            StorageError: If the disk is full or the home cannot be written.
+        """
+        now = self._clock()
+        provenance = (provenance or Provenance()).model_copy(update={"created": now, "key": key})
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Between looking the key up and having made the run, nobody else may do the same.
+            with FileLock(self.home.server / f"create-{self.owner}.lock"):
+                existing = None if key is None else self._run_of_key(key)
+                if existing is not None:
+                    return existing
+                run_id = self._new_id(now)
+                unborn = self._folder / f"{_UNBORN_PREFIX}{run_id}"
+                unborn.mkdir(mode=0o700)
+                folder = RunFolder(unborn)
+                folder.control.mkdir(mode=0o700)
+                write_atomically(folder.config, config_to_yaml(config))
+                write_atomically(folder.provenance, provenance_to_yaml(provenance))
+                if key is not None:
+                    # Before the run stands: a key without its run is taken for unused, a run without its key is not.
+                    self._remember_key(key, run_id)
+                unborn.rename(self._folder / run_id)
+                fsync_folder(self._folder)
+        except OSError as error:
+            raise StorageError(
+                f"The run's folder cannot be made ({error.strerror}).", "Free some space, or check LORATORY_HOME."
+            ) from error
+        return self._run(run_id)
+
+    def get(self, run_id: str) -> Run:
+        """Look up one run by its id, or by any end of it that only one run has, such as its last four characters.
+
+        Raises:
+            RunError: If there is none, or more than one.
+        """
+        ids = self.ids()
+        if run_id in ids:
+            return self._run(run_id)
+        matches = [known for known in ids if len(run_id) >= 4 and known.endswith(run_id)]
+        if len(matches) == 1:
+            return self._run(matches[0])
+        shown = run_id if len(run_id) <= 60 else f"{run_id[:59]}…"
+        if matches:
+            raise RunError(f"{shown!r} means {len(matches)} runs.", "Give more of the id.")
+        raise RunError(f"There is no run {shown!r}.", "List the runs with `loratory runs`.")
+
+    def ids(self) -> list[str]:
+        """Ids of all runs, newest first."""
+        try:
+            with os.scandir(self._folder) as entries:
+                return sorted((entry.name for entry in entries if RUN_ID.match(entry.name)), reverse=True)
+        except FileNotFoundError:
+            return []
+
+    def list(self) -> list[Run]:
+        """All runs, newest first."""
+        return [self._run(run_id) for run_id in self.ids()]
+
+    def delete(self, run_id: str) -> int:
+        """Remove a run that has ended, with everything it saved; returns the bytes that this freed.
+
+        Raises:
+            RunError: If there is no such run, or it waits or runs.
+            StorageError: If its files cannot be removed.
+        """
+        run = self.get(run_id)
+        state = run.folder.read_state()
+        if run.folder.has_living_worker() or not state.is_final:
+            raise RunError(f"{run.id} is {state.state} and cannot be deleted.", "Stop it first.")
+        doomed = self._folder / f"{_DOOMED_PREFIX}{run.id}"
+        try:
+            size = folder_size_bytes(run.folder.path)
+            run.folder.path.rename(doomed)  # it is gone from every list at once, however long the rest takes
+            shutil.rmtree(doomed)
+        except OSError as error:
+            raise StorageError(
+                f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder."
+            ) from error
+        return size
+
+    def sweep(self) -> None:
+        """Remove what an interrupted creation or deletion left behind."""
+        with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
+            for path in list(self._folder.iterdir()):
+                if path.name.startswith((_DOOMED_PREFIX, _UNBORN_PREFIX)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _run(self, run_id: str) -> Run:
+        return Run(id=run_id, owner=self.owner, folder=RunFolder(self._folder / run_id))
+
+    def _new_id(self, now: float) -> str:
+        """An id later than every other, even when clocks stand still or go back a little."""
+        newest = max((_milliseconds_of(known) for known in self.ids()[:1]), default=0)
+        milliseconds = max(int(now * 1000), newest + 1)
+        moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+        return f"{moment:%Y%m%d-%H%M%S}-{milliseconds % 1000:03d}-{secrets.token_hex(2)}"
+
+    def _key_file(self, key: str) -> Path:
+        digest = hashlib.sha256(f"{self.owner}\0{key}".encode()).hexdigest()
+        return self.home.server / "keys" / digest
+
+    def _run_of_key(self, key: str) -> Run | None:
+        try:
+            run_id = self._key_file(key).read_text(encoding="ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return self._run(run_id) if run_id in self.ids() else None
+
+    def _remember_key(self, key: str, run_id: str) -> None:
+        path = self._key_file(key)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, run_id)
+
+
+def list_owners(home: LoratoryHome) -> list[str]:
+    """Owners who have a folder of runs."""
+    try:
+        with os.scandir(home.runs) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and _OWNER.match(entry.name))
+    except FileNotFoundError:
+        return []
+
+
+def folder_size_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; files that vanish meanwhile count nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
+
+
+def _milliseconds_of(run_id: str) -> int:
+    moment = datetime.strptime(run_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    return int(moment.timestamp()) * 1000 + int(run_id[16:19])
