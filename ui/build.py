@@ -34,7 +34,10 @@ def build_app(services: Services) -> gr.Blocks:
         header = gr.HTML(_header(services), elem_id="header")
         shown_header = gr.State("")
         with gr.Row(equal_height=False, elem_id="bench"):
-            with gr.Column(scale=7, min_width=560, elem_id="work"), gr.Tabs(selected="model", elem_id="tabs") as page.tabs:
+            with (
+                gr.Column(scale=7, min_width=560, elem_id="work"),
+                gr.Tabs(selected="model", elem_id="tabs") as page.tabs,
+            ):
                 with gr.Tab("Model", id="model"):
                     model_tab = ModelTab(page, fits)
                 with gr.Tab("Data", id="data"):
@@ -67,9 +70,9 @@ def build_app(services: Services) -> gr.Blocks:
 
 def _wire_side_panel(page: Page, side: gr.Column, advice: gr.HTML) -> None:
     page.tabs.select(
-        lambda event: gr.update(visible=event.value.lower() in _TABS_WITH_PANEL)
-        if isinstance(event.value, str)
-        else gr.skip(),
+        lambda event: (
+            gr.update(visible=event.value.lower() in _TABS_WITH_PANEL) if isinstance(event.value, str) else gr.skip()
+        ),
         None,
         side,
         show_progress="hidden",

@@ -27,7 +27,9 @@ class Draft:
 
     mapping: dict[str, dict[str, Any]]
     config: RunConfig | None  # None while something is missing or wrong
-    assumed: RunConfig | None  # the same with a stand-in where only the dataset is missing: memory does not depend on it
+    assumed: (
+        RunConfig | None
+    )  # the same with a stand-in where only the dataset is missing: memory does not depend on it
     missing: tuple[str, ...]
     problems: tuple[Problem, ...]
     shape: ModelShape | None  # None until the model's modules are known
@@ -63,7 +65,9 @@ def read_draft(services: Services, form: Form, values: Sequence[Any]) -> Draft:
         config=config,
         assumed=assumed,
         missing=missing,
-        problems=tuple(problem for problem in problems if problem.field not in _MISSING or _given(mapping, problem.field)),
+        problems=tuple(
+            problem for problem in problems if problem.field not in _MISSING or _given(mapping, problem.field)
+        ),
         shape=shape,
         device=device,
         estimate=estimate,

@@ -79,7 +79,11 @@ def _from_component(name: str, value: Any) -> Any:
     if isinstance(value, str):
         value = value.strip()
     if name in _LISTS:
-        return [part for part in (piece.strip() for piece in value.split(",")) if part] if isinstance(value, str) else value
+        return (
+            [part for part in (piece.strip() for piece in value.split(",")) if part]
+            if isinstance(value, str)
+            else value
+        )
     if name == "run.devices":
         return value if value in ("auto", "cpu") or not isinstance(value, str) else _device_numbers(value)
     if value == "" and name != "run.name":

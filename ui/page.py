@@ -81,9 +81,7 @@ class Page:
 
         The model's modules are looked up on the way, for the choice of targets depends on them.
         """
-        filled = event.then(
-            self._fill, mapping, self.form.components, show_progress="hidden", api_visibility="private"
-        )
+        filled = event.then(self._fill, mapping, self.form.components, show_progress="hidden", api_visibility="private")
         return self.refresh_after(filled)
 
     def _follow(self, event: Dependency) -> Dependency:

@@ -11,7 +11,6 @@ from engine.errors import ConfigError, Problem
 from engine.paths import PRESETS_FOLDER
 
 _HEADER = re.compile(r"^# (Title|Device|About): (.+)$")
-_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,12 @@ def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
     Raises:
         ConfigError: If there is none of that name; lists those that exist.
     """
-    path = folder / f"{name}.yaml"
-    if not _NAME.match(name) or not path.is_file():
-        known = ", ".join(preset.name for preset in list_presets(folder))
-        raise ConfigError([Problem("", f"there is no file or preset {name!r}; the presets are {known}.")])
-    return _read(path)
+    presets = {preset.name: preset for preset in list_presets(folder)}
+    if name not in presets:
+        shown = name if len(name) <= 60 else f"{name[:57]}…"
+        known = ", ".join(presets)
+        raise ConfigError([Problem("", f"there is no file or preset {shown!r}; the presets are {known}.")])
+    return presets[name]
 
 
 def _read(path: Path) -> Preset:

@@ -62,5 +62,7 @@ def _memory(draft: Draft) -> str:
         return render_memory_bar(draft.estimate)
     if draft.estimate_error is not None:
         return f'<div class="section"><h3>Memory</h3>{trouble(draft.estimate_error)}</div>'
-    reason = "Choose a model, and its memory appears here." if draft.shape is None else "Correct the settings above first."
+    reason = (
+        "Choose a model, and its memory appears here." if draft.shape is None else "Correct the settings above first."
+    )
     return f'<div class="section"><h3>Memory</h3><p class="small">{reason}</p></div>'

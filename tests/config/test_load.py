@@ -1,0 +1,143 @@
+"""Reading configurations: every problem at once, in plain words; and writing them back."""
+
+import pytest
+
+from engine.config.load import config_from_mapping, config_from_yaml, config_to_yaml, setting_names, with_overrides
+from engine.config.run import RunConfig
+from engine.errors import ConfigError
+
+MINIMAL = {"model": {"id": "smollm2-135m-instruct"}, "dataset": {"source": "sample:loratory-faq"}}
+
+
+def problems_of(*overrides: str, base: dict = MINIMAL) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping(with_overrides(base, overrides))
+    return dict(caught.value.problems)
+
+
+def test_two_lines_make_a_whole_configuration():
+    config = config_from_mapping(MINIMAL)
+
+    assert config.adapter.method == "lora"
+    assert config.training.learning_rate == 2e-4
+
+
+def test_five_mistakes_are_reported_together_by_field():
+    problems = problems_of(
+        "training.learning_rate=1e-4; rm",
+        "adapter.r=1000000000",
+        "training.per_device_train_batch_size=0",
+        "model.quantization=nf5",
+        "training.max_steps=2147483648",
+    )
+
+    assert set(problems) == {
+        "training.learning_rate",
+        "adapter.r",
+        "training.per_device_train_batch_size",
+        "model.quantization",
+        "training.max_steps",
+    }
+    assert "at most 1,024" in problems["adapter.r"]
+    assert "'nf4'" in problems["model.quantization"]
+
+
+def test_pairs_are_checked_although_another_field_is_broken():
+    problems = problems_of(
+        "adapter.method=prefix_tuning", "training.gradient_checkpointing=true", "training.learning_rate=-1"
+    )
+
+    assert set(problems) == {"training.learning_rate", "training.gradient_checkpointing"}
+
+
+def test_a_pair_is_not_judged_by_a_field_that_is_itself_broken():
+    problems = problems_of("adapter.method=prefix_tunin", "training.gradient_checkpointing=true")
+
+    assert set(problems) == {"adapter.method"}
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "0", "-1e-4", "2"])
+def test_learning_rates_that_cannot_train_are_refused(value):
+    assert "training.learning_rate" in problems_of(f"training.learning_rate={value}")
+
+
+def test_a_misspelt_setting_is_answered_with_the_nearest_one():
+    assert "model.quantization" in problems_of("model.quantisation=nf4")["model.quantisation"]
+
+
+def test_missing_sections_are_named():
+    with pytest.raises(ConfigError) as caught:
+        config_from_yaml("training: {max_steps: 3}")
+
+    assert {problem.field for problem in caught.value.problems} == {"model", "dataset"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: !!python/object:os.system {}", "could not determine a constructor"),
+        ("model: {id: a}\nmodel: {id: b}", "given twice"),
+        ("- a\n- b", "holds no settings"),
+        ("model: [", "not readable as YAML"),
+        ("", "holds no settings"),
+    ],
+)
+def test_yaml_that_is_no_configuration_is_refused_in_words(text, words):
+    with pytest.raises(ConfigError, match=words):
+        config_from_yaml(text)
+
+
+def test_a_configuration_survives_the_round_trip_with_every_default_written_out():
+    config = config_from_mapping(
+        with_overrides(
+            MINIMAL, ["adapter.target_modules=[q_proj, v_proj]", "run.devices=[0, 1]", "training.eval_steps=5"]
+        )
+    )
+
+    text = config_to_yaml(config)
+
+    assert config_from_yaml(text) == config
+    for name in setting_names():
+        assert f"{name.rsplit('.', 1)[-1]}:" in text
+
+
+def test_scientific_notation_is_a_number_with_or_without_a_point():
+    assert (
+        config_from_yaml("model: {id: a}\ndataset: {source: b}\ntraining: {learning_rate: 3e-4}").training.learning_rate
+        == 3e-4
+    )
+
+
+def test_overrides_that_are_no_settings_are_refused_together():
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(MINIMAL, ["max_steps=3", "training.max_steps", "training..x=1"])
+
+    assert len(caught.value.problems) == 3
+
+
+def test_a_configuration_cannot_be_changed():
+    config = config_from_mapping(MINIMAL)
+
+    with pytest.raises(ValueError, match="frozen"):
+        config.adapter.r = 8
+
+
+def test_every_setting_has_a_label_and_one_help_text():
+    for section in RunConfig.model_fields.values():
+        for name, field in section.annotation.model_fields.items():
+            assert field.title, name
+            assert field.description, name
+            assert field.description.endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["adapter.method=lora", "model.quantization=nf4"], "QLoRA"),
+        (["adapter.method=lora"], "LoRA"),
+        (["adapter.method=ia3", "model.quantization=int8"], "IA3 on int8"),
+        (["adapter.method=none"], "Full fine-tuning"),
+    ],
+)
+def test_methods_are_called_as_people_call_them(overrides, name):
+    assert config_from_mapping(with_overrides(MINIMAL, overrides)).method_name == name
