@@ -1,5 +1,6 @@
 """The page: header, tabs in the order of the work, and the side panel that never leaves."""
 
+import contextlib
 from typing import Any
 
 import gradio as gr
@@ -131,10 +132,8 @@ def _wire_opening(app: gr.Blocks, page: Page, model_tab: ModelTab, data_tab: Dat
         model = model_of({"model": (saved or {}).get("model", {})})
         if model is None:
             return model_tab.show_known("")
-        try:
+        with contextlib.suppress(EngineError):  # `show_known` says what is wrong, in its place
             page.services.shapes.learn(model)
-        except EngineError:
-            pass  # `show_known` says what is wrong, in its place
         return model_tab.show_known(model.id)
 
     known = app.load(

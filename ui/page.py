@@ -14,6 +14,9 @@ from ui.draft import Draft, model_of, read_draft
 from ui.form import Form
 from ui.services import Services
 
+# What the browser keeps is no secret; a fixed key lets it be read again after the server was restarted.
+_STORAGE_KEY = "loratory"
+
 DraftView = Callable[[Draft], Any]
 
 
@@ -35,8 +38,8 @@ class Page:
     _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret="loratory")
-        self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret="loratory")
+        self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret=_STORAGE_KEY)
+        self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=_STORAGE_KEY)
 
     def on_draft(self, component: Component, view: DraftView) -> None:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""

@@ -61,7 +61,7 @@ class ModelTab:
 
     def wire(self) -> None:
         """Connect the events."""
-        page, form = self._page, self._page.form
+        form = self._page.form
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gr.on(
             [self.search.input, self.search.submit],
