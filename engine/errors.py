@@ -4,6 +4,7 @@
     ├── ConfigError          a RunConfig breaks its own rules; lists every problem
     ├── DatasetError         a source cannot be read, or holds nothing to learn from
     ├── ModelError           a model cannot be found, reached, read or trained
+    │   └── HubUnreachableError   the Hub did not answer, and this machine has no copy
     ├── RunError             a run does not exist, or is not in a state that allows the request
     ├── DeviceError          the device is missing, busy or cannot do what was asked
     ├── StorageError         a folder cannot be written, or the disk is full
@@ -57,6 +58,10 @@ class DatasetError(EngineError):
 
 class ModelError(EngineError):
     """A model cannot be found, reached, read or trained."""
+
+
+class HubUnreachableError(ModelError):
+    """The Hub did not answer, and this machine has no copy; what the Hub would have said is unknown."""
 
 
 class RunError(EngineError):

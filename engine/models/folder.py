@@ -1,0 +1,216 @@
+"""Whether a folder holds a model that can be trained safely: looked at by names and headers, nothing of it executed."""
+
+import json
+import stat
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.errors import ModelError
+from engine.models.architectures import is_known_model_type
+
+MAX_CONFIG_BYTES = 5_000_000
+MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
+SINGLE_WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_FILES = (  # any one of these names a tokenizer that transformers can build
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+UNPICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class ModelPart(Enum):
+    """What of a model somebody needs; each includes those before it."""
+
+    CONFIG = 1  # sizes and architecture: the memory estimate
+    TOKENIZER = 2  # text into tokens: previews and checks
+    WEIGHTS = 3  # everything: training, chat, export
+
+
+class TensorRecord(NamedTuple):
+    """One tensor as a safetensors header lists it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIGHTS) -> None:
+    """Make sure that `folder` holds what is needed of a model, and that loading it runs nobody's code.
+
+    Args:
+        folder: A model folder as `save_pretrained` writes it.
+        name: What to call it in messages.
+        part: How much of it must be there.
+
+    Raises:
+        ModelError: If it is an adapter, has pickled weights only, needs its own Python code, lacks a shard or a
+            tokenizer, or holds a damaged file.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {name}.", "Check the path, or choose a model from the catalogue.")
+    if not _is_file(folder / "config.json"):
+        if _is_file(folder / ADAPTER_CONFIG):
+            raise ModelError(
+                f"{name} holds an adapter{_base_of_adapter(folder)}, not a model.",
+                "Choose its base model here; an adapter can be chatted with and exported, and trained further from a run.",
+            )
+        raise ModelError(f"{name} has no config.json.", "Choose a folder as transformers' save_pretrained writes it.")
+    refuse_own_code(read_config(folder / "config.json", name), name)
+    if part.value >= ModelPart.TOKENIZER.value:
+        _check_tokenizer(folder, name)
+    if part.value >= ModelPart.WEIGHTS.value:
+        _check_weights(folder, name)
+
+
+def read_config(path: Path, name: str) -> dict[str, Any]:
+    """Read a config.json as a mapping; what it means is for transformers to say.
+
+    Raises:
+        ModelError: If it is too big, no JSON, or no object.
+    """
+    return _read_json_object(path, name)
+
+
+def refuse_own_code(config: dict[str, Any], name: str) -> None:
+    """Refuse a model that would have to bring its own Python code.
+
+    A repository may carry code for older releases beside an architecture that transformers knows; that one is fine,
+    because the code is never looked at.
+
+    Raises:
+        ModelError: If `auto_map` points to code and transformers does not know the architecture by itself.
+    """
+    model_type = config.get("model_type")
+    if config.get("auto_map") and not is_known_model_type(str(model_type)):
+        raise ModelError(
+            f"{name} ({model_type}) brings its own Python code (auto_map), and Loratory never runs code that comes "
+            "with a model (trust_remote_code stays off).",
+            "Choose a model whose architecture transformers itself knows, or update transformers.",
+        )
+
+
+def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
+    """List the tensors of a safetensors file, and prove that the file is whole; no weight is read.
+
+    Raises:
+        ModelError: If the header is oversized or damaged, or the file shorter or longer than its header says.
+    """
+    fix = "Download or copy that file again."
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        header_bytes = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or header_bytes > min(size_bytes - 8, MAX_SAFETENSORS_HEADER_BYTES):
+            raise ModelError(
+                f"{path.name} of {name} is damaged: its header claims {header_bytes:,} bytes, the file has {size_bytes:,}.",
+                fix,
+            )
+        text = file.read(header_bytes)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        records = tuple(
+            TensorRecord(tensor, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+            for tensor, entry in header.items()
+        )
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path.name} of {name} is damaged: its header cannot be read.", fix) from error
+    if size_bytes != 8 + header_bytes + end:
+        raise ModelError(
+            f"{path.name} of {name} is not whole: it has {size_bytes:,} bytes, its header says {8 + header_bytes + end:,}.",
+            fix,
+        )
+    return records
+
+
+def shard_names(index: Path, name: str) -> tuple[str, ...]:
+    """File names of the shards that a weights index lists, each a plain name in the same folder.
+
+    Raises:
+        ModelError: If the index is damaged or points out of its folder.
+    """
+    weight_map = _read_json_object(index, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index.name} of {name} lists no weights.", "Download or copy that file again.")
+    names = tuple(sorted({str(shard) for shard in weight_map.values()}))
+    for shard in names:
+        if Path(shard).name != shard or "\\" in shard:
+            raise ModelError(f"{index.name} of {name} points out of its folder.", "Choose another copy of this model.")
+    return names
+
+
+def pickled_weights_error(name: str, example: str) -> ModelError:
+    """Why weights in pickle files are refused."""
+    return ModelError(
+        f"{name} has its weights only as pickle files ({example}), which can run code when they are read.",
+        "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors).",
+    )
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
+    if not any(_is_file(folder / file) for file in TOKENIZER_FILES):
+        raise ModelError(
+            f"{name} has no tokenizer (none of {', '.join(TOKENIZER_FILES[:3])} …).",
+            "Copy the tokenizer files of the original model into the folder.",
+        )
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    if _is_file(folder / WEIGHTS_INDEX):
+        shards = shard_names(folder / WEIGHTS_INDEX, name)
+        missing = [shard for shard in shards if not _is_file(folder / shard)]
+        if missing:
+            raise ModelError(
+                f"{name} lacks {len(missing)} of its {len(shards)} weight files, first {missing[0]}.",
+                "Download or copy the missing files.",
+            )
+    elif _is_file(folder / SINGLE_WEIGHTS):
+        shards = (SINGLE_WEIGHTS,)
+    else:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in UNPICKLED_SUFFIXES)
+        if pickled:
+            raise pickled_weights_error(name, pickled[0])
+        raise ModelError(f"{name} has no weights ({SINGLE_WEIGHTS}).", "Download or copy the weight files.")
+    for shard in shards:
+        read_safetensors_header(folder / shard, name)
+
+
+def _base_of_adapter(folder: Path) -> str:
+    try:
+        base = _read_json_object(folder / ADAPTER_CONFIG, folder.name).get("base_model_name_or_path")
+    except ModelError:
+        return ""
+    # A base given as a path tells where somebody keeps files; a Hub id or a name does not.
+    return f" for {base}" if isinstance(base, str) and base and not Path(base).is_absolute() and len(base) < 200 else ""
+
+
+def _read_json_object(path: Path, name: str) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES and path.name != WEIGHTS_INDEX:
+            raise ValueError("too big")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a JSON object of usual size"
+        raise ModelError(
+            f"{path.name} of {name} cannot be read ({reason}).", "Download or copy that file again."
+        ) from error
+    return value
+
+
+def _is_file(path: Path) -> bool:
+    """A regular file or a link to one; reading a FIFO would wait for ever."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,175 @@
+"""Model folders that we make ourselves: made once, by one process at a time, and never seen half-made.
+
+A folder is built aside, listed in its own manifest, synced and then renamed, so it is either absent or complete.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import StorageError
+from engine.files import fsync_folder
+from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
+from engine.processes.lock import FileLock
+
+MANIFEST_NAME = "MANIFEST.json"
+
+_HASHED_ON_EVERY_USE_BYTES = 16 * 1024**2  # tokenizer and configuration; hashing weights would cost a second each time
+
+
+class FileRecord(BaseModel):
+    """What one file of a finished folder must look like."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What belongs to a finished folder, and what it was made from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    v: int = 1
+    made_from: str
+    files: dict[str, FileRecord]
+
+
+class Recipe(BaseModel):
+    """What a folder is made from; a folder made from anything else is made anew."""
+
+    model_config = ConfigDict(frozen=True)
+
+    made_from: str  # names the source and the way it is converted
+    needed_bytes: int  # free disk space that making it takes at its height
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_prepared(folder: Path, recipe: Recipe) -> bool:
+    """Whether `folder` was finished from this recipe and still holds what it held then.
+
+    Sizes are compared for all files, contents for all but the weights; takes a few milliseconds.
+    """
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValidationError):
+        return False
+    if manifest.made_from != recipe.made_from or not manifest.files:
+        return False
+    return all(_matches(folder / name, record) for name, record in manifest.files.items())
+
+
+def prepare_once(
+    folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progress: OnModelProgress = nobody_listens
+) -> Path:
+    """Make `folder` with `build` unless it is there already; returns it.
+
+    Args:
+        folder: Where the finished folder stands; its parent is created.
+        recipe: What it is made from.
+        build: Fills an empty folder that it is given; may leave its own scraps beside it, under the same parent.
+        on_progress: Told when somebody else is making it, and when it is verified.
+
+    Raises:
+        StorageError: If the disk is full or cannot be written; nothing is left behind then.
+        EngineError: Whatever `build` raises; nothing is left behind then either.
+    """
+    if is_prepared(folder, recipe):
+        return folder
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        if not lock.acquire(timeout_seconds=0):
+            on_progress(ModelProgress("waiting", "Another process is preparing this model; waiting for it."))
+            lock.acquire()
+        try:
+            if is_prepared(folder, recipe):  # whoever held the lock before us made it
+                return folder
+            _sweep(folder)
+            _require_space(folder.parent, recipe.needed_bytes)
+            _make(folder, recipe, build, on_progress)
+        finally:
+            lock.release()
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or "I/O error"
+        raise StorageError(
+            f"The model {folder.name} cannot be written ({reason}).",
+            "Free some space, or set LORATORY_HOME to a folder that has it.",
+        ) from error
+    return folder
+
+
+def _make(folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progress: OnModelProgress) -> None:
+    workplace = folder.with_name(f"{_workplace_prefix(folder)}{secrets.token_hex(6)}")
+    workplace.mkdir(mode=0o700)
+    try:
+        made = workplace / folder.name
+        made.mkdir(mode=0o700)
+        build(made)
+        on_progress(ModelProgress("verifying", "Checking what was written."))
+        _write_manifest(made, recipe)
+        if folder.exists():  # damaged, or of another recipe
+            folder.rename(workplace / "replaced")
+        made.rename(folder)
+        fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _write_manifest(made: Path, recipe: Recipe) -> None:
+    records = {}
+    for path in sorted(made.iterdir()):
+        with path.open("rb") as file:
+            records[path.name] = FileRecord(
+                size_bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
+            )
+            with contextlib.suppress(OSError):  # Windows syncs only what is open for writing
+                os.fsync(file.fileno())
+    manifest = made / MANIFEST_NAME
+    with manifest.open("w", encoding="utf-8") as file_out:
+        file_out.write(Manifest(made_from=recipe.made_from, files=records).model_dump_json(indent=1))
+        file_out.flush()
+        os.fsync(file_out.fileno())
+    fsync_folder(made)
+
+
+def _matches(path: Path, record: FileRecord) -> bool:
+    try:
+        if path.stat().st_size != record.size_bytes:
+            return False
+        return record.size_bytes > _HASHED_ON_EVERY_USE_BYTES or sha256_of(path) == record.sha256
+    except OSError:
+        return False
+
+
+def _workplace_prefix(folder: Path) -> str:
+    return f".{folder.name}.making-"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what interrupted makers left; only ever called by the holder of the lock, so nobody is using it."""
+    for stale in folder.parent.glob(f"{_workplace_prefix(folder)}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _require_space(parent: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(parent).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"Preparing this model takes {needed_bytes / 1024**3:.1f} GiB of disk space; "
+            f"{free_bytes / 1024**3:.1f} GiB are free.",
+            "Free some space, or set LORATORY_HOME to a folder that has it.",
+        )

