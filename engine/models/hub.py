@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import tqdm as hub_tqdm
+from huggingface_hub.utils.tqdm import tqdm as hub_tqdm
 
 from engine.errors import EngineError, HubUnreachableError, ModelError
 from engine.models.folder import (
@@ -271,8 +271,8 @@ def _folder_bytes(folder: Path) -> int:
     return total
 
 
-class _SilentBar(hub_tqdm):  # type: ignore[misc]
+class _SilentBar(hub_tqdm):
     """huggingface_hub draws nothing; progress goes to whoever asked for it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "disable": True})
+        super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]

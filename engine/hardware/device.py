@@ -1,0 +1,32 @@
+"""What a run can execute on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU, or the processor with its memory, as it was a moment ago."""
+
+    kind: Literal["cuda", "cpu"]
+    index: int  # CUDA devices by PCI bus, as nvidia-smi numbers them; 0 for the processor
+    name: str
+    total_bytes: int  # of a GPU's memory; of RAM within what this process may use
+    free_bytes: int  # not used by anybody, other people's processes included
+    supports_bfloat16: bool  # in hardware, so that it is fast
+    cores: int = 0  # that this process may use; 0 for GPUs
+
+    @property
+    def torch_name(self) -> str:
+        """How torch calls it in a process that sees only this device."""
+        return "cuda:0" if self.kind == "cuda" else "cpu"
+
+
+def visible_only(devices: tuple[Device, ...]) -> Mapping[str, str]:
+    """Environment in which a worker sees these devices and no other GPU.
+
+    CUDA numbers devices by speed unless told to go by PCI bus, so that `1` could mean another card than NVML's.
+    """
+    indexes = ",".join(str(device.index) for device in devices if device.kind == "cuda")
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indexes}

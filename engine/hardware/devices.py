@@ -1,0 +1,58 @@
+"""Which devices there are, and which one a run gets."""
+
+from collections.abc import Sequence
+
+from engine.config.run import RunSection
+from engine.errors import DeviceError
+from engine.hardware.cuda import list_cuda_devices, load_nvml
+from engine.hardware.device import Device
+from engine.hardware.processor import describe_processor, memory_now
+
+__all__ = ["Device", "choose_device", "choose_from", "list_devices"]
+
+_COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it somebody else is at work there
+
+
+def list_devices() -> tuple[Device, ...]:
+    """Every device of this machine as it is now: GPUs in the order of `nvidia-smi`, the processor last.
+
+    Takes milliseconds, needs no torch, and never fails for want of a driver.
+    """
+    return (*list_cuda_devices(load_nvml(), memory_now()), describe_processor())
+
+
+def choose_device(run: RunSection) -> Device:
+    """The device that a run with these settings would start on now; the first of them where it names several.
+
+    Raises:
+        DeviceError: If the run names a GPU that is not there.
+    """
+    return choose_from(list_devices(), run)[0]
+
+
+def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...]:
+    """Choose among `devices`, as `list_devices` gives them; several only where the run names several.
+
+    `auto` takes the first GPU of which at least half is free, else the one with the most free memory, else the processor.
+
+    Raises:
+        DeviceError: If the run names a GPU that is not there, or names one twice.
+    """
+    gpus = {device.index: device for device in devices if device.kind == "cuda"}
+    processor = next(device for device in devices if device.kind == "cpu")
+    if run.devices == "cpu" or (run.devices == "auto" and not gpus):
+        return (processor,)
+    if run.devices == "auto":
+        free = (gpu for gpu in gpus.values() if gpu.free_bytes >= gpu.total_bytes * _COUNTS_AS_FREE)
+        return (next(free, None) or max(gpus.values(), key=lambda gpu: gpu.free_bytes),)
+    wanted = tuple(run.devices)
+    missing = [index for index in wanted if index not in gpus]
+    if missing or not wanted:
+        there = ", ".join(f"{index} ({gpu.name})" for index, gpu in gpus.items()) or "none"
+        raise DeviceError(
+            f"There is no CUDA device {', '.join(map(str, missing)) or '(the list is empty)'}; there is {there}.",
+            "Set run.devices to one of these numbers, to auto, or to cpu.",
+        )
+    if len(set(wanted)) < len(wanted):
+        raise DeviceError(f"run.devices names a device twice ({list(wanted)}).", "Name each device once.")
+    return tuple(gpus[index] for index in wanted)
