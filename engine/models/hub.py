@@ -5,10 +5,11 @@ A token, where one is needed, is found by huggingface_hub itself (HF_TOKEN, or t
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
@@ -37,6 +38,8 @@ from engine.models.folder import (
     shard_names,
 )
 from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
+
+Answer = TypeVar("Answer")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -124,7 +127,7 @@ def fetch_from_hub(
     cached = cached_snapshot(hub_id, listing.commit, part)
     if cached is not None:
         return cached
-    with _hub_errors_explained(hub_id, revision):
+    with hub_errors_explained(hub_id, revision):
         folder = _fetch_files(hub_id, listing, _wanted_without_shards(hub_id, listing, part), on_progress)
         refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
         if part is ModelPart.WEIGHTS:
@@ -136,9 +139,30 @@ def fetch_from_hub(
     return HubSnapshot(folder, listing.commit)
 
 
+def within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """Wait so long for a question to the Hub and no longer, whatever it hangs on: name lookup, proxy or a slow server.
+
+    Raises:
+        TimeoutError: If there is no answer in time; the question is then left to itself.
+        Exception: Whatever `ask` raises.
+    """
+    answer: Future[Answer] = Future()
+
+    def put() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=put, daemon=True).start()
+    return answer.result(seconds)
+
+
 def _list_files(hub_id: str, revision: str | None, timeout_seconds: float) -> _Listing:
-    with _hub_errors_explained(hub_id, revision):
-        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=timeout_seconds)
+    with hub_errors_explained(hub_id, revision):
+        info = within_seconds(
+            timeout_seconds, lambda: HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+        )
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
     if info.sha is None or not sizes:
         raise ModelError(f"{hub_id} is empty on the Hub.", "Check the id, or choose another model.")
@@ -200,32 +224,39 @@ def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnM
 
 
 @contextmanager
-def _hub_errors_explained(hub_id: str, revision: str | None) -> Iterator[None]:
+def hub_errors_explained(asked_for: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what goes wrong while the Hub is asked for something into errors that people understand.
+
+    Raises:
+        HubUnreachableError: If it gave no answer, or one that says nothing about what was asked for.
+        ModelError: If it answered with a refusal.
+    """
     try:
         yield
     except EngineError:
         raise
     except GatedRepoError as error:
         raise ModelError(
-            f"{hub_id} is gated: its owner asks you to accept terms first.",
-            f"Accept them at https://huggingface.co/{hub_id} and log in with `hf auth login` or HF_TOKEN.",
+            f"{asked_for} is gated: its owner asks you to accept terms first.",
+            f"Accept them at https://huggingface.co/{asked_for} and log in with `hf auth login` or HF_TOKEN.",
         ) from error
     except RevisionNotFoundError as error:
         raise ModelError(
-            f"{hub_id} has no revision {revision}.", "Leave the revision empty, or name a branch, tag or commit it has."
+            f"{asked_for} has no revision {revision}.",
+            "Leave the revision empty, or name a branch, tag or commit it has.",
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"There is no model {hub_id} on the Hub, or it is private.",
+            f"There is no model {asked_for} on the Hub, or it is private.",
             "Check the id; for a private model log in with `hf auth login` or HF_TOKEN.",
         ) from error
     except OfflineModeIsEnabled as error:
         raise HubUnreachableError(
-            f"{hub_id} is not on this machine, and the Hub may not be asked (HF_HUB_OFFLINE is set).",
+            f"{asked_for} needs the Hub, which may not be asked (HF_HUB_OFFLINE is set).",
             "Unset HF_HUB_OFFLINE, or choose a local folder or the demo model.",
         ) from error
     except HfHubHTTPError as error:
-        raise _http_error(hub_id, error) from error
+        raise _http_error(asked_for, error) from error
     except Exception as error:
         # Network libraries differ between releases of huggingface_hub; what is left here is no answer at all.
         if isinstance(error, OSError) and not isinstance(
@@ -233,16 +264,16 @@ def _hub_errors_explained(hub_id: str, revision: str | None) -> Iterator[None]:
         ):
             raise
         raise HubUnreachableError(
-            f"{hub_id} is not on this machine, and the Hub cannot be reached ({type(error).__name__}).",
+            f"{asked_for} needs the Hub, which cannot be reached ({type(error).__name__}).",
             "Check the network connection, or choose a local folder or the demo model.",
         ) from error
 
 
-def _http_error(hub_id: str, error: HfHubHTTPError) -> ModelError:
+def _http_error(asked_for: str, error: HfHubHTTPError) -> ModelError:
     status = error.response.status_code if error.response is not None else 0
     if status in (401, 403):
         return ModelError(
-            f"The Hub refuses access to {hub_id} (HTTP {status}).",
+            f"The Hub refuses access to {asked_for} (HTTP {status}).",
             "Check your token and its rights with `hf auth whoami`, then log in again.",
         )
     if status == 429:
@@ -251,7 +282,7 @@ def _http_error(hub_id: str, error: HfHubHTTPError) -> ModelError:
         )
     if status >= 500:
         return HubUnreachableError(f"The Hub is out of order (HTTP {status}).", "Try again later.")
-    return ModelError(f"The Hub does not give {hub_id} (HTTP {status}).", "Check the id, or choose another model.")
+    return ModelError(f"The Hub does not give {asked_for} (HTTP {status}).", "Check the id, or choose another model.")
 
 
 def _storage_folder(hub_id: str) -> Path:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from engine.config.model import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
+from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared, prepare_demo
 from engine.models.folder import ModelPart, check_model_folder
 from engine.models.gguf import prepare_gguf
@@ -57,7 +58,8 @@ def resolve_model(
     if path.is_dir():
         check_model_folder(path, text, part)
         return ModelSource(str(path.resolve()), path.resolve().name)
-    return _resolve_on_hub(text, config.revision, on_progress, part)
+    entry = find_in_catalog(text)
+    return _resolve_on_hub(entry.hub_id if entry else text, config.revision, on_progress, part)
 
 
 def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgress, part: ModelPart) -> ModelSource:
@@ -71,7 +73,12 @@ def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgres
     try:
         snapshot = fetch_from_hub(text, revision, part, on_progress)
     except ModelError as error:
-        close = difflib.get_close_matches(text, [DEMO_MODEL_ID], n=1, cutoff=0.75)
+        # A Hub that says no, or nothing, to a name that is nearly one of ours.
+        close = (
+            []
+            if find_in_catalog(text)
+            else difflib.get_close_matches(text, [entry.id for entry in list_catalog()], n=1, cutoff=0.8)
+        )
         if close:
             raise type(error)(error.what, f"Did you mean {close[0]}?") from error
         raise

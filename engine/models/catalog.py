@@ -1,0 +1,62 @@
+"""Models that people commonly fine-tune, with what one wants to know before choosing; known without a network."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, computed_field
+
+_CATALOG_FILE = Path(__file__).with_name("catalog.json")
+
+
+class CatalogEntry(BaseModel):
+    """One model of the catalogue; what is not known for certain is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str  # what ModelConfig.id takes
+    hub_id: str
+    title: str
+    family: str
+    about: str  # one line
+    parameters: int  # exact, tied weights counted once
+    license: str  # identifier as the Hub shows it
+    gated: bool | None = None  # whether the Hub asks for accepting terms first; None where that changes
+    is_instruct: bool  # tuned for conversation, with a chat template of its own
+    config: Mapping[str, JsonValue]  # the part of config.json that decides sizes
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence in tokens that the model was made for, by its configuration."""
+        value = self.config.get("max_position_embeddings")
+        return value if isinstance(value, int) else None
+
+
+@functools.cache
+def list_catalog() -> tuple[CatalogEntry, ...]:
+    """The whole catalogue: the demo model first, then by number of parameters."""
+    return TypeAdapter(tuple[CatalogEntry, ...]).validate_json(_CATALOG_FILE.read_bytes())
+
+
+def find_in_catalog(model_id: str) -> CatalogEntry | None:
+    """The entry of exactly this name or Hub id, whatever its case."""
+    wanted = model_id.strip().casefold()
+    return next((entry for entry in list_catalog() if entry.id.casefold() == wanted), None)
+
+
+def search_catalog(query: str) -> tuple[CatalogEntry, ...]:
+    """Entries in which every word of `query` occurs, by name, family, licence or description; all for an empty query.
+
+    Entries whose name holds the words come before those that merely mention them.
+    """
+    words = query.casefold().split()
+    in_name, elsewhere = [], []
+    for entry in list_catalog():
+        name = f"{entry.id} {entry.title}".casefold()
+        text = f"{name} {entry.hub_id} {entry.family} {entry.license} {entry.about}".casefold()
+        if all(word in name for word in words):
+            in_name.append(entry)
+        elif all(word in text for word in words):
+            elsewhere.append(entry)
+    return (*in_name, *elsewhere)
