@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from huggingface_hub import constants
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from engine.models.architectures import is_causal_lm
