@@ -2,12 +2,13 @@
 
 import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.config.model import ModelConfig, Quantization
 from engine.config.sampling import SamplingConfig
+from engine.data.conversation import Message
 
 Branch = Literal["base", "tuned", "second"]
 FinishReason = Literal["eos", "length", "context", "stopped"]
@@ -72,18 +73,12 @@ class LoadedModel(Value):
     notes: tuple[str, ...] = ()  # what a person should know, such as a precision other than the run's
 
 
-class ChatMessage(Value):
-    """One turn, in the words of chat templates."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-
-
 class ChatRequest(Value):
     """One question to one or more branches; every branch is given the same prompt and the same seed."""
 
-    messages: tuple[ChatMessage, ...] = Field(min_length=1)
-    branches: tuple[Branch, ...] = ("tuned",)
+    messages: tuple[Message, ...] = Field(min_length=1)
+    tools: tuple[Any, ...] = ()  # JSON schemas of functions, for templates that know tools
+    branches: tuple[Branch, ...] = Field(default=("tuned",), min_length=1)
     sampling: SamplingConfig = SamplingConfig()
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)  # what `ChatSession.stop` takes
 

@@ -58,6 +58,7 @@ class JsonLinesProcess:
         module: Module that calls `serve`.
         log_file: Takes its stderr.
         environment: Variables set beside the inherited ones.
+        restarts: Off for a worker whose memory is the point: once dead or closed, it answers no more.
     """
 
     def __init__(
@@ -67,15 +68,18 @@ class JsonLinesProcess:
         log_file: Path,
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        restarts: bool = True,
     ) -> None:
         self._module = module
         self._arguments = arguments
         self._log_file = log_file
         self._environment = dict(environment or {})
+        self._restarts = restarts
         self._ids = itertools.count(1)
-        # Guards `_process`, `_answers` and writes to the worker's stdin; requests of many threads may be under way.
+        # Guards `_process`, `_closed`, `_answers` and writes to the stdin of the worker; many threads may ask at once.
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
         self._answers: dict[int, Queue[JsonObject | None]] = {}
 
     @property
@@ -166,6 +170,7 @@ class JsonLinesProcess:
         """End the process; whatever it held on a device is free afterwards."""
         with self._lock:
             process, self._process = self._process, None
+            self._closed = True
         if process is None:
             return
         if process.stdin is not None:
@@ -182,6 +187,8 @@ class JsonLinesProcess:
     def _ensure_started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
+        if not self._restarts and (self._closed or self._process is not None):
+            raise self._death()
         self._process = spawn(
             worker_argv(self._module, self._arguments),
             log_file=self._log_file,

@@ -1,0 +1,259 @@
+"""One conversation partner for everybody on this server: loads a model in a process of its own and streams its answers."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from engine.chat.contract import (
+    ChatChunk,
+    ChatRequest,
+    ChatState,
+    ChatTarget,
+    LoadedModel,
+    LoadProgress,
+    PromptView,
+)
+from engine.chat.target import LoadPlan, LoadRequest, plan_load
+from engine.config.run import RunSection
+from engine.data.conversation import Message
+from engine.errors import RunError, WorkerError
+from engine.hardware.device import Device, visible_only
+from engine.hardware.devices import choose_device
+from engine.paths import LoratoryHome
+from engine.processes.json_lines import JsonLinesProcess
+
+WORKER_MODULE = "engine.chat.worker"
+
+OnLoadProgress = Callable[[LoadProgress], None]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model that answers."""
+
+    target: ChatTarget
+    plan: LoadPlan
+    device: Device
+    process: JsonLinesProcess
+    model: LoadedModel
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.pid is not None
+
+    def serves(self, target: ChatTarget, plan: LoadPlan) -> bool:
+        """Whether nothing has to be done to answer as `target`."""
+        return self.is_alive and self.target == target and self.plan == plan
+
+    def has_base_of(self, target: ChatTarget, plan: LoadPlan) -> bool:
+        """Whether the weights in memory are the base that `plan` wants, where `target` wants them."""
+        return self.is_alive and self.plan.model == plan.model and self.target.devices == target.devices
+
+
+@dataclass
+class _Loading:
+    """A model on its way into memory."""
+
+    target: ChatTarget
+    progress: LoadProgress
+    process: JsonLinesProcess | None = None
+
+
+class ChatSession:
+    """Talks to one loaded model; any number of threads may ask at once, and each gets its turn at every token.
+
+    Args:
+        home: The Loratory home.
+        choose: Picks the device; `engine.hardware.devices.choose_device` unless a test says otherwise.
+    """
+
+    def __init__(self, home: LoratoryHome, choose: Callable[[RunSection], Device] = choose_device) -> None:
+        self._home = home
+        self._choose = choose
+        # Guards everything below; held for moments only, never while the process works.
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+        self._loading: _Loading | None = None
+        self._under_way: dict[str, int] = {}  # request id → number in the process
+
+    @property
+    def state(self) -> ChatState:
+        """What is loaded and what happens now; cheap enough to poll."""
+        with self._lock:
+            loaded, loading, generating = self._loaded, self._loading, len(self._under_way)
+        if loading is not None:
+            return ChatState(phase="loading", target=loading.target, progress=loading.progress)
+        if loaded is None or loaded.process.pid is None:
+            return ChatState(phase="empty")
+        return ChatState(
+            phase="generating" if generating else "ready",
+            target=loaded.target,
+            model=loaded.model,
+            generating=generating,
+            process_bytes=_resident_bytes(loaded.process.pid),
+        )
+
+    def load(self, target: ChatTarget, on_progress: OnLoadProgress | None = None) -> LoadedModel:
+        """Load what `target` names, and return once it can answer; what is loaded already is not loaded again.
+
+        Adapters are exchanged beneath a base that stays in memory; for another base the process ends, which frees its
+        device. Answers under way end with an error then. When new adapters cannot be loaded, the former ones stay.
+
+        Raises:
+            RunError: If a run has no adapter yet, a checkpoint does not exist, or something is being loaded already.
+            ModelError: If the base or the adapter cannot be loaded, or the two do not belong together.
+            DeviceError: If the device is missing, or its memory too small.
+            WorkerError: If the process ended, as when `unload` is called meanwhile.
+        """
+        plan = plan_load(target)
+        loading = _Loading(target, LoadProgress(phase="starting", message="Starting a process for the model."))
+        with self._lock:
+            former = self._loaded
+            if former is not None and former.serves(target, plan):
+                return former.model
+            if self._loading is not None:
+                raise RunError("A model is being loaded already.", "Wait until it is there, or unload it first.")
+            self._loading, self._loaded = loading, None
+        kept = former if former is not None and former.has_base_of(target, plan) else None
+        try:
+            if former is not None and kept is None:
+                former.process.close()
+            device = kept.device if kept is not None else self._choose(RunSection(devices=target.devices))
+            process = kept.process if kept is not None else self._new_process(device)
+            model = self._load_in(process, LoadRequest(plan=plan, device=device), loading, on_progress)
+        except BaseException:
+            with self._lock:
+                if self._loading is loading:
+                    self._loading = None
+                    self._loaded = kept if kept is not None and kept.is_alive else None
+            if kept is None and loading.process is not None:
+                loading.process.close()
+            raise
+        with self._lock:
+            if self._loading is not loading:
+                raise _loading_ended()
+            self._loading, self._loaded = None, _Loaded(target, plan, device, process, model)
+        return model
+
+    def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
+        """Yield the answer as it is written; the branches of one request take turns at every token.
+
+        Closing the iterator early stops the generation.
+
+        Raises:
+            RunError: If no model is loaded, it has no such branch, or it is exchanged or unloaded meanwhile.
+            ModelError: If the conversation does not fit the context or the chat template.
+            DeviceError: If memory runs out.
+        """
+        loaded = self._ready()
+        missing = [branch for branch in request.branches if branch not in loaded.model.branches]
+        if missing:
+            raise RunError(
+                f"{loaded.model.name} is loaded without a {missing[0]} branch; it has "
+                f"{', '.join(loaded.model.branches)}.",
+                "Ask one of these, or load a run.",
+            )
+        number = loaded.process.reserve_id()
+        with self._lock:
+            if request.id in self._under_way:
+                raise RunError(
+                    "A request with this id is being answered already.", "Give each request an id of its own."
+                )
+            self._under_way[request.id] = number
+        try:
+            for answer in loaded.process.stream("generate", request.model_dump(mode="json"), request_id=number):
+                if "progress" in answer:
+                    yield ChatChunk.model_validate(answer["progress"])
+        except WorkerError as error:
+            if self._loaded is not loaded:
+                raise RunError("The model was unloaded while it answered.", "Load it again and repeat.") from error
+            raise
+        finally:
+            with self._lock:
+                self._under_way.pop(request.id, None)
+
+    def stop(self, request_id: str | None = None) -> None:
+        """End an answer within one token; it then finishes with the reason `stopped`. Without an id, ends all answers."""
+        with self._lock:
+            loaded = self._loaded
+            numbers = [number for key, number in self._under_way.items() if request_id in (None, key)]
+        if loaded is not None:
+            for number in numbers:
+                loaded.process.cancel(number)
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> PromptView:
+        """Show exactly what the loaded model would read for this conversation.
+
+        Raises:
+            RunError: If no model is loaded.
+            ModelError: If the chat template refuses the conversation.
+        """
+        process = self._ready().process
+        request = ChatRequest(messages=tuple(messages), tools=tuple(tools))
+        return PromptView.model_validate(process.call("prompt", request.model_dump(mode="json")))
+
+    def unload(self) -> None:
+        """End the process, and so free the device; answers under way end with an error. Also ends a loading."""
+        with self._lock:
+            loaded, loading = self._loaded, self._loading
+            self._loaded = self._loading = None
+        if loaded is not None:
+            loaded.process.close(timeout_seconds=1.0)
+        if loading is not None and loading.process is not None:
+            loading.process.close(timeout_seconds=1.0)
+
+    def _ready(self) -> _Loaded:
+        with self._lock:
+            loaded = self._loaded
+        if loaded is None or not loaded.is_alive:
+            raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
+        return loaded
+
+    def _new_process(self, device: Device) -> JsonLinesProcess:
+        return JsonLinesProcess(
+            WORKER_MODULE,
+            log_file=self._home.server / "chat.log",
+            arguments=(str(self._home.root),),
+            environment=visible_only((device,)),
+            restarts=False,
+        )
+
+    def _load_in(
+        self,
+        process: JsonLinesProcess,
+        request: LoadRequest,
+        loading: _Loading,
+        on_progress: OnLoadProgress | None,
+    ) -> LoadedModel:
+        def note(value: dict[str, Any]) -> None:
+            progress = LoadProgress.model_validate(value)
+            loading.progress = progress
+            if on_progress is not None:
+                on_progress(progress)
+
+        with self._lock:
+            if self._loading is not loading:
+                raise _loading_ended()
+            loading.process = process
+        if on_progress is not None:
+            on_progress(loading.progress)
+        try:
+            return LoadedModel.model_validate(process.call("load", request.model_dump(mode="json"), on_progress=note))
+        except WorkerError as error:
+            if self._loading is not loading:
+                raise _loading_ended() from error
+            raise
+
+
+def _loading_ended() -> WorkerError:
+    return WorkerError("Loading was ended before the model was there.", "Load it again when you need it.")
+
+
+def _resident_bytes(pid: int) -> int | None:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None

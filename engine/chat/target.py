@@ -1,0 +1,207 @@
+"""From what a person wants to talk to, to what has to be loaded: looked up on the disk, before any process starts."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
+from engine.config.model import ModelConfig
+from engine.config.run import RunConfig
+from engine.errors import ModelError, RunError
+from engine.files import resolve_inside
+from engine.hardware.device import Device
+from engine.models.demo import DEMO_MODEL_ID
+from engine.models.source import DEMO_HUB_ID
+from engine.runs.run import RunFolder
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_ADAPTER_WEIGHTS = "adapter_model.bin"
+
+TunedMethod = Literal["lora", "ia3", "prefix_tuning", "other", "full"]
+
+_METHOD_OF_PEFT_TYPE: dict[str, TunedMethod] = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix_tuning"}
+_METHOD_NAMES: dict[TunedMethod, str] = {
+    "lora": "LoRA",
+    "ia3": "IA3",
+    "prefix_tuning": "Prefix tuning",
+    "full": "Full fine-tuning",
+}
+
+
+class PlannedWeights(Value):
+    """A folder with an adapter, or with a fully trained model."""
+
+    folder: Path
+    name: str  # of the run or the folder, for messages
+    method: TunedMethod
+    peft_type: str = ""  # as the adapter's own configuration says
+
+
+class LoadPlan(Value):
+    """What the process loads."""
+
+    model: ModelConfig  # the base, in the precision that was asked for
+    tuned: PlannedWeights | None = None
+    second: PlannedWeights | None = None
+
+    @property
+    def trained(self) -> dict[Branch, PlannedWeights]:
+        """What was trained, by the branch that answers with it."""
+        found: dict[Branch, PlannedWeights | None] = {"tuned": self.tuned, "second": self.second}
+        return {branch: weights for branch, weights in found.items() if weights is not None}
+
+    @property
+    def method_name(self) -> str:
+        """How people call what was trained; empty for a base alone."""
+        if self.tuned is None:
+            return ""
+        if self.tuned.method == "lora" and self.model.quantization in ("nf4", "fp4"):
+            return "QLoRA"
+        return _METHOD_NAMES.get(self.tuned.method, self.tuned.peft_type)
+
+
+class LoadRequest(Value):
+    """What the process is asked for."""
+
+    plan: LoadPlan
+    device: Device
+
+
+class _Found(Value):
+    weights: PlannedWeights
+    model: ModelConfig  # the base that the run or the adapter names
+
+
+def plan_load(target: ChatTarget) -> LoadPlan:
+    """Find everything that `target` names.
+
+    Raises:
+        RunError: If a run has no adapter yet, or a checkpoint does not exist.
+        ModelError: If a folder holds nothing to talk to, or two adapters have different bases.
+    """
+    tuned = None if target.tuned is None else _find(target.tuned)
+    second = None if target.second is None else _find(target.second)
+    found = tuned or second
+    model = target.model or (found.model if found is not None else None)
+    if model is None:
+        raise ModelError("No model was chosen.", "Choose a run, an adapter or a model to talk to.")
+    if target.model is None and tuned is not None and second is not None and _differ(tuned.model, second.model):
+        raise ModelError(
+            f"{tuned.weights.name} was trained on {_shown(tuned.model)}, {second.weights.name} on "
+            f"{_shown(second.model)}.",
+            "Compare two runs on the same model.",
+        )
+    if target.quantization is not None:
+        model = model.model_copy(update={"quantization": target.quantization})
+    return LoadPlan(
+        model=model,
+        tuned=tuned.weights if tuned is not None else None,
+        second=second.weights if second is not None else None,
+    )
+
+
+def list_checkpoints(run: Path) -> tuple[str, ...]:
+    """Names of a run's checkpoints that can be talked to, newest first."""
+    folder = RunFolder(run).checkpoints
+    if not folder.is_dir():
+        return ()
+    names = [path.name for path in folder.iterdir() if _step(path.name) >= 0 and _trained_folder(path) is not None]
+    return tuple(sorted(names, key=_step, reverse=True))
+
+
+def _find(choice: AdapterChoice) -> _Found:
+    run = RunFolder(choice.folder)
+    if run.config.is_file() and not (choice.folder / ADAPTER_CONFIG).is_file():
+        return _find_in_run(run, choice.checkpoint)
+    if choice.checkpoint is not None:
+        raise RunError(
+            f"{choice.folder.name} is no run and has no checkpoints.", "Leave the checkpoint out, or name a run."
+        )
+    if (choice.folder / ADAPTER_CONFIG).is_file():
+        return _find_adapter(choice.folder)
+    if (choice.folder / "config.json").is_file():
+        raise ModelError(
+            f"{choice.folder.name} holds a model, not an adapter.", "Choose it as the model instead, with no adapter."
+        )
+    raise ModelError(
+        f"{choice.folder.name or 'That folder'} holds neither a run nor an adapter.",
+        f"Choose a run, or a folder with {ADAPTER_CONFIG} in it.",
+    )
+
+
+def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
+    config = run.read_config()
+    name = config.run.name or run.path.name
+    there = list_checkpoints(run.path)
+    offered = f"Choose one of its checkpoints: {', '.join(there[:5])}." if there else ""
+    if checkpoint is None:
+        folder = _trained_folder(run.adapter)
+        if folder is None:
+            raise RunError(
+                f"The run {name} has no adapter yet.", offered or "Wait for its first checkpoint or its end."
+            )
+    else:
+        if checkpoint not in there:
+            raise RunError(
+                f"The run {name} has no checkpoint {checkpoint[:60]!r}.",
+                offered or "It has none yet; leave the checkpoint out, or wait for the first one.",
+            )
+        folder = _trained_folder(resolve_inside(run.checkpoints, checkpoint))
+        assert folder is not None
+    return _Found(weights=_describe(folder, name, config), model=config.model)
+
+
+def _describe(folder: Path, name: str, config: RunConfig) -> PlannedWeights:
+    if config.adapter.method == "none":
+        return PlannedWeights(folder=folder, name=name, method="full")
+    return _find_adapter(folder, name).weights
+
+
+def _find_adapter(folder: Path, name: str | None = None) -> _Found:
+    name = name or folder.name
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        if (folder / PICKLED_ADAPTER_WEIGHTS).is_file():
+            raise ModelError(
+                f"The adapter {name} is a pickle file ({PICKLED_ADAPTER_WEIGHTS}), which can run code when it is read.",
+                "Save it anew with PEFT where you trust it; that writes safetensors.",
+            )
+        raise ModelError(f"The adapter {name} has no {ADAPTER_WEIGHTS}.", "Copy the whole adapter folder again.")
+    try:
+        values = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        peft_type = str(values["peft_type"])
+        base = values.get("base_model_name_or_path") or ""
+        revision = values.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"The {ADAPTER_CONFIG} of {name} cannot be read.", "Copy the adapter folder again.") from error
+    if not isinstance(base, str) or not base or len(base) > 400:
+        base = "unknown"  # only matters where the person names no base; then that is what cannot be found
+    # The demo model stands under its catalogue name where the Hub cannot be reached.
+    if base == DEMO_HUB_ID and revision is None:
+        base = DEMO_MODEL_ID
+    method = _METHOD_OF_PEFT_TYPE.get(peft_type, "other")
+    return _Found(
+        weights=PlannedWeights(folder=folder, name=name, method=method, peft_type=peft_type),
+        model=ModelConfig(id=base, revision=revision if isinstance(revision, str) else None),
+    )
+
+
+def _trained_folder(folder: Path) -> Path | None:
+    """Where below a run's adapter or checkpoint folder the trained weights lie; None where there are none."""
+    for candidate in (folder, folder / "adapter", folder / "model"):
+        if (candidate / ADAPTER_CONFIG).is_file() or (candidate / "config.json").is_file():
+            return candidate
+    return None
+
+
+def _step(name: str) -> int:
+    prefix, _, number = name.partition("step-")
+    return int(number) if not prefix and number.isdecimal() and len(number) < 12 else -1
+
+
+def _differ(one: ModelConfig, other: ModelConfig) -> bool:
+    return (one.id, one.revision) != (other.id, other.revision)
+
+
+def _shown(model: ModelConfig) -> str:
+    return Path(model.id).name if Path(model.id).is_absolute() else model.id
