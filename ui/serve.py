@@ -10,6 +10,7 @@ from engine.runs.launch import Launcher
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
 from ui.build import build_app
+from ui.checks import DatasetChecks
 from ui.services import KnownShapes, Services
 from ui.theme import STYLESHEETS, build_theme
 
@@ -34,6 +35,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         runs=runs,
         launcher=Launcher(runs, inspector),
         chat=chat,
+        checks=DatasetChecks(inspector),
     )
     leaving = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

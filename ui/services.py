@@ -12,6 +12,7 @@ from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
 from engine.runs.store import RunStore
+from ui.checks import DatasetChecks
 
 
 @dataclass
@@ -52,4 +53,5 @@ class Services:
     runs: RunStore
     launcher: Launcher
     chat: ChatSession
+    checks: DatasetChecks
     devices: Callable[[], tuple[Device, ...]] = list_devices

@@ -1,0 +1,35 @@
+// Draws the Plotly figure that the component's value holds, as JSON. Plotly.react keeps zoom and hidden lines across
+// updates (layout.uirevision), which the page's stock plot component, built anew each time, does not.
+// Colours such as var(--chart-blue) are looked up in the stylesheet, so light and dark need no answer from the server.
+const place = element.querySelector('.chart');
+
+const withColours = (text) => {
+  const styles = getComputedStyle(document.body);
+  return text.replace(/var\((--[a-z-]+)\)/g, (_, name) => styles.getPropertyValue(name).trim() || '#888');
+};
+
+const draw = () => {
+  if (!place.isConnected) return;
+  const value = props.value;
+  if (!value) {
+    if (window.Plotly && place.data) window.Plotly.purge(place);
+    place.replaceChildren();
+    place.removeAttribute('aria-label');
+    return;
+  }
+  if (!window.Plotly) {
+    place.textContent = 'The chart cannot be drawn: its library did not load. Reload the page.';
+    return;
+  }
+  const chart = JSON.parse(withColours(value));
+  place.setAttribute('aria-label', chart.label);
+  place.style.height = chart.layout.height + 'px';
+  window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
+};
+
+watch('value', draw);
+const themes = new MutationObserver(draw);
+themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
+// A chart that was drawn while its tab was hidden has no width yet.
+new ResizeObserver(() => { if (window.Plotly && place.data && place.offsetWidth) window.Plotly.Plots.resize(place); }).observe(place);
+draw();

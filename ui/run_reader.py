@@ -1,0 +1,191 @@
+"""What the page knows about runs: read from their directories, one reader a run for all pages together."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config.run import RunConfig
+from engine.errors import ConfigError, EngineError, StorageError
+from engine.runs.control import cancel_is_requested, stop_is_requested
+from engine.runs.history import HistoryReader, RunHistory
+from engine.runs.notes import RunNotes, read_notes
+from engine.runs.provenance import Provenance, read_provenance
+from engine.runs.run import LIVE_STATES, Run, RunState
+from engine.runs.store import RunStore
+from engine.runs.summary import RunSummary, run_title, summarize
+
+_FOLLOWED_AT_ONCE = 24
+_LOOKED_THROUGH = 200  # runs that are looked at for one under way
+_LOG_TAIL_BYTES = 24_000
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """One run as it lies on the disk at this moment."""
+
+    run: Run
+    config: RunConfig | None  # None where config.yaml cannot be read
+    state: RunState
+    history: RunHistory
+    notes: RunNotes
+    provenance: Provenance
+    stop_requested: bool
+    cancel_requested: bool
+    log_bytes: int
+
+    @property
+    def title(self) -> str:
+        if self.notes.name:
+            return self.notes.name
+        return run_title(self.config) if self.config is not None else self.run.id
+
+    @property
+    def is_live(self) -> bool:
+        """Whether something is, or will be, happening by itself."""
+        return not self.state.is_final
+
+    @property
+    def stamp(self) -> str:
+        """Changes whenever something that the page shows has changed."""
+        asked = f"{self.stop_requested:d}{self.cancel_requested:d}"
+        return f"{self.run.id}:{self.history.next_offset}:{self.state.changed}:{self.state.state}:{asked}:{self.title}"
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is a final result to talk to and to take away."""
+        return self.run.folder.adapter.is_dir()
+
+    @property
+    def can_be_talked_to(self) -> bool:
+        """Whether an adapter or a checkpoint exists."""
+        return self.has_adapter or bool(self.history.checkpoints)
+
+
+class RunReader:
+    """Reads the runs of one store.
+
+    Args:
+        runs: The store.
+    """
+
+    def __init__(self, runs: RunStore) -> None:
+        self._runs = runs
+        self._lock = threading.Lock()  # guards the three below: handlers run in many threads
+        self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
+        self._fixed: dict[str, tuple[RunConfig | None, Provenance]] = {}
+        self._summaries: dict[str, tuple[str, RunSummary]] = {}
+
+    def observe(self, run_id: str) -> ObservedRun:
+        """Look at one run; only what is new of its log is read.
+
+        Raises:
+            RunError: If there is no such run.
+        """
+        run = self._runs.get(run_id)
+        config, provenance = self._config_of(run)
+        # The state first: a state that says "completed" must never stand beside a history that lacks the last step.
+        state = run.folder.read_state()
+        return ObservedRun(
+            run=run,
+            config=config,
+            state=state,
+            history=self._history_of(run),
+            notes=read_notes(run.folder),
+            provenance=provenance,
+            stop_requested=stop_is_requested(run.folder),
+            cancel_requested=cancel_is_requested(run.folder),
+            log_bytes=_size(run.folder.log),
+        )
+
+    def newest_under_way(self) -> str | None:
+        """Id of the newest run that works, else of the newest that waits."""
+        waiting = None
+        for run in self._runs.list()[:_LOOKED_THROUGH]:
+            state = run.folder.read_state().state
+            if state in LIVE_STATES:
+                return run.id
+            if state == "queued":
+                waiting = run.id
+        return waiting
+
+    def exists(self, run_id: str) -> bool:
+        """Whether a browser's memory of a run still means something."""
+        return bool(run_id) and run_id in self._runs.ids()
+
+    def summaries(self, limit: int | None = None) -> list[RunSummary]:
+        """Rows of all runs, newest first; a run whose files have not changed is not read again."""
+        return [self._summary_of(run) for run in self._runs.list()[:limit]]
+
+    def forget(self, run_id: str) -> None:
+        """Let go of a deleted run."""
+        with self._lock:
+            self._histories.pop(run_id, None)
+            self._fixed.pop(run_id, None)
+            self._summaries.pop(run_id, None)
+
+    def _summary_of(self, run: Run) -> RunSummary:
+        folder = run.folder
+        stamp = "|".join(_stamp(path) for path in (folder.events, folder.state, folder.notes))
+        with self._lock:
+            known = self._summaries.get(run.id)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        summary = summarize(run, size_bytes=0)
+        with self._lock:
+            self._summaries[run.id] = (stamp, summary)
+        return summary
+
+    def _history_of(self, run: Run) -> RunHistory:
+        with self._lock:
+            reader = self._histories.setdefault(run.id, HistoryReader(run.folder.events))
+            self._histories.move_to_end(run.id)
+            while len(self._histories) > _FOLLOWED_AT_ONCE:
+                self._histories.popitem(last=False)
+        return reader.update()
+
+    def _config_of(self, run: Run) -> tuple[RunConfig | None, Provenance]:
+        with self._lock:
+            known = self._fixed.get(run.id)
+        if known is not None:
+            return known
+        try:
+            config = run.folder.read_config()
+        except (ConfigError, StorageError):
+            config = None
+        try:
+            provenance = read_provenance(run.folder)
+        except EngineError:
+            provenance = Provenance()
+        with self._lock:
+            self._fixed[run.id] = (config, provenance)
+        return config, provenance
+
+
+def log_tail(path: Path) -> str:
+    """The newest lines of a worker's log; a progress bar's overwritten states are left out."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    if size > _LOG_TAIL_BYTES:
+        text = text.partition("\n")[2]
+    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n"))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return "-"
+    return f"{status.st_size}:{status.st_mtime_ns}"
