@@ -1,0 +1,228 @@
+"""A conversation in the terms of one chat template: its own where it has them, plain words where it has none.
+
+What a template cannot express is written into the turns, in the Hermes convention that most open models know, so that
+nothing is lost in silence: tools in the system turn, a call as `<tool_call>` in the assistant's turn, its result as
+`<tool_response>` in a user's turn, reasoning as `<think>` before the answer. A system turn that a template does not take
+opens the first user turn; turns of one role in a row become one, where a template wants roles to alternate.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.data.conversation import Conversation, Message, ToolCall
+from engine.data.template_abilities import ChatMessages, TemplateAbilities
+
+_TOOLS_IN_WORDS = """# Tools
+
+You may call one or more functions to assist with the user query. You are provided with function signatures within \
+<tools></tools> XML tags:
+<tools>
+{tools}
+</tools>
+
+For each function call, return a JSON object with the function's name and arguments within <tool_call></tool_call> \
+XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """A conversation as a template takes it. `turns[i]` is the turn that message i became; notes say what was changed."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...]
+    completion_start: int | None
+    notes: tuple[str, ...] = ()
+
+    def for_template(self, abilities: TemplateAbilities, count: int | None = None) -> ChatMessages:
+        """The first `count` messages as the dictionaries that chat templates read."""
+        return [_as_dict(message, abilities) for message in self.messages[:count]]
+
+
+def express(conversation: Conversation, abilities: TemplateAbilities) -> Expressed:
+    """Put a conversation into the terms of a template."""
+    steps = Expressed(conversation.messages, conversation.tools, conversation.completion_start)
+    has_tool_turns = any(message.tool_calls or message.role == "tool" for message in steps.messages)
+    if has_tool_turns or steps.tools:
+        steps = _with_identified_calls(steps) if abilities.tools else _tools_in_words(steps)
+        if abilities.tools and not abilities.parallel_calls:
+            steps = _calls_one_by_one(steps)
+    if any(message.role == "system" for message in steps.messages):
+        steps = _with_accepted_system(steps, abilities)
+    if not abilities.repeated_roles:
+        steps = _with_merged_roles(steps)
+    return steps
+
+
+def tool_schema(tool: Any) -> Any:
+    """A tool in the wrapping that templates expect: `{"type": "function", "function": {…}}`."""
+    if isinstance(tool, dict) and "function" not in tool and "name" in tool:
+        return {"type": "function", "function": tool}
+    return tool
+
+
+def call_in_words(call: ToolCall) -> str:
+    """A call in the Hermes convention."""
+    arguments = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
+
+
+def _tools_in_words(steps: Expressed) -> Expressed:
+    messages: list[Message] = []
+    completion_start = None
+    for index, message in enumerate(steps.messages):
+        if index == steps.completion_start:
+            completion_start = len(messages)
+        if message.tool_calls:
+            words = "\n".join(call_in_words(call) for call in message.tool_calls)
+            content = f"{message.content}\n{words}" if message.content else words
+            messages.append(replace(message, content=content, tool_calls=()))
+        elif message.role == "tool":
+            content = f"<tool_response>\n{message.content}\n</tool_response>"
+            if messages and steps.messages[index - 1].role == "tool":
+                messages[-1] = replace(messages[-1], content=f"{messages[-1].content}\n{content}")
+            else:
+                messages.append(Message("user", content))
+        else:
+            messages.append(message)
+    if steps.tools:
+        words = _TOOLS_IN_WORDS.format(
+            tools="\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
+        )
+        if messages and messages[0].role == "system":
+            messages[0] = replace(messages[0], content=f"{messages[0].content}\n\n{words}")
+        else:
+            messages.insert(0, Message("system", words))
+            completion_start = completion_start + 1 if completion_start is not None else None
+    note = "The model's template has no tool calls; they are written in words (Hermes convention)."
+    return Expressed(tuple(messages), (), completion_start, (*steps.notes, note))
+
+
+def _with_identified_calls(steps: Expressed) -> Expressed:
+    """Give every call an id and every result the id and name of its call, for templates that print or demand them."""
+    messages: list[Message] = []
+    waiting: list[ToolCall] = []
+    count = 0
+    for message in steps.messages:
+        if message.tool_calls:
+            calls = []
+            for call in message.tool_calls:
+                calls.append(call if call.id else replace(call, id=f"call{count:05d}"))
+                count += 1
+            waiting = [*waiting, *calls] if messages and messages[-1].role == "assistant" else list(calls)
+            messages.append(replace(message, tool_calls=tuple(calls)))
+        elif message.role == "tool":
+            asked = next((call for call in waiting if call.id == message.tool_call_id), waiting[0] if waiting else None)
+            if asked is not None:
+                waiting.remove(asked)
+                message = replace(message, tool_call_id=asked.id, name=message.name or asked.name)
+            messages.append(message)
+        else:
+            waiting = []
+            messages.append(message)
+    return replace(steps, messages=tuple(messages))
+
+
+def _calls_one_by_one(steps: Expressed) -> Expressed:
+    """Split a turn of several calls into call, result, call, result, for templates that take one call at a time."""
+    messages: list[Message] = []
+    starts: list[int] = []
+    index = 0
+    while index < len(steps.messages):
+        message = steps.messages[index]
+        starts.append(len(messages))
+        index += 1
+        if len(message.tool_calls) < 2:
+            messages.append(message)
+            continue
+        results: list[Message] = []
+        while index < len(steps.messages) and steps.messages[index].role == "tool":
+            starts.append(len(messages))
+            results.append(steps.messages[index])
+            index += 1
+        for position, call in enumerate(message.tool_calls):
+            said = message if position == 0 else Message("assistant")
+            messages.append(replace(said, tool_calls=(call,)))
+            messages.extend(result for result in results if result.tool_call_id == call.id)
+    if len(messages) == len(steps.messages):
+        return steps
+    completion = starts[steps.completion_start] if steps.completion_start is not None else None
+    note = "The model's template takes one tool call at a time; turns with several are split."
+    return Expressed(tuple(messages), steps.tools, completion, (*steps.notes, note))
+
+
+def _with_accepted_system(steps: Expressed, abilities: TemplateAbilities) -> Expressed:
+    """Move system turns that the template does not take into the user turn that follows."""
+    messages: list[Message] = []
+    completion_start = None
+    held: list[str] = []
+    for index, message in enumerate(steps.messages):
+        if index == steps.completion_start:
+            completion_start = len(messages)
+        accepted = abilities.system if index == 0 else abilities.later_system
+        if message.role == "system" and not accepted:
+            held.append(message.content)
+        elif held:
+            if message.role == "user":
+                messages.append(replace(message, content="\n\n".join([*held, message.content])))
+            else:
+                messages.extend([Message("user", "\n\n".join(held)), message])
+            held = []
+        else:
+            messages.append(message)
+    if held:
+        messages.append(Message("user", "\n\n".join(held)))
+    if messages == list(steps.messages):
+        return steps
+    note = "The model's template does not take a system turn there; its words open the user's turn that follows."
+    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+
+
+def _with_merged_roles(steps: Expressed) -> Expressed:
+    messages: list[Message] = []
+    completion_start = None
+    for index, message in enumerate(steps.messages):
+        last = messages[-1] if messages else None
+        plain = not message.tool_calls and message.role in ("user", "assistant")
+        if index == steps.completion_start:
+            completion_start = len(messages)
+        elif last is not None and plain and last.role == message.role and not last.tool_calls:
+            messages[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
+            continue
+        messages.append(message)
+    if len(messages) == len(steps.messages):
+        return steps
+    note = "The model's template wants roles to alternate; turns of one role in a row are joined."
+    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+
+
+def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": message.role, "content": message.content}
+    reasoning = (message.reasoning or "").strip()
+    if reasoning and abilities.reasoning == "field":
+        said["reasoning_content"] = reasoning
+    elif reasoning:
+        said["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.content}"
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call, abilities)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        said["tool_call_id"] = message.tool_call_id
+        said["name"] = message.name
+        said = {key: value for key, value in said.items() if value is not None}
+    return said
+
+
+def _arguments(call: ToolCall, abilities: TemplateAbilities) -> Any:
+    if abilities.text_arguments and not isinstance(call.arguments, str):
+        return json.dumps(call.arguments, ensure_ascii=False)
+    return call.arguments

@@ -1,0 +1,83 @@
+"""A page of rows as a person reads them: as conversation, and as the tokens that training will see."""
+
+from pydantic import BaseModel, ConfigDict
+
+from engine.data.conversation import Conversation, Example, PlainText
+from engine.data.detect import Format
+from engine.data.tokenize import IGNORED_LABEL, RenderedRow
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TokenSpan(_Part):
+    """Neighbouring tokens of one kind, joined to one piece of text."""
+
+    text: str
+    tokens: int
+    trained: bool
+    special: bool  # a control token, which stands alone
+
+
+class SequenceView(_Part):
+    """One training sequence of a row, up to the cut at max_length."""
+
+    spans: tuple[TokenSpan, ...]
+    tokens: int
+    trained_tokens: int
+    uncut_tokens: int  # length before the cut
+
+
+class PageRow(_Part):
+    """A row, or why it is left out."""
+
+    row: int
+    line: int | None
+    conversation: Conversation | None = None
+    text: str | None = None  # of plain text
+    raw: str = ""  # how the row begins in its file
+    problem: str | None = None  # why the row is left out
+    notices: tuple[str, ...] = ()
+    sequences: tuple[SequenceView, ...] = ()  # empty without a model
+
+
+class DatasetPage(_Part):
+    """Rows of a dataset, in order."""
+
+    rows: tuple[PageRow, ...]
+    first_row: int
+    total_rows: int | None  # None until the whole dataset has been seen
+    format: Format
+    format_reason: str
+    format_sure: bool
+    columns: tuple[str, ...]
+    column_map: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def page_row(row: int, line: int | None, example: Example, raw: str) -> PageRow:
+    """A good row without its tokens."""
+    if isinstance(example, PlainText):
+        return PageRow(row=row, line=line, text=example.content, raw=raw)
+    assert isinstance(example, Conversation)
+    return PageRow(row=row, line=line, conversation=example, raw=raw)
+
+
+def sequence_view(rendered: RenderedRow) -> SequenceView:
+    """Join the tokens of a sequence into spans."""
+    spans: list[TokenSpan] = []
+    tokens = zip(rendered.pieces, rendered.labels, rendered.special, strict=True)
+    for piece, label, special in tokens:
+        trained = label != IGNORED_LABEL
+        last = spans[-1] if spans else None
+        if last is not None and not special and not last.special and last.trained == trained:
+            spans[-1] = TokenSpan(text=last.text + piece, tokens=last.tokens + 1, trained=trained, special=False)
+        else:
+            spans.append(TokenSpan(text=piece, tokens=1, trained=trained, special=special))
+    return SequenceView(
+        spans=tuple(spans),
+        tokens=len(rendered.input_ids),
+        trained_tokens=rendered.trained_tokens,
+        uncut_tokens=rendered.uncut_tokens,
+    )

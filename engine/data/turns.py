@@ -1,0 +1,208 @@
+"""Which text a conversation becomes, and which part of it the model learns to say; proved turn by turn.
+
+For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
+conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
+only where its text holds, character by character, each turn's own prompt followed by its own answer. A template that
+rewrites earlier turns (Qwen3 drops their reasoning, gpt-oss ends them otherwise) fails that proof, and such turns get
+sequences of their own: nothing is masked by guesswork.
+"""
+
+import re
+from dataclasses import dataclass
+
+from engine.config.dataset import TrainOn
+from engine.data.conversation import Conversation, Message, PlainText
+from engine.data.express import Expressed, express, tool_schema
+from engine.data.problems import ProblemKind, RowProblemError, shortened
+from engine.data.template import control_token_texts
+from engine.data.template_abilities import abilities_of, apply_template
+from engine.data.tokenizer import ChatTokenizer
+
+_OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant turn: what the chat would send to get it, and what the model should answer."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """Text of one training sequence. `learned` are the turns whose answers count, the last of them ending the text."""
+
+    text: str
+    learned: tuple[Turn, ...]  # in order; empty where everything counts
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """All sequences of a row, with what is worth knowing about them."""
+
+    sequences: tuple[SequencePlan, ...]
+    notes: tuple[str, ...] = ()  # about the template: the same for many rows
+    notices: tuple[tuple[ProblemKind, str], ...] = ()  # about this row
+
+
+def plan_conversation(conversation: Conversation, tokenizer: ChatTokenizer, train_on: TrainOn) -> RowPlan:
+    """Decide the sequences of a conversation.
+
+    Raises:
+        RowProblemError: If the template refuses the row, or no turn of it can be learned.
+    """
+    expressed = express(conversation, abilities_of(tokenizer))
+    renderer = _Renderer(expressed, tokenizer)
+    if train_on == "all":
+        text = renderer.text(len(expressed.messages))
+        return RowPlan((SequencePlan(text, (), everything=True),), expressed.notes, renderer.left_out(text))
+    chosen = _chosen_turns(expressed, train_on)
+    turns = [turn for turn in map(renderer.turn, chosen) if turn is not None]
+    if not turns:
+        raise RowProblemError("nothing_to_learn", "no assistant turn says anything that could be learned")
+    sequences = _share_sequences(turns, tokenizer)
+    return RowPlan(sequences, expressed.notes, renderer.left_out(sequences[-1].text))
+
+
+def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
+    """Plain text as one sequence that ends with the end-of-sequence token."""
+    eos = tokenizer.eos_token or ""
+    text = plain.content if eos and plain.content.endswith(eos) else plain.content + eos
+    return RowPlan((SequencePlan(text, (), everything=True),))
+
+
+def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
+    """What the chat sends to get the next answer: the conversation so far, and the template's call for the assistant.
+
+    Raises:
+        RowProblemError: If the template refuses the conversation.
+    """
+    expressed = express(conversation, abilities_of(tokenizer))
+    return _Renderer(expressed, tokenizer).prompt(len(expressed.messages))
+
+
+def _chosen_turns(expressed: Expressed, train_on: TrainOn) -> list[int]:
+    """Indexes of the assistant turns that count."""
+    messages = expressed.messages
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
+    if train_on == "last_assistant":
+        return answers[-1:]
+    if train_on == "completion":
+        start = expressed.completion_start
+        if start is None:
+            asked = [index for index, message in enumerate(messages) if message.role == "user"]
+            before_answer = [index for index in asked if answers and index < answers[-1]]
+            start = before_answer[-1] + 1 if before_answer else 0
+        return [index for index in answers if index >= start]
+    return answers
+
+
+class _Renderer:
+    """One conversation under one template, rendered up to any of its turns."""
+
+    def __init__(self, expressed: Expressed, tokenizer: ChatTokenizer) -> None:
+        self._messages = expressed.messages
+        self._tokenizer = tokenizer
+        self._dicts = expressed.for_template(abilities_of(tokenizer))
+        self._tools = [tool_schema(tool) for tool in expressed.tools]
+
+    def text(self, count: int) -> str:
+        return apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=False)
+
+    def prompt(self, count: int) -> str:
+        return apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=True)
+
+    def turn(self, index: int) -> Turn | None:
+        """The prompt and answer of the assistant turn at `index`; None where nothing comes before it to answer."""
+        if all(message.role == "assistant" for message in self._messages[:index]):
+            return None
+        message = self._messages[index]
+        prompt, whole = self.prompt(index), self.text(index + 1)
+        if whole.startswith(prompt):
+            return Turn(prompt, _with_reasoning(whole[len(prompt) :], message))
+        shared = _shared_length(prompt, whole)
+        unmatched, answer = prompt[shared:], whole[shared:]
+        if not unmatched.strip():
+            return Turn(prompt, _with_reasoning(answer.lstrip(), message))
+        tag = _OPENED_TAG.search(unmatched)
+        if tag is None or unmatched[: tag.start()].strip():
+            raise RowProblemError(
+                "template",
+                f"the model's chat template asks for an answer with {shortened(unmatched, 40)!r}, "
+                "yet begins answers otherwise",
+            )
+        # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
+        reasoning = (message.reasoning or "").strip("\n")
+        return Turn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
+
+    def left_out(self, text: str) -> tuple[tuple[ProblemKind, str], ...]:
+        """Turns whose words do not come out of the template."""
+        lost: list[tuple[ProblemKind, str]] = []
+        for index, message in enumerate(self._messages):
+            words = message.content.strip()
+            if words and words not in text and words.replace("\n", "\\n") not in text and message.role != "tool":
+                beyond = message.role != "assistant" and index == len(self._messages) - 1
+                reason = "nothing answers it" if beyond else "the model's chat template leaves it out or changes it"
+                kind: ProblemKind = "unanswered" if beyond else "template_leaves_out"
+                lost.append((kind, f"the {message.role} turn {shortened(words, 30)!r} is not in the text: {reason}"))
+        return tuple(lost)
+
+
+def _with_reasoning(answer: str, message: Message) -> str:
+    """Put the reasoning before an answer whose template cut it out."""
+    reasoning = (message.reasoning or "").strip()
+    if not reasoning or reasoning in answer:
+        return answer
+    return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+
+
+def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
+    """Group turns into as few sequences as the proof allows, in the order of their last turns."""
+    sequences: list[SequencePlan] = []
+    remaining = turns
+    while remaining:
+        last = remaining[-1]
+        text = last.prompt + last.answer
+        learned: list[Turn] = []
+        apart: list[Turn] = []
+        for turn in remaining[:-1]:
+            fitting = _as_in(text, turn, tokenizer)
+            if fitting is None:
+                apart.append(turn)
+            else:
+                learned.append(fitting)
+        sequences.append(SequencePlan(text, (*learned, last)))
+        remaining = apart
+    return tuple(reversed(sequences))
+
+
+def _as_in(text: str, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
+    """The turn as it stands in a longer text, or None where the text holds something else."""
+    if not text.startswith(turn.prompt):
+        return None
+    if text.startswith(turn.answer, len(turn.prompt)):
+        return turn
+    # Phi-3's template closes only the whole text with eos, after the turn's own end.
+    eos = tokenizer.eos_token
+    if eos and turn.answer.endswith(eos):
+        shorter = Turn(turn.prompt, turn.answer[: -len(eos)])
+        ends_itself = shorter.answer.rstrip().endswith(control_token_texts(tokenizer))
+        if ends_itself and text.startswith(shorter.answer, len(turn.prompt)):
+            return shorter
+    return None
+
+
+def _shared_length(first: str, second: str) -> int:
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
+        return length
+    low, high = 0, length
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[:middle] == second[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,171 @@
+"""Asking the inspector: the process that knows tokenizers and model modules, so that the page needs neither."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.data.page import DatasetPage
+from engine.data.report import CheckProgress, DatasetReport
+from engine.models.shape import ModelShape
+from engine.paths import LoratoryHome
+from engine.processes.json_lines import JsonLinesProcess
+
+WORKER_MODULE = "engine.inspector.worker"
+
+
+class ModelDetails(BaseModel):
+    """What a person wants to know about a model before choosing it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class RenderedSequence(BaseModel):
+    """One training sequence, exactly as the trainer sees it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    row: int
+    part: int
+    text: str
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    tokens: tuple[str, ...]
+    uncut_tokens: int
+
+
+class Inspector:
+    """The inspector process; it starts with `start()` or with the first question, and again after it died.
+
+    Args:
+        home: Holds models, caches and the process's log.
+    """
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._process = JsonLinesProcess(
+            WORKER_MODULE,
+            log_file=home.server / "inspector.log",
+            # It reads models and data; it must never take a GPU from training.
+            environment={"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"},
+        )
+
+    def start(self) -> None:
+        """Start the process now, so that its imports are over before the first question."""
+        self._process.start()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def module_inventory(self, model: ModelConfig) -> ModelShape:
+        """The modules of a model and their sizes, without loading a weight.
+
+        Raises:
+            ModelError: If the model cannot be found, reached or read.
+        """
+        return ModelShape.model_validate(
+            self._process.call("module_inventory", {"model": model.model_dump(mode="json")})
+        )
+
+    def model_details(self, model: ModelConfig) -> ModelDetails:
+        """Architecture, context length, chat template and licence of a model.
+
+        Raises:
+            ModelError: If the model cannot be found, reached or read.
+        """
+        return ModelDetails.model_validate(
+            self._process.call("model_details", {"model": model.model_dump(mode="json")})
+        )
+
+    def preview(
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig | None = None,
+        max_length: int = 1024,
+        *,
+        first_row: int = 0,
+        count: int = 10,
+        search: str = "",
+        rows: tuple[int, ...] | None = None,
+    ) -> DatasetPage:
+        """Rows of a dataset, as conversations and, with a model, as the tokens that training will see.
+
+        Args:
+            dataset: Which, and how it is read.
+            model: Whose tokenizer and template; None shows the conversations only.
+            max_length: Where sequences are cut, in tokens.
+            first_row: The page begins there; rows count from 0.
+            count: Rows on the page.
+            search: Only rows that hold this text, in any case, from `first_row` on.
+            rows: Exactly these rows instead, such as the longest of a report.
+
+        Raises:
+            DatasetError: If the dataset cannot be read.
+            ModelError: If the tokenizer cannot be loaded.
+        """
+        params = _params(dataset, model, max_length)
+        params |= {"first_row": first_row, "count": count, "search": search, "rows": rows}
+        return DatasetPage.model_validate(self._process.call("preview", params))
+
+    def check(
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig | None = None,
+        max_length: int = 1024,
+        *,
+        seed: int = 42,
+        on_progress: Callable[[CheckProgress], None] | None = None,
+    ) -> DatasetReport:
+        """One pass over every row; an answer that is known already comes at once.
+
+        Args:
+            dataset: Which, and how it is read.
+            model: Whose tokenizer counts; None counts no tokens.
+            max_length: Where sequences are cut, in tokens.
+            seed: Draws the held-out rows.
+            on_progress: Told a few times a second; raising out of it stops the check.
+
+        Raises:
+            DatasetError: If the dataset cannot be read, or nothing in it can be learned.
+            ModelError: If the tokenizer cannot be loaded.
+        """
+        for step in self.check_steps(dataset, model, max_length, seed=seed):
+            if isinstance(step, DatasetReport):
+                return step
+            if on_progress is not None:
+                on_progress(step)
+        raise AssertionError("a check ends with its report or an error")
+
+    def check_steps(
+        self, dataset: DatasetConfig, model: ModelConfig | None = None, max_length: int = 1024, *, seed: int = 42
+    ) -> Iterator[CheckProgress | DatasetReport]:
+        """The same step by step: progress, then at last the report. Closing the iterator stops the check."""
+        params = _params(dataset, model, max_length) | {"seed": seed}
+        answers = self._process.stream("check", params)
+        for answer in answers:
+            if "result" in answer:
+                yield DatasetReport.model_validate(answer["result"])
+            else:
+                yield CheckProgress.model_validate(answer["progress"])
+
+    def render(
+        self, dataset: DatasetConfig, model: ModelConfig, max_length: int = 1024, *, row: int
+    ) -> tuple[RenderedSequence, ...]:
+        """The training sequences of one row: one, or several where the template rewrites earlier turns.
+
+        Raises:
+            DatasetError: If there is no such row, or it is left out; says why.
+            ModelError: If the tokenizer cannot be loaded.
+        """
+        answer = self._process.call("render", _params(dataset, model, max_length) | {"row": row})
+        return tuple(RenderedSequence.model_validate(sequence) for sequence in answer["sequences"])
+
+
+def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> dict[str, Any]:
+    return {
+        "dataset": dataset.model_dump(mode="json"),
+        "model": model.model_dump(mode="json") if model is not None else None,
+        "max_length": max_length,
+    }
