@@ -27,6 +27,12 @@ class RunSection(Section):
         help="auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number.",
         advanced=True,
     )
+    resume_after_restart: bool = setting(
+        False,
+        label="Resume by itself",
+        help="Goes on from the newest checkpoint when the machine was restarted in the middle; otherwise one click does.",
+        advanced=True,
+    )
     launcher: Launcher = setting(
         "local", label="Launcher", help="local starts one process; accelerate starts one per device.", advanced=True
     )

@@ -18,6 +18,9 @@ from engine.runs.event_log import last_event
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted"]
 
 FINAL_STATES: frozenset[State] = frozenset({"completed", "stopped", "failed", "interrupted"})
+ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
+RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
+
 LIVE_STATES: frozenset[State] = frozenset({"starting", "running", "stopping"})  # a worker is, or should be, at work
 
 
@@ -135,21 +138,22 @@ class RunFolder:
         return config_from_mapping(mapping_from_file(self.config))
 
     def read_state(self) -> RunState:
-        """Load the state; a missing or torn one reads as queued, or as interrupted once a worker has reported."""
-        try:
-            return RunState.model_validate_json(self.state.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            pass
+        """Load the state. Where the file is missing or torn: queued, or interrupted once a worker has reported."""
+        state = self.read_saved_state()
+        if state is not None:
+            return state
         last = last_event(self.events)
         if last is None:
             return RunState()
-        return RunState(
-            state="interrupted",
-            cause="The state file was lost.",
-            attempt=last.attempt,
-            started=last.time,
-            ended=last.time,
-        )
+        cause = "The file that says how it went was lost."
+        return RunState(state="interrupted", cause=cause, attempt=last.attempt, started=last.time, ended=last.time)
+
+    def read_saved_state(self) -> RunState | None:
+        """Load the state as it was saved; None where the file is missing or torn."""
+        try:
+            return RunState.model_validate_json(self.state.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
 
     def write_state(self, state: RunState) -> None:
         """Replace the state; for the supervisor alone.
@@ -181,17 +185,39 @@ class RunFolder:
         state = self.read_state()
         return state.attempt if state.attempt > seen else seen + 1
 
+    def newest_checkpoint_step(self) -> int | None:
+        """Step of the newest complete checkpoint on the disk; its content is verified by whoever loads it."""
+        steps = []
+        for manifest in self.checkpoints.glob("step-*/MANIFEST.json"):
+            number = manifest.parent.name.removeprefix("step-")
+            if number.isdecimal():
+                steps.append(int(number))
+        return max(steps, default=None)
+
     def claim(self) -> "WorkerClaim":
-        """Make the calling process the worker of this run, until it ends.
+        """Make the calling process the worker of this run, until it ends. A worker does so before anything else.
+
+        The supervisor names the attempt in `ATTEMPT_VARIABLE`. A worker that comes so late that its attempt was given
+        up meanwhile is refused, so that no run is ever executed twice.
 
         Raises:
-            RunError: If another worker has it.
+            RunError: If another worker has it, or this attempt was given up.
             StorageError: If the folder cannot be written.
         """
         lock = FileLock(self.lock)
         if not lock.acquire(timeout_seconds=2.0):
             raise RunError(f"Another process already works on {self.path.name}.", "Wait for it, or stop it first.")
-        attempt = self.next_attempt()
+        expected = os.environ.get(ATTEMPT_VARIABLE, "")
+        if expected.isdecimal():
+            attempt = int(expected)
+            state = self.read_state()
+            if state.attempt != attempt or state.state not in LIVE_STATES:
+                lock.release()
+                raise RunError(
+                    f"Attempt {attempt} at {self.path.name} was given up before it began.", "Start or resume it again."
+                )
+        else:
+            attempt = self.next_attempt()
         group = os.getpgid(0) if hasattr(os, "getpgid") else os.getpid()
         record = WorkerRecord(**ProcessIdentity.current().model_dump(), process_group=group, attempt=attempt)
         write_atomically(self.process, record.model_dump_json())

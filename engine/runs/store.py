@@ -24,6 +24,7 @@ RUN_ID = re.compile(r"^\d{8}-\d{6}-\d{3}-[0-9a-f]{4}$")
 _OWNER = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 _DOOMED_PREFIX = ".deleted-"
 _UNBORN_PREFIX = ".new-"
+_CLOCK_MAY_GO_BACK_MILLISECONDS = 24 * 3600 * 1000
 
 
 class RunStore:
@@ -70,7 +71,7 @@ class RunStore:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Between looking the key up and having made the run, nobody else may do the same.
             with FileLock(self.home.server / f"create-{self.owner}.lock"):
-                existing = None if key is None else self._run_of_key(key)
+                existing = None if key is None else self.find_by_key(key)
                 if existing is not None:
                     return existing
                 run_id = self._new_id(now)
@@ -81,7 +82,8 @@ class RunStore:
                 write_atomically(folder.config, config_to_yaml(config))
                 write_atomically(folder.provenance, provenance_to_yaml(provenance))
                 if key is not None:
-                    # Before the run stands: a key without its run is taken for unused, a run without its key is not.
+                    # First the key: one whose run is missing counts as unused, while a run whose key is missing would
+                    # be made a second time.
                     self._remember_key(key, run_id)
                 unborn.rename(self._folder / run_id)
                 fsync_folder(self._folder)
@@ -107,6 +109,14 @@ class RunStore:
         if matches:
             raise RunError(f"{shown!r} means {len(matches)} runs.", "Give more of the id.")
         raise RunError(f"There is no run {shown!r}.", "List the runs with `loratory runs`.")
+
+    def find_by_key(self, key: str) -> Run | None:
+        """The run that an earlier `create` with this key made; None where there was none, or it was deleted."""
+        try:
+            run_id = self._key_file(key).read_text(encoding="ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return self._run(run_id) if run_id in self.ids() else None
 
     def ids(self) -> list[str]:
         """Ids of all runs, newest first."""
@@ -153,22 +163,17 @@ class RunStore:
         return Run(id=run_id, owner=self.owner, folder=RunFolder(self._folder / run_id))
 
     def _new_id(self, now: float) -> str:
-        """An id later than every other, even when clocks stand still or go back a little."""
+        """An id later than every other, even when the clock stands still or goes back a little."""
+        milliseconds = int(now * 1000)
         newest = max((_milliseconds_of(known) for known in self.ids()[:1]), default=0)
-        milliseconds = max(int(now * 1000), newest + 1)
+        if milliseconds <= newest < milliseconds + _CLOCK_MAY_GO_BACK_MILLISECONDS:
+            milliseconds = newest + 1
         moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
         return f"{moment:%Y%m%d-%H%M%S}-{milliseconds % 1000:03d}-{secrets.token_hex(2)}"
 
     def _key_file(self, key: str) -> Path:
         digest = hashlib.sha256(f"{self.owner}\0{key}".encode()).hexdigest()
         return self.home.server / "keys" / digest
-
-    def _run_of_key(self, key: str) -> Run | None:
-        try:
-            run_id = self._key_file(key).read_text(encoding="ascii")
-        except (FileNotFoundError, UnicodeDecodeError):
-            return None
-        return self._run(run_id) if run_id in self.ids() else None
 
     def _remember_key(self, key: str, run_id: str) -> None:
         path = self._key_file(key)

@@ -1,0 +1,149 @@
+"""Why a worker is gone: evidence in, a final state with cause and advice in plain words out."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from engine.runs.events import FailedData
+from engine.runs.run import State
+
+EndedByUs = Literal["cancel", "hung", "suspended"]
+
+
+class Ending(NamedTuple):
+    """How an attempt ended."""
+
+    state: State
+    cause: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a worker that is no longer there."""
+
+    finished_phase: Literal["finished", "stopped"] | None = None  # its own last word, of this attempt
+    failed: FailedData | None = None  # of this attempt
+    exit_code: int | None = None  # negative for a signal; None where we were not its parent and cannot know
+    out_of_memory_kills: int = 0  # by the kernel, on this machine, since the attempt began
+    rebooted: bool = False
+    cancel_requested: bool = False
+    ended_by_us: EndedByUs | None = None
+    silent_seconds: float = 0.0  # before we ended it
+    limit_seconds: float = 0.0  # that this silence exceeded
+    last_step: int = 0
+    resumable_step: int | None = None
+
+
+def judge(evidence: Evidence) -> Ending:
+    """Classify the end of an attempt.
+
+    The worker's own words come first; where it could not speak, what we did and what the system tells.
+    """
+    step = evidence.last_step
+    if evidence.finished_phase == "finished":
+        return Ending("completed", "", "")
+    if evidence.finished_phase == "stopped":
+        what = "Cancelled" if evidence.cancel_requested else "Stopped on request"
+        return Ending("stopped", f"{what} after step {step}.", _what_can_be_used(evidence, saved=True))
+    if evidence.failed is not None:
+        return Ending("failed", evidence.failed.what, evidence.failed.fix)
+    if evidence.ended_by_us == "cancel":
+        return Ending("stopped", f"Cancelled after step {step}.", _what_can_be_used(evidence, saved=False))
+    if evidence.ended_by_us is not None:
+        how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
+        return Ending(
+            "failed",
+            f"The worker {how} made no progress for {evidence.silent_seconds:.0f} seconds after step {step} "
+            f"(the limit is {evidence.limit_seconds:.0f}), and was ended.",
+            f"{_resume(evidence)} If it happens again, the log shows where it hangs.",
+        )
+    if evidence.rebooted:
+        return Ending("interrupted", f"The machine was restarted after step {step}.", _resume(evidence))
+    if evidence.exit_code is None:
+        if evidence.out_of_memory_kills:
+            return _out_of_memory(evidence)
+        return Ending(
+            "interrupted",
+            f"The worker ended after step {step} while nobody watched it, so that the reason is not known.",
+            _resume(evidence),
+        )
+    return _by_exit_code(evidence, evidence.exit_code)
+
+
+def _by_exit_code(evidence: Evidence, code: int) -> Ending:
+    step = evidence.last_step
+    if code == 0:
+        return Ending(
+            "failed",
+            f"The worker ended after step {step} without saying that it had finished.",
+            f"{_resume(evidence)} The log may show why.",
+        )
+    if code > 0:
+        when = f"after step {step}" if step else "before the first step"
+        return Ending(
+            "failed",
+            f"The worker ended with exit code {code} {when} and gave no reason.",
+            f"The end of its log says more. {_resume(evidence)}",
+        )
+    name = _signal_name(-code)
+    if name == "SIGKILL":
+        if evidence.out_of_memory_kills:
+            return _out_of_memory(evidence)
+        return Ending(
+            "failed",
+            f"The worker was killed from outside (SIGKILL) after step {step}.",
+            f"{_resume(evidence)} If nobody killed it, memory may have run out: choose a smaller batch.",
+        )
+    if name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        return Ending(
+            "interrupted",
+            f"The worker was asked to end from outside ({name}) after step {step} and could not save.",
+            _resume(evidence),
+        )
+    if name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE"):
+        return Ending(
+            "failed",
+            f"The worker crashed in native code ({name}) after step {step}.",
+            f"The end of its log says where; an update of torch or of the GPU driver often helps. {_resume(evidence)}",
+        )
+    return Ending("failed", f"The worker was ended by {name} after step {step}.", _resume(evidence))
+
+
+def _out_of_memory(evidence: Evidence) -> Ending:
+    return Ending(
+        "failed",
+        f"The machine ran out of memory after step {evidence.last_step}, and the system killed the worker.",
+        "Choose a smaller batch, shorter rows or gradient checkpointing; the memory estimate shows what helps most.",
+    )
+
+
+def _resume(evidence: Evidence) -> str:
+    if evidence.resumable_step is not None:
+        return f"It can be resumed from step {evidence.resumable_step}."
+    return "No checkpoint was saved yet; resuming begins anew."
+
+
+def _what_can_be_used(evidence: Evidence, *, saved: bool) -> str:
+    if saved and not evidence.cancel_requested and evidence.last_step:
+        return "What it learned so far is saved and can be used, or resumed."
+    if evidence.resumable_step is not None:
+        return f"The checkpoint of step {evidence.resumable_step} can be used, or resumed."
+    return "Nothing was saved yet."
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def out_of_memory_kills() -> int | None:
+    """How often the kernel has killed for want of memory since boot; None where it does not tell (Linux does)."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)

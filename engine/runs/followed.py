@@ -1,0 +1,194 @@
+"""One run with a worker, as its supervisor follows it: alive, silent, asked to stop, gone."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.processes.identity import ProcessIdentity, boot_id, end_group
+from engine.processes.lock import FileLock
+from engine.runs.endings import EndedByUs, Evidence, judge, out_of_memory_kills
+from engine.runs.history import HistoryReader, RunHistory
+from engine.runs.progress_watch import ProgressWatch, Silence, SilenceLimits
+from engine.runs.run import RUN_VARIABLE, Run, RunState
+from engine.runs.worker_command import cap_log
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a supervisor waits for what, in seconds."""
+
+    silence: SilenceLimits = field(default_factory=SilenceLimits)
+    cancel_seconds: float = 5.0  # for a worker to obey `cancel` by itself
+    claim_seconds: float = 30.0  # for a worker that a former supervisor may have started to show itself
+
+
+class FollowedRun:
+    """Follows one attempt of one run. The supervisor asks `look` and saves what comes back.
+
+    Args:
+        run: The run.
+        state: As it stands; live.
+        patience: How long to wait for what.
+        process: The worker where we are its parent; None after a restart of ours.
+        spawned: Identity of the worker where somebody wrote it down, as the lease book does.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        state: RunState,
+        patience: Patience,
+        process: subprocess.Popen[bytes] | None = None,
+        spawned: ProcessIdentity | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run = run
+        self.state = state
+        self._patience = patience
+        self._process = process
+        self.spawned = spawned
+        self._clock = clock
+        self._history = HistoryReader(run.folder.events)
+        self._watch = ProgressWatch(run.folder, patience.silence)
+        self._since = time.monotonic()
+        self._ended_by_us: EndedByUs | None = None
+        self._last_silence = Silence(0.0, 0.0, False)
+        self._exit_code: int | None = None
+        self.was_rebooted = False  # known once it has ended
+
+    def look(self) -> RunState:
+        """See how it is; the state that comes back differs from `state` where something changed.
+
+        A final state comes back only when no process of the run is left. A queued state comes back where no worker ever
+        showed itself, so that the run must be started anew.
+        """
+        if self._is_alive():
+            return self._look_at_living(self._history.update())
+        if self._was_never_claimed():
+            return self._given_up()
+        self._end_group()
+        return self._ending(self._history.update())
+
+    def worker(self) -> ProcessIdentity | None:
+        """The worker of this attempt, alive or not, where it is known."""
+        record = self.run.folder.read_worker()
+        if record is not None and record.attempt == self.state.attempt:
+            return ProcessIdentity(pid=record.pid, start_time=record.start_time, boot_id=record.boot_id)
+        return self.spawned
+
+    def _is_alive(self) -> bool:
+        if self._process is not None:
+            self._exit_code = self._process.poll()
+            return self._exit_code is None
+        if self.run.folder.has_living_worker():
+            return True
+        worker = self.worker()
+        if worker is not None:
+            return worker.is_alive()
+        # A former supervisor may have started a worker without having written it down: it would show itself soon.
+        return self._has_not_reported() and time.monotonic() - self._since < self._patience.claim_seconds
+
+    def _has_not_reported(self) -> bool:
+        return self.state.state != "running" and self._history.update().attempt < self.state.attempt
+
+    def _was_never_claimed(self) -> bool:
+        return self._process is None and self.worker() is None and self._has_not_reported()
+
+    def _given_up(self) -> RunState:
+        lock = FileLock(self.run.folder.lock)
+        if not lock.acquire(timeout_seconds=0):
+            return self.state
+        try:
+            # Saved while the lock is ours: a worker that comes late can claim the run only after it, and then reads
+            # that its attempt is over.
+            queued = self._changed(state="queued", cause="", advice="", device="")
+            self.run.folder.write_state(queued)
+        finally:
+            lock.release()
+        return queued
+
+    def _look_at_living(self, history: RunHistory) -> RunState:
+        folder = self.run.folder
+        cap_log(folder.log)
+        worker = self.worker()
+        reported = history.attempt == self.state.attempt
+        if worker is not None:
+            is_training = reported and history.last_step > 0
+            silence = self._watch.look(worker, is_training=is_training)
+            self._enforce(worker, silence)
+            if silence.is_suspended:
+                return self._changed(
+                    cause="The worker process is suspended (SIGSTOP) and makes no progress.",
+                    advice=f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
+                )
+        if folder.cancel_request.exists():
+            return self._changed(state="stopping", cause="Ends at once, as asked.", advice="")
+        if folder.stop_request.exists():
+            return self._changed(state="stopping", cause="Saves and stops, as asked.", advice="")
+        return self._changed(state="running" if reported else "starting", cause="", advice="")
+
+    def _enforce(self, worker: ProcessIdentity, silence: Silence) -> None:
+        """End a worker that does not obey a cancel, or hangs."""
+        if silence.is_too_long:
+            self._ended_by_us = "suspended" if silence.is_suspended else "hung"
+            self._last_silence = silence
+        elif self._cancel_is_overdue():
+            self._ended_by_us = "cancel"
+        else:
+            return
+        worker.kill()
+        self._end_group()
+
+    def _cancel_is_overdue(self) -> bool:
+        try:
+            asked = self.run.folder.cancel_request.stat().st_mtime
+        except OSError:
+            return False
+        return abs(self._clock() - asked) > self._patience.cancel_seconds
+
+    def _end_group(self) -> None:
+        """End what the worker started and left behind: no process of a run outlives it."""
+        record = self.run.folder.read_worker()
+        groups = {self._process.pid} if self._process is not None else set()
+        if record is not None and record.boot_id == boot_id():
+            groups.add(record.process_group)
+        for group in groups:
+            end_group(group, (RUN_VARIABLE, self.run.id))
+
+    def _ending(self, history: RunHistory) -> RunState:
+        folder = self.run.folder
+        reported = history.attempt == self.state.attempt
+        worker = self.worker()
+        before, now = self.state.oom_kills, out_of_memory_kills()
+        self.was_rebooted = worker is not None and worker.boot_id != boot_id()
+        evidence = Evidence(
+            finished_phase=history.finished_phase if reported else None,
+            failed=history.failed if reported else None,
+            exit_code=self._exit_code,
+            out_of_memory_kills=0 if before is None or now is None or self.was_rebooted else max(now - before, 0),
+            rebooted=self.was_rebooted,
+            cancel_requested=folder.cancel_request.exists(),
+            ended_by_us=self._ended_by_us,
+            silent_seconds=self._last_silence.seconds,
+            limit_seconds=self._last_silence.limit_seconds,
+            last_step=history.last_step,
+            resumable_step=folder.newest_checkpoint_step(),
+        )
+        ending = judge(evidence)
+        # A server that comes back later dates the end by the last thing that the worker said.
+        watched = self._process is not None or self._ended_by_us is not None
+        ended = self._clock() if watched or not reported or history.last_time is None else history.last_time
+        return self._changed(
+            state=ending.state,
+            cause=ending.cause,
+            advice=ending.advice,
+            ended=ended,
+            resumable_step=None if ending.state == "completed" else evidence.resumable_step,
+        )
+
+    def _changed(self, **changes: object) -> RunState:
+        if all(getattr(self.state, name) == value for name, value in changes.items()):
+            return self.state
+        return self.state.model_copy(update={**changes, "changed": self._clock()})

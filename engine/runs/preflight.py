@@ -1,0 +1,174 @@
+"""What can be known before a run starts: whatever cannot work is refused here, while nothing has been made yet."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.config.pairs import pair_problems
+from engine.config.run import RunConfig
+from engine.data.report import CheckProgress, DatasetReport
+from engine.errors import ConfigError, DatasetError, DeviceError, Problem
+from engine.hardware.device import Device
+from engine.hardware.devices import choose_from, list_devices
+from engine.memory.estimate import GIB, estimate_memory
+from engine.models.folder import ModelPart
+from engine.models.progress import ModelProgress
+from engine.models.shape import ModelShape
+from engine.models.source import ModelSource, resolve_model
+from engine.paths import LoratoryHome
+from engine.runs.provenance import Provenance, environment_facts
+
+_GPU_OPTIMIZERS = {
+    "adamw_8bit": "adamw_torch",
+    "paged_adamw_8bit": "adamw_torch",
+    "paged_adamw_32bit": "adamw_torch",
+}
+
+OnProgress = Callable[[str], None]  # told in words what is being checked
+
+
+class RunInspector(Protocol):
+    """The part of `engine.inspector.session.Inspector` that a start needs."""
+
+    def module_inventory(self, model: ModelConfig) -> ModelShape:
+        """The modules of a model and their sizes."""
+
+    def check(
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig | None = None,
+        max_length: int = 1024,
+        *,
+        seed: int = 42,
+        on_progress: Callable[[CheckProgress], None] | None = None,
+    ) -> DatasetReport:
+        """One pass over every row."""
+
+
+class ResolveModel(Protocol):
+    """The part of `engine.models.source.resolve_model` that a start needs."""
+
+    def __call__(
+        self,
+        config: ModelConfig,
+        home: LoratoryHome,
+        on_progress: Callable[[ModelProgress], None] = ...,
+        part: ModelPart = ...,
+    ) -> ModelSource:
+        """Make a part of a model available."""
+
+
+class CheckedRun(NamedTuple):
+    """A configuration that can work, pinned to what it meant when it was checked."""
+
+    config: RunConfig
+    provenance: Provenance
+
+
+class Preflight:
+    """Checks a run before it starts.
+
+    Args:
+        home: The Loratory home.
+        inspector: Knows tokenizers and model modules.
+        devices: Lists the devices of this machine.
+        resolve: Makes a model available.
+    """
+
+    def __init__(
+        self,
+        home: LoratoryHome,
+        inspector: RunInspector,
+        devices: Callable[[], Sequence[Device]] = list_devices,
+        resolve: ResolveModel = resolve_model,
+    ) -> None:
+        self._home = home
+        self._inspector = inspector
+        self._devices = devices
+        self._resolve = resolve
+
+    def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
+        """Refuse what cannot work; pin the model's revision, the dataset's fingerprint and the libraries' versions.
+
+        Raises:
+            ConfigError: Lists every setting that cannot work, alone, together, or on the device.
+            DeviceError: If the device is not there, or smaller than the run by any estimate.
+            ModelError: If the model cannot be found, reached or read.
+            DatasetError: If the dataset cannot be read, or teaches nothing.
+        """
+        devices = choose_from(tuple(self._devices()), config.run)
+        problems = [*pair_problems(config), *device_problems(config, devices[0])]
+        if problems:
+            raise ConfigError(problems)
+        on_progress("Looking for the model.")
+        source = self._resolve(
+            config.model, self._home, lambda progress: on_progress(progress.message), ModelPart.TOKENIZER
+        )
+        if source.revision is not None:
+            config = config.model_copy(update={"model": config.model.model_copy(update={"revision": source.revision})})
+        on_progress("Measuring the model.")
+        predicted_bytes = self._predict(config, devices)
+        on_progress("Checking the data.")
+        report = self._inspector.check(
+            config.dataset,
+            config.model,
+            config.training.max_length,
+            seed=config.training.seed,
+            on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
+        )
+        _refuse_data_without_lessons(config, report)
+        return CheckedRun(
+            config,
+            Provenance.model_validate(
+                {
+                    **environment_facts(),
+                    "model_source": source.hub_id or source.name,
+                    "dataset_fingerprint": report.fingerprint or None,
+                    "predicted_bytes": predicted_bytes,
+                }
+            ),
+        )
+
+    def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> int:
+        estimate = estimate_memory(self._inspector.module_inventory(config.model), config, devices[0])
+        smallest = min(devices, key=lambda device: device.total_bytes)
+        if estimate.expected_bytes > smallest.total_bytes:
+            raise DeviceError(
+                f"This run needs about {estimate.expected_bytes / GIB:.1f} GiB, and {smallest.name} has "
+                f"{smallest.total_bytes / GIB:.1f} GiB in all.",
+                "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
+            )
+        return estimate.expected_bytes
+
+
+def device_problems(config: RunConfig, device: Device) -> list[Problem]:
+    """Settings that the device cannot run, each with the nearest that it can."""
+    problems = []
+    training, model = config.training, config.model
+    if device.kind == "cpu":
+        nearest = _GPU_OPTIMIZERS.get(training.optim)
+        if nearest is not None:
+            message = f"{training.optim} needs a CUDA device, and this run would use the CPU; {nearest} is the nearest."
+            problems.append(Problem("training.optim", message))
+        if model.attn_implementation == "flash_attention_2":
+            message = "flash_attention_2 needs a CUDA device, and this run would use the CPU; sdpa is the nearest."
+            problems.append(Problem("model.attn_implementation", message))
+        if model.compute_dtype == "float16":
+            message = "float16 trains on CUDA devices only, and this run would use the CPU; auto chooses what it can."
+            problems.append(Problem("model.compute_dtype", message))
+    return problems
+
+
+def _refuse_data_without_lessons(config: RunConfig, report: DatasetReport) -> None:
+    if report.trained_tokens == 0:
+        raise DatasetError(
+            f"No token of {config.dataset.source} would be trained on (train_on is {config.dataset.train_on}, "
+            f"max_length {config.training.max_length:,}).",
+            "Raise max_length, or choose another part to learn from.",
+        )
+    if report.train_rows == 0:
+        raise DatasetError(
+            f"All {report.kept:,} usable rows of {config.dataset.source} are held out, so that nothing is left to train on.",
+            "Lower dataset.eval_fraction, or add rows.",
+        )

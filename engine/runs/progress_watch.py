@@ -1,0 +1,107 @@
+"""Whether a living worker still gets anywhere: events and log that grow, and processor time while they do not."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.processes.identity import ProcessIdentity
+from engine.runs.run import RunFolder
+
+_IDLE_SHARE_OF_A_CORE = 0.02
+_CPU_LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class SilenceLimits:
+    """How long a worker may say nothing before it counts as hung, in seconds.
+
+    A worker that computes is given long: a step with much accumulation, a large evaluation, a save to a slow disk are
+    all silent. One that computes nothing waits for something that hardly comes any more.
+    """
+
+    idle_seconds: float = 300.0  # silent, and using less than a fiftieth of a core
+    suspended_seconds: float = 300.0  # stopped by SIGSTOP or a debugger
+    preparing_idle_seconds: float = 1800.0  # as idle, before the first step: a download may stall and go on
+    busy_seconds: float = 7200.0  # silent, and computing
+
+
+class Silence(NamedTuple):
+    """What the watch sees."""
+
+    seconds: float  # since the worker last gave a sign
+    limit_seconds: float  # that holds at present
+    is_suspended: bool
+
+    @property
+    def is_too_long(self) -> bool:
+        return self.seconds > self.limit_seconds
+
+
+class ProgressWatch:
+    """Watches one attempt. Times are of a monotonic clock, which a sleeping machine stops.
+
+    Args:
+        folder: The run's.
+        limits: How long silence is borne.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, folder: RunFolder, limits: SilenceLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._limits = limits
+        self._clock = clock
+        self._sizes = self._look()
+        self._last_sign = clock()
+        self._cpu: tuple[float, float] | None = None  # when it was looked at, and processor seconds by then
+        self._computes = True
+        self._was_suspended = False
+
+    def look(self, worker: ProcessIdentity, *, is_training: bool) -> Silence:
+        """Judge a worker that is alive."""
+        now = self._clock()
+        sizes = self._look()
+        if sizes != self._sizes:
+            self._sizes = sizes
+            self._last_sign = now
+            self._cpu = None
+            self._computes = True
+        suspended = worker.is_suspended()
+        if self._was_suspended and not suspended:  # it goes on, and gets the whole time again
+            self._last_sign = now
+            self._cpu = None
+            self._computes = True
+        self._was_suspended = suspended
+        silent = now - self._last_sign
+        if not suspended:
+            self._look_at_processor(worker, now)
+        return Silence(silent, self._limit(suspended, is_training), suspended)
+
+    def _limit(self, suspended: bool, is_training: bool) -> float:
+        if suspended:
+            return self._limits.suspended_seconds
+        if self._computes:
+            return self._limits.busy_seconds
+        return self._limits.idle_seconds if is_training else self._limits.preparing_idle_seconds
+
+    def _look_at_processor(self, worker: ProcessIdentity, now: float) -> None:
+        if self._cpu is None:
+            used = worker.cpu_seconds()
+            self._cpu = None if used is None else (now, used)
+            return
+        looked, before = self._cpu
+        # Over the whole silence, so that a little work now and then does not count as computing.
+        if now - looked < _CPU_LOOK_SECONDS:
+            return
+        used = worker.cpu_seconds()
+        if used is not None:
+            self._computes = (used - before) > _IDLE_SHARE_OF_A_CORE * (now - looked)
+
+    def _look(self) -> tuple[int, int]:
+        sizes = []
+        for path in (self._folder.events, self._folder.log):
+            try:
+                sizes.append(path.stat().st_size)
+            except OSError:
+                sizes.append(0)
+        return sizes[0], sizes[1]

@@ -1,0 +1,174 @@
+"""The waiting runs: their order, and which of them may start on which device now."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.config.run import RunSection
+from engine.files import write_atomically
+from engine.hardware.device import Device
+from engine.hardware.lease import LeaseHolder, device_words, lease_name
+from engine.paths import LoratoryHome
+from engine.processes.lock import FileLock
+
+
+class _QueueFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    moved: tuple[str, ...] = ()  # run ids that somebody put in an order; all others follow by age
+
+
+class QueueOrder:
+    """In which order waiting runs start: by age, except where a person moved them. Survives restarts.
+
+    Args:
+        home: The Loratory home; the order is kept in its server folder.
+    """
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._path = home.server / "queue.json"
+        self._lock_path = home.server / "queue.lock"
+
+    def sort(self, run_ids: Sequence[str]) -> list[str]:
+        """Put waiting runs in order, the next to start first."""
+        places = {run_id: place for place, run_id in enumerate(self._read())}
+        return sorted(run_ids, key=lambda run_id: (places.get(run_id, len(places)), run_id))
+
+    def move(self, run_id: str, waiting: Sequence[str], place: int) -> list[str]:
+        """Put one waiting run at `place` (0 starts next) and return the new order.
+
+        Raises:
+            StorageError: If the order cannot be written.
+        """
+        with FileLock(self._lock_path):
+            order = [other for other in self.sort(waiting) if other != run_id]
+            order.insert(max(0, min(place, len(order))), run_id)
+            write_atomically(self._path, _QueueFile(moved=tuple(order)).model_dump_json())
+        return order
+
+    def _read(self) -> tuple[str, ...]:
+        return _parse(self._path).moved
+
+
+class Waiting(NamedTuple):
+    """A run that waits, and what it needs."""
+
+    run_id: str
+    section: RunSection
+    needed_bytes: int | None  # None where no estimate was made
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that may start now, and where."""
+
+    run_id: str
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True)
+class QueuePlan:
+    """What to do with the queue at this moment."""
+
+    starts: tuple[Start, ...]
+    reasons: Mapping[str, str]  # why each of the others waits, in words
+    wanted: tuple[str, ...]  # leased devices that somebody waits for
+
+
+def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> QueuePlan:
+    """Decide which waiting runs start now.
+
+    A run starts on a device that nobody of us holds and whose free memory covers what it needs. Nobody overtakes on the
+    same device: where the first in line must wait for memory, later runs leave that device alone, else a large run
+    would wait for ever.
+
+    Args:
+        queue: In the order in which they should start.
+        devices: As they are now.
+        holders: Who holds which device, by lease name.
+    """
+    starts: list[Start] = []
+    reasons: dict[str, str] = {}
+    wanted: list[str] = []
+    spoken_for: dict[str, str] = {}  # devices that runs before this one got or wait for
+    for waiting in queue:
+        options = _options(waiting.section, devices)
+        if not options:
+            reasons[waiting.run_id] = f"Waits for {_asked_for(waiting.section)}, which is not there."
+            continue
+        free = [
+            option
+            for option in options
+            if not any(lease_name(device) in holders or lease_name(device) in spoken_for for device in option)
+        ]
+        chosen = next((option for option in free if _fits(waiting, option)), None)
+        if chosen is not None:
+            starts.append(Start(waiting.run_id, chosen))
+            spoken_for.update((lease_name(device), waiting.run_id) for device in chosen)
+            continue
+        reasons[waiting.run_id] = _reason(waiting, options, free, holders, spoken_for)
+        for option in options:
+            for device in option:
+                name = lease_name(device)
+                if name in holders:
+                    wanted.append(name)
+                spoken_for.setdefault(name, waiting.run_id)
+    return QueuePlan(tuple(starts), reasons, tuple(dict.fromkeys(wanted)))
+
+
+def _options(section: RunSection, devices: Sequence[Device]) -> list[tuple[Device, ...]]:
+    """Every set of devices that the run may execute on, the best first."""
+    gpus = {device.index: device for device in devices if device.kind == "cuda"}
+    if isinstance(section.devices, tuple):
+        named = tuple(gpus[index] for index in section.devices if index in gpus)
+        return [named] if named and len(named) == len(section.devices) else []
+    if section.devices == "auto" and gpus:
+        by_free_memory = sorted(gpus.values(), key=lambda gpu: -gpu.free_bytes)
+        return [(gpu,) for gpu in by_free_memory]
+    return [(device,) for device in devices if device.kind == "cpu"]
+
+
+def _fits(waiting: Waiting, option: tuple[Device, ...]) -> bool:
+    return waiting.needed_bytes is None or all(device.free_bytes >= waiting.needed_bytes for device in option)
+
+
+def _asked_for(section: RunSection) -> str:
+    if isinstance(section.devices, tuple):
+        return f"GPU {', '.join(str(index) for index in section.devices)}"
+    return "a device"
+
+
+def _reason(
+    waiting: Waiting,
+    options: Sequence[tuple[Device, ...]],
+    free: Sequence[tuple[Device, ...]],
+    holders: Mapping[str, LeaseHolder],
+    spoken_for: Mapping[str, str],
+) -> str:
+    if free:
+        device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
+        return (
+            f"Waits for memory: it needs {_gib(waiting.needed_bytes or 0)} GiB, and {device.name} has "
+            f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} GiB free."
+        )
+    names = [lease_name(device) for option in options for device in option]
+    held = next(((name, holders[name]) for name in names if name in holders), None)
+    if held is not None:
+        name, holder = held
+        return f"Waits: {device_words(name)} is in use for {holder.purpose} ({holder.title})."
+    before = next((spoken_for[name] for name in names if name in spoken_for), "")
+    return f"Waits for {before}, which comes first." if before else "Waits for a free device."
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f}"
+
+
+def _parse(path: Path) -> _QueueFile:
+    try:
+        return _QueueFile.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return _QueueFile()

@@ -1,0 +1,55 @@
+"""Requests to the supervisor that concern runs without a worker: go on with one that has ended."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from engine.errors import RunError, StorageError
+from engine.paths import LoratoryHome
+from engine.runs.run import Run
+
+_FOLDER = "resume"
+
+
+class ResumeRequest(NamedTuple):
+    """Somebody wants a run to go on."""
+
+    owner: str
+    run_id: str
+
+
+def request_resume(home: LoratoryHome, run: Run) -> None:
+    """Ask that a run goes on from its newest checkpoint, or begins anew where it has none.
+
+    Raises:
+        RunError: If it waits, runs or is complete.
+        StorageError: If the request cannot be written.
+    """
+    state = run.folder.read_state()
+    if state.state == "completed":
+        raise RunError(f"{run.id} is complete.", "Start another run from its configuration to train on.")
+    if not state.is_final:
+        raise RunError(f"{run.id} is {state.state}.", "Wait until it has ended.")
+    folder = home.server / _FOLDER
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / f"{run.owner}~{run.id}").touch(mode=0o600)
+    except OSError as error:
+        raise StorageError(
+            f"The request to resume cannot be written ({error.strerror}).", "Free some space, or check LORATORY_HOME."
+        ) from error
+
+
+def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
+    """What was asked and not yet done."""
+    try:
+        names = sorted(path.name for path in (home.server / _FOLDER).iterdir())
+    except FileNotFoundError:
+        return
+    for name in names:
+        owner, _, run_id = name.partition("~")
+        yield ResumeRequest(owner, run_id)
+
+
+def forget_resume_request(home: LoratoryHome, request: ResumeRequest) -> None:
+    """It is done, or cannot be done."""
+    (home.server / _FOLDER / f"{request.owner}~{request.run_id}").unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""The thread that starts workers, follows them, and alone says how runs stand."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import EngineError
+from engine.files import write_atomically
+from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
+from engine.hardware.lease import LeaseBook, lease_name
+from engine.paths import LoratoryHome
+from engine.processes.identity import ProcessIdentity
+from engine.processes.lock import FileLock
+from engine.runs.followed import Patience
+from engine.runs.queue import QueueOrder, plan_starts
+from engine.runs.ward import Ward
+from engine.runs.worker_command import WorkerCommand, training_command
+
+Role = Literal["stopped", "supervising", "standing_by"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SupervisorSettings:
+    """What tests and unusual places may change."""
+
+    command: WorkerCommand = training_command
+    devices: Callable[[], Sequence[Device]] = list_devices
+    patience: Patience = field(default_factory=Patience)
+    tick_seconds: float = 0.5
+    take_over_seconds: float = 2.0  # between two looks at whether the present supervisor still lives
+
+
+class SupervisorRecord(BaseModel):
+    """`supervisor.json`: who supervises; means something only while the lock is held."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    process: ProcessIdentity
+    since: float
+
+
+class Supervisor:
+    """Supervises every run of a home, of all owners. One per home: a second one stands by and takes over.
+
+    Workers outlive it: after a restart it finds them again and goes on following.
+
+    Args:
+        home: The Loratory home.
+        settings: Command, devices and patience.
+    """
+
+    def __init__(self, home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
+        self._home = home
+        self._settings = settings or SupervisorSettings()
+        self._lock = FileLock(home.server / "supervisor.lock")
+        self._ending = threading.Event()
+        self._role: Role = "stopped"
+        self._thread: threading.Thread | None = None
+
+    @property
+    def role(self) -> Role:
+        """Whether this one supervises, or another does and this one stands by."""
+        return self._role
+
+    def start(self) -> Role:
+        """Begin to supervise in a background thread; returns at once with the role that it got.
+
+        Raises:
+            StorageError: If the home cannot be written.
+        """
+        assert self._thread is None, "a supervisor is started once"
+        supervising = self._lock.acquire(timeout_seconds=0.2)
+        self._role = "supervising" if supervising else "standing_by"
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread.start()
+        return self.role
+
+    def stop(self) -> None:
+        """End the thread and let another supervise; workers go on."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._lock.release()
+        self._role = "stopped"
+
+    def explain_role(self) -> str:
+        """One sentence for people: who supervises the runs of this home."""
+        if self.role == "supervising":
+            return "This server supervises the runs of this home."
+        other = supervisor_of(self._home)
+        who = f"Another Loratory process (pid {other.process.pid})" if other is not None else "Another Loratory process"
+        return f"{who} already supervises the runs of this home; this one refuses to, and takes over when it ends."
+
+    def _run(self) -> None:
+        while not self._lock.is_held:
+            if self._ending.wait(self._settings.take_over_seconds):
+                return
+            self._lock.acquire(timeout_seconds=0)
+        record = SupervisorRecord(process=ProcessIdentity.current(), since=time.time())
+        overseer = Overseer(self._home, self._settings)
+        self._role = "supervising"
+        announced = False
+        while not self._ending.is_set():
+            try:
+                if not announced:
+                    write_atomically(self._home.server / "supervisor.json", record.model_dump_json())
+                    announced = True
+                overseer.tick()
+            except Exception:
+                # A full disk, a folder taken away: whatever it is, the other runs still need somebody. The next round
+                # tries again.
+                _log.exception("A round of supervision failed.")
+            self._ending.wait(self._settings.tick_seconds)
+
+
+class Overseer:
+    """The rounds of a supervisor; whoever calls `tick` holds the supervisor's lock of the home."""
+
+    def __init__(self, home: LoratoryHome, settings: SupervisorSettings) -> None:
+        self._settings = settings
+        self._book = LeaseBook(home)
+        self._order = QueueOrder(home)
+        self._ward = Ward(home, settings.command, settings.patience, self._book)
+
+    def tick(self, *, starts_runs: bool = True) -> None:
+        """One round: find what is new, look at every run with a worker, start what can start.
+
+        Raises:
+            EngineError: If the home cannot be read or written.
+        """
+        self._ward.find_new()
+        self._ward.look_at_workers()
+        self._ward.obey_requests()
+        if starts_runs and self._ward.waiting:
+            self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        waiting = [
+            entry for run_id in self._order.sort(list(self._ward.waiting)) if (entry := self._ward.needs(run_id))
+        ]
+        devices = tuple(self._settings.devices())
+        holders = {
+            name: holder for device in devices if (holder := self._book.holder(name := lease_name(device))) is not None
+        }
+        plan = plan_starts(waiting, devices, holders)
+        for device in plan.wanted:
+            self._book.ask_to_give_way(device)
+        for start in plan.starts:
+            self._ward.start(start.run_id, start.devices)
+        self._ward.explain_waiting([(entry.run_id, plan.reasons.get(entry.run_id, "")) for entry in waiting])
+
+
+def supervisor_of(home: LoratoryHome) -> SupervisorRecord | None:
+    """Who supervises a home at present; None where nobody does."""
+    if not FileLock(home.server / "supervisor.lock").is_held_by_another():
+        return None
+    try:
+        return SupervisorRecord.model_validate_json((home.server / "supervisor.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def is_supervised(home: LoratoryHome) -> bool:
+    """Whether somebody supervises the runs of a home, so that what is filed will start."""
+    return FileLock(home.server / "supervisor.lock").is_held_by_another()
+
+
+def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
+    """Bring the states of runs up to date where nobody supervises; starts nothing. For commands that look once.
+
+    Raises:
+        EngineError: If the home cannot be read or written.
+    """
+    lock = FileLock(home.server / "supervisor.lock")
+    if not lock.acquire(timeout_seconds=0):
+        return
+    try:
+        Overseer(home, settings or SupervisorSettings()).tick(starts_runs=False)
+    except EngineError:
+        _log.exception("Runs could not be brought up to date.")
+    finally:
+        lock.release()

@@ -1,0 +1,77 @@
+"""How a training worker is started: its command line, its environment, its log."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.config.run import RunConfig
+from engine.hardware.device import Device, visible_only
+from engine.processes.spawn import spawn, worker_argv
+from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
+
+WORKER_MODULE = "engine.training.worker"
+
+_LOG_BYTES_AT_MOST = 20_000_000
+_LOG_BYTES_KEPT = 5_000_000
+
+
+class WorkerOrder(NamedTuple):
+    """A worker to start."""
+
+    run: Run
+    config: RunConfig
+    devices: tuple[Device, ...]
+    attempt: int
+
+
+WorkerCommand = Callable[[WorkerOrder], list[str]]
+
+
+def training_command(order: WorkerOrder) -> list[str]:
+    """Command line of the worker that trains: one process, or one for each device under Accelerate."""
+    folder = str(order.run.folder.path)
+    if order.config.run.launcher == "local":
+        return worker_argv(WORKER_MODULE, (folder,))
+    on_cpu = ("--cpu",) if order.devices[0].kind == "cpu" else ()
+    return [
+        *(sys.executable, "-P", "-m", "accelerate.commands.launch"),
+        *("--num_processes", str(len(order.devices)), "--num_machines", "1", "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", *on_cpu, "--module", WORKER_MODULE, folder),
+    ]
+
+
+def start_worker(order: WorkerOrder, command: WorkerCommand) -> subprocess.Popen[bytes]:
+    """Start the worker so that it outlives us; it sees its own devices only.
+
+    Raises:
+        WorkerError: If it cannot be started.
+    """
+    environment = {
+        **visible_only(order.devices),
+        ATTEMPT_VARIABLE: str(order.attempt),
+        RUN_VARIABLE: order.run.id,
+        "PYTHONUNBUFFERED": "1",
+    }
+    return spawn(command(order), log_file=order.run.folder.log, environment=environment)
+
+
+def cap_log(log: Path) -> bool:
+    """Keep the newest part of a log that grew too long; returns whether it was cut.
+
+    The worker appends, so that it goes on behind the new end. A line that it writes in this very moment may be lost.
+    """
+    try:
+        if log.stat().st_size <= _LOG_BYTES_AT_MOST:
+            return False
+        with log.open("r+b") as file:
+            file.seek(-_LOG_BYTES_KEPT, os.SEEK_END)
+            tail = file.read()
+            file.seek(0)
+            file.write(b"(earlier output was removed)\n" + tail[tail.find(b"\n") + 1 :])
+            file.truncate()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,75 @@
+"""What tests of supervision share: settings that start fake workers, configurations, and waiting for a state."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.config.load import config_from_mapping
+from engine.config.run import RunConfig
+from engine.hardware.device import Device
+from engine.runs.followed import Patience
+from engine.runs.progress_watch import SilenceLimits
+from engine.runs.run import Run, RunState
+from engine.runs.supervisor import SupervisorSettings
+from engine.runs.worker_command import WorkerOrder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GIB = 2**30
+
+
+def cpu(free_gib: float = 16) -> Device:
+    return Device("cpu", 0, "Test CPU", 16 * GIB, int(free_gib * GIB), supports_bfloat16=True, cores=2)
+
+
+def gpu(index: int, free_gib: float = 24) -> Device:
+    return Device("cuda", index, f"Test GPU {index}", 24 * GIB, int(free_gib * GIB), supports_bfloat16=True)
+
+
+def fake_worker_command(order: WorkerOrder) -> list[str]:
+    """Starts tests/runs/fake_worker.py from the repository, wherever the test process stands."""
+    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv[1:] = [{str(order.run.folder.path)!r}]; "
+    return [
+        sys.executable,
+        "-P",
+        "-c",
+        start + "import runpy; runpy.run_module('tests.runs.fake_worker', run_name='__main__')",
+    ]
+
+
+def fake_settings(**changes: object) -> SupervisorSettings:
+    """A quick supervisor with one CPU and fake workers."""
+    values: dict[str, object] = {
+        "command": fake_worker_command,
+        "devices": lambda: (cpu(),),
+        "patience": Patience(
+            silence=SilenceLimits(idle_seconds=3, suspended_seconds=3, preparing_idle_seconds=5, busy_seconds=30),
+            cancel_seconds=1.0,
+            claim_seconds=6.0,
+        ),
+        "tick_seconds": 0.05,
+        "take_over_seconds": 0.1,
+    }
+    return SupervisorSettings(**{**values, **changes})
+
+
+def config_for(name: str = "steps=5", **sections: dict[str, object]) -> RunConfig:
+    """A valid configuration whose name tells the fake worker what to do."""
+    run = {"name": name, **sections.pop("run", {})}
+    return config_from_mapping(
+        {"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, "run": run, **sections}
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that happens in another process or thread."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def wait_for_state(run: Run, *states: str, seconds: float = 30) -> RunState:
+    """Wait until a run is in one of these states, and return what it says then."""
+    wait_until(lambda: run.folder.read_state().state in states, seconds)
+    return run.folder.read_state()
