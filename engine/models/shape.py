@@ -1,5 +1,6 @@
 """A model as the memory estimate sees it: its modules and their sizes, without a single weight."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +22,8 @@ class ModuleShape(BaseModel):
     has_bias: bool = False
     tied_to: str | None = None  # name of the module whose weight it shares
     is_output_head: bool = False
+    is_quantizable: bool = False  # whether bitsandbytes replaces it; experts held as bare parameters stay as they are
+    bare_parameters: Mapping[str, tuple[int, ...]] = {}  # shapes, of modules that are no known layer, such as experts
 
     @property
     def bias_parameters(self) -> int:
@@ -50,6 +53,8 @@ class ModelShape(BaseModel):
     num_experts_per_token: int = 0
     moe_intermediate_size: int = 0
     sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()  # one per layer, where they differ: full_attention, sliding_attention …
+    rotary: bool = True  # positions by rotation of queries and keys; false where learned or added to the scores
     embedding_dropout: float = 0.0  # GPT-2's embd_pdrop and its like: each active dropout keeps a mask while training
     hidden_dropout: float = 0.0  # resid_pdrop, hidden_dropout
     attention_dropout: float = 0.0

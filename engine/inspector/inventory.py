@@ -1,0 +1,191 @@
+"""The modules of a model, read off the real architecture, built on the meta device from its configuration alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from engine.config.model import ModelConfig
+from engine.errors import ModelError
+from engine.inspector.architecture import Sizes, build_config, read_sizes
+from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
+from engine.models.progress import OnModelProgress, nobody_listens
+from engine.models.shape import ModelShape, ModuleKind, ModuleShape
+from engine.paths import LoratoryHome
+
+_GATE_NAMES = frozenset(
+    {
+        "gate_proj",
+        "gate_up_proj",
+        "w3",
+        "wi_1",
+        "linear_v",
+        "v1",
+        "c_fc_1",
+        "gate_linear",
+        "up_gate_proj",
+        "input_linear",
+    }
+)
+
+
+def module_inventory(
+    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = nobody_listens
+) -> ModelShape:
+    """Module inventory of a catalogue entry, a folder (config.json is enough), a Hub id or a GGUF file.
+
+    Raises:
+        ModelError: If the model cannot be found, or its configuration describes none.
+    """
+    values = architecture_values(model, home, on_progress)
+    shape = cached_inventory(values, home)
+    if shape is None:
+        shape = inventory_of(values)
+        remember_inventory(values, shape, home)
+    return shape
+
+
+def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
+    """Module inventory of what a config.json describes.
+
+    Raises:
+        ModelError: If it describes no causal language model that transformers knows, or one of absurd size.
+    """
+    config = build_config(values)
+    sizes = read_sizes(config)
+    model = _build(config)
+    modules = tuple(_list_modules(model, sizes))
+    gated = _has_gate(modules, sizes)
+    return ModelShape(
+        architecture=type(model).__name__,
+        model_type=str(config.model_type),
+        num_parameters=sum(module.parameters for module in modules),
+        gated_mlp=gated,
+        tie_word_embeddings=any(module.is_output_head and module.tied_to for module in modules),
+        rotary=_is_rotary(model),
+        modules=modules,
+        # Architectures that do not say have it built in: plain ones use GELU, gated ones SiLU.
+        **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),
+    )
+
+
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        # Constructors divide, index and assert on whatever the configuration says.
+        raise ModelError(
+            f"The configuration describes no {config.model_type} model that transformers can build "
+            f"({type(error).__name__}: {_first_line(error)}).",
+            "Use the config.json of the original model.",
+        ) from error
+    return model
+
+
+class _Head(NamedTuple):
+    module: nn.Module | None
+    unquantized: frozenset[str]  # names of modules that bitsandbytes is told to leave alone
+
+
+def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]:
+    """Every module that owns parameters, and every norm, in order of registration: as `named_modules` goes."""
+    head = _Head(model.get_output_embeddings(), frozenset(get_keys_to_not_convert(model)))
+    owners: dict[int, str] = {}  # id of a parameter → the module that had it first
+    for name, module in model.named_modules():
+        own = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
+        if not own and not _is_norm(module):
+            continue
+        new = [parameter for parameter in own.values() if owners.setdefault(id(parameter), name) == name]
+        tied = next((owners[id(parameter)] for parameter in own.values() if owners[id(parameter)] != name), None)
+        yield _describe(name, module, own, sizes).model_copy(
+            update={
+                "parameters": sum(parameter.numel() for parameter in new),
+                "tied_to": tied,
+                "is_output_head": module is head.module,
+                "is_quantizable": _is_replaced_by_bitsandbytes(name, module, head.unquantized),
+            }
+        )
+
+
+def _describe(name: str, module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> ModuleShape:
+    kind, in_features, out_features = _kind_and_features(module, own, sizes)
+    return ModuleShape(
+        name=name,
+        kind=kind,
+        class_name=type(module).__name__,
+        parameters=0,
+        in_features=in_features,
+        out_features=out_features,
+        has_bias="bias" in own,
+        bare_parameters={key: tuple(parameter.shape) for key, parameter in own.items()}
+        if kind in ("experts", "router", "other")
+        else {},
+    )
+
+
+def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> tuple[ModuleKind, int, int]:
+    if isinstance(module, nn.Linear):
+        return "linear", module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return "conv1d", module.nx, module.nf
+    if isinstance(module, nn.Embedding):
+        return "embedding", module.num_embeddings, module.embedding_dim
+    if _is_norm(module):
+        width = max((parameter.shape[-1] for parameter in own.values() if parameter.dim()), default=0)
+        return "norm", width, width
+    # Experts stand in one parameter of shape (experts, …, …): transformers/integrations/moe.py.
+    if sizes.num_experts and any(tensor.dim() == 3 and "Expert" in type(module).__name__ for tensor in own.values()):
+        return "experts", sizes.hidden_size, sizes.moe_intermediate_size
+    weight = own.get("weight")
+    if weight is not None and weight.dim() == 2:
+        rows, columns = weight.shape
+        if sizes.num_experts and rows == sizes.num_experts:
+            return "router", columns, rows
+        return "other", columns, rows
+    return "other", 0, 0
+
+
+def _is_norm(module: nn.Module) -> bool:
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return True
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    return (
+        "Norm" in type(module).__name__
+        and all(parameter.dim() <= 1 for parameter in own)
+        and not list(module.children())
+    )
+
+
+def _is_replaced_by_bitsandbytes(name: str, module: nn.Module, unquantized: frozenset[str]) -> bool:
+    """Source: transformers/integrations/bitsandbytes.py, replace_with_bnb_linear."""
+    if not (isinstance(module, Conv1D) or type(module) is nn.Linear):
+        return False
+    return bool(should_convert_module(name, list(unquantized)))
+
+
+def _has_gate(modules: Sequence[ModuleShape], sizes: Sizes) -> bool:
+    """Whether the feed-forward part multiplies two projections: by name, or by one projection of twice the width."""
+    for module in modules:
+        if module.name.rsplit(".", 1)[-1] in _GATE_NAMES or not _GATE_NAMES.isdisjoint(module.bare_parameters):
+            return True
+        if module.kind == "linear" and not module.is_output_head and module.out_features == 2 * sizes.intermediate_size:
+            return True
+    return False
+
+
+def _is_rotary(model: PreTrainedModel) -> bool:
+    if any("Rotary" in type(module).__name__ for module in model.modules()):
+        return True
+    return bool(getattr(model.config, "rotary_dim", None))  # GPT-J and CodeGen rotate without a module of that name
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no reason given"

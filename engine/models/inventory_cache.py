@@ -1,0 +1,64 @@
+"""Module inventories that were made before, kept on disk so that an estimate needs neither torch nor a second."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import JsonValue, ValidationError
+
+from engine.config.model import ModelConfig
+from engine.errors import StorageError
+from engine.files import write_atomically
+from engine.models.catalog import find_in_catalog
+from engine.models.folder import ModelPart, read_config
+from engine.models.progress import OnModelProgress, nobody_listens
+from engine.models.shape import ModelShape
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+
+_INVENTORY_VERSION = 1  # raise it when engine.inspector.inventory reads the same architecture differently
+
+# Say nothing about sizes, and differ between copies of one model.
+_VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"})
+
+
+def architecture_values(
+    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = nobody_listens
+) -> dict[str, JsonValue]:
+    """What a model's config.json says, from the catalogue, a folder, or the Hub; no weights are fetched for it.
+
+    Raises:
+        ModelError: If the model cannot be found or reached.
+    """
+    entry = find_in_catalog(model.id)
+    if entry is not None:
+        return dict(entry.config)
+    source = resolve_model(model, home, on_progress, ModelPart.CONFIG)
+    return read_config(Path(source.location) / "config.json", source.name)
+
+
+def cached_inventory(values: Mapping[str, JsonValue], home: LoratoryHome) -> ModelShape | None:
+    """The inventory of an architecture that was built before with this transformers; takes about a millisecond."""
+    try:
+        return ModelShape.model_validate_json(_cache_file(values, home).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def remember_inventory(values: Mapping[str, JsonValue], shape: ModelShape, home: LoratoryHome) -> None:
+    """Keep an inventory for `cached_inventory`; a cache that cannot be written costs time, not the answer."""
+    path = _cache_file(values, home)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, shape.model_dump_json(exclude_defaults=True))
+    except (OSError, StorageError):
+        return
+
+
+def _cache_file(values: Mapping[str, JsonValue], home: LoratoryHome) -> Path:
+    lasting = {key: value for key, value in values.items() if key not in _VOLATILE}
+    version = importlib.metadata.version("transformers")
+    identity = json.dumps([_INVENTORY_VERSION, version, lasting], sort_keys=True)
+    return home.cache / "inventory" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
