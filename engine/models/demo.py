@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.errors import ModelError
 from engine.models.gguf import CONVERSION, convert_gguf
-from engine.models.prepared import Recipe, prepare_once, sha256_of
+from engine.models.prepared import Recipe, is_prepared, prepare_once, sha256_of
 from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
 from engine.paths import LoratoryHome
 from engine.processes.spawn import spawn, worker_argv
@@ -30,8 +30,6 @@ _RECIPE = Recipe(made_from=f"{_REQUIREMENT} {_MEMBER_SHA256} {CONVERSION}", need
 
 def is_demo_prepared(home: LoratoryHome) -> bool:
     """Whether the demo model stands ready in this home."""
-    from engine.models.prepared import is_prepared
-
     return is_prepared(demo_folder(home), _RECIPE)
 
 
