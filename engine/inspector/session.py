@@ -9,17 +9,12 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.data.page import DatasetPage
 from engine.data.report import CheckProgress, DatasetReport
+from engine.models.details import ModelDetails
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 
 WORKER_MODULE = "engine.inspector.worker"
-
-
-class ModelDetails(BaseModel):
-    """What a person wants to know about a model before choosing it."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class RenderedSequence(BaseModel):

@@ -124,6 +124,7 @@ def main() -> None:
             "check": data.check,
             "render": data.render,
             "module_inventory": lambda params, _request: _inventory(params, home),
+            "model_details": lambda params, _request: _details(params, home),
         }
     )
 
@@ -132,6 +133,12 @@ def _inventory(params: JsonObject, home: LoratoryHome) -> JsonObject:
     from engine.inspector.inventory import module_inventory
 
     return module_inventory(ModelConfig.model_validate(params["model"]), home).model_dump(mode="json")
+
+
+def _details(params: JsonObject, home: LoratoryHome) -> JsonObject:
+    from engine.inspector.details import model_details
+
+    return model_details(ModelConfig.model_validate(params["model"]), home).model_dump(mode="json")
 
 
 if __name__ == "__main__":
