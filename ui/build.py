@@ -71,9 +71,7 @@ def build_app(services: Services) -> gr.Blocks:
 
 def _wire_side_panel(page: Page, side: gr.Column, advice: gr.HTML) -> None:
     page.tabs.select(
-        lambda event: (
-            gr.update(visible=event.value.lower() in _TABS_WITH_PANEL) if isinstance(event.value, str) else gr.skip()
-        ),
+        _show_beside,
         None,
         side,
         show_progress="hidden",
@@ -95,6 +93,10 @@ def _wire_side_panel(page: Page, side: gr.Column, advice: gr.HTML) -> None:
         shown_as_message(apply), page.form.components, change, show_progress="hidden", api_visibility="private"
     )
     page.fill_after(applied, change)
+
+
+def _show_beside(event: gr.SelectData) -> Any:
+    return gr.update(visible=str(event.value).lower() in _TABS_WITH_PANEL)
 
 
 def _advice(draft: Draft) -> Advice | None:

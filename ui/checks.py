@@ -10,6 +10,7 @@ from engine.config.model import ModelConfig
 from engine.data.report import CheckProgress, DatasetReport
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
+from engine.processes.json_lines import CancelledRequestError
 from ui.errors import UNEXPECTED
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class DatasetChecks:
 
     def _work(self, check: RunningCheck) -> None:
         def note(progress: CheckProgress) -> None:
+            if check.stop.is_set():
+                raise CancelledRequestError
             check.progress = progress
 
         question = check.question
@@ -84,7 +87,6 @@ class DatasetChecks:
                 question.max_length,
                 seed=question.seed,
                 on_progress=note,
-                is_cancelled=check.stop.is_set,
             )
         except EngineError as error:
             check.error = error

@@ -12,6 +12,7 @@ from engine.config.load import with_overrides
 from engine.models.shape import ModelShape
 from ui.draft import Draft, model_of, read_draft
 from ui.form import Form
+from ui.run_reader import RunReader
 from ui.services import Services
 
 # What the browser keeps is no secret; a fixed key lets it be read again after the server was restarted.
@@ -34,10 +35,12 @@ class Page:
     saved_draft: gr.BrowserState = field(init=False)
     chosen_run: gr.BrowserState = field(init=False)
     tabs: gr.Tabs = field(init=False)
+    reader: RunReader = field(init=False)  # what all tabs know about runs
     _views: list[tuple[Component, DraftView]] = field(default_factory=list)
     _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.reader = RunReader(self.services.runs)
         self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret=_STORAGE_KEY)
         self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=_STORAGE_KEY)
 

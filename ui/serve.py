@@ -5,7 +5,7 @@ import threading
 
 from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
-from engine.paths import LoratoryHome
+from engine.paths import LoratoryHome, local_owner
 from engine.runs.launch import Launcher
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
@@ -25,7 +25,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     """
     inspector = Inspector(home)
     inspector.start()
-    runs = RunStore(home)
+    runs = RunStore(home, local_owner())
     supervisor = Supervisor(home)
     chat = ChatSession(home)
     services = Services(

@@ -38,6 +38,12 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
+_TRAIN_ON = [
+    ("every answer", "assistant"),
+    ("the last answer", "last_assistant"),
+    ("the completion", "completion"),
+    ("everything", "all"),
+]
 _MOST_ROLES = 5
 _NOTHING = "(none)"
 _EMPTY = (
@@ -57,7 +63,8 @@ class DataTab:
             "ones. Read some before you train: most failed fine-tunes failed here.</p>"
         )
         with gr.Row(equal_height=False):
-            self.samples = pick_list(render_samples(""), elem_id="samples", scale=5)
+            with gr.Column(scale=5, min_width=260):
+                self.samples = pick_list(render_samples(""), elem_id="samples")
             with gr.Column(scale=4, min_width=260):
                 self.own = gr.Textbox(
                     label="A file or a Hub dataset",
@@ -72,7 +79,7 @@ class DataTab:
         with gr.Column(visible=False) as self.opened:
             with gr.Row():
                 form.setting("dataset.format", scale=2)
-                form.setting("dataset.train_on", scale=5)
+                form.setting("dataset.train_on", scale=5, choices=_TRAIN_ON)
             with gr.Row(visible=False) as self.mapping_row:
                 self.roles = [
                     gr.Dropdown([], label=f"Column {number + 1}", visible=False) for number in range(_MOST_ROLES)
@@ -80,11 +87,11 @@ class DataTab:
             self.facts = gr.HTML(elem_id="facts")
             self.stop = gr.Button("Stop reading", size="sm", visible=False)
             with gr.Row(elem_id="row-controls"):
-                self.previous = gr.Button("← Previous", size="sm", min_width=90)
+                self.previous = gr.Button("← Previous", size="sm", min_width=90, scale=0)
                 self.row = gr.Number(
                     1, label="Row", precision=0, minimum=0, container=False, min_width=90, elem_id="row"
                 )
-                self.next = gr.Button("Next →", size="sm", min_width=90)
+                self.next = gr.Button("Next →", size="sm", min_width=90, scale=0)
                 self.view = gr.Radio(
                     [("As tokens", "tokens"), ("As a conversation", "conversation")],
                     value="tokens",
@@ -133,7 +140,7 @@ class DataTab:
                 lambda row, step=step: max(0, int(row or 0) + step), self.row, self.row, queue=False, **quiet
             ).then(self._show_row, viewing, self.shown, **quiet)
         gr.on([self.row.submit, self.view.input], self._show_row, viewing, self.shown, **quiet)
-        jumped = self.problems.click(lambda event: _row_number(picked(event)), None, self.row, queue=False, **quiet)
+        jumped = self.problems.click(_picked_row, None, self.row, queue=False, **quiet)
         jumped.then(self._show_row, viewing, self.shown, **quiet)
         self.poll.tick(
             self._tick,
@@ -310,5 +317,6 @@ def _role_updates(page: DatasetPage) -> list[Any]:
     return updates
 
 
-def _row_number(text: str) -> int:
+def _picked_row(event: gr.EventData) -> int:
+    text = picked(event)
     return int(text) if text.isdigit() and len(text) < 12 else 0

@@ -31,15 +31,15 @@ class MethodTab:
         self.lead = gr.HTML(f'<h2>How the model will learn</h2><p class="lead">{_LEADS["lora"]}</p>')
         self.choice = gr.Radio(list(_CHOICES), value="LoRA", show_label=False, elem_id="method-choice")
         form.register("adapter.method", gr.Radio(list(_LEADS), value="lora", visible=False))
-        with gr.Group(visible=True, elem_classes="bare") as self.lora, gr.Row():
+        with gr.Column(visible=True) as self.lora, gr.Row():
             form.setting("adapter.r", maximum=256)
             with gr.Column():
                 form.setting("adapter.lora_alpha", maximum=512)
                 self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False)
             form.setting("adapter.lora_dropout", maximum=0.5)
-        with gr.Group(visible=False, elem_classes="bare") as self.prefix:
+        with gr.Column(visible=False) as self.prefix:
             form.setting("adapter.num_virtual_tokens", maximum=256)
-        with gr.Group(visible=True, elem_classes="bare") as self.targets:
+        with gr.Column(visible=True) as self.targets:
             form.register(
                 "adapter.target_modules",
                 gr.CheckboxGroup(

@@ -35,7 +35,7 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
     if not page.rows:
         return '<div class="empty"><b>No such row</b>Choose a smaller number.</div>'
     row = page.rows[0]
-    where = f"Row {row.row:,}" + (f" of {page.total_rows:,}" if page.total_rows else "")
+    where = f"Row {row.row:,}" + (f" of {page.total_rows:,}, counted from 0" if page.total_rows else "")
     if row.line is not None:
         where += f", line {row.line:,}"
     if row.problem is not None:

@@ -16,7 +16,7 @@ def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_len
     """
     if not counts or max(counts) == 0:
         return ""
-    span = max(edges[-1], min(max_length, edges[-1] * 2)) or 1
+    span = max_length if edges[-1] <= max_length <= 1.3 * edges[-1] else edges[-1] or 1
     scale = _WIDTH / span
     tallest = max(counts)
     bars = []

@@ -20,7 +20,7 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: FitTable)
             "or give its id or folder in the other box.</div>"
         )
     columns = fits.methods
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{escape(name.removesuffix(' fine-tuning'))}</th>" for name in columns)
     rows = "".join(_row(entry, entry.id == chosen, fits) for entry in entries)
     return (
         f'<table class="plain"><caption>Fits: at 1,024 tokens and batch 2 on {escape(fits.device_name)}.</caption>'
@@ -34,13 +34,13 @@ def _row(entry: CatalogEntry, is_chosen: bool, fits: FitTable) -> str:
     for verdict in fits.verdicts(entry.id):
         css, words = _MARKS.get(verdict or "", ("soft", "…"))
         marks.append(f'<td><span class="{css}">{words}</span></td>')
-    gated = ' <span class="small">asks for consent on the Hub</span>' if entry.gated else ""
+    about = f"{entry.about} The Hub asks for your consent first." if entry.gated else entry.about
     context = f"{entry.context_length:,}" if entry.context_length else "–"
     return (
-        f"<tr {pickable(entry.id, chosen=is_chosen)}><td>{escape(entry.title)}{gated}"
-        f'<span class="under">{escape(entry.about)}</span></td>'
+        f"<tr {pickable(entry.id, chosen=is_chosen)}><td>{escape(entry.title)}"
+        f'<span class="under">{escape(about)}</span></td>'
         f'<td class="r">{count(entry.parameters)}</td><td class="r">{context}</td>'
-        f'<td class="soft">{escape(entry.license or "–")}</td>{"".join(marks)}</tr>'
+        f'<td class="soft tag">{escape(entry.license or "–")}</td>{"".join(marks)}</tr>'
     )
 
 
