@@ -1,0 +1,64 @@
+"""`loratory models`: the catalogue, and with `--hub` what the Hub has."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from engine.models.catalog import CatalogEntry, search_catalog
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `loratory` program."""
+    app.command("models")(models)
+
+
+def models(
+    query: Annotated[str, typer.Argument(help="Words that must occur in the name or the description.")] = "",
+    on_hub: Annotated[
+        bool, typer.Option("--hub", help="Search the Hugging Face Hub instead of the catalogue.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list on stdout, nothing else.")] = False,
+) -> None:
+    """List models that can be fine-tuned; any of their ids goes into model.id."""
+    rows = _hub_rows(query) if on_hub else [_catalog_row(entry) for entry in search_catalog(query)]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    if not rows:
+        typer.echo(f"No model matches {query!r}." + ("" if on_hub else " Add --hub to search the Hub."), err=True)
+    for row in rows:
+        typer.echo(_line(row))
+
+
+def _catalog_row(entry: CatalogEntry) -> dict[str, Any]:
+    return entry.model_dump(mode="json", exclude={"config"})
+
+
+def _hub_rows(query: str) -> list[dict[str, Any]]:
+    from engine.models.hub_search import search_hub
+
+    return [
+        {
+            **model.model_dump(mode="json", exclude={"tags"}),
+            "license": model.license,
+            "is_supported": model.is_supported,
+        }
+        for model in search_hub(query)
+    ]
+
+
+def _line(row: dict[str, Any]) -> str:
+    context = f"{row['context_length']:>9,}" if row.get("context_length") else f"{'':>9}"
+    license_name = row.get("license") or ""
+    gate = "gated" if row.get("gated") else ""
+    return f"{row['id']:<42}{_short_count(row.get('parameters')):>7}{context}  {license_name:<14}{gate:<6} {row.get('about', '')}".rstrip()
+
+
+def _short_count(parameters: int | None) -> str:
+    """As model names say it: 135M, 1.7B, 70.6B."""
+    if parameters is None:
+        return ""
+    if parameters < 1_000_000_000:
+        return f"{parameters / 1e6:.0f}M"
+    return f"{parameters / 1e9:.1f}B"
