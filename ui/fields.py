@@ -63,6 +63,8 @@ def component_for(name: str, **presentation: Any) -> Component:
             step = 1 if kind is int else 0.01
             return gr.Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
         return gr.Number(**{"value": default, "precision": 0 if kind is int else None, **shared})
+    if isinstance(default, tuple):
+        default = ", ".join(default)
     return gr.Textbox(**{"value": default, "lines": 1, "max_lines": 1, **shared})
 
 

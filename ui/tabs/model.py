@@ -151,20 +151,24 @@ def render_details(details: ModelDetails) -> str:
     if details.size_bytes:
         facts.append((size(details.size_bytes), "on disk"))
     figures = "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in facts)
-    tokens = " ".join(f"<code>{escape(name)} {escape(token)}</code>" for name, token in details.special_tokens.items())
-    template = details.chat_template
-    if template:
-        spoken = (
-            f'<details><summary class="small">Its chat template, {len(template):,} characters</summary>'
-            f'<pre class="log">{escape(template)}</pre></details>'
-        )
-    else:
-        spoken = (
-            '<p class="notice">It brings no chat template: this is a base model. Loratory uses a plain documented one, '
-            "and saves it with what you train.</p>"
-        )
     return (
         f"<h3>{escape(details.name)}</h3>"
-        f'<p class="lead">{escape(details.architecture)}, {escape(details.dtype)}</p>'
-        f'<div class="facts">{figures}</div><p class="small">Special tokens: {tokens}</p>{spoken}'
+        f'<p class="lead">{escape(", ".join(filter(None, (details.architecture, details.dtype, details.license))))}</p>'
+        f'<div class="facts">{figures}</div>{_spoken_to(details)}'
+    )
+
+
+def _spoken_to(details: ModelDetails) -> str:
+    if details.tokenizer_missing:
+        return f'<p class="notice">{escape(details.tokenizer_missing)}</p>'
+    tokens = " ".join(f"<code>{escape(name)} {escape(token)}</code>" for name, token in details.special_tokens.items())
+    if not details.chat_template:
+        return (
+            f'<p class="small">Special tokens: {tokens}</p><p class="notice">It brings no chat template: this is a base '
+            "model. Loratory uses a plain documented one, and saves it with what you train.</p>"
+        )
+    return (
+        f'<p class="small">Special tokens: {tokens}</p>'
+        f'<details><summary class="small">Its chat template, {len(details.chat_template):,} characters</summary>'
+        f'<pre class="log">{escape(details.chat_template)}</pre></details>'
     )

@@ -1,0 +1,175 @@
+"""Reading the form: what is missing, what is wrong, and what it would need, without ever raising."""
+
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from engine.models.shape import ModelShape, ModuleShape
+from ui.draft import read_draft
+from ui.form import Form
+from ui.page import targets_update
+from ui.tabs.method import method_choice, render_method_table, render_trainable
+from ui.views.side_panel import render_side_panel
+
+NAMES = ("q_proj", "v_proj", "down_proj")
+
+
+def small_shape() -> ModelShape:
+    modules = tuple(
+        ModuleShape(
+            name=f"model.layers.{layer}.{name}", kind="linear", parameters=64 * 64, in_features=64, out_features=64
+        )
+        for layer in range(2)
+        for name in NAMES
+    )
+    embedding = ModuleShape(
+        name="model.embed_tokens", kind="embedding", parameters=6400, in_features=100, out_features=64
+    )
+    return ModelShape(
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        num_parameters=sum(module.parameters for module in modules) + 6400,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        intermediate_size=128,
+        vocab_size=100,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        modules=(embedding, *modules),
+    )
+
+
+@pytest.fixture
+def form() -> Form:
+    form = Form()
+    with gr.Blocks():
+        form.register("adapter.target_modules", gr.CheckboxGroup([]))
+        form.complete()
+    return form
+
+
+def draft_of(form: Form, shape: ModelShape | None, **given: object):
+    services = SimpleNamespace(shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None))
+    values = dict(zip(form.names, form.updates({}), strict=True))
+    values |= {name.replace("__", "."): value for name, value in given.items()}
+    return read_draft(services, form, [values[name] for name in form.names])
+
+
+def test_an_empty_form_says_what_to_choose_and_reports_no_mistake(form):
+    draft = draft_of(form, None)
+
+    assert draft.missing == ("Choose a model.", "Choose a dataset.")
+    assert draft.problems == ()
+    assert "Choose a model, and its memory appears here." in render_side_panel(draft)
+
+
+def test_memory_is_estimated_before_a_dataset_is_chosen(form):
+    draft = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
+
+    assert draft.config is None
+    assert draft.missing == ("Choose a dataset.",)
+    assert draft.estimate is not None
+    assert "expected" in render_side_panel(draft)
+
+
+def test_every_module_ticked_means_all_linear(form):
+    draft = draft_of(
+        form, small_shape(), model__id="m", dataset__source="d", adapter__target_modules=list(reversed(NAMES))
+    )
+
+    assert draft.config is not None
+    assert draft.config.adapter.target_modules == "all-linear"
+
+
+def test_no_module_ticked_is_a_mistake_that_names_itself(form):
+    draft = draft_of(form, small_shape(), model__id="m", dataset__source="d", adapter__target_modules=[])
+
+    assert draft.config is None
+    assert [problem.field for problem in draft.problems] == ["adapter.target_modules"]
+    assert "tick at least one" in render_side_panel(draft)
+
+
+def test_all_mistakes_stand_in_the_panel_together(form):
+    draft = draft_of(
+        form,
+        small_shape(),
+        model__id="m",
+        dataset__source="d",
+        adapter__target_modules=["q_proj"],
+        adapter__method="prefix_tuning",
+        training__gradient_checkpointing=True,
+        training__learning_rate=-1,
+    )
+
+    panel = render_side_panel(draft)
+
+    assert {problem.field for problem in draft.problems} == {
+        "training.learning_rate",
+        "training.gradient_checkpointing",
+    }
+    assert "learning_rate" in panel
+    assert "Correct the settings above first." in panel
+
+
+def test_what_a_person_typed_cannot_become_markup(form):
+    draft = draft_of(form, None, model__id="<img src=x onerror=alert(1)>", dataset__source="</dd><script>")
+
+    panel = render_side_panel(draft)
+
+    assert "<img" not in panel
+    assert "<script" not in panel
+
+
+def test_trainable_parameters_follow_the_targets(form):
+    few = draft_of(form, small_shape(), model__id="m", adapter__target_modules=["q_proj"])
+    all_of_them = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
+
+    assert few.estimate.parameters.trainable == 2 * 16 * (64 + 64)
+    assert all_of_them.estimate.parameters.trainable == 3 * few.estimate.parameters.trainable
+    assert f"{few.estimate.parameters.trainable:,}" in render_trainable(few)
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization", "choice"),
+    [
+        ("lora", "none", "LoRA"),
+        ("lora", "nf4", "QLoRA"),
+        ("lora", "int8", "LoRA"),
+        ("ia3", "nf4", "IA3"),
+        ("none", "none", "Full"),
+    ],
+)
+def test_the_choice_of_method_is_named_as_people_name_it(form, method, quantization, choice):
+    draft = draft_of(form, None, adapter__method=method, model__quantization=quantization)
+
+    assert method_choice(draft) == choice
+
+
+def test_the_method_table_compares_all_methods_and_marks_the_current_one(form):
+    draft = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
+
+    table = render_method_table(draft)
+
+    for method in ("Full fine-tuning", "LoRA", "QLoRA", "IA3", "Prefix tuning"):
+        assert f"<td>{method}</td>" in table
+    assert table.count('class="chosen"') == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "choices", "value"),
+    [
+        ("all-linear", list(NAMES), list(NAMES)),
+        (["q_proj"], list(NAMES), ["q_proj"]),
+        (["c_attn"], [*NAMES, "c_attn"], ["c_attn"]),
+        (".*q_proj", [*NAMES, ".*q_proj"], [".*q_proj"]),
+    ],
+)
+def test_targets_are_shown_as_the_modules_of_the_model(targets, choices, value):
+    update = targets_update(small_shape(), targets)
+
+    assert update["choices"] == choices
+    assert update["value"] == value

@@ -1,0 +1,105 @@
+"""The form as one value: what the components send becomes a configuration, and a configuration fills them again."""
+
+import gradio as gr
+import pytest
+
+from engine.config.load import config_from_mapping, setting_names
+from engine.config.run import RunConfig
+from ui.fields import component_for, field_of, is_advanced, label_of
+from ui.form import Form
+
+
+def whole_form() -> Form:
+    form = Form()
+    with gr.Blocks():
+        form.setting("adapter.r")
+        form.setting("adapter.modules_to_save")
+        form.setting("run.devices")
+        form.register("adapter.target_modules", gr.CheckboxGroup([]))
+        form.complete()
+    return form
+
+
+def values_of(form: Form, **changed: object) -> list[object]:
+    given = {
+        "model.id": "m",
+        "dataset.source": "d",
+        **{name.replace("__", "."): value for name, value in changed.items()},
+    }
+    defaults = dict(zip(form.names, form.updates({}), strict=True))
+    return [given.get(name, defaults[name]) for name in form.names]
+
+
+def test_every_setting_is_carried_even_if_no_tab_shows_it():
+    assert sorted(whole_form().names) == sorted(setting_names())
+
+
+def test_an_untouched_form_is_the_default_configuration():
+    form = whole_form()
+    mapping = form.mapping(values_of(form))
+    mapping["adapter"].pop("target_modules")  # none are known before a model is chosen
+
+    assert config_from_mapping(mapping) == config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "d"}})
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"adapter": {"r": 4, "modules_to_save": ["lm_head", "embed_tokens"], "target_modules": ["q_proj"]}},
+        {"run": {"devices": [0, 1], "name": "night"}, "training": {"eval_steps": 5, "learning_rate": 3e-3}},
+        {"dataset": {"column_map": {"output": "answer"}, "max_samples": 10}, "run": {"devices": "cpu"}},
+    ],
+)
+def test_a_configuration_survives_the_way_through_the_form(sections):
+    base = {"model": {"id": "m"}, "dataset": {"source": "d"}}
+    config = config_from_mapping(
+        {**base, **{name: {**base.get(name, {}), **values} for name, values in sections.items()}}
+    )
+    form = whole_form()
+
+    values = form.updates(config.model_dump(mode="json"))
+    mapping = form.mapping(values)
+    if not mapping["adapter"]["target_modules"]:
+        mapping["adapter"]["target_modules"] = "all-linear"
+
+    assert config_from_mapping(mapping) == config
+
+
+def test_a_setting_cannot_stand_on_the_page_twice():
+    form = whole_form()
+
+    with pytest.raises(AssertionError, match="twice"):
+        form.setting("adapter.r")
+
+
+@pytest.mark.parametrize("name", setting_names())
+def test_a_component_takes_label_help_and_default_from_the_field(name):
+    field = field_of(name)
+    component = component_for(name)
+
+    assert component.info == field.description
+    assert component.label.startswith(field.title)
+    if not field.is_required() and name not in ("adapter.target_modules", "dataset.column_map"):
+        assert (component.value or None) == (field.default or None)
+
+
+def test_a_slider_cannot_leave_the_bounds_of_its_field():
+    slider = component_for("adapter.r")
+
+    assert (slider.minimum, slider.maximum) == (1, 1024)
+
+
+def test_the_term_stands_beside_plain_words_only_where_they_differ():
+    assert label_of("adapter.r") == "Rank (r)"
+    assert label_of("training.learning_rate") == "Learning rate"
+
+
+def test_rarely_needed_settings_are_known_as_such():
+    assert is_advanced("adapter.use_dora")
+    assert not is_advanced("adapter.r")
+
+
+def test_the_form_names_settings_in_sections_of_the_configuration():
+    mapping = whole_form().mapping(values_of(whole_form()))
+
+    assert set(mapping) == set(RunConfig.model_fields)

@@ -1,0 +1,119 @@
+"""Values into what people see: figures, errors, lengths and lists, with nothing of a stranger's text as markup."""
+
+import gradio as gr
+import pytest
+
+from engine.errors import ConfigError, EngineError, Problem
+from ui.errors import shown_as_message, shown_in_place, trouble
+from ui.pick import pickable, picked
+from ui.tabs.data import keep_upload
+from ui.views.length_histogram import render_length_histogram
+from ui.views.quantities import count, duration, gib, plural, size
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "shown"),
+    [
+        (gib, 10.6 * 2**30, "10.6"),
+        (gib, 0.471 * 2**30, "0.47"),
+        (size, 98_362_432, "98.4 MB"),
+        (size, 1_200_000_000, "1.2 GB"),
+        (size, 12, "12 bytes"),
+        (count, 4812, "4,812"),
+        (count, 1_620_000, "1.62 M"),
+        (count, 8_030_261_248, "8.03 B"),
+        (duration, 45, "45 s"),
+        (duration, 132, "2 min 12 s"),
+        (duration, 4320, "1 h 12 min"),
+        (duration, 200_000, "2 d 7 h"),
+        (duration, -3, "0 s"),
+    ],
+)
+def test_figures_read_as_people_write_them(function, value, shown):
+    assert function(value) == shown
+
+
+def test_one_row_and_many_rows():
+    assert plural(1, "row") == "1 row"
+    assert plural(4812, "row") == "4,812 rows"
+
+
+def test_all_problems_of_a_configuration_are_listed_in_one_box():
+    box = trouble(ConfigError([Problem("adapter.r", "0 is too small."), Problem("model.id", "it is <empty>.")]))
+
+    assert box.count("<li>") == 2
+    assert "2 settings need your attention" in box
+    assert "&lt;empty&gt;" in box
+
+
+def test_an_error_is_two_sentences_and_never_markup():
+    box = trouble(EngineError("The file <b>x</b> is gone.", "Choose another."))
+
+    assert "&lt;b&gt;x&lt;/b&gt; is gone." in box
+    assert "Choose another." in box
+
+
+def test_an_unexpected_failure_shows_no_traceback():
+    @shown_in_place
+    def handler() -> str:
+        raise ZeroDivisionError("secret/path")
+
+    assert "secret" not in handler()
+    assert "unexpected" in handler()
+
+
+def test_an_engine_error_leaves_the_page_as_it_was():
+    @shown_as_message
+    def handler() -> str:
+        raise EngineError("It is <gone>.", "Try again.")
+
+    with pytest.raises(gr.Error, match="&lt;gone&gt;"):
+        handler()
+
+
+@pytest.mark.parametrize("data", [None, {}, "x", {"pick": None}])
+def test_a_click_beside_the_rows_picks_nothing_dangerous(data):
+    event = gr.EventData(None, data)
+
+    assert picked(event) in ("", "None")
+
+
+def test_an_id_cannot_break_out_of_its_attribute():
+    assert '"><script>' not in pickable('x"><script>')
+
+
+def test_the_histogram_marks_what_the_cut_takes():
+    chart = render_length_histogram([0, 100, 200, 300], [5, 9, 2], max_length=200)
+
+    assert chart.count('class="kept"') == 2
+    assert chart.count('class="cut"') == 1
+    assert "cut at 200" in chart
+    assert "9 rows of 100 to 199 tokens" in chart
+
+
+def test_no_rows_make_no_histogram():
+    assert render_length_histogram([0, 1], [0], 10) == ""
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "-rf", "a b\n.jsonl", "x" * 300 + ".csv", "…", "‮cod.exe"])
+def test_an_upload_gets_a_safe_name_inside_its_folder(tmp_path, name):
+    incoming = tmp_path / "in"
+    incoming.mkdir()
+    uploaded = incoming / name.replace("/", "_")[-200:]
+    uploaded.write_text("{}")
+
+    kept = keep_upload(uploaded, tmp_path / "uploads")
+
+    assert kept.parent == tmp_path / "uploads"
+    assert len(kept.name) <= 130
+    assert not kept.name.startswith(("-", "."))
+    assert kept.read_text() == "{}"
+
+
+def test_a_second_upload_of_the_same_name_does_not_replace_the_first(tmp_path):
+    kept = []
+    for content in ("one", "two"):
+        (tmp_path / "rows.jsonl").write_text(content)
+        kept.append(keep_upload(tmp_path / "rows.jsonl", tmp_path / "uploads"))
+
+    assert [path.read_text() for path in kept] == ["one", "two"]
