@@ -1,0 +1,91 @@
+"""The `loratory` command: everything that the page does, scriptable.
+
+Results go to stdout, with `--json` as one object and nothing else; progress and errors go to stderr. A mistake of the
+person or the machine is two sentences and exit code 1, wrong usage exit code 2; nobody ever sees a traceback.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Protocol
+
+import typer
+
+from engine.errors import EngineError
+
+# Each module registers its commands. They import their rooms when they are called, so that `--help` comes at once.
+COMMAND_MODULES = (
+    "engine.commands.ui",
+    "engine.commands.train",
+    "engine.commands.presets",
+    "engine.commands.models",
+    "engine.commands.data",
+    "engine.commands.estimate",
+    "engine.commands.runs",
+    "engine.commands.chat",
+)
+
+_INTERRUPTED_EXIT_CODE = 130
+
+
+class _CommandModule(Protocol):
+    def register(self, app: typer.Typer) -> None:
+        """Add the module's commands."""
+
+
+def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
+    """Put the commands of all modules together."""
+    app = typer.Typer(
+        name="loratory",
+        help="A laboratory for LoRA: see what a dataset teaches, know what fits, fine-tune, talk to the result.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+    )
+    for name in modules:
+        module: _CommandModule = importlib.import_module(name)
+        module.register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str], modules: Sequence[str] = COMMAND_MODULES) -> int:
+    """Run one command; returns the exit code, and never lets an exception out."""
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(message)s")
+    try:
+        build_app(modules)(args=list(arguments), prog_name="loratory")
+    except SystemExit as wanted:  # Typer has said what was wrong with the usage
+        return wanted.code if isinstance(wanted.code, int) else 1
+    except EngineError as error:
+        # A list of problems stands on lines of its own.
+        _say(f"{error.what.rstrip()}\n{error.fix}" if "\n" in error.what else str(error))
+        return 1
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        return _INTERRUPTED_EXIT_CODE
+    except Exception as error:
+        _say(
+            f"Something unexpected happened ({type(error).__name__}: {str(error)[:200]}). "
+            "Please report it; LORATORY_DEBUG=1 shows where it happened."
+        )
+        if os.environ.get("LORATORY_DEBUG"):
+            traceback.print_exc()
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

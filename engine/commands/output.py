@@ -1,0 +1,151 @@
+"""What commands print: one JSON object on stdout, tables for people, a line of progress on stderr."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, TextIO
+
+from pydantic import BaseModel
+
+from engine.errors import RunError
+
+_BAR_CELLS = 24
+_PLAIN_SECONDS = 10.0
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value and nothing else; numbers that JSON cannot hold become null."""
+    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns that line up; cells that look like figures stand to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if _is_figure(cell) else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def confirm(question: str, *, given: bool) -> None:
+    """Ask before something is lost, unless the answer was given on the command line.
+
+    Raises:
+        RunError: If the person says no, or cannot be asked.
+    """
+    if given:
+        return
+    if not sys.stdin.isatty():
+        raise RunError("Nobody is there to confirm.", "Add --yes.")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise RunError("Nothing was changed.", "Answer y to go on.")
+
+
+def words_of_loss(loss: float | None) -> str:
+    """A loss as people read it."""
+    return "–" if loss is None else f"{loss:.4f}"
+
+
+def words_of_bytes(count: int | None) -> str:
+    """A size as people read it."""
+    if count is None:
+        return "–"
+    power = min(int(math.log(count, 1024)) if count > 0 else 0, len(_UNITS) - 1)
+    return f"{count / 1024**power:.{0 if power == 0 else 1}f} {_UNITS[power]}"
+
+
+def words_of_seconds(seconds: float | None) -> str:
+    """A duration as people read it."""
+    if seconds is None:
+        return "–"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def words_of_time(moment: float | None) -> str:
+    """A moment in local time."""
+    return "–" if not moment else f"{datetime.fromtimestamp(moment):%Y-%m-%d %H:%M}"
+
+
+class ProgressLine:
+    """One line that is written over and over on a terminal; elsewhere a line now and then, so that logs stay short.
+
+    Args:
+        stream: Where to.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._is_terminal = self._stream.isatty()
+        self._shown = ""
+        self._last_written = -math.inf
+
+    def show(self, text: str, share: float | None = None) -> None:
+        """Show how far it is.
+
+        Args:
+            text: What is being done.
+            share: 0 to 1 where it is known; drawn as a bar.
+        """
+        line = text if share is None else f"{_bar(share)} {text}"
+        if line == self._shown:
+            return
+        now = self._clock()
+        if self._is_terminal:
+            self._stream.write("\r" + line.ljust(len(self._shown)))
+        elif now - self._last_written >= _PLAIN_SECONDS:
+            self._stream.write(line + "\n")
+            self._last_written = now
+        else:
+            return
+        self._shown = line
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """Leave a line that stays."""
+        self.clear()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Make room for other output."""
+        if self._is_terminal and self._shown:
+            self._stream.write("\r" + " " * len(self._shown) + "\r")
+            self._stream.flush()
+        self._shown = ""
+
+
+def _bar(share: float) -> str:
+    filled = round(max(0.0, min(share, 1.0)) * _BAR_CELLS)
+    return f"{'█' * filled}{'·' * (_BAR_CELLS - filled)} {share:4.0%}"
+
+
+def _is_figure(cell: str) -> bool:
+    return cell[:1].isdigit() or cell == "–"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="python"))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,199 @@
+"""`loratory train`: start a run, follow it to its end, print what came out."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.commands.output import (
+    ProgressLine,
+    print_json,
+    words_of_bytes,
+    words_of_loss,
+    words_of_seconds,
+)
+from engine.errors import RunError
+from engine.paths import LoratoryHome, local_owner
+
+if TYPE_CHECKING:
+    from engine.runs.history import RunHistory
+    from engine.runs.run import Run
+    from engine.runs.summary import RunSummary
+    from engine.runs.supervisor import SupervisorSettings
+
+_LOOK_SECONDS = 0.25
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `loratory` program."""
+    app.command("train")(train)
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, a preset's name, or a run's id.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Names this request: the same key never starts a second run.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+) -> None:
+    """Train, with progress on stderr. The run goes on when this command is killed; Ctrl+C saves and stops it."""
+    from engine.commands.configs import load_config_argument
+    from engine.inspector.session import Inspector
+    from engine.runs.launch import Launcher
+    from engine.runs.preflight import Preflight
+    from engine.runs.store import RunStore
+
+    home = LoratoryHome.from_environment()
+    run_config = load_config_argument(config, tuple(overrides or ()), home)
+    store = RunStore(home, local_owner())
+    line = ProgressLine()
+    inspector = Inspector(home)
+    try:
+        launcher = Launcher(store, Preflight(home, inspector))
+        run = launcher.start(run_config, key, on_progress=line.show)
+    finally:
+        inspector.close()
+        line.clear()
+    line.say(f"Run {run.id}")
+    summary = follow_to_the_end(home, run, line)
+    report(run, summary, as_json=as_json)
+
+
+def follow_to_the_end(
+    home: LoratoryHome, run: "Run", line: ProgressLine, settings: "SupervisorSettings | None" = None
+) -> "RunSummary":
+    """Show a run's progress until it has ended, supervising it where no server does.
+
+    The first Ctrl+C asks the run to save and stop, the second leaves it alone.
+
+    Raises:
+        KeyboardInterrupt: At the second Ctrl+C; the run goes on, and a server or the next command finds it.
+    """
+    from engine.runs.history import HistoryReader
+    from engine.runs.summary import summarize
+    from engine.runs.supervisor import Supervisor
+
+    supervisor = Supervisor(home, settings)
+    if supervisor.start() == "standing_by":
+        line.say("A running Loratory server executes it; it goes on without this command.")
+    reader = HistoryReader(run.folder.events)
+    said = time.time()
+    try:
+        with _interrupt_asks_to_stop(run, line):
+            while True:
+                state = run.folder.read_state()
+                history = reader.update()
+                for message in history.messages:
+                    if message.time > said and message.kind == "warning":
+                        line.say(f"Warning: {message.text}")
+                    said = max(said, message.time)
+                if state.is_final:
+                    break
+                _show(line, state.state, state.cause, history)
+                time.sleep(_LOOK_SECONDS)
+    finally:
+        line.clear()
+        supervisor.stop()
+    return summarize(run)
+
+
+def report(run: "Run", summary: "RunSummary", *, as_json: bool) -> None:
+    """Print what came out.
+
+    Raises:
+        RunError: If the run failed or was interrupted, after the figures were printed.
+    """
+    if as_json:
+        print_json(result_json(run, summary))
+    elif summary.state in ("completed", "stopped"):
+        print(_result_text(run, summary))
+    if summary.state not in ("completed", "stopped"):
+        raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or f"See {run.folder.log.name}.")
+
+
+def result_json(run: "Run", summary: "RunSummary") -> dict[str, Any]:
+    """The JSON object of the command."""
+    return {
+        "run_id": run.id,
+        "directory": str(run.folder.path),
+        "status": summary.state,
+        "cause": summary.cause,
+        "advice": summary.advice,
+        "steps": summary.steps,
+        "total_steps": summary.total_steps,
+        "final_loss": summary.final_loss,
+        "base_eval_loss": summary.base_eval_loss,
+        "eval_loss": summary.eval_loss,
+        "best_eval_loss": summary.best_eval_loss,
+        "best_step": summary.best_step,
+        "tokens_per_second": summary.tokens_per_second,
+        "peak_memory_bytes": summary.peak_memory_bytes,
+        "predicted_bytes": summary.predicted_bytes,
+        "seconds": summary.seconds,
+    }
+
+
+def _result_text(run: "Run", summary: "RunSummary") -> str:
+    losses = words_of_loss(summary.eval_loss)
+    if summary.base_eval_loss and summary.eval_loss:
+        change = summary.eval_loss / summary.base_eval_loss - 1
+        losses += f" ({change:+.0%} against {words_of_loss(summary.base_eval_loss)} of the base)"
+    speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
+    lines = [
+        f"{summary.state.capitalize()} after {summary.steps:,} steps in {words_of_seconds(summary.seconds)}.",
+        f"  loss            {words_of_loss(summary.final_loss)}",
+        f"  held-out loss   {losses}",
+        f"  speed           {speed}",
+        f"  peak memory     {words_of_bytes(summary.peak_memory_bytes)}",
+        f"  saved in        {run.folder.path}",
+    ]
+    if summary.cause:
+        lines.insert(1, f"  {summary.cause} {summary.advice}".rstrip())
+    if summary.state == "completed":
+        lines.append(f"Talk to it: loratory chat {run.id}")
+    return "\n".join(lines)
+
+
+def _show(line: ProgressLine, state: str, cause: str, history: "RunHistory") -> None:
+    total, step = history.total_steps, history.last_step
+    if cause:
+        line.show(cause)
+    elif state == "queued":
+        line.show("Waits for its turn.")
+    elif step == 0 or not total:
+        message = history.status.message if history.status is not None else ""
+        line.show(message or "Starting the worker.")
+    else:
+        from engine.runs.pace import seconds_left
+
+        parts = [f"step {step:,} of {total:,}", f"loss {words_of_loss(history.steps.last('loss'))}"]
+        if history.tuned_evals:
+            parts.append(f"held out {words_of_loss(history.tuned_evals[-1].eval_loss)}")
+        left = seconds_left(history)
+        if left is not None:
+            parts.append(f"{words_of_seconds(left)} left")
+        line.show(" · ".join(parts), step / total)
+
+
+@contextlib.contextmanager
+def _interrupt_asks_to_stop(run: "Run", line: ProgressLine) -> Iterator[None]:
+    from engine.runs.control import request_stop
+
+    def ask(_number: int, _frame: object) -> None:
+        if run.folder.stop_request.exists():
+            raise KeyboardInterrupt
+        with contextlib.suppress(RunError):  # it has just ended by itself
+            request_stop(run)
+        line.say("Saving and stopping. Press Ctrl+C again to leave it alone meanwhile.")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

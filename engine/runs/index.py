@@ -1,0 +1,138 @@
+"""The rows of all runs, quickly: what has ended is remembered, what lives is followed, nothing is read twice."""
+
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import StorageError
+from engine.files import write_atomically
+from engine.runs.history import HistoryReader
+from engine.runs.run import FINAL_STATES, Run
+from engine.runs.store import RunStore, folder_size_bytes
+from engine.runs.summary import RunSummary, summarize
+
+_INDEX_VERSION = 1
+
+
+class Stamp(NamedTuple):
+    """What the files of a run looked like when its row was drawn up; the same stamp means the same row."""
+
+    state_modified: int  # nanoseconds
+    notes_modified: int
+    events_bytes: int
+
+
+class _Remembered(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    stamp: Stamp
+    summary: RunSummary
+
+
+class _IndexFile(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    version: int
+    runs: dict[str, _Remembered]
+
+
+class RunIndex:
+    """Rows of the runs of one owner; one for a server, shared by all its pages.
+
+    The rows of ended runs are kept in the home's cache, which may be deleted at any time.
+
+    Args:
+        store: Whose runs.
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._path = store.home.cache / "runs" / f"{store.owner}.json"
+        self._reading = threading.Lock()  # guards everything below: several pages may ask at once
+        self._remembered: dict[str, _Remembered] | None = None  # None until the cache was read
+        self._followed: dict[str, HistoryReader] = {}  # of runs that have not ended
+        self._sizes: dict[str, tuple[int, int]] = {}  # of the same: checkpoints when it was measured, bytes
+
+    def summaries(self) -> list[RunSummary]:
+        """All rows, newest first."""
+        with self._reading:
+            if self._remembered is None:
+                self._remembered = self._read_cache()
+            remembered = self._remembered
+            runs = self._store.list()
+            rows = []
+            has_news = False
+            for run in runs:
+                stamp = _stamp_of(run)
+                known = remembered.get(run.id)
+                if known is not None and known.stamp == stamp:
+                    rows.append(known.summary)
+                    continue
+                summary = self._draw_up(run)
+                rows.append(summary)
+                if summary.state in FINAL_STATES:
+                    remembered[run.id] = _Remembered(stamp=stamp, summary=summary)
+                    has_news = True
+            if has_news or len(remembered) > len(runs):
+                self._write_cache({run.id for run in runs})
+            return rows
+
+    def summary(self, run: Run) -> RunSummary:
+        """The row of one run, from what is remembered where that still holds."""
+        with self._reading:
+            if self._remembered is None:
+                self._remembered = self._read_cache()
+            known = self._remembered.get(run.id)
+            return known.summary if known is not None and known.stamp == _stamp_of(run) else self._draw_up(run)
+
+    def _draw_up(self, run: Run) -> RunSummary:
+        reader = self._followed.setdefault(run.id, HistoryReader(run.folder.events))
+        history = reader.update()
+        checkpoints = len(history.checkpoints)
+        measured = self._sizes.get(run.id)
+        if measured is None or measured[0] != checkpoints:
+            measured = (checkpoints, folder_size_bytes(run.folder.path))
+            self._sizes[run.id] = measured
+        summary = summarize(run, history, measured[1])
+        if summary.state in FINAL_STATES:
+            summary = summary.model_copy(update={"size_bytes": folder_size_bytes(run.folder.path)})
+            self._followed.pop(run.id, None)
+            self._sizes.pop(run.id, None)
+        return summary
+
+    def _read_cache(self) -> dict[str, _Remembered]:
+        try:
+            index = _IndexFile.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return {}
+        return index.runs if index.version == _INDEX_VERSION else {}
+
+    def _write_cache(self, existing: set[str]) -> None:
+        assert self._remembered is not None
+        self._remembered = {run_id: known for run_id, known in self._remembered.items() if run_id in existing}
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self._path, _IndexFile(version=_INDEX_VERSION, runs=self._remembered).model_dump_json())
+        except (OSError, StorageError):
+            return  # a cache that cannot be written costs time, not truth
+
+
+def _stamp_of(run: Run) -> Stamp:
+    folder = run.folder
+    return Stamp(_modified(folder.state), _modified(folder.notes), _size(folder.events))
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
