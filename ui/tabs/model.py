@@ -39,7 +39,7 @@ class ModelTab:
             self.search = gr.Textbox(
                 label="Search",
                 placeholder="qwen, 8b, apache …",
-                info="Filters the catalogue as you type. Enter searches the Hugging Face Hub.",
+                info="Filters as you type; Enter searches the Hub.",
                 scale=3,
                 elem_id="model-search",
             )
