@@ -59,6 +59,6 @@ def _short_count(parameters: int | None) -> str:
     """As model names say it: 135M, 1.7B, 70.6B."""
     if parameters is None:
         return ""
-    if parameters < 1_000_000_000:
+    if parameters < 999_500_000:
         return f"{parameters / 1e6:.0f}M"
     return f"{parameters / 1e9:.1f}B"

