@@ -44,6 +44,7 @@ class LoadPlan(Value):
     model: ModelConfig  # the base, in the precision that was asked for
     tuned: PlannedWeights | None = None
     second: PlannedWeights | None = None
+    notes: tuple[str, ...] = ()  # what a person should know about this combination
 
     @property
     def trained(self) -> dict[Branch, PlannedWeights]:
@@ -92,12 +93,19 @@ def plan_load(target: ChatTarget) -> LoadPlan:
             f"{_shown(second.model)}.",
             "Compare two runs on the same model.",
         )
-    if target.quantization is not None:
+    notes = []
+    if target.quantization is not None and target.quantization != model.quantization:
+        if tuned is not None:
+            notes.append(
+                f"{tuned.weights.name} was trained with quantization {model.quantization} and is loaded with "
+                f"{target.quantization}: answers may differ."
+            )
         model = model.model_copy(update={"quantization": target.quantization})
     return LoadPlan(
         model=model,
         tuned=tuned.weights if tuned is not None else None,
         second=second.weights if second is not None else None,
+        notes=tuple(notes),
     )
 
 

@@ -1,0 +1,213 @@
+"""Answers are those of transformers' own `generate`, one token a turn, and end for the right reason."""
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.chat.adapter import AdaptedBase
+from engine.chat.answer import Answer, AnswerRules
+from engine.chat.contract import ChatChunk
+from engine.chat.target import PlannedWeights
+from engine.chat.weights import BranchWeights
+from engine.config.sampling import SamplingConfig
+from engine.errors import ModelError
+from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+
+PROMPT = tuple(range(4, 40))
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=24)
+NEVER = frozenset({-1})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_folder):
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def lora_folder(tiny_model_folder, tmp_path_factory):
+    return make_adapter(tiny_model_folder, tmp_path_factory.mktemp("answer") / "lora", lora())
+
+
+@pytest.fixture(scope="module")
+def prefix_folder(tiny_model_folder, tmp_path_factory):
+    return make_adapter(tiny_model_folder, tmp_path_factory.mktemp("answer") / "prefix", prefix_tuning())
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model_folder) -> BranchWeights:
+    return BranchWeights(AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny"))
+
+
+@pytest.fixture(scope="module")
+def both(tiny_model_folder, lora_folder) -> dict[str, BranchWeights]:
+    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
+    plan = PlannedWeights(folder=lora_folder, name="lora", method="lora")
+    return {"base": BranchWeights(holder), "tuned": BranchWeights(holder, holder.attach(plan, "tuned"))}
+
+
+def rules(sampling=GREEDY, prompt=PROMPT, end_ids=NEVER, context_length=512) -> AnswerRules:
+    return AnswerRules(prompt, end_ids, sampling, context_length)
+
+
+def finish(answer: Answer) -> list[ChatChunk]:
+    chunks = []
+    while not answer.done:
+        chunk = answer.advance()
+        if chunk is not None:
+            chunks.append(chunk)
+    return chunks
+
+
+def tokens_of(answer: Answer) -> list[int]:
+    finish(answer)
+    return answer._ids[0, len(answer._rules.prompt_ids) :].tolist()
+
+
+def generate(model, **settings) -> list[int]:
+    ids = torch.tensor([PROMPT])
+    model.generation_config.eos_token_id = None
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=3, **settings)
+    return out[0, len(PROMPT) :].tolist()
+
+
+def test_greedy_answers_are_those_of_generate(base, both, tokenizer, tiny_model_folder, lora_folder):
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval()
+    expected_base = generate(plain, do_sample=False, max_new_tokens=24)
+    expected_tuned = generate(PeftModel.from_pretrained(plain, lora_folder).eval(), do_sample=False, max_new_tokens=24)
+    assert expected_base != expected_tuned
+    assert len(set(expected_base)) > 12  # wanders, so that a wrong token would show
+
+    assert tokens_of(Answer("base", both["base"], rules(), tokenizer)) == expected_base
+    assert tokens_of(Answer("tuned", both["tuned"], rules(), tokenizer)) == expected_tuned
+
+
+def test_a_repetition_penalty_is_that_of_generate(base, tokenizer):
+    penalized = SamplingConfig(temperature=0, repetition_penalty=1.5, max_new_tokens=24)
+
+    tokens = tokens_of(Answer("base", base, rules(penalized), tokenizer))
+
+    assert tokens == generate(base.holder.model, do_sample=False, repetition_penalty=1.5, max_new_tokens=24)
+    assert tokens != tokens_of(Answer("base", base, rules(), tokenizer))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_drawn_answers_are_those_of_generate_with_the_same_seed(base, tokenizer, seed):
+    values = {"temperature": 0.9, "top_k": 50, "top_p": 0.8, "repetition_penalty": 1.1, "max_new_tokens": 24}
+    torch.manual_seed(seed)
+    expected = generate(base.holder.model, do_sample=True, **values)
+
+    assert tokens_of(Answer("base", base, rules(SamplingConfig(seed=seed, **values)), tokenizer)) == expected
+
+
+def test_without_a_seed_each_answer_is_drawn_anew(base, tokenizer):
+    spread = SamplingConfig(temperature=2.0, top_p=1.0, max_new_tokens=24)
+
+    drawn = {tuple(tokens_of(Answer("base", base, rules(spread), tokenizer))) for _ in range(4)}
+
+    assert len(drawn) > 1
+
+
+def test_prefix_tuning_answers_as_it_was_trained(tiny_model_folder, prefix_folder, tokenizer):
+    """The reference is PEFT's forward pass over the whole sequence, which is what training runs."""
+    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
+    adapter = holder.attach(PlannedWeights(folder=prefix_folder, name="prefix", method="prefix_tuning"), "tuned")
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_folder), prefix_folder).eval()
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        for _ in range(24):
+            logits = peft(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    expected = ids[0, len(PROMPT) :].tolist()
+
+    assert tokens_of(Answer("tuned", BranchWeights(holder, adapter), rules(), tokenizer)) == expected
+    assert tokens_of(Answer("base", BranchWeights(holder), rules(), tokenizer)) != expected
+
+
+def test_answers_that_take_turns_are_the_same_as_alone(both, tokenizer):
+    alone = {branch: tokens_of(Answer(branch, weights, rules(), tokenizer)) for branch, weights in both.items()}
+    beside = {branch: Answer(branch, weights, rules(), tokenizer) for branch, weights in both.items()}
+
+    while not all(answer.done for answer in beside.values()):
+        for answer in beside.values():
+            answer.advance()
+
+    for branch, answer in beside.items():
+        assert answer._ids[0, len(PROMPT) :].tolist() == alone[branch]
+
+
+def test_a_long_prompt_is_read_in_pieces_and_answered_the_same(base, tokenizer, monkeypatch):
+    expected = tokens_of(Answer("base", base, rules(), tokenizer))
+    monkeypatch.setattr("engine.chat.answer.PROMPT_PIECE_TOKENS", 10)
+    answer = Answer("base", base, rules(), tokenizer)
+
+    assert [answer.advance() for _ in range(3)] == [None, None, None]
+    assert tokens_of(answer) == expected
+
+
+def test_an_architecture_without_a_cache_is_answered_too(base, tokenizer, monkeypatch):
+    expected = tokens_of(Answer("base", base, rules(), tokenizer))
+    monkeypatch.setattr(BranchWeights, "new_cache", lambda self: None)
+
+    assert tokens_of(Answer("base", base, rules(), tokenizer)) == expected
+
+
+def test_an_answer_ends_at_its_end_token_which_is_neither_counted_nor_shown(base, tokenizer):
+    tokens = tokens_of(Answer("base", base, rules(), tokenizer))
+    end = tokens[5]
+    before = tokens[: tokens.index(end)]
+
+    chunks = finish(Answer("base", base, rules(end_ids=frozenset({end})), tokenizer))
+
+    assert chunks[-1].finish_reason == "eos"
+    assert chunks[-1].tokens == len(before)
+    assert "".join(chunk.text for chunk in chunks) == tokenizer.decode(before, skip_special_tokens=True)
+
+
+def test_an_answer_ends_at_its_longest(base, tokenizer):
+    chunks = finish(Answer("base", base, rules(), tokenizer))
+
+    assert chunks[-1].finish_reason == "length"
+    assert chunks[-1].tokens == 24
+    assert [chunk.done for chunk in chunks] == [False] * 23 + [True]
+
+
+def test_an_answer_ends_where_the_context_does(base, tokenizer):
+    chunks = finish(Answer("base", base, rules(context_length=len(PROMPT) + 3), tokenizer))
+
+    assert chunks[-1].finish_reason == "context"
+    assert chunks[-1].tokens == 3
+
+
+def test_a_prompt_that_fills_the_context_is_refused(base, tokenizer):
+    with pytest.raises(ModelError, match=r"takes 36 tokens, and tiny holds 36\. Start a new conversation"):
+        Answer("base", base, rules(context_length=len(PROMPT)), tokenizer)
+
+
+def test_virtual_tokens_take_room_in_the_context(tiny_model_folder, prefix_folder, tokenizer):
+    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
+    adapter = holder.attach(PlannedWeights(folder=prefix_folder, name="prefix", method="prefix_tuning"), "tuned")
+
+    with pytest.raises(ModelError, match="takes 41 tokens, and tiny holds 40"):
+        Answer("tuned", BranchWeights(holder, adapter), rules(context_length=len(PROMPT) + 4), tokenizer)
+
+
+def test_a_stopped_answer_keeps_what_it_has(base, tokenizer):
+    answer = Answer("base", base, rules(), tokenizer)
+    for _ in range(4):
+        answer.advance()
+
+    last = answer.stop()
+
+    assert answer.done
+    assert (last.finish_reason, last.tokens, last.done) == ("stopped", 4, True)
+
+
+def test_speed_counts_from_the_first_token(base, tokenizer):
+    chunks = finish(Answer("base", base, rules(), tokenizer))
+
+    assert chunks[0].tokens_per_second == 0
+    assert chunks[0].first_token_seconds > 0
+    assert all(chunk.tokens_per_second > 0 for chunk in chunks[1:])
+    assert len({chunk.first_token_seconds for chunk in chunks}) == 1

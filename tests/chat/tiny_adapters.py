@@ -1,0 +1,48 @@
+"""Adapters of every method on the tiny model, with weights that are random and not zero."""
+
+from pathlib import Path
+
+
+def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1) -> Path:
+    """Save an adapter whose every trained tensor is random, as it might be after training.
+
+    Args:
+        base: Folder of the model.
+        folder: Created; takes the adapter.
+        config: A PEFT configuration.
+    """
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(seed)
+    peft = get_peft_model(model, config)
+    for parameter in peft.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.3
+    peft.peft_config["default"].base_model_name_or_path = str(base)
+    peft.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def lora(**values: object):
+    """A LoRA configuration on two kinds of layers."""
+    from peft import LoraConfig
+
+    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **values})
+
+
+def ia3():
+    """An IA3 configuration."""
+    from peft import IA3Config
+
+    return IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+
+
+def prefix_tuning(num_virtual_tokens: int = 5):
+    """A prefix tuning configuration."""
+    from peft import PrefixTuningConfig
+
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
