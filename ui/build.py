@@ -7,6 +7,7 @@ import gradio as gr
 
 from engine.errors import EngineError
 from engine.memory.advice import Advice, advise
+from engine.runs.run import LIVE_STATES
 from ui.draft import Draft, model_of
 from ui.errors import shown_as_message
 from ui.fit import FitTable
@@ -24,6 +25,7 @@ from ui.views.advice import render_advice
 from ui.views.header import render_header
 from ui.views.side_panel import render_side_panel
 
+_COUNTED_RUNS = 200  # of the newest; whatever waits or works is among them
 _TABS_WITH_PANEL = ("model", "data", "method", "train")
 
 
@@ -114,8 +116,8 @@ def _render_advice(draft: Draft) -> str:
 
 def _header(services: Services) -> str:
     device = max(services.devices(), key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
-    states = [run.read_state().state for run in services.runs.list()]
-    running = sum(state in ("starting", "running", "stopping") for state in states)
+    states = [run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]]
+    running = sum(state in LIVE_STATES for state in states)
     return render_header(device, running, sum(state == "queued" for state in states))
 
 

@@ -4,7 +4,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
 import gradio as gr
-from gradio.components.base import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -40,22 +39,26 @@ def is_advanced(name: str) -> bool:
     return isinstance(extra, dict) and bool(extra.get("advanced"))
 
 
-def component_for(name: str, **presentation: Any) -> Component:
+def component_for(name: str, **presentation: Any) -> Any:
     """Build the component of one setting; label, help, bounds and default come from its Field.
 
     Args:
         name: Dotted name, such as `training.learning_rate`.
         presentation: What only the page decides: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
     """
-    field = field_of(name)
+    return component_of_field(field_of(name), **{"label": label_of(name), **presentation})
+
+
+def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
+    """Build the component of any described field, such as one of `SamplingConfig`."""
     default = None if field.is_required() else field.default
-    shared: dict[str, Any] = {"label": label_of(name), "info": field.description, **presentation}
+    shared: dict[str, Any] = {"label": field.title, "info": field.description, **presentation}
     kind = _plain_type(field.annotation)
     lower, upper = _bounds(field)
     if get_origin(kind) is Literal:
         choices = [str(value) for value in get_args(kind)]
-        control = gr.Radio if len(choices) <= 4 else gr.Dropdown
-        return control(**{"choices": choices, "value": default, **shared})
+        shared = {"choices": choices, "value": default, **shared}
+        return gr.Radio(**shared) if len(choices) <= 4 else gr.Dropdown(**shared)
     if kind is bool:
         return gr.Checkbox(**{"value": default, **shared})
     if kind in (int, float):
@@ -77,7 +80,8 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def _bounds(field: FieldInfo) -> tuple[float | None, float | None]:
-    lower = upper = None
+    lower: Any = None
+    upper: Any = None
     for constraint in field.metadata:
         if isinstance(constraint, annotated_types.Ge):
             lower = constraint.ge
@@ -87,4 +91,4 @@ def _bounds(field: FieldInfo) -> tuple[float | None, float | None]:
             upper = constraint.le
         elif isinstance(constraint, annotated_types.Lt):
             upper = constraint.lt
-    return lower, upper  # type: ignore[return-value]
+    return lower, upper

@@ -7,6 +7,7 @@ from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.launch import Launcher
+from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
 from ui.build import build_app
@@ -33,7 +34,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         inspector=inspector,
         shapes=KnownShapes(inspector),
         runs=runs,
-        launcher=Launcher(runs, inspector),
+        launcher=Launcher(runs, Preflight(home, inspector)),
         chat=chat,
         checks=DatasetChecks(inspector),
     )

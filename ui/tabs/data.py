@@ -118,13 +118,12 @@ class DataTab:
         """Connect the events."""
         page, form = self._page, self._page.form
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for trigger, source in (
-            (self.samples.click, self._pick_sample),
-            (self.own.submit, self._take_path),
-            (self.upload.upload, self._take_upload),
+        values = form.components
+        for chosen in (
+            self.samples.click(shown_as_message(self._pick_sample), values, self._change, **quiet),
+            self.own.submit(shown_as_message(self._take_path), [self.own, *values], self._change, **quiet),
+            self.upload.upload(shown_as_message(self._take_upload), [self.upload, *values], self._change, **quiet),
         ):
-            inputs = [] if trigger == self.samples.click else [self.own if trigger == self.own.submit else self.upload]
-            chosen = trigger(shown_as_message(source), [*inputs, *form.components], self._change, **quiet)
             self.open_after(page.fill_after(chosen, self._change))
         for name in ("format", "train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
             component = form[f"dataset.{name}"]
