@@ -127,7 +127,9 @@ class DataTab:
             self.open_after(page.fill_after(chosen, self._change))
         for name in ("format", "train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
             component = form[f"dataset.{name}"]
-            self.open_after(getattr(component, "submit", component.input)(lambda: None, None, None, **quiet))
+            # A box is read when Enter is pressed, not at each letter: opening a dataset is more than a redraw.
+            settled: Any = component.submit if hasattr(component, "submit") else component.input
+            self.open_after(settled(lambda: None, None, None, **quiet))
         for role in self.roles:
             mapped = role.input(
                 self._map_columns, [form["dataset.format"], *self.roles], form["dataset.column_map"], **quiet
