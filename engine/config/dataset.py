@@ -1,6 +1,8 @@
 """What the model learns from, and which part of it counts."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from engine.config.section import Section, setting
 
@@ -33,6 +35,14 @@ class DatasetConfig(Section):
         {},
         label="Column mapping",
         help="Names of your columns for the roles of the format, such as output: answer.",
+    )
+    mix: dict[str, Annotated[float, Field(gt=0, le=100)]] = setting(
+        {},
+        label="Mixed with",
+        help="More datasets beside the first, each with a weight: 1 trains on all of its rows once, 0.5 on half of them, "
+        "2 on each of them twice.",
+        advanced=True,
+        max_length=20,
     )
     eval_fraction: float = setting(
         0.1,

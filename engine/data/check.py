@@ -1,138 +1,80 @@
 """One pass over every row, counted: what is kept, what is left out and why, how long it is, what repeats."""
 
+import hashlib
+import json
 import time
-from collections import Counter
 from collections.abc import Callable, Generator
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from engine.config.dataset import DatasetConfig
-from engine.data.examine import DatasetReader, Examined, Rendered
-from engine.data.problems import RowProblem, shortened
-from engine.data.report import CheckProgress, DatasetReport
-from engine.data.split import draw_sample, draw_split
+from engine.data.examine import DatasetReader, Examined, Renderer
+from engine.data.report import REPORT_VERSION, CheckProgress, DatasetReport, SourceReport
+from engine.data.source import SourceOptions
+from engine.data.split import draw_split
 from engine.data.statistics import length_statistics
-from engine.errors import DatasetError
+from engine.data.tally import MAX_LISTED, Tally
+from engine.data.template import tokenizer_fingerprint
+from engine.errors import DatasetError, StorageError
+from engine.files import write_atomically
 
-MAX_LISTED = 1000
 _PROGRESS_SECONDS = 0.2
+_EXTREME_ROWS = 50
 
-
-class CheckOptions:
-    """How a check is made; filled in with the source layer."""
+Steps = Generator[CheckProgress, None, DatasetReport]
 
 
 def check_steps(
     config: DatasetConfig,
+    options: SourceOptions,
+    *,
     seed: int,
-    rendered: Rendered | None = None,
-    model: str | None = None,
+    renderer: Renderer | None = None,
     on_kept: Callable[[Examined], None] | None = None,
-) -> Generator[CheckProgress, None, DatasetReport]:
-    """Check a dataset, giving the turn away a few times a second.
+) -> Steps:
+    """Check a dataset; yields its progress a few times a second, and closing it stops the check.
+
+    Args:
+        config: The dataset.
+        options: How to open its sources; with a home, a report that was made before is given back at once.
+        seed: Draws the held-out rows.
+        renderer: Counts tokens, where given.
+        on_kept: Gets every row that is kept, in order; the pass is then made whatever the cache holds.
 
     Raises:
         DatasetError: If the source cannot be read, or no row of it can be learned from.
     """
     started = last = time.monotonic()
-    reader = DatasetReader(config, rendered)
-    problems: list[RowProblem] = []
-    notices: list[RowProblem] = []
-    problem_counts: Counter[str] = Counter()
-    notice_counts: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    digests: list[int] = []
-    lengths: list[int] = []
-    length_rows: list[int] = []
-    rows = trained = total = lost = 0
-    kept_rows: list[int] = []
+    reader = DatasetReader(config, options, renderer)
+    cache_file = _cache_file(config, options, reader, seed, renderer)
+    if on_kept is None and (known := _cached(cache_file)) is not None:
+        return known
+    tally = Tally(len(reader.parts))
     for examined in reader.rows():
-        rows += 1
-        record = examined.record
-        if examined.kind is not None:
-            problem_counts[examined.kind] += 1
-            if len(problems) < MAX_LISTED:
-                problems.append(
-                    RowProblem(
-                        row=record.row,
-                        line=record.line,
-                        problem=examined.problem,
-                        kind=examined.kind,
-                        sample=shortened(str(record.value), 80),
-                    )
-                )
-        else:
-            digests.append(examined.digest)
-            kept_rows.append(record.row)
-            if on_kept is not None:
-                on_kept(examined)
-            if examined.rendering is not None:
-                notes.update(examined.rendering.notes)
-                for kind, notice in examined.rendering.notices:
-                    notice_counts[kind] += 1
-                    if len(notices) < MAX_LISTED:
-                        notices.append(
-                            RowProblem(row=record.row, line=record.line, problem=notice, kind=kind, dropped=False)
-                        )
-                for sequence in examined.rendering.rows:
-                    lengths.append(sequence.uncut_tokens)
-                    length_rows.append(record.row)
-                    trained += sequence.trained_tokens
-                    total += len(sequence.input_ids)
-                    lost += sequence.lost_trained_tokens
-        now = time.monotonic()
-        if now - last > _PROGRESS_SECONDS:
+        tally.add(examined)
+        if on_kept is not None and examined.kind is None:
+            on_kept(examined)
+        if tally.rows % 64 == 0 and (now := time.monotonic()) - last > _PROGRESS_SECONDS:
             last = now
-            yield CheckProgress(rows=rows, bytes_read=0, size_bytes=None, tokens=total)
-    if not digests:
-        _raise_nothing_kept(config, rows, problems)
-    seen: set[int] = set()
-    duplicate_rows = []
-    for row, digest in zip(kept_rows, digests, strict=True):
-        if digest in seen:
-            duplicate_rows.append(row)
-        seen.add(digest)
-    sample = draw_sample(len(digests), config.max_samples, seed)
-    split = draw_split([digests[position] for position in sample], config.eval_fraction, seed)
-    counted = rendered is not None
-    statistics = length_statistics(lengths, rendered.options.max_length) if rendered is not None else None
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return DatasetReport(
-        source=config.source,
-        format=reader.detection.format,
-        format_reason=reader.detection.reason,
-        format_sure=reader.detection.sure,
-        columns=reader.columns,
-        column_map=dict(reader.detection.columns),
-        fingerprint="",
-        rows=rows,
-        kept=len(digests),
-        dropped=rows - len(digests),
-        problems=tuple(problems),
-        problem_counts=dict(problem_counts),
-        notices=tuple(notices),
-        notice_counts=dict(notice_counts),
-        notes=tuple(f"{note} ({count:,} rows)" for note, count in notes.items()),
-        duplicates=len(duplicate_rows),
-        duplicate_rows=tuple(duplicate_rows[:MAX_LISTED]),
-        train_rows=len(split.train),
-        held_out_rows=len(split.held_out),
-        model=model,
-        max_length=rendered.options.max_length if rendered is not None else None,
-        train_on=reader.train_on,
-        sequences=len(lengths) if counted else None,
-        token_lengths=statistics,
-        total_tokens=total if counted else None,
-        trained_tokens=trained if counted else None,
-        masked_tokens=total - trained if counted else None,
-        lost_trained_tokens=lost if counted else None,
-        longest_rows=tuple(dict.fromkeys(length_rows[index] for index in reversed(order[-20:]))),
-        shortest_rows=tuple(dict.fromkeys(length_rows[index] for index in order[:20])),
-        seconds=time.monotonic() - started,
-    )
+            yield CheckProgress(
+                rows=tally.rows,
+                bytes_read=reader.bytes_read,
+                size_bytes=reader.size_bytes,
+                tokens=tally.total_tokens,
+            )
+    if not tally.kept:
+        raise _nothing_kept(reader, tally)
+    report = _report(config, reader, tally, seed, renderer, time.monotonic() - started)
+    _remember(cache_file, report)
+    return report
 
 
-def check_dataset(config: DatasetConfig, seed: int, rendered: Rendered | None = None) -> DatasetReport:
+def check_dataset(
+    config: DatasetConfig, options: SourceOptions, *, seed: int = 42, renderer: Renderer | None = None
+) -> DatasetReport:
     """Check a dataset in one go; see `check_steps`."""
-    steps = check_steps(config, seed, rendered)
+    steps = check_steps(config, options, seed=seed, renderer=renderer)
     while True:
         try:
             next(steps)
@@ -141,12 +83,104 @@ def check_dataset(config: DatasetConfig, seed: int, rendered: Rendered | None = 
             return report
 
 
-def _raise_nothing_kept(config: DatasetConfig, rows: int, problems: list[RowProblem]) -> None:
-    if not rows:
-        raise DatasetError(f"{config.source} holds no rows.", "Choose a file with data in it.")
-    first = problems[0]
-    where = f"line {first.line}" if first.line is not None else f"row {first.row}"
-    raise DatasetError(
-        f"None of the {rows:,} rows of {config.source} can be learned from; {where}: {first.problem}.",
-        "Correct the data, or choose another format or column mapping.",
+def _report(
+    config: DatasetConfig, reader: DatasetReader, tally: Tally, seed: int, renderer: Renderer | None, seconds: float
+) -> DatasetReport:
+    duplicates = tally.duplicate_rows()
+    split = draw_split(tally.digests, config, seed, parts=tally.kept_parts, weights=reader.weights)
+    longest, shortest = tally.rows_by_length(_EXTREME_ROWS)
+    counted = renderer is not None
+    detection = reader.detection
+    return DatasetReport(
+        source=config.source,
+        kind=reader.parts[0].source.kind,
+        format=detection.format,
+        format_reason=detection.reason,
+        format_sure=detection.sure,
+        columns=reader.columns,
+        column_map=dict(detection.columns),
+        fingerprint=reader.fingerprint(),
+        parts=tuple(
+            SourceReport(
+                source=part.source.name,
+                kind=part.source.kind,
+                format=part.detection.format,
+                rows=tally.part_rows[number],
+                kept=tally.kept_parts.count(number),
+                weight=reader.weights[number],
+            )
+            for number, part in enumerate(reader.parts)
+        ),
+        rows=tally.rows,
+        kept=tally.kept,
+        dropped=tally.rows - tally.kept,
+        problems=tuple(tally.problems),
+        problem_counts=dict(tally.problem_counts),
+        notices=tuple(tally.notices),
+        notice_counts=dict(tally.notice_counts),
+        notes=(*reader.notes(), *(f"{note} Rows: {count:,}." for note, count in tally.notes.items())),
+        duplicates=len(duplicates),
+        duplicate_rows=tuple(duplicates[:MAX_LISTED]),
+        train_rows=len(split.train),
+        held_out_rows=len(split.held_out),
+        model=renderer.model if renderer is not None else None,
+        max_length=renderer.max_length if renderer is not None else None,
+        train_on=config.train_on,
+        sequences=len(tally.lengths) if counted else None,
+        token_lengths=length_statistics(tally.lengths, renderer.max_length) if renderer is not None else None,
+        total_tokens=tally.total_tokens if counted else None,
+        trained_tokens=tally.trained_tokens if counted else None,
+        masked_tokens=tally.total_tokens - tally.trained_tokens if counted else None,
+        lost_trained_tokens=tally.lost_trained_tokens if counted else None,
+        longest_rows=longest,
+        shortest_rows=shortest,
+        size_bytes=reader.size_bytes,
+        seconds=seconds,
     )
+
+
+def _nothing_kept(reader: DatasetReader, tally: Tally) -> DatasetError:
+    first = tally.problems[0]
+    where = f"line {first.line:,}" if first.line is not None else f"row {first.row:,}"
+    name = reader.parts[0].source.name
+    rows = f"none of the {tally.rows:,} rows" if tally.rows > 1 else "the only row"
+    return DatasetError(
+        f"There is nothing to learn in {name}: {rows} can be used; {where}: {first.problem}.",
+        f"It was read as {reader.detection.format.replace('_', ' ')}. Correct the data, or choose another format, "
+        "column mapping or max_length.",
+    )
+
+
+def _cache_file(
+    config: DatasetConfig, options: SourceOptions, reader: DatasetReader, seed: int, renderer: Renderer | None
+) -> Path | None:
+    if options.cache_folder is None:
+        return None
+    settings = [
+        REPORT_VERSION,
+        reader.fingerprint(),
+        config.model_dump(mode="json"),
+        seed,
+        [renderer.model, renderer.max_length, tokenizer_fingerprint(renderer.tokenizer)] if renderer else None,
+    ]
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return options.cache_folder / f"{key}.report.json"
+
+
+def _cached(cache_file: Path | None) -> DatasetReport | None:
+    if cache_file is None:
+        return None
+    try:
+        return DatasetReport.model_validate_json(cache_file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _remember(cache_file: Path | None, report: DatasetReport) -> None:
+    if cache_file is None:
+        return
+    try:
+        cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(cache_file, report.model_dump_json())
+    except (OSError, StorageError):
+        return  # a cache that cannot be written costs time, nothing else

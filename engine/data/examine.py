@@ -1,87 +1,172 @@
-"""One pass over a dataset: every row read, converted, rendered, and accounted for."""
+"""A dataset with its formats decided: every row read, converted, rendered, and accounted for."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
-from engine.config.dataset import DatasetConfig, TrainOn
-from engine.data.conversation import Example, PlainText
+from engine.config.dataset import DatasetConfig
+from engine.data.conversation import Conversation, Example, PlainText
 from engine.data.convert import Converter
 from engine.data.detect import Detection, detect_format
 from engine.data.problems import ProblemKind, RowProblemError
-from engine.data.source import Record, read_records
+from engine.data.records import Record
+from engine.data.row_source import RowSource, numbered_rows
+from engine.data.source import SourceOptions, open_source
 from engine.data.tokenize import Rendering, RenderOptions, render_conversation
 from engine.data.tokenizer import ChatTokenizer
+from engine.errors import DatasetError
 
 DETECTION_ROWS = 100
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """How rows are rendered: with whose tokenizer, what counts, where the cut is."""
+class Renderer:
+    """How rows become tokens.
+
+    Args:
+        tokenizer: With its frozen template.
+        max_length: Where sequences are cut, in tokens.
+        model: What to call the model in reports.
+        notes: What was settled about the tokenizer, for reports.
+    """
 
     tokenizer: ChatTokenizer
-    options: RenderOptions
+    max_length: int
+    model: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Examined:
-    """One row, kept (`example`, and `rendering` where a tokenizer was given) or left out (`problem`)."""
+    """One row, kept (`example`, and `rendering` where there is a renderer) or left out (`kind` and `problem`)."""
 
     record: Record
+    part: int  # which of the mixed sources it comes from
     example: Example | None = None
     rendering: Rendering | None = None
+    digest: int = 0  # 64 bits of what the row says: equal for exact duplicates
     kind: ProblemKind | None = None
     problem: str = ""
-    digest: int = 0  # 64 bits of what the row says: equal for exact duplicates
 
 
 class DatasetReader:
-    """A dataset with its format decided.
+    """Reads a dataset, or several that are mixed.
 
     Args:
         config: The dataset.
-        rendered: Also renders each row, where given.
+        options: How to open its sources.
+        renderer: Also renders each row, where given.
 
     Raises:
-        DatasetError: If the source cannot be read, or no format fits.
+        DatasetError: If a source cannot be read, holds no rows, or no format fits it.
     """
 
-    def __init__(self, config: DatasetConfig, rendered: Rendered | None = None) -> None:
-        self._config = config
-        self._rendered = rendered
-        self._records = read_records(config)
-        self._head = list(islice(self._records, DETECTION_ROWS))
-        rows = [record.value for record in self._head if isinstance(record.value, dict)]
-        self.columns = tuple(dict.fromkeys(chain.from_iterable(rows)))
-        self.detection: Detection = detect_format(config, rows)
-        self._converter = Converter(self.detection)
+    def __init__(self, config: DatasetConfig, options: SourceOptions, renderer: Renderer | None = None) -> None:
+        self.parts = [DatasetPart(config, options)]
+        for source in config.mix:
+            other = config.model_copy(update={"source": source, "subset": None, "revision": None, "mix": {}})
+            self.parts.append(DatasetPart(other, options))
+        self.weights = (1.0, *config.mix.values())
+        self._train_on = config.train_on
+        self._renderer = renderer
 
     @property
-    def train_on(self) -> TrainOn:
-        return "all" if self.detection.format == "text" else self._config.train_on
+    def detection(self) -> Detection:
+        return self.parts[0].detection
 
-    def rows(self) -> Iterator[Examined]:
-        """Every row, in order."""
-        for record in chain(self._head, self._records):
-            yield self.examine(record)
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Of all parts, in the order in which they are seen."""
+        return tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
 
-    def examine(self, record: Record) -> Examined:
+    @property
+    def total_rows(self) -> int | None:
+        """Rows, once that is known."""
+        totals = [part.source.total_rows for part in self.parts]
+        known = [total for total in totals if total is not None]
+        return sum(known) if len(known) == len(totals) else None
+
+    @property
+    def size_bytes(self) -> int | None:
+        sizes = [part.source.size_bytes for part in self.parts]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(part.source.bytes_read for part in self.parts)
+
+    def notes(self) -> list[str]:
+        """What is worth knowing about the dataset as a whole."""
+        notes = list(self._renderer.notes) if self._renderer is not None else []
+        for part in self.parts:
+            notes.extend(part.source.notes)
+        if any(part.detection.format == "text" for part in self.parts) and self._train_on != "all":
+            notes.append("Plain text has no assistant's part, so all of it is learned.")
+        return notes
+
+    def fingerprint(self) -> str:
+        """Changes when the content of any source does, as far as a quick look tells."""
+        prints = [part.source.fingerprint() for part in self.parts]
+        return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
+
+    def rows(self, first_row: int = 0) -> Iterator[Examined]:
+        """Rows from `first_row` on, numbered through all parts."""
+        for part, record in self.records(first_row):
+            yield self.examine(record, part)
+
+    def records(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
+        """The same as they stand in their files, each with the number of its part."""
+        return numbered_rows([part.source for part in self.parts], first_row)
+
+    def examine(self, record: Record, part: int = 0) -> Examined:
         """Convert and render one row."""
+        if record.value is None:
+            return Examined(record, part, kind=record.kind, problem=record.problem)
         try:
-            if not isinstance(record.value, dict):
-                raise RowProblemError("not_an_object", "the row is not an object with columns")
-            example = self._converter.convert(record.value)
+            example = self.parts[part].converter.convert(record.value)
             digest = digest_of(example)
             rendering = None
-            if self._rendered is not None:
-                rendering = render_conversation(record.row, example, self._rendered.tokenizer, self._rendered.options)
+            if self._renderer is not None:
+                options = RenderOptions(self._renderer.max_length, self._train_on)
+                rendering = render_conversation(record.row, example, self._renderer.tokenizer, options)
         except RowProblemError as problem:
-            return Examined(record, kind=problem.kind, problem=problem.problem)
-        return Examined(record, example, rendering, digest=digest)
+            return Examined(record, part, kind=problem.kind, problem=problem.problem)
+        return Examined(record, part, example, rendering, digest)
+
+
+class DatasetPart:
+    """One source with its format.
+
+    Raises:
+        DatasetError: If it cannot be read, holds no rows, or no format fits it.
+    """
+
+    def __init__(self, config: DatasetConfig, options: SourceOptions) -> None:
+        self.source: RowSource = open_source(config, options)
+        head = list(islice(self.source.records(), DETECTION_ROWS))
+        if not head:
+            what = "names columns and holds no rows" if self.source.columns else "holds no rows"
+            raise DatasetError(f"{self.source.name} {what}.", "Choose a dataset with rows in it.")
+        rows: list[Mapping[str, Any]] = [record.value for record in head if record.value is not None]
+        if not rows:
+            first = head[0]
+            where = f"line {first.line:,}" if first.line is not None else f"row {first.row:,}"
+            raise DatasetError(
+                f"None of the first {len(head):,} rows of {self.source.name} can be read; {where}: {first.problem}.",
+                f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
+            )
+        self.columns = _printable(self.source.columns or tuple(dict.fromkeys(name for row in rows for name in row)))
+        self.detection: Detection = detect_format(config, rows)
+        self.converter = Converter(self.detection)
+
+
+def _printable(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 
 def digest_of(example: Example) -> int:
@@ -90,9 +175,18 @@ def digest_of(example: Example) -> int:
     Raises:
         RowProblemError: If its text cannot be written as UTF-8.
     """
-    said: Any = example.content if isinstance(example, PlainText) else asdict(example)
     try:
-        data = said.encode() if isinstance(said, str) else json.dumps(said, ensure_ascii=False).encode()
+        data = _canonical(example).encode()
     except UnicodeEncodeError as error:
         raise RowProblemError("bad_text", "its text holds half of a character (a lone surrogate)") from error
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def _canonical(example: Example) -> str:
+    if isinstance(example, PlainText):
+        return example.content
+    assert isinstance(example, Conversation)
+    if not example.tools and all(not m.tool_calls and m.role != "tool" and not m.reasoning for m in example.messages):
+        # The common case, without building a dictionary for every turn.
+        return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
+    return json.dumps(asdict(example), ensure_ascii=False, sort_keys=True, default=str)

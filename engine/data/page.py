@@ -1,6 +1,6 @@
 """A page of rows as a person reads them: as conversation, and as the tokens that training will see."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine.data.conversation import Conversation, Example, PlainText
 from engine.data.detect import Format
@@ -9,6 +9,15 @@ from engine.data.tokenize import IGNORED_LABEL, RenderedRow
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class PageRequest(_Part):
+    """Which rows to show."""
+
+    first_row: int = Field(0, ge=0)
+    count: int = Field(10, ge=1, le=200)
+    search: str = Field("", max_length=1000)  # only rows that hold this text, in any case
+    rows: tuple[int, ...] | None = Field(None, max_length=200)  # exactly these instead, in this order
 
 
 class TokenSpan(_Part):
@@ -47,7 +56,9 @@ class DatasetPage(_Part):
 
     rows: tuple[PageRow, ...]
     first_row: int
+    next_row: int | None  # where the next page begins; None after the last row
     total_rows: int | None  # None until the whole dataset has been seen
+    kind: str  # of file, in words, such as "JSON Lines, gzip"
     format: Format
     format_reason: str
     format_sure: bool

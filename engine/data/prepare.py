@@ -3,14 +3,16 @@
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import overload
 
 from engine.config.dataset import DatasetConfig
 from engine.data.check import check_steps
-from engine.data.examine import Examined, Rendered
+from engine.data.examine import Examined, Renderer
 from engine.data.report import CheckProgress, DatasetReport
-from engine.data.split import draw_sample, draw_split
-from engine.data.tokenize import IGNORED_LABEL, RenderOptions, TokenizedRow
+from engine.data.source import SourceOptions
+from engine.data.split import draw_split
+from engine.data.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.data.tokenizer import ChatTokenizer
 from engine.paths import LoratoryHome
 
@@ -94,7 +96,7 @@ def prepare_dataset(
     seed: int,
     max_length: int,
     tokenizer: ChatTokenizer,
-    home: LoratoryHome,  # noqa: ARG001 - for caches
+    home: LoratoryHome,
     on_progress: Callable[[CheckProgress], None] | None = None,
 ) -> PreparedDataset:
     """Read, render and split a dataset.
@@ -111,18 +113,21 @@ def prepare_dataset(
         DatasetError: If the source cannot be read, or nothing in it can be learned.
     """
     store = TokenStore()
-    digests: list[int] = []
-    first_sequences = [0]
+    digests = array("Q")
+    parts = array("b")
+    first_sequences = array("q", [0])
 
     def keep(examined: Examined) -> None:
         assert examined.rendering is not None
         for sequence in examined.rendering.rows:
             store.append(sequence)
         digests.append(examined.digest)
+        parts.append(examined.part)
         first_sequences.append(len(store))
 
-    options = RenderOptions(max_length=max_length, train_on=config.train_on)
-    steps = check_steps(config, seed, Rendered(tokenizer, options), on_kept=keep)
+    steps = check_steps(
+        config, SourceOptions(home=home), seed=seed, renderer=Renderer(tokenizer, max_length), on_kept=keep
+    )
     while True:
         try:
             progress = next(steps)
@@ -131,11 +136,11 @@ def prepare_dataset(
             break
         if on_progress is not None:
             on_progress(progress)
-    sample = draw_sample(len(digests), config.max_samples, seed)
-    split = draw_split([digests[position] for position in sample], config.eval_fraction, seed)
+    weights = tuple(part.weight for part in report.parts)
+    split = draw_split(digests, config, seed, parts=parts, weights=weights)
 
     def sequences(positions: Sequence[int]) -> TokenizedRows:
-        rows = [sample[position] for position in positions]
-        return TokenizedRows(store, [s for row in rows for s in range(first_sequences[row], first_sequences[row + 1])])
+        chosen = (range(first_sequences[position], first_sequences[position + 1]) for position in positions)
+        return TokenizedRows(store, array("q", chain.from_iterable(chosen)))
 
     return PreparedDataset(train=sequences(split.train), held_out=sequences(split.held_out), report=report)

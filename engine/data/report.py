@@ -31,16 +31,30 @@ class TokenLengths(_Part):
     histogram: Histogram
 
 
+class SourceReport(_Part):
+    """One of the sources of a mixture; a dataset of one source has one."""
+
+    source: str
+    kind: str
+    format: Format
+    rows: int
+    kept: int
+    weight: float
+
+
 class DatasetReport(_Part):
     """One pass over every row. `kept + dropped == rows`; `trained_tokens + masked_tokens == total_tokens`."""
 
     source: str
+    kind: str  # of file, in words, such as "JSON Lines, gzip"
     format: Format
     format_reason: str
     format_sure: bool
     columns: tuple[str, ...]  # of the dataset
     column_map: dict[str, str]  # which of them is read as what
     fingerprint: str  # of the content, as far as a quick look tells
+
+    parts: tuple[SourceReport, ...]
 
     rows: int
     kept: int

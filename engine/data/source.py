@@ -1,38 +1,79 @@
-"""Where rows come from."""
+"""Where rows come from: a sample, a file, a folder or the Hub, told apart by the name that the person gave."""
 
-import json
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engine.config.dataset import DatasetConfig
+from engine.data.access import ANY_FILE, DataAccess, shown_name
+from engine.data.files import open_file, open_folder
+from engine.data.row_source import RowSource
 from engine.errors import DatasetError
-from engine.paths import SAMPLES_FOLDER
+from engine.paths import SAMPLES_FOLDER, LoratoryHome
+
+SAMPLE_PREFIX = "sample:"
+
+_SAMPLE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One row as its file holds it."""
+class SourceOptions:
+    """What opening a source depends on beside its name.
 
-    row: int
-    line: int | None
-    value: dict[str, Any]
+    Args:
+        access: Which files may be read.
+        home: Holds row indexes; None keeps none.
+        streaming: Read from the Hub row by row, for a preview, instead of fetching the dataset first.
+    """
+
+    access: DataAccess = ANY_FILE
+    home: LoratoryHome | None = None
+    streaming: bool = False
+
+    @property
+    def cache_folder(self) -> Path | None:
+        return self.home.cache / "datasets" if self.home is not None else None
 
 
-def read_records(config: DatasetConfig) -> Iterator[Record]:
-    path = Path(config.source)
-    if config.source.startswith("sample:"):
-        path = SAMPLES_FOLDER / f"{config.source.removeprefix('sample:')}.jsonl"
-    if not path.is_file():
-        raise DatasetError(f"There is no dataset {config.source}.", "Choose a file, or one of the samples.")
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        for row, value in enumerate(json.loads(text)):
-            yield Record(row, None, value)
-        return
-    row = 0
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield Record(row, number, json.loads(line))
-            row += 1
+def list_samples() -> tuple[str, ...]:
+    """Names of the datasets that come with Loratory, as a config takes them."""
+    return tuple(sorted(f"{SAMPLE_PREFIX}{path.stem}" for path in SAMPLES_FOLDER.glob("*.jsonl")))
+
+
+def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
+    """Open the source that a config names.
+
+    Raises:
+        DatasetError: If it is not there, may not be read, or is no dataset.
+    """
+    name = config.source.strip()
+    if name.startswith(SAMPLE_PREFIX):
+        return open_file(_sample_path(name), options.cache_folder)
+    is_path = Path(name).expanduser().exists() if len(name) < 1000 and "\0" not in name else False
+    if not is_path and _HUB_ID.match(name) and not _looks_like_file(name):
+        from engine.data.hub import HubRows
+
+        return HubRows(config, streaming=options.streaming)
+    path = options.access.resolve(name)
+    if path.is_dir():
+        return open_folder(path, config.split, options.cache_folder)
+    return open_file(path, options.cache_folder)
+
+
+def _sample_path(name: str) -> Path:
+    sample = name.removeprefix(SAMPLE_PREFIX)
+    path = SAMPLES_FOLDER / f"{sample}.jsonl"
+    if not _SAMPLE_NAME.match(sample) or not path.is_file():
+        raise DatasetError(
+            f"There is no sample {shown_name(sample, 40)!r}.", f"The samples are {', '.join(list_samples())}."
+        )
+    return path
+
+
+def _looks_like_file(name: str) -> bool:
+    return (
+        name.lower()
+        .removesuffix(".gz")
+        .endswith((".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".parquet", ".pkl"))
+    )

@@ -1,5 +1,7 @@
 """The one chat template of a run: made complete and frozen before the first row, saved with the adapter, used by the chat."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -138,6 +140,14 @@ def _settle_pad(tokenizer: ChatTokenizer, notes: list[str]) -> None:
         "This model's tokenizer has no token that padding could use.",
         "Choose another model, or set pad_token in its tokenizer_config.json.",
     )
+
+
+def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
+    """Changes when the tokenizer renders or splits anything differently."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    settled = [tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token]
+    return hashlib.sha256(f"{json.dumps(settled)}{words}".encode()).hexdigest()
 
 
 def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """Asking the inspector: the process that knows tokenizers and model modules, so that the page needs neither."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.page import DatasetPage
+from engine.data.page import DatasetPage, PageRequest
 from engine.data.report import CheckProgress, DatasetReport
 from engine.models.details import ModelDetails
 from engine.models.shape import ModelShape
@@ -36,11 +37,13 @@ class Inspector:
 
     Args:
         home: Holds models, caches and the process's log.
+        data_roots: Folders that datasets may be read from, beside the samples and the Hub; None reads any regular file.
     """
 
-    def __init__(self, home: LoratoryHome) -> None:
+    def __init__(self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None) -> None:
         self._process = JsonLinesProcess(
             WORKER_MODULE,
+            arguments=tuple(str(root) for root in data_roots or ()),
             log_file=home.server / "inspector.log",
             # It reads models and data; it must never take a GPU from training.
             environment={"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"},
@@ -100,8 +103,8 @@ class Inspector:
             DatasetError: If the dataset cannot be read.
             ModelError: If the tokenizer cannot be loaded.
         """
-        params = _params(dataset, model, max_length)
-        params |= {"first_row": first_row, "count": count, "search": search, "rows": rows}
+        page = PageRequest(first_row=first_row, count=count, search=search, rows=rows)
+        params = _params(dataset, model, max_length) | {"page": page.model_dump(mode="json")}
         return DatasetPage.model_validate(self._process.call("preview", params))
 
     def check(

@@ -1,18 +1,18 @@
 """The inspector process: previews, checks and renders rows, and reads the modules of models. Holds no weights, no GPU."""
 
-from collections.abc import Generator
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from functools import lru_cache
-from itertools import islice
-from typing import Any
+from pathlib import Path
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
+from engine.data.access import DataAccess
 from engine.data.check import check_steps
-from engine.data.examine import DatasetReader, Examined, Rendered
-from engine.data.page import DatasetPage, PageRow, page_row, sequence_view
-from engine.data.problems import shortened
-from engine.data.tokenize import RenderOptions
+from engine.data.examine import DatasetReader, Renderer
+from engine.data.page import PageRequest
+from engine.data.read_page import find_row, read_page
+from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from engine.models.folder import ModelPart
 from engine.models.source import resolve_model
@@ -21,48 +21,34 @@ from engine.processes.json_lines import CancelledRequestError, JsonObject, Reque
 
 
 class DatasetHandlers:
-    """Answers questions about data."""
+    """Answers questions about data.
 
-    def __init__(self, home: LoratoryHome) -> None:
+    Args:
+        home: Holds models and caches.
+        access: Which files may be read.
+    """
+
+    def __init__(self, home: LoratoryHome, access: DataAccess) -> None:
         self._home = home
-        self._load = lru_cache(maxsize=4)(self._load_uncached)
+        self._options = SourceOptions(access=access, home=home)
+        self._renderers = lru_cache(maxsize=4)(self._load)
 
-    def preview(self, params: JsonObject, _request: Request) -> JsonObject:
-        dataset, rendered = self._asked(params)
-        reader = DatasetReader(dataset, rendered)
-        first_row, count = params["first_row"], params["count"]
-        if params["rows"] is not None:
-            wanted = set(params["rows"])
-            chosen = [examined for examined in reader.rows() if examined.record.row in wanted]
-        elif params["search"]:
-            needle = params["search"].casefold()
-            matching = (
-                examined
-                for examined in reader.rows()
-                if examined.record.row >= first_row and needle in str(examined.record.value).casefold()
-            )
-            chosen = list(islice(matching, count))
-        else:
-            chosen = list(islice(reader.rows(), first_row, first_row + count))
-        page = DatasetPage(
-            rows=tuple(_shown(examined) for examined in chosen),
-            first_row=first_row,
-            total_rows=None,
-            format=reader.detection.format,
-            format_reason=reader.detection.reason,
-            format_sure=reader.detection.sure,
-            columns=reader.columns,
-            column_map=dict(reader.detection.columns),
-        )
-        return page.model_dump(mode="json")
+    def preview(self, params: JsonObject, request: Request) -> Steps:
+        reader = self._reader(params, streaming=True)
+        page = read_page(reader, PageRequest.model_validate(params["page"]))
+        while True:
+            try:
+                next(page)
+            except StopIteration as end:
+                result: JsonObject = end.value.model_dump(mode="json")
+                return result
+            if request.is_cancelled():
+                raise CancelledRequestError
+            yield
 
     def check(self, params: JsonObject, request: Request) -> Steps:
-        return self._check(params, request)
-
-    def _check(self, params: JsonObject, request: Request) -> Generator[None, None, JsonObject]:
-        dataset, rendered = self._asked(params)
-        model = params["model"]["id"] if params["model"] is not None else None
-        steps = check_steps(dataset, params["seed"], rendered, model)
+        dataset, renderer = self._asked(params)
+        steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
         while True:
             try:
                 progress = next(steps)
@@ -75,49 +61,37 @@ class DatasetHandlers:
             yield
 
     def render(self, params: JsonObject, _request: Request) -> JsonObject:
-        dataset, rendered = self._asked(params)
-        row = params["row"]
-        reader = DatasetReader(dataset, rendered)
-        examined = next((examined for examined in reader.rows() if examined.record.row == row), None)
-        if examined is None:
-            raise DatasetError(f"{dataset.source} has no row {row}.", "Rows count from 0.")
+        examined = find_row(self._reader(params, streaming=True), params["row"])
         if examined.rendering is None:
-            raise DatasetError(f"Row {row} of {dataset.source} is left out: {examined.problem}.", "Choose another row.")
+            raise DatasetError(
+                f"Row {params['row']:,} is left out: {examined.problem}.", "Choose another row, or correct this one."
+            )
         return {"sequences": [asdict(sequence) for sequence in examined.rendering.rows]}
 
-    def _asked(self, params: JsonObject) -> tuple[DatasetConfig, Rendered | None]:
+    def _reader(self, params: JsonObject, *, streaming: bool) -> DatasetReader:
+        dataset, renderer = self._asked(params)
+        return DatasetReader(dataset, replace(self._options, streaming=streaming), renderer)
+
+    def _asked(self, params: JsonObject) -> tuple[DatasetConfig, Renderer | None]:
         dataset = DatasetConfig.model_validate(params["dataset"])
         if params["model"] is None:
             return dataset, None
-        tokenizer = self._load(ModelConfig.model_validate(params["model"]))
-        return dataset, Rendered(tokenizer, RenderOptions(params["max_length"], dataset.train_on))
+        model = ModelConfig.model_validate(params["model"])
+        return dataset, replace(self._renderers(model), max_length=params["max_length"])
 
-    def _load_uncached(self, model: ModelConfig) -> Any:
+    def _load(self, model: ModelConfig) -> Renderer:
         from engine.inspector.load_tokenizer import load_tokenizer
 
-        return load_tokenizer(resolve_model(model, self._home, part=ModelPart.TOKENIZER))[0]
-
-
-def _shown(examined: Examined) -> PageRow:
-    record = examined.record
-    raw = shortened(str(record.value), 400)
-    if examined.example is None:
-        return PageRow(row=record.row, line=record.line, raw=raw, problem=examined.problem)
-    shown = page_row(record.row, record.line, examined.example, raw)
-    if examined.rendering is None:
-        return shown
-    return shown.model_copy(
-        update={
-            "sequences": tuple(sequence_view(sequence) for sequence in examined.rendering.rows),
-            "notices": tuple(notice for _, notice in examined.rendering.notices),
-        }
-    )
+        source = resolve_model(model, self._home, part=ModelPart.TOKENIZER)
+        tokenizer, frozen = load_tokenizer(source)
+        return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
 
 
 def main() -> None:
     """Answer until stdin closes."""
     home = LoratoryHome.from_environment()
-    data = DatasetHandlers(home)
+    roots = tuple(Path(root) for root in sys.argv[1:])
+    data = DatasetHandlers(home, DataAccess(roots or None))
     serve(
         {
             "preview": data.preview,

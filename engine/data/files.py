@@ -1,0 +1,223 @@
+"""Files as sources of rows: which kind each is, by what is in it; one file, or the files of a folder."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from engine.data.access import open_regular, shown_name
+from engine.data.delimited_file import DELIMITERS, DelimitedReader
+from engine.data.json_lines_file import JsonLinesReader
+from engine.data.json_values_file import JsonValuesReader
+from engine.data.parquet_file import PARQUET_MAGIC, ParquetRows
+from engine.data.plain_text_file import PlainTextReader
+from engine.data.records import Position, Record
+from engine.data.row_index import STRIDE, RowIndex
+from engine.data.row_source import RowSource, fingerprint_of, numbered_rows
+from engine.data.text_stream import TextStream
+from engine.errors import DatasetError
+
+_JSON_ENDINGS = frozenset({".json", ".jsonl", ".ndjson", ".jsonlines"})
+_DELIMITED_ENDINGS = frozenset({".csv", ".tsv", ".tab"})
+_TEXT_ENDINGS = frozenset({".txt", ".md", ".text"})
+DATA_ENDINGS = _JSON_ENDINGS | _DELIMITED_ENDINGS | _TEXT_ENDINGS | {".parquet"}
+
+TextKind = Literal["json_lines", "json_array", "json_objects", "delimited", "plain_text"]
+
+
+class _Reader(Protocol):
+    def read(self, start: Position) -> Iterator[Record]: ...
+
+
+class TextFileRows:
+    """Rows of one text file.
+
+    Args:
+        path: A regular file.
+        index_folder: Where its row index is kept; None keeps none.
+
+    Raises:
+        DatasetError: If it is empty, or no text with rows in it.
+    """
+
+    def __init__(self, path: Path, index_folder: Path | None = None) -> None:
+        self.name = shown_name(path.name)
+        self._stream = TextStream(path)
+        self._path = path
+        self.size_bytes: int | None = self._stream.size_bytes
+        self.columns: tuple[str, ...] = ()
+        self._reader: _Reader
+        text_kind = _kind_of_text(path, self._stream)
+        if text_kind == "json_lines":
+            self._reader, self.kind = JsonLinesReader(self._stream), "JSON Lines"
+        elif text_kind == "delimited":
+            delimited = DelimitedReader(self._stream)
+            self._reader, self.columns = delimited, delimited.columns
+            self.kind = f"CSV, {DELIMITERS[delimited.delimiter]} between cells"
+        elif text_kind == "plain_text":
+            plain = PlainTextReader(self._stream)
+            self._reader, self.columns = plain, ("text",)
+            self.kind = f"plain text, a row for each {'paragraph' if plain.by_paragraph else 'line'}"
+        else:
+            self._reader = JsonValuesReader(self._stream, array=text_kind == "json_array")
+            self.kind = "JSON array" if text_kind == "json_array" else "JSON objects over several lines"
+        self.kind += self._stream.wrapping
+        self._index = RowIndex(index_folder / f"{self.fingerprint()}.rows.json" if index_folder is not None else None)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self._reader.notes if isinstance(self._reader, JsonValuesReader) else []
+
+    @property
+    def bytes_read(self) -> int:
+        return self._stream.bytes_read
+
+    @property
+    def total_rows(self) -> int | None:
+        return self._index.total_rows
+
+    def records(self, first_row: int = 0) -> Iterator[Record]:
+        """Rows from `first_row` on; what is passed over is read once, and never again after that."""
+        if self.total_rows is not None and first_row >= self.total_rows:
+            return
+        if first_row >= self._index.known_rows + STRIDE:
+            self._skim(first_row)
+        row = -1
+        for record in self._reader.read(self._index.nearest(first_row)):
+            row = record.row
+            if row % STRIDE == 0:
+                self._index.saw(Position(row, record.line or 1, record.offset))
+            if row >= first_row:
+                yield record
+        if row >= 0 or first_row == 0:
+            self._index.finish(row + 1)
+
+    def _skim(self, row: int) -> None:
+        """Note where rows begin, up to `row`, without reading what they say where that can be told."""
+        if not isinstance(self._reader, JsonLinesReader):
+            for record in self._reader.read(self._index.last):
+                if record.row % STRIDE == 0:
+                    self._index.saw(Position(record.row, record.line or 1, record.offset))
+                if record.row >= row:
+                    return
+            return
+        for position in self._reader.skim(self._index.last):
+            self._index.saw(position)
+            if position.row >= row:
+                return
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._path)
+
+
+class ManyFiles:
+    """The files of a folder, one after the other, as one source.
+
+    Args:
+        name: Of the folder.
+        files: In order.
+    """
+
+    def __init__(self, name: str, files: list[RowSource]) -> None:
+        self.name = name
+        self._files = files
+        self.kind = f"{len(files)} files: {files[0].kind}"
+        self.columns = files[0].columns
+        self.size_bytes: int | None = sum(file.size_bytes or 0 for file in files)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return list(itertools.chain.from_iterable(file.notes for file in self._files))
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(file.bytes_read for file in self._files)
+
+    @property
+    def total_rows(self) -> int | None:
+        totals = [file.total_rows for file in self._files]
+        known = [total for total in totals if total is not None]
+        return sum(known) if len(known) == len(totals) else None
+
+    def records(self, first_row: int = 0) -> Iterator[Record]:
+        """Rows from `first_row` on, numbered through all files."""
+        for _, record in numbered_rows(self._files, first_row):
+            yield record
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(file.fingerprint() for file in self._files).encode()).hexdigest()
+
+
+def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
+    """Open one file by what is in it.
+
+    Raises:
+        DatasetError: If it cannot be read, or holds no rows.
+    """
+    with open_regular(path) as file:
+        magic = file.read(4)
+    if magic == PARQUET_MAGIC:
+        return ParquetRows(path)
+    if path.suffix.lower() == ".parquet":
+        TextStream(path)  # says what it is instead, where that can be told
+        raise DatasetError(
+            f"{shown_name(path.name)} is no Parquet file, whatever its name says.", "Choose the right file."
+        )
+    return TextFileRows(path, index_folder)
+
+
+def open_folder(path: Path, split: str, index_folder: Path | None = None) -> RowSource:
+    """Open the data files of a folder: those named after the split, else all.
+
+    Raises:
+        DatasetError: If it holds none, or one of them cannot be read.
+    """
+    found = sorted(file for file in path.rglob("*") if file.is_file() and _ending(file) in DATA_ENDINGS)
+    inside = [file for file in found if file.resolve().is_relative_to(path) and not file.name.startswith(".")]
+    named = [file for file in inside if split and file.name.lower().startswith(split.lower())]
+    files = named or inside
+    if not files:
+        raise DatasetError(
+            f"The folder {shown_name(path.name)} holds no data files.",
+            f"Data files end in {', '.join(sorted(DATA_ENDINGS))}, also with .gz.",
+        )
+    opened = [open_file(file, index_folder) for file in files]
+    return opened[0] if len(opened) == 1 else ManyFiles(shown_name(path.name), opened)
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _kind_of_text(path: Path, stream: TextStream) -> TextKind:
+    head = stream.head()
+    start = head.lstrip()
+    if not start:
+        raise DatasetError(f"{shown_name(path.name)} is empty.", "Choose a file with rows in it.")
+    ending = _ending(path)
+    first_line = start.split(b"\n", 1)[0].strip()
+    if ending in _TEXT_ENDINGS:
+        return "plain_text"
+    if start[:1] == b"[" and (ending not in _DELIMITED_ENDINGS):
+        return "json_array"
+    if start[:1] == b"{":
+        ends_there = first_line.endswith(b"}") or len(first_line) == len(start) == len(head)
+        if ending in _JSON_ENDINGS - {".json"} or ends_there:
+            return "json_lines"
+        return "json_objects"
+    if ending in _JSON_ENDINGS:
+        return "json_lines"
+    if ending in _DELIMITED_ENDINGS:
+        return "delimited"
+    return "delimited" if _looks_delimited(stream) else "plain_text"
+
+
+def _looks_delimited(stream: TextStream) -> bool:
+    try:
+        reader = DelimitedReader(stream)
+    except DatasetError:
+        return False
+    rows = list(itertools.islice(reader.read(Position(0, 1, 0)), 5))
+    return len(reader.columns) > 1 and bool(rows) and all(len(row.value or ()) == len(reader.columns) for row in rows)

@@ -1,0 +1,154 @@
+"""Rows of a JSON array, or of objects written one after the other over several lines; streamed."""
+
+import re
+from collections.abc import Iterator
+
+from engine.data.records import MAX_ROW_BYTES, Position, Record, bad_record, json_record, too_long
+from engine.data.text_stream import TextStream
+
+# A whole string at once, so that brackets inside of it do not count. JSON strings hold no line feeds, so one that is
+# never closed ends with its line, and the rows after it are found again. A string may also go on in the next chunk.
+_TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
+_STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')
+_TRAILING_BACKSLASHES = re.compile(rb"\\*\Z")
+_QUOTE, _COMMA, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'",{[}]'
+_PARTNER = {_CLOSE_OBJECT: _OPEN_OBJECT, _CLOSE_ARRAY: _OPEN_ARRAY}
+_SPACE = b" \t\r\n"
+
+
+class JsonValuesReader:
+    """Cuts a stream of JSON into its rows, holding one row at a time.
+
+    Args:
+        stream: The file.
+        array: Whether the rows stand in one array; else they follow each other.
+    """
+
+    def __init__(self, stream: TextStream, array: bool) -> None:
+        self._stream = stream
+        self._array = array
+        self.notes: list[str] = []  # what is odd about the file as a whole, once it has been read to its end
+
+    def read(self, start: Position) -> Iterator[Record]:
+        """Rows from `start` on; `Position(0, 1, 0)` begins with the file."""
+        scanner = _Scanner(start, self._array)
+        chunks = self._stream.chunks(start.offset)
+        for chunk in chunks:
+            yield from scanner.feed(chunk)
+            if scanner.after_end is not None:
+                break
+        yield from scanner.end()
+        if not self._array:
+            return
+        if scanner.after_end is None:
+            self.notes = ["The file ends without the bracket that closes its array; it may be cut off."]
+        elif scanner.after_end.strip(_SPACE) or any(chunk.strip(_SPACE) for chunk in chunks):
+            self.notes = ["There is more after the end of the array, which is not read."]
+
+
+class _Scanner:
+    """Which brackets are open, and the bytes of the row under way."""
+
+    def __init__(self, start: Position, array: bool) -> None:
+        self._row, self._line, self._offset = start  # of the beginning of `_held`
+        self._base = 1 if array else 0  # open brackets between rows
+        self._open = bytearray(b"[" if array and start.offset > 0 else b"")
+        self._held = b""  # the row under way, from its first byte on
+        self._dropped = self._dropped_lines = 0  # bytes and line ends that were let go because it is too long
+        self._in_string = False
+        self._escaped = False  # the chunk ended with a backslash inside a string
+        self.after_end: bytes | None = None  # what follows the array in the chunk that closed it
+
+    def feed(self, chunk: bytes) -> Iterator[Record]:
+        """Rows that end in this chunk."""
+        item = 0  # in `chunk`: where the row under way, or its continuation, begins
+        for token in _TOKEN.finditer(chunk, self._skip_string(chunk) if self._in_string else 0):
+            start, end = token.span()
+            mark = chunk[start]
+            if mark == _QUOTE:
+                if end == len(chunk):
+                    self._in_string = not _is_closed(token.group())
+                    self._escaped = self._in_string and _ends_escaped(token.group())
+            elif mark == _COMMA:
+                if len(self._open) == self._base:
+                    yield from self._finish(chunk[item:start], b",")
+                    item = end
+            elif mark in (_OPEN_OBJECT, _OPEN_ARRAY):
+                if self._base and not self._open:
+                    self._take(chunk[item:end])
+                    self._forget()
+                    item = end
+                self._open.append(mark)
+            elif self._close(mark):
+                if self._base and not self._open:
+                    yield from self._finish(chunk[item:start], b"")
+                    self.after_end = chunk[end:]
+                    return
+                if not self._base and not self._open:
+                    yield from self._finish(chunk[item:end], b"")
+                    item = end
+        self._take(chunk[item:])
+
+    def end(self) -> Iterator[Record]:
+        """What is left when the file ends."""
+        if self.after_end is None:
+            yield from self._finish(b"", b"")
+
+    def _close(self, mark: int) -> bool:
+        """Close the bracket that `mark` belongs to, and those inside of it that were forgotten."""
+        partner = self._open.rfind(_PARTNER[mark])
+        if partner < 0 or (partner < self._base and len(self._open) > self._base):
+            return False  # a stray bracket; its row will not be valid
+        del self._open[partner:]
+        return True
+
+    def _skip_string(self, chunk: bytes) -> int:
+        start = 1 if self._escaped else 0
+        match = _STRING_REST.match(chunk, start)
+        if match is None:
+            self._escaped = _ends_escaped(chunk[start:])
+            return len(chunk)
+        self._in_string = self._escaped = False
+        return match.end()
+
+    def _take(self, piece: bytes) -> None:
+        if not self._held and not self._dropped:
+            # Leading space belongs to no row; moving past it keeps line and offset those of the row itself.
+            bare = piece.lstrip(_SPACE)
+            space = piece[: len(piece) - len(bare)]
+            self._line += space.count(b"\n")
+            self._offset += len(space)
+            piece = bare
+        if len(self._held) + len(piece) > MAX_ROW_BYTES:
+            self._dropped += len(piece)
+            self._dropped_lines += piece.count(b"\n")
+        else:
+            self._held += piece
+
+    def _finish(self, piece: bytes, separator: bytes) -> Iterator[Record]:
+        self._take(piece)
+        raw = self._held.rstrip(_SPACE)
+        if raw or self._dropped:
+            position = Position(self._row, self._line, self._offset)
+            if self._dropped:
+                reason = f"{too_long(len(raw) + self._dropped)}, or a bracket or quotation mark is missing in it"
+                yield bad_record(position, raw, "too_long", reason)
+            else:
+                yield json_record(position, raw)
+            self._row += 1
+        self._held += separator
+        self._forget()
+
+    def _forget(self) -> None:
+        self._line += self._held.count(b"\n") + self._dropped_lines
+        self._offset += len(self._held) + self._dropped
+        self._held, self._dropped, self._dropped_lines = b"", 0, 0
+
+
+def _is_closed(string: bytes) -> bool:
+    return len(string) > 1 and string.endswith(b'"') and not _ends_escaped(string[:-1])
+
+
+def _ends_escaped(text: bytes) -> bool:
+    match = _TRAILING_BACKSLASHES.search(text)
+    return match is not None and len(match.group()) % 2 == 1

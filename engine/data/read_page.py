@@ -1,0 +1,90 @@
+"""Finding the rows of a page: at a place, by a search, or by number, without reading more than that takes."""
+
+import time
+from collections.abc import Generator
+from itertools import islice
+
+from engine.data.examine import DatasetReader, Examined
+from engine.data.page import DatasetPage, PageRequest, PageRow, page_row, sequence_view
+from engine.data.records import Record
+from engine.errors import DatasetError
+
+_TURN_SECONDS = 0.1
+_RAW_CHARACTERS = 2000
+
+
+def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, None, DatasetPage]:
+    """Read a page, giving the turn away while a search goes on."""
+    next_row: int | None = None
+    if request.rows is not None:
+        chosen = [find_row(reader, row) for row in request.rows]
+    elif request.search:
+        chosen = []
+        needle = request.search.casefold()
+        last = time.monotonic()
+        for part, record in reader.records(request.first_row):
+            if needle in _searchable(record):
+                if len(chosen) == request.count:
+                    next_row = record.row
+                    break
+                chosen.append(reader.examine(record, part))
+            if (now := time.monotonic()) - last > _TURN_SECONDS:
+                last = now
+                yield
+    else:
+        records = list(islice(reader.records(request.first_row), request.count + 1))
+        chosen = [reader.examine(record, part) for part, record in records[: request.count]]
+        if len(records) > request.count:
+            next_row = records[-1][1].row
+    detection = reader.detection
+    return DatasetPage(
+        rows=tuple(_shown(examined) for examined in chosen),
+        first_row=request.first_row,
+        next_row=next_row,
+        total_rows=reader.total_rows,
+        kind=reader.parts[0].source.kind,
+        format=detection.format,
+        format_reason=detection.reason,
+        format_sure=detection.sure,
+        columns=reader.columns,
+        column_map=dict(detection.columns),
+        notes=tuple(reader.notes()),
+    )
+
+
+def find_row(reader: DatasetReader, row: int) -> Examined:
+    """Read one row.
+
+    Raises:
+        DatasetError: If the dataset has no such row.
+    """
+    found = next(reader.rows(row), None) if row >= 0 else None
+    if found is None:
+        total = reader.total_rows
+        rows = f"it has {total:,}, numbered from 0" if total is not None else "rows are numbered from 0"
+        raise DatasetError(f"There is no row {row:,} in this dataset; {rows}.", "Choose a smaller number.")
+    return found
+
+
+def _searchable(record: Record) -> str:
+    if isinstance(record.raw, bytes) and record.raw:
+        text = record.raw.decode("utf-8", "replace")
+        # JSON may write any character as an escape; those rows are searched in what they mean.
+        return text.casefold() if "\\u" not in text or record.value is None else str(record.value).casefold()
+    return str(record.value).casefold()
+
+
+def _shown(examined: Examined) -> PageRow:
+    record = examined.record
+    raw = record.sample(_RAW_CHARACTERS)
+    if examined.example is None:
+        return PageRow(row=record.row, line=record.line, raw=raw, problem=examined.problem)
+    shown = page_row(record.row, record.line, examined.example, raw)
+    if examined.rendering is None:
+        return shown
+    return shown.model_copy(
+        update={
+            "sequences": tuple(sequence_view(sequence) for sequence in examined.rendering.rows),
+            "notices": tuple(notice for _, notice in examined.rendering.notices),
+        }
+    )

@@ -1,0 +1,60 @@
+"""What every source of rows can do, and several of them read as one."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from engine.data.access import open_regular
+from engine.data.records import Record
+
+_FINGERPRINT_BLOCK_BYTES = 1 << 16
+
+
+class RowSource(Protocol):
+    """Something that rows come from, in order and again."""
+
+    name: str  # safe to show
+    kind: str  # in words, such as "JSON Lines, gzip"
+    size_bytes: int | None
+    columns: tuple[str, ...]  # where the source itself names them; else empty
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is odd about it as a whole; complete once it has been read to its end."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How far the reading under way has come."""
+
+    @property
+    def total_rows(self) -> int | None:
+        """Rows, where that is known; once it has been read to its end, it is."""
+
+    def records(self, first_row: int = 0) -> Iterator[Record]:
+        """Rows from `first_row` on."""
+
+    def fingerprint(self) -> str:
+        """Changes when the content does, as far as a quick look tells."""
+
+
+def numbered_rows(sources: Sequence[RowSource], first_row: int = 0) -> Iterator[tuple[int, Record]]:
+    """Rows of several sources as if they were one, from `first_row` on, each with the number of its source."""
+    start = 0
+    for number, source in enumerate(sources):
+        if source.total_rows is None or start + source.total_rows > first_row:
+            for record in source.records(max(0, first_row - start)):
+                yield number, record._replace(row=start + record.row) if start else record
+        start += source.total_rows or 0
+
+
+def fingerprint_of(path: Path) -> str:
+    """Sha256 over a file's size, time of change, and its first, middle and last 64 KiB."""
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns}".encode())
+        middle, end = (size - _FINGERPRINT_BLOCK_BYTES) // 2, size - _FINGERPRINT_BLOCK_BYTES
+        for offset in sorted({0, max(0, middle), max(0, end)}):
+            file.seek(offset)
+            digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,179 @@
+"""A text file as a stream of UTF-8 bytes, whatever it is wrapped in: gzip, a byte order mark, UTF-16, old line ends."""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from engine.data.access import open_regular, shown_name
+from engine.errors import DatasetError
+
+CHUNK_BYTES = 1 << 20
+SNIFF_BYTES = 1 << 16
+
+# Text shrinks three- to tenfold, very repetitive text a hundredfold; a bomb does a thousandfold.
+MAX_RATIO = 200
+_RATIO_COUNTS_FROM_BYTES = 64 << 20
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_NOT_TEXT: tuple[tuple[bytes, str], ...] = (
+    (b"PK\x03\x04", "a zip archive (or an Excel workbook)"),
+    (b"\x80\x02", "a pickle, which is never opened because it can run code"),
+    (b"\x80\x03", "a pickle, which is never opened because it can run code"),
+    (b"\x80\x04", "a pickle, which is never opened because it can run code"),
+    (b"\x80\x05", "a pickle, which is never opened because it can run code"),
+    (b"BZh", "compressed with bzip2"),
+    (b"\xfd7zXZ\x00", "compressed with xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"SQLite format 3\x00", "an SQLite database"),
+    (b"ARROW1", "an Arrow file"),
+    (b"GGUF", "a GGUF model"),
+)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    name: str  # of Python's codec
+    mark_bytes: int  # length of the byte order mark
+
+
+class TextStream:
+    """A file opened as UTF-8. Offsets count bytes of the UTF-8 stream, after everything is unwrapped.
+
+    Args:
+        path: A regular file.
+
+    Raises:
+        DatasetError: If it cannot be read, or is no text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes_read = 0  # of the file on disk, for progress
+        with open_regular(path) as file:
+            self.size_bytes = file.seek(0, 2)
+            file.seek(0)
+            self._compressed = file.read(2) == _GZIP_MAGIC
+        self._encoding = _Encoding("utf-8", 0)
+        self._old_line_ends = False
+        start = self._sniff_start()
+        self._refuse_other_files(start)
+        self._encoding = _encoding_of(start)
+        self._old_line_ends = b"\r" in self.head() and b"\n" not in self.head()
+
+    @property
+    def seeks(self) -> bool:
+        """Whether an offset of the stream is one of the file."""
+        return not self._compressed and self._encoding.name == "utf-8"
+
+    @property
+    def wrapping(self) -> str:
+        """What the text is wrapped in, to be read after its kind: "", or such as ", gzip"."""
+        encoding = "" if self._encoding.name == "utf-8" else f", {self._encoding.name.upper()}"
+        return encoding + (", gzip" if self._compressed else "")
+
+    def head(self, size: int = SNIFF_BYTES) -> bytes:
+        """The first bytes of the stream."""
+        head = b""
+        for chunk in self.chunks():
+            head += chunk
+            if len(head) >= size:
+                break
+        return head[:size]
+
+    def chunks(self, offset: int = 0) -> Iterator[bytes]:
+        """The stream from `offset` on, in pieces of about a megabyte.
+
+        Raises:
+            DatasetError: If the file turns out to be damaged, or to be a decompression bomb.
+        """
+        pieces = self._unwrapped(offset if self.seeks else 0)
+        skip = 0 if self.seeks else offset
+        for piece in pieces:
+            if skip >= len(piece):
+                skip -= len(piece)
+                continue
+            rest = piece[skip:] if skip else piece
+            skip = 0
+            yield rest.replace(b"\r", b"\n") if self._old_line_ends else rest
+
+    def _unwrapped(self, offset: int) -> Iterator[bytes]:
+        with open_regular(self.path) as file:
+            if self._encoding.name == "utf-8":
+                yield from self._raw(file, offset + self._encoding.mark_bytes)
+                return
+            decoder = codecs.getincrementaldecoder(self._encoding.name)(errors="surrogatepass")
+            for piece in self._raw(file, self._encoding.mark_bytes):
+                yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
+            try:
+                yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
+            except UnicodeDecodeError:
+                return  # the last character is cut in half; its row is cut off as well, and says so
+
+    def _raw(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
+        if not self._compressed:
+            file.seek(offset)
+            while piece := file.read(CHUNK_BYTES):
+                self.bytes_read = file.tell()
+                yield piece
+            return
+        yield from self._decompressed(file, offset)
+
+    def _decompressed(self, file: BinaryIO, skip: int) -> Iterator[bytes]:
+        produced = 0
+        unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
+        while True:
+            try:
+                piece = unpacked.read(CHUNK_BYTES)
+            except (EOFError, OSError, zlib.error) as error:
+                raise DatasetError(
+                    f"{shown_name(self.path.name)} is damaged: its compressed data breaks off or is wrong "
+                    f"after {produced:,} bytes of text.",
+                    "Download or compress it again.",
+                ) from error
+            if not piece:
+                return
+            produced += len(piece)
+            self.bytes_read = file.tell()
+            if produced > _RATIO_COUNTS_FROM_BYTES and produced > MAX_RATIO * max(self.bytes_read, 1):
+                raise DatasetError(
+                    f"{shown_name(self.path.name)} grows more than {MAX_RATIO}-fold when it is unpacked.",
+                    "Unpack it yourself if you trust it, and choose the unpacked file.",
+                )
+            yield piece[skip:]
+            skip = max(0, skip - len(piece))
+
+    def _sniff_start(self) -> bytes:
+        with open_regular(self.path) as file:
+            return next(self._raw(file, 0), b"")[:SNIFF_BYTES]
+
+    def _refuse_other_files(self, start: bytes) -> None:
+        for magic, what in _NOT_TEXT:
+            if start.startswith(magic):
+                raise DatasetError(
+                    f"{shown_name(self.path.name)} is {what}.",
+                    "Export the rows as JSON, JSONL, CSV or Parquet, and choose that file.",
+                )
+
+
+def _encoding_of(start: bytes) -> _Encoding:
+    if start.startswith(codecs.BOM_UTF8):
+        return _Encoding("utf-8", 3)
+    if start.startswith(codecs.BOM_UTF16_LE):
+        return _Encoding("utf-16-le", 2)
+    if start.startswith(codecs.BOM_UTF16_BE):
+        return _Encoding("utf-16-be", 2)
+    # Without a mark: data files begin with ASCII, of which UTF-16 makes every other byte zero.
+    pairs = start[:64]
+    if len(pairs) >= 4 and not any(pairs[1::2]) and all(pairs[::2]):
+        return _Encoding("utf-16-le", 0)
+    if len(pairs) >= 4 and not any(pairs[::2]) and all(pairs[1::2]):
+        return _Encoding("utf-16-be", 0)
+    return _Encoding("utf-8", 0)
