@@ -19,7 +19,7 @@ class RunNotes(BaseModel):
 
     name: Annotated[str, StringConstraints(max_length=120, pattern=_PrintableLine)] = ""  # "" keeps the config's
     note: Annotated[str, StringConstraints(max_length=10_000)] = ""
-    tags: Annotated[tuple[Tag, ...], "in the order in which they were given"] = ()
+    tags: tuple[Tag, ...] = ()
 
 
 def read_notes(folder: RunFolder) -> RunNotes:

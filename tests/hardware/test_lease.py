@@ -1,0 +1,114 @@
+import subprocess
+import sys
+
+import pytest
+
+from engine.errors import DeviceError
+from engine.hardware.device import Device
+from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.processes.identity import ProcessIdentity
+
+
+@pytest.fixture
+def book(home):
+    return LeaseBook(home)
+
+
+@pytest.fixture
+def another_process():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    yield identity
+    process.kill()
+    process.wait()
+
+
+def holder(process: ProcessIdentity | None = None, **values: object) -> LeaseHolder:
+    defaults: dict[str, object] = {
+        "purpose": "training",
+        "title": "Run A",
+        "process": process or ProcessIdentity.current(),
+    }
+    return LeaseHolder(**{**defaults, **values})
+
+
+def test_a_device_has_one_holder_and_the_others_hear_who(book, another_process):
+    book.take(["cuda:0"], holder(another_process, purpose="chat", title="qwen"))
+
+    with pytest.raises(DeviceError, match=r"GPU 0 is in use for chat \(qwen\)"):
+        book.take(["cuda:0"], holder())
+    book.take(["cuda:1"], holder())
+    assert book.holder("cuda:0").title == "qwen"
+    assert book.holder("cpu") is None
+
+
+def test_several_devices_are_given_together_or_not_at_all(book, another_process):
+    book.take(["cuda:1"], holder(another_process))
+
+    with pytest.raises(DeviceError):
+        book.take(["cuda:0", "cuda:1"], holder())
+    assert book.holder("cuda:0") is None
+
+
+def test_a_lease_ends_with_its_process(book):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    book.take(["cpu"], holder(identity))
+    assert book.holder("cpu") is not None
+
+    process.communicate(b"\n")
+
+    assert book.holder("cpu") is None
+    book.take(["cpu"], holder())
+
+
+def test_a_lease_of_a_reused_pid_or_an_earlier_boot_is_void(book):
+    ourselves = ProcessIdentity.current()
+    book.take(["cpu"], holder(ourselves.model_copy(update={"start_time": ourselves.start_time - 9})))
+    assert book.holder("cpu") is None
+    book.take(["cpu"], holder(ourselves.model_copy(update={"boot_id": "before"})))
+    assert book.holder("cpu") is None
+
+
+def test_handing_over_needs_to_hold(book, another_process):
+    ourselves = ProcessIdentity.current()
+    book.take(["cpu"], holder(ourselves))
+    book.hand_over(["cpu"], ourselves, holder(another_process, run_id="run-1"))
+
+    assert book.holder("cpu").process == another_process
+    assert book.holder_of_run("run-1").process == another_process
+    with pytest.raises(DeviceError, match="no longer ours"):
+        book.hand_over(["cpu"], ourselves, holder(ourselves))
+
+
+def test_releasing_frees_everything_of_that_process_only(book, another_process):
+    book.take(["cuda:0"], holder(another_process))
+    book.take(["cuda:1", "cpu"], holder())
+
+    book.release(ProcessIdentity.current())
+
+    assert book.holder("cuda:0") is not None
+    assert book.holder("cuda:1") is None
+    assert book.holder("cpu") is None
+
+
+def test_an_idle_chat_is_asked_to_give_way_and_a_training_is_not(book, another_process):
+    ourselves = ProcessIdentity.current()
+    book.take(["cuda:0"], holder(ourselves, purpose="chat", gives_way=True))
+    book.take(["cuda:1"], holder(another_process))
+
+    assert book.ask_to_give_way("cuda:0")
+    assert not book.ask_to_give_way("cuda:1")
+    assert book.is_asked_to_give_way(ourselves)
+    assert not book.is_asked_to_give_way(another_process)
+
+    book.release(ourselves)
+    book.take(["cuda:0"], holder(ourselves, purpose="chat", gives_way=True))
+    assert not book.is_asked_to_give_way(ourselves), "an old request does not follow the next lease"
+
+
+def test_devices_have_names_that_survive_the_disk(book):
+    assert lease_name(Device("cpu", 0, "x", 1, 1, supports_bfloat16=True)) == "cpu"
+    assert lease_name(Device("cuda", 3, "x", 1, 1, supports_bfloat16=True)) == "cuda:3"

@@ -1,0 +1,197 @@
+import math
+
+import numpy as np
+import pytest
+
+from engine.runs.event_log import EventWriter, read_lines
+from engine.runs.events import (
+    CheckpointData,
+    EvalData,
+    FailedData,
+    MemoryData,
+    ResumedData,
+    StatusData,
+    StepData,
+    WarningData,
+)
+from engine.runs.history import HistoryReader, read_history
+from engine.runs.pace import seconds_left, seconds_per_step
+
+
+def step(number: int, loss: float | None = None, **values: object) -> StepData:
+    defaults = {"epoch": number / 10, "learning_rate": 1e-4, "tokens": number * 100, "tokens_per_second": 500.0}
+    return StepData(step=number, loss=1 / number if loss is None else loss, **{**defaults, **values})
+
+
+def held_out(number: int, loss: float, **values: object) -> EvalData:
+    return EvalData(step=number, eval_loss=loss, eval_tokens=10, rows=2, seconds=1.0, **values)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "events.jsonl"
+
+
+def test_curves_losses_and_words_of_a_plain_run(log):
+    with EventWriter(log, 1) as events:
+        events.append(StatusData(phase="training", message="Training.", total_steps=3))
+        events.append(held_out(0, 3.0))
+        for number in (1, 2, 3):
+            events.append(step(number, grad_norm=0.5 if number == 2 else None))
+        events.append(held_out(2, 1.9))
+        events.append(held_out(3, 2.0))
+        events.append(WarningData(message="Rows were cut."))
+        events.append(MemoryData(peak_process_bytes=7))
+        events.append(StatusData(phase="finished", message="Done."))
+    history = read_history(log)
+
+    assert history.steps.steps.tolist() == [1, 2, 3]
+    assert history.steps.losses.tolist() == [1.0, 0.5, 1 / 3]
+    assert np.isnan(history.steps.column("grad_norm")).tolist() == [True, False, True]
+    assert (history.last_step, history.total_steps, history.attempt) == (3, 3, 1)
+    assert history.base_eval is not None
+    assert history.base_eval.eval_loss == 3.0
+    assert [point.eval_loss for point in history.tuned_evals] == [1.9, 2.0]
+    assert history.best_eval is not None
+    assert history.best_eval.step == 2
+    assert history.finished_phase == "finished"
+    assert [message.text for message in history.messages] == ["Training.", "Rows were cut.", "Done."]
+    assert history.memory is not None
+    assert history.memory.peak_process_bytes == 7
+
+
+def test_resumed_supersedes_what_came_later_in_earlier_attempts(log):
+    with EventWriter(log, 1) as events:
+        events.append(held_out(0, 3.0))
+        for number in range(1, 8):
+            events.append(step(number, loss=1.0))
+            if number in (5, 6):
+                events.append(CheckpointData(step=number, name=f"step-{number}", size_bytes=1))
+                events.append(held_out(number, 2.0))
+        events.append(FailedData(cause="unexpected", what="It broke.", fix="Mend it."))
+    with EventWriter(log, 2) as events:
+        events.append(ResumedData(step=5, checkpoint="step-5"))
+        events.append(step(6, loss=9.0))
+        events.append(step(7, loss=9.0))
+    history = read_history(log)
+
+    assert history.steps.steps.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert history.steps.losses.tolist() == [1, 1, 1, 1, 1, 9, 9]
+    assert [point.step for point in history.evals] == [0, 5]
+    assert [checkpoint.step for checkpoint in history.checkpoints] == [5]
+    assert history.failed is None, "the failure of an earlier attempt is past"
+    assert history.attempt == 2
+
+
+def test_an_attempt_that_begins_anew_without_resumed_replaces_the_earlier_one(log):
+    with EventWriter(log, 1) as events:
+        events.append(held_out(0, 3.0))
+        events.append(step(1))
+        events.append(step(2))
+    with EventWriter(log, 2) as events:
+        events.append(held_out(0, 3.5))
+        events.append(step(1, loss=8.0))
+    history = read_history(log)
+
+    assert history.steps.losses.tolist() == [8.0]
+    assert [point.eval_loss for point in history.evals] == [3.5]
+
+
+def test_following_reads_only_what_is_new_and_nothing_new_is_the_same_object(log, monkeypatch):
+    reader = HistoryReader(log)
+    assert len(reader.update().steps) == 0
+    with EventWriter(log, 1) as events:
+        events.append(step(1))
+        first = reader.update()
+        assert reader.update() is first
+        events.append(step(2))
+    opened: list[int] = []
+
+    def remembering(path, offset, max_bytes):
+        opened.append(offset)
+        return read_lines(path, offset, max_bytes)
+
+    monkeypatch.setattr("engine.runs.history.read_lines", remembering)
+    second = reader.update()
+
+    assert min(opened) == first.next_offset, "nothing before the offset is read again"
+    assert second.last_step == 2
+    assert first.last_step == 1, "what was handed out does not change"
+
+
+def test_series_that_were_handed_out_never_change(log):
+    reader = HistoryReader(log)
+    events = EventWriter(log, 1)
+    for number in range(1, 6):
+        events.append(step(number, loss=1.0))
+    before = reader.update().steps
+    again = EventWriter(log, 2)
+    again.append(ResumedData(step=2))
+    for number in range(3, 2000):
+        again.append(step(number, loss=7.0))
+    after = reader.update().steps
+
+    assert before.losses.tolist() == [1.0] * 5
+    assert after.losses[:3].tolist() == [1.0, 1.0, 7.0]
+    assert len(after) == 1999
+    with pytest.raises(ValueError, match="read-only"):
+        before.losses[0] = 5.0
+
+
+def test_the_quick_way_and_the_careful_way_read_the_same(log):
+    with EventWriter(log, 1) as events:
+        for number in range(1, 50):
+            events.append(step(number, loss=math.nan if number == 7 else 1 / number, memory_bytes=number))
+            if number % 10 == 0:
+                events.append(held_out(number, 1.0))
+    quick = read_history(log)
+    # A field that the quick way does not expect sends the same lines down the careful way.
+    log.write_bytes(log.read_bytes().replace(b'"attempt":1', b'"attempt":"1"'))
+    careful = read_history(log)
+
+    for name in ("step", "time", "loss", "grad_norm", "tokens", "memory_bytes"):
+        np.testing.assert_array_equal(quick.steps.column(name), careful.steps.column(name))
+    assert quick.evals == careful.evals
+    assert np.isnan(quick.steps.losses[6])
+
+
+def test_a_damaged_step_line_costs_that_step_only(log):
+    with EventWriter(log, 1) as events:
+        for number in range(1, 6):
+            events.append(step(number))
+    lines = log.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b'"loss"', b'"lost"')
+    log.write_bytes(b"\n".join(lines))
+
+    assert read_history(log).steps.steps.tolist() == [1, 2, 4, 5]
+
+
+def test_throughput_counts_training_only(log):
+    with EventWriter(log, 1) as events:
+        events.append(step(1, tokens=1000, tokens_per_second=1000.0))  # one second
+        events.append(step(2, tokens=2000, tokens_per_second=250.0))  # four seconds
+    assert read_history(log).mean_tokens_per_second() == pytest.approx(2000 / 5)
+
+
+def test_an_empty_log_is_an_empty_history(log):
+    history = read_history(log)
+
+    assert history.last_step == 0
+    assert history.mean_tokens_per_second() is None
+    assert history.best_eval is None
+    assert seconds_left(history) is None
+
+
+def test_time_left_follows_the_pace_of_the_newest_steps(log, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    with EventWriter(log, 1) as events:
+        events.append(StatusData(phase="training", total_steps=100))
+        for number in range(1, 11):
+            now[0] += 2.0
+            events.append(step(number))
+    history = read_history(log)
+
+    assert seconds_per_step(history) == pytest.approx(2.0)
+    assert seconds_left(history, clock=lambda: now[0]) == pytest.approx(180.0)
+    assert seconds_left(history, clock=lambda: now[0] + 1) == pytest.approx(179.0)

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+
+from engine.runs.event_log import EventWriter
+from engine.runs.events import EvalData, MemoryData, StatusData, StepData
+from engine.runs.index import RunIndex
+from engine.runs.notes import change_notes
+from engine.runs.provenance import Provenance
+from engine.runs.run import RunState
+from engine.runs.store import RunStore
+from engine.runs.summary import run_title, summarize
+from tests.runs.supervision import config_for
+
+
+@pytest.fixture
+def store(home):
+    return RunStore(home, "ann")
+
+
+def trained(store, name="A run", steps=3, state="completed"):
+    run = store.create(config_for(name), Provenance(predicted_bytes=777))
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StatusData(phase="training", total_steps=steps))
+        events.append(EvalData(step=0, eval_loss=3.0, eval_tokens=1, rows=1, seconds=1))
+        for step in range(1, steps + 1):
+            events.append(
+                StepData(step=step, epoch=1, loss=2.0, learning_rate=1e-4, tokens=step * 10, trained_tokens=step * 6,
+                         tokens_per_second=10.0)
+            )  # fmt: skip
+        events.append(EvalData(step=steps, eval_loss=1.5, eval_tokens=1, rows=1, seconds=1))
+        events.append(MemoryData(peak_process_bytes=999))
+    run.folder.write_state(RunState(state=state, attempt=1, started=100.0, ended=160.0))
+    return run
+
+
+def test_a_summary_holds_the_figures_of_the_run(store):
+    summary = summarize(trained(store, "Evening run"))
+
+    assert (summary.name, summary.state, summary.model, summary.method) == (
+        "Evening run",
+        "completed",
+        "some/model",
+        "LoRA",
+    )
+    assert (summary.steps, summary.total_steps, summary.trained_tokens) == (3, 3, 18)
+    assert (summary.final_loss, summary.base_eval_loss, summary.eval_loss) == (2.0, 3.0, 1.5)
+    assert (summary.best_eval_loss, summary.best_step) == (1.5, 3)
+    assert (summary.peak_memory_bytes, summary.predicted_bytes) == (999, 777)
+    assert summary.tokens_per_second == pytest.approx(10.0)
+    assert summary.seconds == 60.0
+    assert summary.size_bytes > 500
+
+
+def test_a_run_without_a_name_is_called_by_model_method_and_data():
+    assert run_title(config_for("")) == "model · LoRA · data.jsonl"
+
+
+def test_a_run_whose_config_was_damaged_is_listed_all_the_same(store):
+    run = trained(store)
+    run.folder.config.write_text("model: [")
+
+    assert summarize(run).name == "(configuration unreadable)"
+    assert RunIndex(store).summaries()[0].steps == 3
+
+
+def test_rows_of_ended_runs_are_remembered_across_restarts_and_not_read_again(store, monkeypatch):
+    trained(store, "one")
+    trained(store, "two")
+    assert [row.name for row in RunIndex(store).summaries()] == ["two", "one"]
+
+    def refuse(*_args):
+        raise AssertionError("drawn up although nothing had changed")
+
+    monkeypatch.setattr("engine.runs.index.summarize", refuse)
+    assert [row.name for row in RunIndex(store).summaries()] == ["two", "one"]
+
+
+def test_a_change_of_state_notes_or_events_shows(store):
+    run = trained(store, "one")
+    index = RunIndex(store)
+    index.summaries()
+
+    change_notes(run.folder, name="Renamed", tags=("good",))
+    assert index.summaries()[0].name == "Renamed"
+    assert index.summary(run).tags == ("good",)
+    run.folder.write_state(RunState(state="failed", cause="Broken after all."))
+    assert index.summaries()[0].cause == "Broken after all."
+
+
+def test_a_living_run_is_followed(store):
+    run = trained(store, state="running")
+    index = RunIndex(store)
+    assert index.summaries()[0].steps == 3
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StepData(step=4, epoch=1, loss=1.25, learning_rate=1e-4, tokens=40, tokens_per_second=10.0))
+
+    assert (index.summaries()[0].steps, index.summaries()[0].final_loss) == (4, 1.25)
+
+
+def test_deleted_runs_leave_the_list_and_the_cache(store, home):
+    run = trained(store, "one")
+    kept = trained(store, "two")
+    index = RunIndex(store)
+    index.summaries()
+    store.delete(run.id)
+
+    assert [row.id for row in index.summaries()] == [kept.id]
+    assert list(json.loads((home.cache / "runs" / "ann.json").read_text())["runs"]) == [kept.id]
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b'{"version": 999, "runs": {}}', b"\0\0"])
+def test_a_broken_cache_is_drawn_up_again(store, home, broken):
+    trained(store, "one")
+    (home.cache / "runs").mkdir(parents=True)
+    (home.cache / "runs" / "ann.json").write_bytes(broken)
+
+    assert [row.name for row in RunIndex(store).summaries()] == ["one"]
+
+
+def test_losses_that_are_no_numbers_do_not_break_the_list(store):
+    run = trained(store)
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(EvalData(step=4, eval_loss=float("nan"), eval_tokens=1, rows=1, seconds=1))
+        events.append(
+            StepData(step=4, epoch=1, loss=float("nan"), learning_rate=1e-4, tokens=40, tokens_per_second=10.0)
+        )
+    RunIndex(store).summaries()
+    row = RunIndex(store).summaries()[0]
+
+    assert row.final_loss is None
+    assert row.best_eval_loss == 1.5

@@ -1,0 +1,87 @@
+import pytest
+
+from engine.runs.progress_watch import ProgressWatch, SilenceLimits
+from engine.runs.run import RunFolder
+
+LIMITS = SilenceLimits(idle_seconds=100, suspended_seconds=50, preparing_idle_seconds=300, busy_seconds=1000)
+
+
+class FakeWorker:
+    """A process whose processor time and suspension the test sets."""
+
+    def __init__(self) -> None:
+        self.used = 0.0
+        self.suspended = False
+
+    def cpu_seconds(self) -> float:
+        return self.used
+
+    def is_suspended(self) -> bool:
+        return self.suspended
+
+
+class Bench:
+    def __init__(self, folder: RunFolder) -> None:
+        self.now = 0.0
+        self.folder = folder
+        self.worker = FakeWorker()
+        self.watch = ProgressWatch(folder, LIMITS, clock=lambda: self.now)
+
+    def after(self, seconds: float, busy_share: float = 0.0, *, is_training: bool = True):
+        """Let time pass in looks of a second."""
+        for _ in range(int(seconds)):
+            self.now += 1
+            self.worker.used += busy_share
+            silence = self.watch.look(self.worker, is_training=is_training)
+        return silence
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(RunFolder(tmp_path))
+
+
+def test_an_idle_silent_worker_counts_as_hung_after_the_idle_limit(bench):
+    assert not bench.after(99).is_too_long
+    silence = bench.after(2)
+
+    assert silence.is_too_long
+    assert silence.limit_seconds == 100
+
+
+def test_a_worker_that_computes_is_given_longer(bench):
+    assert not bench.after(900, busy_share=0.9).is_too_long
+    assert bench.after(102, busy_share=0.9).is_too_long
+
+
+def test_a_little_work_now_and_then_is_not_computing(bench):
+    assert bench.after(102, busy_share=0.01).is_too_long
+
+
+def test_every_event_or_line_of_log_starts_the_time_anew(bench):
+    bench.after(90)
+    bench.folder.events.write_text("event\n")
+    assert not bench.after(90).is_too_long
+    bench.folder.log.write_text("downloading\n")
+    assert not bench.after(90).is_too_long
+    assert bench.after(20).is_too_long
+
+
+def test_before_the_first_step_a_stalled_download_is_borne_longer(bench):
+    assert not bench.after(290, is_training=False).is_too_long
+    assert bench.after(20, is_training=False).is_too_long
+
+
+def test_a_suspended_worker_is_known_at_once_and_gets_its_time_back_when_it_goes_on(bench):
+    bench.after(40)
+    bench.worker.suspended = True
+    silence = bench.after(5)
+    assert silence.is_suspended
+    assert silence.limit_seconds == 50
+    assert not silence.is_too_long
+
+    bench.worker.suspended = False
+    assert not bench.after(90).is_too_long
+
+    bench.worker.suspended = True
+    assert bench.after(60).is_too_long

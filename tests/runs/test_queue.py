@@ -1,0 +1,101 @@
+import pytest
+
+from engine.config.run import RunSection
+from engine.hardware.lease import LeaseHolder
+from engine.processes.identity import ProcessIdentity
+from engine.runs.queue import QueueOrder, Waiting, plan_starts
+from tests.runs.supervision import GIB, cpu, gpu
+
+
+def waiting(run_id: str, needed_gib: float | None = None, devices: object = "auto") -> Waiting:
+    return Waiting(run_id, RunSection(devices=devices), None if needed_gib is None else int(needed_gib * GIB))
+
+
+def held_by(title: str = "Run X", purpose: str = "training") -> LeaseHolder:
+    return LeaseHolder(purpose=purpose, title=title, process=ProcessIdentity.current())
+
+
+def started(plan) -> dict[str, list[str]]:
+    return {start.run_id: [f"{device.kind}:{device.index}" for device in start.devices] for start in plan.starts}
+
+
+def test_one_device_takes_one_run_and_the_others_say_what_they_wait_for():
+    plan = plan_starts([waiting("a"), waiting("b")], [cpu()], {})
+
+    assert started(plan) == {"a": ["cpu:0"]}
+    assert plan.reasons == {"b": "Waits for a, which comes first."}
+
+
+def test_a_leased_device_is_not_used_and_its_holder_is_named():
+    plan = plan_starts([waiting("a")], [cpu()], {"cpu": held_by("qwen", "chat")})
+
+    assert not plan.starts
+    assert plan.reasons["a"] == "Waits: The CPU is in use for chat (qwen)."
+    assert plan.wanted == ("cpu",)
+
+
+def test_two_gpus_take_two_runs_the_freer_one_first():
+    plan = plan_starts([waiting("a"), waiting("b"), waiting("c")], [gpu(0, 10), gpu(1, 20), cpu()], {})
+
+    assert started(plan) == {"a": ["cuda:1"], "b": ["cuda:0"]}
+
+
+def test_a_run_waits_until_the_free_memory_covers_its_need_other_programs_included():
+    plan = plan_starts([waiting("a", needed_gib=12)], [gpu(0, free_gib=8), cpu()], {})
+
+    assert not plan.starts
+    assert plan.reasons["a"] == "Waits for memory: it needs 12.0 GiB, and Test GPU 0 has 8.0 of 24.0 GiB free."
+    assert started(plan_starts([waiting("a", needed_gib=12)], [gpu(0, free_gib=12)], {})) == {"a": ["cuda:0"]}
+
+
+def test_nobody_overtakes_on_a_device_that_the_first_in_line_waits_for():
+    plan = plan_starts([waiting("large", 20), waiting("small", 1)], [gpu(0, free_gib=8)], {})
+
+    assert not plan.starts
+    assert plan.reasons["small"] == "Waits for large, which comes first."
+
+
+def test_a_run_for_another_device_need_not_wait_behind():
+    queue = [waiting("gpu-run", devices=(0,)), waiting("cpu-run", devices="cpu")]
+    plan = plan_starts(queue, [gpu(0), cpu()], {"cuda:0": held_by()})
+
+    assert started(plan) == {"cpu-run": ["cpu:0"]}
+
+
+def test_a_run_on_several_gpus_needs_them_all():
+    queue = [waiting("pair", devices=(0, 1))]
+
+    assert started(plan_starts(queue, [gpu(0), gpu(1)], {})) == {"pair": ["cuda:0", "cuda:1"]}
+    assert not plan_starts(queue, [gpu(0), gpu(1)], {"cuda:1": held_by()}).starts
+
+
+def test_a_device_that_is_not_there_is_said():
+    plan = plan_starts([waiting("a", devices=(3,))], [gpu(0), cpu()], {})
+
+    assert plan.reasons["a"] == "Waits for GPU 3, which is not there."
+
+
+def test_auto_never_falls_back_to_the_cpu_where_there_are_gpus():
+    assert not plan_starts([waiting("a")], [gpu(0), cpu()], {"cuda:0": held_by()}).starts
+
+
+@pytest.fixture
+def order(home):
+    return QueueOrder(home)
+
+
+def test_runs_start_by_age_except_where_somebody_moved_them(order, home):
+    queue = ["run-1", "run-2", "run-3"]
+    assert order.sort(["run-3", "run-1", "run-2"]) == queue
+
+    assert order.move("run-3", queue, place=0) == ["run-3", "run-1", "run-2"]
+    assert QueueOrder(home).sort(queue) == ["run-3", "run-1", "run-2"], "the order survives a restart"
+    assert order.sort([*queue, "run-4"])[-1] == "run-4", "a new run waits behind"
+    assert order.move("run-1", queue, place=99) == ["run-3", "run-2", "run-1"]
+    assert order.sort(["run-1", "run-2"]) == ["run-2", "run-1"], "those that started no longer count"
+
+
+def test_a_torn_order_is_no_order(order, home):
+    order.move("b", ["a", "b"], place=0)
+    (home.server / "queue.json").write_bytes(b'{"moved": ["b"')
+    assert order.sort(["b", "a"]) == ["a", "b"]

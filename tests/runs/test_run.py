@@ -1,0 +1,100 @@
+import subprocess
+import sys
+
+import pytest
+
+from engine.errors import RunError
+from engine.processes.identity import ProcessIdentity
+from engine.runs.event_log import EventWriter
+from engine.runs.events import StatusData
+from engine.runs.run import ATTEMPT_VARIABLE, RunFolder, RunState
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path)
+
+
+def test_the_state_survives_the_disk(folder):
+    state = RunState(state="failed", cause="It broke.", attempt=3, resumable_step=40, changed=5.0)
+    folder.write_state(state)
+
+    assert folder.read_state() == state
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"state": "runn', b"\0" * 100, b'{"state": "dancing"}'])
+def test_a_torn_state_reads_as_what_the_log_tells(folder, torn):
+    folder.state.write_bytes(torn)
+    assert folder.read_state().state == "queued"
+
+    with EventWriter(folder.events, attempt=2) as events:
+        events.append(StatusData(phase="training"))
+    assert folder.read_state().state == "interrupted"
+    assert folder.read_state().attempt == 2
+
+
+def test_claiming_writes_who_works_and_keeps_others_out(folder):
+    folder.write_state(RunState(state="starting", attempt=4))
+    claim = folder.claim()
+
+    worker = folder.read_worker()
+    assert worker is not None
+    assert worker.is_alive()
+    assert (claim.attempt, worker.attempt) == (4, 4)
+    assert ProcessIdentity.current().pid == worker.pid
+    with pytest.raises(RunError, match="Another process already works"):
+        folder.claim()
+    claim.lock.release()
+
+
+def test_a_worker_whose_attempt_was_given_up_is_refused_and_leaves_the_run_free(folder, monkeypatch):
+    monkeypatch.setenv(ATTEMPT_VARIABLE, "1")
+    for state in (RunState(state="queued", attempt=1), RunState(state="starting", attempt=2)):
+        folder.write_state(state)
+        with pytest.raises(RunError, match="given up"):
+            folder.claim()
+    assert not folder.has_living_worker()
+    assert folder.read_worker() is None
+
+    folder.write_state(RunState(state="starting", attempt=1))
+    assert folder.claim().attempt == 1
+
+
+def test_a_worker_started_by_hand_counts_on_from_its_log(folder):
+    assert folder.next_attempt() == 1
+    with EventWriter(folder.events, attempt=1) as events:
+        events.append(StatusData(phase="training"))
+    assert folder.next_attempt() == 2
+
+    folder.write_state(RunState(state="completed", attempt=1))
+    assert folder.next_attempt() == 2
+    folder.write_state(RunState(state="starting", attempt=5))
+    assert folder.next_attempt() == 5
+
+
+def test_a_living_worker_is_known_by_its_lock_even_without_a_record(folder):
+    script = (
+        "import sys; from pathlib import Path; from engine.runs.run import RunFolder; "
+        "claim = RunFolder(Path(sys.argv[1])).claim(); print('claimed', flush=True); sys.stdin.read()"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    worker.stdout.readline()
+    folder.process.unlink()
+
+    assert folder.has_living_worker()
+    worker.kill()
+    worker.communicate()
+    assert not folder.has_living_worker()
+
+
+def test_only_complete_checkpoints_count(folder):
+    assert folder.newest_checkpoint_step() is None
+    for name in ("step-5", "step-12", "step-40", "step-x", "other"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    for name in ("step-5", "step-12", "step-x"):
+        (folder.checkpoints / name / "MANIFEST.json").write_text("{}")
+
+    assert folder.newest_checkpoint_step() == 12

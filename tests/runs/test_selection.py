@@ -1,0 +1,91 @@
+import random
+
+from engine.runs.selection import RunQuery, best_by_held_out_loss, differing_settings, select_runs
+from engine.runs.summary import RunSummary
+from engine.runs.table import summaries_csv
+from tests.runs.supervision import config_for
+
+
+def row(number: int, **values: object) -> RunSummary:
+    defaults: dict[str, object] = {"id": f"run-{number}", "owner": "ann", "name": f"Run {number}", "state": "completed",
+                                   "created": float(number)}  # fmt: skip
+    return RunSummary(**{**defaults, **values})
+
+
+def ids(rows) -> list[str]:
+    return [summary.id for summary in rows]
+
+
+def test_every_word_must_be_somewhere_in_any_case():
+    rows = [
+        row(1, name="Medical notes", model="Qwen/Qwen3-0.6B"),
+        row(2, name="Medical mail", model="smollm2"),
+        row(3, note="about MEDICAL things", tags=("qwen",)),
+    ]
+    assert ids(select_runs(rows, RunQuery(words="medical QWEN"))) == ["run-3", "run-1"]
+    assert ids(select_runs(rows, RunQuery(words="nothing"))) == []
+    assert len(select_runs(rows, RunQuery())) == 3
+
+
+def test_filters_restrict_and_combine():
+    rows = [
+        row(1, state="failed", method="LoRA", model="a"),
+        row(2, state="completed", method="QLoRA", model="a", tags=("x", "y")),
+        row(3, state="completed", method="LoRA", model="b", tags=("x",)),
+    ]
+    assert ids(select_runs(rows, RunQuery(states=("completed",)))) == ["run-3", "run-2"]
+    assert ids(select_runs(rows, RunQuery(states=("completed",), methods=("LoRA",)))) == ["run-3"]
+    assert ids(select_runs(rows, RunQuery(models=("a",), tags=("x", "y")))) == ["run-2"]
+
+
+def test_rows_without_a_value_come_last_in_either_direction():
+    rows = [row(1, eval_loss=2.0), row(2), row(3, eval_loss=1.0)]
+
+    assert ids(select_runs(rows, RunQuery(sort="eval_loss", descending=False))) == ["run-3", "run-1", "run-2"]
+    assert ids(select_runs(rows, RunQuery(sort="eval_loss", descending=True))) == ["run-1", "run-3", "run-2"]
+
+
+def test_names_sort_as_people_read_them():
+    rows = [row(1, name="beta"), row(2, name="Alpha")]
+    assert ids(select_runs(rows, RunQuery(sort="name", descending=False))) == ["run-2", "run-1"]
+
+
+def test_the_best_run_has_the_lowest_held_out_loss():
+    rows = [row(1, best_eval_loss=1.5), row(2), row(3, best_eval_loss=1.2)]
+    assert best_by_held_out_loss(rows).id == "run-3"
+    assert best_by_held_out_loss([row(2)]) is None
+
+
+def test_only_settings_that_differ_are_shown():
+    configs = {
+        "a": config_for("first", training={"learning_rate": 1e-4}, adapter={"r": 8}),
+        "b": config_for("second", training={"learning_rate": 2e-4}, adapter={"r": 8}),
+        "c": config_for("third", training={"learning_rate": 1e-4}, adapter={"r": 16}),
+    }
+    differences = differing_settings(configs)
+
+    assert {difference.setting: dict(difference.values) for difference in differences} == {
+        "adapter.r": {"a": 8, "b": 8, "c": 16},
+        "training.learning_rate": {"a": 1e-4, "b": 2e-4, "c": 1e-4},
+    }
+    assert [difference.setting for difference in differences] == ["adapter.r", "training.learning_rate"]
+    assert differing_settings({"a": configs["a"]}) == []
+
+
+def test_thousands_of_rows_are_searched_and_sorted_alike_each_time():
+    generator = random.Random(7)
+    rows = [row(number, eval_loss=generator.random(), name=f"Run {number % 50}") for number in range(5000)]
+    found = select_runs(rows, RunQuery(words="run 17", sort="eval_loss", descending=False))
+
+    assert {summary.name for summary in found} >= {"Run 17"}
+    losses = [summary.eval_loss for summary in found]
+    assert losses == sorted(losses)
+
+
+def test_a_table_never_smuggles_a_formula_into_a_spreadsheet():
+    text = summaries_csv([row(1, name="=cmd|'/c calc'!A1", tags=("a", "b"))])
+    header, line = text.splitlines()
+
+    assert header.startswith("id,owner,name")
+    assert "'=cmd" in line
+    assert "a b" in line

@@ -1,0 +1,192 @@
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+import yaml
+
+from engine.config.load import config_from_yaml
+from engine.errors import RunError, StorageError
+from engine.runs.provenance import Provenance, read_provenance
+from engine.runs.run import RunState
+from engine.runs.store import RUN_ID, RunStore, list_owners
+from tests.runs.supervision import config_for
+
+
+@pytest.fixture
+def store(home):
+    return RunStore(home, "ann")
+
+
+def ended(run):
+    run.folder.write_state(RunState(state="completed"))
+    return run
+
+
+def test_a_run_is_saved_complete_and_for_its_owner_only(store, home):
+    config = config_for("first")
+    run = store.create(config, Provenance(dataset_fingerprint="abc"))
+
+    assert config_from_yaml(run.folder.config.read_text()) == config
+    assert yaml.safe_load(run.folder.config.read_text())["training"]["seed"] == 42, "defaults are written out"
+    assert read_provenance(run.folder).dataset_fingerprint == "abc"
+    assert run.folder.path == home.runs / "ann" / run.id
+    assert stat.S_IMODE(run.folder.path.stat().st_mode) == 0o700
+    assert run.folder.read_state().state == "queued"
+    assert not list(run.folder.path.parent.glob(".*")), "nothing half-made stays"
+
+
+def test_ids_sort_by_time_even_when_the_clock_stands_still_or_goes_back(home):
+    times = iter([1000.0, 1000.0, 1000.0, 999.5, 1001.0])
+    store = RunStore(home, "ann", clock=lambda: next(times))
+
+    ids = [store.create(config_for()).id for _ in range(5)]
+
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 5
+    assert all(RUN_ID.match(run_id) for run_id in ids)
+    assert store.ids() == ids[::-1]
+
+
+def test_a_clock_that_was_years_ahead_once_does_not_bind_later_runs(home):
+    times = iter([4e9, 1.7e9])
+    store = RunStore(home, "ann", clock=lambda: next(times))
+    store.create(config_for())
+
+    assert store.create(config_for()).id.startswith("20231114")
+
+
+@pytest.mark.parametrize("bad", ["../../etc", "/etc/passwd", "..", "", "x" * 5000, "a\0b", "%2e%2e", "."])
+def test_ids_from_outside_are_looked_up_and_never_made_into_paths(store, bad):
+    run = store.create(config_for())
+    with pytest.raises(RunError, match=r"no run|means"):
+        store.get(bad)
+    with pytest.raises(RunError):
+        store.delete(bad)
+    assert run.folder.path.is_dir()
+
+
+def test_the_last_characters_of_an_id_are_enough_while_only_one_run_has_them(store, home):
+    run = store.create(config_for())
+    assert store.get(run.id[-4:]).id == run.id
+
+    twin = f"19990101-000000-000{run.id[-5:]}"
+    (home.runs / "ann" / twin).mkdir()
+    with pytest.raises(RunError, match="means 2 runs"):
+        store.get(run.id[-4:])
+    with pytest.raises(RunError):
+        store.get(run.id[-1:])
+
+
+def test_owners_do_not_see_each_others_runs(home):
+    mine, theirs = RunStore(home, "ann"), RunStore(home, "bob")
+    run = theirs.create(config_for())
+
+    assert mine.list() == []
+    with pytest.raises(RunError):
+        mine.get(run.id)
+    assert list_owners(home) == ["bob"]
+    with pytest.raises(StorageError):
+        RunStore(home, "../bob")
+
+
+def test_twenty_parallel_starts_with_one_key_make_one_run(store):
+    made: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(store.create(config_for(), key="click-1").id)) for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(made) == 20
+    assert len(set(made)) == 1
+    assert len(store.ids()) == 1
+    assert store.create(config_for(), key="click-2").id not in made
+
+
+def test_processes_with_one_key_make_one_run(home, store):
+    script = (
+        "from engine.paths import LoratoryHome; from engine.runs.store import RunStore; "
+        "from tests.runs.supervision import config_for; "
+        "print(RunStore(LoratoryHome.from_environment(), 'ann').create(config_for(), key='k').id)"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+        for _ in range(4)
+    ]
+    ids = {process.communicate()[0].strip() for process in processes}
+
+    assert ids == set(store.ids())
+    assert len(ids) == 1
+
+
+def test_a_key_whose_run_was_never_finished_or_was_deleted_starts_anew(store, home):
+    first = ended(store.create(config_for(), key="k"))
+    store.delete(first.id)
+
+    assert store.find_by_key("k") is None
+    second = store.create(config_for(), key="k")
+    assert second.id != first.id
+
+
+def test_keys_of_two_owners_do_not_meet(home):
+    one, two = RunStore(home, "ann"), RunStore(home, "bob")
+    run = one.create(config_for(), key="k")
+    assert two.create(config_for(), key="k").id != run.id
+    assert two.find_by_key("k").owner == "bob"
+
+
+def test_deleting_frees_what_the_run_had_saved(store):
+    run = ended(store.create(config_for()))
+    run.folder.adapter.mkdir()
+    (run.folder.adapter / "adapter_model.safetensors").write_bytes(b"x" * 5000)
+
+    assert store.delete(run.id) > 5000
+    assert store.ids() == []
+    assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("state", ["queued", "starting", "running", "stopping"])
+def test_a_run_that_waits_or_runs_is_never_deleted(store, state):
+    run = store.create(config_for())
+    run.folder.write_state(RunState(state=state))
+
+    with pytest.raises(RunError, match=f"is {state} and cannot be deleted"):
+        store.delete(run.id)
+    assert run.folder.config.is_file()
+
+
+def test_a_run_with_a_living_worker_is_never_deleted_whatever_its_state_says(store):
+    run = ended(store.create(config_for()))
+    claim = run.folder.claim()
+
+    with pytest.raises(RunError, match="cannot be deleted"):
+        store.delete(run.id)
+    claim.lock.release()
+
+
+def test_what_a_crash_left_half_made_or_half_deleted_is_swept(store):
+    run = store.create(config_for())
+    (store.folder / ".new-20260101-000000-000-abcd").mkdir()
+    (store.folder / ".deleted-20260101-000000-000-abcd").mkdir()
+    (store.folder / "somebody's folder").mkdir()
+    assert store.ids() == [run.id]
+
+    store.sweep()
+
+    assert sorted(path.name for path in store.folder.iterdir()) == sorted([run.id, "somebody's folder"])
+
+
+def test_a_home_that_cannot_be_written_is_one_clear_error(home, store, monkeypatch):
+    store.create(config_for())
+
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(StorageError, match="cannot be made"):
+        store.create(config_for())
