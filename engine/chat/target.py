@@ -93,6 +93,8 @@ def plan_load(target: ChatTarget) -> LoadPlan:
             f"{_shown(second.model)}.",
             "Compare two runs on the same model.",
         )
+    if target.model is None and found is not None:
+        _require_base_here(found)
     notes = []
     if target.quantization is not None and target.quantization != model.quantization:
         if tuned is not None:
@@ -192,6 +194,15 @@ def _find_adapter(folder: Path, name: str | None = None) -> _Found:
         weights=PlannedWeights(folder=folder, name=name, method=method, peft_type=peft_type),
         model=ModelConfig(id=base, revision=revision if isinstance(revision, str) else None),
     )
+
+
+def _require_base_here(found: _Found) -> None:
+    base = Path(found.model.id)
+    if base.is_absolute() and not base.exists():
+        raise ModelError(
+            f"The base model of {found.weights.name}, {base.name}, is not on this machine.",
+            "Copy it to where it was, or name the model that takes its place.",
+        )
 
 
 def _trained_folder(folder: Path) -> Path | None:

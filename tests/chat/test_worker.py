@@ -1,0 +1,241 @@
+"""What the process does with a question, run here without a process."""
+
+import pytest
+
+from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from engine.chat.target import LoadRequest, plan_load
+from engine.chat.worker import ChatWorker
+from engine.config.model import ModelConfig
+from engine.config.sampling import SamplingConfig
+from engine.data.conversation import Message
+from engine.errors import DeviceError, ModelError, RunError
+from engine.hardware.device import Device
+from tests.chat.tiny_adapters import ia3, lora, make_adapter
+from tests.tiny_model import make_tiny_model
+
+CPU = Device("cpu", 0, "Test CPU", 8 * 1024**3, 8 * 1024**3, supports_bfloat16=False, cores=1)
+QUESTION = (Message("user", "What is a rank?"),)
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
+
+
+class RecordedRequest:
+    """Keeps what it is told; is cancelled once `cancel_after` chunks have come."""
+
+    def __init__(self, cancel_after: int | None = None) -> None:
+        self.told: list[dict] = []
+        self._cancel_after = cancel_after
+
+    def progress(self, value: dict) -> None:
+        self.told.append(value)
+
+    def is_cancelled(self) -> bool:
+        return self._cancel_after is not None and len(self.told) >= self._cancel_after
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worker")
+    return {
+        "lora": make_adapter(tiny_model_folder, folder / "lora", lora()),
+        "ia3": make_adapter(tiny_model_folder, folder / "ia3", ia3(), seed=2),
+    }
+
+
+@pytest.fixture
+def worker(home) -> ChatWorker:
+    return ChatWorker(home)
+
+
+def load(worker: ChatWorker, target: ChatTarget, device: Device = CPU) -> tuple[dict, list[dict]]:
+    request = RecordedRequest()
+    params = LoadRequest(plan=plan_load(target), device=device).model_dump(mode="json")
+    return worker.load(params, request), request.told
+
+
+def answer(worker: ChatWorker, *branches: str, messages=QUESTION, sampling=GREEDY, cancel_after=None) -> list[dict]:
+    request = RecordedRequest(cancel_after)
+    asked = ChatRequest(messages=messages, branches=branches, sampling=sampling)
+    for _ in worker.generate(asked.model_dump(mode="json"), request):
+        pass
+    return request.told
+
+
+def said(chunks: list[dict], branch: str) -> str:
+    return "".join(chunk["text"] for chunk in chunks if chunk["branch"] == branch)
+
+
+def test_loading_tells_what_it_does_and_what_came_of_it(worker, adapters):
+    loaded, told = load(worker, ChatTarget.of_run(adapters["lora"]))
+
+    assert [progress["phase"] for progress in told] == ["loading_model", "loading_model", "ready"]
+    assert loaded["method"] == "LoRA"
+    assert loaded["branches"] == ["base", "tuned"]
+    assert loaded["context_length"] == 512
+    assert 0 < loaded["adapter_bytes"] < loaded["weights_bytes"] / 10
+
+
+def test_branches_take_turns_token_by_token(worker, adapters):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+
+    chunks = answer(worker, "base", "tuned")
+
+    assert [chunk["branch"] for chunk in chunks] == ["base", "tuned"] * 12
+    assert said(chunks, "base") != said(chunks, "tuned")
+    assert said(chunks, "base") == said(answer(worker, "base"), "base")
+    assert said(chunks, "tuned") == said(answer(worker, "tuned"), "tuned")
+
+
+@pytest.mark.parametrize("seen", [0, 1, 5])
+def test_a_stop_is_obeyed_before_the_next_token(worker, adapters, seen):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+
+    *before, last = answer(worker, "tuned", cancel_after=seen)
+
+    assert len(before) == seen
+    assert (last["tokens"], last["finish_reason"], last["done"]) == (seen, "stopped", True)
+
+
+def test_a_stop_ends_every_branch(worker, adapters):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+
+    chunks = answer(worker, "base", "tuned", cancel_after=6)
+
+    assert [(chunk["branch"], chunk["finish_reason"]) for chunk in chunks[-2:]] == [
+        ("base", "stopped"),
+        ("tuned", "stopped"),
+    ]
+    assert len(chunks) == 8
+
+
+def test_a_base_alone_answers_as_the_base_beneath_an_adapter(worker, home, adapters, tiny_model_folder):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+    alone = ChatWorker(home)
+    loaded, _ = load(alone, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
+
+    assert loaded["branches"] == ["base"]
+    assert said(answer(alone, "base"), "base") == said(answer(worker, "base"), "base")
+
+
+def test_adapters_are_exchanged_without_loading_the_base_again(worker, adapters):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+    base = said(answer(worker, "base"), "base")
+    model = worker._loaded.weights._base.model
+
+    loaded, told = load(worker, ChatTarget.of_run(adapters["ia3"]))
+
+    assert loaded["method"] == "IA3"
+    assert [progress["phase"] for progress in told] == ["loading_adapter", "ready"]
+    assert worker._loaded.weights._base.model is model
+    assert said(answer(worker, "base"), "base") == base
+    assert said(answer(worker, "tuned"), "tuned") != base
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_former_one_in_place(worker, adapters, tiny_model_folder, tmp_path):
+    stranger = make_adapter(make_tiny_model(tmp_path / "deep", num_hidden_layers=4), tmp_path / "stranger", lora())
+    load(worker, ChatTarget.of_run(adapters["ia3"]))
+    before = answer(worker, "base", "tuned")
+    base = ModelConfig(id=str(tiny_model_folder))
+
+    with pytest.raises(ModelError, match="stranger has weights for"):
+        load(worker, ChatTarget(model=base, tuned=AdapterChoice(folder=stranger)))
+
+    after = answer(worker, "base", "tuned")
+    assert [chunk["text"] for chunk in after] == [chunk["text"] for chunk in before]
+
+
+def test_two_adapters_answer_beside_their_base(worker, adapters, tiny_model_folder, tmp_path):
+    other = make_adapter(tiny_model_folder, tmp_path / "other", lora(r=8), seed=9)
+    target = ChatTarget(tuned=AdapterChoice(folder=adapters["lora"]), second=AdapterChoice(folder=other))
+
+    loaded, _ = load(worker, target)
+    chunks = answer(worker, "base", "tuned", "second")
+
+    assert loaded["branches"] == ["base", "tuned", "second"]
+    assert len({said(chunks, branch) for branch in loaded["branches"]}) == 3
+    load(worker, ChatTarget.of_run(other))
+    assert said(answer(worker, "tuned"), "tuned") == said(chunks, "second")
+
+
+def test_a_fully_trained_model_loads_its_base_only_when_it_is_asked(worker, home, tiny_model_folder, tmp_path):
+    run = tmp_path / "run"
+    make_tiny_model(run / "adapter", seed=5, tie_word_embeddings=False, initializer_range=0.4)
+    (run / "config.yaml").write_text(
+        f"model: {{id: '{tiny_model_folder}'}}\ndataset: {{source: 'sample:x'}}\nadapter: {{method: none}}\n"
+    )
+
+    load(worker, ChatTarget.of_run(run))
+    assert len(list(worker._loaded.weights.holders())) == 1
+    chunks = answer(worker, "base", "tuned")
+
+    assert len(list(worker._loaded.weights.holders())) == 2
+    alone = ChatWorker(home)
+    load(alone, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
+    assert said(chunks, "base") == said(answer(alone, "base"), "base") != said(chunks, "tuned")
+
+
+def test_an_answer_ends_when_another_model_takes_its_place(worker, adapters):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+    asked = ChatRequest(messages=QUESTION, sampling=GREEDY).model_dump(mode="json")
+    writing = worker.generate(asked, RecordedRequest())
+    next(writing)
+
+    load(worker, ChatTarget.of_run(adapters["ia3"]))
+
+    with pytest.raises(RunError, match="Another model was loaded while this answer was written"):
+        next(writing)
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(worker, tiny_model_folder, monkeypatch):
+    from engine.hardware.cuda import MemoryNow
+
+    monkeypatch.setattr("engine.chat.weights.memory_now", lambda: MemoryNow(2**30, 1000))
+
+    with pytest.raises(
+        DeviceError, match=r"needs 0\.0 GiB for its weights; Test CPU has 0\.0 GiB free\. Load it with nf4"
+    ):
+        load(worker, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
+
+
+def test_memory_that_runs_out_in_an_answer_is_said(worker, adapters, monkeypatch):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+
+    def no_memory(self):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("engine.chat.answer.Answer.advance", no_memory)
+
+    with pytest.raises(DeviceError, match="The memory of Test CPU ran out"):
+        answer(worker, "tuned")
+
+
+def test_a_question_before_anything_is_loaded_is_refused(worker):
+    with pytest.raises(RunError, match="No model is loaded"):
+        answer(worker, "base")
+
+
+def test_a_conversation_that_the_template_refuses_is_said(worker, adapters, tmp_path):
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+    worker._loaded.tokenizer.chat_template = "{{ raise_exception('Only one turn.') }}"
+
+    with pytest.raises(ModelError, match=r"chat template refuses this conversation: .*Only one turn"):
+        answer(worker, "tuned")
+
+
+def test_the_prompt_is_the_one_that_training_used(worker, adapters):
+    from transformers import AutoTokenizer
+
+    from engine.data.conversation import Conversation
+    from engine.data.template import freeze_template
+    from engine.data.tokenize import RenderOptions, render_conversation
+
+    load(worker, ChatTarget.of_run(adapters["lora"]))
+    asked = ChatRequest(messages=QUESTION).model_dump(mode="json")
+    view = worker.prompt(asked, RecordedRequest())
+
+    tokenizer = AutoTokenizer.from_pretrained(adapters["lora"])
+    freeze_template(tokenizer)
+    conversation = Conversation((*QUESTION, Message("assistant", "A number.")))
+    trained = render_conversation(0, conversation, tokenizer, RenderOptions(max_length=512)).rows[0]
+    first_learned = next(index for index, label in enumerate(trained.labels) if label != -100)
+    assert view["ids"] == trained.input_ids[:first_learned]
+    assert trained.text.startswith(view["text"])
