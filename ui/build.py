@@ -67,7 +67,6 @@ def build_app(services: Services) -> gr.Blocks:
         _wire_side_panel(page, side, advice)
         _wire_header(services, header, shown_header)
         _wire_opening(app, page, model_tab, data_tab)
-    fits.start()
     return app
 
 

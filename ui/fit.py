@@ -34,7 +34,8 @@ class FitTable:
         self._shape_of = shape_of
         self._devices = devices
         self._verdicts: dict[str, tuple[Verdict | None, ...]] = {}
-        self._lock = threading.Lock()  # guards _verdicts: written by the background thread, read by handlers
+        self._worker: threading.Thread | None = None
+        self._lock = threading.Lock()  # guards the two above: handlers of several pages, and the worker
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -46,13 +47,12 @@ class FitTable:
         return device.name if device is not None else "this computer"
 
     def verdicts(self, model_id: str) -> tuple[Verdict | None, ...]:
-        """One verdict a method; None while it is not known yet."""
+        """One verdict a method; None while it is not known yet. The first question starts the work."""
         with self._lock:
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="fit-table", daemon=True)
+                self._worker.start()
             return self._verdicts.get(model_id, (None,) * len(_METHODS))
-
-    def start(self) -> None:
-        """Begin working them out, smallest models first."""
-        threading.Thread(target=self._work, name="fit-table", daemon=True).start()
 
     def _device(self) -> Device | None:
         devices = self._devices()

@@ -1,5 +1,6 @@
 """Build the real services, launch the page on them, and leave cleanly; runs go on without us."""
 
+import gc
 import signal
 import threading
 
@@ -25,7 +26,6 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         EngineError: If a service cannot start.
     """
     inspector = Inspector(home)
-    inspector.start()
     runs = RunStore(home, local_owner())
     supervisor = Supervisor(home)
     chat = ChatSession(home)
@@ -58,6 +58,9 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
             enable_monitoring=False,
             max_file_size=MAX_UPLOAD,
         )
+        gc.freeze()  # what the imports made stays for good; no collection needs to look at it again
+        gc.enable()
+        inspector.start()
         print(f"Loratory is at http://{host}:{port} (Ctrl+C closes the page; runs go on).", flush=True)
         leaving.wait()
         app.close(verbose=False)
