@@ -224,7 +224,11 @@ class JsonLinesProcess:
 
     def _death(self) -> WorkerError:
         process = self._process
-        code = process.poll() if process is not None else None
+        code = None
+        if process is not None:
+            # Its pipes close a moment before it can be asked how it ended.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=1.0)
         if code is not None and code < 0:
             reason = f"was ended by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
         else:

@@ -1,0 +1,241 @@
+"""The session and its process, with a real one that holds the tiny model."""
+
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.model import ModelConfig
+from engine.config.sampling import SamplingConfig
+from engine.data.conversation import Message
+from engine.errors import RunError, WorkerError
+from engine.hardware.processor import describe_processor
+from engine.paths import LoratoryHome
+from tests.chat.tiny_adapters import lora, make_adapter
+from tests.tiny_model import make_tiny_model
+
+QUESTION = (Message("user", "What is a rank?"),)
+LONG = SamplingConfig(temperature=0, max_new_tokens=200)
+SHORT = SamplingConfig(temperature=0, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def target(tiny_model_folder, tmp_path_factory) -> ChatTarget:
+    return ChatTarget.of_run(make_adapter(tiny_model_folder, tmp_path_factory.mktemp("session") / "lora", lora()))
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    home = LoratoryHome(tmp_path_factory.mktemp("home"))
+    session = ChatSession(home, choose=lambda _: describe_processor())
+    yield session
+    session.unload()
+
+
+def pid_of(session: ChatSession) -> int:
+    pid = session._loaded.process.pid
+    assert pid is not None
+    return pid
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline, f"process {pid} still lives"
+        time.sleep(0.02)
+
+
+def ask(session: ChatSession, *branches: str, sampling=SHORT):
+    return list(session.stream(ChatRequest(messages=QUESTION, branches=branches, sampling=sampling)))
+
+
+def test_a_session_begins_empty_and_says_so(home):
+    session = ChatSession(home)
+
+    assert session.state.phase == "empty"
+    with pytest.raises(RunError, match="No model is loaded"):
+        ask(session, "base")
+    with pytest.raises(RunError, match="No model is loaded"):
+        session.prompt(QUESTION)
+    session.stop()
+    session.unload()
+
+
+def test_what_is_loaded_answers_on_both_branches(session, target):
+    phases = []
+
+    model = session.load(target, lambda progress: phases.append((progress.phase, session.state.phase)))
+
+    assert phases[0] == ("starting", "loading")
+    assert phases[-1] == ("ready", "loading")
+    state = session.state
+    assert (state.phase, state.target, state.model) == ("ready", target, model)
+    assert state.process_bytes > model.weights_bytes
+    chunks = ask(session, "base", "tuned")
+    assert [chunk.branch for chunk in chunks] == ["base", "tuned"] * 6
+    assert [chunk.finish_reason for chunk in chunks if chunk.done] == ["length", "length"]
+    assert {chunk.prompt_tokens for chunk in chunks} == {len(session.prompt(QUESTION).ids)}
+    assert session.prompt(QUESTION).text.endswith("<|im_start|>assistant\n")
+
+
+def test_loading_what_is_loaded_does_nothing(session, target):
+    session.load(target)
+    pid = pid_of(session)
+
+    assert session.load(target) == session.state.model
+    assert pid_of(session) == pid
+
+
+def test_several_callers_are_answered_at_the_same_time(session, target):
+    session.load(target)
+    begun = threading.Barrier(3, timeout=30)
+    ends = []
+
+    def caller():
+        stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
+        next(stream)
+        begun.wait()  # all three have their first token before any has its last
+        ends.append(list(stream)[-1].tokens)
+
+    threads = [threading.Thread(target=caller) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert ends == [200, 200, 200]
+    assert session.state.phase == "ready"
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(session, target):
+    session.load(target)
+    long = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
+    next(long)
+
+    assert ask(session, "tuned")[-1].tokens == 6
+    assert session.state.generating == 1
+    assert next(long).tokens < 200
+    long.close()
+    assert session.state.generating == 0
+
+
+def test_stop_ends_one_answer_and_no_other(session, target):
+    session.load(target)
+    one = ChatRequest(messages=QUESTION, sampling=LONG)
+    other = ChatRequest(messages=QUESTION, sampling=LONG)
+    first, second = session.stream(one), session.stream(other)
+    next(first), next(second)
+
+    session.stop(one.id)
+
+    assert list(first)[-1].finish_reason == "stopped"
+    assert list(second)[-1].finish_reason == "length"
+
+
+def test_one_id_serves_one_request_at_a_time(session, target):
+    session.load(target)
+    request = ChatRequest(messages=QUESTION, sampling=LONG)
+    stream = session.stream(request)
+    next(stream)
+
+    with pytest.raises(RunError, match="being answered already"):
+        next(session.stream(request))
+    session.stop(request.id)
+    assert list(stream)[-1].finish_reason == "stopped"
+
+
+def test_a_branch_that_is_not_there_is_refused(session, target):
+    session.load(target)
+
+    with pytest.raises(RunError, match=r"without a second branch; it has base, tuned"):
+        ask(session, "second")
+
+
+def test_another_adapter_on_the_same_base_keeps_the_process(session, target, tiny_model_folder, tmp_path):
+    session.load(target)
+    pid = pid_of(session)
+    other = make_adapter(tiny_model_folder, tmp_path / "other", lora(), seed=3)
+
+    session.load(ChatTarget.of_run(other))
+
+    assert pid_of(session) == pid
+
+
+def test_what_cannot_be_loaded_leaves_what_is_loaded(session, target, tiny_model_folder, tmp_path):
+    session.load(target)
+    stranger = make_adapter(make_tiny_model(tmp_path / "deep", num_hidden_layers=4), tmp_path / "stranger", lora())
+    wrong = ChatTarget(model=ModelConfig(id=str(tiny_model_folder)), tuned=AdapterChoice(folder=stranger))
+
+    with pytest.raises(Exception, match="stranger has weights for"):
+        session.load(wrong)
+
+    assert session.state.target == target
+    assert ask(session, "tuned")[-1].done
+
+
+def test_another_base_ends_the_process_of_the_former(session, target, tmp_path):
+    session.load(target)
+    pid = pid_of(session)
+    other = make_tiny_model(tmp_path / "other-base", seed=4)
+
+    session.load(ChatTarget.of_model(ModelConfig(id=str(other))))
+
+    wait_until_gone(pid)
+    assert session.state.model.branches == ("base",)
+
+
+def test_unloading_ends_the_process_and_the_answers(session, target):
+    session.load(target)
+    pid = pid_of(session)
+    stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
+    next(stream)
+
+    session.unload()
+
+    wait_until_gone(pid)
+    assert session.state.phase == "empty"
+    with pytest.raises(RunError, match="unloaded while it answered"):
+        list(stream)
+    with pytest.raises(RunError, match="No model is loaded"):
+        ask(session, "tuned")
+
+
+def test_unloading_ends_a_loading(session, target):
+    begun = threading.Event()
+    caught = []
+
+    def load():
+        try:
+            session.load(target, lambda _: begun.set())
+        except WorkerError as error:
+            caught.append(error)
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    assert begun.wait(30)
+    with pytest.raises(RunError, match="A model is being loaded already"):
+        session.load(target)
+
+    session.unload()
+
+    loading.join(30)
+    assert "Loading was ended" in str(caught[0])
+    assert session.state.phase == "empty"
+
+
+def test_a_process_that_dies_is_noticed_and_replaced(session, target):
+    session.load(target)
+    stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
+    next(stream)
+
+    psutil.Process(pid_of(session)).send_signal(signal.SIGKILL)
+
+    with pytest.raises(WorkerError, match=r"was ended by signal 9 \(often: out of memory\)"):
+        list(stream)
+    assert session.state.phase == "empty"
+    assert session.load(target).branches == ("base", "tuned")
+    assert ask(session, "tuned")[-1].done
