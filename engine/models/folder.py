@@ -54,20 +54,12 @@ def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIG
         ModelError: If it is an adapter, has pickled weights only, needs its own Python code, lacks a shard or a
             tokenizer, or holds a damaged file.
     """
-    if not folder.is_dir():
-        raise ModelError(f"There is no folder {name}.", "Check the path, or choose a model from the catalogue.")
-    if not _is_file(folder / "config.json"):
-        if _is_file(folder / ADAPTER_CONFIG):
-            raise ModelError(
-                f"{name} holds an adapter{_base_of_adapter(folder)}, not a model.",
-                "Choose its base model here; an adapter can be chatted with and exported, and trained further from a run.",
-            )
-        raise ModelError(f"{name} has no config.json.", "Choose a folder as transformers' save_pretrained writes it.")
-    refuse_own_code(read_config(folder / "config.json", name), name)
-    if part.value >= ModelPart.TOKENIZER.value:
-        _check_tokenizer(folder, name)
-    if part.value >= ModelPart.WEIGHTS.value:
-        _check_weights(folder, name)
+    try:
+        _check(folder, name, part)
+    except OSError as error:
+        raise ModelError(
+            f"{name} cannot be read ({error.strerror}).", "Check the permissions of the folder and its files."
+        ) from error
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:
@@ -154,6 +146,23 @@ def pickled_weights_error(name: str, example: str) -> ModelError:
         f"{name} has its weights only as pickle files ({example}), which can run code when they are read.",
         "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors).",
     )
+
+
+def _check(folder: Path, name: str, part: ModelPart) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {name}.", "Check the path, or choose a model from the catalogue.")
+    if not _is_file(folder / "config.json"):
+        if _is_file(folder / ADAPTER_CONFIG):
+            raise ModelError(
+                f"{name} holds an adapter{_base_of_adapter(folder)}, not a model.",
+                "Choose its base model here; an adapter can be chatted with and exported, and trained further from a run.",
+            )
+        raise ModelError(f"{name} has no config.json.", "Choose a folder as transformers' save_pretrained writes it.")
+    refuse_own_code(read_config(folder / "config.json", name), name)
+    if part.value >= ModelPart.TOKENIZER.value:
+        _check_tokenizer(folder, name)
+    if part.value >= ModelPart.WEIGHTS.value:
+        _check_weights(folder, name)
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:

@@ -4,26 +4,19 @@ A token, where one is needed, is found by huggingface_hub itself (HF_TOKEN, or t
 """
 
 import re
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from huggingface_hub.utils.tqdm import tqdm as hub_tqdm
 
-from engine.errors import EngineError, HubUnreachableError, ModelError
+from engine.errors import HubUnreachableError, ModelError, StorageError
+from engine.files import write_atomically
 from engine.models.folder import (
     ADAPTER_CONFIG,
     SINGLE_WEIGHTS,
@@ -37,13 +30,10 @@ from engine.models.folder import (
     refuse_own_code,
     shard_names,
 )
+from engine.models.hub_request import hub_errors_explained, within_seconds
 from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
 
-Answer = TypeVar("Answer")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_MAX_HUB_ID_LENGTH = 96
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _TOKENIZER_SIDE_FILES = (
     "tokenizer_config.json",
@@ -67,13 +57,6 @@ class _Listing(NamedTuple):
     sizes: dict[str, int]  # bytes by file name, top folder only
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether this is formed like a Hub id: `name` or `owner/name`."""
-    if len(text) > _MAX_HUB_ID_LENGTH or "--" in text or ".." in text or text.endswith((".git", ".gguf")):
-        return False
-    return _HUB_ID.fullmatch(text) is not None
-
-
 def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSnapshot | None:
     """The model in the Hub's cache, if everything that is needed of it is there; asks nobody.
 
@@ -82,15 +65,13 @@ def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSn
         revision: Branch, tag or commit; None for the default branch as it was when it was last fetched.
         part: How much of the model is needed.
     """
-    storage = _storage_folder(hub_id)
-    wanted = revision or constants.DEFAULT_REVISION
-    commit = wanted
-    if not _COMMIT.fullmatch(wanted):
-        reference = storage / "refs" / wanted
-        if ".." in Path(wanted).parts or not reference.is_file():
+    commit = revision or constants.DEFAULT_REVISION
+    if not _COMMIT.fullmatch(commit):
+        try:
+            commit = _reference(hub_id, commit).read_text(encoding="utf-8").strip()
+        except OSError:
             return None
-        commit = reference.read_text(encoding="utf-8").strip()
-    folder = storage / "snapshots" / commit
+    folder = _storage_folder(hub_id) / "snapshots" / commit
     try:
         check_model_folder(folder, hub_id, part)
     except ModelError:
@@ -110,12 +91,20 @@ def fetch_from_hub(
 
     A cached commit is used without asking; a branch is looked up, and its cached state used where the Hub is out of reach.
 
+    Args:
+        hub_id: As `hub_id.is_hub_id` accepts it.
+        revision: As `hub_id.is_revision` accepts it; None for the default branch.
+        part: How much of the model is needed.
+        on_progress: Told the bytes that have arrived, from another thread.
+        timeout_seconds: How long the Hub may take to say what it has.
+
     Raises:
         HubUnreachableError: If the Hub cannot be reached and the cache does not hold what is needed.
         ModelError: If the model is missing, gated, or cannot be trained safely.
+        StorageError: If there is no room for it.
     """
     cached = cached_snapshot(hub_id, revision, part)
-    if cached is not None and (cached.commit == revision or constants.is_offline_mode()):
+    if cached is not None and (cached.commit == revision or constants.HF_HUB_OFFLINE):
         return cached
     on_progress(ModelProgress("looking", f"Looking up {hub_id} on the Hub."))
     try:
@@ -124,38 +113,18 @@ def fetch_from_hub(
         if cached is not None:
             return cached
         raise
-    cached = cached_snapshot(hub_id, listing.commit, part)
-    if cached is not None:
-        return cached
-    with hub_errors_explained(hub_id, revision):
-        folder = _fetch_files(hub_id, listing, _wanted_without_shards(hub_id, listing, part), on_progress)
-        refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
-        if part is ModelPart.WEIGHTS:
-            weights: Sequence[str] = (SINGLE_WEIGHTS,)
-            if WEIGHTS_INDEX in listing.sizes:
-                weights = shard_names(folder / WEIGHTS_INDEX, hub_id)
-            _fetch_files(hub_id, listing, weights, on_progress)
+    _refuse_by_list(hub_id, listing, part)
+    folder = _storage_folder(hub_id) / "snapshots" / listing.commit
+    for names in _groups_without_shards(part):
+        _fetch_files(hub_id, listing, names, on_progress)
+    refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
+    if part is ModelPart.WEIGHTS:
+        indexed = WEIGHTS_INDEX in listing.sizes
+        weights = shard_names(folder / WEIGHTS_INDEX, hub_id) if indexed else (SINGLE_WEIGHTS,)
+        _fetch_files(hub_id, listing, weights, on_progress)
     check_model_folder(folder, hub_id, part)
+    _remember_revision(hub_id, revision or constants.DEFAULT_REVISION, listing.commit)
     return HubSnapshot(folder, listing.commit)
-
-
-def within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """Wait so long for a question to the Hub and no longer, whatever it hangs on: name lookup, proxy or a slow server.
-
-    Raises:
-        TimeoutError: If there is no answer in time; the question is then left to itself.
-        Exception: Whatever `ask` raises.
-    """
-    answer: Future[Answer] = Future()
-
-    def put() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=put, daemon=True).start()
-    return answer.result(seconds)
 
 
 def _list_files(hub_id: str, revision: str | None, timeout_seconds: float) -> _Listing:
@@ -164,13 +133,13 @@ def _list_files(hub_id: str, revision: str | None, timeout_seconds: float) -> _L
             timeout_seconds, lambda: HfApi().model_info(hub_id, revision=revision, files_metadata=True)
         )
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
-    if info.sha is None or not sizes:
+    if info.sha is None or _COMMIT.fullmatch(info.sha) is None or not sizes:
         raise ModelError(f"{hub_id} is empty on the Hub.", "Check the id, or choose another model.")
     return _Listing(info.sha, sizes)
 
 
-def _wanted_without_shards(hub_id: str, listing: _Listing, part: ModelPart) -> list[str]:
-    """Names of the files to fetch first; refuses by the list alone what could never be used."""
+def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
+    """Refuse by the names of its files alone what could never be used, before a byte of it is fetched."""
     names = listing.sizes
     if "config.json" not in names:
         if ADAPTER_CONFIG in names:
@@ -181,26 +150,49 @@ def _wanted_without_shards(hub_id: str, listing: _Listing, part: ModelPart) -> l
                 "Download one of them and give its path, or choose the original model.",
             )
         raise ModelError(f"{hub_id} has no config.json, so it is no transformers model.", "Choose another model.")
-    wanted = list(_CONFIG_FILES)
+    if part is ModelPart.WEIGHTS and SINGLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
+        pickled = sorted(name for name in names if name.endswith(UNPICKLED_SUFFIXES))
+        if pickled:
+            raise pickled_weights_error(hub_id, pickled[0])
+        raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
+
+
+def _groups_without_shards(part: ModelPart) -> Iterator[Sequence[str]]:
+    """Names to fetch, group after group: what makes a tokenizer look complete comes after all that belongs to it.
+
+    A download that is cut off in between then never looks like a model without a chat template.
+    """
+    yield _CONFIG_FILES
     if part.value >= ModelPart.TOKENIZER.value:
-        wanted += [*TOKENIZER_FILES, *_TOKENIZER_SIDE_FILES]
+        yield _TOKENIZER_SIDE_FILES
+        yield [name for name in TOKENIZER_FILES if name != "tokenizer.json"]
+        yield ["tokenizer.json"]
     if part is ModelPart.WEIGHTS:
-        if SINGLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
-            pickled = sorted(name for name in names if name.endswith(UNPICKLED_SUFFIXES))
-            if pickled:
-                raise pickled_weights_error(hub_id, pickled[0])
-            raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
-        wanted.append(WEIGHTS_INDEX)
-    return [name for name in wanted if name in names]
+        yield [WEIGHTS_INDEX]
 
 
-def _fetch_files(hub_id: str, listing: _Listing, names: Sequence[str], on_progress: OnModelProgress) -> Path:
-    total_bytes = sum(listing.sizes.get(name, 0) for name in names)
-    with _bytes_followed(_storage_folder(hub_id) / "blobs", hub_id, total_bytes, on_progress):
-        folder = huggingface_hub.snapshot_download(
-            hub_id, revision=listing.commit, allow_patterns=list(names), tqdm_class=_SilentBar
+def _fetch_files(hub_id: str, listing: _Listing, names: Sequence[str], on_progress: OnModelProgress) -> None:
+    storage = _storage_folder(hub_id)
+    folder = storage / "snapshots" / listing.commit
+    missing = [name for name in names if name in listing.sizes and not (folder / name).exists()]
+    if not missing:
+        return
+    total_bytes = sum(listing.sizes[name] for name in missing)
+    with hub_errors_explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total_bytes, on_progress):
+        storage.mkdir(parents=True, exist_ok=True)
+        _require_space(hub_id, storage, total_bytes)
+        huggingface_hub.snapshot_download(
+            hub_id, revision=listing.commit, allow_patterns=missing, tqdm_class=_SilentBar
         )
-    return Path(folder)
+
+
+def _require_space(hub_id: str, storage: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(storage).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{hub_id} takes {needed_bytes / 1024**3:.1f} GiB of disk space; {free_bytes / 1024**3:.1f} GiB are free.",
+            "Free some space, or set HF_HOME to a folder that has it.",
+        )
 
 
 @contextmanager
@@ -223,66 +215,20 @@ def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnM
         follower.join()
 
 
-@contextmanager
-def hub_errors_explained(asked_for: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what goes wrong while the Hub is asked for something into errors that people understand.
-
-    Raises:
-        HubUnreachableError: If it gave no answer, or one that says nothing about what was asked for.
-        ModelError: If it answered with a refusal.
-    """
+def _remember_revision(hub_id: str, revision: str, commit: str) -> None:
+    """Note where a branch stood, as huggingface_hub does, so that it is found again without a network."""
+    if revision == commit:
+        return
+    reference = _reference(hub_id, revision)
     try:
-        yield
-    except EngineError:
-        raise
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{asked_for} is gated: its owner asks you to accept terms first.",
-            f"Accept them at https://huggingface.co/{asked_for} and log in with `hf auth login` or HF_TOKEN.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{asked_for} has no revision {revision}.",
-            "Leave the revision empty, or name a branch, tag or commit it has.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"There is no model {asked_for} on the Hub, or it is private.",
-            "Check the id; for a private model log in with `hf auth login` or HF_TOKEN.",
-        ) from error
-    except OfflineModeIsEnabled as error:
-        raise HubUnreachableError(
-            f"{asked_for} needs the Hub, which may not be asked (HF_HUB_OFFLINE is set).",
-            "Unset HF_HUB_OFFLINE, or choose a local folder or the demo model.",
-        ) from error
-    except HfHubHTTPError as error:
-        raise _http_error(asked_for, error) from error
-    except Exception as error:
-        # Network libraries differ between releases of huggingface_hub; what is left here is no answer at all.
-        if isinstance(error, OSError) and not isinstance(
-            error, LocalEntryNotFoundError | ConnectionError | TimeoutError
-        ):
-            raise
-        raise HubUnreachableError(
-            f"{asked_for} needs the Hub, which cannot be reached ({type(error).__name__}).",
-            "Check the network connection, or choose a local folder or the demo model.",
-        ) from error
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(reference, commit)
+    except (OSError, StorageError):
+        return  # costs a look-up next time, not the model
 
 
-def _http_error(asked_for: str, error: HfHubHTTPError) -> ModelError:
-    status = error.response.status_code if error.response is not None else 0
-    if status in (401, 403):
-        return ModelError(
-            f"The Hub refuses access to {asked_for} (HTTP {status}).",
-            "Check your token and its rights with `hf auth whoami`, then log in again.",
-        )
-    if status == 429:
-        return HubUnreachableError(
-            "The Hub answers too many requests (HTTP 429).", "Wait some minutes, then try again."
-        )
-    if status >= 500:
-        return HubUnreachableError(f"The Hub is out of order (HTTP {status}).", "Try again later.")
-    return ModelError(f"The Hub does not give {asked_for} (HTTP {status}).", "Check the id, or choose another model.")
+def _reference(hub_id: str, revision: str) -> Path:
+    return _storage_folder(hub_id) / "refs" / revision
 
 
 def _storage_folder(hub_id: str) -> Path:

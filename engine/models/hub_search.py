@@ -7,7 +7,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from engine.models.architectures import is_causal_lm
-from engine.models.hub import hub_errors_explained, within_seconds
+from engine.models.hub_request import hub_errors_explained, within_seconds
 
 _FIELDS = ("downloads", "likes", "gated", "lastModified", "safetensors", "tags", "config")
 

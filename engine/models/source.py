@@ -10,6 +10,7 @@ from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared, prepare_demo
 from engine.models.folder import ModelPart, check_model_folder
 from engine.models.gguf import prepare_gguf
+from engine.models.hub_id import is_hub_id, is_revision
 from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
 from engine.paths import LoratoryHome
 
@@ -48,41 +49,56 @@ def resolve_model(
     text = config.id.strip()
     if any(not character.isprintable() for character in text):
         raise ModelError("The model's name holds invisible characters.", "Type it again.")
-    if text == DEMO_MODEL_ID:
+    if config.revision is not None and not is_revision(config.revision):
+        raise ModelError(f"{config.revision!r} cannot be a revision.", "Name a branch, a tag or a commit of the model.")
+    entry = find_in_catalog(text)
+    if entry is not None and entry.id == DEMO_MODEL_ID:
         return _resolve_demo(config.revision, home, on_progress, part)
-    path = Path(text).expanduser()
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"There is no file {text}.", "Check the path.")
-        return ModelSource(str(prepare_gguf(path, home, on_progress)), path.name)
-    if path.is_dir():
+    path = _local_path(text)
+    if path is not None and path.is_dir():
         check_model_folder(path, text, part)
         return ModelSource(str(path.resolve()), path.resolve().name)
-    entry = find_in_catalog(text)
+    if path is not None and path.suffix.lower() == ".gguf":
+        return ModelSource(str(prepare_gguf(path, home, on_progress)), path.name)
+    if path is not None:
+        raise ModelError(f"{text} is a single file.", "Give the folder that holds the model, or a .gguf file.")
+    if text.lower().endswith(".gguf"):
+        raise ModelError(f"There is no file {text}.", "Check the path.")
     return _resolve_on_hub(entry.hub_id if entry else text, config.revision, on_progress, part)
 
 
-def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgress, part: ModelPart) -> ModelSource:
-    from engine.models.hub import fetch_from_hub, is_hub_id
+def _local_path(text: str) -> Path | None:
+    """What this names on disk: a folder or a regular file; None where it names nothing that could be read."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.is_dir() or path.is_file() else None
+    except (OSError, RuntimeError):  # a name that no file can have; ~name of nobody
+        return None
 
+
+def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgress, part: ModelPart) -> ModelSource:
     if not is_hub_id(text):
         raise ModelError(
             f"{text!r} is neither in the catalogue, nor a folder, nor a Hub id.",
             "Give a name such as Qwen/Qwen3-0.6B, or check the path.",
         )
+    from engine.models.hub import fetch_from_hub  # most calls need no huggingface_hub, and so wait for none
+
     try:
         snapshot = fetch_from_hub(text, revision, part, on_progress)
     except ModelError as error:
-        # A Hub that says no, or nothing, to a name that is nearly one of ours.
-        close = (
-            []
-            if find_in_catalog(text)
-            else difflib.get_close_matches(text, [entry.id for entry in list_catalog()], n=1, cutoff=0.8)
-        )
-        if close:
-            raise type(error)(error.what, f"Did you mean {close[0]}?") from error
+        meant = _nearly(text)
+        if meant is not None:
+            raise type(error)(error.what, f"Did you mean {meant}?") from error
         raise
     return ModelSource(str(snapshot.folder), text, hub_id=text, revision=snapshot.commit)
+
+
+def _nearly(text: str) -> str | None:
+    """A name of the catalogue that `text` may be a misspelling of."""
+    names = [entry.id for entry in list_catalog()]
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
+    return close[0] if close and text not in names else None
 
 
 def _resolve_demo(

@@ -1,0 +1,145 @@
+"""A Hugging Face Hub small enough for tests: it lists and sends files, refuses as told, and counts what it is asked."""
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+COMMIT = "a" * 40
+NEXT_COMMIT = "b" * 40
+
+
+class FakeHub:
+    """Serves repositories on loopback; use as a context manager.
+
+    Attributes:
+        repositories: Files by repository id and name.
+        refusals: Repository id → (HTTP status, X-Error-Code).
+        commits: Branch or tag → commit.
+        asked: How often each kind of request came: info, tree, head, get, search.
+        broken_after_bytes: Cut the connection of every file after so many bytes.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Mapping[str, bytes]] = {}
+        self.refusals: dict[str, tuple[int, str]] = {}
+        self.commits = {"main": COMMIT}
+        self.asked: Counter[str] = Counter()
+        self.queries: list[dict[str, list[str]]] = []
+        self.tokens: set[str] = set()
+        self.broken_after_bytes: int | None = None
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                hub._answer(self, with_body=True)
+
+            def do_HEAD(self) -> None:
+                hub._answer(self, with_body=False)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "FakeHub":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, request: BaseHTTPRequestHandler, *, with_body: bool) -> None:
+        url = urlsplit(request.path)
+        if token := request.headers.get("Authorization"):
+            self.tokens.add(token)
+        if url.path == "/api/models":
+            self.asked["search"] += 1
+            self.queries.append(parse_qs(url.query))
+            found = [{"id": name, **json.loads(files["search.json"])} for name, files in self.repositories.items()]
+            _send_json(request, found)
+            return
+        parts = url.path.strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            self._answer_api("/".join(parts[2:4]), parts[4:], request)
+        elif len(parts) >= 5 and parts[2] == "resolve":
+            self._answer_file("/".join(parts[:2]), parts[4], request, with_body=with_body)
+        else:
+            _send_refusal(request, 404, "RepoNotFound")
+
+    def _answer_api(self, repository: str, rest: list[str], request: BaseHTTPRequestHandler) -> None:
+        if repository in self.refusals:
+            _send_refusal(request, *self.refusals[repository])
+            return
+        if repository not in self.repositories:
+            _send_refusal(request, 404, "RepoNotFound")
+            return
+        revision = rest[1] if len(rest) > 1 else "main"
+        commit = self.commits.get(revision, revision if revision in self.commits.values() else None)
+        if commit is None:
+            _send_refusal(request, 404, "RevisionNotFound")
+            return
+        files = self.repositories[repository]
+        if rest[:1] == ["tree"]:
+            self.asked["tree"] += 1
+            _send_json(
+                request,
+                [
+                    {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
+                    for name, content in files.items()
+                ],
+            )
+        else:
+            self.asked["info"] += 1
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+            _send_json(request, {"id": repository, "sha": commit, "siblings": siblings})
+
+    def _answer_file(self, repository: str, name: str, request: BaseHTTPRequestHandler, *, with_body: bool) -> None:
+        content = self.repositories.get(repository, {}).get(name)
+        if repository in self.refusals:
+            _send_refusal(request, *self.refusals[repository])
+            return
+        if content is None:
+            _send_refusal(request, 404, "EntryNotFound")
+            return
+        self.asked["get" if with_body else "head"] += 1
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.send_header("ETag", f'"{_etag(content)}"')
+        request.send_header("X-Repo-Commit", request.path.split("/")[4])
+        request.end_headers()
+        if with_body:
+            if self.broken_after_bytes is not None and len(content) > self.broken_after_bytes:
+                request.wfile.write(content[: self.broken_after_bytes])
+                request.close_connection = True
+                return
+            request.wfile.write(content)
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+def _send_json(request: BaseHTTPRequestHandler, value: object) -> None:
+    body = json.dumps(value).encode()
+    request.send_response(200)
+    request.send_header("Content-Type", "application/json")
+    request.send_header("Content-Length", str(len(body)))
+    request.end_headers()
+    request.wfile.write(body)
+
+
+def _send_refusal(request: BaseHTTPRequestHandler, status: int, code: str) -> None:
+    request.send_response(status)
+    if code:
+        request.send_header("X-Error-Code", code)
+    request.send_header("Content-Length", "0")
+    request.end_headers()
