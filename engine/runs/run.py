@@ -14,6 +14,7 @@ from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.runs.event_log import last_event
+from engine.runs.events import FailedEvent, StatusEvent
 
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted"]
 
@@ -138,15 +139,22 @@ class RunFolder:
         return config_from_mapping(mapping_from_file(self.config))
 
     def read_state(self) -> RunState:
-        """Load the state. Where the file is missing or torn: queued, or interrupted once a worker has reported."""
-        state = self.read_saved_state()
-        if state is not None:
-            return state
+        """Load the state. Where the file is missing or torn, tell it from the log and the worker's lock."""
+        return self.read_saved_state() or self._told_by_the_log()
+
+    def _told_by_the_log(self) -> RunState:
         last = last_event(self.events)
         if last is None:
             return RunState()
-        cause = "The file that says how it went was lost."
-        return RunState(state="interrupted", cause=cause, attempt=last.attempt, started=last.time, ended=last.time)
+        state = RunState(state="running", attempt=last.attempt, started=last.time)
+        if self.has_living_worker():
+            return state
+        ended: dict[str, object] = {"state": "interrupted", "cause": "It ended without a last word.", "ended": last.time}
+        if isinstance(last, StatusEvent) and last.data.phase in ("finished", "stopped"):
+            ended |= {"state": "completed" if last.data.phase == "finished" else "stopped", "cause": ""}
+        elif isinstance(last, FailedEvent):
+            ended |= {"state": "failed", "cause": last.data.what, "advice": last.data.fix}
+        return state.model_copy(update=ended)
 
     def read_saved_state(self) -> RunState | None:
         """Load the state as it was saved; None where the file is missing or torn."""
