@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem, StorageError
 
 MAX_CONFIG_BYTES = 1_000_000
+
+SectionType = TypeVar("SectionType", bound=BaseModel)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -56,6 +58,18 @@ def config_from_mapping(values: Mapping[str, Any]) -> RunConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def section_from_mapping(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+    """Build one group of settings from plain values.
+
+    Raises:
+        ConfigError: Lists everything that is wrong with it.
+    """
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_field_problems(error)) from error
 
 
 def config_from_yaml(text: str) -> RunConfig:
