@@ -146,10 +146,15 @@ class RunFolder:
         last = last_event(self.events)
         if last is None:
             return RunState()
-        state = RunState(state="running", attempt=last.attempt, started=last.time)
+        checkpoint = self.newest_checkpoint_step()
+        state = RunState(state="running", attempt=last.attempt, started=last.time, resumable_step=checkpoint)
         if self.has_living_worker():
             return state
-        ended: dict[str, object] = {"state": "interrupted", "cause": "It ended without a last word.", "ended": last.time}
+        ended: dict[str, object] = {
+            "state": "interrupted",
+            "cause": "It ended without a last word.",
+            "ended": last.time,
+        }
         if isinstance(last, StatusEvent) and last.data.phase in ("finished", "stopped"):
             ended |= {"state": "completed" if last.data.phase == "finished" else "stopped", "cause": ""}
         elif isinstance(last, FailedEvent):
@@ -213,7 +218,7 @@ class RunFolder:
             StorageError: If the folder cannot be written.
         """
         lock = FileLock(self.lock)
-        if not lock.acquire(timeout_seconds=2.0):
+        if not lock.acquire(timeout_seconds=1.0):
             raise RunError(f"Another process already works on {self.path.name}.", "Wait for it, or stop it first.")
         expected = os.environ.get(ATTEMPT_VARIABLE, "")
         if expected.isdecimal():

@@ -1,0 +1,19 @@
+"""`loratory train` behind its checks, for tests that kill or interrupt it: follows the run argv[1] with fake workers."""
+
+import sys
+
+from engine.commands.output import ProgressLine
+from engine.commands.train import follow_to_the_end, report
+from engine.errors import EngineError
+from engine.paths import LoratoryHome
+from engine.runs.store import RunStore
+from tests.runs.supervision import fake_settings
+
+if __name__ == "__main__":
+    home = LoratoryHome.from_environment()
+    run = RunStore(home, "ann").get(sys.argv[1])
+    try:
+        report(run, follow_to_the_end(home, run, ProgressLine(), fake_settings()), as_json=True)
+    except EngineError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)

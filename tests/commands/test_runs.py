@@ -1,0 +1,158 @@
+import csv
+import io
+import json
+
+import pytest
+
+from engine.cli import run_command
+from engine.paths import local_owner
+from engine.runs.control import request_stop
+from engine.runs.event_log import EventWriter
+from engine.runs.events import StepData
+from engine.runs.run import RunState
+from engine.runs.store import RunStore
+from engine.runs.supervisor import Supervisor
+from tests.runs.supervision import config_for, fake_settings, wait_for_state, wait_until
+
+MODULES = ("engine.commands.runs", "engine.commands.presets", "engine.commands.train")
+
+
+@pytest.fixture
+def store(home):
+    return RunStore(home, local_owner())
+
+
+@pytest.fixture
+def server(home):
+    supervisor = Supervisor(home, fake_settings())
+    supervisor.start()
+    yield supervisor
+    supervisor.stop()
+
+
+@pytest.fixture
+def loratory(capsys):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run_command(arguments, MODULES)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def ended(store, name="A run", state="completed", steps=2):
+    run = store.create(config_for(name))
+    with EventWriter(run.folder.events, 1) as events:
+        for step in range(1, steps + 1):
+            events.append(
+                StepData(step=step, epoch=1, loss=1.5, learning_rate=1e-4, tokens=step, tokens_per_second=1.0)
+            )
+    run.folder.write_state(RunState(state=state, attempt=1, cause="" if state == "completed" else "It broke."))
+    return run
+
+
+def test_runs_are_listed_newest_first_and_filtered(store, loratory):
+    first, second = ended(store, "Morning"), ended(store, "Evening", state="failed")
+
+    code, out, _ = loratory("runs", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [(row["run_id"], row["status"], row["name"]) for row in rows] == [
+        (second.id, "failed", "Evening"), (first.id, "completed", "Morning"),
+    ]  # fmt: skip
+    assert [row["name"] for row in json.loads(loratory("runs", "--state", "failed", "--json")[1])] == ["Evening"]
+    assert [row["name"] for row in json.loads(loratory("runs", "morn", "--json")[1])] == ["Morning"]
+    text = loratory("runs")[1]
+    assert text.splitlines()[0].split()[:3] == ["run", "name", "state"]
+    assert "Evening" in text
+
+
+def test_an_empty_list_says_what_to_do(loratory, home):
+    assert "loratory train quickstart-cpu" in loratory("runs")[1]
+    assert json.loads(loratory("runs", "--json")[1]) == []
+
+
+def test_one_run_is_shown_with_its_figures(store, loratory):
+    run = ended(store, "Evening", state="failed")
+
+    shown = json.loads(loratory("show", run.id, "--json")[1])
+    assert (shown["run_id"], shown["status"], shown["cause"], shown["steps"], shown["final_loss"]) == (
+        run.id, "failed", "It broke.", 2, 1.5,
+    )  # fmt: skip
+    text = loratory("show", run.id[-4:])[1]
+    assert "Evening" in text
+    assert "failed. It broke." in text
+
+
+def test_the_steps_and_the_list_come_as_csv(store, loratory):
+    run = ended(store)
+    steps = list(csv.DictReader(io.StringIO(loratory("show", run.id, "--csv")[1])))
+    runs = list(csv.DictReader(io.StringIO(loratory("runs", "--csv")[1])))
+
+    assert [(row["step"], row["loss"], row["grad_norm"]) for row in steps] == [("1", "1.5", ""), ("2", "1.5", "")]
+    assert runs[0]["id"] == run.id
+
+
+def test_stop_cancel_and_delete_work_while_a_server_runs(store, loratory, server):
+    stopped, cancelled = store.create(config_for("steps=3000")), store.create(config_for("steps=3000"))
+    wait_for_state(stopped, "running")
+    assert loratory("stop", stopped.id)[0] == 0
+    wait_for_state(stopped, "stopped")
+
+    wait_for_state(cancelled, "running")
+    result = json.loads(loratory("cancel", cancelled.id, "--json")[1])
+    assert result["status"] == "stopped"
+
+    code, out, _ = loratory("delete", cancelled.id, "--yes", "--json")
+    assert (code, json.loads(out)["status"]) == (0, "deleted")
+    assert store.ids() == [stopped.id]
+
+
+def test_a_running_run_is_not_deleted(store, loratory, server):
+    run = store.create(config_for("steps=3000"))
+    wait_for_state(run, "running")
+    code, out, err = loratory("delete", run.id, "--yes")
+
+    assert (code, out) == (1, "")
+    assert err == f"{run.id} is running and cannot be deleted. Stop it first.\n"
+    request_stop(run)
+    wait_for_state(run, "stopped")
+
+
+def test_deleting_asks_first_and_does_nothing_where_nobody_answers(store, loratory, monkeypatch):
+    run = ended(store)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+    code, _, err = loratory("delete", run.id)
+    assert code == 1
+    assert "--yes" in err
+    assert store.ids() == [run.id]
+
+
+def test_a_stopped_run_is_resumed_and_followed_while_a_server_runs(store, loratory, server):
+    run = store.create(config_for("steps=60"))
+    wait_for_state(run, "running")
+    wait_until(lambda: run.folder.events.exists())
+    request_stop(run)
+    wait_for_state(run, "stopped")
+
+    code, out, _ = loratory("resume", run.id, "--json")
+    assert (code, json.loads(out)["status"], json.loads(out)["steps"]) == (0, "completed", 60)
+    code, _, err = loratory("resume", run.id)
+    assert code == 1
+    assert "is complete" in err
+
+
+@pytest.mark.parametrize("command", ["show", "stop", "cancel", "resume", "delete"])
+def test_a_run_that_is_not_there_is_two_sentences(loratory, home, command):
+    code, out, err = loratory(command, "20260101-000000-000-abcd")
+
+    assert (code, out) == (1, "")
+    assert err == "There is no run '20260101-000000-000-abcd'. List the runs with `loratory runs`.\n"
+
+
+def test_stopping_what_has_ended_says_so(store, loratory):
+    run = ended(store)
+    code, _, err = loratory("stop", run.id)
+    assert code == 1
+    assert "already completed" in err

@@ -1,0 +1,198 @@
+"""What breaks around a run, with real processes: its worker, its server, the machine's power."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from engine.processes.identity import ProcessIdentity
+from engine.runs.event_log import read_events
+from engine.runs.history import read_history
+from engine.runs.requests import request_resume
+from engine.runs.run import RunState
+from engine.runs.store import RunStore
+from engine.runs.worker_command import WorkerOrder
+from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, wait_for_state, wait_until
+
+KNOWN_WITHIN_SECONDS = 10
+
+
+@pytest.fixture
+def store(home):
+    return RunStore(home, "ann")
+
+
+@contextmanager
+def server() -> Iterator[subprocess.Popen[str]]:
+    """A server process; killed, never asked to end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=dict(os.environ),
+    )
+    try:
+        assert process.stdout is not None
+        process.role = process.stdout.readline().strip()  # type: ignore[attr-defined]
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def last_step(run) -> int:
+    return read_history(run.folder.events).last_step
+
+
+def worker_identity(run) -> ProcessIdentity:
+    wait_until(lambda: run.folder.read_worker() is not None)
+    worker = run.folder.read_worker()
+    assert worker is not None
+    return worker
+
+
+def executions(run) -> list[str]:
+    path = run.folder.path / "executions"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(store):
+    run = store.create(config_for("steps=60 pace=0.05"))
+    with server() as first:
+        wait_until(lambda: last_step(run) >= 5)
+        first.kill()
+    worker = worker_identity(run)
+    assert worker.is_alive(), "the training goes on without a server"
+    with server():
+        state = wait_for_state(run, "completed", "failed", "interrupted")
+
+    steps = [event for event in read_events(run.folder.events).events if event.kind == "step"]
+    assert state.state == "completed"
+    assert [event.data.step for event in steps] == list(range(1, 61))
+    assert [event.seq for event in read_events(run.folder.events).events] == list(
+        range(1, len(read_events(run.folder.events).events) + 1)
+    )
+    assert worker_identity(run).pid == worker.pid
+    assert executions(run) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("mishap", "state", "words"),
+    [
+        ("kill", "failed", "killed from outside (SIGKILL) after step 4"),
+        ("segv", "failed", "crashed in native code (SIGSEGV) after step 4"),
+        ("term", "interrupted", "SIGTERM"),
+        ("exit0", "failed", "ended after step 4 without saying that it had finished"),
+        ("exit3", "failed", "exit code 3 after step 4"),
+        ("fail", "failed", "The loss is not a number."),
+        ("hang", "failed", "made no progress for"),
+        ("stop-self", "failed", "was suspended and made no progress"),
+    ],
+)
+def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, mishap, state, words):
+    run = store.create(config_for(f"steps=50 checkpoint=2 {mishap}@4"))
+    with server():
+        wait_until(lambda: last_step(run) >= 4)
+        began = time.monotonic()
+        ended = wait_for_state(run, "failed", "interrupted", "completed", "stopped", seconds=60)
+        took = time.monotonic() - began
+
+        assert (ended.state, words in ended.cause) == (state, True), ended
+        assert ended.resumable_step == 4
+        assert took < KNOWN_WITHIN_SECONDS, f"known after {took:.1f} seconds"  # the test's hang limit is 3 seconds
+        assert not worker_identity(run).is_alive()
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "words"),
+    [(signal.SIGKILL, "interrupted", "while nobody watched"), (signal.SIGSTOP, "failed", "was suspended")],
+)
+def test_the_same_is_known_after_the_server_was_replaced(store, number, state, words):
+    run = store.create(config_for("steps=400 checkpoint=2"))
+    with server():
+        wait_until(lambda: last_step(run) >= 4)
+    with server():
+        time.sleep(1.0)
+        os.kill(worker_identity(run).pid, number)
+        ended = wait_for_state(run, "failed", "interrupted", "completed", seconds=KNOWN_WITHIN_SECONDS)
+
+    assert (ended.state, words in ended.cause) == (state, True), ended
+    assert not worker_identity(run).is_alive()
+
+
+def test_a_dead_worker_that_nobody_has_collected_is_seen_as_dead(store, monkeypatch):
+    """Its parent lives and does not wait for it: the pid is there, as a zombie."""
+    run = store.create(config_for("steps=500"))
+    run.folder.write_state(RunState(state="running", attempt=1, started=time.time(), device="cpu"))
+    monkeypatch.setenv("LORATORY_ATTEMPT", "1")
+    zombie = subprocess.Popen(fake_worker_command(WorkerOrder(run, run.folder.read_config(), (), 1)))
+    with server():
+        wait_until(lambda: last_step(run) >= 3)
+        zombie.send_signal(signal.SIGKILL)
+        ended = wait_for_state(run, "failed", "interrupted", seconds=KNOWN_WITHIN_SECONDS)
+
+    assert ended.state == "interrupted"
+    assert zombie.wait() == -signal.SIGKILL
+
+
+def test_two_servers_on_one_home_supervise_once_and_the_survivor_takes_over(store):
+    with server() as first, server() as second:
+        assert (first.role, second.role) == ("supervising", "standing_by")  # type: ignore[attr-defined]
+        runs = [store.create(config_for("steps=10")) for _ in range(3)]
+        wait_for_state(runs[0], "running", "completed")
+        first.kill()
+        for run in runs:
+            wait_for_state(run, "completed")
+    assert [executions(run) for run in runs] == [["1"], ["1"], ["1"]]
+
+
+def test_forty_queued_runs_are_each_executed_once_though_the_server_is_killed_twenty_times(store):
+    seed = random.randrange(10_000)
+    chance = random.Random(seed)
+    runs = [store.create(config_for("steps=4 pace=0.02")) for _ in range(40)]
+    kills = 0
+    while kills < 20:
+        with server() as running:
+            time.sleep(chance.uniform(0.05, 1.2))
+            running.kill()
+        kills += 1
+    with server():
+        for run in runs:
+            wait_for_state(run, "completed", "failed", "interrupted", "stopped", seconds=180)
+
+    states = {run.id: (run.folder.read_state().state, len(executions(run))) for run in runs}
+    assert set(states.values()) == {("completed", 1)}, f"seed {seed}: {states}"
+    for run in runs:
+        assert read_history(run.folder.events).steps.steps.tolist() == [1, 2, 3, 4]
+
+
+def test_a_power_cut_costs_the_torn_line_and_nothing_else(store):
+    run = store.create(config_for("steps=300 pace=0.01 checkpoint=50"))
+    with server() as running:
+        wait_until(lambda: last_step(run) >= 60)
+        running.kill()
+        worker_identity(run).kill()
+        worker_identity(run).wait(5)
+    before = read_events(run.folder.events).events
+    with run.folder.events.open("ab") as log:
+        log.write(b'{"v":1,"seq":99999,"attempt":1,"time":17')
+    run.folder.state.write_bytes(run.folder.state.read_bytes()[:20])
+
+    with server():
+        state = wait_for_state(run, "interrupted", "failed")
+        assert state.resumable_step == run.folder.newest_checkpoint_step()
+        request_resume(store.home, run)
+        wait_for_state(run, "completed", seconds=60)
+
+    events = read_events(run.folder.events).events
+    assert events[: len(before)] == before
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert read_history(run.folder.events).steps.steps.tolist() == list(range(1, 301))
