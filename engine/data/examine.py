@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -16,11 +16,14 @@ from engine.data.problems import ProblemKind, RowProblemError
 from engine.data.records import Record
 from engine.data.row_source import RowSource, numbered_rows
 from engine.data.source import SourceOptions, open_source
-from engine.data.tokenize import Rendering, RenderOptions, render_conversation
+from engine.data.tokenize import Rendering, RenderOptions, render_many
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import DatasetError
 
 DETECTION_ROWS = 100
+
+_BATCH_ROWS = 64
+_BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Renderer:
     """
 
     tokenizer: ChatTokenizer
-    max_length: int
+    max_length: int | None
     model: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -116,27 +119,45 @@ class DatasetReader:
 
     def rows(self, first_row: int = 0) -> Iterator[Examined]:
         """Rows from `first_row` on, numbered through all parts."""
+        batch: list[tuple[int, Record]] = []
+        size = 0
         for part, record in self.records(first_row):
-            yield self.examine(record, part)
+            batch.append((part, record))
+            size += len(record.raw)
+            # Batches grow, so that the first row of a page need not wait for sixty-four.
+            if len(batch) >= min(_BATCH_ROWS, 1 + record.row - first_row) or size > _BATCH_BYTES:
+                yield from self.examine(batch)
+                batch, size = [], 0
+        yield from self.examine(batch)
 
     def records(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
         """The same as they stand in their files, each with the number of its part."""
         return numbered_rows([part.source for part in self.parts], first_row)
 
-    def examine(self, record: Record, part: int = 0) -> Examined:
-        """Convert and render one row."""
+    def examine(self, records: Sequence[tuple[int, Record]]) -> list[Examined]:
+        """Convert and render some rows, each given with the number of its part."""
+        examined = [self._convert(record, part) for part, record in records]
+        if self._renderer is None:
+            return examined
+        options = RenderOptions(self._renderer.max_length, self._train_on)
+        good = [(row.record.row, row.example) for row in examined if row.example is not None]
+        renderings = iter(render_many(good, self._renderer.tokenizer, options))
+        return [row if row.example is None else _with_rendering(row, next(renderings)) for row in examined]
+
+    def _convert(self, record: Record, part: int) -> Examined:
         if record.value is None:
             return Examined(record, part, kind=record.kind, problem=record.problem)
         try:
             example = self.parts[part].converter.convert(record.value)
-            digest = digest_of(example)
-            rendering = None
-            if self._renderer is not None:
-                options = RenderOptions(self._renderer.max_length, self._train_on)
-                rendering = render_conversation(record.row, example, self._renderer.tokenizer, options)
+            return Examined(record, part, example, digest=digest_of(example))
         except RowProblemError as problem:
             return Examined(record, part, kind=problem.kind, problem=problem.problem)
-        return Examined(record, part, example, rendering, digest)
+
+
+def _with_rendering(row: Examined, rendering: Rendering | RowProblemError) -> Examined:
+    if isinstance(rendering, RowProblemError):
+        return Examined(row.record, row.part, kind=rendering.kind, problem=rendering.problem)
+    return replace(row, rendering=rendering)
 
 
 class DatasetPart:

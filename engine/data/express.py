@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.data.conversation import Conversation, Message, ToolCall
-from engine.data.template_abilities import ChatMessages, TemplateAbilities
+from engine.data.template_abilities import ChatMessages, TemplateAbilities, as_parts
 
 _TOOLS_IN_WORDS = """# Tools
 
@@ -19,12 +19,14 @@ You may call one or more functions to assist with the user query. You are provid
 <tools></tools> XML tags:
 <tools>
 {tools}
-</tools>
+</tools>"""
+
+_CALLS_IN_WORDS = """
 
 For each function call, return a JSON object with the function's name and arguments within <tool_call></tool_call> \
 XML tags:
 <tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
+{"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>"""
 
 
@@ -45,10 +47,12 @@ class Expressed:
 def express(conversation: Conversation, abilities: TemplateAbilities) -> Expressed:
     """Put a conversation into the terms of a template."""
     steps = Expressed(conversation.messages, conversation.tools, conversation.completion_start)
-    has_tool_turns = any(message.tool_calls or message.role == "tool" for message in steps.messages)
-    if has_tool_turns or steps.tools:
-        steps = _with_identified_calls(steps) if abilities.tools else _tools_in_words(steps)
-        if abilities.tools and not abilities.parallel_calls:
+    has_calls = any(message.tool_calls or message.role == "tool" for message in steps.messages)
+    if steps.tools and not abilities.tool_list:
+        steps = _tool_list_in_words(steps, how_to_call=not abilities.tool_calls)
+    if has_calls:
+        steps = _with_identified_calls(steps) if abilities.tool_calls else _calls_in_words(steps)
+        if abilities.tool_calls and not abilities.parallel_calls:
             steps = _calls_one_by_one(steps)
     if any(message.role == "system" for message in steps.messages):
         steps = _with_accepted_system(steps, abilities)
@@ -70,7 +74,19 @@ def call_in_words(call: ToolCall) -> str:
     return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
 
 
-def _tools_in_words(steps: Expressed) -> Expressed:
+def _tool_list_in_words(steps: Expressed, *, how_to_call: bool) -> Expressed:
+    listed = "\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
+    words = _TOOLS_IN_WORDS.format(tools=listed) + (_CALLS_IN_WORDS if how_to_call else "")
+    note = "The model's template lists no tools; they are written into the system turn (Hermes convention)."
+    first = steps.messages[0] if steps.messages else None
+    if first is not None and first.role == "system":
+        messages = (replace(first, content=f"{first.content}\n\n{words}"), *steps.messages[1:])
+        return Expressed(messages, (), steps.completion_start, (*steps.notes, note))
+    completion = steps.completion_start + 1 if steps.completion_start is not None else None
+    return Expressed((Message("system", words), *steps.messages), (), completion, (*steps.notes, note))
+
+
+def _calls_in_words(steps: Expressed) -> Expressed:
     messages: list[Message] = []
     completion_start = None
     for index, message in enumerate(steps.messages):
@@ -88,17 +104,8 @@ def _tools_in_words(steps: Expressed) -> Expressed:
                 messages.append(Message("user", content))
         else:
             messages.append(message)
-    if steps.tools:
-        words = _TOOLS_IN_WORDS.format(
-            tools="\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
-        )
-        if messages and messages[0].role == "system":
-            messages[0] = replace(messages[0], content=f"{messages[0].content}\n\n{words}")
-        else:
-            messages.insert(0, Message("system", words))
-            completion_start = completion_start + 1 if completion_start is not None else None
     note = "The model's template has no tool calls; they are written in words (Hermes convention)."
-    return Expressed(tuple(messages), (), completion_start, (*steps.notes, note))
+    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
 
 
 def _with_identified_calls(steps: Expressed) -> Expressed:
@@ -206,6 +213,8 @@ def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
         said["reasoning_content"] = reasoning
     elif reasoning:
         said["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.content}"
+    if abilities.text_parts:
+        said["content"] = as_parts(said["content"])
     if message.tool_calls:
         said["tool_calls"] = [
             {

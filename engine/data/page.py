@@ -56,15 +56,15 @@ class DatasetPage(_Part):
 
     rows: tuple[PageRow, ...]
     first_row: int
-    next_row: int | None  # where the next page begins; None after the last row
+    next_row: int | None = None  # where the next page begins; None after the last row
     total_rows: int | None  # None until the whole dataset has been seen
-    kind: str  # of file, in words, such as "JSON Lines, gzip"
     format: Format
     format_reason: str
     format_sure: bool
     columns: tuple[str, ...]
     column_map: dict[str, str]
     notes: tuple[str, ...] = ()
+    kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
 
 
 def page_row(row: int, line: int | None, example: Example, raw: str) -> PageRow:

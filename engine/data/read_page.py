@@ -27,13 +27,13 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
                 if len(chosen) == request.count:
                     next_row = record.row
                     break
-                chosen.append(reader.examine(record, part))
+                chosen.extend(reader.examine([(part, record)]))
             if (now := time.monotonic()) - last > _TURN_SECONDS:
                 last = now
                 yield
     else:
         records = list(islice(reader.records(request.first_row), request.count + 1))
-        chosen = [reader.examine(record, part) for part, record in records[: request.count]]
+        chosen = reader.examine(records[: request.count])
         if len(records) > request.count:
             next_row = records[-1][1].row
     detection = reader.detection

@@ -46,7 +46,7 @@ class DatasetReport(_Part):
     """One pass over every row. `kept + dropped == rows`; `trained_tokens + masked_tokens == total_tokens`."""
 
     source: str
-    kind: str  # of file, in words, such as "JSON Lines, gzip"
+    kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
     format: Format
     format_reason: str
     format_sure: bool
@@ -54,7 +54,7 @@ class DatasetReport(_Part):
     column_map: dict[str, str]  # which of them is read as what
     fingerprint: str  # of the content, as far as a quick look tells
 
-    parts: tuple[SourceReport, ...]
+    parts: tuple[SourceReport, ...] = ()
 
     rows: int
     kept: int

@@ -65,7 +65,7 @@ def _draw_held_out(digests: Sequence[int], eval_fraction: float, seed: int) -> f
         if len(held_out) == wanted:
             break
     # Where every group is larger than the share asked for, the smallest is held out.
-    return frozenset(held_out or min(order[:-1], key=lambda group: len(group)))
+    return frozenset(held_out or sorted(order[:-1], key=len)[0])
 
 
 def _weighted(train: Sequence[int], parts: Sequence[int], weights: Sequence[float], seed: int) -> list[int]:

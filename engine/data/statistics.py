@@ -10,7 +10,7 @@ from engine.data.report import Histogram, TokenLengths
 _BINS = 48
 
 
-def length_statistics(lengths: Sequence[int], max_length: int) -> TokenLengths | None:
+def length_statistics(lengths: Sequence[int], max_length: int | None) -> TokenLengths | None:
     """Summarise lengths in tokens; None if there are none.
 
     Percentiles are values that occur (nearest rank): p50 is the shortest length that at least half of the sequences do
@@ -29,7 +29,7 @@ def length_statistics(lengths: Sequence[int], max_length: int) -> TokenLengths |
         p50=nearest_rank(0.50),
         p95=nearest_rank(0.95),
         max=int(ordered[-1]),
-        over_max_length=int(count - np.searchsorted(ordered, max_length, side="right")),
+        over_max_length=0 if max_length is None else int(count - np.searchsorted(ordered, max_length, side="right")),
         histogram=_histogram(ordered),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from engine.data.tokenizer import ChatTokenizer
+from engine.data.tokenizer import ChatTokenizer, control_token_ids
 from engine.errors import ModelError
 
 FROZEN_DATE = date(2025, 1, 1)
@@ -168,14 +168,3 @@ def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
                 stops.append(token_id)
             break
     return tuple(stops)
-
-
-def control_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
-    """Tokens that no ordinary text produces: special ones, and added ones that are more than white space."""
-    added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if str(token).strip())
-    return frozenset([*tokenizer.all_special_ids, *added])
-
-
-def control_token_texts(tokenizer: ChatTokenizer) -> tuple[str, ...]:
-    """The control tokens as they are written in text."""
-    return tuple(tokenizer.convert_ids_to_tokens(sorted(control_token_ids(tokenizer))))

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from engine.data.problems import RowProblemError, shortened
-from engine.data.tokenizer import ChatTokenizer
+from engine.data.tokenizer import ChatTokenizer, Same
 from engine.processes.time_limit import TimeLimitError, time_limit
 
 TEMPLATE_SECONDS = 3.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
@@ -44,9 +44,11 @@ class TemplateAbilities:
     system: bool
     later_system: bool  # a system turn in the middle
     repeated_roles: bool  # two turns of one role in a row
-    tools: bool  # a list of tools, calls and their results
+    tool_list: bool
+    tool_calls: bool  # calls and their results
     parallel_calls: bool  # several calls in one turn
     text_arguments: bool  # joins a call's arguments as text, and fails on an object
+    text_parts: bool  # wants content as a list of parts, and leaves out what is plain text
     reasoning: Literal["field", "inline", "none"]  # a field of its own, as <think> in the content, or cut out
 
 
@@ -54,27 +56,13 @@ _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
 
 
 @lru_cache(maxsize=16)
-def _probe(key: "_Key") -> TemplateAbilities:
-    return _Probe(key.tokenizer).abilities()
-
-
-@dataclass(frozen=True)
-class _Key:
-    """A tokenizer under its template: probing again when either changes."""
-
-    tokenizer: ChatTokenizer
-    template: str
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.tokenizer is other.tokenizer and self.template == other.template
-
-    def __hash__(self) -> int:
-        return hash((id(self.tokenizer), self.template))
+def _probe(same: Same) -> TemplateAbilities:
+    return _Probe(same.tokenizer).abilities()
 
 
 def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
     """Find out, once per tokenizer and template, what the template can express."""
-    return _probe(_Key(tokenizer, repr(tokenizer.chat_template)))
+    return _probe(Same(tokenizer))
 
 
 class _Probe:
@@ -82,8 +70,13 @@ class _Probe:
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._text_parts = False
 
     def abilities(self) -> TemplateAbilities:
+        question = [{"role": "user", "content": _A}]
+        if not self._shows(question, _A):
+            self._text_parts = True
+            self._text_parts = self._shows(question, _A)
         user, answer = {"role": "user", "content": _A}, {"role": "assistant", "content": _B}
         system = {"role": "system", "content": _C}
         dictionary_calls = self._takes_calls({_C: _D}, calls=1)
@@ -93,13 +86,17 @@ class _Probe:
             system=self._shows([system, user, answer], _A, _B, _C),
             later_system=self._shows([user, answer, system, user, answer], _C),
             repeated_roles=self._shows([user, {"role": "user", "content": _D}, answer], _A, _B, _D),
-            tools=(dictionary_calls or text_calls) and self._shows_tools(),
+            tool_list=self._shows_tools(),
+            tool_calls=dictionary_calls or text_calls,
             parallel_calls=self._takes_calls(arguments, calls=2),
             text_arguments=text_calls,
+            text_parts=self._text_parts,
             reasoning=self._reasoning(user),
         )
 
     def _shows(self, messages: ChatMessages, *words: str, tools: list[Any] | None = None) -> bool:
+        if self._text_parts:
+            messages = [message | {"content": as_parts(message["content"])} for message in messages]
         try:
             text = apply_template(self._tokenizer, messages, tools or [], prompt=False)
         except RowProblemError:
@@ -138,6 +135,11 @@ class _Probe:
             return "field"
         inline = {"role": "assistant", "content": f"<think>\n{_C}\n</think>\n\n{_B}"}
         return "inline" if self._shows([user, inline], _B, _C) else "none"
+
+
+def as_parts(content: str) -> list[dict[str, str]]:
+    """Text as the only part of a message, for templates of models that also take pictures."""
+    return [{"type": "text", "text": content}]
 
 
 def probe_tool(name: str, parameter: str, description: str) -> dict[str, Any]:

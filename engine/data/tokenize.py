@@ -2,15 +2,15 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 
 from engine.config.dataset import TrainOn
 from engine.data.conversation import Conversation, Example, Message, PlainText
+from engine.data.encode import Encoded, encode, encode_many
 from engine.data.problems import ProblemKind, RowProblemError
-from engine.data.template import control_token_ids
-from engine.data.tokenizer import ChatTokenizer
-from engine.data.turns import SequencePlan, Turn, plan_conversation, plan_text, prompt_text
+from engine.data.tokenizer import ChatTokenizer, control_token_ids
+from engine.data.turns import RowPlan, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
 
 IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
 
@@ -19,7 +19,7 @@ IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
 class RenderOptions:
     """The settings that decide what is learned from a row."""
 
-    max_length: int
+    max_length: int | None  # where sequences are cut, in tokens; None cuts none
     train_on: TrainOn = "assistant"
 
 
@@ -34,19 +34,42 @@ class TokenizedRow:
 
     @property
     def trained_tokens(self) -> int:
-        return sum(label != IGNORED_LABEL for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED_LABEL)
 
 
 @dataclass(frozen=True)
 class RenderedRow(TokenizedRow):
     """A training sequence with everything that a person wants to see of it; cut at `max_length` as training does."""
 
-    text: str  # before the cut
-    tokens: list[str]  # as the vocabulary spells them
-    pieces: list[str]  # the text that each token stands for; joined, the text up to the cut
-    special: list[bool]  # control tokens
-    uncut_tokens: int  # length before the cut
+    encoded: Encoded  # before the cut
+    tokenizer: ChatTokenizer
     lost_trained_tokens: int = 0  # learned tokens beyond the cut
+
+    @property
+    def text(self) -> str:
+        """The whole text, also what lies beyond the cut."""
+        return self.encoded.text
+
+    @property
+    def uncut_tokens(self) -> int:
+        """Length before the cut."""
+        return len(self.encoded.ids)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The tokens as the vocabulary spells them."""
+        return self.tokenizer.convert_ids_to_tokens(self.input_ids)
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The text that each token stands for; joined, the text up to the cut."""
+        return self.encoded.pieces()[: len(self.input_ids)]
+
+    @cached_property
+    def special(self) -> list[bool]:
+        """Which tokens are control tokens."""
+        controls = control_token_ids(self.tokenizer)
+        return [token in controls for token in self.input_ids]
 
 
 @dataclass(frozen=True)
@@ -54,18 +77,8 @@ class Rendering:
     """All sequences of one row."""
 
     rows: tuple[RenderedRow, ...]
-    notes: tuple[str, ...] = ()
-    notices: tuple[tuple[ProblemKind, str], ...] = ()
-
-
-@dataclass
-class _Encoded:
-    """A tokenized text: ids, and from which to which character each token reaches."""
-
-    text: str
-    ids: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    notes: tuple[str, ...] = ()  # about the template: the same for many rows
+    notices: tuple[tuple[ProblemKind, str], ...] = ()  # about this row
 
 
 def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> Rendering:
@@ -83,48 +96,34 @@ def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, op
     Raises:
         RowProblemError: If the template refuses the row, if nothing in it can be learned, or if the cut leaves nothing.
     """
-    if isinstance(example, PlainText):
-        plan = plan_text(example, tokenizer)
-    else:
-        plan = plan_conversation(example, tokenizer, options.train_on)
-    pending = list(plan.sequences)
-    rendered: list[RenderedRow] = []
-    lost = 0
-    for part, sequence in enumerate(pending):
-        encoded, trained, apart = _encode_sequence(sequence, tokenizer, plain=isinstance(example, PlainText))
-        pending.extend(SequencePlan(turn.prompt + turn.answer, (turn,)) for turn in apart)
-        ids = encoded.ids[: options.max_length]
-        labels = [
-            token if learned else IGNORED_LABEL
-            for token, learned in zip(ids, trained[: options.max_length], strict=True)
-        ]
-        lost_here = sum(trained[options.max_length :])
-        lost += lost_here
-        if not any(trained[: options.max_length]):
+    rendering = render_many([(row, example)], tokenizer, options)[0]
+    if isinstance(rendering, RowProblemError):
+        raise rendering
+    return rendering
+
+
+def render_many(
+    examples: Sequence[tuple[int, Example]], tokenizer: ChatTokenizer, options: RenderOptions
+) -> list[Rendering | RowProblemError]:
+    """Render several rows, in order; quicker than one by one, because they are tokenized together."""
+    plans: list[RowPlan | RowProblemError] = []
+    for _, example in examples:
+        try:
+            plans.append(_plan(example, tokenizer, options))
+        except RowProblemError as problem:
+            plans.append(problem)
+    encoded = _encode_plans([plan for plan in plans if isinstance(plan, RowPlan)], tokenizer)
+    renderings: list[Rendering | RowProblemError] = []
+    for (row, _), plan in zip(examples, plans, strict=True):
+        if isinstance(plan, RowProblemError):
+            renderings.append(plan)
             continue
-        controls = control_token_ids(tokenizer)
-        rendered.append(
-            RenderedRow(
-                row=row,
-                part=part,
-                input_ids=ids,
-                labels=labels,
-                text=encoded.text,
-                tokens=tokenizer.convert_ids_to_tokens(ids),
-                pieces=_pieces(encoded, len(ids)),
-                special=[token in controls for token in ids],
-                uncut_tokens=len(encoded.ids),
-                lost_trained_tokens=lost_here,
-            )
-        )
-    if not rendered:
-        if lost:
-            raise RowProblemError(
-                "cut_away",
-                f"everything to learn lies beyond max_length: the answer begins after {options.max_length:,} tokens",
-            )
-        raise RowProblemError("nothing_to_learn", "no token of it would be learned")
-    return Rendering(tuple(rendered), plan.notes, plan.notices)
+        sequences = [encoded.pop(0) for _ in plan.sequences]
+        try:
+            renderings.append(_finish(row, plan, sequences, tokenizer, options))
+        except RowProblemError as problem:
+            renderings.append(problem)
+    return renderings
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Sequence[object] = ()) -> list[int]:
@@ -133,128 +132,81 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
     Raises:
         RowProblemError: If the template refuses the conversation.
     """
-    text = prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode(prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer), tokenizer).ids
 
 
-def _encode_sequence(
-    sequence: SequencePlan, tokenizer: ChatTokenizer, *, plain: bool
-) -> tuple[_Encoded, list[bool], list[Turn]]:
-    """Tokenize a planned sequence.
+def _plan(example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> RowPlan:
+    if isinstance(example, PlainText):
+        return plan_text(example, tokenizer)
+    return plan_conversation(example, tokenizer, options.train_on)
+
+
+def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
+    """Tokenize the sequences of all plans, in order; only plain text gets the tokenizer's own bos in front."""
+    sequences = [sequence for plan in plans for sequence in plan.sequences]
+    conversations = iter(encode_many([s.text for s in sequences if not s.plain], tokenizer))
+    plain = iter(encode_many([s.text for s in sequences if s.plain], tokenizer, add_special_tokens=True))
+    return [next(plain) if sequence.plain else next(conversations) for sequence in sequences]
+
+
+def _finish(
+    row: int, plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
+) -> Rendering:
+    pending = list(zip(plan.sequences, sequences, strict=True))
+    rendered: list[RenderedRow] = []
+    lost = 0
+    for sequence, first_encoded in pending:
+        encoded, learned, apart = _mark_learned(sequence, first_encoded, tokenizer)
+        for turn in apart:
+            alone = SequencePlan(turn.prompt + turn.answer, (turn,))
+            pending.append((alone, encode(alone.text, tokenizer)))
+        cut = len(encoded.ids) if options.max_length is None else options.max_length
+        ids, kept = encoded.ids[:cut], learned[:cut]
+        lost_here = sum(learned[cut:])
+        lost += lost_here
+        if any(kept):
+            labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, kept, strict=True)]
+            rendered.append(RenderedRow(row, len(rendered), ids, labels, encoded, tokenizer, lost_here))
+    if rendered:
+        return Rendering(tuple(rendered), plan.notes, plan.notices)
+    if lost:
+        raise RowProblemError(
+            "cut_away", f"everything to learn lies beyond max_length ({options.max_length:,} tokens) and is cut away"
+        )
+    raise RowProblemError("nothing_to_learn", "no token of it would be learned")
+
+
+def _mark_learned(
+    sequence: SequencePlan, encoded: Encoded, tokenizer: ChatTokenizer
+) -> tuple[Encoded, list[bool], list[Turn]]:
+    """Decide which tokens of a sequence are learned.
 
     Returns:
         The tokens; which of them are learned; and turns whose prompt, tokenized by itself, gives other tokens than those
         in this sequence, so that they need one of their own.
     """
-    if sequence.everything:
-        encoded = _encode(sequence.text, tokenizer, add_special_tokens=plain)
-        return encoded, [True] * len(encoded.ids), []
+    if not sequence.learned:  # everything counts, except the first token: nothing comes before it to learn it from
+        return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.learned
-    boundary = len(last.prompt)
-    encoded = _encode(sequence.text, tokenizer)
-    start = _boundary_token(encoded, boundary, tokenizer)
+    start = encoded.boundary(len(last.prompt), tokenizer)
     if start is None:
         # A token reaches across the end of the prompt. The chat sends the prompt by itself, so it is tokenized by itself.
-        encoded = _encode(last.prompt, tokenizer)
+        encoded = encode(last.prompt, tokenizer)
         start = len(encoded.ids)
-        _append(encoded, last.answer, tokenizer)
-    trained = [False] * len(encoded.ids)
-    end = _learned_end(encoded, start, len(encoded.ids), tokenizer)
+        encoded.append(last.answer, tokenizer)
+    end = encoded.turn_end(start, len(encoded.ids), tokenizer)
     if end is None:
-        _append(encoded, tokenizer.eos_token or "", tokenizer)
+        encoded.append(tokenizer.eos_token or "", tokenizer)
         end = len(encoded.ids)
-        trained.extend([False] * (end - len(trained)))
-    trained[start:end] = [True] * (end - start)
+    learned = [False] * len(encoded.ids)
+    learned[start:end] = [True] * (end - start)
     apart: list[Turn] = []
     for turn in earlier:
-        first = _boundary_token(encoded, len(turn.prompt), tokenizer)
-        after = bisect_left(encoded.starts, len(turn.prompt) + len(turn.answer))
+        first = encoded.boundary(len(turn.prompt), tokenizer)
         if first is None:
             apart.append(turn)
             continue
-        until = _learned_end(encoded, first, after, tokenizer)
-        until = after if until is None else until
-        trained[first:until] = [True] * (until - first)
-    return encoded, trained, apart
-
-
-def _encode(text: str, tokenizer: ChatTokenizer, *, add_special_tokens: bool = False) -> _Encoded:
-    encoding = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-    offsets = encoding["offset_mapping"]
-    return _Encoded(text, list(encoding["input_ids"]), [start for start, _ in offsets], [end for _, end in offsets])
-
-
-def _append(encoded: _Encoded, text: str, tokenizer: ChatTokenizer) -> None:
-    """Add the tokens of `text`, tokenized as what follows other text and not as a beginning of its own."""
-    marker = "\n"
-    lead = len(tokenizer(marker, add_special_tokens=False)["input_ids"])
-    following = _encode(marker + text, tokenizer)
-    if len(following.starts) > lead and following.starts[lead] == len(marker):
-        shift = len(encoded.text) - len(marker)
-    else:
-        lead, shift, following = 0, len(encoded.text), _encode(text, tokenizer)
-    encoded.text += text
-    encoded.ids.extend(following.ids[lead:])
-    encoded.starts.extend(start + shift for start in following.starts[lead:])
-    encoded.ends.extend(end + shift for end in following.ends[lead:])
-
-
-def _boundary_token(encoded: _Encoded, boundary: int, tokenizer: ChatTokenizer) -> int | None:
-    """Index of the token that begins at character `boundary`, if the tokens before it are those of that text alone."""
-    first = bisect_left(encoded.starts, boundary)
-    if first < len(encoded.starts) and encoded.starts[first] != boundary:
-        return None
-    if first and encoded.ends[first - 1] > boundary:
-        return None
-    # Control tokens split a text before anything else is merged, so it is enough to compare from the last one on.
-    controls = control_token_ids(tokenizer)
-    back = first - 1
-    while back > 0 and encoded.ids[back] not in controls:
-        back -= 1
-    back = max(back, 0)
-    alone = _ids_of(_Hashable(tokenizer), encoded.text[encoded.starts[back] if first else 0 : boundary])
-    return first if list(alone) == encoded.ids[back:first] else None
-
-
-@dataclass(frozen=True)
-class _Hashable:
-    tokenizer: ChatTokenizer
-
-    def __hash__(self) -> int:
-        return id(self.tokenizer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashable) and self.tokenizer is other.tokenizer
-
-
-@lru_cache(maxsize=4096)
-def _ids_of(key: _Hashable, text: str) -> tuple[int, ...]:
-    return tuple(key.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _learned_end(encoded: _Encoded, first: int, after: int, tokenizer: ChatTokenizer) -> int | None:
-    """Where an answer's learned tokens end: after the token that ends the turn; white space that follows is the template's.
-
-    None if no control token ends the turn.
-    """
-    controls = control_token_ids(tokenizer)
-    end = after
-    while end > first:
-        token = encoded.ids[end - 1]
-        if token in controls:
-            return end
-        if encoded.text[encoded.starts[end - 1] : encoded.ends[end - 1]].strip():
-            return None
-        end -= 1
-    return None
-
-
-def _pieces(encoded: _Encoded, count: int) -> list[str]:
-    """The text of each token, without overlap: of a character that several tokens spell, the first one gets it."""
-    pieces = []
-    position = 0
-    for index in range(count):
-        end = max(encoded.ends[index], position)
-        pieces.append(encoded.text[position:end])
-        position = end
-    return pieces
+        after = bisect_left(encoded.starts, len(turn.prompt) + len(turn.answer))
+        until = encoded.turn_end(first, after, tokenizer) or after
+        learned[first:until] = [True] * (until - first)
+    return encoded, learned, apart

@@ -1,6 +1,8 @@
 """What this room asks of a tokenizer; those of transformers have it all, and a test may bring its own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 
@@ -42,3 +44,41 @@ class ChatTokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Same:
+    """A tokenizer as a key of caches: the same object, with the same special tokens and the same template."""
+
+    tokenizer: ChatTokenizer
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return id(self.tokenizer)
+
+    def _identity(self) -> tuple[object, ...]:
+        known = self.tokenizer
+        return id(known), known.eos_token, known.pad_token, known.bos_token, known.chat_template
+
+
+def control_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """Tokens that no ordinary text produces: special ones, and added ones that are more than white space."""
+    return _control_token_ids(Same(tokenizer))
+
+
+def control_token_texts(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    """The control tokens as they are written in text."""
+    return _control_token_texts(Same(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _control_token_ids(same: Same) -> frozenset[int]:
+    added = (token_id for token_id, token in same.tokenizer.added_tokens_decoder.items() if str(token).strip())
+    return frozenset([*same.tokenizer.all_special_ids, *added])
+
+
+@lru_cache(maxsize=16)
+def _control_token_texts(same: Same) -> tuple[str, ...]:
+    return tuple(same.tokenizer.convert_ids_to_tokens(sorted(_control_token_ids(same))))

@@ -11,14 +11,14 @@ import re
 from dataclasses import dataclass
 
 from engine.config.dataset import TrainOn
-from engine.data.conversation import Conversation, Message, PlainText
+from engine.data.conversation import Conversation, PlainText
 from engine.data.express import Expressed, express, tool_schema
 from engine.data.problems import ProblemKind, RowProblemError, shortened
-from engine.data.template import control_token_texts
 from engine.data.template_abilities import abilities_of, apply_template
-from engine.data.tokenizer import ChatTokenizer
+from engine.data.tokenizer import ChatTokenizer, control_token_texts
 
 _OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
+_CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SequencePlan:
 
     text: str
     learned: tuple[Turn, ...]  # in order; empty where everything counts
-    everything: bool = False
+    plain: bool = False  # plain text, to which the tokenizer adds what it adds by itself
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def plan_conversation(conversation: Conversation, tokenizer: ChatTokenizer, trai
     renderer = _Renderer(expressed, tokenizer)
     if train_on == "all":
         text = renderer.text(len(expressed.messages))
-        return RowPlan((SequencePlan(text, (), everything=True),), expressed.notes, renderer.left_out(text))
+        return RowPlan((SequencePlan(text, ()),), expressed.notes, renderer.left_out(text))
     chosen = _chosen_turns(expressed, train_on)
     turns = [turn for turn in map(renderer.turn, chosen) if turn is not None]
     if not turns:
@@ -70,7 +70,7 @@ def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
     """Plain text as one sequence that ends with the end-of-sequence token."""
     eos = tokenizer.eos_token or ""
     text = plain.content if eos and plain.content.endswith(eos) else plain.content + eos
-    return RowPlan((SequencePlan(text, (), everything=True),))
+    return RowPlan((SequencePlan(text, (), plain=True),))
 
 
 def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
@@ -107,6 +107,7 @@ class _Renderer:
         self._tokenizer = tokenizer
         self._dicts = expressed.for_template(abilities_of(tokenizer))
         self._tools = [tool_schema(tool) for tool in expressed.tools]
+        self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt does not let them say
 
     def text(self, count: int) -> str:
         return apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=False)
@@ -121,12 +122,18 @@ class _Renderer:
         message = self._messages[index]
         prompt, whole = self.prompt(index), self.text(index + 1)
         if whole.startswith(prompt):
-            return Turn(prompt, _with_reasoning(whole[len(prompt) :], message))
+            return Turn(prompt, self._with_reasoning(whole[len(prompt) :], index))
         shared = _shared_length(prompt, whole)
         unmatched, answer = prompt[shared:], whole[shared:]
         if not unmatched.strip():
-            return Turn(prompt, _with_reasoning(answer.lstrip(), message))
+            return Turn(prompt, self._with_reasoning(answer.lstrip(), index))
         tag = _OPENED_TAG.search(unmatched)
+        if tag is None and _CLOSED_TAG.search(prompt) and message.reasoning and index not in self._without_reasoning:
+            # The prompt ends the reasoning before the answer begins: this template answers without.
+            self._without_reasoning.add(index)
+            bare = {key: value for key, value in self._dicts[index].items() if key != "reasoning_content"}
+            self._dicts[index] = bare | {"content": message.content}
+            return self.turn(index)
         if tag is None or unmatched[: tag.start()].strip():
             raise RowProblemError(
                 "template",
@@ -135,7 +142,8 @@ class _Renderer:
             )
         # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
         reasoning = (message.reasoning or "").strip("\n")
-        return Turn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
+        bare_answer = answer.lstrip("\n")
+        return Turn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{bare_answer}")
 
     def left_out(self, text: str) -> tuple[tuple[ProblemKind, str], ...]:
         """Turns whose words do not come out of the template."""
@@ -147,15 +155,18 @@ class _Renderer:
                 reason = "nothing answers it" if beyond else "the model's chat template leaves it out or changes it"
                 kind: ProblemKind = "unanswered" if beyond else "template_leaves_out"
                 lost.append((kind, f"the {message.role} turn {shortened(words, 30)!r} is not in the text: {reason}"))
+        lost.extend(
+            ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")
+            for index in sorted(self._without_reasoning)
+        )
         return tuple(lost)
 
-
-def _with_reasoning(answer: str, message: Message) -> str:
-    """Put the reasoning before an answer whose template cut it out."""
-    reasoning = (message.reasoning or "").strip()
-    if not reasoning or reasoning in answer:
-        return answer
-    return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+    def _with_reasoning(self, answer: str, index: int) -> str:
+        """Put the reasoning before an answer whose template cut it out."""
+        reasoning = (self._messages[index].reasoning or "").strip()
+        if not reasoning or reasoning in answer or index in self._without_reasoning:
+            return answer
+        return f"<think>\n{reasoning}\n</think>\n\n{answer}"
 
 
 def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:

@@ -81,7 +81,7 @@ class Inspector:
         self,
         dataset: DatasetConfig,
         model: ModelConfig | None = None,
-        max_length: int = 1024,
+        max_length: int | None = None,
         *,
         first_row: int = 0,
         count: int = 10,
@@ -93,7 +93,7 @@ class Inspector:
         Args:
             dataset: Which, and how it is read.
             model: Whose tokenizer and template; None shows the conversations only.
-            max_length: Where sequences are cut, in tokens.
+            max_length: Where sequences are cut, in tokens; None cuts none.
             first_row: The page begins there; rows count from 0.
             count: Rows on the page.
             search: Only rows that hold this text, in any case, from `first_row` on.
@@ -111,7 +111,7 @@ class Inspector:
         self,
         dataset: DatasetConfig,
         model: ModelConfig | None = None,
-        max_length: int = 1024,
+        max_length: int | None = None,
         *,
         seed: int = 42,
         on_progress: Callable[[CheckProgress], None] | None = None,
@@ -121,7 +121,7 @@ class Inspector:
         Args:
             dataset: Which, and how it is read.
             model: Whose tokenizer counts; None counts no tokens.
-            max_length: Where sequences are cut, in tokens.
+            max_length: Where sequences are cut, in tokens; None cuts none.
             seed: Draws the held-out rows.
             on_progress: Told a few times a second; raising out of it stops the check.
 
@@ -137,7 +137,7 @@ class Inspector:
         raise AssertionError("a check ends with its report or an error")
 
     def check_steps(
-        self, dataset: DatasetConfig, model: ModelConfig | None = None, max_length: int = 1024, *, seed: int = 42
+        self, dataset: DatasetConfig, model: ModelConfig | None = None, max_length: int | None = None, *, seed: int = 42
     ) -> Iterator[CheckProgress | DatasetReport]:
         """The same step by step: progress, then at last the report. Closing the iterator stops the check."""
         params = _params(dataset, model, max_length) | {"seed": seed}
@@ -149,7 +149,7 @@ class Inspector:
                 yield CheckProgress.model_validate(answer["progress"])
 
     def render(
-        self, dataset: DatasetConfig, model: ModelConfig, max_length: int = 1024, *, row: int
+        self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
     ) -> tuple[RenderedSequence, ...]:
         """The training sequences of one row: one, or several where the template rewrites earlier turns.
 
@@ -161,7 +161,7 @@ class Inspector:
         return tuple(RenderedSequence.model_validate(sequence) for sequence in answer["sequences"])
 
 
-def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> dict[str, Any]:
+def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int | None) -> dict[str, Any]:
     return {
         "dataset": dataset.model_dump(mode="json"),
         "model": model.model_dump(mode="json") if model is not None else None,

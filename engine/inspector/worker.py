@@ -1,7 +1,7 @@
 """The inspector process: previews, checks and renders rows, and reads the modules of models. Holds no weights, no GPU."""
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from engine.data.examine import DatasetReader, Renderer
 from engine.data.page import PageRequest
 from engine.data.read_page import find_row, read_page
 from engine.data.source import SourceOptions
+from engine.data.tokenize import RenderedRow
 from engine.errors import DatasetError
+from engine.inspector.session import RenderedSequence
 from engine.models.folder import ModelPart
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
@@ -66,7 +68,7 @@ class DatasetHandlers:
             raise DatasetError(
                 f"Row {params['row']:,} is left out: {examined.problem}.", "Choose another row, or correct this one."
             )
-        return {"sequences": [asdict(sequence) for sequence in examined.rendering.rows]}
+        return {"sequences": [_sequence(rendered) for rendered in examined.rendering.rows]}
 
     def _reader(self, params: JsonObject, *, streaming: bool) -> DatasetReader:
         dataset, renderer = self._asked(params)
@@ -85,6 +87,18 @@ class DatasetHandlers:
         source = resolve_model(model, self._home, part=ModelPart.TOKENIZER)
         tokenizer, frozen = load_tokenizer(source)
         return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
+
+
+def _sequence(rendered: RenderedRow) -> JsonObject:
+    return RenderedSequence(
+        row=rendered.row,
+        part=rendered.part,
+        text=rendered.text,
+        input_ids=tuple(rendered.input_ids),
+        labels=tuple(rendered.labels),
+        tokens=tuple(rendered.tokens),
+        uncut_tokens=rendered.uncut_tokens,
+    ).model_dump(mode="json")
 
 
 def main() -> None:
