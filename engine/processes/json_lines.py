@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import engine.errors
 from engine.errors import EngineError, WorkerError
@@ -49,6 +49,13 @@ class Request(Protocol):
 
 Steps = Generator[None, None, JsonObject]  # each `yield` gives the turn away; the returned value is the result
 Handler = Callable[[JsonObject, Request], "JsonObject | Steps"]
+
+
+class _Awaited(NamedTuple):
+    """A request that is under way."""
+
+    process: subprocess.Popen[bytes]
+    answers: "Queue[JsonObject | None]"  # None: the process ended
 
 
 class JsonLinesProcess:
@@ -80,7 +87,7 @@ class JsonLinesProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._answers: dict[int, Queue[JsonObject | None]] = {}
+        self._answers: dict[int, _Awaited] = {}
 
     @property
     def pid(self) -> int | None:
@@ -138,7 +145,7 @@ class JsonLinesProcess:
         request_id = self.reserve_id() if request_id is None else request_id
         with self._lock:
             process = self._ensure_started()
-            self._answers[request_id] = answers
+            self._answers[request_id] = _Awaited(process, answers)
             self._write(process, {"id": request_id, "method": method, "params": params})
         finished = False
         try:
@@ -214,13 +221,18 @@ class JsonLinesProcess:
             for line in process.stdout:
                 try:
                     answer = json.loads(line)
-                    queue = self._answers.get(answer["id"])
+                    awaited = self._answers.get(answer["id"])
                 except (ValueError, KeyError, TypeError):
                     continue  # not ours: a library wrote to the raw descriptor
-                if queue is not None:
-                    queue.put(answer)
-        for queue in list(self._answers.values()):
-            queue.put(None)
+                if awaited is not None:
+                    awaited.answers.put(answer)
+        for awaited in list(self._answers.values()):
+            if awaited.process is process:  # not those of a process that was started since
+                awaited.answers.put(None)
+        for pipe in (process.stdout, process.stdin):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what could not be sent to a process that ended
+                    pipe.close()
 
     def _death(self) -> WorkerError:
         process = self._process

@@ -1,0 +1,40 @@
+"""A worker for tests: answers, fails, prints where it should not, dies and hangs when told to."""
+
+import os
+import signal
+import sys
+import time
+
+from engine.errors import ConfigError, DatasetError, Problem
+from engine.processes.json_lines import JsonObject, Request, serve
+
+
+def echo(params: JsonObject, request: Request) -> JsonObject:
+    print("a library prints")
+    os.write(1, b"and another writes to the raw descriptor\n")
+    return {"echo": params, "pid": os.getpid()}
+
+
+def fail(params: JsonObject, request: Request) -> JsonObject:
+    if params["how"] == "dataset":
+        raise DatasetError("The file is empty.", "Choose another.")
+    if params["how"] == "config":
+        raise ConfigError([Problem("a.b", "it is 1."), Problem("c.d", "it is 2.")])
+    raise KeyError("/home/somebody/secret")
+
+
+def die(params: JsonObject, request: Request) -> JsonObject:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def wait(params: JsonObject, request: Request) -> JsonObject:
+    while not request.is_cancelled():
+        request.progress({"waits": True})
+        time.sleep(0.02)
+    return {"cancelled": True}
+
+
+if __name__ == "__main__":
+    print("started", sys.argv[1:], file=sys.stderr, flush=True)
+    serve({"echo": echo, "fail": fail, "die": die, "wait": wait})

@@ -1,0 +1,97 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ConfigError, DatasetError, WorkerError
+from engine.processes.identity import ProcessIdentity
+from engine.processes.json_lines import JsonLinesProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def process(tmp_path):
+    worker = JsonLinesProcess(
+        "tests.processes.answering_worker", log_file=tmp_path / "worker.log", environment={"PYTHONPATH": str(ROOT)}
+    )
+    yield worker
+    worker.close()
+
+
+def test_a_question_is_answered_whatever_libraries_print(process):
+    assert process.call("echo", {"text": "ä\n\u2028"})["echo"] == {"text": "ä\n\u2028"}
+
+
+def test_it_starts_with_the_first_question_or_when_asked_to(process):
+    assert process.pid is None
+    process.start()
+    pid = process.pid
+    assert pid is not None
+    assert process.call("echo", {})["pid"] == pid
+
+
+def test_errors_arrive_as_they_were_raised_and_the_worker_lives_on(process):
+    with pytest.raises(DatasetError) as dataset:
+        process.call("fail", {"how": "dataset"})
+    assert (dataset.value.what, dataset.value.fix) == ("The file is empty.", "Choose another.")
+    with pytest.raises(ConfigError) as config:
+        process.call("fail", {"how": "config"})
+    assert [problem.field for problem in config.value.problems] == ["a.b", "c.d"]
+    assert process.call("echo", {})["echo"] == {}
+
+
+def test_the_unexpected_tells_a_person_no_details_and_its_log_all(process, tmp_path):
+    with pytest.raises(WorkerError, match=r"unexpected happened \(KeyError\)") as error:
+        process.call("fail", {"how": "?"})
+    assert "secret" not in str(error.value)
+    assert "secret" in (tmp_path / "worker.log").read_text()
+
+
+def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_starts_anew(process):
+    heard: list[str] = []
+
+    def ask() -> None:
+        try:
+            process.call("wait", {})
+        except WorkerError as error:
+            heard.append(str(error))
+
+    first = process.call("echo", {})["pid"]
+    waiting = threading.Thread(target=ask)
+    stream = process.stream("wait", {})
+    next(stream)
+    waiting.start()
+    identity = ProcessIdentity.of(first)
+    assert identity is not None
+    identity.kill()
+    with pytest.raises(WorkerError, match="signal 9"):
+        list(stream)
+    waiting.join()
+
+    assert len(heard) == 1
+    assert process.call("echo", {})["pid"] != first
+
+
+def test_the_end_of_an_old_process_does_not_disturb_questions_to_its_successor(process):
+    """The old reader may notice the end only after the new process got its first question."""
+    for _ in range(10):
+        process.start()
+        process.close()
+        assert process.call("echo", {"n": 1})["echo"] == {"n": 1}
+
+
+def test_closing_a_stream_early_cancels_its_request(process):
+    stream = process.stream("wait", {})
+    next(stream)
+    stream.close()
+
+    assert process.call("echo", {})["echo"] == {}, "the worker is free again"
+
+
+def test_the_worker_ends_when_it_is_closed_and_when_its_asker_is_gone(process):
+    process.start()
+    identity = ProcessIdentity.of(process.pid or 0)
+    assert identity is not None
+    process.close()
+    assert not identity.is_alive()

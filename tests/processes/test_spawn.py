@@ -1,0 +1,46 @@
+import os
+import sys
+
+import pytest
+
+from engine.errors import WorkerError
+from engine.processes.spawn import spawn, worker_argv
+
+
+def run(tmp_path, code: str, **values: object) -> str:
+    log = tmp_path / "deep" / "worker.log"
+    assert spawn([sys.executable, "-c", code], log_file=log, **values).wait() == 0
+    return log.read_text()
+
+
+def test_output_of_both_kinds_goes_to_the_end_of_the_log(tmp_path):
+    run(tmp_path, "print('first')")
+    text = run(tmp_path, "import sys; print('out'); print('err', file=sys.stderr)")
+    assert text.splitlines()[0] == "first"
+    assert set(text.splitlines()) == {"first", "out", "err"}
+
+
+def test_the_process_has_a_session_of_its_own_and_nothing_on_stdin(tmp_path):
+    text = run(tmp_path, "import os, sys; print(os.getsid(0) == os.getpid(), repr(sys.stdin.read()))")
+    assert text == "True ''\n"
+
+
+def test_variables_are_added_and_no_open_file_is_inherited(tmp_path, monkeypatch):
+    monkeypatch.setenv("INHERITED", "yes")
+    with (tmp_path / "secret").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        code = (
+            "import os\n"
+            "print(os.environ['INHERITED'], os.environ['ADDED'])\n"
+            f"try:\n    os.fstat({file.fileno()}); print('open')\nexcept OSError:\n    print('closed')"
+        )
+        assert run(tmp_path, code, environment={"ADDED": "1"}) == "yes 1\nclosed\n"
+
+
+def test_what_cannot_be_started_is_one_clear_error(tmp_path):
+    with pytest.raises(WorkerError, match="could not be started"):
+        spawn(["/nonexistent/program"], log_file=tmp_path / "log")
+
+
+def test_our_modules_run_in_this_python_and_not_from_the_current_folder():
+    assert worker_argv("engine.x", ("a",)) == [sys.executable, "-P", "-m", "engine.x", "a"]
