@@ -16,7 +16,7 @@ from ui.run_reader import RunReader
 from ui.services import Services
 
 # What the browser keeps is no secret; a fixed key lets it be read again after the server was restarted.
-_STORAGE_KEY = "loratory"
+STORAGE_KEY = "loratory"
 
 DraftView = Callable[[Draft], Any]
 
@@ -36,13 +36,14 @@ class Page:
     chosen_run: gr.BrowserState = field(init=False)
     tabs: gr.Tabs = field(init=False)
     reader: RunReader = field(init=False)  # what all tabs know about runs
+    _arrivals: dict[str, Callable[[Dependency], Any]] = field(default_factory=dict)
     _views: list[tuple[Component, DraftView]] = field(default_factory=list)
     _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reader = RunReader(self.services.runs)
-        self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret=_STORAGE_KEY)
-        self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=_STORAGE_KEY)
+        self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret=STORAGE_KEY)
+        self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=STORAGE_KEY)
 
     def on_draft(self, component: Component, view: DraftView) -> None:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""
@@ -51,6 +52,24 @@ class Page:
     def on_draft_later(self, component: Component, view: DraftView) -> None:
         """Like `on_draft`, for views that may take a tenth of a second."""
         self._later_views.append((component, view))
+
+    def on_arrival(self, tab: str, refresh_after: Callable[[Dependency], Any]) -> None:
+        """Let a tab show what is true now whenever it is opened; `refresh_after` adds to the event that opened it."""
+        self._arrivals[tab] = refresh_after
+
+    def open_tab(self, event: Dependency, tab: str) -> None:
+        """After an event, bring another tab to the front."""
+        opened = event.then(
+            lambda: gr.Tabs(selected=tab),
+            None,
+            self.tabs,
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+        # A tab that is selected by the server fires no select event.
+        if tab in self._arrivals:
+            self._arrivals[tab](opened)
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)

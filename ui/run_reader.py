@@ -9,11 +9,13 @@ from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, StorageError
 from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.history import HistoryReader, RunHistory
+from engine.runs.index import RunIndex
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.provenance import Provenance, read_provenance
+from engine.runs.requests import ResumeRequest, resume_requests
 from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
-from engine.runs.summary import RunSummary, run_title, summarize
+from engine.runs.summary import RunSummary, run_title
 
 _FOLLOWED_AT_ONCE = 24
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
@@ -32,6 +34,7 @@ class ObservedRun:
     provenance: Provenance
     stop_requested: bool
     cancel_requested: bool
+    resume_requested: bool
     log_bytes: int
 
     @property
@@ -43,12 +46,12 @@ class ObservedRun:
     @property
     def is_live(self) -> bool:
         """Whether something is, or will be, happening by itself."""
-        return not self.state.is_final
+        return not self.state.is_final or self.resume_requested
 
     @property
     def stamp(self) -> str:
         """Changes whenever something that the page shows has changed."""
-        asked = f"{self.stop_requested:d}{self.cancel_requested:d}"
+        asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}"
         return f"{self.run.id}:{self.history.next_offset}:{self.state.changed}:{self.state.state}:{asked}:{self.title}"
 
     @property
@@ -71,10 +74,10 @@ class RunReader:
 
     def __init__(self, runs: RunStore) -> None:
         self._runs = runs
-        self._lock = threading.Lock()  # guards the three below: handlers run in many threads
+        self._index = RunIndex(runs)
+        self._lock = threading.Lock()  # guards the two below: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._fixed: dict[str, tuple[RunConfig | None, Provenance]] = {}
-        self._summaries: dict[str, tuple[str, RunSummary]] = {}
 
     def observe(self, run_id: str) -> ObservedRun:
         """Look at one run; only what is new of its log is read.
@@ -95,6 +98,7 @@ class RunReader:
             provenance=provenance,
             stop_requested=stop_is_requested(run.folder),
             cancel_requested=cancel_is_requested(run.folder),
+            resume_requested=ResumeRequest(run.owner, run.id) in resume_requests(self._runs.home),
             log_bytes=_size(run.folder.log),
         )
 
@@ -113,28 +117,23 @@ class RunReader:
         """Whether a browser's memory of a run still means something."""
         return bool(run_id) and run_id in self._runs.ids()
 
-    def summaries(self, limit: int | None = None) -> list[RunSummary]:
-        """Rows of all runs, newest first; a run whose files have not changed is not read again."""
-        return [self._summary_of(run) for run in self._runs.list()[:limit]]
+    def summaries(self) -> list[RunSummary]:
+        """Rows of all runs, newest first."""
+        return self._index.summaries()
+
+    def summary(self, run_id: str) -> RunSummary:
+        """Row of one run.
+
+        Raises:
+            RunError: If there is no such run.
+        """
+        return self._index.summary(self._runs.get(run_id))
 
     def forget(self, run_id: str) -> None:
         """Let go of a deleted run."""
         with self._lock:
             self._histories.pop(run_id, None)
             self._fixed.pop(run_id, None)
-            self._summaries.pop(run_id, None)
-
-    def _summary_of(self, run: Run) -> RunSummary:
-        folder = run.folder
-        stamp = "|".join(_stamp(path) for path in (folder.events, folder.state, folder.notes))
-        with self._lock:
-            known = self._summaries.get(run.id)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        summary = summarize(run, size_bytes=0)
-        with self._lock:
-            self._summaries[run.id] = (stamp, summary)
-        return summary
 
     def _history_of(self, run: Run) -> RunHistory:
         with self._lock:
@@ -181,11 +180,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "-"
-    return f"{status.st_size}:{status.st_mtime_ns}"

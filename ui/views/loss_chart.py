@@ -9,10 +9,9 @@ import numpy.typing as npt
 
 from engine.runs.events import EvalData
 from engine.runs.history import RunHistory, StepColumn
-from engine.runs.thinning import thin
+from engine.runs.thinning import smooth, thin
 from ui.chart import figure_json
 from ui.views.quantities import GIB
-from ui.views.smoothing import smoothed
 
 Array = npt.NDArray[np.float64]
 Against = Literal["step", "tokens", "time"]
@@ -24,7 +23,7 @@ _LOSS_HEIGHT = 350
 _SMALL_HEIGHT = 330
 
 # Colours and dashes together, so that curves are told apart without colour too.
-_PAIRS = (
+SERIES = (
     ("var(--series-blue)", "solid"),
     ("var(--series-vermilion)", "dash"),
     ("var(--series-green)", "dot"),
@@ -34,13 +33,13 @@ _PAIRS = (
     ("var(--series-grey)", "dash"),
     ("var(--series-ink)", "dot"),
 )
-COMPARED_AT_MOST = len(_PAIRS)
+COMPARED_AT_MOST = len(SERIES)
 
 
 class ChartView(NamedTuple):
     """How a person wants to see the curve."""
 
-    smoothing: float = 0.9  # weight of the past, as `smoothed` takes it
+    smoothing: float = 0.9  # weight of the past, as `smooth` takes it
     log_axis: bool = False
     against: Against = "step"
 
@@ -132,11 +131,11 @@ def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
     """Smoothed training loss and held-out points of several runs, each in a colour and a dash of its own."""
     traces: list[dict[str, Any]] = []
     words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
-    for (name, history), (colour, dash) in zip(runs, _PAIRS, strict=False):
+    for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
         _, losses = _finite(history, "step", "loss")
         places = _places(history, view.against)
         if len(losses):
-            curve = smoothed(losses, view.smoothing)
+            curve = smooth(losses, view.smoothing)
             kept = thin(places, curve, _POINTS // 2)
             traces.append(
                 {
@@ -176,7 +175,7 @@ def _train_traces(steps: Array, losses: Array, smoothing: float) -> list[dict[st
         }
     ]  # fmt: skip
     if smoothing > 0 and len(steps) > 1:
-        curve = smoothed(losses, smoothing)
+        curve = smooth(losses, smoothing)
         kept = thin(steps, curve, _POINTS // 2)
         traces.append(
             {

@@ -5,6 +5,7 @@ import time
 from html import escape
 
 from engine.config.run import RunConfig
+from engine.runs.pace import seconds_left
 from engine.runs.run import State
 from ui.run_reader import ObservedRun
 from ui.views.quantities import GIB, count, duration, plural, size
@@ -18,8 +19,6 @@ STATE_WORDS: dict[State, str] = {
     "queued": "waiting", "starting": "starting", "running": "running", "stopping": "saving and stopping",
     "completed": "completed", "stopped": "stopped", "failed": "failed", "interrupted": "interrupted",
 }  # fmt: skip
-
-_PACE_STEPS = 40
 
 NO_RUN = (
     '<div class="empty"><b>No run to follow yet</b>Set one up and start it; it appears here, and stays when you close '
@@ -53,6 +52,8 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
     """HTML: where the run stands, in one line."""
     state, history = observed.state, observed.history
     now = time.time() if now is None else now
+    if observed.resume_requested and state.is_final:
+        return "is being taken up again"
     if state.state == "queued":
         if observed.stop_requested or observed.cancel_requested:
             return "is being taken out of the queue"
@@ -181,18 +182,6 @@ def short_name(identifier: str) -> str:
     return identifier.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def seconds_left(observed: ObservedRun) -> float | None:
-    """From the pace of the newest steps, evaluations and saves among them included; None before two steps."""
-    history = observed.history
-    if history.total_steps is None or len(history.steps) < 2:
-        return None
-    times = history.steps.column("time")[-_PACE_STEPS:]
-    steps = history.steps.steps[-_PACE_STEPS:]
-    pace = (times[-1] - times[0]) / (steps[-1] - steps[0])
-    left = float((history.total_steps - history.last_step) * pace)
-    return max(0.0, left) if math.isfinite(left) else None
-
-
 def _share_done(observed: ObservedRun) -> float:
     total = observed.history.total_steps
     return min(1.0, observed.history.last_step / total) if total else 0.0
@@ -216,7 +205,7 @@ def _elapsed(observed: ObservedRun, now: float) -> str:
     if state.is_final:
         return f"took {duration((state.ended or now) - state.started)}"
     words = duration(now - state.started)
-    left = seconds_left(observed)
+    left = seconds_left(observed.history, lambda: now)
     if left is None or state.state != "running" or observed.stop_requested or observed.cancel_requested:
         return words
     return f"{words}, {duration(left)} left"

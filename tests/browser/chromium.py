@@ -1,0 +1,54 @@
+"""The browser of the tests: Debian's Chromium, started so that it asks nobody for anything."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+_ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def why_no_browser() -> str | None:
+    """Why browser tests cannot run here; None where they can. In CI they must, so there it is never a reason."""
+    if CHROMIUM.exists() or os.environ.get("CI"):
+        return None
+    return f"{CHROMIUM} is not installed"
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A running browser.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if not CHROMIUM.exists():
+        raise FileNotFoundError(f"{CHROMIUM} is missing; browser tests need Debian's chromium package.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(_ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def open_page(browser: Browser, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
+    """A page of its own, without anybody's memory, once its tabs can be clicked."""
+    context = browser.new_context(viewport={"width": width, "height": height})
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    page.goto(f"{address.rstrip('/')}/?__theme={'dark' if dark else 'light'}")
+    page.locator("#tabs button[role=tab]").first.wait_for()
+    return page
+
+
+def open_tab(page: Page, name: str) -> None:
+    """Click a tab and wait until its content is there."""
+    page.get_by_role("tab", name=name, exact=True).click()
+    page.locator(f"#tabs button[role=tab].selected:has-text('{name}')").wait_for()

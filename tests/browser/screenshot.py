@@ -1,0 +1,147 @@
+"""`python -m tests.browser.screenshot --out DIR`: pictures of the page on fakes, to be looked at."""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Page
+
+from tests.browser.chromium import chromium, open_page, open_tab
+from tests.browser.show_fake import fake_services, invent_runs, shown
+from tests.fakes import a_config
+
+SETTLE_MILLISECONDS = 1200  # charts and fonts; a picture needs no more certainty than that
+
+
+def _choose_data(page: Page) -> None:
+    page.locator("#catalog [data-pick]").first.click()
+    page.locator("#model-details .facts").wait_for()
+    open_tab(page, "Data")
+    page.locator("#samples [data-pick]").first.click()
+    page.locator("#facts .facts").wait_for()
+
+
+def _set_up(page: Page) -> None:
+    _choose_data(page)
+    open_tab(page, "Train")
+    page.locator("#train-view").get_by_text("Set up").click()
+
+
+def _follow(page: Page) -> None:
+    open_tab(page, "Train")
+    page.locator("#train-view").get_by_text("Follow").click()
+    page.locator("#loss-chart .main-svg").first.wait_for()
+
+
+def _failed(page: Page) -> None:
+    _pick_run(page, "first try")
+    page.locator("#run-to-train").click()
+    page.locator("#train-view").get_by_text("Follow").click()
+    page.locator("#run-trouble .trouble").wait_for()
+
+
+def _pick_run(page: Page, words: str) -> None:
+    open_tab(page, "Runs")
+    page.locator("#runs-table tr[data-pick]").first.wait_for()
+    page.locator("#runs-table tr[data-pick]", has_text=words).locator("td.name").first.click()
+    page.locator("#run-details h2").wait_for()
+
+
+def _runs(page: Page) -> None:
+    open_tab(page, "Runs")
+    page.locator("#runs-table tr[data-pick]").first.wait_for()
+
+
+def _compared(page: Page) -> None:
+    _runs(page)
+    for number in (1, 3, 4):
+        page.locator("#runs-table .tick").nth(number).click()
+        page.wait_for_timeout(400)
+    page.locator("#overlay-chart .main-svg").first.wait_for()
+
+
+def _details(page: Page) -> None:
+    _pick_run(page, "faq, rank 16")
+
+
+def _chat_empty(page: Page) -> None:
+    open_tab(page, "Chat")
+
+
+def _chat_loaded(page: Page) -> None:
+    open_tab(page, "Chat")
+    page.locator("#chat-run").wait_for()
+    page.locator("#chat-load").click()
+    page.locator("#suggestions button").first.wait_for()
+
+
+def _chat_answered(page: Page) -> None:
+    _chat_loaded(page)
+    for question in ("What does lora_alpha do?", "And r?"):
+        page.locator("#chat-question textarea").fill(question)
+        page.locator("#chat-send").click()
+        page.locator("#chat-stop").wait_for(state="visible")
+        page.locator("#chat-stop").wait_for(state="hidden")
+
+
+def _export(page: Page) -> None:
+    open_tab(page, "Export")
+    page.wait_for_timeout(800)
+
+
+SCENES: dict[str, Callable[[Page], None]] = {
+    "model": lambda page: None,
+    "data": _choose_data,
+    "method": lambda page: (_choose_data(page), open_tab(page, "Method"))[0],
+    "train-incomplete": lambda page: open_tab(page, "Train"),
+    "train-setup": _set_up,
+    "train-follow": _follow,
+    "train-failed": _failed,
+    "chat-empty": _chat_empty,
+    "chat-loaded": _chat_loaded,
+    "chat-answered": _chat_answered,
+    "export": _export,
+    "runs": _runs,
+    "runs-details": _details,
+    "runs-compared": _compared,
+}
+_NEED_NO_RUNS = ("train-incomplete", "chat-empty", "export", "runs")
+
+
+def main() -> None:
+    """Take the pictures that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenes", default=",".join(SCENES))
+    parser.add_argument("--themes", default="light,dark")
+    parser.add_argument("--widths", default="1280,1920,800")
+    parser.add_argument("--empty", action="store_true", help="a home without runs")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    wanted = [scene for scene in arguments.scenes.split(",") if not arguments.empty or scene in _NEED_NO_RUNS]
+    with tempfile.TemporaryDirectory(prefix="loratory-fake-") as folder:
+        services = fake_services(Path(folder))
+        if not arguments.empty:
+            invent_runs(services.runs)
+            services.launcher.start(a_config(run__name="a run under way", training__max_steps=4000))
+        with shown(services) as address, chromium() as browser:
+            for theme in arguments.themes.split(","):
+                for width in (int(text) for text in arguments.widths.split(",")):
+                    for scene in wanted:
+                        services.chat.unload()
+                        page = open_page(browser, address, width=width, dark=theme == "dark")
+                        try:
+                            SCENES[scene](page)
+                        except PlaywrightError as error:
+                            print(f"{scene}: {str(error).splitlines()[0]}", flush=True)
+                        page.wait_for_timeout(SETTLE_MILLISECONDS)
+                        name = f"{scene}-{theme}-{width}{'-empty' if arguments.empty else ''}.png"
+                        page.screenshot(path=arguments.out / name, full_page=True)
+                        page.context.close()
+                        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The main road by mouse alone, with the demo model and a real worker: model, data, method, training, chat.
+
+Screenshots of every tab, light and dark, are left in the folder that LORATORY_SCREENSHOTS names.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.e2e]
+
+ROOT = Path(__file__).resolve().parents[2]
+TABS = ("Model", "Data", "Method", "Train", "Chat", "Export", "Runs")
+START_SECONDS = 60  # generous: a timed test would only measure the machine
+TRAIN_SECONDS = 400
+
+
+@pytest.fixture(scope="module")
+def server(demo_home, tmp_path_factory):
+    """A real server on a home of its own that borrows the prepared demo model."""
+    home = tmp_path_factory.mktemp("main-road")
+    (home / "models").symlink_to(demo_home.models)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (home / "server.log").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        stdout=log,
+        stderr=log,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            break
+        except OSError:
+            assert process.poll() is None, (home / "server.log").read_text()
+            assert time.monotonic() < deadline, "the page did not answer"
+            time.sleep(0.1)
+    yield url, home, process
+    process.terminate()
+    process.wait(20)
+    log.close()
+
+
+def open_page(browser: Browser, url: str, theme: str = "light", width: int = 1280) -> Page:
+    page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+    page.goto(f"{url}?__theme={theme}")
+    expect(page.locator("#catalog tr[data-pick]").first).to_be_visible(timeout=30_000)
+    return page
+
+
+def go_to(page: Page, tab: str) -> None:
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def shown_step(page: Page) -> int:
+    found = re.search(r"[Ss]tep ([\d,]+)", page.locator("#run-heading").inner_text())
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def wait_until(condition, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.25)
+
+
+def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Path) -> list[Path]:
+    taken = []
+    for theme in ("light", "dark"):
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, storage_state=state)
+        page = context.new_page()
+        page.goto(f"{url}?__theme={theme}")
+        expect(page.locator("#panel dl")).to_be_visible(timeout=30_000)
+        for tab in TABS:
+            go_to(page, tab)
+            page.wait_for_timeout(1500)
+            path = folder / f"{tab.lower()}-{theme}.png"
+            page.screenshot(path=path, full_page=True)
+            taken.append(path)
+        context.close()
+    return taken
+
+
+def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path):
+    url, home, process = server
+    page = open_page(browser, url)
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+
+    # Model: pick it, and its memory appears beside.
+    page.locator("#catalog tr[data-pick='smollm2-135m-instruct']").click()
+    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM", timeout=60_000)
+    expect(page.locator("#panel .bar")).to_be_visible(timeout=20_000)
+
+    # Data: pick a sample, page through it, see what is learned.
+    go_to(page, "Data")
+    page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
+    expect(page.locator("#facts")).to_contain_text("347", timeout=60_000)
+    expect(page.locator("#row-shown .trained").first).to_be_visible(timeout=20_000)
+    first = page.locator("#row-shown .tokens").inner_text()
+    page.get_by_role("button", name="Next →").click()
+    expect(page.locator("#row-shown .tokens")).not_to_have_text(first, timeout=20_000)
+
+    # Method: figures follow the form.
+    go_to(page, "Method")
+    expect(page.locator("#trainable")).to_contain_text("4,884,480")
+    before = page.locator("#panel .legend").inner_text()
+    page.locator("#method-table tr[data-pick='QLoRA']").click()
+    expect(page.locator("#panel")).to_contain_text("QLoRA", timeout=20_000)
+    assert page.locator("#panel .legend").inner_text() != before
+    page.locator("#method-table tr[data-pick='LoRA']").click()
+    expect(page.locator("#panel dl")).not_to_contain_text("QLoRA", timeout=20_000)
+
+    # Train: start, and see it move.
+    go_to(page, "Train")
+    page.locator("#max-steps input").fill("60")
+    page.locator("#max-steps input").press("Tab")
+    expect(page.locator("#start")).to_be_enabled(timeout=20_000)
+    page.locator("#start").click()
+    wait_until(lambda: shown_step(page) >= 3, TRAIN_SECONDS, "no step was shown")
+
+    # A reload does not touch the run, and a second browser shows the same one.
+    page.reload()
+    expect(page.locator("#panel dl")).to_contain_text("smollm2-135m-instruct", timeout=30_000)
+    go_to(page, "Train")
+    wait_until(lambda: shown_step(page) >= 3, 60, "the run is not there after a reload")
+    other = open_page(browser, url)
+    go_to(other, "Train")
+    wait_until(lambda: shown_step(other) >= 3, 60, "a second browser does not show the run")
+    assert other.locator("#run-heading h2").inner_text() == page.locator("#run-heading h2").inner_text()
+    other.context.close()
+
+    # Stop and save: what was learned so far can be used, and no process is left.
+    expect(page.locator("#stop")).to_be_visible(timeout=30_000)
+    page.locator("#stop").click()
+    expect(page.locator("#open-chat")).to_be_visible(timeout=120_000)
+    (run,) = (home / "runs").glob("*/*/config.yaml")
+    worker = json.loads((run.parent / "process.json").read_text())["pid"]
+    wait_until(lambda: not psutil.pid_exists(worker), 30, "the worker is still there")
+    assert (run.parent / "adapter" / "adapter_model.safetensors").is_file()
+
+    # Chat: base and tuned answer side by side.
+    page.locator("#open-chat").click()
+    go_to(page, "Chat")
+    expect(page.locator("#chat-load")).to_be_visible(timeout=20_000)
+    page.locator("#chat-load").click()
+    expect(page.locator("#chat-question textarea")).to_be_visible(timeout=120_000)
+    page.locator("#chat-question textarea").fill("What does lora_alpha do?")
+    page.locator("#chat-send").click()
+    expect(page.locator("#transcript")).to_contain_text("tokens/s", timeout=180_000)
+    wait_until(lambda: page.locator("#chat-send").is_enabled(), 180, "the answers did not end")
+
+    # The page's process has stayed small and never saw torch.
+    resident = psutil.Process(process.pid)
+    assert resident.memory_info().rss < 300 * 2**20
+    assert not [mapped.path for mapped in resident.memory_maps() if "libtorch" in mapped.path]
+
+    folder = Path(os.environ.get("LORATORY_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = screenshots_of_every_tab(browser, url, page.context.storage_state(), folder)
+    assert len(taken) == 2 * len(TABS)
+    assert all(path.stat().st_size > 5_000 for path in taken)
+    assert failures == []

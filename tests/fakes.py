@@ -1,0 +1,557 @@
+"""Stand-ins for what needs a model: the page on them runs without torch, in the same shapes and at a human pace."""
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.chat.contract import (
+    Branch,
+    ChatChunk,
+    ChatRequest,
+    ChatState,
+    ChatTarget,
+    LoadedModel,
+    LoadProgress,
+    PromptView,
+)
+from engine.config.dataset import DatasetConfig
+from engine.config.load import config_from_mapping
+from engine.config.model import ModelConfig
+from engine.config.run import RunConfig
+from engine.data.conversation import Conversation, Message
+from engine.data.page import DatasetPage, PageRow, SequenceView, TokenSpan
+from engine.data.problems import RowProblem
+from engine.data.report import CheckProgress, DatasetReport, Histogram, TokenLengths
+from engine.errors import EngineError, ModelError, RunError
+from engine.hardware.device import Device
+from engine.models.details import ModelDetails
+from engine.models.shape import ModelShape, ModuleShape
+from engine.runs.control import cancel_is_requested, stop_is_requested
+from engine.runs.event_log import EventWriter
+from engine.runs.events import (
+    CheckpointData,
+    DataReportData,
+    EvalData,
+    FailedData,
+    MemoryData,
+    ParametersData,
+    StatusData,
+    StepData,
+    WarningData,
+)
+from engine.runs.provenance import Provenance
+from engine.runs.run import Run, RunState, State
+from engine.runs.store import RunStore
+
+GIB = 2**30
+BASE_LOSS = 2.71
+_ANSWERS: dict[Branch, str] = {
+    "base": "Alpha is the first letter of the Greek alphabet.\nIt is <i>often</i> used in mathematics.",
+    "tuned": "It scales the adapter's update: the product of the two matrices times lora_alpha / r.",
+}
+
+QUESTIONS = (
+    ("What does lora_alpha do?", "It scales the adapter's update: the product of the two matrices is multiplied by "
+     "lora_alpha / r before it is added."),
+    ("Why is my QLoRA run slower than LoRA?", "The frozen weights are unpacked from four bits in every pass. You trade "
+     "speed for memory."),
+    ("When should I merge the adapter?", "When you serve one fine-tune: merging removes the extra matrix products."),
+    ("Can I train <b>embeddings</b> with LoRA?", "Yes: name them in modules_to_save & they are trained in full."),
+)  # fmt: skip
+
+
+def a_config(**changes: object) -> RunConfig:
+    """A small complete configuration; `training__max_steps=20` changes one setting."""
+    mapping: dict[str, dict[str, object]] = {
+        "model": {"id": "smollm2-135m-instruct"},
+        "dataset": {"source": "sample:loratory-faq"},
+        "training": {"max_steps": 120, "max_length": 512},
+    }
+    for name, value in changes.items():
+        section, _, setting = name.partition("__")
+        mapping.setdefault(section, {})[setting] = value
+    return config_from_mapping(mapping)
+
+
+def a_device(free_gib: float = 9.2) -> Device:
+    """A processor with 16 GiB."""
+    return Device(
+        kind="cpu",
+        index=0,
+        name="CPU · 2 cores",
+        total_bytes=16 * GIB,
+        free_bytes=int(free_gib * GIB),
+        supports_bfloat16=True,
+        cores=2,
+    )
+
+
+def a_shape() -> ModelShape:
+    """The sizes of SmolLM2-135M."""
+    hidden, inner, vocabulary, layers, key_value = 576, 1536, 49152, 30, 192
+    sizes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden, key_value),
+        "self_attn.v_proj": (hidden, key_value),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+    modules = [
+        ModuleShape(
+            name="model.embed_tokens",
+            kind="embedding",
+            class_name="Embedding",
+            parameters=vocabulary * hidden,
+            in_features=vocabulary,
+            out_features=hidden,
+        )
+    ]
+    for layer in range(layers):
+        modules += [
+            ModuleShape(
+                name=f"model.layers.{layer}.{name}",
+                kind="linear",
+                class_name="Linear",
+                parameters=rows * columns,
+                in_features=rows,
+                out_features=columns,
+            )
+            for name, (rows, columns) in sizes.items()
+        ]
+        modules += [
+            ModuleShape(
+                name=f"model.layers.{layer}.{name}",
+                kind="norm",
+                class_name="LlamaRMSNorm",
+                parameters=hidden,
+                in_features=hidden,
+                out_features=hidden,
+            )
+            for name in ("input_layernorm", "post_attention_layernorm")
+        ]
+    return ModelShape(
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        num_parameters=sum(module.parameters for module in modules) + hidden,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        modules=tuple(modules),
+    )
+
+
+def a_report(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> DatasetReport:
+    """A report on some 350 rows."""
+    return DatasetReport(
+        source=dataset.source,
+        format="alpaca",
+        format_reason="every row has instruction and output",
+        format_sure=True,
+        columns=("instruction", "input", "output"),
+        column_map={},
+        fingerprint="f" * 16,
+        rows=349,
+        kept=347,
+        dropped=2,
+        problems=(
+            RowProblem(row=87, line=88, kind="empty", problem="the answer is empty", sample="{\"instruction\": \"Hi"),
+        ),
+        problem_counts={"empty": 2},
+        duplicates=0,
+        train_rows=312,
+        held_out_rows=35,
+        model=model.id if model is not None else None,
+        max_length=max_length,
+        sequences=347,
+        token_lengths=TokenLengths(
+            min=24, p50=61, p95=118, max=240, over_max_length=0,
+            histogram=Histogram(edges=(0, 40, 80, 120, 160, 200, 240, 280), counts=(61, 180, 82, 15, 6, 2, 1)),
+        ),
+        total_tokens=23_400,
+        trained_tokens=14_800,
+        masked_tokens=8_600,
+        lost_trained_tokens=0,
+        size_bytes=98_000,
+        seconds=0.4,
+    )  # fmt: skip
+
+
+class FakeInspector:
+    """Answers at once, for one model and one dataset.
+
+    Args:
+        delay_seconds: How long a check takes.
+    """
+
+    def __init__(self, delay_seconds: float = 0.0) -> None:
+        self.delay_seconds = delay_seconds
+        self.unreachable: set[str] = set()  # model ids that cannot be read
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def module_inventory(self, model: ModelConfig) -> ModelShape:
+        if model.id in self.unreachable or "nowhere" in model.id:
+            raise ModelError(f"The model {model.id} cannot be reached.", "Check its name and your connection.")
+        return a_shape()
+
+    def model_details(self, model: ModelConfig) -> ModelDetails:
+        shape = self.module_inventory(model)
+        return ModelDetails(
+            name="SmolLM2-135M-Instruct",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            architecture=shape.architecture,
+            parameters=shape.num_parameters,
+            num_hidden_layers=shape.num_hidden_layers,
+            hidden_size=shape.hidden_size,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            max_position_embeddings=8192,
+            dtype="bfloat16",
+            vocab_size=shape.vocab_size,
+            linear_names=shape.linear_names(),
+            license="apache-2.0",
+            size_bytes=269_060_552,
+            tokenizer_tokens=49152,
+            special_tokens={"bos": "<|im_start|>", "eos": "<|im_end|>"},
+            chat_template="{% for message in messages %}…{% endfor %}",
+        )
+
+    def preview(
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig | None = None,
+        max_length: int = 1024,
+        *,
+        first_row: int = 0,
+        count: int = 10,
+        search: str = "",
+        rows: tuple[int, ...] | None = None,
+    ) -> DatasetPage:
+        if "missing" in dataset.source:
+            raise EngineError(f"{dataset.source} does not exist.", "Check the path.")
+        numbers = rows if rows is not None else tuple(range(first_row, first_row + count))
+        return DatasetPage(
+            rows=tuple(_row(number) for number in numbers),
+            first_row=first_row,
+            total_rows=349,
+            format="alpaca",
+            format_reason="every row has instruction and output",
+            format_sure=True,
+            columns=("instruction", "input", "output"),
+            column_map={},
+        )
+
+    def check(
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig | None = None,
+        max_length: int = 1024,
+        *,
+        seed: int = 42,
+        on_progress: Callable[[CheckProgress], None] | None = None,
+    ) -> DatasetReport:
+        for part in range(3):
+            if on_progress is not None and self.delay_seconds:
+                on_progress(CheckProgress(rows=part * 116, bytes_read=part * 32_000, size_bytes=98_000))
+            time.sleep(self.delay_seconds / 3)
+        return a_report(dataset, model, max_length)
+
+
+def _row(number: int) -> PageRow:
+    question, answer = QUESTIONS[number % len(QUESTIONS)]
+    spans = (
+        TokenSpan(text="<|im_start|>", tokens=1, trained=False, special=True),
+        TokenSpan(text=f"user\n{question}", tokens=12, trained=False, special=False),
+        TokenSpan(text="<|im_end|>", tokens=1, trained=False, special=True),
+        TokenSpan(text=answer, tokens=28, trained=True, special=False),
+        TokenSpan(text="<|im_end|>", tokens=1, trained=True, special=True),
+    )
+    return PageRow(
+        row=number,
+        line=number + 1,
+        conversation=Conversation((Message("user", question), Message("assistant", answer))),
+        raw=f'{{"instruction": "{question}"',
+        sequences=(SequenceView(spans=spans, tokens=43, trained_tokens=29, uncut_tokens=43),),
+    )
+
+
+@dataclass
+class InventedRun:
+    """What a made-up run went through."""
+
+    state: State = "completed"
+    steps: int = 120
+    total_steps: int = 120
+    seconds_per_step: float = 0.8
+    floor: float = 0.9  # where the loss ends up
+    seed: int = 0
+    warnings: tuple[str, ...] = ()
+    failed: FailedData | None = None
+    cause: str = ""
+    advice: str = ""
+    resumable_step: int | None = None
+    age_seconds: float = 3600.0
+    with_adapter: bool = True
+    log: str = "Loading the model.\n{'loss': 2.41, 'epoch': 0.1}\n{'loss': 1.97, 'epoch': 0.2}\n"
+
+
+def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
+    """Make a run directory as its supervisor and its worker would have left it."""
+    began = time.time() - invented.age_seconds
+    provenance = Provenance(
+        predicted_bytes=int(1.32 * GIB), libraries={"torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.2"}
+    )
+    run = store.create(config, provenance)
+    started = None
+    if invented.state != "queued":
+        started = began
+        with EventWriter(run.folder.events, attempt=1) as writer:
+            scribe = Scribe(writer, invented)
+            scribe.begin()
+            for step in range(1, invented.steps + 1):
+                scribe.step(step)
+            for warning in invented.warnings:
+                writer.append(WarningData(message=warning))
+            if invented.failed is not None:
+                writer.append(invented.failed)
+            if invented.state in ("completed", "stopped"):
+                writer.append(StatusData(phase="finished" if invented.state == "completed" else "stopped"))
+        run.folder.log.write_text(invented.log, encoding="utf-8")
+        for step in scribe.saved:
+            write_adapter(run.folder.checkpoints / f"step-{step}")
+        if invented.with_adapter and invented.state in ("completed", "stopped"):
+            write_adapter(run.folder.adapter)
+    is_final = invented.state in ("completed", "stopped", "failed", "interrupted")
+    ended = began + invented.steps * invented.seconds_per_step + 11 if is_final else None
+    run.folder.write_state(
+        RunState(
+            state=invented.state,
+            cause=invented.cause,
+            advice=invented.advice,
+            attempt=1 if started else 0,
+            resumable_step=invented.resumable_step,
+            device="cpu",
+            changed=began,
+            started=started,
+            ended=ended,
+        )
+    )
+    return run
+
+
+def write_adapter(folder: Path) -> None:
+    """Files of an adapter by name and rough size; none of them can be loaded."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}', encoding="utf-8"
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"\0" * 19_000)
+    (folder / "tokenizer.json").write_bytes(b" " * 3_500)
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}…{% endfor %}", encoding="utf-8")
+
+
+@dataclass
+class Scribe:
+    """Writes what a worker would, step by step."""
+
+    writer: EventWriter
+    invented: InventedRun
+    saved: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.invented.seed)
+
+    def begin(self) -> None:
+        total = self.invented.total_steps
+        self.writer.append(StatusData(phase="loading_model", message="Loading smollm2-135m-instruct."))
+        self.writer.append(
+            ParametersData(
+                trainable=4_884_480,
+                total=139_399_488,
+                compute_dtype="bfloat16",
+                device="CPU",
+                attn_implementation="sdpa",
+            )
+        )
+        self.writer.append(
+            DataReportData(train_rows=312, eval_rows=35, dropped_rows=2, trained_tokens=13_300, masked_tokens=7_700)
+        )
+        self.writer.append(EvalData(step=0, eval_loss=BASE_LOSS, eval_tokens=1500, rows=35, seconds=2.0))
+        self.writer.append(StatusData(phase="training", message="Training.", total_steps=total))
+
+    def step(self, number: int) -> None:
+        invented, total = self.invented, self.invented.total_steps
+        share = number / total
+        loss = invented.floor + (BASE_LOSS - invented.floor) * math.exp(-5 * share) + self._random.gauss(0, 0.09)
+        warm = min(1.0, number / max(1, 0.05 * total))
+        self.writer.append(
+            StepData(
+                step=number,
+                epoch=3 * share,
+                loss=loss,
+                learning_rate=2e-4 * warm * 0.5 * (1 + math.cos(math.pi * share)),
+                grad_norm=1.4 * math.exp(-2 * share) + self._random.random() * 0.3,
+                tokens=number * 540,
+                trained_tokens=number * 340,
+                tokens_per_second=540 / invented.seconds_per_step * (1 + self._random.gauss(0, 0.04)),
+                memory_bytes=int((1.05 + 0.12 * (1 - math.exp(-number / 10))) * GIB),
+            )
+        )
+        if number % max(1, total // 10) == 0:
+            held_out = invented.floor + 0.06 + (BASE_LOSS - invented.floor) * math.exp(-5 * share)
+            self.writer.append(EvalData(step=number, eval_loss=held_out, eval_tokens=1500, rows=35, seconds=1.9))
+        if number % max(1, total // 4) == 0:
+            self.saved = [*self.saved[-1:], number]
+            self.writer.append(CheckpointData(step=number, name=f"step-{number}", size_bytes=41_000_000))
+            self.writer.append(MemoryData(peak_process_bytes=int(1.19 * GIB), predicted_bytes=int(1.32 * GIB)))
+
+
+class FakeLauncher:
+    """Starts runs that write their logs in a thread of this process, and obey stop and cancel.
+
+    Args:
+        store: Where runs are made.
+        seconds_per_step: The pace.
+    """
+
+    def __init__(self, store: RunStore, seconds_per_step: float = 0.05) -> None:
+        self._store = store
+        self._seconds_per_step = seconds_per_step
+        self.started: list[Run] = []
+
+    def start(
+        self,
+        config: RunConfig,
+        key: str | None = None,
+        *,
+        copied_from: str | None = None,
+        on_progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        existing = None if key is None else self._store.find_by_key(key)
+        if existing is not None:
+            return existing
+        on_progress("Checking the data.")
+        run = self._store.create(config, Provenance(predicted_bytes=int(1.32 * GIB), copied_from=copied_from), key)
+        self.started.append(run)
+        threading.Thread(target=self._work, args=(run, config), daemon=True).start()
+        return run
+
+    def _work(self, run: Run, config: RunConfig) -> None:
+        total = config.training.max_steps if config.training.max_steps > 0 else 60
+        invented = InventedRun(total_steps=total, seconds_per_step=self._seconds_per_step)
+        state = RunState(state="running", attempt=1, device="cpu", changed=time.time(), started=time.time())
+        run.folder.write_state(state)
+        ending: State = "completed"
+        with EventWriter(run.folder.events, attempt=1) as writer:
+            scribe = Scribe(writer, invented)
+            scribe.begin()
+            for step in range(1, total + 1):
+                time.sleep(self._seconds_per_step)
+                scribe.step(step)
+                if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
+                    ending = "stopped"
+                    break
+            writer.append(StatusData(phase="finished" if ending == "completed" else "stopped"))
+        for step in scribe.saved:
+            write_adapter(run.folder.checkpoints / f"step-{step}")
+        if not cancel_is_requested(run.folder):
+            write_adapter(run.folder.adapter)
+        now = time.time()
+        run.folder.write_state(state.model_copy(update={"state": ending, "ended": now, "changed": now}))
+
+
+class FakeChatSession:
+    """Answers with prepared words, one at a time.
+
+    Args:
+        seconds_per_token: The pace.
+    """
+
+    def __init__(self, seconds_per_token: float = 0.02) -> None:
+        self._pace = seconds_per_token
+        self._state = ChatState(phase="empty")
+        self._stopped: set[str] = set()
+        self.asked: list[ChatRequest] = []
+
+    @property
+    def state(self) -> ChatState:
+        return self._state
+
+    def load(self, target: ChatTarget, on_progress: Callable[[LoadProgress], None] | None = None) -> LoadedModel:
+        model_id = target.model.id if target.model is not None else "smollm2-135m-instruct"
+        if "nowhere" in model_id:
+            raise ModelError(f"The model {model_id} cannot be reached.", "Check its name and your connection.")
+        for number, message in enumerate(
+            ("Starting a process for the model.", "Loading the model.", "Loading the adapter.")
+        ):
+            progress = LoadProgress(phase="loading_model", message=message, fraction=number / 3)
+            self._state = ChatState(phase="loading", target=target, progress=progress)
+            if on_progress is not None:
+                on_progress(progress)
+            time.sleep(self._pace * 5)
+        branches: tuple[Branch, ...] = ("base",) if target.tuned is None else ("base", "tuned")
+        model = LoadedModel(
+            name=model_id,
+            method="" if target.tuned is None else "LoRA",
+            branches=branches,
+            device="CPU",
+            dtype="bfloat16",
+            quantization="none",
+            weights_bytes=288_000_000,
+            adapter_bytes=0 if target.tuned is None else 19_500_000,
+            context_length=8192,
+            load_seconds=1.4,
+        )
+        self._state = ChatState(phase="ready", target=target, model=model, process_bytes=700_000_000)
+        return model
+
+    def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
+        if self._state.model is None:
+            raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
+        self.asked.append(request)
+        words = {branch: _ANSWERS[branch].split(" ") for branch in request.branches}
+        for place in range(max(len(words[branch]) for branch in request.branches) + 1):
+            time.sleep(self._pace)
+            stopped = request.id in self._stopped
+            for branch in request.branches:
+                said = words[branch]
+                if place > len(said):
+                    continue
+                done = stopped or place == len(said)
+                yield ChatChunk(
+                    branch=branch,
+                    text="" if done else said[place] + " ",
+                    tokens=place + (not done),
+                    tokens_per_second=1 / self._pace if self._pace else 999.0,
+                    prompt_tokens=31,
+                    done=done,
+                    finish_reason=None if not done else ("stopped" if stopped else "eos"),
+                )
+            if stopped:
+                return
+
+    def stop(self, request_id: str | None = None) -> None:
+        self._stopped.add(request_id or "")
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[object] = ()) -> PromptView:
+        text = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages) + "<|im_start|>assistant\n"
+        return PromptView(text=text, ids=tuple(range(1, 1 + len(text.split()))))
+
+    def unload(self) -> None:
+        self._state = ChatState(phase="empty")

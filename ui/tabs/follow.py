@@ -1,0 +1,273 @@
+"""The run that is being looked at: status, curves, warnings, log, and what can be done with it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gradio as gr
+from gradio.components.base import Component
+from gradio.events import Dependency
+
+from engine.errors import EngineError
+from engine.runs.control import request_cancel, request_stop
+from engine.runs.requests import request_resume
+from engine.runs.run import LIVE_STATES, Run
+from ui.chart import chart
+from ui.errors import shown_as_message, trouble
+from ui.page import Page
+from ui.rendered import Rendered
+from ui.run_reader import ObservedRun, log_tail
+from ui.views.loss_chart import ChartView, loss_figure, small_figures
+from ui.views.run_choice import run_choices
+from ui.views.run_view import (
+    NO_RUN,
+    render_heading,
+    render_log,
+    render_memory,
+    render_timeline,
+    render_trouble,
+    render_warnings,
+)
+
+_TICK_SECONDS = 2.0
+_LISTED = 200  # newest runs that are offered
+_CANCEL_WORDS = (
+    '<p class="notice">Cancel ends the run at once. Checkpoints that were saved before stay; what came after the last '
+    "one is lost. <b>Stop and save</b> loses nothing.</p>"
+)
+
+
+class Drawn(NamedTuple):
+    """What one look at a run puts on the page, in the order of `FollowPart.outputs`."""
+
+    stamp: Any
+    heading: Any
+    trouble: Any
+    body: Any
+    loss: Any
+    small: Any
+    memory: Any
+    warnings: Any
+    timeline: Any
+    log: Any
+    stop: Any
+    cancel: Any
+    resume: Any
+    chat: Any
+    timer: Any
+
+
+class FollowPart:
+    """Lays out the run view; stateless: every look reads what is new on the disk, so any browser shows the same."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._figures = Rendered()
+        self.choice = gr.Dropdown([], label="Run", elem_id="follow-run", container=True)
+        self.heading = gr.HTML(NO_RUN, elem_id="run-heading")
+        self.trouble = gr.HTML(elem_id="run-trouble")
+        with gr.Row(elem_id="run-buttons"):
+            self.stop = gr.Button("Stop and save", visible=False, elem_id="stop", scale=0, min_width=150)
+            self.cancel = gr.Button("Cancel …", visible=False, elem_id="cancel", scale=0, min_width=120)
+            self.resume = gr.Button("Resume", visible=False, elem_id="resume", scale=0, min_width=150)
+            self.chat = gr.Button(
+                "Open in Chat", variant="primary", visible=False, elem_id="open-chat", scale=0, min_width=160
+            )
+        with gr.Column(visible=False, elem_id="confirm-cancel") as self.confirm:
+            gr.HTML(_CANCEL_WORDS)
+            with gr.Row():
+                self.really = gr.Button(
+                    "Cancel the run", variant="stop", scale=0, min_width=150, elem_id="really-cancel"
+                )
+                self.keep = gr.Button("Keep it running", scale=0, min_width=150, elem_id="keep-running")
+        with gr.Column(visible=False) as self.body:
+            self.loss = chart(elem_id="loss-chart")
+            with gr.Row(elem_id="chart-controls"):
+                self.smoothing = gr.Slider(
+                    0,
+                    0.99,
+                    ChartView().smoothing,
+                    step=0.01,
+                    label="Smoothing",
+                    elem_id="smoothing",
+                    scale=2,
+                    min_width=200,
+                )
+                self.log_axis = gr.Checkbox(
+                    False, label="Logarithmic axis", elem_id="log-axis", scale=1, container=False
+                )
+            self.warnings = gr.HTML(elem_id="run-warnings")
+            self.small = chart(elem_id="small-charts")
+            self.memory = gr.HTML(elem_id="run-memory")
+            with gr.Accordion("What happened, step by step", open=False):
+                self.timeline = gr.HTML(elem_id="run-timeline")
+            with gr.Accordion("Log of the worker", open=False) as self.log_fold:
+                self.log = gr.HTML(elem_id="run-log", autoscroll=True)
+        self._log_open = gr.State(False)
+        self._stamp = gr.State("")
+        self.timer = gr.Timer(_TICK_SECONDS, active=False)
+
+    @property
+    def outputs(self) -> list[Component]:
+        """Where a `Drawn` goes."""
+        return [
+            self._stamp, self.heading, self.trouble, self.body, self.loss, self.small, self.memory, self.warnings,
+            self.timeline, self.log, self.stop, self.cancel, self.resume, self.chat, self.timer,
+        ]  # fmt: skip
+
+    @property
+    def _inputs(self) -> list[Component]:
+        return [self._page.chosen_run, self._stamp, self.smoothing, self.log_axis, self._log_open]
+
+    def wire(self) -> None:
+        """Connect the events."""
+        page = self._page
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        self.timer.tick(self.tick, self._inputs, self.outputs, trigger_mode="once", **quick)
+        page.tabs.select(_pause_elsewhere, None, self.timer, **quick)
+        gr.on(
+            [self.smoothing.change, self.log_axis.change],
+            self.redraw_loss,
+            [page.chosen_run, self.smoothing, self.log_axis],
+            self.loss,
+            trigger_mode="always_last",
+            **quick,
+        )
+        for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
+            opened = event(lambda is_open=is_open: (is_open, ""), None, [self._log_open, self._stamp], **quick)
+            opened.then(self.tick, self._inputs, self.outputs, **quick)
+        picked = self.choice.input(
+            lambda run_id: (run_id or "", ""), self.choice, [page.chosen_run, self._stamp], **quick
+        )
+        picked.then(self.look, self._inputs, self.outputs, **quick)
+        self._ask(self.stop.click, request_stop)
+        self._ask(self.resume.click, lambda run: request_resume(page.services.home, run))
+        confirmed = self._ask(self.really.click, request_cancel)
+        confirmed.then(lambda: gr.update(visible=False), None, self.confirm, **quick)
+        self.cancel.click(lambda: gr.update(visible=True), None, self.confirm, **quick)
+        self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quick)
+
+    def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
+        """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        listed = event.then(self._list, [self._page.chosen_run, view], self.choice, **quick)
+        return listed.then(
+            self.look_if_shown,
+            [self._page.chosen_run, view, self.smoothing, self.log_axis, self._log_open],
+            self.outputs,
+            **quick,
+        )
+
+    def tick(self, run_id: str, stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
+        """What is new since `stamp`; nothing at all is sent where nothing is."""
+        if not run_id:
+            return gr.skip()
+        try:
+            observed = self._page.reader.observe(run_id)
+        except EngineError as error:
+            return _gone(error)
+        if _stamp_of(observed, log_open) == stamp:
+            return gr.skip()
+        drawn = self._draw(observed, ChartView(smoothing, log_axis), log_open)
+        # A tick may only stop the clock: another tab may have been opened since it began.
+        return drawn._replace(timer=gr.skip() if observed.is_live else gr.update(active=False))
+
+    def look(self, run_id: str, _stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
+        """Everything about a run, whatever was shown before."""
+        if not self._page.reader.exists(run_id):
+            return _NOTHING
+        try:
+            observed = self._page.reader.observe(run_id)
+        except EngineError as error:
+            return _gone(error)
+        return self._draw(observed, ChartView(smoothing, log_axis), log_open)
+
+    def look_if_shown(self, run_id: str, view: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
+        """Like `look`; with another view in front, only the clock is stopped."""
+        if view != "Follow":
+            return _NOTHING_NEW
+        return self.look(run_id, "", smoothing, log_axis, log_open)
+
+    def redraw_loss(self, run_id: str, smoothing: float, log_axis: bool) -> Any:
+        """The loss curve alone, after its controls were moved."""
+        try:
+            return self._loss(self._page.reader.observe(run_id), ChartView(smoothing, log_axis))
+        except EngineError:
+            return gr.skip()
+
+    def _list(self, run_id: str, view: str) -> Any:
+        if view != "Follow":
+            return gr.skip()
+        choices = run_choices(self._page.reader.summaries()[:_LISTED])
+        known = any(value == run_id for _, value in choices)
+        return gr.update(choices=choices, value=run_id if known else None, visible=bool(choices))
+
+    def _draw(self, observed: ObservedRun, view: ChartView, log_open: bool) -> Drawn:
+        state, resumable = observed.state.state, observed.state.resumable_step
+        asked = observed.stop_requested or observed.cancel_requested
+        return Drawn(
+            stamp=_stamp_of(observed, log_open),
+            heading=render_heading(observed),
+            trouble=render_trouble(observed),
+            body=gr.update(visible=True),
+            loss=self._loss(observed, view),
+            small=self._small(observed),
+            memory=render_memory(observed),
+            warnings=render_warnings(observed),
+            timeline=render_timeline(observed),
+            log=render_log(log_tail(observed.run.folder.log)) if log_open else gr.skip(),
+            stop=gr.update(
+                visible=state in ("queued", "starting", "running") and not asked,
+                value="Take out of the queue" if state == "queued" else "Stop and save",
+            ),
+            cancel=gr.update(visible=state in LIVE_STATES and not observed.cancel_requested),
+            resume=gr.update(
+                visible=state in ("stopped", "failed", "interrupted") and not observed.resume_requested,
+                value=f"Resume from step {resumable:,}" if resumable else "Begin anew",
+            ),
+            chat=gr.update(visible=observed.can_be_talked_to),
+            timer=gr.update(active=observed.is_live),
+        )
+
+    def _loss(self, observed: ObservedRun, view: ChartView) -> str:
+        key = (observed.run.id, observed.history.next_offset, view)
+        if not len(observed.history.steps) and not observed.history.evals:
+            return ""
+        return self._figures.get(key, lambda: loss_figure(observed.history, view, observed.run.id))
+
+    def _small(self, observed: ObservedRun) -> str:
+        if not len(observed.history.steps):
+            return ""
+        memory = observed.history.memory
+        predicted = (memory.predicted_bytes if memory is not None else None) or observed.provenance.predicted_bytes
+        key = (observed.run.id, observed.history.next_offset, "small")
+        return self._figures.get(key, lambda: small_figures(observed.history, predicted, observed.run.id))
+
+    def _ask(self, event: Callable[..., Dependency], request: Callable[[Run], None]) -> Dependency:
+        def ask(run_id: str) -> None:
+            request(self._page.services.runs.get(run_id))
+
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        asked = event(shown_as_message(ask), self._page.chosen_run, None, trigger_mode="once", **quick)
+        asked.then(self.look, self._inputs, self.outputs, **quick)
+        return asked
+
+
+def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
+    return f"{observed.stamp}:{observed.log_bytes if log_open else '-'}"
+
+
+def _empty(heading: str) -> Drawn:
+    gone = gr.update(visible=False)
+    return Drawn("", heading, "", gone, "", "", "", "", "", "", gone, gone, gone, gone, gr.update(active=False))
+
+
+_NOTHING = _empty(NO_RUN)
+_NOTHING_NEW = Drawn(**{name: gr.skip() for name in Drawn._fields})._replace(timer=gr.update(active=False))
+
+
+def _gone(error: EngineError) -> Drawn:
+    return _empty(trouble(error))
+
+
+def _pause_elsewhere(event: gr.SelectData) -> Any:
+    return gr.skip() if event.value == "Train" else gr.update(active=False)

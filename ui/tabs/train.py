@@ -1,0 +1,289 @@
+"""Train: settings of the training, what they come to, the start; then the run, live."""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+
+from engine.config.presets import find_preset, list_presets
+from engine.config.run import RunConfig
+from engine.errors import ConfigError, EngineError
+from engine.runs.run import Run
+from ui.announced import Done, announced
+from ui.checks import CheckQuestion
+from ui.draft import Draft
+from ui.errors import shown_as_message, trouble
+from ui.page import STORAGE_KEY, Page
+from ui.pick import pick_list, picked
+from ui.tabs.follow import FollowPart
+from ui.views.presets import render_presets
+from ui.views.quantities import gib
+from ui.views.run_plan import KnownSpeed, render_plan
+
+SET_UP, FOLLOW = "Set up", "Follow"
+_LEAD = (
+    '<h2>How the training goes</h2><p class="lead">The defaults serve most datasets. A preset fills the whole form: '
+    "model, data, method and these settings.</p>"
+)
+_IN_SIGHT = (
+    "run.name", "training.num_train_epochs", "training.max_steps", "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps", "training.learning_rate", "training.max_length", "training.packing",
+    "training.gradient_checkpointing",
+)  # fmt: skip
+# What decides how many tokens there are; the rest of the form does not.
+_COUNTED_BY = ("training.max_length", "training.seed")
+_LOOK_SECONDS = 0.5  # between two looks at a count under way
+
+
+class TrainTab:
+    """Lays out the Train tab; `wire` connects it once the whole page stands."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.view = gr.Radio([SET_UP, FOLLOW], value=SET_UP, show_label=False, container=False, elem_id="train-view")
+        self._entered = gr.State(False)
+        with gr.Column(elem_id="train-setup") as self.setup:
+            gr.HTML(_LEAD)
+            self.presets = pick_list(_presets(), elem_id="presets")
+            self._settings()
+            self.plan = gr.HTML(elem_id="plan")
+            self.problems = gr.HTML(elem_id="start-problems")
+            with gr.Row(elem_id="start-row"):
+                self.start = gr.Button(
+                    "Start training", variant="primary", interactive=False, elem_id="start", scale=0, min_width=190
+                )
+                self.reason = gr.HTML(elem_id="start-reason")
+        with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
+            self.follow = FollowPart(page)
+        self._change = gr.State({})
+        # Together with the draft it names a start, so that two clicks, or two tabs, start one run.
+        self._token = gr.BrowserState("", storage_key="loratory-start", secret=STORAGE_KEY)
+        page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
+        page.on_draft(self.reason, render_reason)
+        page.on_draft_later(self.plan, self._plan)
+
+    def _settings(self) -> None:
+        form = self._page.form
+        form.setting("run.name", placeholder="made from model, method and data", elem_id="run-name")
+        with gr.Row():
+            form.setting("training.num_train_epochs", elem_id="epochs", min_width=150)
+            form.setting("training.max_steps", elem_id="max-steps", min_width=150)
+            form.setting("training.learning_rate", elem_id="learning-rate", min_width=150)
+            form.setting("training.max_length", elem_id="max-length", min_width=150)
+        with gr.Row():
+            form.setting("training.per_device_train_batch_size", elem_id="batch", maximum=64, min_width=240)
+            form.setting("training.gradient_accumulation_steps", elem_id="accumulate", maximum=64, min_width=240)
+        with gr.Row():
+            form.setting("training.packing", elem_id="packing", min_width=240)
+            form.setting("training.gradient_checkpointing", elem_id="checkpointing", min_width=240)
+        with gr.Accordion("All other settings", open=False, elem_id="more-training"):
+            rest = [
+                f"{section}.{name}"
+                for section in ("training", "run")
+                for name in _fields(section)
+                if f"{section}.{name}" not in _IN_SIGHT
+            ]
+            for first in range(0, len(rest), 2):
+                with gr.Row():
+                    for name in rest[first : first + 2]:
+                        form.setting(name, min_width=240)
+
+    def wire(self) -> None:
+        """Connect the events."""
+        page, form = self._page, self._page.form
+        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        assert Context.root_block is not None
+        Context.root_block.load(_token, self._token, self._token, queue=False, **quick)
+        preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **quick)
+        filled = page.fill_after(preset, self._change)
+        self._count_after(filled)
+        for name in _COUNTED_BY:
+            self._count_after(form[name].input(lambda: None, None, None, queue=False, **quick))
+        shown = [self.setup, self.follow_column]
+        self.view.change(_columns_of, self.view, shown, queue=False, **quick)
+        self.follow.wire()
+        arrived = page.tabs.select(
+            self._arrive,
+            [page.chosen_run, self._entered],
+            [self.view, self._entered, page.chosen_run],
+            queue=False,
+            **quick,
+        )
+        self.follow.show_after(arrived, self.view)
+        self._count_after(arrived)
+        self.follow.show_after(self.view.input(lambda: None, None, None, queue=False, **quick), self.view)
+        started = self.start.click(
+            lambda: gr.update(value="Starting …", interactive=False),
+            None,
+            self.start,
+            trigger_mode="once",
+            queue=False,
+            **quick,
+        ).then(
+            self._start,
+            [self._token, *form.components],
+            [self.problems, page.chosen_run, self.view, self._token, self.start],
+            trigger_mode="once",
+            **quick,
+        )
+        self.follow.show_after(started, self.view)
+
+    def _count_after(self, event: Any) -> None:
+        event.then(
+            self._count,
+            self._page.form.components,
+            self.plan,
+            trigger_mode="always_last",
+            concurrency_limit=8,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+    def _arrive(self, event: gr.SelectData, chosen: str, entered: bool) -> tuple[Any, Any, Any]:
+        """On the first visit, a run that is under way comes first."""
+        if event.value != "Train":
+            return gr.skip(), gr.skip(), gr.skip()
+        reader = self._page.reader
+        known = chosen if reader.exists(chosen) else ""
+        under_way = reader.newest_under_way()
+        if known and reader.observe(known).is_live:
+            return (gr.skip() if entered else FOLLOW), True, known
+        if under_way is not None and not known:
+            return (gr.skip() if entered else FOLLOW), True, under_way
+        return gr.skip(), True, (gr.skip() if known == chosen else known)
+
+    def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
+        preset = find_preset(picked(event))
+        mapping = preset.mapping()
+        model = preset.load().model
+        try:
+            self._page.services.shapes.learn(model)
+        except EngineError as error:
+            # The form is filled all the same; Model says what is wrong with the model.
+            gr.Warning(escape(str(error)), title="The preset's model cannot be read now", duration=12)
+        return mapping
+
+    def _plan(self, draft: Draft) -> str:
+        config = draft.config
+        check = self._page.services.checks.find(_question(config)) if config is not None else None
+        report = check.report if check is not None else None
+        return render_plan(config or draft.assumed, report, self._known_speed(draft))
+
+    def _count(self, *values: Any) -> Iterator[Any]:
+        """Have the tokens counted where nobody has yet; the plan fills itself."""
+        draft = self._page.draft(values)
+        if draft.config is None:
+            yield gr.skip()
+            return
+        check = self._page.services.checks.ask(_question(draft.config))
+        while not check.is_done:
+            rows = check.progress.rows if check.progress is not None else 0
+            yield f'{self._plan(draft)}<p class="small" role="status">Counting tokens: {rows:,} rows so far …</p>'
+            time.sleep(_LOOK_SECONDS)
+        yield self._plan(draft) if check.error is None else trouble(check.error)
+
+    def _known_speed(self, draft: Draft) -> KnownSpeed | None:
+        """Throughput of the newest run that was like this draft; a guess from other hardware would be none."""
+        config = draft.config or draft.assumed
+        if config is None or draft.device is None:
+            return None
+        wanted = (config.model.id, config.method_name)
+        device = draft.device.kind if draft.device.kind == "cpu" else f"cuda:{draft.device.index}"
+        for row in self._page.reader.summaries():
+            if (row.model, row.method) == wanted and row.tokens_per_second and row.device == device:
+                return KnownSpeed(row.tokens_per_second, row.name)
+        return None
+
+    def _start(self, token: str, *values: Any) -> Iterator[tuple[Any, Any, Any, Any, Any]]:
+        ready = gr.update(value="Start training", interactive=True)
+        draft = self._page.draft(values)
+        try:
+            config = draft.config
+            if config is None:
+                raise ConfigError(draft.problems)
+            launcher, key = self._page.services.launcher, start_key(token, config)
+
+            def start(say: Callable[[str], None]) -> Run:
+                return launcher.start(config, key, on_progress=say)
+
+            for said in announced(start):
+                if isinstance(said, Done):
+                    # A new token: the same draft, started again on purpose, is another run.
+                    yield "", said.result.id, FOLLOW, uuid.uuid4().hex, ready
+                else:
+                    waiting = f'<p class="small" role="status">{escape(said)}</p>'
+                    yield waiting, gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        except EngineError as error:
+            yield trouble(error), gr.skip(), gr.skip(), gr.skip(), ready
+
+
+def start_key(token: str, config: RunConfig) -> str:
+    """Names one start: the same draft from the same browser, however often it is sent."""
+    return hashlib.sha256(f"{token}\0{config.model_dump_json()}".encode()).hexdigest()
+
+
+def why_not(draft: Draft) -> str | None:
+    """Why the draft cannot start; None where it can."""
+    if draft.missing:
+        return " ".join(draft.missing)
+    if draft.problems:
+        count = len(draft.problems)
+        return "One setting needs your attention." if count == 1 else f"{count} settings need your attention."
+    if draft.config is None:
+        return "The settings are not complete yet."
+    if draft.estimate_error is not None:
+        return draft.estimate_error.what
+    estimate = draft.estimate
+    if estimate is not None and estimate.expected_bytes > estimate.total_bytes:
+        return (
+            f"It needs about {gib(estimate.expected_bytes)} GiB; {estimate.device_name} has {gib(estimate.total_bytes)} GiB. "
+            "The panel beside shows what would make it fit."
+        )
+    return None
+
+
+def render_reason(draft: Draft) -> str:
+    """What stands beside the start button: why it is not to be pressed, or what will happen."""
+    reason = why_not(draft)
+    if reason is not None:
+        problems = "".join(
+            f"<li><code>{escape(problem.field)}</code> {escape(problem.message)}</li>" for problem in draft.problems
+        )
+        listed = f"<ul>{problems}</ul>" if problems else ""
+        return f'<div class="reason" role="status">{escape(reason)}{listed}</div>'
+    if draft.estimate is not None and draft.estimate.verdict == "does_not_fit":
+        return (
+            '<div class="reason" role="status">It does not fit the memory that is free now. Started, it waits in the '
+            "queue until there is room.</div>"
+        )
+    return '<div class="reason" role="status">It runs in the background, and goes on when you close the page.</div>'
+
+
+def _token(token: str) -> str:
+    return token or uuid.uuid4().hex
+
+
+def _presets() -> str:
+    try:
+        return render_presets(list_presets())
+    except EngineError as error:
+        return trouble(error)
+
+
+def _columns_of(view: str) -> tuple[Any, Any]:
+    return gr.update(visible=view == SET_UP), gr.update(visible=view == FOLLOW)
+
+
+def _fields(section: str) -> list[str]:
+    annotation = RunConfig.model_fields[section].annotation
+    assert annotation is not None
+    return list(annotation.model_fields)
+
+
+def _question(config: RunConfig) -> CheckQuestion:
+    return CheckQuestion(config.dataset, config.model, config.training.max_length, config.training.seed)
