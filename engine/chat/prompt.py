@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from engine.chat.contract import PromptView
 from engine.chat.text_stream import Decoder
 from engine.data.conversation import Conversation, Message
 from engine.data.problems import RowProblemError
-from engine.data.template import freeze_template, stop_token_ids
+from engine.data.template import stop_token_ids
 from engine.data.tokenize import prompt_ids
 from engine.data.tokenizer import ChatTokenizer
 from engine.data.turns import prompt_text
 from engine.errors import ModelError
+from engine.inspector.load_tokenizer import load_tokenizer
+from engine.models.source import ModelSource
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -35,13 +37,8 @@ def load_chat_tokenizer(trained: Sequence[Path], base: Path, name: str) -> Talki
         ModelError: If the tokenizer cannot be read.
     """
     folder = next((folder for folder in trained if (folder / TOKENIZER_CONFIG).is_file()), base)
-    try:
-        tokenizer: TalkingTokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its backends do
-        raise ModelError(
-            f"The tokenizer of {name} cannot be read ({type(error).__name__}).", "Copy its tokenizer files again."
-        ) from error
-    freeze_template(tokenizer)
+    tokenizer: TalkingTokenizer
+    tokenizer, _ = load_tokenizer(ModelSource(str(folder), name))
     return tokenizer
 
 

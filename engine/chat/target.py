@@ -8,10 +8,11 @@ from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.errors import ModelError, RunError
-from engine.files import resolve_inside
 from engine.hardware.device import Device
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage
+from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
 from engine.runs.run import RunFolder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -113,11 +114,7 @@ def plan_load(target: ChatTarget) -> LoadPlan:
 
 def list_checkpoints(run: Path) -> tuple[str, ...]:
     """Names of a run's checkpoints that can be talked to, newest first."""
-    folder = RunFolder(run).checkpoints
-    if not folder.is_dir():
-        return ()
-    names = [path.name for path in folder.iterdir() if _step(path.name) >= 0 and _trained_folder(path) is not None]
-    return tuple(sorted(names, key=_step, reverse=True))
+    return tuple(checkpoint.folder.name for checkpoint in reversed(complete_checkpoints(RunFolder(run).checkpoints)))
 
 
 def _find(choice: AdapterChoice) -> _Found:
@@ -152,13 +149,12 @@ def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
                 f"The run {name} has no adapter yet.", offered or "Wait for its first checkpoint or its end."
             )
     else:
-        if checkpoint not in there:
+        folder = _intact_folder(run, checkpoint)
+        if folder is None:
             raise RunError(
-                f"The run {name} has no checkpoint {checkpoint[:60]!r}.",
+                f"The run {name} has no checkpoint {checkpoint[:60]!r} that is whole.",
                 offered or "It has none yet; leave the checkpoint out, or wait for the first one.",
             )
-        folder = _trained_folder(resolve_inside(run.checkpoints, checkpoint))
-        assert folder is not None
     return _Found(weights=_describe(folder, name, config), model=config.model)
 
 
@@ -206,16 +202,25 @@ def _require_base_here(found: _Found) -> None:
 
 
 def _trained_folder(folder: Path) -> Path | None:
-    """Where below a run's adapter or checkpoint folder the trained weights lie; None where there are none."""
-    for candidate in (folder, folder / "adapter", folder / "model"):
-        if (candidate / ADAPTER_CONFIG).is_file() or (candidate / "config.json").is_file():
-            return candidate
+    """The folder itself where it holds trained weights; None where it does not."""
+    holds = (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file()
+    return folder if holds else None
+
+
+def _intact_folder(run: RunFolder, name: str) -> Path | None:
+    """The trained weights of a checkpoint, if it is complete and they are as they were written."""
+    for checkpoint in complete_checkpoints(run.checkpoints):
+        if checkpoint.folder.name == name:
+            # Talking needs no optimizer, whose state is most of what a checkpoint holds.
+            files = {
+                path: told
+                for path, told in checkpoint.manifest.files.items()
+                if path.startswith(f"{ADAPTER_SUBFOLDER}/")
+            }
+            if damage(checkpoint._replace(manifest=checkpoint.manifest.model_copy(update={"files": files}))):
+                return None
+            return _trained_folder(checkpoint.folder / ADAPTER_SUBFOLDER)
     return None
-
-
-def _step(name: str) -> int:
-    prefix, _, number = name.partition("step-")
-    return int(number) if not prefix and number.isdecimal() and len(number) < 12 else -1
 
 
 def _differ(one: ModelConfig, other: ModelConfig) -> bool:

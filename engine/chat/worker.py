@@ -73,7 +73,6 @@ class ChatWorker:
             place = ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(plan.model, asked.device))
             weights = Weights(plan, place, lambda message: tell("loading_model", message))
         folders = [trained.folder for trained in plan.trained.values()]
-        folders += [folder.parents[1] / "adapter" for folder in folders if folder.parent.name == "checkpoints"]
         tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
         model = next(weights.holders()).model
         context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)

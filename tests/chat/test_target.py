@@ -10,6 +10,7 @@ from engine.chat.target import list_checkpoints, plan_load
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.model import ModelConfig
 from engine.errors import ModelError, RunError
+from engine.runs.checkpoints import Manifest, describe_files
 
 
 def write_adapter(folder: Path, **config: object) -> Path:
@@ -29,7 +30,10 @@ def write_run(folder: Path, *, finished: bool = True, checkpoints: tuple[int, ..
     if finished:
         write_adapter(folder / "adapter")
     for step in checkpoints:
-        write_adapter(folder / "checkpoints" / f"step-{step}")
+        checkpoint = folder / "checkpoints" / f"step-{step}"
+        write_adapter(checkpoint / "adapter")
+        manifest = Manifest(step=step, files=describe_files(checkpoint))
+        (checkpoint / "MANIFEST.json").write_text(manifest.model_dump_json())
     return folder
 
 
@@ -47,15 +51,23 @@ def test_a_run_is_loaded_with_its_own_base_in_its_own_precision(tmp_path):
 def test_a_checkpoint_is_loaded_from_its_own_folder(tmp_path):
     run = write_run(tmp_path / "run-1", finished=False, checkpoints=(5, 10))
 
-    assert plan_load(ChatTarget.of_run(run, "step-10")).tuned.folder == run / "checkpoints" / "step-10"
+    assert plan_load(ChatTarget.of_run(run, "step-10")).tuned.folder == run / "checkpoints" / "step-10" / "adapter"
 
 
 def test_checkpoints_are_listed_newest_first_and_half_made_ones_are_not(tmp_path):
     run = write_run(tmp_path / "run-1", checkpoints=(5, 100, 20))
-    (run / "checkpoints" / "step-200").mkdir()
-    write_adapter(run / "checkpoints" / ".step-300.tmp")
+    write_adapter(run / "checkpoints" / "step-200" / "adapter")  # its manifest is not there yet
+    write_adapter(run / "checkpoints" / ".unfinished-step-300" / "adapter")
 
     assert list_checkpoints(run) == ("step-100", "step-20", "step-5")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run = write_run(tmp_path / "run-1", checkpoints=(5, 10))
+    (run / "checkpoints" / "step-10" / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+
+    with pytest.raises(RunError, match=r"has no checkpoint 'step-10' that is whole"):
+        plan_load(ChatTarget.of_run(run, "step-10"))
 
 
 def test_a_run_without_an_adapter_says_so_and_offers_its_checkpoints(tmp_path):
