@@ -4,13 +4,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from engine.config.dataset import DatasetConfig
 from engine.data.examine import DatasetReader, Examined, Renderer
-from engine.data.report import REPORT_VERSION, CheckProgress, DatasetReport, SourceReport
+from engine.data.report import CheckProgress, DatasetReport, SourceReport
 from engine.data.source import SourceOptions
 from engine.data.split import draw_split
 from engine.data.statistics import length_statistics
@@ -157,7 +158,7 @@ def _cache_file(
     if options.cache_folder is None:
         return None
     settings = [
-        REPORT_VERSION,
+        _code_fingerprint(),
         reader.fingerprint(),
         config.model_dump(mode="json"),
         seed,
@@ -165,6 +166,15 @@ def _cache_file(
     ]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return options.cache_folder / f"{key}.report.json"
+
+
+@lru_cache(maxsize=1)
+def _code_fingerprint() -> str:
+    """Changes with any file of this room, so that a report never outlives the code that made it."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _cached(cache_file: Path | None) -> DatasetReport | None:

@@ -6,8 +6,6 @@ from engine.config.dataset import TrainOn
 from engine.data.detect import Format
 from engine.data.problems import RowProblem
 
-REPORT_VERSION = 1  # part of the key under which reports are cached
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)

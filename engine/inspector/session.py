@@ -28,7 +28,8 @@ class RenderedSequence(BaseModel):
     text: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
-    tokens: tuple[str, ...]
+    tokens: tuple[str, ...]  # as the vocabulary spells them
+    pieces: tuple[str, ...]  # the text that each stands for
     uncut_tokens: int
 
 

@@ -97,6 +97,7 @@ def _sequence(rendered: RenderedRow) -> JsonObject:
         input_ids=tuple(rendered.input_ids),
         labels=tuple(rendered.labels),
         tokens=tuple(rendered.tokens),
+        pieces=tuple(rendered.pieces),
         uncut_tokens=rendered.uncut_tokens,
     ).model_dump(mode="json")
 

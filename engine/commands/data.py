@@ -1,0 +1,217 @@
+"""`loratory inspect` and `loratory render`: what a dataset holds, and the very tokens that a model would learn from it."""
+
+from typing import Annotated
+
+import typer
+
+from engine.commands.output import ProgressLine, print_json, words_of_seconds
+from engine.config.dataset import DatasetConfig, DatasetFormat, TrainOn
+from engine.config.load import choices_of
+from engine.config.model import ModelConfig
+from engine.config.training import TrainingConfig
+from engine.data.check import check_steps
+from engine.data.problems import RowProblem
+from engine.data.report import CheckProgress, DatasetReport
+from engine.data.source import SourceOptions
+from engine.data.tokenize import IGNORED_LABEL
+from engine.errors import ConfigError, Problem
+from engine.inspector.session import Inspector, RenderedSequence
+from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
+from engine.paths import LoratoryHome
+
+_SHOWN_PROBLEMS = 20
+
+DataArgument = Annotated[str, typer.Argument(help="A file or folder, a Hub id, or sample:NAME.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Whose tokenizer and chat template; as model.id of a configuration.")
+]
+MaxLengthOption = Annotated[
+    int | None, typer.Option("--max-length", min=8, help="Cut longer rows there, in tokens. Nothing is cut without it.")
+]
+FormatOption = Annotated[str, typer.Option("--format", help="auto looks at the rows; or say which it is.")]
+MapOption = Annotated[
+    list[str] | None, typer.Option("--map", help="role=column, such as output=answer, any number of times.")
+]
+TrainOnOption = Annotated[str, typer.Option("--train-on", help="assistant, last_assistant, completion or all.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `loratory` program."""
+    app.command("inspect")(inspect)
+    app.command("render")(render)
+
+
+def inspect(
+    data: DataArgument,
+    model: ModelOption = None,
+    max_length: MaxLengthOption = None,
+    format_: FormatOption = "auto",
+    column_map: MapOption = None,
+    train_on: TrainOnOption = "assistant",
+    subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = "train",
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub dataset.")] = None,
+    tokens: Annotated[
+        bool, typer.Option(help="Count tokens; without --model, with the demo model if it is here.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
+    home = LoratoryHome.from_environment()
+    config = _dataset_config(data, format_, column_map, train_on)
+    config = config.model_copy(update={"subset": subset, "split": split, "revision": revision})
+    counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
+    report = _check(config, counting if tokens else None, max_length, home)
+    if as_json:
+        print_json(report)
+    else:
+        typer.echo(report_text(report))
+
+
+def render(
+    data: DataArgument,
+    row: Annotated[int, typer.Option("--row", min=0, help="Which row; they count from 0.")],
+    model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template; as model.id.")],
+    max_length: MaxLengthOption = None,
+    format_: FormatOption = "auto",
+    column_map: MapOption = None,
+    train_on: TrainOnOption = "assistant",
+    as_json: JsonOption = False,
+) -> None:
+    """Show one row exactly as training sees it: its text, its tokens, and which of them are learned."""
+    home = LoratoryHome.from_environment()
+    config = _dataset_config(data, format_, column_map, train_on)
+    inspector = Inspector(home)
+    try:
+        sequences = inspector.render(config, _model_config(model), max_length, row=row)
+    finally:
+        inspector.close()
+    if as_json:
+        # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
+        shown = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
+        print_json({**shown[-1], "sequences": shown})
+    else:
+        typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
+
+
+def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> DatasetConfig:
+    """Check the arguments, all problems together.
+
+    Raises:
+        ConfigError: If one of them is wrong.
+    """
+    problems = []
+    if format_ not in choices_of(DatasetConfig, "format"):
+        choices = ", ".join(choices_of(DatasetConfig, "format"))
+        problems.append(Problem("--format", f"{format_!r} is not one of {choices}."))
+    if train_on not in choices_of(DatasetConfig, "train_on"):
+        choices = ", ".join(choices_of(DatasetConfig, "train_on"))
+        problems.append(Problem("--train-on", f"{train_on!r} is not one of {choices}."))
+    mapped = {}
+    for text in column_map or ():
+        role, equals, column = text.partition("=")
+        if not equals or not role.strip() or not column:
+            problems.append(Problem("--map", f"{text!r} is not of the form role=column."))
+        mapped[role.strip()] = column
+    if not 0 < len(data) <= 1000:
+        problems.append(Problem("DATA", "a name of 1 to 1,000 characters is needed."))
+    if problems:
+        raise ConfigError(problems)
+    chosen_format: DatasetFormat = format_  # type: ignore[assignment]  # looked up above
+    chosen_train_on: TrainOn = train_on  # type: ignore[assignment]
+    return DatasetConfig(source=data, format=chosen_format, column_map=mapped, train_on=chosen_train_on)
+
+
+def _model_config(model: str) -> ModelConfig:
+    if not 0 < len(model) <= 400:
+        raise ConfigError([Problem("--model", "a name of 1 to 400 characters is needed.")])
+    return ModelConfig(id=model)
+
+
+def _check(
+    config: DatasetConfig, model: ModelConfig | None, max_length: int | None, home: LoratoryHome
+) -> DatasetReport:
+    """Check in this process where no tokenizer is needed, else in the one that has them."""
+    seed = TrainingConfig().seed
+    line = ProgressLine()
+    inspector = Inspector(home) if model is not None else None
+    try:
+        if inspector is not None:
+            return inspector.check(config, model, max_length, seed=seed, on_progress=lambda step: _show(line, step))
+        steps = check_steps(config, SourceOptions(home=home), seed=seed)
+        while True:
+            try:
+                _show(line, next(steps))
+            except StopIteration as end:
+                report: DatasetReport = end.value
+                return report
+    finally:
+        line.clear()
+        if inspector is not None:
+            inspector.close()
+
+
+def _show(line: ProgressLine, progress: CheckProgress) -> None:
+    counted = f", {progress.tokens:,} tokens" if progress.tokens else ""
+    line.show(f"{progress.rows:,} rows{counted}", progress.fraction)
+
+
+def report_text(report: DatasetReport) -> str:
+    """A report for people."""
+    format_name = report.format.replace("_", " ")
+    lines = [
+        f"{report.source}: {report.kind}, {report.rows:,} rows, read as {format_name} ({report.format_reason}).",
+        f"Kept {report.kept:,}, left out {report.dropped:,}. {report.duplicates:,} repeat an earlier row.",
+        f"{report.train_rows:,} to train on, {report.held_out_rows:,} held out.",
+    ]
+    if report.token_lengths is None or report.trained_tokens is None:
+        lines.append("Tokens were not counted; give --model to count them.")
+    else:
+        lengths = report.token_lengths
+        cut = (
+            f"{lengths.over_max_length:,} longer than {report.max_length:,} are cut, "
+            f"which loses {report.lost_trained_tokens:,} tokens to learn."
+            if report.max_length is not None
+            else "None is cut."
+        )
+        lines += [
+            f"Tokens of {report.model}: {report.trained_tokens:,} learned, {report.masked_tokens:,} only read.",
+            f"Length of {report.sequences:,} sequences: shortest {lengths.min:,}, median {lengths.p50:,}, "
+            f"95th percentile {lengths.p95:,}, longest {lengths.max:,}. {cut}",
+        ]
+    lines += [f"Note: {note}" for note in report.notes]
+    lines += _problem_lines("Left out", report.problems, report.dropped)
+    lines += _problem_lines("Kept, but odd", report.notices, sum(report.notice_counts.values()))
+    lines.append(f"Took {words_of_seconds(report.seconds)}.")
+    return "\n".join(lines)
+
+
+def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> list[str]:
+    if not problems:
+        return []
+    lines = [f"{title}:"]
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        where = f"line {problem.line:,}" if problem.line is not None else f"row {problem.row:,}"
+        lines.append(f"  {where:<12} {problem.problem}: {problem.sample}")
+    if count > _SHOWN_PROBLEMS:
+        lines.append(f"  … and {count - _SHOWN_PROBLEMS:,} more; --json lists the first thousand.")
+    return lines
+
+
+def sequence_text(sequence: RenderedSequence) -> str:
+    """A sequence for people, with what is learned between ⟦ and ⟧."""
+    text = ""
+    learning = False
+    for piece, label in zip(sequence.pieces, sequence.labels, strict=True):
+        learned = label != IGNORED_LABEL
+        if learned != learning:
+            text += "⟦" if learned else "⟧"
+            learning = learned
+        text += piece
+    text += "⟧" if learning else ""
+    learned_count = sum(label != IGNORED_LABEL for label in sequence.labels)
+    cut = f", cut from {sequence.uncut_tokens:,}" if sequence.uncut_tokens > len(sequence.input_ids) else ""
+    return (
+        f"{text}\n\n{len(sequence.input_ids):,} tokens{cut}; {learned_count:,} of them, between ⟦ and ⟧, are learned."
+    )
