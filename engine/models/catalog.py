@@ -48,15 +48,18 @@ def find_in_catalog(model_id: str) -> CatalogEntry | None:
 def search_catalog(query: str) -> tuple[CatalogEntry, ...]:
     """Entries in which every word of `query` occurs, by name, family, licence or description; all for an empty query.
 
-    Entries whose name holds the words come before those that merely mention them.
+    Names that hold the words as they stand come first, then names that hold all of them, then mere mentions.
     """
-    words = query.casefold().split()
-    in_name, elsewhere = [], []
+    phrase = " ".join(query.casefold().split())
+    words = phrase.split()
+    as_it_stands, in_name, elsewhere = [], [], []
     for entry in list_catalog():
         name = f"{entry.id} {entry.title}".casefold()
         text = f"{name} {entry.hub_id} {entry.family} {entry.license} {entry.about}".casefold()
-        if all(word in name for word in words):
+        if phrase in name:
+            as_it_stands.append(entry)
+        elif all(word in name for word in words):
             in_name.append(entry)
         elif all(word in text for word in words):
             elsewhere.append(entry)
-    return (*in_name, *elsewhere)
+    return (*as_it_stands, *in_name, *elsewhere)

@@ -20,7 +20,7 @@ class FakeHub:
         refusals: Repository id → (HTTP status, X-Error-Code).
         commits: Branch or tag → commit.
         asked: How often each kind of request came: info, tree, head, get, search.
-        broken_after_bytes: Cut the connection of every file after so many bytes.
+        lost: Names of files that are listed, but not given.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class FakeHub:
         self.asked: Counter[str] = Counter()
         self.queries: list[dict[str, list[str]]] = []
         self.tokens: set[str] = set()
-        self.broken_after_bytes: int | None = None
+        self.lost: set[str] = set()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,7 +50,7 @@ class FakeHub:
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "FakeHub":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,7 +107,7 @@ class FakeHub:
         if repository in self.refusals:
             _send_refusal(request, *self.refusals[repository])
             return
-        if content is None:
+        if content is None or name in self.lost:
             _send_refusal(request, 404, "EntryNotFound")
             return
         self.asked["get" if with_body else "head"] += 1
@@ -117,10 +117,6 @@ class FakeHub:
         request.send_header("X-Repo-Commit", request.path.split("/")[4])
         request.end_headers()
         if with_body:
-            if self.broken_after_bytes is not None and len(content) > self.broken_after_bytes:
-                request.wfile.write(content[: self.broken_after_bytes])
-                request.close_connection = True
-                return
             request.wfile.write(content)
 
 

@@ -120,13 +120,13 @@ def test_only_what_loads_is_fetched(hub):
 
 
 def test_a_tokenizer_cut_off_before_its_template_never_looks_complete(hub):
-    hub.repositories[MODEL] = {**model_files(), "chat_template.jinja": b"{{ messages }}" * 100}
-    hub.broken_after_bytes = 1000
+    hub.repositories[MODEL] = {**model_files(), "chat_template.jinja": b"{{ messages }}"}
+    hub.lost = {"chat_template.jinja"}
     with pytest.raises(ModelError):
         fetch_from_hub(MODEL, part=ModelPart.TOKENIZER)
     assert cached_snapshot(MODEL, COMMIT, ModelPart.TOKENIZER) is None
 
-    hub.broken_after_bytes = None
+    hub.lost = set()
     assert "chat_template.jinja" in names(fetch_from_hub(MODEL, part=ModelPart.TOKENIZER).folder)
 
 

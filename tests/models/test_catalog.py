@@ -1,0 +1,77 @@
+"""The catalogue: complete, searchable, and of one mind with what transformers builds."""
+
+import json
+
+import pytest
+
+from engine.models.architectures import is_causal_lm, is_known_model_type
+from engine.models.catalog import find_in_catalog, list_catalog, search_catalog
+from engine.models.hub_id import is_hub_id
+
+
+def test_the_demo_model_comes_first_and_ids_are_unique():
+    ids = [entry.id for entry in list_catalog()]
+
+    assert ids[0] == "smollm2-135m-instruct"
+    assert len(set(ids)) == len(ids) == 29
+
+
+def test_every_entry_can_be_built_and_fetched():
+    for entry in list_catalog():
+        assert is_causal_lm(str(entry.config["model_type"])), entry.id
+        assert is_hub_id(entry.hub_id), entry.id
+        assert entry.context_length, entry.id
+        assert entry.about.endswith("."), entry.id
+        assert "\n" not in entry.about, entry.id
+
+
+def test_published_configurations_and_counts_are_in_the_catalogue(shared_folder):
+    published = json.loads((shared_folder / "reference" / "model_configs.json").read_text())
+
+    for hub_id, facts in published.items():
+        entry = find_in_catalog(hub_id)
+        assert entry is not None, hub_id
+        assert entry.parameters == facts["num_parameters"], hub_id
+        assert entry.config == facts["config"], hub_id
+
+
+def test_names_are_found_whatever_their_case():
+    assert find_in_catalog(" qwen/QWEN3-8b ").id == "Qwen/Qwen3-8B"
+    assert find_in_catalog("qwen3-8b") is None
+
+
+@pytest.mark.parametrize(
+    ("query", "first", "count"),
+    [
+        ("", "smollm2-135m-instruct", 29),
+        ("Qwen3 0.6B", "Qwen/Qwen3-0.6B", 1),
+        ("llama2", "meta-llama/Llama-2-7b-hf", 3),  # by licence
+        ("experts mixture", "Qwen/Qwen3-30B-A3B", 1),  # by description
+        ("no such words", None, 0),
+    ],
+)
+def test_a_search_needs_every_word(query, first, count):
+    found = search_catalog(query)
+
+    assert len(found) == count
+    assert (found[0].id if found else None) == first
+
+
+def test_names_come_before_mentions():
+    found = [entry.id for entry in search_catalog("llama 2")]
+
+    assert found[0] == "meta-llama/Llama-2-7b-hf"
+    assert found.index("meta-llama/Llama-2-70b-hf") < found.index("meta-llama/Llama-3.2-1B-Instruct")
+    assert found.index("meta-llama/Llama-3.2-3B-Instruct") < found.index("TinyLlama/TinyLlama-1.1B-Chat-v1.0")
+
+
+def test_architectures_are_those_that_transformers_has():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) > 100
+    assert all(is_causal_lm(model_type) for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert all(is_known_model_type(model_type) for model_type in CONFIG_MAPPING_NAMES)
+    assert is_known_model_type("vit")
+    assert not is_causal_lm("vit")
+    assert not is_known_model_type("own_thing")

@@ -1,0 +1,192 @@
+"""Local model folders: what is refused, why, and without running or unpickling anything."""
+
+import json
+import os
+import struct
+
+import pytest
+
+from engine.config.model import ModelConfig
+from engine.errors import ModelError
+from engine.models.folder import ModelPart, check_model_folder, read_safetensors_header
+from engine.models.source import resolve_model
+from tests.models.model_files import LLAMA_CONFIG, model_files, safetensors_bytes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that is complete in form; tests take away or spoil one thing."""
+    path = tmp_path / "mine"
+    path.mkdir()
+    for name, content in model_files().items():
+        (path / name).write_bytes(content)
+    return path
+
+
+def refusal(folder, part=ModelPart.WEIGHTS):
+    with pytest.raises(ModelError) as caught:
+        check_model_folder(folder, "mine", part)
+    return caught.value
+
+
+def test_a_complete_folder_is_used_where_it_stands(folder, home):
+    source = resolve_model(ModelConfig(id=str(folder)), home)
+
+    assert source == (str(folder), "mine", None, None)
+    assert not home.models.exists()
+
+
+def test_a_relative_path_is_made_absolute_for_workers(folder, home, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+
+    assert resolve_model(ModelConfig(id="mine"), home).location == str(folder)
+
+
+def test_parts_that_are_not_needed_may_be_absent(folder):
+    (folder / "model.safetensors").unlink()
+    check_model_folder(folder, "mine", ModelPart.TOKENIZER)
+    (folder / "tokenizer.json").unlink()
+    check_model_folder(folder, "mine", ModelPart.CONFIG)
+
+
+def test_an_absent_folder_or_configuration_is_told(folder):
+    assert "no folder" in refusal(folder.parent / "nowhere").what
+    (folder / "config.json").unlink()
+    assert "no config.json" in refusal(folder).what
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt"])
+def test_pickled_weights_are_refused_unread(folder, suffix):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / f"pytorch_model{suffix}")  # opening it would hang
+
+    error = refusal(folder)
+
+    assert "pickle" in error.what
+    assert "safetensors" in error.fix
+
+
+def test_pickled_weights_beside_safetensors_are_ignored(folder):
+    os.mkfifo(folder / "pytorch_model.bin")
+    check_model_folder(folder, "mine")
+
+
+def test_no_weights_at_all_is_told(folder):
+    (folder / "model.safetensors").unlink()
+    assert "has no weights" in refusal(folder).what
+
+
+def test_code_of_its_own_is_refused_where_transformers_does_not_know_the_model(folder):
+    (folder / "own.py").write_text("raise SystemExit('executed')")
+    config = {**LLAMA_CONFIG, "model_type": "own_thing", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    error = refusal(folder)
+
+    assert "never runs code" in error.what
+    assert "trust_remote_code stays off" in error.what
+
+
+def test_code_beside_a_known_architecture_is_left_alone(folder):
+    (folder / "own.py").write_text("raise SystemExit('executed')")
+    config = {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    check_model_folder(folder, "mine")
+
+
+def test_an_adapter_is_called_an_adapter_and_names_its_base(folder):
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen3-0.6B"}))
+
+    assert "adapter for Qwen/Qwen3-0.6B" in refusal(folder).what
+
+
+@pytest.mark.parametrize("base", ["/home/alice/secret", 7, None, "x" * 300])
+def test_an_adapters_base_is_left_out_where_it_is_a_path_or_nonsense(folder, base):
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+    assert refusal(folder).what == "mine holds an adapter, not a model."
+
+
+def test_a_missing_shard_is_named(folder):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-00001-of-00002.safetensors").write_bytes(safetensors_bytes())
+
+    error = refusal(folder)
+
+    assert "1 of its 2" in error.what
+    assert "model-00002-of-00002.safetensors" in error.what
+
+
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd", "a\\b", "sub/x.safetensors"])
+def test_an_index_that_points_elsewhere_is_refused(folder, shard):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+
+    assert "out of its folder" in refusal(folder).what
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": 3}', "[]", "{"])
+def test_a_damaged_index_is_refused(folder, index):
+    (folder / "model.safetensors.index.json").write_text(index)
+
+    assert "index.json" in refusal(folder).what
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        struct.pack("<Q", 2**63) + b"{}",  # a header of eight exabytes
+        struct.pack("<Q", 90_000_000) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 5) + b"nojsn",
+        safetensors_bytes({"w": {"dtype": "F32"}}),
+        safetensors_bytes({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}),
+        safetensors_bytes({"w": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 8]}}),
+        safetensors_bytes({"w": 3}),
+        safetensors_bytes()[:-1],  # cut off
+        safetensors_bytes() + b"more",
+    ],
+    ids=lambda content: f"{len(content)} bytes",
+)
+def test_damaged_weights_are_refused_by_their_header(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+
+    error = refusal(folder)
+
+    assert "model.safetensors of mine" in error.what
+    assert "again" in error.fix
+
+
+def test_a_header_names_the_tensors(folder):
+    assert read_safetensors_header(folder / "model.safetensors", "mine") == (("w", "F32", (2,)),)
+
+
+def test_a_folder_without_a_tokenizer_is_told(folder):
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer" in refusal(folder).what
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b" " * 6_000_000])
+def test_a_configuration_that_is_no_json_object_is_told(folder, content):
+    (folder / "config.json").write_bytes(content)
+
+    assert "config.json of mine cannot be read" in refusal(folder).what
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_hang(folder):
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+    assert "no config.json" in refusal(folder).what
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read_is_told(folder):
+    (folder / "model.safetensors").chmod(0)
+
+    assert "cannot be read" in refusal(folder).what

