@@ -28,6 +28,14 @@ def die(params: JsonObject, request: Request) -> JsonObject:
     raise AssertionError
 
 
+def leave_child(params: JsonObject, request: Request) -> JsonObject:
+    """A child keeps the pipe open for a moment, as data loaders do."""
+    if os.fork() == 0:
+        time.sleep(0.6)
+        os._exit(0)
+    return {"pid": os.getpid()}
+
+
 def wait(params: JsonObject, request: Request) -> JsonObject:
     while not request.is_cancelled():
         request.progress({"waits": True})
@@ -37,4 +45,4 @@ def wait(params: JsonObject, request: Request) -> JsonObject:
 
 if __name__ == "__main__":
     print("started", sys.argv[1:], file=sys.stderr, flush=True)
-    serve({"echo": echo, "fail": fail, "die": die, "wait": wait})
+    serve({"echo": echo, "fail": fail, "die": die, "wait": wait, "leave_child": leave_child})

@@ -74,11 +74,16 @@ def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_starts_anew
 
 
 def test_the_end_of_an_old_process_does_not_disturb_questions_to_its_successor(process):
-    """The old reader may notice the end only after the new process got its first question."""
-    for _ in range(10):
-        process.start()
-        process.close()
-        assert process.call("echo", {"n": 1})["echo"] == {"n": 1}
+    """Its pipe ends only when a child that it left behind ends, long after the new process got its first question."""
+    identity = ProcessIdentity.of(process.call("leave_child", {})["pid"])
+    assert identity is not None
+    identity.kill()
+    identity.wait(5)
+
+    stream = process.stream("wait", {})
+    for _ in range(60):  # at 50 a second: until after the child has ended
+        assert "progress" in next(stream)
+    stream.close()
 
 
 def test_closing_a_stream_early_cancels_its_request(process):
