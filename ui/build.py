@@ -63,7 +63,7 @@ def build_app(services: Services) -> gr.Blocks:
         page.on_draft_later(advice, _render_advice)
         for tab in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab):
             tab.wire()
-        page.wire()
+        page.wire(but=("adapter.r",))  # the rank takes alpha along first
         _wire_side_panel(page, side, advice)
         _wire_header(services, header, shown_header)
         _wire_opening(app, page, model_tab, data_tab)

@@ -74,9 +74,14 @@ class Page:
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)
 
-    def wire(self) -> None:
-        """Redraw on every change that a person makes in the form."""
-        inputs = [c.input for c in self.form.components if hasattr(c, "input")]
+    def wire(self, *, but: tuple[str, ...] = ()) -> None:
+        """Redraw on every change that a person makes in the form.
+
+        Args:
+            but: Settings whose own event already ends in a redraw.
+        """
+        settings = zip(self.form.names, self.form.components, strict=True)
+        inputs = [component.input for name, component in settings if name not in but and hasattr(component, "input")]
         refreshed = gr.on(
             inputs,
             self._refresh,

@@ -86,21 +86,23 @@ class MethodTab:
             api_visibility="private",
         )
         page.refresh_after(chosen)
+        # In the browser, so that the figures that depend on both wait for one round trip only.
         linked = gr.on(
             [form["adapter.r"].input, self.linked.input],
-            lambda r, linked: 2 * r if linked else gr.skip(),
-            [form["adapter.r"], self.linked],
+            None,
+            [form["adapter.r"], self.linked, form["adapter.lora_alpha"]],
             form["adapter.lora_alpha"],
+            js="(r, linked, alpha) => linked ? 2 * r : alpha",
             show_progress="hidden",
             queue=False,
-            trigger_mode="always_last",
             api_visibility="private",
         )
         page.refresh_after(linked)
         form["adapter.lora_alpha"].input(
-            lambda r, alpha: alpha == 2 * r,
+            None,
             [form["adapter.r"], form["adapter.lora_alpha"]],
             self.linked,
+            js="(r, alpha) => alpha === 2 * r",
             show_progress="hidden",
             queue=False,
             api_visibility="private",
