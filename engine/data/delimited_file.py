@@ -14,6 +14,7 @@ from engine.errors import DatasetError
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
+_NEVER_CLOSED = "a quotation mark opens here and is never closed"
 _MAX_LINES_OF_A_ROW = 5000  # a quoted cell that goes on for longer has lost its closing quote
 
 
@@ -85,22 +86,24 @@ class DelimitedReader:
         goes_on = first.data.count(b'"') % 2 == 1 and self._is_open(first.data)
         if goes_on and not self._take_until_closed(taken, lines):
             lines.push_back(taken[1:])
-            return _Cells(first, first.data, kind="csv", problem="a quotation mark opens here and is never closed")
+            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
         raw = b"\n".join(line.data for line in taken)
         try:
             text = raw.decode("utf-8").removesuffix("\r")
-            cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter), [])
+            # Over several lines a closing quote must stand where one may; else another row's quote closed this one's.
+            rows = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=len(taken) > 1)
+            cells = next(rows, [])
         except UnicodeDecodeError as error:
             lines.push_back(taken[1:])
             problem = f"not UTF-8: byte 0x{raw[error.start]:02X} at position {error.start + 1}"
             return _Cells(first, first.data, kind="not_utf8", problem=problem)
         except csv.Error as error:
             lines.push_back(taken[1:])
-            return _Cells(first, first.data, kind="csv", problem=f"not readable as CSV: {error}")
+            reason = _NEVER_CLOSED if len(taken) > 1 else f"not readable as CSV: {error}"
+            return _Cells(first, first.data, kind="csv", problem=reason)
         if len(taken) > 1 and self.columns and len(cells) != len(self.columns):
-            # Another row's quotation mark closed this one's. Its own line is wrong; the others get their chance.
-            lines.push_back(taken[1:])
-            return _Cells(first, first.data, kind="csv", problem="a quotation mark opens here and is never closed")
+            lines.push_back(taken[1:])  # the other lines get their chance
+            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
         return _Cells(first, raw, cells)
 
     @staticmethod

@@ -27,10 +27,9 @@ def read_lines(stream: TextStream, offset: int = 0, number: int = 1, *, blank: b
     beyond = 0  # bytes of that line that were dropped
     for chunk in stream.chunks(offset):
         first, *others = chunk.split(b"\n")
-        if len(kept) + len(first) > MAX_ROW_BYTES:
-            beyond += len(first)
-        else:
-            kept += first
+        room = MAX_ROW_BYTES - len(kept)
+        kept += first[:room]
+        beyond += max(0, len(first) - room)
         if not others:
             continue
         size = len(kept) + beyond

@@ -119,11 +119,11 @@ class _Scanner:
             self._line += space.count(b"\n")
             self._offset += len(space)
             piece = bare
-        if len(self._held) + len(piece) > MAX_ROW_BYTES:
-            self._dropped += len(piece)
-            self._dropped_lines += piece.count(b"\n")
-        else:
-            self._held += piece
+        room = MAX_ROW_BYTES - len(self._held)
+        self._held += piece[:room]
+        if len(piece) > room:
+            self._dropped += len(piece) - room
+            self._dropped_lines += piece.count(b"\n", room)
 
     def _finish(self, piece: bytes, separator: bytes) -> Iterator[Record]:
         self._take(piece)

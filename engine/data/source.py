@@ -50,8 +50,7 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     name = config.source.strip()
     if name.startswith(SAMPLE_PREFIX):
         return open_file(_sample_path(name), options.cache_folder)
-    is_path = Path(name).expanduser().exists() if len(name) < 1000 and "\0" not in name else False
-    if not is_path and _HUB_ID.match(name) and not _looks_like_file(name):
+    if not _is_there(name) and _HUB_ID.match(name) and not _looks_like_file(name):
         from engine.data.hub import HubRows
 
         return HubRows(config, streaming=options.streaming)
@@ -69,6 +68,13 @@ def _sample_path(name: str) -> Path:
             f"There is no sample {shown_name(sample, 40)!r}.", f"The samples are {', '.join(list_samples())}."
         )
     return path
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, a home that nobody has
+        return False
 
 
 def _looks_like_file(name: str) -> bool:

@@ -170,10 +170,11 @@ def _encoding_of(start: bytes) -> _Encoding:
         return _Encoding("utf-16-le", 2)
     if start.startswith(codecs.BOM_UTF16_BE):
         return _Encoding("utf-16-be", 2)
-    # Without a mark: data files begin with ASCII, of which UTF-16 makes every other byte zero.
-    pairs = start[:64]
-    if len(pairs) >= 4 and not any(pairs[1::2]) and all(pairs[::2]):
+    # Without a mark: data files hold much ASCII, of which UTF-16 makes every other byte zero.
+    first, second = start[::2].count(0), start[1::2].count(0)
+    many, few = len(start) // 8, 1 + len(start) // 100
+    if len(start) >= 4 and second > many and first <= few:
         return _Encoding("utf-16-le", 0)
-    if len(pairs) >= 4 and not any(pairs[::2]) and all(pairs[1::2]):
+    if len(start) >= 4 and first > many and second <= few:
         return _Encoding("utf-16-be", 0)
     return _Encoding("utf-8", 0)

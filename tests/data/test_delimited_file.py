@@ -1,0 +1,93 @@
+"""Rows of CSV and TSV files."""
+
+import csv
+import io
+import random
+
+import pytest
+
+from engine.data import text_stream
+from engine.data.delimited_file import DelimitedReader
+from engine.data.records import Position
+from engine.data.text_stream import TextStream
+from engine.errors import DatasetError
+
+START = Position(0, 1, 0)
+
+
+def reader_of(path, text):
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return DelimitedReader(TextStream(path))
+
+
+@pytest.mark.parametrize(("delimiter", "ending"), [(",", "\n"), (";", "\r\n"), ("\t", "\n"), ("|", "\n")])
+def test_what_python_writes_is_read_back_whatever_the_delimiter(tmp_path, monkeypatch, delimiter, ending):
+    monkeypatch.setattr(text_stream, "CHUNK_BYTES", 50)
+    draw = random.Random(1)
+    words = ["plain", 'has "quotes"', "has\nlines", "has, commas; and\ttabs|bars", "", " space ", "é語", "blank\n\nline", '"']
+    rows = [{"question": draw.choice(words), "answer": draw.choice(words), "id": str(i)} for i in range(200)]
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, ["question", "answer", "id"], delimiter=delimiter, lineterminator=ending)
+    writer.writeheader()
+    writer.writerows(rows)
+
+    reader = reader_of(tmp_path / "rows.csv", out.getvalue())
+    records = list(reader.read(START))
+
+    assert reader.delimiter == delimiter
+    assert [record.value for record in records] == rows
+    middle = records[100]
+    assert list(reader.read(Position(100, middle.line, middle.offset))) == records[100:]
+
+
+def test_lines_are_those_where_rows_begin(tmp_path):
+    reader = reader_of(tmp_path / "rows.csv", 'a,b\n1,"two\nlines"\n\n3,4\n')
+
+    assert [(record.row, record.line) for record in reader.read(START)] == [(0, 2), (1, 5)]
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_row_only(tmp_path):
+    reader = reader_of(tmp_path / "rows.csv", 'a,b\n1,"never closed\n2,fine\n3,"fine\ntoo"\n4,fine\n')
+
+    records = list(reader.read(START))
+
+    assert [record.kind for record in records] == ["csv", None, None, None]
+    assert records[0].line == 2
+    assert "never closed" in records[0].problem
+    assert [record.value["b"] for record in records[1:]] == ["fine", "fine\ntoo", "fine"]
+
+
+def test_a_quote_inside_a_cell_is_ordinary(tmp_path):
+    reader = reader_of(tmp_path / "rows.csv", 'a,b\n5" pipe,x\n2,y\n')
+
+    assert [record.value for record in reader.read(START)] == [{"a": '5" pipe', "b": "x"}, {"a": "2", "b": "y"}]
+
+
+def test_too_many_cells_are_a_problem_and_missing_ones_are_missing_columns(tmp_path):
+    records = list(reader_of(tmp_path / "rows.csv", "a,b\n1,2,3\n4\n").read(START))
+
+    assert records[0].kind == "csv"
+    assert "3 cells" in records[0].problem
+    assert records[1].value == {"a": "4"}
+
+
+def test_latin_1_bytes_are_named_with_their_row(tmp_path):
+    records = list(reader_of(tmp_path / "rows.csv", b"a,b\n1,caf\xe9\n2,ok\n").read(START))
+
+    assert [record.kind for record in records] == ["not_utf8", None]
+    assert "0xE9" in records[0].problem
+
+
+@pytest.mark.parametrize(
+    ("header", "words"), [("a,b,a\n1,2,3\n", "twice"), (" , \n1,2\n", "names no columns"), ('"a,b\n1,2\n', "no columns")]
+)
+def test_a_header_that_cannot_be_used_is_refused(tmp_path, header, words):
+    with pytest.raises(DatasetError, match=words):
+        reader_of(tmp_path / "rows.csv", header)
+
+
+def test_thousands_of_open_quotes_take_no_time_to_speak_of(tmp_path):
+    rows = "".join(f'{i},"open\n' if i % 2 else f"{i},x\n" for i in range(20_000))
+    records = list(reader_of(tmp_path / "rows.csv", "a,b\n" + rows).read(START))
+
+    assert len(records) > 5_000

@@ -1,0 +1,52 @@
+"""Lines of a JSONL file."""
+
+import json
+
+import pytest
+
+from engine.data import text_stream
+from engine.data.json_lines_file import JsonLinesReader, read_lines
+from engine.data.records import Position
+from engine.data.text_stream import TextStream
+
+START = Position(0, 1, 0)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3, 1 << 20])
+def test_rows_lines_and_offsets_in_pieces_of_any_size(tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "rows.jsonl"
+    data = '{"a": "é"}\n\n  \r\n{"a": 2}\r\n{"a": "\u2028"}'.encode()
+    path.write_bytes(data)
+    reader = JsonLinesReader(TextStream(path))
+
+    records = list(reader.read(START))
+
+    assert [record.value for record in records] == [{"a": "é"}, {"a": 2}, {"a": "\u2028"}]
+    assert [record.line for record in records] == [1, 4, 5]
+    assert [data[record.offset : record.offset + 1] for record in records] == [b"{"] * 3
+    assert list(reader.skim(START)) == [Position(record.row, record.line, record.offset) for record in records]
+    assert list(reader.read(Position(1, 4, records[1].offset))) == records[1:]
+
+
+def test_blank_lines_come_back_only_where_asked_for(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_bytes(b"\na\n\n\nb\n")
+    stream = TextStream(path)
+
+    assert [(line.number, line.data) for line in read_lines(stream)] == [(2, b"a"), (5, b"b")]
+    assert [line.number for line in read_lines(stream, blank=True)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
+def test_a_line_beyond_the_bound_is_not_held(tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr("engine.data.json_lines_file.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("engine.data.records.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"a": "x" * 500}) + '\n{"a": 1}\n' + json.dumps({"a": "y" * 500}))
+
+    records = list(JsonLinesReader(TextStream(path)).read(START))
+
+    assert [record.kind for record in records] == ["too_long", None, "too_long"]
+    assert [record.line for record in records] == [1, 2, 3]

@@ -1,0 +1,97 @@
+"""What a text file may be wrapped in."""
+
+import gzip
+import pickle
+
+import pytest
+
+from engine.data import text_stream
+from engine.data.text_stream import TextStream
+from engine.errors import DatasetError
+
+TEXT = '{"a": "é 語 😀"}\n{"a": 2}\n'
+
+
+def read(path, offset=0):
+    return b"".join(TextStream(path).chunks(offset)).decode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXT.encode(),
+        b"\xef\xbb\xbf" + TEXT.encode(),
+        b"\xff\xfe" + TEXT.encode("utf-16-le"),
+        b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-16-le"),
+        TEXT.encode("utf-16-be"),
+    ],
+    ids=["utf-8", "utf-8 with mark", "utf-16-le", "utf-16-be", "utf-16-le without mark", "utf-16-be without mark"],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_everything_becomes_utf_8(tmp_path, monkeypatch, data, compressed, chunk_bytes):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    stream = TextStream(path)
+    monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
+
+    assert b"".join(stream.chunks()).decode() == TEXT
+    offset = TEXT.encode().index(b"\n") + 1
+    assert b"".join(stream.chunks(offset)).decode() == '{"a": 2}\n'
+    assert stream.bytes_read == path.stat().st_size
+
+
+def test_bare_carriage_returns_end_lines_where_nothing_else_does(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\r{"a": 2}\r')
+    assert read(path) == '{"a": 1}\n{"a": 2}\n'
+
+    path.write_bytes(b'{"a": 1}\r\n{"a": 2}\r\n')
+    assert read(path) == '{"a": 1}\r\n{"a": 2}\r\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (pickle.dumps([1]), "pickle"),
+        (pickle.dumps([1], protocol=2), "pickle"),
+        (b"PK\x03\x04rest", "zip"),
+        (b"BZh9rest", "bzip2"),
+        (b"\x28\xb5\x2f\xfdrest", "zstd"),
+        (b"%PDF-1.4", "PDF"),
+        (gzip.compress(pickle.dumps([1])), "pickle"),
+        (b"PAR1" + b"x" * 20, None),
+    ],
+)
+def test_files_of_other_kinds_are_named_and_refused(tmp_path, data, words):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(data)
+    if words is None:
+        TextStream(path)  # Parquet has a reader of its own
+        return
+
+    with pytest.raises(DatasetError, match=words):
+        TextStream(path)
+
+
+def test_gzip_that_breaks_off_is_said_to(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000)[:-200])
+
+    with pytest.raises(DatasetError, match="damaged"):
+        list(TextStream(path).chunks())
+
+
+def test_a_decompression_bomb_is_stopped_early(tmp_path):
+    path = tmp_path / "rows.csv"
+    with gzip.open(path, "wb") as file:
+        for _ in range(200):
+            file.write(b"\0" * (1 << 20))
+    produced = 0
+
+    with pytest.raises(DatasetError, match="200-fold"):
+        for chunk in TextStream(path).chunks():
+            produced += len(chunk)
+
+    assert produced <= 65 << 20
