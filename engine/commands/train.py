@@ -176,7 +176,9 @@ def _show(line: ProgressLine, state: str, cause: str, history: "RunHistory") -> 
         if history.tuned_evals:
             parts.append(f"held out {words_of_loss(history.tuned_evals[-1].eval_loss)}")
         left = seconds_left(history)
-        if left is not None:
+        if step >= total and history.status is not None and history.status.message:
+            parts.append(history.status.message)
+        elif left is not None:
             parts.append(f"{words_of_seconds(left)} left")
         line.show(" · ".join(parts), step / total)
 

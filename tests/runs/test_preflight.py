@@ -1,0 +1,167 @@
+import threading
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.config.run import RunConfig
+from engine.data.report import DatasetReport
+from engine.errors import ConfigError, DatasetError, DeviceError, ModelError
+from engine.models.shape import ModelShape, ModuleShape
+from engine.models.source import ModelSource
+from engine.runs.launch import Launcher
+from engine.runs.preflight import Preflight, device_problems
+from engine.runs.provenance import read_provenance
+from engine.runs.store import RunStore
+from tests.runs.supervision import config_for, cpu, gpu
+
+SHAPE = ModelShape(
+    architecture="LlamaForCausalLM", model_type="llama", num_parameters=1_000_000, hidden_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=128, vocab_size=400,
+    modules=(
+        ModuleShape(name="model.layers.0.self_attn.q_proj", kind="linear", parameters=4096, in_features=64, out_features=64),
+    ),
+)  # fmt: skip
+
+
+class FakeInspector:
+    """Answers as the inspector process does, and counts how often it was asked."""
+
+    def __init__(self, **report: object) -> None:
+        self.report = report
+        self.checks = 0
+
+    def module_inventory(self, model) -> ModelShape:
+        return SHAPE
+
+    def check(self, dataset, model=None, max_length=1024, *, seed=42, on_progress=None) -> DatasetReport:
+        self.checks += 1
+        if dataset.source == "missing.jsonl":
+            raise DatasetError("missing.jsonl is not there.", "Check the path.")
+        values: dict[str, object] = {
+            "source": dataset.source, "fingerprint": "f" * 64, "rows": 10, "kept": 10, "dropped": 0, "train_rows": 9,
+            "held_out_rows": 1, "trained_tokens": 500, **self.report,
+        }  # fmt: skip
+        return DatasetReport.model_construct(**values)
+
+
+def resolve(config, home, on_progress=None, part=None) -> ModelSource:
+    if config.id == "missing/model":
+        raise ModelError("There is no model missing/model.", "Check the id.")
+    return ModelSource("/models/x", "model", hub_id="some/model", revision="a" * 40)
+
+
+@pytest.fixture
+def inspector():
+    return FakeInspector()
+
+
+@pytest.fixture
+def preflight(home, inspector):
+    return Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+
+@pytest.fixture
+def store(home):
+    return RunStore(home, "ann")
+
+
+def config(**sections: dict[str, object]) -> RunConfig:
+    return config_from_mapping({"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, **sections})
+
+
+def test_a_run_that_can_work_is_pinned_to_what_it_means_now(preflight, store):
+    run = Launcher(store, preflight).start(config(), copied_from="20260101-000000-000-abcd")
+
+    saved, provenance = run.folder.read_config(), read_provenance(run.folder)
+    assert saved.model.revision == "a" * 40
+    assert provenance.dataset_fingerprint == "f" * 64
+    assert provenance.predicted_bytes is not None
+    assert provenance.predicted_bytes > 1_000_000
+    assert provenance.libraries["torch"]
+    assert (provenance.model_source, provenance.copied_from) == ("some/model", "20260101-000000-000-abcd")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
+def test_an_optimizer_that_the_device_cannot_run_is_refused_with_the_nearest_that_can(preflight, store, optimizer):
+    with pytest.raises(ConfigError) as refused:
+        Launcher(store, preflight).start(config(training={"optim": optimizer}))
+    (problem,) = refused.value.problems
+    assert problem.field == "training.optim"
+    assert "adamw_torch is the nearest" in problem.message
+    assert store.ids() == []
+    assert device_problems(config(training={"optim": optimizer}), gpu(0)) == []
+
+
+def test_all_that_the_device_cannot_do_is_said_together(preflight):
+    impossible = config(
+        training={"optim": "adamw_8bit"},
+        model={"id": "some/model", "attn_implementation": "flash_attention_2", "compute_dtype": "float16"},
+    )
+    with pytest.raises(ConfigError) as refused:
+        preflight.check(impossible)
+    assert {problem.field for problem in refused.value.problems} == {
+        "training.optim", "model.attn_implementation", "model.compute_dtype",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "words"),
+    [
+        ({"model": {"id": "missing/model"}}, ModelError, "missing/model"),
+        ({"dataset": {"source": "missing.jsonl"}}, DatasetError, "is not there"),
+        ({"run": {"devices": [7]}}, DeviceError, "no CUDA device 7"),
+    ],
+)
+def test_what_is_missing_is_an_error_before_anything_was_made(preflight, store, sections, error, words):
+    with pytest.raises(error, match=words):
+        Launcher(store, preflight).start(config(**sections))
+    assert store.ids() == []
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [({"trained_tokens": 0}, "No token of data.jsonl would be trained on"), ({"train_rows": 0}, "are held out")],
+)
+def test_data_that_teaches_nothing_is_refused(home, store, report, words):
+    preflight = Preflight(home, FakeInspector(**report), devices=lambda: (cpu(),), resolve=resolve)
+    with pytest.raises(DatasetError, match=words):
+        Launcher(store, preflight).start(config())
+    assert store.ids() == []
+
+
+def test_a_run_larger_than_the_whole_device_is_refused(home, store):
+    small = cpu()
+    preflight = Preflight(
+        home, FakeInspector(), devices=lambda: (type(small)("cpu", 0, "Tiny", 1000, 1000, supports_bfloat16=True),),
+        resolve=resolve,
+    )  # fmt: skip
+    with pytest.raises(DeviceError, match=r"Tiny has 0\.0 GiB in all"):
+        Launcher(store, preflight).start(config())
+
+
+def test_a_start_that_was_sent_twice_checks_once_and_starts_one_run(preflight, store, inspector):
+    launcher = Launcher(store, preflight)
+    first = launcher.start(config_for(), "click")
+
+    assert launcher.start(config_for(), "click") == first
+    assert inspector.checks == 1
+
+
+def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
+    launcher = Launcher(store, preflight)
+    started: list[str] = []
+    threads = [threading.Thread(target=lambda: started.append(launcher.start(config(), "click").id)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(started) == 20
+    assert set(started) == set(store.ids())
+    assert len(store.ids()) == 1
+
+
+def test_progress_is_said_in_words(preflight):
+    said: list[str] = []
+    preflight.check(config(), said.append)
+    assert said == ["Looking for the model.", "Measuring the model.", "Checking the data."]

@@ -1,0 +1,57 @@
+import sys
+
+import pytest
+
+from engine.runs.run import Run, RunFolder
+from engine.runs.worker_command import WorkerOrder, cap_log, start_worker, training_command
+from tests.runs.supervision import config_for, cpu, gpu
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run("run-1", "ann", RunFolder(tmp_path))
+
+
+def test_one_process_trains_on_one_device(run):
+    assert training_command(WorkerOrder(run, config_for(), (cpu(),), 1)) == [
+        sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path),
+    ]  # fmt: skip
+
+
+def test_accelerate_starts_one_process_for_each_device(run):
+    config = config_for(run={"launcher": "accelerate"})
+    command = training_command(WorkerOrder(run, config, (gpu(0), gpu(2)), 1))
+
+    assert command[command.index("--num_processes") + 1] == "2"
+    assert command[-3:] == ["--module", "engine.training.worker", str(run.folder.path)]
+    assert "--cpu" not in command
+    assert "--cpu" in training_command(WorkerOrder(run, config, (cpu(),), 1))
+
+
+def test_a_worker_sees_its_own_devices_and_knows_its_attempt(run):
+    show = "import os; print([os.environ[n] for n in ('CUDA_VISIBLE_DEVICES', 'LORATORY_ATTEMPT', 'LORATORY_RUN')])"
+    order = WorkerOrder(run, config_for(), (gpu(2),), 3)
+
+    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
+    assert run.folder.log.read_text() == "['2', '3', 'run-1']\n"
+    start_worker(order._replace(devices=(cpu(),)), lambda _: [sys.executable, "-c", show]).wait()
+    assert run.folder.log.read_text().splitlines()[1] == "['', '3', 'run-1']"
+
+
+def test_a_log_that_grew_too_long_keeps_its_end_and_its_writer(tmp_path):
+    log = tmp_path / "worker.log"
+    log.write_bytes(b"short\n")
+    assert not cap_log(log)
+
+    writer = log.open("ab")
+    writer.write(b"".join(b"line %07d\n" % number for number in range(2_000_000)))
+    writer.flush()
+    assert cap_log(log)
+    writer.write(b"the newest\n")
+    writer.flush()
+
+    lines = log.read_bytes().split(b"\n")
+    assert log.stat().st_size < 6_000_000
+    assert lines[0] == b"(earlier output was removed)"
+    assert lines[1].startswith(b"line ")
+    assert lines[-3:] == [b"line 1999999", b"the newest", b""]
