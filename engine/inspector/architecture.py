@@ -1,6 +1,9 @@
 """A config.json into transformers' own configuration, with nonsense refused, and its sizes under one set of names."""
 
+import json
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
@@ -105,9 +108,8 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
             "Choose a model that generates text, such as Qwen/Qwen3-0.6B.",
         )
     _require_given_sizes(values)
-    own = {key: value for key, value in values.items() if key not in ("model_type", "auto_map", "quantization_config")}
     try:
-        config: PreTrainedConfig = AutoConfig.for_model(model_type, **own)
+        config = _read_as_transformers_does(values)
     except Exception as error:
         # Configuration classes validate by whatever they raise.
         reason = " ".join(str(error).split())[:200]
@@ -146,6 +148,15 @@ def read_sizes(config: PreTrainedConfig) -> Sizes:
         final_logit_softcapping=_number(_value(text, "final_logit_softcapping")),
         attn_logit_softcapping=_number(_value(text, "attn_logit_softcapping")),
     )
+
+
+def _read_as_transformers_does(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
+    """Through a file, as models are loaded: that road knows legacy names and how infinities are written."""
+    own = {key: value for key, value in values.items() if key not in ("auto_map", "quantization_config")}
+    with tempfile.TemporaryDirectory(prefix="loratory-config-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(own), encoding="utf-8")
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return config
 
 
 def _require_given_sizes(values: Mapping[str, JsonValue]) -> None:

@@ -11,6 +11,7 @@ from engine.config.model import ModelConfig
 from engine.data.page import DatasetPage, PageRequest
 from engine.data.report import CheckProgress, DatasetReport
 from engine.models.details import ModelDetails
+from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
@@ -42,6 +43,7 @@ class Inspector:
     """
 
     def __init__(self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None) -> None:
+        self._home = home
         self._process = JsonLinesProcess(
             WORKER_MODULE,
             arguments=tuple(str(root) for root in data_roots or ()),
@@ -59,11 +61,14 @@ class Inspector:
         self._process.close()
 
     def module_inventory(self, model: ModelConfig) -> ModelShape:
-        """The modules of a model and their sizes, without loading a weight.
+        """The modules of a model and their sizes, without loading a weight; at once where they were read before.
 
         Raises:
             ModelError: If the model cannot be found, reached or read.
         """
+        known = known_inventory(model, self._home)
+        if known is not None:
+            return known
         return ModelShape.model_validate(
             self._process.call("module_inventory", {"model": model.model_dump(mode="json")})
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from engine.config.model import ModelConfig
-from engine.errors import StorageError
+from engine.errors import ModelError, StorageError
 from engine.files import write_atomically
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
@@ -37,6 +37,18 @@ def architecture_values(
         return dict(entry.config)
     source = resolve_model(model, home, on_progress, ModelPart.CONFIG)
     return read_config(Path(source.location) / "config.json", source.name)
+
+
+def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None:
+    """The inventory of a catalogue entry or a local folder, if it was made before; asks no network and no other process."""
+    try:
+        entry = find_in_catalog(model.id)
+        path = Path(model.id).expanduser() / "config.json"
+        if entry is None and not path.is_file():
+            return None
+        return cached_inventory(entry.config if entry else read_config(path, model.id), home)
+    except (ModelError, OSError, RuntimeError):
+        return None
 
 
 def cached_inventory(values: Mapping[str, JsonValue], home: LoratoryHome) -> ModelShape | None:

