@@ -2,9 +2,9 @@
 
 import importlib
 import os
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from engine.hardware.device import Device
+from engine.hardware.device import Device, MemoryNow
 
 _FIRST_CAPABILITY_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, arithmetic instructions
 
@@ -22,13 +22,6 @@ class Nvml(Protocol):
     def nvmlDeviceGetUUID(self, handle: Any) -> str | bytes: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802
     def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]: ...  # noqa: N802
-
-
-class MemoryNow(NamedTuple):
-    """Bytes of a memory, and how many of them nobody uses."""
-
-    total_bytes: int
-    free_bytes: int
 
 
 def load_nvml() -> Nvml | None:

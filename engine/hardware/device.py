@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+
+class MemoryNow(NamedTuple):
+    """Bytes of a memory, and how many of them nobody uses."""
+
+    total_bytes: int
+    free_bytes: int
 
 
 @dataclass(frozen=True)

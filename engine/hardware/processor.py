@@ -6,8 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.hardware.cuda import MemoryNow
-from engine.hardware.device import Device
+from engine.hardware.device import Device, MemoryNow
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")

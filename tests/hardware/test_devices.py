@@ -8,8 +8,8 @@ import pytest
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
-from engine.hardware.cuda import MemoryNow, list_cuda_devices
-from engine.hardware.device import Device, visible_only
+from engine.hardware.cuda import list_cuda_devices
+from engine.hardware.device import Device, MemoryNow, visible_only
 from engine.hardware.devices import choose_from, list_devices
 
 GIB = 1024**3

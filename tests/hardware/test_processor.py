@@ -1,6 +1,6 @@
 """The processor, and the memory that a container leaves to us."""
 
-from engine.hardware.cuda import MemoryNow
+from engine.hardware.device import MemoryNow
 from engine.hardware.processor import (
     _own_cgroups,
     cgroup_memory,

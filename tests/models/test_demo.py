@@ -11,8 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.config.model import ModelConfig
+from engine.errors import ModelError
 from engine.models.demo import _RECIPE, demo_folder
 from engine.models.prepared import is_prepared
+from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 
 pytestmark = pytest.mark.e2e
@@ -108,6 +111,16 @@ def test_the_demo_tokenizer_is_the_published_one(demo_home):
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(home, tmp_path):
+    (tmp_path / "junk.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"junk" * 100)
+
+    with pytest.raises(ModelError, match=r"junk\.gguf cannot be converted") as caught:
+        resolve_model(ModelConfig(id=str(tmp_path / "junk.gguf")), home)
+
+    assert str(tmp_path) not in str(caught.value)
+    assert all(path.suffix == ".lock" for path in home.models.iterdir())
 
 
 def test_the_demo_model_answers_in_english(demo_home):
