@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from engine.data.conversation import Conversation, Example, Message, PlainText, Role, ToolCall
 from engine.data.detect import Detection
 from engine.data.problems import RowProblemError, shortened
+from engine.data.records import describe_kind
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -126,7 +128,7 @@ class Converter:
         if isinstance(turns, str) and turns.lstrip().startswith("["):
             turns = _parsed(turns, f"{column} is text, and not the JSON list of turns that it looks like")
         if not isinstance(turns, list):
-            raise RowProblemError("not_text", f"{column} is {_kind(turns)}, not a list of turns")
+            raise RowProblemError("not_text", f"{column} is {describe_kind(turns)}, not a list of turns")
         if not turns:
             raise RowProblemError("empty", f"{column} is an empty list")
         messages: list[Message] = []
@@ -143,7 +145,7 @@ class Converter:
     def _turn(self, turn: Any, number: int) -> Message:
         if not isinstance(turn, Mapping):
             raise RowProblemError(
-                "not_an_object", f"turn {number} is {_kind(turn)}, not an object with role and content"
+                "not_an_object", f"turn {number} is {describe_kind(turn)}, not an object with role and content"
             )
         said = next((turn[name] for name in self._role_fields if name in turn), None)
         if said is None:
@@ -190,10 +192,11 @@ class Converter:
         if name is None:
             return ""
         found = value.get(name) if optional else self._required(value, role)
-        if found is None and optional:
+        is_missing = found is None or (isinstance(found, float) and math.isnan(found))  # pandas writes NaN for it
+        if is_missing and optional:
             return ""
         if not isinstance(found, str):
-            raise RowProblemError("not_text", f"{name} is {_kind(found)}, not text")
+            raise RowProblemError("not_text", f"{name} is {describe_kind(found)}, not text")
         return found
 
 
@@ -217,14 +220,14 @@ def _content(content: Any, number: int, role: Role) -> str:
             elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
                 parts.append(part["text"])
             else:
-                kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+                kind = part.get("type") if isinstance(part, Mapping) else describe_kind(part)
                 raise RowProblemError(
                     "not_text", f"turn {number} holds a part of type {shortened(str(kind), 30)}, not text"
                 )
         return "".join(parts)
     if role == "tool" and isinstance(content, Mapping):
         return json.dumps(content, ensure_ascii=False)
-    raise RowProblemError("not_text", f"the content of turn {number} is {_kind(content)}, not text")
+    raise RowProblemError("not_text", f"the content of turn {number} is {describe_kind(content)}, not text")
 
 
 def _calls_from(content: Any, number: int) -> tuple[ToolCall, ...]:
@@ -245,7 +248,7 @@ def _openai_calls(turn: Mapping[str, Any], number: int) -> tuple[ToolCall, ...]:
         return ()
     reason = f"a tool call in turn {number} has no function name"
     if not isinstance(calls, list):
-        raise RowProblemError("tools", f"tool_calls of turn {number} is {_kind(calls)}, not a list")
+        raise RowProblemError("tools", f"tool_calls of turn {number} is {describe_kind(calls)}, not a list")
     return tuple(_call(call, reason) for call in calls)
 
 
@@ -284,16 +287,3 @@ def _parsed(text: str, reason: str) -> Any:
 
 def _optional_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return f"{str(value).lower()}"
-    if isinstance(value, int | float):
-        return f"the number {shortened(str(value), 20)}"
-    if isinstance(value, list):
-        return "a list"
-    return "an object" if isinstance(value, Mapping) else "text"

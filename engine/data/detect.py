@@ -1,7 +1,7 @@
 """Which format a dataset has: looked up in its columns, and said with the reason."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from engine.config.dataset import DatasetConfig
@@ -91,9 +91,17 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
     if mapped:
         return _from_mapping(names, mapped)
     exact = {_plain(name): name for name in reversed(names)} | {name: name for name in names}
-    found = _turn_lists(exact, rows) or _alpaca(exact) or _prompt_completion(exact) or _text(exact, rows)
-    if found is not None:
-        return found
+    candidates = [*_turn_lists(exact, rows), _alpaca(exact), _prompt_completion(exact), _text(exact, rows)]
+    fits = [
+        ((_fitting(candidate, rows), _fitting(candidate, rows[:1])), candidate)
+        for candidate in candidates
+        if candidate is not None
+    ]
+    if fits:
+        # Of equals, the one that the first row has; then the first: formats are tried in the order of their detail.
+        (count, _), best = max(fits, key=lambda fit: fit[0])
+        share = "every row has" if count == len(rows) else f"{count} of the first {len(rows)} rows have"
+        return replace(best, reason=f"{share} {best.reason}", sure=best.sure and count * 2 > len(rows))
     raise DatasetError(
         f"No format fits the columns {_listed(names)}.",
         "Say which column is which, for example --map instruction=question --map output=answer.",
@@ -116,41 +124,47 @@ def _listed(names: Sequence[str]) -> str:
     return shown + (" …" if len(names) > 12 else "") if names else "(none)"
 
 
-def _turn_lists(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
-    for role, other in (("conversations", "conversation"), ("messages", "message"), ("dialog", "dialogue")):
-        name = exact.get(role) or exact.get(other)
-        if name is None:
-            continue
-        turns = next((row[name] for row in rows if name in row and isinstance(row[name], list)), None)
+def _fitting(detection: Detection, rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many rows have the columns that the format needs."""
+    needed = [detection.columns[column.role] for column in FORMATS[detection.format] if column.required]
+    return sum(all(name in row for name in needed) for row in rows)
+
+
+def _turn_lists(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[Detection]:
+    found = []
+    for names in (("conversations", "conversation"), ("messages", "message"), ("dialog", "dialogue")):
+        name = next((exact[name] for name in names if name in exact), "")
+        turns = next((row[name] for row in rows if _is_turn_list(row.get(name))), None)
         if turns is None:
             continue
-        fields = {field for turn in turns if isinstance(turn, dict) for field in turn}
-        format_: Format = (
-            "sharegpt" if "from" in fields or (role == "conversations" and "role" not in fields) else "messages"
-        )
+        fields = set(turns[0])
+        format_: Format = "sharegpt" if "from" in fields or "value" in fields else "messages"
         keys = "from and value" if format_ == "sharegpt" else "role and content"
         columns = {FORMATS[format_][0].role: name} | _optional(format_, exact)
-        return Detection(format_, f"every row has a list {name} of {keys}", columns)
-    return None
+        found.append(Detection(format_, f"a list {name} of {keys}", columns))
+    return found
+
+
+def _is_turn_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
 def _alpaca(exact: Mapping[str, str]) -> Detection | None:
     if "instruction" not in exact or "output" not in exact:
         return None
     columns = {"instruction": exact["instruction"], "output": exact["output"]} | _optional("alpaca", exact)
-    shown = ", ".join(columns[role] for role in ("instruction", "input", "output") if role in columns)
-    return Detection("alpaca", f"rows have the columns {shown}", columns)
+    return Detection("alpaca", f"the columns {columns['instruction']} and {columns['output']}", columns)
 
 
 def _prompt_completion(exact: Mapping[str, str]) -> Detection | None:
     if "prompt" in exact and "completion" in exact:
         columns = {"prompt": exact["prompt"], "completion": exact["completion"]}
         columns |= _optional("prompt_completion", exact)
-        return Detection("prompt_completion", "rows have the columns prompt and completion", columns)
+        return Detection("prompt_completion", "the columns prompt and completion", columns)
     for question, answer in _QUESTION_ANSWER_NAMES:
         if question in exact and answer in exact:
             columns = {"prompt": exact[question], "completion": exact[answer]} | _optional("prompt_completion", exact)
-            reason = f"the columns {exact[question]} and {exact[answer]} look like a question and its answer"
+            reason = f"the columns {exact[question]} and {exact[answer]}, which look like a question and its answer"
             return Detection("prompt_completion", reason, columns, sure=False)
     return None
 
@@ -158,11 +172,11 @@ def _prompt_completion(exact: Mapping[str, str]) -> Detection | None:
 def _text(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
     name = exact.get("text") or exact.get("content")
     if name is not None:
-        return Detection("text", f"rows have the column {name}", {"text": name}, sure=name == "text")
-    if len(exact) == 1:
+        return Detection("text", f"the column {name}", {"text": name}, sure=name == "text")
+    if len(set(exact.values())) == 1:
         name = next(iter(exact.values()))
         if all(isinstance(row.get(name), str) for row in rows):
-            return Detection("text", f"{name} is the only column, and it holds text", {"text": name}, sure=False)
+            return Detection("text", f"the column {name} alone, and it holds text", {"text": name}, sure=False)
     return None
 
 

@@ -1,5 +1,6 @@
 """What a chat template can express, found out by asking it."""
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -79,16 +80,15 @@ class _Probe:
             self._text_parts = self._shows(question, _A)
         user, answer = {"role": "user", "content": _A}, {"role": "assistant", "content": _B}
         system = {"role": "system", "content": _C}
-        dictionary_calls = self._takes_calls({_C: _D}, calls=1)
-        text_calls = not dictionary_calls and self._takes_calls(f'{{"{_C}": "{_D}"}}', calls=1)
-        arguments: Any = f'{{"{_C}": "{_D}"}}' if text_calls else {_C: _D}
+        object_calls = self._takes_calls(calls=1, as_text=False)
+        text_calls = not object_calls and self._takes_calls(calls=1, as_text=True)
         return TemplateAbilities(
             system=self._shows([system, user, answer], _A, _B, _C),
             later_system=self._shows([user, answer, system, user, answer], _C),
             repeated_roles=self._shows([user, {"role": "user", "content": _D}, answer], _A, _B, _D),
             tool_list=self._shows_tools(),
-            tool_calls=dictionary_calls or text_calls,
-            parallel_calls=self._takes_calls(arguments, calls=2),
+            tool_calls=object_calls or text_calls,
+            parallel_calls=self._takes_calls(calls=2, as_text=text_calls),
             text_arguments=text_calls,
             text_parts=self._text_parts,
             reasoning=self._reasoning(user),
@@ -107,28 +107,30 @@ class _Probe:
         messages = [{"role": "user", "content": _A}]
         return self._shows(messages, _A, _B, _C, _D, tools=[probe_tool(_B, _C, _D)])
 
-    def _takes_calls(self, arguments: Any, calls: int) -> bool:
-        names = [f"{_B}{number}" for number in range(calls)]
-        ids = [f"call{number:05d}" for number in range(calls)]
+    def _takes_calls(self, *, calls: int, as_text: bool) -> bool:
+        numbers = [f"{number:05d}" for number in range(calls)]
+        arguments = [{_C: f"{_D}{number}"} for number in numbers]
+        asked = [
+            {
+                "id": f"call{number}",
+                "type": "function",
+                "function": {"name": f"{_B}{number}", "arguments": json.dumps(given) if as_text else given},
+            }
+            for number, given in zip(numbers, arguments, strict=True)
+        ]
+        answers = [
+            {"role": "tool", "name": f"{_B}{number}", "tool_call_id": f"call{number}", "content": f"{_E}{number}"}
+            for number in numbers
+        ]
         messages: ChatMessages = [
             {"role": "user", "content": _A},
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [
-                    {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
-                    for id_, name in zip(ids, names, strict=True)
-                ],
-            },
-            *(
-                {"role": "tool", "name": name, "tool_call_id": id_, "content": f"{_E}{id_}"}
-                for id_, name in zip(ids, names, strict=True)
-            ),
+            {"role": "assistant", "content": "", "tool_calls": asked},
+            *answers,
             {"role": "assistant", "content": f"{_A}{_B}"},
         ]
-        results = [f"{_E}{id_}" for id_ in ids]
-        tools = [probe_tool(name, _C, "a parameter") for name in names]
-        return self._shows(messages, *names, *results, _C, _D, f"{_A}{_B}", tools=tools)
+        words = [f"{word}{number}" for number in numbers for word in (_B, _D, _E)]
+        # The listed tool has a name of its own, so that it cannot pass for the one that is called.
+        return self._shows(messages, *words, _C, f"{_A}{_B}", tools=[probe_tool(_E, "parameter", "description")])
 
     def _reasoning(self, user: dict[str, Any]) -> Literal["field", "inline", "none"]:
         if self._shows([user, {"role": "assistant", "content": _B, "reasoning_content": _C}], _B, _C):

@@ -124,26 +124,25 @@ class _Renderer:
         if whole.startswith(prompt):
             return Turn(prompt, self._with_reasoning(whole[len(prompt) :], index))
         shared = _shared_length(prompt, whole)
-        unmatched, answer = prompt[shared:], whole[shared:]
-        if not unmatched.strip():
-            return Turn(prompt, self._with_reasoning(answer.lstrip(), index))
-        tag = _OPENED_TAG.search(unmatched)
-        if tag is None and _CLOSED_TAG.search(prompt) and message.reasoning and index not in self._without_reasoning:
+        if not prompt[shared:].strip():
+            return Turn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
+        opened = _OPENED_TAG.search(prompt)
+        if opened is not None and whole.startswith(prompt[: opened.start()]):
+            # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
+            reasoning = (message.reasoning or "").strip("\n")
+            answer = whole[opened.start() :].lstrip("\n")
+            return Turn(prompt, f"{reasoning}\n</{opened[1]}>\n\n{answer}")
+        if message.reasoning and _CLOSED_TAG.search(prompt) and index not in self._without_reasoning:
             # The prompt ends the reasoning before the answer begins: this template answers without.
             self._without_reasoning.add(index)
             bare = {key: value for key, value in self._dicts[index].items() if key != "reasoning_content"}
             self._dicts[index] = bare | {"content": message.content}
             return self.turn(index)
-        if tag is None or unmatched[: tag.start()].strip():
-            raise RowProblemError(
-                "template",
-                f"the model's chat template asks for an answer with {shortened(unmatched, 40)!r}, "
-                "yet begins answers otherwise",
-            )
-        # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
-        reasoning = (message.reasoning or "").strip("\n")
-        bare_answer = answer.lstrip("\n")
-        return Turn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{bare_answer}")
+        raise RowProblemError(
+            "template",
+            f"the model's chat template asks for an answer with {shortened(prompt[shared:], 40)!r}, "
+            "yet begins answers otherwise",
+        )
 
     def left_out(self, text: str) -> tuple[tuple[ProblemKind, str], ...]:
         """Turns whose words do not come out of the template."""

@@ -42,13 +42,17 @@ def test_what_ends_up_outside_is_refused_and_not_described(uploads, name):
     assert "secret" not in refusal.value.what
 
 
-@pytest.mark.parametrize("name", ["file:///etc/passwd", "http://127.0.0.1/rows.jsonl", "https://a.b/c.csv", "s3://b/k", "hf://x"])
+@pytest.mark.parametrize(
+    "name", ["file:///etc/passwd", "http://127.0.0.1/rows.jsonl", "https://a.b/c.csv", "s3://b/k", "hf://x"]
+)
 def test_addresses_are_never_fetched(name):
     with pytest.raises(DatasetError, match="address"):
         open_source(DatasetConfig(source=name), SourceOptions())
 
 
-@pytest.mark.parametrize("name", ["%2e%2e/rows.jsonl", "x" * 400 + ".jsonl", "a\nb.jsonl", "-rf.jsonl", "\u202egnp.jsonl", "~nobody/x.csv"])
+@pytest.mark.parametrize(
+    "name", ["%2e%2e/rows.jsonl", "x" * 400 + ".jsonl", "a\nb.jsonl", "-rf.jsonl", "\u202egnp.jsonl", "~nobody/x.csv"]
+)
 def test_strange_names_that_are_not_there_get_one_clean_line(name):
     with pytest.raises(DatasetError) as refusal:
         open_source(DatasetConfig(source=name), SourceOptions())
@@ -59,7 +63,9 @@ def test_strange_names_that_are_not_there_get_one_clean_line(name):
     assert len(message) < 400
 
 
-@pytest.mark.parametrize("name", ["-rf.jsonl", "two\nlines.jsonl", "\u202egnp.jsonl", "%2e%2e.jsonl", "a" * 200 + ".jsonl"])
+@pytest.mark.parametrize(
+    "name", ["-rf.jsonl", "two\nlines.jsonl", "\u202egnp.jsonl", "%2e%2e.jsonl", "a" * 200 + ".jsonl"]
+)
 def test_strange_names_that_are_there_are_read(tmp_path, name):
     (tmp_path / name).write_text('{"text": "good"}\n')
 

@@ -24,7 +24,17 @@ def reader_of(path, text):
 def test_what_python_writes_is_read_back_whatever_the_delimiter(tmp_path, monkeypatch, delimiter, ending):
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", 50)
     draw = random.Random(1)
-    words = ["plain", 'has "quotes"', "has\nlines", "has, commas; and\ttabs|bars", "", " space ", "é語", "blank\n\nline", '"']
+    words = [
+        "plain",
+        'has "quotes"',
+        "has\nlines",
+        "has, commas; and\ttabs|bars",
+        "",
+        " space ",
+        "é語",
+        "blank\n\nline",
+        '"',
+    ]
     rows = [{"question": draw.choice(words), "answer": draw.choice(words), "id": str(i)} for i in range(200)]
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, ["question", "answer", "id"], delimiter=delimiter, lineterminator=ending)
@@ -79,7 +89,8 @@ def test_latin_1_bytes_are_named_with_their_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("header", "words"), [("a,b,a\n1,2,3\n", "twice"), (" , \n1,2\n", "names no columns"), ('"a,b\n1,2\n', "no columns")]
+    ("header", "words"),
+    [("a,b,a\n1,2,3\n", "twice"), (" , \n1,2\n", "names no columns"), ('"a,b\n1,2\n', "no columns")],
 )
 def test_a_header_that_cannot_be_used_is_refused(tmp_path, header, words):
     with pytest.raises(DatasetError, match=words):

@@ -11,13 +11,16 @@ from engine.data.records import Position
 from engine.data.text_stream import TextStream
 
 
-def read(path, *, array=True, start=Position(0, 1, 0)):
+START = Position(0, 1, 0)
+
+
+def read(path, *, array=True, start=START):
     reader = JsonValuesReader(TextStream(path), array=array)
     return list(reader.read(start)), reader.notes
 
 
 def random_rows(seed):
-    letters = ['"', "\\", "{", "}", "[", "]", ",", ":", "\n", "\t", " ", "é", "語", "\u2028", "a", "}{", "\\\"", "\\\\"]
+    letters = ['"', "\\", "{", "}", "[", "]", ",", ":", "\n", "\t", " ", "é", "語", "\u2028", "a", "}{", '\\"', "\\\\"]
     draw = random.Random(seed)
 
     def text():
@@ -44,7 +47,9 @@ def test_an_array_is_cut_as_json_reads_it_in_pieces_of_any_size(tmp_path, monkey
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 1 << 20])
-def test_lines_and_offsets_are_those_of_the_rows_and_reading_can_begin_at_any_of_them(tmp_path, monkeypatch, chunk_bytes):
+def test_lines_and_offsets_are_those_of_the_rows_and_reading_can_begin_at_any_of_them(
+    tmp_path, monkeypatch, chunk_bytes
+):
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
     text = '\n[\n  {"a": 1},\n\n  {"a":\n 2}, {"a": 3}\n,{"a": 4}]'
     path = tmp_path / "rows.json"
@@ -73,7 +78,9 @@ def test_objects_over_several_lines_follow_each_other(tmp_path, monkeypatch, chu
 
 def test_a_row_that_is_wrong_leaves_the_others_alone(tmp_path):
     path = tmp_path / "rows.json"
-    path.write_text('[{"a": 1},\n {"a": tru},\n {"a": 1, "a": 2},\n 5,\n "x",\n null,\n {"a": [1}, {"a": 2]},\n {"a": 3}]')
+    path.write_text(
+        '[{"a": 1},\n {"a": tru},\n {"a": 1, "a": 2},\n 5,\n "x",\n null,\n {"a": [1}, {"a": 2]},\n {"a": 3}]'
+    )
 
     records, notes = read(path)
 
@@ -138,7 +145,7 @@ def test_a_row_beyond_the_bound_is_passed_over_without_being_held(tmp_path, monk
     monkeypatch.setattr("engine.data.json_values_file.MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", 256)
     path = tmp_path / "rows.json"
-    path.write_text('[{"a": "' + "x" * 5000 + '"},\n{"a": "' + "x\\n\\\"" * 500 + '"},\n{"a": 1}]')
+    path.write_text('[{"a": "' + "x" * 5000 + '"},\n{"a": "' + 'x\\n\\"' * 500 + '"},\n{"a": 1}]')
 
     records, _ = read(path)
 

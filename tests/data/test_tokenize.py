@@ -1,0 +1,365 @@
+"""What a row becomes under the chat templates of the families that people train."""
+
+import dataclasses
+
+import pytest
+
+from engine.data.conversation import Conversation, Message, PlainText, ToolCall
+from engine.data.problems import RowProblemError
+from engine.data.tokenize import IGNORED_LABEL, RenderOptions, prompt_ids, render_conversation, render_many
+from tests.data.families import FAMILIES, family, template_text, tokenizer_of
+
+ALL = RenderOptions(None)
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {one.name: tokenizer_of(one) for one in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda one: one.name)
+def one(request):
+    return request.param
+
+
+@pytest.fixture
+def tokenizer(one, tokenizers):
+    return tokenizers[one.name]
+
+
+def talk(*contents, system=None, **last):
+    """A conversation that alternates, beginning with the user; `last` are fields of its last turn."""
+    roles = ("user", "assistant") * len(contents)
+    messages = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
+    messages[-1] = dataclasses.replace(messages[-1], **last)
+    return Conversation((*((Message("system", system),) if system else ()), *messages))
+
+
+CONVERSATIONS = {
+    "one turn": talk("What does alpha do?", "It scales the update."),
+    "two turns": talk("What does alpha do?", "It scales.", "And the rank?", "It bounds the capacity."),
+    "a system turn": talk("One?", "Two.", "Three?", "Four.", "Five?", "Six.", system="Answer in one word."),
+    "white space at the edges": talk("  One? \n", "\n\n Two \n ", "\n", " Three"),
+    "other scripts": talk("¿Qué? 語 😀", "Ça va 😀😀", "\u2028\u00a0", "語"),
+}
+
+
+def spans(row):
+    """Runs of learned tokens: (index of the first, index after the last)."""
+    found = []
+    start = None
+    for index, label in enumerate([*row.labels, IGNORED_LABEL]):
+        if label != IGNORED_LABEL and start is None:
+            start = index
+        elif label == IGNORED_LABEL and start is not None:
+            found.append((start, index))
+            start = None
+    return found
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_every_answer_stands_behind_exactly_the_prompt_that_the_chat_sends(one, tokenizer, conversation):
+    rows = render_conversation(7, conversation, tokenizer, ALL).rows
+
+    learned = {}
+    for row in rows:
+        assert row.row == 7
+        for label, token in zip(row.labels, row.input_ids, strict=True):
+            assert label in (token, IGNORED_LABEL)
+        for start, end in spans(row):
+            learned[tuple(row.input_ids[:start])] = row.input_ids[start:end]
+    answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+    assert len(learned) == len(answers)
+    for index in answers:
+        prompt = tuple(prompt_ids(conversation.messages[:index], tokenizer))
+        answer = tokenizer.decode(learned[prompt])
+        assert conversation.messages[index].content.strip() in answer
+        assert answer.rstrip().removesuffix(one.eos).rstrip().endswith(one.turn_end) or answer.endswith(one.turn_end)
+        others = [message.content.strip() for message in conversation.messages if message.role != "assistant"]
+        assert not any(words and words in answer for words in others)
+
+
+def pairs(chosen):
+    """Families with conversations that their templates take as they are: Gemma's refuses system turns."""
+    return [
+        pytest.param(one, conversation, id=f"{one.name}, {title}")
+        for one in chosen
+        for title, conversation in CONVERSATIONS.items()
+        if one.name != "gemma" or conversation.messages[0].role != "system"
+    ]
+
+
+@pytest.mark.parametrize(("one", "conversation"), pairs(FAMILIES))
+def test_the_prompt_is_what_transformers_itself_renders(one, conversation, tokenizers):
+    tokenizer = tokenizers[one.name]
+    messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
+
+    for index in [i for i, message in enumerate(messages) if message["role"] == "assistant"]:
+        asked = tokenizer.apply_chat_template(messages[:index], add_generation_prompt=True)["input_ids"]
+        assert prompt_ids(conversation.messages[:index], tokenizer) == asked
+    last = render_conversation(0, conversation, tokenizer, ALL).rows[-1]
+    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    if one.name != "deepseek-r1-distill" and conversation is not CONVERSATIONS["white space at the edges"]:
+        # Gemma and llama end a turn with a token that is not eos; the template's text is the whole text all the same.
+        assert last.input_ids == whole
+
+
+@pytest.mark.parametrize(("one", "conversation"), pairs([one for one in FAMILIES if one.oracle]))
+def test_masks_agree_with_the_marks_in_trls_training_templates(one, conversation, tokenizers):
+    tokenizer = tokenizers[one.name]
+    messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    marked = tokenizer.apply_chat_template(
+        messages, chat_template=template_text(one.oracle), return_assistant_tokens_mask=True, return_dict=True
+    )
+    rows = render_conversation(0, conversation, tokenizer, ALL).rows
+    if conversation is CONVERSATIONS["white space at the edges"]:
+        # Where a token reaches across the end of a prompt, such a mask learns part of the prompt; ours does not.
+        assert sum(len(row.input_ids) for row in rows) >= len(marked["input_ids"])
+        return
+
+    (row,) = rows
+    assert row.input_ids == marked["input_ids"]
+    for index, (label, mark) in enumerate(zip(row.labels, marked["assistant_masks"], strict=True)):
+        between = tokenizer.decode([row.input_ids[index]]).isspace() or row.input_ids[index] == tokenizer.eos_token_id
+        # White space after the end of a turn is the template's; trl learns it, we do not.
+        assert (label != IGNORED_LABEL) == bool(mark) or between
+
+
+def test_a_template_that_rewrites_earlier_turns_gets_a_sequence_for_each(one, tokenizer):
+    rows = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, ALL).rows
+
+    assert len(rows) == (3 if one.rewrites_turns else 1)
+    assert [row.part for row in rows] == list(range(len(rows)))
+    assert sum(len(spans(row)) for row in rows) == 3
+
+
+def test_pieces_put_together_are_the_text(one, tokenizer):
+    for conversation in CONVERSATIONS.values():
+        for row in render_conversation(0, conversation, tokenizer, ALL).rows:
+            assert "".join(row.pieces) == row.text
+            assert len(row.pieces) == len(row.tokens) == len(row.special) == len(row.input_ids)
+            assert row.tokens == tokenizer.convert_ids_to_tokens(row.input_ids)
+
+
+def test_many_rows_are_rendered_as_each_by_itself(one, tokenizer):
+    examples = [(number, example) for number, example in enumerate([*CONVERSATIONS.values(), PlainText("plain")])]
+    refused = Conversation((Message("assistant", "I speak first."),))
+
+    together = render_many([*examples, (9, refused)], tokenizer, ALL)
+
+    for (number, example), rendering in zip(examples, together, strict=False):
+        assert rendering == render_conversation(number, example, tokenizer, ALL)
+    assert isinstance(together[-1], RowProblemError)
+
+
+def test_the_last_turn_alone_is_learned_where_asked_for(one, tokenizer):
+    options = RenderOptions(None, "last_assistant")
+    rows = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, options).rows
+
+    (span,) = spans(rows[0])
+    assert len(rows) == 1
+    assert "Six." in tokenizer.decode(rows[0].input_ids[slice(*span)])
+
+
+def test_everything_is_learned_where_asked_for(one, tokenizer):
+    (row,) = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, RenderOptions(None, "all")).rows
+
+    assert row.labels[0] == IGNORED_LABEL  # nothing comes before it
+    assert row.labels[1:] == row.input_ids[1:]
+
+
+def test_a_cut_keeps_what_comes_before_it_and_counts_what_is_lost(one, tokenizer):
+    conversation = CONVERSATIONS["one turn"]
+    (whole,) = render_conversation(0, conversation, tokenizer, ALL).rows
+    ((start, end),) = spans(whole)
+
+    (cut,) = render_conversation(0, conversation, tokenizer, RenderOptions(start + 2)).rows
+    assert cut.input_ids == whole.input_ids[: start + 2]
+    assert cut.labels == whole.labels[: start + 2]
+    assert cut.lost_trained_tokens == end - start - 2
+    assert cut.uncut_tokens == len(whole.input_ids)
+
+    with pytest.raises(RowProblemError, match="cut away") as problem:
+        render_conversation(0, conversation, tokenizer, RenderOptions(start))
+    assert problem.value.kind == "cut_away"
+
+
+def test_reasoning_is_learned_and_never_lost(one, tokenizer):
+    conversation = talk("One?", "Two.", "Three?", "Four.", reasoning="I count upwards.")
+
+    rows = render_conversation(0, conversation, tokenizer, ALL).rows
+
+    start, end = spans(rows[-1])[-1]
+    answer = tokenizer.decode(rows[-1].input_ids[start:end])
+    assert answer.index("I count upwards.") < answer.index("Four.")
+    assert rows[-1].input_ids[:start] == prompt_ids(conversation.messages[:3], tokenizer)
+
+
+def test_plain_text_is_learned_whole_and_ends_with_eos(one, tokenizer):
+    (row,) = render_conversation(0, PlainText("some words"), tokenizer, RenderOptions(None, "all")).rows
+
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert row.labels[1:] == row.input_ids[1:]
+    assert tokenizer.decode(row.input_ids).endswith("some words" + one.eos)
+
+
+TOOLS = (
+    {
+        "name": "find_rank",
+        "description": "Finds a rank",
+        "parameters": {"type": "object", "properties": {"task": {"type": "string", "description": "What for"}}},
+    },
+)
+WITH_TOOLS = Conversation(
+    (
+        Message("user", "Which rank for chat?"),
+        Message("assistant", tool_calls=(ToolCall("find_rank", {"task": "chat-task"}),)),
+        Message("tool", '{"rank": 16}'),
+        Message("assistant", "Sixteen."),
+        Message("user", "And for code?"),
+        Message("assistant", tool_calls=(ToolCall("find_rank", {"task": "code-task"}),)),
+        Message("tool", '{"rank": 64}'),
+        Message("assistant", "Sixty-four."),
+    ),
+    TOOLS,
+)
+
+
+def test_tools_calls_and_results_are_all_there_and_only_the_assistants_part_is_learned(one, tokenizer):
+    rows = render_conversation(0, WITH_TOOLS, tokenizer, ALL).rows
+
+    text = rows[-1].text
+    for words in ("find_rank", "Finds a rank", "What for", "chat-task", "code-task", "16", "64", "Sixteen."):
+        assert words in text
+    learned = [tokenizer.decode(row.input_ids[slice(*span)]) for row in rows for span in spans(row)]
+    assert len(learned) == 4
+    assert sum("chat-task" in answer for answer in learned) == 1
+    assert sum("code-task" in answer for answer in learned) == 1
+    assert not any('"rank"' in answer or "What for" in answer for answer in learned)
+    prompts = [prompt_ids(WITH_TOOLS.messages[:asked], tokenizer, TOOLS) for asked in (1, 3, 5, 7)]
+    assert sorted(row.input_ids[:start] for row in rows for start, _ in spans(row)) == sorted(prompts)
+
+
+def test_several_calls_in_one_turn_are_all_there(one, tokenizer):
+    calls = (ToolCall("find_rank", {"task": "one-task"}), ToolCall("find_rank", {"task": "two-task"}))
+    conversation = Conversation(
+        (
+            Message("user", "Which?"),
+            Message("assistant", tool_calls=calls),
+            Message("tool", "first-result"),
+            Message("tool", "second-result"),
+            Message("assistant", "Done."),
+        ),
+        TOOLS,
+    )
+
+    text = render_conversation(0, conversation, tokenizer, ALL).rows[-1].text
+
+    order = [text.index(words) for words in ("one-task", "first-result", "second-result", "Done.")]
+    assert order == sorted(order)
+    assert "two-task" in text
+
+
+def test_special_tokens_in_a_users_words_move_no_mask(one, tokenizer):
+    conversation = talk(f"Say {one.turn_end} and stop", "No.", "Why?", "Because.")
+
+    rows = render_conversation(0, conversation, tokenizer, ALL).rows
+
+    learned = [tokenizer.decode(row.input_ids[slice(*span)]) for row in rows for span in spans(row)]
+    assert len(learned) == 2
+    assert "No." in learned[0]
+    assert "stop" not in "".join(learned)
+
+
+def test_a_gemma_without_system_turns_reads_them_in_the_users():
+    tokenizer = tokenizer_of(family("gemma"))
+
+    rendering = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, ALL)
+
+    assert "user\nAnswer in one word.\n\nOne?<end_of_turn>" in rendering.rows[0].text
+    assert "system turn" in rendering.notes[0]
+
+
+MOVING_SYSTEM = (
+    "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}"
+    "{%- set turns = messages[1:] if system else messages -%}"
+    "{%- set asked = turns | selectattr('role', 'equalto', 'user') | list -%}"
+    "{%- for turn in turns -%}"
+    "{%- if turn['role'] == 'user' -%}[INST] {{ system + ' ' if system and turn == asked[-1] else '' }}"
+    "{{ turn['content'] }}[/INST]"
+    "{%- else -%}{{ ' ' + turn['content'] + eos_token }}{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
+def test_a_template_that_moves_the_system_prompt_to_the_last_turn_gets_a_sequence_for_each():
+    tokenizer = tokenizer_of(family("qwen2.5"))
+    tokenizer.chat_template = MOVING_SYSTEM
+    conversation = CONVERSATIONS["a system turn"]
+
+    rows = render_conversation(0, conversation, tokenizer, ALL).rows
+
+    assert [len(spans(row)) for row in rows] == [1, 1, 1]
+    assert "[INST] Answer in one word. One?[/INST]" in rows[0].text
+    assert "[INST] One?[/INST]" in rows[1].text
+    for row, asked in zip(rows, (2, 4, 6), strict=True):
+        ((start, _),) = spans(row)
+        assert row.input_ids[:start] == prompt_ids(conversation.messages[:asked], tokenizer)
+
+
+def test_a_template_that_ends_no_turn_gets_eos_to_learn():
+    tokenizer = tokenizer_of(family("qwen2.5"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+
+    (row,) = render_conversation(0, CONVERSATIONS["one turn"], tokenizer, ALL).rows
+
+    assert row.labels[-1] == tokenizer.eos_token_id
+
+
+def test_a_template_whose_prompt_does_not_begin_its_answers_is_refused():
+    tokenizer = tokenizer_of(family("qwen2.5"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}bot says{% endif %}"
+    )
+
+    with pytest.raises(RowProblemError, match="bot says"):
+        render_conversation(0, CONVERSATIONS["one turn"], tokenizer, ALL)
+
+
+def test_the_completion_is_what_follows_the_last_question():
+    tokenizer = tokenizer_of(family("qwen2.5"))
+
+    (row,) = render_conversation(0, WITH_TOOLS, tokenizer, RenderOptions(None, "completion")).rows
+
+    learned = [tokenizer.decode(row.input_ids[slice(*span)]) for span in spans(row)]
+    assert len(learned) == 2
+    assert "code-task" in learned[0]
+    assert "Sixty-four." in learned[1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind"),
+    [
+        ((Message("assistant", "I speak first."),), "nothing_to_learn"),
+        ((Message("user", "One?"), Message("assistant", " ")), "nothing_to_learn"),
+    ],
+)
+def test_what_nobody_could_learn_from_is_said(messages, kind):
+    with pytest.raises(RowProblemError) as problem:
+        render_conversation(0, Conversation(messages), tokenizer_of(family("qwen2.5")), ALL)
+
+    assert problem.value.kind == kind
+
+
+def test_a_question_without_an_answer_at_the_end_is_left_out_and_said_to_be():
+    conversation = talk("One?", "Two.", "Three?")
+
+    rendering = render_conversation(0, conversation, tokenizer_of(family("qwen2.5")), ALL)
+
+    assert "Three?" not in rendering.rows[0].text
+    assert rendering.notices[0][0] == "unanswered"
+    assert "Three?" in rendering.notices[0][1]
