@@ -76,6 +76,8 @@ class ParametersData(EventData):
     compute_dtype: str
     device: str
     attn_implementation: str
+    optim: str = ""  # the optimizer's kernel, where the device has a better one for the same algorithm
+    batching: str = ""  # joined: rows behind one another without padding; padded: side by side
 
 
 class DataReportData(EventData):

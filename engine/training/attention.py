@@ -1,0 +1,216 @@
+"""Attention for rows that stand behind one another without padding: each row sees itself and nothing else.
+
+transformers keeps packed rows apart with a mask of all positions against all others, and PyTorch's attention kernel for
+the CPU is slow in its backward pass. Here every row is a matrix product of its own, in tiles of queries, so that the work
+grows with the rows and not with what happens to stand beside them.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention functions
+
+# Queries at once. A tile of scores in float32 stays in the processor's cache; smaller ones lose time between products.
+QUERY_TILE = 128
+
+# What other attention functions understand and this one does not; a model that asks for it is trained with padding.
+_NOT_UNDERSTOOD = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+class UnsupportedAttentionError(Exception):
+    """The model's attention asks for something that joined rows do not offer."""
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Lengths in tokens of the rows that stand behind one another in one sequence."""
+
+    lengths: tuple[int, ...]
+
+
+def register_joined_attention() -> None:
+    """Make `JOINED_ATTENTION` known to transformers; it gets no mask, for the lengths say everything."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(JOINED_ATTENTION, joined_attention)
+
+
+def joined_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (1, heads, tokens, head_dim)
+    key: torch.Tensor,  # (1, key-value heads, tokens, head_dim)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    joined_rows: JoinedRows | None = None,
+    **asked: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each of `joined_rows`, in the form that transformers' models call.
+
+    Returns:
+        The outputs, (1, tokens, heads, head_dim), and None in place of the probabilities.
+
+    Raises:
+        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+    """
+    strange = [name for name in _NOT_UNDERSTOOD if asked.get(name) is not None]
+    if joined_rows is None or attention_mask is not None or query.shape[0] != 1:
+        strange.append("a mask")
+    if asked.get("is_causal") is False or not getattr(module, "is_causal", True):
+        strange.append("attention to later tokens")
+    if strange:
+        raise UnsupportedAttentionError(", ".join(strange))
+    assert joined_rows is not None
+    if torch.is_autocast_enabled(query.device.type):  # it cannot reach into the tiles
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = _attend_tiled if query.device.type == "cpu" and not dropout else _attend_fused
+    rows = zip(
+        query[0].split(joined_rows.lengths, dim=1),
+        key[0].split(joined_rows.lengths, dim=1),
+        value[0].split(joined_rows.lengths, dim=1),
+        strict=True,
+    )
+    with torch.autocast(query.device.type, enabled=False):
+        outputs = [attend(q, k, v, scale, dropout, sliding_window) for q, k, v in rows]
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _attend_fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, window: int | None
+) -> torch.Tensor:
+    length = q.shape[1]
+    mask = None if window is None or window >= length else _allowed(length, window, q.device)
+    output: torch.Tensor = functional.scaled_dot_product_attention(
+        q.unsqueeze(0),
+        k.unsqueeze(0),
+        v.unsqueeze(0),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=q.shape[0] != k.shape[0],
+    )
+    return output[0]
+
+
+def _allowed(length: int, window: int, device: torch.device) -> torch.Tensor:
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def _attend_tiled(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, window: int | None
+) -> torch.Tensor:
+    del dropout  # is zero here
+    output: torch.Tensor = _TiledAttention.apply(q, k, v, scale, window)
+    return output
+
+
+class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
+    """softmax(scale · q kᵀ) v for one row; scores in float32 as in fused kernels, everything else in the inputs' dtype.
+
+    A row that fits into one tile keeps its probabilities for the backward pass. A longer one computes them again, so that
+    memory never grows with the square of the length (Dao et al. 2022, section 3.1, arXiv:2205.14135).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        heads, length, size = q.shape
+        shared = k.shape[0]  # key-value heads; the query heads that share one are computed as more of its queries
+        q4 = q.reshape(shared, heads // shared, length, size)
+        k32 = k.float()
+        output = q.new_empty(shared, heads // shared, length, size)
+        probabilities = None
+        for tile in _tiles(length, window):
+            probabilities = _probabilities(q4, k32, tile, scale, window)
+            output[:, :, tile.start : tile.end] = torch.bmm(probabilities, v[:, tile.first : tile.end]).view(
+                shared, -1, tile.end - tile.start, size
+            )
+        ctx.save_for_backward(q, k, v, probabilities if length <= QUERY_TILE else None)
+        ctx.scale, ctx.window = scale, window
+        return output.view(heads, length, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, kept = ctx.saved_tensors
+        heads, length, size = q.shape
+        shared = k.shape[0]
+        q4 = q.reshape(shared, heads // shared, length, size)
+        grad4 = grad.reshape(shared, heads // shared, length, size)
+        k32 = k.float() if kept is None else k
+        dq = q.new_empty(shared, heads // shared, length, size)
+        dk = dv = None
+        if kept is None:  # several tiles add up
+            dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
+            dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
+        for tile in _tiles(length, ctx.window):
+            p = _probabilities(q4, k32, tile, ctx.scale, ctx.window) if kept is None else kept
+            rows = slice(tile.start, tile.end)
+            seen = slice(tile.first, tile.end)
+            queries = q4[:, :, rows].reshape(shared, -1, size)
+            out = grad4[:, :, rows].reshape(shared, -1, size)
+            dp = torch.bmm(out, v[:, seen].transpose(1, 2))
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+            dq[:, :, rows] = torch.bmm(ds, k[:, seen]).mul_(ctx.scale).view(shared, -1, tile.end - tile.start, size)
+            dk_tile = torch.bmm(ds.transpose(1, 2), queries).mul_(ctx.scale)
+            dv_tile = torch.bmm(p.transpose(1, 2), out)
+            if dk is None or dv is None:
+                return dq.view(heads, length, size), dk_tile, dv_tile, None, None
+            dk[:, seen] += dk_tile
+            dv[:, seen] += dv_tile
+        assert dk is not None
+        assert dv is not None
+        return dq.view(heads, length, size), dk.to(k.dtype), dv.to(v.dtype), None, None
+
+
+@dataclass(frozen=True)
+class _Tile:
+    start: int  # first query
+    end: int  # after the last query, and after the last key that any of them sees
+    first: int  # first key that any of them sees
+
+
+def _tiles(length: int, window: int | None) -> list[_Tile]:
+    tiles = []
+    for start in range(0, length, QUERY_TILE):
+        first = 0 if window is None else max(0, start - window + 1)
+        tiles.append(_Tile(start, min(start + QUERY_TILE, length), first))
+    return tiles
+
+
+def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: float, window: int | None) -> torch.Tensor:
+    """Probabilities of one tile, (key-value heads, heads that share one × queries, keys), in the dtype of `q4`."""
+    shared, group, _, size = q4.shape
+    count, seen = tile.end - tile.start, tile.end - tile.first
+    queries = q4[:, :, tile.start : tile.end].reshape(shared, group * count, size).float()
+    keys = k32[:, tile.first : tile.end].transpose(1, 2)
+    scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=scale)
+    by_head = scores.view(shared, group, count, seen)
+    by_head[..., seen - count :].add_(_later_forbidden(q4.device)[:count, :count])
+    if window is not None and seen > window:
+        by_head.masked_fill_(_too_far(tile, window, q4.device), float("-inf"))
+    return torch._softmax(scores, -1, False).to(q4.dtype)
+
+
+@functools.cache
+def _later_forbidden(device: torch.device) -> torch.Tensor:
+    """(QUERY_TILE, QUERY_TILE): 0 where a query may look, -inf at keys that come after it."""
+    return torch.full((QUERY_TILE, QUERY_TILE), float("-inf"), device=device).triu_(1)
+
+
+def _too_far(tile: _Tile, window: int, device: torch.device) -> torch.Tensor:
+    queries = torch.arange(tile.start, tile.end, device=device)
+    keys = torch.arange(tile.first, tile.end, device=device)
+    return queries[:, None] - keys[None, :] >= window

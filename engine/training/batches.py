@@ -1,0 +1,96 @@
+"""Rows as the tensors that a model takes: joined without padding, or padded side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from engine.training.attention import JoinedRows
+from engine.training.loss import TrainedTokens
+
+IGNORED_LABEL = -100
+
+
+class TokenRow(Protocol):
+    """What a row must have; see `engine.data.tokenize.TokenizedRow`."""
+
+    @property
+    def input_ids(self) -> list[int]: ...
+
+    @property
+    def labels(self) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class PassTensors:
+    """One pass through the model."""
+
+    inputs: dict[str, Any]  # keyword arguments of the model
+    trained: TrainedTokens
+    tokens: int  # padding not counted
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the loss is over."""
+        return int(self.trained.targets.shape[0])
+
+    def to(self, device: torch.device) -> "PassTensors":
+        """The same on a device."""
+        inputs = {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in self.inputs.items()
+        }
+        trained = TrainedTokens(self.trained.positions.to(device), self.trained.targets.to(device))
+        return PassTensors(inputs, trained, self.tokens)
+
+
+def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
+    """Put rows behind one another into one sequence, (1, tokens), positions starting anew with each row.
+
+    Args:
+        rows: At least one.
+        flash: Describe the rows as flash attention takes them, instead of as ours does.
+    """
+    input_ids = torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.long)
+    lengths = tuple(len(row.input_ids) for row in rows)
+    position_ids = torch.cat([torch.arange(length) for length in lengths])
+    inputs: dict[str, Any] = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
+    if flash:
+        ends = torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
+        inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    else:
+        inputs["joined_rows"] = JoinedRows(lengths)
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    return PassTensors(inputs, _trained(rows, starts), sum(lengths))
+
+
+def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
+    """Put rows side by side, (rows, longest), padded at the end.
+
+    Args:
+        rows: At least one.
+        pad_token_id: Fills up; it is masked, so that any token serves.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids, dtype=torch.long)
+        attention_mask[number, : len(row.input_ids)] = 1
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    starts = [number * longest for number in range(len(rows))]
+    return PassTensors(inputs, _trained(rows, starts), int(attention_mask.sum()))
+
+
+def _trained(rows: Sequence[TokenRow], starts: Sequence[int]) -> TrainedTokens:
+    """The position before each learned token, and that token. A row's first token has nothing before it."""
+    positions: list[int] = []
+    targets: list[int] = []
+    for row, start in zip(rows, starts, strict=True):
+        for index, label in enumerate(row.labels[1:]):
+            if label != IGNORED_LABEL:
+                positions.append(start + index)
+                targets.append(label)
+    return TrainedTokens(torch.tensor(positions, dtype=torch.long), torch.tensor(targets, dtype=torch.long))

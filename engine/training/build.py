@@ -1,0 +1,198 @@
+"""From a RunConfig to the objects of transformers, PEFT and TRL: the only place where our settings meet theirs."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config.run import RunConfig
+from engine.config.training import TrainingConfig
+from engine.errors import ConfigError, ModelError, Problem
+from engine.models.source import ModelSource
+from engine.training.placement import Placement
+from engine.training.precision import Precision
+from engine.training.targets import choose_feedforward, choose_targets
+
+# A schedule that ends at a share of the first learning rate instead of zero.
+_MIN_LEARNING_RATE_SHARE = 0.1
+
+
+def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
+    """Load the base model onto its device, quantized where the settings say so.
+
+    Raises:
+        ModelError: If its files cannot be loaded, or it is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    arguments: dict[str, Any] = {
+        "dtype": precision.frozen,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "low_cpu_mem_usage": True,
+    }
+    attention = _attention(config, placement)
+    if attention is not None:
+        arguments["attn_implementation"] = attention
+    quantization = _quantization(config, precision)
+    if quantization is not None:
+        arguments["quantization_config"] = quantization
+    if quantization is not None or placement.torch_device.type != "cpu":
+        arguments["device_map"] = {"": placement.torch_device}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.location, **arguments)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # broken or foreign files surface as nearly any exception
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"{source.name} cannot be loaded for training ({type(error).__name__}: {reason[0][:200] if reason else ''}).",
+            "Choose a causal language model whose weights are in safetensors files, or another precision or attention.",
+        ) from error
+    model.config.use_cache = False
+    return model
+
+
+def _attention(config: RunConfig, placement: Placement) -> str | None:
+    asked = config.model.attn_implementation
+    if asked != "auto":
+        return asked
+    if placement.torch_device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attention_2"
+    return None  # transformers takes sdpa where the model has it, else eager
+
+
+def _quantization(config: RunConfig, precision: Precision) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    kind = config.model.quantization
+    if kind == "none":
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=config.model.double_quant,
+        bnb_4bit_compute_dtype=precision.compute,
+    )
+
+
+def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
+    """Put the configured adapter on a model and freeze the rest; for full fine-tuning, make everything trainable.
+
+    The caller seeds torch first: the adapter starts from random numbers. Trained parameters end in float32.
+
+    Raises:
+        ConfigError: If the targets match nothing, or PEFT cannot adapt one of them.
+    """
+    from peft import get_peft_model
+
+    if config.adapter.method == "none":
+        model.requires_grad_(True)
+        _train_in_float32(model)
+        return model
+    try:
+        adapted = get_peft_model(model, _peft_config(model, config))
+    except ValueError as error:  # a target that is no linear layer, a family that PEFT has no prefix for …
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ConfigError([Problem("adapter", f"PEFT cannot put this adapter on {source.name}: {reason}")]) from error
+    for settings in adapted.peft_config.values():
+        # Others load the adapter with this name; a folder of this machine would mean nothing to them.
+        settings.base_model_name_or_path = source.hub_id or source.location
+        settings.revision = source.revision
+    _train_in_float32(adapted)
+    return adapted
+
+
+def _train_in_float32(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def _peft_config(model: Any, config: RunConfig) -> Any:
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig
+
+    adapter = config.adapter
+    if adapter.method == "prefix_tuning":
+        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=adapter.num_virtual_tokens)
+    targets = choose_targets(model, adapter)
+    to_save = list(adapter.modules_to_save) or None
+    if adapter.method == "ia3":
+        return IA3Config(
+            task_type="CAUSAL_LM",
+            target_modules=targets,
+            feedforward_modules=choose_feedforward(adapter, model, targets),
+            modules_to_save=to_save,
+        )
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=targets,
+        modules_to_save=to_save,
+        bias=adapter.bias,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+    )
+
+
+def training_arguments(
+    training: TrainingConfig, output_folder: Path, precision: Precision, placement: Placement
+) -> Any:
+    """TRL's `SFTConfig` for our trainer, which batches, evaluates and saves by itself."""
+    from trl import SFTConfig
+
+    schedule: dict[str, Any] = {}
+    if training.lr_scheduler_type == "cosine_with_min_lr":
+        schedule["min_lr_rate"] = _MIN_LEARNING_RATE_SHARE
+    return SFTConfig(
+        output_dir=str(output_folder),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        # One batch of the trainer's loop is one optimizer step of ours; `engine.training.plan` divides it.
+        per_device_train_batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
+        gradient_accumulation_steps=1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        lr_scheduler_kwargs=schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=optimizer_name(training, placement),
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        seed=training.seed,
+        data_seed=training.seed,
+        logging_steps=training.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would hide a loss that is no number
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=placement.torch_device.type == "cpu",
+        # bfloat16 needs no help: frozen weights are held in it, and our trainer casts where it must.
+        bf16=False,
+        fp16=precision.needs_loss_scaling,
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        average_tokens_across_devices=True,
+    )
+
+
+def optimizer_name(training: TrainingConfig, placement: Placement) -> str:
+    """Name of the optimizer as transformers knows it.
+
+    On a CPU, AdamW's fused kernel does what the plain one does in a third of the time.
+    """
+    if training.optim == "adamw_torch" and placement.torch_device.type == "cpu":
+        return "adamw_torch_fused"
+    return training.optim

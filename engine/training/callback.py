@@ -1,0 +1,94 @@
+"""When a run logs, measures, saves and stops: decided after every optimizer step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback
+
+from engine.config.training import TrainingConfig
+
+_MEASUREMENTS = 10  # on the way, where the person leaves it open
+_CHECKPOINTS = 5
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """At which steps of a run what happens."""
+
+    total_steps: int
+    eval_steps: int | None  # None: nothing is held out
+    save_steps: int
+
+    @classmethod
+    def of(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
+        """Fill in what the settings leave open.
+
+        Args:
+            training: The settings.
+            total_steps: Of the whole run.
+            measures: Whether there are held-out rows.
+        """
+        every = training.eval_steps or max(1, math.ceil(total_steps / _MEASUREMENTS))
+        saves = training.save_steps or max(1, math.ceil(total_steps / _CHECKPOINTS))
+        return cls(total_steps, every if measures else None, saves)
+
+    def measures_at(self, step: int) -> bool:
+        """Whether the held-out loss is measured after this step; always after the last."""
+        return self.eval_steps is not None and (step % self.eval_steps == 0 or step >= self.total_steps)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is written after this step; always after the last."""
+        return step % self.save_steps == 0 or step >= self.total_steps
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Turns the cadence, requests to stop and a stalled held-out loss into the loop's own controls.
+
+    Args:
+        training: The settings.
+        measures: Whether there are held-out rows.
+        stop_requested: Whether somebody wants the run to save and end.
+        progress: The trainer's progress, for early stopping.
+    """
+
+    def __init__(
+        self, training: TrainingConfig, measures: bool, stop_requested: Callable[[], bool], progress: Callable[[], Any]
+    ) -> None:
+        self._training = training
+        self._measures = measures
+        self._stop_requested = stop_requested
+        self._progress = progress
+        self.cadence: Cadence | None = None
+        self.stopped_on_request = False
+        self.stopped_early = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """The number of steps is known from here on."""
+        self.cadence = Cadence.of(self._training, int(state.max_steps), measures=self._measures)
+        if self._stop_requested():
+            control.should_training_stop = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Decide what happens after this step."""
+        assert self.cadence is not None
+        step = int(state.global_step)
+        ends = step >= self.cadence.total_steps
+        if self.cadence.measures_at(step):
+            control.should_evaluate = True
+        if self.cadence.saves_at(step):
+            control.should_save = True
+        if self._stop_requested() and not ends:
+            self.stopped_on_request = True
+            control.should_save = control.should_training_stop = ends = True
+        # A save is only as good as the loss before it, so that must be looked at.
+        if control.should_save or ends:
+            control.should_log = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """End the run where the held-out loss has stopped improving."""
+        patience = self._training.early_stopping_patience
+        if patience is not None and self._progress().measurements_since_best >= patience and not self.stopped_early:
+            self.stopped_early = True
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,147 @@
+"""From whatever went wrong to a cause in plain words and the next step to take."""
+
+import errno
+import math
+from typing import Literal
+
+import torch
+
+from engine.config.run import RunConfig
+from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, StorageError
+from engine.runs.events import FailedData
+
+Cause = Literal["out_of_memory", "diverged", "disk_full", "config", "dataset", "model", "killed", "unexpected"]
+
+# Words by which libraries say that memory ran out, where they have no exception for it.
+_OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "defaultcpuallocator",
+    "not enough memory",
+    "failed to allocate",
+    "cublas_status_alloc_failed",
+)
+_DISK_FULL_WORDS = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122")
+
+
+class DivergedError(EngineError):
+    """The loss is no number any more, or rises without bound."""
+
+
+class CancelledError(Exception):
+    """Somebody asked the run to end at once."""
+
+
+def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: float, vocabulary: int) -> None:
+    """Notice a run that cannot recover.
+
+    A model that guesses evenly has a loss of ln(vocabulary). Two nats above that, and above twice where the run began, it
+    is confidently wrong about everything.
+
+    Raises:
+        DivergedError: If the loss is not finite, or beyond that bound.
+    """
+    if not math.isfinite(loss) or (grad_norm is not None and not math.isfinite(grad_norm)):
+        what = (
+            f"The loss became {loss} at step {step}"
+            if not math.isfinite(loss)
+            else (f"The gradient became {grad_norm} at step {step}, although the loss was {loss:.3f}")
+        )
+        raise DivergedError(f"{what}: the weights are no numbers any more.", _advice_on_divergence())
+    bound = max(math.log(vocabulary) + 2.0, 2.0 * first_loss)
+    if loss > bound:
+        raise DivergedError(
+            f"The loss rose to {loss:.2f} at step {step}, from {first_loss:.2f} at the beginning; even guessing gives "
+            f"{math.log(vocabulary):.2f}.",
+            _advice_on_divergence(),
+        )
+
+
+def _advice_on_divergence() -> str:
+    return "Lower the learning rate to a third, or warm up longer; the last checkpoint before it is kept."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or in RAM."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and _says(error, _OUT_OF_MEMORY_WORDS)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk was full, or the person's share of it; also where a library only says so in words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if _says(seen, _DISK_FULL_WORDS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in words)
+
+
+def explain(error: BaseException, config: RunConfig | None) -> FailedData:
+    """Say what happened, and what to do about it."""
+    if isinstance(error, DivergedError):
+        return FailedData(cause="diverged", what=error.what, fix=error.fix)
+    if is_out_of_memory(error):
+        return _out_of_memory(error, config)
+    if is_disk_full(error):
+        return FailedData(
+            cause="disk_full",
+            what="The disk is full.",
+            fix="Free some space, then resume; earlier checkpoints are intact.",
+        )
+    if isinstance(error, EngineError):
+        return FailedData(cause=_cause_of(error), what=error.what, fix=error.fix)
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return FailedData(
+        cause="unexpected",
+        what=f"Something unexpected happened ({type(error).__name__}: {_shortened(first_line)}).",
+        fix="The end of worker.log tells where; if the settings look right, please report it.",
+    )
+
+
+def _cause_of(error: EngineError) -> Cause:
+    causes: tuple[tuple[type[EngineError], Cause], ...] = (
+        (ConfigError, "config"),
+        (DatasetError, "dataset"),
+        (ModelError, "model"),
+        (DeviceError, "config"),
+        (StorageError, "unexpected"),
+    )
+    return next((cause for kind, cause in causes if isinstance(error, kind)), "unexpected")
+
+
+def _out_of_memory(error: BaseException, config: RunConfig | None) -> FailedData:
+    where = "GPU" if isinstance(error, torch.OutOfMemoryError) or "cuda" in str(error).lower() else "machine"
+    advice = "See `loratory estimate` for what would make it fit."
+    if config is not None:
+        advice = f"{_smaller(config)} `loratory estimate` shows what helps most."
+    return FailedData(cause="out_of_memory", what=f"The {where} ran out of memory.", fix=advice)
+
+
+def _smaller(config: RunConfig) -> str:
+    training = config.training
+    if training.per_device_train_batch_size > 1:
+        rows = training.per_device_train_batch_size
+        accumulate = training.gradient_accumulation_steps
+        return (
+            f"Set per_device_train_batch_size to {rows // 2} and gradient_accumulation_steps to "
+            f"{math.ceil(rows * accumulate / (rows // 2))}: the same result in smaller passes."
+        )
+    if not training.gradient_checkpointing and config.adapter.method != "prefix_tuning":
+        return "Switch gradient_checkpointing on: a third slower, and far less memory."
+    if config.model.quantization == "none" and config.adapter.method == "lora":
+        return "Set quantization to nf4: the frozen weights take a quarter."
+    return f"Set max_length to {max(8, training.max_length // 2)}: the longest rows need the most memory."
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,177 @@
+"""The loss over trained tokens alone, without ever holding the logits of a whole sequence.
+
+A language model's head is its widest layer. Only positions whose next token is trained on go through it, a chunk at a
+time, and each chunk's gradient is made while its logits are there (as in Liger, Hsu et al. 2024, section 3.2,
+arXiv:2410.10989).
+"""
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+# Bytes of one chunk's logits in float32. On a CPU they should not be much wider than its caches.
+_CHUNK_BYTES_CPU = 48 * 2**20
+_CHUNK_BYTES = 256 * 2**20
+
+_ORIGINAL_FORWARD = "_loratory_original_forward"
+
+
+class TrainedTokens(NamedTuple):
+    """What a pass learns: at flat position `positions[i]` of (batch × length), the next token is `targets[i]`."""
+
+    positions: torch.Tensor  # (n,), int64
+    targets: torch.Tensor  # (n,), int64
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What some families do to the head's output: logits = cap · tanh(scale · output / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Transform float32 logits, in place where autograd allows."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def chain_(self, gradient: torch.Tensor, transformed: torch.Tensor) -> None:
+        """Turn the gradient at the transformed logits into that at the head's output, in place."""
+        if self.cap is not None:
+            gradient.mul_(1.0 - (transformed / self.cap) ** 2)
+        if self.scale != 1.0:
+            gradient.mul_(self.scale)
+
+
+def logit_transform(text_config: Any) -> LogitTransform:
+    """Read from a model's configuration what it does to the head's output.
+
+    Granite and MiniCPM divide by `logits_scaling`, HyperCLOVA X multiplies by it, Cohere and others have `logit_scale`,
+    Falcon-H1 `lm_head_multiplier`, Gemma `final_logit_softcapping`.
+    """
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(text_config, name, None)
+        if value is not None:
+            scale = float(value)
+            break
+    else:
+        divisor = getattr(text_config, "logits_scaling", None)
+        if divisor is not None:
+            scale = float(divisor) if text_config.model_type == "hyperclovax" else 1.0 / float(divisor)
+    return LogitTransform(scale, getattr(text_config, "final_logit_softcapping", None))
+
+
+def attach_loss(causal_lm: Any, *, through_logits: bool = False) -> None:
+    """Let `model(..., trained_tokens=…)` return the summed loss of those tokens in place of logits.
+
+    Args:
+        causal_lm: A causal language model of transformers, below any PEFT wrapper. Without `trained_tokens` its forward
+            pass is unchanged.
+        through_logits: Compute all logits as the model does, for families that change them in ways unknown here.
+    """
+    original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
+    setattr(causal_lm, _ORIGINAL_FORWARD, original)
+    transform = logit_transform(causal_lm.config.get_text_config())
+
+    @functools.wraps(type(causal_lm).forward)  # PEFT and generation look at the signature
+    def forward(self: Any, *args: Any, trained_tokens: TrainedTokens | None = None, **kwargs: Any) -> Any:
+        if trained_tokens is None:
+            return original(*args, **kwargs)
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        if through_logits:
+            logits = original(*args, **given).logits
+            chosen = logits.reshape(-1, logits.shape[-1])[trained_tokens.positions].float()
+            return functional.cross_entropy(chosen, trained_tokens.targets, reduction="sum")
+        hidden = self.base_model(*args, **given, use_cache=False).last_hidden_state
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return summed_loss(
+            flat[trained_tokens.positions], trained_tokens.targets, self.get_output_embeddings(), transform
+        )
+
+    causal_lm.forward = types.MethodType(forward, causal_lm)
+
+
+def summed_loss(
+    hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform = LogitTransform()
+) -> torch.Tensor:
+    """Sum of -log p(target) over `hidden`, in nats, float32.
+
+    Args:
+        hidden: Last hidden states, (n, hidden_size).
+        targets: Token ids, (n,).
+        head: The output layer; a frozen linear one takes the quick path, any other is computed again for its gradient.
+        transform: What the model does to the head's output.
+    """
+    weight = getattr(head, "weight", None)
+    is_frozen_linear = type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters())
+    if is_frozen_linear and weight is not None:
+        with torch.autocast(hidden.device.type, enabled=False):  # it would take the float32 sums for products
+            loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, weight, getattr(head, "bias", None), targets, transform)
+        return loss
+    total = hidden.new_zeros((), dtype=torch.float32)
+    width = getattr(head, "out_features", None) or weight.shape[0]  # type: ignore[union-attr]
+    for start, end in _chunks(hidden, width):
+        piece = (hidden[start:end], targets[start:end], head, transform)
+        if torch.is_grad_enabled():
+            total = total + checkpoint(_chunk_loss, *piece, use_reentrant=False)
+        else:
+            total = total + _chunk_loss(*piece)
+    return total
+
+
+def _chunk_loss(
+    hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform
+) -> torch.Tensor:
+    return functional.cross_entropy(transform.apply(head(hidden).float()), targets, reduction="sum")
+
+
+def _chunks(hidden: torch.Tensor, vocabulary: int) -> list[tuple[int, int]]:
+    chunk_bytes = _CHUNK_BYTES_CPU if hidden.device.type == "cpu" else _CHUNK_BYTES
+    count = max(1, -(-hidden.shape[0] * vocabulary * 4 // chunk_bytes))
+    size = max(1, -(-hidden.shape[0] // count))  # even chunks: a small last one would waste a product
+    return [(start, min(start + size, hidden.shape[0])) for start in range(0, hidden.shape[0], size)]
+
+
+class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
+    """Loss and gradient at the hidden states in one pass over the head; nothing of the logits is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,  # (vocabulary, hidden_size)
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        transform: LogitTransform,
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        wants_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wants_gradient else None
+        for start, end in _chunks(hidden, weight.shape[0]):
+            output = functional.linear(hidden[start:end].to(weight.dtype), weight, bias)
+            logits = transform.apply(output.float())
+            wanted = targets[start:end].unsqueeze(1)
+            normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (normalizer - logits.gather(1, wanted)).sum()
+            if gradient is None:
+                continue
+            slope = torch.exp(logits - normalizer) if transform.cap is not None else logits.sub_(normalizer).exp_()
+            slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
+            transform.chain_(slope, logits)
+            gradient[start:end] = output.copy_(slope) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        # In float32: 1 / tokens, rounded to the gradient's dtype, would scale every step a little wrong.
+        scaled = None if gradient is None else (gradient.float() * grad).to(gradient.dtype)
+        return scaled, None, None, None, None

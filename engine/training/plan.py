@@ -1,0 +1,170 @@
+"""Which rows are learned in which step, and which of them pass through the model together.
+
+The order is a function of seed and epoch alone, so that a resumed run finds its place by counting. Gradients of a step
+are summed over all its trained tokens; how its rows are divided into passes changes the speed and not the result.
+"""
+
+import math
+import random
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Batching = Literal["joined", "padded"]
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What decides how rows become steps. Names as in the training settings."""
+
+    seed: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    max_length: int
+    packing: bool = False
+    batching: Batching = "padded"
+    world_size: int = 1  # processes that share each step
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.packing and self.batching != "joined":
+            raise ValueError("packed rows must be joined, or they would see each other")
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """The most that one pass may hold: what a batch of the longest rows would."""
+        return self.per_device_train_batch_size * self.max_length
+
+
+class Pass(NamedTuple):
+    """Numbers of rows that go through the model at once."""
+
+    rows: tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """What one process contributes to one optimizer step."""
+
+    passes: tuple[Pass, ...]
+
+
+class EpochPlanner:
+    """Divides the rows of each epoch into steps.
+
+    Args:
+        lengths: Tokens of each row.
+        settings: See there.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+
+    def __init__(self, lengths: Sequence[int], settings: PlanSettings) -> None:
+        if not lengths:
+            raise ValueError("there is no row to plan for")
+        self._lengths = lengths
+        self._settings = settings
+        units = len(self._packed(range(len(lengths)))) if settings.packing else len(lengths)
+        self.units_per_step = (
+            settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
+        )
+        self.steps_per_epoch = math.ceil(units / self.units_per_step)
+
+    def steps(self, epoch: int) -> Iterator[Step]:
+        """The steps of one epoch, in order; always `steps_per_epoch` of them.
+
+        Args:
+            epoch: From 0.
+        """
+        order = list(range(len(self._lengths)))
+        self._shuffle(order, epoch)
+        units: list[tuple[int, ...]] = [(row,) for row in order]
+        if self._settings.packing:
+            units = self._packed(order)
+            # Packing sorts by length; steps should not.
+            self._shuffle(units, epoch)
+        for start in range(0, len(units), self.units_per_step):
+            yield self._step(units[start : start + self.units_per_step])
+
+    def _shuffle(self, what: list[Any], epoch: int) -> None:
+        random.Random(self._settings.seed * 1_000_003 + epoch).shuffle(what)  # noqa: S311 - an order, no secret
+
+    def _step(self, units: list[tuple[int, ...]]) -> Step:
+        settings = self._settings
+        if len(units) < settings.world_size:
+            # The last step of an epoch may hold fewer rows than there are processes; none of them may stay idle.
+            units = [units[index % len(units)] for index in range(settings.world_size)]
+        own = units[settings.rank :: settings.world_size]
+        if settings.batching == "joined":
+            return Step(tuple(self._joined([row for unit in own for row in unit])))
+        rows = [row for unit in own for row in unit]
+        rows.sort(key=lambda row: -self._lengths[row])  # rows of like length need little padding
+        size = settings.per_device_train_batch_size
+        return Step(tuple(Pass(tuple(rows[start : start + size])) for start in range(0, len(rows), size)))
+
+    def _joined(self, rows: list[int]) -> Iterator[Pass]:
+        return join_rows(rows, self._lengths, self._settings.tokens_per_pass)
+
+    def _packed(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        return pack_rows(order, self._lengths, self._settings.max_length)
+
+
+def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> Iterator[Pass]:
+    """Divide rows into as few passes as their tokens need, all of about the same size.
+
+    Args:
+        rows: Numbers of rows, none longer than a pass.
+        lengths: Tokens of each row of the dataset.
+        tokens_per_pass: The most that a pass may hold.
+    """
+    total = sum(lengths[row] for row in rows)
+    aim = total / max(1, math.ceil(total / tokens_per_pass))
+    current: list[int] = []
+    tokens = 0
+    for row in rows:
+        over = tokens + lengths[row]
+        # End the pass where that comes nearer to an even division.
+        if current and (over > tokens_per_pass or over - aim > aim - tokens):
+            yield Pass(tuple(current))
+            current, tokens = [], 0
+        current.append(row)
+        tokens += lengths[row]
+    if current:
+        yield Pass(tuple(current))
+
+
+def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> list[tuple[int, ...]]:
+    """Fill sequences of `max_length` tokens with whole rows: best fit, longest rows first.
+
+    Args:
+        order: Numbers of the rows; among rows of one length, earlier ones are placed first.
+        lengths: Tokens of each row of the dataset.
+        max_length: Tokens of a full sequence; no row is longer.
+
+    Returns:
+        The rows of each sequence.
+
+    Source: best-fit decreasing, as in TRL's `pack_dataset` (Ding et al. 2024, arXiv:2404.10830).
+    """
+    by_space: list[list[int]] = [[] for _ in range(max_length + 1)]  # sequences that have so many tokens free
+    spaces: list[int] = []  # those of which there is one, ascending
+    packed: list[list[int]] = []
+    for row in sorted(order, key=lambda row: -lengths[row]):
+        length = min(lengths[row], max_length)
+        position = bisect_left(spaces, length)
+        if position < len(spaces):
+            space = spaces[position]
+            number = by_space[space].pop()
+            if not by_space[space]:
+                spaces.pop(position)
+        else:
+            space, number = max_length, len(packed)
+            packed.append([])
+        packed[number].append(row)
+        left = space - length
+        if left:
+            if not by_space[left]:
+                insort(spaces, left)
+            by_space[left].append(number)
+    return [tuple(rows) for rows in packed]

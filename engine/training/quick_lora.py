@@ -1,0 +1,100 @@
+"""LoRA's branch without the work that PEFT's general layer does beside it: same mathematics, fewer passes over memory.
+
+PEFT copies each input to the adapter's float32, drops from that copy, multiplies in float32, scales the result and adds
+it to a new tensor. Here the branch is computed in the dtype of the frozen layer and added in place, and all that is kept
+for the backward pass is the layer's own input and the r numbers per token between the two matrices.
+"""
+
+import types
+from typing import Any
+
+import torch
+
+from engine.training.quick_dropout import DropoutMask
+
+
+def make_lora_quick(model: torch.nn.Module) -> int:
+    """Replace the forward pass of every plain LoRA layer of a PEFT model; returns how many were replaced.
+
+    Layers with DoRA or another variant, with a bias of the adapter's own, or with several adapters keep PEFT's.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    replaced = 0
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and _is_plain(module):
+            # Bound to the instance, so that PEFT, saving and merging see the class that they know.
+            module.forward = types.MethodType(_quick_forward, module)
+            replaced += 1
+    return replaced
+
+
+def _is_plain(layer: Any) -> bool:
+    names = list(layer.lora_A.keys())
+    return (
+        len(names) == 1
+        and not getattr(layer, "lora_variant", None)
+        and isinstance(layer.lora_A[names[0]], torch.nn.Linear)
+        and layer.lora_B[names[0]].bias is None
+    )
+
+
+def _quick_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if layer.disable_adapters or layer.merged or args or kwargs or len(layer.lora_A) != 1:
+        general: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
+        return general
+    (name,) = layer.lora_A.keys()
+    result = layer.base_layer(x).contiguous()
+    dropout = layer.lora_dropout[name]
+    p = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+    a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    with torch.autocast(result.device.type, enabled=False):  # the branch does its own casts
+        output: torch.Tensor = _LoraBranch.apply(result, x.to(result.dtype), a, b, scaling, p)
+    return output
+
+
+class _LoraBranch(torch.autograd.Function):  # type: ignore[misc]
+    """result + scaling · dropout(x) Aᵀ Bᵀ, added into `result` (Hu et al. 2021, section 4.1, arXiv:2106.09685)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        result: torch.Tensor,  # (…, out_features), of the frozen layer
+        x: torch.Tensor,  # (…, in_features), in the dtype of `result`
+        a: torch.Tensor,  # (r, in_features), trained
+        b: torch.Tensor,  # (out_features, r), trained
+        scaling: float,
+        p: float,
+    ) -> torch.Tensor:
+        ctx.mark_dirty(result)
+        inputs = x.reshape(-1, x.shape[-1])
+        mask = DropoutMask.draw(inputs, p) if p else None
+        if mask is not None:
+            inputs = mask.apply(inputs)
+            scaling = scaling / mask.keep
+        a_low = a.to(result.dtype)
+        b_low = (b * scaling).to(result.dtype)
+        between = inputs @ a_low.t()  # (tokens, r)
+        result.view(-1, result.shape[-1]).addmm_(between, b_low.t())
+        ctx.save_for_backward(x, between, a_low, b_low, mask.drawn if mask is not None else None)
+        ctx.scaling = scaling
+        ctx.mask = None if mask is None else (mask.keep, mask.seed)
+        ctx.trained_dtype = a.dtype
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, between, a_low, b_low, drawn = ctx.saved_tensors
+        mask = None if ctx.mask is None else DropoutMask(ctx.mask[0], ctx.mask[1], drawn)
+        grads = grad.reshape(-1, grad.shape[-1])
+        inputs = x.reshape(-1, x.shape[-1])
+        if mask is not None:
+            inputs = mask.apply(inputs)
+        grad_between = grads @ b_low
+        grad_b = (grads.t() @ between).to(ctx.trained_dtype).mul_(ctx.scaling)
+        grad_a = (grad_between.t() @ inputs).to(ctx.trained_dtype)
+        grad_x = None
+        if ctx.needs_input_grad[1]:
+            grad_x = grad_between @ a_low
+            grad_x = (grad_x if mask is None else mask.apply(grad_x)).view(x.shape)
+        return grad, grad_x, grad_a, grad_b, None, None

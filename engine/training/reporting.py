@@ -1,0 +1,187 @@
+"""What the worker says: typed events, also while the disk is full."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from engine.errors import StorageError
+from engine.runs.checkpoints import Checkpoint
+from engine.runs.event_log import EventWriter
+from engine.runs.events import (
+    AnyEventData,
+    CheckpointData,
+    EvalData,
+    MemoryData,
+    Phase,
+    StatusData,
+    StepData,
+    WarningData,
+)
+from engine.training.failure import is_disk_full
+from engine.training.trainer import HeldOutLoss, LoggedStep
+
+RESERVE_FILE = ".reserve"
+
+_RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so that the log can say so
+_LOOK_AGAIN_SECONDS = 5.0
+_SAY_AGAIN_SECONDS = 120.0
+
+
+class RunEvents:
+    """The worker's voice.
+
+    A full disk is waited out: the run pauses until there is room or somebody ends it.
+
+    Args:
+        writer: Of this attempt.
+        folder: The run's folder.
+        check_cancel: Raises when somebody wants the run to end at once, also in the middle of a pause.
+        device: Whose memory is reported.
+    """
+
+    def __init__(self, writer: EventWriter, folder: Path, check_cancel: Callable[[], None]) -> None:
+        self._writer = writer
+        self._reserve = folder / RESERVE_FILE
+        self._check_cancel = check_cancel
+        self.last_seq = 0
+        self.predicted_bytes: int | None = None
+        with contextlib.suppress(OSError):
+            self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
+
+    def say(self, data: AnyEventData) -> None:
+        """Write one event, however long the disk is full."""
+        self.when_there_is_room(lambda: self._append(data))
+
+    def status(self, phase: Phase, message: str, total_steps: int | None = None) -> None:
+        """The worker entered a phase."""
+        self.say(StatusData(phase=phase, message=message, total_steps=total_steps))
+
+    def warn(self, message: str, code: str = "") -> None:
+        """Something works, but probably not as wanted."""
+        self.say(WarningData(message=message, code=code))
+
+    def step(self, step: LoggedStep) -> None:
+        """A logged optimizer step."""
+        self.say(
+            StepData(
+                step=step.step,
+                epoch=round(step.epoch, 6),
+                loss=step.loss,
+                learning_rate=step.learning_rate,
+                grad_norm=step.grad_norm,
+                tokens=step.tokens,
+                trained_tokens=step.trained_tokens,
+                tokens_per_second=step.tokens_per_second,
+                memory_bytes=memory_now_bytes(),
+            )
+        )
+
+    def held_out(self, step: int, measured: HeldOutLoss, *, adapter_disabled: bool = False) -> None:
+        """A measurement of the held-out loss."""
+        self.say(
+            EvalData(
+                step=step,
+                eval_loss=measured.loss,
+                eval_tokens=measured.tokens,
+                rows=measured.rows,
+                seconds=measured.seconds,
+                adapter_disabled=adapter_disabled,
+            )
+        )
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A complete checkpoint now stands."""
+        self.say(
+            CheckpointData(
+                step=checkpoint.step,
+                name=checkpoint.folder.name,
+                size_bytes=checkpoint.size_bytes,
+                best=checkpoint.manifest.best,
+            )
+        )
+
+    def memory(self) -> None:
+        """Peaks so far."""
+        on_cuda = torch.cuda.is_available()
+        self.say(
+            MemoryData(
+                peak_allocated_bytes=torch.cuda.max_memory_allocated() if on_cuda else None,
+                peak_reserved_bytes=torch.cuda.max_memory_reserved() if on_cuda else None,
+                peak_process_bytes=peak_process_bytes(),
+                predicted_bytes=self.predicted_bytes,
+            )
+        )
+
+    def when_there_is_room(self, write: Callable[[], None]) -> None:
+        """Write, and while the disk is full, wait and try again.
+
+        Raises:
+            CancelledError: If somebody ends the run meanwhile.
+            Exception: Whatever `write` raises for other reasons.
+        """
+        said = 0.0
+        while True:
+            try:
+                write()
+                break
+            except Exception as error:
+                if not is_disk_full(error):
+                    raise
+            now = time.monotonic()
+            if not said or now - said > _SAY_AGAIN_SECONDS:
+                said = now
+                self._say_that_the_disk_is_full()
+            self._check_cancel()
+            time.sleep(_LOOK_AGAIN_SECONDS if not _is_hurried() else 0.1)
+        if said:
+            with contextlib.suppress(OSError):
+                self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
+            self._append(WarningData(message="There is room on the disk again; the run goes on.", code="disk_has_room"))
+
+    def _say_that_the_disk_is_full(self) -> None:
+        with contextlib.suppress(OSError):
+            self._reserve.unlink()
+        with contextlib.suppress(StorageError):
+            self._append(
+                WarningData(
+                    message="The disk is full. The run waits and goes on by itself once there is room.",
+                    code="disk_full",
+                )
+            )
+
+    def _append(self, data: AnyEventData) -> None:
+        self.last_seq = self._writer.append(data).seq
+
+    def close(self) -> None:
+        """Give the reserve back."""
+        with contextlib.suppress(OSError):
+            self._reserve.unlink()
+        self._writer.close()
+
+
+def memory_now_bytes() -> int:
+    """In use by this process now: allocated on CUDA, resident on a CPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_process_bytes() -> int:
+    """The most that this process ever held in RAM."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _is_hurried() -> bool:
+    from engine.training import faults
+
+    return faults.is_armed("disk_full:hurry")

@@ -1,0 +1,329 @@
+"""One attempt at one run, from the saved configuration to the saved adapter."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from engine.config.run import RunConfig
+from engine.data.prepare import PreparedDataset, prepare_dataset
+from engine.inspector.load_tokenizer import load_tokenizer
+from engine.models.progress import ModelProgress
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+from engine.runs.checkpoints import Checkpoint, newest_intact
+from engine.runs.events import DataReportData, ParametersData, ResumedData
+from engine.runs.provenance import read_provenance
+from engine.runs.run import RunFolder
+from engine.training import checkpoint as checkpoints
+from engine.training import faults
+from engine.training.assembly import Assembly, assemble
+from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
+from engine.training.callback import RunCallback
+from engine.training.failure import check_loss
+from engine.training.interruption import Interruption
+from engine.training.placement import Placement, choose_placement
+from engine.training.precision import Precision, choose_precision
+from engine.training.reporting import RunEvents
+from engine.training.steps import TrainerRows
+from engine.training.trained_state import load_trained, save_adapter
+from engine.training.trainer import HeldOutLoss, LoggedStep, LoratoryTrainer, TrainerHooks
+
+Outcome = Literal["finished", "stopped"]
+
+# Measuring shall not cost more than learning: what is measured on the way holds at most so many tokens.
+_MEASURED_TOKENS_ALWAYS = 16_384
+_MEASURED_SHARE = 0.03  # of all tokens that are learned from
+
+
+class StoppedBeforeTrainingError(Exception):
+    """Somebody asked to stop before there was anything to save."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attempt is about."""
+
+    folder: RunFolder
+    home: LoratoryHome
+    config: RunConfig
+    number: int
+
+
+class TrainingSession:
+    """Runs one attempt.
+
+    Args:
+        attempt: What to do.
+        events: Told of everything.
+        interruption: Asked whether to go on.
+    """
+
+    def __init__(self, attempt: Attempt, events: RunEvents, interruption: Interruption) -> None:
+        self._attempt = attempt
+        self._config = attempt.config
+        self._folder = attempt.folder
+        self._events = events
+        self._interruption = interruption
+        self._first_loss: float | None = None
+        self._vocabulary = 2
+        self._measured: tuple[int, float] | None = None
+        self._trainer: LoratoryTrainer | None = None
+
+    def run(self) -> Outcome:
+        """Train to the end, or until somebody stops it; returns which.
+
+        Raises:
+            EngineError: If something cannot work; see `engine.training.failure` for everything else.
+            CancelledError: If somebody ended the run at once.
+        """
+        try:
+            return self._run()
+        except StoppedBeforeTrainingError:
+            self._events.status("stopped", f"{self._interruption.reason} Nothing was trained yet.")
+            return "stopped"
+
+    def _run(self) -> Outcome:
+        config, events = self._config, self._events
+        resumed_from = self._find_checkpoint()
+        placement = choose_placement(config)
+        precision = choose_precision(config, placement.device)
+        events.predicted_bytes = read_provenance(self._folder).predicted_bytes
+        events.status("loading_model", f"Looking for {config.model.id}.")
+        source = resolve_model(config.model, self._attempt.home, self._on_model_progress)
+        tokenizer, template = load_tokenizer(source)
+        self._go_on()
+        data = self._read_data(tokenizer)
+        for note in template.notes:
+            events.warn(note, "template")
+        self._go_on()
+        events.status("loading_model", f"Loading {source.name}.")
+        torch.manual_seed(config.training.seed)
+        random.seed(config.training.seed)
+        faults.reached("session:load_model")
+        model = load_model(source, config, precision, placement)
+        events.status("preparing", f"Preparing {config.method_name}.")
+        model = add_adapter(model, config, source)
+        assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
+        for note in assembly.notes:
+            events.warn(note, "batching")
+        self._say_parameters(model, precision, placement, assembly)
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
+        self._go_on()
+        trainer = self._build_trainer(model, tokenizer, data, assembly, precision, placement)
+        self._trainer = trainer
+        callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback))
+        return self._train(trainer, callback, resumed_from, tokenizer, precision)
+
+    def _train(
+        self,
+        trainer: LoratoryTrainer,
+        callback: RunCallback,
+        resumed_from: Checkpoint | None,
+        tokenizer: Any,
+        precision: Precision,
+    ) -> Outcome:
+        events, total = self._events, trainer.total_steps
+        if resumed_from is None and trainer.measures:
+            events.status("evaluating", "Measuring the base model on held-out rows.", total)
+            off = self._config.adapter.method == "prefix_tuning"
+            first = trainer.measure_held_out(without_adapter=off)
+            events.held_out(0, first, adapter_disabled=off)
+            self._go_on()
+        if resumed_from is None or resumed_from.step < total:
+            done = f" from step {resumed_from.step}" if resumed_from else ""
+            events.status("training", f"Training{done}: {total:,} steps.", total)
+            trainer.train(resume_from_checkpoint=str(resumed_from.folder) if resumed_from else None)
+        else:  # everything was learned; only the adapter is missing
+            load_trained(trainer.model, resumed_from.folder)
+        events.memory()
+        self._keep_best(trainer, callback)
+        events.status("saving", "Saving what was trained.")
+        save = lambda folder: save_adapter(trainer.model, tokenizer, folder, precision.compute)  # noqa: E731
+        events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
+        faults.reached("session:adapter_saved")
+        step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
+        if callback.stopped_on_request:
+            events.status("stopped", f"{self._interruption.reason} Saved after step {step:,} of {total:,}.", total)
+            return "stopped"
+        early = " The held-out loss had stopped improving." if callback.stopped_early else ""
+        events.status("finished", f"Finished after step {step:,}.{early}", total)
+        return "finished"
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        folder = self._folder.checkpoints
+        checkpoints.sweep(folder)
+        checkpoints.restore_folder(self._folder.adapter)
+        found = newest_intact(folder)
+        if self._attempt.number > 1:
+            step, name = (found.step, found.folder.name) if found else (0, None)
+            self._events.say(ResumedData(step=step, checkpoint=name))
+            checkpoints.forget_later(folder, step)
+        return found
+
+    def _on_model_progress(self, progress: ModelProgress) -> None:
+        self._go_on()
+        self._events.status("loading_model", progress.message)
+
+    def _read_data(self, tokenizer: Any) -> PreparedDataset:
+        config, events = self._config, self._events
+        events.status("reading_data", f"Reading {config.dataset.source}.")
+        data = prepare_dataset(
+            config.dataset,
+            seed=config.training.seed,
+            max_length=config.training.max_length,
+            tokenizer=tokenizer,
+            home=self._attempt.home,
+            on_progress=lambda _: self._go_on(),
+        )
+        report = data.report
+        events.say(
+            DataReportData(
+                train_rows=len(data.train),
+                eval_rows=len(data.held_out),
+                dropped_rows=report.dropped,
+                trained_tokens=report.trained_tokens or 0,
+                masked_tokens=report.masked_tokens or 0,
+                truncated_rows=report.token_lengths.over_max_length if report.token_lengths else 0,
+            )
+        )
+        return data
+
+    def _say_parameters(self, model: Any, precision: Precision, placement: Placement, assembly: Assembly) -> None:
+        trainable, total = count_parameters(model)
+        # The line that PEFT prints, for the log.
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}",
+            flush=True,
+        )
+        self._events.say(
+            ParametersData(
+                trainable=trainable,
+                total=total,
+                compute_dtype=precision.compute_name,
+                device=placement.device.name,
+                attn_implementation=assembly.attention,
+                optim=optimizer_name(self._config.training, placement),
+                batching=assembly.setup.settings.batching,
+            )
+        )
+
+    def _build_trainer(
+        self,
+        model: Any,
+        tokenizer: Any,
+        data: PreparedDataset,
+        assembly: Assembly,
+        precision: Precision,
+        placement: Placement,
+    ) -> LoratoryTrainer:
+        training = self._config.training
+        lengths = data.train.lengths()
+        measured = choose_measured(
+            data.held_out.lengths(), int(sum(lengths) * training.num_train_epochs), training.seed
+        )
+        rows = TrainerRows(
+            train=data.train,
+            train_lengths=lengths,
+            held_out=[data.held_out[index] for index in measured],
+            held_out_lengths=[len(data.held_out[index].input_ids) for index in measured],
+        )
+        progress = lambda: self._trainer.progress if self._trainer else None  # noqa: E731
+        return LoratoryTrainer(
+            model=model,
+            args=training_arguments(training, self._folder.checkpoints, precision, placement),
+            tokenizer=tokenizer,
+            rows=rows,
+            setup=assembly.setup,
+            hooks=TrainerHooks(self._logged, self._held_out, self._save, self._interruption.check_cancel),
+            callbacks=[RunCallback(training, bool(rows.held_out), self._interruption.stop_wanted, progress)],
+        )
+
+    def _go_on(self) -> None:
+        self._interruption.check_cancel()
+        if self._interruption.stop_wanted():
+            raise StoppedBeforeTrainingError
+
+    # -- while training -----------------------------------------------------------------------------------------------
+
+    def _logged(self, step: LoggedStep) -> None:
+        if self._first_loss is None:
+            self._first_loss = step.loss
+            if step.step == 1:
+                self._events.memory()
+        self._events.step(step)
+        check_loss(step.step, step.loss, step.grad_norm, self._first_loss, self._vocabulary)
+        faults.reached(f"training:step-{step.step}")
+
+    def _held_out(self, step: int, measured: HeldOutLoss) -> None:
+        self._measured = (step, measured.loss)
+        self._events.held_out(step, measured)
+
+    def _save(self) -> None:
+        trainer = self._trainer
+        assert trainer is not None
+        step = int(trainer.state.global_step)
+        best_step = trainer.progress.best_step
+        facts = checkpoints.CheckpointFacts(
+            step=step,
+            event_seq=self._events.last_seq,
+            eval_loss=self._measured[1] if self._measured is not None and self._measured[0] == step else None,
+            best=step == best_step,
+        )
+        self._events.when_there_is_room(
+            lambda: self._events.checkpoint(
+                checkpoints.write_checkpoint(self._folder.checkpoints, facts, trainer.write_state)
+            )
+        )
+        checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
+
+    def _keep_best(self, trainer: LoratoryTrainer, callback: RunCallback) -> None:
+        """A run that ended early because it got no better ends with its best weights."""
+        best = trainer.progress.best_step
+        if not callback.stopped_early or best is None:
+            return
+        path = self._folder.checkpoint(best)
+        if path.is_dir():
+            load_trained(trainer.model, path)
+
+
+def choose_measured(lengths: Sequence[int], learned_tokens: int, seed: int) -> list[int]:
+    """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
+
+    Args:
+        lengths: Tokens of each held-out row.
+        learned_tokens: Tokens that the whole run learns from, masked ones and repetitions included.
+        seed: Of the draw.
+    """
+    budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * learned_tokens))
+    order = list(range(len(lengths)))
+    if sum(lengths) <= budget:
+        return order
+    random.Random(seed).shuffle(order)  # noqa: S311 - a draw, no secret
+    chosen: list[int] = []
+    tokens = 0
+    for index in order:
+        if chosen and tokens + lengths[index] > budget:
+            break
+        chosen.append(index)
+        tokens += lengths[index]
+    return sorted(chosen)
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Trainable parameters and all of them, packed weights counted as what they hold, as PEFT counts."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    total = sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), total
+
+
+def home_of(folder: Path) -> LoratoryHome:
+    """The home that a run directory stands in: `<home>/runs/<owner>/<run>`."""
+    return LoratoryHome(folder.resolve().parents[2])

@@ -1,0 +1,310 @@
+"""TRL's `SFTTrainer` with our batches, our loss, our measurements and our checkpoints.
+
+TRL and transformers keep the loop: optimizer, schedule, clipping, accumulation across devices. What is replaced here is
+what they do for generality and this program does not need: tokenizing, padding, scoring of masked positions, metrics over
+them, and checkpoints that are pickled in place.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTTrainer
+
+from engine.training import faults, state_files
+from engine.training.batches import PassTensors
+from engine.training.plan import EpochPlanner
+from engine.training.steps import StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup, unchanged
+from engine.training.trained_state import load_trained, save_trained
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+SCHEDULER_FILE = "scheduler.json"
+RANDOM_FILE = "random.safetensors"
+SCALER_FILE = "scaler.json"
+PROGRESS_FILE = "progress.json"
+
+
+class HeldOutLoss(NamedTuple):
+    """One measurement: mean over `tokens` trained tokens of `rows` rows, in nats."""
+
+    loss: float
+    tokens: int
+    rows: int
+    seconds: float
+
+
+class LoggedStep(NamedTuple):
+    """What is known at a logged step; `loss` is the mean over the steps since the last one."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    tokens: int
+    trained_tokens: int
+    tokens_per_second: float
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; saved with every checkpoint."""
+
+    tokens: int = 0  # learned and masked, padding not counted
+    trained_tokens: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    measurements_since_best: int = 0
+
+
+@dataclass
+class TrainerHooks:
+    """What others do when something happened; each may raise to end the run."""
+
+    logged: Callable[[LoggedStep], None] = lambda _: None
+    measured: Callable[[int, HeldOutLoss], None] = lambda _step, _loss: None
+    save: Callable[[], None] = lambda: None
+    between_passes: Callable[[], None] = lambda: None
+
+
+@dataclass
+class _Interval:
+    """Since the last logged step."""
+
+    began: float = field(default_factory=time.perf_counter)
+    tokens: int = 0
+    paused_seconds: float = 0.0  # spent on measuring and saving
+
+
+class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
+    """Trains a prepared model on tokenized rows.
+
+    Args:
+        model: With adapter, or fully trainable; its loss must be attached (`engine.training.loss`).
+        args: From `engine.training.build`.
+        tokenizer: Saved with what is trained.
+        rows: What to learn from, and what to measure on.
+        setup: How rows go through the model.
+        hooks: Told of what happens.
+        callbacks: Of transformers; decide when to log, measure, save and stop.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        tokenizer: Any,
+        rows: TrainerRows,
+        setup: TrainerSetup,
+        hooks: TrainerHooks,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        self._rows = rows
+        self._setup = setup
+        self.hooks = hooks
+        self.progress = Progress()
+        self._interval = _Interval()
+        self._planner = EpochPlanner(rows.train_lengths, setup.settings)
+        trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        forward = _causal_lm(model).forward
+        super().__init__(
+            model=model,
+            args=args,
+            # Only its length counts: our loader looks the rows up by number.
+            train_dataset=Dataset.from_dict({"row": range(len(rows.train))}),
+            processing_class=tokenizer,
+            data_collator=unchanged,
+            callbacks=list(callbacks),
+        )
+        # TRL rounds trained weights to bfloat16 on quantized bases, and puts a loss of its own before the model.
+        for name, parameter in self.model.named_parameters():
+            if name in trained:
+                parameter.data = trained[name].to(parameter.device)
+        _causal_lm(self.model).forward = forward
+        self.remove_callback(PrinterCallback)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which every row is learned once."""
+        return self._planner.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return int(self.args.max_steps)
+        return math.ceil(float(self.args.num_train_epochs) * self.steps_per_epoch)
+
+    @property
+    def measures(self) -> bool:
+        """Whether there are held-out rows."""
+        return bool(self._rows.held_out)
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of one optimizer step each; already this process's share of it."""
+        batches = StepBatches(self._rows.train, self._setup)
+        order = StepOrder(self._planner, lambda: int(self.state.global_step) // self.steps_per_epoch)
+        return DataLoader(batches, batch_sampler=order, collate_fn=unchanged, generator=torch.Generator())
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """Not counted: nothing here asks for it."""
+        return 0
+
+    def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
+        """All passes of one optimizer step, forward and backward; returns the mean loss over its trained tokens."""
+        model.train()
+        total = self._over_all_processes(inputs.trained_tokens)
+        loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
+        for number, cpu_pass in enumerate(inputs.passes):
+            self.hooks.between_passes()
+            faults.reached("training:pass")
+            one = cpu_pass.to(self.args.device)
+            is_last = number == len(inputs.passes) - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                summed = self._summed_loss(model, one)
+                # Averaged by tokens over the whole step, as TRL does; DDP divides by the processes once more.
+                part = summed * (self.accelerator.num_processes / max(1, total))
+                if faults.is_armed("training:nan"):
+                    part = part * float("nan")
+                self.accelerator.backward(part)
+            loss += part.detach()
+        self.progress.tokens += self._over_all_processes(inputs.tokens)
+        self.progress.trained_tokens += total
+        self._interval.tokens += inputs.tokens
+        return loss
+
+    def _summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
+        if one.trained_tokens == 0:  # a row whose learned part was only its first token
+            return next(p for p in model.parameters() if p.requires_grad).sum() * 0.0
+        context = (
+            torch.autocast(self.args.device.type, dtype=self._setup.autocast)
+            if self._setup.autocast is not None
+            else contextlib.nullcontext()
+        )
+        with context:
+            loss: torch.Tensor = model(**one.inputs, trained_tokens=one.trained)
+        return loss
+
+    def _over_all_processes(self, count: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return count
+        return int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), reduction="sum"))
+
+    # -- measurements -------------------------------------------------------------------------------------------------
+
+    def measure_held_out(self, *, without_adapter: bool = False) -> HeldOutLoss:
+        """Mean loss over the learned tokens of the held-out rows.
+
+        Args:
+            without_adapter: Measure the base model, where the adapter does not start as no change at all.
+        """
+        began = time.perf_counter()
+        settings = self._setup.settings
+        rows, lengths = self._rows.held_out, self._rows.held_out_lengths
+        own = range(settings.rank, len(rows), settings.world_size)
+        batches = StepBatches(rows, self._setup)
+        off = self.model.disable_adapter() if without_adapter else contextlib.nullcontext()
+        was_training = self.model.training
+        self.model.eval()
+        summed = torch.zeros((), dtype=torch.float64)
+        tokens = 0
+        with torch.no_grad(), off:
+            for one in batches.measured(list(own), lengths):
+                self.hooks.between_passes()
+                summed += self._summed_loss(self.model, one.to(self.args.device)).double().cpu()
+                tokens += one.trained_tokens
+        self.model.train(was_training)
+        if settings.world_size > 1:
+            both = torch.tensor([float(summed), float(tokens)], dtype=torch.float64, device=self.args.device)
+            both = self.accelerator.reduce(both, reduction="sum")
+            summed, tokens = both[0].cpu(), int(both[1])
+        seconds = time.perf_counter() - began
+        self._interval.paused_seconds += seconds
+        return HeldOutLoss(float(summed) / max(1, tokens), tokens, len(rows), seconds)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the held-out loss at this step, and remember whether it is the best so far."""
+        measured = self.measure_held_out()
+        if self.progress.best_loss is None or measured.loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_step = measured.loss, int(self.state.global_step)
+            self.progress.measurements_since_best = 0
+        else:
+            self.progress.measurements_since_best += 1
+        self.hooks.measured(int(self.state.global_step), measured)
+        metrics = {"eval_loss": measured.loss}
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """Hand one logged step on; what the loop logs beside steps is of no use here."""
+        if "loss" not in logs:
+            return
+        now = time.perf_counter()
+        seconds = now - self._interval.began - self._interval.paused_seconds
+        norm = logs.get("grad_norm")
+        step = LoggedStep(
+            step=int(self.state.global_step),
+            epoch=float(self.state.epoch or 0.0),
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=None if norm is None else float(norm),
+            tokens=self.progress.tokens,
+            trained_tokens=self.progress.trained_tokens,
+            tokens_per_second=self._over_all_processes(self._interval.tokens) / max(seconds, 1e-9),
+        )
+        self._interval = _Interval(now)
+        self.hooks.logged(step)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
+        began = time.perf_counter()
+        self.hooks.save()
+        self._interval.paused_seconds += time.perf_counter() - began
+
+    def write_state(self, folder: Path) -> None:
+        """Write everything that the next step depends on; see `engine.training.checkpoint` for how it gets its name."""
+        save_trained(self.model, self.processing_class, folder)
+        state_files.save_optimizer(self.optimizer, folder / OPTIMIZER_FILE)
+        state_files.save_plain(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
+        state_files.save_random_state(folder / RANDOM_FILE)
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None:
+            state_files.save_plain(scaler.state_dict(), folder / SCALER_FILE)
+        state_files.save_plain(vars(self.progress), folder / PROGRESS_FILE)
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_trained(self.model if model is None else model, folder)
+        self.progress = Progress(**state_files.load_plain(folder / PROGRESS_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            folder = Path(checkpoint)
+            state_files.load_optimizer(self.optimizer, folder / OPTIMIZER_FILE)
+            self.lr_scheduler.load_state_dict(state_files.load_plain(folder / SCHEDULER_FILE))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state_files.load_random_state(Path(checkpoint) / RANDOM_FILE)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if checkpoint is not None and scaler is not None and (Path(checkpoint) / SCALER_FILE).is_file():
+            scaler.load_state_dict(state_files.load_plain(Path(checkpoint) / SCALER_FILE))
+
+
+def _causal_lm(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,86 @@
+"""The process that trains: `python -P -m engine.training.worker RUN_DIR`.
+
+It holds the run's lock for life and speaks through the event log alone. Exit codes: 0 finished or stopped, 1 failed
+(the log says why), 2 wrong usage, 3 another worker has the run, 130 cancelled.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import EngineError
+from engine.runs.event_log import EventWriter
+from engine.runs.run import RunFolder
+
+EXIT_FINISHED = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_HELD_BY_ANOTHER = 3
+EXIT_CANCELLED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the run in the folder that is named; returns the exit code."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print("usage: python -P -m engine.training.worker RUN_DIR", file=sys.stderr)
+        return EXIT_USAGE
+    folder = RunFolder(Path(arguments[0]).resolve())
+    try:
+        claim = folder.claim()
+    except EngineError as error:
+        print(error, file=sys.stderr)
+        return EXIT_HELD_BY_ANOTHER
+    _prepare_environment()
+    with EventWriter(folder.events, claim.attempt) as writer:
+        return _attempt(folder, claim.attempt, writer)
+
+
+def _prepare_environment() -> None:
+    """Settings that must stand before torch is imported."""
+    # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # As `engine.processes.spawn` sets it; here for workers that a person or a cluster starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+
+
+def _attempt(folder: RunFolder, number: int, writer: EventWriter) -> int:
+    from engine.runs.events import StatusData
+
+    writer.append(StatusData(phase="loading_model", message="Starting."))
+    from engine.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from engine.training.failure import CancelledError, explain
+    from engine.training.interruption import Interruption
+    from engine.training.reporting import RunEvents
+    from engine.training.session import Attempt, TrainingSession, home_of
+
+    interruption = Interruption(folder)
+    interruption.listen()
+    events = RunEvents(writer, folder.path, interruption.check_cancel)
+    config = None
+    try:
+        config = folder.read_config()
+        TrainingSession(Attempt(folder, home_of(folder.path), config, number), events, interruption).run()
+    except CancelledError:
+        events.status("stopped", "Cancelled.")
+        return EXIT_CANCELLED
+    except BaseException as error:
+        # The whole story is for the log; the event has what a person needs.
+        traceback.print_exc()
+        writer.append(explain(error, config))
+        return EXIT_FAILED
+    finally:
+        events.close()
+    return EXIT_FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
