@@ -211,13 +211,20 @@ class HistoryReader:
             return self._history
 
     def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
-        # The first event of an attempt decides what it supersedes: it goes the careful way, and so does what is odd.
-        if are_steps and not self._attempt_is_fresh:
-            rows = _rows_of_plain_steps(lines, self._attempt)
-            if rows is not None and bool(np.all(np.diff(rows[0], prepend=self._columns.last_step()) > 0)):
-                self._columns.extend(rows)
-                self._said.last_time = float(rows[1, -1])
+        while lines:
+            # The first event of an attempt decides what it supersedes: it goes the careful way, and so does what is odd.
+            if are_steps and self._attempt and not self._attempt_is_fresh:
+                rows = _rows_of_plain_steps(lines, self._attempt)
+                if rows is not None and bool(np.all(np.diff(rows[0], prepend=self._columns.last_step()) > 0)):
+                    self._columns.extend(rows)
+                    self._said.last_time = float(rows[1, -1])
+                    return
+                self._take_carefully(lines)
                 return
+            self._take_carefully(lines[:1])
+            lines = lines[1:]
+
+    def _take_carefully(self, lines: list[bytes]) -> None:
         for line in lines:
             event = parse_event(line)
             if event is not None:

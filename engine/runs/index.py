@@ -1,7 +1,7 @@
 """The rows of all runs, quickly: what has ended is remembered, what lives is followed, nothing is read twice."""
 
+import os
 import threading
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.errors import StorageError
 from engine.files import write_atomically
 from engine.runs.history import HistoryReader
-from engine.runs.run import FINAL_STATES, Run
+from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Run
 from engine.runs.store import RunStore, folder_size_bytes
 from engine.runs.summary import RunSummary, summarize
 
@@ -92,12 +92,11 @@ class RunIndex:
         history = reader.update()
         checkpoints = len(history.checkpoints)
         measured = self._sizes.get(run.id)
-        if measured is None or measured[0] != checkpoints:
+        if measured is None or measured[0] != checkpoints or run.folder.read_state().is_final:
             measured = (checkpoints, folder_size_bytes(run.folder.path))
             self._sizes[run.id] = measured
         summary = summarize(run, history, measured[1])
         if summary.state in FINAL_STATES:
-            summary = summary.model_copy(update={"size_bytes": folder_size_bytes(run.folder.path)})
             self._followed.pop(run.id, None)
             self._sizes.pop(run.id, None)
         return summary
@@ -120,19 +119,18 @@ class RunIndex:
 
 
 def _stamp_of(run: Run) -> Stamp:
-    folder = run.folder
-    return Stamp(_modified(folder.state), _modified(folder.notes), _size(folder.events))
+    # Three looks at each of thousands of runs: plain strings take a third of the time of paths.
+    folder = os.fspath(run.folder.path)
+    state, notes, events = (_look(f"{folder}/{name}") for name in (STATE_FILE, NOTES_FILE, EVENTS_FILE))
+    return Stamp(
+        state_modified=0 if state is None else state.st_mtime_ns,
+        notes_modified=0 if notes is None else notes.st_mtime_ns,
+        events_bytes=0 if events is None else events.st_size,
+    )
 
 
-def _modified(path: Path) -> int:
+def _look(path: str) -> os.stat_result | None:
     try:
-        return path.stat().st_mtime_ns
+        return os.stat(path)  # noqa: PTH116 - see above
     except OSError:
-        return 0
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        return None

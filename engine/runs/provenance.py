@@ -1,14 +1,13 @@
-"""`provenance.yaml`: what a run was started from, so that it can be understood and repeated later."""
+"""`provenance.json`: what a run was started from, so that it can be understood and repeated later."""
 
 import functools
 import importlib.metadata
 import platform
 import sys
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.errors import StorageError
+from engine.config.run import RunConfig
 from engine.runs.run import RunFolder
 
 # What can change a result; versions are read from package metadata, so that none of them is imported here.
@@ -16,11 +15,18 @@ _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbyte
 
 
 class Provenance(BaseModel):
-    """Facts of the start, beside the configuration; written once."""
+    """Facts of the start, beside the configuration; written once.
+
+    It repeats what lists show of the configuration, so that they need not read thousands of YAML files.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     created: float = 0.0  # seconds since the epoch
+    title: str = ""
+    method: str = ""
+    model: str = ""
+    dataset: str = ""
     key: str | None = None  # of the start request; the same key never starts a second run
     loratory: str = ""
     python: str = ""
@@ -42,26 +48,31 @@ def environment_facts() -> dict[str, object]:
     }
 
 
-def provenance_to_yaml(provenance: Provenance) -> str:
-    """Text of `provenance.yaml`."""
-    return yaml.safe_dump(provenance.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+def describe_config(config: RunConfig) -> dict[str, object]:
+    """The fields of `Provenance` that repeat the configuration."""
+    return {
+        "title": run_title(config),
+        "method": config.method_name,
+        "model": config.model.id,
+        "dataset": config.dataset.source,
+    }
+
+
+def run_title(config: RunConfig) -> str:
+    """What a run is called: its name, or one made of model, method and data."""
+    if config.run.name:
+        return config.run.name
+    model = config.model.id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    source = config.dataset.source.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{model} · {config.method_name} · {source}"
 
 
 def read_provenance(folder: RunFolder) -> Provenance:
-    """Load it; where the file is missing or unreadable, nothing is known.
-
-    Raises:
-        StorageError: If the disk fails.
-    """
+    """Load it; where the file is missing or unreadable, nothing is known."""
     try:
-        values = yaml.safe_load(folder.provenance.read_text(encoding="utf-8"))
-        return Provenance.model_validate(values)
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError, ValidationError):
+        return Provenance.model_validate_json(folder.provenance.read_bytes())
+    except (OSError, ValidationError):
         return Provenance()
-    except OSError as error:
-        raise StorageError(
-            f"provenance.yaml cannot be read ({error.strerror}).", "Check the permissions of the run's folder."
-        ) from error
 
 
 @functools.cache

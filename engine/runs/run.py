@@ -19,6 +19,10 @@ from engine.runs.events import FailedEvent, StatusEvent
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted"]
 
 FINAL_STATES: frozenset[State] = frozenset({"completed", "stopped", "failed", "interrupted"})
+STATE_FILE = "state.json"
+NOTES_FILE = "notes.json"
+EVENTS_FILE = "events.jsonl"
+
 ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
 
@@ -68,17 +72,17 @@ class RunFolder:
     @property
     def provenance(self) -> Path:
         """What the config was pinned to, and when; written once by the launcher."""
-        return self.path / "provenance.yaml"
+        return self.path / "provenance.json"
 
     @property
     def notes(self) -> Path:
         """Name, note and tags that a person gave it afterwards."""
-        return self.path / "notes.json"
+        return self.path / NOTES_FILE
 
     @property
     def state(self) -> Path:
         """`RunState`; written by the supervisor. A run without one is queued."""
-        return self.path / "state.json"
+        return self.path / STATE_FILE
 
     @property
     def process(self) -> Path:
@@ -93,7 +97,7 @@ class RunFolder:
     @property
     def events(self) -> Path:
         """The event log; written by the worker."""
-        return self.path / "events.jsonl"
+        return self.path / EVENTS_FILE
 
     @property
     def log(self) -> Path:

@@ -17,7 +17,7 @@ from engine.errors import RunError, StorageError
 from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
-from engine.runs.provenance import Provenance, provenance_to_yaml
+from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import Run, RunFolder
 
 RUN_ID = re.compile(r"^\d{8}-\d{6}-\d{3}-[0-9a-f]{4}$")
@@ -66,7 +66,8 @@ class RunStore:
             StorageError: If the disk is full or the home cannot be written.
         """
         now = self._clock()
-        provenance = (provenance or Provenance()).model_copy(update={"created": now, "key": key})
+        facts = {**describe_config(config), "created": now, "key": key}
+        provenance = (provenance or Provenance()).model_copy(update=facts)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Between looking the key up and having made the run, nobody else may do the same.
@@ -80,7 +81,7 @@ class RunStore:
                 folder = RunFolder(unborn)
                 folder.control.mkdir(mode=0o700)
                 write_atomically(folder.config, config_to_yaml(config))
-                write_atomically(folder.provenance, provenance_to_yaml(provenance))
+                write_atomically(folder.provenance, provenance.model_dump_json(indent=1))
                 if key is not None:
                     # First the key: one whose run is missing counts as unused, while a run whose key is missing would
                     # be made a second time.
@@ -193,10 +194,15 @@ def list_owners(home: LoratoryHome) -> list[str]:
 def folder_size_bytes(folder: Path) -> int:
     """Bytes of all files below a folder; files that vanish meanwhile count nothing."""
     total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += (Path(parent) / name).lstat().st_size
+    remaining = [os.fspath(folder)]
+    while remaining:
+        with contextlib.suppress(OSError), os.scandir(remaining.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remaining.append(entry.path)
+                    continue
+                with contextlib.suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_size
     return total
 
 

@@ -26,12 +26,13 @@ def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     """
     assert x.shape == y.shape, f"x has {x.shape[0]} values, y {y.shape[0]}"
     assert points >= 4, f"{points} points are too few for a curve"
-    finite = np.flatnonzero(np.isfinite(y))
+    is_finite = np.isfinite(y)
     newest = len(y) - 1
-    if len(finite) <= points:
-        kept = finite
+    if len(y) > points and bool(is_finite.all()):
+        kept = _lttb(x, y, points - 1)
     else:
-        kept = finite[_lttb(np.ascontiguousarray(x[finite]), np.ascontiguousarray(y[finite]), points - 1)]
+        finite = np.flatnonzero(is_finite)
+        kept = finite if len(finite) <= points else finite[_lttb(x[finite], y[finite], points - 1)]
     if len(y) and (not len(kept) or kept[-1] != newest):
         kept = np.append(kept[: points - 1], newest)
     return kept
@@ -60,20 +61,25 @@ def _debiased_average(values: Array, weight: float) -> Array:
     """Blocks short enough that weight**block does not underflow, each one vectorized."""
     block = max(1, min(4096, int(-600.0 / np.log(weight)) if weight > 0 else 1))
     result = np.empty(len(values))
+    all_powers = weight ** np.arange(1, block + 1)
     carried = 0.0
     for start in range(0, len(values), block):
         part = values[start : start + block]
-        powers = weight ** np.arange(1, len(part) + 1)
+        powers = all_powers[: len(part)]
         average = powers * (carried + (1.0 - weight) * np.cumsum(part / powers))
         result[start : start + block] = average
         carried = float(average[-1])
-    corrections = 1.0 - weight ** np.arange(1, len(values) + 1)
-    return result / corrections
+    # Beyond some hundred values (more for weights close to 1) the correction is 1 in every digit.
+    corrected = min(len(values), int(-40.0 / np.log(weight)) + 1)
+    result[:corrected] /= 1.0 - weight ** np.arange(1, corrected + 1)
+    return result
 
 
 def _lttb(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     # Compiled code, and only charts of long runs need it.
     from tsdownsample import MinMaxLTTBDownsampler
 
-    chosen: Any = MinMaxLTTBDownsampler().downsample(x, y, n_out=points, minmax_ratio=_LTTB_CANDIDATES)
+    chosen: Any = MinMaxLTTBDownsampler().downsample(
+        np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points, minmax_ratio=_LTTB_CANDIDATES
+    )
     return np.asarray(chosen, dtype=np.intp)

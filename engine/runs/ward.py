@@ -14,12 +14,11 @@ from engine.runs.control import cancel_is_requested, clear_requests, stop_is_req
 from engine.runs.endings import out_of_memory_kills
 from engine.runs.event_log import last_event
 from engine.runs.followed import FollowedRun, Patience
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
 from engine.runs.requests import forget_resume_request, resume_requests
 from engine.runs.run import FINAL_STATES, Run, RunState
 from engine.runs.store import RunStore, list_owners
-from engine.runs.summary import run_title
 from engine.runs.worker_command import WorkerCommand, WorkerOrder, start_worker
 
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time

@@ -6,10 +6,10 @@ from engine.runs.event_log import EventWriter
 from engine.runs.events import EvalData, MemoryData, StatusData, StepData
 from engine.runs.index import RunIndex
 from engine.runs.notes import change_notes
-from engine.runs.provenance import Provenance
+from engine.runs.provenance import Provenance, run_title
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.runs.summary import run_title, summarize
+from engine.runs.summary import summarize
 from tests.runs.supervision import config_for
 
 
@@ -57,11 +57,20 @@ def test_a_run_without_a_name_is_called_by_model_method_and_data():
 
 
 def test_a_run_whose_config_was_damaged_is_listed_all_the_same(store):
-    run = trained(store)
+    run = trained(store, "Evening run")
     run.folder.config.write_text("model: [")
+    assert summarize(run).name == "Evening run"
 
+    run.folder.provenance.unlink()
     assert summarize(run).name == "(configuration unreadable)"
     assert RunIndex(store).summaries()[0].steps == 3
+
+
+def test_a_run_whose_provenance_was_lost_is_described_by_its_config(store):
+    run = trained(store, "Evening run")
+    run.folder.provenance.write_text("{torn")
+
+    assert (summarize(run).name, summarize(run).model) == ("Evening run", "some/model")
 
 
 def test_rows_of_ended_runs_are_remembered_across_restarts_and_not_read_again(store, monkeypatch):
