@@ -30,6 +30,7 @@ from engine.errors import EngineError, ModelError, RunError
 from engine.hardware.device import Device
 from engine.models.details import ModelDetails
 from engine.models.shape import ModelShape, ModuleShape
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile, sha256_of
 from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.event_log import EventWriter
 from engine.runs.events import (
@@ -334,7 +335,7 @@ def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
                 writer.append(StatusData(phase="finished" if invented.state == "completed" else "stopped"))
         run.folder.log.write_text(invented.log, encoding="utf-8")
         for step in scribe.saved:
-            write_adapter(run.folder.checkpoints / f"step-{step}")
+            write_checkpoint(run, step)
         if invented.with_adapter and invented.state in ("completed", "stopped"):
             write_adapter(run.folder.adapter)
     is_final = invented.state in ("completed", "stopped", "failed", "interrupted")
@@ -364,6 +365,18 @@ def write_adapter(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 19_000)
     (folder / "tokenizer.json").write_bytes(b" " * 3_500)
     (folder / "chat_template.jinja").write_text("{% for message in messages %}…{% endfor %}", encoding="utf-8")
+
+
+def write_checkpoint(run: Run, step: int) -> None:
+    """A checkpoint that is whole by its manifest."""
+    folder = run.folder.checkpoint(step)
+    write_adapter(folder / ADAPTER_SUBFOLDER)
+    files = {
+        path.relative_to(folder).as_posix(): ManifestFile(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(Manifest(step=step, files=files).model_dump_json(), encoding="utf-8")
 
 
 @dataclass
@@ -469,7 +482,7 @@ class FakeLauncher:
                     break
             writer.append(StatusData(phase="finished" if ending == "completed" else "stopped"))
         for step in scribe.saved:
-            write_adapter(run.folder.checkpoints / f"step-{step}")
+            write_checkpoint(run, step)
         if not cancel_is_requested(run.folder):
             write_adapter(run.folder.adapter)
         now = time.time()

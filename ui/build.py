@@ -71,14 +71,8 @@ def build_app(services: Services) -> gr.Blocks:
 
 
 def _wire_side_panel(page: Page, side: gr.Column, advice: gr.HTML) -> None:
-    page.tabs.select(
-        _show_beside,
-        None,
-        side,
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
-    )
+    for tab in page.tabs.children:
+        tab.select(_show_beside, None, side, show_progress="hidden", queue=False, api_visibility="private")
     change = gr.State({})
 
     def apply(event: gr.EventData, *values: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 // Colours such as var(--chart-blue) are looked up in the stylesheet, so light and dark need no answer from the server.
 const place = element.querySelector('.chart');
 
+const waiting = place.querySelector('p');
+
 const withColours = (text) => {
   const styles = getComputedStyle(document.body);
   return text.replace(/var\((--[a-z-]+)\)/g, (_, name) => styles.getPropertyValue(name).trim() || '#888');
@@ -14,7 +16,9 @@ const draw = () => {
   if (!value) {
     if (window.Plotly && place.data) window.Plotly.purge(place);
     place.replaceChildren();
+    if (place.dataset.waiting) place.insertAdjacentElement('afterbegin', waiting).textContent = place.dataset.waiting;
     place.removeAttribute('aria-label');
+    place.style.height = '';
     return;
   }
   if (!window.Plotly) {
@@ -23,6 +27,7 @@ const draw = () => {
   }
   const chart = JSON.parse(withColours(value));
   place.setAttribute('aria-label', chart.label);
+  waiting.remove();
   place.style.height = chart.layout.height + 'px';
   window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
 };

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 _SCRIPT = Path(__file__).with_name("chart.js").read_text(encoding="utf-8")
-_TEMPLATE = '<div class="chart" role="img"></div>'
+_TEMPLATE = '<div class="chart" role="img" data-waiting="{waiting}"><p class="small">Loading the chart …</p></div>'
 
 
 def plotly_script() -> Path:
@@ -19,12 +20,18 @@ def plotly_script() -> Path:
     return Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
 
 
-def chart(**presentation: Any) -> gr.HTML:
-    """A place for a figure; its value is what `figure_json` returns, "" draws nothing."""
+def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
+    """A place for a figure; its value is what `figure_json` returns.
+
+    Args:
+        waiting: One sentence that stands there while the value is "".
+        presentation: As `gr.HTML` takes it.
+    """
     library = plotly_script()
     gr.set_static_paths([library])
+    template = _TEMPLATE.format(waiting=escape(waiting, quote=True))
     head = f'<script src="gradio_api/file={library.as_posix()}"></script>'
-    return gr.HTML("", html_template=_TEMPLATE, js_on_load=_SCRIPT, head=head, apply_default_css=False, **presentation)
+    return gr.HTML("", html_template=template, js_on_load=_SCRIPT, head=head, apply_default_css=False, **presentation)
 
 
 def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str) -> str:

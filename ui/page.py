@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
+from gradio.context import Context
 from gradio.events import Dependency
 
 from engine.config.load import with_overrides
@@ -36,7 +37,6 @@ class Page:
     chosen_run: gr.BrowserState = field(init=False)
     tabs: gr.Tabs = field(init=False)
     reader: RunReader = field(init=False)  # what all tabs know about runs
-    _arrivals: dict[str, Callable[[Dependency], Any]] = field(default_factory=dict)
     _views: list[tuple[Component, DraftView]] = field(default_factory=list)
     _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
 
@@ -53,13 +53,22 @@ class Page:
         """Like `on_draft`, for views that may take a tenth of a second."""
         self._later_views.append((component, view))
 
-    def on_arrival(self, tab: str, refresh_after: Callable[[Dependency], Any]) -> None:
-        """Let a tab show what is true now whenever it is opened; `refresh_after` adds to the event that opened it."""
-        self._arrivals[tab] = refresh_after
+    @staticmethod
+    def tab_here() -> gr.Tab:
+        """The tab that is being laid out. Its `select` fires however it is opened; that of `tabs` on clicks only."""
+        block = Context.block
+        while block is not None and not isinstance(block, gr.Tab):
+            block = block.parent
+        assert block is not None, "called outside of a tab"
+        return block
+
+    def elsewhere(self, tab: gr.Tab) -> list[Any]:
+        """Triggers that say that `tab` was left."""
+        return [other.select for other in self.tabs.children if isinstance(other, gr.Tab) and other is not tab]
 
     def open_tab(self, event: Dependency, tab: str) -> None:
         """After an event, bring another tab to the front."""
-        opened = event.then(
+        event.then(
             lambda: gr.Tabs(selected=tab),
             None,
             self.tabs,
@@ -67,9 +76,6 @@ class Page:
             queue=False,
             api_visibility="private",
         )
-        # A tab that is selected by the server fires no select event.
-        if tab in self._arrivals:
-            self._arrivals[tab](opened)
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)

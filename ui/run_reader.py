@@ -5,17 +5,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, StorageError
 from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.index import RunIndex
 from engine.runs.notes import RunNotes, read_notes
-from engine.runs.provenance import Provenance, read_provenance
+from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.requests import ResumeRequest, resume_requests
 from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
-from engine.runs.summary import RunSummary, run_title
+from engine.runs.summary import RunSummary
 
 _FOLLOWED_AT_ONCE = 24
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
@@ -61,8 +62,8 @@ class ObservedRun:
 
     @property
     def can_be_talked_to(self) -> bool:
-        """Whether an adapter or a checkpoint exists."""
-        return self.has_adapter or bool(self.history.checkpoints)
+        """Whether an adapter or a whole checkpoint exists."""
+        return self.has_adapter or bool(list_checkpoints(self.run.folder.path))
 
 
 class RunReader:

@@ -20,7 +20,8 @@ class Preset:
     name: str
     title: str
     about: str
-    memory_gib: float | None  # memory of the device it is made for; None for the CPU
+    device: str  # the device it is made for, in words
+    memory_gib: float | None  # of that device, where it is a GPU; None for the CPU
     path: Path
 
     def load(self) -> RunConfig:
@@ -63,11 +64,12 @@ def _read(path: Path) -> Preset:
     missing = {"Title", "Device", "About"} - header.keys()
     if missing:
         raise ConfigError([Problem("", f"the preset {path.stem} lacks the opening line {', '.join(sorted(missing))}.")])
-    device = re.search(r"([0-9.]+) GiB", header["Device"])
+    memory = None if header["Device"].startswith("CPU") else re.search(r"([0-9.]+) GiB", header["Device"])
     return Preset(
         name=path.stem,
         title=header["Title"],
         about=header["About"],
-        memory_gib=float(device[1]) if device else None,
+        device=header["Device"],
+        memory_gib=float(memory[1]) if memory else None,
         path=path,
     )

@@ -26,19 +26,19 @@ def _choose_data(page: Page) -> None:
 def _set_up(page: Page) -> None:
     _choose_data(page)
     open_tab(page, "Train")
-    page.locator("#train-view").get_by_text("Set up").click()
+    page.locator("#train-view label", has_text="Set up").click()
 
 
 def _follow(page: Page) -> None:
     open_tab(page, "Train")
-    page.locator("#train-view").get_by_text("Follow").click()
+    page.locator("#train-view label", has_text="Follow").click()
     page.locator("#loss-chart .main-svg").first.wait_for()
 
 
 def _failed(page: Page) -> None:
     _pick_run(page, "first try")
     page.locator("#run-to-train").click()
-    page.locator("#train-view").get_by_text("Follow").click()
+    page.locator("#train-view label", has_text="Follow").click()
     page.locator("#run-trouble .trouble").wait_for()
 
 
@@ -72,7 +72,7 @@ def _chat_empty(page: Page) -> None:
 
 def _chat_loaded(page: Page) -> None:
     open_tab(page, "Chat")
-    page.locator("#chat-run").wait_for()
+    page.locator("#chat-checkpoint").wait_for(state="visible")
     page.locator("#chat-load").click()
     page.locator("#suggestions button").first.wait_for()
 

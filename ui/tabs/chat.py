@@ -5,7 +5,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
-from gradio.events import Dependency
 
 from engine.chat.contract import ChatTarget, LoadedModel, LoadProgress
 from engine.chat.target import list_checkpoints
@@ -37,6 +36,7 @@ class ChatTab:
 
     def __init__(self, page: Page) -> None:
         self._page = page
+        self._tab = page.tab_here()
         gr.HTML(_LEAD)
         with gr.Row(equal_height=False, elem_id="chat-choice"):
             self.run = gr.Dropdown(
@@ -64,13 +64,17 @@ class ChatTab:
         self._asked = gr.State([])
         self._last_state = gr.State("")
         self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
-        page.on_arrival("chat", self._refresh_after)
 
     def wire(self) -> None:
         """Connect the events."""
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        self._refresh_after(page.tabs.select(_clock, None, self.timer, trigger_mode="always_last", **quick))
+        gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
+        listed = self._tab.select(
+            self._list, [page.chosen_run, self.run], [self.run, self.checkpoint, self.model], **quick
+        )
+        awake = listed.then(lambda: (gr.update(active=True), ""), None, [self.timer, self._last_state], **quick)
+        awake.then(self._look, self._last_state, self._looked, **quick)
         self.timer.tick(self._look, self._last_state, self._looked, trigger_mode="once", **quick)
         self.run.input(self._choose, self.run, [self.checkpoint, self.model, page.chosen_run], **quick)
         loaded = gr.on(
@@ -91,20 +95,13 @@ class ChatTab:
         )
         unloaded.then(self._look, self._last_state, self._looked, **quick)
         self.suggestions.click(_question_of, self._asked, self.talk.question, **quick)
-        self.talk.wire()
+        asked, cleared = self.talk.wire()
+        asked.then(lambda: "", None, self.suggestions, **quick)
+        cleared.then(render_suggestions, self._asked, self.suggestions, **quick)
 
     @property
     def _looked(self) -> list[Component]:
         return [self.state, self._last_state, self.load, self.unload, self.talk.panel, self.talk.branches]
-
-    def _refresh_after(self, event: Dependency) -> None:
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        listed = event.then(
-            self._list, [self._page.chosen_run, self.run], [self.run, self.checkpoint, self.model], **quick
-        )
-        listed.then(lambda: (gr.update(active=True), ""), None, [self.timer, self._last_state], **quick).then(
-            self._look, self._last_state, self._looked, **quick
-        )
 
     def _list(self, chosen_run: str, current: str) -> tuple[Any, Any, Any]:
         """Runs that can be talked to; the one that is being looked at is proposed."""
@@ -195,7 +192,3 @@ class ChatTab:
 def _question_of(event: gr.EventData, asked: list[str]) -> Any:
     number = picked(event)
     return asked[int(number)] if number.isdigit() and int(number) < len(asked) else gr.skip()
-
-
-def _clock(event: gr.SelectData) -> Any:
-    return gr.update(active=event.value == "Chat")

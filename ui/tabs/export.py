@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
 from engine.errors import EngineError, RunError, StorageError
 from ui.errors import shown_as_message, shown_in_place
@@ -47,6 +46,7 @@ class ExportTab:
 
     def __init__(self, page: Page) -> None:
         self._page = page
+        self._tab = page.tab_here()
         gr.HTML(_LEAD)
         self.run = gr.Dropdown([], label="Run", visible=False, elem_id="export-run")
         self.result = gr.HTML(_EMPTY, js_on_load=_COPY_SCRIPT, elem_id="export-result")
@@ -55,13 +55,13 @@ class ExportTab:
             self.download = gr.DownloadButton("Download", visible=False, scale=0, min_width=190, elem_id="download-zip")
         self.use = gr.HTML(js_on_load=_COPY_SCRIPT, elem_id="export-use")
         self.later = gr.HTML(_LATER, visible=False)
-        page.on_arrival("export", self._refresh_after)
 
     def wire(self) -> None:
         """Connect the events."""
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        self._refresh_after(page.tabs.select(lambda: None, None, None, **quick))
+        listed = self._tab.select(self._list, [page.chosen_run, self.run], self.run, **quick)
+        listed.then(self.show, self.run, self._shown, **quick)
         chosen = self.run.input(lambda run_id: run_id or "", self.run, page.chosen_run, **quick)
         chosen.then(self.show, self.run, self._shown, **quick)
         self.make.click(
@@ -75,11 +75,6 @@ class ExportTab:
     @property
     def _shown(self) -> list[Any]:
         return [self.result, self.use, self.buttons, self.later, self.make, self.download]
-
-    def _refresh_after(self, event: Dependency) -> None:
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        listed = event.then(self._list, [self._page.chosen_run, self.run], self.run, **quick)
-        listed.then(self.show, self.run, self._shown, **quick)
 
     def _list(self, chosen_run: str, current: str | None) -> Any:
         reader = self._page.reader

@@ -59,10 +59,11 @@ class Drawn(NamedTuple):
 class FollowPart:
     """Lays out the run view; stateless: every look reads what is new on the disk, so any browser shows the same."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, choice: gr.Dropdown) -> None:
         self._page = page
+        self._tab = page.tab_here()
         self._figures = Rendered()
-        self.choice = gr.Dropdown([], label="Run", elem_id="follow-run", container=True)
+        self.choice = choice
         self.heading = gr.HTML(NO_RUN, elem_id="run-heading")
         self.trouble = gr.HTML(elem_id="run-trouble")
         with gr.Row(elem_id="run-buttons"):
@@ -80,7 +81,7 @@ class FollowPart:
                 )
                 self.keep = gr.Button("Keep it running", scale=0, min_width=150, elem_id="keep-running")
         with gr.Column(visible=False) as self.body:
-            self.loss = chart(elem_id="loss-chart")
+            self.loss = chart("The curve begins with the first step.", elem_id="loss-chart")
             with gr.Row(elem_id="chart-controls"):
                 self.smoothing = gr.Slider(
                     0,
@@ -123,7 +124,7 @@ class FollowPart:
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         self.timer.tick(self.tick, self._inputs, self.outputs, trigger_mode="once", **quick)
-        page.tabs.select(_pause_elsewhere, None, self.timer, **quick)
+        gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
         gr.on(
             [self.smoothing.change, self.log_axis.change],
             self.redraw_loss,
@@ -267,7 +268,3 @@ _NOTHING_NEW = Drawn(**{name: gr.skip() for name in Drawn._fields})._replace(tim
 
 def _gone(error: EngineError) -> Drawn:
     return _empty(trouble(error))
-
-
-def _pause_elsewhere(event: gr.SelectData) -> Any:
-    return gr.skip() if event.value == "Train" else gr.update(active=False)

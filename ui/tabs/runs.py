@@ -40,6 +40,7 @@ class RunsTab:
 
     def __init__(self, page: Page) -> None:
         self._page = page
+        self._tab = page.tab_here()
         gr.HTML(_LEAD)
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
             self.words = gr.Textbox(
@@ -71,7 +72,7 @@ class RunsTab:
             with gr.Row(elem_id="run-actions"):
                 self.to_train = gr.Button("Open in Train", scale=0, min_width=140, elem_id="run-to-train")
                 self.to_chat = gr.Button("Open in Chat", scale=0, min_width=140, elem_id="run-to-chat")
-                self.duplicate = gr.Button("Duplicate into the form", scale=0, min_width=200, elem_id="run-duplicate")
+                self.duplicate = gr.Button("Duplicate into the form", scale=0, min_width=230, elem_id="run-duplicate")
                 self.delete = gr.Button("Delete …", scale=0, min_width=110, elem_id="run-delete")
             with gr.Column(visible=False, elem_id="confirm-delete") as self.confirm:
                 self.warning = gr.HTML()
@@ -93,7 +94,8 @@ class RunsTab:
         query = [self.words, self.state, self.order]
         listing = [*query, page.chosen_run, self._compared, self._shown]
         table = [self.table, self._last]
-        arrived = page.tabs.select(_clock, None, self.timer, trigger_mode="always_last", **quick)
+        gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
+        arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **quick)
         arrived.then(self.list_runs, [*listing, self._last], table, **quick)
         self.timer.tick(self.list_runs, [*listing, self._last], table, trigger_mode="once", **quick)
         gr.on(
@@ -173,7 +175,7 @@ class RunsTab:
             try:
                 observed = self._page.reader.observe(run_id)
                 runs.append(ComparedRun(self._page.reader.summary(run_id), observed.config))
-                histories.append(NamedHistory(observed.title, observed.history))
+                histories.append(NamedHistory(f"{observed.title} · {observed.run.id[-4:]}", observed.history))
             except EngineError:
                 continue  # it was deleted meanwhile
         if len(runs) < 2:
@@ -219,7 +221,3 @@ class RunsTab:
         self._page.reader.forget(run_id)
         gr.Info(f"Deleted; {size(freed)} are free again.", duration=5)
         return "", [other for other in compared if other != run_id], gr.update(visible=False)
-
-
-def _clock(event: gr.SelectData) -> Any:
-    return gr.update(active=event.value == "Runs")

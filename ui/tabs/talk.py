@@ -1,5 +1,6 @@
 """The conversation itself: questions, streamed answers, how they are drawn, and the exact prompt."""
 
+import logging
 import threading
 import time
 import uuid
@@ -8,16 +9,19 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 from pydantic import ValidationError
 
 from engine.chat.contract import Branch, ChatChunk, ChatRequest
 from engine.config.sampling import SamplingConfig
 from engine.errors import ConfigError, EngineError, Problem, RunError
 from ui.announced import Done, announced
-from ui.errors import shown_in_place, trouble
+from ui.errors import UNEXPECTED, shown_in_place, trouble
 from ui.fields import component_of_field
 from ui.page import Page
 from ui.views.transcript import Answer, Turn, messages_of, render_transcript
+
+_log = logging.getLogger(__name__)
 
 SIDE_BY_SIDE, TUNED, BASE = "Side by side", "Tuned only", "Base only"
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
@@ -71,10 +75,10 @@ class TalkPart:
                 self.again = gr.Button("Show it for what is typed now", size="sm", scale=0, min_width=240)
         self.turns = gr.State([])
 
-    def wire(self) -> None:
-        """Connect the events."""
+    def wire(self) -> tuple[Dependency, Dependency]:
+        """Connect the events; returns those of a question that was answered, and of a conversation that was cleared."""
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        gr.on(
+        asked = gr.on(
             [self.send.click, self.question.submit],
             self.ask,
             [self.question, self.turns, self.branches, self.system, *self._sampling],
@@ -85,7 +89,7 @@ class TalkPart:
             api_visibility="private",
         )
         self.stop.click(self._stop, None, None, **quick)
-        self.clear.click(lambda: ("", [], ""), None, [self.transcript, self.turns, self.trouble], **quick)
+        cleared = self.clear.click(lambda: ("", [], ""), None, [self.transcript, self.turns, self.trouble], **quick)
         gr.on(
             [self.prompt_fold.expand, self.again.click],
             shown_in_place(self._prompt),
@@ -94,18 +98,20 @@ class TalkPart:
             show_progress="hidden",
             api_visibility="private",
         )
+        return asked, cleared
 
     def ask(
         self, question: str, turns: list[Turn], branches: str, system: str, request: gr.Request, *sampling: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Stream the answers of every branch that was asked; a chat answer is short work and lives with the page."""
-        if not question.strip():
+        question, system = (question or "").strip(), system or ""
+        if not question:
             yield (gr.skip(),) * 6
             return
         before, drawn, problem = list(turns), 0.0, ""
         try:
             asked = self._branches(branches)
-            turns = [*before, Turn(question.strip(), tuple(Answer(branch) for branch in asked))]
+            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked))]
             requests = _requests(turns, asked, system, read_sampling(sampling))
             yield render_transcript(turns), turns, "", "", gr.update(interactive=False), gr.update(visible=True)
             for chunk in self._chunks(requests, request.session_hash or ""):
@@ -115,6 +121,9 @@ class TalkPart:
                     yield render_transcript(turns), gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
         except EngineError as error:
             problem = trouble(error)
+        except Exception:
+            _log.exception("an answer failed")
+            problem = trouble(UNEXPECTED)
         answered = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
         # Where nothing was answered, the question goes back to where it was typed.
         turns = [*before, turns[-1].ended()] if answered else before
@@ -159,10 +168,9 @@ class TalkPart:
             self._page.services.chat.stop(request_id)
 
     def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
-        asked = self._branches(branches)
-        branch = asked[-1]
-        open_turns = [*turns, Turn(question.strip())] if question.strip() else list(turns)
-        messages = messages_of(open_turns, branch, system)
+        branch = self._branches(branches)[-1]
+        typed = (question or "").strip()
+        messages = messages_of([*turns, Turn(typed)] if typed else turns, branch, system or "")
         if not messages:
             return '<p class="small">Type a question, and see here what the model would read.</p>'
         view = self._page.services.chat.prompt(messages)

@@ -45,7 +45,21 @@ class TrainTab:
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self.view = gr.Radio([SET_UP, FOLLOW], value=SET_UP, show_label=False, container=False, elem_id="train-view")
+        self._tab = page.tab_here()
+        with gr.Row(equal_height=True, elem_id="train-top"):
+            self.view = gr.Radio(
+                [SET_UP, FOLLOW],
+                value=SET_UP,
+                label="Set up a run, or follow one",
+                show_label=False,
+                container=False,
+                elem_id="train-view",
+                scale=0,
+                min_width=190,
+            )
+            choice = gr.Dropdown(
+                [], label="Run", show_label=False, container=False, visible=False, elem_id="follow-run", min_width=260
+            )
         self._entered = gr.State(False)
         with gr.Column(elem_id="train-setup") as self.setup:
             gr.HTML(_LEAD)
@@ -59,7 +73,7 @@ class TrainTab:
                 )
                 self.reason = gr.HTML(elem_id="start-reason")
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
-            self.follow = FollowPart(page)
+            self.follow = FollowPart(page, choice)
         self._change = gr.State({})
         # Together with the draft it names a start, so that two clicks, or two tabs, start one run.
         self._token = gr.BrowserState("", storage_key="loratory-start", secret=STORAGE_KEY)
@@ -71,10 +85,11 @@ class TrainTab:
         form = self._page.form
         form.setting("run.name", placeholder="made from model, method and data", elem_id="run-name")
         with gr.Row():
-            form.setting("training.num_train_epochs", elem_id="epochs", min_width=150)
-            form.setting("training.max_steps", elem_id="max-steps", min_width=150)
-            form.setting("training.learning_rate", elem_id="learning-rate", min_width=150)
-            form.setting("training.max_length", elem_id="max-length", min_width=150)
+            form.setting("training.num_train_epochs", elem_id="epochs", min_width=240)
+            form.setting("training.max_steps", elem_id="max-steps", min_width=240)
+        with gr.Row():
+            form.setting("training.learning_rate", elem_id="learning-rate", min_width=240)
+            form.setting("training.max_length", elem_id="max-length", min_width=240)
         with gr.Row():
             form.setting("training.per_device_train_batch_size", elem_id="batch", maximum=64, min_width=240)
             form.setting("training.gradient_accumulation_steps", elem_id="accumulate", maximum=64, min_width=240)
@@ -104,10 +119,10 @@ class TrainTab:
         self._count_after(filled)
         for name in _COUNTED_BY:
             self._count_after(form[name].input(lambda: None, None, None, queue=False, **quick))
-        shown = [self.setup, self.follow_column]
+        shown = [self.setup, self.follow_column, self.follow.choice]
         self.view.change(_columns_of, self.view, shown, queue=False, **quick)
         self.follow.wire()
-        arrived = page.tabs.select(
+        arrived = self._tab.select(
             self._arrive,
             [page.chosen_run, self._entered],
             [self.view, self._entered, page.chosen_run],
@@ -144,10 +159,8 @@ class TrainTab:
             api_visibility="private",
         )
 
-    def _arrive(self, event: gr.SelectData, chosen: str, entered: bool) -> tuple[Any, Any, Any]:
+    def _arrive(self, chosen: str, entered: bool) -> tuple[Any, Any, Any]:
         """On the first visit, a run that is under way comes first."""
-        if event.value != "Train":
-            return gr.skip(), gr.skip(), gr.skip()
         reader = self._page.reader
         known = chosen if reader.exists(chosen) else ""
         under_way = reader.newest_under_way()
@@ -275,8 +288,9 @@ def _presets() -> str:
         return trouble(error)
 
 
-def _columns_of(view: str) -> tuple[Any, Any]:
-    return gr.update(visible=view == SET_UP), gr.update(visible=view == FOLLOW)
+def _columns_of(view: str) -> tuple[Any, Any, Any]:
+    follows = gr.update(visible=view == FOLLOW)
+    return gr.update(visible=view == SET_UP), follows, follows
 
 
 def _fields(section: str) -> list[str]:

@@ -69,8 +69,7 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     base = history.base_eval
     annotations = []
     if base is not None and math.isfinite(base.eval_loss):
-        end = max(history.last_step, history.total_steps or 0, 1)
-        traces.append(_level_trace([0, end], base.eval_loss, "base model"))
+        traces.append(_level_trace([0, max(history.last_step, 1)], base.eval_loss, "base model"))
         annotations.append(_level_label(base.eval_loss, f"base model {base.eval_loss:.2f}", log=view.log_axis))
     layout = _layout(_LOSS_HEIGHT, f"{revision}:{view.log_axis}")
     layout["xaxis"] |= {"title": {"text": "step"}, "rangemode": "tozero"}
@@ -119,8 +118,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
             }
         )  # fmt: skip
         if column == "memory_bytes" and predicted_bytes:
-            end = max(history.last_step, history.total_steps or 0, 1)
-            level = _level_trace([0, end], predicted_bytes / GIB, "predicted")
+            level = _level_trace([0, max(history.last_step, 1)], predicted_bytes / GIB, "predicted")
             traces.append(level | {"xaxis": f"x{axis}", "yaxis": f"y{axis}"})
             label = _level_label(predicted_bytes / GIB, f"predicted {predicted_bytes / GIB:.2f}", log=False)
             layout["annotations"].append(label | {"xref": f"x{axis} domain", "yref": f"y{axis}"})
@@ -193,6 +191,7 @@ def _held_out_trace(points: Sequence[EvalData]) -> dict[str, Any]:
         "x": [point.step for point in points], "y": _numbers([point.eval_loss for point in points]),
         "line": {"color": "var(--series-vermilion)", "width": 1.5, "dash": "dot"},
         "marker": {"color": "var(--series-vermilion)", "size": 9, "symbol": "diamond"}, "hovertemplate": "%{y:.3f}",
+        "cliponaxis": False,
     }  # fmt: skip
 
 

@@ -12,11 +12,7 @@ def render_presets(presets: Sequence[Preset]) -> str:
         return ""
     items = "".join(
         f'<button type="button" data-pick="{escape(preset.name, quote=True)}" title="{escape(preset.about, quote=True)}">'
-        f"<b>{escape(preset.title)}</b><span>{_device(preset.memory_gib)}</span></button>"
+        f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}</span></button>"
         for preset in presets
     )
     return f'<div class="presets" role="group" aria-label="Presets">{items}</div>'
-
-
-def _device(memory_gib: float | None) -> str:
-    return "any computer" if memory_gib is None else f"a GPU of {memory_gib:g} GB"

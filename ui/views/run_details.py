@@ -64,7 +64,7 @@ def render_differences(runs: Sequence[ComparedRun]) -> str:
     best = best_of([run.row for run in runs])
     heads = "".join(
         f'<th><span class="swatch" style="border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"></span>'
-        f"{escape(run.row.name)}</th>"
+        f"{escape(run.row.name)} · {run.row.id[-4:]}</th>"
         for run, (colour, dash) in zip(runs, SERIES, strict=False)
     )
     results = (

@@ -65,13 +65,13 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> str:
     tick = (
         f'<button type="button" class="tick" role="checkbox" aria-checked="{"true" if is_compared else "false"}" '
         f'aria-label="{label}" title="Compare" data-pick="{COMPARE_PREFIX}{escape(row.id, quote=True)}">'
-        f"{'✓' if is_compared else ''}</button>"
+        "✓</button>"
     )
     ingredients = " · ".join(escape(short_name(part)) for part in (row.model, row.dataset) if part)
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""
     return (
         f'<tr {pickable(row.id, chosen=is_chosen)}><td class="mark">{tick}</td>'
-        f'<td class="name">{escape(row.name)}<span class="under">{ingredients}</span></td>'
+        f'<td class="name">{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}</span></td>'
         f"<td>{state_mark(row.state)}</td><td>{escape(row.method)}</td>"
         f'<td class="r">{row.steps:,}{total}</td><td class="r">{held_out_cell(row)}</td>'
         f'<td class="r">{_took(row)}</td><td class="r soft">{when(row.created)}</td></tr>'

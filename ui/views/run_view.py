@@ -57,7 +57,10 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
     if state.state == "queued":
         if observed.stop_requested or observed.cancel_requested:
             return "is being taken out of the queue"
-        return escape(_as_clause(state.cause)) or "starts as soon as the device is free"
+        return (
+            escape(_as_clause(state.cause.removeprefix("Waits:").removeprefix("Waits ")))
+            or "starts as soon as the device is free"
+        )
     parts = []
     total = history.total_steps
     if history.last_step or (total and state.state == "running"):

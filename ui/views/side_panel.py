@@ -36,7 +36,7 @@ def _chosen(draft: Draft) -> str:
         f"<dt>{name}</dt><dd>{escape(value)}</dd>" if value else f'<dt>{name}</dt><dd class="missing">{absent}</dd>'
         for name, value, absent in rows
     )
-    return f'<div class="section"><h3>This run</h3><dl>{entries}</dl></div>'
+    return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
 
 
 def _short(value: object) -> str:
