@@ -207,6 +207,12 @@ def _chosen(format_: Format, names: Sequence[str], mapped: Mapping[str, str], re
             f"The mapping names {_listed(unknown)}, which {format_.replace('_', ' ')} does not have.",
             f"Map {', '.join(column.role for column in FORMATS[format_])}.",
         )
+    absent = [column for role, column in mapped.items() if role not in TURN_FIELDS and column not in names]
+    if absent:
+        raise DatasetError(
+            f"The mapping names the column {_listed(absent)}; this dataset has {_listed(names)}.",
+            "Correct the name, which must be exact.",
+        )
     plain = {_plain(name): name for name in reversed(names)} | {name: name for name in names}
     columns = {column.role: plain[column.role] for column in FORMATS[format_] if column.role in plain}
     columns |= dict(mapped)

@@ -12,6 +12,7 @@ from engine.config.dataset import DatasetConfig
 from engine.data.conversation import Conversation, Example, PlainText
 from engine.data.convert import Converter
 from engine.data.detect import Detection, detect_format
+from engine.data.oddities import Notice, oddities_of
 from engine.data.problems import ProblemKind, RowProblemError
 from engine.data.records import Record
 from engine.data.row_source import RowSource, numbered_rows
@@ -51,6 +52,7 @@ class Examined:
     part: int  # which of the mixed sources it comes from
     example: Example | None = None
     rendering: Rendering | None = None
+    notices: tuple[Notice, ...] = ()  # what is odd about a row that is kept
     digest: int = 0  # 64 bits of what the row says: equal for exact duplicates
     kind: ProblemKind | None = None
     problem: str = ""
@@ -149,7 +151,7 @@ class DatasetReader:
             return Examined(record, part, kind=record.kind, problem=record.problem)
         try:
             example = self.parts[part].converter.convert(record.value)
-            return Examined(record, part, example, digest=digest_of(example))
+            return Examined(record, part, example, notices=oddities_of(example), digest=digest_of(example))
         except RowProblemError as problem:
             return Examined(record, part, kind=problem.kind, problem=problem.problem)
 
@@ -157,7 +159,7 @@ class DatasetReader:
 def _with_rendering(row: Examined, rendering: Rendering | RowProblemError) -> Examined:
     if isinstance(rendering, RowProblemError):
         return Examined(row.record, row.part, kind=rendering.kind, problem=rendering.problem)
-    return replace(row, rendering=rendering)
+    return replace(row, rendering=rendering, notices=(*row.notices, *rendering.notices))
 
 
 class DatasetPart:

@@ -26,6 +26,7 @@ ProblemKind = Literal[
     "special_token",
     "cut_away",
     "unanswered",
+    "order",
 ]
 
 

@@ -80,11 +80,10 @@ def _shown(examined: Examined) -> PageRow:
     if examined.example is None:
         return PageRow(row=record.row, line=record.line, raw=raw, problem=examined.problem)
     shown = page_row(record.row, record.line, examined.example, raw)
-    if examined.rendering is None:
-        return shown
+    sequences = examined.rendering.rows if examined.rendering is not None else ()
     return shown.model_copy(
         update={
-            "sequences": tuple(sequence_view(sequence) for sequence in examined.rendering.rows),
-            "notices": tuple(notice for _, notice in examined.rendering.notices),
+            "sequences": tuple(sequence_view(sequence) for sequence in sequences),
+            "notices": tuple(notice for _, notice in examined.notices),
         }
     )

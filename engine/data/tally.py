@@ -47,13 +47,13 @@ class Tally:
         self.kept_rows.append(record.row)
         self.kept_parts.append(examined.part)
         self.digests.append(examined.digest)
-        if examined.rendering is None:
-            return
-        self.notes.update(examined.rendering.notes)
-        for kind, notice in examined.rendering.notices:
+        for kind, notice in examined.notices:
             self.notice_counts[kind] += 1
             if len(self.notices) < MAX_LISTED:
                 self.notices.append(_problem(record, kind, notice, dropped=False))
+        if examined.rendering is None:
+            return
+        self.notes.update(examined.rendering.notes)
         for sequence in examined.rendering.rows:
             self.lengths.append(sequence.uncut_tokens)
             self.length_rows.append(record.row)

@@ -8,7 +8,8 @@ from functools import cached_property
 from engine.config.dataset import TrainOn
 from engine.data.conversation import Conversation, Example, Message, PlainText
 from engine.data.encode import Encoded, encode, encode_many
-from engine.data.problems import ProblemKind, RowProblemError
+from engine.data.oddities import Notice
+from engine.data.problems import RowProblemError
 from engine.data.tokenizer import ChatTokenizer, control_token_ids
 from engine.data.turns import RowPlan, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
 
@@ -78,7 +79,7 @@ class Rendering:
 
     rows: tuple[RenderedRow, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
-    notices: tuple[tuple[ProblemKind, str], ...] = ()  # about this row
+    notices: tuple[Notice, ...] = ()  # about this row
 
 
 def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> Rendering:

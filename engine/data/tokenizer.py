@@ -1,5 +1,6 @@
 """What this room asks of a tokenizer; those of transformers have it all, and a test may bring its own."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,6 +74,11 @@ def control_token_texts(tokenizer: ChatTokenizer) -> tuple[str, ...]:
     return _control_token_texts(Same(tokenizer))
 
 
+def control_token_pattern(tokenizer: ChatTokenizer) -> re.Pattern[str]:
+    """Finds a control token in text."""
+    return _control_token_pattern(Same(tokenizer))
+
+
 @lru_cache(maxsize=16)
 def _control_token_ids(same: Same) -> frozenset[int]:
     added = (token_id for token_id, token in same.tokenizer.added_tokens_decoder.items() if str(token).strip())
@@ -82,3 +88,9 @@ def _control_token_ids(same: Same) -> frozenset[int]:
 @lru_cache(maxsize=16)
 def _control_token_texts(same: Same) -> tuple[str, ...]:
     return tuple(same.tokenizer.convert_ids_to_tokens(sorted(_control_token_ids(same))))
+
+
+@lru_cache(maxsize=16)
+def _control_token_pattern(same: Same) -> re.Pattern[str]:
+    longest_first = sorted(_control_token_texts(same), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -7,15 +7,17 @@ rewrites earlier turns (Qwen3 drops their reasoning, gpt-oss ends them otherwise
 sequences of their own: nothing is masked by guesswork.
 """
 
+import json
 import re
 from dataclasses import dataclass
 
 from engine.config.dataset import TrainOn
 from engine.data.conversation import Conversation, PlainText
 from engine.data.express import Expressed, express, tool_schema
-from engine.data.problems import ProblemKind, RowProblemError, shortened
+from engine.data.oddities import Notice
+from engine.data.problems import RowProblemError, shortened
 from engine.data.template_abilities import abilities_of, apply_template
-from engine.data.tokenizer import ChatTokenizer, control_token_texts
+from engine.data.tokenizer import ChatTokenizer, control_token_pattern, control_token_texts
 
 _OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
 _CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
@@ -44,7 +46,7 @@ class RowPlan:
 
     sequences: tuple[SequencePlan, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
-    notices: tuple[tuple[ProblemKind, str], ...] = ()  # about this row
+    notices: tuple[Notice, ...] = ()  # about this row
 
 
 def plan_conversation(conversation: Conversation, tokenizer: ChatTokenizer, train_on: TrainOn) -> RowPlan:
@@ -55,15 +57,16 @@ def plan_conversation(conversation: Conversation, tokenizer: ChatTokenizer, trai
     """
     expressed = express(conversation, abilities_of(tokenizer))
     renderer = _Renderer(expressed, tokenizer)
+    notices = _special_tokens_in_words(conversation, tokenizer)
     if train_on == "all":
         text = renderer.text(len(expressed.messages))
-        return RowPlan((SequencePlan(text, ()),), expressed.notes, renderer.left_out(text))
+        return RowPlan((SequencePlan(text, ()),), expressed.notes, notices + renderer.left_out(text))
     chosen = _chosen_turns(expressed, train_on)
     turns = [turn for turn in map(renderer.turn, chosen) if turn is not None]
     if not turns:
         raise RowProblemError("nothing_to_learn", "no assistant turn says anything that could be learned")
     sequences = _share_sequences(turns, tokenizer)
-    return RowPlan(sequences, expressed.notes, renderer.left_out(sequences[-1].text))
+    return RowPlan(sequences, expressed.notes, notices + renderer.left_out(sequences[-1].text))
 
 
 def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
@@ -97,6 +100,18 @@ def _chosen_turns(expressed: Expressed, train_on: TrainOn) -> list[int]:
             start = before_answer[-1] + 1 if before_answer else 0
         return [index for index in answers if index >= start]
     return answers
+
+
+def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[Notice, ...]:
+    """Control tokens that the data itself holds: the model will read them as such, wherever they stand."""
+    pattern = control_token_pattern(tokenizer)
+    found: list[Notice] = []
+    for number, message in enumerate(conversation.messages, start=1):
+        match = pattern.search(message.content)
+        if match is not None:
+            reason = f"turn {number} ({message.role}) holds {match.group()}, which the model reads as a special token"
+            found.append(("special_token", reason))
+    return tuple(found)
 
 
 class _Renderer:
@@ -144,16 +159,15 @@ class _Renderer:
             "yet begins answers otherwise",
         )
 
-    def left_out(self, text: str) -> tuple[tuple[ProblemKind, str], ...]:
-        """Turns whose words do not come out of the template."""
-        lost: list[tuple[ProblemKind, str]] = []
-        for index, message in enumerate(self._messages):
+    def left_out(self, text: str) -> tuple[Notice, ...]:
+        """Turns whose words do not come out of the template, and special tokens in people's words."""
+        lost: list[Notice] = []
+        for number, message in enumerate(self._messages, start=1):
             words = message.content.strip()
-            if words and words not in text and words.replace("\n", "\\n") not in text and message.role != "tool":
-                beyond = message.role != "assistant" and index == len(self._messages) - 1
-                reason = "nothing answers it" if beyond else "the model's chat template leaves it out or changes it"
-                kind: ProblemKind = "unanswered" if beyond else "template_leaves_out"
-                lost.append((kind, f"the {message.role} turn {shortened(words, 30)!r} is not in the text: {reason}"))
+            is_after_the_end = number == len(self._messages) and message.role != "assistant"
+            if words and not is_after_the_end and words not in text and json.dumps(words)[1:-1] not in text:
+                shown = f"turn {number} ({message.role}: {shortened(words, 30)!r})"
+                lost.append(("template_leaves_out", f"{shown} is left out or changed by the model's chat template"))
         lost.extend(
             ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")
             for index in sorted(self._without_reasoning)

@@ -10,7 +10,6 @@ from engine.data.json_values_file import JsonValuesReader
 from engine.data.records import Position
 from engine.data.text_stream import TextStream
 
-
 START = Position(0, 1, 0)
 
 

@@ -269,6 +269,10 @@ def test_special_tokens_in_a_users_words_move_no_mask(one, tokenizer):
     assert len(learned) == 2
     assert "No." in learned[0]
     assert "stop" not in "".join(learned)
+    notices = render_conversation(0, conversation, tokenizer, ALL).notices
+    assert notices == (
+        ("special_token", f"turn 1 (user) holds {one.turn_end}, which the model reads as a special token"),
+    )
 
 
 def test_a_gemma_without_system_turns_reads_them_in_the_users():
@@ -355,11 +359,24 @@ def test_what_nobody_could_learn_from_is_said(messages, kind):
     assert problem.value.kind == kind
 
 
-def test_a_question_without_an_answer_at_the_end_is_left_out_and_said_to_be():
+def test_a_question_without_an_answer_at_the_end_is_left_out():
     conversation = talk("One?", "Two.", "Three?")
 
     rendering = render_conversation(0, conversation, tokenizer_of(family("qwen2.5")), ALL)
 
     assert "Three?" not in rendering.rows[0].text
-    assert rendering.notices[0][0] == "unanswered"
-    assert "Three?" in rendering.notices[0][1]
+    assert rendering.notices == ()
+
+
+def test_turns_that_a_template_leaves_out_are_named():
+    tokenizer = tokenizer_of(family("phi3"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if 'lost' not in m['content'] %}<|user|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|user|>{% endif %}"
+    )
+    conversation = Conversation((Message("user", "One?"), Message("user", "lost words"), Message("assistant", "Two.")))
+
+    rendering = render_conversation(0, conversation, tokenizer, ALL)
+
+    assert [kind for kind, _ in rendering.notices] == ["template_leaves_out"]
+    assert "lost words" in rendering.notices[0][1]

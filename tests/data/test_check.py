@@ -1,0 +1,208 @@
+"""The report over all rows."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data import check as check_module
+from engine.data.check import check_dataset, check_steps
+from engine.data.examine import Renderer
+from engine.data.source import SourceOptions
+from engine.data.tally import MAX_LISTED
+from tests.data.families import family, tokenizer_of
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def row(number, answer="An answer."):
+    return {"instruction": f"Question {number}?", "output": answer}
+
+
+@pytest.fixture
+def file(tmp_path):
+    rows = [row(number) for number in range(50)] + [row(3), row(4), row(4), row(50, ""), row(51, None)]
+    return write_rows(tmp_path / "rows.jsonl", rows)
+
+
+def test_counts_add_up_with_and_without_tokens(file):
+    config = DatasetConfig(source=str(file), eval_fraction=0.2)
+    tokenizer = tokenizer_of(family("qwen2.5"))
+
+    plain = check_dataset(config, SourceOptions())
+    counted = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 1024, "tiny"))
+
+    for report in (plain, counted):
+        assert (report.rows, report.kept, report.dropped) == (55, 53, 2)
+        assert [(p.row, p.line, p.kind) for p in report.problems] == [(53, 54, "empty"), (54, 55, "not_text")]
+        assert report.problem_counts == {"empty": 1, "not_text": 1}
+        assert report.duplicates == 3
+        assert report.duplicate_rows == (50, 51, 52)
+        assert report.train_rows + report.held_out_rows == 53
+        assert report.held_out_rows == 11
+    assert plain.token_lengths is None
+    assert plain.trained_tokens is None
+    assert counted.trained_tokens + counted.masked_tokens == counted.total_tokens
+    lengths = counted.token_lengths
+    assert lengths.min <= lengths.p50 <= lengths.p95 <= lengths.max
+    assert sum(lengths.histogram.counts) == counted.sequences == 53
+    assert len(lengths.histogram.edges) == len(lengths.histogram.counts) + 1
+
+
+def test_the_cut_counts_what_it_loses(tmp_path):
+    rows = [row(0, "one " * 5), row(1, "one " * 200), {"instruction": "one " * 200, "output": "two"}]
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0)
+    tokenizer = tokenizer_of(family("qwen2.5"))
+
+    whole = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, None))
+    cut = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 100))
+
+    assert whole.dropped == 0
+    assert (cut.kept, cut.problem_counts) == (2, {"cut_away": 1})
+    assert cut.token_lengths.over_max_length == 1
+    assert cut.lost_trained_tokens > 0
+    assert whole.longest_rows[0] == 1
+    assert whole.shortest_rows[0] == 0
+    two = next(length for length in (whole.trained_tokens,) if length)
+    last_answer = len(tokenizer("two<|im_end|>", add_special_tokens=False)["input_ids"])
+    assert cut.trained_tokens + cut.lost_trained_tokens == two - last_answer
+
+
+def test_percentiles_are_lengths_that_occur(tmp_path):
+    rows = [row(number, "a " * number) for number in range(1, 101)]
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)))
+    tokenizer = tokenizer_of(family("qwen2.5"))
+
+    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, None))
+
+    sorted_lengths = []
+    for one in rows:
+        messages = [
+            {"role": "user", "content": one["instruction"]},
+            {"role": "assistant", "content": one["output"]},
+        ]
+        sorted_lengths.append(len(tokenizer.apply_chat_template(messages)["input_ids"]))
+    sorted_lengths.sort()
+    lengths = report.token_lengths
+    assert [lengths.min, lengths.p50, lengths.p95, lengths.max] == [sorted_lengths[i] for i in (0, 49, 94, 99)]
+
+
+def test_a_report_is_remembered_until_file_or_settings_change(file, home, monkeypatch):
+    config = DatasetConfig(source=str(file))
+    options = SourceOptions(home=home)
+    first = check_dataset(config, options)
+    passes = []
+    original = check_module.Tally
+    monkeypatch.setattr(check_module, "Tally", lambda parts: passes.append(parts) or original(parts))
+
+    assert check_dataset(config, options) == first
+    assert not passes
+
+    assert check_dataset(config, options, seed=7).rows == first.rows
+    assert check_dataset(config.model_copy(update={"train_on": "all"}), options).rows == first.rows
+    write_rows(file, [row(1), row(2)])
+    assert check_dataset(config, options).rows == 2
+    assert len(passes) == 3
+
+
+def test_a_damaged_cache_costs_time_and_nothing_else(file, home):
+    config = DatasetConfig(source=str(file))
+    options = SourceOptions(home=home)
+    first = check_dataset(config, options)
+    for cached in options.cache_folder.iterdir():
+        cached.write_text('{"rows": "many')
+
+    assert check_dataset(config, options).model_copy(update={"seconds": 0}) == first.model_copy(update={"seconds": 0})
+
+
+def test_progress_grows_and_a_closed_check_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_module, "_PROGRESS_SECONDS", 0.0)
+    path = write_rows(tmp_path / "rows.jsonl", [row(number) for number in range(2000)])
+    config = DatasetConfig(source=str(path))
+
+    progress = list(check_steps(config, SourceOptions(), seed=1))
+
+    assert len(progress) > 10
+    assert all(
+        before.rows < after.rows and before.bytes_read <= after.bytes_read for before, after in pairwise(progress)
+    )
+    assert all(0 <= step.fraction <= 1 for step in progress)
+
+    steps = check_steps(config, SourceOptions(), seed=1)
+    next(steps)
+    steps.close()
+    with pytest.raises(StopIteration):
+        next(steps)
+
+
+def test_lists_are_bounded_and_counts_are_not(tmp_path):
+    rows = [row(0)] + [row(number, "") for number in range(MAX_LISTED + 500)]
+    report = check_dataset(DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows))), SourceOptions())
+
+    assert report.dropped == sum(report.problem_counts.values()) == MAX_LISTED + 500
+    assert len(report.problems) == MAX_LISTED
+
+
+def test_a_mixture_is_numbered_through_and_each_source_keeps_its_format(tmp_path):
+    first = write_rows(tmp_path / "a.jsonl", [row(0), row(1, "")])
+    second = tmp_path / "b.csv"
+    second.write_text("question,answer\nWhat?,That.\nWhat?,\n")
+    config = DatasetConfig(source=str(first), mix={str(second): 0.5, "sample:lab-chats": 1.0})
+
+    report = check_dataset(config, SourceOptions())
+
+    assert [(part.format, part.weight) for part in report.parts] == [
+        ("alpaca", 1.0),
+        ("prompt_completion", 0.5),
+        ("sharegpt", 1.0),
+    ]
+    assert report.rows == 2 + 2 + report.parts[2].rows
+    assert [(p.row, p.line) for p in report.problems] == [(1, 2), (3, 3)]
+
+
+def test_duplicates_are_found_across_formats_and_never_split(tmp_path):
+    first = write_rows(tmp_path / "a.jsonl", [row(number) for number in range(20)])
+    talk = [{"from": "human", "value": "Question 3?"}, {"from": "gpt", "value": "An answer."}]
+    second = write_rows(tmp_path / "b.jsonl", [{"conversations": talk}])
+
+    report = check_dataset(DatasetConfig(source=str(first), mix={str(second): 1.0}), SourceOptions())
+
+    assert report.duplicate_rows == (20,)
+
+
+def test_what_the_template_cannot_say_is_noted_with_the_number_of_rows(tmp_path):
+    talk = [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]
+    path = write_rows(tmp_path / "rows.jsonl", [{"conversations": talk, "system": "Be kind."}] * 3)
+    renderer = Renderer(tokenizer_of(family("gemma")), 512, notes=("A note about the tokenizer.",))
+
+    report = check_dataset(DatasetConfig(source=str(path)), SourceOptions(), renderer=renderer)
+
+    assert report.notes[0] == "A note about the tokenizer."
+    assert "system turn" in report.notes[1]
+    assert "Rows: 3." in report.notes[1]
+
+
+def test_plain_text_is_learned_whole_whatever_train_on_says(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_text("One.\n\nTwo.\n")
+    renderer = Renderer(tokenizer_of(family("qwen2.5")), 512)
+
+    report = check_dataset(DatasetConfig(source=str(path)), SourceOptions(), renderer=renderer)
+
+    assert report.masked_tokens == 2  # the first token of each row, which nothing comes before
+    assert any("all of it is learned" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "with_calls"), [("alpaca_en_999.json", 999, 0), ("sharegpt_glaive_toolcall_300.json", 300, 191)]
+)
+def test_the_shared_files_are_kept_whole(shared_folder, name, rows, with_calls):
+    config = DatasetConfig(source=str(shared_folder / "data" / name))
+    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), None))
+
+    assert (report.rows, report.kept, report.dropped) == (rows, rows, 0)
+    assert report.trained_tokens + report.masked_tokens == report.total_tokens

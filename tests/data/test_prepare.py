@@ -1,0 +1,119 @@
+"""What the trainer gets."""
+
+import json
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data.examine import DatasetReader, Renderer
+from engine.data.prepare import prepare_dataset
+from engine.data.source import SourceOptions
+from engine.errors import DatasetError
+from tests.data.families import family, tokenizer_of
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_of(family("qwen3"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    def turns(number):
+        return [
+            {"from": "human", "value": f"One {number}?"},
+            {"from": "gpt", "value": f"Two {number}."},
+            {"from": "human", "value": "Three?"},
+            {"from": "gpt", "value": "Four."},
+        ]
+
+    rows = [{"conversations": turns(number % 18)} for number in range(20)] + [{"conversations": []}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def prepare(file, home, tokenizer, **settings):
+    config = DatasetConfig(source=str(file), **settings)
+    return prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home)
+
+
+def test_the_trainer_gets_the_tokens_that_every_other_view_shows(file, home, tokenizer):
+    config = DatasetConfig(source=str(file), eval_fraction=0.25)
+    prepared = prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home)
+
+    shown = {}
+    for examined in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 512)).rows():
+        for sequence in examined.rendering.rows if examined.rendering else ():
+            shown[sequence.row, sequence.part] = (sequence.input_ids, sequence.labels)
+    rows = [*prepared.train, *prepared.held_out]
+    assert {(row.row, row.part): (row.input_ids, row.labels) for row in rows} == shown
+    assert len(rows) == len(shown) == prepared.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
+    assert sum(len(row.input_ids) for row in rows) == prepared.report.total_tokens
+    assert sum(row.trained_tokens for row in rows) == prepared.report.trained_tokens
+
+
+def test_all_sequences_of_a_row_and_of_its_duplicates_are_on_one_side(file, home, tokenizer):
+    prepared = prepare(file, home, tokenizer, eval_fraction=0.3)
+
+    def texts(rows):
+        return {tuple(row.input_ids) for row in rows}
+
+    assert not texts(prepared.train) & texts(prepared.held_out)
+    assert not {row.row for row in prepared.train} & {row.row for row in prepared.held_out}
+    assert {row.row for row in prepared.held_out}
+    assert len({row.row for row in prepared.train}) == prepared.report.train_rows
+    assert len({row.row for row in prepared.held_out}) == prepared.report.held_out_rows
+
+
+def test_rows_behave_like_a_sequence(file, home, tokenizer):
+    train = prepare(file, home, tokenizer, eval_fraction=0).train
+
+    assert train[0] == next(iter(train))
+    assert train[-1] == list(train)[-1]
+    assert list(train[2:5]) == list(train)[2:5]
+    assert train.lengths() == [len(row.input_ids) for row in train]
+    with pytest.raises(IndexError):
+        train[len(train)]
+
+
+def test_the_sample_bounds_the_rows(file, home, tokenizer):
+    prepared = prepare(file, home, tokenizer, max_samples=10, eval_fraction=0.2)
+
+    assert len({row.row for row in [*prepared.train, *prepared.held_out]}) == 10
+
+
+def test_nothing_to_learn_is_refused(tmp_path, home, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "x", "output": ""}\n')
+
+    with pytest.raises(DatasetError, match="nothing to learn"):
+        prepare(path, home, tokenizer)
+
+
+def test_a_listener_that_raises_stops_the_work(tmp_path, home, tokenizer, monkeypatch):
+    monkeypatch.setattr("engine.data.check._PROGRESS_SECONDS", 0.0)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "x", "output": "y"}\n' * 1000)
+
+    def stop(progress):
+        raise InterruptedError(progress.rows)
+
+    with pytest.raises(InterruptedError, match="64"):
+        prepare_dataset(
+            DatasetConfig(source=str(path)),
+            seed=1,
+            max_length=512,
+            tokenizer=tokenizer,
+            home=home,
+            on_progress=stop,
+        )
+
+
+@pytest.mark.parametrize("sample", ["sample:loratory-faq", "sample:lab-chats"])
+def test_the_samples_that_ship_are_kept_whole(sample, home, tokenizer):
+    prepared = prepare_dataset(DatasetConfig(source=sample), seed=42, max_length=2048, tokenizer=tokenizer, home=home)
+
+    assert prepared.report.dropped == 0
+    assert prepared.report.duplicates == 0
+    assert not prepared.report.notices

@@ -1,0 +1,72 @@
+"""Which rows are held out."""
+
+import random
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data.split import draw_split
+
+
+def split(digests, *, seed=1, parts=(), weights=(1.0,), **settings):
+    return draw_split(digests, DatasetConfig(source="x", **settings), seed, parts=parts, weights=weights)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_row_is_on_one_side_and_its_duplicate_on_the_other(seed):
+    draw = random.Random(seed)
+    digests = [draw.randrange(60) for _ in range(300)]
+
+    drawn = split(digests, seed=seed, eval_fraction=0.2)
+
+    assert sorted(drawn.train + drawn.held_out) == list(range(300))
+    assert not {digests[i] for i in drawn.train} & {digests[i] for i in drawn.held_out}
+    assert 40 <= len(drawn.held_out) <= 60
+
+
+def test_the_seed_draws_the_same_rows_again_and_another_one_others():
+    digests = list(range(100))
+
+    assert split(digests, eval_fraction=0.1) == split(digests, eval_fraction=0.1)
+    assert split(digests, eval_fraction=0.1) != split(digests, eval_fraction=0.1, seed=2)
+    assert len(split(digests, eval_fraction=0.1).held_out) == 10
+
+
+@pytest.mark.parametrize(
+    ("digests", "eval_fraction", "held_out"),
+    [
+        ([1], 0.5, 0),  # one group: nothing can be held out
+        ([1, 1, 1], 0.5, 0),
+        ([1, 2], 0.01, 1),  # at least one row where that is possible
+        ([1, 1, 1, 2, 2, 2, 2], 0.1, (3, 4)),  # groups stay whole, even where they are larger than the share
+        ([1, 2, 3], 0.0, 0),
+    ],
+)
+def test_small_datasets(digests, eval_fraction, held_out):
+    drawn = split(digests, eval_fraction=eval_fraction)
+
+    assert len(drawn.held_out) in (held_out if isinstance(held_out, tuple) else (held_out,))
+    assert drawn.train
+
+
+def test_a_sample_is_drawn_first_and_evenly():
+    drawn = split(list(range(10_000)), max_samples=1000, eval_fraction=0.1)
+
+    assert (len(drawn.train), len(drawn.held_out)) == (900, 100)
+    halves = sum(position < 5000 for position in drawn.train + drawn.held_out)
+    assert 400 < halves < 600
+    assert split([1, 2, 3], max_samples=10, eval_fraction=0).train == (0, 1, 2)
+
+
+def test_weights_repeat_and_thin_what_is_trained_on_and_never_what_is_held_out():
+    parts = [0] * 100 + [1] * 100 + [2] * 100
+    digests = list(range(300))
+
+    drawn = split(digests, parts=parts, weights=(1.0, 0.5, 2.5), eval_fraction=0.1)
+
+    train = [sum(parts[i] == part for i in drawn.train) for part in range(3)]
+    held = [sum(parts[i] == part for i in drawn.held_out) for part in range(3)]
+    assert sum(held) == 30
+    assert train == [100 - held[0], round(0.5 * (100 - held[1])), round(2.5 * (100 - held[2]))]
+    assert len(set(drawn.held_out)) == 30
+    assert not set(drawn.held_out) & set(drawn.train)
