@@ -24,6 +24,7 @@ class Evidence:
     """What is known about a worker that is no longer there."""
 
     finished_phase: Literal["finished", "stopped"] | None = None  # its own last word, of this attempt
+    last_words: str = ""  # what it said along with it
     failed: FailedData | None = None  # of this attempt
     exit_code: int | None = None  # negative for a signal; None where we were not its parent and cannot know
     out_of_memory_kills: int = 0  # by the kernel, on this machine, since the attempt began
@@ -33,6 +34,8 @@ class Evidence:
     silent_seconds: float = 0.0  # before we ended it
     limit_seconds: float = 0.0  # that this silence exceeded
     last_step: int = 0
+    total_steps: int | None = None
+    has_adapter: bool = False
     resumable_step: int | None = None
 
 
@@ -43,14 +46,15 @@ def judge(evidence: Evidence) -> Ending:
     """
     step = evidence.last_step
     if evidence.finished_phase == "finished":
-        return Ending("completed", "", "")
+        ended_early = evidence.total_steps is not None and step < evidence.total_steps
+        return Ending("completed", evidence.last_words if ended_early else "", "")
     if evidence.finished_phase == "stopped":
-        what = "Cancelled" if evidence.cancel_requested else "Stopped on request"
-        return Ending("stopped", f"{what} after step {step}.", _what_can_be_used(evidence, saved=True))
+        what = f"Cancelled after step {step}." if evidence.cancel_requested else evidence.last_words
+        return Ending("stopped", what or f"Stopped on request after step {step}.", _what_can_be_used(evidence))
     if evidence.failed is not None:
         return Ending("failed", evidence.failed.what, evidence.failed.fix)
     if evidence.ended_by_us == "cancel":
-        return Ending("stopped", f"Cancelled after step {step}.", _what_can_be_used(evidence, saved=False))
+        return Ending("stopped", f"Cancelled after step {step}.", _what_can_be_used(evidence))
     if evidence.ended_by_us is not None:
         how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
         return Ending(
@@ -125,8 +129,8 @@ def _resume(evidence: Evidence) -> str:
     return "No checkpoint was saved yet; resuming begins anew."
 
 
-def _what_can_be_used(evidence: Evidence, *, saved: bool) -> str:
-    if saved and not evidence.cancel_requested and evidence.last_step:
+def _what_can_be_used(evidence: Evidence) -> str:
+    if evidence.has_adapter and not evidence.cancel_requested:
         return "What it learned so far is saved and can be used, or resumed."
     if evidence.resumable_step is not None:
         return f"The checkpoint of step {evidence.resumable_step} can be used, or resumed."

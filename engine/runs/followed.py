@@ -165,6 +165,7 @@ class FollowedRun:
         self.was_rebooted = worker is not None and worker.boot_id != boot_id()
         evidence = Evidence(
             finished_phase=history.finished_phase if reported else None,
+            last_words=history.status.message if reported and history.status is not None else "",
             failed=history.failed if reported else None,
             exit_code=self._exit_code,
             out_of_memory_kills=0 if before is None or now is None or self.was_rebooted else max(now - before, 0),
@@ -174,6 +175,8 @@ class FollowedRun:
             silent_seconds=self._last_silence.seconds,
             limit_seconds=self._last_silence.limit_seconds,
             last_step=history.last_step,
+            total_steps=history.total_steps,
+            has_adapter=folder.adapter.is_dir(),
             resumable_step=folder.newest_checkpoint_step(),
         )
         ending = judge(evidence)

@@ -13,6 +13,7 @@ from engine.errors import RunError
 from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
+from engine.runs.checkpoints import list_checkpoints
 from engine.runs.event_log import last_event
 from engine.runs.events import FailedEvent, StatusEvent
 
@@ -204,12 +205,8 @@ class RunFolder:
 
     def newest_checkpoint_step(self) -> int | None:
         """Step of the newest complete checkpoint on the disk; its content is verified by whoever loads it."""
-        steps = []
-        for manifest in self.checkpoints.glob("step-*/MANIFEST.json"):
-            number = manifest.parent.name.removeprefix("step-")
-            if number.isdecimal():
-                steps.append(int(number))
-        return max(steps, default=None)
+        complete = list_checkpoints(self.checkpoints)
+        return complete[-1].step if complete else None
 
     def claim(self) -> "WorkerClaim":
         """Make the calling process the worker of this run, until it ends. A worker does so before anything else.

@@ -83,7 +83,8 @@ def main(path: Path) -> int:
             return 0
         if not deaf and (stop_is_requested(folder) or terminated):
             save(folder, events, step - 1)
-            events.append(StatusData(phase="stopped", message="Stopped."))
+            folder.adapter.mkdir(exist_ok=True)
+            events.append(StatusData(phase="stopped", message=f"Stopped on request. Saved after step {step - 1}."))
             return 0
         time.sleep(plan.pace)
         events.append(
@@ -110,7 +111,7 @@ def save(folder: RunFolder, events: EventWriter, step: int) -> None:
         return
     checkpoint = folder.checkpoint(step)
     checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / "MANIFEST.json").write_text(json.dumps({"step": step}))
+    (checkpoint / "MANIFEST.json").write_text(json.dumps({"step": step, "files": {}}))
     events.append(CheckpointData(step=step, name=checkpoint.name, size_bytes=10))
 
 

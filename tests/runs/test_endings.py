@@ -11,13 +11,23 @@ FAILED = FailedData(cause="diverged", what="The loss is not a number.", fix="Low
 def test_the_workers_own_words_come_first():
     assert judge(Evidence(finished_phase="finished", exit_code=-9)).state == "completed"
     assert judge(Evidence(finished_phase="stopped", exit_code=0, last_step=4)).state == "stopped"
+    assert judge(Evidence(finished_phase="finished", last_words="Done.", last_step=9, total_steps=9)).cause == ""
+    early = judge(
+        Evidence(finished_phase="finished", last_words="It had stopped improving.", last_step=5, total_steps=9)
+    )
+    assert early == ("completed", "It had stopped improving.", "")
     ending = judge(Evidence(failed=FAILED, exit_code=1))
     assert ending == ("failed", "The loss is not a number.", "Lower the learning rate.")
 
 
 def test_a_stop_and_a_cancel_say_what_can_be_used():
-    stop = judge(Evidence(finished_phase="stopped", last_step=8, resumable_step=8))
+    words = "The system asked to end (SIGTERM). Saved after step 8 of 20."
+    stop = judge(Evidence(finished_phase="stopped", last_words=words, last_step=8, resumable_step=8, has_adapter=True))
+    assert (stop.state, stop.cause) == ("stopped", words)
     assert "saved and can be used" in stop.advice
+
+    early = judge(Evidence(finished_phase="stopped", last_words="Stopped on request. Nothing was trained yet."))
+    assert early.advice == "Nothing was saved yet."
 
     cancel = judge(Evidence(ended_by_us="cancel", cancel_requested=True, last_step=8, resumable_step=5))
     assert (cancel.state, cancel.cause) == ("stopped", "Cancelled after step 8.")

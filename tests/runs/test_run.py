@@ -95,6 +95,7 @@ def test_only_complete_checkpoints_count(folder):
     for name in ("step-5", "step-12", "step-40", "step-x", "other"):
         (folder.checkpoints / name).mkdir(parents=True)
     for name in ("step-5", "step-12", "step-x"):
-        (folder.checkpoints / name / "MANIFEST.json").write_text("{}")
+        (folder.checkpoints / name / "MANIFEST.json").write_text('{"step": 1, "files": {}}')
+    (folder.checkpoints / "step-40" / "MANIFEST.json").write_text('{"step": 40, "fi')
 
     assert folder.newest_checkpoint_step() == 12

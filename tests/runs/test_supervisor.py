@@ -112,7 +112,8 @@ def test_stop_saves_ends_and_leaves_no_process(store, start_supervisor):
     step = read_history(run.folder.events).last_step
     assert state.state == "stopped"
     assert state.resumable_step == step
-    assert state.cause == f"Stopped on request after step {step}."
+    assert state.cause == f"Stopped on request. Saved after step {step}."
+    assert "can be used" in state.advice
     assert not worker_of(run).is_alive()
     with pytest.raises(RunError, match="already stopped"):
         request_stop(run)
