@@ -1,174 +1,182 @@
 """How much memory a run needs, in which phase, and whether that fits."""
 
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass
 
 from engine.config.run import RunConfig
-from engine.memory.trainable import count_trainable
+from engine.errors import ConfigError, ModelError, Problem
+from engine.hardware.device import Device
+from engine.memory.allocator import DeviceNeed, need_on_device
+from engine.memory.components import describe_components
+from engine.memory.formulas import optimizer_scratch_bytes
+from engine.memory.persistent import Persistent, persistent_bytes
+from engine.memory.phases import Held, Phase, StepPeaks, rehearse_step
+from engine.memory.result import GIB, MemoryEstimate, ParameterCount, Verdict
+from engine.memory.run_workload import workload_of_run
+from engine.memory.structure import ModelStructure, read_structure
+from engine.memory.targets import find_targets
+from engine.memory.trainable import TrainableCount, count_trainable
+from engine.memory.workload import Workload
 from engine.models.shape import ModelShape
 
-if TYPE_CHECKING:
-    from engine.hardware.devices import Device
+__all__ = ["GIB", "MemoryEstimate", "Peak", "Verdict", "estimate_memory", "estimate_workload", "predict_peak"]
 
-Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]
-Verdict = Literal["fits", "tight", "does_not_fit"]
-ComponentKey = Literal["weights", "unquantized", "trained", "activations", "loss", "runtime", "margin"]
-
-PHASE_WORDS: dict[Phase, str] = {
-    "forward": "forward pass",
-    "loss_backward": "backward pass of the loss",
-    "layer_backward": "backward pass of a layer",
-    "optimizer_step": "optimizer step",
-}
-GIB = 2**30
+# Beyond these a figure would be an answer to a question that nobody means.
+_LARGEST_LENGTH = 16_777_216
+_LARGEST_BATCH = 1_048_576
 
 
-class ParameterCount(BaseModel):
-    """Counts as PEFT's `print_trainable_parameters` gives them."""
+@dataclass(frozen=True)
+class Peak:
+    """The highest point of a step: what is always there, what the phase adds, and each phase's own peak."""
 
-    model_config = ConfigDict(frozen=True)
-
-    total: int
-    trainable: int
-    trainable_percent: float
-
-
-class MemoryComponent(BaseModel):
-    """One part of the stacked bar."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: ComponentKey
-    label: str  # plain words
-    bytes: int
-    depends_on: str  # one sentence: what it is and what moves it
-
-
-class MemoryEstimate(BaseModel):
-    """What one device holds at the peak of a training step.
-
-    The components without the margin add up to `expected_bytes`, with it to `needed_bytes`.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    parameters: ParameterCount
-    components: tuple[MemoryComponent, ...]
-    allocated_bytes: int  # tensors alive at the peak; on CUDA torch.cuda.max_memory_allocated
-    reserved_bytes: int  # what the allocator holds for them; on CUDA max_memory_reserved
-    expected_bytes: int  # what the device's own tools show for the process
-    needed_bytes: int  # nine runs in ten stay below
+    persistent: Persistent
+    counts: TrainableCount
     phase: Phase
-    verdict: Verdict
-    device_name: str
-    free_bytes: int
-    total_bytes: int
-    notes: tuple[str, ...] = ()
+    held: Held
+    phase_bytes: dict[Phase, int]  # allocated at the peak of each phase
+    workspace_bytes: int
 
     @property
-    def phase_words(self) -> str:
-        return PHASE_WORDS[self.phase]
-
-    @property
-    def components_bytes(self) -> dict[str, int]:
-        return {component.label: component.bytes for component in self.components}
+    def allocated_bytes(self) -> int:
+        return self.phase_bytes[self.phase]
 
 
-def judge(expected_bytes: int, needed_bytes: int, free_bytes: int) -> Verdict:
-    """Compare with the free memory: the bound must fit; where only the expectation does, it is tight."""
-    if needed_bytes <= free_bytes:
-        return "fits"
-    return "tight" if expected_bytes <= free_bytes else "does_not_fit"
-
-
-def estimate_memory(shape: ModelShape, config: RunConfig, device: "Device") -> MemoryEstimate:
+def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> MemoryEstimate:
     """Predict the peak memory of one training step of `config` on `device`.
 
     Raises:
-        ConfigError: If the adapter matches no module of the model.
+        ConfigError: If the adapter matches no module of the model, or a setting is absurd.
+        ModelError: If the model's shape lacks what a decoder needs.
     """
-    counts = count_trainable(shape, config.adapter)
-    on_cuda = device.kind == "cuda"
-    compute = 2 if device.supports_bfloat16 or on_cuda else 4
-    linear = sum(
-        m.parameters for m in shape.modules if m.kind in ("linear", "conv1d", "experts") and not m.is_output_head
-    )
-    rest = shape.num_parameters - linear
-    per_parameter = {"none": float(compute), "int8": 1.0, "nf4": 0.51587, "fp4": 0.51587}[config.model.quantization]
-    if config.model.quantization in ("nf4", "fp4") and not config.model.double_quant:
-        per_parameter = 0.5625
-    weights = int(linear * per_parameter)
-    unquantized = rest * compute
-    trained_bytes = 4 if config.adapter.method != "none" else compute
-    trained = counts.added * trained_bytes + counts.trainable * (trained_bytes + 8)
-    tokens = config.training.per_device_train_batch_size * config.training.max_length
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    layer = tokens * compute * (10 * hidden + 5 * inner)
-    boundary = tokens * compute * hidden
-    checkpointed = config.training.gradient_checkpointing
-    layers = shape.num_hidden_layers
-    activations = layers * boundary + 2 * layer if checkpointed else layers * layer
-    loss = tokens * shape.vocab_size * (compute + 8)
-    allocated = weights + unquantized + trained + activations + loss
-    runtime = int(0.05 * allocated) + (600 * 2**20 if on_cuda else 700 * 2**20)
-    expected = allocated + runtime
-    needed = int(expected * 1.12)
-    quantized = config.model.quantization
-    components = (
-        MemoryComponent(
-            key="weights",
-            label=f"Weights ({quantized})" if quantized != "none" else f"Weights ({compute * 8} bit)",
-            bytes=weights,
-            depends_on="The linear layers of the base model; their precision decides.",
-        ),
-        MemoryComponent(
-            key="unquantized",
-            label="Embeddings, norms, head",
-            bytes=unquantized,
-            depends_on="What quantization leaves alone; grows with the vocabulary.",
-        ),
-        MemoryComponent(
-            key="trained",
-            label="Adapter, gradients, optimizer",
-            bytes=trained,
-            depends_on="Everything that is trained; grows with rank and targets, and with the optimizer's state.",
-        ),
-        MemoryComponent(
-            key="activations",
-            label="Activations",
-            bytes=activations,
-            depends_on="What the layers keep for the backward pass; grows with batch × length, shrinks with checkpointing.",
-        ),
-        MemoryComponent(
-            key="loss",
-            label="Logits and loss",
-            bytes=loss,
-            depends_on="One number per trained position and vocabulary entry.",
-        ),
-        MemoryComponent(
-            key="runtime",
-            label="CUDA and allocator" if on_cuda else "Python and libraries",
-            bytes=runtime,
-            depends_on="The process itself, and what the allocator holds beyond the tensors.",
-        ),
-        MemoryComponent(
-            key="margin",
-            label="Margin of error",
-            bytes=needed - expected,
-            depends_on="Nine runs in ten stay within it.",
-        ),
-    )
+    return estimate_workload(read_structure(shape), workload_of_run(shape, config, device), device)
+
+
+def estimate_workload(structure: ModelStructure, workload: Workload, device: Device) -> MemoryEstimate:
+    """The same for a step that is described already.
+
+    Raises:
+        ConfigError: If the adapter matches no module of the model, or a setting is absurd.
+        ModelError: If the model's shape lacks what a decoder needs.
+    """
+    peak = predict_peak(structure, workload, device.name)
+    need = need_on_device(peak.allocated_bytes, workload, device, paged_bytes=peak.persistent.paged)
+    counts = peak.counts
     return MemoryEstimate(
         parameters=ParameterCount(total=counts.total, trainable=counts.trainable, trainable_percent=counts.percent),
-        components=components,
-        allocated_bytes=allocated,
-        reserved_bytes=int(allocated * 1.05),
-        expected_bytes=expected,
-        needed_bytes=needed,
-        phase="loss_backward",
-        verdict=judge(expected, needed, device.free_bytes),
+        components=describe_components(peak.persistent, peak.held, need, workload, peak.workspace_bytes),
+        allocated_bytes=peak.allocated_bytes,
+        reserved_bytes=need.reserved_bytes,
+        expected_bytes=need.expected_bytes,
+        needed_bytes=need.needed_bytes,
+        phase=peak.phase,
+        phases_bytes=peak.phase_bytes,
+        verdict=judge(need, device),
         device_name=device.name,
+        device_kind=device.kind,
         free_bytes=device.free_bytes,
         total_bytes=device.total_bytes,
+        notes=_notes(workload, peak.persistent),
     )
+
+
+def predict_peak(structure: ModelStructure, workload: Workload, device_name: str = "") -> Peak:
+    """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`.
+
+    Raises:
+        ConfigError: If the adapter matches no module of the model, or a setting is absurd.
+        ModelError: If the model's shape lacks what a decoder needs.
+    """
+    _refuse_nonsense(structure.shape, workload)
+    adapter = workload.adapter
+    targets = find_targets(structure.shape, adapter)
+    counts = count_trainable(structure.shape, adapter, targets)
+    persistent = persistent_bytes(structure, workload, counts)
+    step = rehearse_step(structure, workload, targets)
+    peaks = _with_optimizer(step, workload, counts)
+    workspace = workspace_bytes(workload, device_name)
+    base = persistent.total + workspace
+    if workload.accumulates:
+        peaks = _with_waiting_gradients(peaks, step.gradients_bytes)
+    phase = max(peaks, key=lambda name: peaks[name].total)
+    return Peak(
+        persistent=persistent,
+        counts=counts,
+        phase=phase,
+        held=peaks[phase],
+        phase_bytes={name: base + held.total for name, held in peaks.items()},
+        workspace_bytes=workspace,
+    )
+
+
+def _with_optimizer(step: StepPeaks, workload: Workload, counts: TrainableCount) -> dict[Phase, Held]:
+    scratch = optimizer_scratch_bytes(counts.sizes, workload.optimizer)
+    end = step.peaks["optimizer_step"]
+    return {**step.peaks, "optimizer_step": end.plus(Held(gradients=scratch))}
+
+
+def _with_waiting_gradients(peaks: dict[Phase, Held], gradients_bytes: int) -> dict[Phase, Held]:
+    """Gradients of earlier passes are there from the start; the backward pass adds to them instead of making them."""
+    waiting = Held(gradients=gradients_bytes)
+    return {
+        phase: held
+        if phase == "optimizer_step"
+        else Held(held.activations, held.loss, 0, held.weight_copies).plus(waiting)
+        for phase, held in peaks.items()
+    }
+
+
+def workspace_bytes(workload: Workload, device_name: str) -> int:
+    """Workspaces of cuBLAS, which PyTorch takes from its own allocator: one for the thread of the forward pass and one
+    for that of the backward pass.
+
+    Source: `parseChosenWorkspaceSize` in aten/src/ATen/cuda/CublasHandlePool.cpp: 8,320 KiB, on Hopper 32 MiB.
+    """
+    if workload.device == "cpu":
+        return 0
+    hopper = any(name in device_name.upper() for name in ("H100", "H200", "H800", "H20", "GH200"))
+    return 2 * (32 * 2**20 if hopper else 8320 * 2**10)
+
+
+def judge(need: DeviceNeed, device: Device) -> Verdict:
+    """Compare with the free memory: the bound must fit; where only the expectation does, it is tight."""
+    if need.needed_bytes <= device.free_bytes:
+        return "fits"
+    return "tight" if need.expected_bytes <= device.free_bytes else "does_not_fit"
+
+
+def _refuse_nonsense(shape: ModelShape, workload: Workload) -> None:
+    missing = [
+        name
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size")
+        if getattr(shape, name) < 1
+    ]
+    if missing:
+        raise ModelError(
+            f"The configuration of {shape.architecture} gives no {', '.join(missing)}.",
+            "Use the config.json of the original model.",
+        )
+    problems = []
+    for field, value, largest in (
+        ("training.per_device_train_batch_size", workload.batch_size, _LARGEST_BATCH),
+        ("training.max_length", workload.length, _LARGEST_LENGTH),
+    ):
+        if not 1 <= value <= largest:
+            problems.append(Problem(field, f"{value:,} is out of range; it must be from 1 to {largest:,}."))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _notes(workload: Workload, persistent: Persistent) -> tuple[str, ...]:
+    notes = []
+    if workload.attention == "math":
+        notes.append(
+            "This GPU has no fused attention kernel for grouped-query heads, so the scores of all heads are written out: "
+            "memory grows with the square of the length."
+        )
+    if persistent.paged:
+        notes.append(
+            f"{persistent.paged / GIB:.2f} GiB of optimizer state can move to main memory when the device is full."
+        )
+    if workload.base == "int8" and workload.checkpointing != "none":
+        notes.append("int8 layers keep their inputs, so that gradient checkpointing saves less than elsewhere.")
+    return tuple(notes)

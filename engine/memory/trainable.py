@@ -3,51 +3,68 @@
 from typing import NamedTuple
 
 from engine.config.adapter import AdapterConfig
+from engine.errors import ConfigError, Problem
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.models.shape import ModelShape, ModuleShape
 
+LARGEST_RANK = 1024  # the bound of AdapterConfig.r; beyond it a figure would be nonsense
+
 
 class TrainableCount(NamedTuple):
-    """Parameters, not bytes. `total` counts the base model and everything that the adapter adds, as PEFT does."""
+    """Parameters, not bytes.
+
+    Attributes:
+        total: The base model and everything that the adapter adds, as PEFT counts.
+        trainable: Of these, what is trained.
+        added: What exists beside the base model.
+        sizes: Elements of every trained tensor; optimizers treat small ones apart.
+    """
 
     total: int
     trainable: int
-    added: int  # parameters that exist beside the base model
+    added: int
+    sizes: tuple[int, ...]
 
     @property
     def percent(self) -> float:
         return 100.0 * self.trainable / self.total if self.total else 0.0
 
 
-def count_trainable(shape: ModelShape, adapter: AdapterConfig) -> TrainableCount:
+def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets | None = None) -> TrainableCount:
     """Count what this fine-tune trains.
 
+    Args:
+        targets: As `find_targets` gives them, where they are known already.
+
     Raises:
-        ConfigError: If `target_modules` match nothing.
+        ConfigError: If `target_modules` match nothing, or the rank is absurd.
 
     Source: PEFT `get_nb_trainable_parameters`: every named parameter once, tied ones at their first name.
     """
     if adapter.method == "none":
-        return TrainableCount(shape.num_parameters, shape.num_parameters, 0)
+        sizes = tuple(size for module in shape.modules for size in _tensors(module))
+        return TrainableCount(shape.num_parameters, shape.num_parameters, 0, sizes)
     if adapter.method == "prefix_tuning":
         added = prefix_parameter_count(shape, adapter.num_virtual_tokens)
-        return TrainableCount(shape.num_parameters + added, added, added)
-    targets = find_targets(shape, adapter)
-    added = sum(adapter_parameter_count(module, adapter, targets) for module in targets.modules)
-    added += sum(module.parameters or _own_size(module) for module in targets.saved_in_full)
-    trainable = added + trained_bias_count(shape, adapter, targets)
-    return TrainableCount(shape.num_parameters + added, trainable, added)
+        return TrainableCount(shape.num_parameters + added, added, added, (added,))
+    if adapter.method == "lora" and not 1 <= adapter.r <= LARGEST_RANK:
+        message = f"{adapter.r:,} is out of range; it must be from 1 to {LARGEST_RANK:,}."
+        raise ConfigError([Problem("adapter.r", message)])
+    targets = targets or find_targets(shape, adapter)
+    sizes = tuple(size for module in targets.modules for size in _adapter_tensors(module, adapter, targets))
+    sizes += tuple(size for module in targets.saved_in_full for size in _tensors(module, as_copy=True))
+    added = sum(sizes)
+    biases = _trained_biases(shape, adapter, targets)
+    return TrainableCount(shape.num_parameters + added, added + sum(biases), added, sizes + biases)
 
 
-def adapter_parameter_count(module: ModuleShape, adapter: AdapterConfig, targets: AdapterTargets) -> int:
-    """Count the parameters that the adapter adds to one module."""
+def _adapter_tensors(module: ModuleShape, adapter: AdapterConfig, targets: AdapterTargets) -> tuple[int, ...]:
     if adapter.method == "ia3":
-        return ia3_parameter_count(
-            module.in_features, module.out_features, is_feedforward=module.name in targets.feedforward
-        )
-    count = lora_parameter_count(module.in_features, module.out_features, adapter.r)
+        feedforward = module.name in targets.feedforward
+        return (ia3_parameter_count(module.in_features, module.out_features, is_feedforward=feedforward),)
+    low_rank = (adapter.r * module.in_features, adapter.r * module.out_features)
     # DoRA's magnitude has one entry per row of W: https://arxiv.org/abs/2402.09353, equation 5.
-    return count + module.out_features if adapter.use_dora else count
+    return (*low_rank, module.out_features) if adapter.use_dora else low_rank
 
 
 def lora_parameter_count(in_features: int, out_features: int, r: int) -> int:
@@ -85,16 +102,25 @@ def prefix_parameter_count(shape: ModelShape, num_virtual_tokens: int) -> int:
     return num_virtual_tokens * shape.num_hidden_layers * 2 * shape.num_key_value_heads * shape.head_dim
 
 
-def trained_bias_count(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets) -> int:
-    """Count the base model's own biases that train along; they are part of the model already, so they add none.
+def _trained_biases(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets) -> tuple[int, ...]:
+    """The base model's own biases that train along; they are part of the model already, so they add none.
 
     Source: PEFT `LoraModel._mark_only_adapters_as_trainable`.
     """
     if adapter.method != "lora" or adapter.bias == "none":
-        return 0
+        return ()
     chosen = shape.modules if adapter.bias == "all" else targets.modules
-    return sum(module.bias_parameters for module in chosen)
+    return tuple(module.bias_parameters for module in chosen if module.has_bias)
 
 
-def _own_size(module: ModuleShape) -> int:
-    return module.in_features * module.out_features
+def _tensors(module: ModuleShape, *, as_copy: bool = False) -> tuple[int, ...]:
+    """Elements of a module's tensors: the weight, or what stands in its place, and the bias.
+
+    Args:
+        as_copy: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.
+    """
+    total = module.parameters
+    if as_copy and module.tied_to is not None:
+        total = module.in_features * module.out_features
+    bias = module.bias_parameters if total > module.bias_parameters else 0
+    return tuple(size for size in (total - bias, bias) if size)

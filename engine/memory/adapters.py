@@ -1,0 +1,202 @@
+"""Linear layers with their adapter: LoRA as PEFT and as Loratory run it, DoRA, and IA3."""
+
+from engine.memory.operations import (
+    add,
+    assign,
+    cast,
+    clone,
+    dropout,
+    linear,
+    multiply,
+    scale,
+    share,
+)
+from engine.memory.projections import autocast_linear, base_projection, is_quantized
+from engine.memory.rehearsal import Rehearsal
+from engine.memory.tape import Gradients, Group, Parameter, Storage, Value, needs_gradient
+from engine.models.shape import ModuleShape
+
+
+def project(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+    """Send x through one linear layer, adapter included."""
+    adapter = r.workload.adapter
+    if module.name not in r.target_names:
+        return base_projection(r, x, module)
+    if adapter.method == "ia3":
+        return _with_ia3(r, x, module)
+    if r.workload.lora_branch == "quick" and not adapter.use_dora:
+        return _with_quick_lora(r, x, module)
+    return _with_lora(r, x, module)
+
+
+def _with_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+    """`base(x) + lora_B(lora_A(dropout(x))) * scaling`, with PEFT's casts to and from the adapter's own precision.
+
+    Keeps the cast x, the dropout mask, and the product with A.
+
+    Source: `Linear.forward` in peft/tuners/lora/layer.py, `Linear4bit.forward` in peft/tuners/lora/bnb.py.
+    """
+    tape, workload = r.tape, r.workload
+    adapter, precision = workload.adapter, workload.precision
+    quantized = is_quantized(r, module)
+    with tape.scope() as scope:
+        result = base_projection(r, x, module)
+        answered = result.width
+        if quantized and workload.base in ("nf4", "fp4"):
+            result = assign(tape, result, clone(tape, result))
+        casts = not (quantized and precision.autocast)
+        inner = cast(tape, x, precision.adapter) if casts else tape.alias(x)
+        if adapter.lora_dropout > 0:
+            inner = assign(tape, inner, dropout(tape, inner, on_cuda=r.on_cuda))
+        if adapter.use_dora:
+            result = assign(tape, result, add(tape, result, _dora_part(r, inner, result, module)))
+            return scope.returns(assign(tape, result, cast(tape, result, answered)))
+        scaled = _low_rank(r, inner, module)
+        if quantized and casts:
+            scaled = assign(tape, scaled, cast(tape, scaled, answered))
+        result = assign(tape, result, add(tape, result, scaled))
+        tape.drop(scaled)
+        return scope.returns(assign(tape, result, cast(tape, result, answered)))
+
+
+def _low_rank(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+    """`lora_B(lora_A(x)) * scaling`."""
+    tape, rank = r.tape, r.workload.adapter.r
+    with tape.scope() as scope:
+        down = autocast_linear(r, x, r.adapter_weight(module.in_features * rank), rank)
+        up = autocast_linear(r, down, r.adapter_weight(module.out_features * rank), module.out_features)
+        tape.drop(down)
+        return scope.returns(scale(tape, up))
+
+
+def _dora_part(r: Rehearsal, x: Value, result: Value, module: ModuleShape) -> Value:
+    """`(m/|W| - 1) * base + m/|W| * low_rank * scaling`, after |W + BA| has been computed from matrices of W's size.
+
+    Keeps the base result and the low-rank result; with dropout the base result is computed again from the weight.
+
+    Source: `DoraLinearLayer.forward`, peft/tuners/lora/dora.py; Liu et al. 2024 (arXiv:2402.09353).
+    """
+    tape, precision = r.tape, r.workload.precision
+    rank, weights = r.workload.adapter.r, module.in_features * module.out_features
+    with tape.scope() as scope:
+        identity = tape.value(module.in_features**2, precision.adapter, group=Group.WEIGHT_COPIES)
+        between = tape.value(module.in_features * rank, precision.adapter, group=Group.WEIGHT_COPIES)
+        product = tape.value(weights, precision.adapter, group=Group.WEIGHT_COPIES)
+        tape.drop(identity, between)
+        copied = precision.weights != precision.adapter or is_quantized(r, module)
+        weight = tape.value(weights if copied else 0, precision.adapter, group=Group.WEIGHT_COPIES)
+        tape.use(weights * precision.adapter, weights * precision.adapter, group=Group.WEIGHT_COPIES)
+        magnitude = r.adapter_weight(module.out_features)
+        ratio = scale(tape, _as_value(r, magnitude))
+        low = _low_rank(r, x, module)
+        if r.workload.adapter.lora_dropout > 0:
+            base = linear(tape, x, weight if copied else Parameter(weights, x.width), module.out_features)
+        else:
+            base = tape.alias(result)
+        first = multiply(tape, base, scale(tape, ratio))
+        second = multiply(tape, low, ratio)
+        tape.drop(low)
+        scaled = scale(tape, second)
+        tape.drop(second, product)
+        return scope.returns(add(tape, first, scaled))
+
+
+def _as_value(r: Rehearsal, parameter: Parameter) -> Value:
+    """A weight as an operand of pointwise operations, which make the first tensor on the tape."""
+    tape, size = r.tape, parameter.elements * parameter.width
+    return tape.operation(
+        (parameter,),
+        elements=parameter.elements,
+        width=parameter.width,
+        backward=lambda _: (tape.allocate(size),),
+    )
+
+
+def _with_quick_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+    """Loratory's own branch: added into the layer's result in place, at the result's precision.
+
+    Keeps the layer's input, the product with A, both matrices at the result's precision, and on CUDA the dropout mask.
+
+    Source: engine/training/quick_lora.py and quick_dropout.py.
+    """
+    tape, adapter = r.tape, r.workload.adapter
+    rank, drops = adapter.r, adapter.lora_dropout > 0
+    a, b = r.adapter_weight(module.in_features * rank), r.adapter_weight(module.out_features * rank)
+    with tape.scope() as scope:
+        result = base_projection(r, x, module)
+        width = result.width
+        narrow = cast(tape, x, width)
+        rows = x.elements // module.in_features
+        input_size, x_needs = narrow.elements * width, needs_gradient(narrow)
+        mask_bytes = narrow.elements if drops and r.on_cuda else 0
+        mask = tape.value(mask_bytes, 1)
+        tape.value(narrow.elements if drops else 0, width)
+        a_low = tape.value(a.elements if width != a.width else 0, width)
+        tape.use(b.elements * b.width)
+        b_low = tape.value(b.elements, width)
+        between = tape.value(rows * rank, width)
+
+        def backward(gradient: Storage) -> Gradients:
+            again = tape.allocate(input_size if drops else 0)
+            of_between = tape.allocate(rows * rank * width)
+            of_b = tape.allocate(b.elements * width)
+            of_b = _widened(r, of_b, b)
+            of_a = tape.allocate(a.elements * width)
+            of_a = _widened(r, of_a, a)
+            of_x = None
+            if x_needs:
+                of_x = tape.allocate(input_size)
+                if drops:
+                    masked = tape.allocate(input_size)
+                    tape.release(of_x)
+                    of_x = masked
+            tape.release(of_between)
+            tape.release(again)
+            return (share(gradient), of_x, of_a, of_b)
+
+        saved = [narrow, between, a_low, b_low, *([mask] if mask_bytes else [])]
+        return scope.returns(tape.operation_in_place(result, (result, narrow, a, b), backward=backward, saved=saved))
+
+
+def _widened(r: Rehearsal, gradient: Storage, parameter: Parameter) -> Storage:
+    size = parameter.elements * parameter.width
+    if gradient.size == size:
+        return gradient
+    wide = r.tape.allocate(size)
+    r.tape.release(gradient)
+    return wide
+
+
+def _with_ia3(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+    """A learned vector times the output, or times the input of feed-forward layers; keeps the factor that it rescales.
+
+    Source: `Linear.forward` in peft/tuners/ia3/layer.py, `Linear4bit.forward` in peft/tuners/ia3/bnb.py.
+    """
+    tape, workload = r.tape, r.workload
+    precision = workload.precision
+    feedforward = module.name in r.targets.feedforward
+    quantized = is_quantized(r, module)
+    vector = r.adapter_weight(module.in_features if feedforward else module.out_features)
+    with tape.scope() as scope:
+        factor = _as_value(r, vector)
+        widens = quantized and precision.autocast is None and x.width != 4
+        inner = cast(tape, x, 4) if widens else tape.alias(x)
+        if feedforward:
+            if not quantized:
+                inner = assign(tape, inner, cast(tape, inner, precision.adapter))
+            scaled = multiply(tape, inner, factor)
+            if not quantized:
+                scaled = assign(tape, scaled, cast(tape, scaled, x.width))
+            result = base_projection(r, scaled, module)
+            tape.drop(scaled)
+        else:
+            result = base_projection(r, inner, module)
+            answered = result.width
+            result = assign(tape, result, multiply(tape, result, factor))
+            if not quantized:
+                result = assign(tape, result, cast(tape, result, answered))
+        if quantized and workload.base in ("nf4", "fp4"):
+            result = assign(tape, result, clone(tape, result))
+        if widens:
+            result = assign(tape, result, cast(tape, result, x.width))
+        return scope.returns(result)

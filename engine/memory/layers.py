@@ -1,0 +1,47 @@
+"""One decoder layer: norms, attention, feed-forward and residual sums."""
+
+from engine.memory.attention import attend
+from engine.memory.feedforward import feed_forward
+from engine.memory.norms import normalize
+from engine.memory.operations import add, assign
+from engine.memory.rehearsal import Rehearsal
+from engine.memory.structure import LayerStructure
+from engine.memory.tape import Value
+
+
+def decoder_layer(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
+    """x + attention(norm(x)), then the same with the feed-forward block.
+
+    Source: `LlamaDecoderLayer.forward`; four norms as in `Gemma2DecoderLayer`; one input for both as in `FalconDecoderLayer`.
+    """
+    if r.structure.parallel:
+        return _parallel(r, x, layer)
+    tape, norms = r.tape, layer.norms
+    sandwich = len(norms) >= 4
+    with tape.scope() as scope:
+        normed = normalize(r, x, norms[0])
+        attended = attend(r, normed, layer)
+        tape.drop(normed)
+        if sandwich:
+            attended = assign(r.tape, attended, normalize(r, attended, norms[1]))
+        middle = add(tape, x, attended)
+        tape.drop(attended)
+        normed = normalize(r, middle, norms[2 if sandwich else 1])
+        fed = feed_forward(r, normed, layer)
+        tape.drop(normed)
+        if sandwich:
+            fed = assign(r.tape, fed, normalize(r, fed, norms[3]))
+        return scope.returns(add(tape, middle, fed))
+
+
+def _parallel(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
+    tape, norms = r.tape, layer.norms
+    with tape.scope() as scope:
+        normed = normalize(r, x, norms[0])
+        attended = attend(r, normed, layer)
+        other = normalize(r, x, norms[1]) if len(norms) > 1 else tape.alias(normed)
+        fed = feed_forward(r, other, layer)
+        tape.drop(normed, other)
+        both = add(tape, attended, fed)
+        tape.drop(attended, fed)
+        return scope.returns(add(tape, both, x))

@@ -1,0 +1,237 @@
+"""From the last hidden state to the loss: the largest tensors of many steps."""
+
+from engine.memory.adapters import project
+from engine.memory.operations import assign, cast, clone, narrow, pointwise, scale, share
+from engine.memory.rehearsal import Rehearsal
+from engine.memory.tape import Gradients, Group, Storage, Value
+from engine.models.shape import ModuleShape
+
+
+def head_and_loss(r: Rehearsal, hidden: Value) -> tuple[Value, Value | None]:
+    """Play the output head and the loss; returns the loss, and the logits where somebody keeps them."""
+    tape = r.tape
+    tape.group = Group.LOSS
+    path = r.workload.loss.path
+    try:
+        if path == "trained_positions":
+            return _trained_positions(r, hidden), None
+        if path == "linear_fused":
+            return _linear_fused(r, hidden), None
+        return _full_logits(r, hidden)
+    finally:
+        tape.group = Group.ACTIVATIONS
+
+
+def head_module(r: Rehearsal) -> ModuleShape:
+    """The output head; where it is tied, a linear layer on the embedding's weight."""
+    shape = r.structure.shape
+    head = r.structure.head
+    if head is not None:
+        return head
+    return ModuleShape(
+        name="lm_head",
+        kind="linear",
+        parameters=0,
+        in_features=shape.hidden_size,
+        out_features=shape.vocab_size,
+        is_output_head=True,
+    )
+
+
+def _full_logits(r: Rehearsal, hidden: Value) -> tuple[Value, Value | None]:
+    """All logits, upcast to 32 bits, then cross-entropy.
+
+    Source: `ForCausalLMLoss`, transformers/loss/loss_utils.py; before transformers 4.49 it shifted the logits, later
+    the labels; before 4.46 each model had a loss of its own, which let go of the logits before the cast.
+    """
+    tape, loss = r.tape, r.workload.loss
+    module = head_module(r)
+    positions = hidden.elements // module.in_features
+    with tape.scope() as scope:
+        logits = project(r, hidden, module)
+        if r.structure.shape.final_logit_softcapping is not None:
+            logits = _soft_capped(r, logits)
+        if loss.upcasts and not loss.holds_narrow_logits:
+            logits = assign(r.tape, logits, cast(tape, logits, 4))
+        wide = cast(tape, logits, 4 if loss.upcasts else logits.width)
+        padded = tape.value(positions + r.workload.batch_size, 8)
+        labels = tape.value(positions, 8)
+        compared = _shifted(r, wide) if loss.shifts else wide
+        value = _fused_cross_entropy(r, compared) if loss.path == "fused" else _cross_entropy(r, compared, labels)
+        tape.drop(padded, labels, wide, compared)
+        if loss.converts_output:
+            logits = assign(r.tape, logits, cast(tape, logits, 4))
+        return scope.returns(value), scope.returns(logits)
+
+
+def _shifted(r: Rehearsal, logits: Value) -> Value:
+    """`logits[..., :-1, :].contiguous()`: a copy forward, and a second one of its gradient backward."""
+    tape = r.tape
+    with tape.scope() as scope:
+        rows = r.workload.batch_size * (r.workload.length - 1)
+        fewer = logits.elements // r.tokens * rows
+        return scope.returns(clone(tape, narrow(tape, logits, fewer)))
+
+
+def _soft_capped(r: Rehearsal, logits: Value) -> Value:
+    tape = r.tape
+    divided = scale(tape, logits)
+    tape.drop(logits)
+    bounded = pointwise(tape, divided, saves_result=True)
+    tape.drop(divided)
+    result = scale(tape, bounded)
+    tape.drop(bounded)
+    return result
+
+
+def _cross_entropy(r: Rehearsal, logits: Value, labels: Value) -> Value:
+    """Log-softmax and negative log-likelihood; autocast computes both at 32 bits.
+
+    Keeps the log-probabilities; the backward pass holds them with two gradients of their size.
+
+    Source: `nll_loss_backward` and `_log_softmax_backward_data` in derivatives.yaml.
+    """
+    tape = r.tape
+    with tape.scope() as scope:
+        if r.workload.precision.autocast is not None:
+            logits = cast(tape, logits, 4)
+        size = logits.elements * logits.width
+
+        def backward(_: Storage) -> Gradients:
+            return (tape.allocate(size),)
+
+        log_probabilities = tape.operation(
+            (logits,), elements=logits.elements, width=logits.width, backward=backward, saves_result=True
+        )
+        loss = tape.operation(
+            (log_probabilities,), elements=2, width=4, backward=backward, saved=(log_probabilities, labels)
+        )
+        return scope.returns(loss)
+
+
+def _fused_cross_entropy(r: Rehearsal, logits: Value) -> Value:
+    """A kernel that keeps the logits and one number a row, and writes the gradient over the logits.
+
+    Source: `Fast_CrossEntropyLoss`, unsloth/kernels/cross_entropy_loss.py, also in fms-acceleration.
+    """
+    tape = r.tape
+    rows = logits.elements // r.structure.shape.vocab_size
+
+    def backward(_: Storage) -> Gradients:
+        return (share(logits.storage),)
+
+    statistics = tape.value(rows * 2, 4)
+    loss = tape.operation((logits,), elements=2, width=4, backward=backward, saved=(logits, statistics))
+    tape.drop(statistics)
+    return loss
+
+
+def _linear_fused(r: Rehearsal, hidden: Value) -> Value:
+    """Head and loss in one function that computes its gradients forward, chunk by chunk, and holds no more logits.
+
+    Source: `fused_linear_cross_entropy_forward`, liger_kernel/ops/fused_linear_cross_entropy.py (arXiv:2410.10989).
+    """
+    tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
+    width = precision.autocast or precision.head
+    rows = hidden.elements // shape.hidden_size
+    chunks = -(-shape.vocab_size // shape.hidden_size)
+    chunk = 1 << max(0, (-(-rows // chunks) - 1).bit_length())
+    weight = r.weight(shape.vocab_size * shape.hidden_size, precision.head)
+    with tape.scope() as scope:
+        hidden = cast(tape, hidden, width)
+        of_hidden = tape.value(hidden.elements, width)
+        of_weight = tape.value(weight.elements if weight.trainable else 0, weight.width, group=Group.GRADIENTS)
+        product = weight.elements * weight.width if weight.trainable else 0
+        tape.use(min(chunk, rows) * shape.vocab_size * width, product)
+
+        def backward(_: Storage) -> Gradients:
+            return (share(of_hidden.storage), share(of_weight.storage) if weight.trainable else None)
+
+        loss = tape.operation((hidden, weight), elements=2, width=4, backward=backward, saved=(of_hidden, of_weight))
+        return scope.returns(loss)
+
+
+def _trained_positions(r: Rehearsal, hidden: Value) -> Value:
+    """Loratory's loss: the positions that are trained are picked out and go through the head chunk by chunk.
+
+    Over a frozen head the gradient is made while the logits are there; over a trained one each chunk is checkpointed.
+
+    Source: engine/training/loss.py.
+    """
+    tape, shape, loss = r.tape, r.structure.shape, r.workload.loss
+    positions = max(1, round(r.tokens * loss.positions_share))
+    with tape.scope() as scope:
+        size = hidden.elements * hidden.width
+        chosen = tape.operation(
+            (hidden,),
+            elements=positions * shape.hidden_size,
+            width=hidden.width,
+            backward=lambda _: (tape.allocate(size),),
+        )
+        if r.head_is_trained:
+            return scope.returns(_checkpointed_chunks(r, chosen, positions))
+        return scope.returns(_frozen_head(r, chosen, positions))
+
+
+def chunk_rows(positions: int, vocab_size: int, chunk_bytes: int) -> int:
+    """Positions of one chunk: all chunks alike, their logits at 32 bits within `chunk_bytes`."""
+    count = max(1, -(-positions * vocab_size * 4 // chunk_bytes)) if chunk_bytes else 1
+    return max(1, -(-positions // count))
+
+
+def _frozen_head(r: Rehearsal, chosen: Value, positions: int) -> Value:
+    tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
+    rows = chunk_rows(positions, shape.vocab_size, r.workload.loss.chunk_bytes)
+    logits = rows * shape.vocab_size
+    capped = shape.final_logit_softcapping is not None
+    gradient = tape.value(chosen.elements, chosen.width)
+    narrow_logits, wide_logits = logits * precision.head, logits * 4
+    inner = rows * shape.hidden_size * precision.head
+    if capped:
+        tape.use(narrow_logits, wide_logits * 4, inner)
+    elif rows < positions:
+        # The variables of one chunk are assigned anew only once the next one's logits are there.
+        tape.use(narrow_logits, wide_logits, wide_logits)
+    else:
+        tape.use(narrow_logits, wide_logits, inner)
+    elements, width = chosen.elements, chosen.width
+
+    def backward(_: Storage) -> Gradients:
+        wide = tape.allocate(elements * 4)
+        scaled = tape.allocate(elements * 4)
+        tape.release(wide)
+        if width == 4:
+            return (scaled,)
+        result = tape.allocate(elements * width)
+        tape.release(scaled)
+        return (result,)
+
+    result = tape.operation((chosen,), elements=1, width=4, backward=backward, saved=(gradient,))
+    tape.drop(gradient)
+    return result
+
+
+def _checkpointed_chunks(r: Rehearsal, chosen: Value, positions: int) -> Value:
+    """Each chunk: logits, cast, log-softmax, none of it kept; in the backward pass again, with two gradients."""
+    tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
+    rows = chunk_rows(positions, shape.vocab_size, r.workload.loss.chunk_bytes)
+    logits = rows * shape.vocab_size
+    width = precision.autocast or precision.head
+    weight = r.weight(shape.vocab_size * shape.hidden_size, precision.head)
+    copied = weight.elements * width if width != weight.width else 0
+    copy = tape.allocate(copied, Group.WEIGHT_COPIES)
+    tape.use(logits * width, logits * 4, logits * 4)
+    elements, chosen_width = chosen.elements, chosen.width
+
+    def backward(_: Storage) -> Gradients:
+        again = tape.allocate(copied, Group.WEIGHT_COPIES)
+        tape.use(logits * 4, logits * 4, logits * 4)
+        of_weight = tape.allocate(weight.elements * weight.width, Group.GRADIENTS)
+        several = weight.elements * weight.width if rows < positions else 0
+        tape.use(logits * width, several + copied, group=Group.GRADIENTS)
+        tape.release(again)
+        return (tape.allocate(elements * chosen_width), of_weight)
+
+    result = tape.operation((chosen, weight), elements=1, width=4, backward=backward, saved=(chosen,))
+    tape.release(copy)
+    return result

@@ -1,0 +1,118 @@
+"""Normalization layers, operation by operation."""
+
+from engine.memory.operations import cast, multiply, pointwise, scale
+from engine.memory.rehearsal import Rehearsal
+from engine.memory.tape import Gradients, Storage, Value
+from engine.models.shape import ModuleShape
+
+
+def normalize(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+    """Apply a norm over the last dimension of x."""
+    if norm.class_name.endswith("RMSNorm") or not norm.class_name.startswith("LayerNorm"):
+        return rms_norm(r, x, norm)
+    return layer_norm(r, x, norm)
+
+
+def rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+    """Root-mean-square norm as transformers writes it: at 32 bits, one operation after the other.
+
+    Keeps x at 32 bits (x itself where it has 32 bits already) and one factor per row; with trained weights also the
+    normalized x.
+
+    Source: `LlamaRMSNorm.forward`, transformers/models/llama/modeling_llama.py.
+    """
+    if r.workload.fused_norms:
+        return _fused_rms_norm(r, x, norm)
+    tape = r.tape
+    width = norm.out_features or norm.parameters
+    rows = x.elements // width
+    weight = r.weight(width, r.workload.precision.norms)
+    with tape.scope() as scope:
+        wide = cast(tape, x, 4)
+        squares = _square(r, wide)
+        variance = _mean(r, squares, rows)
+        tape.drop(squares)
+        shifted = scale(tape, variance)
+        inverse = pointwise(tape, shifted, saves_result=True, scratch=2)
+        tape.drop(shifted)
+        normalized = multiply(tape, wide, inverse)
+        tape.drop(inverse, wide)
+        narrow = cast(tape, normalized, x.width)
+        result = multiply(tape, narrow, weight)
+        return scope.returns(result)
+
+
+def _fused_rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+    """One kernel: keeps x itself and one factor per row.
+
+    Source: `Fast_RMS_Layernorm`, unsloth/kernels/rms_layernorm.py; `LigerRMSNormFunction`, liger_kernel/ops/rms_norm.py.
+    """
+    tape, size = r.tape, x.elements * x.width
+    weight = r.weight(norm.out_features, r.workload.precision.norms)
+    factors = tape.value(x.elements // norm.out_features, 4)
+
+    def backward(_: Storage) -> Gradients:
+        of_weight = tape.allocate(weight.elements * weight.width) if weight.trainable else None
+        return (tape.allocate(size), of_weight)
+
+    result = tape.operation(
+        (x, weight), elements=x.elements, width=x.width, backward=backward, saved=(x, weight, factors)
+    )
+    tape.drop(factors)
+    return result
+
+
+def _square(r: Rehearsal, x: Value) -> Value:
+    """`x.pow(2)`; its gradient `grad * (2 * x.pow(1))` holds two tensors beside the result."""
+    tape, size = r.tape, x.elements * x.width
+
+    def backward(_: Storage) -> Gradients:
+        power = tape.allocate(size)
+        doubled = tape.allocate(size)
+        result = tape.allocate(size)
+        tape.release(doubled)
+        tape.release(power)
+        return (result,)
+
+    return tape.operation((x,), elements=x.elements, width=x.width, backward=backward, saved=(x,))
+
+
+def _mean(r: Rehearsal, x: Value, rows: int) -> Value:
+    """Mean over the last dimension; its gradient is written out at x's size."""
+    tape, size = r.tape, x.elements * x.width
+
+    def backward(_: Storage) -> Gradients:
+        return (tape.allocate(size),)
+
+    return tape.operation((x,), elements=rows, width=x.width, backward=backward)
+
+
+def layer_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+    """`torch.nn.LayerNorm`, one kernel: keeps x, and mean and inverse deviation per row.
+
+    Under autocast on CUDA it computes and answers at 32 bits.
+
+    Source: `native_layer_norm` in derivatives.yaml.
+    """
+    tape = r.tape
+    rows = x.elements // norm.out_features
+    weight = r.weight(norm.out_features, r.workload.precision.norms)
+    with tape.scope() as scope:
+        if r.workload.precision.autocast and r.on_cuda:
+            x = cast(tape, x, 4)
+        size = x.elements * x.width
+        statistics = tape.value(rows * 2, 4)
+
+        def backward(_: Storage) -> Gradients:
+            of_x = tape.allocate(size)
+            of_weight = tape.allocate(weight.elements * weight.width) if weight.trainable else None
+            return (of_x, of_weight)
+
+        result = tape.operation(
+            (x, weight),
+            elements=x.elements,
+            width=x.width,
+            backward=backward,
+            saved=(x, weight, statistics, statistics),
+        )
+        return scope.returns(result)

@@ -1,0 +1,86 @@
+"""What is there through the whole step: weights, adapter, optimizer state, and gradients that wait."""
+
+from dataclasses import dataclass
+
+from engine.memory.formulas import four_bit_bytes, gptq_bytes, int8_bytes, optimizer_state_bytes
+from engine.memory.structure import ModelStructure
+from engine.memory.trainable import TrainableCount
+from engine.memory.workload import Workload
+from engine.models.shape import ModuleShape
+
+
+@dataclass(frozen=True)
+class Persistent:
+    """Bytes by what they are."""
+
+    weights: int  # linear layers, in the base's format
+    unquantized: int  # embeddings, norms, head, biases
+    adapter: int
+    optimizer: int
+    paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
+
+    @property
+    def total(self) -> int:
+        """Without what is paged."""
+        return self.weights + self.unquantized + self.adapter + self.optimizer
+
+
+def base_weight_bytes(structure: ModelStructure, workload: Workload) -> tuple[int, int]:
+    """Bytes of the base model: its quantizable layers, and the rest.
+
+    Tied weights are counted at their first owner. Layers that hold an adapter on top keep their base.
+    """
+    linear = rest = 0
+    for module in structure.shape.modules:
+        if is_quantized(module, workload):
+            linear += quantized_bytes(module, workload)
+            rest += module.bias_parameters * _width_of_bias(workload)
+        elif module.kind in ("linear", "conv1d", "experts", "router") and not module.is_output_head:
+            linear += module.parameters * workload.precision.weights
+        elif module.is_output_head:
+            rest += module.parameters * workload.precision.head
+        elif module.kind == "norm":
+            rest += module.parameters * workload.precision.norms
+        else:
+            rest += module.parameters * workload.precision.embeddings
+    return linear, rest
+
+
+def is_quantized(module: ModuleShape, workload: Workload) -> bool:
+    """Whether this module's weight is held in the base's quantized format."""
+    return workload.base != "dense" and module.is_quantizable and not module.is_output_head
+
+
+def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
+    """Weight of one quantized module, with its scales."""
+    elements = module.in_features * module.out_features
+    if workload.base == "int8":
+        return int8_bytes(module.in_features, module.out_features)
+    if workload.base == "gptq":
+        return gptq_bytes(module.in_features, module.out_features, group_size=workload.gptq_group_size)
+    return four_bit_bytes(elements, double_quant=workload.double_quant)
+
+
+def _width_of_bias(workload: Workload) -> int:
+    return workload.precision.norms
+
+
+def persistent_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> Persistent:
+    """Everything that does not move during a step."""
+    weights, unquantized = base_weight_bytes(structure, workload)
+    on_device, paged = optimizer_state_bytes(counts.sizes, workload.optimizer)
+    return Persistent(
+        weights=weights,
+        unquantized=unquantized,
+        adapter=counts.added * workload.precision.adapter,
+        optimizer=on_device,
+        paged=paged,
+    )
+
+
+def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
+    """Gradients of all trained weights, each as wide as its weight."""
+    if workload.trains_adapter:
+        return counts.trainable * workload.precision.adapter
+    weights, unquantized = base_weight_bytes(structure, workload)
+    return weights + unquantized

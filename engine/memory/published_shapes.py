@@ -1,0 +1,305 @@
+"""Shapes of decoders that published measurements name, from a handful of sizes and without transformers.
+
+The page takes the real architecture's inventory; a measurement in a table gives sizes, or no more than a name, and was
+often made with an older transformers in which every expert was a module of its own.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from engine.models.catalog import find_in_catalog
+from engine.models.shape import ModelShape, ModuleKind, ModuleShape
+
+
+class PublishedSizes(BaseModel):
+    """The sizes of a decoder, under transformers' names."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model_type: str = "llama"
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int | None = None
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int | None = None
+    embedding_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+
+_KNOWN: Mapping[str, PublishedSizes] = {
+    "mixtral-8x7b": PublishedSizes(
+        model_type="mixtral",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32000,
+        num_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=32768,
+    ),
+    "mixtral-8x22b": PublishedSizes(
+        model_type="mixtral",
+        hidden_size=6144,
+        intermediate_size=16384,
+        num_hidden_layers=56,
+        num_attention_heads=48,
+        num_key_value_heads=8,
+        vocab_size=32768,
+        num_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=65536,
+    ),
+    "santacoder": PublishedSizes(
+        model_type="gpt_bigcode",
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=1,
+        vocab_size=49280,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        embedding_dropout=0.1,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+    ),
+    "llama-2-70b": PublishedSizes(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+    ),
+    "mistral-7b": PublishedSizes(
+        model_type="mistral",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32000,
+        max_position_embeddings=32768,
+    ),
+    "llama-3-8b": PublishedSizes(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=8192,
+    ),
+    "gpt2": PublishedSizes(
+        model_type="gpt2",
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        vocab_size=50257,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+        embedding_dropout=0.1,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+    ),
+}
+# Families of which one size stands for the name; a suffix such as -Instruct or -GPTQ changes no shape.
+_WITH_QUERY_BIAS = frozenset({"qwen2"})
+_WITH_HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
+_WITH_FUSED_INPUTS = frozenset({"phi3"})
+_WITH_FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})
+_WITH_LAYER_NORM = frozenset({"gpt2", "gpt_bigcode"})
+
+
+def known_sizes(model_id: str) -> PublishedSizes | None:
+    """Sizes of a model that is known by name: from the catalogue, else from a short list."""
+    entry = find_in_catalog(model_id)
+    if entry is not None:
+        return PublishedSizes.model_validate(dict(entry.config))
+    name = model_id.rsplit("/", 1)[-1].casefold()
+    return next((sizes for part, sizes in _KNOWN.items() if name.startswith(part) or part in name), None)
+
+
+def guess_model_type(model_id: str) -> str:
+    """The architecture that a model's name points to; most decoders are shaped like Llama."""
+    name = model_id.casefold()
+    for part, model_type in (
+        ("qwen3-30b-a3b", "qwen3_moe"),
+        ("qwen3", "qwen3"),
+        ("qwen2", "qwen2"),
+        ("qwen1.5", "qwen2"),
+        ("phi-3", "phi3"),
+        ("phi-4", "phi3"),
+        ("gemma-2", "gemma2"),
+        ("gemma-3", "gemma3_text"),
+        ("gemma", "gemma"),
+        ("mixtral", "mixtral"),
+        ("mistral", "mistral"),
+        ("santacoder", "gpt_bigcode"),
+        ("starcoderbase", "gpt_bigcode"),
+        ("gpt2", "gpt2"),
+    ):
+        if part in name:
+            return model_type
+    return "llama"
+
+
+def published_shape(name: str, sizes: PublishedSizes, *, experts_are_modules: bool = True) -> ModelShape:
+    """Build the inventory of a decoder from its sizes.
+
+    Args:
+        name: What to call the architecture in messages.
+        experts_are_modules: As before transformers 5, where each expert had linear layers of its own.
+    """
+    modules = tuple(_modules(sizes, experts_are_modules))
+    head_dim = sizes.head_dim or sizes.hidden_size // sizes.num_attention_heads
+    return ModelShape(
+        architecture=name,
+        model_type=sizes.model_type,
+        num_parameters=sum(module.parameters for module in modules),
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.num_hidden_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_key_value_heads or sizes.num_attention_heads,
+        head_dim=head_dim,
+        intermediate_size=sizes.intermediate_size,
+        vocab_size=sizes.vocab_size,
+        max_position_embeddings=sizes.max_position_embeddings,
+        hidden_act="gelu_pytorch_tanh" if sizes.model_type in _WITH_LAYER_NORM else "silu",
+        gated_mlp=sizes.model_type not in _WITH_LAYER_NORM,
+        tie_word_embeddings=sizes.tie_word_embeddings,
+        num_experts=sizes.num_experts,
+        num_experts_per_token=sizes.num_experts_per_tok,
+        moe_intermediate_size=sizes.moe_intermediate_size or (sizes.intermediate_size if sizes.num_experts else 0),
+        rotary=sizes.model_type not in _WITH_LAYER_NORM,
+        embedding_dropout=sizes.embedding_dropout,
+        hidden_dropout=sizes.hidden_dropout,
+        attention_dropout=sizes.attention_dropout,
+        modules=modules,
+    )
+
+
+def _modules(sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[ModuleShape]:
+    hidden, kind = sizes.hidden_size, sizes.model_type
+    tied = sizes.tie_word_embeddings
+    yield _embedding("model.embed_tokens", sizes.vocab_size, hidden)
+    if kind in _WITH_LAYER_NORM:
+        yield _embedding("model.wpe", sizes.max_position_embeddings or 1024, hidden)
+    for index in range(sizes.num_hidden_layers):
+        prefix = f"model.layers.{index}."
+        if kind in _WITH_LAYER_NORM:
+            yield from _gpt_layer(prefix, sizes)
+        else:
+            yield from _llama_layer(prefix, sizes, experts_are_modules)
+    yield _norm("model.norm", hidden, kind in _WITH_LAYER_NORM)
+    yield ModuleShape(
+        name="lm_head",
+        kind="linear",
+        class_name="Linear",
+        parameters=0 if tied else sizes.vocab_size * hidden,
+        in_features=hidden,
+        out_features=sizes.vocab_size,
+        tied_to="model.embed_tokens" if tied else None,
+        is_output_head=True,
+    )
+
+
+def _llama_layer(prefix: str, sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[ModuleShape]:
+    hidden, inner, kind = sizes.hidden_size, sizes.intermediate_size, sizes.model_type
+    head_dim = sizes.head_dim or hidden // sizes.num_attention_heads
+    queries = sizes.num_attention_heads * head_dim
+    keys = (sizes.num_key_value_heads or sizes.num_attention_heads) * head_dim
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    bias = kind in _WITH_QUERY_BIAS
+    if kind in _WITH_FUSED_INPUTS:
+        yield _linear(f"{attention}qkv_proj", hidden, queries + 2 * keys)
+    else:
+        yield _linear(f"{attention}q_proj", hidden, queries, bias=bias)
+        yield _linear(f"{attention}k_proj", hidden, keys, bias=bias)
+        yield _linear(f"{attention}v_proj", hidden, keys, bias=bias)
+    yield _linear(f"{attention}o_proj", queries, hidden)
+    if kind in _WITH_HEAD_NORMS:
+        yield _norm(f"{attention}q_norm", head_dim, False)
+        yield _norm(f"{attention}k_norm", head_dim, False)
+    if sizes.num_experts:
+        yield from _experts(f"{prefix}block_sparse_moe.", sizes, experts_are_modules)
+    elif kind in _WITH_FUSED_INPUTS:
+        yield _linear(f"{mlp}gate_up_proj", hidden, 2 * inner)
+        yield _linear(f"{mlp}down_proj", inner, hidden)
+    else:
+        yield _linear(f"{mlp}gate_proj", hidden, inner)
+        yield _linear(f"{mlp}up_proj", hidden, inner)
+        yield _linear(f"{mlp}down_proj", inner, hidden)
+    yield _norm(f"{prefix}input_layernorm", hidden, False)
+    yield _norm(f"{prefix}post_attention_layernorm", hidden, False)
+    if kind in _WITH_FOUR_NORMS:
+        yield _norm(f"{prefix}pre_feedforward_layernorm", hidden, False)
+        yield _norm(f"{prefix}post_feedforward_layernorm", hidden, False)
+
+
+def _experts(prefix: str, sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[ModuleShape]:
+    hidden, inner = sizes.hidden_size, sizes.moe_intermediate_size or sizes.intermediate_size
+    if experts_are_modules:
+        yield _linear(f"{prefix}gate", hidden, sizes.num_experts)
+        for expert in range(sizes.num_experts):
+            yield _linear(f"{prefix}experts.{expert}.w1", hidden, inner)
+            yield _linear(f"{prefix}experts.{expert}.w2", inner, hidden)
+            yield _linear(f"{prefix}experts.{expert}.w3", hidden, inner)
+        return
+    yield _module(f"{prefix}gate", "router", hidden, sizes.num_experts, "Router", hidden * sizes.num_experts)
+    yield _module(f"{prefix}experts", "experts", hidden, inner, "Experts", 3 * sizes.num_experts * hidden * inner)
+
+
+def _gpt_layer(prefix: str, sizes: PublishedSizes) -> Iterator[ModuleShape]:
+    hidden, inner = sizes.hidden_size, sizes.intermediate_size
+    head_dim = hidden // sizes.num_attention_heads
+    keys = (sizes.num_key_value_heads or sizes.num_attention_heads) * head_dim
+    kind: ModuleKind = "conv1d" if sizes.model_type == "gpt2" else "linear"
+    yield _linear(f"{prefix}attn.c_attn", hidden, hidden + 2 * keys, bias=True, kind=kind)
+    yield _linear(f"{prefix}attn.c_proj", hidden, hidden, bias=True, kind=kind)
+    yield _linear(f"{prefix}mlp.c_fc", hidden, inner, bias=True, kind=kind)
+    yield _linear(f"{prefix}mlp.c_proj", inner, hidden, bias=True, kind=kind)
+    yield _norm(f"{prefix}ln_1", hidden, True)
+    yield _norm(f"{prefix}ln_2", hidden, True)
+
+
+def _linear(name: str, rows: int, columns: int, *, bias: bool = False, kind: ModuleKind = "linear") -> ModuleShape:
+    count = rows * columns + (columns if bias else 0)
+    module = _module(name, kind, rows, columns, "Linear" if kind == "linear" else "Conv1D", count)
+    return module.model_copy(update={"has_bias": bias, "is_quantizable": True})
+
+
+def _embedding(name: str, rows: int, width: int) -> ModuleShape:
+    return _module(name, "embedding", rows, width, "Embedding", rows * width)
+
+
+def _norm(name: str, width: int, is_layer_norm: bool) -> ModuleShape:
+    count = width * (2 if is_layer_norm else 1)
+    class_name = "LayerNorm" if is_layer_norm else "RMSNorm"
+    return _module(name, "norm", width, width, class_name, count).model_copy(update={"has_bias": is_layer_norm})
+
+
+def _module(
+    name: str, kind: ModuleKind, in_features: int, out_features: int, class_name: str, parameters: int
+) -> ModuleShape:
+    return ModuleShape(
+        name=name,
+        kind=kind,
+        class_name=class_name,
+        parameters=parameters,
+        in_features=in_features,
+        out_features=out_features,
+    )

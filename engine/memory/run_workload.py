@@ -1,0 +1,146 @@
+"""What a RunConfig asks of a device: how Loratory's own trainer carries it out."""
+
+import importlib.util
+
+from engine.config.run import RunConfig
+from engine.hardware.device import Device
+from engine.memory.workload import (
+    AttentionKernel,
+    Checkpointing,
+    Loss,
+    Optimizer,
+    Precision,
+    Workload,
+)
+from engine.models.shape import ModelShape
+
+# engine/training/loss.py
+CHUNK_BYTES_CPU = 48 * 2**20
+CHUNK_BYTES = 256 * 2**20
+
+# Fused kernels take heads up to this size.
+_LARGEST_HEAD = 256
+
+
+def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
+    """Describe one pass of the longest rows, as the worker will run it on this device."""
+    training, adapter = config.training, config.adapter
+    on_cuda = device.kind == "cuda"
+    precision = _precision(config, device)
+    joined = _joins_rows(shape, config, on_cuda)
+    masked = not joined and (training.per_device_train_batch_size > 1 or adapter.method == "prefix_tuning")
+    attention = _attention(shape, config, device, precision, joined=joined, masked=masked)
+    checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
+    return Workload(
+        adapter=adapter,
+        batch_size=training.per_device_train_batch_size,
+        length=training.max_length,
+        device=device.kind,
+        base="dense" if config.model.quantization == "none" else config.model.quantization,
+        double_quant=config.model.double_quant,
+        precision=precision,
+        attention=attention,
+        lora_branch="quick",
+        joined=joined,
+        masked=masked and attention not in ("eager", "math"),
+        # With a mask, transformers copies keys and values to every head on CUDA; the CPU's kernel shares them.
+        expands_key_values=on_cuda and attention == "efficient",
+        checkpointing=checkpointing,
+        loss=Loss(path="trained_positions", chunk_bytes=CHUNK_BYTES if on_cuda else CHUNK_BYTES_CPU),
+        optimizer=_optimizer(config, on_cuda),
+        accumulates=training.gradient_accumulation_steps > 1,
+    )
+
+
+def _precision(config: RunConfig, device: Device) -> Precision:
+    """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
+    asked = config.model.compute_dtype
+    if asked == "auto":
+        width = 2 if device.supports_bfloat16 or device.kind == "cuda" else 4
+    else:
+        width = 4 if asked == "float32" else 2
+    is_float16 = asked == "float16" or (asked == "auto" and width == 2 and not device.supports_bfloat16)
+    trains_everything = config.adapter.method == "none"
+    frozen = 4 if trains_everything else width
+    autocasts = width == 2 and (is_float16 or not _is_plain_lora(config))
+    return Precision(
+        weights=frozen,
+        embeddings=frozen,
+        norms=frozen,
+        head=frozen,
+        compute=width,
+        adapter=4,
+        autocast=2 if autocasts else None,
+        is_float16=is_float16,
+    )
+
+
+def _is_plain_lora(config: RunConfig) -> bool:
+    """Whether LoRA's own matrices are all that is trained, so that no product needs a cast."""
+    adapter = config.adapter
+    return adapter.method == "lora" and not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
+
+
+def _joins_rows(shape: ModelShape, config: RunConfig, on_cuda: bool) -> bool:
+    """Whether rows stand behind one another without padding.
+
+    Source: `_may_join`, engine/training/assembly.py.
+    """
+    if config.adapter.method == "prefix_tuning":
+        return False
+    asked = config.model.attn_implementation
+    if asked == "flash_attention_2" or (asked == "auto" and on_cuda and has_flash_attention()):
+        return True
+    if asked == "eager" or shape.attn_logit_softcapping is not None:
+        return False
+    return not on_cuda or config.training.packing
+
+
+def has_flash_attention() -> bool:
+    """Whether the flash-attn package is installed here, where the worker will run."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _attention(
+    shape: ModelShape, config: RunConfig, device: Device, precision: Precision, *, joined: bool, masked: bool
+) -> AttentionKernel:
+    """The kernel that PyTorch takes.
+
+    Flash attention needs 16-bit floats and a GPU from Ampere on, and takes no mask. The memory-efficient kernel needs
+    equal head counts: with a mask transformers copies the heads, without one the slow path is what is left.
+
+    Source: `use_gqa_in_sdpa`, transformers/integrations/sdpa_attention.py; `sdp_utils.cpp` of PyTorch.
+    """
+    asked = config.model.attn_implementation
+    if asked == "eager" or shape.attn_logit_softcapping is not None:
+        return "eager"
+    if device.kind == "cpu":
+        return "tiled" if joined else "cpu_flash"
+    if asked == "flash_attention_2" or (asked == "auto" and has_flash_attention()):
+        return "flash"
+    if shape.head_dim > _LARGEST_HEAD:
+        return "math"
+    if masked:
+        return "efficient"
+    half = precision.compute == 2
+    if half and device.supports_bfloat16:
+        return "flash"
+    return "efficient" if shape.num_key_value_heads == shape.num_attention_heads else "math"
+
+
+def _optimizer(config: RunConfig, on_cuda: bool) -> Optimizer:
+    """Source: `optimizer_name`, engine/training/build.py; transformers/trainer_optimizer.py."""
+    name = config.training.optim
+    if name == "adamw_torch":
+        return Optimizer("adamw", fused=not on_cuda, foreach=on_cuda)
+    if name == "adamw_torch_fused":
+        return Optimizer("adamw", fused=True)
+    if name == "adamw_8bit":
+        return Optimizer("adamw_8bit", state_width=1)
+    if name == "paged_adamw_8bit":
+        return Optimizer("adamw_8bit", state_width=1, paged=True)
+    if name == "paged_adamw_32bit":
+        return Optimizer("adamw", fused=True, paged=True)
+    if name == "adafactor":
+        return Optimizer("adafactor")
+    return Optimizer("sgd")

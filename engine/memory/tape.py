@@ -1,0 +1,434 @@
+"""A rehearsal of autograd in which every tensor is a number of bytes.
+
+The memory of a training step is decided by which tensors are alive at the same time, and that is decided by three
+simple rules of PyTorch: an operation keeps what its derivative needs (`derivatives.yaml`), the backward pass visits
+operations in reverse order of creation and lets go of what each kept, and a gradient that arrives second is added into
+the first. `Tape` plays these rules through on sizes alone, in microseconds and without torch; `operations.py` says for
+each operation what it allocates, keeps and frees.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Union
+
+
+class Group(IntEnum):
+    """Which part of the stacked bar a tensor belongs to."""
+
+    ACTIVATIONS = 0
+    LOSS = 1
+    GRADIENTS = 2
+    WEIGHT_COPIES = 3  # frozen weights in another form while they are used: dequantized or cast
+
+
+class Storage:
+    """One allocation. `references` counts the variables and autograd nodes that hold it."""
+
+    __slots__ = ("group", "references", "size")
+
+    def __init__(self, size: int, group: Group) -> None:
+        self.size = size
+        self.references = 1
+        self.group = group
+
+
+class Parameter:
+    """A weight outside the tape: it is always there, so only its gradient counts."""
+
+    __slots__ = ("elements", "gradient", "trainable", "width")
+
+    def __init__(self, elements: int, width: int, *, trainable: bool = False) -> None:
+        self.elements = elements
+        self.width = width
+        self.trainable = trainable
+        self.gradient: Storage | None = None
+
+
+# A gradient for each input of a node, None where that input needs none. Each carries one reference of its own.
+Gradients = Sequence[Storage | None]
+Backward = Callable[[Storage], Gradients]
+
+
+class Checkpoint:
+    """A checkpointed stretch of the forward pass: how to run it again, and what running it again has saved."""
+
+    __slots__ = ("forward", "recomputed", "saves")
+
+    def __init__(self, forward: Callable[[], "Value"]) -> None:
+        self.forward = forward
+        self.saves = 0
+        self.recomputed: list[Storage | None] | None = None
+
+
+class Node:
+    """An operation that the backward pass will visit.
+
+    `saved` holds what it keeps; inside a checkpoint `slots` says which of the recomputed tensors it will ask for.
+    `gradient_sizes` are those of the inputs, where a gradient comes wider or unsummed and is brought into form.
+    """
+
+    __slots__ = ("backward", "checkpoint", "gradient", "gradient_sizes", "inputs", "saved", "slots")
+
+    def __init__(self, inputs: Sequence["Producer"], backward: Backward, checkpoint: Checkpoint | None) -> None:
+        self.inputs = inputs
+        self.backward = backward
+        self.checkpoint = checkpoint
+        self.saved: list[Storage] = []
+        self.slots: list[int] = []
+        self.gradient: Storage | None = None
+        self.gradient_sizes: Sequence[int] | None = None
+
+
+Producer = Union[Node, Parameter, None]  # noqa: UP007 - names a forward reference
+
+
+class Value:
+    """A tensor as a Python variable holds it: a storage, its elements and width, and who computed it."""
+
+    __slots__ = ("elements", "held", "producer", "storage", "width")
+
+    def __init__(self, storage: Storage, elements: int, width: int, producer: Producer = None) -> None:
+        self.storage = storage
+        self.elements = elements
+        self.width = width  # bytes per element
+        self.producer = producer
+        self.held = True
+
+
+class Scope:
+    """The local variables of one Python function."""
+
+    __slots__ = ("_outer", "_results", "_tape")
+
+    def __init__(self, tape: "Tape") -> None:
+        self._tape = tape
+        self._results: tuple[Value, ...] = ()
+
+    def __enter__(self) -> "Scope":
+        self._outer = self._tape.enter_scope()
+        return self
+
+    def returns(self, value: Value) -> Value:
+        """Hand a value to the caller's scope."""
+        self._results += (value,)
+        return value
+
+    def __exit__(self, *_: object) -> None:
+        self._tape.leave_scope(self._outer, self._results)
+
+
+class _SavedEverythingError(Exception):
+    """Recomputation has reached the last tensor that the backward pass asks for."""
+
+
+class Tape:
+    """Live bytes over time.
+
+    Attributes:
+        live: Bytes alive now.
+        peak: Most bytes alive at once since `start_phase`.
+        peak_groups: `peak` split by group.
+        adds_in_place: Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching,
+            which is one of the ways in which the tests watch it (torch/csrc/autograd/input_buffer.cpp).
+    """
+
+    def __init__(self, *, adds_in_place: bool = True) -> None:
+        self.live = 0
+        self.peak = 0
+        self.groups = [0] * len(Group)
+        self.peak_groups = [0] * len(Group)
+        self.group = Group.ACTIVATIONS
+        self.records_gradients = True
+        self.adds_in_place = adds_in_place
+        self._nodes: list[Node] = []
+        self._locals: list[Value] = []
+        self._checkpoint: Checkpoint | None = None  # whose first forward pass is under way
+        self._recomputing: Checkpoint | None = None
+
+    # Bytes
+
+    def allocate(self, size: int, group: Group | None = None) -> Storage:
+        """Take bytes; the caller owns one reference."""
+        group = self.group if group is None else group
+        self.live += size
+        self.groups[group] += size
+        if self.live > self.peak:
+            self.peak = self.live
+            self.peak_groups = self.groups.copy()
+        return Storage(size, group)
+
+    def release(self, storage: Storage) -> None:
+        """Give back one reference; the last one frees the bytes."""
+        storage.references -= 1
+        if storage.references == 0:
+            self.live -= storage.size
+            self.groups[storage.group] -= storage.size
+
+    def use(self, *sizes: int, group: Group | None = None) -> None:
+        """Hold scratch of these sizes, all at once, within one operation."""
+        self.release(self.allocate(sum(sizes), group))
+
+    def start_phase(self) -> None:
+        """Begin to look for the peak anew."""
+        self.peak = self.live
+        self.peak_groups = self.groups.copy()
+
+    # Variables
+
+    def value(self, elements: int, width: int, producer: Producer = None, group: Group | None = None) -> Value:
+        """A new tensor, held by one variable."""
+        value = Value(self.allocate(elements * width, group), elements, width, producer)
+        self._locals.append(value)
+        return value
+
+    def alias(self, value: Value, *, elements: int | None = None) -> Value:
+        """Another variable for the same bytes: a view, or a second name."""
+        value.storage.references += 1
+        other = Value(value.storage, value.elements if elements is None else elements, value.width, value.producer)
+        self._locals.append(other)
+        return other
+
+    def drop(self, *values: Value) -> None:
+        """The variables go out of scope, or are assigned anew."""
+        for value in values:
+            if value.held:
+                value.held = False
+                self.release(value.storage)
+
+    def scope(self) -> Scope:
+        """Enter a Python function: what it still holds at its end goes out of scope, except what it returns."""
+        return Scope(self)
+
+    def enter_scope(self) -> list[Value]:
+        """Begin a list of local variables; returns the outer one."""
+        outer, self._locals = self._locals, []
+        return outer
+
+    def leave_scope(self, outer: list[Value], results: Sequence[Value] = ()) -> None:
+        """Let the local variables go, except the results."""
+        for value in self._locals:
+            if value.held and value not in results:
+                value.held = False
+                self.release(value.storage)
+        self._locals = outer
+        outer.extend(results)
+
+    # Recording
+
+    def operation(
+        self,
+        inputs: Sequence[Value | Parameter],
+        *,
+        elements: int,
+        width: int,
+        backward: Backward,
+        saved: Sequence[Value | Parameter] = (),
+        saves_result: bool = False,
+        gradient_sizes: Sequence[int] | None = None,
+    ) -> Value:
+        """Run an operation: keep `saved` where a gradient will be needed, then allocate the result.
+
+        Saving comes first, as in PyTorch: that is where recomputation stops early.
+        """
+        if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
+            return self.value(elements, width)
+        node = self.node(inputs, backward)
+        node.gradient_sizes = gradient_sizes
+        for item in saved:
+            self._save(node, item.storage if isinstance(item, Value) else None)
+        result = self.value(elements, width, node)
+        if saves_result:
+            self._save(node, result.storage)
+        return result
+
+    def operation_in_place(
+        self, target: Value, inputs: Sequence[Value | Parameter], *, backward: Backward, saved: Sequence[Value]
+    ) -> Value:
+        """Run an operation that writes its result over `target`."""
+        result = self.alias(target)
+        if self.records_gradients and any(needs_gradient(item) for item in inputs):
+            node = self.node(inputs, backward)
+            for item in saved:
+                self._save(node, item.storage)
+            result.producer = node
+        self.drop(target)
+        return result
+
+    def node(self, inputs: Sequence[Value | Parameter], backward: Backward) -> Node:
+        """Record an operation that allocates nothing forward, such as a view."""
+        node = Node([_producer(item) for item in inputs], backward, self._checkpoint)
+        self._nodes.append(node)
+        return node
+
+    def keep_as_attribute(self, result: Value, kept: Value) -> None:
+        """Keep a tensor as a plain attribute of the node that made `result`: checkpointing never sees it."""
+        if isinstance(result.producer, Node):
+            kept.storage.references += 1
+            result.producer.saved.append(kept.storage)
+
+    def _save(self, node: Node, storage: Storage | None) -> None:
+        """Keep a storage for the backward pass (None: a weight, which is there anyway)."""
+        if self._checkpoint is not None:
+            node.slots.append(self._checkpoint.saves)
+            self._checkpoint.saves += 1
+            return
+        if storage is not None:
+            storage.references += 1
+        recomputing = self._recomputing
+        if recomputing is None:
+            if storage is not None:
+                node.saved.append(storage)
+            return
+        assert recomputing.recomputed is not None
+        recomputing.recomputed.append(storage)
+        if len(recomputing.recomputed) == recomputing.saves:
+            raise _SavedEverythingError
+
+    # Backward
+
+    def backward(self, root: Value, gradient: Storage) -> None:
+        """Visit everything that `root` was computed from, in reverse order of creation."""
+        self._accumulate(root.producer, gradient)
+        self._visit(self._nodes)
+
+    def _visit(self, nodes: list[Node]) -> None:
+        while nodes:
+            node = nodes.pop()
+            arrived = node.gradient
+            if arrived is None:
+                self._let_go(node)
+                continue
+            node.gradient = None
+            if node.slots:
+                self._unpack(node)
+            gradients = node.backward(arrived)
+            if node.slots:  # recomputed tensors are held by nobody else
+                self._let_go(node)
+            if node.gradient_sizes is not None:
+                gradients = [
+                    self._in_form(gradient, size) for gradient, size in zip(gradients, node.gradient_sizes, strict=True)
+                ]
+            self.release(arrived)
+            self._let_go(node)
+            for producer, computed in zip(node.inputs, gradients, strict=True):
+                if computed is not None:
+                    self._accumulate(producer, computed)
+
+    def _in_form(self, gradient: Storage | None, size: int) -> Storage | None:
+        """Cast a gradient, or sum it over what was broadcast (`validate_outputs` in torch/csrc/autograd/engine.cpp)."""
+        if gradient is None or gradient.size == size:
+            return gradient
+        formed = self.allocate(size)
+        self.release(gradient)
+        return formed
+
+    def _let_go(self, node: Node) -> None:
+        for storage in node.saved:
+            self.release(storage)
+        node.saved = []
+
+    def _accumulate(self, producer: Producer, gradient: Storage) -> None:
+        if producer is None or (isinstance(producer, Parameter) and not producer.trainable):
+            self.release(gradient)
+            return
+        if producer.gradient is None:
+            if isinstance(producer, Parameter):
+                self.groups[gradient.group] -= gradient.size
+                self.groups[Group.GRADIENTS] += gradient.size
+                gradient.group = Group.GRADIENTS
+            producer.gradient = gradient
+            return
+        old = producer.gradient
+        if not self.adds_in_place or old.references > 1:
+            producer.gradient = self.allocate(old.size, old.group)
+            self.release(old)
+        self.release(gradient)
+
+    # Checkpointing
+
+    def checkpointed(self, forward: Callable[[], Value], x: Value, *, reentrant: bool) -> Value:
+        """Run `forward` so that it keeps nothing but its input, and is run again in the backward pass."""
+        return self._checkpointed_reentrant(forward, x) if reentrant else self._checkpointed(forward, x)
+
+    def _checkpointed(self, forward: Callable[[], Value], x: Value) -> Value:
+        """Nodes are recorded in full; what they would save is packed away as a place in a list.
+
+        Source: `_checkpoint_without_reentrant_generator` in torch/utils/checkpoint.py.
+        """
+        checkpoint = Checkpoint(forward)
+        first = len(self._nodes)
+        outer, self._checkpoint = self._checkpoint, checkpoint
+        result = forward()
+        self._checkpoint = outer
+        # The call's arguments live as long as one node may still ask for it to be repeated.
+        last_to_ask = next((node for node in self._nodes[first:] if node.slots), None)
+        if last_to_ask is not None:
+            x.storage.references += 1
+            last_to_ask.saved.append(x.storage)
+        return result
+
+    def _unpack(self, node: Node) -> None:
+        checkpoint = node.checkpoint
+        assert checkpoint is not None
+        if checkpoint.recomputed is None:
+            self._recompute(checkpoint)
+        recomputed = checkpoint.recomputed
+        assert recomputed is not None
+        node.saved.extend(storage for slot in node.slots if (storage := recomputed[slot]) is not None)
+
+    def _recompute(self, checkpoint: Checkpoint) -> None:
+        """Run forward again until all is saved, then leave it as an exception does.
+
+        Source: `_recomputation_hook`, with early stop, in torch/utils/checkpoint.py.
+        """
+        checkpoint.recomputed = []
+        nodes, self._nodes = self._nodes, []
+        variables = self.enter_scope()
+        before, self._recomputing = self._recomputing, checkpoint
+        with contextlib.suppress(_SavedEverythingError):
+            checkpoint.forward()
+        self._recomputing = before
+        self.leave_scope(variables)
+        for node in self._nodes:
+            self._let_go(node)
+        self._nodes = nodes
+
+    def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
+        """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward.
+
+        Source: `CheckpointFunction` in torch/utils/checkpoint.py.
+        """
+        self.records_gradients = False
+        result = forward()
+        self.records_gradients = True
+        held = x
+
+        def backward(arrived: Storage) -> Gradients:
+            leaf = Parameter(held.elements, held.width, trainable=True)
+            producer, held.producer = held.producer, leaf
+            nodes, self._nodes = self._nodes, []
+            variables = self.enter_scope()
+            output = forward()
+            arrived.references += 1
+            self._accumulate(output.producer, arrived)
+            self._visit(self._nodes)
+            self.leave_scope(variables)
+            held.producer, self._nodes = producer, nodes
+            return (leaf.gradient,)
+
+        node = self.node((x,), backward)
+        self._save(node, x.storage)
+        result.producer = node
+        return result
+
+
+def _producer(item: Value | Parameter) -> Producer:
+    return item.producer if isinstance(item, Value) else item
+
+
+def needs_gradient(item: Value | Parameter) -> bool:
+    """Whether the backward pass will come to this input."""
+    if isinstance(item, Parameter):
+        return item.trainable
+    return item.producer is not None
