@@ -41,7 +41,8 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     leaving = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leaving.set())
-    supervisor.start()
+    if supervisor.start() == "standing_by":
+        print(supervisor.explain_role(), flush=True)
     try:
         app = build_app(services)
         app.launch(
