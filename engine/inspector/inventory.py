@@ -69,17 +69,10 @@ def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
         gated_mlp=gated,
         tie_word_embeddings=any(module.is_output_head and module.tied_to for module in modules),
         rotary=_is_rotary(model),
-        rotary=_is_rotary(model),
         modules=modules,
         # Architectures that do not say have it built in: plain ones use GELU, gated ones SiLU.
         **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),
     )
-
-
-def _is_rotary(model: PreTrainedModel) -> bool:
-    """Whether positions enter by rotation: by a module for it, or as GPT-J and CodeGen say in their configuration."""
-    has_module = any("Rotary" in type(module).__name__ for module in model.modules())
-    return has_module or bool(getattr(model.config.get_text_config(), "rotary_dim", None))
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
