@@ -1,0 +1,60 @@
+"""Who may import whom: checked statically, and by looking at what a fresh interpreter has loaded."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Heavy packages that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(result.stdout.split())
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter on a checkout."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run(['--no-cache'])"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("statement", ["import ui.build", "import ui.serve", "import engine.cli", "import app"])
+def test_the_page_and_the_command_start_without_the_heavy_libraries(statement):
+    assert loaded_by(statement) == set()
+
+
+def test_the_contracts_hold():
+    result = lint_imports(ROOT)
+
+    assert result.returncode == 0, result.stdout
+    assert "3 kept, 0 broken" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("engine/memory/estimate.py", "import torch"),
+        ("engine/config/run.py", "import engine.runs.store"),
+        ("engine/runs/store.py", "import gradio"),
+        ("ui/page.py", "import engine.training.trainer"),
+    ],
+)
+def test_a_broken_contract_breaks_the_build(tmp_path, file, line):
+    for name in ("engine", "ui"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / file).open("a") as source:
+        source.write(f"\n{line}\n")
+
+    result = lint_imports(tmp_path)
+
+    assert result.returncode != 0, result.stdout
+    assert "1 broken" in result.stdout
