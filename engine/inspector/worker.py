@@ -15,6 +15,9 @@ from engine.data.read_page import find_row, read_page
 from engine.data.source import SourceOptions
 from engine.data.tokenize import RenderedRow
 from engine.errors import DatasetError
+from engine.inspector.details import model_details
+from engine.inspector.inventory import module_inventory
+from engine.inspector.load_tokenizer import load_tokenizer
 from engine.inspector.session import RenderedSequence
 from engine.models.folder import ModelPart
 from engine.models.source import resolve_model
@@ -82,8 +85,6 @@ class DatasetHandlers:
         return dataset, replace(self._renderers(model), max_length=params["max_length"])
 
     def _load(self, model: ModelConfig) -> Renderer:
-        from engine.inspector.load_tokenizer import load_tokenizer
-
         source = resolve_model(model, self._home, part=ModelPart.TOKENIZER)
         tokenizer, frozen = load_tokenizer(source)
         return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
@@ -119,14 +120,10 @@ def main() -> None:
 
 
 def _inventory(params: JsonObject, home: LoratoryHome) -> JsonObject:
-    from engine.inspector.inventory import module_inventory
-
     return module_inventory(ModelConfig.model_validate(params["model"]), home).model_dump(mode="json")
 
 
 def _details(params: JsonObject, home: LoratoryHome) -> JsonObject:
-    from engine.inspector.details import model_details
-
     return model_details(ModelConfig.model_validate(params["model"]), home).model_dump(mode="json")
 
 

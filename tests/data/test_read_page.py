@@ -1,0 +1,162 @@
+"""Pages of rows."""
+
+import json
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data.examine import DatasetReader, Renderer
+from engine.data.page import PageRequest
+from engine.data.read_page import find_row, read_page
+from engine.data.row_index import STRIDE, RowIndex
+from engine.data.source import SourceOptions
+from engine.errors import DatasetError
+from tests.data.families import family, tokenizer_of
+
+COUNT = 5 * STRIDE + 7
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same rows as every kind of file, with one bad row."""
+    folder = tmp_path_factory.mktemp("pages")
+    rows = [
+        {"instruction": f"Question {number}", "output": f"Answer {number}" if number != 3 else ""}
+        for number in range(COUNT)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.json").write_text(json.dumps(rows, indent=1))
+    lines = "".join(f"{row['instruction']},{row['output']}\n" for row in rows)
+    (folder / "rows.csv").write_text("instruction,output\n" + lines)
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet", row_group_size=1000)
+    (folder / "utf16.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-16")
+    many = folder / "many"
+    many.mkdir()
+    for part in range(3):
+        share = rows[part * 2000 : (part + 1) * 2000]
+        (many / f"train-{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in share))
+    (many / "test-0.jsonl").write_text('{"instruction": "not", "output": "this split"}\n')
+    (many / "notes.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+def page(reader, **request):
+    steps = read_page(reader, PageRequest(**request))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def open_reader(path, home=None, renderer=None, **settings):
+    return DatasetReader(DatasetConfig(source=str(path), **settings), SourceOptions(home=home), renderer)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
+def test_any_place_of_any_kind_of_file_can_be_shown_before_and_after_it_is_indexed(files, home, name):
+    for _ in range(2):
+        for first_row in (0, 2, STRIDE - 1, 4 * STRIDE + 5, COUNT - 2):
+            reader = open_reader(files / name, home)
+            shown = page(reader, first_row=first_row, count=3)
+
+            assert [row.row for row in shown.rows] == list(range(first_row, min(first_row + 3, COUNT)))
+            for row in shown.rows:
+                if row.row == 3:
+                    assert row.problem
+                else:
+                    assert row.conversation.messages[-1].content == f"Answer {row.row}"
+            assert shown.next_row == (first_row + 3 if first_row + 3 < COUNT else None)
+    assert page(open_reader(files / name, home), first_row=0).total_rows == COUNT
+
+
+def test_a_page_beyond_the_end_is_empty(files, home):
+    shown = page(open_reader(files / "rows.jsonl", home), first_row=10 * COUNT)
+
+    assert shown.rows == ()
+    assert shown.next_row is None
+
+
+def test_search_finds_rows_in_any_case_from_a_place_on(files):
+    reader = open_reader(files / "rows.jsonl")
+
+    first = page(reader, search="ANSWER 12", count=2)
+    assert [row.row for row in first.rows] == [12, 120]
+    assert first.next_row == 121
+    assert [row.row for row in page(reader, search="answer 12", first_row=first.next_row, count=2).rows] == [121, 122]
+    assert page(reader, search="no such words").rows == ()
+
+
+def test_search_looks_at_what_escapes_mean(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "caf\\u00e9"}\n{"text": "tea"}\n')
+
+    assert [row.row for row in page(open_reader(path), search="CAFÉ").rows] == [0]
+
+
+def test_search_gives_its_turn_away(files, monkeypatch):
+    monkeypatch.setattr("engine.data.read_page._TURN_SECONDS", 0.0)
+    steps = read_page(open_reader(files / "rows.jsonl"), PageRequest(search="no such words"))
+
+    assert sum(1 for _ in steps) == COUNT
+
+
+def test_chosen_rows_come_in_the_order_asked_for(files):
+    shown = page(open_reader(files / "rows.jsonl"), rows=(4000, 5, 3))
+
+    assert [row.row for row in shown.rows] == [4000, 5, 3]
+    assert shown.rows[2].problem == "the answer is empty, so there is nothing to learn"
+
+
+def test_tokens_are_shown_with_a_tokenizer(files):
+    renderer = Renderer(tokenizer_of(family("qwen2.5")), 512)
+
+    (row,) = page(open_reader(files / "rows.jsonl", renderer=renderer), count=1).rows
+
+    (sequence,) = row.sequences
+    assert sum(span.tokens for span in sequence.spans) == sequence.tokens
+    assert sum(span.tokens for span in sequence.spans if span.trained) == sequence.trained_tokens
+    assert "".join(span.text for span in sequence.spans if span.trained) == "Answer 0<|im_end|>"
+    assert [span.text for span in sequence.spans if span.special][:2] == ["<|im_start|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("row", [-1, COUNT, 10**12])
+def test_a_row_that_is_not_there_is_said_to_be_missing(files, row):
+    with pytest.raises(DatasetError, match="There is no row"):
+        find_row(open_reader(files / "rows.jsonl"), row)
+
+
+def test_a_jump_reads_no_more_than_a_stride_once_the_file_is_indexed(files, home, monkeypatch):
+    list(open_reader(files / "rows.jsonl", home).records())
+    reader = open_reader(files / "rows.jsonl", home)
+    parsed = []
+    original = reader.parts[0].source._reader.read
+    monkeypatch.setattr(
+        reader.parts[0].source._reader,
+        "read",
+        lambda start: (parsed.append(record) or record for record in original(start)),
+    )
+
+    page(reader, first_row=COUNT - 5, count=2)
+
+    assert len(parsed) <= STRIDE + 10
+
+
+def test_an_index_belongs_to_one_content(files, home, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n' * 10)
+    list(open_reader(path, home).records())
+    path.write_text('{"text": "b"}\n' * 20)
+
+    assert open_reader(path, home).total_rows == 20
+    assert page(open_reader(path, home), first_row=15, count=1).rows[0].text == "b"
+
+
+def test_a_damaged_index_is_made_anew(tmp_path):
+    cache = tmp_path / "x.rows.json"
+    cache.write_text('{"positions": [[0')
+
+    assert RowIndex(cache).total_rows is None

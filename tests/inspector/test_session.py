@@ -1,0 +1,121 @@
+"""The inspector, asked from this process and answering from its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.data.report import CheckProgress, DatasetReport
+from engine.errors import DatasetError, ModelError
+from engine.inspector.session import Inspector
+from engine.paths import LoratoryHome
+
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A home, and an uploads folder with a dataset in it."""
+    home = LoratoryHome(tmp_path_factory.mktemp("inspected") / "home")
+    home.make_writable()
+    home.uploads.mkdir()
+    rows = [{"instruction": f"Question {n}?", "output": f"Answer {n}." if n != 7 else ""} for n in range(ROWS)]
+    (home.uploads / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return home
+
+
+@pytest.fixture(scope="module")
+def inspector(place):
+    session = Inspector(place, data_roots=(place.uploads,))
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def dataset(place):
+    return DatasetConfig(source=str(place.uploads / "rows.jsonl"))
+
+
+@pytest.fixture
+def model(tiny_model_folder):
+    return ModelConfig(id=str(tiny_model_folder))
+
+
+def test_preview_check_and_render_agree(inspector, dataset, model):
+    page = inspector.preview(dataset, model, 64, first_row=6, count=2)
+    report = inspector.check(dataset, model, 64)
+    (rendered,) = inspector.render(dataset, model, 64, row=6)
+
+    assert [row.row for row in page.rows] == [6, 7]
+    assert page.rows[1].problem == report.problems[0].problem
+    (sequence,) = page.rows[0].sequences
+    assert sequence.tokens == len(rendered.input_ids) == len(rendered.labels) == len(rendered.tokens)
+    assert "".join(span.text for span in sequence.spans) == "".join(rendered.pieces)
+    assert (report.rows, report.kept, report.dropped) == (ROWS, ROWS - 1, 1)
+    assert report.model == model.id.rsplit("/", 1)[-1]
+    assert report.trained_tokens + report.masked_tokens == report.total_tokens
+
+
+def test_without_a_model_conversations_are_shown_and_no_tokens_counted(inspector, dataset):
+    page = inspector.preview(dataset, count=1)
+    report = inspector.check(dataset)
+
+    assert page.rows[0].conversation.messages[1].content == "Answer 0."
+    assert page.rows[0].sequences == ()
+    assert report.total_tokens is None
+
+
+def test_search_and_chosen_rows(inspector, dataset):
+    assert [row.row for row in inspector.preview(dataset, search="answer 39", count=3).rows] == [39, 390, 391]
+    assert [row.row for row in inspector.preview(dataset, rows=(5, 2)).rows] == [5, 2]
+
+
+def test_a_check_can_be_watched_and_stopped(inspector, place):
+    big = place.uploads / "big.jsonl"
+    big.write_text('{"instruction": "x", "output": "y"}\n' * 200_000)
+    dataset = DatasetConfig(source=str(big))
+
+    steps = inspector.check_steps(dataset)
+    progress = next(steps)
+    assert isinstance(progress, CheckProgress)
+    assert 0 < progress.rows < 200_000
+    page = inspector.preview(dataset, count=1)  # answered in the middle of the check
+    steps.close()
+
+    assert page.rows[0].row == 0
+    assert isinstance(list(inspector.check_steps(dataset))[-1], DatasetReport)
+
+
+def test_errors_keep_their_class_and_words(inspector, dataset, place, model):
+    with pytest.raises(DatasetError, match="outside"):
+        inspector.preview(DatasetConfig(source="/etc/hosts"))
+    with pytest.raises(DatasetError, match="cannot be opened"):
+        inspector.check(dataset.model_copy(update={"source": str(place.uploads / "none.jsonl")}))
+    with pytest.raises(DatasetError, match="Row 7 is left out: the answer is empty"):
+        inspector.render(dataset, model, row=7)
+
+
+def test_a_model_that_is_not_there_is_a_model_error(inspector, dataset, tmp_path):
+    with pytest.raises(ModelError):
+        inspector.preview(dataset, ModelConfig(id=str(tmp_path / "nothing")))
+
+
+def test_asking_takes_none_of_the_heavy_libraries():
+    heavy = {"torch", "transformers", "datasets", "pyarrow", "pandas", "numpy"}
+    program = f"import engine.inspector.session, sys; print({heavy!r} & sys.modules.keys())"
+
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert answer.stdout.strip() == "set()"
+
+
+def test_module_inventory_and_details_come_from_the_same_process(inspector, model):
+    shape = inspector.module_inventory(model)
+    details = inspector.model_details(model)
+
+    assert shape.hidden_size == 64
+    assert "q_proj" in shape.linear_names()
+    assert details.hidden_size == 64
