@@ -90,6 +90,8 @@ class Workload:
         accumulates: Gradients of earlier passes wait while a pass is under way.
         fused_norms: Kernels that keep one tensor per norm, and rotate in place.
         keeps_cache: Keys and values of all layers are kept in a cache although nothing reads it.
+        data_parallel: Devices that each hold the whole model and average their gradients (DDP).
+        sharded: Devices that share weights, gradients and optimizer state among them (FSDP).
     """
 
     adapter: AdapterConfig
@@ -111,6 +113,8 @@ class Workload:
     fused_norms: bool = False
     keeps_cache: bool = False
     gptq_group_size: int = 128
+    data_parallel: int = 1
+    sharded: int = 1
 
     @property
     def tokens(self) -> int:

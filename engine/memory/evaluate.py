@@ -1,0 +1,219 @@
+"""Score the estimate against published measurements: `python -m engine.memory.evaluate FILE [--json]`.
+
+Allocated is compared with allocated, reserved with reserved, the process with what the driver shows. Where there is no
+single figure to hit, the 90% bound is judged by how often it covers the measurement and by how far it lies above.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from engine.errors import EngineError
+from engine.memory.allocator import need_on_device
+from engine.memory.estimate import predict_peak
+from engine.memory.measured_workload import device_of_point, shape_of_point, workload_of_point
+from engine.memory.measurements import MeasuredKind, MeasuredPoint, Unreadable, observations, read_measurements
+from engine.memory.structure import read_structure
+
+GIB = 2**30
+
+
+class Comparison(BaseModel):
+    """One figure, measured and predicted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    source: str
+    tier: str
+    kind: MeasuredKind
+    measured_bytes: int
+    predicted_bytes: int
+    bound_bytes: int  # 90% bound
+    phase: str
+
+    @property
+    def error(self) -> float:
+        """Relative error, positive where the prediction is too high."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+    @property
+    def bound_excess(self) -> float:
+        """How far the bound lies above the measurement."""
+        return self.bound_bytes / self.measured_bytes - 1
+
+
+class Declined(BaseModel):
+    """A measurement for which nothing is predicted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    tier: str
+    reason: str
+
+
+class Score(BaseModel):
+    """How well the figures of one source, tier and kind are predicted. Errors in percent of the measurement."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    tier: str
+    kind: MeasuredKind
+    n: int
+    mean_absolute_error_percent: float
+    mean_error_percent: float
+    worst_under_percent: float
+    worst_under_id: str
+    worst_over_percent: float
+    worst_over_id: str
+    bound_coverage_percent: float
+    mean_bound_excess_percent: float
+
+
+class Evaluation(BaseModel):
+    """Everything that a file of measurements says about the estimate."""
+
+    model_config = ConfigDict(frozen=True)
+
+    scores: tuple[Score, ...]
+    declined: tuple[Declined, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def evaluate(points: Iterable[MeasuredPoint], unreadable: Iterable[Unreadable] = ()) -> Evaluation:
+    """Predict each measurement from its settings, and compare."""
+    comparisons: list[Comparison] = []
+    declined = [Declined(id=entry.id, tier="?", reason=entry.reason) for entry in unreadable]
+    for point in points:
+        try:
+            found = compare(point)
+        except EngineError as error:
+            declined.append(Declined(id=point.id, tier=point.tier, reason=error.what))
+            continue
+        if not found:
+            reason = f"{point.measured_kind} in {point.measured_unit} is no figure that an estimate has."
+            declined.append(Declined(id=point.id, tier=point.tier, reason=reason))
+        comparisons.extend(found)
+    groups: dict[tuple[str, str, MeasuredKind], list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault((comparison.source, comparison.tier, comparison.kind), []).append(comparison)
+    scores = [_score(source, tier, kind, members) for (source, tier, kind), members in sorted(groups.items())]
+    for kind in ("allocated", "reserved", "process"):
+        members = [comparison for comparison in comparisons if comparison.kind == kind]
+        if members:
+            scores.append(_score("all sources", "all", kind, members))
+    return Evaluation(scores=tuple(scores), declined=tuple(declined), comparisons=tuple(comparisons))
+
+
+def compare(point: MeasuredPoint) -> list[Comparison]:
+    """Predict one measurement.
+
+    Raises:
+        EngineError: If its settings are not understood.
+    """
+    shape = shape_of_point(point)
+    workload = workload_of_point(point, shape)
+    device = device_of_point(point)
+    peak = predict_peak(read_structure(shape), workload, device.name)
+    need = need_on_device(
+        peak.allocated_bytes, workload, device, paged_bytes=peak.persistent.paged, expandable_segments=False
+    )
+    predicted = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
+    bounds = {
+        "allocated": peak.allocated_bytes,
+        "reserved": need.reserved_bound_bytes,
+        "process": need.needed_bytes,
+    }
+    return [
+        Comparison(
+            id=point.id,
+            source=point.source,
+            tier=point.tier,
+            kind=observed.kind,
+            measured_bytes=observed.bytes,
+            predicted_bytes=predicted[observed.kind],
+            bound_bytes=bounds[observed.kind],
+            phase=peak.phase,
+        )
+        for observed in observations(point)
+    ]
+
+
+def _score(source: str, tier: str, kind: MeasuredKind, members: Sequence[Comparison]) -> Score:
+    lowest = min(members, key=lambda member: member.error)
+    highest = max(members, key=lambda member: member.error)
+    n = len(members)
+    return Score(
+        source=source,
+        tier=tier,
+        kind=kind,
+        n=n,
+        mean_absolute_error_percent=100 * sum(abs(member.error) for member in members) / n,
+        mean_error_percent=100 * sum(member.error for member in members) / n,
+        worst_under_percent=100 * min(0.0, lowest.error),
+        worst_under_id=lowest.id if lowest.error < 0 else "",
+        worst_over_percent=100 * max(0.0, highest.error),
+        worst_over_id=highest.id if highest.error > 0 else "",
+        bound_coverage_percent=100 * sum(member.bound_bytes >= member.measured_bytes for member in members) / n,
+        mean_bound_excess_percent=100 * sum(member.bound_excess for member in members) / n,
+    )
+
+
+def describe(evaluation: Evaluation) -> str:
+    """The scores as a table, and what was declined."""
+    lines = [
+        f"{'source':<18}{'tier':>5}  {'kind':<10}{'n':>4}{'mean |error|':>14}{'worst under':>13}{'worst over':>12}"
+        f"{'bound covers':>14}{'bound above':>13}"
+    ]
+    for score in evaluation.scores:
+        bound = (
+            ("–", "–")
+            if score.kind == "allocated"
+            else (
+                f"{score.bound_coverage_percent:.0f}%",
+                f"{score.mean_bound_excess_percent:+.1f}%",
+            )
+        )
+        lines.append(
+            f"{score.source:<18}{score.tier:>5}  {score.kind:<10}{score.n:>4}"
+            f"{score.mean_absolute_error_percent:>13.2f}%{score.worst_under_percent:>12.2f}%"
+            f"{score.worst_over_percent:>11.2f}%{bound[0]:>14}{bound[1]:>13}"
+        )
+    lines.append(f"\n{len(evaluation.declined)} declined.")
+    lines += [f"  {declined.id}: {declined.reason}" for declined in evaluation.declined]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m engine.memory.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="JSON list of measurements")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
+    parser.add_argument("--points", action="store_true", help="every figure, measured and predicted")
+    options = parser.parse_args(arguments)
+    try:
+        evaluation = evaluate(*read_measurements(options.file))
+    except EngineError as error:
+        print(f"{error.what} {error.fix}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(evaluation.model_dump_json())
+        return 0
+    if options.points:
+        for item in evaluation.comparisons:
+            print(
+                f"{item.error:>+8.2%}  {item.kind:<10}{item.measured_bytes / GIB:>9.3f} measured"
+                f"{item.predicted_bytes / GIB:>9.3f} predicted{item.bound_bytes / GIB:>9.3f} bound  "
+                f"{item.phase:<15} {item.id}"
+            )
+    print(describe(evaluation))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""From the settings of a published measurement to the step that was measured."""
+
+import re
+
+from engine.config.adapter import AdapterConfig
+from engine.errors import EngineError
+from engine.hardware.device import Device
+from engine.memory.measurements import MeasuredPoint
+from engine.memory.published_shapes import PublishedSizes, guess_model_type, known_sizes, published_shape
+from engine.memory.workload import (
+    AttentionKernel,
+    BaseFormat,
+    Checkpointing,
+    Loss,
+    Optimizer,
+    OptimizerKind,
+    Precision,
+    Workload,
+)
+from engine.models.shape import ModelShape
+
+_GIB = 2**30
+_MEMORY_GIB = {
+    "T4": 14.56,
+    "P100": 15.9,
+    "V100": 15.77,
+    "L4": 22.0,
+    "A10": 22.0,
+    "3090": 23.6,
+    "4090": 23.5,
+    "H200": 139.8,
+}
+# Families whose loss did not cast the logits to 32 bits before they got transformers' common one (4.50).
+_WITHOUT_UPCAST = frozenset({"gpt_bigcode", "gpt2"})
+# Families that kept a cache while training with checkpointing, before layers learned to refuse one (5.0).
+_WITH_CACHE = frozenset({"gpt_bigcode"})
+
+
+class DeclinedError(EngineError):
+    """A measurement whose settings are not understood well enough for a figure."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, "Nothing is predicted for it.")
+
+
+def shape_of_point(point: MeasuredPoint) -> ModelShape:
+    """The measured model's inventory.
+
+    Raises:
+        DeclinedError: If its sizes are neither given nor known.
+    """
+    given = point.arch
+    transformers = point.version("transformers")
+    experts_are_modules = transformers is None or transformers < (5,)
+    if given is None:
+        sizes = known_sizes(point.model_id)
+        if sizes is None:
+            raise DeclinedError(f"{point.model_id} is not known, and no sizes are given.")
+        return published_shape(point.model_id, sizes, experts_are_modules=experts_are_modules)
+    named = known_sizes(point.model_id)
+    model_type = given.model_type or (named.model_type if named else guess_model_type(point.model_id))
+    sizes = PublishedSizes(
+        model_type=model_type,
+        hidden_size=given.hidden_size,
+        intermediate_size=given.intermediate_size,
+        num_hidden_layers=given.num_layers,
+        num_attention_heads=given.num_attention_heads,
+        num_key_value_heads=given.num_kv_heads,
+        head_dim=given.head_dim,
+        vocab_size=given.vocab_size,
+        tie_word_embeddings=given.tie_word_embeddings,
+        num_experts=given.num_experts or (named.num_experts if named else 0),
+        num_experts_per_tok=given.num_experts_per_tok or (named.num_experts_per_tok if named else 0),
+        moe_intermediate_size=given.moe_intermediate_size or (named.moe_intermediate_size if named else None),
+        max_position_embeddings=given.max_position_embeddings or (named.max_position_embeddings if named else None),
+    )
+    return published_shape(given.name or point.model_id, sizes, experts_are_modules=experts_are_modules)
+
+
+def device_of_point(point: MeasuredPoint) -> Device:
+    """The measured GPU, with all of its memory free."""
+    match = re.search(r"(\d+)\s*GI?B", point.gpu.upper())
+    gib = (
+        float(match[1]) * 0.99
+        if match
+        else next((size for name, size in _MEMORY_GIB.items() if name in point.gpu.upper()), 1024.0)
+    )
+    total = int(gib * _GIB)
+    return Device("cuda", 0, point.gpu, total, total, supports_bfloat16=not _is_before_ampere(point.gpu))
+
+
+def _is_before_ampere(gpu: str) -> bool:
+    name = gpu.upper()
+    return any(part in name for part in ("T4", "V100", "P100", "P40", "2080", "1080", "TITAN", "RTX 6000 TURING"))
+
+
+def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
+    """The step that was measured, by its settings alone.
+
+    Raises:
+        DeclinedError: If a setting is not understood.
+    """
+    base = _base_format(point)
+    attention = _attention(point, shape)
+    length = point.seq_len
+    if not shape.rotary and shape.max_position_embeddings is not None:
+        # Learned positions end there, so that no longer row can have been trained on.
+        length = min(length, shape.max_position_embeddings)
+    checkpointing = _checkpointing(point)
+    transformers = point.version("transformers")
+    return Workload(
+        adapter=_adapter(point),
+        batch_size=point.batch_size,
+        length=length,
+        base=base,
+        double_quant="dq" in point.quantization or bool(point.extra.get("double_quant")),
+        precision=_precision(point, base),
+        attention=attention,
+        expands_key_values=attention == "efficient",
+        checkpointing=checkpointing,
+        loss=_loss(point, shape),
+        optimizer=_optimizer(point),
+        accumulates=point.gradient_accumulation_steps > 1,
+        fused_norms=any(part in point.framework.casefold() for part in ("foak", "unsloth", "liger")),
+        keeps_cache=shape.model_type in _WITH_CACHE
+        and checkpointing != "none"
+        and transformers is not None
+        and transformers < (5,),
+        gptq_group_size=_gptq_group_size(point.model_id),
+        data_parallel=1 if _is_sharded(point) else point.n_gpus,
+        sharded=point.n_gpus if _is_sharded(point) else 1,
+    )
+
+
+def _is_sharded(point: MeasuredPoint) -> bool:
+    words = f"{point.framework} {point.trust_note}".casefold()
+    return point.n_gpus > 1 and any(part in words for part in ("fsdp", "zero3", "zero-3", "shard"))
+
+
+def _adapter(point: MeasuredPoint) -> AdapterConfig:
+    method = point.method.casefold()
+    if method == "full":
+        return AdapterConfig(method="none")
+    if method in ("lora", "qlora", "dora", "qdora"):
+        targets = point.target_modules
+        if point.lora_r is None:
+            raise DeclinedError("no rank is given.")
+        return AdapterConfig(
+            method="lora",
+            r=point.lora_r,
+            lora_dropout=point.lora_dropout or 0.0,
+            target_modules=targets if targets else "all-linear",
+            use_dora="dora" in method,
+        )
+    if method == "ia3":
+        return AdapterConfig(method="ia3", target_modules=point.target_modules or "all-linear")
+    if method in ("prefix", "prefix_tuning"):
+        return AdapterConfig(method="prefix_tuning", num_virtual_tokens=point.num_virtual_tokens or 20)
+    raise DeclinedError(f"the method {point.method} is not one that is modelled.")
+
+
+def _base_format(point: MeasuredPoint) -> BaseFormat:
+    words = point.quantization.casefold()
+    if words in ("none", ""):
+        return "dense"
+    if words.startswith("nf4"):
+        return "nf4"
+    if words.startswith("fp4"):
+        return "fp4"
+    if words in ("int8", "8bit", "llm.int8"):
+        return "int8"
+    if words.startswith("gptq"):
+        return "gptq"
+    raise DeclinedError(f"the quantization {point.quantization} is not one that is modelled.")
+
+
+def _gptq_group_size(model_id: str) -> int:
+    """Inputs that share a scale in the published checkpoint; its largest ones have one group, to save memory."""
+    name = model_id.casefold()
+    return -1 if "70b" in name or "mixtral" in name else 128
+
+
+def width_of(dtype: str) -> int:
+    """Bytes per element of a dtype as people write it.
+
+    Raises:
+        DeclinedError: If it is not one that is known.
+    """
+    word = dtype.casefold().split()[0].strip("()") if dtype.strip() else ""
+    if word in ("fp32", "float32", "f32", "float", "tf32"):
+        return 4
+    if word in ("fp16", "float16", "half", "bf16", "bfloat16"):
+        return 2
+    raise DeclinedError(f"the dtype {dtype!r} is not one that is modelled.")
+
+
+def _precision(point: MeasuredPoint, base: BaseFormat) -> Precision:
+    """Precision of each part; 4-bit bases are prepared in one of three ways.
+
+    PEFT's `prepare_model_for_kbit_training` holds everything unquantized at 32 bits; TRL before 1.0 did the same and cast
+    embeddings and head back, which leaves the norms and with them the residual stream at 32 bits; others change nothing.
+    """
+    weights = width_of(point.base_dtype)
+    rest = head = norms = weights
+    words = point.base_dtype.casefold()
+    compute = width_of(point.compute_dtype)
+    if "fp32" in words.split("(", 1)[-1] and "(" in words:
+        rest = head = norms = 4
+    elif base in ("nf4", "fp4", "int8") and _trl_prepares(point):
+        norms = 4
+    trainable = width_of(point.trainable_dtype)
+    return Precision(
+        weights=trainable if point.method == "full" else weights,
+        embeddings=trainable if point.method == "full" else rest,
+        norms=trainable if point.method == "full" else norms,
+        head=trainable if point.method == "full" else head,
+        compute=compute,
+        adapter=trainable,
+        autocast=compute if point.autocast and compute < 4 else None,
+        is_float16=point.compute_dtype.casefold().split()[0] in ("fp16", "float16", "half"),
+    )
+
+
+def _trl_prepares(point: MeasuredPoint) -> bool:
+    words = f"{point.framework} {point.trust_note}".casefold()
+    if "without fp32 upcasts" in words or "custom prepare" in words or "accelerated-peft" in words:
+        return False
+    trl = point.version("trl")
+    return "trl" in words and (trl is None or trl < (1,))
+
+
+def _checkpointing(point: MeasuredPoint) -> Checkpointing:
+    given = point.grad_checkpointing
+    if given in (None, False, "none", "false", "False", ""):
+        return "none"
+    words = str(given).casefold().replace(" ", "")
+    if "use_reentrant=false" in words or "non" in words:
+        return "non_reentrant"
+    if "use_reentrant=true" in words:
+        return "reentrant"
+    transformers = point.version("transformers")
+    return "non_reentrant" if transformers is not None and transformers >= (5,) else "reentrant"
+
+
+def _attention(point: MeasuredPoint, shape: ModelShape) -> AttentionKernel:
+    words = point.attention.casefold()
+    if "eager" in words:
+        return "eager"
+    if "flash" in words:
+        return "flash"
+    if "efficient" in words or "xformers" in words:
+        return "efficient"
+    if "math" in words:
+        return "math"
+    if "sdpa" in words:
+        if not _is_before_ampere(point.gpu) and width_of(point.compute_dtype) == 2:
+            return "flash"
+        return "efficient" if shape.num_key_value_heads == shape.num_attention_heads else "math"
+    raise DeclinedError(f"the attention {point.attention} is not one that is modelled.")
+
+
+def _loss(point: MeasuredPoint, shape: ModelShape) -> Loss:
+    words = point.loss_path.casefold()
+    transformers = point.version("transformers") or (5,)
+    trainer = "trl" in point.framework.casefold() or "trainer" in point.framework.casefold()
+    if "liger" in words or "fused linear" in words or "cut cross" in words or "cut_cross" in words:
+        return Loss(path="linear_fused")
+    if "chunk" in words:
+        return Loss(path="trained_positions", chunk_bytes=256 * 2**20)
+    fused = any(part in words for part in ("foak", "unsloth", "fused"))
+    return Loss(
+        path="fused" if fused else "full_logits",
+        upcasts=shape.model_type not in _WITHOUT_UPCAST or transformers >= (4, 50),
+        shifts="shift" in words or transformers < (4, 49),
+        holds_narrow_logits=transformers >= (4, 46),
+        converts_output=point.autocast and trainer,
+        holds_logits="held" in words,
+    )
+
+
+def _optimizer(point: MeasuredPoint) -> Optimizer:
+    words = point.optimizer.casefold()
+    trainable = width_of(point.trainable_dtype)
+    state = 4 if "fp32" in words else 2 if "bf16" in words or "bfloat16" in words else trainable
+    eight_bit = "8bit" in words or "8-bit" in words
+    kind: OptimizerKind
+    if "adam" in words:
+        kind = "adamw_8bit" if eight_bit else "adamw"
+    elif "adafactor" in words:
+        kind = "adafactor"
+    elif "sgd" in words:
+        kind = "sgd_momentum" if "momentum" in words else "sgd"
+    else:
+        raise DeclinedError(f"the optimizer {point.optimizer} is not one that is modelled.")
+    paged = "paged" in words
+    return Optimizer(
+        kind=kind,
+        state_width=4 if paged and not eight_bit else state,
+        fused="fused" in words or paged,
+        foreach="fused" not in words and "single" not in words,
+        paged=paged,
+        master_weights="master" in words or (trainable == 2 and "fp32 states" in words),
+    )
