@@ -1,0 +1,197 @@
+"""The batches of the real trainer's loader hold, bit for bit, what `render` shows; and the chat's prompts begin them."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.config.run import RunConfig
+from engine.data.conversation import Conversation
+from engine.data.examine import DatasetReader, Renderer
+from engine.data.prepare import prepare_dataset
+from engine.data.source import SourceOptions
+from engine.data.tokenize import IGNORED_LABEL, prompt_ids
+from tests.data.families import FAMILIES, tokenizer_of
+
+MAX_LENGTH = 700
+
+TURNS = [
+    ("system", "Answer in one word."),
+    ("user", "One?"),
+    ("assistant", "Two."),
+    ("user", "Three?"),
+    ("assistant", "Four."),
+]
+SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
+CALLS = [
+    {"from": "human", "value": "Which rank?"},
+    {"from": "function_call", "value": '{"name": "find", "arguments": {"task": "chat"}}'},
+    {"from": "observation", "value": '{"rank": 16}'},
+    {"from": "gpt", "value": "Sixteen."},
+]
+TOOLS = json.dumps([{"name": "find", "description": "Finds", "parameters": {"type": "object", "properties": {}}}])
+
+ROWS = {
+    "alpaca": [
+        {"instruction": f"Add {n}", "input": "to 1" if n % 2 else "", "output": str(n + 1) * n, "system": "Be exact."}
+        for n in range(1, 9)
+    ],
+    "sharegpt": [
+        *(
+            {"conversations": [{"from": SHAREGPT_ROLES[role], "value": f"{said} {n}"} for role, said in TURNS]}
+            for n in range(4)
+        ),
+        {"conversations": CALLS, "tools": TOOLS},
+    ],
+    "messages": [
+        {"messages": [{"role": role, "content": f"{said} {n}"} for role, said in TURNS[: 3 + 2 * (n % 2)]]}
+        for n in range(5)
+    ],
+    "prompt_completion": [{"prompt": f"Ask {n}", "completion": "\n Answer " * n} for n in range(1, 6)],
+    "text": [{"text": f"Some words, {n}. " * n} for n in range(1, 6)],
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How rows are put together."""
+
+    packing: bool
+    batching: Literal["joined", "padded"]
+
+
+BATCHES = {
+    "packed": Batch(packing=True, batching="joined"),
+    "joined": Batch(packing=False, batching="joined"),
+    "padded": Batch(packing=False, batching="padded"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("formats")
+    for name, rows in ROWS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {name: folder / f"{name}.jsonl" for name in ROWS}
+
+
+@pytest.fixture(scope="module")
+def trainer_of(tmp_path_factory):
+    """Builds the real trainer around a model of one tiny layer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from engine.models.source import ModelSource
+    from engine.training.build import add_adapter, training_arguments
+    from engine.training.placement import choose_placement
+    from engine.training.plan import PlanSettings
+    from engine.training.precision import choose_precision
+    from engine.training.steps import TrainerRows, TrainerSetup
+    from engine.training.trainer import LoratoryTrainer, TrainerHooks
+
+    def build(config: RunConfig, tokenizer, prepared, batch: Batch):
+        torch.manual_seed(0)
+        shape = AutoConfig.for_model(
+            "llama",
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+        )
+        model = AutoModelForCausalLM.from_config(shape)
+        source = ModelSource(location="tiny", name="tiny")
+        model = add_adapter(model, config, source)
+        placement = choose_placement(config)
+        precision = choose_precision(config, placement.device)
+        args = training_arguments(config.training, tmp_path_factory.mktemp("trainer"), precision, placement)
+        settings = PlanSettings(
+            seed=config.training.seed,
+            per_device_train_batch_size=config.training.per_device_train_batch_size,
+            gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+            max_length=config.training.max_length,
+            packing=batch.packing,
+            batching=batch.batching,
+        )
+        rows = TrainerRows(prepared.train, prepared.train.lengths(), prepared.held_out, prepared.held_out.lengths())
+        setup = TrainerSetup(settings, tokenizer.pad_token_id)
+        return LoratoryTrainer(model, args, tokenizer, rows, setup, TrainerHooks())
+
+    return build
+
+
+def rows_in(one) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Take the tensors of one pass apart again: (input_ids, labels) of each row in it."""
+    input_ids = one.inputs["input_ids"]
+    labels = [IGNORED_LABEL] * input_ids.numel()
+    for position, target in zip(one.trained.positions.tolist(), one.trained.targets.tolist(), strict=True):
+        labels[position + 1] = target
+    if "attention_mask" in one.inputs:
+        starts = [number * input_ids.shape[1] for number in range(input_ids.shape[0])]
+        ends = [start + int(mask.sum()) for start, mask in zip(starts, one.inputs["attention_mask"], strict=True)]
+    else:
+        positions = one.inputs["position_ids"].flatten().tolist()
+        starts = [index for index, position in enumerate(positions) if position == 0]
+        ends = [*starts[1:], len(positions)]
+    flat = input_ids.flatten().tolist()
+    return [(tuple(flat[start:end]), tuple(labels[start:end])) for start, end in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
+def test_the_loader_gives_what_render_shows_of_every_format(one, batch, files, home, trainer_of):
+    tokenizer = tokenizer_of(one)
+    first, *others = files.values()
+    config = config_from_mapping(
+        {
+            "model": {"id": "tiny"},
+            "dataset": {"source": str(first), "mix": {str(file): 1.0 for file in others}, "eval_fraction": 0.2},
+            "training": {
+                "max_length": MAX_LENGTH,
+                "packing": batch.packing,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+            },
+            "run": {"devices": "cpu"},
+        }
+    )
+    prepared = prepare_dataset(
+        config.dataset, seed=config.training.seed, max_length=MAX_LENGTH, tokenizer=tokenizer, home=home
+    )
+
+    loader = trainer_of(config, tokenizer, prepared, batch).get_train_dataloader()
+    drawn = Counter(row for step in loader for one_pass in step.passes for row in rows_in(one_pass))
+
+    reader = DatasetReader(config.dataset, SourceOptions(), Renderer(tokenizer, MAX_LENGTH))
+    shown = {}
+    for examined in reader.rows():
+        assert examined.rendering is not None, examined.problem
+        for sequence in examined.rendering.rows:
+            shown[sequence.row, sequence.part] = (tuple(sequence.input_ids), tuple(sequence.labels))
+        if isinstance(examined.example, Conversation):
+            check_prompts(examined.example, examined.rendering.rows, tokenizer)
+    held_out = {(row.row, row.part) for row in prepared.held_out}
+    assert drawn == Counter(row for key, row in shown.items() if key not in held_out)
+    assert held_out
+    assert [part.format for part in prepared.report.parts] == list(ROWS)
+
+
+def check_prompts(conversation, rows, tokenizer):
+    """Each learned answer stands right behind what the chat would send to get it."""
+    prompts = Counter(
+        tuple(prompt_ids(conversation.messages[:index], tokenizer, conversation.tools))
+        for index, message in enumerate(conversation.messages)
+        if message.role == "assistant"
+    )
+    begins = Counter(
+        tuple(row.input_ids[:index])
+        for row in rows
+        for index, label in enumerate(row.labels)
+        if label != IGNORED_LABEL and (index == 0 or row.labels[index - 1] == IGNORED_LABEL)
+    )
+    assert begins == prompts
