@@ -17,6 +17,8 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.browser.chromium import open_page, open_tab
+
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,17 +59,6 @@ def server(demo_home, tmp_path_factory):
     log.close()
 
 
-def open_page(browser: Browser, url: str, theme: str = "light", width: int = 1280) -> Page:
-    page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
-    page.goto(f"{url}?__theme={theme}")
-    expect(page.locator("#catalog tr[data-pick]").first).to_be_visible(timeout=30_000)
-    return page
-
-
-def go_to(page: Page, tab: str) -> None:
-    page.get_by_role("tab", name=tab, exact=True).click()
-
-
 def shown_step(page: Page) -> int:
     found = re.search(r"[Ss]tep ([\d,]+)", page.locator("#run-heading").inner_text())
     return int(found[1].replace(",", "")) if found else 0
@@ -88,7 +79,7 @@ def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Pa
         page.goto(f"{url}?__theme={theme}")
         expect(page.locator("#panel dl")).to_be_visible(timeout=30_000)
         for tab in TABS:
-            go_to(page, tab)
+            open_tab(page, tab)
             page.wait_for_timeout(1500)
             path = folder / f"{tab.lower()}-{theme}.png"
             page.screenshot(path=path, full_page=True)
@@ -102,6 +93,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     page = open_page(browser, url)
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
+    expect(page.locator("#catalog tr[data-pick]").first).to_be_visible(timeout=30_000)
 
     # Model: pick it, and its memory appears beside.
     page.locator("#catalog tr[data-pick='smollm2-135m-instruct']").click()
@@ -109,7 +101,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     expect(page.locator("#panel .bar")).to_be_visible(timeout=20_000)
 
     # Data: pick a sample, page through it, see what is learned.
-    go_to(page, "Data")
+    open_tab(page, "Data")
     page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
     expect(page.locator("#facts")).to_contain_text("347", timeout=60_000)
     expect(page.locator("#row-shown .trained").first).to_be_visible(timeout=20_000)
@@ -118,7 +110,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     expect(page.locator("#row-shown .tokens")).not_to_have_text(first, timeout=20_000)
 
     # Method: figures follow the form.
-    go_to(page, "Method")
+    open_tab(page, "Method")
     expect(page.locator("#trainable")).to_contain_text("4,884,480")
     before = page.locator("#panel .legend").inner_text()
     page.locator("#method-table tr[data-pick='QLoRA']").click()
@@ -128,7 +120,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     expect(page.locator("#panel dl")).not_to_contain_text("QLoRA", timeout=20_000)
 
     # Train: start, and see it move.
-    go_to(page, "Train")
+    open_tab(page, "Train")
     page.locator("#max-steps input").fill("60")
     page.locator("#max-steps input").press("Tab")
     expect(page.locator("#start")).to_be_enabled(timeout=20_000)
@@ -138,10 +130,10 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     # A reload does not touch the run, and a second browser shows the same one.
     page.reload()
     expect(page.locator("#panel dl")).to_contain_text("smollm2-135m-instruct", timeout=30_000)
-    go_to(page, "Train")
+    open_tab(page, "Train")
     wait_until(lambda: shown_step(page) >= 3, 60, "the run is not there after a reload")
     other = open_page(browser, url)
-    go_to(other, "Train")
+    open_tab(other, "Train")
     wait_until(lambda: shown_step(other) >= 3, 60, "a second browser does not show the run")
     assert other.locator("#run-heading h2").inner_text() == page.locator("#run-heading h2").inner_text()
     other.context.close()
@@ -157,7 +149,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
 
     # Chat: base and tuned answer side by side.
     page.locator("#open-chat").click()
-    go_to(page, "Chat")
+    open_tab(page, "Chat")
     expect(page.locator("#chat-load")).to_be_visible(timeout=20_000)
     page.locator("#chat-load").click()
     expect(page.locator("#chat-question textarea")).to_be_visible(timeout=120_000)
