@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
 
 _FOLLOWED_AT_ONCE = 24
+_OFFERED_AT_ONCE = 200
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
 _LOG_TAIL_BYTES = 24_000
 
@@ -57,13 +59,21 @@ class ObservedRun:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there is a final result to talk to and to take away."""
-        return self.run.folder.adapter.is_dir()
+        return has_adapter(self.run)
 
     @property
     def can_be_talked_to(self) -> bool:
-        """Whether an adapter or a whole checkpoint exists."""
-        return self.has_adapter or bool(list_checkpoints(self.run.folder.path))
+        return can_be_talked_to(self.run)
+
+
+def has_adapter(run: Run) -> bool:
+    """Whether there is a final result to talk to and to take away."""
+    return run.folder.adapter.is_dir()
+
+
+def can_be_talked_to(run: Run) -> bool:
+    """Whether an adapter or a whole checkpoint exists."""
+    return has_adapter(run) or bool(list_checkpoints(run.folder.path))
 
 
 class RunReader:
@@ -113,6 +123,11 @@ class RunReader:
             if state == "queued":
                 waiting = run.id
         return waiting
+
+    def offered(self, wanted: Callable[[Run], bool]) -> list[RunSummary]:
+        """Rows of the newest runs that `wanted` says yes to."""
+        rows = self.summaries()[:_OFFERED_AT_ONCE]
+        return [row for row in rows if wanted(self._runs.get(row.id))]
 
     def exists(self, run_id: str) -> bool:
         """Whether a browser's memory of a run still means something."""

@@ -9,8 +9,9 @@ from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page
 
 from tests.browser.chromium import chromium, open_page, open_tab
-from tests.browser.show_fake import fake_services, invent_runs, shown
-from tests.fakes import a_config
+from tests.browser.show_fake import shown
+from tests.fake_services import fake_services, invent_runs
+from tests.invented_runs import a_config
 
 SETTLE_MILLISECONDS = 1200  # charts and fonts; a picture needs no more certainty than that
 

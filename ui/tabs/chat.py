@@ -14,6 +14,7 @@ from ui.announced import Done, announced
 from ui.errors import shown_in_place, trouble
 from ui.page import Page
 from ui.pick import pick_list, picked
+from ui.run_reader import can_be_talked_to
 from ui.tabs.talk import TalkPart
 from ui.views.chat_state import render_chat_state, render_loading
 from ui.views.run_choice import run_choices
@@ -26,7 +27,6 @@ _LEAD = (
     "weights: what differs is what the run taught.</p>"
 )
 _REFRESH_SECONDS = 3.0
-_LISTED = 200  # newest runs that are offered
 _SUGGESTIONS = 3
 _SUGGESTION_ROWS = 40  # how far into the dataset a suggestion is looked for
 
@@ -71,7 +71,7 @@ class ChatTab:
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
         listed = self._tab.select(
-            self._list, [page.chosen_run, self.run], [self.run, self.checkpoint, self.model], **quick
+            self._list, [page.chosen_run, self.run, self.model], [self.run, self.checkpoint, self.model], **quick
         )
         awake = listed.then(lambda: (gr.update(active=True), ""), None, [self.timer, self._last_state], **quick)
         awake.then(self._look, self._last_state, self._looked, **quick)
@@ -103,13 +103,14 @@ class ChatTab:
     def _looked(self) -> list[Component]:
         return [self.state, self._last_state, self.load, self.unload, self.talk.panel, self.talk.branches]
 
-    def _list(self, chosen_run: str, current: str) -> tuple[Any, Any, Any]:
+    def _list(self, chosen_run: str, current: str, typed: str | None) -> tuple[Any, Any, Any]:
         """Runs that can be talked to; the one that is being looked at is proposed."""
         reader = self._page.reader
-        rows = [row for row in reader.summaries()[:_LISTED] if row.steps or row.state == "completed"]
-        rows = [row for row in rows if reader.observe(row.id).can_be_talked_to]
+        rows = reader.offered(can_be_talked_to)
         choices = [*run_choices(rows), ("A model as it is", A_MODEL)]
         ids = [value for _, value in choices]
+        if current == A_MODEL and typed:
+            return gr.update(choices=choices), gr.skip(), gr.skip()
         proposed = next((run for run in (chosen_run, current) if run in ids and run != A_MODEL), ids[0])
         checkpoint, model, _ = self._choose(proposed)
         return gr.update(choices=choices, value=proposed), checkpoint, model

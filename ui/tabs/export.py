@@ -10,7 +10,7 @@ import gradio as gr
 from engine.errors import EngineError, RunError, StorageError
 from ui.errors import shown_as_message, shown_in_place
 from ui.page import Page
-from ui.run_reader import ObservedRun
+from ui.run_reader import ObservedRun, has_adapter
 from ui.views.adapter_files import list_files, loading_script, render_command_line, render_files, render_script
 from ui.views.quantities import size
 from ui.views.run_choice import run_choices
@@ -27,7 +27,6 @@ _LATER = (
     '<p class="notice">Merged models, GGUF files and uploads to the Hugging Face Hub are not part of this version; the '
     "folder above is what the usual tools for them take.</p>"
 )
-_LISTED = 200  # newest runs that are offered
 _LARGEST_ARCHIVE_BYTES = 4 * 10**9
 _COPY_SCRIPT = """
 element.addEventListener('click', async (event) => {
@@ -78,7 +77,7 @@ class ExportTab:
 
     def _list(self, chosen_run: str, current: str | None) -> Any:
         reader = self._page.reader
-        rows = [row for row in reader.summaries()[:_LISTED] if reader.observe(row.id).has_adapter]
+        rows = reader.offered(has_adapter)
         choices = run_choices(rows)
         ids = [value for _, value in choices]
         proposed = next((run for run in (chosen_run, current) if run in ids), ids[0] if ids else None)

@@ -53,6 +53,7 @@ class Drawn(NamedTuple):
     cancel: Any
     resume: Any
     chat: Any
+    choice: Any
     timer: Any
 
 
@@ -82,7 +83,7 @@ class FollowPart:
                 self.keep = gr.Button("Keep it running", scale=0, min_width=150, elem_id="keep-running")
         with gr.Column(visible=False) as self.body:
             self.loss = chart("The curve begins with the first step.", elem_id="loss-chart")
-            with gr.Row(elem_id="chart-controls"):
+            with gr.Row(elem_classes="chart-controls"):
                 self.smoothing = gr.Slider(
                     0,
                     0.99,
@@ -112,7 +113,8 @@ class FollowPart:
         """Where a `Drawn` goes."""
         return [
             self._stamp, self.heading, self.trouble, self.body, self.loss, self.small, self.memory, self.warnings,
-            self.timeline, self.log, self.stop, self.cancel, self.resume, self.chat, self.timer,
+            self.timeline, self.log, self.stop, self.cancel, self.resume, self.chat, self.choice,
+            self.timer,
         ]  # fmt: skip
 
     @property
@@ -170,7 +172,9 @@ class FollowPart:
             return gr.skip()
         drawn = self._draw(observed, ChartView(smoothing, log_axis), log_open)
         # A tick may only stop the clock: another tab may have been opened since it began.
-        return drawn._replace(timer=gr.skip() if observed.is_live else gr.update(active=False))
+        if observed.is_live:
+            return drawn._replace(timer=gr.skip())
+        return drawn._replace(timer=gr.update(active=False), choice=self._list(run_id, "Follow"))
 
     def look(self, run_id: str, _stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
         """Everything about a run, whatever was shown before."""
@@ -226,6 +230,7 @@ class FollowPart:
                 value=f"Resume from step {resumable:,}" if resumable else "Begin anew",
             ),
             chat=gr.update(visible=observed.can_be_talked_to),
+            choice=gr.skip(),
             timer=gr.update(active=observed.is_live),
         )
 
@@ -259,7 +264,9 @@ def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
 
 def _empty(heading: str) -> Drawn:
     gone = gr.update(visible=False)
-    return Drawn("", heading, "", gone, "", "", "", "", "", "", gone, gone, gone, gone, gr.update(active=False))
+    return Drawn(
+        "", heading, "", gone, "", "", "", "", "", "", gone, gone, gone, gone, gr.skip(), gr.update(active=False)
+    )
 
 
 _NOTHING = _empty(NO_RUN)

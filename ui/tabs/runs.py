@@ -60,7 +60,7 @@ class RunsTab:
         with gr.Column(visible=False, elem_id="comparison") as self.comparison:
             gr.HTML(_COMPARISON)
             self.overlay = chart(elem_id="overlay-chart")
-            with gr.Row(elem_id="chart-controls"):
+            with gr.Row(elem_classes="chart-controls"):
                 self.against = gr.Radio(
                     [("by step", "step"), ("by tokens", "tokens"), ("by time", "time")],
                     value="step", show_label=False, container=False, elem_id="overlay-against",

@@ -21,8 +21,8 @@ STATE_WORDS: dict[State, str] = {
 }  # fmt: skip
 
 NO_RUN = (
-    '<div class="empty"><b>No run to follow yet</b>Set one up and start it; it appears here, and stays when you close '
-    "the page. Earlier runs are in the Runs tab.</div>"
+    '<div class="empty"><b>No run is under way</b>Set one up and start it: it appears here, and goes on when you close '
+    "the page. Earlier runs can be chosen above; all of them are in the Runs tab.</div>"
 )
 
 

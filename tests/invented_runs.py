@@ -1,0 +1,185 @@
+"""Runs that never ran: directories as a supervisor and a worker would have left them."""
+
+import math
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.config.load import config_from_mapping
+from engine.config.run import RunConfig
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile, sha256_of
+from engine.runs.event_log import EventWriter
+from engine.runs.events import (
+    CheckpointData,
+    DataReportData,
+    EvalData,
+    FailedData,
+    MemoryData,
+    ParametersData,
+    StatusData,
+    StepData,
+    WarningData,
+)
+from engine.runs.provenance import Provenance
+from engine.runs.run import Run, RunState, State
+from engine.runs.store import RunStore
+
+GIB = 2**30
+BASE_LOSS = 2.71
+
+
+def a_config(**changes: object) -> RunConfig:
+    """A small complete configuration; `training__max_steps=20` changes one setting."""
+    mapping: dict[str, dict[str, object]] = {
+        "model": {"id": "smollm2-135m-instruct"},
+        "dataset": {"source": "sample:loratory-faq"},
+        "training": {"max_steps": 120, "max_length": 512},
+    }
+    for name, value in changes.items():
+        section, _, setting = name.partition("__")
+        mapping.setdefault(section, {})[setting] = value
+    return config_from_mapping(mapping)
+
+
+@dataclass
+class InventedRun:
+    """What a made-up run went through."""
+
+    state: State = "completed"
+    steps: int = 120
+    total_steps: int = 120
+    seconds_per_step: float = 0.8
+    floor: float = 0.9  # where the loss ends up
+    seed: int = 0
+    warnings: tuple[str, ...] = ()
+    failed: FailedData | None = None
+    cause: str = ""
+    advice: str = ""
+    resumable_step: int | None = None
+    age_seconds: float = 3600.0
+    with_adapter: bool = True
+    log: str = "Loading the model.\n{'loss': 2.41, 'epoch': 0.1}\n{'loss': 1.97, 'epoch': 0.2}\n"
+
+
+def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
+    """Make a run directory as its supervisor and its worker would have left it."""
+    began = time.time() - invented.age_seconds
+    provenance = Provenance(
+        predicted_bytes=int(1.32 * GIB), libraries={"torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.2"}
+    )
+    run = store.create(config, provenance)
+    started = None
+    if invented.state != "queued":
+        started = began
+        with EventWriter(run.folder.events, attempt=1) as writer:
+            scribe = Scribe(writer, invented)
+            scribe.begin()
+            for step in range(1, invented.steps + 1):
+                scribe.step(step)
+            for warning in invented.warnings:
+                writer.append(WarningData(message=warning))
+            if invented.failed is not None:
+                writer.append(invented.failed)
+            if invented.state in ("completed", "stopped"):
+                writer.append(StatusData(phase="finished" if invented.state == "completed" else "stopped"))
+        run.folder.log.write_text(invented.log, encoding="utf-8")
+        for step in scribe.saved:
+            write_checkpoint(run, step)
+        if invented.with_adapter and invented.state in ("completed", "stopped"):
+            write_adapter(run.folder.adapter)
+    is_final = invented.state in ("completed", "stopped", "failed", "interrupted")
+    ended = began + invented.steps * invented.seconds_per_step + 11 if is_final else None
+    run.folder.write_state(
+        RunState(
+            state=invented.state,
+            cause=invented.cause,
+            advice=invented.advice,
+            attempt=1 if started else 0,
+            resumable_step=invented.resumable_step,
+            device="cpu",
+            changed=began,
+            started=started,
+            ended=ended,
+        )
+    )
+    return run
+
+
+def write_adapter(folder: Path) -> None:
+    """Files of an adapter by name and rough size; none of them can be loaded."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}', encoding="utf-8"
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"\0" * 19_000)
+    (folder / "tokenizer.json").write_bytes(b" " * 3_500)
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}…{% endfor %}", encoding="utf-8")
+
+
+def write_checkpoint(run: Run, step: int) -> None:
+    """A checkpoint that is whole by its manifest."""
+    folder = run.folder.checkpoint(step)
+    write_adapter(folder / ADAPTER_SUBFOLDER)
+    files = {
+        path.relative_to(folder).as_posix(): ManifestFile(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(Manifest(step=step, files=files).model_dump_json(), encoding="utf-8")
+
+
+@dataclass
+class Scribe:
+    """Writes what a worker would, step by step."""
+
+    writer: EventWriter
+    invented: InventedRun
+    saved: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.invented.seed)
+
+    def begin(self) -> None:
+        total = self.invented.total_steps
+        self.writer.append(StatusData(phase="loading_model", message="Loading smollm2-135m-instruct."))
+        self.writer.append(
+            ParametersData(
+                trainable=4_884_480,
+                total=139_399_488,
+                compute_dtype="bfloat16",
+                device="CPU",
+                attn_implementation="sdpa",
+            )
+        )
+        self.writer.append(
+            DataReportData(train_rows=312, eval_rows=35, dropped_rows=2, trained_tokens=13_300, masked_tokens=7_700)
+        )
+        self.writer.append(EvalData(step=0, eval_loss=BASE_LOSS, eval_tokens=1500, rows=35, seconds=2.0))
+        self.writer.append(StatusData(phase="training", message="Training.", total_steps=total))
+
+    def step(self, number: int) -> None:
+        invented, total = self.invented, self.invented.total_steps
+        share = number / total
+        loss = invented.floor + (BASE_LOSS - invented.floor) * math.exp(-5 * share) + self._random.gauss(0, 0.09)
+        warm = min(1.0, number / max(1, 0.05 * total))
+        self.writer.append(
+            StepData(
+                step=number,
+                epoch=3 * share,
+                loss=loss,
+                learning_rate=2e-4 * warm * 0.5 * (1 + math.cos(math.pi * share)),
+                grad_norm=1.4 * math.exp(-2 * share) + self._random.random() * 0.3,
+                tokens=number * 540,
+                trained_tokens=number * 340,
+                tokens_per_second=540 / invented.seconds_per_step * (1 + self._random.gauss(0, 0.04)),
+                memory_bytes=int((1.05 + 0.12 * (1 - math.exp(-number / 10))) * GIB),
+            )
+        )
+        if number % max(1, total // 10) == 0:
+            held_out = invented.floor + 0.06 + (BASE_LOSS - invented.floor) * math.exp(-5 * share)
+            self.writer.append(EvalData(step=number, eval_loss=held_out, eval_tokens=1500, rows=35, seconds=1.9))
+        if number % max(1, total // 4) == 0:
+            self.saved = [*self.saved[-1:], number]
+            self.writer.append(CheckpointData(step=number, name=f"step-{number}", size_bytes=41_000_000))
+            self.writer.append(MemoryData(peak_process_bytes=int(1.19 * GIB), predicted_bytes=int(1.32 * GIB)))

@@ -1,0 +1,34 @@
+"""A page on fakes, laid out and wired, without a server."""
+
+import gradio as gr
+import pytest
+
+from tests.fake_services import fake_services
+from ui.page import Page
+from ui.services import Services
+
+
+@pytest.fixture
+def services(home) -> Services:
+    """Services that need no model; runs begin with nobody's."""
+    return fake_services(home.root, seconds_per_step=0.001)
+
+
+@pytest.fixture
+def laid_out(services):
+    """Lay out one tab alone: `laid_out(TrainTab)` gives the tab, whose handlers can be called."""
+
+    def lay_out(kind):
+        with gr.Blocks():
+            page = Page(services)
+            with gr.Tabs() as page.tabs:
+                with gr.Tab("First", id="first"):
+                    gr.HTML("")
+                with gr.Tab("Under test", id="under-test"):
+                    tab = kind(page)
+            page.form.complete()
+            tab.wire()
+            page.wire()
+        return tab
+
+    return lay_out

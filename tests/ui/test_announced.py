@@ -1,0 +1,53 @@
+"""Work that says how far it has come, and results that are drawn once."""
+
+import threading
+
+import pytest
+
+from engine.errors import RunError
+from ui.announced import Done, announced
+from ui.rendered import Rendered
+
+
+def test_what_is_announced_comes_in_order_and_the_result_last():
+    def work(say):
+        say("one")
+        say("two")
+        return 3
+
+    assert list(announced(work)) == ["one", "two", Done(3)]
+
+
+def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
+    def work(say):
+        say("one")
+        raise RunError("It broke.", "Mend it.")
+
+    steps = announced(work)
+    assert next(steps) == "one"
+    with pytest.raises(RunError, match=r"It broke\."):
+        next(steps)
+
+
+def test_results_are_kept_by_key_and_the_oldest_is_let_go():
+    rendered, drawn = Rendered(kept=2), []
+
+    def draw(value):
+        drawn.append(value)
+        return value
+
+    for key in ("a", "b", "a", "c", "a", "b"):
+        assert rendered.get(key, lambda key=key: draw(key)) == key
+
+    assert drawn == ["a", "b", "c", "b"]
+
+
+def test_pages_may_draw_at_the_same_time():
+    rendered = Rendered()
+    threads = [threading.Thread(target=rendered.get, args=(n % 3, lambda n=n: str(n % 3))) for n in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert rendered.get(1, lambda: "drawn anew") == "1"

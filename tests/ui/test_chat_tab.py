@@ -1,0 +1,176 @@
+"""Talking: load, stream side by side, stop, and the exact prompt."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from engine.errors import ConfigError
+from tests.invented_runs import InventedRun, a_config, write_run
+from ui.tabs.chat import A_MODEL, FINAL, ChatTab
+from ui.tabs.talk import SIDE_BY_SIDE, TUNED, read_sampling
+
+SAMPLING = (0.3, 0.9, 64, None, 0, 1.0)
+PAGE = SimpleNamespace(session_hash="page-1")
+
+
+@pytest.fixture
+def tab(laid_out, services) -> ChatTab:
+    services.chat._pace = 0.0005
+    return laid_out(ChatTab)
+
+
+@pytest.fixture
+def run(services):
+    return write_run(services.runs, a_config(), InventedRun())
+
+
+def load(tab: ChatTab, run_id: str, checkpoint: str = FINAL, model: str = "") -> list:
+    return list(tab._load(run_id, checkpoint, model))
+
+
+def ask(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE) -> list:
+    return list(tab.talk.ask(question, list(turns), branches, None, PAGE, *SAMPLING))
+
+
+def turns_of(steps: list) -> list:
+    return next(step[1] for step in reversed(steps) if isinstance(step[1], list))
+
+
+def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, services, run):
+    write_run(services.runs, a_config(), InventedRun(state="failed", steps=3))
+    newer = write_run(services.runs, a_config(run__name="newer"), InventedRun(state="running", steps=60))
+
+    offered, checkpoint, model = tab._list("", A_MODEL, "")
+
+    assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_MODEL]
+    assert offered["value"] == newer.id
+    assert [value for _, value in checkpoint["choices"]] == ["step-60", "step-30"]
+    assert model["visible"] is False
+
+
+def test_the_run_that_is_looked_at_is_proposed(tab, services, run):
+    write_run(services.runs, a_config(run__name="newer"), InventedRun())
+
+    assert tab._list(run.id, A_MODEL, "")[0]["value"] == run.id
+
+
+def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
+    states = [step[0] for step in load(tab, run.id)]
+
+    assert any("Loading the adapter." in state for state in states)
+    assert 'role="progressbar"' in "".join(states)
+    assert "with its LoRA result" in states[-1]
+
+
+def test_a_model_that_cannot_be_reached_is_said_in_place(tab):
+    last = load(tab, A_MODEL, model="nowhere/at-all")[-1]
+
+    assert "cannot be reached" in last[0]
+    assert last[1]["interactive"]
+    assert "No model is named." in load(tab, A_MODEL)[-1][0]
+
+
+def test_both_branches_stream_into_one_transcript(tab, services, run):
+    load(tab, run.id)
+
+    steps = ask(tab, "What does <b>lora_alpha</b> do?")
+
+    html = steps[-1][0]
+    assert "first letter of the Greek alphabet" in html
+    assert "It scales the adapter&#x27;s update" in html
+    assert "<b>lora_alpha" not in html
+    assert len(services.chat.asked) == 1  # one prompt for both
+    assert steps[0][2] == ""  # the question is taken from where it was typed
+
+
+def test_afterwards_each_branch_is_asked_with_its_own_memory(tab, services, run):
+    load(tab, run.id)
+    turns = turns_of(ask(tab, "one?"))
+
+    steps = ask(tab, "two?", turns)
+
+    later = services.chat.asked[1:]
+    assert sorted(request.branches for request in later) == [("base",), ("tuned",)]
+    assert {request.messages[1].content[:5] for request in later} == {"Alpha", "It sc"}
+    assert all(answer.done for answer in turns_of(steps)[-1].answers)
+
+
+def test_one_branch_can_be_asked_alone(tab, services, run):
+    load(tab, run.id)
+
+    ask(tab, "one?", branches=TUNED)
+
+    assert services.chat.asked[0].branches == ("tuned",)
+
+
+def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
+    last = ask(tab, "one?")[-1]
+
+    assert last[1] == []
+    assert last[2] == "one?"
+    assert "No model is loaded." in last[3]
+
+
+def test_wrong_sampling_settings_are_listed_together(tab, run):
+    with pytest.raises(ConfigError) as caught:
+        read_sampling((9.0, 0.0, 64, None, 0, 1.0))
+
+    assert [problem.field for problem in caught.value.problems] == ["temperature", "top_p"]
+    assert read_sampling((None,) * 6).temperature == 0.3
+
+
+def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
+    load(tab, run.id)
+    services.chat._pace = 0.01
+    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, "", PAGE, *SAMPLING)
+    next(stream)
+    next(stream)
+
+    tab.talk._stop(SimpleNamespace(session_hash="another page"))
+    assert not services.chat._stopped
+    tab.talk._stop(PAGE)
+
+    html = list(stream)[-1][0]
+    assert html.count("stopped") == 2
+
+
+def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run):
+    load(tab, run.id)
+    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, "", PAGE, *SAMPLING)
+    next(stream)
+    next(stream)
+
+    stream.close()
+
+    assert services.chat._stopped == {services.chat.asked[0].id}
+
+
+def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
+    load(tab, run.id)
+
+    html = tab.talk._prompt("What <now>?", [], SIDE_BY_SIDE, "Be brief.")
+
+    assert "&lt;|im_start|&gt;system\nBe brief." in html
+    assert "What &lt;now&gt;?" in html
+    assert "1 2 3" in html
+    assert "Type a question" in tab.talk._prompt("", [], SIDE_BY_SIDE, "")
+
+
+def test_suggestions_come_from_the_data_of_the_run(tab, run):
+    assert tab._suggest(run.id) == ("", [])  # nothing is loaded yet
+    load(tab, run.id)
+
+    html, questions = tab._suggest(run.id)
+
+    assert len(questions) == 3
+    assert html.count("data-pick") == 3
+
+
+def test_the_state_line_is_sent_only_when_it_has_changed(tab, run):
+    load(tab, run.id)
+    shown = tab._look("")
+
+    assert "is loaded" in shown[0]
+    assert all(update == {"__type__": "update"} for update in tab._look(shown[1]))
+    tab._unload()
+    assert "Nothing is loaded" in tab._look(shown[1])[0]

@@ -1,0 +1,145 @@
+"""Following a run: stateless, only what is new, and only what can be done."""
+
+import gradio as gr
+import pytest
+
+from engine.runs.event_log import EventWriter
+from engine.runs.events import StepData
+from tests.invented_runs import InventedRun, a_config, write_run
+from ui.tabs.follow import Drawn, FollowPart
+from ui.tabs.train import TrainTab
+
+NOTHING = gr.skip()
+
+
+@pytest.fixture
+def follow(laid_out) -> FollowPart:
+    return laid_out(TrainTab).follow
+
+
+@pytest.fixture
+def invent(services):
+    return lambda **story: write_run(services.runs, a_config(), InventedRun(**story))
+
+
+def look(follow: FollowPart, run_id: str) -> Drawn:
+    return follow.look(run_id, "", 0.9, False, False)
+
+
+def shown(update) -> bool:
+    return update["visible"]
+
+
+def test_a_tick_with_nothing_new_sends_nothing(follow, invent):
+    run = invent(state="running", steps=10)
+    drawn = look(follow, run.id)
+
+    assert follow.tick(run.id, drawn.stamp, 0.9, False, False) == NOTHING
+
+
+def test_a_tick_sends_what_was_logged_since(follow, invent):
+    run = invent(state="running", steps=10)
+    drawn = look(follow, run.id)
+    with EventWriter(run.folder.events, attempt=1) as writer:
+        writer.append(StepData(step=11, epoch=0.3, loss=1.0, learning_rate=1e-4, tokens=6000, tokens_per_second=500.0))
+
+    later = follow.tick(run.id, drawn.stamp, 0.9, False, False)
+
+    assert "Step 11 of 120" in later.heading
+    assert later.stamp != drawn.stamp
+    assert later.loss != drawn.loss
+    assert later.timer == NOTHING
+
+
+def test_the_clock_stops_when_the_run_has_ended(follow, invent):
+    run = invent(state="completed")
+
+    assert look(follow, run.id).timer["active"] is False
+    last = follow.tick(run.id, "an older stamp", 0.9, False, False)
+    assert last.timer["active"] is False
+    assert "completed" in last.choice["choices"][0][0]
+    assert look(follow, invent(state="running", steps=3).id).timer["active"] is True
+    assert look(follow, invent(state="queued").id).timer["active"] is True
+
+
+def test_another_server_on_the_same_home_shows_the_same(services, laid_out, invent):
+    run = invent(state="running", steps=10)
+
+    one, other = (look(laid_out(TrainTab).follow, run.id) for _ in range(2))
+
+    assert one.loss == other.loss
+    assert one.stamp == other.stamp
+
+
+@pytest.mark.parametrize(
+    ("story", "buttons"),
+    [
+        ({"state": "queued"}, {"stop"}),
+        ({"state": "running", "steps": 3}, {"stop", "cancel"}),
+        ({"state": "running", "steps": 60}, {"stop", "cancel", "chat"}),
+        ({"state": "stopping", "steps": 3}, {"cancel"}),
+        ({"state": "completed"}, {"chat"}),
+        ({"state": "stopped", "steps": 3}, {"resume", "chat"}),
+        ({"state": "failed", "steps": 3}, {"resume"}),
+        ({"state": "interrupted", "steps": 60, "resumable_step": 60}, {"resume", "chat"}),
+    ],
+)
+def test_only_what_can_be_done_is_offered(follow, invent, story, buttons):
+    drawn = look(follow, invent(**story).id)
+
+    offered = {name for name in ("stop", "cancel", "resume", "chat") if shown(getattr(drawn, name))}
+
+    assert offered == buttons
+
+
+def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
+    run = invent(state="running", steps=3)
+    run.folder.stop_request.touch()
+
+    drawn = look(follow, run.id)
+
+    assert not shown(drawn.stop)
+    assert shown(drawn.cancel)
+
+
+def test_a_run_that_is_gone_leaves_the_empty_state(follow):
+    assert "No run is under way" in look(follow, "").heading
+    assert "No run is under way" in look(follow, "20250101-000000-000-abcd").heading
+    assert follow.tick("", "", 0.9, False, False) == NOTHING
+
+
+def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(follow, invent, services):
+    run = invent(state="completed")
+    stamp = look(follow, run.id).stamp
+    services.runs.delete(run.id)
+
+    drawn = follow.tick(run.id, stamp, 0.9, False, False)
+
+    assert "There is no run" in drawn.heading
+    assert drawn.timer["active"] is False
+
+
+def test_the_log_is_read_only_where_it_is_open(follow, invent):
+    run = invent(state="running", steps=3, log="something was said\n")
+
+    closed = follow.look(run.id, "", 0.9, False, False)
+    opened = follow.look(run.id, "", 0.9, False, True)
+
+    assert closed.log == NOTHING
+    assert "something was said" in opened.log
+    run.folder.log.write_text("something was said\nand more\n", encoding="utf-8")
+    assert follow.tick(run.id, closed.stamp, 0.9, False, False) == NOTHING
+    assert "and more" in follow.tick(run.id, opened.stamp, 0.9, False, True).log
+
+
+def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
+    import ui.tabs.follow as module
+
+    drawn = []
+    monkeypatch.setattr(module, "loss_figure", lambda *arguments: drawn.append(arguments) or "{}")
+    run = invent(state="running", steps=3)
+
+    look(follow, run.id)
+    look(follow, run.id)
+
+    assert len(drawn) == 1

@@ -1,0 +1,121 @@
+"""What the curves show: pure figures, checked with Plotly's own validation."""
+
+import json
+import math
+import re
+
+import plotly.graph_objects as go
+import pytest
+
+from engine.runs.event_log import EventWriter
+from engine.runs.events import EvalData, StatusData, StepData
+from engine.runs.history import RunHistory, read_history
+from ui.views.loss_chart import ChartView, NamedHistory, loss_figure, overlay_figure, small_figures
+
+
+@pytest.fixture
+def history(tmp_path):
+    """Make a history of so many steps."""
+
+    def make(steps: int, *, held_out: bool = True, name: str = "events.jsonl") -> RunHistory:
+        log = tmp_path / name
+        with EventWriter(log, attempt=1) as writer:
+            writer.append(StatusData(phase="training", total_steps=steps))
+            if held_out:
+                writer.append(EvalData(step=0, eval_loss=2.71, eval_tokens=10, rows=2, seconds=0.1))
+            for step in range(1, steps + 1):
+                writer.append(
+                    StepData(
+                        step=step, epoch=0.1, loss=3.0 - step / steps, learning_rate=1e-4, grad_norm=1.0,
+                        tokens=step * 100, tokens_per_second=500.0, memory_bytes=2**30,
+                    )
+                )  # fmt: skip
+            if held_out:
+                writer.append(EvalData(step=steps, eval_loss=1.92, eval_tokens=10, rows=2, seconds=0.1))
+        return read_history(log)
+
+    return make
+
+
+def parsed(value: str) -> tuple[go.Figure, dict]:
+    """The figure as Plotly accepts it; an attribute that it does not know raises. CSS colours are looked up first."""
+    chart = json.loads(re.sub(r"var\(--[a-z-]+\)", "#0072B2", value))
+    return go.Figure(data=chart["data"], layout=chart["layout"]), chart
+
+
+def test_the_loss_chart_shows_raw_smoothed_and_held_out_curves_and_the_base_model(history):
+    figure, chart = parsed(loss_figure(history(40), ChartView(), "run-1"))
+
+    traces = {trace.name: trace for trace in figure.data}
+    assert set(traces) == {"train, each step", "train, smoothed", "held-out", "base model"}
+    assert list(traces["held-out"].x) == [0, 40]
+    assert list(traces["base model"].y) == [2.71, 2.71]
+    assert traces["held-out"].marker.symbol == "diamond"
+    assert figure.layout.annotations[0].text == "base model 2.71"
+    assert "held-out loss 1.92" in chart["label"]
+
+
+def test_every_colour_follows_the_theme_and_nothing_paints_the_ground(history):
+    chart = json.loads(loss_figure(history(40), ChartView(), "run-1"))
+
+    assert all(trace["line"]["color"].startswith("var(--") for trace in chart["data"])
+    assert chart["layout"]["paper_bgcolor"] == chart["layout"]["plot_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_zoom_survives_new_steps_but_not_another_axis(history):
+    def revision(steps: int, log_axis: bool) -> str:
+        value = loss_figure(history(steps, name=f"{steps}.jsonl"), ChartView(log_axis=log_axis), "run-1")
+        return json.loads(value)["layout"]["uirevision"]
+
+    assert revision(10, False) == revision(20, False)
+    assert revision(10, False) != revision(10, True)
+
+
+def test_a_long_run_is_thinned_and_keeps_its_newest_point(history):
+    figure, chart = parsed(loss_figure(history(20_000), ChartView(), "run-1"))
+
+    raw = figure.data[0]
+    assert len(raw.x) <= 1500
+    assert raw.x[-1] == 20_000
+    assert len(json.dumps(chart)) < 150_000
+
+
+def test_losses_that_are_not_numbers_leave_a_gap_and_valid_json(tmp_path):
+    log = tmp_path / "events.jsonl"
+    with EventWriter(log, attempt=1) as writer:
+        for step, loss in ((1, 2.0), (2, math.nan), (3, math.inf), (4, 1.5)):
+            writer.append(
+                StepData(step=step, epoch=0.1, loss=loss, learning_rate=1e-4, tokens=1, tokens_per_second=1.0)
+            )
+
+    figure, _ = parsed(loss_figure(read_history(log), ChartView(), "run-1"))
+
+    assert list(figure.data[0].x) == [1, 4]
+
+
+def test_a_run_without_held_out_rows_has_no_base_line(history):
+    figure, _ = parsed(loss_figure(history(5, held_out=False), ChartView(smoothing=0), "run-1"))
+
+    assert [trace.name for trace in figure.data] == ["train, each step"]
+    assert not figure.layout.annotations
+
+
+def test_memory_stands_against_what_was_predicted(history):
+    figure, _ = parsed(small_figures(history(30), int(1.5 * 2**30), "run-1"))
+
+    names = [trace.name for trace in figure.data]
+    assert names == ["Learning rate", "Gradient norm", "Tokens per second", "Memory, GiB", "predicted"]
+    assert list(figure.data[-1].y) == [1.5, 1.5]
+    assert list(figure.data[3].y)[-1] == 1.0
+
+
+@pytest.mark.parametrize(("against", "last"), [("step", 30), ("tokens", 3000)])
+def test_several_runs_are_told_apart_by_colour_and_dash(history, against, last):
+    runs = [NamedHistory(name, history(30, name=f"{name}.jsonl")) for name in ("one", "two")]
+
+    figure, _ = parsed(overlay_figure(runs, ChartView(against=against)))
+
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    assert [trace.name for trace in lines] == ["one", "two"]
+    assert lines[0].line.dash != lines[1].line.dash
+    assert lines[0].x[-1] == last
