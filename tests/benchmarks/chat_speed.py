@@ -1,0 +1,141 @@
+"""How fast the chat answers, against plain `generate`, and what side by side costs: `python -m tests.benchmarks.chat_speed`.
+
+Both run in processes of their own and take turns, so that whatever else the machine does hits both alike. Uses the demo
+model from the Loratory home (or `--model FOLDER`) and a LoRA of rank 16 on all linear layers with random weights.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.model import ModelConfig
+from engine.config.sampling import SamplingConfig
+from engine.data.conversation import Message
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+from engine.processes.json_lines import JsonLinesProcess
+from tests.chat.tiny_adapters import lora, make_adapter
+
+ROOT = Path(__file__).resolve().parents[2]
+MESSAGES = (Message("user", "Explain in a few sentences how low-rank adaptation changes a language model. " * 4),)
+MIB = 1024**2
+
+
+def main() -> None:
+    """Print one line for each figure, as soon as it is known."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    home = LoratoryHome.from_environment()
+    base = ModelConfig(id=options.model)
+    folder = Path(resolve_model(base, home).location)
+    with tempfile.TemporaryDirectory() as scratch:
+        adapter = make_adapter(folder, Path(scratch) / "lora", lora(r=16, lora_alpha=32, target_modules="all-linear"))
+        session = ChatSession(home)
+        try:
+            print_speed(session, base, folder, adapter, options)
+            print_stop(session)
+            print_memory(session, base, adapter, options.tokens)
+        finally:
+            session.unload()
+
+
+def print_speed(
+    session: ChatSession, base: ModelConfig, folder: Path, adapter: Path, options: argparse.Namespace
+) -> None:
+    """First token and tokens per second, ours and plain, base alone and with the adapter."""
+    for branch, trained in (("base", None), ("tuned", adapter)):
+        loaded = session.load(target_of(base, trained))
+        plain = JsonLinesProcess(
+            "tests.benchmarks.plain_generate",
+            log_file=Path(tempfile.gettempdir()) / "loratory-plain-generate.log",
+            arguments=(str(folder), str(trained or ""), loaded.dtype),
+            environment={"PYTHONPATH": str(ROOT)},
+        )
+        try:
+            ids = session.prompt(MESSAGES).ids
+            ours, theirs = [], []
+            for round_number in range(options.rounds + 1):
+                mine = ask(session, (branch,), options.tokens)[-1]
+                other = plain.call("generate", {"ids": list(ids), "tokens": mine.tokens})
+                if round_number:  # the first round warms both up
+                    ours.append((mine.first_token_seconds, mine.tokens_per_second))
+                    theirs.append((other["first_token_seconds"], other["tokens_per_second"]))
+        finally:
+            plain.close()
+        print(f"{branch}: {len(ids)} prompt tokens, {options.tokens} answered, {loaded.dtype} on {loaded.device}")
+        for number, name in enumerate(("first token, ms", "tokens per second")):
+            scale = 1000 if number == 0 else 1
+            mine = [scale * pair[number] for pair in ours]
+            other = [scale * pair[number] for pair in theirs]
+            ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
+            print(f"  {name:18} chat {spread(mine)}   generate {spread(other)}   ratio {ratio:.3f}")
+
+
+def print_stop(session: ChatSession) -> None:
+    """Tokens that still come after a stop was asked for, and how long it takes."""
+    tokens, seconds = [], []
+    for _ in range(5):
+        request = request_of(("tuned",), 400)
+        seen, asked_at, at_stop = 0, 0.0, 0
+        for chunk in session.stream(request):
+            seen = chunk.tokens
+            if seen == 20 and not asked_at:
+                at_stop, asked_at = seen, time.perf_counter()
+                session.stop(request.id)
+        tokens.append(seen - at_stop)
+        seconds.append(time.perf_counter() - asked_at)
+    print(f"stop: {max(tokens)} more tokens at most, {1000 * max(seconds):.0f} ms at most")
+
+
+def print_memory(session: ChatSession, base: ModelConfig, adapter: Path, tokens: int) -> None:
+    """Resident memory of the process: base alone after an answer, then side by side after two."""
+    resident = {}
+    for name, trained, branches in (("one model", None, ("base",)), ("side by side", adapter, ("base", "tuned"))):
+        session.unload()
+        session.load(target_of(base, trained))
+        rates = [chunk.tokens_per_second for chunk in ask(session, branches, tokens) if chunk.done]
+        resident[name] = session.state.process_bytes
+        shown = " and ".join(f"{rate:.1f}" for rate in rates)
+        print(f"{name}: {resident[name] / MIB:.0f} MiB resident, {shown} tokens per second")
+    print(f"memory of side by side against one model: {resident['side by side'] / resident['one model']:.3f}")
+    processes = {process.pid for process in psutil.Process().children(recursive=True)}
+    session.unload()
+    left = [pid for pid in processes if psutil.pid_exists(pid)]
+    print(f"processes left after unloading: {len(left)}")
+
+
+def target_of(base: ModelConfig, adapter: Path | None) -> ChatTarget:
+    """The base alone, or with the adapter."""
+    return ChatTarget(model=base, tuned=AdapterChoice(folder=adapter) if adapter else None)
+
+
+def request_of(branches: Sequence[Branch], tokens: int) -> ChatRequest:
+    """A greedy question."""
+    sampling = SamplingConfig(temperature=0, max_new_tokens=tokens)
+    return ChatRequest(messages=MESSAGES, branches=tuple(branches), sampling=sampling)
+
+
+def ask(session: ChatSession, branches: Sequence[Branch], tokens: int):
+    """All chunks of an answer."""
+    return list(session.stream(request_of(branches, tokens)))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median with minimum and maximum."""
+    return f"{statistics.median(values):7.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+if __name__ == "__main__":
+    main()
