@@ -1,8 +1,10 @@
 """One conversation partner for everybody on this server: loads a model in a process of its own and streams its answers."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,13 +21,18 @@ from engine.chat.contract import (
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
 from engine.config.run import RunSection
 from engine.data.conversation import Message
-from engine.errors import RunError, WorkerError
+from engine.errors import DeviceError, RunError, WorkerError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
+from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
+from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
 
 WORKER_MODULE = "engine.chat.worker"
+
+_LEAVING_SECONDS = 3.0  # a run that has just ended still holds its device until its process is gone
+_LOOK_SECONDS = 1.0
 
 OnLoadProgress = Callable[[LoadProgress], None]
 
@@ -65,29 +72,41 @@ class _Loading:
 class ChatSession:
     """Talks to one loaded model; any number of threads may ask at once, and each gets its turn at every token.
 
+    A loaded model holds its device. When a run waits for that device, the model is unloaded once it has been idle.
+
     Args:
         home: The Loratory home.
         choose: Picks the device; `engine.hardware.devices.choose_device` unless a test says otherwise.
+        gives_way_after_seconds: How long it must have been idle before it lets a waiting run have the device.
     """
 
-    def __init__(self, home: LoratoryHome, choose: Callable[[RunSection], Device] = choose_device) -> None:
+    def __init__(
+        self,
+        home: LoratoryHome,
+        choose: Callable[[RunSection], Device] = choose_device,
+        gives_way_after_seconds: float = 60.0,
+    ) -> None:
         self._home = home
         self._choose = choose
+        self._leases = LeaseBook(home)
+        self._gives_way_after_seconds = gives_way_after_seconds
         # Guards everything below; held for moments only, never while the process works.
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
         self._loading: _Loading | None = None
         self._under_way: dict[str, int] = {}  # request id → number in the process
+        self._idle_since = time.monotonic()
+        self._note = ""
 
     @property
     def state(self) -> ChatState:
         """What is loaded and what happens now; cheap enough to poll."""
         with self._lock:
-            loaded, loading, generating = self._loaded, self._loading, len(self._under_way)
+            loaded, loading, generating, note = self._loaded, self._loading, len(self._under_way), self._note
         if loading is not None:
             return ChatState(phase="loading", target=loading.target, progress=loading.progress)
         if loaded is None or loaded.process.pid is None:
-            return ChatState(phase="empty")
+            return ChatState(phase="empty", note=note)
         return ChatState(
             phase="generating" if generating else "ready",
             target=loaded.target,
@@ -116,7 +135,7 @@ class ChatSession:
                 return former.model
             if self._loading is not None:
                 raise RunError("A model is being loaded already.", "Wait until it is there, or unload it first.")
-            self._loading, self._loaded = loading, None
+            self._loading, self._loaded, self._note = loading, None, ""
         kept = former if former is not None and former.has_base_of(target, plan) else None
         try:
             if former is not None and kept is None:
@@ -135,7 +154,9 @@ class ChatSession:
         with self._lock:
             if self._loading is not loading:
                 raise _loading_ended()
-            self._loading, self._loaded = None, _Loaded(target, plan, device, process, model)
+            loaded = self._loaded = _Loaded(target, plan, device, process, model)
+            self._loading, self._idle_since = None, time.monotonic()
+        threading.Thread(target=self._give_way_when_asked, args=(loaded,), daemon=True).start()
         return model
 
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
@@ -174,6 +195,7 @@ class ChatSession:
         finally:
             with self._lock:
                 self._under_way.pop(request.id, None)
+                self._idle_since = time.monotonic()
 
     def stop(self, request_id: str | None = None) -> None:
         """End an answer within one token; it then finishes with the reason `stopped`. Without an id, ends all answers."""
@@ -241,11 +263,52 @@ class ChatSession:
         if on_progress is not None:
             on_progress(loading.progress)
         try:
+            process.start()
+            self._hold_device(process, request)
             return LoadedModel.model_validate(process.call("load", request.model_dump(mode="json"), on_progress=note))
         except WorkerError as error:
             if self._loading is not loading:
                 raise _loading_ended() from error
             raise
+
+    def _hold_device(self, process: JsonLinesProcess, request: LoadRequest) -> None:
+        """Take the device for the process; whoever is just leaving it is given a moment.
+
+        Raises:
+            DeviceError: If somebody else holds it; says who.
+        """
+        identity = ProcessIdentity.of(process.pid or 0)
+        if identity is None:
+            raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
+        title = Path(request.plan.model.id).name
+        holder = LeaseHolder(purpose="chat", title=title, process=identity, gives_way=True)
+        patience_ends = time.monotonic() + _LEAVING_SECONDS
+        while True:
+            try:
+                self._leases.take([lease_name(request.device)], holder)
+                return
+            except DeviceError:
+                if time.monotonic() > patience_ends:
+                    raise
+                time.sleep(_LOOK_SECONDS / 4)
+
+    def _give_way_when_asked(self, loaded: _Loaded) -> None:
+        """Unload an idle model when a run waits for its device; ends with the model."""
+        identity = ProcessIdentity.of(loaded.process.pid or 0)
+        while identity is not None and loaded.is_alive:
+            with self._lock:
+                if self._loaded is not loaded:
+                    return
+                idle = not self._under_way and time.monotonic() - self._idle_since >= self._gives_way_after_seconds
+            if idle and self._leases.is_asked_to_give_way(identity):
+                with self._lock:
+                    if self._loaded is not loaded or self._under_way:
+                        continue
+                    self._loaded = None
+                    self._note = f"{loaded.model.name} was unloaded, because a run waited for its device."
+                loaded.process.close(timeout_seconds=1.0)
+                return
+            time.sleep(_LOOK_SECONDS)
 
 
 def _loading_ended() -> WorkerError:

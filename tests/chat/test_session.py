@@ -12,9 +12,11 @@ from engine.chat.session import ChatSession
 from engine.config.model import ModelConfig
 from engine.config.sampling import SamplingConfig
 from engine.data.conversation import Message
-from engine.errors import RunError, WorkerError
+from engine.errors import DeviceError, RunError, WorkerError
+from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
+from engine.processes.identity import ProcessIdentity
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.tiny_model import make_tiny_model
 
@@ -225,6 +227,38 @@ def test_unloading_ends_a_loading(session, target):
     loading.join(30)
     assert "Loading was ended" in str(caught[0])
     assert session.state.phase == "empty"
+
+
+def test_a_device_that_somebody_else_holds_is_not_taken(session, target, monkeypatch):
+    session.unload()
+    monkeypatch.setattr("engine.chat.session._LEAVING_SECONDS", 0.1)
+    other = ProcessIdentity.current()
+    book = LeaseBook(session._home)
+    book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=other))
+    try:
+        with pytest.raises(DeviceError, match=r"The CPU is in use for training \(a long run\)"):
+            session.load(target)
+        assert session.state.phase == "empty"
+    finally:
+        book.release(other)
+
+
+def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatch):
+    monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(session, "_gives_way_after_seconds", 0.0)
+    session.load(target)
+    pid = pid_of(session)
+    book = LeaseBook(session._home)
+    assert book.holder("cpu").purpose == "chat"
+    stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
+    next(stream)
+
+    assert book.ask_to_give_way("cpu")
+
+    assert list(stream)[-1].finish_reason == "length"  # not in the middle of an answer
+    wait_until_gone(pid)
+    assert "because a run waited for its device" in session.state.note
+    assert book.holder("cpu") is None
 
 
 def test_a_process_that_dies_is_noticed_and_replaced(session, target):
