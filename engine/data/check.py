@@ -100,7 +100,7 @@ def _report(
         format_sure=detection.sure,
         columns=reader.columns,
         column_map=dict(detection.columns),
-        fingerprint=reader.fingerprint(),
+        fingerprint=tally.fingerprint(),
         parts=tuple(
             SourceReport(
                 source=part.source.name,

@@ -50,7 +50,7 @@ class DatasetReport(_Part):
     format_sure: bool
     columns: tuple[str, ...]  # of the dataset
     column_map: dict[str, str]  # which of them is read as what
-    fingerprint: str  # of the content, as far as a quick look tells
+    fingerprint: str  # sha256 over what the kept rows say, in order
 
     parts: tuple[SourceReport, ...] = ()
 

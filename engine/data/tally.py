@@ -1,5 +1,6 @@
 """Counting while a dataset passes by: what its report will say, in a few bytes a row."""
 
+import hashlib
 from array import array
 from collections import Counter
 
@@ -76,6 +77,11 @@ class Tally:
         repeats = order[1:][ordered[1:] == ordered[:-1]]
         rows = np.frombuffer(self.kept_rows, dtype=np.int64)
         return [int(row) for row in np.sort(rows[repeats])]
+
+    def fingerprint(self) -> str:
+        """Sha256 over what the kept rows say, in order; the same on every machine and however the file is wrapped."""
+        digests = np.frombuffer(self.digests, dtype=np.uint64)
+        return hashlib.sha256(digests.astype("<u8").tobytes()).hexdigest()
 
     def rows_by_length(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The rows with the longest and with the shortest sequences, `count` of each, the extreme first."""

@@ -1,4 +1,4 @@
-"""Asking the inspector: the process that knows tokenizers and model modules, so that the page needs neither."""
+"""Asking the inspector: the processes that know tokenizers and model modules, so that the page needs neither."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,8 @@ from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 
-WORKER_MODULE = "engine.inspector.worker"
+DATA_WORKER_MODULE = "engine.inspector.data_worker"
+MODELS_WORKER_MODULE = "engine.inspector.worker"
 
 
 class RenderedSequence(BaseModel):
@@ -35,30 +36,43 @@ class RenderedSequence(BaseModel):
 
 
 class Inspector:
-    """The inspector process; it starts with `start()` or with the first question, and again after it died.
+    """Asks about data and about models; a process for each starts when it is needed, and again after it died.
 
     Args:
-        home: Holds models, caches and the process's log.
+        home: Holds models, caches and the processes' logs.
         data_roots: Folders that datasets may be read from, beside the samples and the Hub; None reads any regular file.
     """
 
     def __init__(self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None) -> None:
         self._home = home
-        self._process = JsonLinesProcess(
-            WORKER_MODULE,
+        # They read models and data; they must never take a GPU from training.
+        environment = {"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
+        self._data = JsonLinesProcess(
+            DATA_WORKER_MODULE,
             arguments=tuple(str(root) for root in data_roots or ()),
-            log_file=home.server / "inspector.log",
-            # It reads models and data; it must never take a GPU from training.
-            environment={"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"},
+            log_file=home.server / "inspector-data.log",
+            environment=environment,
+        )
+        self._models = JsonLinesProcess(
+            MODELS_WORKER_MODULE, log_file=home.server / "inspector.log", environment=environment
         )
 
     def start(self) -> None:
-        """Start the process now, so that its imports are over before the first question."""
-        self._process.start()
+        """Start the data process now, so that its imports are over before the first question.
+
+        The other one waits for a model that was never seen here: it takes torch in, which others need more at that time.
+        """
+        self._data.start()
 
     def close(self) -> None:
-        """End the process."""
-        self._process.close()
+        """End the processes."""
+        self._data.close()
+        self._models.close()
+
+    @property
+    def data_pid(self) -> int | None:
+        """Process id of the data process while it lives."""
+        return self._data.pid
 
     def module_inventory(self, model: ModelConfig) -> ModelShape:
         """The modules of a model and their sizes, without loading a weight; at once where they were read before.
@@ -70,7 +84,7 @@ class Inspector:
         if known is not None:
             return known
         return ModelShape.model_validate(
-            self._process.call("module_inventory", {"model": model.model_dump(mode="json")})
+            self._models.call("module_inventory", {"model": model.model_dump(mode="json")})
         )
 
     def model_details(self, model: ModelConfig) -> ModelDetails:
@@ -79,9 +93,7 @@ class Inspector:
         Raises:
             ModelError: If the model cannot be found, reached or read.
         """
-        return ModelDetails.model_validate(
-            self._process.call("model_details", {"model": model.model_dump(mode="json")})
-        )
+        return ModelDetails.model_validate(self._models.call("model_details", {"model": model.model_dump(mode="json")}))
 
     def preview(
         self,
@@ -111,7 +123,7 @@ class Inspector:
         """
         page = PageRequest(first_row=first_row, count=count, search=search, rows=rows)
         params = _params(dataset, model, max_length) | {"page": page.model_dump(mode="json")}
-        return DatasetPage.model_validate(self._process.call("preview", params))
+        return DatasetPage.model_validate(self._data.call("preview", params))
 
     def check(
         self,
@@ -147,7 +159,7 @@ class Inspector:
     ) -> Iterator[CheckProgress | DatasetReport]:
         """The same step by step: progress, then at last the report. Closing the iterator stops the check."""
         params = _params(dataset, model, max_length) | {"seed": seed}
-        answers = self._process.stream("check", params)
+        answers = self._data.stream("check", params)
         for answer in answers:
             if "result" in answer:
                 yield DatasetReport.model_validate(answer["result"])
@@ -163,7 +175,7 @@ class Inspector:
             DatasetError: If there is no such row, or it is left out; says why.
             ModelError: If the tokenizer cannot be loaded.
         """
-        answer = self._process.call("render", _params(dataset, model, max_length) | {"row": row})
+        answer = self._data.call("render", _params(dataset, model, max_length) | {"row": row})
         return tuple(RenderedSequence.model_validate(sequence) for sequence in answer["sequences"])
 
 

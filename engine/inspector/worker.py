@@ -1,130 +1,33 @@
-"""The inspector process: previews, checks and renders rows, and reads the modules of models. Holds no weights, no GPU."""
+"""The inspector's process for models: reads their modules and describes them. Holds no weights, no GPU."""
 
-import sys
-from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
-
-from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.access import DataAccess
-from engine.data.check import check_steps
-from engine.data.examine import DatasetReader, Renderer
-from engine.data.page import PageRequest
-from engine.data.read_page import find_row, read_page
-from engine.data.source import SourceOptions
-from engine.data.tokenize import RenderedRow
-from engine.errors import DatasetError
 from engine.inspector.details import model_details
 from engine.inspector.inventory import module_inventory
-from engine.inspector.load_tokenizer import load_tokenizer
-from engine.inspector.session import RenderedSequence
-from engine.models.folder import ModelPart
-from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import CancelledRequestError, JsonObject, Request, Steps, serve
+from engine.processes.json_lines import JsonObject, Request, serve
 
 
-class DatasetHandlers:
-    """Answers questions about data.
+class ModelHandlers:
+    """Answers questions about models.
 
     Args:
         home: Holds models and caches.
-        access: Which files may be read.
     """
 
-    def __init__(self, home: LoratoryHome, access: DataAccess) -> None:
+    def __init__(self, home: LoratoryHome) -> None:
         self._home = home
-        self._options = SourceOptions(access=access, home=home)
-        self._renderers = lru_cache(maxsize=4)(self._load)
 
-    def preview(self, params: JsonObject, request: Request) -> Steps:
-        reader = self._reader(params, streaming=True)
-        page = read_page(reader, PageRequest.model_validate(params["page"]))
-        while True:
-            try:
-                next(page)
-            except StopIteration as end:
-                result: JsonObject = end.value.model_dump(mode="json")
-                return result
-            if request.is_cancelled():
-                raise CancelledRequestError
-            yield
+    def module_inventory(self, params: JsonObject, _request: Request) -> JsonObject:
+        return module_inventory(ModelConfig.model_validate(params["model"]), self._home).model_dump(mode="json")
 
-    def check(self, params: JsonObject, request: Request) -> Steps:
-        dataset, renderer = self._asked(params)
-        steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                report: JsonObject = end.value.model_dump(mode="json")
-                return report
-            if request.is_cancelled():
-                raise CancelledRequestError
-            request.progress(progress.model_dump(mode="json"))
-            yield
-
-    def render(self, params: JsonObject, _request: Request) -> JsonObject:
-        examined = find_row(self._reader(params, streaming=True), params["row"])
-        if examined.rendering is None:
-            raise DatasetError(
-                f"Row {params['row']:,} is left out: {examined.problem}.", "Choose another row, or correct this one."
-            )
-        return {"sequences": [_sequence(rendered) for rendered in examined.rendering.rows]}
-
-    def _reader(self, params: JsonObject, *, streaming: bool) -> DatasetReader:
-        dataset, renderer = self._asked(params)
-        return DatasetReader(dataset, replace(self._options, streaming=streaming), renderer)
-
-    def _asked(self, params: JsonObject) -> tuple[DatasetConfig, Renderer | None]:
-        dataset = DatasetConfig.model_validate(params["dataset"])
-        if params["model"] is None:
-            return dataset, None
-        model = ModelConfig.model_validate(params["model"])
-        return dataset, replace(self._renderers(model), max_length=params["max_length"])
-
-    def _load(self, model: ModelConfig) -> Renderer:
-        source = resolve_model(model, self._home, part=ModelPart.TOKENIZER)
-        tokenizer, frozen = load_tokenizer(source)
-        return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
-
-
-def _sequence(rendered: RenderedRow) -> JsonObject:
-    return RenderedSequence(
-        row=rendered.row,
-        part=rendered.part,
-        text=rendered.text,
-        input_ids=tuple(rendered.input_ids),
-        labels=tuple(rendered.labels),
-        tokens=tuple(rendered.tokens),
-        pieces=tuple(rendered.pieces),
-        uncut_tokens=rendered.uncut_tokens,
-    ).model_dump(mode="json")
+    def model_details(self, params: JsonObject, _request: Request) -> JsonObject:
+        return model_details(ModelConfig.model_validate(params["model"]), self._home).model_dump(mode="json")
 
 
 def main() -> None:
     """Answer until stdin closes."""
-    home = LoratoryHome.from_environment()
-    roots = tuple(Path(root) for root in sys.argv[1:])
-    data = DatasetHandlers(home, DataAccess(roots or None))
-    serve(
-        {
-            "preview": data.preview,
-            "check": data.check,
-            "render": data.render,
-            "module_inventory": lambda params, _request: _inventory(params, home),
-            "model_details": lambda params, _request: _details(params, home),
-        }
-    )
-
-
-def _inventory(params: JsonObject, home: LoratoryHome) -> JsonObject:
-    return module_inventory(ModelConfig.model_validate(params["model"]), home).model_dump(mode="json")
-
-
-def _details(params: JsonObject, home: LoratoryHome) -> JsonObject:
-    return model_details(ModelConfig.model_validate(params["model"]), home).model_dump(mode="json")
+    handlers = ModelHandlers(LoratoryHome.from_environment())
+    serve({"module_inventory": handlers.module_inventory, "model_details": handlers.model_details})
 
 
 if __name__ == "__main__":

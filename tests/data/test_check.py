@@ -109,6 +109,19 @@ def test_a_report_is_remembered_until_file_or_settings_change(file, home, monkey
     assert len(passes) == 3
 
 
+def test_the_fingerprint_is_that_of_the_rows_and_not_of_the_file(tmp_path):
+    rows = [row(1), row(2)]
+    lines = write_rows(tmp_path / "rows.jsonl", [*rows, row(3, "")])
+    array = tmp_path / "rows.json"
+    array.write_text(json.dumps(rows, indent=2))
+
+    prints = [check_dataset(DatasetConfig(source=str(path)), SourceOptions()).fingerprint for path in (lines, array)]
+    other = write_rows(tmp_path / "other.jsonl", rows[::-1])
+
+    assert prints[0] == prints[1]
+    assert check_dataset(DatasetConfig(source=str(other)), SourceOptions()).fingerprint != prints[0]
+
+
 def test_a_damaged_cache_costs_time_and_nothing_else(file, home):
     config = DatasetConfig(source=str(file))
     options = SourceOptions(home=home)

@@ -112,7 +112,7 @@ def test_asking_takes_none_of_the_heavy_libraries():
     assert answer.stdout.strip() == "set()"
 
 
-def test_module_inventory_and_details_come_from_the_same_process(inspector, model):
+def test_module_inventory_and_details_are_answered_beside_it(inspector, model):
     shape = inspector.module_inventory(model)
     details = inspector.model_details(model)
 
