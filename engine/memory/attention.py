@@ -68,7 +68,7 @@ def rotate(r: Rehearsal, x: Value) -> Value:
     tape = r.tape
     if r.workload.fused_norms:
         return scale(tape, x)
-    angles = r.small(r.workload.length * r.structure.shape.head_dim, x.width)
+    angles = r.small(r.position_count * r.structure.shape.head_dim, x.width)
     with tape.scope() as scope:
         straight = multiply(tape, x, angles)
         half = x.elements // 2

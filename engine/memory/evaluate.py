@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.errors import EngineError
 from engine.memory.allocator import need_on_device
+from engine.memory.caching_allocator import reserve_of_step
 from engine.memory.estimate import predict_peak
 from engine.memory.measured_workload import device_of_point, shape_of_point, workload_of_point
 from engine.memory.measurements import MeasuredKind, MeasuredPoint, Unreadable, observations, read_measurements
 from engine.memory.structure import read_structure
+from engine.memory.targets import find_targets
 
 GIB = 2**30
 
@@ -119,9 +121,17 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     shape = shape_of_point(point)
     workload = workload_of_point(point, shape)
     device = device_of_point(point)
-    peak = predict_peak(read_structure(shape), workload, device.name)
+    structure = read_structure(shape)
+    peak = predict_peak(structure, workload, device.name)
+    # Published measurements were made with PyTorch's default allocator, whose segments do not expand.
+    targets = find_targets(shape, workload.adapter)
+    played = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
     need = need_on_device(
-        peak.allocated_bytes, workload, device, paged_bytes=peak.persistent.paged, expandable_segments=False
+        peak.allocated_bytes,
+        workload,
+        device,
+        paged_bytes=peak.persistent.paged,
+        played_reserve_bytes=played.peak_reserved,
     )
     predicted = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
     bounds = {

@@ -45,3 +45,19 @@ def _parallel(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         both = add(tape, attended, fed)
         tape.drop(attended, fed)
         return scope.returns(add(tape, both, x))
+
+
+def residual_width(r: Rehearsal) -> int:
+    """Bytes per element of the hidden states between layers, found by playing layers forward on an empty tape.
+
+    A sum is as wide as its widest part: norms, quantized layers and adapters may each widen what passes through them.
+    """
+    precision = r.workload.precision
+    if r.workload.base == "dense" and precision.autocast is None:
+        return max(precision.embeddings, precision.weights, precision.norms)
+    width = precision.embeddings
+    r.tape.records_gradients = False
+    for _ in range(2):
+        x = r.tape.value(r.tokens * r.structure.shape.hidden_size, width)
+        width = decoder_layer(r, x, r.structure.layers[0]).width
+    return width

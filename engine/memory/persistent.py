@@ -8,6 +8,8 @@ from engine.memory.trainable import TrainableCount
 from engine.memory.workload import Workload
 from engine.models.shape import ModuleShape
 
+_LINEAR_KINDS = ("linear", "conv1d", "experts", "router")
+
 
 @dataclass(frozen=True)
 class Persistent:
@@ -34,16 +36,22 @@ def base_weight_bytes(structure: ModelStructure, workload: Workload) -> tuple[in
     for module in structure.shape.modules:
         if is_quantized(module, workload):
             linear += quantized_bytes(module, workload)
-            rest += module.bias_parameters * _width_of_bias(workload)
-        elif module.kind in ("linear", "conv1d", "experts", "router") and not module.is_output_head:
-            linear += module.parameters * workload.precision.weights
-        elif module.is_output_head:
-            rest += module.parameters * workload.precision.head
-        elif module.kind == "norm":
-            rest += module.parameters * workload.precision.norms
+            rest += module.bias_parameters * workload.precision.norms
+        elif module.kind in _LINEAR_KINDS and not module.is_output_head:
+            linear += module.parameters * unquantized_width(module, workload)
         else:
-            rest += module.parameters * workload.precision.embeddings
+            rest += module.parameters * unquantized_width(module, workload)
     return linear, rest
+
+
+def unquantized_width(module: ModuleShape, workload: Workload) -> int:
+    """Bytes per element of a module that is not quantized."""
+    precision = workload.precision
+    if module.is_output_head:
+        return precision.head
+    if module.kind in _LINEAR_KINDS:
+        return precision.weights
+    return precision.norms if module.kind == "norm" else precision.embeddings
 
 
 def is_quantized(module: ModuleShape, workload: Workload) -> bool:
@@ -61,10 +69,6 @@ def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
     return four_bit_bytes(elements, double_quant=workload.double_quant)
 
 
-def _width_of_bias(workload: Workload) -> int:
-    return workload.precision.norms
-
-
 def persistent_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> Persistent:
     """Everything that does not move during a step."""
     weights, unquantized = base_weight_bytes(structure, workload)
@@ -76,11 +80,3 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
         optimizer=on_device,
         paged=paged,
     )
-
-
-def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
-    """Gradients of all trained weights, each as wide as its weight."""
-    if workload.trains_adapter:
-        return counts.trainable * workload.precision.adapter
-    weights, unquantized = base_weight_bytes(structure, workload)
-    return weights + unquantized

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from engine.memory.layers import decoder_layer
+from engine.memory.embedding import embed, input_needs_gradient
+from engine.memory.layers import decoder_layer, residual_width
 from engine.memory.losses import head_and_loss
 from engine.memory.norms import normalize
-from engine.memory.operations import dropout
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure, ModelStructure
 from engine.memory.tape import Group, Parameter, Tape, Value
@@ -58,6 +58,7 @@ class Stretch:
     left: Held  # after its backward pass: gradients of its weights, and what the caller still holds
     count: int = 1
     while_layers_run: Held = NOTHING  # beside `kept`, until the head begins
+    input_let_go_bytes: int = 0  # of the input, where nothing keeps it for the backward pass
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ def rehearse_step(
     def stage() -> Rehearsal:
         return Rehearsal(Tape(adds_in_place=adds_in_place), workload, structure, targets, names)
 
+    width = residual_width(stage())
     embedding = _embedding_stretch(stage())
-    layers = _layer_stretches(stage, structure, workload)
-    head = _head_stretch(stage())
+    layers = _layer_stretches(stage, structure, workload, width)
+    head = _head_stretch(stage(), width)
     return _put_together(embedding, layers, head, stage())
 
 
@@ -91,13 +93,19 @@ def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stag
     workload, structure = stage.workload, stage.structure
     alive = embedding.kept.plus(embedding.while_layers_run)
     forward = embedding.forward_peak
-    cache = Held(activations=_cache_bytes_per_layer(stage))
-    for stretch in layers:
+    cache = Held(activations=stage.cache_bytes_per_layer)
+    # The first layer's input is held by a variable of the model until the last layer has run.
+    held_input = Held(activations=layers[0].input_let_go_bytes)
+    for number, stretch in enumerate(layers):
+        if number == 1:
+            alive = alive.plus(held_input)
         # The last layer of a kind starts highest.
         top = alive.plus(stretch.kept.plus(cache).times(stretch.count - 1)).plus(stretch.forward_peak)
         forward = _higher(forward, top)
         alive = alive.plus(stretch.kept.plus(cache).times(stretch.count))
     alive = alive.minus(embedding.while_layers_run)
+    if len(layers) > 1:
+        alive = alive.minus(held_input)
     forward = _higher(forward, alive.plus(head.forward_peak))
     # The model's output goes out of scope, and with it the cache.
     alive = alive.minus(cache.times(structure.num_layers))
@@ -136,73 +144,38 @@ def _higher(one: Held, other: Held) -> Held:
 
 
 def _embedding_stretch(r: Rehearsal) -> Stretch:
-    """Token embedding, positions and the angles of the rotary embedding; all of it stays through the step.
-
-    Source: `LlamaModel.forward`, which holds `inputs_embeds` and `position_embeddings` while the layers run.
-    """
-    tape, workload, shape = r.tape, r.workload, r.structure.shape
-    width = workload.precision.embeddings
-    x = tape.value(workload.tokens * shape.hidden_size, width)
-    if not workload.trains_adapter:
-        weight = Parameter(shape.vocab_size * shape.hidden_size, width, trainable=True)
-        x.producer = tape.node((weight,), lambda _: (tape.allocate(weight.elements * width),))
-    elif input_needs_gradient(workload):
-        # A leaf: its own gradient is kept beside it.
-        x.producer = Parameter(x.elements, width, trainable=True)
-    if shape.rotary:
-        angles = workload.length * shape.head_dim
-        tape.use(workload.length * 8, angles * 4 * 4)
-        tape.value(2 * angles, width)
-    passing = _positions_and_mask_bytes(workload)
-    if shape.embedding_dropout > 0:
-        before = x
-        x = dropout(tape, before, on_cuda=r.on_cuda)
-        tape.drop(before)
-        passing += before.storage.size
-    stretch = _measured(r, x, start=Held(), input_bytes=x.storage.size if input_needs_gradient(workload) else 0)
-    if workload.checkpointing == "none":
-        return replace(stretch, while_layers_run=Held(activations=passing))
-    return replace(stretch, kept=stretch.kept.plus(Held(activations=passing)))
+    """What is computed before the first layer. Positions and mask stay as long as a layer may be run again."""
+    x, passing = embed(r)
+    layers_only = Held(activations=passing.inputs_embeds)
+    arguments = Held(activations=passing.arguments)
+    stretch = _measured(r, x, start=Held(), input_bytes=x.storage.size if input_needs_gradient(r.workload) else 0)
+    if r.workload.checkpointing == "none":
+        return replace(stretch, while_layers_run=layers_only.plus(arguments))
+    return replace(stretch, kept=stretch.kept.plus(arguments), while_layers_run=layers_only)
 
 
-def _positions_and_mask_bytes(workload: Workload) -> int:
-    """What every layer gets as an argument: checkpointed layers hold on to it, others let go when the last has run."""
-    positions = workload.length * 8
-    if workload.attention == "eager":
-        return positions + _mask_elements(workload) * workload.precision.embeddings
-    return positions + (_mask_elements(workload) if workload.masked else 0)
-
-
-def _mask_elements(workload: Workload) -> int:
-    return workload.batch_size * workload.length * workload.key_length
-
-
-def input_needs_gradient(workload: Workload) -> bool:
-    """Whether the first layer's input takes part in the backward pass although nothing before it is trained.
-
-    Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it.
-    """
-    return workload.checkpointing != "none" and workload.trains_adapter
-
-
-def _layer_stretches(stage: Callable[[], Rehearsal], structure: ModelStructure, workload: Workload) -> list[Stretch]:
-    """One stretch for each kind of layer; the first layer apart where its input needs no gradient."""
+def _layer_stretches(
+    stage: Callable[[], Rehearsal], structure: ModelStructure, workload: Workload, width: int
+) -> list[Stretch]:
+    """One stretch for each kind of layer; the first layer apart where its input is of another kind than the others'."""
     stretches = []
+    own_width = workload.precision.embeddings
     needs_gradient = input_needs_gradient(workload) or not workload.trains_adapter
+    differs = own_width != width or not needs_gradient
     for layer in structure.layers:
         count = layer.count
-        if not needs_gradient:
-            stretches.append(_layer_stretch(stage(), layer, needs_gradient=False))
+        if differs:
+            stretches.append(_layer_stretch(stage(), layer, own_width, needs_gradient=needs_gradient))
             count -= 1
-            needs_gradient = True
+            differs = False
         if count:
-            stretches.append(replace(_layer_stretch(stage(), layer, needs_gradient=True), count=count))
+            stretches.append(replace(_layer_stretch(stage(), layer, width, needs_gradient=True), count=count))
     return stretches
 
 
-def _layer_stretch(r: Rehearsal, layer: LayerStructure, *, needs_gradient: bool) -> Stretch:
+def _layer_stretch(r: Rehearsal, layer: LayerStructure, width: int, *, needs_gradient: bool) -> Stretch:
     tape, workload = r.tape, r.workload
-    x = _input(r, needs_gradient=needs_gradient)
+    x = _input(r, width, needs_gradient=needs_gradient)
     start = Held(*tape.groups)
 
     def forward() -> Value:
@@ -212,14 +185,15 @@ def _layer_stretch(r: Rehearsal, layer: LayerStructure, *, needs_gradient: bool)
         output = forward()
     else:
         output = tape.checkpointed(forward, x, reentrant=workload.checkpointing == "reentrant")
-    input_bytes = x.storage.size if needs_gradient else 0
+    input_bytes = x.storage.size
     tape.drop(x)
-    return _measured(r, output, start=start, input_bytes=input_bytes)
+    lets_go = input_bytes if x.storage.references == 0 else 0
+    stretch = _measured(r, output, start=start, input_bytes=input_bytes if needs_gradient else 0)
+    return replace(stretch, input_let_go_bytes=lets_go)
 
 
-def _input(r: Rehearsal, *, needs_gradient: bool) -> Value:
+def _input(r: Rehearsal, width: int, *, needs_gradient: bool) -> Value:
     """What the previous stretch has computed."""
-    width = r.residual_width
     x = r.tape.value(r.tokens * r.structure.shape.hidden_size, width)
     x.producer = Parameter(x.elements, width, trainable=True) if needs_gradient else None
     return x
@@ -244,10 +218,10 @@ def _measured(r: Rehearsal, output: Value, *, start: Held, input_bytes: int) -> 
     return Stretch(kept, output_bytes, forward_peak, peak, left)
 
 
-def _head_stretch(r: Rehearsal) -> Stretch:
+def _head_stretch(r: Rehearsal, width: int) -> Stretch:
     """Final norm, output head and loss, forward and backward."""
     tape, structure = r.tape, r.structure
-    hidden = _input(r, needs_gradient=True)
+    hidden = _input(r, width, needs_gradient=True)
     hidden_bytes = hidden.storage.size
     start = Held(*tape.groups)
     with tape.scope() as scope:
@@ -272,15 +246,6 @@ def _head_stretch(r: Rehearsal) -> Stretch:
         backward_peak=peak,
         left=Held(loss=tape.groups[Group.LOSS], gradients=tape.groups[Group.GRADIENTS] - hidden_bytes),
     )
-
-
-def _cache_bytes_per_layer(r: Rehearsal) -> int:
-    """Keys and values of one layer, where a cache keeps them: a view of the fused projection keeps all of it."""
-    if not r.workload.keeps_cache:
-        return 0
-    precision = r.workload.precision
-    width = r.norm_width if r.workload.base != "dense" else precision.autocast or precision.weights
-    return r.tokens * sum(module.out_features for module in r.structure.layers[0].attention_inputs) * width
 
 
 def _tied_gradient(workload: Workload, structure: ModelStructure) -> int:

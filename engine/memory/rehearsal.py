@@ -40,19 +40,24 @@ class Rehearsal:
         return max(precision.embeddings, precision.norms)
 
     @property
-    def residual_width(self) -> int:
-        """Bytes per element of the hidden states between layers: a sum is as wide as its widest part.
-
-        Dense layers answer at their own precision, quantized ones at that of their input.
-        """
+    def cache_bytes_per_layer(self) -> int:
+        """Keys and values of one layer in a cache that nobody reads: a view of the fused projection keeps all of it."""
+        if not self.workload.keeps_cache:
+            return 0
         precision = self.workload.precision
-        answered = self.norm_width if self.workload.base != "dense" else precision.autocast or precision.weights
-        return max(precision.embeddings, answered)
+        width = self.norm_width if self.workload.base != "dense" else precision.autocast or precision.weights
+        inputs = self.structure.layers[0].attention_inputs
+        return self.tokens * sum(module.out_features for module in inputs) * width
 
     @property
     def head_is_trained(self) -> bool:
         """Whether the output head learns: with the whole model, or because it is saved in full."""
         return not self.workload.trains_adapter or any(module.is_output_head for module in self.targets.saved_in_full)
+
+    @property
+    def position_count(self) -> int:
+        """Positions that are numbered: those of one row, or of all rows where they stand behind one another."""
+        return self.tokens if self.workload.joined else self.workload.length
 
     def weight(self, elements: int, width: int) -> Parameter:
         """A weight of the base model: trained where the whole model is."""

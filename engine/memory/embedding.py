@@ -1,0 +1,66 @@
+"""What a decoder computes before its first layer: token embeddings, positions, masks."""
+
+from typing import NamedTuple
+
+from engine.memory.operations import dropout
+from engine.memory.rehearsal import Rehearsal
+from engine.memory.tape import Parameter, Value
+from engine.memory.workload import Workload
+
+
+class Passing(NamedTuple):
+    """Bytes that are alive beside the first layer's input, but not on the tape.
+
+    Attributes:
+        inputs_embeds: A variable of the model's forward pass, alive until its last layer has run.
+        arguments: Positions and mask, which every layer gets; checkpointed layers hold on to them.
+    """
+
+    inputs_embeds: int
+    arguments: int
+
+
+def embed(r: Rehearsal) -> tuple[Value, Passing]:
+    """Look the tokens up; the angles of the rotary embedding stay through the step.
+
+    Source: `LlamaModel.forward`, which holds `inputs_embeds` and `position_embeddings` while the layers run;
+    `GPTBigCodeModel.forward` drops out of the embeddings.
+    """
+    tape, workload, shape = r.tape, r.workload, r.structure.shape
+    width = workload.precision.embeddings
+    x = tape.value(workload.tokens * shape.hidden_size, width)
+    if not workload.trains_adapter:
+        weight = Parameter(shape.vocab_size * shape.hidden_size, width, trainable=True)
+        x.producer = tape.node((weight,), lambda _: (tape.allocate(weight.elements * width),))
+    elif input_needs_gradient(workload):
+        # A leaf: its own gradient is kept beside it.
+        x.producer = Parameter(x.elements, width, trainable=True)
+    if shape.rotary:
+        angles = r.position_count * shape.head_dim
+        tape.use(r.position_count * 8, angles * 4 * 4)
+        tape.value(angles, width)
+        tape.value(angles, width)
+    inputs_embeds = 0
+    if shape.embedding_dropout > 0:
+        before = x
+        x = dropout(tape, before, on_cuda=r.on_cuda)
+        tape.drop(before)
+        inputs_embeds = before.storage.size
+    return x, Passing(inputs_embeds, _argument_bytes(r))
+
+
+def input_needs_gradient(workload: Workload) -> bool:
+    """Whether the first layer's input takes part in the backward pass although nothing before it is trained.
+
+    Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it.
+    """
+    return workload.checkpointing != "none" and workload.trains_adapter
+
+
+def _argument_bytes(r: Rehearsal) -> int:
+    workload = r.workload
+    positions = r.position_count * 8
+    mask = workload.batch_size * workload.length * workload.key_length
+    if workload.attention == "eager":
+        return positions + mask * workload.precision.embeddings
+    return positions + (mask if workload.masked else 0)

@@ -1,0 +1,106 @@
+"""A whole training step, layer after layer, as a stream of requests to an allocator.
+
+`phases.py` plays every kind of layer once, which is quick and says how much is alive. What an allocator makes of it
+depends on the order of all requests, so here they are all played.
+"""
+
+from typing import NamedTuple
+
+from engine.memory.embedding import embed
+from engine.memory.layers import decoder_layer
+from engine.memory.losses import head_and_loss
+from engine.memory.norms import normalize
+from engine.memory.rehearsal import Rehearsal
+from engine.memory.structure import LayerStructure, ModelStructure
+from engine.memory.tape import Group, Storage, Tape, Value
+from engine.memory.targets import AdapterTargets
+from engine.memory.workload import Workload
+
+
+class Request(NamedTuple):
+    """Take `size` bytes under this number, or give back what bears it (size 0)."""
+
+    number: int
+    size: int
+
+
+class StepStream(NamedTuple):
+    """Requests of one step, and after how many of them the forward and the backward pass are through."""
+
+    requests: list[Request]
+    after_forward: int
+    after_backward: int
+
+
+class RecordingTape(Tape):
+    """A tape that writes down every request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Request] = []
+        self._numbers: dict[int, int] = {}  # id of a live storage → its number
+        self._alive: dict[int, Storage] = {}  # keeps ids from being used twice
+
+    def allocate(self, size: int, group: Group | None = None) -> Storage:
+        """Take bytes, and note it."""
+        storage = super().allocate(size, group)
+        if size:
+            number = len(self.requests)
+            self._numbers[id(storage)] = number
+            self._alive[id(storage)] = storage
+            self.requests.append(Request(number, size))
+        return storage
+
+    def release(self, storage: Storage) -> None:
+        """Give back one reference, and note it where it was the last."""
+        super().release(storage)
+        if storage.references == 0 and storage.size:
+            self.requests.append(Request(self._numbers.pop(id(storage)), 0))
+            del self._alive[id(storage)]
+
+
+def play_step(structure: ModelStructure, workload: Workload, targets: AdapterTargets) -> StepStream:
+    """Play forward and backward pass of all layers, then let go of everything but the gradients."""
+    tape = RecordingTape()
+    r = Rehearsal(tape, workload, structure, targets, targets.names)
+    embedded, passing = embed(r)
+    inputs_embeds = tape.allocate(passing.inputs_embeds)
+    arguments = tape.allocate(passing.arguments)
+    x = embedded
+    caches: list[Value] = []
+    for layer in structure.layers:
+        for _ in range(layer.count):
+            x = _next_layer(r, x, layer, embedded)
+            if workload.keeps_cache:
+                caches.append(tape.value(r.cache_bytes_per_layer, 1))
+    hidden = normalize(r, x, structure.final_norms[0]) if structure.final_norms else tape.alias(x)
+    tape.drop(x, embedded)
+    tape.release(inputs_embeds)
+    checkpointed = workload.checkpointing != "none"
+    if not checkpointed:
+        tape.release(arguments)
+    loss, logits = head_and_loss(r, hidden)
+    tape.drop(hidden, *caches)
+    if logits is not None and not workload.loss.holds_logits:
+        tape.drop(logits)
+    after_forward = len(tape.requests)
+    tape.backward(loss, tape.allocate(4))
+    if checkpointed:
+        tape.release(arguments)
+    after_backward = len(tape.requests)
+    tape.drop(loss, *([logits] if logits is not None else []))
+    return StepStream(tape.requests, after_forward, after_backward)
+
+
+def _next_layer(r: Rehearsal, x: Value, layer: LayerStructure, embedded: Value) -> Value:
+    def forward() -> Value:
+        return decoder_layer(r, x, layer)
+
+    checkpointing = r.workload.checkpointing
+    if checkpointing == "none":
+        output = forward()
+    else:
+        output = r.tape.checkpointed(forward, x, reentrant=checkpointing == "reentrant")
+    if x is not embedded:
+        r.tape.drop(x)
+    return output
