@@ -8,9 +8,10 @@ import gradio as gr
 from engine.errors import EngineError
 from engine.memory.advice import Advice, advise
 from engine.runs.run import LIVE_STATES
-from ui.draft import Draft, model_of
+from ui.draft import Draft
 from ui.errors import shown_as_message
 from ui.fit import FitTable
+from ui.form import model_of
 from ui.page import Page, overridden
 from ui.pick import pick_list, picked
 from ui.services import Services

@@ -3,15 +3,19 @@
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
+from engine.config.training import TrainingConfig
 from engine.data.report import CheckProgress, DatasetReport
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.json_lines import CancelledRequestError
 from ui.errors import UNEXPECTED
+from ui.form import model_of
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 16
@@ -30,6 +34,20 @@ class CheckQuestion:
     def key(self) -> str:
         model = self.model.model_dump_json() if self.model is not None else ""
         return f"{self.dataset.model_dump_json()}|{model}|{self.max_length}|{self.seed}"
+
+
+def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
+    """The question that a form's values ask; None while no dataset is named rightly."""
+    try:
+        dataset = DatasetConfig.model_validate(mapping["dataset"])
+    except ValueError:
+        return None
+    given = mapping.get("training", {})
+    try:
+        lengths = TrainingConfig.model_validate({name: given[name] for name in ("max_length", "seed") if name in given})
+    except ValueError:
+        lengths = TrainingConfig()  # the panel says what is wrong with them
+    return CheckQuestion(dataset, model_of(mapping), lengths.max_length, lengths.seed)
 
 
 @dataclass

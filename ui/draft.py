@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.config.load import config_from_mapping
-from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.devices import Device, choose_device
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from ui.form import Form
-from ui.services import Services
+
+if TYPE_CHECKING:
+    from ui.services import Services
 
 # Shown as a friendly to-do, not as a mistake.
 _MISSING = {
@@ -38,7 +39,7 @@ class Draft:
     estimate_error: EngineError | None = None
 
 
-def read_draft(services: Services, form: Form, values: Sequence[Any]) -> Draft:
+def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
     """Read the form; never raises for what a person typed, and never waits for another process."""
     mapping = form.mapping(values)
     missing = tuple(text for name, text in _MISSING.items() if not _given(mapping, name))
@@ -73,14 +74,6 @@ def read_draft(services: Services, form: Form, values: Sequence[Any]) -> Draft:
         estimate=estimate,
         estimate_error=trouble,
     )
-
-
-def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
-    """The model section alone, where it is complete and right."""
-    try:
-        return ModelConfig.model_validate(dict(mapping["model"]))
-    except ValueError:
-        return None
 
 
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:

@@ -7,6 +7,7 @@ import gradio as gr
 from gradio.components.base import Component
 
 from engine.config.load import setting_names
+from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from ui.fields import component_for, field_of
 
@@ -66,6 +67,14 @@ class Form:
             value = mapping.get(section, {}).get(field, _default_of(name))
             values.append(_to_component(name, value))
         return values
+
+
+def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
+    """The model section alone, where it is complete and right."""
+    try:
+        return ModelConfig.model_validate(dict(mapping["model"]))
+    except ValueError:
+        return None
 
 
 def _default_of(name: str) -> Any:

@@ -11,8 +11,8 @@ from gradio.events import Dependency
 
 from engine.config.load import with_overrides
 from engine.models.shape import ModelShape
-from ui.draft import Draft, model_of, read_draft
-from ui.form import Form
+from ui.draft import Draft, read_draft
+from ui.form import Form, model_of
 from ui.run_reader import RunReader
 from ui.services import Services
 
@@ -86,6 +86,7 @@ class Page:
         Args:
             but: Settings whose own event already ends in a redraw.
         """
+        self._show_empty_draft()
         settings = zip(self.form.names, self.form.components, strict=True)
         inputs = [component.input for name, component in settings if name not in but and hasattr(component, "input")]
         refreshed = gr.on(
@@ -132,6 +133,14 @@ class Page:
             queue=False,
             api_visibility="private",
         )
+
+    def _show_empty_draft(self) -> None:
+        """What a page shows before its first answer from the server: the same as for an empty form."""
+        draft = self.draft(self.form.updates({}))
+        for component, view in (*self._views, *self._later_views):
+            shown = view(draft)
+            if isinstance(component, gr.HTML) and isinstance(shown, str):
+                component.value = shown
 
     def _refresh(self, *values: Any) -> list[Any]:
         draft = self.draft(values)

@@ -6,7 +6,7 @@ import pytest
 from engine.errors import ConfigError, EngineError, Problem
 from ui.errors import shown_as_message, shown_in_place, trouble
 from ui.pick import pickable, picked
-from ui.tabs.data import keep_upload
+from ui.uploads import keep_upload
 from ui.views.length_histogram import render_length_histogram
 from ui.views.quantities import count, duration, gib, plural, size
 

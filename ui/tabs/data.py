@@ -1,25 +1,23 @@
 """Data: choose a dataset, and see row by row what the model will learn from it."""
 
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from engine.config.dataset import DatasetConfig
-from engine.config.training import TrainingConfig
 from engine.data.page import DatasetPage
-from engine.errors import EngineError, StorageError
-from ui.checks import CheckQuestion, RunningCheck
-from ui.draft import model_of
+from engine.errors import EngineError
+from ui.checks import RunningCheck, question_of
 from ui.errors import shown_as_message, trouble
 from ui.page import Page
 from ui.pick import pick_list, pickable, picked
+from ui.tabs.rows import RowsPart
+from ui.uploads import keep_upload
 from ui.views.dataset import (
     render_facts,
     render_format,
+    render_jumps,
     render_lengths,
     render_problems,
     render_progress,
@@ -86,20 +84,7 @@ class DataTab:
                 ]
             self.facts = gr.HTML(elem_id="facts")
             self.stop = gr.Button("Stop reading", size="sm", visible=False)
-            with gr.Row(elem_id="row-controls"):
-                self.previous = gr.Button("← Previous", size="sm", min_width=90, scale=0)
-                self.row = gr.Number(
-                    1, label="Row", precision=0, minimum=0, container=False, min_width=90, elem_id="row"
-                )
-                self.next = gr.Button("Next →", size="sm", min_width=90, scale=0)
-                self.view = gr.Radio(
-                    [("As tokens", "tokens"), ("As a conversation", "conversation")],
-                    value="tokens",
-                    show_label=False,
-                    container=False,
-                    elem_id="row-view",
-                )
-            self.shown = gr.HTML(elem_id="row-shown")
+            self.rows = RowsPart(page)
             self.lengths = gr.HTML(elem_id="lengths")
             self.problems = pick_list(elem_id="problems")
             with gr.Accordion("Split and sample", open=False):
@@ -111,6 +96,7 @@ class DataTab:
                     form.setting("dataset.subset")
                     form.setting("dataset.revision")
         self.poll = gr.Timer(0.5, active=False)
+        self.shown_format = gr.State("alpaca")
         self._change = gr.State({})
         self._question_key = gr.State("")
 
@@ -131,22 +117,13 @@ class DataTab:
             settled: Any = component.submit if hasattr(component, "submit") else component.input
             self.open_after(settled(lambda: None, None, None, **quiet))
         for role in self.roles:
-            mapped = role.input(
-                self._map_columns, [form["dataset.format"], *self.roles], form["dataset.column_map"], **quiet
-            )
+            mapped = role.input(_map_columns, [self.shown_format, *self.roles], form["dataset.column_map"], **quiet)
             self.open_after(page.refresh_after(mapped))
-        viewing = [self.row, self.view, *form.components]
-        for button, step in ((self.previous, -1), (self.next, 1)):
-            button.click(
-                lambda row, step=step: max(0, int(row or 0) + step), self.row, self.row, queue=False, **quiet
-            ).then(self._show_row, viewing, self.shown, **quiet)
-        gr.on([self.row.submit, self.view.input], self._show_row, viewing, self.shown, **quiet)
-        jumped = self.problems.click(_picked_row, None, self.row, queue=False, **quiet)
-        jumped.then(self._show_row, viewing, self.shown, **quiet)
+        self.rows.wire(self.problems)
         self.poll.tick(
             self._tick,
             [self._question_key, *form.components],
-            [self.facts, self.lengths, self.problems, self.stop, self.poll, self._question_key],
+            [self.facts, self.rows.jumps, self.lengths, self.problems, self.stop, self.poll, self._question_key],
             **quiet,
         )
         self.stop.click(self._stop, form.components, None, **quiet)
@@ -158,46 +135,32 @@ class DataTab:
         form = self._page.form
         event.then(
             self._open,
-            [self.row, self.view, *form.components],
-            [self.samples, self.summary, self.opened, self.shown, self.mapping_row, *self.roles, self.poll],
+            [self.rows.number, self.rows.view, *form.components],
+            [
+                self.samples,
+                self.summary,
+                self.opened,
+                self.rows.shown,
+                self.mapping_row,
+                *self.roles,
+                self.shown_format,
+                self.poll,
+            ],
             show_progress="hidden",
             trigger_mode="always_last",
             api_visibility="private",
         )
 
-    def _dataset(self, values: Sequence[Any]) -> DatasetConfig | None:
-        mapping = self._page.form.mapping(values)["dataset"]
-        try:
-            return DatasetConfig.model_validate(mapping)
-        except ValueError:
-            return None
-
-    def _question(self, values: Sequence[Any]) -> CheckQuestion | None:
-        mapping = self._page.form.mapping(values)
-        dataset = self._dataset(values)
-        if dataset is None:
-            return None
-        training = mapping["training"]
-        defaults = TrainingConfig()
-        return CheckQuestion(
-            dataset=dataset,
-            model=model_of(mapping),
-            max_length=max(8, int(training.get("max_length") or defaults.max_length)),
-            seed=int(training.get("seed") or 0),
-        )
-
     def _open(self, row: float, view: str, *values: Any) -> list[Any]:
-        question = self._question(values)
+        question = question_of(self._page.form.mapping(values))
         if question is None:
-            closed = gr.update(visible=False)
-            return [render_samples(""), _EMPTY, closed, "", closed, *[gr.skip()] * _MOST_ROLES, gr.Timer(active=False)]
+            return self._closed(render_samples(""), _EMPTY)
         source = question.dataset.source
         samples = render_samples(source)
         try:
-            shown = self._preview(question, int(row or 0))
+            shown = self.rows.preview(question, int(row or 0))
         except EngineError as error:
-            closed = gr.update(visible=False)
-            return [samples, trouble(error), closed, "", closed, *[gr.skip()] * _MOST_ROLES, gr.Timer(active=False)]
+            return self._closed(samples, trouble(error))
         self._page.services.checks.ask(question)
         return [
             samples,
@@ -206,36 +169,28 @@ class DataTab:
             render_row(shown, view == "tokens"),
             gr.update(visible=not shown.format_sure or bool(question.dataset.column_map)),
             *_role_updates(shown),
+            shown.format,
             gr.Timer(active=True),
         ]
 
-    def _preview(self, question: CheckQuestion, row: int) -> DatasetPage:
-        return self._page.services.inspector.preview(
-            question.dataset, question.model, question.max_length, first_row=max(0, row), count=1
-        )
-
-    def _show_row(self, row: float, view: str, *values: Any) -> str:
-        question = self._question(values)
-        if question is None:
-            return ""
-        try:
-            return render_row(self._preview(question, int(row or 0)), view == "tokens")
-        except EngineError as error:
-            return trouble(error)
+    def _closed(self, samples: str, words: str) -> list[Any]:
+        """No dataset is open; `words` say why."""
+        hidden = gr.update(visible=False)
+        return [samples, words, hidden, "", hidden, *[gr.skip()] * _MOST_ROLES, gr.skip(), gr.Timer(active=False)]
 
     def _tick(self, shown_key: str, *values: Any) -> list[Any]:
         """Follow the check of what is chosen now; idle once its answer is on the page."""
-        question = self._question(values)
+        question = question_of(self._page.form.mapping(values))
         check = self._page.services.checks.find(question) if question is not None else None
         if check is None:
-            return [*[gr.skip()] * 3, gr.update(visible=False), gr.Timer(active=False), gr.skip()]
+            return [*[gr.skip()] * 4, gr.update(visible=False), gr.Timer(active=False), gr.skip()]
         key = f"{check.question.key}|{check.is_done}"
         if check.is_done and shown_key == key:
-            return [*[gr.skip()] * 3, gr.update(visible=False), gr.Timer(active=False), gr.skip()]
+            return [*[gr.skip()] * 4, gr.update(visible=False), gr.Timer(active=False), gr.skip()]
         return [*_render_check(check), gr.update(visible=not check.is_done), gr.Timer(active=not check.is_done), key]
 
     def _stop(self, *values: Any) -> None:
-        question = self._question(values)
+        question = question_of(self._page.form.mapping(values))
         check = self._page.services.checks.find(question) if question is not None else None
         if check is not None:
             check.stop.set()
@@ -259,32 +214,11 @@ class DataTab:
             return {}
         return self._with_source(str(keep_upload(Path(file), self._page.services.home.uploads)), values)
 
-    def _map_columns(self, chosen_format: str, *columns: str | None) -> dict[str, str]:
-        roles = _ROLES.get(chosen_format, _ROLES["alpaca"])
-        pairs = zip(roles, columns, strict=False)
-        return {role: column for role, column in pairs if column and column not in (_NOTHING, role)}
 
-
-def keep_upload(uploaded: Path, folder: Path) -> Path:
-    """Move a file that came in through the page into the uploads folder, under a safe version of its name.
-
-    Raises:
-        StorageError: If it cannot be kept.
-    """
-    name = re.sub(r"[^\w.-]+", "-", uploaded.name).lstrip("-.")[-120:] or "upload"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = folder / name
-        number = 1
-        while target.exists():
-            number += 1
-            target = folder / f"{number}-{name}"
-        shutil.move(uploaded, target)
-    except OSError as error:
-        raise StorageError(
-            f"The upload {name} cannot be kept ({error.strerror}).", "Free some space, then upload it again."
-        ) from error
-    return target
+def _map_columns(shown_format: str, *columns: str | None) -> dict[str, str]:
+    """Which column stands for which role of the format that is shown."""
+    pairs = zip(_ROLES.get(shown_format, ()), columns, strict=False)
+    return {role: column for role, column in pairs if column and column not in (_NOTHING, role)}
 
 
 def render_samples(chosen: str) -> str:
@@ -296,12 +230,13 @@ def render_samples(chosen: str) -> str:
     return f'<table class="plain"><thead><tr><th>Samples that come with Loratory</th></tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _render_check(check: RunningCheck) -> tuple[str, str, str]:
+def _render_check(check: RunningCheck) -> tuple[str, str, str, str]:
     if check.error is not None:
-        return trouble(check.error), "", ""
+        return trouble(check.error), "", "", ""
     if check.report is None:
-        return render_progress(check.progress), "", ""
-    return render_facts(check.report), render_lengths(check.report), render_problems(check.report)
+        return render_progress(check.progress), "", "", ""
+    report = check.report
+    return render_facts(report), render_jumps(report), render_lengths(report), render_problems(report)
 
 
 def _role_updates(page: DatasetPage) -> list[Any]:
@@ -316,8 +251,3 @@ def _role_updates(page: DatasetPage) -> list[Any]:
         else:
             updates.append(gr.update(visible=False))
     return updates
-
-
-def _picked_row(event: gr.EventData) -> int:
-    text = picked(event)
-    return int(text) if text.isdigit() and len(text) < 12 else 0

@@ -86,6 +86,25 @@ def render_facts(report: DatasetReport) -> str:
     return f'<div class="facts">{figures}</div>{notes}'
 
 
+def render_jumps(report: DatasetReport) -> str:
+    """Rows worth a look, each one click away: the longest, the shortest, those that repeat, those that are odd."""
+    odd = tuple(notice.row for notice in report.notices)
+    groups = (
+        ("longest", report.longest_rows),
+        ("shortest", report.shortest_rows),
+        ("repeating an earlier one", report.duplicate_rows),
+        ("with something odd", odd),
+    )
+    parts = []
+    for words, rows in groups:
+        if rows:
+            links = ", ".join(
+                f'<span class="jump" role="button" data-pick="{row}" tabindex="0">{row:,}</span>' for row in rows[:6]
+            )
+            parts.append(f"{words}: {links}{' …' if len(rows) > 6 else ''}")
+    return f'<p class="small num">Rows worth a look. {"; ".join(parts).capitalize()}.</p>' if parts else ""
+
+
 def render_lengths(report: DatasetReport) -> str:
     """How long the rows are, and what the cut takes away."""
     lengths = report.token_lengths
