@@ -12,24 +12,52 @@ from ui.page import targets_update
 from ui.tabs.method import method_choice, render_method_table, render_trainable
 from ui.views.side_panel import render_side_panel
 
-NAMES = ("q_proj", "v_proj", "down_proj")
+SIZES = {  # of a Llama with hidden size 64 and four heads
+    "q_proj": (64, 64),
+    "k_proj": (64, 64),
+    "v_proj": (64, 64),
+    "o_proj": (64, 64),
+    "gate_proj": (64, 128),
+    "up_proj": (64, 128),
+    "down_proj": (128, 64),
+}
+NAMES = tuple(SIZES)
 
 
 def small_shape() -> ModelShape:
-    modules = tuple(
+    linears = [
         ModuleShape(
-            name=f"model.layers.{layer}.{name}", kind="linear", parameters=64 * 64, in_features=64, out_features=64
+            name=f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}",
+            kind="linear",
+            class_name="Linear",
+            parameters=inner * outer,
+            in_features=inner,
+            out_features=outer,
         )
         for layer in range(2)
-        for name in NAMES
-    )
+        for name, (inner, outer) in SIZES.items()
+    ]
+    norms = [
+        ModuleShape(name=name, kind="norm", class_name="LlamaRMSNorm", parameters=64, in_features=64, out_features=64)
+        for name in ("model.layers.0.input_layernorm", "model.layers.1.input_layernorm", "model.norm")
+    ]
     embedding = ModuleShape(
-        name="model.embed_tokens", kind="embedding", parameters=6400, in_features=100, out_features=64
+        name="model.embed_tokens",
+        kind="embedding",
+        class_name="Embedding",
+        parameters=6400,
+        in_features=100,
+        out_features=64,
     )
+    head = ModuleShape(
+        name="lm_head", kind="linear", class_name="Linear", parameters=0, in_features=64, out_features=100,
+        tied_to="model.embed_tokens", is_output_head=True,
+    )  # fmt: skip
+    modules = (embedding, *linears, *norms, head)
     return ModelShape(
         architecture="LlamaForCausalLM",
         model_type="llama",
-        num_parameters=sum(module.parameters for module in modules) + 6400,
+        num_parameters=sum(module.parameters for module in modules),
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -39,7 +67,7 @@ def small_shape() -> ModelShape:
         vocab_size=100,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        modules=(embedding, *modules),
+        modules=modules,
     )
 
 
@@ -129,7 +157,7 @@ def test_trainable_parameters_follow_the_targets(form):
     all_of_them = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
 
     assert few.estimate.parameters.trainable == 2 * 16 * (64 + 64)
-    assert all_of_them.estimate.parameters.trainable == 3 * few.estimate.parameters.trainable
+    assert all_of_them.estimate.parameters.trainable == 2 * 16 * sum(sum(sizes) for sizes in SIZES.values())
     assert f"{few.estimate.parameters.trainable:,}" in render_trainable(few)
 
 
