@@ -58,9 +58,11 @@ class LoadPlan(Value):
         """How people call what was trained; empty for a base alone."""
         if self.tuned is None:
             return ""
-        if self.tuned.method == "lora" and self.model.quantization in ("nf4", "fp4"):
+        name = _METHOD_NAMES.get(self.tuned.method, self.tuned.peft_type)
+        quantization = self.model.quantization
+        if self.tuned.method == "lora" and quantization in ("nf4", "fp4"):
             return "QLoRA"
-        return _METHOD_NAMES.get(self.tuned.method, self.tuned.peft_type)
+        return name if quantization == "none" else f"{name} on {quantization}"
 
 
 class LoadRequest(Value):

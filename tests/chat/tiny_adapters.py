@@ -3,13 +3,15 @@
 from pathlib import Path
 
 
-def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1) -> Path:
+def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1, scale: float = 0.3) -> Path:
     """Save an adapter whose every trained tensor is random, as it might be after training.
 
     Args:
         base: Folder of the model.
         folder: Created; takes the adapter.
         config: A PEFT configuration.
+        seed: Of the random weights.
+        scale: Their standard deviation, added to what PEFT begins with.
     """
     import torch
     from peft import get_peft_model
@@ -20,7 +22,7 @@ def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1) -> 
     peft = get_peft_model(model, config)
     for parameter in peft.parameters():
         if parameter.requires_grad:
-            parameter.data += torch.randn_like(parameter) * 0.3
+            parameter.data += torch.randn_like(parameter) * scale
     peft.peft_config["default"].base_model_name_or_path = str(base)
     peft.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)

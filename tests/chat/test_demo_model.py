@@ -1,0 +1,85 @@
+"""The demo model in its real process: what a person hears is what transformers and PEFT say."""
+
+import psutil
+import pytest
+import torch
+
+from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.model import ModelConfig
+from engine.config.sampling import SamplingConfig
+from engine.data.conversation import Message
+from engine.hardware.processor import describe_processor
+from engine.models.source import resolve_model
+from tests.chat.tiny_adapters import lora, make_adapter
+
+pytestmark = pytest.mark.e2e
+
+DEMO = ModelConfig(id="smollm2-135m-instruct")
+QUESTION = (Message("user", "Tell me a short story about a lighthouse."),)
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def folder(demo_home):
+    return resolve_model(DEMO, demo_home).location
+
+
+@pytest.fixture(scope="module")
+def adapter(folder, tmp_path_factory):
+    return make_adapter(
+        folder, tmp_path_factory.mktemp("demo") / "lora", lora(r=8, target_modules="all-linear"), scale=0.05
+    )
+
+
+@pytest.fixture(scope="module")
+def session(demo_home):
+    session = ChatSession(demo_home, choose=lambda _: describe_processor())
+    yield session
+    session.unload()
+
+
+def say(session: ChatSession, *branches: str) -> dict[str, str]:
+    said = dict.fromkeys(branches, "")
+    for chunk in session.stream(ChatRequest(messages=QUESTION, branches=branches, sampling=GREEDY)):
+        said[chunk.branch] += chunk.text
+    return said
+
+
+def generate(folder: str, adapter, dtype: torch.dtype, ids: tuple[int, ...]) -> str:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).eval()
+    prompt = torch.tensor([ids])
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=16
+        )
+    return AutoTokenizer.from_pretrained(folder).decode(out[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_side_by_side_says_what_generate_says(session, demo_home, folder, adapter):
+    model = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter)))
+    ids = session.prompt(QUESTION).ids
+
+    said = say(session, "base", "tuned")
+
+    dtype = getattr(torch, model.dtype)
+    assert said["base"] == generate(folder, None, dtype, ids)
+    assert said["tuned"] == generate(folder, adapter, dtype, ids)
+    assert said["base"] != said["tuned"]
+
+
+def test_four_bits_take_less_and_answer_too(session, adapter):
+    whole = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter)))
+    pid = session._loaded.process.pid
+
+    quantized = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter), quantization="nf4"))
+
+    assert not psutil.pid_exists(pid)
+    assert quantized.method == "QLoRA"
+    assert quantized.weights_bytes < 0.6 * whole.weights_bytes
+    assert all(say(session, "base", "tuned").values())
