@@ -20,6 +20,7 @@ from engine.errors import EngineError
 COMMAND_MODULES = (
     "engine.commands.ui",
     "engine.commands.train",
+    "engine.commands.sweep",
     "engine.commands.presets",
     "engine.commands.models",
     "engine.commands.data",

@@ -21,7 +21,17 @@ def load_config_argument(text: str, overrides: Sequence[str], home: LoratoryHome
         ConfigError: If nothing bears that name, or any setting is wrong; lists every problem.
         StorageError: If the file cannot be read.
     """
-    return config_from_mapping(with_overrides(_mapping(text, home), overrides))
+    return config_from_mapping(load_config_mapping(text, overrides, home))
+
+
+def load_config_mapping(text: str, overrides: Sequence[str], home: LoratoryHome) -> dict[str, Any]:
+    """The same before it is checked, as plain nested values.
+
+    Raises:
+        ConfigError: If nothing bears that name, or an override is malformed.
+        StorageError: If the file cannot be read.
+    """
+    return with_overrides(_mapping(text, home), overrides)
 
 
 def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:

@@ -46,6 +46,5 @@ class Launcher:
         if existing is not None:
             return existing
         checked = self._preflight.check(config, on_progress)
-        return self._store.create(
-            checked.config, checked.provenance.model_copy(update={"copied_from": copied_from}), key
-        )
+        provenance = checked.provenance.model_copy(update={"copied_from": copied_from})
+        return self._store.create(checked.config, provenance, key)

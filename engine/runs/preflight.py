@@ -1,5 +1,6 @@
 """What can be known before a run starts: whatever cannot work is refused here, while nothing has been made yet."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -8,7 +9,7 @@ from engine.config.model import ModelConfig
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.data.report import CheckProgress, DatasetReport
-from engine.errors import ConfigError, DatasetError, DeviceError, Problem
+from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_from, list_devices
 from engine.memory.estimate import GIB, estimate_memory
@@ -18,6 +19,8 @@ from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.runs.provenance import Provenance, environment_facts
+
+_log = logging.getLogger(__name__)
 
 _GPU_OPTIMIZERS = {
     "adamw_8bit": "adamw_torch",
@@ -130,16 +133,24 @@ class Preflight:
             ),
         )
 
-    def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> int:
-        estimate = estimate_memory(self._inspector.module_inventory(config.model), config, devices[0])
+    def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> int | None:
+        shape = self._inspector.module_inventory(config.model)
+        try:
+            expected = estimate_memory(shape, config, devices[0]).expected_bytes
+        except EngineError:
+            raise
+        except Exception as error:
+            # A model unlike all others may still train; what is lost is only the word on how much memory it takes.
+            _log.warning("The memory of %s could not be estimated (%s).", config.model.id, type(error).__name__)
+            return None
         smallest = min(devices, key=lambda device: device.total_bytes)
-        if estimate.expected_bytes > smallest.total_bytes:
+        if expected > smallest.total_bytes:
             raise DeviceError(
-                f"This run needs about {estimate.expected_bytes / GIB:.1f} GiB, and {smallest.name} has "
+                f"This run needs about {expected / GIB:.1f} GiB, and {smallest.name} has "
                 f"{smallest.total_bytes / GIB:.1f} GiB in all.",
                 "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
             )
-        return estimate.expected_bytes
+        return expected
 
 
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:

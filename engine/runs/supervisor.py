@@ -109,16 +109,20 @@ class Supervisor:
         overseer = Overseer(self._home, self._settings)
         self._role = "supervising"
         announced = False
+        complaint = ""
         while not self._ending.is_set():
             try:
                 if not announced:
                     write_atomically(self._home.server / "supervisor.json", record.model_dump_json())
                     announced = True
                 overseer.tick()
-            except Exception:
-                # A full disk, a folder taken away: whatever it is, the other runs still need somebody. The next round
-                # tries again.
-                _log.exception("A round of supervision failed.")
+            except Exception as error:
+                # A full disk, a folder taken away: whatever it is, the runs still need somebody. The next round tries
+                # again; the same complaint is not repeated.
+                if str(error) != complaint:
+                    complaint = str(error)
+                    _log.error("Runs cannot be supervised at present, and it is tried again: %s", complaint)
+                    _log.debug("The whole story:", exc_info=error)
             self._ending.wait(self._settings.tick_seconds)
 
 
@@ -185,7 +189,7 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
         return
     try:
         Overseer(home, settings or SupervisorSettings()).tick(starts_runs=False)
-    except EngineError:
-        _log.exception("Runs could not be brought up to date.")
+    except EngineError as error:
+        _log.error("Runs could not be brought up to date: %s", error)
     finally:
         lock.release()

@@ -77,6 +77,7 @@ class Ward:
         self._clock = clock
         self._owners: dict[str, _OwnerFolder] = {}
         self._explained: dict[str, float] = {}  # when the reason of a waiting run was last saved
+        self._last_complaint = ""
         self.waiting: dict[str, Run] = {}
         self._needs: dict[str, Waiting] = {}
         self.followed: dict[str, FollowedRun] = {}
@@ -103,8 +104,8 @@ class Ward:
         for followed in list(self.followed.values()):
             try:
                 self._look_at(followed)
-            except (EngineError, OSError):
-                _log.exception("%s could not be looked at; the next round tries again.", followed.run.id)
+            except (EngineError, OSError) as error:
+                self._complain(f"{followed.run.id} could not be looked at: {error}")
 
     def _look_at(self, followed: FollowedRun) -> None:
         state = followed.look()
@@ -239,7 +240,7 @@ class Ward:
             holder = LeaseHolder(purpose="training", title=title, process=worker, run_id=followed.run.id)
             self._book.take(device.split(", "), holder)
         except EngineError:
-            _log.warning("The device of %s could not be leased again.", followed.run.id)
+            self._complain(f"The device of {followed.run.id} could not be leased again.")
 
     def _free_devices(self, followed: FollowedRun) -> None:
         for process in (followed.worker(), followed.spawned):
@@ -278,6 +279,12 @@ class Ward:
         changes = {"state": state, "cause": cause, "advice": advice, "changed": now, "ended": now}
         self._save(run, run.folder.read_state().model_copy(update=changes))
         self._unqueue(run.id)
+
+    def _complain(self, text: str) -> None:
+        """Say it once, not twice a second for as long as a disk stays full."""
+        if text != self._last_complaint:
+            _log.error(text)
+        self._last_complaint = text
 
     def _forget(self, run_id: str) -> None:
         """A run was deleted under us."""

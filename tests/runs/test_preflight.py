@@ -6,7 +6,8 @@ from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, ModelError
-from engine.models.shape import ModelShape, ModuleShape
+from engine.memory.published_shapes import PublishedSizes, published_shape
+from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
 from engine.runs.launch import Launcher
 from engine.runs.preflight import Preflight, device_problems
@@ -14,13 +15,10 @@ from engine.runs.provenance import read_provenance
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for, cpu, gpu
 
-SHAPE = ModelShape(
-    architecture="LlamaForCausalLM", model_type="llama", num_parameters=1_000_000, hidden_size=64, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=128, vocab_size=400,
-    modules=(
-        ModuleShape(name="model.layers.0.self_attn.q_proj", kind="linear", parameters=4096, in_features=64, out_features=64),
-    ),
-)  # fmt: skip
+SHAPE = published_shape(
+    "tiny",
+    PublishedSizes(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=400),
+)
 
 
 class FakeInspector:
@@ -137,6 +135,17 @@ def test_a_run_larger_than_the_whole_device_is_refused(home, store):
     )  # fmt: skip
     with pytest.raises(DeviceError, match=r"Tiny has 0\.0 GiB in all"):
         Launcher(store, preflight).start(config())
+
+
+def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(home, store, inspector, monkeypatch):
+    def fail(*_args):
+        raise IndexError("a layer like no other")
+
+    monkeypatch.setattr("engine.runs.preflight.estimate_memory", fail)
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+    run = Launcher(store, preflight).start(config())
+
+    assert read_provenance(run.folder).predicted_bytes is None
 
 
 def test_a_start_that_was_sent_twice_checks_once_and_starts_one_run(preflight, store, inspector):

@@ -1,0 +1,135 @@
+"""The `loratory` command with the real inspector, supervisor and worker, on a model of two layers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.config.load import config_to_yaml
+from engine.paths import local_owner
+from engine.runs.history import read_history
+from engine.runs.provenance import read_provenance
+from engine.runs.store import RunStore
+from tests.runs.supervision import config_for, wait_until
+
+pytestmark = pytest.mark.e2e
+
+WAIT_SECONDS = 240
+
+
+@pytest.fixture
+def config_file(tmp_path, tiny_model_folder):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"the number {n}", "output": f"a rank of {n} is a number"} for n in range(60)]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    config = config_for(
+        "A tiny run",
+        model={"id": str(tiny_model_folder)},
+        dataset={"source": str(data)},
+        adapter={"r": 4, "lora_alpha": 8},
+        training={"max_steps": 8, "max_length": 128, "learning_rate": 1e-3},
+    )
+    file = tmp_path / "tiny.yaml"
+    file.write_text(config_to_yaml(config))
+    return file
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "engine.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+    )  # fmt: skip
+
+
+def loratory(*arguments: object) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, out, err
+
+
+def test_a_run_is_trained_shown_and_listed(home, config_file):
+    code, out, err = loratory("train", config_file, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    run = RunStore(home, local_owner()).get(result["run_id"])
+
+    assert (result["status"], result["steps"]) == ("completed", 8)
+    assert result["eval_loss"] < result["base_eval_loss"]
+    assert result["tokens_per_second"] > 0
+    assert result["peak_memory_bytes"] > 10_000_000
+    assert (run.folder.adapter / "adapter_model.safetensors").is_file()
+    assert read_provenance(run.folder).dataset_fingerprint
+    assert read_history(run.folder.events).steps.steps.tolist() == list(range(1, 9))
+    worker = run.folder.read_worker()
+    assert worker is not None
+    assert not worker.is_alive()
+
+    shown = json.loads(loratory("show", run.id, "--json")[1])
+    (listed,) = json.loads(loratory("runs", "--json")[1])
+    assert shown["status"] == listed["status"] == "completed"
+    assert shown["eval_loss"] == listed["eval_loss"] == result["eval_loss"]
+
+    again = json.loads(loratory("train", run.id, "--set", "training.max_steps=2", "--json")[1])
+    assert (again["status"], again["steps"]) == ("completed", 2), "a run's config is a configuration"
+
+
+def test_a_run_outlives_its_command_stops_on_request_and_resumes(home, config_file):
+    command = start(
+        "train", config_file, "--set", "training.max_steps=3000", "--set", "training.save_steps=20", "--json"
+    )
+    store = RunStore(home, local_owner())
+    wait_until(lambda: bool(store.list()) or command.poll() is not None, WAIT_SECONDS)
+    assert command.poll() is None, command.communicate()[1]
+    wait_until(lambda: read_history(store.list()[0].folder.events).last_step >= 3, WAIT_SECONDS)
+    run = store.list()[0]
+    command.kill()
+    command.communicate()
+    before = read_history(run.folder.events).last_step
+    wait_until(lambda: read_history(run.folder.events).last_step > before, WAIT_SECONDS)
+
+    assert loratory("stop", run.id)[0] == 0
+    wait_until(lambda: not run.folder.has_living_worker(), WAIT_SECONDS)
+    shown = json.loads(loratory("show", run.id, "--json")[1])
+    assert shown["status"] == "stopped"
+    assert shown["resumable_step"] == shown["steps"]
+
+    command = start("resume", run.id, "--json")
+    wait_until(lambda: read_history(run.folder.events).last_step > shown["steps"], WAIT_SECONDS)
+    assert loratory("cancel", run.id)[0] == 0
+    out, _ = command.communicate(timeout=WAIT_SECONDS)
+    result = json.loads(out)
+    assert result["status"] == "stopped"
+    assert result["cause"].startswith("Cancelled after step")
+    assert loratory("delete", run.id, "--yes")[0] == 0
+    assert store.list() == []
+
+
+def test_a_sweep_trains_every_combination(home, config_file):
+    code, out, err = loratory(
+        "sweep", config_file, "--over", "adapter.r=2,4", "--set", "training.max_steps=2", "--json"
+    )  # fmt: skip
+    assert code == 0, err
+    results = json.loads(out)
+
+    assert [(result["status"], result["steps"]) for result in results] == [("completed", 2), ("completed", 2)]
+    assert [result["name"] for result in results] == ["A tiny run: r 2", "A tiny run: r 4"]
+    assert RunStore(home, local_owner()).get(results[1]["run_id"]).folder.read_config().adapter.r == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("dataset.source=/nowhere/rows.jsonl",), "/nowhere/rows.jsonl"),
+        (("model.id=nobody/nothing-of-this-name",), "nobody/nothing-of-this-name"),
+        (("training.optim=paged_adamw_8bit", "run.devices=cpu"), "adamw_torch is the nearest"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_made(home, config_file, overrides, words):
+    code, out, err = loratory("train", config_file, *(part for text in overrides for part in ("--set", text)), "--json")
+
+    assert (code, out) == (1, "")
+    assert words in err
+    assert "Traceback" not in err
+    assert RunStore(home, local_owner()).ids() == []

@@ -1,0 +1,43 @@
+import pytest
+
+from engine.errors import ConfigError
+from engine.runs.sweep import sweep_configs
+
+BASE = {"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, "run": {"name": "Evening"}}
+
+
+def test_every_combination_is_a_run_of_its_own_and_named_by_it():
+    configs = sweep_configs(BASE, ["training.learning_rate=1e-4, 2e-4", "adapter.r=8,16,32"])
+
+    assert [(config.training.learning_rate, config.adapter.r) for config in configs] == [
+        (1e-4, 8), (1e-4, 16), (1e-4, 32), (2e-4, 8), (2e-4, 16), (2e-4, 32),
+    ]  # fmt: skip
+    assert configs[0].run.name == "Evening: learning_rate 1e-4, r 8"
+    assert len({config.run.name for config in configs}) == 6
+
+
+def test_values_may_be_lists_and_words():
+    configs = sweep_configs(BASE, ["adapter.target_modules=all-linear,[q_proj, v_proj]", "model.quantization=none,nf4"])
+
+    assert [config.adapter.target_modules for config in configs[::2]] == ["all-linear", ("q_proj", "v_proj")]
+    assert [config.model.quantization for config in configs[:2]] == ["none", "nf4"]
+
+
+@pytest.mark.parametrize("axis", ["adapter.r", "r=8,16", "adapter.r=", "adapter.r=[", "=1"])
+def test_an_axis_of_another_form_is_refused(axis):
+    with pytest.raises(ConfigError, match="is not of the form"):
+        sweep_configs(BASE, [axis])
+
+
+def test_all_problems_of_all_combinations_are_reported_once():
+    with pytest.raises(ConfigError) as refused:
+        sweep_configs(BASE, ["adapter.r=0,8", "training.learning_rate=-1,1e-4"])
+    assert sorted(problem.field for problem in refused.value.problems) == ["adapter.r", "training.learning_rate"]
+
+
+def test_a_setting_twice_and_a_flood_are_refused():
+    with pytest.raises(ConfigError, match="swept over twice"):
+        sweep_configs(BASE, ["adapter.r=8", "adapter.r=16"])
+    numbers = ",".join(str(number) for number in range(1, 30))
+    with pytest.raises(ConfigError, match="841 combinations"):
+        sweep_configs(BASE, [f"adapter.r={numbers}", f"training.seed={numbers}"])
