@@ -11,6 +11,10 @@ from engine.training.loss import TrainedTokens
 
 IGNORED_LABEL = -100
 
+# Joined tokens are filled up to a multiple of this. A CPU's matrix library compiles a kernel for every new size, which
+# costs more than a few tokens.
+JOINED_MULTIPLE = 16
+
 
 class TokenRow(Protocol):
     """What a row must have; see `engine.data.tokenize.TokenizedRow`."""
@@ -52,8 +56,14 @@ def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
         rows: At least one.
         flash: Describe the rows as flash attention takes them, instead of as ours does.
     """
-    input_ids = torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.long)
+    ids = [token for row in rows for token in row.input_ids]
+    tokens = len(ids)
     lengths = tuple(len(row.input_ids) for row in rows)
+    missing = 0 if flash else -tokens % JOINED_MULTIPLE
+    if missing:  # a last row that nothing is learned from
+        ids.extend([0] * missing)
+        lengths = (*lengths, missing)
+    input_ids = torch.tensor(ids, dtype=torch.long)
     position_ids = torch.cat([torch.arange(length) for length in lengths])
     inputs: dict[str, Any] = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
     if flash:
@@ -62,8 +72,8 @@ def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     else:
         inputs["joined_rows"] = JoinedRows(lengths)
-    starts = [sum(lengths[:number]) for number in range(len(lengths))]
-    return PassTensors(inputs, _trained(rows, starts), sum(lengths))
+    starts = [sum(lengths[:number]) for number in range(len(rows))]
+    return PassTensors(inputs, _trained(rows, starts), tokens)
 
 
 def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:

@@ -52,6 +52,11 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
             "Choose a causal language model whose weights are in safetensors files, or another precision or attention.",
         ) from error
     model.config.use_cache = False
+    for module in model.modules():
+        # bitsandbytes would repack 4-bit weights for inference at the first measurement, which rounds their scales and
+        # cannot be trained through.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,10 @@ _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 
 
 def save_optimizer(optimizer: Any, path: Path) -> None:
-    """Write an optimizer's state; any optimizer whose state is made of tensors and plain values."""
-    state = optimizer.state_dict()
+    """Write an optimizer's state; any optimizer whose state is made of tensors and plain values, however nested."""
     tensors: dict[str, torch.Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}/{name}"] = value
-            else:
-                plain.setdefault(str(index), {})[name] = value
-    _save(path, tensors, {"plain": plain, "param_groups": state["param_groups"]})
+    structure = _without_tensors(optimizer.state_dict(), tensors)
+    _save(path, tensors, structure)
 
 
 def load_optimizer(optimizer: Any, path: Path) -> None:
@@ -34,13 +28,30 @@ def load_optimizer(optimizer: Any, path: Path) -> None:
         ValueError: If the parameters differ.
     """
     tensors, structure = _load(path)
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = tensor
-    for index, values in structure["plain"].items():
-        state.setdefault(int(index), {}).update(values)
-    optimizer.load_state_dict({"state": state, "param_groups": structure["param_groups"]})
+    optimizer.load_state_dict(_with_tensors(structure, tensors))
+
+
+def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """JSON of a nested state: tensors are put aside under a number, mappings keep keys that are no texts."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"mapping": [[key, _without_tensors(entry, tensors)] for key, entry in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(entry, tensors) for entry in value]
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_with_tensors(entry, tensors) for entry in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _with_tensors(entry, tensors) for key, entry in value["mapping"]}
+    return value
 
 
 def save_plain(values: dict[str, Any], path: Path) -> None:
@@ -81,7 +92,7 @@ def load_random_state(path: Path) -> None:
         torch.cuda.set_rng_state_all([tensors[f"cuda/{index}"] for index in range(len(devices))])
 
 
-def _save(path: Path, tensors: dict[str, torch.Tensor], structure: dict[str, Any]) -> None:
+def _save(path: Path, tensors: dict[str, torch.Tensor], structure: Any) -> None:
     seen: set[int] = set()
     ready: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -92,8 +103,8 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], structure: dict[str, Any
     save_file(ready, path, metadata={_STRUCTURE: json.dumps(structure)})
 
 
-def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     with safe_open(path, framework="pt", device="cpu") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        structure: dict[str, Any] = json.loads(file.metadata()[_STRUCTURE])
+        structure = json.loads(file.metadata()[_STRUCTURE])
     return tensors, structure

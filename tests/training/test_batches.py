@@ -1,0 +1,66 @@
+"""What a pass learns: at each position the token that follows it in its own row."""
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.training.batches import JOINED_MULTIPLE, join, pad
+
+
+@dataclass
+class Row:
+    input_ids: list[int]
+    labels: list[int]
+
+
+FIRST = Row([11, 12, 13, 14], [-100, -100, 13, 14])
+SECOND = Row([21, 22, 23], [21, 22, 23])  # even its first token is marked, but nothing stands before it
+
+
+def learned(one) -> list[tuple[int, int]]:
+    """(token at the position, token that is learned there)."""
+    flat = one.inputs["input_ids"].flatten()
+    return [(int(flat[p]), int(t)) for p, t in zip(one.trained.positions, one.trained.targets, strict=True)]
+
+
+def test_joined_rows_learn_within_themselves():
+    one = join([FIRST, SECOND])
+
+    assert one.inputs["input_ids"][0, :7].tolist() == [11, 12, 13, 14, 21, 22, 23]
+    assert one.inputs["position_ids"][0, :7].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert one.inputs["joined_rows"].lengths[:2] == (4, 3)
+    assert learned(one) == [(12, 13), (13, 14), (21, 22), (22, 23)]
+    assert (one.tokens, one.trained_tokens) == (7, 4)
+
+
+def test_joined_tokens_are_filled_up_with_a_row_of_their_own():
+    one = join([FIRST, SECOND])
+
+    assert one.inputs["input_ids"].shape == (1, JOINED_MULTIPLE)
+    assert one.inputs["joined_rows"].lengths == (4, 3, JOINED_MULTIPLE - 7)
+    assert one.inputs["position_ids"][0, 7:].tolist() == list(range(JOINED_MULTIPLE - 7))
+
+
+def test_padded_rows_learn_the_same():
+    one = pad([FIRST, SECOND], pad_token_id=9)
+
+    assert one.inputs["input_ids"].tolist() == [[11, 12, 13, 14], [21, 22, 23, 9]]
+    assert one.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert learned(one) == [(12, 13), (13, 14), (21, 22), (22, 23)]
+    assert (one.tokens, one.trained_tokens) == (7, 4)
+
+
+def test_flash_attention_is_told_where_rows_begin():
+    one = join([FIRST, SECOND], flash=True)
+
+    assert one.inputs["cu_seq_lens_q"].tolist() == [0, 4, 7]
+    assert one.inputs["cu_seq_lens_q"].dtype == torch.int32
+    assert one.inputs["max_length_k"] == 4
+    assert "joined_rows" not in one.inputs
+
+
+def test_labels_may_differ_from_the_tokens():
+    """Not that they do today; but what is learned is what the labels say."""
+    one = join([Row([1, 2, 3], [-100, 7, -100])])
+
+    assert learned(one) == [(1, 7)]

@@ -1,0 +1,38 @@
+"""When a run measures and saves."""
+
+import pytest
+
+from engine.config.training import TrainingConfig
+from engine.training.callback import Cadence
+
+
+def at(predicate, total):
+    return [step for step in range(1, total + 1) if predicate(step)]
+
+
+def test_by_default_about_ten_measurements_and_five_checkpoints():
+    cadence = Cadence.of(TrainingConfig(), 100, measures=True)
+
+    assert at(cadence.measures_at, 100) == list(range(10, 101, 10))
+    assert at(cadence.saves_at, 100) == [20, 40, 60, 80, 100]
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 39, 1003])
+def test_the_last_step_is_always_measured_and_saved(total):
+    cadence = Cadence.of(TrainingConfig(), total, measures=True)
+
+    assert cadence.measures_at(total)
+    assert cadence.saves_at(total)
+    assert len(at(cadence.measures_at, total)) <= 11
+    assert len(at(cadence.saves_at, total)) <= 6
+
+
+def test_settings_come_first():
+    cadence = Cadence.of(TrainingConfig(eval_steps=7, save_steps=4), 10, measures=True)
+
+    assert at(cadence.measures_at, 10) == [7, 10]
+    assert at(cadence.saves_at, 10) == [4, 8, 10]
+
+
+def test_nothing_is_measured_where_nothing_is_held_out():
+    assert at(Cadence.of(TrainingConfig(eval_steps=1), 10, measures=False).measures_at, 10) == []

@@ -1,0 +1,172 @@
+"""A checkpoint is there whole or not at all, and a damaged one is never offered."""
+
+import json
+
+import pytest
+
+from engine.runs.checkpoints import MANIFEST, damage, is_intact, list_checkpoints, newest_intact
+from engine.training.checkpoint import (
+    CheckpointFacts,
+    forget_later,
+    replace_folder,
+    restore_folder,
+    rotate,
+    sweep,
+    write_checkpoint,
+)
+
+
+def fill_with(content: str):
+    def fill(folder):
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_text(content)
+        (folder / "state.json").write_text("{}")
+
+    return fill
+
+
+def write(folder, step, content="weights", **facts):
+    return write_checkpoint(folder, CheckpointFacts(step, **facts), fill_with(content))
+
+
+def steps(folder):
+    return [checkpoint.step for checkpoint in list_checkpoints(folder)]
+
+
+def test_a_written_checkpoint_is_found_intact(tmp_path):
+    written = write(tmp_path, 5, event_seq=17, eval_loss=1.5, best=True)
+
+    found = newest_intact(tmp_path)
+
+    assert found == written
+    assert found.folder == tmp_path / "step-5"
+    assert found.manifest.event_seq == 17
+    assert found.manifest.best
+    assert set(found.manifest.files) == {"adapter/weights", "state.json"}
+    assert found.size_bytes == len("weights") + 2
+
+
+@pytest.mark.parametrize("harm", ["changed", "cut", "missing", "no manifest", "torn manifest"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm):
+    write(tmp_path, 5)
+    newest = write(tmp_path, 10).folder
+    weights = newest / "adapter" / "weights"
+    if harm == "changed":
+        weights.write_text("weighty")
+    elif harm == "cut":
+        weights.write_text("wei")
+    elif harm == "missing":
+        weights.unlink()
+    elif harm == "no manifest":
+        (newest / MANIFEST).unlink()
+    else:
+        (newest / MANIFEST).write_text((newest / MANIFEST).read_text()[:50])
+
+    assert newest_intact(tmp_path).step == 5
+
+
+def test_damage_is_said_in_words(tmp_path):
+    checkpoint = write(tmp_path, 5)
+    (checkpoint.folder / "adapter" / "weights").write_text("w")
+
+    assert damage(checkpoint) == ["adapter/weights has 1 bytes instead of 7"]
+    assert not is_intact(checkpoint)
+
+
+def test_nothing_half_written_is_left_when_filling_fails(tmp_path):
+    def fail(folder):
+        (folder / "some").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    write(tmp_path, 5)
+    with pytest.raises(OSError, match="No space"):
+        write_checkpoint(tmp_path, CheckpointFacts(10), fail)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-5"]
+    assert newest_intact(tmp_path).step == 5
+
+
+def test_an_unfinished_checkpoint_is_no_checkpoint(tmp_path):
+    """What a power cut leaves: the folder under its other name, however complete."""
+    folder = write(tmp_path, 5).folder
+    folder.rename(tmp_path / ".unfinished-step-5")
+
+    assert list_checkpoints(tmp_path) == []
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rotation_goes_by_step_and_keeps_the_best(tmp_path):
+    for step in (2, 10, 9, 100):  # neither by name nor by time
+        write(tmp_path, step)
+
+    rotate(tmp_path, keep=2, best_step=2)
+
+    assert steps(tmp_path) == [2, 10, 100]
+
+
+def test_rotation_without_a_best_one(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+
+    rotate(tmp_path, keep=2, best_step=None)
+
+    assert steps(tmp_path) == [2, 3]
+
+
+def test_a_resumed_attempt_forgets_what_came_later(tmp_path):
+    for step in (5, 10, 15):
+        write(tmp_path, step)
+
+    forget_later(tmp_path, 10)
+
+    assert steps(tmp_path) == [5, 10]
+
+
+def test_writing_a_step_again_replaces_it(tmp_path):
+    write(tmp_path, 5, "old")
+    write(tmp_path, 5, "new")
+
+    assert (newest_intact(tmp_path).folder / "adapter" / "weights").read_text() == "new"
+
+
+def test_the_final_folder_is_replaced_as_a_whole(tmp_path):
+    target = tmp_path / "adapter"
+    replace_folder(target, lambda folder: (folder / "a").write_text("1"))
+    replace_folder(target, lambda folder: (folder / "b").write_text("2"))
+
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_failed_replacement_leaves_the_earlier_folder(tmp_path):
+    target = tmp_path / "adapter"
+    replace_folder(target, lambda folder: (folder / "a").write_text("1"))
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        replace_folder(target, fail)
+
+    assert (target / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_replacement_that_was_cut_off_between_its_renames_is_mended(tmp_path):
+    target = tmp_path / "adapter"
+    replace_folder(target, lambda folder: (folder / "a").write_text("1"))
+    target.rename(tmp_path / ".old-adapter")
+
+    restore_folder(target)
+
+    assert (target / "a").read_text() == "1"
+
+
+def test_the_manifest_is_plain_json(tmp_path):
+    checkpoint = write(tmp_path, 5)
+
+    told = json.loads((checkpoint.folder / MANIFEST).read_text())
+
+    assert told["step"] == 5
+    assert len(told["files"]["state.json"]["sha256"]) == 64

@@ -1,0 +1,105 @@
+"""Whatever goes wrong has a cause in plain words and a next step."""
+
+import errno
+import math
+
+import pytest
+import torch
+
+from engine.config.load import config_from_mapping
+from engine.errors import ConfigError, DatasetError, ModelError, Problem, StorageError
+from engine.training.failure import DivergedError, check_loss, explain, is_disk_full, is_out_of_memory
+
+
+def config(**training):
+    return config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "d"}, "training": training})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_ran_out_is_recognized_with_advice(error):
+    failed = explain(error, config(per_device_train_batch_size=4, gradient_accumulation_steps=3))
+
+    assert is_out_of_memory(error)
+    assert failed.cause == "out_of_memory"
+    assert "per_device_train_batch_size to 2" in failed.fix
+    assert "gradient_accumulation_steps to 6" in failed.fix
+
+
+def test_advice_on_memory_goes_on_when_the_batch_cannot_shrink():
+    one = {"per_device_train_batch_size": 1}
+
+    assert "gradient_checkpointing" in explain(MemoryError(), config(**one)).fix
+    assert "nf4" in explain(MemoryError(), config(**one, gradient_checkpointing=True)).fix
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_recognized(error):
+    assert is_disk_full(error)
+    assert explain(error, None).cause == "disk_full"
+
+
+def test_a_full_disk_is_recognized_behind_our_own_error():
+    try:
+        raise StorageError("events.jsonl cannot be written.", "Free some space.") from OSError(errno.ENOSPC, "full")
+    except StorageError as error:
+        assert is_disk_full(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ConfigError([Problem("a", "b")]), "config"),
+        (DatasetError("No rows.", "Add some."), "dataset"),
+        (ModelError("No model.", "Choose one."), "model"),
+        (ValueError("what is this"), "unexpected"),
+    ],
+)
+def test_other_errors_keep_their_words(error, cause):
+    failed = explain(error, config())
+
+    assert failed.cause == cause
+    assert failed.what
+    assert failed.fix
+
+
+def test_an_unexpected_error_shows_one_short_line():
+    failed = explain(ValueError("first line " * 100 + "\nTraceback: secret"), config())
+
+    assert "secret" not in failed.what
+    assert len(failed.what) < 300
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf), (9.0, 1.0)]
+)
+def test_a_run_that_cannot_recover_is_ended(loss, norm):
+    with pytest.raises(DivergedError) as caught:
+        check_loss(7, loss, norm, first_loss=3.0, vocabulary=500)
+
+    assert "step 7" in caught.value.what
+    assert "learning rate" in caught.value.fix
+
+
+@pytest.mark.parametrize("loss", [0.0, 3.0, 5.9, 8.0])
+def test_a_loss_that_only_rises_is_let_be(loss):
+    check_loss(7, loss, 100.0, first_loss=3.0, vocabulary=500)
+
+
+def test_an_untrained_model_may_begin_worse_than_guessing():
+    check_loss(2, 15.0, 1.0, first_loss=12.0, vocabulary=500)

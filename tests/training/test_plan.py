@@ -1,0 +1,147 @@
+"""Steps cover every row once an epoch, in an order that depends on seed and epoch alone."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from engine.training.plan import EpochPlanner, PlanSettings, join_rows, pack_rows
+
+
+def make_settings(**values) -> PlanSettings:
+    defaults = {
+        "seed": 7,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "max_length": 100,
+        "batching": "joined",
+    }
+    return PlanSettings(**(defaults | values))
+
+
+def random_lengths(count=57, longest=100, seed=0) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randint(1, longest) for _ in range(count)]
+
+
+def rows_of(steps) -> list[int]:
+    return [row for step in steps for one in step.passes for row in one.rows]
+
+
+@pytest.mark.parametrize("batching", ["joined", "padded"])
+def test_every_row_comes_once_an_epoch(batching):
+    planner = EpochPlanner(random_lengths(), make_settings(batching=batching))
+
+    steps = list(planner.steps(0))
+
+    assert sorted(rows_of(steps)) == list(range(57))
+    assert len(steps) == planner.steps_per_epoch == 10  # 57 rows, six a step
+
+
+def test_packed_epochs_hold_every_row_once_too():
+    planner = EpochPlanner(random_lengths(longest=40), make_settings(packing=True))
+
+    for epoch in range(3):
+        steps = list(planner.steps(epoch))
+        assert sorted(rows_of(steps)) == list(range(57))
+        assert len(steps) == planner.steps_per_epoch
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    lengths = random_lengths()
+    first = list(EpochPlanner(lengths, make_settings()).steps(2))
+
+    assert list(EpochPlanner(lengths, make_settings()).steps(2)) == first
+    assert list(EpochPlanner(lengths, make_settings()).steps(3)) != first
+    assert list(EpochPlanner(lengths, make_settings(seed=8)).steps(2)) != first
+
+
+def test_joining_and_padding_learn_the_same_rows_in_each_step():
+    lengths = random_lengths()
+    joined = EpochPlanner(lengths, make_settings()).steps(0)
+    padded = EpochPlanner(lengths, make_settings(batching="padded")).steps(0)
+
+    for one, other in zip(joined, padded, strict=True):
+        assert sorted(rows_of([one])) == sorted(rows_of([other]))
+
+
+def test_a_joined_pass_never_holds_more_than_a_batch_of_the_longest_rows():
+    settings = make_settings()
+    lengths = random_lengths(200, longest=100)
+
+    for step in EpochPlanner(lengths, settings).steps(0):
+        for one in step.passes:
+            assert sum(lengths[row] for row in one.rows) <= settings.tokens_per_pass
+
+
+def test_short_rows_of_a_step_share_one_pass():
+    steps = list(EpochPlanner([10] * 12, make_settings()).steps(0))
+
+    assert [len(step.passes) for step in steps] == [1, 1]
+
+
+def test_padded_passes_hold_rows_of_like_length():
+    lengths = [10, 90, 11, 91, 12, 92]
+    (step,) = EpochPlanner(lengths, make_settings(batching="padded")).steps(0)
+
+    padding = sum(
+        max(lengths[r] for r in one.rows) * len(one.rows) - sum(lengths[r] for r in one.rows) for one in step.passes
+    )
+    assert padding <= 80
+    assert all(len(one.rows) <= 2 for one in step.passes)
+
+
+def test_processes_share_each_step_without_overlap():
+    lengths = random_lengths(50)
+    shares = [list(EpochPlanner(lengths, make_settings(world_size=2, rank=rank)).steps(0)) for rank in range(2)]
+
+    assert len(shares[0]) == len(shares[1])
+    counts = Counter(rows_of(shares[0]) + rows_of(shares[1]))
+    assert set(counts) == set(range(50))
+    assert sum(counts.values()) - 50 <= 1  # the last step may repeat a row, so that no process stands idle
+
+
+def test_no_process_stands_idle_in_the_last_step():
+    shares = [list(EpochPlanner([5] * 13, make_settings(world_size=4, rank=rank)).steps(0)) for rank in range(4)]
+
+    assert all(step.passes for share in shares for step in share)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packing_fills_sequences_and_cuts_no_row(seed):
+    lengths = random_lengths(300, longest=60, seed=seed)
+
+    packed = pack_rows(range(300), lengths, 100)
+
+    assert sorted(row for rows in packed for row in rows) == list(range(300))
+    assert all(sum(lengths[row] for row in rows) <= 100 for rows in packed)
+    fewest = -(-sum(lengths) // 100)
+    assert len(packed) <= fewest * 1.05 + 1
+
+
+def test_packing_takes_full_length_rows():
+    assert sorted(pack_rows(range(3), [100, 100, 1], 100)) == [(0,), (1,), (2,)]
+
+
+def test_joined_passes_are_of_like_size():
+    lengths = [10] * 30
+
+    sizes = [len(one.rows) for one in join_rows(range(30), lengths, 140)]
+
+    assert sum(sizes) == 30
+    assert len(sizes) == 3  # 300 tokens, 140 at most
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_row_as_long_as_a_pass_gets_one():
+    assert [one.rows for one in join_rows([0, 1, 2], [100, 100, 100], 100)] == [(0,), (1,), (2,)]
+
+
+def test_packing_without_joining_is_refused():
+    with pytest.raises(ValueError, match="joined"):
+        make_settings(packing=True, batching="padded")
+
+
+def test_a_plan_needs_rows():
+    with pytest.raises(ValueError, match="no row"):
+        EpochPlanner([], make_settings())

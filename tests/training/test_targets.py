@@ -1,0 +1,63 @@
+"""Targets that match something are passed on, others are refused with what there is."""
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from engine.config.adapter import AdapterConfig
+from engine.errors import ConfigError
+from engine.training.targets import choose_feedforward, choose_targets
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder):
+    return AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+
+
+def test_names_and_all_linear_pass(model):
+    assert choose_targets(model, AdapterConfig()) == "all-linear"
+    assert choose_targets(model, AdapterConfig(target_modules=("q_proj", "v_proj"))) == ["q_proj", "v_proj"]
+
+
+def test_an_expression_becomes_the_names_that_it_matches(model):
+    names = choose_targets(model, AdapterConfig(target_modules=r".*layers\.1\..*(q|v)_proj"))
+
+    assert names == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
+
+
+def test_one_unknown_name_among_known_ones_is_refused_with_what_exists(model):
+    with pytest.raises(ConfigError) as caught:
+        choose_targets(model, AdapterConfig(target_modules=("q_proj", "query")))
+
+    (problem,) = caught.value.problems
+    assert problem.field == "adapter.target_modules"
+    assert problem.message.startswith("query matches no module")
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in problem.message
+
+
+@pytest.mark.parametrize("pattern", ["nothing_like_this", "(unclosed", r"(.*.*)*\1x", "(a+)+$"])
+def test_expressions_that_match_nothing_are_broken_or_never_end_are_refused(model, pattern):
+    with pytest.raises(ConfigError):
+        choose_targets(model, AdapterConfig(target_modules=pattern))
+
+
+def test_an_expression_that_backtracks_for_ever_is_given_up(model, monkeypatch):
+    import time
+
+    pattern = r"(?:(?:[a-z_0-9]+\.?)+)+!"
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"takes too long|matches no module"):
+        choose_targets(model, AdapterConfig(target_modules=pattern))
+    assert time.monotonic() - began < 60  # a bound on hanging, not a measurement
+
+
+def test_the_output_head_takes_no_adapter(model):
+    with pytest.raises(ConfigError, match="modules_to_save"):
+        choose_targets(model, AdapterConfig(target_modules=("q_proj", "lm_head")))
+
+
+def test_ia3_rescales_the_input_of_feed_forward_layers(model):
+    ia3 = AdapterConfig(method="ia3", target_modules=("k_proj", "v_proj", "down_proj"))
+
+    assert choose_feedforward(ia3, model, ["k_proj", "v_proj", "down_proj"]) == ["down_proj"]
+    assert choose_feedforward(AdapterConfig(method="ia3"), model, "all-linear") == ["down_proj"]
+    assert choose_feedforward(AdapterConfig(method="ia3", target_modules=("k_proj",)), model, ["k_proj"]) == []
