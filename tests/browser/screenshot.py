@@ -73,7 +73,7 @@ def _chat_empty(page: Page) -> None:
 
 def _chat_loaded(page: Page) -> None:
     open_tab(page, "Chat")
-    page.locator("#chat-checkpoint").wait_for(state="visible")
+    page.locator("#chat-load:not([disabled])").wait_for()
     page.locator("#chat-load").click()
     page.locator("#suggestions button").first.wait_for()
 

@@ -56,7 +56,9 @@ class ChatTab:
                 max_lines=1, elem_id="chat-model",
             )  # fmt: skip
         with gr.Row(elem_id="chat-load-row"):
-            self.load = gr.Button("Load", variant="primary", scale=0, min_width=130, elem_id="chat-load")
+            self.load = gr.Button(
+                "Load", variant="primary", interactive=False, scale=0, min_width=130, elem_id="chat-load"
+            )
             self.unload = gr.Button("Unload", scale=0, min_width=110, visible=False, elem_id="chat-unload")
         self.state = gr.HTML(render_chat_state(page.services.chat.state), elem_id="chat-state")
         self.suggestions = pick_list(elem_id="suggestions")

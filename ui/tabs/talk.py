@@ -46,7 +46,7 @@ class TalkPart:
             self.transcript = gr.HTML(elem_id="transcript", autoscroll=True)
             self.trouble = gr.HTML(elem_id="chat-trouble")
             self.question = gr.Textbox(
-                label="Your question", lines=2, max_lines=8, placeholder="Ask something. Enter sends, Shift+Enter begins a new line.",
+                label="Your question", lines=1, max_lines=8, placeholder="Ask something. Enter sends, Shift+Enter begins a new line.",
                 elem_id="chat-question",
             )  # fmt: skip
             with gr.Row(elem_id="chat-buttons"):

@@ -151,7 +151,7 @@ def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
                     "type": "scatter", "mode": "markers", "name": f"{name}, held-out", "legendgroup": name,
                     "showlegend": False, "x": _numbers(_places_of(history, steps, view.against)),
                     "y": _numbers([point.eval_loss for point in held_out]),
-                    "marker": {"color": colour, "size": 8, "symbol": "diamond"},
+                    "marker": {"color": colour, "size": 8, "symbol": "diamond"}, "cliponaxis": False,
                     "hovertemplate": "held-out %{y:.3f}",
                 }
             )  # fmt: skip

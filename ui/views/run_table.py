@@ -55,7 +55,7 @@ def render_run_table(rows: Sequence[RunSummary], chosen: str, compared: Collecti
     )
     return (
         '<div class="scroll"><table class="plain runs"><thead><tr><th><span aria-hidden="true">⇄</span></th><th>Run</th>'
-        '<th>State</th><th>Method</th><th class="r">Steps</th><th class="r">Held-out loss</th><th class="r">Took</th>'
+        '<th>State</th><th class="method">Method</th><th class="r">Steps</th><th class="r">Held-out loss</th><th class="r">Took</th>'
         f'<th class="r">Started</th></tr></thead><tbody>{body}</tbody></table></div>{more}'
     )
 
@@ -72,7 +72,7 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> str:
     return (
         f'<tr {pickable(row.id, chosen=is_chosen)}><td class="mark">{tick}</td>'
         f'<td class="name">{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}</span></td>'
-        f"<td>{state_mark(row.state)}</td><td>{escape(row.method)}</td>"
+        f'<td>{state_mark(row.state)}</td><td class="method">{escape(row.method)}</td>'
         f'<td class="r">{row.steps:,}{total}</td><td class="r">{held_out_cell(row)}</td>'
         f'<td class="r">{_took(row)}</td><td class="r soft">{when(row.created)}</td></tr>'
     )

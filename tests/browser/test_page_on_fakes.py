@@ -1,0 +1,215 @@
+"""The main road by mouse in a real browser, on fakes: what only a browser can show."""
+
+import re
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.chromium import chromium, open_page, open_tab, why_no_browser
+from tests.browser.show_fake import shown
+from tests.fake_services import fake_services, invent_runs
+from tests.invented_runs import a_config
+from ui.services import Services
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser())),
+]
+
+_RANGE = "document.querySelector('#loss-chart .chart').layout.xaxis.range"
+_POINTS = "document.querySelector('#loss-chart .chart').data[0].x.length"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory) -> Services:
+    services = fake_services(tmp_path_factory.mktemp("home"), seconds_per_step=0.1)
+    invent_runs(services.runs)
+    return services
+
+
+@pytest.fixture(scope="module")
+def address(services):
+    with shown(services) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str):
+    """A page without a memory, whose console must stay free of errors."""
+    page = open_page(browser, address)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
+    yield page
+    page.context.close()
+    assert errors == []
+
+
+def choose_model_and_data(page: Page) -> None:
+    page.locator("#catalog [data-pick]").first.click()
+    expect(page.locator("#model-details .facts")).to_be_visible()
+    open_tab(page, "Data")
+    page.locator("#samples [data-pick]").first.click()
+    expect(page.locator("#facts .facts")).to_be_visible()
+
+
+def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, address):
+    choose_model_and_data(page)
+    open_tab(page, "Train")
+    page.locator("#train-view label", has_text="Set up").click()
+    page.locator("#max-steps input").fill("2000")
+    page.locator("#max-steps input").blur()
+    expect(page.locator("#plan")).to_contain_text("2,000")
+    before = len(services.runs.ids())
+
+    page.locator("#start").dblclick()
+
+    expect(page.locator("#run-heading")).to_contain_text("running")
+    expect(page.locator("#loss-chart .main-svg").first).to_be_visible()
+    assert len(services.runs.ids()) == before + 1
+
+    points = page.evaluate(_POINTS)
+    page.wait_for_function(f"{_POINTS} > {points}")
+    page.evaluate("Plotly.relayout(document.querySelector('#loss-chart .chart'), {'xaxis.range': [1, 5]})")
+    points = page.evaluate(_POINTS)
+    page.wait_for_function(f"{_POINTS} > {points}")
+    assert page.evaluate(_RANGE) == [1, 5]  # zoom survives updates
+
+    other = open_page(browser, address)
+    open_tab(other, "Train")
+    title = page.locator("#run-heading h2").inner_text()
+    expect(other.locator("#run-heading h2")).to_have_text(title)
+    other.context.close()
+
+    page.reload()
+    page.locator("#tabs button[role=tab]").first.wait_for()
+    open_tab(page, "Train")
+    expect(page.locator("#run-heading h2")).to_have_text(title)
+
+    page.locator("#stop").click()
+    expect(page.locator("#run-heading")).to_contain_text("stopped")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator("#open-chat")).to_be_visible()
+
+
+def test_cancel_asks_first(page, services):
+    run = services.launcher.start(a_config(run__name="to be cancelled", training__max_steps=3000))
+    open_tab(page, "Train")
+    expect(page.locator("#run-heading")).to_contain_text("to be cancelled")
+
+    page.locator("#cancel").click()
+    expect(page.locator("#confirm-cancel")).to_contain_text("Stop and save loses nothing")
+    page.locator("#keep-running").click()
+    expect(page.locator("#confirm-cancel")).to_be_hidden()
+    assert not run.folder.cancel_request.exists()
+
+    page.locator("#cancel").click()
+    page.locator("#really-cancel").click()
+    expect(page.locator("#run-heading")).to_contain_text("stopped")
+    assert run.folder.cancel_request.exists()
+
+
+def test_curves_follow_the_theme_without_asking_the_server(page):
+    open_tab(page, "Runs")
+    page.locator("#runs-table tr", has_text="faq, rank 16").last.locator("td.name").click()
+    page.locator("#run-to-train").click()
+    page.locator("#train-view label", has_text="Follow").click()
+    expect(page.locator("#loss-chart .main-svg").first).to_be_visible()
+    colour = "document.querySelector('#loss-chart .chart').data[1].line.color"
+    light = page.evaluate(colour)
+
+    page.evaluate("document.body.classList.add('dark')")
+
+    page.wait_for_function(f"{colour} !== '{light}'")
+    assert page.evaluate(colour).lower() == "#56b4e9"
+
+
+def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(page, services):
+    open_tab(page, "Chat")
+    expect(page.locator("#chat-load")).to_be_enabled()
+    page.locator("#chat-load").click()
+    expect(page.locator("#chat-state")).to_contain_text("is loaded")
+    page.locator("#suggestions button").first.click()
+    question = page.locator("#chat-question textarea")
+    expect(question).to_have_value(re.compile(r".+\?"))
+    question.press("Enter")
+
+    answers = page.locator("#transcript .answer")
+    expect(answers).to_have_count(2)
+    expect(answers.nth(1)).to_contain_text("It scales the adapter's update")
+    expect(answers.nth(0)).to_contain_text("ended by itself")
+    assert page.locator("#transcript i").count() == 0  # markup in an answer is text
+
+    services.chat._pace = 0.2
+    question.fill("And again?")
+    page.locator("#chat-send").click()
+    page.locator("#chat-stop").click()
+    expect(page.locator("#transcript .answers").last).to_contain_text("stopped")
+    services.chat._pace = 0.02
+    page.locator("#chat-unload").click()
+    expect(page.locator("#chat-state")).to_contain_text("Nothing is loaded")
+
+
+def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(page, services):
+    open_tab(page, "Runs")
+    rows = page.locator("#runs-table tr[data-pick]")
+    expect(rows.first).to_be_visible()
+    ticks = page.locator("#runs-table .tick")
+    ticks.last.focus()
+    ticks.last.press("Space")
+    expect(ticks.last).to_have_attribute("aria-checked", "true")
+    page.locator("#runs-table tr", has_text="Qwen3-0.6B · LoRA").first.locator(".tick").click()
+    expect(page.locator("#overlay-chart .main-svg").first).to_be_visible()
+    expect(page.locator("#differences")).to_contain_text("adapter.r")
+
+    rows.last.locator("td.name").click()
+    expect(page.locator("#run-details h2")).to_have_text("first try, full length")
+    before = len(services.runs.ids())
+    page.locator("#run-delete").click()
+    expect(page.locator("#confirm-delete")).to_contain_text("are removed from the disk")
+    page.locator("#really-delete").click()
+    expect(page.locator("#run-details")).to_be_hidden()
+    assert len(services.runs.ids()) == before - 1
+
+    page.locator("#runs-table tr", has_text="Qwen3-0.6B · LoRA").first.locator("td.name").click()
+    page.locator("#run-duplicate").click()
+    expect(page.locator("#panel")).to_contain_text("Qwen3-0.6B")
+    expect(page.locator("#panel")).to_contain_text("r 8")
+
+
+def test_the_result_can_be_downloaded(page):
+    open_tab(page, "Export")
+    expect(page.locator("#export-result")).to_contain_text("adapter_model.safetensors")
+    page.locator("#make-zip").click()
+    download_button = page.locator("#download-zip")
+    expect(download_button).to_be_visible()
+
+    with page.expect_download() as download:
+        download_button.click()
+
+    assert download.value.suggested_filename.endswith(".zip")
+    assert download.value.path().read_bytes()[:2] == b"PK"
+
+
+def test_an_incomplete_draft_cannot_be_started(page):
+    open_tab(page, "Train")
+    page.locator("#train-view label", has_text="Set up").click()
+
+    expect(page.locator("#start")).to_be_disabled()
+    expect(page.locator("#start-reason")).to_contain_text("Choose a model. Choose a dataset.")
+
+
+@pytest.mark.parametrize("tab", ["Train", "Chat", "Export", "Runs"])
+def test_nothing_is_wider_than_a_narrow_window(browser, address, tab):
+    page = open_page(browser, address, width=800)
+    open_tab(page, tab)
+    page.wait_for_timeout(600)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
+    page.context.close()
