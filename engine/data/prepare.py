@@ -11,7 +11,7 @@ from engine.data.check import check_steps
 from engine.data.examine import Examined, Renderer
 from engine.data.report import CheckProgress, DatasetReport
 from engine.data.source import SourceOptions
-from engine.data.split import draw_split
+from engine.data.split import Positions, draw_split
 from engine.data.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.data.tokenizer import ChatTokenizer
 from engine.paths import LoratoryHome
@@ -139,8 +139,8 @@ def prepare_dataset(
     weights = tuple(part.weight for part in report.parts)
     split = draw_split(digests, config, seed, parts=parts, weights=weights)
 
-    def sequences(positions: Sequence[int]) -> TokenizedRows:
-        chosen = (range(first_sequences[position], first_sequences[position + 1]) for position in positions)
+    def sequences(positions: Positions) -> TokenizedRows:
+        chosen = (range(first_sequences[position], first_sequences[position + 1]) for position in positions.tolist())
         return TokenizedRows(store, array("q", chain.from_iterable(chosen)))
 
     return PreparedDataset(train=sequences(split.train), held_out=sequences(split.held_out), report=report)

@@ -1,17 +1,24 @@
-"""Which rows are trained on and which are held out: drawn with the seed, never a row on one side and its duplicate on the other."""
+"""Which rows are trained on and which are held out: drawn with the seed, never a row on one side and its duplicate on the other.
 
-import random
+Everything is kept in arrays: a Python object for each of ten million rows would take gigabytes.
+"""
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.config.dataset import DatasetConfig
+
+Positions = NDArray[np.uint32]
 
 
 class Split(NamedTuple):
-    """Positions in the sequence of kept rows. `train` may repeat a position, where a weight asks for it."""
+    """Positions in the sequence of kept rows, in ascending order; `train` repeats one where a weight asks for it."""
 
-    train: tuple[int, ...]
-    held_out: tuple[int, ...]
+    train: Positions
+    held_out: Positions
 
 
 def draw_split(
@@ -29,51 +36,84 @@ def draw_split(
     weighted: they measure every source as it is.
 
     Args:
-        digests: Of the kept rows, in order.
+        digests: Of the kept rows, in order, 64 bits each.
         config: `max_samples` and `eval_fraction`.
         seed: Draws the same rows again.
         parts: Of the kept rows: which source of a mixture each comes from.
         weights: Of the sources.
     """
     sample = _draw_sample(len(digests), config.max_samples, seed)
-    held_out = _draw_held_out([digests[position] for position in sample], config.eval_fraction, seed)
-    train = [position for number, position in enumerate(sample) if number not in held_out]
+    sampled = np.asarray(digests, dtype=np.uint64)
+    if len(sample) < len(sampled):
+        sampled = sampled[sample]
+    held_out = _draw_held_out(sampled, config.eval_fraction, seed)
+    train = sample[~held_out]
     if any(weight != 1.0 for weight in weights):
-        train = _weighted(train, parts, weights, seed)
-    return Split(tuple(train), tuple(sample[number] for number in sorted(held_out)))
+        train = _weighted(train, np.asarray(parts), weights, seed)
+    return Split(train, sample[held_out])
 
 
-def _draw_sample(count: int, max_samples: int | None, seed: int) -> Sequence[int]:
+def _generator(seed: int, purpose: int) -> np.random.Generator:
+    """Draws that do not depend on how much was drawn for another purpose."""
+    return np.random.default_rng([seed, purpose])
+
+
+def _draw_sample(count: int, max_samples: int | None, seed: int) -> Positions:
     if max_samples is None or max_samples >= count:
-        return range(count)
-    return sorted(random.Random(f"sample {seed}").sample(range(count), max_samples))  # noqa: S311 - no secret
+        return np.arange(count, dtype=np.uint32)
+    return np.sort(_generator(seed, 0).choice(count, size=max_samples, replace=False)).astype(np.uint32)
 
 
-def _draw_held_out(digests: Sequence[int], eval_fraction: float, seed: int) -> frozenset[int]:
-    groups: dict[int, list[int]] = {}
-    for number, digest in enumerate(digests):
-        groups.setdefault(digest, []).append(number)
-    if eval_fraction <= 0 or len(groups) < 2:
-        return frozenset()
+def _draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which of the rows are held out."""
+    held_out = np.zeros(len(digests), dtype=np.bool_)
+    if eval_fraction <= 0 or len(digests) < 2:
+        return held_out
+    groups, sizes = _groups_of(digests)
+    if len(sizes) < 2:
+        return held_out
     wanted = max(1, round(eval_fraction * len(digests)))
-    order = list(groups.values())
-    random.Random(f"held out {seed}").shuffle(order)  # noqa: S311 - no secret
-    held_out: list[int] = []
-    for group in order[:-1]:  # the last one drawn stays, so that something is left to train on
-        if len(held_out) + len(group) <= wanted:
-            held_out.extend(group)
-        if len(held_out) == wanted:
-            break
-    # Where every group is larger than the share asked for, the smallest is held out.
-    return frozenset(held_out or sorted(order[:-1], key=len)[0])
-
-
-def _weighted(train: Sequence[int], parts: Sequence[int], weights: Sequence[float], seed: int) -> list[int]:
-    """Each source's rows as often as its weight says: whole times, and a drawn share for the rest."""
+    order = _generator(seed, 1).permutation(len(sizes))[
+        :-1
+    ]  # the last one stays, so that something is left to train on
     chosen: list[int] = []
+    room = wanted
+    for group in order:
+        if sizes[group] <= room:
+            chosen.append(group)
+            room -= sizes[group]
+        if not room:
+            break
+    if not chosen:  # every group is larger than the share asked for
+        chosen.append(order[np.argmin(sizes[order])])
+    is_chosen = np.zeros(len(sizes), dtype=np.bool_)
+    is_chosen[chosen] = True
+    return is_chosen[groups]
+
+
+def _groups_of(digests: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The group of each row, numbered in the order of first appearance, and how many rows each group has."""
+    order = np.argsort(digests).astype(np.uint32)
+    begins = np.ones(len(order), dtype=np.bool_)
+    ordered = digests[order]
+    begins[1:] = ordered[1:] != ordered[:-1]
+    del ordered
+    # Numbers must not depend on what a digest happens to be, or a draw would change with the way digests are made.
+    first_rows = np.minimum.reduceat(order, np.flatnonzero(begins))
+    appears = np.zeros(len(order), dtype=np.bool_)
+    appears[first_rows] = True
+    number = (np.cumsum(appears, dtype=np.uint32) - np.uint32(1))[first_rows]
+    groups = np.empty(len(order), dtype=np.uint32)
+    groups[order] = number[np.cumsum(begins, dtype=np.uint32) - np.uint32(1)]
+    return groups, np.bincount(groups).astype(np.uint32)
+
+
+def _weighted(train: Positions, parts: NDArray[np.int8], weights: Sequence[float], seed: int) -> Positions:
+    """Each source's rows as often as its weight says: whole times, and a drawn share for the rest."""
+    chosen = []
     for part, weight in enumerate(weights):
-        rows = [position for position in train if parts[position] == part]
-        whole, rest = divmod(round(weight * len(rows)), len(rows)) if rows else (0, 0)
-        drawn = random.Random(f"weight {seed} {part}").sample(rows, rest)  # noqa: S311 - no secret
-        chosen.extend(rows * whole + drawn)
-    return sorted(chosen)
+        rows = train[parts[train] == part]
+        whole, rest = divmod(round(weight * len(rows)), len(rows)) if len(rows) else (0, 0)
+        drawn = _generator(seed, 2 + part).choice(rows, size=rest, replace=False)
+        chosen.extend([np.repeat(rows, whole), drawn])
+    return np.sort(np.concatenate(chosen))

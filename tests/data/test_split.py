@@ -5,11 +5,12 @@ import random
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.split import draw_split
+from engine.data.split import Split, draw_split
 
 
 def split(digests, *, seed=1, parts=(), weights=(1.0,), **settings):
-    return draw_split(digests, DatasetConfig(source="x", **settings), seed, parts=parts, weights=weights)
+    drawn = draw_split(digests, DatasetConfig(source="x", **settings), seed, parts=parts, weights=weights)
+    return Split(drawn.train.tolist(), drawn.held_out.tolist())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,7 +56,7 @@ def test_a_sample_is_drawn_first_and_evenly():
     assert (len(drawn.train), len(drawn.held_out)) == (900, 100)
     halves = sum(position < 5000 for position in drawn.train + drawn.held_out)
     assert 400 < halves < 600
-    assert split([1, 2, 3], max_samples=10, eval_fraction=0).train == (0, 1, 2)
+    assert split([1, 2, 3], max_samples=10, eval_fraction=0).train == [0, 1, 2]
 
 
 def test_weights_repeat_and_thin_what_is_trained_on_and_never_what_is_held_out():
@@ -70,3 +71,11 @@ def test_weights_repeat_and_thin_what_is_trained_on_and_never_what_is_held_out()
     assert train == [100 - held[0], round(0.5 * (100 - held[1])), round(2.5 * (100 - held[2]))]
     assert len(set(drawn.held_out)) == 30
     assert not set(drawn.held_out) & set(drawn.train)
+
+
+def test_the_draw_depends_on_which_rows_are_equal_and_not_on_their_digests():
+    digests = [5, 9, 5, 7, 1, 2, 3]
+    renamed = [50, 10, 50, 99, 4, 8, 6]
+
+    assert split(digests, eval_fraction=0.3) == split(renamed, eval_fraction=0.3)
+    assert split([2**64 - 1, 0, 2**63], eval_fraction=0.3).held_out

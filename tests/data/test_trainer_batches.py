@@ -138,6 +138,8 @@ def rows_in(one) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         positions = one.inputs["position_ids"].flatten().tolist()
         starts = [index for index, position in enumerate(positions) if position == 0]
         ends = [*starts[1:], len(positions)]
+        rows = [(start, end) for start, end in zip(starts, ends, strict=True) if start < one.tokens]
+        starts, ends = [start for start, _ in rows], [end for _, end in rows]  # what follows only fills up
     flat = input_ids.flatten().tolist()
     return [(tuple(flat[start:end]), tuple(labels[start:end])) for start, end in zip(starts, ends, strict=True)]
 
