@@ -1,23 +1,19 @@
 """`loratory inspect` and `loratory render`: what a dataset holds, and the very tokens that a model would learn from it."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engine.commands.output import ProgressLine, print_json, words_of_seconds
-from engine.config.dataset import DatasetConfig, DatasetFormat, TrainOn
-from engine.config.load import choices_of
-from engine.config.model import ModelConfig
-from engine.config.training import TrainingConfig
-from engine.data.check import check_steps
-from engine.data.problems import RowProblem
-from engine.data.report import CheckProgress, DatasetReport
-from engine.data.source import SourceOptions
-from engine.data.tokenize import IGNORED_LABEL
 from engine.errors import ConfigError, Problem
-from engine.inspector.session import Inspector, RenderedSequence
-from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 from engine.paths import LoratoryHome
+
+if TYPE_CHECKING:
+    from engine.config.dataset import DatasetConfig
+    from engine.config.model import ModelConfig
+    from engine.data.problems import RowProblem
+    from engine.data.report import CheckProgress, DatasetReport
+    from engine.inspector.session import RenderedSequence
 
 _SHOWN_PROBLEMS = 20
 
@@ -58,6 +54,9 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
+    from engine.config.model import ModelConfig
+    from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
+
     home = LoratoryHome.from_environment()
     config = _dataset_config(data, format_, column_map, train_on)
     config = config.model_copy(update={"subset": subset, "split": split, "revision": revision})
@@ -80,6 +79,8 @@ def render(
     as_json: JsonOption = False,
 ) -> None:
     """Show one row exactly as training sees it: its text, its tokens, and which of them are learned."""
+    from engine.inspector.session import Inspector
+
     home = LoratoryHome.from_environment()
     config = _dataset_config(data, format_, column_map, train_on)
     inspector = Inspector(home)
@@ -95,12 +96,15 @@ def render(
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
 
 
-def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> DatasetConfig:
+def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> "DatasetConfig":
     """Check the arguments, all problems together.
 
     Raises:
         ConfigError: If one of them is wrong.
     """
+    from engine.config.dataset import DatasetConfig, DatasetFormat, TrainOn
+    from engine.config.load import choices_of
+
     problems = []
     if format_ not in choices_of(DatasetConfig, "format"):
         choices = ", ".join(choices_of(DatasetConfig, "format"))
@@ -123,16 +127,23 @@ def _dataset_config(data: str, format_: str, column_map: list[str] | None, train
     return DatasetConfig(source=data, format=chosen_format, column_map=mapped, train_on=chosen_train_on)
 
 
-def _model_config(model: str) -> ModelConfig:
+def _model_config(model: str) -> "ModelConfig":
+    from engine.config.model import ModelConfig
+
     if not 0 < len(model) <= 400:
         raise ConfigError([Problem("--model", "a name of 1 to 400 characters is needed.")])
     return ModelConfig(id=model)
 
 
 def _check(
-    config: DatasetConfig, model: ModelConfig | None, max_length: int | None, home: LoratoryHome
-) -> DatasetReport:
+    config: "DatasetConfig", model: "ModelConfig | None", max_length: int | None, home: LoratoryHome
+) -> "DatasetReport":
     """Check in this process where no tokenizer is needed, else in the one that has them."""
+    from engine.config.training import TrainingConfig
+    from engine.data.check import check_steps
+    from engine.data.source import SourceOptions
+    from engine.inspector.session import Inspector
+
     seed = TrainingConfig().seed
     line = ProgressLine()
     inspector = Inspector(home) if model is not None else None
@@ -152,12 +163,12 @@ def _check(
             inspector.close()
 
 
-def _show(line: ProgressLine, progress: CheckProgress) -> None:
+def _show(line: ProgressLine, progress: "CheckProgress") -> None:
     counted = f", {progress.tokens:,} tokens" if progress.tokens else ""
     line.show(f"{progress.rows:,} rows{counted}", progress.fraction)
 
 
-def report_text(report: DatasetReport) -> str:
+def report_text(report: "DatasetReport") -> str:
     """A report for people."""
     format_name = report.format.replace("_", " ")
     lines = [
@@ -187,7 +198,7 @@ def report_text(report: DatasetReport) -> str:
     return "\n".join(lines)
 
 
-def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> list[str]:
+def _problem_lines(title: str, problems: "tuple[RowProblem, ...]", count: int) -> list[str]:
     if not problems:
         return []
     lines = [f"{title}:"]
@@ -199,8 +210,10 @@ def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> 
     return lines
 
 
-def sequence_text(sequence: RenderedSequence) -> str:
+def sequence_text(sequence: "RenderedSequence") -> str:
     """A sequence for people, with what is learned between ⟦ and ⟧."""
+    from engine.data.tokenize import IGNORED_LABEL
+
     text = ""
     learning = False
     for piece, label in zip(sequence.pieces, sequence.labels, strict=True):

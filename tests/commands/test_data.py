@@ -1,0 +1,131 @@
+"""`loratory inspect` and `loratory render`, as a person and as a script see them."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from engine.commands.data import register
+from engine.errors import ConfigError, DatasetError
+
+REPORT_KEYS = {
+    "format",
+    "rows",
+    "kept",
+    "dropped",
+    "problems",
+    "token_lengths",
+    "trained_tokens",
+    "masked_tokens",
+    "duplicates",
+}
+
+
+@pytest.fixture
+def run(home):
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"q": f"Question {number}?", "a": f"Answer {number}."} for number in range(10)] + [{"q": "x", "a": ""}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+MAP = ("--map", "instruction=q", "--map", "output=a")
+
+
+def test_inspect_without_a_model_counts_rows_and_says_that_it_counts_no_tokens(run, file):
+    report = json.loads(run("inspect", file, *MAP, "--json").stdout)
+
+    assert report.keys() >= REPORT_KEYS
+    assert (report["format"], report["rows"], report["kept"], report["dropped"]) == ("alpaca", 11, 10, 1)
+    assert report["problems"][0].items() >= {"row": 10, "line": 11}.items()
+    assert report["trained_tokens"] is None
+    assert "give --model" in run("inspect", file, *MAP).stdout
+
+
+def test_inspect_with_a_model_counts_tokens_that_add_up(run, file, tiny_model_folder):
+    report = json.loads(run("inspect", file, *MAP, "--model", tiny_model_folder, "--max-length", 25, "--json").stdout)
+
+    assert report["trained_tokens"] + report["masked_tokens"] == report["total_tokens"]
+    assert set(report["token_lengths"]) >= {"min", "p50", "p95", "max", "over_max_length"}
+    assert report["token_lengths"]["over_max_length"] > 0
+
+
+def test_inspect_tells_people_what_is_left_out_and_why(run, file):
+    shown = run("inspect", file, *MAP).stdout
+
+    assert "Kept 10, left out 1." in shown
+    assert "line 11" in shown
+    assert "the answer is empty" in shown
+
+
+def test_render_prints_what_training_sees(run, file, tiny_model_folder):
+    rendered = json.loads(run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder, "--json").stdout)
+
+    assert rendered.keys() >= {"text", "input_ids", "labels", "tokens"}
+    assert len(rendered["input_ids"]) == len(rendered["labels"]) == len(rendered["tokens"])
+    assert rendered["text"].endswith("Answer 3.<|im_end|>\n")
+    assert len(rendered["sequences"]) == 1
+    learned = [token for token, label in zip(rendered["tokens"], rendered["labels"], strict=True) if label != -100]
+    assert learned[-1] == "<|im_end|>"
+
+    shown = run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder).stdout
+    assert "⟦Answer 3.<|im_end|>⟧" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("--format", "parquet"), ConfigError, "--format: 'parquet' is not one of auto, alpaca"),
+        (("--map", "output"), ConfigError, "--map: 'output' is not of the form"),
+        (("--train-on", "users"), ConfigError, "--train-on"),
+        (("--map", "output=b", "--map", "instruction=q"), DatasetError, "names the column 'b'"),
+        ((), None, ""),
+    ],
+)
+def test_wrong_arguments_are_said_in_words(run, file, arguments, error, words):
+    result = run("inspect", file, *arguments)
+
+    if error is None:
+        assert isinstance(result.exception, DatasetError)  # the columns q and a fit no format by themselves
+        return
+    assert isinstance(result.exception, error)
+    assert words in str(result.exception)
+
+
+def test_all_wrong_arguments_are_listed_together(run, file):
+    result = run("inspect", file, "--format", "x", "--map", "y", "--train-on", "z")
+
+    assert len(result.exception.problems) == 3
+
+
+def test_a_row_that_is_not_there_is_said_to_be_missing(run, file, tiny_model_folder):
+    result = run("render", file, *MAP, "--row", 99, "--model", tiny_model_folder)
+
+    assert "There is no row 99" in str(result.exception)
+
+
+def test_a_template_that_rewrites_turns_gives_all_sequences(run, tmp_path, tiny_model_folder):
+    import shutil
+
+    from tests.data.families import template_text
+
+    folder = tmp_path / "rewriting"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "chat_template.jinja").write_text(template_text("qwen3.jinja"))
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}] * 2
+    rows.write_text(json.dumps({"conversations": turns}))
+
+    rendered = json.loads(run("render", rows, "--row", 0, "--model", folder, "--json").stdout)
+
+    assert [sequence["part"] for sequence in rendered["sequences"]] == [0, 1]
+    assert rendered["part"] == 1
