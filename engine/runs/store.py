@@ -20,8 +20,8 @@ from engine.processes.lock import FileLock
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import Run, RunFolder
 
-RUN_ID = re.compile(r"^\d{8}-\d{6}-\d{3}-[0-9a-f]{4}$")
-_OWNER = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
+_OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DOOMED_PREFIX = ".deleted-"
 _UNBORN_PREFIX = ".new-"
 _CLOCK_MAY_GO_BACK_MILLISECONDS = 24 * 3600 * 1000
@@ -30,7 +30,7 @@ _CLOCK_MAY_GO_BACK_MILLISECONDS = 24 * 3600 * 1000
 class RunStore:
     """The runs of one owner.
 
-    Ids from outside are compared with the names in the owner's folder and never made into a path unseen.
+    Ids from outside are looked up in the owner's folder; what is not formed like an id never becomes a path.
 
     Args:
         home: The Loratory home.
@@ -42,7 +42,7 @@ class RunStore:
     """
 
     def __init__(self, home: LoratoryHome, owner: str, clock: Callable[[], float] = time.time) -> None:
-        if not _OWNER.match(owner):
+        if not _OWNER.fullmatch(owner):
             raise StorageError("That owner's name cannot be a folder.", "Use letters, digits, - and _.")
         self.home = home
         self.owner = owner
@@ -100,9 +100,9 @@ class RunStore:
         Raises:
             RunError: If there is none, or more than one.
         """
-        ids = self.ids()
-        if run_id in ids:
+        if self._exists(run_id):
             return self._run(run_id)
+        ids = self.ids()
         matches = [known for known in ids if len(run_id) >= 4 and known.endswith(run_id)]
         if len(matches) == 1:
             return self._run(matches[0])
@@ -117,13 +117,13 @@ class RunStore:
             run_id = self._key_file(key).read_text(encoding="ascii")
         except (FileNotFoundError, UnicodeDecodeError):
             return None
-        return self._run(run_id) if run_id in self.ids() else None
+        return self._run(run_id) if self._exists(run_id) else None
 
     def ids(self) -> list[str]:
         """Ids of all runs, newest first."""
         try:
             with os.scandir(self._folder) as entries:
-                return sorted((entry.name for entry in entries if RUN_ID.match(entry.name)), reverse=True)
+                return sorted((entry.name for entry in entries if RUN_ID.fullmatch(entry.name)), reverse=True)
         except FileNotFoundError:
             return []
 
@@ -160,6 +160,10 @@ class RunStore:
                 if path.name.startswith((_DOOMED_PREFIX, _UNBORN_PREFIX)):
                     shutil.rmtree(path, ignore_errors=True)
 
+    def _exists(self, run_id: str) -> bool:
+        # Nothing but an id passes the pattern, so that no path can be smuggled in.
+        return RUN_ID.fullmatch(run_id) is not None and (self._folder / run_id).is_dir()
+
     def _run(self, run_id: str) -> Run:
         return Run(id=run_id, owner=self.owner, folder=RunFolder(self._folder / run_id))
 
@@ -186,7 +190,7 @@ def list_owners(home: LoratoryHome) -> list[str]:
     """Owners who have a folder of runs."""
     try:
         with os.scandir(home.runs) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and _OWNER.match(entry.name))
+            return sorted(entry.name for entry in entries if entry.is_dir() and _OWNER.fullmatch(entry.name))
     except FileNotFoundError:
         return []
 

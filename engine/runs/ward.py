@@ -92,12 +92,18 @@ class Ward:
         for folder in self._owners.values():
             if not folder.has_changed():
                 continue
-            ids = set(folder.store.ids())
-            for run_id in sorted(ids - folder.known):
-                self._take_in(folder.store.get(run_id))
-            for gone in folder.known - ids:
+            runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
+            for run_id, run in runs.items():
+                if run_id in folder.known:
+                    continue
+                try:
+                    self._take_in(run)
+                    folder.known.add(run_id)
+                except (EngineError, OSError) as error:
+                    self._complain(f"{run_id} cannot be supervised: {error}")
+            for gone in folder.known - runs.keys():
                 self._forget(gone)
-            folder.known = ids
+            folder.known &= runs.keys()
 
     def look_at_workers(self) -> None:
         """Look at every run with a worker, and save what changed."""

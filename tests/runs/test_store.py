@@ -58,7 +58,9 @@ def test_a_clock_that_was_years_ahead_once_does_not_bind_later_runs(home):
     assert store.create(config_for()).id.startswith("20231114")
 
 
-@pytest.mark.parametrize("bad", ["../../etc", "/etc/passwd", "..", "", "x" * 5000, "a\0b", "%2e%2e", "."])
+@pytest.mark.parametrize(
+    "bad", ["../../etc", "/etc/passwd", "..", "", "x" * 5000, "a\0b", "%2e%2e", ".", "20260101-000000-000-abcd\n"]
+)
 def test_ids_from_outside_are_looked_up_and_never_made_into_paths(store, bad):
     run = store.create(config_for())
     with pytest.raises(RunError, match=r"no run|means"):

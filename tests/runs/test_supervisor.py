@@ -214,6 +214,21 @@ def test_a_config_that_cannot_be_read_fails_its_run_and_no_other(store, start_su
     assert wait_for_state(fine, "completed")
 
 
+def test_a_run_that_cannot_even_be_looked_at_keeps_no_other_from_starting(store, start_supervisor, monkeypatch):
+    odd, fine = store.create(config_for("steps=3")), store.create(config_for("steps=3"))
+    original = RunFolder.read_saved_state
+
+    def refuse(self):
+        if self.path == odd.folder.path:
+            raise PermissionError(13, "Permission denied")
+        return original(self)
+
+    monkeypatch.setattr(RunFolder, "read_saved_state", refuse)
+    start_supervisor()
+
+    assert wait_for_state(fine, "completed")
+
+
 def test_a_worker_that_cannot_be_started_fails_its_run(store, start_supervisor):
     start_supervisor(command=lambda order: ["/nonexistent/python", "worker"])
     run = store.create(config_for())
