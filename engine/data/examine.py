@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 from engine.config.dataset import DatasetConfig
@@ -23,6 +22,7 @@ from engine.errors import DatasetError
 
 DETECTION_ROWS = 100
 
+_DETECTION_BYTES = 4 << 20
 _BATCH_ROWS = 64
 _BATCH_BYTES = 1 << 20
 
@@ -171,7 +171,7 @@ class DatasetPart:
 
     def __init__(self, config: DatasetConfig, options: SourceOptions) -> None:
         self.source: RowSource = open_source(config, options)
-        head = list(islice(self.source.records(), DETECTION_ROWS))
+        head = _head_of(self.source)
         if not head:
             what = "names columns and holds no rows" if self.source.columns else "holds no rows"
             raise DatasetError(f"{self.source.name} {what}.", "Choose a dataset with rows in it.")
@@ -186,6 +186,18 @@ class DatasetPart:
         self.columns = _printable(self.source.columns or tuple(dict.fromkeys(name for row in rows for name in row)))
         self.detection: Detection = detect_format(config, rows)
         self.converter = Converter(self.detection)
+
+
+def _head_of(source: RowSource) -> list[Record]:
+    """The first rows: enough to tell the format, and never more than a few megabytes of them."""
+    head: list[Record] = []
+    size = 0
+    for record in source.records():
+        head.append(record)
+        size += len(record.raw)
+        if len(head) >= DETECTION_ROWS or size > _DETECTION_BYTES:
+            break
+    return head
 
 
 def _printable(names: Sequence[str]) -> tuple[str, ...]:

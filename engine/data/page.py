@@ -1,5 +1,8 @@
 """A page of rows as a person reads them: as conversation, and as the tokens that training will see."""
 
+from dataclasses import replace
+from itertools import islice
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.data.conversation import Conversation, Example, PlainText
@@ -20,6 +23,11 @@ class PageRequest(_Part):
     rows: tuple[int, ...] | None = Field(None, max_length=200)  # exactly these instead, in this order
 
 
+# What a page shows of one row; more than anybody reads, and a bound on what is sent.
+MAX_SHOWN_CHARACTERS = 50_000
+MAX_SHOWN_TOKENS = 20_000
+
+
 class TokenSpan(_Part):
     """Neighbouring tokens of one kind, joined to one piece of text."""
 
@@ -30,7 +38,10 @@ class TokenSpan(_Part):
 
 
 class SequenceView(_Part):
-    """One training sequence of a row, up to the cut at max_length."""
+    """One training sequence of a row, up to the cut at max_length.
+
+    Spans end after MAX_SHOWN_TOKENS; the counts are those of the whole sequence.
+    """
 
     spans: tuple[TokenSpan, ...]
     tokens: int
@@ -70,16 +81,24 @@ class DatasetPage(_Part):
 def page_row(row: int, line: int | None, example: Example, raw: str) -> PageRow:
     """A good row without its tokens."""
     if isinstance(example, PlainText):
-        return PageRow(row=row, line=line, text=example.content, raw=raw)
+        return PageRow(row=row, line=line, text=_shown(example.content), raw=raw)
     assert isinstance(example, Conversation)
+    if any(len(message.content) > MAX_SHOWN_CHARACTERS for message in example.messages):
+        messages = tuple(replace(message, content=_shown(message.content)) for message in example.messages)
+        example = replace(example, messages=messages)
     return PageRow(row=row, line=line, conversation=example, raw=raw)
+
+
+def _shown(text: str) -> str:
+    more = len(text) - MAX_SHOWN_CHARACTERS
+    return text if more <= 0 else f"{text[:MAX_SHOWN_CHARACTERS]}… and {more:,} more characters"
 
 
 def sequence_view(rendered: RenderedRow) -> SequenceView:
     """Join the tokens of a sequence into spans."""
     spans: list[TokenSpan] = []
     tokens = zip(rendered.pieces, rendered.labels, rendered.special, strict=True)
-    for piece, label, special in tokens:
+    for piece, label, special in islice(tokens, MAX_SHOWN_TOKENS):
         trained = label != IGNORED_LABEL
         last = spans[-1] if spans else None
         if last is not None and not special and not last.special and last.trained == trained:

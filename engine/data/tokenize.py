@@ -186,6 +186,8 @@ def _mark_learned(
         The tokens; which of them are learned; and turns whose prompt, tokenized by itself, gives other tokens than those
         in this sequence, so that they need one of their own.
     """
+    if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
+        del encoded.ids[-1], encoded.starts[-1], encoded.ends[-1]  # some tokenizers add eos by themselves
     if not sequence.learned:  # everything counts, except the first token: nothing comes before it to learn it from
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.learned

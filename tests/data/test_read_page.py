@@ -160,3 +160,17 @@ def test_a_damaged_index_is_made_anew(tmp_path):
     cache.write_text('{"positions": [[0')
 
     assert RowIndex(cache).total_rows is None
+
+
+def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.data.page.MAX_SHOWN_CHARACTERS", 100)
+    monkeypatch.setattr("engine.data.page.MAX_SHOWN_TOKENS", 20)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "Why?", "completion": "one " * 100}))
+    renderer = Renderer(tokenizer_of(family("qwen2.5")), None)
+
+    (row,) = page(open_reader(path, renderer=renderer)).rows
+
+    assert row.conversation.messages[1].content.endswith("… and 300 more characters")
+    assert sum(span.tokens for span in row.sequences[0].spans) == 20
+    assert row.sequences[0].tokens > 100

@@ -7,7 +7,7 @@ import pytest
 from engine.data.conversation import Conversation, Message, PlainText, ToolCall
 from engine.data.problems import RowProblemError
 from engine.data.tokenize import IGNORED_LABEL, RenderOptions, prompt_ids, render_conversation, render_many
-from tests.data.families import FAMILIES, family, template_text, tokenizer_of
+from tests.data.families import FAMILIES, family, sentencepiece_tokenizer, template_text, tokenizer_of
 
 ALL = RenderOptions(None)
 
@@ -380,3 +380,38 @@ def test_turns_that_a_template_leaves_out_are_named():
 
     assert [kind for kind, _ in rendering.notices] == ["template_leaves_out"]
     assert "lost words" in rendering.notices[0][1]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_a_sentencepiece_tokenizer_keeps_prompts_and_answers_apart(conversation):
+    tokenizer = sentencepiece_tokenizer()
+
+    rows = render_conversation(0, conversation, tokenizer, ALL).rows
+
+    learned = {tuple(row.input_ids[:start]): row.input_ids[start:end] for row in rows for start, end in spans(row)}
+    answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+    assert len(learned) == len(answers)
+    for index in answers:
+        answer = learned[tuple(prompt_ids(conversation.messages[:index], tokenizer))]
+        assert (
+            tokenizer.decode(answer).strip().removesuffix("</s>").strip()
+            == conversation.messages[index].content.strip()
+        )
+        assert answer[-1] == tokenizer.eos_token_id
+    for row in rows:
+        assert "".join(row.pieces) == row.text
+
+
+def test_a_tokenizer_that_adds_eos_by_itself_adds_no_second_one():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tokenizer_of(family("llama3"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A <|eot_id|>",
+        special_tokens=[("<|begin_of_text|>", tokenizer.bos_token_id), ("<|eot_id|>", tokenizer.eos_token_id)],
+    )
+
+    (row,) = render_conversation(0, PlainText("some words"), tokenizer, ALL).rows
+
+    assert row.input_ids[0] == tokenizer.bos_token_id
+    assert row.input_ids.count(tokenizer.eos_token_id) == 1
