@@ -10,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Processes beside this one would otherwise slow it down tenfold; see engine.processes.spawn.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from engine.paths import LoratoryHome
 
@@ -35,9 +37,8 @@ def tiny_model_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def demo_home(tmp_path_factory) -> LoratoryHome:
     """A home that holds the demo model; kept between sessions where LORATORY_TEST_HOME names a folder."""
-    from engine.models.source import resolve_model
-
     from engine.config.model import ModelConfig
+    from engine.models.source import resolve_model
 
     root = Path(os.environ.get("LORATORY_TEST_HOME") or tmp_path_factory.mktemp("demo-home"))
     demo = LoratoryHome(root)

@@ -55,10 +55,10 @@ def test_a_full_disk_is_recognized(error):
 
 
 def test_a_full_disk_is_recognized_behind_our_own_error():
-    try:
-        raise StorageError("events.jsonl cannot be written.", "Free some space.") from OSError(errno.ENOSPC, "full")
-    except StorageError as error:
-        assert is_disk_full(error)
+    ours = StorageError("events.jsonl cannot be written.", "Free some space.")
+    ours.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+
+    assert is_disk_full(ours)
 
 
 @pytest.mark.parametrize(

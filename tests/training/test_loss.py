@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional
 
 from engine.training import loss as loss_module
-from engine.training.loss import LogitTransform, attach_loss, summed_loss
-from engine.training.loss import TrainedTokens
+from engine.training.loss import LogitTransform, TrainedTokens, attach_loss, summed_loss
 
 VOCABULARY, WIDTH = 97, 24
 

@@ -1,0 +1,230 @@
+"""The trainer learns what the plain script learns, however rows are batched, and goes on where it stopped."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from engine.training.build import add_adapter
+from engine.training.trainer import TrainerHooks
+from tests.training.tiny_training import make_config, make_rows, make_training
+
+ROWS = make_rows(13)
+HELD_OUT = make_rows(5, seed=1)
+
+
+def plain_losses(config, trainer, folder):
+    """TRL's own trainer on the same rows in the same steps."""
+    torch.manual_seed(config.training.seed)
+    from engine.models.source import ModelSource
+
+    model = add_adapter(
+        AutoModelForCausalLM.from_pretrained(config.model.id, dtype=torch.float32),
+        config,
+        ModelSource(config.model.id, "tiny"),
+    )
+    order = [row for epoch in range(2) for s in trainer._planner.steps(epoch) for p in s.passes for row in p.rows]
+    logged = []
+
+    class Plain(SFTTrainer):
+        def log(self, logs, start_time=None):
+            if "loss" in logs:
+                logged.append(logs["loss"])
+
+    dataset = Dataset.from_list([{"input_ids": ROWS[i].input_ids, "labels": ROWS[i].labels} for i in order])
+    Plain(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=4,
+            max_steps=4,
+            learning_rate=config.training.learning_rate,
+            lr_scheduler_type=config.training.lr_scheduler_type,
+            warmup_steps=config.training.warmup_steps,
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            train_sampling_strategy="sequential",
+            shuffle_dataset=False,
+            save_strategy="no",
+            max_length=None,
+            seed=config.training.seed,
+        ),
+        train_dataset=dataset,
+        processing_class=AutoTokenizer.from_pretrained(config.model.id),
+    ).train()
+    return logged
+
+
+@pytest.mark.parametrize("batching", ["joined", "padded"])
+def test_losses_are_those_of_the_plain_script(tiny_model_folder, tmp_path, batching):
+    # Eight rows, so that both trainers divide epochs alike.
+    rows = ROWS[:8]
+    attention = "auto" if batching == "joined" else "eager"
+    config = make_config(
+        tiny_model_folder,
+        model={"attn_implementation": attention},
+        training={"num_train_epochs": 2, "max_steps": 4},
+    )
+    training = make_training(config, rows, tmp_path)
+    assert training.assembly.setup.settings.batching == batching
+    training.trainer.train()
+
+    expected = plain_losses(config, training.trainer, tmp_path / "plain")
+
+    assert training.losses == pytest.approx(expected, rel=1e-4)
+    assert training.losses[-1] < training.losses[0]
+
+
+def test_packed_rows_have_the_losses_of_unpacked_ones(tiny_model_folder, tmp_path):
+    """One step over all rows: the same sum, whichever sequence a row stands in."""
+    one_step = {"max_steps": 1, "per_device_train_batch_size": 13, "gradient_accumulation_steps": 1}
+    losses = {}
+    for packing in (False, True):
+        config = make_config(tiny_model_folder, training=one_step | {"packing": packing})
+        training = make_training(config, ROWS, tmp_path)
+        training.trainer.train()
+        losses[packing] = training.steps[0]
+
+    assert losses[True].loss == pytest.approx(losses[False].loss, rel=1e-5)
+    assert losses[True].grad_norm == pytest.approx(losses[False].grad_norm, rel=1e-4)
+    assert losses[True].trained_tokens == losses[False].trained_tokens
+
+
+def test_how_a_step_is_divided_into_passes_does_not_change_it(tiny_model_folder, tmp_path):
+    results = []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        training = make_training(make_config(tiny_model_folder, training=sizes), ROWS, tmp_path)
+        training.trainer.train()
+        results.append(training.losses)
+
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    assert results[2] == pytest.approx(results[0], rel=1e-4)
+
+
+def test_steps_count_tokens(tiny_model_folder, tmp_path):
+    training = make_training(make_config(tiny_model_folder), ROWS, tmp_path)
+    training.trainer.train()
+
+    assert training.trainer.total_steps == len(training.steps) == 8  # 13 rows, four a step, two epochs
+    assert training.steps[-1].tokens == 2 * sum(len(row.input_ids) for row in ROWS)
+    assert training.steps[-1].trained_tokens == 2 * sum(label != -100 for row in ROWS for label in row.labels[1:])
+    assert [step.step for step in training.steps] == list(range(1, 9))
+    assert training.steps[-1].epoch == pytest.approx(2.0)
+
+
+def test_the_held_out_loss_is_a_mean_over_tokens(tiny_model_folder, tmp_path):
+    training = make_training(make_config(tiny_model_folder), ROWS, tmp_path, held_out=HELD_OUT)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+    total = tokens = 0.0
+    with torch.no_grad():
+        for row in HELD_OUT:
+            labels = torch.tensor([row.labels])
+            count = int((labels[:, 1:] != -100).sum())
+            total += float(model(torch.tensor([row.input_ids]), labels=labels).loss) * count
+            tokens += count
+
+    measured = training.trainer.measure_held_out()
+
+    assert measured.tokens == tokens
+    assert measured.rows == len(HELD_OUT)
+    assert measured.loss == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_measuring_does_not_change_the_training(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, adapter={"lora_dropout": 0.2})
+    plain = make_training(config, ROWS, tmp_path)
+    plain.trainer.train()
+    hooks = TrainerHooks()
+    measuring = make_training(config, ROWS, tmp_path, held_out=HELD_OUT, hooks=hooks)
+    told = hooks.logged
+    hooks.logged = lambda step: (measuring.trainer.measure_held_out(), told(step))
+    measuring.trainer.train()
+
+    assert measuring.losses == plain.losses
+
+
+class StopAfter:
+    """Raises out of the loop, as a killed process leaves it."""
+
+    def __init__(self, trainer_of, folder, save_at, die_at):
+        self.trainer_of, self.folder, self.save_at, self.die_at = trainer_of, folder, save_at, die_at
+
+    def __call__(self, step):
+        if step.step == self.save_at:
+            self.folder.mkdir()
+            self.trainer_of().write_state(self.folder)
+        if step.step == self.die_at:
+            raise KeyboardInterrupt
+
+
+RESUMABLE = {
+    "LoRA with dropout": {"adapter": {"lora_dropout": 0.1}},
+    "QLoRA": {"model": {"quantization": "nf4", "compute_dtype": "bfloat16"}},
+    "packing": {"training": {"packing": True, "num_train_epochs": 4}, "adapter": {"lora_dropout": 0.1}},
+    "bfloat16": {"model": {"compute_dtype": "bfloat16"}, "adapter": {"lora_dropout": 0.1}},
+    "IA3": {"adapter": {"method": "ia3"}},
+    "prefix tuning": {"adapter": {"method": "prefix_tuning", "num_virtual_tokens": 5}},
+    "full": {"adapter": {"method": "none"}},
+    "DoRA and rsLoRA": {"adapter": {"use_dora": True, "use_rslora": True, "lora_dropout": 0.1}},
+    "checkpointing": {"training": {"gradient_checkpointing": True}, "adapter": {"lora_dropout": 0.1}},
+    "modules_to_save": {"adapter": {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]}},
+    "all biases": {"adapter": {"bias": "all"}},
+}
+
+
+@pytest.mark.parametrize("sections", RESUMABLE.values(), ids=RESUMABLE.keys())
+def test_a_killed_run_goes_on_bit_by_bit(tiny_model_folder, tmp_path, sections):
+    config = make_config(tiny_model_folder, **sections)
+    whole = make_training(config, ROWS, tmp_path)
+    whole.trainer.train()
+    total = whole.trainer.total_steps
+    save_at, die_at = total // 2, total // 2 + 1
+
+    hooks = TrainerHooks()
+    killed = make_training(config, ROWS, tmp_path, hooks=hooks)
+    told, stop = hooks.logged, StopAfter(lambda: killed.trainer, tmp_path / "saved", save_at, die_at)
+    hooks.logged = lambda step: (told(step), stop(step))
+    with pytest.raises(KeyboardInterrupt):
+        killed.trainer.train()
+    torch.manual_seed(12345)  # a new process has other random numbers
+    resumed = make_training(config, ROWS, tmp_path)
+    torch.manual_seed(54321)
+    resumed.trainer.train(resume_from_checkpoint=str(tmp_path / "saved"))
+
+    assert killed.losses == whole.losses[:die_at]
+    assert [step.step for step in resumed.steps] == list(range(save_at + 1, total + 1))
+    assert resumed.losses == whole.losses[save_at:]
+    assert [s.grad_norm for s in resumed.steps] == [s.grad_norm for s in whole.steps[save_at:]]
+    assert resumed.steps[-1].tokens == whole.steps[-1].tokens
+    for name, weights in whole.weights().items():
+        assert torch.equal(weights, resumed.weights()[name]), name
+
+
+def test_trained_weights_are_float32_also_on_quantized_bases(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, model={"quantization": "nf4", "compute_dtype": "bfloat16"})
+    training = make_training(config, ROWS, tmp_path)
+    training.trainer.train()
+
+    after = training.weights().values()
+    assert {weights.dtype for weights in after} == {torch.float32}
+    assert not any(torch.equal(weights, weights.bfloat16().float()) for weights in after)  # nor rounded on the way
+
+
+def test_measuring_leaves_quantized_weights_alone(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, model={"quantization": "nf4", "compute_dtype": "bfloat16"})
+    training = make_training(config, ROWS, tmp_path, held_out=HELD_OUT)
+    packed = {n: p.detach().clone() for n, p in training.trainer.model.named_parameters() if not p.requires_grad}
+
+    first = training.trainer.measure_held_out()
+    training.trainer.train()
+
+    for name, parameter in training.trainer.model.named_parameters():
+        if name in packed:
+            assert torch.equal(parameter, packed[name]), name
+    assert first.loss > 0

@@ -1,0 +1,111 @@
+"""A real trainer on the tiny model, in this process: what every test of the trainer sets up."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from engine.config.load import config_from_mapping
+from engine.config.run import RunConfig
+from engine.hardware.device import Device
+from engine.models.source import ModelSource
+from engine.training.assembly import Assembly, assemble
+from engine.training.build import add_adapter, load_model, training_arguments
+from engine.training.placement import Placement
+from engine.training.precision import choose_precision
+from engine.training.steps import TrainerRows
+from engine.training.trainer import LoggedStep, LoratoryTrainer, TrainerHooks
+
+CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, supports_bfloat16=True, cores=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    input_ids: list[int]
+    labels: list[int]
+
+
+def make_rows(count: int, longest: int = 40, seed: int = 0) -> list[Row]:
+    """Rows of random tokens; the second half of each is learned."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        length = generator.randint(6, longest)
+        ids = [generator.randrange(10, 250) for _ in range(length)]
+        rows.append(Row(ids, [-100] * (length // 2) + ids[length // 2 :]))
+    return rows
+
+
+def make_config(folder: Path, **sections: dict[str, Any]) -> RunConfig:
+    """LoRA in float32, two epochs of small steps, unless the sections say otherwise."""
+    values: dict[str, Any] = {
+        "model": {"id": str(folder), "compute_dtype": "float32"},
+        "adapter": {"r": 4, "lora_alpha": 8},
+        "dataset": {"source": "rows"},
+        "training": {
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 5e-3,
+            "max_length": 64,
+        },
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return config_from_mapping(values)
+
+
+@dataclass
+class TinyTraining:
+    """A trainer, and what it logged."""
+
+    trainer: LoratoryTrainer
+    assembly: Assembly
+    steps: list[LoggedStep]
+
+    @property
+    def losses(self) -> list[float]:
+        return [step.loss for step in self.steps]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name."""
+        return {n: p.detach().clone() for n, p in self.trainer.model.named_parameters() if p.requires_grad}
+
+
+def make_training(
+    config: RunConfig,
+    rows: list[Row],
+    folder: Path,
+    *,
+    held_out: list[Row] | None = None,
+    hooks: TrainerHooks | None = None,
+    callbacks: tuple[Any, ...] = (),
+) -> TinyTraining:
+    """Build what `engine.training.session` builds, without its files and processes."""
+    source = ModelSource(config.model.id, "tiny")
+    placement = Placement(CPU, torch.device("cpu"))
+    precision = choose_precision(config, CPU)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.id)
+    torch.manual_seed(config.training.seed)
+    random.seed(config.training.seed)
+    model = add_adapter(load_model(source, config, precision, placement), config, source)
+    assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
+    steps: list[LoggedStep] = []
+    hooks = hooks or TrainerHooks()
+    told = hooks.logged
+    hooks.logged = lambda step: (steps.append(step), told(step))[1]
+    trainer = LoratoryTrainer(
+        model=model,
+        args=training_arguments(config.training, folder, precision, placement),
+        tokenizer=tokenizer,
+        rows=TrainerRows(
+            rows, [len(r.input_ids) for r in rows], held_out or [], [len(r.input_ids) for r in held_out or []]
+        ),
+        setup=assembly.setup,
+        hooks=hooks,
+        callbacks=callbacks,
+    )
+    return TinyTraining(trainer, assembly, steps)
