@@ -65,47 +65,42 @@ def _draw_sample(count: int, max_samples: int | None, seed: int) -> Positions:
 
 
 def _draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which of the rows are held out."""
-    held_out = np.zeros(len(digests), dtype=np.bool_)
+    """Which of the rows are held out: those whose mixed digests are the smallest.
+
+    Equal rows have equal digests and so stay together; a row's place does not depend on where it stands, and hardly on
+    what other rows there are.
+    """
+    nothing = np.zeros(len(digests), dtype=np.bool_)
     if eval_fraction <= 0 or len(digests) < 2:
-        return held_out
-    groups, sizes = _groups_of(digests)
-    if len(sizes) < 2:
-        return held_out
+        return nothing
+    places = _mixed(digests, seed)
     wanted = max(1, round(eval_fraction * len(digests)))
-    order = _generator(seed, 1).permutation(len(sizes))[
-        :-1
-    ]  # the last one stays, so that something is left to train on
-    chosen: list[int] = []
+    held_out: NDArray[np.bool_] = places <= np.partition(places, wanted - 1)[wanted - 1]
+    if np.count_nonzero(held_out) == wanted:
+        return held_out
+    # A group of equal rows reaches across the share that was asked for: take the groups that fit into it.
+    values, sizes = np.unique(places, return_counts=True)
+    if len(values) < 2:
+        return nothing
+    chosen = []
     room = wanted
-    for group in order:
-        if sizes[group] <= room:
-            chosen.append(group)
-            room -= sizes[group]
+    for value, size in zip(values[:-1], sizes[:-1], strict=True):  # the last one stays: something must be left to learn
+        if size <= room:
+            chosen.append(value)
+            room -= size
         if not room:
             break
-    if not chosen:  # every group is larger than the share asked for
-        chosen.append(order[np.argmin(sizes[order])])
-    is_chosen = np.zeros(len(sizes), dtype=np.bool_)
-    is_chosen[chosen] = True
-    return is_chosen[groups]
+    return np.isin(places, chosen or values[:-1][[np.argmin(sizes[:-1])]])
 
 
-def _groups_of(digests: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """The group of each row, numbered in the order of first appearance, and how many rows each group has."""
-    order = np.argsort(digests).astype(np.uint32)
-    begins = np.ones(len(order), dtype=np.bool_)
-    ordered = digests[order]
-    begins[1:] = ordered[1:] != ordered[:-1]
-    del ordered
-    # Numbers must not depend on what a digest happens to be, or a draw would change with the way digests are made.
-    first_rows = np.minimum.reduceat(order, np.flatnonzero(begins))
-    appears = np.zeros(len(order), dtype=np.bool_)
-    appears[first_rows] = True
-    number = (np.cumsum(appears, dtype=np.uint32) - np.uint32(1))[first_rows]
-    groups = np.empty(len(order), dtype=np.uint32)
-    groups[order] = number[np.cumsum(begins, dtype=np.uint32) - np.uint32(1)]
-    return groups, np.bincount(groups).astype(np.uint32)
+def _mixed(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Digests scattered anew by a seed (the finalizer of SplitMix64, Steele et al. 2014, figure 16)."""
+    mixed = digests ^ np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def _weighted(train: Positions, parts: NDArray[np.int8], weights: Sequence[float], seed: int) -> Positions:
