@@ -19,6 +19,7 @@ const draw = () => {
     if (place.dataset.waiting) place.insertAdjacentElement('afterbegin', waiting).textContent = place.dataset.waiting;
     place.removeAttribute('aria-label');
     place.style.height = '';
+    place.style.minHeight = '0';
     return;
   }
   if (!window.Plotly) {
@@ -28,6 +29,7 @@ const draw = () => {
   const chart = JSON.parse(withColours(value));
   place.setAttribute('aria-label', chart.label);
   waiting.remove();
+  place.style.minHeight = '';
   place.style.height = chart.layout.height + 'px';
   window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
 };

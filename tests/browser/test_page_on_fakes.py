@@ -95,7 +95,9 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     page.locator("#stop").click()
     expect(page.locator("#run-heading")).to_contain_text("stopped")
     expect(page.locator("#stop")).to_be_hidden()
-    expect(page.locator("#open-chat")).to_be_visible()
+    page.locator("#open-chat").click()
+    expect(page.locator("#chat-run input")).to_have_value(re.compile("stopped"))
+    expect(page.locator("#side")).to_be_hidden()
 
 
 def test_cancel_asks_first(page, services):

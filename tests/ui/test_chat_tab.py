@@ -155,6 +155,10 @@ def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
     assert "1 2 3" in html
     assert "Type a question" in tab.talk._prompt("", [], SIDE_BY_SIDE, "")
 
+    turns = turns_of(ask(tab, "one?"))
+    assert "scales" not in tab.talk._prompt("", turns, SIDE_BY_SIDE, "")
+    assert "scales" in tab.talk._prompt("two?", turns, SIDE_BY_SIDE, "")
+
 
 def test_suggestions_come_from_the_data_of_the_run(tab, run):
     assert tab._suggest(run.id) == ("", [])  # nothing is loaded yet

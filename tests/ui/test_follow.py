@@ -49,13 +49,14 @@ def test_a_tick_sends_what_was_logged_since(follow, invent):
     assert later.stamp != drawn.stamp
     assert later.loss != drawn.loss
     assert later.timer == NOTHING
+    assert later.choice == NOTHING
 
 
 def test_the_clock_stops_when_the_run_has_ended(follow, invent):
     run = invent(state="completed")
 
     assert look(follow, run.id).timer["active"] is False
-    last = follow.tick(run.id, "an older stamp", 0.9, False, False)
+    last = follow.tick(run.id, "a stamp:running:", 0.9, False, False)
     assert last.timer["active"] is False
     assert "completed" in last.choice["choices"][0][0]
     assert look(follow, invent(state="running", steps=3).id).timer["active"] is True

@@ -144,6 +144,7 @@ class FollowPart:
         picked.then(self.look, self._inputs, self.outputs, **quick)
         self._ask(self.stop.click, request_stop)
         self._ask(self.resume.click, lambda run: request_resume(page.services.home, run))
+        page.open_tab(self.chat.click(lambda: None, None, None, **quick), "chat")
         confirmed = self._ask(self.really.click, request_cancel)
         confirmed.then(lambda: gr.update(visible=False), None, self.confirm, **quick)
         self.cancel.click(lambda: gr.update(visible=True), None, self.confirm, **quick)
@@ -172,9 +173,9 @@ class FollowPart:
             return gr.skip()
         drawn = self._draw(observed, ChartView(smoothing, log_axis), log_open)
         # A tick may only stop the clock: another tab may have been opened since it began.
-        if observed.is_live:
-            return drawn._replace(timer=gr.skip())
-        return drawn._replace(timer=gr.update(active=False), choice=self._list(run_id, "Follow"))
+        clock = gr.skip() if observed.is_live else gr.update(active=False)
+        has_changed_state = f":{observed.state.state}:" not in stamp
+        return drawn._replace(timer=clock, choice=self._list(run_id, "Follow") if has_changed_state else gr.skip())
 
     def look(self, run_id: str, _stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
         """Everything about a run, whatever was shown before."""

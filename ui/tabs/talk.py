@@ -170,13 +170,15 @@ class TalkPart:
     def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
         branch = self._branches(branches)[-1]
         typed = (question or "").strip()
-        messages = messages_of([*turns, Turn(typed)] if typed else turns, branch, system or "")
+        # With nothing typed: what the newest answer was an answer to.
+        asked = [*turns, Turn(typed)] if typed else [*turns[:-1], *(Turn(turn.question) for turn in turns[-1:])]
+        messages = messages_of(asked, branch, system or "")
         if not messages:
             return '<p class="small">Type a question, and see here what the model would read.</p>'
         view = self._page.services.chat.prompt(messages)
         ids = " ".join(str(number) for number in view.ids)
         return (
-            f'<p class="small">{len(view.ids):,} tokens, in the words of the template that was trained with.</p>'
+            f'<p class="small">{len(view.ids):,} tokens, exactly as the model reads them.</p>'
             f'<pre class="log" tabindex="0" aria-label="Prompt text">{escape(view.text)}</pre>'
             f'<p class="small">As ids:</p><pre class="log" tabindex="0" aria-label="Prompt ids">{ids}</pre>'
         )

@@ -19,6 +19,7 @@ Against = Literal["step", "tokens", "time"]
 # What a screen can show: a curve is some 900 pixels wide, and each pixel may need its lowest and its highest point.
 _POINTS = 1500
 _SMALL_POINTS = 400
+_FEW_STEPS = 6
 _LOSS_HEIGHT = 350
 _SMALL_HEIGHT = 330
 
@@ -72,7 +73,7 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
         traces.append(_level_trace([0, max(history.last_step, 1)], base.eval_loss, "base model"))
         annotations.append(_level_label(base.eval_loss, f"base model {base.eval_loss:.2f}", log=view.log_axis))
     layout = _layout(_LOSS_HEIGHT, f"{revision}:{view.log_axis}")
-    layout["xaxis"] |= {"title": {"text": "step"}, "rangemode": "tozero"}
+    layout["xaxis"] |= {"title": {"text": "step"}, "rangemode": "tozero", **_whole_steps(history)}
     layout["yaxis"] |= {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
     layout["annotations"] = annotations
     return figure_json(traces, layout, _loss_words(history))
@@ -95,7 +96,9 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         left, upper = position % 2 == 0, position < 2
         x_domain = [0.0, 0.465] if left else [0.535, 1.0]
         y_domain = [0.6, 1.0] if upper else [0.0, 0.4]
-        layout[f"xaxis{axis}"] = _axis() | {"domain": x_domain, "anchor": f"y{axis}", "nticks": 5}
+        layout[f"xaxis{axis}"] = (
+            _axis() | {"domain": x_domain, "anchor": f"y{axis}", "nticks": 5} | _whole_steps(history)
+        )
         layout[f"yaxis{axis}"] = _axis() | {
             "domain": y_domain, "anchor": f"x{axis}", "nticks": 4, "automargin": True,
             "rangemode": "tozero", "exponentformat": "e",
@@ -230,6 +233,11 @@ def _layout(height: int, revision: str) -> dict[str, Any]:
         "xaxis": _axis(),
         "yaxis": _axis(),
     }
+
+
+def _whole_steps(history: RunHistory) -> dict[str, Any]:
+    """Nobody takes half a step: with few of them, the axis would show fractions."""
+    return {"dtick": 1} if 0 < history.last_step < _FEW_STEPS else {}
 
 
 def _axis() -> dict[str, Any]:
