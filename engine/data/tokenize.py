@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.config.dataset import TrainOn
@@ -139,7 +139,7 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
 def _plan(example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> RowPlan:
     if isinstance(example, PlainText):
         return plan_text(example, tokenizer)
-    return plan_conversation(example, tokenizer, options.train_on)
+    return plan_conversation(example, tokenizer, options.train_on, options.max_length)
 
 
 def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
@@ -155,7 +155,7 @@ def _finish(
 ) -> Rendering:
     pending = list(zip(plan.sequences, sequences, strict=True))
     rendered: list[RenderedRow] = []
-    lost = 0
+    lost = plan.beyond_tokens
     for sequence, first_encoded in pending:
         encoded, learned, apart = _mark_learned(sequence, first_encoded, tokenizer)
         for turn in apart:
@@ -169,6 +169,9 @@ def _finish(
             labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, kept, strict=True)]
             rendered.append(RenderedRow(row, len(rendered), ids, labels, encoded, tokenizer, lost_here))
     if rendered:
+        if lost > sum(one.lost_trained_tokens for one in rendered):  # of turns that left no sequence behind
+            others = lost - sum(one.lost_trained_tokens for one in rendered[:-1])
+            rendered[-1] = replace(rendered[-1], lost_trained_tokens=others)
         return Rendering(tuple(rendered), plan.notes, plan.notices)
     if lost:
         raise RowProblemError(

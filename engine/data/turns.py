@@ -19,6 +19,7 @@ from engine.data.problems import RowProblemError, shortened
 from engine.data.template_abilities import abilities_of, apply_template
 from engine.data.tokenizer import ChatTokenizer, control_token_pattern, control_token_texts
 
+_LOOK_EVERY_TURNS = 8
 _OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
 _CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
 
@@ -47,10 +48,19 @@ class RowPlan:
     sequences: tuple[SequencePlan, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
     notices: tuple[Notice, ...] = ()  # about this row
+    beyond_tokens: int = 0  # about how many tokens would be learned from turns that lie beyond max_length
 
 
-def plan_conversation(conversation: Conversation, tokenizer: ChatTokenizer, train_on: TrainOn) -> RowPlan:
+def plan_conversation(
+    conversation: Conversation, tokenizer: ChatTokenizer, train_on: TrainOn, max_length: int | None = None
+) -> RowPlan:
     """Decide the sequences of a conversation.
+
+    Args:
+        conversation: Of any length.
+        tokenizer: With a frozen template.
+        train_on: Which turns are learned.
+        max_length: Turns that lie beyond it are not looked at: proving a turn takes longer the later it stands.
 
     Raises:
         RowProblemError: If the template refuses the row, or no turn of it can be learned.
@@ -62,11 +72,22 @@ def plan_conversation(conversation: Conversation, tokenizer: ChatTokenizer, trai
         text = renderer.text(len(expressed.messages))
         return RowPlan((SequencePlan(text, ()),), expressed.notes, notices + renderer.left_out(text))
     chosen = _chosen_turns(expressed, train_on)
-    turns = [turn for turn in map(renderer.turn, chosen) if turn is not None]
+    turns: list[Turn] = []
+    beyond = 0
+    for number, index in enumerate(chosen):
+        if number % _LOOK_EVERY_TURNS == 0 and turns and _is_longer(turns[-1].prompt, tokenizer, max_length):
+            rest = "\n".join(expressed.messages[late].content for late in chosen[number:])
+            beyond = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
+            break
+        turn = renderer.turn(index)
+        if turn is not None:
+            turns.append(turn)
     if not turns:
         raise RowProblemError("nothing_to_learn", "no assistant turn says anything that could be learned")
     sequences = _share_sequences(turns, tokenizer)
-    return RowPlan(sequences, expressed.notes, notices + renderer.left_out(sequences[-1].text))
+    if not beyond:  # else the text ends early, and says nothing about what the template leaves out
+        notices += renderer.left_out(sequences[-1].text)
+    return RowPlan(sequences, expressed.notes, notices, beyond)
 
 
 def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
@@ -112,6 +133,12 @@ def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenize
             reason = f"turn {number} ({message.role}) holds {match.group()}, which the model reads as a special token"
             found.append(("special_token", reason))
     return tuple(found)
+
+
+def _is_longer(text: str, tokenizer: ChatTokenizer, max_length: int | None) -> bool:
+    if max_length is None:
+        return False
+    return len(text) > max_length and len(tokenizer(text, add_special_tokens=False)["input_ids"]) > max_length
 
 
 class _Renderer:

@@ -415,3 +415,21 @@ def test_a_tokenizer_that_adds_eos_by_itself_adds_no_second_one():
 
     assert row.input_ids[0] == tokenizer.bos_token_id
     assert row.input_ids.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
+def test_turns_far_beyond_the_cut_cost_no_time_and_are_counted_as_lost(name):
+    tokenizer = tokenizer_of(family(name))
+    talk_of = lambda count: talk(*(f"{number} what does it do" for number in range(2 * count)))  # noqa: E731
+    rendered = []
+    apply = tokenizer.apply_chat_template
+    tokenizer.apply_chat_template = lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)
+
+    short = render_conversation(0, talk_of(40), tokenizer, RenderOptions(300)).rows
+    needed = len(rendered)
+    long = render_conversation(0, talk_of(2000), tokenizer, RenderOptions(300)).rows
+
+    assert len(rendered) - needed <= 100
+    assert [(row.input_ids, row.labels) for row in long] == [(row.input_ids, row.labels) for row in short]
+    lost = sum(row.lost_trained_tokens for row in long)
+    assert lost > 10 * sum(row.lost_trained_tokens for row in short) > 0
