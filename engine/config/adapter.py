@@ -85,3 +85,11 @@ class AdapterConfig(Section):
         ge=1,
         le=4096,
     )
+    warm_start: str | None = setting(
+        None,
+        label="Start from an adapter",
+        help="A run's id, or a folder with an adapter of the same make: training goes on from its weights, with a fresh "
+        "optimizer. Empty starts a new one.",
+        advanced=True,
+        max_length=1000,
+    )

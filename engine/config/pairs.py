@@ -48,9 +48,15 @@ def _full_on_quantized(config: RunConfig) -> str | None:
     return None
 
 
-def _dora_on_other_methods(config: RunConfig) -> str | None:
-    if config.adapter.method == "lora" and config.adapter.use_dora and config.model.quantization == "fp4":
-        return "DoRA needs the weights' norms, which fp4 does not give; use nf4, or switch DoRA off."
+def _warm_start_without_adapter(config: RunConfig) -> str | None:
+    if config.adapter.method == "none" and config.adapter.warm_start is not None:
+        return "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
+    return None
+
+
+def _best_without_held_out(config: RunConfig) -> str | None:
+    if config.training.load_best_model_at_end and config.dataset.eval_fraction == 0:
+        return "the best weights are those of the lowest held-out loss; set dataset.eval_fraction above 0."
     return None
 
 
@@ -90,7 +96,12 @@ PAIR_RULES: tuple[PairRule, ...] = (
     ),
     PairRule("training.packing", ("adapter.method", "training.packing"), _prefix_with_packing),
     PairRule("model.quantization", ("adapter.method", "model.quantization"), _full_on_quantized),
-    PairRule("adapter.use_dora", ("adapter.method", "adapter.use_dora", "model.quantization"), _dora_on_other_methods),
+    PairRule("adapter.warm_start", ("adapter.method", "adapter.warm_start"), _warm_start_without_adapter),
+    PairRule(
+        "training.load_best_model_at_end",
+        ("training.load_best_model_at_end", "dataset.eval_fraction"),
+        _best_without_held_out,
+    ),
     PairRule(
         "training.early_stopping_patience",
         ("training.early_stopping_patience", "dataset.eval_fraction"),

@@ -140,3 +140,9 @@ class TrainingConfig(Section):
         ge=1,
         le=10_000,
     )
+    load_best_model_at_end: bool = setting(
+        False,
+        label="Keep the best",
+        help="Ends with the weights of the lowest held-out loss instead of the last ones. Stopping early always does.",
+        advanced=True,
+    )

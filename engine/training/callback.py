@@ -43,6 +43,11 @@ class Cadence:
         return step % self.save_steps == 0 or step >= self.total_steps
 
 
+def keeps_best(training: TrainingConfig) -> bool:
+    """Whether a run ends with the weights of its lowest held-out loss."""
+    return training.load_best_model_at_end or training.early_stopping_patience is not None
+
+
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Turns the cadence, requests to stop and a stalled held-out loss into the loop's own controls.
 
@@ -87,8 +92,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             control.should_log = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """End the run where the held-out loss has stopped improving."""
+        """Save what may turn out the best, and end the run where the held-out loss has stopped improving."""
         patience = self._training.early_stopping_patience
-        if patience is not None and self._progress().measurements_since_best >= patience and not self.stopped_early:
+        since_best = self._progress().measurements_since_best
+        if since_best == 0 and keeps_best(self._training):
+            control.should_save = True
+        if patience is not None and since_best >= patience and not self.stopped_early:
             self.stopped_early = True
             control.should_save = control.should_training_stop = True

@@ -21,6 +21,7 @@ _OUT_OF_MEMORY_WORDS = (
     "not enough memory",
     "failed to allocate",
     "cublas_status_alloc_failed",
+    "could not create a primitive",  # oneDNN, where it cannot map memory for a kernel
 )
 _DISK_FULL_WORDS = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122")
 

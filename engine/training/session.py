@@ -14,7 +14,7 @@ from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.runs.checkpoints import Checkpoint, newest_intact
+from engine.runs.checkpoints import Checkpoint, is_intact, list_checkpoints, newest_intact
 from engine.runs.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder
@@ -22,7 +22,7 @@ from engine.training import checkpoint as checkpoints
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
 from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
-from engine.training.callback import RunCallback
+from engine.training.callback import RunCallback, keeps_best
 from engine.training.failure import check_loss
 from engine.training.interruption import Interruption
 from engine.training.placement import Placement, choose_placement
@@ -31,6 +31,7 @@ from engine.training.reporting import RunEvents
 from engine.training.steps import TrainerRows
 from engine.training.trained_state import load_trained, save_adapter
 from engine.training.trainer import HeldOutLoss, LoggedStep, LoratoryTrainer, TrainerHooks
+from engine.training.warm_start import find_warm_start, load_warm_start
 
 Outcome = Literal["finished", "stopped"]
 
@@ -107,6 +108,8 @@ class TrainingSession:
         model = load_model(source, config, precision, placement)
         events.status("preparing", f"Preparing {config.method_name}.")
         model = add_adapter(model, config, source)
+        if config.adapter.warm_start is not None and resumed_from is None:
+            load_warm_start(model, find_warm_start(config.adapter.warm_start, self._folder.path.parent))
         assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
         for note in assembly.notes:
             events.warn(note, "batching")
@@ -129,7 +132,8 @@ class TrainingSession:
         events, total = self._events, trainer.total_steps
         if resumed_from is None and trainer.measures:
             events.status("evaluating", "Measuring the base model on held-out rows.", total)
-            off = self._config.adapter.method == "prefix_tuning"
+            # Both start as something else than no change, so that the base is measured without them.
+            off = self._config.adapter.method == "prefix_tuning" or self._config.adapter.warm_start is not None
             first = trainer.measure_held_out(without_adapter=off)
             events.held_out(0, first, adapter_disabled=off)
             self._go_on()
@@ -140,7 +144,7 @@ class TrainingSession:
         else:  # everything was learned; only the adapter is missing
             load_trained(trainer.model, resumed_from.folder)
         events.memory()
-        self._keep_best(trainer, callback)
+        self._keep_best(trainer)
         events.status("saving", "Saving what was trained.")
         save = lambda folder: save_adapter(trainer.model, tokenizer, folder, precision.compute)  # noqa: E731
         events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
@@ -282,14 +286,15 @@ class TrainingSession:
         )
         checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
 
-    def _keep_best(self, trainer: LoratoryTrainer, callback: RunCallback) -> None:
-        """A run that ended early because it got no better ends with its best weights."""
+    def _keep_best(self, trainer: LoratoryTrainer) -> None:
+        """End with the best weights where that is wanted and the last ones are not they."""
         best = trainer.progress.best_step
-        if not callback.stopped_early or best is None:
+        if not keeps_best(self._config.training) or best in (None, int(trainer.state.global_step)):
             return
-        path = self._folder.checkpoint(best)
-        if path.is_dir():
-            load_trained(trainer.model, path)
+        found = next((c for c in list_checkpoints(self._folder.checkpoints) if c.step == best), None)
+        if found is not None and is_intact(found):
+            load_trained(trainer.model, found.folder)
+            self._events.status("saving", f"Going back to step {best:,}, whose held-out loss was the lowest.")
 
 
 def choose_measured(lengths: Sequence[int], learned_tokens: int, seed: int) -> list[int]:

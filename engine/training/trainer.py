@@ -174,7 +174,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 summed = self._summed_loss(model, one)
                 # Averaged by tokens over the whole step, as TRL does; DDP divides by the processes once more.
                 part = summed * (self.accelerator.num_processes / max(1, total))
-                if faults.is_armed("training:nan"):
+                if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
                     part = part * float("nan")
                 self.accelerator.backward(part)
             loss += part.detach()
@@ -216,6 +216,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         off = self.model.disable_adapter() if without_adapter else contextlib.nullcontext()
         was_training = self.model.training
         self.model.eval()
+        _keep_int8_as_trained(self.model)
         summed = torch.zeros((), dtype=torch.float64)
         tokens = 0
         with torch.no_grad(), off:
@@ -308,3 +309,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
 def _causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _keep_int8_as_trained(model: Any) -> None:
+    """Outside training, bitsandbytes rounds the inputs of 8-bit layers as well, which nothing was trained with."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
+            module.train()

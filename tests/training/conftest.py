@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from tests.training.forking_workers import ForkingWorkers
+from tests.training.worker_runs import WorkerRuns, write_questions
+
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
@@ -10,3 +13,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def workers():
+    """Starts real workers."""
+    forking = ForkingWorkers()
+    yield forking
+    forking.close()
+
+
+@pytest.fixture
+def runs(home, tiny_model_folder, tmp_path) -> WorkerRuns:
+    """Makes runs of the tiny model."""
+    return WorkerRuns(home, tiny_model_folder, write_questions(tmp_path / "questions.jsonl"))

@@ -1,0 +1,78 @@
+"""Going on from an adapter that was trained before: its weights, with a new optimizer and a new schedule."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from engine.errors import ConfigError, Problem
+from engine.files import resolve_inside
+from engine.runs.store import RUN_ID
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+# What must be the same for the weights to mean the same.
+_SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens")
+
+
+def find_warm_start(text: str, runs: Path) -> Path:
+    """The folder of the adapter that is meant.
+
+    Args:
+        text: The id of a run of the same owner, a run's folder, or a folder with an adapter.
+        runs: Where the owner's runs stand.
+
+    Raises:
+        ConfigError: If there is no adapter.
+    """
+    named = resolve_inside(runs, text) if RUN_ID.match(text) else Path(text).expanduser()
+    for folder in (named, named / "adapter"):
+        if (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file():
+            return folder
+    raise _refusal(f"{text} holds no adapter; give a finished run's id, or a folder with {_CONFIG} and {_WEIGHTS}.")
+
+
+def load_warm_start(model: Any, folder: Path) -> None:
+    """Give a freshly made adapter the weights of an earlier one.
+
+    Raises:
+        ConfigError: If the two are not of the same make.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        earlier = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / _WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise _refusal(f"the adapter in {folder.name} cannot be read; it may be incomplete.") from error
+    now = model.peft_config["default"].to_dict()
+    for name in _SAME:
+        was, is_ = earlier.get(name), now.get(name)
+        is_ = getattr(is_, "value", is_)
+        if was is not None and is_ is not None and was != is_:
+            raise _refusal(f"its {name} is {was}, and this run's is {is_}; give both the same.")
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        result = set_peft_model_state_dict(model, weights)
+    except (RuntimeError, KeyError) as error:
+        raise _refusal("its weights have other shapes than this run's: it belongs to another model.") from error
+    unexpected = list(getattr(result, "unexpected_keys", None) or [])
+    if unexpected:
+        raise _refusal(f"it adapts {_module(unexpected[0])}, which this run does not; give both the same targets.")
+    missing = [name for name in getattr(result, "missing_keys", None) or [] if name in before]
+    if missing:
+        raise _refusal(f"it does not adapt {_module(missing[0])}, as this run does; give both the same targets.")
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def _module(name: str) -> str:
+    return name.removeprefix("base_model.model.").split(".lora_")[0].split(".ia3_")[0]
+
+
+def _refusal(message: str) -> ConfigError:
+    return ConfigError([Problem("adapter.warm_start", message)])

@@ -1,0 +1,184 @@
+"""What breaks inside a run, with real workers: killed, out of memory, out of disk, out of numbers. Nothing is lost."""
+
+import resource
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from engine.runs.checkpoints import list_checkpoints, newest_intact
+from engine.runs.control import request_cancel
+from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
+from tests.training.worker_runs import losses_of, said
+
+pytestmark = pytest.mark.e2e
+
+KILLED = -signal.SIGKILL
+
+# Five checkpoints are written; each place is passed once for each of them (rotation begins with the third).
+PLACES = ("begun", "filled", "on_disk", "described", "renamed")
+KILLS = [f"checkpoint:{place}#{time}" for time in (1, 2, 3, 5) for place in PLACES]
+
+SAVES_OFTEN = {"training": {"save_steps": 2}, "adapter": {"lora_dropout": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Losses of a run that nothing happened to, by what was asked for; each is trained once."""
+    return {}
+
+
+def losses_without_faults(uninterrupted, workers, runs, sections):
+    key = repr(sections)
+    if key not in uninterrupted:
+        run = runs.create(**sections)
+        assert workers.run(run.folder.path) == EXIT_FINISHED
+        uninterrupted[key] = losses_of(run)
+    return uninterrupted[key]
+
+
+@pytest.mark.parametrize("place", [*KILLS, "checkpoint:rotated#1", "session:adapter_saved"])
+def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(place, workers, runs, uninterrupted):
+    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+    run = runs.create(**SAVES_OFTEN)
+
+    assert workers.run(run.folder.path, f"{place}=kill") == KILLED
+
+    newest = newest_intact(run.folder.checkpoints)
+    offered = list_checkpoints(run.folder.checkpoints)
+    assert (newest is None) == (not offered)
+    assert newest is not None or place.endswith("#1")  # only the first save can leave nothing
+    if newest is not None:
+        assert newest == offered[-1]  # none that is damaged stands before it
+        assert load_file(newest.folder / "adapter" / "adapter_model.safetensors")
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+    assert losses_of(run) == expected
+    assert (run.folder.adapter / "adapter_model.safetensors").is_file()
+    names = {path.name for path in run.folder.checkpoints.iterdir()}
+    assert not any(name.startswith(".") for name in names)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"adapter": {"lora_dropout": 0.1}},
+        {"model": {"quantization": "nf4"}, "adapter": {"lora_dropout": 0.1}},
+        {"training": {"packing": True, "num_train_epochs": 100}, "adapter": {"lora_dropout": 0.1}},
+    ],
+    ids=["LoRA with dropout", "QLoRA", "packing"],
+)
+def test_a_run_killed_at_step_7_goes_on_from_step_5_bit_by_bit(sections, workers, runs, uninterrupted):
+    expected = losses_without_faults(uninterrupted, workers, runs, sections)
+    run = runs.create(**sections)
+
+    assert workers.run(run.folder.path, "training:step-7=kill") == KILLED
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    (resumed,) = said(run, "resumed")
+    assert (resumed.step, resumed.checkpoint) == (5, "step-5")
+    again = [(data.step, data.loss) for data in said(run, "step")][7:]
+    assert [step for step, _ in again] == [6, 7, 8, 9, 10]
+    assert losses_of(run) == expected
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(workers, runs, uninterrupted):
+    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+    run = runs.create(**SAVES_OFTEN)
+    workers.run(run.folder.path, "training:step-9=kill")
+    weights = run.folder.checkpoint(8) / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    assert said(run, "resumed")[0].step == 6
+    assert losses_of(run) == expected
+
+
+def test_a_loss_that_is_no_number_ends_the_run_within_one_step(workers, runs):
+    run = runs.create()
+
+    assert workers.run(run.folder.path, "training:loss-7=nan") == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    assert failed.cause == "diverged"
+    assert "step 7" in failed.what
+    assert said(run, "step")[-1].step == 7
+    assert newest_intact(run.folder.checkpoints).step == 5
+
+
+def test_a_diverging_loss_ends_the_run(workers, runs):
+    run = runs.create(
+        training={"learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0, "max_steps": 60},
+        adapter={"method": "none"},
+    )
+
+    assert workers.run(run.folder.path) == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    assert failed.cause == "diverged"
+    assert "The loss rose to" in failed.what
+    assert "learning rate" in failed.fix
+
+
+def test_a_gpu_out_of_memory_has_advice(workers, runs):
+    run = runs.create()
+
+    assert workers.run(run.folder.path, "training:pass#12=out_of_memory") == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    assert failed.cause == "out_of_memory"
+    assert "per_device_train_batch_size to 1" in failed.fix
+    assert newest_intact(run.folder.checkpoints) is not None
+
+
+def test_a_machine_out_of_memory_has_advice(workers, runs):
+    run = runs.create(training={"max_steps": 2000})
+    pid = workers.start(run.folder.path, "training:step-3=sleep:1")
+    deadline = time.monotonic() + 60
+    while not (run.folder.events.exists() and any(data.step == 3 for data in said(run, "step"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    used = int(open(f"/proc/{pid}/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
+    resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
+
+    assert workers.wait(pid) == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    assert failed.cause == "out_of_memory"
+    assert failed.fix
+
+
+def test_training_waits_while_the_disk_is_full_and_goes_on_by_itself(workers, runs, uninterrupted):
+    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+    run = runs.create(**SAVES_OFTEN)
+    full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in (3, 4, 5))
+
+    assert workers.run(run.folder.path, f"{full};disk_full:hurry=yes") == EXIT_FINISHED
+
+    codes = [data.code for data in said(run, "warning") if data.code.startswith("disk")]
+    assert codes == ["disk_full", "disk_has_room"]
+    assert [data.step for data in said(run, "checkpoint")] == [2, 4, 6, 8, 10]
+    assert losses_of(run) == expected
+
+
+def test_a_run_that_waits_for_the_disk_can_be_cancelled(workers, runs):
+    run = runs.create(**SAVES_OFTEN)
+    pid = workers.start(run.folder.path, "checkpoint:filled=disk_full;disk_full:hurry=yes")
+    deadline = time.monotonic() + 60
+    while not (run.folder.events.exists() and any(data.code == "disk_full" for data in said(run, "warning"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    request_cancel(run)
+
+    assert workers.wait(pid) == EXIT_CANCELLED
+
+
+def test_faults_are_dead_outside_tests(monkeypatch):
+    from engine.training import faults
+
+    monkeypatch.delenv(faults.VARIABLE, raising=False)
+
+    faults.reached("checkpoint:begun")
+    assert not faults.is_armed("training:loss-7")

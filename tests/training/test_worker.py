@@ -1,0 +1,241 @@
+"""A real worker on the tiny model: what it says, what it leaves, how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from engine.runs.checkpoints import list_checkpoints
+from engine.runs.control import request_cancel, request_stop
+from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
+from tests.training.worker_runs import events_of, history_of, losses_of, said
+
+pytestmark = pytest.mark.e2e
+
+
+def wait_for_step(run, step, timeout_seconds=60):
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if run.folder.events.exists() and any(data.step >= step for data in said(run, "step")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step}; the log says: {run.folder.log.read_text()[-2000:]}")
+
+
+def test_a_run_from_beginning_to_end(workers, runs):
+    run = runs.create()
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    phases = [data.phase for data in said(run, "status")]
+    assert list(dict.fromkeys(phases)) == [
+        "loading_model",
+        "reading_data",
+        "preparing",
+        "evaluating",
+        "training",
+        "saving",
+        "finished",
+    ]
+    assert all(data.message for data in said(run, "status"))
+    (parameters,) = said(run, "parameters")
+    assert 0 < parameters.trainable < parameters.total
+    assert parameters.compute_dtype in ("bfloat16", "float32")
+    assert parameters.batching == "joined"
+    (report,) = said(run, "data_report")
+    assert (report.train_rows, report.eval_rows) == (27, 3)
+    assert [data.step for data in said(run, "step")] == list(range(1, 11))
+    assert [data.step for data in said(run, "eval")] == [0, 5, 10]
+    assert [data.name for data in said(run, "checkpoint")] == ["step-5", "step-10"]
+    assert said(run, "memory")[-1].peak_process_bytes > 100e6
+    assert [event.seq for event in events_of(run)] == list(range(1, len(events_of(run)) + 1))
+    assert said(run, "failed") == []
+    files = {path.name for path in run.folder.adapter.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
+    assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in files)
+    assert not (run.folder.path / ".reserve").exists()
+    assert "trainable params:" in run.folder.log.read_text()
+
+
+def test_the_held_out_loss_of_step_0_is_the_base_models(workers, runs):
+    run = runs.create(adapter={"method": "prefix_tuning", "num_virtual_tokens": 4})
+    other = runs.create()
+
+    workers.run(run.folder.path)
+    workers.run(other.folder.path)
+
+    prefix, lora = said(run, "eval")[0], said(other, "eval")[0]
+    assert prefix.adapter_disabled
+    assert not lora.adapter_disabled
+    assert prefix.eval_loss == pytest.approx(lora.eval_loss, rel=0.01)
+
+
+def test_the_adapter_names_no_folder_of_this_machine_when_the_model_is_known_elsewhere(workers, runs):
+    run = runs.create()
+    workers.run(run.folder.path)
+
+    config = json.loads((run.folder.adapter / "adapter_config.json").read_text())
+
+    assert config["base_model_name_or_path"] == str(runs.model)  # a local model has no other name
+
+
+def test_stop_saves_and_ends(workers, runs):
+    run = runs.create(training={"max_steps": 3000, "save_steps": 1000})
+    pid = workers.start(run.folder.path)
+    wait_for_step(run, 3)
+
+    request_stop(run)
+
+    assert workers.wait(pid) == EXIT_FINISHED
+    last = said(run, "status")[-1]
+    assert last.phase == "stopped"
+    assert "Stopped on request" in last.message
+    step = said(run, "step")[-1].step
+    assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [step]
+    assert load_file(run.folder.adapter / "adapter_model.safetensors")
+    assert not run.folder.has_living_worker()
+
+
+def test_sigterm_saves_and_ends(workers, runs):
+    run = runs.create(training={"max_steps": 3000, "save_steps": 1000})
+    pid = workers.start(run.folder.path)
+    wait_for_step(run, 2)
+
+    os.kill(pid, signal.SIGTERM)
+
+    assert workers.wait(pid) == EXIT_FINISHED
+    assert "SIGTERM" in said(run, "status")[-1].message
+    assert (run.folder.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_cancel_ends_at_once(workers, runs):
+    run = runs.create(training={"max_steps": 3000, "save_steps": 2})
+    pid = workers.start(run.folder.path)
+    wait_for_step(run, 3)
+
+    request_cancel(run)
+
+    assert workers.wait(pid) == EXIT_CANCELLED
+    assert said(run, "status")[-1].phase == "stopped"
+    assert not run.folder.adapter.exists()
+    assert list_checkpoints(run.folder.checkpoints)  # earlier ones stay
+
+
+def test_a_request_before_the_first_step_is_obeyed(workers, runs):
+    run = runs.create()
+    request_stop(run)
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    assert said(run, "status")[-1].phase == "stopped"
+    assert said(run, "step") == []
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(workers, runs):
+    whole = runs.create(training={"max_steps": 12})
+    workers.run(whole.folder.path)
+    run = runs.create(training={"max_steps": 12})
+    pid = workers.start(run.folder.path, "training:step-4=sleep:0.5")
+    wait_for_step(run, 4)
+    request_stop(run)
+    workers.wait(pid)
+    run.folder.stop_request.unlink()
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    assert losses_of(run) == losses_of(whole)
+    assert said(run, "status")[-1].phase == "finished"
+    assert said(run, "resumed")[0].checkpoint.startswith("step-")
+
+
+def test_a_run_that_lacks_only_its_adapter_is_not_trained_further(workers, runs):
+    run = runs.create()
+    workers.run(run.folder.path)
+    before = load_file(run.folder.adapter / "adapter_model.safetensors")
+    steps = losses_of(run)
+    for path in run.folder.adapter.iterdir():
+        path.unlink()
+    run.folder.adapter.rmdir()
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    after = load_file(run.folder.adapter / "adapter_model.safetensors")
+    assert all((after[name] == tensor).all() for name, tensor in before.items())
+    assert losses_of(run) == steps
+
+
+def test_early_stopping_ends_with_the_best_weights(workers, runs):
+    training = {"max_steps": 200, "eval_steps": 1, "save_steps": 50, "learning_rate": 0.5, "max_grad_norm": 0}
+    run = runs.create(training={**training, "early_stopping_patience": 2})
+
+    workers.run(run.folder.path)
+
+    measured = {data.step: data.eval_loss for data in said(run, "eval") if data.step}
+    best = min(measured, key=measured.get)
+    if said(run, "failed"):
+        pytest.skip("the run diverged before it stopped improving")
+    assert max(measured) == best + 2 < 200
+    assert "stopped improving" in said(run, "status")[-1].message
+    kept = run.folder.checkpoint(best) / "adapter" / "adapter_model.safetensors"
+    assert kept.read_bytes() == (run.folder.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):
+    first = runs.create(training={"learning_rate": 1e-2})
+    workers.run(first.folder.path)
+    second = runs.create(adapter={"warm_start": first.id}, training={"learning_rate": 1e-2})
+
+    assert workers.run(second.folder.path) == EXIT_FINISHED
+
+    base, *later = said(second, "eval")
+    assert base.adapter_disabled
+    assert base.eval_loss == pytest.approx(said(first, "eval")[0].eval_loss, rel=0.01)
+    assert later[0].eval_loss < said(first, "eval")[1].eval_loss
+
+
+@pytest.mark.parametrize(
+    ("sections", "cause", "words"),
+    [
+        ({"adapter": {"target_modules": ["q_proj", "query"]}}, "config", "query matches no module"),
+        ({"model": {"id": "/nowhere/at/all"}}, "model", "/nowhere/at/all"),
+        ({"dataset": {"source": "/nowhere/data.jsonl"}}, "dataset", "data.jsonl"),
+        ({"adapter": {"warm_start": "20200101-000000-000-abcd"}}, "config", "holds no adapter"),
+    ],
+    ids=["targets", "model", "dataset", "warm start"],
+)
+def test_what_cannot_work_is_said_with_its_cause(workers, runs, sections, cause, words):
+    run = runs.create(**sections)
+
+    assert workers.run(run.folder.path) == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    assert failed.cause == cause
+    assert words in failed.what
+    assert failed.fix
+    assert history_of(run).last_step == 0
+
+
+def test_a_run_has_one_worker(workers, runs):
+    run = runs.create(training={"max_steps": 3000})
+    pid = workers.start(run.folder.path)
+    wait_for_step(run, 1)
+
+    assert workers.run(run.folder.path) == EXIT_HELD_BY_ANOTHER
+
+    request_cancel(run)
+    workers.wait(pid)
+
+
+def test_wrong_usage_is_told():
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", "engine.training.worker"], capture_output=True, text=True, check=False
+    )
+
+    assert process.returncode == EXIT_USAGE
+    assert "RUN_DIR" in process.stderr
+    assert process.stdout == ""

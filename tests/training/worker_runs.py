@@ -1,0 +1,79 @@
+"""Runs of the tiny model for real workers: a home, a dataset, and what was said in the end."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config.load import config_from_mapping
+from engine.paths import LoratoryHome
+from engine.runs.event_log import read_events
+from engine.runs.events import Event
+from engine.runs.history import RunHistory, read_history
+from engine.runs.run import Run
+from engine.runs.store import RunStore
+
+WORDS = "rank alpha adapter dropout target layer batch step loss rate token frozen weight base tune".split()
+
+
+def write_questions(path: Path, count: int = 30) -> Path:
+    """An Alpaca file of short made-up questions and answers."""
+    generator = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            words = generator.choices(WORDS, k=generator.randint(2, 6))
+            row = {"instruction": f"What is {words[0]} {number}?", "input": "", "output": " ".join(words)}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@dataclass(frozen=True)
+class WorkerRuns:
+    """Makes runs in one home."""
+
+    home: LoratoryHome
+    model: Path
+    data: Path
+
+    def create(self, **sections: dict[str, Any]) -> Run:
+        """A run of ten steps with a checkpoint every five, unless the sections say otherwise."""
+        values: dict[str, Any] = {
+            "model": {"id": str(self.model)},
+            "adapter": {"r": 4, "lora_alpha": 8},
+            "dataset": {"source": str(self.data), "eval_fraction": 0.1},
+            "training": {
+                "max_steps": 10,
+                "save_steps": 5,
+                "eval_steps": 5,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 1e-3,
+                "max_length": 96,
+            },
+            "run": {"devices": "cpu"},
+        }
+        for name, section in sections.items():
+            values[name] = values.get(name, {}) | section
+        return RunStore(self.home, "ann").create(config_from_mapping(values))
+
+
+def events_of(run: Run) -> list[Event]:
+    """Everything that its workers said."""
+    return list(read_events(run.folder.events).events)
+
+
+def said(run: Run, kind: str) -> list[Any]:
+    """The data of all events of one kind."""
+    return [event.data for event in events_of(run) if event.kind == kind]
+
+
+def history_of(run: Run) -> RunHistory:
+    """What a reader makes of it."""
+    return read_history(run.folder.events)
+
+
+def losses_of(run: Run) -> list[tuple[int, float]]:
+    """Step and loss, without what was superseded."""
+    steps = history_of(run).steps
+    return list(zip(steps.steps.tolist(), steps.losses.tolist(), strict=True))
