@@ -24,26 +24,28 @@ class PlainTextReader:
     def read(self, start: Position) -> Iterator[Record]:
         """Rows from `start` on."""
         row = start.row
-        paragraph: list[Line] = []
+        lines: list[Line] = []
+        size_bytes = 0
         for line in read_lines(self._stream, start.offset, start.line, blank=self.by_paragraph):
             if line.data and not line.data.isspace():
-                paragraph.append(line)
-                if self.by_paragraph and sum(line.size_bytes for line in paragraph[-2:]) <= MAX_ROW_BYTES:
+                if size_bytes <= MAX_ROW_BYTES:  # of what is too long, the beginning is enough
+                    lines.append(line)
+                size_bytes += line.size_bytes + 1
+                if self.by_paragraph:
                     continue
-            if paragraph:
-                yield _record(row, paragraph)
-                paragraph = []
+            if lines:
+                yield _record(row, lines, size_bytes)
+                lines, size_bytes = [], 0
                 row += 1
-        if paragraph:
-            yield _record(row, paragraph)
+        if lines:
+            yield _record(row, lines, size_bytes)
 
 
-def _record(row: int, lines: list[Line]) -> Record:
+def _record(row: int, lines: list[Line], size_bytes: int) -> Record:
     position = Position(row, lines[0].number, lines[0].offset)
-    size = sum(line.size_bytes + 1 for line in lines)
     raw = b"\n".join(line.data for line in lines)
-    if size > MAX_ROW_BYTES:
-        return bad_record(position, raw, "too_long", too_long(size))
+    if size_bytes - 1 > MAX_ROW_BYTES:
+        return bad_record(position, raw, "too_long", too_long(size_bytes))
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
