@@ -16,6 +16,9 @@ pytestmark = [
     pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser())),
 ]
 
+# Machines that run tests are busy; what does not come at all fails all the same.
+expect.set_options(timeout=30_000)
+
 _RANGE = "document.querySelector('#loss-chart .chart').layout.xaxis.range"
 _POINTS = "document.querySelector('#loss-chart .chart').data[0].x.length"
 
