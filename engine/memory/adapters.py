@@ -6,7 +6,6 @@ from engine.memory.operations import (
     cast,
     clone,
     dropout,
-    linear,
     multiply,
     scale,
     share,
@@ -44,14 +43,16 @@ def _with_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
         answered = result.width
         if quantized and workload.base in ("nf4", "fp4"):
             result = assign(tape, result, clone(tape, result))
-        casts = not (quantized and precision.autocast)
+        casts = not (quantized and r.peft_sees_autocast)
         inner = cast(tape, x, precision.adapter) if casts else tape.alias(x)
         if adapter.lora_dropout > 0:
-            inner = assign(tape, inner, dropout(tape, inner, on_cuda=r.on_cuda))
+            inner = dropout(tape, inner, on_cuda=r.on_cuda)
         if adapter.use_dora:
-            result = assign(tape, result, add(tape, result, _dora_part(r, inner, result, module)))
+            part = _dora_part(r, inner, result, module)
+            result = assign(tape, result, add(tape, result, part))
+            tape.drop(part)
             return scope.returns(assign(tape, result, cast(tape, result, answered)))
-        scaled = _low_rank(r, inner, module)
+        scaled = _low_rank(r, tape.alias(inner) if adapter.lora_dropout == 0 else inner, module)
         if quantized and casts:
             scaled = assign(tape, scaled, cast(tape, scaled, answered))
         result = assign(tape, result, add(tape, result, scaled))
@@ -61,16 +62,27 @@ def _with_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
 
 def _low_rank(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
     """`lora_B(lora_A(x)) * scaling`."""
-    tape, rank = r.tape, r.workload.adapter.r
+    rank = r.workload.adapter.r
+    with r.tape.scope() as scope:
+        matrices = (r.adapter_weight(module.in_features * rank), r.adapter_weight(module.out_features * rank))
+        product = _through_both(r, x, module, matrices)
+        return scope.returns(scale(r.tape, product))
+
+
+def _through_both(
+    r: Rehearsal, x: Value, module: ModuleShape, matrices: tuple[Parameter, Parameter], *, x_is_temporary: bool = True
+) -> Value:
+    """`lora_B(lora_A(x))`; an x that no variable holds is let go as soon as A has read it."""
+    tape = r.tape
     with tape.scope() as scope:
-        down = autocast_linear(r, x, r.adapter_weight(module.in_features * rank), rank)
-        up = autocast_linear(r, down, r.adapter_weight(module.out_features * rank), module.out_features)
-        tape.drop(down)
-        return scope.returns(scale(tape, up))
+        down = autocast_linear(r, x, matrices[0], r.workload.adapter.r)
+        if x_is_temporary:
+            tape.drop(x)
+        return scope.returns(autocast_linear(r, down, matrices[1], module.out_features))
 
 
 def _dora_part(r: Rehearsal, x: Value, result: Value, module: ModuleShape) -> Value:
-    """`(m/|W| - 1) * base + m/|W| * low_rank * scaling`, after |W + BA| has been computed from matrices of W's size.
+    """`(m/|W + BA| - 1) * base + m/|W + BA| * low_rank * scaling`, with matrices of W's size for the norm.
 
     Keeps the base result and the low-rank result; with dropout the base result is computed again from the weight.
 
@@ -78,27 +90,56 @@ def _dora_part(r: Rehearsal, x: Value, result: Value, module: ModuleShape) -> Va
     """
     tape, precision = r.tape, r.workload.precision
     rank, weights = r.workload.adapter.r, module.in_features * module.out_features
+    matrices = (r.adapter_weight(module.in_features * rank), r.adapter_weight(module.out_features * rank))
     with tape.scope() as scope:
+        before = tape.position
         identity = tape.value(module.in_features**2, precision.adapter, group=Group.WEIGHT_COPIES)
-        between = tape.value(module.in_features * rank, precision.adapter, group=Group.WEIGHT_COPIES)
-        product = tape.value(weights, precision.adapter, group=Group.WEIGHT_COPIES)
-        tape.drop(identity, between)
-        copied = precision.weights != precision.adapter or is_quantized(r, module)
-        weight = tape.value(weights if copied else 0, precision.adapter, group=Group.WEIGHT_COPIES)
-        tape.use(weights * precision.adapter, weights * precision.adapter, group=Group.WEIGHT_COPIES)
+        update = _through_both(r, identity, module, matrices, x_is_temporary=False)
+        tape.drop(identity)
+        update = assign(tape, update, cast(tape, update, x.width))
+        weight = _written_out_weight(r, module, x.width)
+        scaled_update = tape.value(weights, x.width, group=Group.WEIGHT_COPIES)
+        tape.use(weights * x.width, group=Group.WEIGHT_COPIES)
+        tape.drop(scaled_update)
+        norm = tape.value(module.out_features, x.width)
+        recorded = tape.position
         magnitude = r.adapter_weight(module.out_features)
-        ratio = scale(tape, _as_value(r, magnitude))
-        low = _low_rank(r, x, module)
+        size = magnitude.elements * magnitude.width
+        ratio = tape.operation(
+            (magnitude,),
+            elements=magnitude.elements,
+            width=magnitude.width,
+            backward=lambda _: (tape.allocate(size),),
+            saved=(norm,),
+        )
+        low = _through_both(r, tape.alias(x), module, matrices)
         if r.workload.adapter.lora_dropout > 0:
-            base = linear(tape, x, weight if copied else Parameter(weights, x.width), module.out_features)
+            frozen = Parameter(weights, x.width)
+            base = autocast_linear(r, x, frozen, module.out_features)
         else:
             base = tape.alias(result)
-        first = multiply(tape, base, scale(tape, ratio))
+        less_one = scale(tape, ratio)
+        first = multiply(tape, base, less_one)
+        tape.drop(less_one)
         second = multiply(tape, low, ratio)
-        tape.drop(low)
         scaled = scale(tape, second)
-        tape.drop(second, product)
-        return scope.returns(add(tape, first, scaled))
+        tape.drop(second)
+        both = add(tape, first, scaled)
+        tape.drop(first, scaled, low, ratio, base)
+        # The update's own graph ends here: only its norm was wanted.
+        tape.drop(norm, update, weight)
+        tape.forget(before, recorded)
+        return scope.returns(both)
+
+
+def _written_out_weight(r: Rehearsal, module: ModuleShape, width: int) -> Value:
+    """The base weight at x's precision: a copy where it is quantized or held in another."""
+    quantized = is_quantized(r, module)
+    elements = module.in_features * module.out_features
+    if quantized:
+        r.tape.use(elements * r.workload.precision.compute, group=Group.WEIGHT_COPIES)
+    copied = quantized or r.workload.precision.weights != width
+    return r.tape.value(elements if copied else 0, width, group=Group.WEIGHT_COPIES)
 
 
 def _as_value(r: Rehearsal, parameter: Parameter) -> Value:
@@ -173,17 +214,16 @@ def _with_ia3(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
     Source: `Linear.forward` in peft/tuners/ia3/layer.py, `Linear4bit.forward` in peft/tuners/ia3/bnb.py.
     """
     tape, workload = r.tape, r.workload
-    precision = workload.precision
     feedforward = module.name in r.targets.feedforward
     quantized = is_quantized(r, module)
     vector = r.adapter_weight(module.in_features if feedforward else module.out_features)
     with tape.scope() as scope:
         factor = _as_value(r, vector)
-        widens = quantized and precision.autocast is None and x.width != 4
+        widens = quantized and not r.peft_sees_autocast and x.width != 4
         inner = cast(tape, x, 4) if widens else tape.alias(x)
         if feedforward:
             if not quantized:
-                inner = assign(tape, inner, cast(tape, inner, precision.adapter))
+                inner = assign(tape, inner, cast(tape, inner, workload.precision.adapter))
             scaled = multiply(tape, inner, factor)
             if not quantized:
                 scaled = assign(tape, scaled, cast(tape, scaled, x.width))
@@ -191,12 +231,12 @@ def _with_ia3(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
             tape.drop(scaled)
         else:
             result = base_projection(r, inner, module)
-            answered = result.width
+            answered = result.width  # which casting x has widened already
             result = assign(tape, result, multiply(tape, result, factor))
             if not quantized:
                 result = assign(tape, result, cast(tape, result, answered))
         if quantized and workload.base in ("nf4", "fp4"):
             result = assign(tape, result, clone(tape, result))
-        if widens:
-            result = assign(tape, result, cast(tape, result, x.width))
+        if widens and not feedforward:
+            result = assign(tape, result, cast(tape, result, answered))
         return scope.returns(result)

@@ -15,7 +15,7 @@ from engine.memory.operations import (
 )
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure
-from engine.memory.tape import Parameter, Value
+from engine.memory.tape import Value
 
 
 def attend(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
@@ -87,10 +87,8 @@ def _after_prefix(r: Rehearsal, own: Value) -> Value:
 
     Source: `DynamicLayer.update`, transformers/cache_utils.py, which PEFT fills before the forward pass.
     """
-    tape, shape, workload = r.tape, r.structure.shape, r.workload
-    prefix_elements = (
-        workload.batch_size * workload.adapter.num_virtual_tokens * shape.num_key_value_heads * shape.head_dim
-    )
-    prefix = r.small(prefix_elements, own.width)
-    prefix.producer = Parameter(prefix_elements, own.width, trainable=False)
-    return concatenate(tape, prefix, own)
+    prefix = r.prefixes.pop()
+    result = concatenate(r.tape, prefix, own)
+    r.tape.drop(prefix)
+    r.hold_until_forward_ends(result)
+    return result

@@ -5,15 +5,14 @@ from engine.memory.operations import (
     assign,
     cast,
     clone,
-    concatenate,
     dropout,
     pointwise,
     scale,
 )
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.tape import Gradients, Storage, Value, needs_gradient
+from engine.memory.tiled_attention import attend_row_by_row
 
-QUERY_TILE = 128  # engine/training/attention.py
 _EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
 _MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
 
@@ -30,7 +29,7 @@ def attention_kernel(r: Rehearsal, query: Value, key: Value, value: Value) -> Va
         if workload.attention == "math":
             return scope.returns(_math(r, query, key, value))
         if workload.attention == "tiled":
-            return scope.returns(_row_by_row(r, query, key, value))
+            return scope.returns(attend_row_by_row(r, query, key, value))
         return scope.returns(_fused(r, query, key, value))
 
 
@@ -201,74 +200,3 @@ def _written_out_mask(r: Rehearsal, width: int) -> Value:
     if r.on_cuda:
         columns = -(-columns // _MASK_COLUMN_MULTIPLE) * _MASK_COLUMN_MULTIPLE
     return r.tape.value(workload.batch_size * workload.length * columns, width)
-
-
-def _row_by_row(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
-    """Loratory's attention on the CPU: each row by itself; outputs of several rows are joined and laid out by tokens."""
-    tape, rows = r.tape, r.workload.batch_size
-    with tape.scope() as scope:
-        if rows == 1:
-            joined = _tiled(r, query, key, value)
-        else:
-            parts = [_split(r, part) for part in (query, key, value)]
-            outputs = [
-                _tiled(r, *(tape.alias(part, elements=part.elements // rows) for part in parts)) for _ in range(rows)
-            ]
-            joined = concatenate(tape, *outputs)
-            tape.drop(*outputs)
-        return scope.returns(clone(tape, joined))
-
-
-def _split(r: Rehearsal, x: Value) -> Value:
-    """`x.split(lengths)`: views whose gradients are joined into one tensor."""
-    tape, size = r.tape, x.elements * x.width
-    result = tape.alias(x)
-    if needs_gradient(x) and tape.records_gradients:
-        result.producer = tape.node((x,), lambda _: (tape.allocate(size),))
-    return result
-
-
-def _tiled(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
-    """One row in tiles of queries; a row of one tile keeps its probabilities, a longer one computes them again.
-
-    Source: `_TiledAttention`, engine/training/attention.py.
-    """
-    tape, shape, length = r.tape, r.structure.shape, r.workload.length
-    width, heads = query.width, shape.num_attention_heads
-    tile = min(QUERY_TILE, length)
-    scores = heads * tile * length
-    copies_query = r.workload.batch_size > 1
-    query_size, key_size = query.elements * width, key.elements * width
-    one_tile = length <= QUERY_TILE
-    queries = heads * tile * shape.head_dim
-    needs = [needs_gradient(part) for part in (query, key, value)]
-    with tape.scope() as scope:
-        output = tape.allocate(query_size)
-        held = tape.allocate(
-            (query_size if copies_query and heads != shape.num_key_value_heads else 0) + key.elements * 4
-        )
-        tape.use(queries * 4, scores * 4, scores * 4)
-        kept = tape.value(scores if one_tile else 0, width)
-        tape.use(scores * width, queries * width)
-        tape.release(held)
-
-        def backward(_: Storage) -> Gradients:
-            of_query = tape.allocate(query_size)
-            copies = tape.allocate(0 if one_tile else key.elements * 4 * 3)
-            again = tape.allocate(0 if one_tile else scores * width)
-            tape.use(0 if one_tile else scores * 4 * 2)
-            tape.use(scores * width, scores * width, queries * width * 2)
-            of_key, of_value = tape.allocate(key_size), tape.allocate(key_size)
-            tape.release(copies)
-            tape.release(again)
-            found = (of_query, of_key, of_value)
-            for storage, needed in zip(found, needs, strict=True):
-                if not needed:
-                    tape.release(storage)
-            return [storage if needed else None for storage, needed in zip(found, needs, strict=True)]
-
-        tape.release(output)
-        saved = (query, key, value, *((kept,) if one_tile else ()))
-        return scope.returns(
-            tape.operation((query, key, value), elements=query.elements, width=width, backward=backward, saved=saved)
-        )

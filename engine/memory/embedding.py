@@ -40,6 +40,12 @@ def embed(r: Rehearsal) -> tuple[Value, Passing]:
         tape.use(r.position_count * 8, angles * 4 * 4)
         tape.value(angles, width)
         tape.value(angles, width)
+    if workload.adapter.method == "prefix_tuning":
+        # The attention mask with a place for each learned position, and the part of it that is new.
+        columns = workload.key_length + workload.adapter.num_virtual_tokens
+        mask = tape.value(workload.batch_size * columns, 4)
+        r.hold_until_forward_ends(mask)
+        tape.drop(mask)
     inputs_embeds = 0
     if shape.embedding_dropout > 0:
         before = x
@@ -59,7 +65,8 @@ def input_needs_gradient(workload: Workload) -> bool:
 
 def _argument_bytes(r: Rehearsal) -> int:
     workload = r.workload
-    positions = r.position_count * 8
+    # Joined rows bring their positions along.
+    positions = 0 if workload.joined else r.position_count * 8
     mask = workload.batch_size * workload.length * workload.key_length
     if workload.attention == "eager":
         return positions + mask * workload.precision.embeddings

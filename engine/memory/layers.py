@@ -59,5 +59,6 @@ def residual_width(r: Rehearsal) -> int:
     r.tape.records_gradients = False
     for _ in range(2):
         x = r.tape.value(r.tokens * r.structure.shape.hidden_size, width)
+        r.put_prefixes(1)
         width = decoder_layer(r, x, r.structure.layers[0]).width
     return width

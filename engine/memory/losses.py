@@ -1,7 +1,8 @@
 """From the last hidden state to the loss: the largest tensors of many steps."""
 
 from engine.memory.adapters import project
-from engine.memory.operations import assign, cast, clone, narrow, pointwise, scale, share
+from engine.memory.operations import add, assign, cast, clone, narrow, pointwise, scale, share
+from engine.memory.projections import autocast_linear
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.tape import Gradients, Group, Storage, Value
 from engine.models.shape import ModuleShape
@@ -103,8 +104,13 @@ def _cross_entropy(r: Rehearsal, logits: Value, labels: Value) -> Value:
         log_probabilities = tape.operation(
             (logits,), elements=logits.elements, width=logits.width, backward=backward, saves_result=True
         )
+        total_weight = tape.value(1, 4)
         loss = tape.operation(
-            (log_probabilities,), elements=2, width=4, backward=backward, saved=(log_probabilities, labels)
+            (log_probabilities,),
+            elements=1,
+            width=4,
+            backward=backward,
+            saved=(log_probabilities, labels, total_weight),
         )
         return scope.returns(loss)
 
@@ -121,7 +127,7 @@ def _fused_cross_entropy(r: Rehearsal, logits: Value) -> Value:
         return (share(logits.storage),)
 
     statistics = tape.value(rows * 2, 4)
-    loss = tape.operation((logits,), elements=2, width=4, backward=backward, saved=(logits, statistics))
+    loss = tape.operation((logits,), elements=1, width=4, backward=backward, saved=(logits, statistics))
     tape.drop(statistics)
     return loss
 
@@ -147,7 +153,7 @@ def _linear_fused(r: Rehearsal, hidden: Value) -> Value:
         def backward(_: Storage) -> Gradients:
             return (share(of_hidden.storage), share(of_weight.storage) if weight.trainable else None)
 
-        loss = tape.operation((hidden, weight), elements=2, width=4, backward=backward, saved=(of_hidden, of_weight))
+        loss = tape.operation((hidden, weight), elements=1, width=4, backward=backward, saved=(of_hidden, of_weight))
         return scope.returns(loss)
 
 
@@ -156,10 +162,11 @@ def _trained_positions(r: Rehearsal, hidden: Value) -> Value:
 
     Over a frozen head the gradient is made while the logits are there; over a trained one each chunk is checkpointed.
 
-    Source: engine/training/loss.py.
+    Source: engine/training/loss.py. The first token of a row is predicted from nothing.
     """
-    tape, shape, loss = r.tape, r.structure.shape, r.workload.loss
-    positions = max(1, round(r.tokens * loss.positions_share))
+    tape, shape, workload = r.tape, r.structure.shape, r.workload
+    predicted = workload.batch_size * max(1, workload.length - 1)
+    positions = max(1, round(predicted * workload.loss.positions_share))
     with tape.scope() as scope:
         size = hidden.elements * hidden.width
         chosen = tape.operation(
@@ -173,65 +180,84 @@ def _trained_positions(r: Rehearsal, hidden: Value) -> Value:
         return scope.returns(_frozen_head(r, chosen, positions))
 
 
-def chunk_rows(positions: int, vocab_size: int, chunk_bytes: int) -> int:
-    """Positions of one chunk: all chunks alike, their logits at 32 bits within `chunk_bytes`."""
+def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:
+    """Positions of each chunk: all alike but the last, their logits at 32 bits within `chunk_bytes`."""
     count = max(1, -(-positions * vocab_size * 4 // chunk_bytes)) if chunk_bytes else 1
-    return max(1, -(-positions // count))
+    size = max(1, -(-positions // count))
+    return [min(size, positions - start) for start in range(0, positions, size)]
 
 
 def _frozen_head(r: Rehearsal, chosen: Value, positions: int) -> Value:
+    """Variables of one chunk are assigned anew only once the next one's are there."""
     tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
-    rows = chunk_rows(positions, shape.vocab_size, r.workload.loss.chunk_bytes)
-    logits = rows * shape.vocab_size
-    capped = shape.final_logit_softcapping is not None
-    gradient = tape.value(chosen.elements, chosen.width)
-    narrow_logits, wide_logits = logits * precision.head, logits * 4
-    inner = rows * shape.hidden_size * precision.head
-    if capped:
-        tape.use(narrow_logits, wide_logits * 4, inner)
-    elif rows < positions:
-        # The variables of one chunk are assigned anew only once the next one's logits are there.
-        tape.use(narrow_logits, wide_logits, wide_logits)
-    else:
-        tape.use(narrow_logits, wide_logits, inner)
-    elements, width = chosen.elements, chosen.width
+    sizes = chunk_sizes(positions, shape.vocab_size, r.workload.loss.chunk_bytes)
+    head_width = precision.head
+    with tape.scope() as scope:
+        tape.value(1, 4)  # the sum
+        gradient = tape.value(chosen.elements, chosen.width)
+        output = slope = None
+        for rows in sizes[:2]:  # later ones find the same
+            new_output = tape.value(rows * shape.vocab_size, head_width)
+            output = new_output if output is None else assign(tape, output, new_output)
+            wide = tape.alias(output) if head_width == 4 else tape.value(output.elements, 4)
+            if shape.final_logit_softcapping is not None:
+                wide = assign(tape, wide, _capped_without_gradient(r, wide))
+            tape.use_scratch(wide.elements * 4)  # logsumexp
+            normalizer = tape.value(rows, 4)
+            if shape.final_logit_softcapping is not None:
+                difference = tape.value(wide.elements, 4)
+                new_slope = tape.value(wide.elements, 4)
+                tape.drop(difference)
+                tape.use(wide.elements * 4, wide.elements * 4)
+                tape.drop(wide)
+            else:
+                new_slope = wide
+            slope = new_slope if slope is None else assign(tape, slope, new_slope)
+            tape.use(rows * shape.hidden_size * head_width)
+            tape.drop(normalizer)
+        elements, width = chosen.elements, chosen.width
 
-    def backward(_: Storage) -> Gradients:
-        wide = tape.allocate(elements * 4)
-        scaled = tape.allocate(elements * 4)
-        tape.release(wide)
-        if width == 4:
-            return (scaled,)
-        result = tape.allocate(elements * width)
-        tape.release(scaled)
-        return (result,)
+        def backward(_: Storage) -> Gradients:
+            wide_gradient = tape.allocate(elements * 4 if width < 4 else 0)
+            scaled = tape.allocate(elements * 4)
+            tape.release(wide_gradient)
+            if width == 4:
+                return (scaled,)
+            result = tape.allocate(elements * width)
+            tape.release(scaled)
+            return (result,)
 
-    result = tape.operation((chosen,), elements=1, width=4, backward=backward, saved=(gradient,))
-    tape.drop(gradient)
+        return scope.returns(tape.operation((chosen,), elements=1, width=4, backward=backward, saved=(gradient,)))
+
+
+def _capped_without_gradient(r: Rehearsal, logits: Value) -> Value:
+    """`tanh(logits / cap) * cap` where nothing is recorded."""
+    tape = r.tape
+    divided = tape.value(logits.elements, 4)
+    bounded = tape.value(logits.elements, 4)
+    tape.drop(divided)
+    result = tape.value(logits.elements, 4)
+    tape.drop(bounded)
     return result
 
 
 def _checkpointed_chunks(r: Rehearsal, chosen: Value, positions: int) -> Value:
-    """Each chunk: logits, cast, log-softmax, none of it kept; in the backward pass again, with two gradients."""
+    """Each chunk through head and loss, kept as nothing but its input, and run again in the backward pass."""
     tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
-    rows = chunk_rows(positions, shape.vocab_size, r.workload.loss.chunk_bytes)
-    logits = rows * shape.vocab_size
-    width = precision.autocast or precision.head
     weight = r.weight(shape.vocab_size * shape.hidden_size, precision.head)
-    copied = weight.elements * width if width != weight.width else 0
-    copy = tape.allocate(copied, Group.WEIGHT_COPIES)
-    tape.use(logits * width, logits * 4, logits * 4)
-    elements, chosen_width = chosen.elements, chosen.width
+    weight.trainable = True
+    with tape.scope() as scope:
+        total = tape.value(1, 4)
+        for rows in chunk_sizes(positions, shape.vocab_size, r.workload.loss.chunk_bytes):
+            piece = narrow(tape, chosen, rows * shape.hidden_size)
 
-    def backward(_: Storage) -> Gradients:
-        again = tape.allocate(copied, Group.WEIGHT_COPIES)
-        tape.use(logits * 4, logits * 4, logits * 4)
-        of_weight = tape.allocate(weight.elements * weight.width, Group.GRADIENTS)
-        several = weight.elements * weight.width if rows < positions else 0
-        tape.use(logits * width, several + copied, group=Group.GRADIENTS)
-        tape.release(again)
-        return (tape.allocate(elements * chosen_width), of_weight)
+            def forward(piece: Value = piece, rows: int = rows) -> Value:
+                with tape.scope() as inner:
+                    logits = autocast_linear(r, piece, weight, shape.vocab_size)
+                    wide = assign(tape, logits, cast(tape, logits, 4))
+                    labels = r.small(rows, 8)
+                    return inner.returns(_cross_entropy(r, wide, labels))
 
-    result = tape.operation((chosen, weight), elements=1, width=4, backward=backward, saved=(chosen,))
-    tape.release(copy)
-    return result
+            loss = tape.checkpointed(forward, piece, reentrant=False)
+            total = assign(tape, total, add(tape, total, loss))
+        return scope.returns(total)

@@ -58,6 +58,7 @@ class Stretch:
     left: Held  # after its backward pass: gradients of its weights, and what the caller still holds
     count: int = 1
     while_layers_run: Held = NOTHING  # beside `kept`, until the head begins
+    while_forward: Held = NOTHING  # beside `kept`, until the forward pass is through
     input_let_go_bytes: int = 0  # of the input, where nothing keeps it for the backward pass
 
 
@@ -74,13 +75,19 @@ class StepPeaks:
 
 
 def rehearse_step(
-    structure: ModelStructure, workload: Workload, targets: AdapterTargets, *, adds_in_place: bool = True
+    structure: ModelStructure, workload: Workload, targets: AdapterTargets, *, as_dispatch_mode: bool = False
 ) -> StepPeaks:
-    """Play one forward and backward pass through on sizes alone."""
+    """Play one forward and backward pass through on sizes alone.
+
+    Args:
+        as_dispatch_mode: Count as a dispatch mode does that watches: it keeps autograd from adding in place, and does
+            not see what a kernel takes for itself.
+    """
     names = targets.names
 
     def stage() -> Rehearsal:
-        return Rehearsal(Tape(adds_in_place=adds_in_place), workload, structure, targets, names)
+        tape = Tape(adds_in_place=not as_dispatch_mode, sees_scratch=not as_dispatch_mode)
+        return Rehearsal(tape, workload, structure, targets, names)
 
     width = residual_width(stage())
     embedding = _embedding_stretch(stage())
@@ -91,7 +98,7 @@ def rehearse_step(
 
 def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stage: Rehearsal) -> StepPeaks:
     workload, structure = stage.workload, stage.structure
-    alive = embedding.kept.plus(embedding.while_layers_run)
+    alive = embedding.kept.plus(embedding.while_layers_run).plus(embedding.while_forward)
     forward = embedding.forward_peak
     cache = Held(activations=stage.cache_bytes_per_layer)
     # The first layer's input is held by a variable of the model until the last layer has run.
@@ -100,18 +107,20 @@ def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stag
         if number == 1:
             alive = alive.plus(held_input)
         # The last layer of a kind starts highest.
-        top = alive.plus(stretch.kept.plus(cache).times(stretch.count - 1)).plus(stretch.forward_peak)
-        forward = _higher(forward, top)
-        alive = alive.plus(stretch.kept.plus(cache).times(stretch.count))
+        each = stretch.kept.plus(stretch.while_forward).plus(cache)
+        forward = _higher(forward, alive.plus(each.times(stretch.count - 1)).plus(stretch.forward_peak))
+        alive = alive.plus(each.times(stretch.count))
     alive = alive.minus(embedding.while_layers_run)
     if len(layers) > 1:
         alive = alive.minus(held_input)
     forward = _higher(forward, alive.plus(head.forward_peak))
-    # The model's output goes out of scope, and with it the cache.
-    alive = alive.minus(cache.times(structure.num_layers))
+    # The model's output goes out of scope and with it the cache, and autocast is left.
+    alive = alive.minus(embedding.while_forward)
+    for stretch in layers:
+        alive = alive.minus(stretch.while_forward.plus(cache).times(stretch.count))
     loss_backward = alive.plus(head.backward_peak)
-    # From here on the head's gradients and what the caller holds of its results stay.
-    alive = alive.plus(head.left)
+    # From here on the head's gradients, what the caller holds of its results, and the gradient of the loss stay.
+    alive = alive.plus(head.left).plus(Held(loss=4))
     backward = Held()
     for stretch in reversed(layers):
         output = Held(activations=stretch.output_bytes)
@@ -145,6 +154,7 @@ def _higher(one: Held, other: Held) -> Held:
 
 def _embedding_stretch(r: Rehearsal) -> Stretch:
     """What is computed before the first layer. Positions and mask stay as long as a layer may be run again."""
+    r.put_prefixes(r.structure.num_layers)
     x, passing = embed(r)
     layers_only = Held(activations=passing.inputs_embeds)
     arguments = Held(activations=passing.arguments)
@@ -176,6 +186,7 @@ def _layer_stretches(
 def _layer_stretch(r: Rehearsal, layer: LayerStructure, width: int, *, needs_gradient: bool) -> Stretch:
     tape, workload = r.tape, r.workload
     x = _input(r, width, needs_gradient=needs_gradient)
+    r.put_prefixes(1)
     start = Held(*tape.groups)
 
     def forward() -> Value:
@@ -206,16 +217,20 @@ def _measured(r: Rehearsal, output: Value, *, start: Held, input_bytes: int) -> 
     """
     tape = r.tape
     forward_peak = Held(*tape.peak_groups).minus(start)
-    kept = Held(*tape.groups).minus(start)
+    with_everything = Held(*tape.groups)
+    r.end_forward()
+    kept = Held(*tape.groups)
+    while_forward = with_everything.minus(kept)
+    kept = kept.minus(start)
     output_bytes = output.storage.size
     tape.drop(output)
     before = Held(*tape.groups)
     tape.start_phase()
     gradient = tape.allocate(output_bytes)
-    tape.backward(output, gradient)
+    tape.continue_backward(output, gradient)
     peak = Held(*tape.peak_groups).minus(before)
-    left = Held(gradients=tape.groups[Group.GRADIENTS] - input_bytes)
-    return Stretch(kept, output_bytes, forward_peak, peak, left)
+    left = Held(*tape.groups).minus(Held(gradients=input_bytes))
+    return Stretch(kept, output_bytes, forward_peak, peak, left, while_forward=while_forward)
 
 
 def _head_stretch(r: Rehearsal, width: int) -> Stretch:
@@ -236,6 +251,7 @@ def _head_stretch(r: Rehearsal, width: int) -> Stretch:
     forward_peak = Held(*tape.peak_groups).minus(start)
     if logits is not None and not r.workload.loss.holds_logits:
         tape.drop(logits)
+    r.end_forward()
     tape.start_phase()
     tape.backward(loss, tape.allocate(4))
     peak = Held(*tape.peak_groups).minus(start)

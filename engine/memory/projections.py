@@ -61,8 +61,8 @@ def _four_bit(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
     with tape.scope() as scope:
         narrow = cast(tape, x, compute)
         size = narrow.elements * compute
-        tape.use(scales, scales, group=Group.WEIGHT_COPIES)
-        written_out = tape.allocate(elements * compute + scales, Group.WEIGHT_COPIES)
+        tape.use_scratch(scales, scales, group=Group.WEIGHT_COPIES)
+        written_out = tape.allocate_scratch(elements * compute + scales, Group.WEIGHT_COPIES)
 
         def backward(_: Storage) -> Gradients:
             tape.use(scales, scales, group=Group.WEIGHT_COPIES)
@@ -85,26 +85,31 @@ def _int8(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
 
     Source: `MatMul8bitLt` and `MatMul8bitFp`, bitsandbytes/autograd/_functions.py.
     """
-    tape = r.tape
+    tape, autocast = r.tape, r.workload.precision.autocast
     weights = module.in_features * module.out_features
     width = x.width
+    answered = width if r.on_cuda or autocast is None else autocast  # the CPU's product is one that autocast knows
     rows = x.elements // module.in_features
     results = rows * module.out_features
     size = x.elements * width
-    if r.on_cuda:
-        half = 0 if width == 2 else x.elements * 2
-        scratch = half + x.elements + rows * 4 + results * 4
-    else:
-        scratch = weights * width
-    held = tape.allocate(scratch, Group.WEIGHT_COPIES)
+    with tape.scope() as scope:
+        if r.on_cuda:
+            half = 0 if width == 2 else x.elements * 2
+            scratch = half + x.elements + rows * 4 + results * 4
+        else:
+            casts = (weights + x.elements) * answered if answered != width else 0
+            scratch = weights * width + casts
+        held = tape.allocate(scratch, Group.WEIGHT_COPIES)
 
-    def backward(_: Storage) -> Gradients:
-        written_out = tape.allocate(weights * width, Group.WEIGHT_COPIES)
-        of_x = tape.allocate(size)
-        tape.release(written_out)
-        return (of_x,)
+        def backward(_: Storage) -> Gradients:
+            written_out = tape.allocate(weights * width, Group.WEIGHT_COPIES)
+            widened = tape.allocate(results * width if answered != width else 0)
+            of_x = tape.allocate(size)
+            tape.release(widened)
+            tape.release(written_out)
+            return (of_x,)
 
-    product = tape.operation((x,), elements=results, width=width, backward=backward)
-    tape.keep_as_attribute(product, x)
-    tape.release(held)
-    return product
+        product = tape.operation((x,), elements=results, width=answered, backward=backward)
+        tape.keep_as_attribute(product, x)
+        tape.release(held)
+        return scope.returns(product)

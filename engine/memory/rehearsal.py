@@ -1,9 +1,9 @@
 """What the rehearsal of a step knows while it plays one layer after the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.memory.structure import ModelStructure
-from engine.memory.tape import Group, Parameter, Tape, Value
+from engine.memory.tape import Group, Parameter, Storage, Tape, Value
 from engine.memory.targets import AdapterTargets
 from engine.memory.workload import Workload
 
@@ -17,6 +17,10 @@ class Rehearsal:
     structure: ModelStructure
     targets: AdapterTargets
     target_names: frozenset[str]
+    prefixes: list[Value] = field(default_factory=list)  # learned keys and values that the next layers will take up
+    cast_copies: dict[int, Value] = field(default_factory=dict)  # by id of the weight
+    cast_weights: list[Parameter] = field(default_factory=list)  # whose ids must not be used again meanwhile
+    until_forward_ends: list[Storage] = field(default_factory=list)  # autocast's copies of weights, caches
 
     @property
     def on_cuda(self) -> bool:
@@ -30,6 +34,14 @@ class Rehearsal:
     def kernel_answers_by_heads(self) -> bool:
         """Whether gradients of queries, keys and values come laid out by heads, not by tokens."""
         return self.workload.attention in ("eager", "math", "tiled") or self.workload.expands_key_values
+
+    @property
+    def peft_sees_autocast(self) -> bool:
+        """Whether PEFT's layers on quantized bases leave casts to autocast; they ask about CUDA's, whatever the device.
+
+        Source: `torch.is_autocast_enabled()` without a device, in peft/tuners/lora/bnb.py and peft/tuners/ia3/bnb.py.
+        """
+        return self.workload.precision.autocast is not None and self.on_cuda
 
     @property
     def norm_width(self) -> int:
@@ -59,6 +71,29 @@ class Rehearsal:
         """Positions that are numbered: those of one row, or of all rows where they stand behind one another."""
         return self.tokens if self.workload.joined else self.workload.length
 
+    @property
+    def prefix_elements(self) -> int:
+        """Learned keys, or values, of one layer for all rows."""
+        if self.workload.adapter.method != "prefix_tuning":
+            return 0
+        shape = self.structure.shape
+        tokens = self.workload.batch_size * self.workload.adapter.num_virtual_tokens
+        return tokens * shape.num_key_value_heads * shape.head_dim
+
+    def put_prefixes(self, layers: int) -> None:
+        """Fill the cache of so many layers with what was learned.
+
+        Source: `PeftModel.get_prompt`, peft/peft_model.py.
+        """
+        if not self.prefix_elements:
+            return
+        width = self.workload.precision.compute
+        trained = Parameter(self.prefix_elements, width, trainable=False)
+        for _ in range(2 * layers):
+            prefix = self.tape.value(self.prefix_elements, width)
+            prefix.producer = trained
+            self.prefixes.append(prefix)
+
     def weight(self, elements: int, width: int) -> Parameter:
         """A weight of the base model: trained where the whole model is."""
         return Parameter(elements, width, trainable=not self.workload.trains_adapter)
@@ -67,12 +102,36 @@ class Rehearsal:
         return Parameter(elements, self.workload.precision.adapter, trainable=True)
 
     def cast_weight(self, weight: Parameter, width: int) -> Value:
-        """A weight as autocast casts it for a product; its gradient is cast back."""
+        """A weight as autocast casts it for a product. Copies of trained weights are made once a forward pass.
+
+        Source: `cached_cast` in aten/src/ATen/autocast_mode.cpp.
+        """
         tape, back = self.tape, weight.elements * weight.width
+        known = self.cast_copies.get(id(weight))
+        if known is not None and not tape.in_backward:
+            return tape.alias(known)
         producer = None
         if weight.trainable and tape.records_gradients:
             producer = tape.node((weight,), lambda _: (tape.allocate(back),))
-        return tape.value(weight.elements, width, producer, Group.WEIGHT_COPIES)
+        copy = tape.value(weight.elements, width, producer, Group.WEIGHT_COPIES)
+        if weight.trainable and not tape.in_backward:
+            self.hold_until_forward_ends(copy)
+            self.cast_copies[id(weight)] = copy
+            self.cast_weights.append(weight)
+        return copy
+
+    def hold_until_forward_ends(self, value: Value) -> None:
+        """Somebody outside the layers holds this while the forward pass lasts."""
+        value.storage.references += 1
+        self.until_forward_ends.append(value.storage)
+
+    def end_forward(self) -> None:
+        """The forward pass is through: let go of what was held for it."""
+        for storage in self.until_forward_ends:
+            self.tape.release(storage)
+        self.until_forward_ends.clear()
+        self.cast_copies.clear()
+        self.cast_weights.clear()
 
     def small(self, elements: int, width: int) -> Value:
         """A tensor without gradient whose bytes are counted elsewhere, such as cosines shared by all layers."""

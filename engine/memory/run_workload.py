@@ -18,6 +18,9 @@ from engine.models.shape import ModelShape
 CHUNK_BYTES_CPU = 48 * 2**20
 CHUNK_BYTES = 256 * 2**20
 
+# engine/training/batches.py
+JOINED_MULTIPLE = 16
+
 # Fused kernels take heads up to this size.
 _LARGEST_HEAD = 256
 
@@ -42,9 +45,10 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Wor
         attention=attention,
         lora_branch="quick",
         joined=joined,
+        fills_up_to=JOINED_MULTIPLE if joined and attention != "flash" else 1,
         masked=masked and attention not in ("eager", "math"),
-        # With a mask, transformers copies keys and values to every head on CUDA; the CPU's kernel shares them.
-        expands_key_values=on_cuda and attention == "efficient",
+        # With a mask, transformers copies keys and values to every head.
+        expands_key_values=attention == "efficient" or (attention == "cpu_flash" and masked),
         checkpointing=checkpointing,
         loss=Loss(path="trained_positions", chunk_bytes=CHUNK_BYTES if on_cuda else CHUNK_BYTES_CPU),
         optimizer=_optimizer(config, on_cuda),

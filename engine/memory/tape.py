@@ -65,10 +65,22 @@ class Node:
     """An operation that the backward pass will visit.
 
     `saved` holds what it keeps; inside a checkpoint `slots` says which of the recomputed tensors it will ask for.
+    `attributes` are tensors that a custom function keeps in plain attributes, which live as long as the graph.
+    `parts` holds the gradients of its several outputs, where it has any.
     `gradient_sizes` are those of the inputs, where a gradient comes wider or unsummed and is brought into form.
     """
 
-    __slots__ = ("backward", "checkpoint", "gradient", "gradient_sizes", "inputs", "saved", "slots")
+    __slots__ = (
+        "attributes",
+        "backward",
+        "checkpoint",
+        "gradient",
+        "gradient_sizes",
+        "inputs",
+        "parts",
+        "saved",
+        "slots",
+    )
 
     def __init__(self, inputs: Sequence["Producer"], backward: Backward, checkpoint: Checkpoint | None) -> None:
         self.inputs = inputs
@@ -78,6 +90,8 @@ class Node:
         self.slots: list[int] = []
         self.gradient: Storage | None = None
         self.gradient_sizes: Sequence[int] | None = None
+        self.parts: list[Storage] | None = None
+        self.attributes: list[Storage] = []
 
 
 Producer = Union[Node, Parameter, None]  # noqa: UP007 - names a forward reference
@@ -130,10 +144,12 @@ class Tape:
         peak: Most bytes alive at once since `start_phase`.
         peak_groups: `peak` split by group.
         adds_in_place: Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching,
-            which is one of the ways in which the tests watch it (torch/csrc/autograd/input_buffer.cpp).
+            which is how the tests watch it (torch/csrc/autograd/input_buffer.cpp).
+        sees_scratch: Whether scratch that a kernel takes within one operation counts. A dispatch mode cannot see it.
+        in_backward: The backward pass is under way, recomputation included.
     """
 
-    def __init__(self, *, adds_in_place: bool = True) -> None:
+    def __init__(self, *, adds_in_place: bool = True, sees_scratch: bool = True) -> None:
         self.live = 0
         self.peak = 0
         self.groups = [0] * len(Group)
@@ -141,7 +157,10 @@ class Tape:
         self.group = Group.ACTIVATIONS
         self.records_gradients = True
         self.adds_in_place = adds_in_place
+        self.sees_scratch = sees_scratch
+        self.in_backward = False
         self._nodes: list[Node] = []
+        self._attributes: list[Storage] = []  # of nodes that were visited
         self._locals: list[Value] = []
         self._checkpoint: Checkpoint | None = None  # whose first forward pass is under way
         self._recomputing: Checkpoint | None = None
@@ -168,6 +187,15 @@ class Tape:
     def use(self, *sizes: int, group: Group | None = None) -> None:
         """Hold scratch of these sizes, all at once, within one operation."""
         self.release(self.allocate(sum(sizes), group))
+
+    def use_scratch(self, *sizes: int, group: Group | None = None) -> None:
+        """Hold what a kernel takes for itself within one operation."""
+        if self.sees_scratch:
+            self.use(*sizes, group=group)
+
+    def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
+        """The same for longer than one allocation."""
+        return self.allocate(size if self.sees_scratch else 0, group)
 
     def start_phase(self) -> None:
         """Begin to look for the peak anew."""
@@ -261,11 +289,36 @@ class Tape:
         self._nodes.append(node)
         return node
 
+    @property
+    def position(self) -> int:
+        """How many operations are recorded."""
+        return len(self._nodes)
+
+    def forget(self, first: int, end: int) -> None:
+        """Let go of what operations keep that no gradient will reach, as when a graph goes out of scope."""
+        for node in self._nodes[first:end]:
+            self._let_go(node)
+            for storage in node.attributes:
+                self.release(storage)
+            node.attributes = []
+
+    def end_graph(self) -> None:
+        """The loss goes out of scope, and with it what the nodes of its graph still keep as attributes."""
+        for storage in self._attributes:
+            self.release(storage)
+        self._attributes = []
+
+    def gathering_node(self, inputs: Sequence[Value | Parameter], backward: Backward, *, parts: int) -> Node:
+        """Record a view into several parts: their gradients are kept apart until all have come."""
+        node = self.node(inputs, backward)
+        node.parts = [] if parts > 1 else None
+        return node
+
     def keep_as_attribute(self, result: Value, kept: Value) -> None:
         """Keep a tensor as a plain attribute of the node that made `result`: checkpointing never sees it."""
         if isinstance(result.producer, Node):
             kept.storage.references += 1
-            result.producer.saved.append(kept.storage)
+            result.producer.attributes.append(kept.storage)
 
     def _save(self, node: Node, storage: Storage | None) -> None:
         """Keep a storage for the backward pass (None: a weight, which is there anyway)."""
@@ -288,13 +341,26 @@ class Tape:
     # Backward
 
     def backward(self, root: Value, gradient: Storage) -> None:
-        """Visit everything that `root` was computed from, in reverse order of creation."""
+        """Visit everything that `root` was computed from, in reverse order of creation; the gradient is let go last."""
+        self.in_backward = True
+        gradient.references += 1
         self._accumulate(root.producer, gradient)
         self._visit(self._nodes)
+        self.release(gradient)
+        self.in_backward = False
+
+    def continue_backward(self, value: Value, gradient: Storage) -> None:
+        """The same in the middle of a backward pass: nobody else holds the gradient that arrives here."""
+        self.in_backward = True
+        self._accumulate(value.producer, gradient)
+        self._visit(self._nodes)
+        self.in_backward = False
 
     def _visit(self, nodes: list[Node]) -> None:
         while nodes:
             node = nodes.pop()
+            self._attributes.extend(node.attributes)
+            node.attributes = []
             arrived = node.gradient
             if arrived is None:
                 self._let_go(node)
@@ -310,6 +376,8 @@ class Tape:
                     self._in_form(gradient, size) for gradient, size in zip(gradients, node.gradient_sizes, strict=True)
                 ]
             self.release(arrived)
+            for part in node.parts or ():
+                self.release(part)
             self._let_go(node)
             for producer, computed in zip(node.inputs, gradients, strict=True):
                 if computed is not None:
@@ -338,6 +406,9 @@ class Tape:
                 self.groups[Group.GRADIENTS] += gradient.size
                 gradient.group = Group.GRADIENTS
             producer.gradient = gradient
+            return
+        if isinstance(producer, Node) and producer.parts is not None:
+            producer.parts.append(gradient)
             return
         old = producer.gradient
         if not self.adds_in_place or old.references > 1:
@@ -390,8 +461,7 @@ class Tape:
             checkpoint.forward()
         self._recomputing = before
         self.leave_scope(variables)
-        for node in self._nodes:
-            self._let_go(node)
+        self.forget(0, len(self._nodes))
         self._nodes = nodes
 
     def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:

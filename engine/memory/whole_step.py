@@ -63,6 +63,7 @@ def play_step(structure: ModelStructure, workload: Workload, targets: AdapterTar
     """Play forward and backward pass of all layers, then let go of everything but the gradients."""
     tape = RecordingTape()
     r = Rehearsal(tape, workload, structure, targets, targets.names)
+    r.put_prefixes(structure.num_layers)
     embedded, passing = embed(r)
     inputs_embeds = tape.allocate(passing.inputs_embeds)
     arguments = tape.allocate(passing.arguments)
@@ -83,10 +84,12 @@ def play_step(structure: ModelStructure, workload: Workload, targets: AdapterTar
     tape.drop(hidden, *caches)
     if logits is not None and not workload.loss.holds_logits:
         tape.drop(logits)
+    r.end_forward()
     after_forward = len(tape.requests)
     tape.backward(loss, tape.allocate(4))
     if checkpointed:
         tape.release(arguments)
+    tape.end_graph()
     after_backward = len(tape.requests)
     tape.drop(loss, *([logits] if logits is not None else []))
     return StepStream(tape.requests, after_forward, after_backward)

@@ -85,6 +85,7 @@ class Workload:
         batch_size: Rows at once.
         length: Tokens of each row, padding included.
         joined: Rows stand behind one another in one sequence, without padding.
+        fills_up_to: A last row makes the tokens of joined rows a multiple of this.
         masked: Attention gets a materialized mask, as padded rows need.
         expands_key_values: Grouped-query keys and values are copied to every head before attention.
         accumulates: Gradients of earlier passes wait while a pass is under way.
@@ -104,6 +105,7 @@ class Workload:
     attention: AttentionKernel = "flash"
     lora_branch: LoraBranch = "peft"
     joined: bool = False
+    fills_up_to: int = 1
     expands_key_values: bool = False
     masked: bool = False
     checkpointing: Checkpointing = "none"
@@ -117,9 +119,16 @@ class Workload:
     sharded: int = 1
 
     @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Tokens of each row that goes through the model."""
+        rows = (self.length,) * self.batch_size
+        missing = -self.batch_size * self.length % self.fills_up_to
+        return (*rows, missing) if missing else rows
+
+    @property
     def tokens(self) -> int:
         """Tokens of one batch, padding included."""
-        return self.batch_size * self.length
+        return self.batch_size * self.length + -self.batch_size * self.length % self.fills_up_to
 
     @property
     def key_length(self) -> int:

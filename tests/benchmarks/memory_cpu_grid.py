@@ -1,0 +1,211 @@
+"""Predicted against measured peak RAM of real runs on this CPU: `python -m tests.benchmarks.memory_cpu_grid`.
+
+Each cell is a real run of the demo model by the real worker, two optimizer steps on rows of full length: method × batch ×
+length × gradient checkpointing. Prints each cell as soon as it is known, then the mean error and how often the bound
+covered the measurement. `--cells 0-5` runs a part, `--json FILE` keeps the figures.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.config.load import config_from_mapping
+from engine.config.run import RunConfig
+from engine.hardware.device import Device
+from engine.hardware.processor import describe_processor
+from engine.inspector.inventory import module_inventory
+from engine.memory.estimate import estimate_memory
+from engine.memory.result import MemoryEstimate
+from engine.models.shape import ModelShape
+from engine.paths import LoratoryHome
+from engine.processes.spawn import spawn, worker_argv
+from engine.runs.event_log import read_events
+from engine.runs.events import FailedEvent, MemoryEvent
+from engine.runs.store import RunStore
+
+MIB = 2**20
+METHODS: dict[str, tuple[str, ...]] = {
+    "LoRA": (),
+    "QLoRA": ("model.quantization=nf4",),
+    "LoRA on int8": ("model.quantization=int8",),
+    "IA3": ("adapter.method=ia3",),
+    "Prefix tuning": ("adapter.method=prefix_tuning",),
+    "Full": ("adapter.method=none",),
+}
+BATCH_SIZES = (1, 4)
+LENGTHS = (128, 512, 1024)
+WORD = "memory tensor adapter gradient layer token batch length weight rank "
+
+
+class Cell(NamedTuple):
+    """One run of the grid."""
+
+    method: str
+    batch_size: int
+    length: int
+    checkpointing: bool
+
+    def config(self, dataset: Path, model: str) -> RunConfig:
+        """What is run."""
+        sections: dict[str, dict[str, object]] = {
+            "model": {"id": model},
+            "adapter": {},
+            "dataset": {"source": str(dataset), "format": "text", "train_on": "all", "eval_fraction": 0},
+            "training": {
+                "per_device_train_batch_size": self.batch_size,
+                "gradient_accumulation_steps": 2,
+                "max_length": self.length,
+                "gradient_checkpointing": self.checkpointing,
+                "max_steps": 2,
+            },
+        }
+        for override in METHODS[self.method]:
+            key, _, value = override.partition("=")
+            section, _, field = key.partition(".")
+            sections[section][field] = value
+        return config_from_mapping(sections)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A cell, measured."""
+
+    cell: Cell
+    allocated_bytes: int
+    expected_bytes: int
+    needed_bytes: int
+    measured_bytes: int
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        """Relative, positive where the prediction is too high."""
+        return self.expected_bytes / self.measured_bytes - 1
+
+
+def cells() -> list[Cell]:
+    """The grid; prefix tuning cannot be checkpointed."""
+    grid = itertools.product(METHODS, BATCH_SIZES, LENGTHS, (False, True))
+    return [Cell(*values) for values in grid if not (values[0] == "Prefix tuning" and values[3])]
+
+
+def main() -> int:
+    """Run the cells that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--cells", default="", help="such as 0-5 or 3,7; all by default")
+    parser.add_argument("--list", action="store_true", help="name the cells, run none")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    chosen = list(_chosen(options.cells))
+    if options.list:
+        for number, cell in chosen:
+            print(number, *cell)
+        return 0
+    home, device = LoratoryHome.from_environment(), describe_processor()
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset = write_rows(Path(scratch) / "rows.jsonl")
+        for number, cell in chosen:
+            config = cell.config(dataset, options.model)
+            shape = module_inventory(config.model, home)
+            result = measure(cell, config, shape, device, home)
+            results.append(result)
+            print(f"{number:>3} {describe(result)}", flush=True)
+            if options.json:
+                options.json.write_text(json.dumps([_plain(item) for item in results], indent=1))
+    if results:
+        print_summary(results)
+    return 0
+
+
+def _chosen(text: str) -> Iterator[tuple[int, Cell]]:
+    grid = cells()
+    if not text:
+        yield from enumerate(grid)
+        return
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            yield number, grid[number]
+
+
+def write_rows(path: Path) -> Path:
+    """Rows longer than any length of the grid, so that every row is cut to exactly that length."""
+    rows = [{"text": f"{number} " + WORD * 400} for number in range(32)]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def measure(cell: Cell, config: RunConfig, shape: ModelShape, device: Device, home: LoratoryHome) -> Result:
+    """Predict, run, and read the peak from the run's own events.
+
+    Raises:
+        RuntimeError: If the run failed.
+    """
+    estimate: MemoryEstimate = estimate_memory(shape, config, device)
+    store = RunStore(home, "memory-grid")
+    run = store.create(config)
+    began = time.monotonic()
+    try:
+        process = spawn(
+            worker_argv("engine.training.worker", [str(run.folder.path)]), log_file=run.folder.path / "worker.log"
+        )
+        process.wait(timeout=1800)
+        events = read_events(run.folder.events, 0).events
+        peaks = [event.data.peak_process_bytes for event in events if isinstance(event, MemoryEvent)]
+        failures = [event.data.what for event in events if isinstance(event, FailedEvent)]
+        if process.returncode or failures or not peaks:
+            raise RuntimeError(f"{cell}: {failures or process.returncode}")
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    finally:
+        store.delete(run.id)
+    return Result(
+        cell,
+        estimate.allocated_bytes,
+        estimate.expected_bytes,
+        estimate.needed_bytes,
+        max(peaks),
+        time.monotonic() - began,
+    )
+
+
+def describe(result: Result) -> str:
+    """One line."""
+    cell = result.cell
+    return (
+        f"{cell.method:<14} batch {cell.batch_size} × {cell.length:>4}{' checkpointed' if cell.checkpointing else '':<13}"
+        f"  tensors {result.allocated_bytes / MIB:>6.0f}  expected {result.expected_bytes / MIB:>6.0f}"
+        f"  measured {result.measured_bytes / MIB:>6.0f} MiB  {result.error:>+7.1%}"
+        f"  bound {result.needed_bytes / MIB:>6.0f}{' ' if result.needed_bytes >= result.measured_bytes else ' <'}"
+        f"  {result.seconds:.0f} s"
+    )
+
+
+def print_summary(results: list[Result]) -> None:
+    """Mean error and coverage."""
+    errors = [abs(result.error) for result in results]
+    covered = sum(result.needed_bytes >= result.measured_bytes for result in results)
+    excess = sum(result.needed_bytes / result.measured_bytes - 1 for result in results) / len(results)
+    print(
+        f"{len(results)} cells: mean error {sum(errors) / len(errors):.1%}, worst {max(errors):.1%}; "
+        f"the bound covers {covered} of {len(results)}, {excess:+.1%} on average."
+    )
+
+
+def _plain(result: Result) -> dict[str, object]:
+    return {**result.cell._asdict(), **{k: v for k, v in dataclasses.asdict(result).items() if k != "cell"}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

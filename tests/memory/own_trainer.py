@@ -1,0 +1,104 @@
+"""Steps of Loratory's own trainer on tiny real models, with its batches, its attention, its LoRA and its loss."""
+
+import contextlib
+import random
+import types
+from dataclasses import dataclass
+
+import torch
+
+from engine.config.load import config_from_mapping
+from engine.hardware.device import Device
+from engine.inspector.inventory import inventory_of
+from engine.memory.run_workload import workload_of_run
+from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, Case, build_config
+
+# Sizes that 4-bit blocks and the CPU's kernels for them take.
+ROUND_SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 16, "num_attention_heads": 8}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of which every token is learned."""
+
+    input_ids: list
+    labels: list
+
+
+@dataclass(frozen=True)
+class OwnStep:
+    """A model that is ready to train, one pass through it, and the estimate's view of both."""
+
+    model: torch.nn.Module
+    step: object
+    workload: object
+    shape: object
+
+
+def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None):
+    """Assemble a model as the worker does.
+
+    Args:
+        overrides: Settings by dotted name.
+        folder: Takes the weights of a quantized base, which is loaded from there.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from engine.training.assembly import assemble
+    from engine.training.batches import join, pad
+    from engine.training.build import add_adapter, load_model
+    from engine.training.placement import Placement
+    from engine.training.precision import choose_precision
+
+    config = _config(overrides, batch, length)
+    device = Device("cpu", 0, "cpu", 2**35, 2**35, supports_bfloat16=True)
+    precision = choose_precision(config, device)
+    placement = Placement(device, torch.device("cpu"))
+    architecture = build_config(Case(config=sizes or {}))
+    shape = inventory_of(architecture.to_dict())
+    torch.manual_seed(0)
+    source = types.SimpleNamespace(name="tiny", hub_id=None, location=str(folder), revision=None)
+    model = AutoModelForCausalLM.from_config(architecture, dtype=precision.frozen)
+    if config.model.quantization != "none":
+        model.save_pretrained(folder)
+        model = load_model(source, config, precision, placement)
+    model.config.use_cache = False
+    model = add_adapter(model, config, source)
+    tokens = [random.Random(row).choices(range(3, VOCABULARY), k=length) for row in range(batch)]
+    rows = [Row(ids, list(ids)) for ids in tokens]
+    assembly = assemble(model, config, precision, placement, rows, 0)
+    assert not assembly.notes
+    if config.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.adapter.method != "none":
+            model.enable_input_require_grads()
+    model.train()
+    one = join(rows) if assembly.setup.settings.batching == "joined" else pad(rows, 0)
+    autocast = assembly.setup.autocast
+
+    def step(phase):
+        context = torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
+        with phase("forward"), context:
+            loss = model(**one.inputs, trained_tokens=one.trained)
+        with phase("backward"):
+            loss.backward()
+        return loss
+
+    return OwnStep(model, step, workload_of_run(shape, config, device), shape)
+
+
+def _config(overrides, batch, length):
+    values = {
+        "model": {"id": "tiny"},
+        "adapter": {"r": 7},
+        "dataset": {"source": "rows"},
+        "training": {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": 1,
+            "max_length": length,
+        },
+    }
+    for name, value in overrides.items():
+        section, _, key = name.partition(".")
+        values[section][key] = value
+    return config_from_mapping(values)

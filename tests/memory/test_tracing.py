@@ -1,0 +1,50 @@
+"""The rehearsal of a step against the step itself, to the byte. A test fails here when a library changes what it keeps."""
+
+import pytest
+import torch
+
+from engine.config.adapter import AdapterConfig
+from tests.memory.traced_steps import Case, build_model, plain_step, rehearsed, trace
+
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+LORA = AdapterConfig(r=7, target_modules=QKVO)
+LORA_EVERYWHERE = AdapterConfig(r=7, lora_dropout=0.1)
+IA3 = AdapterConfig(method="ia3", target_modules=("k_proj", "v_proj", "down_proj"))
+FULL = AdapterConfig(method="none")
+
+CASES = {
+    "LoRA": Case(LORA),
+    "LoRA at 32 bits": Case(LORA, dtype=torch.float32),
+    "LoRA on all linear layers with dropout": Case(LORA_EVERYWHERE),
+    "LoRA, eager attention": Case(LORA, attention="eager"),
+    "LoRA, checkpointed": Case(LORA, checkpointing="non_reentrant"),
+    "LoRA on all linear layers with dropout, checkpointed": Case(LORA_EVERYWHERE, checkpointing="non_reentrant"),
+    "LoRA, checkpointed reentrant": Case(LORA, checkpointing="reentrant"),
+    "LoRA, checkpointed, eager attention, 32 bits": Case(
+        LORA, dtype=torch.float32, attention="eager", checkpointing="non_reentrant"
+    ),
+    "IA3": Case(IA3),
+    "IA3 at 32 bits, checkpointed": Case(IA3, dtype=torch.float32, checkpointing="non_reentrant"),
+    "full": Case(FULL),
+    "full at 32 bits": Case(FULL, dtype=torch.float32),
+    "full, checkpointed": Case(FULL, checkpointing="non_reentrant"),
+    "one head for all queries": Case(LORA, config={"num_key_value_heads": 1}),
+    "a head for each query": Case(LORA, config={"num_key_value_heads": 6}),
+    "Qwen2's biases": Case(LORA, model_type="qwen2"),
+    "Qwen3's norms over heads": Case(LORA, model_type="qwen3"),
+    "Qwen3, checkpointed": Case(LORA, model_type="qwen3", checkpointing="non_reentrant"),
+    "Phi-3's fused projections": Case(
+        AdapterConfig(r=7, target_modules=("qkv_proj", "o_proj")), model_type="phi3", config={"hidden_size": 84}
+    ),
+    "Mistral, all linear layers": Case(LORA_EVERYWHERE, model_type="mistral"),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_rehearsal_is_equal_to_the_real_step_to_the_byte(case):
+    torch.manual_seed(0)
+    model = build_model(case)
+
+    measured = trace(model, plain_step(model))
+
+    assert rehearsed(case) == measured

@@ -1,0 +1,62 @@
+"""The estimate of a run against the step that our own trainer runs, to the byte."""
+
+import pytest
+
+from tests.memory.own_trainer import ROUND_SIZES, prepare
+from tests.memory.traced_steps import rehearsed, trace
+
+CHECKPOINTED = {"training.gradient_checkpointing": True}
+NF4 = {"model.quantization": "nf4"}
+INT8 = {"model.quantization": "int8"}
+IA3 = {"adapter.method": "ia3"}
+FULL = {"adapter.method": "none"}
+PREFIX = {"adapter.method": "prefix_tuning", "adapter.num_virtual_tokens": 5}
+DORA = {"adapter.use_dora": True}
+
+DENSE = {
+    "LoRA": ({}, {}),
+    "LoRA, one row": ({}, {"batch": 1}),
+    "LoRA, one row of several tiles": ({}, {"batch": 1, "length": 150}),
+    "LoRA, rows of several tiles": ({}, {"length": 150}),
+    "LoRA, checkpointed": (CHECKPOINTED, {}),
+    "LoRA with dropout": ({"adapter.lora_dropout": 0.1}, {}),
+    "LoRA on two projections": ({"adapter.target_modules": ["q_proj", "v_proj"]}, {}),
+    "LoRA at 32 bits": ({"model.compute_dtype": "float32"}, {}),
+    "IA3": (IA3, {}),
+    "IA3, checkpointed": (IA3 | CHECKPOINTED, {}),
+    "prefix tuning": (PREFIX, {}),
+    "full": (FULL, {}),
+    "full, checkpointed": (FULL | CHECKPOINTED, {}),
+    "full at 32 bits": (FULL | {"model.compute_dtype": "float32"}, {}),
+    "DoRA": (DORA, {}),
+}
+QUANTIZED = {
+    "QLoRA": NF4,
+    "QLoRA, checkpointed": NF4 | CHECKPOINTED,
+    "QLoRA without double quantization": NF4 | {"model.double_quant": False},
+    "QLoRA on fp4 with dropout": {"model.quantization": "fp4", "adapter.lora_dropout": 0.1},
+    "LoRA on int8": INT8,
+    "LoRA on int8, checkpointed": INT8 | CHECKPOINTED,
+    "IA3 on nf4": NF4 | IA3,
+    "IA3 on int8": INT8 | IA3,
+    "DoRA on nf4": NF4 | DORA,
+    "prefix tuning on nf4": NF4 | PREFIX,
+}
+
+
+@pytest.mark.parametrize(("overrides", "size"), DENSE.values(), ids=DENSE.keys())
+def test_estimate_is_equal_to_the_trainers_step(overrides, size):
+    own = prepare(overrides, **size)
+
+    measured = trace(own.model, own.step)
+
+    assert rehearsed(None, own.workload, own.shape) == measured
+
+
+@pytest.mark.parametrize("overrides", QUANTIZED.values(), ids=QUANTIZED.keys())
+def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, tmp_path):
+    own = prepare(overrides, sizes=ROUND_SIZES, folder=tmp_path)
+
+    measured = trace(own.model, own.step)
+
+    assert rehearsed(None, own.workload, own.shape) == measured

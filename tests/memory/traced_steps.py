@@ -1,0 +1,165 @@
+"""Tiny real models whose dimensions share no factor, so that no two tensors of a step have the same size by chance."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from engine.config.adapter import AdapterConfig
+from engine.memory.phases import rehearse_step
+from engine.memory.structure import read_structure
+from engine.memory.targets import find_targets
+from engine.memory.workload import Loss, Precision, Workload
+from tests.memory.live_bytes import LiveBytes
+
+HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, HEAD_DIM, LAYERS = 66, 101, 211, 6, 2, 14, 3
+BATCH, LENGTH = 3, 17
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step that is run for real and rehearsed."""
+
+    adapter: AdapterConfig = AdapterConfig(r=7, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+    dtype: torch.dtype = torch.bfloat16
+    attention: str = "sdpa"
+    checkpointing: str = "none"
+    model_type: str = "llama"
+    base: str = "dense"
+    config: dict = field(default_factory=dict)
+
+    @property
+    def width(self):
+        return torch.finfo(self.dtype).bits // 8
+
+
+def build_config(case):
+    """Configuration of the tiny model."""
+    from transformers import AutoConfig
+
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_HEADS,
+        "head_dim": HEAD_DIM,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **case.config,
+    }
+    return AutoConfig.for_model(case.model_type, **values)
+
+
+def build_model(case):
+    """The real model with its adapter, ready to train."""
+    from transformers import AutoModelForCausalLM
+
+    config = build_config(case)
+    config._attn_implementation = case.attention
+    model = AutoModelForCausalLM.from_config(config, dtype=case.dtype)
+    model.config.use_cache = False
+    model = add_adapter(model, case.adapter)
+    if case.checkpointing != "none":
+        reentrant = case.checkpointing == "reentrant"
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        if case.adapter.method != "none":
+            model.enable_input_require_grads()
+    model.train()
+    return model
+
+
+def add_adapter(model, adapter):
+    """PEFT's adapter as Loratory configures it."""
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+
+    targets = adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
+    if adapter.method == "none":
+        return model
+    if adapter.method == "ia3":
+        ours = IA3Config(target_modules=targets, feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+    elif adapter.method == "prefix_tuning":
+        ours = PrefixTuningConfig(num_virtual_tokens=adapter.num_virtual_tokens, task_type="CAUSAL_LM")
+    else:
+        ours = LoraConfig(
+            r=adapter.r,
+            lora_alpha=2 * adapter.r,
+            lora_dropout=adapter.lora_dropout,
+            target_modules=targets,
+            use_dora=adapter.use_dora,
+            task_type="CAUSAL_LM",
+        )
+    return get_peft_model(model, ours)
+
+
+def shape_of(case):
+    """The inventory that the estimate sees."""
+    from engine.inspector.inventory import inventory_of
+
+    return inventory_of(build_config(case).to_dict())
+
+
+def workload_of(case):
+    """The same step as a workload of plain transformers: a custom loop that holds the model's output."""
+    width = case.width
+    return Workload(
+        adapter=case.adapter,
+        batch_size=BATCH,
+        length=LENGTH,
+        device="cpu",
+        base=case.base,
+        precision=Precision(width, width, width, width, width, adapter=width if case.adapter.method == "none" else 4),
+        attention="eager" if case.attention == "eager" else "cpu_flash",
+        checkpointing=case.checkpointing,
+        loss=Loss(holds_logits=True),
+    )
+
+
+def trace(model, step):
+    """Run a step once to make everything ready, then again under observation; returns the peaks of its phases.
+
+    Args:
+        step: A function of a context manager for phases; it runs forward and backward and returns what stays alive.
+    """
+    from contextlib import nullcontext
+
+    step(lambda _: nullcontext())
+    model.zero_grad(set_to_none=True)
+    watch = LiveBytes()
+    with watch:
+        held = step(watch.phase)
+    del held
+    return watch.peaks
+
+
+def plain_step(model):
+    """Forward and backward of transformers' own loss, with the output held as custom loops do."""
+    tokens = torch.randint(3, VOCABULARY, (BATCH, LENGTH))
+
+    def step(phase):
+        with phase("forward"):
+            output = model(input_ids=tokens, labels=tokens)
+        with phase("backward"):
+            output.loss.backward()
+        return output
+
+    return step
+
+
+def rehearsed(case, workload=None, shape=None):
+    """Peaks of the same phases, from sizes alone."""
+    workload = workload or workload_of(case)
+    shape = shape or shape_of(case)
+    structure = read_structure(shape)
+    step = rehearse_step(structure, workload, find_targets(shape, workload.adapter), as_dispatch_mode=True)
+    peaks = {name: held.total for name, held in step.peaks.items()}
+    return {
+        "forward": peaks["forward"],
+        "backward": max(peaks["loss_backward"], peaks["layer_backward"]),
+    }
+
+
+__all__ = ["Case", "build_model", "plain_step", "rehearsed", "replace", "shape_of", "trace", "workload_of"]
