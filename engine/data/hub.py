@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,8 +72,7 @@ class HubRows:
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
     def _load(self) -> Any:
-        # Imported here: it takes most of a second, and local files need none of it.
-        import datasets
+        datasets = _import_datasets()
         from datasets.exceptions import DatasetNotFoundError
 
         try:
@@ -103,6 +104,25 @@ class HubRows:
             f"The dataset {self.name} is no file here, and the Hub cannot be reached ({type(error).__name__}).",
             "Check the path or the connection, or choose a file or one of the samples.",
         )
+
+
+def _import_datasets() -> Any:
+    """Import the library late, for it takes most of a second; and where torch is not here yet, without torch.
+
+    Streamed rows would take torch in for a counter that only its data loaders share. `USE_TORCH` is the library's switch.
+    """
+    before = os.environ.get("USE_TORCH")
+    if "torch" not in sys.modules:
+        os.environ["USE_TORCH"] = "0"
+    try:
+        import datasets
+    finally:
+        # Processes that are started from here may well need torch.
+        if before is None:
+            os.environ.pop("USE_TORCH", None)
+        else:
+            os.environ["USE_TORCH"] = before
+    return datasets
 
 
 def _first_line(error: Exception) -> str:

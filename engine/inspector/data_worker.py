@@ -1,6 +1,8 @@
 """The inspector's process for data: previews, checks and renders rows. It needs tokenizers and no torch."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.access import DataAccess
@@ -8,12 +10,27 @@ from engine.paths import LoratoryHome
 from engine.processes.json_lines import serve
 
 
+@contextlib.contextmanager
+def torch_hidden() -> Iterator[None]:
+    """Let transformers believe that torch is not installed; what it found out while being imported, it never asks again.
+
+    Importing a tokenizer takes torch in as well, where there is one: 240 MB and two seconds for nothing used here.
+    """
+    known = sys.modules.get("torch")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # what Python's import system reads as "not there"
+    try:
+        yield
+    finally:
+        if known is None:
+            del sys.modules["torch"]
+        else:
+            sys.modules["torch"] = known
+
+
 def main() -> None:
     """Answer until stdin closes."""
-    # Importing a tokenizer takes torch in as well, where there is one: 240 MB and two seconds for nothing used here.
-    # None makes it look as if it were not installed.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    from engine.inspector.dataset_handlers import DatasetHandlers
+    with torch_hidden():
+        from engine.inspector.dataset_handlers import DatasetHandlers
 
     roots = tuple(Path(root) for root in sys.argv[1:])
     handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(roots or None))
