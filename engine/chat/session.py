@@ -21,9 +21,10 @@ from engine.chat.contract import (
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
 from engine.config.run import RunSection
 from engine.data.conversation import Message
-from engine.errors import DeviceError, RunError, WorkerError
+from engine.errors import RunError, WorkerError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
+from engine.hardware.hold import hold_device
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
@@ -282,15 +283,7 @@ class ChatSession:
             raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
         title = Path(request.plan.model.id).name
         holder = LeaseHolder(purpose="chat", title=title, process=identity, gives_way=True)
-        patience_ends = time.monotonic() + _LEAVING_SECONDS
-        while True:
-            try:
-                self._leases.take([lease_name(request.device)], holder)
-                return
-            except DeviceError:
-                if time.monotonic() > patience_ends:
-                    raise
-                time.sleep(_LOOK_SECONDS / 4)
+        hold_device(self._leases, lease_name(request.device), holder, _LEAVING_SECONDS)
 
     def _give_way_when_asked(self, loaded: _Loaded) -> None:
         """Unload an idle model when a run waits for its device; ends with the model."""

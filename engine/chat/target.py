@@ -13,6 +13,7 @@ from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
+from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -141,7 +142,7 @@ def _find(choice: AdapterChoice) -> _Found:
 
 def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
     config = run.read_config()
-    name = config.run.name or run.path.name
+    name = run_title(config)
     there = list_checkpoints(run.path)
     offered = f"Choose one of its checkpoints: {', '.join(there[:5])}." if there else ""
     if checkpoint is None:

@@ -24,7 +24,12 @@ def write_adapter(folder: Path, **config: object) -> Path:
 def write_run(folder: Path, *, finished: bool = True, checkpoints: tuple[int, ...] = (), **sections: object) -> Path:
     folder.mkdir(parents=True)
     config = config_from_mapping(
-        {"model": {"id": "org/model", "quantization": "nf4"}, "dataset": {"source": "sample:x"}, **sections}
+        {
+            "model": {"id": "org/model", "quantization": "nf4"},
+            "dataset": {"source": "sample:x"},
+            "run": {"name": folder.name},
+            **sections,
+        }
     )
     (folder / "config.yaml").write_text(config_to_yaml(config))
     if finished:

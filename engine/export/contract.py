@@ -1,0 +1,66 @@
+"""What is asked of an export, and what comes out of it."""
+
+from pathlib import Path
+from typing import Literal
+
+from engine.chat.contract import ChatTarget, Value
+from engine.chat.target import LoadPlan
+from engine.config.export import ExportConfig
+from engine.hardware.device import Device
+
+ExportPhase = Literal["starting", "fetching", "writing", "verifying", "ready"]
+
+
+class ExportRequest(Value):
+    """Which result, in which form, into which folder."""
+
+    target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
+    folder: Path  # must not exist, or be empty
+    settings: ExportConfig = ExportConfig()
+
+
+class ExportOrder(Value):
+    """The same for the process that does it, with everything found."""
+
+    plan: LoadPlan
+    folder: Path
+    settings: ExportConfig
+    device: Device  # verification runs on it
+    run: Path | None = None  # the run's folder, for the model card; None for a bare adapter
+
+
+class ExportProgress(Value):
+    """How far it has come; `fraction` from 0 to 1 where it is known."""
+
+    phase: ExportPhase
+    message: str
+    fraction: float | None = None
+
+
+class ExportedFile(Value):
+    """One file that was written."""
+
+    name: str  # below the export's folder
+    size_bytes: int
+
+
+class Verification(Value):
+    """What was written, loaded again and compared with the run itself."""
+
+    passed: bool
+    compared: str  # which two were compared, in words
+    prompts: int
+    equal_answers: int  # greedy answers that are the same, token by token
+    largest_logit_difference: float
+    allowed_logit_difference: float  # what rounding to the written precision explains
+    dtype: str  # of the comparison's computations
+    seconds: float
+
+
+class ExportResult(Value):
+    """What came out."""
+
+    path: Path
+    files: tuple[ExportedFile, ...]
+    verified: Verification | None  # None where it was not asked for, or could not be done; then a note says why
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,104 @@
+"""An export's folder: made aside and renamed when it is whole, holding only files that were meant to be in it."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.errors import ModelError, StorageError
+from engine.export.contract import ExportedFile
+from engine.files import fsync_folder
+
+# What a tokenizer may consist of; nothing else of a folder is taken along.
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_OF_THIS_MACHINE = frozenset({"is_local", "local_files_only", "name_or_path", "_name_or_path", "_commit_hash"})
+
+
+@contextlib.contextmanager
+def made_aside(folder: Path, needed_bytes: int) -> Iterator[Path]:
+    """Give an empty folder to fill; it becomes `folder` when the block ends well, and is gone when it does not.
+
+    Raises:
+        StorageError: If `folder` holds something already, or there is no room for the export.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
+    aside = folder.with_name(f".{folder.name}.making-{secrets.token_hex(6)}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(folder.parent).free
+        if free_bytes < needed_bytes:
+            raise StorageError(
+                f"The export takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there.",
+                "Free some space, or choose another disk.",
+            )
+        aside.mkdir()
+        yield aside
+        if folder.is_dir():
+            folder.rmdir()
+        aside.rename(folder)
+        fsync_folder(folder.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{folder.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Take the tokenizer along, with its template and without what only means something on this machine."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    config = target / "tokenizer_config.json"
+    if config.is_file():
+        rewrite_json(config)
+
+
+def rewrite_json(path: Path, **changes: object) -> None:
+    """Change fields of a JSON file, and drop those that tell of this machine.
+
+    Raises:
+        ModelError: If it is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in values.items() if key not in _OF_THIS_MACHINE}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path.name} cannot be read.", "Copy the run's folder again.") from error
+    path.write_text(json.dumps({**kept, **changes}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def list_files(folder: Path) -> tuple[ExportedFile, ...]:
+    """Every file below a folder, by name."""
+    return tuple(
+        ExportedFile(name=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
+
+
+def to_disk(folder: Path) -> None:
+    """Bring everything to the disk, before the folder gets its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file, contextlib.suppress(OSError):  # Windows syncs only what is open for writing
+                os.fsync(file.fileno())
+    fsync_folder(folder)

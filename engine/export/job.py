@@ -1,0 +1,126 @@
+"""Taking a result away: checked here, done in a process of its own, which ends with it."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.chat.target import LoadPlan, plan_load
+from engine.config.run import RunSection
+from engine.errors import ModelError, WorkerError
+from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
+from engine.hardware.device import Device, visible_only
+from engine.hardware.devices import choose_device
+from engine.hardware.hold import hold_device
+from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.paths import LoratoryHome
+from engine.processes.identity import ProcessIdentity
+from engine.processes.json_lines import JsonLinesProcess
+from engine.runs.run import RunFolder
+
+WORKER_MODULE = "engine.export.worker"
+
+# An idle chat lets go of its device within a minute.
+_PATIENCE_SECONDS = 75.0
+
+OnExportProgress = Callable[[ExportProgress], None]
+
+
+class ExportJob:
+    """One export; can be stopped from another thread.
+
+    Args:
+        home: The Loratory home.
+        request: What is wanted.
+        choose: Picks the device for the verification; `engine.hardware.devices.choose_device` unless a test says otherwise.
+    """
+
+    def __init__(
+        self, home: LoratoryHome, request: ExportRequest, choose: Callable[[RunSection], Device] = choose_device
+    ) -> None:
+        self._home = home
+        self._request = request
+        self._choose = choose
+        self._stopped = threading.Event()
+        self._process: JsonLinesProcess | None = None
+
+    def run(self, on_progress: OnExportProgress = lambda _: None) -> ExportResult:
+        """Write the folder and verify it; on any error nothing of it is left.
+
+        Raises:
+            RunError: If the run has no adapter yet, or the checkpoint does not exist.
+            ModelError: If this result cannot be had in this form.
+            DeviceError: If the device for the verification is held by somebody else.
+            StorageError: If the folder is not empty or cannot be written, or the disk is too small.
+            CancelledRequestError: If it was stopped.
+            WorkerError: If the process ended.
+        """
+        order = self._order()
+        process = self._process = JsonLinesProcess(
+            WORKER_MODULE,
+            log_file=self._home.server / "export.log",
+            arguments=(str(self._home.root),),
+            environment=visible_only((order.device,)),
+            restarts=False,
+        )
+        try:
+            process.start()
+            if order.settings.verify:
+                self._hold(process, order, on_progress)
+            on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))
+            number = process.reserve_id()
+            for answer in process.stream("export", order.model_dump(mode="json"), request_id=number):
+                if "result" in answer:
+                    return ExportResult.model_validate(answer["result"])
+                on_progress(ExportProgress.model_validate(answer["progress"]))
+                if self._stopped.is_set():
+                    process.cancel(number)
+            raise WorkerError("The export ended without a result.", "Its log export.log says more.")
+        finally:
+            process.close()
+
+    def stop(self) -> None:
+        """End it at its next report; nothing of it is left."""
+        self._stopped.set()
+
+    def _order(self) -> ExportOrder:
+        target, settings = self._request.target, self._request.settings
+        plan = plan_load(target)
+        _refuse_impossible(plan, self._request)
+        assert target.tuned is not None
+        run = RunFolder(target.tuned.folder)
+        return ExportOrder(
+            plan=plan.model_copy(update={"second": None}),
+            folder=self._request.folder.expanduser().resolve(),
+            settings=settings,
+            device=self._choose(RunSection(devices=target.devices)),
+            run=run.path if run.config.is_file() else None,
+        )
+
+    def _hold(self, process: JsonLinesProcess, order: ExportOrder, on_progress: OnExportProgress) -> None:
+        identity = ProcessIdentity.of(process.pid or 0)
+        if identity is None:
+            raise WorkerError("The process for the export ended at once.", "Its log export.log says more.")
+        title = order.plan.tuned.name if order.plan.tuned is not None else Path(order.plan.model.id).name
+        holder = LeaseHolder(purpose="export", title=title, process=identity)
+
+        def waiting(present: LeaseHolder) -> None:
+            message = f"Waiting for the device, which is in use for {present.purpose} ({present.title})."
+            on_progress(ExportProgress(phase="starting", message=message))
+
+        hold_device(LeaseBook(self._home), lease_name(order.device), holder, _PATIENCE_SECONDS, waiting)
+
+
+def _refuse_impossible(plan: LoadPlan, request: ExportRequest) -> None:
+    if plan.tuned is None:
+        raise ModelError("A model without an adapter is as it was.", "Choose a run or an adapter to take away.")
+    kind, method = request.settings.kind, plan.tuned.method
+    if kind == "merged" and method == "prefix_tuning":
+        raise ModelError(
+            "Prefix tuning cannot be merged: it learns keys and values that stand before every sequence, and no weight of "
+            "the model could hold them.",
+            "Export the adapter instead.",
+        )
+    if kind == "adapter" and method == "full":
+        raise ModelError(
+            f"{plan.tuned.name} trained the whole model, so that there is no adapter.", "Export it as merged instead."
+        )

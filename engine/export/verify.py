@@ -1,0 +1,135 @@
+"""What was written, loaded as anybody would load it, and compared with the live run, logit by logit and word by word."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.chat.prompt import end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.weights import BranchWeights, Weights
+from engine.data.conversation import Message
+from engine.export.contract import Verification
+
+ANSWER_TOKENS = 16
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Explain in one sentence what a learning rate is.",
+    "Write a haiku about rain.",
+    "Name three fruits.",
+    "What does lora_alpha do?",
+    "Translate to German: Good morning, my friend.",
+    "How many legs does a spider have?",
+    "Give me a tip for better sleep.",
+    "What is 12 times 8?",
+    "Summarize the story of Romeo and Juliet in two sentences.",
+    "Why is the sky blue?",
+    "List the steps to make tea.",
+    "Who wrote Hamlet?",
+    "Suggest a name for a small bakery.",
+    "What is the difference between RAM and a hard disk?",
+    "Finish the sentence: The early bird",
+    "Describe the colour green to someone who cannot see.",
+    "Is a tomato a fruit or a vegetable?",
+    "Write a polite reply to an invitation that you cannot accept.",
+    "What should I check before I train a model on my own data?",
+)
+
+# A weight is rounded to half a unit in its last place. Through the layers such errors add up like a random walk; the
+# factor is what was measured on the demo model (about 2) with room for deeper ones, and a wrong scale, a missing layer or
+# another template lie far above it.
+_ROUNDING_FACTOR = 8.0
+
+OnAnswer = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """One prompt, with what the live run answers to it."""
+
+    ids: tuple[int, ...]
+    answer: tuple[int, ...]
+    logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer
+
+
+class Listener:
+    """Keeps what the live run says, to hold it against what was written.
+
+    Args:
+        live: The branch of the run.
+        folder: Of the trained weights, whose tokenizer renders the prompts.
+        on_answer: Told the share of prompts that have been answered.
+    """
+
+    def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer) -> None:
+        tokenizer = load_chat_tokenizer([folder], live.place.folder, live.place.name)
+        branch = live.branch("tuned")
+        end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
+        self._heard: list[_Heard] = []
+        for number, question in enumerate(QUESTIONS, start=1):
+            ids = render_prompt((Message("user", question),), (), tokenizer).ids
+            self._heard.append(_listen(branch, ids, end_ids))
+            on_answer(number / len(QUESTIONS))
+        self._end_ids = end_ids
+
+    def compare(self, written: BranchWeights, on_answer: OnAnswer) -> tuple[float, float, int]:
+        """Ask another model the same.
+
+        Returns:
+            The largest difference between two logits, the largest logit, and how many answers are the same.
+        """
+        difference = largest = 0.0
+        equal = 0
+        for number, heard in enumerate(self._heard, start=1):
+            forced = _listen(written, heard.ids, self._end_ids, heard.answer)
+            difference = max(difference, float((forced.logits - heard.logits).abs().max()))
+            largest = max(largest, float(heard.logits.abs().max()))
+            equal += _listen(written, heard.ids, self._end_ids).answer == heard.answer
+            on_answer(number / len(self._heard))
+        return difference, largest, equal
+
+
+def verification(
+    measured: tuple[float, float, int], compared: str, dtypes: tuple[torch.dtype, torch.dtype], seconds: float
+) -> Verification:
+    """Judge what was measured.
+
+    Args:
+        measured: From `Listener.compare`.
+        compared: Which two, in words.
+        dtypes: Of what was written, and of the computation.
+        seconds: How long it took.
+    """
+    difference, largest, equal = measured
+    written, computed = dtypes
+    allowed = _ROUNDING_FACTOR * max(torch.finfo(written).eps, torch.finfo(computed).eps) * max(largest, 1.0)
+    return Verification(
+        passed=difference <= allowed,
+        compared=compared,
+        prompts=len(QUESTIONS),
+        equal_answers=equal,
+        largest_logit_difference=difference,
+        allowed_logit_difference=allowed,
+        dtype=str(computed).removeprefix("torch."),
+        seconds=seconds,
+    )
+
+
+def _listen(branch: BranchWeights, ids: Sequence[int], end_ids: frozenset[int], forced: Sequence[int] = ()) -> _Heard:
+    """The greedy answer, or a forced one, with the logits before each of its tokens."""
+    device = branch.holder.model.device
+    answer: list[int] = []
+    seen: list[torch.Tensor] = []
+    with torch.inference_mode():
+        cache = branch.new_cache()
+        unread = torch.tensor([list(ids)], device=device)
+        for number in range(len(forced) or ANSWER_TOKENS):
+            logits = branch.next_logits(unread, cache)
+            seen.append(logits[0].cpu())
+            answer.append(forced[number] if forced else int(logits.argmax(dim=-1)))
+            if answer[-1] in end_ids:
+                break
+            read = answer[-1:] if cache is not None else [*ids, *answer]
+            unread = torch.tensor([read], device=device)
+    return _Heard(tuple(ids), tuple(answer), torch.stack(seen))

@@ -1,0 +1,139 @@
+"""The process that exports: `python -P -m engine.export.worker HOME`, JSON lines on stdio."""
+
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from engine.chat.adapter import AdaptedBase
+from engine.chat.precision import choose_dtype
+from engine.chat.target import LoadPlan
+from engine.chat.weights import BranchWeights, ModelPlace, Weights, load_model, weights_bytes
+from engine.config.model import ModelConfig
+from engine.errors import DeviceError
+from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
+from engine.export.folder import list_files, made_aside, to_disk
+from engine.export.model_card import gather_facts, write_card
+from engine.export.verify import Listener, verification
+from engine.export.write import ExportUnderWay, needed_bytes, write_adapter, write_merged
+from engine.hardware.processor import memory_now
+from engine.models.progress import ModelProgress
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+from engine.processes.json_lines import JsonObject, Request, serve
+
+# Verification in float32 sees the rounding of the weights alone; it is worth that much of the free memory.
+_SHARE_FOR_FLOAT32 = 0.6
+
+
+class ExportWorker:
+    """Answers the orders of `engine.export.job`."""
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._home = home
+
+    def export(self, params: JsonObject, request: Request) -> JsonObject:
+        """Write, verify, and only then give the folder its name."""
+        order = ExportOrder.model_validate(params)
+
+        def tell_fetching(progress: ModelProgress) -> None:
+            done, total = progress.done_bytes, progress.total_bytes
+            fraction = done / total if done is not None and total else None
+            told = ExportProgress(phase="fetching", message=progress.message, fraction=fraction)
+            request.progress(told.model_dump(mode="json"))
+
+        export = ExportUnderWay(order, resolve_model(order.plan.model, self._home, tell_fetching), request)
+        notes: list[str] = []
+        merged = order.settings.kind == "merged"
+        with made_aside(order.folder, needed_bytes(export)) as aside:
+            written_dtype = write_merged(export, aside, notes) if merged else write_adapter(export, aside)
+            (aside / "README.md").write_text(_card(export), encoding="utf-8")
+            verified = _verify(export, aside, written_dtype, notes) if order.settings.verify else None
+            export.tell("ready", "Putting the folder in its place.", 1.0)
+            to_disk(aside)
+        result = ExportResult(path=order.folder, files=list_files(order.folder), verified=verified, notes=tuple(notes))
+        return result.model_dump(mode="json")
+
+
+def _card(export: ExportUnderWay) -> str:
+    source = export.source
+    facts = gather_facts(
+        export.order.plan,
+        export.order.settings.kind,
+        export.order.folder,
+        source.hub_id or source.name,
+        base_is_on_hub=source.hub_id is not None,
+        run=export.order.run,
+    )
+    return write_card(facts)
+
+
+def _verify(export: ExportUnderWay, aside: Path, written: torch.dtype, notes: list[str]) -> Verification | None:
+    started = time.perf_counter()
+    plan = export.order.plan
+    merged = export.order.settings.kind == "merged"
+    # Merged weights are those of the unquantized base, so that is what they are compared with.
+    model = plan.model.model_copy(update={"quantization": "none"}) if merged else plan.model
+    place = _place(export, model)
+    try:
+        measured = _compare_merged(export, aside, place, model) if merged else _compare_adapter(export, aside, place)
+    except DeviceError as error:
+        notes.append(f"It was not verified: {error.what}")
+        return None
+    compared = (
+        "the merged model, and the adapter on its unquantized base" if merged else "the exported adapter, and the run's"
+    )
+    return verification(measured, compared, (written, place.dtype), time.perf_counter() - started)
+
+
+def _place(export: ExportUnderWay, model: ModelConfig) -> ModelPlace:
+    """Where to verify; in float32 where memory is ample, because that hides nothing."""
+    folder, device = Path(export.source.location), export.order.device
+    exact = ModelPlace(folder, export.source.name, device, torch.float32)
+    free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
+    if weights_bytes(exact, model) < _SHARE_FOR_FLOAT32 * free:
+        return exact
+    return ModelPlace(folder, export.source.name, device, choose_dtype(model, device))
+
+
+def _compare_adapter(export: ExportUnderWay, aside: Path, place: ModelPlace) -> tuple[float, float, int]:
+    again = export.trained.model_copy(update={"folder": aside, "name": "the exported adapter"})
+    plan = LoadPlan(model=export.order.plan.model, tuned=export.trained, second=again)
+    live = Weights(plan, place, lambda message: export.tell("verifying", message))
+    listener = Listener(live, export.trained.folder, lambda share: _tell_verifying(export, share / 2))
+    return listener.compare(live.branch("second"), lambda share: _tell_verifying(export, 0.5 + share / 2))
+
+
+def _compare_merged(
+    export: ExportUnderWay, aside: Path, place: ModelPlace, model: ModelConfig
+) -> tuple[float, float, int]:
+    plan = LoadPlan(model=model, tuned=export.trained)
+    live: Weights | None = Weights(plan, place, lambda message: export.tell("verifying", message))
+    assert live is not None
+    listener = Listener(live, export.trained.folder, lambda share: _tell_verifying(export, share / 2))
+    live = None  # one model at a time in memory
+    gc.collect()
+    export.tell("verifying", "Loading what was written.")
+    again = load_model(ModelPlace(aside, "the merged model", place.device, place.dtype), model)
+    branch = BranchWeights(AdaptedBase(again, "the merged model"))
+    return listener.compare(branch, lambda share: _tell_verifying(export, 0.5 + share / 2))
+
+
+def _tell_verifying(export: ExportUnderWay, share: float) -> None:
+    export.tell("verifying", "Comparing answers.", share)
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    serve({"export": ExportWorker(LoratoryHome(Path(sys.argv[1]))).export})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Merged weights are those that PEFT's own merge gives, whatever was trained and however the base is laid out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from engine.chat.target import PlannedWeights
+from engine.errors import ModelError
+from engine.export.merge import BaseFiles, NotByTensorError, plan_merge
+from engine.export.shards import ShardWriter
+from tests.chat.tiny_adapters import ia3, lora, make_adapter
+from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
+
+IDS = torch.arange(4, 24).reshape(1, -1)
+
+CONFIGS = {
+    "plain": lambda: lora(target_modules="all-linear"),
+    "rank-stabilized": lambda: lora(r=9, use_rslora=True),
+    "patterns": lambda: lora(rank_pattern={"q_proj": 2}, alpha_pattern={"layers.1.mlp.down_proj": 32}),
+    "dora": lambda: lora(use_dora=True),
+    "saved modules": lambda: lora(modules_to_save=["norm", "embed_tokens"]),
+    "ia3": ia3,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("merge") / "base", tie_word_embeddings=False, initializer_range=0.4)
+
+
+def planned(folder: Path, config: object) -> PlannedWeights:
+    method = "lora" if isinstance(config, LoraConfig) else "ia3"
+    return PlannedWeights(folder=folder, name=folder.name, method=method)
+
+
+def merge_into(target: Path, base: Path, trained: PlannedWeights, dtype=torch.float32, shard=10**9) -> Path:
+    target.mkdir()
+    merge = plan_merge(trained, BaseFiles.open(base, "base"), dtype)
+    ShardWriter(target, shard, lambda _: None).write(merge.plans(), merge.read)
+    shutil.copy(base / "config.json", target)
+    return target
+
+
+@torch.inference_mode()
+def logits(model) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+def peft_merged(base: Path, adapter: Path):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_merged_as_peft_merges(base, tmp_path, name):
+    config = CONFIGS[name]()
+    adapter = make_adapter(base, tmp_path / "adapter", config)
+
+    merged = merge_into(tmp_path / "merged", base, planned(adapter, config))
+
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    expected = logits(peft_merged(base, adapter))
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, logits(AutoModelForCausalLM.from_pretrained(base)), atol=0.1)
+
+
+@pytest.mark.parametrize("config", [lambda: lora(bias="all"), ia3], ids=["trained biases", "rescaled biases"])
+def test_biases_are_merged_too(tmp_path, config):
+    biased = make_tiny_model(tmp_path / "biased", model_type="qwen2", tie_word_embeddings=False, initializer_range=0.4)
+    model = AutoModelForCausalLM.from_pretrained(biased)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(biased)
+    adapter = make_adapter(biased, tmp_path / "adapter", config())
+
+    merged = merge_into(tmp_path / "merged", biased, planned(adapter, config()))
+
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    torch.testing.assert_close(logits(model), logits(peft_merged(biased, adapter)), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = make_tiny_tokenizer()
+    torch.manual_seed(0)
+    folder = tmp_path / "gpt2"
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.4)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    adapter = make_adapter(folder, tmp_path / "adapter", config)
+    prefixed = (
+        "transformer." if any(key.startswith("transformer.") for key in load_file(folder / "model.safetensors")) else ""
+    )
+    assert prefixed, "the file must name its tensors as the model does"
+
+    merged = merge_into(tmp_path / "merged", folder, planned(adapter, config))
+
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    torch.testing.assert_close(logits(model), logits(peft_merged(folder, adapter)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_rounded_once_to_the_chosen_precision(base, tmp_path, dtype):
+    adapter = make_adapter(base, tmp_path / "adapter", lora())
+    merged = merge_into(tmp_path / "merged", base, planned(adapter, lora()), dtype)
+
+    written = load_file(merged / "model.safetensors")
+    exact = dict(peft_merged(base, adapter).named_parameters())
+
+    assert {tensor.dtype for tensor in written.values()} == {dtype}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(written[name], exact[name].detach().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_a_model_of_several_files_is_divided_anew_and_loads(tmp_path, base):
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(sharded, max_shard_size="100KB")
+    shutil.copytree(base, tmp_path / "copy")
+    adapter = make_adapter(base, tmp_path / "adapter", lora())
+
+    merged = merge_into(tmp_path / "merged", sharded, planned(adapter, lora()), shard=60_000)
+
+    index = json.loads((merged / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in merged.glob("*.safetensors"))
+    assert len(files) > 3
+    assert set(index["weight_map"].values()) == set(files)
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    torch.testing.assert_close(logits(model), logits(peft_merged(base, adapter)), rtol=1e-4, atol=1e-4)
+
+
+def test_only_one_tensor_is_in_memory_at_a_time(base, tmp_path):
+    import weakref
+
+    adapter = make_adapter(base, tmp_path / "adapter", lora())
+    merge = plan_merge(planned(adapter, lora()), BaseFiles.open(base, "base"), torch.float32)
+    living: list[weakref.ref] = []
+    most = 0
+
+    def read(name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = merge.read(name)
+        living.append(weakref.ref(tensor))
+        most = max(most, sum(reference() is not None for reference in living))
+        return tensor
+
+    (tmp_path / "merged").mkdir()
+    ShardWriter(tmp_path / "merged", 10**9, lambda _: None).write(merge.plans(), read)
+
+    assert len(living) == len(merge.plans())
+    assert most <= 2  # the one that is being written, and the one that is being read
+
+
+def test_what_the_files_do_not_show_is_told_apart(base, tmp_path):
+    with_bias = make_adapter(base, tmp_path / "with-bias", lora(lora_bias=True))
+    on_embedding = make_adapter(base, tmp_path / "embedding", lora(target_modules=["embed_tokens"]))
+
+    with pytest.raises(NotByTensorError, match="bias"):
+        plan_merge(planned(with_bias, lora()), BaseFiles.open(base, "base"), None)
+    with pytest.raises(NotByTensorError, match="lora_embedding"):
+        plan_merge(planned(on_embedding, lora()), BaseFiles.open(base, "base"), None)
+
+
+def test_a_base_whose_files_are_quantized_is_refused(base, tmp_path):
+    copy = Path(shutil.copytree(base, tmp_path / "packed"))
+    data = (copy / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    next(entry for name, entry in header.items() if name != "__metadata__")["dtype"] = "F4"
+    text = json.dumps(header).encode()
+    (copy / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    with pytest.raises(ModelError, match="holds F4 weights, which cannot be merged into"):
+        BaseFiles.open(copy, "packed")
