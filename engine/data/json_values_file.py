@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from engine.data.records import MAX_ROW_BYTES, Position, Record, bad_record, json_record, too_long
 from engine.data.text_stream import TextStream
+from engine.errors import DatasetError
 
 # A whole string at once, so that brackets inside of it do not count. JSON strings hold no line feeds, so one that is
 # never closed ends with its line, and the rows after it are found again. A string may also go on in the next chunk.
@@ -14,6 +15,7 @@ _TRAILING_BACKSLASHES = re.compile(rb"\\*\Z")
 _QUOTE, _COMMA, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'",{[}]'
 _PARTNER = {_CLOSE_OBJECT: _OPEN_OBJECT, _CLOSE_ARRAY: _OPEN_ARRAY}
 _SPACE = b" \t\r\n"
+_MAX_DEPTH = 1_000_000
 
 
 class JsonValuesReader:
@@ -53,6 +55,7 @@ class _Scanner:
         self._row, self._line, self._offset = start  # of the beginning of `_held`
         self._base = 1 if array else 0  # open brackets between rows
         self._open = bytearray(b"[" if array and start.offset > 0 else b"")
+        self._open_counts = {bracket: self._open.count(bracket) for bracket in (_OPEN_OBJECT, _OPEN_ARRAY)}
         self._held = b""  # the row under way, from its first byte on
         self._dropped = self._dropped_lines = 0  # bytes and line ends that were let go because it is too long
         self._in_string = False
@@ -78,7 +81,13 @@ class _Scanner:
                     self._take(chunk[item:end])
                     self._forget()
                     item = end
+                if len(self._open) >= _MAX_DEPTH:
+                    raise DatasetError(
+                        f"Line {self._line:,} opens more than {_MAX_DEPTH:,} brackets inside one another.",
+                        "This is no dataset; choose another file.",
+                    )
                 self._open.append(mark)
+                self._open_counts[mark] += 1
             elif self._close(mark):
                 if self._base and not self._open:
                     yield from self._finish(chunk[item:start], b"")
@@ -96,9 +105,15 @@ class _Scanner:
 
     def _close(self, mark: int) -> bool:
         """Close the bracket that `mark` belongs to, and those inside of it that were forgotten."""
-        partner = self._open.rfind(_PARTNER[mark])
-        if partner < 0 or (partner < self._base and len(self._open) > self._base):
+        wanted = _PARTNER[mark]
+        inside_row = self._open_counts[wanted] - (self._base if wanted == _OPEN_ARRAY else 0)
+        if len(self._open) > self._base and not inside_row:
             return False  # a stray bracket; its row will not be valid
+        partner = self._open.rfind(wanted)  # found near the end, or never looked for
+        if partner < 0:
+            return False
+        for bracket in self._open[partner:]:
+            self._open_counts[bracket] -= 1
         del self._open[partner:]
         return True
 

@@ -9,6 +9,7 @@ from engine.data import text_stream
 from engine.data.json_values_file import JsonValuesReader
 from engine.data.records import Position
 from engine.data.text_stream import TextStream
+from engine.errors import DatasetError
 
 START = Position(0, 1, 0)
 
@@ -151,3 +152,25 @@ def test_a_row_beyond_the_bound_is_passed_over_without_being_held(tmp_path, monk
     assert [record.kind for record in records] == ["too_long", "too_long", None]
     assert [record.line for record in records] == [1, 2, 3]
     assert all(len(record.raw) <= 1000 for record in records)
+
+
+@pytest.mark.parametrize(
+    "inside", ["[" * 400_000 + "}" * 400_000, "{" * 400_000 + "]" * 400_000, "[{" * 200_000 + "]" * 400_000]
+)
+def test_brackets_that_never_match_take_no_time_to_speak_of(tmp_path, inside):
+    path = tmp_path / "rows.json"
+    path.write_text(f'[{{"a": 1}}, {inside}')
+
+    records, _ = read(path)
+
+    assert records[0].value == {"a": 1}
+    assert all(record.kind for record in records[1:])
+
+
+def test_endless_nesting_ends_the_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.data.json_values_file._MAX_DEPTH", 1000)
+    path = tmp_path / "rows.json"
+    path.write_text("[" * 5000)
+
+    with pytest.raises(DatasetError, match="inside one another"):
+        read(path)
