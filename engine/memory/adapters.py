@@ -12,7 +12,7 @@ from engine.memory.operations import (
 )
 from engine.memory.projections import autocast_linear, base_projection, is_quantized
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tape import Gradients, Group, Parameter, Storage, Value, needs_gradient
+from engine.memory.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient
 from engine.models.shape import ModuleShape
 
 

@@ -15,7 +15,7 @@ from engine.memory.operations import (
 )
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure
-from engine.memory.tape import Value
+from engine.memory.tensors import Value
 
 
 def attend(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:

@@ -10,7 +10,7 @@ from engine.memory.operations import (
     scale,
 )
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tape import Gradients, Storage, Value, needs_gradient
+from engine.memory.tensors import Gradients, Storage, Value, needs_gradient
 from engine.memory.tiled_attention import attend_row_by_row
 
 _EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks

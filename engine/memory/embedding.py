@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from engine.memory.operations import dropout
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tape import Parameter, Value
+from engine.memory.tensors import Parameter, Value
 from engine.memory.workload import Workload
 
 

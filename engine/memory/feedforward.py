@@ -6,7 +6,7 @@ from engine.memory.adapters import project
 from engine.memory.operations import add, cast, dropout, linear, multiply, narrow, pointwise
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure
-from engine.memory.tape import Gradients, Storage, Value, needs_gradient
+from engine.memory.tensors import Gradients, Storage, Value, needs_gradient
 from engine.models.shape import ModuleShape
 
 _MOST_EXPERTS_PLAYED = 8  # more are played in groups; only scratch within one expert is coarser then

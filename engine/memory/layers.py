@@ -6,7 +6,7 @@ from engine.memory.norms import normalize
 from engine.memory.operations import add, assign
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure
-from engine.memory.tape import Value
+from engine.memory.tensors import Value
 
 
 def decoder_layer(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:

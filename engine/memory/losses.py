@@ -4,7 +4,7 @@ from engine.memory.adapters import project
 from engine.memory.operations import add, assign, cast, clone, narrow, pointwise, scale, share
 from engine.memory.projections import autocast_linear
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tape import Gradients, Group, Storage, Value
+from engine.memory.tensors import Gradients, Group, Storage, Value
 from engine.models.shape import ModuleShape
 
 

@@ -2,7 +2,7 @@
 
 from engine.memory.operations import cast, multiply, pointwise, scale
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tape import Gradients, Storage, Value
+from engine.memory.tensors import Gradients, Storage, Value
 from engine.models.shape import ModuleShape
 
 

@@ -3,7 +3,7 @@
 from engine.memory.formulas import dequantized_scale_bytes
 from engine.memory.operations import cast, linear
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tape import Gradients, Group, Parameter, Storage, Value
+from engine.memory.tensors import Gradients, Group, Parameter, Storage, Value
 from engine.models.shape import ModuleShape
 
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from engine.memory.structure import ModelStructure
-from engine.memory.tape import Group, Parameter, Storage, Tape, Value
+from engine.memory.tape import Tape
 from engine.memory.targets import AdapterTargets
+from engine.memory.tensors import Group, Parameter, Storage, Value
 from engine.memory.workload import Workload
 
 

@@ -9,127 +9,21 @@ each operation what it allocates, keeps and frees.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from enum import IntEnum
-from typing import Union
 
-
-class Group(IntEnum):
-    """Which part of the stacked bar a tensor belongs to."""
-
-    ACTIVATIONS = 0
-    LOSS = 1
-    GRADIENTS = 2
-    WEIGHT_COPIES = 3  # frozen weights in another form while they are used: dequantized or cast
-
-
-class Storage:
-    """One allocation. `references` counts the variables and autograd nodes that hold it."""
-
-    __slots__ = ("group", "references", "size")
-
-    def __init__(self, size: int, group: Group) -> None:
-        self.size = size
-        self.references = 1
-        self.group = group
-
-
-class Parameter:
-    """A weight outside the tape: it is always there, so only its gradient counts."""
-
-    __slots__ = ("elements", "gradient", "trainable", "width")
-
-    def __init__(self, elements: int, width: int, *, trainable: bool = False) -> None:
-        self.elements = elements
-        self.width = width
-        self.trainable = trainable
-        self.gradient: Storage | None = None
-
-
-# A gradient for each input of a node, None where that input needs none. Each carries one reference of its own.
-Gradients = Sequence[Storage | None]
-Backward = Callable[[Storage], Gradients]
-
-
-class Checkpoint:
-    """A checkpointed stretch of the forward pass: how to run it again, and what running it again has saved."""
-
-    __slots__ = ("forward", "recomputed", "saves")
-
-    def __init__(self, forward: Callable[[], "Value"]) -> None:
-        self.forward = forward
-        self.saves = 0
-        self.recomputed: list[Storage | None] | None = None
-
-
-class Node:
-    """An operation that the backward pass will visit.
-
-    `saved` holds what it keeps; inside a checkpoint `slots` says which of the recomputed tensors it will ask for.
-    `attributes` are tensors that a custom function keeps in plain attributes, which live as long as the graph.
-    `parts` holds the gradients of its several outputs, where it has any.
-    `gradient_sizes` are those of the inputs, where a gradient comes wider or unsummed and is brought into form.
-    """
-
-    __slots__ = (
-        "attributes",
-        "backward",
-        "checkpoint",
-        "gradient",
-        "gradient_sizes",
-        "inputs",
-        "parts",
-        "saved",
-        "slots",
-    )
-
-    def __init__(self, inputs: Sequence["Producer"], backward: Backward, checkpoint: Checkpoint | None) -> None:
-        self.inputs = inputs
-        self.backward = backward
-        self.checkpoint = checkpoint
-        self.saved: list[Storage] = []
-        self.slots: list[int] = []
-        self.gradient: Storage | None = None
-        self.gradient_sizes: Sequence[int] | None = None
-        self.parts: list[Storage] | None = None
-        self.attributes: list[Storage] = []
-
-
-Producer = Union[Node, Parameter, None]  # noqa: UP007 - names a forward reference
-
-
-class Value:
-    """A tensor as a Python variable holds it: a storage, its elements and width, and who computed it."""
-
-    __slots__ = ("elements", "held", "producer", "storage", "width")
-
-    def __init__(self, storage: Storage, elements: int, width: int, producer: Producer = None) -> None:
-        self.storage = storage
-        self.elements = elements
-        self.width = width  # bytes per element
-        self.producer = producer
-        self.held = True
-
-
-class Scope:
-    """The local variables of one Python function."""
-
-    __slots__ = ("_outer", "_results", "_tape")
-
-    def __init__(self, tape: "Tape") -> None:
-        self._tape = tape
-        self._results: tuple[Value, ...] = ()
-
-    def __enter__(self) -> "Scope":
-        self._outer = self._tape.enter_scope()
-        return self
-
-    def returns(self, value: Value) -> Value:
-        """Hand a value to the caller's scope."""
-        self._results += (value,)
-        return value
-
-    def __exit__(self, *_: object) -> None:
-        self._tape.leave_scope(self._outer, self._results)
+from engine.memory.scope import Scope
+from engine.memory.tensors import (
+    Backward,
+    Checkpoint,
+    Gradients,
+    Group,
+    Node,
+    Parameter,
+    Producer,
+    Storage,
+    Value,
+    needs_gradient,
+    producer_of,
+)
 
 
 class _SavedEverythingError(Exception):
@@ -285,7 +179,7 @@ class Tape:
 
     def node(self, inputs: Sequence[Value | Parameter], backward: Backward) -> Node:
         """Record an operation that allocates nothing forward, such as a view."""
-        node = Node([_producer(item) for item in inputs], backward, self._checkpoint)
+        node = Node([producer_of(item) for item in inputs], backward, self._checkpoint)
         self._nodes.append(node)
         return node
 
@@ -491,14 +385,3 @@ class Tape:
         self._save(node, x.storage)
         result.producer = node
         return result
-
-
-def _producer(item: Value | Parameter) -> Producer:
-    return item.producer if isinstance(item, Value) else item
-
-
-def needs_gradient(item: Value | Parameter) -> bool:
-    """Whether the backward pass will come to this input."""
-    if isinstance(item, Parameter):
-        return item.trainable
-    return item.producer is not None

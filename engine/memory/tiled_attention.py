@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.memory.operations import clone, concatenate
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tape import Gradients, Storage, Value, needs_gradient
+from engine.memory.tensors import Gradients, Storage, Value, needs_gradient
 
 QUERY_TILE = 128
 
@@ -32,8 +32,8 @@ class _Row(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    count: int  # queries
-    seen: int  # keys
+    queries: int
+    keys: int  # up to its last query
 
 
 def attend_row_by_row(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
@@ -74,8 +74,9 @@ def _split(r: Rehearsal, x: Value, rows: int) -> Value:
 
 
 def _tiles(length: int) -> list[_Tile]:
-    ends = [min(start + QUERY_TILE, length) for start in range(0, length, QUERY_TILE)]
-    return [_Tile(end - start, end) for start, end in zip(range(0, length, QUERY_TILE), ends, strict=True)]
+    """The last three tiles of a row. Each earlier one holds less at once, and nothing of it is left, so no peak is missed."""
+    starts = range(0, length, QUERY_TILE)[-3:]
+    return [_Tile(min(start + QUERY_TILE, length) - start, min(start + QUERY_TILE, length)) for start in starts]
 
 
 def _attend(r: Rehearsal, row: _Row, query: Value, key: Value, value: Value) -> Value:
@@ -90,7 +91,7 @@ def _attend(r: Rehearsal, row: _Row, query: Value, key: Value, value: Value) -> 
             new = _probabilities(r, row, tile)
             tape.drop(probabilities)
             probabilities = new
-            tape.use(row.heads * tile.count * row.size * row.width)
+            tape.use(row.heads * tile.queries * row.size * row.width)
 
         def backward(_: Storage) -> Gradients:
             gradients = _backward(r, row)
@@ -107,13 +108,13 @@ def _attend(r: Rehearsal, row: _Row, query: Value, key: Value, value: Value) -> 
 def _probabilities(r: Rehearsal, row: _Row, tile: _Tile) -> Value:
     """Queries at 32 bits, scores, their softmax, and that at the row's own precision."""
     tape = r.tape
-    elements = row.heads * tile.count * row.size
-    whole = row.stands_alone and tile.count == row.length
+    elements = row.heads * tile.queries * row.size
+    whole = row.stands_alone and tile.queries == row.length
     copied = tape.value(0 if whole else elements, row.width)
     queries = copied if row.width == 4 else tape.value(elements, 4)
     if row.width < 4:
         tape.drop(copied)
-    scores = tape.value(row.heads * tile.count * tile.seen, 4)
+    scores = tape.value(row.heads * tile.queries * tile.keys, 4)
     softmax = tape.value(scores.elements, 4)
     if row.width == 4:
         tape.drop(queries, scores)
@@ -134,9 +135,9 @@ def _backward(r: Rehearsal, row: _Row) -> tuple[Storage, Storage, Storage]:
         tape.value(row.key_elements, 4)
     previous: list[Value] = []
     for tile in _tiles(row.length):
-        elements = row.heads * tile.count * row.size
-        scores = row.heads * tile.count * tile.seen
-        whole = row.stands_alone and tile.count == row.length
+        elements = row.heads * tile.queries * row.size
+        scores = row.heads * tile.queries * tile.keys
+        whole = row.stands_alone and tile.queries == row.length
         current: list[Value] = []
 
         def assign(elements: int, width: int, current: list[Value] = current, previous: list[Value] = previous) -> None:
@@ -156,8 +157,8 @@ def _backward(r: Rehearsal, row: _Row) -> tuple[Storage, Storage, Storage]:
         assign(scores, width)  # of the probabilities
         assign(scores, width)  # of the scores
         tape.use(elements * width)
-        assign(row.shared * tile.seen * row.size, width)  # of the keys
-        assign(row.shared * tile.seen * row.size, width)  # of the values
+        assign(row.shared * tile.keys * row.size, width)  # of the keys
+        assign(row.shared * tile.keys * row.size, width)  # of the values
         previous = current
     if one_tile:
         of_key, of_value = (_kept(part) for part in previous[-2:])

@@ -12,8 +12,9 @@ from engine.memory.losses import head_and_loss
 from engine.memory.norms import normalize
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure, ModelStructure
-from engine.memory.tape import Group, Storage, Tape, Value
+from engine.memory.tape import Tape
 from engine.memory.targets import AdapterTargets
+from engine.memory.tensors import Group, Storage, Value
 from engine.memory.workload import Workload
 
 

@@ -15,11 +15,14 @@ HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, HEAD_DIM, LAYERS = 66, 101, 211, 6,
 BATCH, LENGTH = 3, 17
 
 
+LORA = AdapterConfig(r=7, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+
+
 @dataclass(frozen=True)
 class Case:
     """A step that is run for real and rehearsed."""
 
-    adapter: AdapterConfig = AdapterConfig(r=7, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+    adapter: AdapterConfig = LORA
     dtype: torch.dtype = torch.bfloat16
     attention: str = "sdpa"
     checkpointing: str = "none"
