@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from engine.chat.prompt import end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.weights import BranchWeights, Weights
 from engine.data.conversation import Message
-from engine.export.contract import Verification
 
 ANSWER_TOKENS = 16
 
@@ -36,10 +36,8 @@ QUESTIONS = (
     "What should I check before I train a model on my own data?",
 )
 
-# A weight is rounded to half a unit in its last place. Through the layers such errors add up like a random walk; the
-# factor is what was measured on the demo model (about 2) with room for deeper ones, and a wrong scale, a missing layer or
-# another template lie far above it.
-_ROUNDING_FACTOR = 8.0
+# How far above the measured effect of rounding a difference may lie: both are extremes of random errors.
+_MARGIN = 2.0
 
 OnAnswer = Callable[[float], None]
 
@@ -51,6 +49,13 @@ class _Heard:
     ids: tuple[int, ...]
     answer: tuple[int, ...]
     logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer
+
+
+class Measured(NamedTuple):
+    """How far two models are apart."""
+
+    largest_difference: float  # between two logits
+    equal_answers: int
 
 
 class Listener:
@@ -73,47 +78,43 @@ class Listener:
             on_answer(number / len(QUESTIONS))
         self._end_ids = end_ids
 
-    def compare(self, written: BranchWeights, on_answer: OnAnswer) -> tuple[float, float, int]:
-        """Ask another model the same.
-
-        Returns:
-            The largest difference between two logits, the largest logit, and how many answers are the same.
-        """
-        difference = largest = 0.0
-        equal = 0
+    def compare(self, written: BranchWeights, on_answer: OnAnswer) -> Measured:
+        """Ask another model the same."""
+        difference, equal = 0.0, 0
         for number, heard in enumerate(self._heard, start=1):
-            forced = _listen(written, heard.ids, self._end_ids, heard.answer)
-            difference = max(difference, float((forced.logits - heard.logits).abs().max()))
-            largest = max(largest, float(heard.logits.abs().max()))
+            difference = max(difference, self._difference(written, heard))
             equal += _listen(written, heard.ids, self._end_ids).answer == heard.answer
             on_answer(number / len(self._heard))
-        return difference, largest, equal
+        return Measured(difference, equal)
 
+    def rounding_effect(self, live: BranchWeights, written: torch.dtype, on_answer: OnAnswer) -> float:
+        """How far logits move when every weight moves at random by up to a unit in its last place.
 
-def verification(
-    measured: tuple[float, float, int], compared: str, dtypes: tuple[torch.dtype, torch.dtype], seconds: float
-) -> Verification:
-    """Judge what was measured.
+        What a rounding error of one weight does to a logit depends on the model, so it is measured on the model itself,
+        which is of no use afterwards.
 
-    Args:
-        measured: From `Listener.compare`.
-        compared: Which two, in words.
-        dtypes: Of what was written, and of the computation.
-        seconds: How long it took.
-    """
-    difference, largest, equal = measured
-    written, computed = dtypes
-    allowed = _ROUNDING_FACTOR * max(torch.finfo(written).eps, torch.finfo(computed).eps) * max(largest, 1.0)
-    return Verification(
-        passed=difference <= allowed,
-        compared=compared,
-        prompts=len(QUESTIONS),
-        equal_answers=equal,
-        largest_logit_difference=difference,
-        allowed_logit_difference=allowed,
-        dtype=str(computed).removeprefix("torch."),
-        seconds=seconds,
-    )
+        Args:
+            live: The branch that was listened to; its weights are disturbed.
+            written: Precision to which weights were rounded.
+            on_answer: Told the share of prompts that have been answered.
+        """
+        model = live.holder.model
+        unit = max(torch.finfo(written).eps, torch.finfo(model.dtype).eps)
+        random = torch.Generator(model.device).manual_seed(0)
+        with torch.inference_mode():
+            for parameter in model.parameters():
+                if parameter.is_floating_point():
+                    noise = torch.rand(parameter.shape, generator=random, device=parameter.device)
+                    parameter.copy_(parameter.float() * (1 + unit * (2 * noise - 1)))
+        effect = 0.0
+        for number, heard in enumerate(self._heard, start=1):
+            effect = max(effect, self._difference(live, heard))
+            on_answer(number / len(self._heard))
+        return _MARGIN * effect
+
+    def _difference(self, branch: BranchWeights, heard: _Heard) -> float:
+        forced = _listen(branch, heard.ids, self._end_ids, heard.answer)
+        return float((forced.logits - heard.logits).abs().max())
 
 
 def _listen(branch: BranchWeights, ids: Sequence[int], end_ids: frozenset[int], forced: Sequence[int] = ()) -> _Heard:

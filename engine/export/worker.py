@@ -18,7 +18,7 @@ from engine.errors import DeviceError
 from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
 from engine.export.folder import list_files, made_aside, to_disk
 from engine.export.model_card import gather_facts, write_card
-from engine.export.verify import Listener, verification
+from engine.export.verify import QUESTIONS, Listener, Measured
 from engine.export.write import ExportUnderWay, needed_bytes, write_adapter, write_merged
 from engine.hardware.processor import memory_now
 from engine.models.progress import ModelProgress
@@ -74,33 +74,44 @@ def _card(export: ExportUnderWay) -> str:
 
 def _verify(export: ExportUnderWay, aside: Path, written: torch.dtype, notes: list[str]) -> Verification | None:
     started = time.perf_counter()
-    plan = export.order.plan
     merged = export.order.settings.kind == "merged"
-    # Merged weights are those of the unquantized base, so that is what they are compared with.
-    model = plan.model.model_copy(update={"quantization": "none"}) if merged else plan.model
-    place = _place(export, model)
+    place = _place(export)
     try:
-        measured = _compare_merged(export, aside, place, model) if merged else _compare_adapter(export, aside, place)
+        if merged:
+            allowed, measured = _compare_merged(export, aside, place, written)
+        else:
+            allowed, measured = 0.0, _compare_adapter(export, aside, place)
     except DeviceError as error:
         notes.append(f"It was not verified: {error.what}")
         return None
-    compared = (
-        "the merged model, and the adapter on its unquantized base" if merged else "the exported adapter, and the run's"
+    return Verification(
+        passed=measured.largest_difference <= allowed,
+        compared="the merged model with the adapter on its unquantized base" if merged else "the export with the run",
+        prompts=len(QUESTIONS),
+        equal_answers=measured.equal_answers,
+        largest_logit_difference=measured.largest_difference,
+        allowed_logit_difference=allowed,
+        dtype=str(place.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - started,
     )
-    return verification(measured, compared, (written, place.dtype), time.perf_counter() - started)
 
 
-def _place(export: ExportUnderWay, model: ModelConfig) -> ModelPlace:
+def _place(export: ExportUnderWay) -> ModelPlace:
     """Where to verify; in float32 where memory is ample, because that hides nothing."""
     folder, device = Path(export.source.location), export.order.device
     exact = ModelPlace(folder, export.source.name, device, torch.float32)
     free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
-    if weights_bytes(exact, model) < _SHARE_FOR_FLOAT32 * free:
+    if weights_bytes(exact, _unquantized(export)) < _SHARE_FOR_FLOAT32 * free:
         return exact
-    return ModelPlace(folder, export.source.name, device, choose_dtype(model, device))
+    return ModelPlace(folder, export.source.name, device, choose_dtype(export.order.plan.model, device))
 
 
-def _compare_adapter(export: ExportUnderWay, aside: Path, place: ModelPlace) -> tuple[float, float, int]:
+def _unquantized(export: ExportUnderWay) -> ModelConfig:
+    return export.order.plan.model.model_copy(update={"quantization": "none"})
+
+
+def _compare_adapter(export: ExportUnderWay, aside: Path, place: ModelPlace) -> Measured:
+    """The same tensors on the same base: nothing explains a difference."""
     again = export.trained.model_copy(update={"folder": aside, "name": "the exported adapter"})
     plan = LoadPlan(model=export.order.plan.model, tuned=export.trained, second=again)
     live = Weights(plan, place, lambda message: export.tell("verifying", message))
@@ -109,18 +120,24 @@ def _compare_adapter(export: ExportUnderWay, aside: Path, place: ModelPlace) -> 
 
 
 def _compare_merged(
-    export: ExportUnderWay, aside: Path, place: ModelPlace, model: ModelConfig
-) -> tuple[float, float, int]:
-    plan = LoadPlan(model=model, tuned=export.trained)
-    live: Weights | None = Weights(plan, place, lambda message: export.tell("verifying", message))
-    assert live is not None
-    listener = Listener(live, export.trained.folder, lambda share: _tell_verifying(export, share / 2))
-    live = None  # one model at a time in memory
-    gc.collect()
+    export: ExportUnderWay, aside: Path, place: ModelPlace, written: torch.dtype
+) -> tuple[float, Measured]:
+    """The difference that rounding explains, and the difference that there is."""
+    listener, allowed = _listen_to_run(export, place, written)
+    gc.collect()  # one model at a time in memory
     export.tell("verifying", "Loading what was written.")
-    again = load_model(ModelPlace(aside, "the merged model", place.device, place.dtype), model)
+    again = load_model(ModelPlace(aside, "the merged model", place.device, place.dtype), _unquantized(export))
     branch = BranchWeights(AdaptedBase(again, "the merged model"))
-    return listener.compare(branch, lambda share: _tell_verifying(export, 0.5 + share / 2))
+    return allowed, listener.compare(branch, lambda share: _tell_verifying(export, (2 + share) / 3))
+
+
+def _listen_to_run(export: ExportUnderWay, place: ModelPlace, written: torch.dtype) -> tuple[Listener, float]:
+    plan = LoadPlan(model=_unquantized(export), tuned=export.trained)
+    live = Weights(plan, place, lambda message: export.tell("verifying", message))
+    listener = Listener(live, export.trained.folder, lambda share: _tell_verifying(export, share / 3))
+    tuned = live.branch("tuned")
+    allowed = listener.rounding_effect(tuned, written, lambda share: _tell_verifying(export, (1 + share) / 3))
+    return listener, allowed
 
 
 def _tell_verifying(export: ExportUnderWay, share: float) -> None:

@@ -1,0 +1,102 @@
+"""`loratory export`, with a job that writes nothing."""
+
+import json
+from typing import ClassVar
+
+import pytest
+
+from engine.cli import run_command
+from engine.config.load import config_from_mapping
+from engine.errors import DeviceError
+from engine.export.contract import ExportedFile, ExportProgress, ExportResult, Verification
+from engine.paths import local_owner
+from engine.runs.store import RunStore
+
+MODULES = ("engine.commands.export", "engine.commands.presets")
+
+
+class FakeJob:
+    """Remembers what it was asked for."""
+
+    requests: ClassVar[list] = []
+    passed = True
+    error = None
+
+    def __init__(self, home, request) -> None:
+        FakeJob.requests.append(request)
+        self._request = request
+
+    def run(self, on_progress):
+        on_progress(ExportProgress(phase="writing", message="Writing.", fraction=0.5))
+        if FakeJob.error is not None:
+            raise FakeJob.error
+        verified = Verification(
+            passed=FakeJob.passed,
+            compared="a with b",
+            prompts=20,
+            equal_answers=20,
+            largest_logit_difference=0.001,
+            allowed_logit_difference=0.01,
+            dtype="float32",
+            seconds=1.0,
+        )
+        files = (ExportedFile(name="model.safetensors", size_bytes=2048),)
+        return ExportResult(path=self._request.folder, files=files, verified=verified, notes=("Be careful.",))
+
+
+@pytest.fixture(autouse=True)
+def job(monkeypatch, home):
+    monkeypatch.setattr(FakeJob, "requests", [])
+    monkeypatch.setattr(FakeJob, "passed", True)
+    monkeypatch.setattr(FakeJob, "error", None)
+    monkeypatch.setattr("engine.export.job.ExportJob", FakeJob)
+    return FakeJob
+
+
+@pytest.fixture
+def run_id(home) -> str:
+    config = config_from_mapping({"model": {"id": "org/model"}, "dataset": {"source": "sample:x"}})
+    return RunStore(home, local_owner()).create(config).id
+
+
+def test_an_export_is_reported_as_one_json_object(job, run_id, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--checkpoint", "step-4", "--dtype", "float16", "--max-shard-gb", "2", "--model", "org/base"]
+
+    code = run_command(["export", run_id, "--to", "merged", "--out", str(out), *options, "--json"], MODULES)
+
+    answer = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert answer["path"] == str(out)
+    assert answer["files"] == [{"name": "model.safetensors", "size_bytes": 2048}]
+    assert answer["verified"]["passed"] is True
+    (request,) = job.requests
+    assert (request.settings.kind, request.settings.dtype, request.settings.max_shard_gb) == ("merged", "float16", 2.0)
+    assert (request.target.tuned.checkpoint, request.target.model.id) == ("step-4", "org/base")
+
+
+def test_people_read_sizes_notes_and_the_verdict(run_id, tmp_path, capsys):
+    assert run_command(["export", run_id, "--to", "adapter", "--out", str(tmp_path / "out")], MODULES) == 0
+
+    shown = capsys.readouterr().out
+    assert "2.0 KiB  model.safetensors" in shown
+    assert "Be careful." in shown
+    assert "20 of 20 greedy answers are the same" in shown
+
+
+def test_an_export_that_differs_from_its_run_is_an_error(job, run_id, tmp_path, capsys):
+    job.passed = False
+
+    assert run_command(["export", run_id, "--to", "merged", "--out", str(tmp_path / "out")], MODULES) == 1
+    assert "differs from the run by 0.001 in a logit; rounding explains 0.01. Do not use it" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_is_said_in_two_sentences(job, run_id, tmp_path, capsys):
+    job.error = DeviceError("The CPU is in use for training (a run).", "Wait until it is free.")
+
+    assert run_command(["export", run_id, "--to", "merged", "--out", str(tmp_path / "out")], MODULES) == 1
+    assert capsys.readouterr().err.strip().endswith("in use for training (a run). Wait until it is free.")
+
+
+def test_an_unknown_form_is_wrong_usage(run_id, tmp_path):
+    assert run_command(["export", run_id, "--to", "onnx", "--out", str(tmp_path / "out")], MODULES) == 2
