@@ -25,6 +25,22 @@ def local_owner() -> str:
     return _OWNER_PATTERN.sub("-", name)[:64].strip("-") or "local"
 
 
+def data_folders() -> tuple[Path, ...]:
+    """Folders whose files the page may open as datasets; the command line reads whatever its user may read.
+
+    The person's home folder, the working folder, the folder beside which Loratory was unpacked, and those that
+    `$LORATORY_DATA` names, separated as in `$PATH`.
+    """
+    named = [Path(name).expanduser() for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]
+    folders = (Path.home(), Path.cwd(), PRESETS_FOLDER.parent.parent, *named)
+    # A root of the file system would confine nothing; whoever wants that names it.
+    return tuple(
+        dict.fromkeys(
+            folder.resolve() for folder in folders if folder in named or folder.resolve() != Path(folder.anchor)
+        )
+    )
+
+
 @dataclass(frozen=True)
 class LoratoryHome:
     """The folder that holds runs, models, uploads and caches; `$LORATORY_HOME` or the platform's user data folder."""

@@ -6,7 +6,7 @@ import threading
 
 from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
-from engine.paths import LoratoryHome, local_owner
+from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher
 from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
@@ -25,7 +25,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     Raises:
         EngineError: If a service cannot start.
     """
-    inspector = Inspector(home)
+    inspector = Inspector(home, data_roots=(home.uploads, *data_folders()))
     runs = RunStore(home, local_owner())
     supervisor = Supervisor(home)
     chat = ChatSession(home)

@@ -37,6 +37,9 @@ class DataAccess:
             )
         if "\0" in source:
             raise DatasetError("The dataset's name holds a NUL byte.", "Type it again.")
+        if self.roots is not None:
+            # Before anything else, so that a refusal does not tell whether such a file exists.
+            self._refuse_outside(Path(source).expanduser())
         try:
             path = Path(source).expanduser().resolve(strict=True)
         except (OSError, RuntimeError) as error:
@@ -45,11 +48,20 @@ class DataAccess:
                 f"The dataset {shown_name(source)} cannot be opened ({reason.lower()}).",
                 "Choose a file, a folder, the id of a dataset on the Hub, or sample:NAME.",
             ) from error
-        if self.roots is not None and not any(path.is_relative_to(root.resolve()) for root in self.roots):
-            raise DatasetError(
-                "That dataset lies outside the folders that this page may read.", "Upload the file instead."
-            )
+        if self.roots is not None:
+            self._refuse_outside(path)
         return path
+
+    def _refuse_outside(self, path: Path) -> None:
+        try:
+            resolved = path.resolve()
+        except (OSError, RuntimeError):  # a name too long, or links in a circle: nothing inside either
+            resolved = None
+        if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in self.roots or ()):
+            raise DatasetError(
+                "That dataset lies outside the folders that this page may read.",
+                "Upload the file instead, or name its folder in LORATORY_DATA and start Loratory again.",
+            )
 
 
 ANY_FILE = DataAccess()

@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import StorageError
 from engine.files import resolve_inside, write_atomically
-from engine.paths import LoratoryHome, local_owner
+from engine.paths import LoratoryHome, data_folders, local_owner
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_debris(tmp_path, monkeypatch):
@@ -61,3 +61,14 @@ def test_the_owner_is_safe_as_a_folder_name(monkeypatch):
 
     assert "/" not in local_owner()
     assert "." not in local_owner()
+
+
+def test_the_page_reads_below_folders_that_are_named_and_never_below_the_root_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORATORY_DATA", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.chdir("/")
+
+    folders = data_folders()
+
+    assert {tmp_path / "a", tmp_path / "b"} <= set(folders)
+    assert all(folder.parent != folder for folder in folders)
