@@ -45,7 +45,7 @@ def sweep(
         inspector.close()
         line.clear()
     store = RunStore(home, local_owner())
-    runs = [store.create(one.config, one.provenance) for one in checked]
+    runs = [store.create(one.config, one.provenance, report=one.report) for one in checked]
     line.say(f"Filed {len(runs)} runs.")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):

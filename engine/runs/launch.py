@@ -47,4 +47,4 @@ class Launcher:
             return existing
         checked = self._preflight.check(config, on_progress)
         provenance = checked.provenance.model_copy(update={"copied_from": copied_from})
-        return self._store.create(checked.config, provenance, key)
+        return self._store.create(checked.config, provenance, key, checked.report)

@@ -67,6 +67,7 @@ class CheckedRun(NamedTuple):
 
     config: RunConfig
     provenance: Provenance
+    report: DatasetReport
 
 
 class Preflight:
@@ -131,6 +132,7 @@ class Preflight:
                     "predicted_bytes": predicted_bytes,
                 }
             ),
+            report,
         )
 
     def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> int | None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.config.load import config_from_mapping, mapping_from_file
 from engine.config.run import RunConfig
+from engine.data.report import DatasetReport
 from engine.errors import RunError
 from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity
@@ -74,6 +75,11 @@ class RunFolder:
     def provenance(self) -> Path:
         """What the config was pinned to, and when; written once by the launcher."""
         return self.path / "provenance.json"
+
+    @property
+    def dataset_report(self) -> Path:
+        """What the check of its dataset found, as `loratory inspect` says it; written once by the launcher."""
+        return self.path / "dataset.json"
 
     @property
     def notes(self) -> Path:
@@ -142,6 +148,13 @@ class RunFolder:
             ConfigError: If a setting is wrong, as after an edit by hand.
         """
         return config_from_mapping(mapping_from_file(self.config))
+
+    def read_dataset_report(self) -> DatasetReport | None:
+        """Load what the check of its dataset found; None where it was never checked, or the file cannot be read."""
+        try:
+            return DatasetReport.model_validate_json(self.dataset_report.read_bytes())
+        except (OSError, ValidationError):
+            return None
 
     def read_state(self) -> RunState:
         """Load the state. Where the file is missing or torn, tell it from the log and the worker's lock."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
+from engine.data.report import DatasetReport
 from engine.errors import RunError, StorageError
 from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
@@ -54,13 +55,20 @@ class RunStore:
         """Where this owner's run directories stand."""
         return self._folder
 
-    def create(self, config: RunConfig, provenance: Provenance | None = None, key: str | None = None) -> Run:
+    def create(
+        self,
+        config: RunConfig,
+        provenance: Provenance | None = None,
+        key: str | None = None,
+        report: DatasetReport | None = None,
+    ) -> Run:
         """Make the run directory; the run then waits in the queue until a supervisor starts it.
 
         Args:
             config: The complete configuration; it is saved as it stands.
             provenance: Facts of the start.
             key: Names the request: a second call with the same key returns the run of the first.
+            report: What the check of its dataset found; kept, so that the run can always say what was left out.
 
         Raises:
             StorageError: If the disk is full or the home cannot be written.
@@ -82,6 +90,8 @@ class RunStore:
                 folder.control.mkdir(mode=0o700)
                 write_atomically(folder.config, config_to_yaml(config))
                 write_atomically(folder.provenance, provenance.model_dump_json(indent=1))
+                if report is not None:
+                    write_atomically(folder.dataset_report, report.model_dump_json(indent=1))
                 if key is not None:
                     # First the key: one whose run is missing counts as unused, while a run whose key is missing would
                     # be made a second time.

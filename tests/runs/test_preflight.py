@@ -37,9 +37,11 @@ class FakeInspector:
             raise DatasetError("missing.jsonl is not there.", "Check the path.")
         values: dict[str, object] = {
             "source": dataset.source, "fingerprint": "f" * 64, "rows": 10, "kept": 10, "dropped": 0, "train_rows": 9,
-            "held_out_rows": 1, "trained_tokens": 500, **self.report,
+            "held_out_rows": 1, "trained_tokens": 500, "kind": "JSON Lines", "format": "alpaca", "format_reason": "",
+            "format_sure": True, "columns": ("instruction", "output"), "column_map": {}, "problems": (),
+            "problem_counts": {}, "duplicates": 0, **self.report,
         }  # fmt: skip
-        return DatasetReport.model_construct(**values)
+        return DatasetReport.model_validate(values)
 
 
 def resolve(config, home, on_progress=None, part=None) -> ModelSource:
@@ -77,6 +79,18 @@ def test_a_run_that_can_work_is_pinned_to_what_it_means_now(preflight, store):
     assert provenance.predicted_bytes > 1_000_000
     assert provenance.libraries["torch"]
     assert (provenance.model_source, provenance.copied_from) == ("some/model", "20260101-000000-000-abcd")
+
+
+def test_a_run_keeps_which_rows_were_left_out_of_its_data(home, store):
+    problem = {"row": 7, "line": 8, "problem": "no answer", "kind": "no_assistant_turn"}
+    inspector = FakeInspector(rows=11, dropped=1, problems=[problem], problem_counts={"no_assistant_turn": 1})
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+    report = Launcher(store, preflight).start(config()).folder.read_dataset_report()
+
+    assert report is not None
+    assert [(kept.row, kept.line, kept.problem) for kept in report.problems] == [(7, 8, "no answer")]
+    assert store.create(config()).folder.read_dataset_report() is None
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])

@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from engine.data.problems import RowProblem
+from engine.data.report import DatasetReport
 from engine.runs.events import FailedData
 from engine.runs.requests import request_resume
 from engine.runs.store import RunStore
@@ -11,6 +13,7 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from ui.run_reader import ObservedRun, RunReader, log_tail
 from ui.views.run_view import (
     render_heading,
+    render_left_out,
     render_log,
     render_memory,
     render_trouble,
@@ -146,3 +149,17 @@ def test_a_title_of_somebody_else_cannot_inject_markup(store):
     html = render_heading(RunReader(store).observe(run.id), now=time.time())
 
     assert "<script" not in html
+
+
+def test_rows_that_the_run_never_saw_are_listed_with_the_reason():
+    report = DatasetReport.model_construct(
+        dropped=1, problems=(RowProblem(row=7, line=8, problem="no <answer>", kind="no_assistant_turn"),)
+    )
+
+    shown = render_left_out(report)
+
+    assert "1 row left out" in shown
+    assert "no &lt;answer&gt;" in shown
+    assert "data-pick" not in shown
+    assert render_left_out(None) == ""
+    assert render_left_out(DatasetReport.model_construct(dropped=0, problems=())) == ""

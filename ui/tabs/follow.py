@@ -21,6 +21,7 @@ from ui.views.run_choice import run_choices
 from ui.views.run_view import (
     NO_RUN,
     render_heading,
+    render_left_out,
     render_log,
     render_memory,
     render_timeline,
@@ -218,7 +219,7 @@ class FollowPart:
             loss=self._loss(observed, view),
             small=self._small(observed),
             memory=render_memory(observed),
-            warnings=render_warnings(observed),
+            warnings=render_warnings(observed) + render_left_out(observed.run.folder.read_dataset_report()),
             timeline=render_timeline(observed),
             log=render_log(log_tail(observed.run.folder.log)) if log_open else gr.skip(),
             stop=gr.update(

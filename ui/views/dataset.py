@@ -120,12 +120,17 @@ def render_lengths(report: DatasetReport) -> str:
     )
 
 
-def render_problems(report: DatasetReport) -> str:
-    """Every row that is left out, with its line and the reason; a row can be picked."""
+def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str:
+    """Every row that is left out, with its line and the reason.
+
+    Args:
+        report: Of a finished check.
+        pickable_rows: Whether picking a row shows it, as beside the rows themselves.
+    """
     if not report.problems:
         return "" if report.dropped else '<p class="small">No row is left out.</p>'
     rows = "".join(
-        f"<tr {pickable(str(problem.row))}><td class='r'>{problem.row:,}</td>"
+        f"<tr {pickable(str(problem.row)) if pickable_rows else ''}><td class='r'>{problem.row:,}</td>"
         f"<td class='r'>{'–' if problem.line is None else f'{problem.line:,}'}</td>"
         f"<td>{escape(problem.problem)}</td><td class='soft'>{escape(problem.sample[:90])}</td></tr>"
         for problem in report.problems[:200]

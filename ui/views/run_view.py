@@ -5,9 +5,11 @@ import time
 from html import escape
 
 from engine.config.run import RunConfig
+from engine.data.report import DatasetReport
 from engine.runs.pace import seconds_left
 from engine.runs.run import State
 from ui.run_reader import ObservedRun
+from ui.views.dataset import render_problems
 from ui.views.quantities import GIB, count, duration, plural, size
 
 # A shape and a word for each state; the colour only helps.
@@ -126,6 +128,13 @@ def render_warnings(observed: ObservedRun) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in warned)
     head = plural(len(warned), "warning")
     return f'<div class="warned"><h3>{head}</h3><ul>{items}</ul></div>'
+
+
+def render_left_out(report: DatasetReport | None) -> str:
+    """Rows that the run never saw, with the reason; nothing where every row was used."""
+    if report is None or not report.dropped:
+        return ""
+    return f'<div class="left-out">{render_problems(report, pickable_rows=False)}</div>'
 
 
 def render_memory(observed: ObservedRun) -> str:
