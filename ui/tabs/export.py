@@ -24,8 +24,9 @@ _EMPTY = (
     "or was stopped and saved.</div>"
 )
 _LATER = (
-    '<p class="notice">Merged models, GGUF files and uploads to the Hugging Face Hub are not part of this version; the '
-    "folder above is what the usual tools for them take.</p>"
+    '<p class="notice">The last command writes one complete model, for servers that take no adapters, and compares it with '
+    "the run. GGUF files and uploads to the Hugging Face Hub are not part of this version; the usual tools for them take "
+    "either folder.</p>"
 )
 _LARGEST_ARCHIVE_BYTES = 4 * 10**9
 _COPY_SCRIPT = """

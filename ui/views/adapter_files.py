@@ -79,7 +79,10 @@ def render_script(script: str) -> str:
 
 def render_command_line(run_id: str) -> str:
     """The same run from the terminal."""
-    commands = f'loratory show {run_id}\nloratory chat {run_id} --prompt "…"'
+    commands = (
+        f'loratory show {run_id}\nloratory chat {run_id} --prompt "…"\n'
+        f"loratory export {run_id} --to merged --out merged-model"
+    )
     return f"<h3>From the terminal</h3>{render_copyable(commands, 'commands')}"
 
 
