@@ -12,7 +12,7 @@ from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
 from engine.training.placement import Placement
 from engine.training.precision import Precision
-from engine.training.targets import choose_feedforward, choose_targets
+from engine.training.targets import choose_ia3_targets, choose_targets
 
 # A schedule that ends at a share of the first learning rate instead of zero.
 _MIN_LEARNING_RATE_SHARE = 0.1
@@ -124,21 +124,16 @@ def _peft_config(model: Any, config: RunConfig) -> Any:
     adapter = config.adapter
     if adapter.method == "prefix_tuning":
         return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=adapter.num_virtual_tokens)
-    targets = choose_targets(model, adapter)
     to_save = list(adapter.modules_to_save) or None
     if adapter.method == "ia3":
-        return IA3Config(
-            task_type="CAUSAL_LM",
-            target_modules=targets,
-            feedforward_modules=choose_feedforward(adapter, model, targets),
-            modules_to_save=to_save,
-        )
+        targets = choose_ia3_targets(model, adapter)
+        return IA3Config(task_type="CAUSAL_LM", modules_to_save=to_save, **targets._asdict())
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=targets,
+        target_modules=choose_targets(model, adapter),
         modules_to_save=to_save,
         bias=adapter.bias,
         use_rslora=adapter.use_rslora,

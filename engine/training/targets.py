@@ -1,7 +1,7 @@
 """Which modules of a loaded model an adapter lands on, checked before PEFT is asked."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 
@@ -46,13 +46,28 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     return list(wanted)
 
 
-def choose_feedforward(adapter: AdapterConfig, model: Any, targets: str | list[str]) -> list[str]:
-    """IA3's `feedforward_modules`: as configured, else the targets that are feed-forward layers by their name."""
-    if adapter.feedforward_modules:
-        return list(adapter.feedforward_modules)
-    names = linear_module_names(model)
-    targeted = [name for name in names if targets == ALL_LINEAR or any(_ends_with(name, t) for t in targets)]
-    return sorted({e for e in _FEEDFORWARD_ENDINGS if any(_ends_with(name, e) for name in targeted)})
+class Ia3Targets(NamedTuple):
+    """What IA3 rescales, by endings of names; PEFT wants the second among the first."""
+
+    target_modules: list[str]
+    feedforward_modules: list[str]
+
+
+def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> Ia3Targets:
+    """IA3's targets; feed-forward ones as configured, else those that are feed-forward layers by their name.
+
+    Raises:
+        ConfigError: As `choose_targets`.
+    """
+    chosen = choose_targets(model, adapter)
+    head = _output_head_name(model)
+    names = [name for name in linear_module_names(model) if name != head]
+    targeted = [name for name in names if chosen == ALL_LINEAR or any(_ends_with(name, t) for t in chosen)]
+    wanted = adapter.feedforward_modules or _FEEDFORWARD_ENDINGS
+    feedforward = {ending for ending in wanted if any(_ends_with(name, ending) for name in targeted)}
+    if chosen == ALL_LINEAR:
+        chosen = [name.rsplit(".", 1)[-1] for name in targeted]
+    return Ia3Targets(sorted({*chosen, *feedforward}), sorted(feedforward))
 
 
 def linear_module_names(model: Any) -> list[str]:

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError
-from engine.training.targets import choose_feedforward, choose_targets
+from engine.training.targets import choose_ia3_targets, choose_targets
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,18 @@ def test_the_output_head_takes_no_adapter(model):
 
 
 def test_ia3_rescales_the_input_of_feed_forward_layers(model):
-    ia3 = AdapterConfig(method="ia3", target_modules=("k_proj", "v_proj", "down_proj"))
+    chosen = AdapterConfig(method="ia3", target_modules=("k_proj", "v_proj", "down_proj"))
+    own = AdapterConfig(method="ia3", target_modules=("k_proj", "up_proj"), feedforward_modules=("up_proj",))
 
-    assert choose_feedforward(ia3, model, ["k_proj", "v_proj", "down_proj"]) == ["down_proj"]
-    assert choose_feedforward(AdapterConfig(method="ia3"), model, "all-linear") == ["down_proj"]
-    assert choose_feedforward(AdapterConfig(method="ia3", target_modules=("k_proj",)), model, ["k_proj"]) == []
+    assert choose_ia3_targets(model, chosen) == (["down_proj", "k_proj", "v_proj"], ["down_proj"])
+    assert choose_ia3_targets(model, own) == (["k_proj", "up_proj"], ["up_proj"])
+    assert choose_ia3_targets(model, AdapterConfig(method="ia3", target_modules=("k_proj",))) == (["k_proj"], [])
+
+
+def test_ia3_on_every_linear_layer_leaves_the_head_out(model):
+    everything = choose_ia3_targets(model, AdapterConfig(method="ia3"))
+
+    assert everything.target_modules == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    assert everything.feedforward_modules == ["down_proj"]

@@ -83,15 +83,16 @@ def make_training(
     held_out: list[Row] | None = None,
     hooks: TrainerHooks | None = None,
     callbacks: tuple[Any, ...] = (),
+    base: Any = None,
 ) -> TinyTraining:
-    """Build what `engine.training.session` builds, without its files and processes."""
+    """Build what `engine.training.session` builds, without its files and processes; on `base` where one is loaded."""
     source = ModelSource(config.model.id, "tiny")
     placement = Placement(CPU, torch.device("cpu"))
     precision = choose_precision(config, CPU)
     tokenizer = AutoTokenizer.from_pretrained(config.model.id)
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)
-    model = add_adapter(load_model(source, config, precision, placement), config, source)
+    model = add_adapter(base or load_model(source, config, precision, placement), config, source)
     assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
     steps: list[LoggedStep] = []
     hooks = hooks or TrainerHooks()

@@ -14,7 +14,23 @@ from engine.runs.history import RunHistory, read_history
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 
-WORDS = "rank alpha adapter dropout target layer batch step loss rate token frozen weight base tune".split()
+WORDS = [
+    "rank",
+    "alpha",
+    "adapter",
+    "dropout",
+    "target",
+    "layer",
+    "batch",
+    "step",
+    "loss",
+    "rate",
+    "token",
+    "frozen",
+    "weight",
+    "base",
+    "tune",
+]
 
 
 def write_questions(path: Path, count: int = 30) -> Path:

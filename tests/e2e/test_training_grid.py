@@ -1,0 +1,143 @@
+"""Every method on every precision, with and without checkpointing and packing, on the demo model: trains, saves, loads
+again and answers; or is refused with the reason."""
+
+import itertools
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.config.load import config_from_mapping
+from engine.errors import ConfigError
+from engine.models.demo import DEMO_MODEL_ID
+from engine.models.source import ModelSource
+from engine.training.build import load_model
+from engine.training.placement import Placement
+from engine.training.precision import choose_precision
+from engine.training.trained_state import save_adapter
+from tests.training.tiny_training import CPU, Row, make_training
+
+pytestmark = [
+    pytest.mark.e2e,
+    # PEFT passes the prefix under transformers' earlier name for it.
+    pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning"),
+]
+
+METHODS = ("lora", "ia3", "prefix_tuning", "none")
+QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
+CELLS = list(itertools.product(METHODS, QUANTIZATIONS, (False, True), (False, True)))
+
+
+def is_refused(method, quantization, checkpointing, packing):
+    if method == "prefix_tuning":
+        return checkpointing or packing
+    return method == "none" and quantization != "none"
+
+
+def cell_config(folder, method, quantization, checkpointing, packing):
+    return config_from_mapping(
+        {
+            "model": {"id": str(folder), "quantization": quantization},
+            "adapter": {"method": method, "r": 4, "lora_dropout": 0.05, "num_virtual_tokens": 4},
+            "dataset": {"source": "rows"},
+            "training": {
+                "max_steps": 2,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 1,
+                "learning_rate": 1e-3 if method != "none" else 1e-5,
+                "max_length": 48,
+                "gradient_checkpointing": checkpointing,
+                "packing": packing,
+            },
+        }
+    )
+
+
+def name_of(cell):
+    method, quantization, checkpointing, packing = cell
+    return f"{method}-{quantization}{'-checkpointing' if checkpointing else ''}{'-packing' if packing else ''}"
+
+
+@pytest.fixture(scope="module")
+def demo_folder(demo_home):
+    return demo_home.models / DEMO_MODEL_ID
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_folder):
+    return AutoTokenizer.from_pretrained(demo_folder)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    texts = ["LoRA trains two thin matrices.", "The rank is 16.", "Alpha is twice the rank.", "Dropout helps a little."]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    return [Row(row, [-100, *row[1:]]) for row in ids]
+
+
+@pytest.fixture(scope="module")
+def bases():
+    """Frozen models by precision; loaded once, and handed back without an adapter."""
+    return {}
+
+
+def base_of(bases, config):
+    if config.adapter.method == "none":
+        return None  # all of it is trained, so that it cannot be shared
+    quantization = config.model.quantization
+    if quantization not in bases:
+        precision, placement = choose_precision(config, CPU), Placement(CPU, torch.device("cpu"))
+        bases[quantization] = load_model(ModelSource(config.model.id, "demo"), config, precision, placement)
+    base = bases[quantization]
+    base.gradient_checkpointing_disable()
+    base.set_attn_implementation("sdpa")
+    return base
+
+
+def take_off(model):
+    """Put the frozen layers back in the place of adapted ones; PEFT's own way refuses some precisions."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if not is_refused(*cell)], ids=name_of)
+def test_an_allowed_cell_trains_saves_loads_and_answers(cell, bases, demo_folder, tokenizer, rows, tmp_path):
+    config = cell_config(demo_folder, *cell)
+    training = make_training(config, rows, tmp_path / "out", base=base_of(bases, config))
+    before = training.weights()
+    training.trainer.train()
+    after = training.weights()
+
+    assert len(training.losses) == 2
+    assert all(0 < loss < 25 for loss in training.losses)  # a prefix begins with random keys and values
+    assert any(not torch.equal(after[name], weights) for name, weights in before.items())
+    save_adapter(training.trainer.model, tokenizer, tmp_path / "adapter", torch.bfloat16)
+    if config.adapter.method == "none":
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.bfloat16).eval()
+    else:
+        take_off(training.trainer.model)
+        again = PeftModel.from_pretrained(base_of(bases, config), tmp_path / "adapter").eval()
+    prompt = tokenizer("The rank is", return_tensors="pt")
+    # PEFT leaves IA3's vectors in float32, which 4-bit layers take under autocast only.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        answer = again.generate(**prompt, max_new_tokens=2, do_sample=False)
+    loaded = {name: weights for name, weights in again.named_parameters() if name in after}
+    assert answer.shape[1] == prompt["input_ids"].shape[1] + 2
+    assert loaded.keys() == after.keys()
+    for name, weights in loaded.items():
+        torch.testing.assert_close(weights.float(), after[name], rtol=0.01, atol=1e-3, msg=name)
+    take_off(again)
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if is_refused(*cell)], ids=name_of)
+def test_a_refused_cell_says_why(cell):
+    with pytest.raises(ConfigError) as caught:
+        cell_config("m", *cell)
+
+    method, *_ = cell
+    words = {"prefix_tuning": ("prefix", "packing"), "none": ("full fine-tuning",)}[method]
+    assert all(any(word in problem.message for word in words) for problem in caught.value.problems)
