@@ -5,28 +5,19 @@ import re
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import chromium, open_page, open_tab, why_no_browser
+from tests.browser.chromium import open_page, open_tab
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
 from ui.services import Services
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser())),
-]
+pytestmark = pytest.mark.browser
 
 # Machines that run tests are busy; what does not come at all fails all the same.
 expect.set_options(timeout=30_000)
 
 _RANGE = "document.querySelector('#loss-chart .chart').layout.xaxis.range"
 _POINTS = "document.querySelector('#loss-chart .chart').data[0].x.length"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
