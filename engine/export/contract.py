@@ -23,7 +23,8 @@ class ExportOrder(Value):
     """The same for the process that does it, with everything found."""
 
     plan: LoadPlan
-    folder: Path
+    name: str  # of the folder in the end
+    folder: Path  # empty, to be filled; gets its name afterwards
     settings: ExportConfig
     device: Device  # verification runs on it
     run: Path | None = None  # the run's folder, for the model card; None for a bare adapter

@@ -1,12 +1,15 @@
 """An export's folder: made aside and renamed when it is whole, holding only files that were meant to be in it."""
 
 import contextlib
+import glob
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from engine.errors import ModelError, StorageError
 from engine.export.contract import ExportedFile
@@ -31,23 +34,24 @@ _OF_THIS_MACHINE = frozenset({"is_local", "local_files_only", "name_or_path", "_
 
 
 @contextlib.contextmanager
-def made_aside(folder: Path, needed_bytes: int) -> Iterator[Path]:
+def made_aside(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `folder` when the block ends well, and is gone when it does not.
 
+    What a killed process left of an earlier attempt is removed as well.
+
     Raises:
-        StorageError: If `folder` holds something already, or there is no room for the export.
+        StorageError: If `folder` holds something already, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
-    aside = folder.with_name(f".{folder.name}.making-{secrets.token_hex(6)}")
+    prefix = f".{folder.name}.making-"
+    aside = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(folder.parent).free
-        if free_bytes < needed_bytes:
-            raise StorageError(
-                f"The export takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there.",
-                "Free some space, or choose another disk.",
-            )
+        for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
+            maker = left.name.removeprefix(prefix).partition("-")[0]
+            if maker.isdecimal() and not psutil.pid_exists(int(maker)):
+                shutil.rmtree(left, ignore_errors=True)
         aside.mkdir()
         yield aside
         if folder.is_dir():
@@ -60,6 +64,20 @@ def made_aside(folder: Path, needed_bytes: int) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Compare an export with the free room, before anything of it is written.
+
+    Raises:
+        StorageError: If it is too large.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"The export takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there.",
+            "Free some space, or choose another disk.",
+        )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from engine.chat.target import LoadPlan, plan_load
 from engine.config.run import RunSection
 from engine.errors import ModelError, WorkerError
 from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
+from engine.export.folder import made_aside
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
 from engine.hardware.hold import hold_device
@@ -41,7 +42,6 @@ class ExportJob:
         self._request = request
         self._choose = choose
         self._stopped = threading.Event()
-        self._process: JsonLinesProcess | None = None
 
     def run(self, on_progress: OnExportProgress = lambda _: None) -> ExportResult:
         """Write the folder and verify it; on any error nothing of it is left.
@@ -54,8 +54,18 @@ class ExportJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        order = self._order()
-        process = self._process = JsonLinesProcess(
+        folder = self._request.folder.expanduser().resolve()
+        order = self._order(folder.name)
+        with made_aside(folder) as aside:
+            result = self._fill(order.model_copy(update={"folder": aside}), on_progress)
+        return result.model_copy(update={"path": folder})
+
+    def stop(self) -> None:
+        """End it at its next report; nothing of it is left."""
+        self._stopped.set()
+
+    def _fill(self, order: ExportOrder, on_progress: OnExportProgress) -> ExportResult:
+        process = JsonLinesProcess(
             WORKER_MODULE,
             log_file=self._home.server / "export.log",
             arguments=(str(self._home.root),),
@@ -78,11 +88,7 @@ class ExportJob:
         finally:
             process.close()
 
-    def stop(self) -> None:
-        """End it at its next report; nothing of it is left."""
-        self._stopped.set()
-
-    def _order(self) -> ExportOrder:
+    def _order(self, name: str) -> ExportOrder:
         target, settings = self._request.target, self._request.settings
         plan = plan_load(target)
         _refuse_impossible(plan, self._request)
@@ -90,7 +96,8 @@ class ExportJob:
         run = RunFolder(target.tuned.folder)
         return ExportOrder(
             plan=plan.model_copy(update={"second": None}),
-            folder=self._request.folder.expanduser().resolve(),
+            name=name,
+            folder=self._request.folder,
             settings=settings,
             device=self._choose(RunSection(devices=target.devices)),
             run=run.path if run.config.is_file() else None,

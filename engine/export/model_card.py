@@ -53,14 +53,14 @@ class CardFacts:
 
 
 def gather_facts(
-    plan: LoadPlan, kind: ExportKind, folder: Path, base: str, *, base_is_on_hub: bool, run: Path | None
+    plan: LoadPlan, kind: ExportKind, folder: str, base: str, *, base_is_on_hub: bool, run: Path | None
 ) -> CardFacts:
     """Collect what is known about a result; a run knows everything, a bare adapter little."""
     assert plan.tuned is not None
     of_run = RunFolder(run) if run is not None else None
     return CardFacts(
         kind=kind,
-        folder=folder.name,
+        folder=folder,
         title=plan.tuned.name,
         base=base,
         base_is_on_hub=base_is_on_hub,

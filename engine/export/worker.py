@@ -14,9 +14,9 @@ from engine.chat.precision import choose_dtype
 from engine.chat.target import LoadPlan
 from engine.chat.weights import BranchWeights, ModelPlace, Weights, load_model, weights_bytes
 from engine.config.model import ModelConfig
-from engine.errors import DeviceError
+from engine.errors import DeviceError, StorageError
 from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
-from engine.export.folder import list_files, made_aside, to_disk
+from engine.export.folder import list_files, require_space, to_disk
 from engine.export.model_card import gather_facts, write_card
 from engine.export.verify import QUESTIONS, Listener, Measured
 from engine.export.write import ExportUnderWay, needed_bytes, write_adapter, write_merged
@@ -37,7 +37,7 @@ class ExportWorker:
         self._home = home
 
     def export(self, params: JsonObject, request: Request) -> JsonObject:
-        """Write, verify, and only then give the folder its name."""
+        """Fill the folder and verify what is in it."""
         order = ExportOrder.model_validate(params)
 
         def tell_fetching(progress: ModelProgress) -> None:
@@ -49,12 +49,18 @@ class ExportWorker:
         export = ExportUnderWay(order, resolve_model(order.plan.model, self._home, tell_fetching), request)
         notes: list[str] = []
         merged = order.settings.kind == "merged"
-        with made_aside(order.folder, needed_bytes(export)) as aside:
+        aside = order.folder
+        try:
+            require_space(aside, needed_bytes(export))
             written_dtype = write_merged(export, aside, notes) if merged else write_adapter(export, aside)
             (aside / "README.md").write_text(_card(export), encoding="utf-8")
             verified = _verify(export, aside, written_dtype, notes) if order.settings.verify else None
             export.tell("ready", "Putting the folder in its place.", 1.0)
             to_disk(aside)
+        except OSError as error:
+            raise StorageError(
+                f"{order.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
+            ) from error
         result = ExportResult(path=order.folder, files=list_files(order.folder), verified=verified, notes=tuple(notes))
         return result.model_dump(mode="json")
 
@@ -64,7 +70,7 @@ def _card(export: ExportUnderWay) -> str:
     facts = gather_facts(
         export.order.plan,
         export.order.settings.kind,
-        export.order.folder,
+        export.order.name,
         source.hub_id or source.name,
         base_is_on_hub=source.hub_id is not None,
         run=export.order.run,

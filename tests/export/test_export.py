@@ -1,7 +1,10 @@
 """What is taken away is complete, is the run's own, tells nothing of this machine, and is verified."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,11 @@ from engine.config.export import ExportConfig
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.errors import ModelError, StorageError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
+from engine.export.folder import made_aside
 from engine.export.job import ExportJob
 from engine.export.verify import QUESTIONS
 from engine.export.worker import ExportWorker
+from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
@@ -74,16 +79,17 @@ def run(base, tmp_path_factory) -> Path:
 
 
 def export(home, run: Path, folder: Path, request=None, **settings: object) -> ExportResult:
-    order = ExportOrder(
-        plan=plan_load(ChatTarget.of_run(run)),
-        folder=folder,
-        settings=ExportConfig(**settings),
-        device=describe_processor(),
-        run=run,
-    )
-    return ExportResult.model_validate(
-        ExportWorker(home).export(order.model_dump(mode="json"), request or RecordedRequest())
-    )
+    with made_aside(folder) as aside:
+        order = ExportOrder(
+            plan=plan_load(ChatTarget.of_run(run)),
+            name=folder.name,
+            folder=aside,
+            settings=ExportConfig(**settings),
+            device=describe_processor(),
+            run=run,
+        )
+        answer = ExportWorker(home).export(order.model_dump(mode="json"), request or RecordedRequest())
+    return ExportResult.model_validate(answer)
 
 
 @torch.inference_mode()
@@ -195,6 +201,20 @@ def test_a_folder_that_holds_something_is_left_alone(home, run, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_what_a_killed_export_left_is_swept_and_what_a_living_one_makes_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".out.making-{dead.pid}-aaaa").mkdir()
+    (tmp_path / f".out.making-{os.getpid()}-bbbb").mkdir()
+    (tmp_path / f".other.making-{dead.pid}-cccc").mkdir()
+
+    with made_aside(tmp_path / "out") as aside:
+        (aside / "file").touch()
+
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", f".out.making-{os.getpid()}-bbbb", f".other.making-{dead.pid}-cccc"}
+
+
 @pytest.mark.parametrize("after", [1, 2, 6])
 def test_a_stopped_export_leaves_nothing(home, run, tmp_path, after):
     place = tmp_path / "exports"
@@ -238,6 +258,29 @@ def test_what_cannot_be_is_explained(home, base, tmp_path):
         ask(ChatTarget.of_run(prefix), "merged")
     with pytest.raises(ModelError, match="A model without an adapter is as it was"):
         ask(ChatTarget.of_model(plan_load(ChatTarget.of_run(prefix)).model), "merged")
+
+
+@pytest.mark.e2e
+def test_a_job_exports_in_a_process_of_its_own_and_is_stopped_without_a_trace(home, run, tmp_path):
+    told = []
+    request = ExportRequest(
+        target=ChatTarget.of_run(run),
+        folder=tmp_path / "place" / "out",
+        settings=ExportConfig(kind="merged", dtype="float32"),
+    )
+
+    result = ExportJob(home, request, choose=lambda _: describe_processor()).run(told.append)
+
+    assert result.path == tmp_path / "place" / "out"
+    assert {file.name for file in result.files} == {path.name for path in result.path.iterdir()}
+    assert result.verified.passed
+    assert LeaseBook(home).holder("cpu") is None
+    job = ExportJob(
+        home, request.model_copy(update={"folder": tmp_path / "place" / "again"}), lambda _: describe_processor()
+    )
+    with pytest.raises(CancelledRequestError):
+        job.run(lambda progress: job.stop())
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["out"]
 
 
 def test_an_adapter_with_a_lost_tensor_is_not_exported(home, base, tmp_path):
