@@ -21,7 +21,7 @@ class RowsPart:
         with gr.Row(elem_id="row-controls"):
             self.previous = gr.Button("← Previous", size="sm", min_width=90, scale=0)
             self.number = gr.Number(
-                1, label="Row", precision=0, minimum=0, container=False, min_width=90, elem_id="row"
+                0, label="Row", precision=0, minimum=0, container=False, min_width=90, elem_id="row"
             )
             self.next = gr.Button("Next →", size="sm", min_width=90, scale=0)
             self.view = gr.Radio(

@@ -23,10 +23,9 @@ def render_format(source: str, page: DatasetPage) -> str:
     name = FORMAT_NAMES.get(page.format, page.format)
     sure = "is" if page.format_sure else "looks like"
     short = source.rstrip("/").rsplit("/", 1)[-1]
-    notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in page.notes)
     return (
         f'<h2>What the model will learn from</h2><p class="lead"><b>{escape(short)}</b> {sure} {escape(name)}: '
-        f"{escape(page.format_reason)}</p>{notes}"
+        f"{escape(page.format_reason)}</p>"
     )
 
 
