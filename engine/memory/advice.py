@@ -1,22 +1,25 @@
-"""What would make a run fit: single changes and the best combination, ordered by what they cost the person."""
+"""What would make a run fit, or put the room that is left to use; ordered by what it costs the person."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunConfig
-from engine.memory.estimate import Verdict, estimate_memory
-from engine.memory.methods import changed
+from engine.hardware.device import Device
+from engine.memory.allocator import DeviceNeed
+from engine.memory.estimate import Estimator, judge
+from engine.memory.limits import largest_that_fits
+from engine.memory.result import Verdict
+from engine.memory.variants import Changed, as_overrides, with_changes
 from engine.models.shape import ModelShape
 
-if TYPE_CHECKING:
-    from engine.hardware.devices import Device
-
-_SEARCH_STEPS = 9  # estimates that one limit may cost
-_CLOSE_ENOUGH = 64  # a limit is found when it is known to one part in so many
-_LARGEST_BATCH = 256  # what more would be good for is accumulated
+_LARGEST_BATCH = 4096  # the bound of TrainingConfig.per_device_train_batch_size
+_MOST_ACCUMULATED = 65_536
+_LONGEST = 131_072  # where a model names no limit of its own
+_SHORTEST = 8  # the bound of TrainingConfig.max_length
 _SHORTEST_ADVISED = 128  # tokens; shorter rows teach another task
+_WORTH_MENTIONING = 0.02  # of the need; what saves less is noise
 
 
 class AdvisedChange(BaseModel):
@@ -25,7 +28,7 @@ class AdvisedChange(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     change: str  # plain words, for a button
-    cost: str  # what it costs the person, in a few words
+    cost: str  # what it costs the person, or gains where it fits already, in a few words
     needed_bytes: int
     verdict: Verdict
     overrides: tuple[str, ...]  # section.field=value; one click applies them
@@ -36,9 +39,9 @@ class Advice(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    changes: tuple[
-        AdvisedChange, ...
-    ]  # single changes, cheapest first; then, if none suffices, the combination that does
+    # Where the run does not fit: changes that lessen its need, those that cost least first, among them the combination
+    # that fits at the least cost. Where it fits: changes that make it faster or more exact and fit as well.
+    changes: tuple[AdvisedChange, ...]
     longest_max_length: int | None  # that fits with everything else as it is; None where nothing fits
     largest_batch_size: int | None
 
@@ -46,137 +49,211 @@ class Advice(BaseModel):
 class _Candidate(NamedTuple):
     change: str
     cost: str
-    sections: dict[str, dict[str, Any]]
+    settings: tuple[Changed, ...]
 
 
-def advise(shape: ModelShape, config: RunConfig, device: "Device") -> Advice:
-    """Find what makes `config` fit on `device`, or how much room is left.
+def advise(shape: ModelShape, config: RunConfig, device: Device) -> Advice:
+    """Find what makes `config` fit on `device`, or what else would fit.
 
     Raises:
         ConfigError: If the adapter matches no module of the model.
+        ModelError: If the model's shape lacks what a decoder needs.
     """
-    candidates = _candidates(config, device)
-    changes = [_judged(shape, config, device, candidate) for candidate in candidates]
-    if changes and not any(change.verdict == "fits" for change in changes):
-        combination = _combination(shape, config, device, candidates)
-        if combination is not None:
-            changes.append(combination)
-    training = config.training
-    return Advice(
-        changes=tuple(changes),
-        longest_max_length=_largest(
-            lambda value: _needed(shape, changed(config, {"training": {"max_length": value}}), device),
-            device.free_bytes,
-            training.max_length,
-            shape.max_position_embeddings or 131_072,
-        ),
-        largest_batch_size=_largest(
-            lambda value: _needed(shape, changed(config, {"training": {"per_device_train_batch_size": value}}), device),
-            device.free_bytes,
-            training.per_device_train_batch_size,
-            _LARGEST_BATCH,
-        ),
-    )
+    return _Adviser(Estimator(shape, device), config).advise()
 
 
-def _candidates(config: RunConfig, device: "Device") -> list[_Candidate]:
-    """Changes that lessen the need, from those that cost only time to those that cost quality."""
-    training = config.training
-    found: list[_Candidate] = []
-    batch, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    if batch > 1:
-        smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": min(accumulated * batch, 65_536)}
-        found.append(_Candidate("Batch of 1, accumulating more", "slower, same result", {"training": smaller}))
-    if not training.gradient_checkpointing and config.adapter.method != "prefix_tuning":
-        sections: dict[str, dict[str, Any]] = {"training": {"gradient_checkpointing": True}}
-        found.append(_Candidate("Switch gradient checkpointing on", "about a third slower, same result", sections))
-    if device.kind == "cuda" and training.optim in ("adamw_torch", "adamw_torch_fused"):
-        sections = {"training": {"optim": "paged_adamw_8bit"}}
-        found.append(_Candidate("Optimizer state in 8 bits, paged", "nearly the same result", sections))
-    if config.adapter.method != "none" and config.model.quantization in ("none", "int8"):
-        sections = {"model": {"quantization": "nf4"}}
-        found.append(_Candidate("Hold the frozen weights in nf4 (QLoRA)", "slower, slightly less exact", sections))
-    if config.adapter.method == "none":
-        sections = {"adapter": {"method": "lora"}}
-        found.append(_Candidate("Train a LoRA instead of everything", "learns less new knowledge", sections))
-    if training.max_length >= 2 * _SHORTEST_ADVISED:
+class _Adviser:
+    """One configuration on one device, and the changes that come into question."""
+
+    def __init__(self, estimator: Estimator, config: RunConfig) -> None:
+        self._estimator = estimator
+        self._config = config
+        self._device = estimator.device
+        self._now = estimator.need(config)
+
+    def advise(self) -> Advice:
+        training = self._config.training
+        longest = self._largest("max_length", training.max_length, self._longest_sensible())
+        if longest is not None and longest < _SHORTEST:
+            longest = None
+        batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, _LARGEST_BATCH)
+        if judge(self._now, self._device) == "fits":
+            changes = self._uses_of_room(batch or 1)
+        else:
+            changes = self._reliefs(longest, batch)
+        return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch)
+
+    # Where it does not fit
+
+    def _reliefs(self, longest: int | None, batch: int | None) -> list[AdvisedChange]:
+        candidates = [
+            *self._same_result(batch),
+            *self._nearly_the_same_result(),
+            *self._another_result(longest),
+        ]
+        judged = [(candidate, self._judged(candidate)) for candidate in candidates]
+        worth = (1 - _WORTH_MENTIONING) * self._now.needed_bytes
+        helpful = [(candidate, change) for candidate, change in judged if change.needed_bytes < worth]
+        changes = [change for _, change in helpful]
+        if changes and changes[0].verdict == "fits":
+            return changes
+        combined = self._combination([candidate for candidate, _ in helpful])
+        if len(combined) > 1:
+            # Behind the costliest of its parts: whatever stands after it costs more.
+            place = 1 + max(place for place, (candidate, _) in enumerate(helpful) if candidate in combined)
+            changes.insert(place, self._together(combined))
+        return changes
+
+    def _same_result(self, batch: int | None) -> list[_Candidate]:
+        """Changes that cost time at most."""
+        config, training = self._config, self._config.training
+        found = []
+        if config.model.attn_implementation == "eager":
+            settings = (Changed("model", "attn_implementation", "auto"),)
+            found.append(_Candidate("Use a fused attention kernel", "faster, same result", settings))
+        smaller = self._smaller_batch(batch or 1)
+        if smaller is not None:
+            found.append(smaller)
+        if not training.gradient_checkpointing and config.adapter.method != "prefix_tuning":
+            settings = (Changed("training", "gradient_checkpointing", True),)
+            found.append(_Candidate("Switch gradient checkpointing on", "about a third slower, same result", settings))
+        return found
+
+    def _smaller_batch(self, fitting: int) -> _Candidate | None:
+        """The largest part of the batch that fits, as often as makes up for it."""
+        training = self._config.training
+        now, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        parts = [size for size in range(1, now) if now % size == 0 and accumulated * now // size <= _MOST_ACCUMULATED]
+        if not parts:
+            return None
+        size = max((part for part in parts if part <= fitting), default=parts[0])
+        settings = (
+            Changed("training", "per_device_train_batch_size", size),
+            Changed("training", "gradient_accumulation_steps", accumulated * now // size),
+        )
+        return _Candidate(
+            f"Batch of {size}, accumulating {accumulated * now // size}", "somewhat slower, same result", settings
+        )
+
+    def _nearly_the_same_result(self) -> list[_Candidate]:
+        """Changes that cost precision."""
+        config, training = self._config, self._config.training
+        found = []
+        if self._device.kind == "cuda" and training.optim in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
+            settings = (Changed("training", "optim", "paged_adamw_8bit"),)
+            found.append(_Candidate("Optimizer state in 8 bits, paged", "nearly the same result", settings))
+        if config.adapter.method == "none":
+            return found
+        if config.model.quantization in ("nf4", "fp4") and not config.model.double_quant:
+            settings = (Changed("model", "double_quant", True),)
+            found.append(_Candidate("Double quantization", "nearly the same result", settings))
+        if config.model.quantization == "none":
+            settings = (Changed("model", "quantization", "int8"),)
+            found.append(_Candidate("Hold the frozen weights in int8", "slower, very slightly less exact", settings))
+        if config.model.quantization in ("none", "int8"):
+            settings = (Changed("model", "quantization", "nf4"),)
+            found.append(
+                _Candidate("Hold the frozen weights in nf4 (QLoRA)", "somewhat slower and less exact", settings)
+            )
+        return found
+
+    def _another_result(self, longest: int | None) -> list[_Candidate]:
+        """Changes after which another thing is learned, or less of it."""
+        adapter, training = self._config.adapter, self._config.training
+        found = []
+        if adapter.method == "lora" and adapter.use_dora:
+            settings = (Changed("adapter", "use_dora", False),)
+            found.append(_Candidate("LoRA without DoRA", "faster; at low ranks often a little worse", settings))
+        if adapter.method == "none":
+            lora = (Changed("adapter", "method", "lora"),)
+            qlora = (*lora, Changed("model", "quantization", "nf4"))
+            found.append(_Candidate("Train a LoRA instead of everything", "learns less that is new", lora))
+            found.append(_Candidate("Train a LoRA on nf4 weights (QLoRA)", "learns less that is new", qlora))
         half = training.max_length // 2
-        sections = {"training": {"max_length": half}}
-        found.append(_Candidate(f"Cut rows at {half:,} tokens", "longer rows lose their end", sections))
-    return found
+        length = longest if longest is not None and _SHORTEST_ADVISED <= longest < training.max_length else half
+        if length >= _SHORTEST_ADVISED:
+            settings = (Changed("training", "max_length", length),)
+            found.append(_Candidate(f"Cut rows at {length:,} tokens", "longer rows lose their end", settings))
+        return found
 
+    def _combination(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+        """Take all changes together, then do without each that is not needed, the costliest first.
 
-def _judged(shape: ModelShape, config: RunConfig, device: "Device", candidate: _Candidate) -> AdvisedChange:
-    estimate = estimate_memory(shape, changed(config, candidate.sections), device)
-    return AdvisedChange(
-        change=candidate.change,
-        cost=candidate.cost,
-        needed_bytes=estimate.needed_bytes,
-        verdict=estimate.verdict,
-        overrides=_overrides(candidate.sections),
-    )
+        Returns:
+            Changes that fit together, none of which costs more than it must; empty where not even all of them fit.
+        """
+        kept = list(candidates)
+        if self._together(kept).verdict != "fits":
+            return []
+        for candidate in reversed(candidates):
+            fewer = [other for other in kept if other is not candidate]
+            if self._together(fewer).verdict == "fits":
+                kept = fewer
+        return kept
 
+    def _together(self, candidates: Sequence[_Candidate]) -> AdvisedChange:
+        words = [candidate.change for candidate in candidates]
+        words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
+        costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))
+        settings = tuple(setting for candidate in candidates for setting in candidate.settings)
+        return self._judged(_Candidate("; ".join(words), costs[0] if costs else "", settings))
 
-def _combination(
-    shape: ModelShape, config: RunConfig, device: "Device", candidates: list[_Candidate]
-) -> AdvisedChange | None:
-    """The shortest row of changes, cheapest first, that fits together; None where even all of them do not."""
-    sections: dict[str, dict[str, Any]] = {}
-    words: list[str] = []
-    for candidate in candidates:
-        for name, fields in candidate.sections.items():
-            sections[name] = {**sections.get(name, {}), **fields}
-        words.append(candidate.change[:1].lower() + candidate.change[1:] if words else candidate.change)
-        if len(words) < 2:
-            continue
-        together = _Candidate("; ".join(words), "all of them together", sections)
-        change = _judged(shape, config, device, together)
-        if change.verdict == "fits":
-            return change
-    return None
+    # Where it fits
 
+    def _uses_of_room(self, batch: int) -> list[AdvisedChange]:
+        """Changes that make it faster or more exact and still fit."""
+        config, training = self._config, self._config.training
+        candidates = []
+        if training.gradient_checkpointing:
+            settings: tuple[Changed, ...] = (Changed("training", "gradient_checkpointing", False),)
+            candidates.append(_Candidate("Switch gradient checkpointing off", "faster, same result", settings))
+        if config.model.quantization != "none":
+            settings = (Changed("model", "quantization", "none"),)
+            candidates.append(_Candidate("Hold the frozen weights in 16 bits", "faster and more exact", settings))
+        larger = self._larger_batch(batch)
+        if larger is not None:
+            candidates.append(larger)
+        changes = [self._judged(candidate) for candidate in candidates]
+        return [change for change in changes if change.verdict == "fits"]
 
-def _overrides(sections: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-    return tuple(
-        f"{section}.{field}={str(value).lower() if isinstance(value, bool) else value}"
-        for section, fields in sections.items()
-        for field, value in fields.items()
-    )
+    def _larger_batch(self, fitting: int) -> _Candidate | None:
+        """The same rows per optimizer step in fewer passes. Processors gain nothing from it."""
+        training = self._config.training
+        now, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        factors = [factor for factor in range(2, accumulated + 1) if accumulated % factor == 0]
+        factor = max((factor for factor in factors if now * factor <= fitting), default=1)
+        if self._device.kind == "cpu" or factor == 1:
+            return None
+        settings = (
+            Changed("training", "per_device_train_batch_size", now * factor),
+            Changed("training", "gradient_accumulation_steps", accumulated // factor),
+        )
+        words = f"Batch of {now * factor}, accumulating {accumulated // factor}"
+        return _Candidate(words, "faster where rows are short, same result", settings)
 
+    # Estimates
 
-def _needed(shape: ModelShape, config: RunConfig, device: "Device") -> int:
-    return estimate_memory(shape, config, device).needed_bytes
+    def _judged(self, candidate: _Candidate) -> AdvisedChange:
+        need = self._estimator.need(with_changes(self._config, candidate.settings))
+        return AdvisedChange(
+            change=candidate.change,
+            cost=candidate.cost,
+            needed_bytes=need.needed_bytes,
+            verdict=judge(need, self._device),
+            overrides=as_overrides(candidate.settings),
+        )
 
+    def _largest(self, field: str, start: int, upper: int) -> int | None:
+        return largest_that_fits(self._need_with(field, start), self._device.free_bytes, start, upper)
 
-def _largest(needed: Callable[[int], int], free_bytes: int, start: int, upper: int) -> int | None:
-    """The largest value whose need fits, known to one part in `_CLOSE_ENOUGH`; what is returned does fit.
+    def _need_with(self, field: str, start: int) -> Callable[[int], int]:
+        def needed(value: int) -> int:
+            need: DeviceNeed = self._now
+            if value != start:
+                need = self._estimator.need(with_changes(self._config, (Changed("training", field, value),)))
+            return need.needed_bytes
 
-    The need grows steadily, so each try interpolates between the nearest known values on both sides.
+        return needed
 
-    Args:
-        needed: Bytes for a value.
-        free_bytes: What there is.
-        start: Tried first: the value of the draft.
-        upper: Nothing above it is tried.
-    """
-    low, low_bytes = 0, 0
-    high, high_bytes = upper + 1, 0
-    value = max(1, min(start, upper))
-    for _ in range(_SEARCH_STEPS):
-        bytes_here = needed(value)
-        if bytes_here <= free_bytes:
-            low, low_bytes = value, bytes_here
-        else:
-            high, high_bytes = value, bytes_here
-        if high - low <= 1 + low // _CLOSE_ENOUGH:
-            break
-        if high_bytes and low:
-            share = (free_bytes - low_bytes) / (high_bytes - low_bytes)
-            guess = low + round(share * (high - low))
-        elif high_bytes:
-            guess = value // 2
-        else:
-            # Nothing was too large so far. What does not depend on the value makes this guess a little low, never wild.
-            guess = min(2 * low + 1, upper) if low_bytes * 2 > free_bytes else min(low * 4, upper)
-        value = max(low + 1, min(guess, high - 1))
-    return low or None
+    def _longest_sensible(self) -> int:
+        return self._estimator.shape.max_position_embeddings or _LONGEST

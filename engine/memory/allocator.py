@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from engine.hardware.device import Device
 from engine.memory.process import process_on_cpu
+from engine.memory.tensors_at_peak import TensorsAtPeak
 from engine.memory.workload import Workload
 
 MIB = 2**20
@@ -32,23 +33,17 @@ class DeviceNeed(NamedTuple):
 
 
 def need_on_device(
-    allocated_bytes: int,
-    workload: Workload,
-    device: Device,
-    *,
-    paged_bytes: int = 0,
-    played_reserve_bytes: int | None = None,
+    tensors: TensorsAtPeak, workload: Workload, device: Device, *, played_reserve_bytes: int | None = None
 ) -> DeviceNeed:
     """Add to the tensors what surrounds them on this device.
 
     Args:
-        allocated_bytes: Tensors at the peak.
-        paged_bytes: Optimizer state in memory that the driver moves.
         played_reserve_bytes: What the allocator held when the step was played through, for allocators with segments of
             fixed size; without it, expandable segments are assumed.
     """
+    allocated_bytes, paged_bytes = tensors.allocated_bytes, tensors.paged_bytes
     if workload.device == "cpu":
-        expected, needed = process_on_cpu(allocated_bytes, workload)
+        expected, needed = process_on_cpu(tensors, workload)
         return DeviceNeed(allocated_bytes, allocated_bytes, expected, needed)
     context = cuda_context_bytes(device.name)
     if played_reserve_bytes is None:

@@ -30,7 +30,7 @@ def embed(r: Rehearsal) -> tuple[Value, Passing]:
     width = workload.precision.embeddings
     x = tape.value(workload.tokens * shape.hidden_size, width)
     if not workload.trains_adapter:
-        weight = Parameter(shape.vocab_size * shape.hidden_size, width, trainable=True)
+        weight = r.weight(shape.vocab_size * shape.hidden_size, width)
         x.producer = tape.node((weight,), lambda _: (tape.allocate(weight.elements * width),))
     elif input_needs_gradient(workload):
         # A leaf: its own gradient is kept beside it.

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from engine.errors import EngineError
 from engine.memory.allocator import need_on_device
 from engine.memory.caching_allocator import reserve_of_step
-from engine.memory.estimate import predict_peak
 from engine.memory.measured_workload import device_of_point, shape_of_point, workload_of_point
 from engine.memory.measurements import MeasuredKind, MeasuredPoint, Unreadable, observations, read_measurements
+from engine.memory.peak import predict_peak
 from engine.memory.structure import read_structure
 from engine.memory.targets import find_targets
 
@@ -126,13 +126,7 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     # Published measurements were made with PyTorch's default allocator, whose segments do not expand.
     targets = find_targets(shape, workload.adapter)
     played = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
-    need = need_on_device(
-        peak.allocated_bytes,
-        workload,
-        device,
-        paged_bytes=peak.persistent.paged,
-        played_reserve_bytes=played.peak_reserved,
-    )
+    need = need_on_device(peak.tensors, workload, device, played_reserve_bytes=played.peak_reserved)
     predicted = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
     bounds = {
         "allocated": peak.allocated_bytes,

@@ -1,16 +1,20 @@
 """All methods side by side for one model and one set of rows."""
 
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.memory.estimate import Verdict, estimate_memory
+from engine.hardware.device import Device
+from engine.memory.allocator import need_on_device
+from engine.memory.estimate import Estimator, judge
+from engine.memory.inference import inference_bytes, inference_workload
+from engine.memory.result import Verdict
+from engine.memory.run_workload import workload_of_run
+from engine.memory.tensors_at_peak import TensorsAtPeak
+from engine.memory.variants import Changed, as_overrides, with_changes
 from engine.models.shape import ModelShape
-
-if TYPE_CHECKING:
-    from engine.hardware.devices import Device
 
 
 class MethodNeed(BaseModel):
@@ -23,77 +27,69 @@ class MethodNeed(BaseModel):
     verdict: Verdict | None
     trainable: int | None = None
     why_not: str = ""
-    overrides: tuple[str, ...] = ()  # section.field=value: what choosing this row changes
+    overrides: tuple[str, ...] = ()  # section.field=value: what choosing this row changes; none where it trains nothing
     is_current: bool = False
 
 
-_METHODS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
-    (
-        "Full fine-tuning",
-        {"adapter": {"method": "none"}, "model": {"quantization": "none"}},
-    ),
-    ("LoRA", {"adapter": {"method": "lora"}, "model": {"quantization": "none"}}),
-    ("LoRA on int8", {"adapter": {"method": "lora"}, "model": {"quantization": "int8"}}),
-    (
-        "QLoRA",
-        {
-            "adapter": {"method": "lora"},
-            "model": {"quantization": "nf4"},
-            "training": {"gradient_checkpointing": False},
-        },
-    ),
-    (
-        "QLoRA with checkpointing",
-        {
-            "adapter": {"method": "lora"},
-            "model": {"quantization": "nf4"},
-            "training": {"gradient_checkpointing": True},
-        },
-    ),
-    ("IA3", {"adapter": {"method": "ia3"}, "model": {"quantization": "none"}}),
-    (
-        "Prefix tuning",
-        {
-            "adapter": {"method": "prefix_tuning"},
-            "model": {"quantization": "none"},
-            "training": {"gradient_checkpointing": False},
-        },
-    ),
+class _Method(NamedTuple):
+    name: str
+    changes: tuple[Changed, ...]
+
+
+def _trains(method: str) -> Changed:
+    return Changed("adapter", "method", method)
+
+
+def _weights(quantization: str) -> Changed:
+    return Changed("model", "quantization", quantization)
+
+
+def _checkpoints(switched_on: bool) -> Changed:
+    return Changed("training", "gradient_checkpointing", switched_on)
+
+
+_METHODS = (
+    _Method("Full fine-tuning", (_trains("none"), _weights("none"))),
+    _Method("LoRA", (_trains("lora"), _weights("none"))),
+    _Method("LoRA on int8", (_trains("lora"), _weights("int8"))),
+    _Method("QLoRA", (_trains("lora"), _weights("nf4"), _checkpoints(False))),
+    _Method("QLoRA with checkpointing", (_trains("lora"), _weights("nf4"), _checkpoints(True))),
+    _Method("IA3", (_trains("ia3"), _weights("none"))),
+    _Method("Prefix tuning", (_trains("prefix_tuning"), _weights("none"), _checkpoints(False))),
 )
 
 
-def changed(config: RunConfig, sections: dict[str, dict[str, Any]]) -> RunConfig:
-    """Copy a configuration with some fields set; values are trusted to be valid."""
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=fields) for name, fields in sections.items()}
+def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tuple[MethodNeed, ...]:
+    """Estimate every method with the other settings of `config` as they are, and what using the model alone would need."""
+    estimator = Estimator(shape, device)
+    return (*(_training(estimator, config, method) for method in _METHODS), _inference(estimator, config))
+
+
+def _training(estimator: Estimator, config: RunConfig, method: _Method) -> MethodNeed:
+    overrides = as_overrides(method.changes)
+    other = with_changes(config, method.changes)
+    try:
+        estimate = estimator.estimate(other)
+    except EngineError as error:
+        return MethodNeed(method=method.name, needed_bytes=None, verdict=None, why_not=error.what, overrides=overrides)
+    return MethodNeed(
+        method=method.name,
+        needed_bytes=estimate.needed_bytes,
+        verdict=estimate.verdict,
+        trainable=estimate.parameters.trainable,
+        overrides=overrides,
+        is_current=other == config,
     )
 
 
-def compare_methods(shape: ModelShape, config: RunConfig, device: "Device") -> tuple[MethodNeed, ...]:
-    """Estimate every method with the other settings of `config` as they are."""
-    rows = []
-    for name, sections in _METHODS:
-        other = changed(config, sections)
-        overrides = tuple(
-            f"{section}.{field}={str(value).lower() if isinstance(value, bool) else value}"
-            for section, fields in sections.items()
-            for field, value in fields.items()
-        )
-        try:
-            estimate = estimate_memory(shape, other, device)
-        except EngineError as error:
-            rows.append(
-                MethodNeed(method=name, needed_bytes=None, verdict=None, why_not=error.what, overrides=overrides)
-            )
-            continue
-        rows.append(
-            MethodNeed(
-                method=name,
-                needed_bytes=estimate.needed_bytes,
-                verdict=estimate.verdict,
-                trainable=estimate.parameters.trainable,
-                overrides=overrides,
-                is_current=other == config,
-            )
-        )
-    return tuple(rows)
+def _inference(estimator: Estimator, config: RunConfig) -> MethodNeed:
+    """Answering with the weights in the precision of the draft, in a conversation as long as a row."""
+    name = "Inference only"
+    device = estimator.device
+    try:
+        workload = inference_workload(workload_of_run(estimator.shape, config, device))
+        tensors = inference_bytes(estimator.structure, workload, device.name)
+    except EngineError as error:
+        return MethodNeed(method=name, needed_bytes=None, verdict=None, why_not=error.what)
+    need = need_on_device(TensorsAtPeak(tensors), workload, device)
+    return MethodNeed(method=name, needed_bytes=need.needed_bytes, verdict=judge(need, device), trainable=0)

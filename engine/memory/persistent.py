@@ -20,10 +20,11 @@ class Persistent:
     adapter: int
     optimizer: int
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
+    mapped: int  # on a CPU, pages of weight files that stay although what was made of them is counted above
 
     @property
     def total(self) -> int:
-        """Without what is paged."""
+        """Without what is paged or mapped."""
         return self.weights + self.unquantized + self.adapter + self.optimizer
 
 
@@ -79,4 +80,24 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
         adapter=counts.added * workload.precision.adapter,
         optimizer=on_device,
         paged=paged,
+        mapped=_mapped_bytes(structure, workload),
     )
+
+
+def _mapped_bytes(structure: ModelStructure, workload: Workload) -> int:
+    """Files of 16-bit weights are mapped; embeddings and norms stay in them, and with these all that was read.
+
+    Source: `safe_open` in safetensors, which maps the file; `load_state_dict` in transformers/modeling_utils.py.
+    """
+    if workload.device != "cpu" or workload.base == "dense" or workload.precision.embeddings != 2:
+        return 0
+    quantized = (module for module in structure.shape.modules if is_quantized(module, workload))
+    return sum(module.in_features * module.out_features * 2 for module in quantized)
+
+
+def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
+    """All gradients: each as wide as its weight."""
+    if not workload.trains_adapter:
+        return sum(base_weight_bytes(structure, workload))
+    biases = counts.trainable - counts.added
+    return counts.added * workload.precision.adapter + biases * workload.precision.norms

@@ -68,7 +68,8 @@ class StepPeaks:
     """The highest point of each phase, above weights, optimizer state and whatever else is always there."""
 
     peaks: dict[Phase, Held]
-    gradients_bytes: int  # of all trained weights, once the backward pass is through
+    layer_bytes: int  # how high one layer reaches, forward and backward, above what is alive around it
+    gradients_bytes: int  # that the step makes: of all trained weights, or none where they are there already
 
     @property
     def phase(self) -> Phase:
@@ -145,6 +146,7 @@ def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stag
             "layer_backward": backward,
             "optimizer_step": at_the_end,
         },
+        layer_bytes=max(layer.forward_peak.total + layer.backward_peak.total for layer in layers),
         gradients_bytes=gradients,
     )
 
@@ -268,6 +270,6 @@ def _head_stretch(r: Rehearsal, width: int) -> Stretch:
 def _tied_gradient(workload: Workload, structure: ModelStructure) -> int:
     """Where head and embedding share a weight they share its gradient."""
     shape = structure.shape
-    if workload.trains_adapter or not shape.tie_word_embeddings:
+    if workload.trains_adapter or workload.accumulates or not shape.tie_word_embeddings:
         return 0
     return shape.vocab_size * shape.hidden_size * workload.precision.embeddings

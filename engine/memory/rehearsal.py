@@ -97,10 +97,12 @@ class Rehearsal:
 
     def weight(self, elements: int, width: int) -> Parameter:
         """A weight of the base model: trained where the whole model is."""
-        return Parameter(elements, width, trainable=not self.workload.trains_adapter)
+        trainable = not self.workload.trains_adapter
+        return Parameter(elements, width, trainable=trainable, adds_up=self.workload.accumulates)
 
     def adapter_weight(self, elements: int) -> Parameter:
-        return Parameter(elements, self.workload.precision.adapter, trainable=True)
+        width = self.workload.precision.adapter
+        return Parameter(elements, width, trainable=True, adds_up=self.workload.accumulates)
 
     def cast_weight(self, weight: Parameter, width: int) -> Value:
         """A weight as autocast casts it for a product. Copies of trained weights are made once a forward pass.

@@ -294,6 +294,9 @@ class Tape:
         if producer is None or (isinstance(producer, Parameter) and not producer.trainable):
             self.release(gradient)
             return
+        if isinstance(producer, Parameter) and producer.adds_up:
+            self.release(gradient)
+            return
         if producer.gradient is None:
             if isinstance(producer, Parameter):
                 self.groups[gradient.group] -= gradient.size

@@ -26,14 +26,18 @@ class Storage:
 
 
 class Parameter:
-    """A weight outside the tape: it is always there, so only its gradient counts."""
+    """A weight outside the tape: it is always there, so only its gradient counts.
 
-    __slots__ = ("elements", "gradient", "trainable", "width")
+    `adds_up`: a gradient of an earlier pass is there already, counted elsewhere; one that arrives is added into it.
+    """
 
-    def __init__(self, elements: int, width: int, *, trainable: bool = False) -> None:
+    __slots__ = ("adds_up", "elements", "gradient", "trainable", "width")
+
+    def __init__(self, elements: int, width: int, *, trainable: bool = False, adds_up: bool = False) -> None:
         self.elements = elements
         self.width = width
         self.trainable = trainable
+        self.adds_up = adds_up
         self.gradient: Storage | None = None
 
 

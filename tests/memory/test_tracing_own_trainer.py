@@ -12,6 +12,7 @@ IA3 = {"adapter.method": "ia3"}
 FULL = {"adapter.method": "none"}
 PREFIX = {"adapter.method": "prefix_tuning", "adapter.num_virtual_tokens": 5}
 DORA = {"adapter.use_dora": True}
+ACCUMULATING = {"training.gradient_accumulation_steps": 2}
 
 DENSE = {
     "LoRA": ({}, {}),
@@ -29,6 +30,11 @@ DENSE = {
     "full, checkpointed": (FULL | CHECKPOINTED, {}),
     "full at 32 bits": (FULL | {"model.compute_dtype": "float32"}, {}),
     "DoRA": (DORA, {}),
+    "LoRA, accumulating": (ACCUMULATING, {}),
+    "IA3, accumulating": (IA3 | ACCUMULATING, {}),
+    "prefix tuning, accumulating": (PREFIX | ACCUMULATING, {}),
+    "full, accumulating": (FULL | ACCUMULATING, {}),
+    "full, checkpointed, accumulating": (FULL | CHECKPOINTED | ACCUMULATING, {}),
 }
 QUANTIZED = {
     "QLoRA": NF4,
@@ -48,7 +54,7 @@ QUANTIZED = {
 def test_estimate_is_equal_to_the_trainers_step(overrides, size):
     own = prepare(overrides, **size)
 
-    measured = trace(own.model, own.step)
+    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
     assert rehearsed(None, own.workload, own.shape) == measured
 
@@ -57,6 +63,6 @@ def test_estimate_is_equal_to_the_trainers_step(overrides, size):
 def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, tmp_path):
     own = prepare(overrides, sizes=ROUND_SIZES, folder=tmp_path)
 
-    measured = trace(own.model, own.step)
+    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
     assert rehearsed(None, own.workload, own.shape) == measured

@@ -121,16 +121,18 @@ def workload_of(case):
     )
 
 
-def trace(model, step):
+def trace(model, step, *, accumulates=False):
     """Run a step once to make everything ready, then again under observation; returns the peaks of its phases.
 
     Args:
         step: A function of a context manager for phases; it runs forward and backward and returns what stays alive.
+        accumulates: The gradients of the first run are still there in the second.
     """
     from contextlib import nullcontext
 
     step(lambda _: nullcontext())
-    model.zero_grad(set_to_none=True)
+    if not accumulates:
+        model.zero_grad(set_to_none=True)
     watch = LiveBytes()
     with watch:
         held = step(watch.phase)

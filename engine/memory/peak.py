@@ -1,0 +1,128 @@
+"""The highest point of a training step: in which phase it lies, and what is alive there."""
+
+from dataclasses import dataclass
+
+from engine.errors import ConfigError, ModelError, Problem
+from engine.memory.formulas import optimizer_scratch_bytes
+from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes
+from engine.memory.phases import Held, Phase, StepPeaks, rehearse_step
+from engine.memory.structure import ModelStructure
+from engine.memory.targets import AdapterTargets, find_targets
+from engine.memory.tensors_at_peak import TensorsAtPeak
+from engine.memory.trainable import TrainableCount, count_trainable
+from engine.memory.workload import Workload
+from engine.models.shape import ModelShape
+
+# Beyond these a figure would be an answer to a question that nobody means.
+_LARGEST_LENGTH = 16_777_216
+_LARGEST_BATCH = 1_048_576
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The highest point of a step: what is always there, what the phase adds, and each phase's own peak."""
+
+    persistent: Persistent
+    counts: TrainableCount
+    phase: Phase
+    held: Held
+    phase_bytes: dict[Phase, int]  # allocated at the peak of each phase
+    layer_bytes: int  # how high one layer reaches, forward and backward
+    workspace_bytes: int
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self.phase_bytes[self.phase]
+
+    @property
+    def tensors(self) -> TensorsAtPeak:
+        return TensorsAtPeak(
+            allocated_bytes=self.allocated_bytes,
+            passing_bytes=self.held.total - self.held.gradients,
+            layer_bytes=self.layer_bytes,
+            paged_bytes=self.persistent.paged,
+            mapped_bytes=self.persistent.mapped,
+        )
+
+
+def predict_peak(structure: ModelStructure, workload: Workload, device_name: str = "") -> Peak:
+    """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`.
+
+    Raises:
+        ConfigError: If the adapter matches no module of the model, or a setting is absurd.
+        ModelError: If the model's shape lacks what a decoder needs.
+    """
+    refuse_nonsense(structure.shape, workload)
+    targets = find_targets(structure.shape, workload.adapter)
+    counts = count_trainable(structure.shape, workload.adapter, targets)
+    return find_peak(structure, workload, device_name, targets, counts)
+
+
+def find_peak(
+    structure: ModelStructure, workload: Workload, device_name: str, targets: AdapterTargets, counts: TrainableCount
+) -> Peak:
+    """The same where targets and counts are known already."""
+    persistent = persistent_bytes(structure, workload, counts)
+    step = rehearse_step(structure, workload, targets)
+    peaks = _with_optimizer(step, workload, counts)
+    workspace = workspace_bytes(workload, device_name)
+    base = persistent.total + workspace
+    if workload.accumulates:
+        waiting = Held(gradients=gradient_bytes(structure, workload, counts))
+        peaks = {phase: held.plus(waiting) for phase, held in peaks.items()}
+    phase = max(peaks, key=lambda name: peaks[name].total)
+    return Peak(
+        persistent=persistent,
+        counts=counts,
+        phase=phase,
+        held=peaks[phase],
+        phase_bytes={name: base + held.total for name, held in peaks.items()},
+        layer_bytes=step.layer_bytes,
+        workspace_bytes=workspace,
+    )
+
+
+def _with_optimizer(step: StepPeaks, workload: Workload, counts: TrainableCount) -> dict[Phase, Held]:
+    scratch = optimizer_scratch_bytes(counts.sizes, workload.optimizer)
+    end = step.peaks["optimizer_step"]
+    return {**step.peaks, "optimizer_step": end.plus(Held(gradients=scratch))}
+
+
+def workspace_bytes(workload: Workload, device_name: str) -> int:
+    """Workspaces of cuBLAS, which PyTorch takes from its own allocator: one for the thread of the forward pass and one
+    for that of the backward pass.
+
+    Source: `parseChosenWorkspaceSize` in aten/src/ATen/cuda/CublasHandlePool.cpp: 8,320 KiB, on Hopper 32 MiB.
+    """
+    if workload.device == "cpu":
+        return 0
+    hopper = any(name in device_name.upper() for name in ("H100", "H200", "H800", "H20", "GH200"))
+    return 2 * (32 * 2**20 if hopper else 8320 * 2**10)
+
+
+def refuse_nonsense(shape: ModelShape, workload: Workload) -> None:
+    """Refuse what nobody means.
+
+    Raises:
+        ConfigError: If batch or length are absurd.
+        ModelError: If the model's shape lacks what a decoder needs.
+    """
+    missing = [
+        name
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size")
+        if getattr(shape, name) < 1
+    ]
+    if missing:
+        raise ModelError(
+            f"The configuration of {shape.architecture} gives no {', '.join(missing)}.",
+            "Use the config.json of the original model.",
+        )
+    problems = []
+    for field, value, largest in (
+        ("training.per_device_train_batch_size", workload.batch_size, _LARGEST_BATCH),
+        ("training.max_length", workload.length, _LARGEST_LENGTH),
+    ):
+        if not 1 <= value <= largest:
+            problems.append(Problem(field, f"{value:,} is out of range; it must be from 1 to {largest:,}."))
+    if problems:
+        raise ConfigError(problems)
