@@ -64,23 +64,27 @@ class AdaptedBase:
         parameters = inspect.signature(self.model.forward).parameters
         # transformers renamed the argument in version 5.
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._keeps_some = "logits_to_keep" in parameters
 
-    def forward(self, ids: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Run the model with the adapter that is in force.
 
         Args:
             ids: Shape (1, tokens).
             cache: What came before, and takes these tokens in; None where `ids` is everything.
+            positions: Of the tokens whose logits are wanted, shape (n,); None for the last one.
 
         Returns:
-            Logits, shape (1, tokens or 1, vocabulary); those of the last token come last.
+            Logits of the tokens that follow those, shape (1, n or 1, vocabulary).
         """
+        if positions is None:
+            positions = torch.tensor([ids.shape[1] - 1], device=ids.device)
         remembered = {self._cache_argument: cache} if cache is not None else {}
-        logits: torch.Tensor = self.model(
-            input_ids=ids, use_cache=cache is not None, **remembered, **self._last_only
-        ).logits
-        return logits
+        # A tensor, although the last position could be asked for by number: that takes a view of the hidden states, for
+        # which torch copies a frozen output layer before it multiplies, which here takes as long as the whole prompt.
+        kept = {"logits_to_keep": positions if ids.shape[1] > 1 else 1} if self._keeps_some else {}
+        logits: torch.Tensor = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept).logits
+        return logits if self._keeps_some else logits[:, positions]
 
     def attach(self, weights: PlannedWeights, adapter_name: str) -> Adapter:
         """Put an adapter beside those that are there; none is in force afterwards.

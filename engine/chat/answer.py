@@ -14,12 +14,9 @@ from transformers import (
 
 from engine.chat.contract import Branch, ChatChunk, FinishReason
 from engine.chat.text_stream import Decoder, TextStream
-from engine.chat.weights import BranchWeights
+from engine.chat.weights import PIECE_TOKENS, BranchWeights
 from engine.config.sampling import SamplingConfig
 from engine.errors import ModelError
-
-# A longer prompt is read in pieces, so that other answers go on meanwhile and a stop is seen.
-PROMPT_PIECE_TOKENS = 512
 
 
 class Sampler:
@@ -119,6 +116,11 @@ class Answer:
             return self._finish("context", text)
         return self._chunk(text)
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What was answered so far, without the token that ends it."""
+        return tuple(self._ids[0, len(self._rules.prompt_ids) :].tolist())
+
     def stop(self) -> ChatChunk:
         """End it here, because the person wants no more."""
         return self._finish("stopped")
@@ -127,7 +129,7 @@ class Answer:
         """Read the next tokens; returns the logits after the last one, None while some are left."""
         if self._cache is None:
             return self._weights.next_logits(self._ids, None)
-        piece = self._ids[:, self._read : self._read + PROMPT_PIECE_TOKENS]
+        piece = self._ids[:, self._read : self._read + PIECE_TOKENS]
         logits = self._weights.next_logits(piece, self._cache)
         self._read += piece.shape[1]
         return logits if self._read == self._ids.shape[1] else None

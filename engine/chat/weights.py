@@ -3,12 +3,13 @@
 import gc
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Cache, DynamicCache, PreTrainedModel
 
 from engine.chat.adapter import AdaptedBase, Adapter
@@ -25,6 +26,9 @@ Announce = Callable[[str], None]
 # Bytes of a weight in memory: 4 bits and the scales of its block of 64; 8 bits and a scale per row.
 _QUANTIZED_BYTES = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}
 _GIB = 1024**3
+
+# A long text is read in pieces: other answers go on meanwhile, a stop is seen, and logits stay small.
+PIECE_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,32 @@ class BranchWeights:
         if not self.holder.model._supports_default_dynamic_cache():
             return None
         return DynamicCache(config=self.holder.model.config.get_text_config(decoder=True))
+
+    def summed_loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
+        """Sum of -log p over the learned tokens of a sequence, in nats.
+
+        The sequence is read in pieces, so that no more than one piece's logits are in memory.
+
+        Args:
+            ids: The tokens.
+            labels: The same where a token is learned, else -100; the first token has nothing to be foretold from.
+        """
+        self.holder.switch_to(self.adapter)
+        device = self.holder.model.device
+        cache = self.new_cache()
+        step = PIECE_TOKENS if cache is not None else len(ids)
+        total = 0.0
+        for start in range(0, len(ids), step):
+            end = min(start + step, len(ids))
+            positions = [index for index in range(start, end) if index + 1 < len(ids) and labels[index + 1] >= 0]
+            piece = torch.tensor([list(ids[start:end])], device=device)
+            # Even a piece in which nothing is learned has to be read; it is then asked for one token's logits.
+            wanted = torch.tensor([index - start for index in positions] or [0], device=device)
+            logits = self.holder.forward(piece, cache, wanted)[0]
+            if positions:
+                targets = torch.tensor([labels[index + 1] for index in positions], device=device)
+                total += float(functional.cross_entropy(logits.float(), targets, reduction="sum"))
+        return total
 
     def next_logits(self, ids: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """Read `ids`, shape (1, tokens), after what the cache holds; returns logits of the next token, (1, vocabulary)."""

@@ -2,26 +2,20 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.run import RunSection
-from engine.errors import ModelError, WorkerError
+from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
 from engine.export.folder import made_aside
-from engine.hardware.device import Device, visible_only
+from engine.hardware.device import Device
+from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.hardware.hold import hold_device
-from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.hardware.lease import LeaseHolder
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
-from engine.processes.json_lines import JsonLinesProcess
 from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.export.worker"
-
-# An idle chat lets go of its device within a minute.
-_PATIENCE_SECONDS = 75.0
 
 OnExportProgress = Callable[[ExportProgress], None]
 
@@ -65,28 +59,29 @@ class ExportJob:
         self._stopped.set()
 
     def _fill(self, order: ExportOrder, on_progress: OnExportProgress) -> ExportResult:
-        process = JsonLinesProcess(
-            WORKER_MODULE,
-            log_file=self._home.server / "export.log",
-            arguments=(str(self._home.root),),
-            environment=visible_only((order.device,)),
-            restarts=False,
+        assert order.plan.tuned is not None
+        job = DeviceJob(
+            home=self._home,
+            module=WORKER_MODULE,
+            purpose="export",
+            title=order.plan.tuned.name,
+            device=order.device,
+            holds_device=order.settings.verify,
         )
-        try:
-            process.start()
-            if order.settings.verify:
-                self._hold(process, order, on_progress)
-            on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))
-            number = process.reserve_id()
-            for answer in process.stream("export", order.model_dump(mode="json"), request_id=number):
-                if "result" in answer:
-                    return ExportResult.model_validate(answer["result"])
-                on_progress(ExportProgress.model_validate(answer["progress"]))
-                if self._stopped.is_set():
-                    process.cancel(number)
-            raise WorkerError("The export ended without a result.", "Its log export.log says more.")
-        finally:
-            process.close()
+
+        def waiting(present: LeaseHolder) -> None:
+            message = f"Waiting for the device, which is in use for {present.purpose} ({present.title})."
+            on_progress(ExportProgress(phase="starting", message=message))
+
+        on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))
+        answer = job.run(
+            "export",
+            order.model_dump(mode="json"),
+            self._stopped,
+            lambda value: on_progress(ExportProgress.model_validate(value)),
+            waiting,
+        )
+        return ExportResult.model_validate(answer)
 
     def _order(self, name: str) -> ExportOrder:
         target, settings = self._request.target, self._request.settings
@@ -102,19 +97,6 @@ class ExportJob:
             device=self._choose(RunSection(devices=target.devices)),
             run=run.path if run.config.is_file() else None,
         )
-
-    def _hold(self, process: JsonLinesProcess, order: ExportOrder, on_progress: OnExportProgress) -> None:
-        identity = ProcessIdentity.of(process.pid or 0)
-        if identity is None:
-            raise WorkerError("The process for the export ended at once.", "Its log export.log says more.")
-        title = order.plan.tuned.name if order.plan.tuned is not None else Path(order.plan.model.id).name
-        holder = LeaseHolder(purpose="export", title=title, process=identity)
-
-        def waiting(present: LeaseHolder) -> None:
-            message = f"Waiting for the device, which is in use for {present.purpose} ({present.title})."
-            on_progress(ExportProgress(phase="starting", message=message))
-
-        hold_device(LeaseBook(self._home), lease_name(order.device), holder, _PATIENCE_SECONDS, waiting)
 
 
 def _refuse_impossible(plan: LoadPlan, request: ExportRequest) -> None:

@@ -61,7 +61,7 @@ def finish(answer: Answer) -> list[ChatChunk]:
 
 def tokens_of(answer: Answer) -> list[int]:
     finish(answer)
-    return answer._ids[0, len(answer._rules.prompt_ids) :].tolist()
+    return list(answer.tokens)
 
 
 def generate(model, **settings) -> list[int]:
@@ -134,12 +134,12 @@ def test_answers_that_take_turns_are_the_same_as_alone(both, tokenizer):
             answer.advance()
 
     for branch, answer in beside.items():
-        assert answer._ids[0, len(PROMPT) :].tolist() == alone[branch]
+        assert list(answer.tokens) == alone[branch]
 
 
 def test_a_long_prompt_is_read_in_pieces_and_answered_the_same(base, tokenizer, monkeypatch):
     expected = tokens_of(Answer("base", base, rules(), tokenizer))
-    monkeypatch.setattr("engine.chat.answer.PROMPT_PIECE_TOKENS", 10)
+    monkeypatch.setattr("engine.chat.answer.PIECE_TOKENS", 10)
     answer = Answer("base", base, rules(), tokenizer)
 
     assert [answer.advance() for _ in range(3)] == [None, None, None]

@@ -1,0 +1,101 @@
+"""One piece of work in a process of its own that holds its device for as long as it lives."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import WorkerError
+from engine.hardware.device import Device, visible_only
+from engine.hardware.hold import hold_device
+from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
+from engine.paths import LoratoryHome
+from engine.processes.identity import ProcessIdentity
+from engine.processes.json_lines import JsonLinesProcess
+
+# An idle chat lets go of its device within a minute.
+_PATIENCE_SECONDS = 75.0
+
+
+@dataclass(frozen=True)
+class DeviceJob:
+    """What is done where.
+
+    Args:
+        home: The Loratory home; its root is the worker's argument.
+        module: Module of the worker, which calls `serve`.
+        purpose: What the device is held for; names the worker's log as well.
+        title: What people call it.
+        device: The only one that the worker sees.
+        holds_device: Off where the work needs none.
+    """
+
+    home: LoratoryHome
+    module: str
+    purpose: Purpose
+    title: str
+    device: Device
+    holds_device: bool = True
+
+    def run(
+        self,
+        method: str,
+        params: dict[str, Any],
+        stopped: threading.Event,
+        on_progress: Callable[[dict[str, Any]], None],
+        on_wait: Callable[[LeaseHolder], None],
+    ) -> dict[str, Any]:
+        """Start the process, hold the device, ask once, and end the process.
+
+        Args:
+            method: Handler of the worker.
+            params: What the handler gets.
+            stopped: Set by another thread that wants no more of it.
+            on_progress: Gets each progress report.
+            on_wait: Told who has the device while it is waited for.
+
+        Raises:
+            EngineError: As raised by the handler, of the same class.
+            DeviceError: If somebody else holds the device and does not leave.
+            CancelledRequestError: If it was stopped.
+            WorkerError: If the process ended.
+        """
+        process = JsonLinesProcess(
+            self.module,
+            log_file=self._log_file,
+            arguments=(str(self.home.root),),
+            environment=visible_only((self.device,)),
+            restarts=False,
+        )
+        try:
+            process.start()
+            if self.holds_device:
+                self._hold(process, on_wait)
+            number = process.reserve_id()
+            for answer in process.stream(method, params, request_id=number):
+                if "result" in answer:
+                    result: dict[str, Any] = answer["result"]
+                    return result
+                on_progress(answer["progress"])
+                if stopped.is_set():
+                    process.cancel(number)
+            raise self._ended()
+        finally:
+            process.close()
+
+    def _hold(self, process: JsonLinesProcess, on_wait: Callable[[LeaseHolder], None]) -> None:
+        identity = ProcessIdentity.of(process.pid or 0)
+        if identity is None:
+            raise self._ended()
+        holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity)
+        hold_device(LeaseBook(self.home), lease_name(self.device), holder, _PATIENCE_SECONDS, on_wait)
+
+    @property
+    def _log_file(self) -> Path:
+        return self.home.server / f"{self.purpose}.log"
+
+    def _ended(self) -> WorkerError:
+        return WorkerError(
+            f"The process for the {self.purpose} ended without a result.", f"Its log {self._log_file.name} says more."
+        )

@@ -1,0 +1,94 @@
+"""`loratory evaluate`, with a job that measures nothing."""
+
+import json
+from typing import ClassVar
+
+import pytest
+
+from engine.cli import run_command
+from engine.config.load import config_from_mapping
+from engine.evaluation.contract import (
+    AnsweredRow,
+    AnswerScores,
+    BranchAnswer,
+    BranchLoss,
+    EvaluationProgress,
+    EvaluationResult,
+    MeanScores,
+)
+from engine.paths import local_owner
+from engine.runs.store import RunStore
+
+MODULES = ("engine.commands.evaluate", "engine.commands.presets")
+
+SCORES = AnswerScores(exact=False, rouge_l=0.25, chrf=0.5)
+RESULT = EvaluationResult(
+    losses={"base": BranchLoss.of(2.0, 100), "tuned": BranchLoss.of(1.0, 100)},
+    rows=8,
+    scores={branch: MeanScores(exact=0.0, rouge_l=0.25, chrf=0.5, rows=1) for branch in ("base", "tuned")},
+    answered=(
+        AnsweredRow(
+            row=3,
+            prompt="Q",
+            reference="R" * 100,
+            answers={"tuned": BranchAnswer(text="an answer", tokens=2, scores=SCORES)},
+        ),
+    ),
+    notes=("The data has changed.",),
+)
+
+
+class FakeJob:
+    """Remembers what it was asked for."""
+
+    requests: ClassVar[list] = []
+
+    def __init__(self, home, request) -> None:
+        FakeJob.requests.append(request)
+
+    def run(self, on_progress):
+        on_progress(EvaluationProgress(message="Measuring.", fraction=0.5))
+        return RESULT
+
+
+@pytest.fixture(autouse=True)
+def job(monkeypatch, home):
+    monkeypatch.setattr(FakeJob, "requests", [])
+    monkeypatch.setattr("engine.evaluation.job.EvaluationJob", FakeJob)
+    return FakeJob
+
+
+@pytest.fixture
+def run_id(home) -> str:
+    config = config_from_mapping({"model": {"id": "org/model"}, "dataset": {"source": "sample:x"}})
+    return RunStore(home, local_owner()).create(config).id
+
+
+def test_losses_of_both_branches_are_keys_of_the_json(job, run_id, capsys):
+    options = ["--checkpoint", "step-4", "--rows", "5", "--answers", "2", "--max-tokens", "9"]
+
+    code = run_command(["evaluate", run_id, *options, "--json"], MODULES)
+
+    answer = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert answer["base"] == {"loss": 2.0, "perplexity": pytest.approx(7.389056), "tokens": 100}
+    assert answer["tuned"]["loss"] == 1.0
+    assert answer["rows"] == 8
+    (request,) = job.requests
+    assert (request.settings.max_rows, request.settings.answered_rows, request.settings.max_new_tokens) == (5, 2, 9)
+    assert request.target.tuned.checkpoint == "step-4"
+
+
+def test_people_read_a_table_the_notes_and_the_worst_answers(run_id, capsys):
+    assert run_command(["evaluate", run_id], MODULES) == 0
+
+    shown = capsys.readouterr().out
+    assert "tuned  1.0000        2.72" in shown
+    assert "The data has changed." in shown
+    assert "row 3: " + "R" * 59 + "…" in shown
+    assert "tuned (chrF 0.50): an answer" in shown
+
+
+def test_a_setting_out_of_bounds_is_named(run_id, capsys):
+    assert run_command(["evaluate", run_id, "--rows", "0"], MODULES) == 1
+    assert "max_rows: 0 is out of range; it must be at least 1." in capsys.readouterr().err

@@ -1,0 +1,228 @@
+"""Base and tuned are measured on the rows that training held out, with the masking that training had."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.chat.contract import ChatTarget
+from engine.chat.target import plan_load
+from engine.config.evaluation import EvaluationConfig
+from engine.config.load import config_from_mapping, config_to_yaml
+from engine.data.prepare import prepare_dataset
+from engine.data.template import freeze_template
+from engine.data.tokenize import TokenizedRow
+from engine.errors import DatasetError, RunError
+from engine.evaluation.contract import DataThen, EvaluationOrder, EvaluationRequest, EvaluationResult
+from engine.evaluation.job import EvaluationJob, read_evaluation
+from engine.evaluation.rows import decode, split_at_answer, spread_evenly
+from engine.evaluation.worker import EvaluationWorker
+from engine.hardware.processor import describe_processor
+from engine.processes.json_lines import CancelledRequestError
+from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+from tests.tiny_model import make_tiny_model
+
+
+class RecordedRequest:
+    """Keeps what it is told; is cancelled once it has been told so much."""
+
+    def __init__(self, cancel_after: int | None = None) -> None:
+        self.told: list[dict] = []
+        self._cancel_after = cancel_after
+
+    def progress(self, value: dict) -> None:
+        self.told.append(value)
+
+    def is_cancelled(self) -> bool:
+        return self._cancel_after is not None and len(self.told) >= self._cancel_after
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("eval") / "base", tie_word_embeddings=False, initializer_range=0.4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [
+        {"instruction": f"What is {number} and one?", "output": f"It is {number + 1}, the number after {number}."}
+        for number in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def write_run(folder: Path, base: Path, data: Path, adapter_config: object, method: str = "lora") -> Path:
+    make_adapter(base, folder / "adapter", adapter_config)
+    config = config_from_mapping(
+        {
+            "model": {"id": str(base), "compute_dtype": "float32"},
+            "dataset": {"source": str(data), "eval_fraction": 0.2},
+            "adapter": {"method": method},
+            "training": {"max_length": 256},
+        }
+    )
+    (folder / "config.yaml").write_text(config_to_yaml(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(base, data, tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", base, data, lora())
+
+
+def order_of(run: Path, **settings: object) -> EvaluationOrder:
+    plan = plan_load(ChatTarget.of_run(run))
+    from engine.runs.run import RunFolder
+
+    values = {"answered_rows": 0, "max_new_tokens": 8, **settings}
+    return EvaluationOrder(
+        plan=plan,
+        run=RunFolder(run).read_config(),
+        settings=EvaluationConfig(**values),
+        device=describe_processor(),
+    )
+
+
+def evaluate(home, order: EvaluationOrder, request=None) -> EvaluationResult:
+    answer = EvaluationWorker(home).evaluate(order.model_dump(mode="json"), request or RecordedRequest())
+    return EvaluationResult.model_validate(answer)
+
+
+@torch.inference_mode()
+def expected_loss(model, rows) -> float:
+    """Plain cross entropy over whole sequences, as any script would have it."""
+    total, tokens = 0.0, 0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
+        labels = torch.tensor(row.labels[1:])
+        total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        tokens += int((labels != -100).sum())
+    return total / tokens
+
+
+def held_out(run: Path, home, order: EvaluationOrder):
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    freeze_template(tokenizer)
+    training = order.run.training
+    return prepare_dataset(
+        order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home
+    ).held_out
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix_tuning"])
+def test_losses_are_those_of_plain_cross_entropy(home, base, data, tmp_path, method):
+    run = write_run(tmp_path / "run", base, data, lora() if method == "lora" else prefix_tuning(), method)
+    order = order_of(run)
+
+    result = evaluate(home, order)
+
+    rows = held_out(run, home, order)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    assert result.losses["base"].loss == pytest.approx(expected_loss(model, rows), rel=1e-5)
+    tuned = PeftModel.from_pretrained(model, run / "adapter").eval()
+    assert result.losses["tuned"].loss == pytest.approx(expected_loss(tuned, rows), rel=1e-5)
+    assert result.losses["base"].loss != pytest.approx(result.losses["tuned"].loss, rel=1e-3)
+    assert result.rows == len(rows) == 8
+    assert result.losses["base"].perplexity == pytest.approx(2.718281828 ** result.losses["base"].loss, rel=1e-6)
+
+
+def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):
+    whole = evaluate(home, order_of(run)).losses
+
+    monkeypatch.setattr("engine.chat.weights.PIECE_TOKENS", 7)
+
+    for branch, measured in evaluate(home, order_of(run)).losses.items():
+        assert measured.loss == pytest.approx(whole[branch].loss, rel=1e-5)
+        assert measured.tokens == whole[branch].tokens
+
+
+def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):
+    result = evaluate(home, order_of(run, answered_rows=5))
+
+    assert len(result.answered) == 5
+    worth = [row.answers["tuned"].scores.chrf for row in result.answered]
+    assert worth == sorted(worth)
+    row = result.answered[0]
+    assert row.reference.startswith("It is ")
+    assert row.prompt.endswith("<|im_start|>assistant\n")
+    assert all(0 < answer.tokens <= 8 for answer in row.answers.values())
+    assert result.scores["tuned"].chrf == pytest.approx(sum(worth) / 5)
+    assert result.scores["base"].rows == 5
+
+
+def test_fewer_rows_are_spread_over_all(home, run):
+    result = evaluate(home, order_of(run, max_rows=3))
+
+    assert result.rows == 3
+    assert spread_evenly(list(range(10)), 3) == [0, 3, 6]
+    assert spread_evenly([1, 2], 5) == [1, 2]
+
+
+def test_data_that_has_changed_since_is_noted(home, run):
+    order = order_of(run)
+    same = DataThen(train_rows=32, held_out_rows=8)
+
+    assert evaluate(home, order.model_copy(update={"data_then": same})).notes == ()
+    (note,) = evaluate(home, order.model_copy(update={"data_then": DataThen(train_rows=31)})).notes
+    assert note.startswith("The data has changed since this run was trained")
+
+
+def test_a_run_that_held_nothing_out_is_refused(home, run):
+    order = order_of(run)
+    nothing = order.run.dataset.model_copy(update={"eval_fraction": 0.0})
+    order = order.model_copy(update={"run": order.run.model_copy(update={"dataset": nothing})})
+
+    with pytest.raises(DatasetError, match="held no rows out of training"):
+        evaluate(home, order)
+
+
+@pytest.mark.parametrize("after", [3, 9])
+def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
+    request = RecordedRequest(cancel_after=after)
+
+    with pytest.raises(CancelledRequestError):
+        evaluate(home, order_of(run, answered_rows=5), request)
+    assert len(request.told) == after
+
+
+def test_a_row_is_parted_at_its_last_answer():
+    row = TokenizedRow(0, 0, [1, 2, 3, 4, 5, 6], [-100, 2, -100, -100, 5, 6])
+    plain = TokenizedRow(0, 0, [1, 2], [1, 2])
+
+    assert split_at_answer(row) == ((1, 2, 3, 4), (5, 6))
+    assert split_at_answer(plain) is None
+
+
+def test_references_are_read_without_control_tokens(run):
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    ids = [*tokenizer("It is 4.")["input_ids"], tokenizer.eos_token_id]
+
+    assert decode(ids, tokenizer) == "It is 4."
+
+
+def test_only_a_run_can_be_evaluated(home, run):
+    job = EvaluationJob(home, EvaluationRequest(target=ChatTarget.of_run(run / "adapter")))
+
+    with pytest.raises(RunError, match="Only a run can be evaluated"):
+        job.run()
+
+
+@pytest.mark.e2e
+def test_a_job_measures_in_a_process_of_its_own_and_keeps_the_result(home, run):
+    assert read_evaluation(run) is None
+    request = EvaluationRequest(
+        target=ChatTarget.of_run(run), settings=EvaluationConfig(answered_rows=2, max_new_tokens=4)
+    )
+    told = []
+
+    result = EvaluationJob(home, request, choose=lambda _: describe_processor()).run(told.append)
+
+    assert read_evaluation(run) == result
+    assert set(result.losses) == {"base", "tuned"}
+    assert any(progress.fraction == 1.0 for progress in told)
