@@ -80,8 +80,8 @@ def assemble(
         max_length=config.training.max_length,
         packing=config.training.packing,
         batching="joined" if joined else "padded",
-        world_size=placement.world_size,
-        rank=placement.rank,
+        world_size=placement.companions.world_size,
+        rank=placement.companions.rank,
     )
     name = own_attention if not joined or flash else f"{own_attention}, row by row"
     return Assembly(TrainerSetup(settings, pad_token_id, flash, autocast), name, tuple(notes))

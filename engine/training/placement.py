@@ -8,6 +8,7 @@ import torch
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
+from engine.training.companions import ALONE, Companions
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,12 @@ class Placement:
 
     device: Device
     torch_device: torch.device
-    rank: int = 0
-    world_size: int = 1
+    companions: Companions = ALONE
 
 
 def choose_placement(config: RunConfig) -> Placement:
     """The device that this process sees, and its rank where a launcher started several."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    companions = Companions.from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     devices = list_devices()
     processor = next(device for device in devices if device.kind == "cpu")
@@ -30,9 +30,9 @@ def choose_placement(config: RunConfig) -> Placement:
         gpus = [device for device in devices if device.kind == "cuda"]
         # The supervisor hides every GPU but ours, so that torch's first is the first of those that are listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
-        return Placement(device, torch.device("cuda", local_rank), rank, world_size)
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // max(1, world_size))))
-    return Placement(processor, torch.device("cpu"), rank, world_size)
+        return Placement(device, torch.device("cuda", local_rank), companions)
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // companions.world_size)))
+    return Placement(processor, torch.device("cpu"), companions)
 
 
 def _unlisted_gpu(index: int) -> Device:

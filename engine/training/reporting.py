@@ -164,6 +164,20 @@ class RunEvents:
         self._writer.close()
 
 
+class SilentEvents(RunEvents):
+    """The voice of a process that is not the first of its run: says nothing."""
+
+    def __init__(self) -> None:
+        self.last_seq = 0
+        self.predicted_bytes = None
+
+    def say(self, data: AnyEventData) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def memory_now_bytes() -> int:
     """In use by this process now: allocated on CUDA, resident on a CPU."""
     if torch.cuda.is_available():

@@ -1,10 +1,12 @@
 """One attempt at one run, from the saved configuration to the saved adapter."""
 
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -23,11 +25,14 @@ from engine.training import faults
 from engine.training.assembly import Assembly, assemble
 from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
 from engine.training.callback import RunCallback, keeps_best
+from engine.training.companions import ALONE
 from engine.training.failure import check_loss
+from engine.training.held_out import choose_measured
 from engine.training.interruption import Interruption
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import Precision, choose_precision
 from engine.training.reporting import RunEvents
+from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
 from engine.training.trained_state import load_trained, save_adapter
 from engine.training.trainer import HeldOutLoss, LoggedStep, LoratoryTrainer, TrainerHooks
@@ -35,9 +40,10 @@ from engine.training.warm_start import find_warm_start, load_warm_start
 
 Outcome = Literal["finished", "stopped"]
 
-# Measuring shall not cost more than learning: what is measured on the way holds at most so many tokens.
-_MEASURED_TOKENS_ALWAYS = 16_384
-_MEASURED_SHARE = 0.03  # of all tokens that are learned from
+_Result = TypeVar("_Result")
+
+# How long processes wait for one that measures, saves, or waits for room on the disk.
+_PATIENCE = timedelta(days=2)
 
 
 class StoppedBeforeTrainingError(Exception):
@@ -73,6 +79,7 @@ class TrainingSession:
         self._vocabulary = 2
         self._measured: tuple[int, float] | None = None
         self._trainer: LoratoryTrainer | None = None
+        self._companions = ALONE
 
     def run(self) -> Outcome:
         """Train to the end, or until somebody stops it; returns which.
@@ -89,12 +96,13 @@ class TrainingSession:
 
     def _run(self) -> Outcome:
         config, events = self._config, self._events
-        resumed_from = self._find_checkpoint()
         placement = choose_placement(config)
+        self._meet(placement)
+        resumed_from = self._find_checkpoint()
         precision = choose_precision(config, placement.device)
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
         events.status("loading_model", f"Looking for {config.model.id}.")
-        source = resolve_model(config.model, self._attempt.home, self._on_model_progress)
+        source = self._first_the_first(lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress))
         tokenizer, template = load_tokenizer(source)
         self._go_on()
         data = self._read_data(tokenizer)
@@ -146,8 +154,10 @@ class TrainingSession:
         events.memory()
         self._keep_best(trainer)
         events.status("saving", "Saving what was trained.")
-        save = lambda folder: save_adapter(trainer.model, tokenizer, folder, precision.compute)  # noqa: E731
-        events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
+        if self._companions.is_first:
+            save = lambda folder: save_adapter(trainer.model, tokenizer, folder, precision.compute)  # noqa: E731
+            events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
+        self._companions.wait()
         faults.reached("session:adapter_saved")
         step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
         if callback.stopped_on_request:
@@ -159,8 +169,28 @@ class TrainingSession:
 
     # -- before training ----------------------------------------------------------------------------------------------
 
+    def _meet(self, placement: Placement) -> None:
+        """Begin to speak with the other processes of this run, where there are any."""
+        self._companions = placement.companions
+        if self._companions.world_size > 1:
+            from accelerate import PartialState
+
+            PartialState(cpu=placement.torch_device.type == "cpu", timeout=_PATIENCE)
+
+    def _first_the_first(self, act: Callable[[], _Result]) -> _Result:
+        """Do something that makes files once, in the first process; the others find it done."""
+        if not self._companions.is_first:
+            self._companions.wait()
+            return act()
+        result = act()
+        self._companions.wait()
+        return result
+
     def _find_checkpoint(self) -> Checkpoint | None:
         folder = self._folder.checkpoints
+        if not self._companions.is_first:
+            self._companions.wait()
+            return newest_intact(folder)
         checkpoints.sweep(folder)
         checkpoints.restore_folder(self._folder.adapter)
         found = newest_intact(folder)
@@ -168,6 +198,7 @@ class TrainingSession:
             step, name = (found.step, found.folder.name) if found else (0, None)
             self._events.say(ResumedData(step=step, checkpoint=name))
             checkpoints.forget_later(folder, step)
+        self._companions.wait()
         return found
 
     def _on_model_progress(self, progress: ModelProgress) -> None:
@@ -245,13 +276,17 @@ class TrainingSession:
             rows=rows,
             setup=assembly.setup,
             hooks=TrainerHooks(self._logged, self._held_out, self._save, self._interruption.check_cancel),
-            callbacks=[RunCallback(training, bool(rows.held_out), self._interruption.stop_wanted, progress)],
+            callbacks=[RunCallback(training, bool(rows.held_out), self._stop_wanted, progress)],
         )
 
     def _go_on(self) -> None:
         self._interruption.check_cancel()
-        if self._interruption.stop_wanted():
+        # Several processes must decide alike, which they do from the first step on.
+        if self._companions.world_size == 1 and self._interruption.stop_wanted():
             raise StoppedBeforeTrainingError
+
+    def _stop_wanted(self) -> bool:
+        return self._companions.any(self._interruption.stop_wanted())
 
     # -- while training -----------------------------------------------------------------------------------------------
 
@@ -279,12 +314,13 @@ class TrainingSession:
             eval_loss=self._measured[1] if self._measured is not None and self._measured[0] == step else None,
             best=step == best_step,
         )
-        self._events.when_there_is_room(
-            lambda: self._events.checkpoint(
-                checkpoints.write_checkpoint(self._folder.checkpoints, facts, trainer.write_state)
-            )
-        )
-        checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
+        random_states = self._companions.gather(random_state())
+        if self._companions.is_first:
+            fill = functools.partial(trainer.write_state, random_states=random_states)
+            write = functools.partial(checkpoints.write_checkpoint, self._folder.checkpoints, facts, fill)
+            self._events.when_there_is_room(lambda: self._events.checkpoint(write()))
+            checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
+        self._companions.wait()
 
     def _keep_best(self, trainer: LoratoryTrainer) -> None:
         """End with the best weights where that is wanted and the last ones are not they."""
@@ -295,29 +331,6 @@ class TrainingSession:
         if found is not None and is_intact(found):
             load_trained(trainer.model, found.folder)
             self._events.status("saving", f"Going back to step {best:,}, whose held-out loss was the lowest.")
-
-
-def choose_measured(lengths: Sequence[int], learned_tokens: int, seed: int) -> list[int]:
-    """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
-
-    Args:
-        lengths: Tokens of each held-out row.
-        learned_tokens: Tokens that the whole run learns from, masked ones and repetitions included.
-        seed: Of the draw.
-    """
-    budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * learned_tokens))
-    order = list(range(len(lengths)))
-    if sum(lengths) <= budget:
-        return order
-    random.Random(seed).shuffle(order)  # noqa: S311 - a draw, no secret
-    chosen: list[int] = []
-    tokens = 0
-    for index in order:
-        if chosen and tokens + lengths[index] > budget:
-            break
-        chosen.append(index)
-        tokens += lengths[index]
-    return sorted(chosen)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 
@@ -65,8 +65,8 @@ def load_plain(path: Path) -> dict[str, Any]:
     return values
 
 
-def save_random_state(path: Path) -> None:
-    """Write the state of every generator that training draws from."""
+def random_state() -> bytes:
+    """The present state of every generator that this process draws from: the content of a file of random numbers."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, next_gauss = random.getstate()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
@@ -76,7 +76,8 @@ def save_random_state(path: Path) -> None:
         "python": [version, list(internal), next_gauss],
         "numpy": [str(kind), int(position), int(has_gauss), float(gauss)],
     }
-    _save(path, tensors, structure)
+    content: bytes = save(tensors, metadata={_STRUCTURE: json.dumps(structure)})
+    return content
 
 
 def load_random_state(path: Path) -> None:

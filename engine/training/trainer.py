@@ -27,7 +27,7 @@ from engine.training.trained_state import load_trained, save_trained
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 SCHEDULER_FILE = "scheduler.json"
-RANDOM_FILE = "random.safetensors"
+RANDOM_FILE = "random-{rank}.safetensors"  # one for each process
 SCALER_FILE = "scaler.json"
 PROGRESS_FILE = "progress.json"
 
@@ -274,12 +274,18 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.hooks.save()
         self._interval.paused_seconds += time.perf_counter() - began
 
-    def write_state(self, folder: Path) -> None:
-        """Write everything that the next step depends on; see `engine.training.checkpoint` for how it gets its name."""
+    def write_state(self, folder: Path, random_states: Sequence[bytes]) -> None:
+        """Write everything that the next step depends on; see `engine.training.checkpoint` for how it gets its name.
+
+        Args:
+            folder: Where to.
+            random_states: Of all processes, by rank.
+        """
         save_trained(self.model, self.processing_class, folder)
         state_files.save_optimizer(self.optimizer, folder / OPTIMIZER_FILE)
         state_files.save_plain(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
-        state_files.save_random_state(folder / RANDOM_FILE)
+        for rank, state in enumerate(random_states):
+            (folder / RANDOM_FILE.format(rank=rank)).write_bytes(state)
         scaler = getattr(self.accelerator, "scaler", None)
         if scaler is not None:
             state_files.save_plain(scaler.state_dict(), folder / SCALER_FILE)
@@ -299,7 +305,9 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state_files.load_random_state(Path(checkpoint) / RANDOM_FILE)
+            own = Path(checkpoint) / RANDOM_FILE.format(rank=self._setup.settings.rank)
+            if own.is_file():  # fewer processes may have written it
+                state_files.load_random_state(own)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)

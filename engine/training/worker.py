@@ -1,6 +1,7 @@
 """The process that trains: `python -P -m engine.training.worker RUN_DIR`.
 
-It holds the run's lock for life and speaks through the event log alone. Exit codes: 0 finished or stopped, 1 failed
+It holds the run's lock for life and speaks through the event log alone. Under Accelerate, torchrun or Slurm, the first
+process does so for all. Exit codes: 0 finished or stopped, 1 failed
 (the log says why), 2 wrong usage, 3 another worker has the run, 130 cancelled.
 """
 
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python -P -m engine.training.worker RUN_DIR", file=sys.stderr)
         return EXIT_USAGE
     folder = RunFolder(Path(arguments[0]).resolve())
+    if int(os.environ.get("RANK", "0")) > 0:
+        _prepare_environment()
+        return _attempt(folder, 0, None)
     try:
         claim = folder.claim()
     except EngineError as error:
@@ -50,21 +54,23 @@ def _prepare_environment() -> None:
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 
 
-def _attempt(folder: RunFolder, number: int, writer: EventWriter) -> int:
+def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
+    """Train; without a writer as one of several processes that is not the first."""
     from engine.runs.events import StatusData
 
-    writer.append(StatusData(phase="loading_model", message="Starting."))
+    if writer is not None:
+        writer.append(StatusData(phase="loading_model", message="Starting."))
     from engine.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     from engine.training.failure import CancelledError, explain
     from engine.training.interruption import Interruption
-    from engine.training.reporting import RunEvents
+    from engine.training.reporting import RunEvents, SilentEvents
     from engine.training.session import Attempt, TrainingSession, home_of
 
     interruption = Interruption(folder)
     interruption.listen()
-    events = RunEvents(writer, folder.path, interruption.check_cancel)
+    events = RunEvents(writer, folder.path, interruption.check_cancel) if writer is not None else SilentEvents()
     config = None
     try:
         config = folder.read_config()
@@ -75,7 +81,8 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter) -> int:
     except BaseException as error:
         # The whole story is for the log; the event has what a person needs.
         traceback.print_exc()
-        writer.append(explain(error, config))
+        if writer is not None:
+            writer.append(explain(error, config))
         return EXIT_FAILED
     finally:
         events.close()

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from engine.training.build import add_adapter
+from engine.training.state_files import random_state
 from engine.training.trainer import TrainerHooks
 from tests.training.tiny_training import make_config, make_rows, make_training
 
@@ -158,7 +159,7 @@ class StopAfter:
     def __call__(self, step):
         if step.step == self.save_at:
             self.folder.mkdir()
-            self.trainer_of().write_state(self.folder)
+            self.trainer_of().write_state(self.folder, [random_state()])
         if step.step == self.die_at:
             raise KeyboardInterrupt
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
+from tests.training.forking_workers import REPOSITORY
 from tests.training.worker_runs import events_of, history_of, losses_of, said
 
 pytestmark = pytest.mark.e2e
@@ -239,3 +240,29 @@ def test_wrong_usage_is_told():
     assert process.returncode == EXIT_USAGE
     assert "RUN_DIR" in process.stderr
     assert process.stdout == ""
+
+
+def test_two_processes_learn_what_one_does_and_speak_with_one_voice(workers, runs):
+    """Under torchrun, as under Accelerate and Slurm; without a GPU they speak through gloo."""
+    alone = runs.create(model={"compute_dtype": "float32"})
+    workers.run(alone.folder.path)
+    together = runs.create(model={"compute_dtype": "float32"}, training={"gradient_accumulation_steps": 1})
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "engine.training.worker"]
+
+    subprocess.run(
+        [sys.executable, *launch, str(together.folder.path)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY,
+    )
+
+    assert [step for step, _ in losses_of(together)] == list(range(1, 11))
+    for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-3)
+    assert said(together, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-3)
+    assert said(together, "step")[-1].trained_tokens == said(alone, "step")[-1].trained_tokens
+    assert [data.name for data in said(together, "checkpoint")] == ["step-5", "step-10"]
+    names = {path.name for path in together.folder.checkpoint(10).iterdir()}
+    assert {"random-0.safetensors", "random-1.safetensors"} <= names
+    assert said(together, "status")[-1].phase == "finished"

@@ -1,0 +1,61 @@
+"""The processes that share a run, one for each device, as seen from one of them. Alone, everything here is trivial."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Companions:
+    """This process's place among those that a launcher (Accelerate, torchrun, Slurm) started.
+
+    Only the first reads requests, speaks and writes; all decide alike.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Companions":
+        """Read what launchers set."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all have come this far."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so for any of them; asked by all at the same point."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor(int(flag), device=self._device)
+        distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
+        return bool(votes)
+
+    def gather(self, value: bytes) -> list[bytes]:
+        """Everybody's value by rank. As bytes: torch's way to gather objects would unpickle them."""
+        if self.world_size == 1:
+            return [value]
+        own = torch.frombuffer(bytearray(value), dtype=torch.uint8).to(self._device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.world_size)]
+        distributed.all_gather(sizes, torch.tensor([own.numel()], device=self._device))
+        lengths = [int(size) for size in sizes]
+        padded = functional.pad(own, (0, max(lengths) - own.numel()))
+        gathered = [torch.empty_like(padded) for _ in lengths]
+        distributed.all_gather(gathered, padded)
+        return [entry[:length].cpu().numpy().tobytes() for entry, length in zip(gathered, lengths, strict=True)]
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if distributed.get_backend() == "nccl" else "cpu"
+
+
+ALONE = Companions()
