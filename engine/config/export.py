@@ -4,8 +4,9 @@ from typing import Literal
 
 from engine.config.section import Section, setting
 
-ExportKind = Literal["adapter", "merged"]
+ExportKind = Literal["adapter", "merged", "gguf"]
 ExportDtype = Literal["auto", "bfloat16", "float16", "float32"]
+GgufType = Literal["auto", "f16", "bf16", "q8_0"]
 
 
 class ExportConfig(Section):
@@ -15,12 +16,24 @@ class ExportConfig(Section):
         "adapter",
         label="What to take",
         help="adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
-        "adapter worked into its weights.",
+        "adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio.",
     )
     dtype: ExportDtype = setting(
         "auto",
         label="Precision of the merged weights",
         help="auto keeps that of the base model's files. float32 loses nothing and takes twice the room of 16 bits.",
+    )
+    gguf_type: GgufType = setting(
+        "auto",
+        label="Precision of the GGUF file",
+        help="auto keeps the 16 bits of the base: bf16 for a bfloat16 model, else f16. f16 runs everywhere; q8_0 takes half "
+        "the room and answers almost the same.",
+    )
+    keep_merged: bool = setting(
+        False,
+        label="Keep the merged model",
+        help="The GGUF file is made from a merged model; keep that beside it, in a folder named merged.",
+        advanced=True,
     )
     max_shard_gb: float = setting(
         5.0,

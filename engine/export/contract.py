@@ -17,6 +17,7 @@ class ExportRequest(Value):
     target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
     folder: Path  # must not exist, or be empty
     settings: ExportConfig = ExportConfig()
+    llama_cpp: Path | None = None  # a checkout whose converter makes the GGUF; its code is run, so no page may name it
 
 
 class ExportOrder(Value):
@@ -56,6 +57,8 @@ class Verification(Value):
     allowed_logit_difference: float  # what rounding to the written precision explains
     dtype: str  # of the comparison's computations
     seconds: float
+    equal_prompts: int | None = None  # prompts that became the same ids; None where both share one tokenizer
+    needed_answers: int | None = None  # so many equal answers make the verdict; None where the logits make it
 
 
 class ExportResult(Value):

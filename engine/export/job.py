@@ -103,7 +103,7 @@ def _refuse_impossible(plan: LoadPlan, request: ExportRequest) -> None:
     if plan.tuned is None:
         raise ModelError("A model without an adapter is as it was.", "Choose a run or an adapter to take away.")
     kind, method = request.settings.kind, plan.tuned.method
-    if kind == "merged" and method == "prefix_tuning":
+    if kind in ("merged", "gguf") and method == "prefix_tuning":
         raise ModelError(
             "Prefix tuning cannot be merged: it learns keys and values that stand before every sequence, and no weight of "
             "the model could hold them.",
