@@ -1,15 +1,22 @@
-"""How near an answer comes to its reference."""
+"""How near an answer comes to its reference; by the libraries that the field reports its scores with. Heavy: they bring nltk."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import CHRF
 
 from engine.evaluation.contract import AnswerScores, MeanScores
 
 _WORD = re.compile(r"[^\W_]+")
 
-_CHRF_ORDERS = 6
-_CHRF_BETA = 2  # recall counts twice as much as precision
+
+class _WordsOfAnyScript:
+    """Words in lower case, as rouge-score's own tokenizer has them, which keeps only a to z and digits."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())
 
 
 def score_answer(answer: str, reference: str) -> AnswerScores:
@@ -35,54 +42,24 @@ def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
 def rouge_l(answer: str, reference: str) -> float:
     """F1 of the longest common subsequence of words, from 0 to 1.
 
-    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3; words in lower case, as Google's
-    rouge-score has them, but of any script.
+    Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
     """
-    said, wanted = _words(answer), _words(reference)
-    if not said or not wanted:
-        return 0.0
-    common = _longest_common_subsequence(said, wanted)
-    precision, recall = common / len(said), common / len(wanted)
-    return 2 * precision * recall / (precision + recall) if common else 0.0
+    return float(_rouge().score(target=reference, prediction=answer)["rougeL"].fmeasure)
 
 
 def chrf(answer: str, reference: str) -> float:
-    """F2 of character n-grams up to six, from 0 to 1.
+    """F2 of character n-grams up to six, from 0 to 1; sacrebleu itself counts to 100.
 
-    Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation"; white space left out, orders that
-    either text is too short for left out, as sacrebleu has it.
+    Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
     """
-    said, wanted = "".join(answer.split()), "".join(reference.split())
-    precisions: list[float] = []
-    recalls: list[float] = []
-    for order in range(1, _CHRF_ORDERS + 1):
-        ours, theirs = _ngrams(said, order), _ngrams(wanted, order)
-        if not ours or not theirs:
-            continue
-        common = (ours & theirs).total()
-        precisions.append(common / ours.total())
-        recalls.append(common / theirs.total())
-    if not precisions or not sum(precisions):
-        return 0.0
-    precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
-    weight = _CHRF_BETA**2
-    return (1 + weight) * precision * recall / (weight * precision + recall)
+    return float(_chrf().sentence_score(answer, [reference]).score) / 100
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+@lru_cache(maxsize=1)
+def _rouge() -> RougeScorer:
+    return RougeScorer(["rougeL"], tokenizer=_WordsOfAnyScript())
 
 
-def _ngrams(text: str, order: int) -> Counter[str]:
-    return Counter(text[start : start + order] for start in range(len(text) - order + 1))
-
-
-def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    lengths = [0] * (len(second) + 1)
-    for word in first:
-        diagonal = 0
-        for index, other in enumerate(second, start=1):
-            above = lengths[index]
-            lengths[index] = diagonal + 1 if word == other else max(above, lengths[index - 1])
-            diagonal = above
-    return lengths[-1]
+@lru_cache(maxsize=1)
+def _chrf() -> CHRF:
+    return CHRF()
