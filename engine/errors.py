@@ -8,6 +8,7 @@
     ├── RunError             a run does not exist, or is not in a state that allows the request
     ├── DeviceError          the device is missing, busy or cannot do what was asked
     ├── StorageError         a folder cannot be written, or the disk is full
+    ├── PushError            a result cannot be put on the Hub
     └── WorkerError          a process of ours ended, hung or answered nonsense
 
 Raised in `engine`, shown once: on the page by `ui.errors`, in the terminal by `engine.cli`. No message holds a
@@ -74,6 +75,10 @@ class DeviceError(EngineError):
 
 class StorageError(EngineError):
     """A folder cannot be written, or the disk is full."""
+
+
+class PushError(EngineError):
+    """A result cannot be put on the Hub: it is refused, may not be shown, or the Hub does not answer."""
 
 
 class WorkerError(EngineError):
