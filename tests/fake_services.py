@@ -6,7 +6,8 @@ from pathlib import Path
 from engine.paths import LoratoryHome
 from engine.runs.events import FailedData
 from engine.runs.store import RunStore
-from tests.fakes import FakeChatSession, FakeInspector, FakeLauncher, a_device
+from tests.fake_chat import FakeChatSession
+from tests.fakes import FakeInspector, FakeLauncher, a_device
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.checks import DatasetChecks
 from ui.services import KnownShapes, Services

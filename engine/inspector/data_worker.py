@@ -34,7 +34,14 @@ def main() -> None:
 
     roots = tuple(Path(root) for root in sys.argv[1:])
     handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(roots or None))
-    serve({"preview": handlers.preview, "check": handlers.check, "render": handlers.render})
+    serve(
+        {
+            "preview": handlers.preview,
+            "check": handlers.check,
+            "held_out": handlers.held_out,
+            "render": handlers.render,
+        }
+    )
 
 
 if __name__ == "__main__":

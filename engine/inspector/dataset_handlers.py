@@ -1,4 +1,4 @@
-"""Answers to questions about data: pages, checks and renders."""
+"""Answers to questions about data: pages, checks, held-out rows and renders."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -8,6 +8,7 @@ from engine.config.model import ModelConfig
 from engine.data.access import DataAccess
 from engine.data.check import check_steps
 from engine.data.examine import DatasetReader, Renderer
+from engine.data.held_out import held_out_steps
 from engine.data.page import PageRequest
 from engine.data.read_page import find_row, read_page
 from engine.data.source import SourceOptions
@@ -59,6 +60,21 @@ class DatasetHandlers:
             if request.is_cancelled():
                 raise CancelledRequestError
             request.progress(progress.model_dump(mode="json"))
+            yield
+
+    def held_out(self, params: JsonObject, request: Request) -> Steps:
+        dataset, renderer = self._asked(params)
+        if renderer is None:
+            raise ValueError("held-out rows need a model")
+        steps = held_out_steps(dataset, self._options, seed=params["seed"], renderer=renderer, count=params["count"])
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: JsonObject = end.value.model_dump(mode="json")
+                return found
+            if request.is_cancelled():
+                raise CancelledRequestError
             yield
 
     def render(self, params: JsonObject, _request: Request) -> JsonObject:

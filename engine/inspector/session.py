@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
+from engine.data.held_out import HeldOutRows
 from engine.data.page import DatasetPage, PageRequest
 from engine.data.report import CheckProgress, DatasetReport
 from engine.models.details import ModelDetails
@@ -165,6 +166,25 @@ class Inspector:
                 yield DatasetReport.model_validate(answer["result"])
             else:
                 yield CheckProgress.model_validate(answer["progress"])
+
+    def held_out(
+        self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None, *, seed: int, count: int = 200
+    ) -> HeldOutRows:
+        """Which rows a run with these settings keeps back from training; one pass over the data.
+
+        Args:
+            dataset: The run's.
+            model: The run's, whose template may refuse rows.
+            max_length: The run's.
+            seed: The run's, which draws the rows.
+            count: How many at most, spread evenly.
+
+        Raises:
+            DatasetError: If the dataset cannot be read, or nothing in it can be learned.
+            ModelError: If the tokenizer cannot be loaded.
+        """
+        params = _params(dataset, model, max_length) | {"seed": seed, "count": count}
+        return HeldOutRows.model_validate(self._data.call("held_out", params))
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int

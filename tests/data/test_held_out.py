@@ -1,0 +1,55 @@
+"""The rows that are said to be held out are those that the trainer measures itself on."""
+
+import json
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data.examine import Renderer
+from engine.data.held_out import HeldOutRows, held_out_steps
+from engine.data.prepare import prepare_dataset
+from engine.data.source import SourceOptions
+from tests.data.families import family, tokenizer_of
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_of(family("qwen3"))
+
+
+@pytest.fixture
+def config(tmp_path) -> DatasetConfig:
+    rows = [{"instruction": f"Question {number}?", "output": f"Answer {number}."} for number in range(60)]
+    rows[7] = {"instruction": "", "output": ""}  # left out, so that places and row numbers differ
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetConfig(source=str(path), eval_fraction=0.2)
+
+
+def found(config, tokenizer, home, count) -> HeldOutRows:
+    steps = held_out_steps(config, SourceOptions(home=home), seed=3, renderer=Renderer(tokenizer, 256), count=count)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def test_they_are_those_of_the_trainer(config, tokenizer, home):
+    prepared = prepare_dataset(config, seed=3, max_length=256, tokenizer=tokenizer, home=home)
+
+    held_out = found(config, tokenizer, home, 200)
+
+    assert list(held_out.rows) == sorted({row.row for row in prepared.held_out})
+    assert held_out.total == len(held_out.rows) == 12
+
+
+def test_of_many_a_few_are_taken_from_the_first_to_the_last(config, tokenizer, home):
+    everything, few = found(config, tokenizer, home, 200), found(config, tokenizer, home, 3)
+
+    assert few.total == 12
+    assert few.rows == (everything.rows[0], everything.rows[4], everything.rows[8])
+
+
+def test_a_run_without_held_out_rows_has_none(config, tokenizer, home):
+    assert found(config.model_copy(update={"eval_fraction": 0.0}), tokenizer, home, 5) == HeldOutRows(rows=(), total=0)
