@@ -44,12 +44,13 @@ def need_on_device(
     allocated_bytes, paged_bytes = tensors.allocated_bytes, tensors.paged_bytes
     if workload.device == "cpu":
         expected, needed = process_on_cpu(tensors, workload)
-        return DeviceNeed(allocated_bytes, allocated_bytes, expected, needed)
+        return DeviceNeed(allocated_bytes, allocated_bytes, expected, needed + tensors.uncertain_bytes)
     context = cuda_context_bytes(device.name)
     if played_reserve_bytes is None:
         expected_share, most = _EXPANDABLE_RESERVE
         reserved = round(allocated_bytes * (1 + expected_share))
         bound = round(allocated_bytes * (1 + most)) + 40 * MIB  # two pages of its pools
+        bound += tensors.uncertain_bytes
         expected = reserved + paged_bytes + context
         return DeviceNeed(reserved, bound, expected, bound + paged_bytes + context + _PROCESS_MARGIN)
     # An allocator that runs into the end of the memory gives back what it has stranded.

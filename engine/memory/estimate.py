@@ -6,7 +6,6 @@ from engine.hardware.device import Device
 from engine.memory.allocator import DeviceNeed, need_on_device
 from engine.memory.components import describe_components
 from engine.memory.peak import Peak, find_peak, predict_peak, refuse_nonsense
-from engine.memory.persistent import Persistent
 from engine.memory.result import GIB, MemoryEstimate, ParameterCount, Verdict
 from engine.memory.run_workload import workload_of_run
 from engine.memory.structure import ModelStructure, read_structure
@@ -91,7 +90,7 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
         device_kind=device.kind,
         free_bytes=device.free_bytes,
         total_bytes=device.total_bytes,
-        notes=_notes(workload, peak.persistent),
+        notes=_notes(workload, peak),
     )
 
 
@@ -102,8 +101,13 @@ def judge(need: DeviceNeed, device: Device) -> Verdict:
     return "tight" if need.expected_bytes <= device.free_bytes else "does_not_fit"
 
 
-def _notes(workload: Workload, persistent: Persistent) -> tuple[str, ...]:
-    notes = []
+def _notes(workload: Workload, peak: Peak) -> tuple[str, ...]:
+    notes, persistent = [], peak.persistent
+    if peak.is_approximate:
+        notes.append(
+            "Some layers of this model are not plain attention. Their activations are estimated by the size of their "
+            "products, and the bound is wider for it."
+        )
     if workload.attention == "math":
         notes.append(
             "This GPU has no fused attention kernel for grouped-query heads, so the scores of all heads are written out: "

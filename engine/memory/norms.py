@@ -26,7 +26,6 @@ def rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
     tape = r.tape
     width = norm.out_features or norm.parameters
     rows = x.elements // width
-    weight = r.weight(width, r.workload.precision.norms)
     with tape.scope() as scope:
         wide = cast(tape, x, 4)
         squares = _square(r, wide)
@@ -38,8 +37,10 @@ def rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
         normalized = multiply(tape, wide, inverse)
         tape.drop(inverse, wide)
         narrow = cast(tape, normalized, x.width)
-        result = multiply(tape, narrow, weight)
-        return scope.returns(result)
+        if not norm.parameters:
+            return scope.returns(narrow)
+        weight = r.weight(width, r.workload.precision.norms)
+        return scope.returns(multiply(tape, narrow, weight))
 
 
 def _fused_rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:

@@ -29,6 +29,7 @@ class Peak:
     phase_bytes: dict[Phase, int]  # allocated at the peak of each phase
     layer_bytes: int  # how high one layer reaches, forward and backward
     workspace_bytes: int
+    is_approximate: bool  # some layers are estimated by the size of their products alone
 
     @property
     def allocated_bytes(self) -> int:
@@ -42,6 +43,7 @@ class Peak:
             layer_bytes=self.layer_bytes,
             paged_bytes=self.persistent.paged,
             mapped_bytes=self.persistent.mapped,
+            uncertain_bytes=(self.held.total - self.held.gradients) // 2 if self.is_approximate else 0,
         )
 
 
@@ -79,6 +81,7 @@ def find_peak(
         phase_bytes={name: base + held.total for name, held in peaks.items()},
         layer_bytes=step.layer_bytes,
         workspace_bytes=workspace,
+        is_approximate=structure.is_approximate,
     )
 
 

@@ -3,8 +3,9 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from engine.errors import ModelError
 from engine.models.shape import ModelShape, ModuleShape
 
 _LAYER = re.compile(r"^(.*?\.(\d+))\.(.+)$")
@@ -28,7 +29,17 @@ class LayerStructure:
     experts: tuple[ModuleShape, ...] = ()
     expert_linears: tuple[ModuleShape, ...] = ()  # where every expert is a module of its own
     others: tuple[ModuleShape, ...] = ()
+    # Products of a mixer that is not attention as it is played: state spaces, convolutions, latent attention. In order.
+    mixer: tuple[ModuleShape, ...] = ()
     count: int = 1
+
+    @property
+    def has_feed_forward(self) -> bool:
+        return bool(self.experts or self.expert_linears or self.has_dense_feed_forward)
+
+    @property
+    def has_dense_feed_forward(self) -> bool:
+        return self.mlp_output is not None and bool(self.mlp_inputs)
 
     @property
     def modules(self) -> tuple[ModuleShape, ...]:
@@ -66,9 +77,18 @@ class ModelStructure:
     def num_layers(self) -> int:
         return sum(layer.count for layer in self.layers)
 
+    @property
+    def is_approximate(self) -> bool:
+        """Whether some layers mix tokens in a way that is estimated by the size of its products alone."""
+        return any(layer.mixer for layer in self.layers)
+
 
 def read_structure(shape: ModelShape) -> ModelStructure:
-    """Group the modules of a model into kinds of layers, and give each module its role."""
+    """Group the modules of a model into kinds of layers, and give each module its role.
+
+    Raises:
+        ModelError: If it has no layers.
+    """
     by_layer: dict[str, list[tuple[str, ModuleShape]]] = {}
     outside: list[ModuleShape] = []
     for module in shape.modules:
@@ -77,6 +97,12 @@ def read_structure(shape: ModelShape) -> ModelStructure:
             outside.append(module)
         else:
             by_layer.setdefault(match[1], []).append((match[3], module))
+    by_layer = _of_decoder(by_layer, shape)
+    if not by_layer:
+        raise ModelError(
+            f"No layers were found among the modules of {shape.architecture}.",
+            "Its memory cannot be estimated; what a run takes is shown while it trains.",
+        )
     kinds: Counter[tuple[object, ...]] = Counter()
     first: dict[tuple[object, ...], list[tuple[str, ModuleShape]]] = {}
     for members in by_layer.values():
@@ -89,11 +115,33 @@ def read_structure(shape: ModelShape) -> ModelStructure:
         shape=shape,
         layers=layers,
         embeddings=tuple(m for m in outside if m.kind == "embedding" and not m.is_output_head),
-        final_norms=tuple(m for m in outside if m.kind == "norm"),
+        final_norms=tuple(
+            m if m.out_features else m.model_copy(update={"out_features": shape.hidden_size})
+            for m in outside
+            if m.kind == "norm"
+        ),
         head=next((m for m in outside if m.is_output_head), None),
         parallel=shape.model_type in _PARALLEL_TYPES or norms == {1},
         outside=tuple(outside),
     )
+
+
+def _of_decoder(
+    by_layer: dict[str, list[tuple[str, ModuleShape]]], shape: ModelShape
+) -> dict[str, list[tuple[str, ModuleShape]]]:
+    """The layers of the language model: those that are as many as it has, or else have the most parameters.
+
+    Towers for pictures and sound are always there and never run on text.
+    """
+    stacks: dict[str, dict[str, list[tuple[str, ModuleShape]]]] = {}
+    for prefix, members in by_layer.items():
+        stacks.setdefault(prefix.rpartition(".")[0], {})[prefix] = members
+
+    def worth(stack: dict[str, list[tuple[str, ModuleShape]]]) -> tuple[bool, int]:
+        parameters = sum(module.parameters for members in stack.values() for _, module in members)
+        return len(stack) == shape.num_hidden_layers, parameters
+
+    return max(stacks.values(), key=worth, default={})
 
 
 def _read_layer(shape: ModelShape, members: Iterable[tuple[str, ModuleShape]], count: int) -> LayerStructure:
@@ -108,7 +156,10 @@ def _read_layer(shape: ModelShape, members: Iterable[tuple[str, ModuleShape]], c
     for suffix, module in members:
         in_attention = _ATTENTION.search(suffix.rpartition(".")[0]) is not None
         if module.kind == "norm":
-            (head_norms if in_attention else norms).append(module)
+            over = shape.head_dim if in_attention else shape.hidden_size
+            # A norm without a weight does not say how wide it is.
+            known = module if module.out_features else module.model_copy(update={"out_features": over})
+            (head_norms if in_attention else norms).append(known)
         elif module.kind == "router":
             router = module
         elif module.kind == "experts":
@@ -126,7 +177,7 @@ def _read_layer(shape: ModelShape, members: Iterable[tuple[str, ModuleShape]], c
             others.append(module)
     attention_inputs, attention_output = _split(attention, _ATTENTION_OUTPUT, shape.hidden_size)
     mlp_inputs, mlp_output = _split(feedforward, _MLP_OUTPUT, shape.hidden_size)
-    return LayerStructure(
+    layer = LayerStructure(
         attention_inputs=attention_inputs,
         attention_output=attention_output,
         mlp_inputs=mlp_inputs,
@@ -139,6 +190,20 @@ def _read_layer(shape: ModelShape, members: Iterable[tuple[str, ModuleShape]], c
         others=tuple(others),
         count=count,
     )
+    if _attends_plainly(layer, shape.hidden_size):
+        return layer
+    products = [module for _, module in members if module.kind in ("linear", "conv1d")]
+    elsewhere = (*mlp_inputs, mlp_output) if layer.has_dense_feed_forward else ()
+    placed = {module.name for module in (*elsewhere, *expert_linears, router) if module is not None}
+    mixer = tuple(module for module in products if module.name not in placed)
+    return replace(layer, mixer=mixer, attention_inputs=(), attention_output=None)
+
+
+def _attends_plainly(layer: LayerStructure, hidden_size: int) -> bool:
+    """Whether queries, keys and values come straight from the hidden states, by three products or one."""
+    inputs = layer.attention_inputs
+    straight = len(inputs) in (1, 3) and all(module.in_features == hidden_size for module in inputs)
+    return straight and layer.attention_output is not None and layer.has_feed_forward
 
 
 def _split(

@@ -12,6 +12,7 @@ class TensorsAtPeak(NamedTuple):
         layer_bytes: How high one layer reaches, forward and backward together, above what is alive around it.
         paged_bytes: Optimizer state in memory that the driver moves.
         mapped_bytes: Weights in mapped files that quantized ones were made from, and that stay mapped for others' sake.
+        uncertain_bytes: Of the passing ones, how many more there may be where layers are not played in detail.
     """
 
     allocated_bytes: int
@@ -19,3 +20,4 @@ class TensorsAtPeak(NamedTuple):
     layer_bytes: int = 0
     paged_bytes: int = 0
     mapped_bytes: int = 0
+    uncertain_bytes: int = 0
