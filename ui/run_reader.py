@@ -19,7 +19,8 @@ from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
 
-_FOLLOWED_AT_ONCE = 24
+_FOLLOWED_AT_ONCE = 400
+_FOLLOWED_STEPS = 3_000_000  # of all of them together; a million steps take 80 megabytes
 _OFFERED_AT_ONCE = 200
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
 _LOG_TAIL_BYTES = 24_000
@@ -85,10 +86,10 @@ class RunReader:
 
     def __init__(self, runs: RunStore) -> None:
         self._runs = runs
-        self._index = RunIndex(runs)
         self._lock = threading.Lock()  # guards the two below: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._fixed: dict[str, tuple[RunConfig | None, Provenance]] = {}
+        self._index = RunIndex(runs, self._history_of)
 
     def observe(self, run_id: str) -> ObservedRun:
         """Look at one run; only what is new of its log is read.
@@ -153,11 +154,17 @@ class RunReader:
 
     def _history_of(self, run: Run) -> RunHistory:
         with self._lock:
-            reader = self._histories.setdefault(run.id, HistoryReader(run.folder.events))
+            reader = self._histories.setdefault(run.id, HistoryReader.of_run(run))
             self._histories.move_to_end(run.id)
-            while len(self._histories) > _FOLLOWED_AT_ONCE:
+        history = reader.update()
+        with self._lock:
+            while len(self._histories) > 1 and self._follows_too_much():
                 self._histories.popitem(last=False)
-        return reader.update()
+        return history
+
+    def _follows_too_much(self) -> bool:
+        steps = sum(reader.steps_read for reader in self._histories.values())
+        return steps > _FOLLOWED_STEPS or len(self._histories) > _FOLLOWED_AT_ONCE
 
     def _config_of(self, run: Run) -> tuple[RunConfig | None, Provenance]:
         with self._lock:

@@ -69,14 +69,14 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: how it stands and why, and its figures."""
-    from engine.runs.history import read_history
+    from engine.runs.history import HistoryReader
     from engine.runs.summary import summarize
     from engine.runs.table import steps_csv
 
     store = _store()
     run = store.get(run_id)
     if as_csv:
-        typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
+        typer.echo(steps_csv(HistoryReader.of_run(run).update()), nl=False)
     elif as_json:
         print_json(_summary_json(store, summarize(run)))
     else:

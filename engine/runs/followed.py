@@ -50,7 +50,7 @@ class FollowedRun:
         self._process = process
         self.spawned = spawned
         self._clock = clock
-        self._history = HistoryReader(run.folder.events)
+        self._history = HistoryReader.of_run(run)
         self._watch = ProgressWatch(run.folder, patience.silence)
         self._since = time.monotonic()
         self._ended_by_us: EndedByUs | None = None

@@ -3,13 +3,11 @@
 import itertools
 import math
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import pydantic_core
 
 from engine.runs.event_log import parse_event, read_lines
 from engine.runs.events import (
@@ -29,80 +27,15 @@ from engine.runs.events import (
     ResumedEvent,
     StatusData,
     StatusEvent,
-    StepData,
     StepEvent,
     WarningEvent,
 )
+from engine.runs.history_cache import HistoryCache, ReadSoFar
+from engine.runs.run import Run
+from engine.runs.said import Message, Said
+from engine.runs.steps import GrowingColumns, StepSeries, looks_like_step, row_of, rows_of_plain_steps
 
-Array = npt.NDArray[np.float64]
-
-StepColumn = Literal[
-    "step",
-    "time",
-    "epoch",
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "tokens",
-    "trained_tokens",
-    "tokens_per_second",
-    "memory_bytes",
-]
-_COLUMNS: tuple[StepColumn, ...] = (
-    "step",
-    "time",
-    "epoch",
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "tokens",
-    "trained_tokens",
-    "tokens_per_second",
-    "memory_bytes",
-)
 _CHUNK_BYTES = 1_000_000
-_REMEMBERED_MESSAGES = 1000
-
-
-class StepSeries:
-    """The logged steps, one float64 array of shape (steps,) for each column; never changes once it was handed out.
-
-    What a step did not report is NaN. `step` rises strictly.
-    """
-
-    def __init__(self, columns: Array) -> None:
-        self._columns = columns  # (columns, steps)
-
-    def __len__(self) -> int:
-        return int(self._columns.shape[1])
-
-    def column(self, name: StepColumn) -> Array:
-        """One value for each logged step."""
-        values: Array = self._columns[_COLUMNS.index(name)]
-        return values
-
-    def last(self, name: StepColumn) -> float | None:
-        """The newest value; None where there is none, or it is no finite number."""
-        if not len(self):
-            return None
-        value = float(self.column(name)[-1])
-        return value if math.isfinite(value) else None
-
-    @property
-    def steps(self) -> Array:
-        return self.column("step")
-
-    @property
-    def losses(self) -> Array:
-        return self.column("loss")
-
-
-class Message(NamedTuple):
-    """Something that was said in words."""
-
-    time: float
-    kind: Literal["status", "warning", "failed", "resumed"]
-    text: str
 
 
 @dataclass(frozen=True)
@@ -161,23 +94,6 @@ class RunHistory:
         return float(np.sum(tokens[counted])) / seconds if seconds > 0 else None
 
 
-@dataclass
-class _Said:
-    """The parts of a history that are small."""
-
-    evals: list[EvalData] = field(default_factory=list)
-    checkpoints: list[CheckpointData] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    status: StatusData | None = None
-    total_steps: int | None = None
-    parameters: ParametersData | None = None
-    data_report: DataReportData | None = None
-    memory: MemoryData | None = None
-    failed: FailedData | None = None
-    first_time: float | None = None
-    last_time: float | None = None
-
-
 class HistoryReader:
     """Follows the log of one run; each `update` reads only what is new.
 
@@ -186,35 +102,63 @@ class HistoryReader:
 
     Args:
         path: The event log.
+        cache: Where a long history is kept for the next reader; None keeps nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: HistoryCache | None = None) -> None:
         self._path = path
+        self._cache = cache
         self._reading = threading.Lock()  # guards everything below: several pages may ask at once
+        self._has_begun = False
         self._offset = 0
         self._attempt = 0
         self._attempt_is_fresh = False  # nothing that has a step was seen of it yet
-        self._columns = _GrowingColumns()
-        self._said = _Said()
+        self._columns = GrowingColumns()
+        self._said = Said()
         self._history = RunHistory(steps=self._columns.series())
+
+    @classmethod
+    def of_run(cls, run: Run) -> "HistoryReader":
+        """Follow a run of a home, beginning with what was kept of it."""
+        return cls(run.folder.events, HistoryCache.of_run(run))
+
+    @property
+    def steps_read(self) -> int:
+        """How many steps this reader holds in memory."""
+        return len(self._history.steps)
 
     def update(self) -> RunHistory:
         """Read on; the very same object comes back where nothing is new."""
         with self._reading:
             start = self._offset
+            if not self._has_begun:
+                self._begin()
             while (batch := read_lines(self._path, self._offset, _CHUNK_BYTES)).next_offset != self._offset:
                 self._offset = batch.next_offset
-                for are_steps, lines in itertools.groupby(batch.lines, _looks_like_step):
+                for are_steps, lines in itertools.groupby(batch.lines, looks_like_step):
                     self._take_lines(list(lines), are_steps)
             if self._offset != start:
                 self._history = self._snapshot()
+                self._keep()
             return self._history
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        read = self._cache.load() if self._cache is not None else None
+        if read is not None:
+            self._offset, self._attempt, self._attempt_is_fresh, columns, self._said = read
+            self._columns.extend(columns)
+
+    def _keep(self) -> None:
+        if self._cache is not None and self._cache.is_worth_saving(self._offset):
+            columns = self._columns.array()
+            self._cache.save(ReadSoFar(self._offset, self._attempt, self._attempt_is_fresh, columns, self._said))
 
     def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
         while lines:
             # The first event of an attempt decides what it supersedes: it goes the careful way, and so does what is odd.
             if are_steps and self._attempt and not self._attempt_is_fresh:
-                rows = _rows_of_plain_steps(lines, self._attempt)
+                rows = rows_of_plain_steps(lines, self._attempt)
                 if rows is not None and bool(np.all(np.diff(rows[0], prepend=self._columns.last_step()) > 0)):
                     self._columns.extend(rows)
                     self._said.last_time = float(rows[1, -1])
@@ -242,7 +186,7 @@ class HistoryReader:
             case StepEvent(data=data):
                 self._begin_at(data.step)
                 self._columns.truncate(data.step - 1)
-                self._columns.extend(_row_of(data, event.time))
+                self._columns.extend(row_of(data, event.time))
             case EvalEvent(data=data):
                 self._begin_at(data.step)
                 said.evals.append(data)
@@ -252,12 +196,12 @@ class HistoryReader:
             case ResumedEvent(data=resumed):
                 self._attempt_is_fresh = False
                 self._forget_beyond(resumed.step)
-                self._say(event.time, "resumed", f"Continued from step {resumed.step}.")
+                said.say(Message(event.time, "resumed", f"Continued from step {resumed.step}."))
             case StatusEvent(data=status):
                 said.status = status
                 said.total_steps = status.total_steps or said.total_steps
                 if status.message:
-                    self._say(event.time, "status", status.message)
+                    said.say(Message(event.time, "status", status.message))
             case MemoryEvent(data=memory):
                 said.memory = memory
             case ParametersEvent(data=parameters):
@@ -265,10 +209,10 @@ class HistoryReader:
             case DataReportEvent(data=report):
                 said.data_report = report
             case WarningEvent(data=warning):
-                self._say(event.time, "warning", warning.message)
+                said.say(Message(event.time, "warning", warning.message))
             case FailedEvent(data=failed):
                 said.failed = failed
-                self._say(event.time, "failed", f"{failed.what} {failed.fix}")
+                said.say(Message(event.time, "failed", f"{failed.what} {failed.fix}"))
 
     def _begin_at(self, step: int) -> None:
         """The first thing with a step that an attempt says: without `resumed`, it began there."""
@@ -278,12 +222,7 @@ class HistoryReader:
 
     def _forget_beyond(self, step: int) -> None:
         self._columns.truncate(step)
-        self._said.evals = [point for point in self._said.evals if point.step <= step]
-        self._said.checkpoints = [known for known in self._said.checkpoints if known.step <= step]
-
-    def _say(self, time: float, kind: Literal["status", "warning", "failed", "resumed"], text: str) -> None:
-        self._said.messages.append(Message(time, kind, text))
-        del self._said.messages[:-_REMEMBERED_MESSAGES]
+        self._said.forget_beyond(step)
 
     def _snapshot(self) -> RunHistory:
         said = self._said
@@ -308,70 +247,3 @@ class HistoryReader:
 def read_history(path: Path) -> RunHistory:
     """The whole history of a log, for those who ask once."""
     return HistoryReader(path).update()
-
-
-class _GrowingColumns:
-    """Rows appended in amortized constant time; what was handed out before is never written again."""
-
-    def __init__(self) -> None:
-        self._buffer = np.empty((len(_COLUMNS), 256))  # (columns, capacity)
-        self._count = 0
-
-    def series(self) -> StepSeries:
-        view = self._buffer[:, : self._count]
-        view.flags.writeable = False
-        return StepSeries(view)
-
-    def last_step(self) -> float:
-        return float(self._buffer[0, self._count - 1]) if self._count else 0.0
-
-    def extend(self, rows: Array) -> None:
-        needed = self._count + rows.shape[1]
-        if needed > self._buffer.shape[1]:
-            self._move(capacity=max(needed, 2 * self._buffer.shape[1]))
-        self._buffer[:, self._count : needed] = rows
-        self._count = needed
-
-    def truncate(self, step: int) -> None:
-        kept = int(np.searchsorted(self._buffer[0, : self._count], step, side="right"))
-        if kept < self._count:
-            self._count = kept
-            self._move(capacity=self._buffer.shape[1])  # earlier series still show the rows beyond
-
-    def _move(self, capacity: int) -> None:
-        buffer = np.empty((len(_COLUMNS), capacity))
-        buffer[:, : self._count] = self._buffer[:, : self._count]
-        self._buffer = buffer
-
-
-def _row_of(data: StepData, time: float) -> Array:
-    values = [time if name == "time" else getattr(data, name) for name in _COLUMNS]
-    return np.array([[math.nan if value is None else value] for value in values], dtype=np.float64)
-
-
-def _looks_like_step(line: bytes) -> bool:
-    return line.find(b'"kind":"step"', 0, 120) >= 0
-
-
-def _rows_of_plain_steps(lines: list[bytes], attempt: int) -> Array | None:
-    """The lines as an array of shape (columns, lines), if each is a complete step of this attempt.
-
-    Building a typed event for each of a million steps would take ten times as long.
-    """
-    try:
-        parsed: list[dict[str, Any]] = [pydantic_core.from_json(line) for line in lines]
-        if any(item["kind"] != "step" or item["attempt"] != attempt for item in parsed):
-            return None
-        steps = [item["data"] for item in parsed]
-        columns = [[item["time"] for item in parsed] if name == "time" else _column(steps, name) for name in _COLUMNS]
-        return np.array(columns, dtype=np.float64)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # the careful way decides, line by line
-
-
-def _column(steps: list[dict[str, Any]], name: StepColumn) -> list[Any]:
-    if name in ("grad_norm", "memory_bytes"):
-        return [math.nan if (value := step.get(name)) is None else value for step in steps]
-    if name == "trained_tokens":
-        return [step.get(name, 0) for step in steps]
-    return [step[name] for step in steps]

@@ -2,13 +2,14 @@
 
 import os
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import StorageError
 from engine.files import write_atomically
-from engine.runs.history import HistoryReader
+from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Run
 from engine.runs.store import RunStore, folder_size_bytes
 from engine.runs.summary import RunSummary, summarize
@@ -45,10 +46,12 @@ class RunIndex:
 
     Args:
         store: Whose runs.
+        history_of: Gives the history of a run where somebody follows runs already; else the index follows them itself.
     """
 
-    def __init__(self, store: RunStore) -> None:
+    def __init__(self, store: RunStore, history_of: Callable[[Run], RunHistory] | None = None) -> None:
         self._store = store
+        self._history_of = history_of or self._follow
         self._path = store.home.cache / "runs" / f"{store.owner}.json"
         self._reading = threading.Lock()  # guards everything below: several pages may ask at once
         self._remembered: dict[str, _Remembered] | None = None  # None until the cache was read
@@ -88,8 +91,7 @@ class RunIndex:
             return known.summary if known is not None and known.stamp == _stamp_of(run) else self._draw_up(run)
 
     def _draw_up(self, run: Run) -> RunSummary:
-        reader = self._followed.setdefault(run.id, HistoryReader(run.folder.events))
-        history = reader.update()
+        history = self._history_of(run)
         checkpoints = len(history.checkpoints)
         measured = self._sizes.get(run.id)
         if measured is None or measured[0] != checkpoints or run.folder.read_state().is_final:
@@ -100,6 +102,9 @@ class RunIndex:
             self._followed.pop(run.id, None)
             self._sizes.pop(run.id, None)
         return summary
+
+    def _follow(self, run: Run) -> RunHistory:
+        return self._followed.setdefault(run.id, HistoryReader.of_run(run)).update()
 
     def _read_cache(self) -> dict[str, _Remembered]:
         try:

@@ -9,7 +9,7 @@ from engine.config.model import ModelConfig
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.data.report import CheckProgress, DatasetReport
-from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, Problem
+from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_from, list_devices
 from engine.memory.estimate import GIB, estimate_memory
@@ -139,11 +139,9 @@ class Preflight:
         shape = self._inspector.module_inventory(config.model)
         try:
             expected = estimate_memory(shape, config, devices[0]).expected_bytes
-        except EngineError:
-            raise
-        except Exception as error:
-            # A model unlike all others may still train; what is lost is only the word on how much memory it takes.
-            _log.warning("The memory of %s could not be estimated (%s).", config.model.id, type(error).__name__)
+        except MemoryUnknownError as error:
+            # It may train all the same; what is lost is only the word on how much memory it takes.
+            _log.warning("%s: %s", config.model.id, error.what)
             return None
         smallest = min(devices, key=lambda device: device.total_bytes)
         if expected > smallest.total_bytes:

@@ -18,6 +18,7 @@ from engine.errors import RunError, StorageError
 from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
+from engine.runs.history_cache import cached_history_path
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import Run, RunFolder
 
@@ -157,6 +158,7 @@ class RunStore:
             size = folder_size_bytes(run.folder.path)
             run.folder.path.rename(doomed)  # it is gone from every list at once, however long the rest takes
             shutil.rmtree(doomed)
+            cached_history_path(run).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
                 f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder."

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.runs.history import RunHistory, read_history
+from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.provenance import Provenance, describe_config, read_provenance
 from engine.runs.run import Run, RunFolder, RunState, State
@@ -73,7 +73,7 @@ def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | Non
         history: Its history where the caller follows it anyway; else the whole log is read.
         size_bytes: Size of its folder where the caller knows it.
     """
-    history = read_history(run.folder.events) if history is None else history
+    history = HistoryReader.of_run(run).update() if history is None else history
     provenance = read_provenance(run.folder)
     notes = read_notes(run.folder)
     state = run.folder.read_state()

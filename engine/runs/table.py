@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
-from engine.runs.history import RunHistory, StepColumn
+from engine.runs.history import RunHistory
+from engine.runs.steps import StepColumn
 from engine.runs.summary import RunSummary
 
 _WHOLE_NUMBERS = ("step", "tokens", "trained_tokens", "memory_bytes")

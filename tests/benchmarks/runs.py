@@ -21,6 +21,7 @@ from engine.paths import LoratoryHome
 from engine.runs.event_log import EventWriter
 from engine.runs.events import EvalData, StatusData, StepData, StepEvent
 from engine.runs.history import HistoryReader
+from engine.runs.history_cache import HistoryCache
 from engine.runs.index import RunIndex
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import RunFolder, RunState
@@ -78,10 +79,12 @@ def measure_list(home: LoratoryHome, count: int) -> None:
 def measure_chart(log: Path, steps: int) -> None:
     """Reading and thinning a very long run."""
     write_long_log(log, steps)
-    reader = HistoryReader(log)
-    began = time.perf_counter()
-    history = reader.update()
-    say(f"{steps:,} steps, read for the first time ({log.stat().st_size / 1e6:.0f} MB)", time.perf_counter() - began)
+    cache = log.with_suffix(".npz")
+    for what in ("read for the first time", "read after a restart of the server"):
+        reader = HistoryReader(log, HistoryCache(cache, log))
+        began = time.perf_counter()
+        history = reader.update()
+        say(f"{steps:,} steps, {what} ({log.stat().st_size / 1e6:.0f} MB)", time.perf_counter() - began)
     assert len(history.steps) == steps
     writer = EventWriter(log, 1)
     newest = steps

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.runs.events import EvalData
-from engine.runs.history import RunHistory, StepColumn
+from engine.runs.history import RunHistory
+from engine.runs.steps import StepColumn
 from engine.runs.thinning import smooth, thin
 from ui.chart import figure_json
 from ui.views.quantities import GIB
