@@ -94,6 +94,11 @@ class LoratoryHome:
         return self.root / "models"
 
     @property
+    def exports(self) -> Path:
+        """Results that were taken away, unless the person names another folder."""
+        return self.root / "exports"
+
+    @property
     def uploads(self) -> Path:
         """Dataset files that came in through the page."""
         return self.root / "uploads"

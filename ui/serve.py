@@ -13,6 +13,7 @@ from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
 from ui.build import build_app
 from ui.checks import DatasetChecks
+from ui.result_work import ResultWork
 from ui.services import KnownShapes, Services
 from ui.theme import STYLESHEETS, build_theme
 
@@ -37,6 +38,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         launcher=Launcher(runs, Preflight(home, inspector)),
         chat=chat,
         checks=DatasetChecks(inspector),
+        results=ResultWork.on_this_machine(home),
     )
     leaving = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -68,4 +70,5 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     finally:
         supervisor.stop()
         chat.unload()
+        services.results.stop_all()
         inspector.close()

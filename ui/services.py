@@ -13,6 +13,7 @@ from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
 from engine.runs.store import RunStore
 from ui.checks import DatasetChecks
+from ui.result_work import ResultWork
 
 
 @dataclass
@@ -54,4 +55,5 @@ class Services:
     launcher: Launcher
     chat: ChatSession
     checks: DatasetChecks
+    results: ResultWork
     devices: Callable[[], tuple[Device, ...]] = list_devices

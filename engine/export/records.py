@@ -1,0 +1,88 @@
+"""What was taken away from a run: kept with it, one JSON line each, so that a later look shows where it lies."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import AwareDatetime, Field, ValidationError
+
+from engine.chat.contract import Value
+from engine.errors import StorageError
+from engine.export.contract import ExportedFile, ExportResult, Verification
+from engine.export.push_contract import PushResult
+
+
+class ExportRecord(Value):
+    """One result that was taken away, wherever it lies by now."""
+
+    kind: str  # "adapter", "merged", "gguf", or "hub"
+    place: str  # a folder, or the address of a repository
+    checkpoint: str | None = None
+    files: tuple[ExportedFile, ...] = ()
+    verified: Verification | None = None
+    notes: tuple[str, ...] = ()
+    time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @classmethod
+    def of_export(cls, kind: str, checkpoint: str | None, result: ExportResult) -> "ExportRecord":
+        """A folder that was written."""
+        return cls(
+            kind=kind,
+            place=str(result.path),
+            checkpoint=checkpoint,
+            files=result.files,
+            verified=result.verified,
+            notes=result.notes,
+        )
+
+    @classmethod
+    def of_push(cls, checkpoint: str | None, result: PushResult) -> "ExportRecord":
+        """A repository that was filled."""
+        return cls(
+            kind="hub",
+            place=result.url,
+            checkpoint=checkpoint,
+            files=result.files,
+            verified=result.verified,
+            notes=result.notes,
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def records_file(run: Path) -> Path:
+    """Where a run keeps them."""
+    return run / "exports.jsonl"
+
+
+def keep_record(run: Path, record: ExportRecord) -> None:
+    """Add one.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    try:
+        with records_file(run).open("ab", buffering=0) as lines:
+            lines.write(record.model_dump_json().encode() + b"\n")
+    except OSError as error:
+        raise StorageError(
+            f"The export is whole, but the run's list of exports cannot be written ({error.strerror}).",
+            "Free some space; the files that were written can be used.",
+        ) from error
+
+
+def read_records(run: Path) -> tuple[ExportRecord, ...]:
+    """Everything that was taken away from a run, newest first; a damaged line is left out."""
+    try:
+        lines = records_file(run).read_bytes().splitlines()
+    except OSError:
+        return ()
+    found = []
+    for line in lines:
+        try:
+            found.append(ExportRecord.model_validate_json(line))
+        except ValidationError:
+            continue
+    return tuple(reversed(found))

@@ -1,0 +1,176 @@
+"""Measuring and taking away without a model: prepared results at a human pace, written where the real ones would be."""
+
+import threading
+from collections.abc import Callable
+
+from engine.errors import PushError
+from engine.evaluation.contract import (
+    AnsweredRow,
+    AnswerScores,
+    BranchAnswer,
+    BranchLoss,
+    EvaluationProgress,
+    EvaluationRequest,
+    EvaluationResult,
+    MeanScores,
+    evaluation_file,
+)
+from engine.export.contract import ExportedFile, ExportProgress, ExportRequest, ExportResult, Verification
+from engine.export.push_contract import PushProgress, PushRequest, PushResult
+from engine.paths import LoratoryHome
+from engine.processes.json_lines import CancelledRequestError
+from tests.fakes import QUESTIONS
+from ui.result_work import ResultWork
+
+STEPS = 8
+
+
+def an_evaluation(rows: int = 23) -> EvaluationResult:
+    """Base against tuned; the tuned answers are better, and the first row is the worst."""
+    answered = []
+    for number in range(rows):
+        question, reference = QUESTIONS[number % len(QUESTIONS)]
+        said = reference if number % 3 == 2 else reference[: 20 + 3 * number]
+        worth = min(1.0, 0.21 + number / rows)
+        answered.append(
+            AnsweredRow(
+                row=3 + 10 * number,
+                prompt=f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+                reference=reference,
+                answers={
+                    "base": BranchAnswer(
+                        text="Alpha is the <i>first</i> letter of the Greek alphabet.",
+                        tokens=14,
+                        scores=AnswerScores(exact=False, rouge_l=0.11, chrf=0.14),
+                    ),
+                    "tuned": BranchAnswer(
+                        text=said,
+                        tokens=28,
+                        scores=AnswerScores(exact=said == reference, rouge_l=worth, chrf=worth),
+                    ),
+                },
+            )
+        )
+    return EvaluationResult(
+        losses={"base": BranchLoss.of(2.7143, 1508), "tuned": BranchLoss.of(1.0821, 1508)},
+        rows=35,
+        scores={
+            "base": MeanScores(exact=0.0, rouge_l=0.112, chrf=0.141, rows=rows),
+            "tuned": MeanScores(exact=0.3043, rouge_l=0.612, chrf=0.597, rows=rows),
+        },
+        answered=tuple(answered),
+        seconds=83.4,
+    )
+
+
+class _Paced:
+    """Goes through its steps and can be stopped between them."""
+
+    def __init__(self, pace_seconds: float) -> None:
+        self._pace = pace_seconds
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _go(self, say: Callable[[int], None]) -> None:
+        for step in range(1, STEPS + 1):
+            if self._stopped.wait(self._pace):
+                raise CancelledRequestError
+            say(step)
+
+
+class FakeEvaluation(_Paced):
+    """Keeps a prepared result with the run."""
+
+    def __init__(self, request: EvaluationRequest, pace_seconds: float) -> None:
+        super().__init__(pace_seconds)
+        self.request = request
+
+    def run(self, on_progress: Callable[[EvaluationProgress], None]) -> EvaluationResult:
+        self._go(
+            lambda step: on_progress(
+                EvaluationProgress(message=f"Measuring the loss, row {step} of {STEPS}.", fraction=step / STEPS)
+            )
+        )
+        result = an_evaluation(min(23, self.request.settings.answered_rows))
+        assert self.request.target.tuned is not None
+        file = evaluation_file(self.request.target.tuned.folder, self.request.target.tuned.checkpoint)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(result.model_dump_json())
+        return result
+
+
+def a_verification(passed: bool = True) -> Verification:
+    """Twenty prompts, all answered alike."""
+    return Verification(
+        passed=passed,
+        compared="the merged model and the run",
+        prompts=20,
+        equal_answers=20 if passed else 13,
+        largest_logit_difference=0.0312 if passed else 2.4,
+        allowed_logit_difference=0.0870,
+        dtype="bfloat16",
+        seconds=21.0,
+    )
+
+
+class FakeExport(_Paced):
+    """Writes small files with the right names."""
+
+    def __init__(self, request: ExportRequest, pace_seconds: float) -> None:
+        super().__init__(pace_seconds)
+        self.request = request
+
+    def run(self, on_progress: Callable[[ExportProgress], None]) -> ExportResult:
+        self._go(
+            lambda step: on_progress(
+                ExportProgress(phase="writing", message=f"Writing tensor {step} of {STEPS}.", fraction=step / STEPS)
+            )
+        )
+        weights = {"adapter": "adapter_model.safetensors", "merged": "model.safetensors"}
+        name = weights.get(self.request.settings.kind, "model-bf16.gguf")
+        folder = self.request.folder
+        folder.mkdir(parents=True)
+        for file, size in ((name, 24_000), ("README.md", 900), ("tokenizer.json", 3_500)):
+            (folder / file).write_bytes(b" " * size)
+        files = tuple(ExportedFile(name=path.name, size_bytes=path.stat().st_size) for path in sorted(folder.iterdir()))
+        verified = a_verification() if self.request.settings.verify else None
+        return ExportResult(path=folder, files=files, verified=verified)
+
+
+class FakePush(_Paced):
+    """Puts nothing anywhere; a repository named `forbidden` is refused."""
+
+    def __init__(self, request: PushRequest, pace_seconds: float) -> None:
+        super().__init__(pace_seconds)
+        self.request = request
+
+    def run(self, on_progress: Callable[[PushProgress], None]) -> PushResult:
+        self._go(
+            lambda step: on_progress(
+                PushProgress(phase="uploading", message=f"Uploading part {step} of {STEPS}.", fraction=step / STEPS)
+            )
+        )
+        if "forbidden" in self.request.repository:
+            raise PushError("The Hub refused: this token may not write there.", "Use a token that may write.")
+        return PushResult(
+            url=f"https://huggingface.co/{self.request.repository}",
+            commit="0a1b2c3d",
+            repository=self.request.repository,
+            private=self.request.settings.private,
+            files=(ExportedFile(name="adapter_model.safetensors", size_bytes=19_000),),
+            sent_bytes=19_000,
+            verified=a_verification(),
+        )
+
+
+def fake_results(home: LoratoryHome, pace_seconds: float) -> ResultWork:
+    """The service on these."""
+    return ResultWork(
+        home,
+        evaluate=lambda request: FakeEvaluation(request, pace_seconds),
+        export=lambda request: FakeExport(request, pace_seconds),
+        push=lambda request: FakePush(request, pace_seconds),
+        roots=(),
+    )

@@ -1,0 +1,117 @@
+"""Work that goes on while nobody looks."""
+
+import threading
+
+import pytest
+
+from engine.errors import EngineError, ModelError, RunError, StorageError
+from engine.evaluation.contract import EvaluationProgress
+from engine.processes.json_lines import CancelledRequestError
+from ui.background import BackgroundWork
+from ui.errors import UNEXPECTED
+
+WAIT_SECONDS = 10
+
+
+class AJob:
+    """Reports once, then waits until it is let go or stopped."""
+
+    def __init__(self, outcome: object = "result") -> None:
+        self.go_on, self.reported = threading.Event(), threading.Event()
+        self.stopped = False
+        self._outcome = outcome
+
+    def run(self, on_progress):
+        on_progress(EvaluationProgress(message="Half of it.", fraction=0.5))
+        self.reported.set()
+        assert self.go_on.wait(WAIT_SECONDS)
+        if self.stopped:
+            raise CancelledRequestError
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.go_on.set()
+
+
+def ended(background: BackgroundWork, job: AJob, key: str = "run"):
+    job.go_on.set()
+    work = background.look(key)
+    assert work.ended.wait(WAIT_SECONDS)
+    return work
+
+
+def test_whoever_looks_sees_how_far_it_has_come_and_then_the_result():
+    background, job, kept = BackgroundWork(), AJob(), []
+    background.start("run", "An export", job, kept.append)
+    assert job.reported.wait(WAIT_SECONDS)
+
+    work = background.look("run")
+    assert (work.is_under_way, work.message, work.fraction) == (True, "Half of it.", 0.5)
+
+    assert ended(background, job).result == "result"
+    assert kept == ["result"]
+    assert background.look("another run") is None
+
+
+def test_one_at_a_time_under_each_key():
+    background, job, other = BackgroundWork(), AJob(), AJob()
+    background.start("run", "An export", job)
+
+    with pytest.raises(RunError, match="An export is under way"):
+        background.start("run", "A push", AJob())
+    background.start("another run", "An export", other)
+
+    ended(background, job)
+    ended(background, other, "another run")
+    again = AJob("second")
+    background.start("run", "An export", again)
+    assert ended(background, again).result == "second"
+
+
+def test_stopping_leaves_neither_result_nor_trouble():
+    background, job = BackgroundWork(), AJob()
+    background.start("run", "An export", job)
+
+    background.stop("run")
+
+    work = ended(background, job)
+    assert work.was_stopped
+    assert work.stopping
+    assert work.result is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"), [(ModelError("No.", "Choose."), ModelError("No.", "Choose.")), (ValueError("x"), UNEXPECTED)]
+)
+def test_errors_are_kept_in_two_sentences(raised, shown):
+    background, job = BackgroundWork(), AJob(raised)
+    background.start("run", "An export", job)
+
+    error = ended(background, job).error
+
+    assert isinstance(error, EngineError)
+    assert str(error) == str(shown)
+
+
+def test_a_result_that_cannot_be_kept_is_said():
+    def keep(_result):
+        raise StorageError("The disk is full.", "Free some space.")
+
+    background, job = BackgroundWork(), AJob()
+    background.start("run", "An export", job, keep)
+
+    assert "disk is full" in str(ended(background, job).error)
+
+
+def test_leaving_stops_everything_that_is_under_way():
+    background, jobs = BackgroundWork(), [AJob(), AJob()]
+    for number, job in enumerate(jobs):
+        background.start(str(number), "An export", job)
+
+    background.stop_all()
+
+    assert all(job.stopped for job in jobs)
+    assert all(background.look(str(number)).was_stopped for number in range(2))
