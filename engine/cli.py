@@ -29,6 +29,7 @@ COMMAND_MODULES = (
     "engine.commands.chat",
     "engine.commands.evaluate",
     "engine.commands.export",
+    "engine.commands.push",
 )
 
 _INTERRUPTED_EXIT_CODE = 130

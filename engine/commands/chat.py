@@ -62,7 +62,7 @@ def chat(
     )
     home = LoratoryHome.from_environment()
     target = find_target(run, RunStore(home, local_owner())).model_copy(update={"quantization": quantization})
-    target = _with_choices(target, checkpoint, model)
+    target = with_choices(target, checkpoint, model)
 
     from engine.chat.session import ChatSession
     from engine.commands.terminal_conversation import TerminalConversation
@@ -117,7 +117,12 @@ def find_target(text: str, store: RunStore) -> ChatTarget:
         raise RunError(error.what, "List the runs with `loratory runs`, or name a model or a folder.") from error
 
 
-def _with_choices(target: ChatTarget, checkpoint: str | None, model: str | None) -> ChatTarget:
+def with_choices(target: ChatTarget, checkpoint: str | None, model: str | None) -> ChatTarget:
+    """The target at a checkpoint, or on another base.
+
+    Raises:
+        RunError: If there is no run that could have the checkpoint.
+    """
     if target.tuned is None and checkpoint is not None:
         raise RunError("A model has no checkpoints.", "Leave --checkpoint out, or name a run.")
     if target.tuned is not None and checkpoint is not None:

@@ -1,18 +1,13 @@
-"""The README of what is taken away: what it is, what it was trained on and how, and how to load it."""
+"""The README of what is taken away: what it is, what it was trained on and how, how good it is, and how to load it."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
-from engine.chat.target import LoadPlan
-from engine.config.export import ExportKind
 from engine.config.run import RunConfig
-from engine.models.catalog import find_in_catalog
-from engine.runs.history import RunHistory, read_history
-from engine.runs.provenance import Provenance, read_provenance
-from engine.runs.run import RunFolder
+from engine.evaluation.contract import EvaluationResult
+from engine.export.card_facts import CardFacts, data_names, hub_datasets, loss_curve
+from engine.runs.history import RunHistory
 
 _ADAPTER_CODE = """\
 from peft import PeftModel
@@ -35,40 +30,7 @@ prompt = tokenizer.apply_chat_template(
 answer = model.generate(**prompt, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 """
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card tells."""
-
-    kind: ExportKind
-    folder: str  # name of the exported folder
-    title: str
-    base: str  # Hub id or name of the base model
-    base_is_on_hub: bool
-    method: str
-    config: RunConfig | None = None  # None for an adapter that comes from elsewhere
-    history: RunHistory | None = None
-    provenance: Provenance | None = None
-
-
-def gather_facts(
-    plan: LoadPlan, kind: ExportKind, folder: str, base: str, *, base_is_on_hub: bool, run: Path | None
-) -> CardFacts:
-    """Collect what is known about a result; a run knows everything, a bare adapter little."""
-    assert plan.tuned is not None
-    of_run = RunFolder(run) if run is not None else None
-    return CardFacts(
-        kind=kind,
-        folder=folder,
-        title=plan.tuned.name,
-        base=base,
-        base_is_on_hub=base_is_on_hub,
-        method=plan.method_name,
-        config=of_run.read_config() if of_run is not None else None,
-        history=read_history(of_run.events) if of_run is not None else None,
-        provenance=read_provenance(of_run) if of_run is not None else None,
-    )
+_LONGEST_LOSS = 700.0  # beyond it e to the power overflows
 
 
 def write_card(facts: CardFacts) -> str:
@@ -77,45 +39,73 @@ def write_card(facts: CardFacts) -> str:
     what = "an adapter for" if facts.kind == "adapter" else "a complete model, made from an adapter and"
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)}---\n",
-        f"# {facts.title}\n",
+        f"# {_cell(facts.title)}\n",
         f"This is {what} `{facts.base}`, trained with {facts.method or 'PEFT'} in Loratory.\n",
-        *(_training(facts.config, facts) if facts.config is not None else ()),
         f"## Use\n\n```python\n{code}{_USE_CODE}```\n",
         "The chat template that it was trained with is part of the tokenizer.\n",
+        *(_training(facts.config, facts) if facts.config is not None else ()),
+        *(_curve(facts.history) if facts.history is not None else ()),
+        *(_evaluation(facts.evaluation) if facts.evaluation is not None else ()),
+        _license(facts),
     ]
     return "\n".join(parts)
 
 
 def _front_matter(facts: CardFacts) -> dict[str, object]:
-    entry = find_in_catalog(facts.base)
     matter: dict[str, object] = {}
     if facts.base_is_on_hub:
         matter["base_model"] = facts.base
         matter["base_model_relation"] = "adapter" if facts.kind == "adapter" else "finetune"
-    if entry is not None:
-        matter["license"] = entry.license
+    if facts.license is not None:
+        matter["license"] = facts.license
+    datasets = hub_datasets(facts.config.dataset) if facts.config is not None else ()
+    if datasets:
+        matter["datasets"] = list(datasets)
     matter["library_name"] = "peft" if facts.kind == "adapter" else "transformers"
     matter["pipeline_tag"] = "text-generation"
-    matter["tags"] = ["loratory", *([facts.config.adapter.method] if facts.config else [])]
+    method = [facts.config.adapter.method] if facts.config and facts.config.adapter.method != "none" else []
+    matter["tags"] = ["loratory", *method]
     return matter
 
 
 def _training(config: RunConfig, facts: CardFacts) -> tuple[str, ...]:
+    training = config.training
+    quantization = config.model.quantization
+    length = f"{training.num_train_epochs:g} epochs" if training.max_steps < 0 else f"{training.max_steps:,} steps"
     rows = [
-        ("Data", _data_name(config.dataset.source)),
+        ("Data", ", ".join(data_names(config.dataset))),
+        *_data_rows(facts),
+        ("Learned from", config.dataset.train_on.replace("_", " ")),
         ("Method", facts.method),
         *_method_rows(config),
-        ("Learning rate", f"{config.training.learning_rate:g}, {config.training.lr_scheduler_type}"),
-        ("Batch", f"{config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps}"),
-        ("Longest row", f"{config.training.max_length:,} tokens"),
-        ("Seed", f"{config.training.seed}"),
+        *([("Base weights", quantization)] if quantization != "none" else []),
+        ("Length", length),
+        (
+            "Learning rate",
+            f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}",
+        ),
+        ("Optimizer", f"{training.optim}, weight decay {training.weight_decay:g}"),
+        ("Batch", f"{training.per_device_train_batch_size * training.gradient_accumulation_steps}"),
+        ("Longest row", f"{training.max_length:,} tokens"),
+        ("Seed", f"{training.seed}"),
         *_result_rows(facts.history),
     ]
     versions = facts.provenance.libraries if facts.provenance is not None else {}
     if versions:
         rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
     return (f"## Training\n\n| | |\n|---|---|\n{table}\n",)
+
+
+def _data_rows(facts: CardFacts) -> list[tuple[str, str]]:
+    report = facts.history.data_report if facts.history is not None else None
+    rows = []
+    if report is not None:
+        rows.append(("Rows", f"{report.train_rows:,} learned, {report.eval_rows:,} held out"))
+    fingerprint = facts.provenance.dataset_fingerprint if facts.provenance is not None else None
+    if fingerprint:
+        rows.append(("Data's fingerprint", f"`{fingerprint[:16]}`"))
+    return rows
 
 
 def _method_rows(config: RunConfig) -> list[tuple[str, str]]:
@@ -140,11 +130,52 @@ def _result_rows(history: RunHistory | None) -> list[tuple[str, str]]:
     if history.tuned_evals:
         last = history.tuned_evals[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
-        rows.append(("Held-out loss", f"{last:.4f} (perplexity {math.exp(min(last, 700.0)):.2f}){before}"))
+        perplexity = math.exp(min(last, _LONGEST_LOSS))
+        rows.append(("Held-out loss", f"{last:.4f} (perplexity {perplexity:.2f}){before}"))
     return rows
 
 
-def _data_name(source: str) -> str:
-    """A Hub id or a sample as it is; of a path only the last part, which tells of nobody's folders."""
-    looks_like_path = source.startswith(("/", "~", ".", "\\")) or ":\\" in source or Path(source).exists()
-    return Path(source).name if looks_like_path else source
+def _curve(history: RunHistory) -> tuple[str, ...]:
+    points = loss_curve(history)
+    if len(points) < 2:
+        return ()
+    rows = "\n".join(f"| {point.step:,} | {_loss(point.loss)} | {_loss(point.held_out_loss)} |" for point in points)
+    table = f"| Step | Loss | Held-out loss |\n|---:|---:|---:|\n{rows}\n"
+    return (f"### Loss\n\nThe loss is the mean since the row before.\n\n{table}",)
+
+
+def _evaluation(result: EvaluationResult) -> tuple[str, ...]:
+    """Losses and, where answers were written, their scores; base and tuned on the same rows."""
+    branches = [branch for branch in ("base", "tuned") if branch in result.losses]
+    if not branches:
+        return ()
+    scored = any(branch in result.scores for branch in branches)
+    header = "| | Loss | Perplexity |" + (" Exact | ROUGE-L | chrF |" if scored else "")
+    lines = [header, "|---|---:|---:|" + ("---:|---:|---:|" if scored else "")]
+    for branch in branches:
+        loss = result.losses[branch]
+        line = f"| {'Base' if branch == 'base' else 'This'} | {_loss(loss.loss)} | {loss.perplexity:.2f} |"
+        scores = result.scores.get(branch)
+        if scores is not None:
+            line += f" {scores.exact:.0%} | {scores.rouge_l:.3f} | {scores.chrf:.3f} |"
+        elif scored:
+            line += " | | |"
+        lines.append(line)
+    answered = max((scores.rows for scores in result.scores.values()), default=0)
+    on = f"Measured on {result.rows:,} held-out rows" + (f", answers on {answered:,} of them." if answered else ".")
+    return (f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n",)
+
+
+def _license(facts: CardFacts) -> str:
+    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_is_on_hub else f"`{facts.base}`"
+    known = f"is licensed under `{facts.license}`" if facts.license else "has a licence of its own"
+    return f"## Licence\n\nThe base model {base} {known}; its terms hold for what is made from it.\n"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else ""
+
+
+def _cell(text: str) -> str:
+    """Text that stays within its cell of a table."""
+    return " ".join(text.replace("|", "\\|").split())

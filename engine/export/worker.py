@@ -15,9 +15,10 @@ from engine.chat.target import LoadPlan
 from engine.chat.weights import BranchWeights, ModelPlace, Weights, load_model, weights_bytes
 from engine.config.model import ModelConfig
 from engine.errors import DeviceError, StorageError
+from engine.export.card_facts import gather_facts
 from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
 from engine.export.folder import list_files, require_space, to_disk
-from engine.export.model_card import gather_facts, write_card
+from engine.export.model_card import write_card
 from engine.export.verify import QUESTIONS, Listener, Measured
 from engine.export.write import ExportUnderWay, needed_bytes, write_adapter, write_merged
 from engine.hardware.processor import memory_now
@@ -74,6 +75,7 @@ def _card(export: ExportUnderWay) -> str:
         source.hub_id or source.name,
         base_is_on_hub=source.hub_id is not None,
         run=export.order.run,
+        base_folder=Path(source.location),
     )
     return write_card(facts)
 

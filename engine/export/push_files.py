@@ -1,0 +1,158 @@
+"""Which files of an export may leave this machine, and what none of them may say."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.config.push import PushKind
+from engine.errors import PushError
+from engine.export.contract import ExportedFile
+from engine.export.folder import TOKENIZER_FILES
+
+_CARD = "README.md"
+_ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
+_MODEL_FILES = frozenset({"config.json", "model.safetensors", "model.safetensors.index.json"})
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_ALWAYS = frozenset({_CARD, "generation_config.json", *TOKENIZER_FILES})
+_NEEDED: dict[PushKind, frozenset[str]] = {
+    "adapter": frozenset({_CARD, *_ADAPTER_FILES}),
+    "merged": frozenset({_CARD, "config.json"}),
+}
+
+# A vocabulary holds pieces of the whole world's texts, paths among them; only this machine's own are looked for there.
+_VOCABULARIES = frozenset({"merges.txt", "tekken.json", "tokenizer.json", "vocab.json", "vocab.txt"})
+_TEXT_SUFFIXES = frozenset({".json", ".md", ".txt", ".jinja"})
+_PATH_VALUE = re.compile(r"(/[^/\s]+){2,}/?|~[^/\s]*/\S+|[A-Za-z]:[\\/]\S.*|\\\\\S+\\\S.*")  # a whole JSON value
+_PATH_IN_PROSE = re.compile(r"(?<![\w.:/])(/home/|/Users/|/root/|[A-Za-z]:\\)[^\s`)\"']+")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+_MAX_HEADER_BYTES = 100_000_000
+
+
+class Intended(NamedTuple):
+    """What a push sends."""
+
+    files: tuple[ExportedFile, ...]
+    left_out: tuple[str, ...]  # names in the folder that are no part of a result
+
+
+def is_intended(name: str, kind: PushKind) -> bool:
+    """Whether a file of this name belongs to a result of this kind; all others stay here."""
+    if kind == "adapter":
+        return name in _ALWAYS or name in _ADAPTER_FILES
+    return name in _ALWAYS or name in _MODEL_FILES or _SHARD.fullmatch(name) is not None
+
+
+def is_weights(name: str, kind: PushKind) -> bool:
+    """Whether a file of this name decides how a repository of this kind is loaded."""
+    if kind == "adapter":
+        return name in _ADAPTER_FILES
+    return name.startswith("model") and is_intended(name, "merged")
+
+
+def intended_files(folder: Path, kind: PushKind) -> Intended:
+    """List what is to be sent, by name; links are never followed.
+
+    Raises:
+        PushError: If something is missing without which the rest is of no use.
+    """
+    files, left_out = [], []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if path.is_file() and not path.is_symlink() and is_intended(name, kind):
+            files.append(ExportedFile(name=name, size_bytes=path.stat().st_size))
+        else:
+            left_out.append(name)
+    names = {file.name for file in files}
+    missing = sorted(_NEEDED[kind] - names)
+    if not missing and not any(name.endswith(".safetensors") for name in names):
+        missing = ["model.safetensors"]
+    if missing:
+        raise PushError(f"The export lacks {missing[0]}, so nothing was sent.", "Export it again, then push.")
+    return Intended(tuple(files), tuple(left_out))
+
+
+def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[Path], token: str | None) -> None:
+    """Read what would be sent once more, and refuse what tells of this machine or lets others in.
+
+    Args:
+        folder: The export.
+        names: Of the files in it that would be sent.
+        places: Folders of this machine whose paths must not appear anywhere.
+        token: What gives access to the Hub, where there is one.
+
+    Raises:
+        PushError: Names the file; never shows what was found in it.
+    """
+    own = tuple(f"{place}" for place in places if len(place.parts) > 2)
+    for name in names:
+        path = folder / name
+        if path.suffix == ".safetensors":
+            found = _private_in_header(path, own, token)
+        elif path.suffix in _TEXT_SUFFIXES:
+            found = _private_in_text(path, own, token)
+        else:
+            found = _private_in_bytes(path.read_bytes(), own, token)
+        if found is not None:
+            raise PushError(
+                f"{name} holds {found}, which must not leave this machine; nothing was sent.",
+                "Look at that file in an export, take it out of the run's name, notes or template, and push again.",
+            )
+
+
+def _private_in_text(path: Path, own: Sequence[str], token: str | None) -> str | None:
+    content = path.read_bytes()
+    found = _private_in_bytes(content, own, token)
+    if found is not None or path.name in _VOCABULARIES:
+        return found
+    text = content.decode("utf-8", errors="replace")
+    if _TOKEN.search(text):
+        return "an access token"
+    if path.suffix == ".json":
+        try:
+            return "a path" if any(_PATH_VALUE.fullmatch(value) for value in _strings(json.loads(text))) else None
+        except ValueError:
+            return "no valid JSON"
+    return "a path" if _PATH_IN_PROSE.search(text) else None
+
+
+def _private_in_bytes(content: bytes, own: Sequence[str], token: str | None) -> str | None:
+    if token and token.encode() in content:
+        return "an access token"
+    for place in own:
+        # JSON writes a backslash twice, and letters beyond ASCII as escapes.
+        if place.encode() in content or json.dumps(place)[1:-1].encode() in content:
+            return "a path"
+    return None
+
+
+def _private_in_header(path: Path, own: Sequence[str], token: str | None) -> str | None:
+    """Of weights only the header can say something; the rest is numbers."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length < _MAX_HEADER_BYTES:
+            return "no valid safetensors header"
+        header = file.read(length)
+    found = _private_in_bytes(header, own, token)
+    if found is not None:
+        return found
+    try:
+        said = json.loads(header).get("__metadata__", {})
+    except (ValueError, AttributeError):
+        return "no valid safetensors header"
+    return "a path" if any(_PATH_VALUE.fullmatch(value) for value in _strings(said)) else None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text value of a JSON tree; keys are names of settings, tokens and tensors."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

@@ -1,0 +1,307 @@
+"""What arrives on the Hub, and what is said when it does not: against a stand-in that goes wrong as it is told."""
+
+import hashlib
+import threading
+
+import huggingface_hub
+import pytest
+from huggingface_hub import HfApi, constants
+
+from engine.config.push import PushConfig
+from engine.errors import EngineError, HubUnreachableError, PushError
+from engine.export.hub_answers import Patience, hub_client
+from engine.export.push_contract import UploadOrder
+from engine.export.push_upload import HubPush
+from tests.export.hub_stand_in import TOKEN, Blob, Fault, HubStandIn, StoredRepository
+from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
+
+NAME = "ada/my-adapter"
+QUICK = Patience(attempts=3, first_wait_seconds=0.01)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with HubStandIn() as stand_in:
+        monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        yield stand_in
+
+
+class Pusher:
+    """Pushes and remembers what was told and how long it would have waited."""
+
+    def __init__(self, hub: HubStandIn, token: str = TOKEN, patience: Patience = QUICK) -> None:
+        self.told: list[str] = []
+        self.waited: list[float] = []
+        self._api = lambda: HfApi(endpoint=hub.address, token=token)
+        self._patience = patience
+
+    def push(self, folder, name=NAME, **settings):
+        order = UploadOrder(folder=folder, repository=name, settings=PushConfig(**settings), message="Push my run")
+        with hub_client() as traffic:
+            tell = lambda progress: self.told.append(progress.message)  # noqa: E731
+            push = HubPush(self._api(), tell, traffic, self._patience, self.waited.append)
+            push.account()
+            return push.upload(order)
+
+
+def test_an_adapter_arrives_private_in_one_commit(hub, tmp_path):
+    folder = adapter_folder(tmp_path / "out")
+
+    result = Pusher(hub).push(folder)
+
+    repository = hub.repositories[NAME]
+    assert repository.private
+    assert repository.files() == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(repository.files()) == ADAPTER_FILES
+    assert repository.messages == ["Push my run"]
+    assert result.commit == repository.branches["main"]
+    assert result.url == f"{hub.address}/{NAME}"
+    assert {file.name for file in result.files} == ADAPTER_FILES
+    assert hub.unauthorized_uploads == []  # storage is not the Hub, and gets no token
+
+
+def test_a_merged_model_arrives_with_all_its_shards(hub, tmp_path):
+    folder = merged_folder(tmp_path / "out", shards=3)
+
+    result = Pusher(hub).push(folder, kind="merged", private=False)
+
+    repository = hub.repositories[NAME]
+    assert not repository.private
+    assert not result.private
+    assert set(repository.files()) == {path.name for path in folder.iterdir()}
+    large = ["tokenizer.json", *(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))]
+    assert result.sent_bytes == sum((folder / name).stat().st_size for name in large)
+
+
+def test_only_files_of_the_allow_list_are_sent(hub, tmp_path):
+    folder = adapter_folder(tmp_path / "out")
+    for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "trainer_state.json", ".env", "config.yaml"):
+        (folder / name).write_bytes(b"not for others")
+    (folder / "checkpoint-4").mkdir()
+    (folder / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"not for others")
+    (tmp_path / "elsewhere").write_text("not for others")
+    (folder / "vocab.txt").symlink_to(tmp_path / "elsewhere")
+
+    Pusher(hub).push(folder)
+
+    assert set(hub.repositories[NAME].files()) == ADAPTER_FILES
+    assert all(b"not for others" not in content for content in hub.large.values())
+
+
+REFUSALS = [
+    ("whoami", 401, PushError, "does not accept your token (HTTP 401"),
+    ("create", 401, PushError, "does not accept your token (HTTP 401"),
+    ("create", 403, PushError, "Your token may not write to ada/my-adapter (HTTP 403"),
+    ("preupload", 403, PushError, "Your token may not write to ada/my-adapter (HTTP 403"),
+    ("preupload", 404, PushError, "The Hub finds no ada/my-adapter that you may write to (HTTP 404"),
+    ("put", 403, PushError, "Your token may not write to ada/my-adapter (HTTP 403"),
+    ("commit", 403, PushError, "Your token may not write to ada/my-adapter (HTTP 403"),
+    ("commit", 404, PushError, "The Hub finds no ada/my-adapter that you may write to (HTTP 404"),
+    ("commit", 412, PushError, "Somebody else changed ada/my-adapter at the same time (HTTP 412)"),
+    ("commit", 418, PushError, "The Hub refuses the push to ada/my-adapter (HTTP 418"),
+]
+
+
+@pytest.mark.parametrize(("step", "status", "kind", "said"), REFUSALS)
+def test_a_refusal_is_said_at_once_and_leaves_nothing_finished(hub, tmp_path, step, status, kind, said):
+    hub.faults = [Fault(step, status, times=9)]
+    pusher = Pusher(hub)
+
+    with pytest.raises(kind) as caught:
+        pusher.push(adapter_folder(tmp_path / "out"))
+
+    assert said in caught.value.what
+    assert caught.value.fix
+    assert TOKEN not in str(caught.value)
+    assert pusher.waited == []
+    assert hub.asked[step] == 1
+    assert all(repository.files() == {} for repository in hub.repositories.values())
+
+
+@pytest.mark.parametrize("step", ["whoami", "create", "info", "preupload", "batch", "put", "commit"])
+@pytest.mark.parametrize("what", [429, 500, 503, "reset"])
+def test_what_passes_is_waited_for(hub, tmp_path, step, what):
+    hub.faults = [Fault(step, what, times=2)]
+    pusher = Pusher(hub)
+
+    pusher.push(adapter_folder(tmp_path / "out"))
+
+    assert pusher.waited == [0.01, 0.02]
+    assert set(hub.repositories[NAME].files()) == ADAPTER_FILES
+    assert len(hub.repositories[NAME].messages) == 1
+    reason = {429: "slow down (HTTP 429)", "reset": "was lost"}.get(what, f"out of order (HTTP {what})")
+    assert any(reason in message and "asking again in" in message for message in pusher.told)
+
+
+ENDS = [
+    (429, "too many requests (HTTP 429)", "Wait some minutes; push again then, and only what is missing is sent."),
+    (500, "out of order (HTTP 500, 3 attempts)", "Wait until it is back; push again then"),
+    ("reset", "was lost 3 times", "Check the network; push again then"),
+]
+
+
+@pytest.mark.parametrize(("what", "said", "fix"), ENDS)
+@pytest.mark.parametrize("step", ["put", "commit"])
+def test_patience_ends_and_nothing_is_called_finished(hub, tmp_path, step, what, said, fix):
+    hub.faults = [Fault(step, what, times=99)]
+
+    with pytest.raises(HubUnreachableError) as caught:
+        Pusher(hub).push(adapter_folder(tmp_path / "out"))
+
+    assert said in caught.value.what
+    assert fix in caught.value.fix
+    assert hub.repositories[NAME].files() == {}
+    assert hub.asked[step] == QUICK.attempts
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "7"}, {"ratelimit": '"api";r=0;t=7'}])
+def test_the_hub_says_how_long_to_wait(hub, tmp_path, headers):
+    hub.faults = [Fault("preupload", 429, headers=headers)]
+    pusher = Pusher(hub)
+
+    pusher.push(adapter_folder(tmp_path / "out"))
+
+    assert pusher.waited == [7.0]
+    assert "The Hub asks to slow down (HTTP 429); asking again in 7 s." in pusher.told
+
+
+def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
+    hub.faults = [Fault("commit", 429, headers={"Retry-After": "3600"})]
+    pusher = Pusher(hub)
+
+    with pytest.raises(HubUnreachableError, match="Wait 60 minutes; push again then"):
+        pusher.push(adapter_folder(tmp_path / "out"))
+    assert pusher.waited == []
+
+
+def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
+    folder = merged_folder(tmp_path / "out", shards=4)
+    last = hashlib.sha256((folder / "model-00004-of-00004.safetensors").read_bytes()).hexdigest()
+    arrived = threading.Event()
+    real = hub._put
+
+    def fails_at_the_last(path, body):
+        if path.endswith(last) and not arrived.is_set():
+            return 500, {"error": "full"}
+        return real(path, body)
+
+    hub._put = fails_at_the_last
+    with pytest.raises(HubUnreachableError):
+        Pusher(hub).push(folder, kind="merged")
+    sent_before = list(hub.put)
+    arrived.set()
+
+    result = Pusher(hub).push(folder, kind="merged")
+
+    tokenizer = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    assert len(sent_before) == 3
+    assert hub.put == [*sent_before, last, tokenizer]
+    sent = ("model-00004-of-00004.safetensors", "tokenizer.json")
+    assert result.sent_bytes == sum((folder / name).stat().st_size for name in sent)
+    assert set(hub.repositories[NAME].files()) == {path.name for path in folder.iterdir()}
+
+
+def test_pushing_the_same_again_commits_nothing(hub, tmp_path):
+    folder = adapter_folder(tmp_path / "out")
+    first = Pusher(hub).push(folder)
+
+    second = Pusher(hub).push(folder)
+
+    assert second.commit == first.commit
+    assert second.sent_bytes == 0
+    assert len(hub.repositories[NAME].messages) == 1
+
+
+def test_a_commit_whose_answer_was_lost_is_found_and_not_repeated(hub, tmp_path):
+    hub.faults = [Fault("commit", "lost")]
+
+    result = Pusher(hub).push(adapter_folder(tmp_path / "out"))
+
+    assert result.commit == hub.repositories[NAME].branches["main"]
+    assert hub.repositories[NAME].messages == ["Push my run"]
+    assert hub.asked["commit"] == 1
+
+
+def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub, tmp_path):
+    Pusher(hub).push(merged_folder(tmp_path / "one", shards=3), kind="merged")
+    stored = hub.repositories[NAME]
+    stored.commits[stored.branches["main"]]["notes.md"] = Blob(b"mine", is_large=False)
+
+    Pusher(hub).push(merged_folder(tmp_path / "two", shards=2), kind="merged")
+
+    names = set(stored.files())
+    assert names == {path.name for path in (tmp_path / "two").iterdir()} | {"notes.md"}
+
+
+def test_an_adapter_and_a_model_are_not_mixed(hub, tmp_path):
+    Pusher(hub).push(merged_folder(tmp_path / "one"), kind="merged")
+    before = hub.repositories[NAME].files()
+
+    with pytest.raises(PushError, match="ada/my-adapter holds a complete model already"):
+        Pusher(hub).push(adapter_folder(tmp_path / "two"))
+    assert hub.repositories[NAME].files() == before
+
+
+def test_what_is_to_be_private_is_not_put_into_a_public_repository(hub, tmp_path):
+    hub.repositories[NAME] = StoredRepository(private=False)
+
+    with pytest.raises(PushError, match="exists and is public, and this push is to be private"):
+        Pusher(hub).push(adapter_folder(tmp_path / "out"))
+    assert hub.put == []
+
+
+def test_a_private_repository_stays_private_and_says_so(hub, tmp_path):
+    hub.repositories[NAME] = StoredRepository(private=True)
+
+    result = Pusher(hub).push(adapter_folder(tmp_path / "out"), private=False)
+
+    assert result.private
+    assert any("was private already and stays so" in note for note in result.notes)
+
+
+def test_a_branch_is_made_and_main_is_left_alone(hub, tmp_path):
+    result = Pusher(hub).push(adapter_folder(tmp_path / "out"), revision="v2")
+
+    repository = hub.repositories[NAME]
+    assert repository.files("main") == {}
+    assert set(repository.files("v2")) == ADAPTER_FILES
+    assert result.url.endswith(f"/{NAME}/tree/v2")
+
+
+def test_a_wrong_token_and_a_foreign_owner_are_told_apart(hub, tmp_path):
+    folder = adapter_folder(tmp_path / "out")
+
+    with pytest.raises(PushError, match="does not accept your token") as caught:
+        Pusher(hub, token="hf_wrong" * 4).push(folder)
+    assert "huggingface.co/settings/tokens" in caught.value.fix
+    with pytest.raises(PushError, match="may not write to someone/else"):
+        Pusher(hub).push(folder, name="someone/else")
+
+
+def test_no_answer_at_all_is_told_with_the_address(monkeypatch, tmp_path):
+    with HubStandIn() as gone:
+        address = gone.address
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    with pytest.raises(HubUnreachableError, match=r"The connection to the Hub \(http://127.*\) was lost 3 times"):
+        Pusher(gone).push(adapter_folder(tmp_path / "out"))
+
+
+def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):
+    secret = "hf_secret\nwith-a-line"
+
+    with pytest.raises(EngineError) as caught:
+        Pusher(hub, token=secret).push(adapter_folder(tmp_path / "out"))
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_the_client_of_others_is_given_back(hub):
+    with hub_client():
+        pass
+
+    assert type(huggingface_hub.utils.get_session().send).__name__ == "method"
