@@ -4,7 +4,8 @@
     ├── ConfigError          a RunConfig breaks its own rules; lists every problem
     ├── DatasetError         a source cannot be read, or holds nothing to learn from
     ├── ModelError           a model cannot be found, reached, read or trained
-    │   └── HubUnreachableError   the Hub did not answer, and this machine has no copy
+    │   ├── HubUnreachableError   the Hub did not answer, and this machine has no copy
+    │   └── MemoryUnknownError    its memory cannot be estimated; it may train all the same
     ├── RunError             a run does not exist, or is not in a state that allows the request
     ├── DeviceError          the device is missing, busy or cannot do what was asked
     ├── StorageError         a folder cannot be written, or the disk is full
@@ -63,6 +64,10 @@ class ModelError(EngineError):
 
 class HubUnreachableError(ModelError):
     """The Hub did not answer, and this machine has no copy; what the Hub would have said is unknown."""
+
+
+class MemoryUnknownError(ModelError):
+    """A model is unlike all that the memory estimate knows; it may train all the same."""
 
 
 class RunError(EngineError):

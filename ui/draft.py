@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
-from engine.hardware.devices import Device, choose_device
+from engine.hardware.devices import Device, choose_from
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from ui.form import Form
@@ -35,6 +35,7 @@ class Draft:
     problems: tuple[Problem, ...]
     shape: ModelShape | None  # None until the model's modules are known
     device: Device | None
+    gpus: int  # of this machine
     estimate: MemoryEstimate | None
     estimate_error: EngineError | None = None
 
@@ -49,6 +50,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     config, problems = _checked(mapping)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
+    devices = services.devices()
     device: Device | None = None
     estimate: MemoryEstimate | None = None
     trouble: EngineError | None = None
@@ -56,7 +58,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     assumed = config if config is not None else _with_placeholder_dataset(mapping, problems)
     if assumed is not None:
         try:
-            device = choose_device(assumed.run)
+            device = choose_from(devices, assumed.run)[0]
             if shape is not None:
                 estimate = estimate_memory(shape, assumed, device)
         except EngineError as error:
@@ -71,6 +73,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         ),
         shape=shape,
         device=device,
+        gpus=sum(device.kind == "cuda" for device in devices),
         estimate=estimate,
         estimate_error=trouble,
     )

@@ -9,8 +9,9 @@ from engine.commands.configs import load_config_argument
 from engine.hardware.devices import Device, choose_device
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
-from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
+from engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from engine.memory.methods import MethodNeed, compare_methods
+from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
@@ -27,6 +28,9 @@ def estimate(
         float | None,
         typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1),
     ] = None,
+    devices: Annotated[
+        int, typer.Option("--devices", help="Say also what each of so many equal devices needs.", min=1, max=100_000)
+    ] = 1,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")
     ] = None,
@@ -41,13 +45,16 @@ def estimate(
         shape = inspector.module_inventory(run_config.model)
     finally:
         inspector.close()
-    result = estimate_memory(shape, run_config, device)
+    estimator = Estimator(shape, device)
+    result = estimator.estimate(run_config)
+    shares = share_among(estimator, run_config, devices) if devices > 1 else ()
     advice = advise(shape, run_config, device)
     methods = compare_methods(shape, run_config, device)
     if as_json:
-        typer.echo(json.dumps(estimate_json(result, advice, methods)))
+        shared = {"several_devices": [share.model_dump() for share in shares]} if shares else {}
+        typer.echo(json.dumps(estimate_json(result, advice, methods) | shared))
     else:
-        typer.echo(estimate_text(result, advice, methods))
+        typer.echo("\n".join([estimate_text(result, advice, methods), *shares_text(shares)]))
 
 
 def _device_with(memory_gib: float) -> Device:
@@ -107,6 +114,21 @@ def estimate_text(result: MemoryEstimate, advice: Advice, methods: tuple[MethodN
         lines.append(f"  {need}  {method.method}: {verdict}")
     lines += [f"Note: {note}" for note in result.notes]
     return "\n".join(lines)
+
+
+def shares_text(shares: tuple[DeviceShare, ...]) -> list[str]:
+    """Lines on several devices; none where there is only one."""
+    if not shares:
+        return []
+    return [
+        "",
+        f"On each of {shares[0].devices:,} such devices:",
+        *(
+            f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {_VERDICT_WORDS[share.verdict].rstrip('.').lower()}. "
+            f"{share.meaning}"
+            for share in shares
+        ),
+    ]
 
 
 def _gib(count: int) -> str:

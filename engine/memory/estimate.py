@@ -2,6 +2,7 @@
 
 from engine.config.adapter import AdapterConfig
 from engine.config.run import RunConfig
+from engine.errors import MemoryUnknownError
 from engine.hardware.device import Device
 from engine.memory.allocator import DeviceNeed, need_on_device
 from engine.memory.components import describe_components
@@ -22,7 +23,7 @@ def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> Mem
 
     Raises:
         ConfigError: If the adapter matches no module of the model, or a setting is absurd.
-        ModelError: If the model's shape lacks what a decoder needs.
+        ModelError: If the model's shape lacks what a decoder needs; MemoryUnknownError if its layers are like no others.
     """
     return Estimator(shape, device).estimate(config)
 
@@ -46,11 +47,22 @@ class Estimator:
         workload, peak = self._played(config)
         return need_on_device(peak.tensors, workload, self.device)
 
-    def _played(self, config: RunConfig) -> tuple[Workload, Peak]:
-        workload = workload_of_run(self.shape, config, self.device)
+    def peak(self, workload: Workload) -> Peak:
+        """The peak of a step that is described already; raises as `estimate_memory` does."""
         refuse_nonsense(self.shape, workload)
         targets, counts = self._adapted(workload.adapter)
-        return workload, find_peak(self.structure, workload, self.device.name, targets, counts)
+        try:
+            return find_peak(self.structure, workload, self.device.name, targets, counts)
+        except (ArithmeticError, AssertionError, LookupError) as error:
+            # Layers of an architecture that nobody has foreseen; tests play those of every model that there is.
+            raise MemoryUnknownError(
+                f"The layers of {self.shape.architecture} are unlike all that the memory estimate knows.",
+                "It may train all the same; what a run takes is shown while it trains.",
+            ) from error
+
+    def _played(self, config: RunConfig) -> tuple[Workload, Peak]:
+        workload = workload_of_run(self.shape, config, self.device)
+        return workload, self.peak(workload)
 
     def _adapted(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         for known, targets, counts in self._known:

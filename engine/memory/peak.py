@@ -6,6 +6,7 @@ from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.formulas import optimizer_scratch_bytes
 from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes
 from engine.memory.phases import Held, Phase, StepPeaks, rehearse_step
+from engine.memory.sharding import fully_sharded
 from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.memory.tensors_at_peak import TensorsAtPeak
@@ -72,6 +73,9 @@ def find_peak(
     if workload.accumulates:
         waiting = Held(gradients=gradient_bytes(structure, workload, counts))
         peaks = {phase: held.plus(waiting) for phase, held in peaks.items()}
+    if workload.sharded > 1:
+        persistent, peaks = fully_sharded(structure, workload, persistent, peaks)
+        base = persistent.total + workspace
     phase = max(peaks, key=lambda name: peaks[name].total)
     return Peak(
         persistent=persistent,

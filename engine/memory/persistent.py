@@ -1,5 +1,6 @@
 """What is there through the whole step: weights, adapter, optimizer state, and gradients that wait."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.memory.formulas import four_bit_bytes, gptq_bytes, int8_bytes, optimizer_state_bytes
@@ -21,11 +22,12 @@ class Persistent:
     optimizer: int
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
     mapped: int  # on a CPU, pages of weight files that stay although what was made of them is counted above
+    buckets: int  # in which devices that train together exchange gradients
 
     @property
     def total(self) -> int:
         """Without what is paged or mapped."""
-        return self.weights + self.unquantized + self.adapter + self.optimizer
+        return self.weights + self.unquantized + self.adapter + self.optimizer + self.buckets
 
 
 def base_weight_bytes(structure: ModelStructure, workload: Workload) -> tuple[int, int]:
@@ -33,8 +35,13 @@ def base_weight_bytes(structure: ModelStructure, workload: Workload) -> tuple[in
 
     Tied weights are counted at their first owner. Layers that hold an adapter on top keep their base.
     """
+    return weight_bytes(structure.shape.modules, workload)
+
+
+def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[int, int]:
+    """The same for some modules."""
     linear = rest = 0
-    for module in structure.shape.modules:
+    for module in modules:
         if is_quantized(module, workload):
             linear += quantized_bytes(module, workload)
             rest += module.bias_parameters * workload.precision.norms
@@ -81,6 +88,8 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
         optimizer=on_device,
         paged=paged,
         mapped=_mapped_bytes(structure, workload),
+        # Source: `gradient_as_bucket_view=False` of torch/nn/parallel/distributed.py: copies as large as all gradients.
+        buckets=gradient_bytes(structure, workload, counts) if workload.data_parallel > 1 else 0,
     )
 
 

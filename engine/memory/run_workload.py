@@ -53,7 +53,15 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Wor
         loss=Loss(path="trained_positions", chunk_bytes=CHUNK_BYTES if on_cuda else CHUNK_BYTES_CPU),
         optimizer=_optimizer(config, on_cuda),
         accumulates=training.gradient_accumulation_steps > 1,
+        data_parallel=_companions(config),
     )
+
+
+def _companions(config: RunConfig) -> int:
+    """Devices that hold the whole model each: those that are named, where Accelerate starts a process for each."""
+    if config.run.launcher == "local" or isinstance(config.run.devices, str):
+        return 1
+    return len(config.run.devices)
 
 
 def _precision(config: RunConfig, device: Device) -> Precision:

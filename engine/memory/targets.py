@@ -7,7 +7,7 @@ import regex
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError, Problem
-from engine.models.shape import ModelShape, ModuleShape
+from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape
 
 ALL_LINEAR = "all-linear"
 REGEX_TIMEOUT_SECONDS = 0.5
@@ -54,11 +54,12 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     adaptable = [module for module in shape.modules if module.name not in saved_names and _is_adaptable(module)]
     wanted = adapter.target_modules
     if wanted == ALL_LINEAR:
-        modules = tuple(m for m in adaptable if m.kind in ("linear", "conv1d") and not m.is_output_head)
+        modules = tuple(module for module in shape.all_linear() if module.name not in saved_names)
     elif isinstance(wanted, str):
         modules = tuple(_matching_regex(adaptable, wanted))
     else:
         modules = tuple(m for m in adaptable if _ends_with_one_of(m.name, wanted))
+    _refuse_experts(shape, modules)
     if adapter.method == "ia3":
         modules = tuple(m for m in modules if m.kind in ("linear", "conv1d"))
     if not modules:
@@ -77,6 +78,18 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
         endings = adapter.feedforward_modules or _IA3_FEEDFORWARD_ENDINGS
         feedforward = frozenset(m.name for m in modules if m.name.endswith(tuple(endings)))
     return AdapterTargets(modules, feedforward, saved)
+
+
+def _refuse_experts(shape: ModelShape, modules: Iterable[ModuleShape]) -> None:
+    """Beside stacked experts PEFT takes the names of their projections to mean the stacks."""
+    names = {module.name.rsplit(".", 1)[-1] for module in modules} if shape.has_stacked_experts else set()
+    meant = sorted(names & EXPERT_PROJECTIONS)
+    if meant:
+        problem = (
+            f"{', '.join(meant)} would mean the stacked experts of {shape.architecture}, which take no adapter here; "
+        )
+        problem += f"its linear modules are {', '.join(shape.linear_names())}."
+        raise ConfigError([Problem("adapter.target_modules", problem)])
 
 
 def _is_adaptable(module: ModuleShape) -> bool:

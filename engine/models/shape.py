@@ -5,6 +5,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+# How single projections of experts were called before transformers stacked them, and the router. PEFT takes these names to
+# mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see engine/DECISIONS.md.
+# Source: `_MOE_TARGET_MODULE_MAPPING`, peft/utils/transformers_weight_conversion.py.
+EXPERT_PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+
 ModuleKind = Literal["linear", "conv1d", "embedding", "norm", "router", "experts", "other"]
 
 
@@ -62,10 +67,24 @@ class ModelShape(BaseModel):
     attn_logit_softcapping: float | None = None
     modules: tuple[ModuleShape, ...] = ()
 
+    @property
+    def has_stacked_experts(self) -> bool:
+        """Whether experts are stacked in single parameters, which are no linear layers."""
+        return any(module.kind == "experts" for module in self.modules)
+
     def linear_names(self) -> tuple[str, ...]:
-        """Last name parts of the linear modules below the output head, in order of appearance: what an adapter can target."""
+        """Last name parts of the linear modules that `all-linear` means, in order of appearance: what an adapter can target."""
         seen: dict[str, None] = {}
-        for module in self.modules:
-            if module.kind in ("linear", "conv1d") and not module.is_output_head:
-                seen.setdefault(module.name.rsplit(".", 1)[-1], None)
+        for module in self.all_linear():
+            seen.setdefault(module.name.rsplit(".", 1)[-1], None)
         return tuple(seen)
+
+    def all_linear(self) -> tuple[ModuleShape, ...]:
+        """Every linear layer but the output head; beside stacked experts, those alone that PEFT does not take for them."""
+        return tuple(
+            module
+            for module in self.modules
+            if module.kind in ("linear", "conv1d")
+            and not module.is_output_head
+            and not (self.has_stacked_experts and module.name.rsplit(".", 1)[-1] in EXPERT_PROJECTIONS)
+        )

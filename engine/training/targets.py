@@ -7,6 +7,7 @@ import regex
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError, Problem
+from engine.models.shape import EXPERT_PROJECTIONS
 
 ALL_LINEAR = "all-linear"
 
@@ -20,6 +21,9 @@ _FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_o
 def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     """What PEFT's `target_modules` gets: `all-linear`, or names that each match a linear layer of this model.
 
+    Beside stacked experts PEFT would put adapters on these too, multiplied out to the size of all experts at each pass;
+    there, `all-linear` becomes the names of the linear layers.
+
     A regular expression is matched here, with a limit on its time, and handed on as the names that it found: PEFT would
     match it again, without a limit.
 
@@ -28,13 +32,16 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     """
     linear = linear_module_names(model)
     wanted = adapter.target_modules
-    if wanted == ALL_LINEAR:
-        return ALL_LINEAR
     head = _output_head_name(model)
+    experts = has_stacked_experts(model)
+    if wanted == ALL_LINEAR:
+        plain = [name for name in linear if name != head and name.rsplit(".", 1)[-1] not in EXPERT_PROJECTIONS]
+        return sorted({name.rsplit(".", 1)[-1] for name in plain}) if experts else ALL_LINEAR
     if isinstance(wanted, str):
         names = _matching(wanted, [name for name in linear if name != head])
         if not names:
             raise _refusal(f"the regular expression {wanted!r} matches no module", linear)
+        _refuse_experts(names, experts=experts)
         return names
     missing = [ending for ending in wanted if not any(_ends_with(name, ending) for name in linear)]
     if missing or not wanted:
@@ -43,7 +50,23 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     if head is not None and any(_ends_with(head, ending) for ending in wanted):
         message = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
         raise ConfigError([Problem("adapter.target_modules", message)])
+    _refuse_experts(wanted, experts=experts)
     return list(wanted)
+
+
+def has_stacked_experts(model: Any) -> bool:
+    """Whether experts are stacked in single parameters: transformers/integrations/moe.py."""
+    return any(
+        "Expert" in type(module).__name__ and any(p.dim() == 3 for p in module.parameters(recurse=False))
+        for module in model.modules()
+    )
+
+
+def _refuse_experts(names: Sequence[str], *, experts: bool) -> None:
+    meant = sorted({name.rsplit(".", 1)[-1] for name in names} & EXPERT_PROJECTIONS) if experts else []
+    if meant:
+        message = f"{', '.join(meant)} would mean the stacked experts of this model, which take no adapter here."
+        raise ConfigError([Problem("adapter.target_modules", message)])
 
 
 class Ia3Targets(NamedTuple):

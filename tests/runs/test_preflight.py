@@ -5,7 +5,7 @@ import pytest
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
-from engine.errors import ConfigError, DatasetError, DeviceError, ModelError
+from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.memory.published_shapes import PublishedSizes, published_shape
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
@@ -153,7 +153,7 @@ def test_a_run_larger_than_the_whole_device_is_refused(home, store):
 
 def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(home, store, inspector, monkeypatch):
     def fail(*_args):
-        raise IndexError("a layer like no other")
+        raise MemoryUnknownError("Layers like no others.", "It may train all the same.")
 
     monkeypatch.setattr("engine.runs.preflight.estimate_memory", fail)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)

@@ -1,7 +1,8 @@
 """Targets that match something are passed on, others are refused with what there is."""
 
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError
@@ -71,3 +72,20 @@ def test_ia3_on_every_linear_layer_leaves_the_head_out(model):
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
     assert everything.feedforward_modules == ["down_proj"]
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])
+def test_stacked_experts_take_no_adapter_and_naming_them_is_refused(model_type):
+    config = AutoConfig.for_model(
+        model_type, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=64
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+
+    names = choose_targets(model, AdapterConfig())
+
+    assert {"k_proj", "o_proj", "q_proj", "v_proj"} <= set(names)
+    assert not set(names) & {"gate", "gate_proj", "w1", "down_proj"}
+    if model_type == "qwen2_moe":
+        with pytest.raises(ConfigError, match="experts"):
+            choose_targets(model, AdapterConfig(target_modules=r".*shared_expert\.up_proj"))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
 from ui.draft import read_draft
 from ui.form import Form
@@ -81,7 +82,9 @@ def form() -> Form:
 
 
 def draft_of(form: Form, shape: ModelShape | None, **given: object):
-    services = SimpleNamespace(shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None))
+    services = SimpleNamespace(
+        shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None), devices=list_devices
+    )
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}
     return read_draft(services, form, [values[name] for name in form.names])

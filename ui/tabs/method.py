@@ -1,11 +1,14 @@
 """Method: how the model will learn, how much of it, and what each method needs for this model."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 
+from engine.memory.estimate import Estimator, Verdict
 from engine.memory.methods import MethodNeed, compare_methods
+from engine.memory.several_devices import DeviceShare, share_among
 from ui.draft import Draft
 from ui.errors import shown_as_message
 from ui.page import Page, overridden
@@ -18,6 +21,12 @@ _LEADS = {
     "ia3": "IA3 learns to rescale keys, values and feed-forward activations: very few parameters, a high learning rate.",
     "prefix_tuning": "Prefix tuning learns keys and values that stand before every sequence. It cannot be merged.",
     "none": "Full fine-tuning changes every weight. It needs by far the most memory, and a small learning rate.",
+}
+_FITS: dict[Verdict | None, str] = {
+    "fits": '<span class="yes">yes</span>',
+    "tight": '<span class="tight">tight</span>',
+    "does_not_fit": '<span class="no">no</span>',
+    None: "–",
 }
 _QLORA_LEAD = "QLoRA is LoRA beside a model whose frozen weights are held in four bits."
 
@@ -188,12 +197,35 @@ def render_method_table(draft: Draft) -> str:
         "Pick a row to use it.</p>"
         '<div class="scroll"><table class="plain"><thead><tr><th>Method</th><th class="r">Trains</th>'
         f'<th class="r">Needs, GiB</th><th>Fits {escape(draft.device.name)}</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        + render_shares(_shares(draft))
+    )
+
+
+def _shares(draft: Draft) -> tuple[DeviceShare, ...]:
+    """What each GPU of this machine needs where all of them train together; nothing where there is one or none."""
+    if draft.gpus < 2 or draft.shape is None or draft.device is None or draft.assumed is None:
+        return ()
+    return share_among(Estimator(draft.shape, draft.device), draft.assumed, draft.gpus)
+
+
+def render_shares(shares: Sequence[DeviceShare]) -> str:
+    """The draft on several GPUs, per GPU."""
+    if not shares:
+        return ""
+    rows = "".join(
+        f'<tr class="soft"><td>{share.sharing}<span class="under">{escape(share.meaning)}</span></td>'
+        f"<td class='r'>{gib(share.needed_bytes)}</td><td>{_FITS[share.verdict]}</td></tr>"
+        for share in shares
+    )
+    return (
+        f"<h3>Your draft on all {shares[0].devices} GPUs</h3>"
+        '<div class="scroll"><table class="plain"><thead><tr><th>Together</th><th class="r">Each needs, GiB</th>'
+        f"<th>Fits</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
 def _method_row(need: MethodNeed) -> str:
-    words = {"fits": '<span class="yes">yes</span>', "tight": '<span class="tight">tight</span>', None: "–"}
-    fits = words.get(need.verdict, '<span class="no">no</span>')
+    fits = _FITS[need.verdict]
     if need.why_not:
         fits = f'<span class="soft">{escape(need.why_not)}</span>'
     attributes = pickable(need.method, chosen=need.is_current) if need.overrides else 'class="soft"'

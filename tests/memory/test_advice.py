@@ -1,0 +1,187 @@
+"""What is advised does fit, costs no more than it must, and can be applied; limits are the limits."""
+
+import pytest
+
+from engine.config.load import config_from_mapping, with_overrides
+from engine.errors import ConfigError, EngineError, MemoryUnknownError, ModelError
+from engine.hardware.device import Device
+from engine.inspector.inventory import inventory_of
+from engine.memory.advice import advise
+from engine.memory.estimate import Estimator, estimate_memory
+from engine.memory.limits import largest_that_fits
+from engine.memory.methods import compare_methods
+from engine.memory.several_devices import share_among
+from engine.models.catalog import find_in_catalog
+
+GIB = 2**30
+QWEN = "Qwen/Qwen3-4B"
+
+
+def gpu(gib: float) -> Device:
+    size = int(gib * GIB)
+    return Device("cuda", 0, f"a GPU with {gib} GiB", size, size, supports_bfloat16=True)
+
+
+def mapping(**sections):
+    return {"model": {"id": QWEN}, "dataset": {"source": "-"}} | sections
+
+
+@pytest.fixture(scope="module")
+def shape():
+    return inventory_of(find_in_catalog(QWEN).config)
+
+
+@pytest.mark.parametrize("gib", [4, 6, 8, 12, 16, 24])
+def test_a_change_that_is_said_to_fit_does_when_it_is_applied(shape, gib):
+    plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 2048})
+
+    advice = advise(shape, config_from_mapping(plain), gpu(gib))
+
+    for change in advice.changes:
+        config = config_from_mapping(with_overrides(plain, change.overrides))
+        again = estimate_memory(shape, config, gpu(gib))
+        assert again.needed_bytes == change.needed_bytes
+        assert again.verdict == change.verdict
+
+
+def test_the_combination_leaves_out_what_is_not_needed(shape):
+    plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 4096})
+    device = gpu(8)
+    advice = advise(shape, config_from_mapping(plain), device)
+    combined = max((c for c in advice.changes if c.verdict == "fits"), key=lambda c: len(c.overrides))
+
+    assert len(combined.overrides) > 1
+    parts = [c for c in advice.changes if set(c.overrides) < set(combined.overrides)]
+    for part in parts:
+        fewer = [o for o in combined.overrides if o not in part.overrides]
+        config = config_from_mapping(with_overrides(plain, fewer))
+        assert estimate_memory(shape, config, device).verdict != "fits", f"{part.change} is not needed"
+
+
+@pytest.mark.parametrize("gib", [20, 30, 60])
+def test_the_limits_fit_and_a_little_more_does_not(shape, gib):
+    config = config_from_mapping(mapping(model={"id": QWEN, "quantization": "nf4"}))
+    device = gpu(gib)
+    advice = advise(shape, config, device)
+
+    for field, value in (
+        ("max_length", advice.longest_max_length),
+        ("per_device_train_batch_size", advice.largest_batch_size),
+    ):
+
+        def need(number, field=field):
+            other = config_from_mapping(mapping(model={"id": QWEN, "quantization": "nf4"}, training={field: number}))
+            return Estimator(shape, device).need(other).needed_bytes
+
+        assert need(value) <= device.free_bytes
+        if field == "per_device_train_batch_size" or value < shape.max_position_embeddings:
+            assert need(value + 2 + value // 100) > device.free_bytes
+
+
+def test_where_nothing_fits_there_are_no_limits(shape):
+    advice = advise(shape, config_from_mapping(mapping()), gpu(1))
+
+    assert advice.longest_max_length is None
+    assert advice.largest_batch_size is None
+    assert all(change.verdict != "fits" for change in advice.changes)
+
+
+def test_where_it_fits_what_is_advised_makes_it_faster_or_more_exact(shape):
+    config = config_from_mapping(
+        mapping(model={"id": QWEN, "quantization": "nf4"}, training={"gradient_checkpointing": True})
+    )
+
+    advice = advise(shape, config, gpu(80))
+
+    assert [change.overrides for change in advice.changes][:2] == [
+        ("training.gradient_checkpointing=false",),
+        ("model.quantization=none",),
+    ]
+    assert {change.verdict for change in advice.changes} == {"fits"}
+
+
+@pytest.mark.parametrize(("limit", "answer"), [(0, None), (99, None), (100, 1), (12_345, 123), (10**9, 5_000)])
+def test_the_largest_value_is_found_of_a_need_that_grows(limit, answer):
+    found = largest_that_fits(lambda value: 100 * value, limit, start=700, upper=5_000)
+
+    assert found == answer or (found is not None and answer is not None and answer * 127 / 128 - 1 <= found <= answer)
+
+
+def test_all_methods_stand_side_by_side_and_order_as_they_must(shape):
+    config = config_from_mapping(mapping(training={"gradient_checkpointing": False}))
+    needs = {need.method: need for need in compare_methods(shape, config, gpu(24))}
+
+    assert list(needs) == [
+        "Full fine-tuning", "LoRA", "LoRA on int8", "QLoRA", "QLoRA with checkpointing", "IA3", "Prefix tuning",
+        "Inference only",
+    ]  # fmt: skip
+    figures = {name: need.needed_bytes for name, need in needs.items()}
+    assert figures["QLoRA with checkpointing"] < figures["QLoRA"] < figures["LoRA on int8"]
+    assert figures["LoRA"] < figures["Full fine-tuning"]
+    assert figures["Inference only"] < figures["LoRA"]
+    assert needs["Full fine-tuning"].trainable == shape.num_parameters
+    assert [name for name, need in needs.items() if need.is_current] == ["LoRA"]
+    assert needs["Inference only"].overrides == ()
+
+
+def test_several_devices_hold_less_each_where_they_share(shape):
+    config = config_from_mapping(mapping(adapter={"method": "none"}, training={"gradient_checkpointing": True}))
+    estimator = Estimator(shape, gpu(80))
+    alone = estimator.estimate(config).needed_bytes
+
+    two, eight = share_among(estimator, config, 2), share_among(estimator, config, 8)
+
+    gradients = 4 * shape.num_parameters
+    assert [share.sharing for share in two] == ["DDP", "FSDP"]
+    # Buckets of DDP hold every gradient a second time; the number of devices does not matter.
+    assert two[0].needed_bytes == eight[0].needed_bytes > alone + gradients
+    assert eight[1].needed_bytes < two[1].needed_bytes < alone
+    assert eight[1].needed_bytes > alone / 8
+
+
+def test_a_run_on_several_devices_is_estimated_as_one_of_them(shape):
+    devices = {"run": {"devices": [0, 1], "launcher": "accelerate"}}
+    estimator = Estimator(shape, gpu(80))
+
+    together = estimator.estimate(config_from_mapping(mapping(**devices)))
+
+    ddp = share_among(estimator, config_from_mapping(mapping()), 2)[0]
+    assert together.needed_bytes == ddp.needed_bytes > estimator.estimate(config_from_mapping(mapping())).needed_bytes
+
+
+@pytest.mark.parametrize(
+    ("update", "error"),
+    [
+        ({"adapter": {"r": 10**9}}, ConfigError),
+        ({"training": {"per_device_train_batch_size": 0}}, ConfigError),
+        ({"training": {"max_length": -1}}, ConfigError),
+        ({"adapter": {"target_modules": ["no_such_layer"]}}, ConfigError),
+    ],
+)
+def test_nonsense_gives_a_message_and_no_number(shape, update, error):
+    with pytest.raises(error):
+        estimate_memory(shape, config_from_mapping(mapping(**update)), gpu(8))
+
+
+@pytest.mark.parametrize("size", ["hidden_size", "num_attention_heads", "head_dim", "vocab_size"])
+def test_a_model_without_a_size_gives_a_message_and_no_number(shape, size):
+    with pytest.raises(ModelError, match=size):
+        estimate_memory(shape.model_copy(update={size: 0}), config_from_mapping(mapping()), gpu(8))
+
+
+def test_a_model_unlike_all_others_gives_a_message_and_may_train(shape):
+    norms = tuple(m.model_copy(update={"out_features": -1, "parameters": 0}) for m in shape.modules if m.kind == "norm")
+    strange = shape.model_copy(update={"modules": (*norms, *(m for m in shape.modules if m.kind != "norm"))})
+    broken = strange.model_copy(
+        update={
+            "modules": tuple(
+                m.model_copy(update={"in_features": 0}) if m.name.endswith("down_proj") else m for m in strange.modules
+            )
+        }
+    )
+
+    with pytest.raises(MemoryUnknownError) as caught:
+        estimate_memory(broken, config_from_mapping(mapping()), gpu(8))
+
+    assert isinstance(caught.value, EngineError)
+    assert "may train" in caught.value.fix
