@@ -7,6 +7,7 @@ from engine.paths import LoratoryHome
 from engine.runs.events import FailedData
 from engine.runs.store import RunStore
 from tests.fake_chat import FakeChatSession
+from tests.fake_measurement import FakeMeasurement
 from tests.fake_results import fake_results
 from tests.fakes import FakeInspector, FakeLauncher, a_device
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -29,6 +30,7 @@ def fake_services(root: Path, seconds_per_step: float = 0.25) -> Services:
         chat=FakeChatSession(),  # type: ignore[arg-type]
         checks=DatasetChecks(inspector),  # type: ignore[arg-type]
         results=fake_results(home, seconds_per_step),
+        measure=lambda config, estimate: FakeMeasurement(config, estimate, seconds_per_step),
         devices=lambda: (a_device(),),
     )
 

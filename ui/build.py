@@ -12,6 +12,7 @@ from ui.draft import Draft
 from ui.errors import shown_as_message
 from ui.fit import FitTable
 from ui.form import model_of
+from ui.measure import MeasureStep
 from ui.page import Page, overridden
 from ui.pick import pick_list, picked
 from ui.services import Services
@@ -58,12 +59,14 @@ def build_app(services: Services) -> gr.Blocks:
                     runs_tab = RunsTab(page)
             with gr.Column(scale=3, min_width=320, elem_id="side") as side:
                 panel = gr.HTML(elem_id="panel")
+                measure = MeasureStep(page)
                 advice = pick_list(elem_id="advice")
         page.form.complete()
         page.on_draft(panel, render_side_panel)
         page.on_draft_later(advice, _render_advice)
         for tab in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab):
             tab.wire()
+        measure.wire()
         page.wire(but=("adapter.r",))  # the rank takes alpha along first
         _wire_side_panel(page, side, advice)
         _wire_header(services, header, shown_header)

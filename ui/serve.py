@@ -8,6 +8,7 @@ from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher
+from engine.runs.measurement import MeasurementJob
 from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
@@ -39,6 +40,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         chat=chat,
         checks=DatasetChecks(inspector),
         results=ResultWork.on_this_machine(home),
+        measure=lambda config, estimate: MeasurementJob(home, config, estimate),
     )
     leaving = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -71,4 +73,5 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         supervisor.stop()
         chat.unload()
         services.results.stop_all()
+        services.measurements.stop_all()
         inspector.close()

@@ -6,12 +6,16 @@ from threading import Lock
 
 from engine.chat.session import ChatSession
 from engine.config.model import ModelConfig
+from engine.config.run import RunConfig
 from engine.hardware.devices import Device, list_devices
 from engine.inspector.session import Inspector
+from engine.memory.estimate import MemoryEstimate
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
+from engine.runs.measurement import MeasuredStep
 from engine.runs.store import RunStore
+from ui.background import BackgroundWork, Job
 from ui.checks import DatasetChecks
 from ui.result_work import ResultWork
 
@@ -56,4 +60,6 @@ class Services:
     chat: ChatSession
     checks: DatasetChecks
     results: ResultWork
+    measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
+    measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices

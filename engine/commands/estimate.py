@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from engine.commands.configs import load_config_argument
+from engine.commands.output import ProgressLine
+from engine.config.run import RunConfig
 from engine.hardware.devices import Device, choose_device
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
@@ -13,6 +15,7 @@ from engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
+from engine.runs.measurement import MeasuredStep, MeasurementJob
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 
@@ -31,6 +34,9 @@ def estimate(
     devices: Annotated[
         int, typer.Option("--devices", help="Say also what each of so many equal devices needs.", min=1, max=100_000)
     ] = 1,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Take one worst step on the device, and say what it really took.")
+    ] = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")
     ] = None,
@@ -39,6 +45,8 @@ def estimate(
     """Say how much memory a run needs, in which phase, and what would make it fit."""
     home = LoratoryHome.from_environment()
     run_config = load_config_argument(config, tuple(overrides or ()), home)
+    if measure and memory_gib is not None:
+        raise typer.BadParameter("a step can be measured on a device that is here only; leave out --memory-gib.")
     device = choose_device(run_config.run) if memory_gib is None else _device_with(memory_gib)
     inspector = Inspector(home)
     try:
@@ -48,13 +56,23 @@ def estimate(
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
+    measured = _measure(home, run_config, result) if measure else None
     advice = advise(shape, run_config, device)
     methods = compare_methods(shape, run_config, device)
     if as_json:
+        more = {"measured": measured.model_dump()} if measured is not None else {}
         shared = {"several_devices": [share.model_dump() for share in shares]} if shares else {}
-        typer.echo(json.dumps(estimate_json(result, advice, methods) | shared))
+        typer.echo(json.dumps(estimate_json(result, advice, methods) | shared | more))
     else:
-        typer.echo("\n".join([estimate_text(result, advice, methods), *shares_text(shares)]))
+        typer.echo("\n".join([estimate_text(result, advice, methods), *shares_text(shares), *measured_text(measured)]))
+
+
+def _measure(home: LoratoryHome, config: RunConfig, result: MemoryEstimate) -> MeasuredStep:
+    line = ProgressLine()
+    try:
+        return MeasurementJob(home, config, result).run(lambda progress: line.show(progress.message, progress.fraction))
+    finally:
+        line.clear()
 
 
 def _device_with(memory_gib: float) -> Device:
@@ -128,6 +146,17 @@ def shares_text(shares: tuple[DeviceShare, ...]) -> list[str]:
             f"{share.meaning}"
             for share in shares
         ),
+    ]
+
+
+def measured_text(step: MeasuredStep | None) -> list[str]:
+    """Lines on what one step took; none where it was not asked for."""
+    if step is None:
+        return []
+    return [
+        "",
+        f"Measured on {step.device_name}: {_gib(step.measured_bytes)} GiB, predicted {_gib(step.predicted_bytes)} "
+        f"({step.error:+.1%}), at most {_gib(step.bound_bytes)}; {step.step_seconds:,.2f} s a step.",
     ]
 
 
