@@ -3,20 +3,18 @@
 import argparse
 import gc
 import os
-import socket
 import sys
 
-from engine.errors import DeviceError, EngineError
+from engine.errors import EngineError
 from engine.paths import LoratoryHome
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from engine.serve.address import refuse_unless_usable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until interrupted; returns the exit code."""
     options = _parse(arguments)
     try:
-        _refuse_unless_usable(options.host, options.port)
+        refuse_unless_usable(options.host, options.port)
         home = LoratoryHome.from_environment()
         _prepare_imports()
         from ui.serve import serve
@@ -43,26 +41,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the page in the default browser")
     return parser.parse_args(arguments)
-
-
-def _refuse_unless_usable(host: str, port: int) -> None:
-    if host not in _LOOPBACK:
-        raise DeviceError(
-            f"Loratory has no accounts yet, so it does not listen on {host}, where anyone could use it.",
-            "Keep 127.0.0.1, and reach it from elsewhere through an SSH tunnel.",
-        )
-    if not 0 < port < 65536:
-        raise DeviceError(f"{port} is no port.", "Choose one between 1 and 65535, such as 7860.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise DeviceError(
-                f"Port {port} is in use or not allowed ({error.strerror}).",
-                "Close the other program, or choose another one with --port.",
-            ) from error
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ COMMAND_MODULES = (
     "engine.commands.estimate",
     "engine.commands.runs",
     "engine.commands.chat",
+    "engine.commands.serve",
     "engine.commands.evaluate",
     "engine.commands.export",
     "engine.commands.push",

@@ -1,0 +1,86 @@
+"""`loratory serve`: an OpenAI-compatible endpoint, so that any client can try a run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.chat.contract import ChatTarget, LoadProgress
+from engine.commands.chat import find_target, with_choices
+from engine.commands.output import ProgressLine, print_json
+from engine.config.model import Quantization
+from engine.errors import RunError
+from engine.paths import LoratoryHome, local_owner
+from engine.runs.store import RunStore
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `loratory` program."""
+    app.command("serve")(serve)
+
+
+def serve(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's id, a folder with an adapter or a model, or a model's name.")
+    ],
+    host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes any that is free.")] = 8000,
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint of the run, such as step-40.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Serve the base alone, without what was trained.")] = False,
+    model: Annotated[str | None, typer.Option(help="The base model, where the adapter's own is not here.")] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="none, nf4, fp4 or int8; as the run was trained unless given.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout once clients may come, nothing else.")
+    ] = False,
+) -> None:
+    """Serve a run to any OpenAI client, with its base beside it under the name `base`.
+
+    Ctrl-C ends it and frees the device.
+    """
+    from engine.chat.session import ChatSession
+    from engine.chat.target import plan_load
+    from engine.serve.model import ServedModel
+    from engine.serve.server import Listening, serve_model
+
+    home = LoratoryHome.from_environment()
+    target = with_choices(find_target(run, RunStore(home, local_owner())), checkpoint, model)
+    target = target.model_copy(update={"quantization": quantization})
+    plan = plan_load(target)
+    if base and target.tuned is None:
+        raise RunError("A model is its own base.", "Leave --base out.")
+    if base:
+        target = ChatTarget.of_model(plan.model)
+    name, aliases = _names(target, plan.tuned.name if plan.tuned is not None else "")
+    served = ServedModel(ChatSession(home), target, name, aliases)
+    line = ProgressLine()
+
+    def load() -> None:
+        try:
+            served.load(lambda progress: _show(line, progress))
+        finally:
+            line.clear()
+
+    def listening(where: Listening) -> None:
+        if as_json:
+            print_json({"url": where.url, "models": where.models})
+        else:
+            sys.stderr.write(f"{where.url} answers as {' and '.join(where.models)}. Ctrl-C ends it.\n")
+            sys.stderr.flush()
+
+    serve_model(served, host, port, listening, load)
+
+
+def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
+    """What clients call it: a run by its id, its title or `tuned`; a model by its name."""
+    if target.tuned is not None:
+        return target.tuned.folder.name, (title, "tuned")
+    assert target.model is not None
+    return (Path(target.model.id).name if Path(target.model.id).is_absolute() else target.model.id), ()
+
+
+def _show(line: ProgressLine, progress: LoadProgress) -> None:
+    if progress.phase != "ready":
+        line.show(progress.message, progress.fraction)

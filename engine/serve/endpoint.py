@@ -1,0 +1,227 @@
+"""The OpenAI-compatible endpoint: models and chat completions, whole or streamed."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from engine.chat.contract import ChatRequest
+from engine.errors import DeviceError, EngineError, ModelError
+from engine.serve.answers import CompletionForm, Written, write_answer
+from engine.serve.contract import ChatCompletionRequest, ErrorBody, RefusedRequestError, read_request
+from engine.serve.guard import LocalProgramsOnly
+from engine.serve.model import ServedModel
+
+Result = TypeVar("Result")
+
+MAX_BODY_BYTES = 8_000_000
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def build_endpoint(served: ServedModel) -> Starlette:
+    """Make the application that answers for a model."""
+    endpoint = _Endpoint(served)
+    return Starlette(
+        routes=[
+            Route("/v1/models", endpoint.list_models),
+            Route("/v1/models/{name:path}", endpoint.show_model),
+            Route("/v1/chat/completions", endpoint.complete, methods=["POST"]),
+            Route("/health", endpoint.health),
+        ],
+        middleware=[Middleware(LocalProgramsOnly)],
+        exception_handlers={HTTPException: _answer_http_error},
+    )
+
+
+class _Endpoint:
+    """Handlers of the routes."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+
+    async def list_models(self, _: Request) -> Response:
+        """Every name that answers."""
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._served.offered]})
+
+    async def show_model(self, request: Request) -> Response:
+        """One of them."""
+        name = str(request.path_params["name"])
+        try:
+            self._served.branch(name)
+        except RefusedRequestError as refusal:
+            return _refusal(refusal)
+        return JSONResponse(self._card(name))
+
+    async def health(self, _: Request) -> Response:
+        """What the session does now; an idle model may have made room for a run."""
+        return JSONResponse({"status": self._served.session.state.phase})
+
+    async def complete(self, request: Request) -> Response:
+        """Answer a conversation."""
+        try:
+            asked = read_request(await _read_json(request))
+            branch = self._served.branch(asked.model)
+            # The chat is asked by the very values that the page uses, so that it is asked in the very same words.
+            question = ChatRequest(
+                messages=tuple(message.as_message() for message in asked.messages),
+                branches=(branch,),
+                sampling=asked.sampling(),
+            )
+            return await _unless_gone(self._answer(asked, question), request.receive)
+        except RefusedRequestError as refusal:
+            return _refusal(refusal)
+        except EngineError as error:
+            return _engine_error(error)
+        except ClientGoneError:
+            return Response(status_code=499)  # is sent to nobody
+
+    async def _answer(self, asked: ChatCompletionRequest, question: ChatRequest) -> Response:
+        await self._served.ready()
+        ids = await self._served.prompt_ids(question.messages) if asked.return_token_ids else None
+        form = CompletionForm(asked.model, ids)
+        written = self._write(question, asked.stops)
+        if not asked.stream:
+            text = ""
+            async for last in written:
+                text += last.text
+            return JSONResponse(form.whole(text, last))
+        # What is wrong with the conversation shows before its first token, and then is an answer with a status.
+        first = await anext(written)
+        return _EventStream(_events(form, first, written, with_usage=asked.wants_usage))
+
+    async def _write(self, question: ChatRequest, stops: tuple[str, ...]) -> AsyncGenerator[Written, None]:
+        async with (
+            self._served.room,
+            contextlib.aclosing(write_answer(self._served.session, question, stops)) as answer,
+        ):
+            async for written in answer:
+                yield written
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._served.created, "owned_by": "loratory"}
+
+
+async def _events(
+    form: CompletionForm, first: Written, rest: AsyncGenerator[Written, None], *, with_usage: bool
+) -> AsyncGenerator[str, None]:
+    last = first
+    try:
+        yield _event(form.opening(with_usage=with_usage))
+        if first.text:
+            yield _event(form.piece(first.text, with_usage=with_usage))
+        async for last in rest:
+            if last.text:
+                yield _event(form.piece(last.text, with_usage=with_usage))
+        yield _event(form.closing(last, with_usage=with_usage))
+        if with_usage:
+            yield _event(form.counts(last))
+        yield "data: [DONE]\n\n"
+    except EngineError as error:
+        yield _event(_body(error).as_json())
+    finally:
+        await rest.aclose()  # which stops the model
+
+
+class _EventStream(Response):
+    """Server-sent events, until they end or the client goes away."""
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__()
+        self._events = events
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(ClientGoneError):
+            await _unless_gone(self._send(send), receive)
+
+    async def _send(self, send: Send) -> None:
+        async with contextlib.aclosing(self._events) as events:
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            async for event in events:
+                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+    """Do something for as long as the client waits for it.
+
+    Raises:
+        ClientGoneError: If it does not; the work is cancelled then, with everything that it started.
+    """
+
+    async def wait_until_gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    doing, watching = asyncio.ensure_future(work), asyncio.ensure_future(wait_until_gone())
+    try:
+        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        raise ClientGoneError()
+    finally:
+        for task in (doing, watching):
+            task.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
+
+
+async def _read_json(request: Request) -> Any:
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise RefusedRequestError(
+                f"The body is larger than {MAX_BODY_BYTES // 1_000_000} MB.", code="request_too_large", status=413
+            )
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise RefusedRequestError("The body is no valid JSON.", code="invalid_json") from None
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _refusal(refusal: RefusedRequestError) -> Response:
+    body = ErrorBody(refusal.message, "invalid_request_error", refusal.param, refusal.code)
+    return JSONResponse(body.as_json(), refusal.status)
+
+
+def _engine_error(error: EngineError) -> Response:
+    if isinstance(error, ModelError):
+        return JSONResponse(_body(error).as_json(), 400)
+    # The device is in use, or the process ended: asking again later may help.
+    return JSONResponse(_body(error).as_json(), 503, {"Retry-After": "30"} if isinstance(error, DeviceError) else None)
+
+
+def _body(error: EngineError) -> ErrorBody:
+    kind = "invalid_request_error" if isinstance(error, ModelError) else "server_error"
+    return ErrorBody(f"{error.what} {error.fix}", kind, code=None)
+
+
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {
+        404: "There is no such address here; there are /v1/chat/completions and /v1/models.",
+        405: "This address takes another method.",
+    }
+    message = words.get(error.status_code, error.detail)
+    return JSONResponse(ErrorBody(message, "invalid_request_error").as_json(), error.status_code)

@@ -1,0 +1,135 @@
+"""An endpoint that listens, for the official client to talk to; and a session that says what a test wants."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from engine.chat.contract import ChatChunk, ChatRequest, ChatState, ChatTarget, LoadedModel, PromptView
+from engine.config.model import ModelConfig
+from engine.serve.address import bound_socket
+from engine.serve.endpoint import build_endpoint
+from engine.serve.model import ServedModel
+
+TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
+
+
+class SaidSession:
+    """Says prepared pieces, one token each; remembers what it was asked and whether somebody wanted it to stop.
+
+    Attributes:
+        pieces: What is said.
+        error: Raised instead of the first piece.
+        error_at: Raised instead of the piece of this number.
+        hold: Waited for before each piece but the first.
+        asked: Every request.
+        stopped: Ids of requests that were stopped.
+        ended: How many answers are over.
+    """
+
+    def __init__(self, pieces: tuple[str, ...] = ("Hel", "lo", "."), finish: str = "eos") -> None:
+        self.pieces = pieces
+        self.finish = finish
+        self.error: Exception | None = None
+        self.error_at: tuple[int, Exception] | None = None
+        self.hold: threading.Event | None = None
+        self.asked: list[ChatRequest] = []
+        self.stopped: list[str] = []
+        self.ended = 0
+        self.at_once = 0
+        self.most_at_once = 0
+        self.phase = "empty"
+        self.loads = 0
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> ChatState:
+        return ChatState(phase=self.phase)
+
+    def load(self, target: ChatTarget, on_progress: object = None) -> LoadedModel:
+        self.loads += 1
+        if self.error is not None and self.phase == "empty" and self.loads > 1:
+            raise self.error
+        self.phase = "ready"
+        return LoadedModel(
+            name="org/base",
+            method="LoRA",
+            branches=("base", "tuned"),
+            device="CPU",
+            dtype="float32",
+            quantization="none",
+            weights_bytes=1,
+            adapter_bytes=1,
+            context_length=100,
+            load_seconds=0.0,
+        )
+
+    def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
+        with self._lock:
+            self.asked.append(request)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if self.error is not None:
+                raise self.error
+            for number, piece in enumerate(self.pieces):
+                if self.error_at is not None and number == self.error_at[0]:
+                    raise self.error_at[1]
+                while number and self.hold is not None and not self.hold.wait(0.01):
+                    if request.id in self.stopped:
+                        return
+                yield self._chunk(request, piece, number + 1)
+            yield self._chunk(request, "", len(self.pieces), done=True, finish_reason=self.finish)
+        finally:
+            with self._lock:
+                self.at_once -= 1
+                self.ended += 1
+
+    def stop(self, request_id: str) -> None:
+        self.stopped.append(request_id)
+
+    def prompt(self, messages: object, tools: object = ()) -> PromptView:
+        return PromptView(text="prompt", ids=(1, 2, 3))
+
+    def unload(self) -> None:
+        self.phase = "empty"
+
+    @staticmethod
+    def _chunk(request: ChatRequest, text: str, tokens: int, **values: object) -> ChatChunk:
+        branch = request.branches[0]
+        return ChatChunk(branch=branch, text=text, tokens=tokens, tokens_per_second=1.0, prompt_tokens=7, **values)
+
+
+@contextlib.contextmanager
+def listening(served: ServedModel) -> Iterator[str]:
+    """Load and serve; gives the base URL that clients take."""
+    served.load()
+    bound = bound_socket("127.0.0.1", 0)
+    config = uvicorn.Config(
+        build_endpoint(served),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        bound.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)

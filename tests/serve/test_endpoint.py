@@ -1,0 +1,278 @@
+"""What clients get, with the official one asking, and a session that says what the test wants."""
+
+import json
+import threading
+
+import openai
+import pytest
+from openai import OpenAI
+
+from engine.errors import DeviceError, ModelError, RunError, WorkerError
+from engine.serve.model import ServedModel
+from tests.serve.running import TARGET, SaidSession, listening, wait_for
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def session() -> SaidSession:
+    return SaidSession()
+
+
+@pytest.fixture
+def url(session):
+    with listening(ServedModel(session, TARGET, "my-run", ("My title", "tuned"))) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url) -> OpenAI:
+    return OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=20)
+
+
+def ask(client, **values):
+    return client.chat.completions.create(**{"model": "my-run", "messages": HI, **values})
+
+
+def test_run_and_base_are_listed(client):
+    assert [model.id for model in client.models.list()] == ["my-run", "base"]
+    assert client.models.retrieve("base").owned_by == "loratory"
+    with pytest.raises(openai.NotFoundError, match="does not exist here; there are my-run, base"):
+        client.models.retrieve("gpt-5")
+
+
+@pytest.mark.parametrize(
+    ("name", "branch"),
+    [("my-run", "tuned"), ("My title", "tuned"), ("tuned", "tuned"), ("base", "base"), ("org/base", "base")],
+)
+def test_the_model_decides_who_answers(client, session, name, branch):
+    answer = ask(client, model=name)
+
+    assert answer.model == name
+    assert session.asked[0].branches == (branch,)
+
+
+def test_a_whole_answer_has_text_reason_and_counts(client):
+    answer = ask(client)
+
+    (choice,) = answer.choices
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "Hello.", "stop")
+    assert answer.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"}) == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+    }
+    assert answer.object == "chat.completion"
+
+
+def test_a_stream_says_the_same_piece_by_piece(client):
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+
+    assert [chunk.choices[0].delta.content for chunk in chunks if chunk.choices] == ["", "Hel", "lo", ".", None]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices] == [None] * 4 + ["stop"]
+    assert chunks[-1].usage.total_tokens == 10
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_a_stream_begins_before_the_answer_ends(client, session):
+    session.hold = threading.Event()
+    stream = iter(ask(client, stream=True))
+
+    assert next(stream).choices[0].delta.role == "assistant"
+    assert next(stream).choices[0].delta.content == "Hel"
+    assert session.ended == 0
+    session.hold.set()
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "lo."
+
+
+@pytest.mark.parametrize(("reason", "finish"), [("eos", "stop"), ("length", "length"), ("context", "length")])
+def test_the_reason_of_the_end_is_said_in_openais_words(client, session, reason, finish):
+    session.finish = reason
+
+    assert ask(client).choices[0].finish_reason == finish
+
+
+def test_settings_arrive_as_the_chat_knows_them(client, session):
+    ask(
+        client,
+        temperature=0.5,
+        top_p=0.25,
+        max_tokens=9,
+        seed=-1,
+        extra_body={"top_k": 5, "repetition_penalty": 1.5},
+    )
+    ask(client, max_completion_tokens=3, max_tokens=9, top_p=0, extra_body={"top_k": -1})
+    ask(client, temperature=None, stop=None, n=1, user="me", frequency_penalty=0, tools=[], logprobs=False)
+
+    first, second, third = (request.sampling for request in session.asked)
+    assert (first.temperature, first.top_p, first.max_new_tokens, first.seed) == (0.5, 0.25, 9, 2**32 - 1)
+    assert (first.top_k, first.repetition_penalty) == (5, 1.5)
+    assert (second.max_new_tokens, second.top_k) == (3, 0)
+    assert 0 < second.top_p < 1e-3
+    assert third == type(third)()
+
+
+def test_messages_arrive_as_the_chat_knows_them(client, session):
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    ask(
+        client,
+        messages=[
+            {"role": "developer", "content": "Be short."},
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "42", "tool_call_id": "c1"},
+        ],
+    )
+
+    system, user, assistant, tool = session.asked[0].messages
+    assert (system.role, system.content) == ("system", "Be short.")
+    assert user.content == "one two"
+    assert (assistant.content, assistant.tool_calls[0].name) == ("", "look")
+    assert (tool.role, tool.content, tool.tool_call_id) == ("tool", "42", "c1")
+
+
+@pytest.mark.parametrize("stop", ["lo", ["nothing", "lo"], ["Hello.", "lo"]])
+def test_stop_texts_end_the_answer_and_are_not_shown(client, session, stop):
+    session.pieces = ("He", "l", "l", "o", " and more", " and more")
+
+    answer = ask(client, stop=stop)
+
+    assert answer.choices[0].message.content == "Hel"
+    assert answer.choices[0].finish_reason == "stop"
+    assert session.stopped == [session.asked[0].id]
+    wait_for(lambda: session.ended == 1)
+
+
+def test_stop_texts_hold_in_streams_too(client, session):
+    session.pieces = ("a", "\n", "\n", "b")
+
+    shown = [chunk.choices[0].delta.content for chunk in ask(client, stream=True, stop="\n\n")]
+
+    assert shown == ["", "a", None]
+
+
+def test_the_ids_of_the_prompt_are_given_to_who_asks(client):
+    assert ask(client, extra_body={"return_token_ids": True}).model_extra["prompt_token_ids"] == [1, 2, 3]
+    first = next(iter(ask(client, stream=True, extra_body={"return_token_ids": True})))
+    assert first.model_extra["prompt_token_ids"] == [1, 2, 3]
+    assert "prompt_token_ids" not in ask(client).model_extra
+
+
+REFUSED = [
+    ({"n": 2}, "n", "unsupported_parameter"),
+    ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+    ({"temperature": 9}, "temperature", "invalid_value"),
+    ({"top_p": 2}, "top_p", "invalid_value"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+    ({"stop": [str(number) for number in range(17)]}, "stop", "invalid_value"),
+    ({"messages": []}, "messages", "invalid_value"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
+]
+
+
+@pytest.mark.parametrize(("values", "param", "code"), REFUSED, ids=[case[1] for case in REFUSED])
+def test_what_cannot_be_done_is_refused_by_name(client, session, values, param, code):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **values)
+
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert caught.value.type == "invalid_request_error"
+    assert session.asked == []
+
+
+def test_pictures_are_refused(client, session):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    with pytest.raises(openai.BadRequestError):
+        ask(client, messages=[{"role": "user", "content": [picture]}])
+
+
+def test_an_unknown_model_is_not_found(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        ask(client, model="gpt-5")
+    assert caught.value.code == "model_not_found"
+
+
+ENGINE_ERRORS = [
+    (ModelError("The conversation takes 120 tokens, and it holds 100.", "Shorten it."), openai.BadRequestError),
+    (WorkerError("The process ended.", "Try again."), openai.InternalServerError),
+    (RunError("The model was unloaded while it answered.", "Load it again."), openai.InternalServerError),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("error", "kind"), ENGINE_ERRORS)
+def test_what_goes_wrong_before_the_first_token_has_a_status(client, session, error, kind, stream):
+    session.error = error
+
+    with pytest.raises(kind) as caught:
+        ask(client, stream=stream)
+    assert f"{error.what} {error.fix}" in str(caught.value)
+
+
+def test_what_goes_wrong_in_the_middle_ends_the_stream_with_an_error(client, session):
+    session.error_at = (2, WorkerError("The process ended.", "Try again."))
+    shown = []
+
+    with pytest.raises(openai.APIError, match="The process ended"):
+        shown.extend(chunk.choices[0].delta.content for chunk in ask(client, stream=True))
+    assert shown == ["", "Hel", "lo"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_stops_the_model(url, session, stream):
+    import http.client
+    from urllib.parse import urlsplit
+
+    session.hold = threading.Event()
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    body = json.dumps({"model": "my-run", "messages": HI, "stream": stream})
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    wait_for(lambda: len(session.asked) == 1)
+    assert session.stopped == []
+
+    connection.sock.close()
+
+    wait_for(lambda: session.stopped == [session.asked[0].id])
+    wait_for(lambda: session.ended == 1)
+
+
+def test_many_clients_are_answered_and_few_at_a_time(url, session):
+    def one() -> None:
+        answer = ask(OpenAI(base_url=url, api_key="x", max_retries=0))
+        assert answer.choices[0].message.content == "Hello."
+
+    session.hold = threading.Event()
+    threads = [threading.Thread(target=one) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: session.at_once == 16)
+    session.hold.set()
+    for thread in threads:
+        thread.join(30)
+
+    assert session.ended == 20
+    assert session.most_at_once == 16
+
+
+def test_a_model_that_made_room_for_a_run_is_loaded_again(client, session):
+    session.unload()
+
+    assert ask(client).choices[0].message.content == "Hello."
+    assert session.loads == 2
+
+
+def test_a_device_in_use_is_said_with_when_to_come_back(client, session):
+    session.unload()
+    session.error = DeviceError("The CPU is in use for training (a run).", "Wait until it is free.")
+
+    with pytest.raises(openai.InternalServerError, match="in use for training") as caught:
+        ask(client)
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["retry-after"] == "30"

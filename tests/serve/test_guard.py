@@ -1,0 +1,95 @@
+"""Programs on this computer are answered; pages of other sites are not."""
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+import pytest
+
+from engine.serve.model import ServedModel
+from tests.serve.running import TARGET, SaidSession, listening
+
+BODY = json.dumps({"model": "my-run", "messages": [{"role": "user", "content": "Hi"}]})
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def place():
+    with listening(ServedModel(SaidSession(), TARGET, "my-run")) as url:
+        yield urlsplit(url).netloc
+
+
+def ask(place: str, method: str = "POST", path: str = "/v1/chat/completions", body=BODY, **headers: str):
+    connection = http.client.HTTPConnection(place, timeout=10)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return response.status, response.read(), dict(response.getheaders())
+
+
+def test_a_program_is_answered(place):
+    assert ask(place, **JSON)[0] == 200
+    assert ask(place, Host="localhost:9", **JSON)[0] == 200
+    assert ask(place, **{"Content-Type": "application/json; charset=utf-8"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:3000"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Host": "rebound.evil.example"},
+        {"Host": "127.0.0.1.evil.example:80"},
+        {"Host": ""},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/models")])
+def test_a_page_of_another_site_is_not(place, headers, method, path):
+    status, body, answered = ask(place, method, path, **{**JSON, **headers})
+
+    assert status == 403
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    assert not [name for name in answered if name.lower().startswith("access-control")]
+
+
+def test_a_form_cannot_ask(place):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+        assert ask(place, **{"Content-Type": kind})[0] == 415
+
+
+def test_a_preflight_is_answered_without_a_permission(place):
+    status, _, headers = ask(
+        place,
+        "OPTIONS",
+        body=None,
+        Origin="https://evil.example",
+        **{"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"},
+    )
+
+    assert status == 403
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/", None, 404),
+        ("POST", "/v1/completions", BODY, 404),
+        ("GET", "/v1/chat/completions", None, 405),
+        ("POST", "/v1/chat/completions", "{", 400),
+        ("POST", "/v1/chat/completions", "[]", 400),
+        ("POST", "/v1/chat/completions", "[" * 100_000, 400),
+        ("POST", "/v1/chat/completions", " " * 8_000_001, 413),
+    ],
+)
+def test_every_mistake_has_openais_form(place, method, path, body, status):
+    answered, content, _ = ask(place, method, path, body, **JSON)
+
+    assert answered == status
+    assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_health_says_what_the_model_does(place):
+    assert json.loads(ask(place, "GET", "/health", None)[1]) == {"status": "ready"}
