@@ -1,0 +1,89 @@
+"""`loratory serve`, without a model: what it is asked to load, where it may listen, and what it says."""
+
+import json
+import socket
+
+import pytest
+
+from engine.cli import run_command
+from engine.config.load import config_from_mapping
+from engine.paths import local_owner
+from engine.runs.store import RunStore
+from engine.serve.server import Listening
+from tests.chat.tiny_adapters import lora, make_adapter
+
+MODULES = ("engine.commands.serve", "engine.commands.presets")
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What would have been served."""
+    calls = []
+
+    def note(model, host, port, on_listening, load):
+        calls.append((model, host, port))
+        on_listening(Listening(f"http://{host}:{port}/v1", (model.name, "base")))
+
+    monkeypatch.setattr("engine.serve.server.serve_model", note)
+    return calls
+
+
+@pytest.fixture
+def run_id(home, tiny_model_folder) -> str:
+    values = {
+        "model": {"id": str(tiny_model_folder)},
+        "dataset": {"source": "sample:x"},
+        "run": {"name": "my run"},
+    }
+    run = RunStore(home, local_owner()).create(config_from_mapping(values))
+    make_adapter(tiny_model_folder, run.folder.adapter, lora())
+    return run.id
+
+
+def test_a_run_is_served_under_its_id_and_says_where(served, run_id, capsys):
+    assert run_command(["serve", run_id, "--port", "8123", "--json"], MODULES) == 0
+
+    ((model, host, port),) = served
+    assert (model.name, tuple(model.aliases)) == (run_id, ("my run", "tuned"))
+    assert model.target.tuned.folder.name == run_id
+    assert (host, port) == ("127.0.0.1", 8123)
+    assert json.loads(capsys.readouterr().out) == {"url": "http://127.0.0.1:8123/v1", "models": [run_id, "base"]}
+
+
+def test_people_read_it_on_stderr(served, run_id, capsys):
+    assert run_command(["serve", run_id], MODULES) == 0
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"http://127.0.0.1:8000/v1 answers as {run_id} and base." in shown.err
+
+
+def test_the_base_alone_is_served_without_the_adapter(served, run_id, tiny_model_folder):
+    assert run_command(["serve", run_id, "--base"], MODULES) == 0
+
+    ((model, _, _),) = served
+    assert model.target.tuned is None
+    assert model.name == tiny_model_folder.name
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_anything_starts(served, run_id, capsys):
+    assert run_command(["serve", run_id, "--checkpoint", "step-9"], MODULES) == 1
+    assert "has no checkpoint 'step-9' that is whole" in capsys.readouterr().err
+    assert served == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org", "::"])
+def test_other_hosts_are_refused_as_by_the_page(run_id, host, capsys):
+    for port in ("8000", "0"):
+        assert run_command(["serve", run_id, "--host", host, "--port", port], MODULES) == 1
+        assert f"does not listen on {host}, where anyone could use it" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(run_id, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        assert run_command(["serve", run_id, "--port", str(port)], MODULES) == 1
+    assert f"Port {port} is in use or not allowed" in capsys.readouterr().err
