@@ -53,6 +53,9 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     """Build the component of any described field, such as one of `SamplingConfig`."""
     default = None if field.is_required() else field.default
     shared: dict[str, Any] = {"label": field.title, "info": field.description, **presentation}
+    several = _several_of(field.annotation)
+    if several:
+        return gr.CheckboxGroup(**{"choices": several, "value": list(default or ()), **shared})
     kind = _plain_type(field.annotation)
     lower, upper = _bounds(field)
     if get_origin(kind) is Literal:
@@ -69,6 +72,14 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     if isinstance(default, tuple):
         default = ", ".join(default)
     return gr.Textbox(**{"value": default, "lines": 1, "max_lines": 1, **shared})
+
+
+def _several_of(annotation: Any) -> list[str]:
+    """The names to choose from, where any number of them may be chosen."""
+    members = get_args(annotation)
+    if get_origin(annotation) is not tuple or get_origin(members[0]) is not Literal:
+        return []
+    return [str(value) for value in get_args(members[0])]
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -16,6 +16,7 @@ Optimizer = Literal[
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
 ]
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
 MAX_STEPS_BOUND = 10_000_000
 
@@ -144,5 +145,12 @@ class TrainingConfig(Section):
         False,
         label="Keep the best",
         help="Ends with the weights of the lowest held-out loss instead of the last ones. Stopping early always does.",
+        advanced=True,
+    )
+    report_to: tuple[TrackerName, ...] = setting(
+        (),
+        label="Trackers",
+        help="Where else the curves go. tensorboard and trackio keep them on this machine; wandb sends them, with all "
+        "settings, to Weights & Biases. Each needs its own package (the `trackers` extra).",
         advanced=True,
     )

@@ -1,5 +1,6 @@
 """What can be known before a run starts: whatever cannot work is refused here, while nothing has been made yet."""
 
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -102,7 +103,7 @@ class Preflight:
             DatasetError: If the dataset cannot be read, or teaches nothing.
         """
         devices = choose_from(tuple(self._devices()), config.run)
-        problems = [*pair_problems(config), *device_problems(config, devices[0])]
+        problems = [*pair_problems(config), *device_problems(config, devices[0]), *_absent_trackers(config)]
         if problems:
             raise ConfigError(problems)
         on_progress("Looking for the model.")
@@ -169,6 +170,14 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
             message = "float16 trains on CUDA devices only, and this run would use the CPU; auto chooses what it can."
             problems.append(Problem("model.compute_dtype", message))
     return problems
+
+
+def _absent_trackers(config: RunConfig) -> list[Problem]:
+    return [
+        Problem("training.report_to", f"{name} is not installed here; `pip install {name}` brings it.")
+        for name in config.training.report_to
+        if importlib.util.find_spec(name) is None
+    ]
 
 
 def _refuse_data_without_lessons(config: RunConfig, report: DatasetReport) -> None:

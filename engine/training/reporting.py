@@ -23,6 +23,7 @@ from engine.runs.events import (
     WarningData,
 )
 from engine.training.failure import is_disk_full
+from engine.training.trackers import Trackers
 from engine.training.trainer import HeldOutLoss, LoggedStep
 
 RESERVE_FILE = ".reserve"
@@ -50,6 +51,7 @@ class RunEvents:
         self._check_cancel = check_cancel
         self.last_seq = 0
         self.predicted_bytes: int | None = None
+        self.trackers = Trackers({}, self.warn)
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
 
@@ -80,6 +82,16 @@ class RunEvents:
                 memory_bytes=memory_now_bytes(),
             )
         )
+        self.trackers.log(
+            step.step,
+            {
+                "train/loss": step.loss,
+                "train/learning_rate": step.learning_rate,
+                "train/grad_norm": step.grad_norm,
+                "train/epoch": step.epoch,
+                "train/tokens_per_second": step.tokens_per_second,
+            },
+        )
 
     def held_out(self, step: int, measured: HeldOutLoss, *, adapter_disabled: bool = False) -> None:
         """A measurement of the held-out loss."""
@@ -93,6 +105,7 @@ class RunEvents:
                 adapter_disabled=adapter_disabled,
             )
         )
+        self.trackers.log(step, {"eval/loss": measured.loss})
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """A complete checkpoint now stands."""
@@ -158,7 +171,8 @@ class RunEvents:
         self.last_seq = self._writer.append(data).seq
 
     def close(self) -> None:
-        """Give the reserve back."""
+        """Let trackers finish, and give the reserve back."""
+        self.trackers.finish()
         with contextlib.suppress(OSError):
             self._reserve.unlink()
         self._writer.close()
@@ -170,6 +184,7 @@ class SilentEvents(RunEvents):
     def __init__(self) -> None:
         self.last_seq = 0
         self.predicted_bytes = None
+        self.trackers = Trackers({}, self.warn)
 
     def say(self, data: AnyEventData) -> None:
         """Say nothing."""

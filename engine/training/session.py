@@ -18,7 +18,7 @@ from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import Checkpoint, is_intact, list_checkpoints, newest_intact
 from engine.runs.events import DataReportData, ParametersData, ResumedData
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import RunFolder
 from engine.training import checkpoint as checkpoints
 from engine.training import faults
@@ -34,7 +34,8 @@ from engine.training.precision import Precision, choose_precision
 from engine.training.reporting import RunEvents
 from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
-from engine.training.trained_state import load_trained, save_adapter
+from engine.training.trackers import start_trackers
+from engine.training.trained_state import count_parameters, load_trained, save_adapter
 from engine.training.trainer import HeldOutLoss, LoggedStep, LoratoryTrainer, TrainerHooks
 from engine.training.warm_start import find_warm_start, load_warm_start
 
@@ -98,6 +99,8 @@ class TrainingSession:
         config, events = self._config, self._events
         placement = choose_placement(config)
         self._meet(placement)
+        if self._companions.is_first:
+            events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
         resumed_from = self._find_checkpoint()
         precision = choose_precision(config, placement.device)
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
@@ -331,15 +334,6 @@ class TrainingSession:
         if found is not None and is_intact(found):
             load_trained(trainer.model, found.folder)
             self._events.status("saving", f"Going back to step {best:,}, whose held-out loss was the lowest.")
-
-
-def count_parameters(model: Any) -> tuple[int, int]:
-    """Trainable parameters and all of them, packed weights counted as what they hold, as PEFT counts."""
-    if hasattr(model, "get_nb_trainable_parameters"):
-        trainable, total = model.get_nb_trainable_parameters()
-        return int(trainable), int(total)
-    total = sum(p.numel() for p in model.parameters())
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), total
 
 
 def home_of(folder: Path) -> LoratoryHome:

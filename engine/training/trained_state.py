@@ -69,3 +69,12 @@ def load_trained(model: Any, checkpoint: Path) -> None:
 
 def _is_adapter(model: Any) -> bool:
     return hasattr(model, "peft_config")
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Trainable parameters and all of them, packed weights counted as what they hold, as PEFT counts."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    total = sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), total

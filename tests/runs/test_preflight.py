@@ -188,3 +188,14 @@ def test_progress_is_said_in_words(preflight):
     said: list[str] = []
     preflight.check(config(), said.append)
     assert said == ["Looking for the model.", "Measuring the model.", "Checking the data."]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspector, monkeypatch):
+    monkeypatch.setattr("engine.runs.preflight.importlib.util.find_spec", lambda name: None)
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+    with pytest.raises(ConfigError) as caught:
+        preflight.check(config(training={"report_to": ["wandb"]}))
+
+    assert [problem.field for problem in caught.value.problems] == ["training.report_to"]
+    assert "pip install wandb" in caught.value.problems[0].message
