@@ -40,6 +40,7 @@ class CardFacts:
     provenance: Provenance | None = None
     evaluation: EvaluationResult | None = None  # None where nothing was measured
     license: str | None = None  # of the base, as the Hub writes it; None where it is not known here
+    last_step: int | None = None  # where a checkpoint stands in its run; None for the run's end
 
 
 class CurvePoint(NamedTuple):
@@ -87,6 +88,7 @@ def gather_facts(
         provenance=read_provenance(of_run) if of_run is not None else None,
         evaluation=read_evaluation(run, checkpoint) if run is not None else None,
         license=_license_of(base, base_folder),
+        last_step=_step_of(checkpoint),
     )
 
 
@@ -104,12 +106,21 @@ def hub_datasets(dataset: DatasetConfig) -> tuple[str, ...]:
     )
 
 
-def loss_curve(history: RunHistory, points: int = 10) -> tuple[CurvePoint, ...]:
+def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 10) -> tuple[CurvePoint, ...]:
     """The curve in a few rows, evenly spread, with the held-out loss that was measured last at each of them.
 
-    The training loss of a row is the mean over the steps since the row before it.
+    Args:
+        history: Of the run.
+        last_step: Where the curve ends; None takes all of it.
+        points: Rows at most.
+
+    Returns:
+        The training loss of a row is the mean over the logged steps since the row before it.
     """
     steps, losses = history.steps.steps, history.steps.losses
+    if last_step is not None:
+        losses = losses[steps <= last_step]
+        steps = steps[steps <= last_step]
     if not len(steps):
         return ()
     rows = []
@@ -134,6 +145,11 @@ def _spread(count: int, points: int) -> Sequence[int]:
     """Positions of the last element of each of so many equal stretches of `count` elements."""
     wanted = min(count, points)
     return [round((part + 1) * count / wanted) - 1 for part in range(wanted)]
+
+
+def _step_of(checkpoint: str | None) -> int | None:
+    number = (checkpoint or "").removeprefix("step-")
+    return int(number) if number.isdecimal() else None
 
 
 def _data_name(source: str) -> str:

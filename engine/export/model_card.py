@@ -44,7 +44,7 @@ def write_card(facts: CardFacts) -> str:
         f"## Use\n\n```python\n{code}{_USE_CODE}```\n",
         "The chat template that it was trained with is part of the tokenizer.\n",
         *(_training(facts.config, facts) if facts.config is not None else ()),
-        *(_curve(facts.history) if facts.history is not None else ()),
+        *(_curve(facts.history, facts.last_step) if facts.history is not None else ()),
         *(_evaluation(facts.evaluation) if facts.evaluation is not None else ()),
         _license(facts),
     ]
@@ -88,7 +88,7 @@ def _training(config: RunConfig, facts: CardFacts) -> tuple[str, ...]:
         ("Batch", f"{training.per_device_train_batch_size * training.gradient_accumulation_steps}"),
         ("Longest row", f"{training.max_length:,} tokens"),
         ("Seed", f"{training.seed}"),
-        *_result_rows(facts.history),
+        *_result_rows(facts.history, facts.last_step),
     ]
     versions = facts.provenance.libraries if facts.provenance is not None else {}
     if versions:
@@ -123,20 +123,22 @@ def _method_rows(config: RunConfig) -> list[tuple[str, str]]:
     return []
 
 
-def _result_rows(history: RunHistory | None) -> list[tuple[str, str]]:
+def _result_rows(history: RunHistory | None, last_step: int | None) -> list[tuple[str, str]]:
     if history is None:
         return []
-    rows = [("Steps", f"{history.last_step:,}")] if history.last_step else []
-    if history.tuned_evals:
-        last = history.tuned_evals[-1].eval_loss
+    steps = last_step or history.last_step
+    rows = [("Steps", f"{steps:,}")] if steps else []
+    measured = [point for point in history.tuned_evals if last_step is None or point.step <= last_step]
+    if measured:
+        last = measured[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
         perplexity = math.exp(min(last, _LONGEST_LOSS))
         rows.append(("Held-out loss", f"{last:.4f} (perplexity {perplexity:.2f}){before}"))
     return rows
 
 
-def _curve(history: RunHistory) -> tuple[str, ...]:
-    points = loss_curve(history)
+def _curve(history: RunHistory, last_step: int | None) -> tuple[str, ...]:
+    points = loss_curve(history, last_step)
     if len(points) < 2:
         return ()
     rows = "\n".join(f"| {point.step:,} | {_loss(point.loss)} | {_loss(point.held_out_loss)} |" for point in points)

@@ -1,0 +1,149 @@
+"""The card tells what a stranger wants to know, in the Hub's own form, and nothing of this machine."""
+
+import yaml
+from huggingface_hub import ModelCard
+
+from engine.chat.contract import ChatTarget
+from engine.chat.target import plan_load
+from engine.config.load import config_from_mapping
+from engine.evaluation.contract import BranchLoss, EvaluationResult, MeanScores, evaluation_file
+from engine.export.card_facts import data_names, gather_facts, hub_datasets, loss_curve
+from engine.export.model_card import write_card
+from engine.paths import local_owner
+from engine.runs.history import read_history
+from engine.runs.store import RunStore
+from tests.invented_runs import InventedRun, a_config, write_run
+
+
+def make_run(home, **changes):
+    run = write_run(RunStore(home, local_owner()), a_config(**changes), InventedRun())
+    folder = run.folder.adapter
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}'
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return run
+
+
+def card_of(run, kind="adapter", checkpoint=None, base="HuggingFaceTB/SmolLM2-135M-Instruct", **values) -> str:
+    plan = plan_load(ChatTarget.of_run(run.folder.path))
+    facts = gather_facts(
+        plan,
+        kind,
+        "ada/my-run",
+        base,
+        **{"base_is_on_hub": True, "run": run.folder.path, "checkpoint": checkpoint, **values},
+    )
+    return write_card(facts)
+
+
+def evaluate(run, checkpoint=None) -> None:
+    result = EvaluationResult(
+        losses={"base": BranchLoss.of(2.0, 100), "tuned": BranchLoss.of(1.0, 100)},
+        rows=40,
+        scores={
+            "base": MeanScores(exact=0.0, rouge_l=0.2, chrf=0.25, rows=20),
+            "tuned": MeanScores(exact=0.5, rouge_l=0.75, chrf=0.8, rows=20),
+        },
+    )
+    file = evaluation_file(run.folder.path, checkpoint)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(result.model_dump_json())
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_hub_reads_base_licence_and_tags(home):
+    card = card_of(make_run(home))
+
+    data = ModelCard(card).data
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data.license == "apache-2.0"
+    assert data.library_name == "peft"
+    assert data.pipeline_tag == "text-generation"
+    assert data.tags == ["loratory", "lora"]
+    assert front_matter(card)["base_model_relation"] == "adapter"
+    merged = front_matter(card_of(make_run(home), kind="merged"))
+    assert (merged["library_name"], merged["base_model_relation"]) == ("transformers", "finetune")
+
+
+def test_settings_curve_and_result_are_told(home):
+    card = card_of(make_run(home, training__learning_rate=3e-4, adapter__r=24, adapter__lora_alpha=48))
+
+    for told in ("sample:loratory-faq", "24, 48", "0.0003, cosine", "120 steps", "torch 2.13.0", "Held-out loss"):
+        assert told in card
+    rows = [line for line in card.splitlines() if line.startswith(("| 1", "| 2"))]
+    assert len(rows) >= 3
+    assert "| Step | Loss | Held-out loss |" in card
+
+
+def test_an_evaluation_is_told_with_base_and_tuned_side_by_side(home):
+    run = make_run(home)
+    assert "## Evaluation" not in card_of(run)
+
+    evaluate(run)
+
+    card = card_of(run)
+    assert "Measured on 40 held-out rows, answers on 20 of them." in card
+    assert "| Base | 2.0000 | 7.39 | 0% | 0.200 | 0.250 |" in card
+    assert "| This | 1.0000 | 2.72 | 50% | 0.750 | 0.800 |" in card
+
+
+def test_a_checkpoint_tells_of_itself_and_not_of_the_end(home):
+    run = make_run(home)
+    evaluate(run)
+
+    card = card_of(run, checkpoint="step-40")
+
+    assert "## Evaluation" not in card
+    assert "| Steps | 40 |" in card
+    last = [line for line in card.split("| Step |")[1].splitlines() if line.startswith("| ")][-1]
+    assert last.startswith("| 40 |")
+
+
+def test_the_curve_holds_the_mean_of_each_stretch(home):
+    history = read_history(make_run(home).folder.events)
+
+    curve = loss_curve(history, points=4)
+
+    assert [point.step for point in curve] == [30, 60, 90, 120]
+    losses = history.steps.losses
+    assert abs(curve[1].loss - losses[30:60].mean()) < 1e-9
+    assert len(loss_curve(history, points=1000)) == len(losses)
+
+
+def test_data_is_told_without_its_folder():
+    def named(source: str, **mix: float):
+        values = {"model": {"id": "m"}, "dataset": {"source": source, "mix": mix}}
+        return config_from_mapping(values).dataset
+
+    assert data_names(named("/home/ada/secret/rows.jsonl")) == ("rows.jsonl",)
+    assert data_names(named("secret/rows.csv.gz")) == ("rows.csv.gz",)
+    assert data_names(named("C:\\Users\\ada\\rows.jsonl")) == ("rows.jsonl",)
+    assert data_names(named("~/rows")) == ("rows",)
+    assert data_names(named("org/data", **{"sample:x": 1.0})) == ("org/data", "sample:x")
+    assert hub_datasets(named("org/data", **{"/home/ada/x.jsonl": 1.0})) == ("org/data",)
+    assert hub_datasets(named("sample:loratory-faq")) == ()
+
+
+def test_the_licence_of_a_local_base_comes_from_its_own_card(home, tmp_path):
+    run = make_run(home)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
+
+    known = card_of(run, base="my-base", base_is_on_hub=False, base_folder=tmp_path)
+    unknown = card_of(run, base="my-base", base_is_on_hub=False, base_folder=tmp_path / "none")
+
+    assert front_matter(known)["license"] == "mit"
+    assert "base_model" not in front_matter(known)
+    assert "license" not in front_matter(unknown)
+    assert "The base model `my-base` has a licence of its own" in unknown
+
+
+def test_a_name_cannot_break_out_of_its_place(home):
+    card = card_of(make_run(home, run__name="a | b"))
+
+    assert "# a \\| b" in card
+    assert ModelCard(card).data.library_name == "peft"

@@ -1,0 +1,286 @@
+"""A push from end to end: exported, verified, sent by a process of its own, and nothing of it where it does not belong."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from engine.chat.contract import ChatTarget
+from engine.config.load import config_from_mapping, config_to_yaml
+from engine.config.push import PushConfig
+from engine.errors import HubUnreachableError, ModelError, PushError, RunError
+from engine.export.contract import ExportResult, Verification
+from engine.export.folder import list_files
+from engine.export.push_contract import PushRequest
+from engine.export.push_job import PushJob
+from engine.processes.json_lines import CancelledRequestError
+from tests.chat.tiny_adapters import lora, make_adapter
+from tests.export.hub_stand_in import TOKEN, Fault, HubStandIn
+from tests.export.push_folders import ADAPTER_FILES, adapter_folder
+
+NAME = "ada/my-adapter"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with HubStandIn() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.address)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = config_from_mapping(
+        {
+            "model": {"id": str(tiny_model_folder)},
+            "dataset": {"source": "/home/somebody/secret-data/rows.jsonl"},
+            "run": {"name": "my run"},
+        }
+    )
+    make_adapter(tiny_model_folder, folder / "adapter", lora())
+    (folder / "config.yaml").write_text(config_to_yaml(config))
+    return folder
+
+
+class QuickExport:
+    """Writes what an export writes, without loading a model."""
+
+    def __init__(self, passed: bool = True, extra: str = "") -> None:
+        self.runs = 0
+        self._passed = passed
+        self._extra = extra
+
+    def __call__(self, home, request):
+        self._request = request
+        return self
+
+    def run(self, on_progress):
+        self.runs += 1
+        folder = adapter_folder(self._request.folder)
+        if self._extra:
+            (folder / "chat_template.jinja").write_text(self._extra)
+        verified = Verification(
+            passed=self._passed,
+            compared="the export with the run",
+            prompts=20,
+            equal_answers=20,
+            largest_logit_difference=0.5,
+            allowed_logit_difference=0.1,
+            dtype="float32",
+            seconds=1.0,
+        )
+        return ExportResult(path=folder, files=list_files(folder), verified=verified)
+
+    def stop(self) -> None:
+        pass
+
+
+def job(home, run: Path, export=None, repository: str = NAME, **settings) -> PushJob:
+    request = PushRequest(target=ChatTarget.of_run(run), repository=repository, settings=PushConfig(**settings))
+    return PushJob(home, request) if export is None else PushJob(home, request, export)
+
+
+@pytest.mark.e2e
+def test_an_adapter_is_pushed_and_loads_from_what_arrived(hub, home, run, tiny_model_folder, tmp_path):
+    told = []
+
+    result = job(home, run).run(told.append)
+
+    assert {file.name for file in result.files} == ADAPTER_FILES
+    files = hub.repositories[NAME].files()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_folder), tmp_path)
+    assert result.verified.passed
+    assert result.private
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == tiny_model_folder.name
+    card = files["README.md"].decode()
+    assert f'from_pretrained("{NAME}")' in card
+    assert "rows.jsonl" in card
+    phases = list(dict.fromkeys(progress.phase for progress in told))
+    assert phases == ["checking", "preparing", "uploading", "committing", "ready"]
+    assert list((home.cache / "pushes").glob("*/*")) == []
+
+
+@pytest.mark.e2e
+def test_a_merged_model_is_pushed_and_loads_from_what_arrived(hub, home, run, tmp_path):
+    result = job(home, run, kind="merged", dtype="float32", private=False).run()
+
+    files = hub.repositories[NAME].files()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert {file.name for file in result.files} == set(files)
+    assert set(files) == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert not hub.repositories[NAME].private
+
+
+@pytest.mark.parametrize("secret", ["secret-data", "/home/somebody", TOKEN])
+def test_nothing_that_arrives_tells_of_this_machine(hub, home, run, tmp_path, secret):
+    job(home, run, QuickExport()).run()
+
+    for content in hub.repositories[NAME].files().values():
+        assert secret.encode() not in content
+        assert str(tmp_path).encode() not in content
+
+
+def test_a_name_that_cannot_be_is_refused_before_anything_is_done(hub, home, run):
+    export = QuickExport()
+
+    for name in ("../etc", "a/b/c", "ada/", "ada/näme", "ada/x.git", "ada/x--y", "-ada/x", "ada/x.", "", "a" * 97):
+        with pytest.raises(PushError, match="cannot be a repository"):
+            job(home, run, export, repository=name).run()
+    with pytest.raises(PushError, match="cannot be a branch"):
+        job(home, run, export, revision="../main").run()
+    assert export.runs == 0
+    assert not hub.asked
+    assert not home.cache.exists()
+
+
+def test_a_name_alone_belongs_to_the_account(hub, home, run):
+    assert job(home, run, QuickExport(), repository="mine").run().repository == "ada/mine"
+
+
+def test_without_a_token_nothing_is_prepared(hub, home, run, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    export = QuickExport()
+
+    with pytest.raises(PushError, match="needs a Hugging Face token, and there is none") as caught:
+        job(home, run, export).run()
+    assert "hf auth login" in caught.value.fix
+    assert export.runs == 0
+    assert not hub.asked
+
+
+def test_where_the_hub_may_not_be_asked_that_is_said(hub, home, run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set"):
+        job(home, run, QuickExport()).run()
+
+
+def test_a_model_without_an_adapter_is_not_pushed(hub, home, tiny_model_folder):
+    from engine.config.model import ModelConfig
+
+    request = PushRequest(target=ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))), repository=NAME)
+    with pytest.raises(ModelError, match="A model without an adapter is as it was"):
+        PushJob(home, request).run()
+
+
+def test_what_differs_from_its_run_is_not_sent(hub, home, run):
+    with pytest.raises(RunError, match=r"differs from the run by 0\.5 in a logit"):
+        job(home, run, QuickExport(passed=False)).run()
+    assert hub.repositories == {}
+    assert list((home.cache / "pushes").glob("*/*")) == []
+
+
+@pytest.mark.parametrize("extra", [f"{{# {TOKEN} #}}", "{# see /home/somebody/notes #}"])
+def test_a_file_that_says_too_much_is_not_sent(hub, home, run, extra):
+    with pytest.raises(PushError, match=r"chat_template\.jinja holds (an access token|a path)") as caught:
+        job(home, run, QuickExport(extra=extra)).run()
+    assert TOKEN not in str(caught.value)
+    assert hub.repositories == {}
+
+
+def test_after_an_interruption_nothing_is_prepared_or_sent_twice(hub, home, run):
+    export = QuickExport()
+    hub.faults = [Fault("commit", 403)]
+    with pytest.raises(PushError):
+        job(home, run, export).run()
+    sent_before = list(hub.put)
+
+    result = job(home, run, export).run()
+
+    assert export.runs == 1
+    assert hub.put == sent_before
+    assert result.sent_bytes == 0
+    assert set(hub.repositories[NAME].files()) == ADAPTER_FILES
+    assert list((home.cache / "pushes").glob("*/*")) == []
+
+
+def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
+    reached, release = threading.Event(), threading.Event()
+
+    def hangs(path, body):
+        reached.set()
+        release.wait(30)
+        return 200, {}
+
+    hub._put = hangs
+    push = job(home, run, QuickExport())
+    ended = []
+
+    def run_it() -> None:
+        with pytest.raises(CancelledRequestError):
+            push.run()
+        ended.append("stopped")
+
+    thread = threading.Thread(target=run_it)
+    thread.start()
+    assert reached.wait(30)
+    begun = time.monotonic()
+
+    push.stop()
+    thread.join(15)
+
+    assert ended == ["stopped"]
+    assert time.monotonic() - begun < 8
+    assert hub.repositories[NAME].files() == {}
+    release.set()
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "push_worker" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("what", [None, 401, 403, 500, "reset"])
+def test_the_token_is_seen_nowhere(hub, home, run, tmp_path, what):
+    """Whatever the Hub answers, and although the stand-in quotes the token in its refusals."""
+    if what is not None:
+        hub.faults = [Fault("preupload", what, times=2 if what in (500, "reset") else 99)]
+    elsewhere = tmp_path / "hf"
+    command = [sys.executable, "-m", "engine.cli", "push", str(run), NAME, "--no-verify", "--json"]
+    environment = {**os.environ, "LORATORY_HOME": str(home.root), "HF_HOME": str(elsewhere), "LORATORY_DEBUG": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    seen_in_arguments = []
+    while process.poll() is None:
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                arguments = file.read_bytes()
+            except OSError:
+                continue
+            if TOKEN.encode() in arguments:
+                seen_in_arguments.append(arguments)
+        time.sleep(0.05)
+    out, err = process.communicate()
+
+    assert process.returncode == (1 if what in (401, 403) else 0), err
+    assert seen_in_arguments == []
+    assert TOKEN not in out + err
+    for folder in (home.root, run, elsewhere, tmp_path):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                assert TOKEN.encode() not in path.read_bytes(), path
+    if what is None:
+        assert json.loads(out)["commit"] == hub.repositories[NAME].branches["main"]
