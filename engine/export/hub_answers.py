@@ -28,6 +28,7 @@ Answer = TypeVar("Answer")
 
 _NOT_NOW = frozenset({408, 429, 500, 502, 503, 504})
 _RESET = re.compile(r";\s*t=(\d+)")  # of the `ratelimit` header: seconds until requests are allowed again
+_NATIVE_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 _LOGIN_FIX = (
     "Make one with write access at https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN."
 )
@@ -127,8 +128,9 @@ def persist(
             seconds = error.wait_seconds if error.wait_seconds is not None else wait
             if attempt == patience.attempts or seconds > patience.longest_wait_seconds:
                 raise _given_up(error, attempt) from None
-            on_wait(f"{_reason(error)}; asking again in {max(1, round(seconds))} s.")
-            sleep(seconds)
+            if seconds > 0:
+                on_wait(f"{_reason(error)}; asking again in {max(1, round(seconds))} s.")
+                sleep(seconds)
             wait *= 2
     raise AssertionError("the last attempt returns or raises")
 
@@ -149,6 +151,27 @@ def push_errors_explained(repository: str, token: str | None) -> Iterator[None]:
         raise
     except Exception as error:
         raise _explain(repository, _innermost_known(error), token) from None
+
+
+@contextlib.contextmanager
+def native_errors_translated(repository: str) -> Iterator[None]:
+    """The same for the native uploader (Xet), whose errors are text; a Hub that has none is sent plain files from then on.
+
+    Raises:
+        PushError: If the Hub refuses.
+        NotNowError: If asking again may help, in the other way where there is one.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError) as error:
+        found = _NATIVE_STATUS.search(str(error))
+        status = int(found[1]) if found else None
+        if status == 404:
+            constants.HF_HUB_DISABLE_XET = True
+            raise NotNowError(None, 0.0) from None
+        if status in (401, 403):
+            raise _may_not_write(repository, f"HTTP {status}") from None
+        raise NotNowError(status if status in _NOT_NOW else None) from None
 
 
 def no_token() -> PushError:
@@ -191,10 +214,7 @@ def _refusal(repository: str, error: HfHubHTTPError, token: str | None) -> PushE
     if status == 402:
         return PushError(f"The account has no room or plan for this (HTTP 402{said}).", "Free some space on the Hub.")
     if status == 403:
-        return PushError(
-            f"Your token may not write to {repository} (HTTP 403{said}).",
-            "Choose a repository of your own, or a token with write access to this one.",
-        )
+        return _may_not_write(repository, f"HTTP 403{said}")
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         return PushError(
             f"The Hub finds no {repository} that you may write to (HTTP {status}{said}).",
@@ -210,6 +230,13 @@ def _refusal(repository: str, error: HfHubHTTPError, token: str | None) -> PushE
     return PushError(
         f"The Hub refuses the push to {repository} (HTTP {status}{said}).",
         "Nothing was committed; mend what it names, then push again.",
+    )
+
+
+def _may_not_write(repository: str, said: str) -> PushError:
+    return PushError(
+        f"Your token may not write to {repository} ({said}).",
+        "Choose a repository of your own, or a token with write access to this one.",
     )
 
 

@@ -32,6 +32,7 @@ OnPushProgress = Callable[[PushProgress], None]
 
 _RESULT = "export.json"
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
+_SHARD_GB = 2.0  # progress is told, and an interrupted upload goes on, from file to file
 _STOP_SECONDS = 3.0
 _LOOK_SECONDS = 0.2
 # What libraries of the process might say or draw would end in a log.
@@ -143,7 +144,9 @@ class PushJob:
         request = ExportRequest(
             target=self._request.target,
             folder=place / name,
-            settings=ExportConfig(kind=settings.kind, dtype=settings.dtype, verify=settings.verify),
+            settings=ExportConfig(
+                kind=settings.kind, dtype=settings.dtype, verify=settings.verify, max_shard_gb=_SHARD_GB
+            ),
         )
 
         def tell(progress: ExportProgress) -> None:

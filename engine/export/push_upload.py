@@ -14,9 +14,9 @@ from engine.errors import HubUnreachableError, PushError
 from engine.export.contract import ExportedFile
 from engine.export.hub_answers import (
     PATIENCE,
-    NotNowError,
     Patience,
     Traffic,
+    native_errors_translated,
     persist,
     push_errors_explained,
 )
@@ -128,15 +128,14 @@ class HubPush:
             message = f"Uploading {name}, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB are there."
             self.tell(PushProgress(phase="uploading", message=message, fraction=done / total))
             uploads_natively = is_xet_available() and name.endswith(".safetensors")
-            if uploads_natively and there.checksums.get(name) == addition.upload_info.sha256.hex():
+            known = there.checksums.get(name) if uploads_natively else None
+            if known is not None and known == addition.upload_info.sha256.hex():
                 done += size
                 continue
 
             def send(one: CommitOperationAdd = addition) -> None:
-                try:
+                with native_errors_translated(repository):
                     self.api.preupload_lfs_files(repository, [one], revision=branch, free_memory=False, num_threads=1)
-                except (ConnectionError, TimeoutError) as error:  # of the native uploader
-                    raise NotNowError(None) from error
 
             self._ask("uploading", repository, send)
             if uploads_natively:
@@ -151,14 +150,15 @@ class HubPush:
         """
         self.tell(PushProgress(phase="committing", message=f"Committing to {order.repository}."))
         kept = {addition.path_in_repo for addition in additions}
+        known = iter([additions])  # what the Hub said of the files holds for the first attempt only
 
         def commit() -> CommitInfo:
             there = self._require(order.repository, branch)
             stale = [name for name in there.sizes if is_weights(name, order.settings.kind) and name not in kept]
-            fresh = [_again(addition) for addition in additions]
+            sent = next(known, None) or [_again(addition) for addition in additions]
             return self.api.create_commit(
                 order.repository,
-                [*fresh, *(CommitOperationDelete(name) for name in stale)],
+                [*sent, *(CommitOperationDelete(name) for name in stale)],
                 commit_message=order.message,
                 revision=branch,
                 parent_commit=there.commit,

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 TOKEN = "hf_CanaryThatMustNeverBeSeenAnywhere42"
 ACCOUNT = "ada"
 
-Step = Literal["whoami", "create", "info", "refs", "branch", "yaml", "preupload", "batch", "put", "commit"]
+Step = Literal["whoami", "create", "info", "refs", "branch", "yaml", "preupload", "batch", "put", "commit", "xet"]
 
 
 class Blob(NamedTuple):
@@ -214,6 +214,9 @@ class HubStandIn:
             objects.append(answer)
         return 200, {"transfer": "basic", "objects": objects}
 
+    def _xet(self, _: str, __: bytes) -> tuple[int, object]:
+        return 404, {"error": "there is no such storage here", "code": ""}
+
     def _put(self, path: str, body: bytes) -> tuple[int, object]:
         oid = path.rpartition("/")[2]
         if _sha256(body) != oid:
@@ -260,6 +263,7 @@ def _step(path: str) -> Step:
         (r"/api/models/[^/]+/[^/]+/preupload/.+", "preupload"),
         (r"/api/models/[^/]+/[^/]+/commit/.+", "commit"),
         (r"/.+\.git/info/lfs/objects/batch", "batch"),
+        (r"/api/models/[^/]+/[^/]+/xet-write-token/.+", "xet"),
         (r"/large/[0-9a-f]{64}", "put"),
     ]
     return next(step for pattern, step in steps if re.fullmatch(pattern, path))

@@ -271,6 +271,26 @@ def test_a_branch_is_made_and_main_is_left_alone(hub, tmp_path):
     assert result.url.endswith(f"/{NAME}/tree/v2")
 
 
+def test_a_hub_without_xet_is_sent_plain_files(hub, tmp_path, monkeypatch):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+
+    Pusher(hub).push(adapter_folder(tmp_path / "out"))
+
+    assert hub.asked["xet"] == 1
+    assert set(hub.repositories[NAME].files()) == ADAPTER_FILES
+
+
+def test_a_refusal_of_the_native_uploader_is_one_of_the_hub(hub, tmp_path, monkeypatch):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.faults = [Fault("xet", 403, times=9)]
+
+    with pytest.raises(PushError, match=r"Your token may not write to ada/my-adapter \(HTTP 403\)"):
+        Pusher(hub).push(adapter_folder(tmp_path / "out"))
+    assert hub.repositories[NAME].files() == {}
+
+
 def test_a_wrong_token_and_a_foreign_owner_are_told_apart(hub, tmp_path):
     folder = adapter_folder(tmp_path / "out")
 
