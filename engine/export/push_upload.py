@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils._runtime import is_xet_available
 
-from engine.config.push import PushKind
+from engine.config.push import PushConfig, PushKind
 from engine.errors import HubUnreachableError, PushError
 from engine.export.contract import ExportedFile
 from engine.export.hub_answers import (
@@ -70,16 +70,25 @@ class HubPush:
 
         return self._ask("checking", "your account", who)
 
-    def check(self, repository: str, kind: PushKind, *, private: bool, revision: str | None) -> None:
+    def check(self, account: HubAccount, repository: str, settings: PushConfig) -> None:
         """Find out what would speak against a push, before anything is prepared.
 
         Raises:
-            PushError: If the repository is more public than wanted, or holds something of another kind.
+            PushError: If the repository is more public than wanted, holds something of another kind, or would have to be
+                made for an owner whom the account does not belong to.
             HubUnreachableError: If the Hub does not answer.
         """
-        there = self._look("checking", repository, revision)
+        there = self._look("checking", repository, settings.revision)
         if there is not None:
-            _refuse_conflict(repository, there, kind, private=private)
+            _refuse_conflict(repository, there, settings.kind, private=settings.private)
+            return
+        owner = repository.partition("/")[0]
+        own = (account.name, *account.organizations)
+        if owner.casefold() not in {name.casefold() for name in own}:
+            raise PushError(
+                f"There is no {repository} that you can see, and {account.name} may not make one for {owner}.",
+                f"Name an owner that your token may write to: {', '.join(own[:10])}.",
+            )
 
     def upload(self, order: UploadOrder) -> UploadResult:
         """Make the repository, send what it lacks, and commit all of it at once.

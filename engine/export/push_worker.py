@@ -32,7 +32,7 @@ class PushWorker:
             account = push.account()
             name = str(params["repository"])
             repository = name if "/" in name else f"{account.name}/{name}"
-            push.check(repository, settings.kind, private=settings.private, revision=settings.revision)
+            push.check(account, repository, settings)
         return {"account": account.model_dump(mode="json"), "repository": repository}
 
     def upload(self, params: JsonObject, request: Request) -> JsonObject:

@@ -31,9 +31,9 @@ class ServedModel:
     target: ChatTarget
     name: str
     aliases: Sequence[str] = ()
-    _branches: Mapping[str, Branch] = field(default_factory=dict)
-    _offered: Sequence[str] = ()
-    _created: int = 0
+    _branches: Mapping[str, Branch] = field(default_factory=dict, init=False)
+    _offered: Sequence[str] = field(default=(), init=False)
+    _created: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._loading = asyncio.Lock()

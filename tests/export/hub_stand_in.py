@@ -138,7 +138,7 @@ class HubStandIn:
         asked = json.loads(body)
         owner = asked.get("organization") or ACCOUNT
         name = f"{owner}/{asked['name']}"
-        if owner not in (ACCOUNT, *self.organizations):
+        if owner.lower() not in (ACCOUNT, *self.organizations):
             return 403, {"error": f"You don't have the rights to create a model under the namespace {owner}"}
         known = name in self.repositories
         if not known:

@@ -161,6 +161,17 @@ def test_a_name_alone_belongs_to_the_account(hub, home, run):
     assert job(home, run, QuickExport(), repository="mine").run().repository == "ada/mine"
 
 
+def test_an_owner_who_is_somebody_else_is_refused_before_anything_is_prepared(hub, home, run):
+    export = QuickExport()
+
+    with pytest.raises(PushError, match="ada may not make one for someone") as caught:
+        job(home, run, export, repository="someone/else").run()
+
+    assert "ada, lab" in caught.value.fix
+    assert export.runs == 0
+    assert job(home, run, export, repository="Lab/ours").run().repository == "Lab/ours"
+
+
 def test_without_a_token_nothing_is_prepared(hub, home, run, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
