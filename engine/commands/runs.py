@@ -80,7 +80,7 @@ def show(
     elif as_json:
         print_json(_summary_json(store, summarize(run)))
     else:
-        print(_description(run, summarize(run)))
+        print(_description(store.home, run, summarize(run)))
 
 
 def stop(run_id: RunId, as_json: AsJson = False) -> None:
@@ -215,7 +215,9 @@ def _row(summary: "RunSummary") -> tuple[str, ...]:
     )
 
 
-def _description(run: "Run", summary: "RunSummary") -> str:
+def _description(home: LoratoryHome, run: "Run", summary: "RunSummary") -> str:
+    from engine.runs.electricity import energy_words, read_electricity
+
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
     facts = [
@@ -238,6 +240,7 @@ def _description(run: "Run", summary: "RunSummary") -> str:
             f"{words_of_bytes(summary.peak_memory_bytes)} (foretold {words_of_bytes(summary.predicted_bytes)})",
         ),
         ("size", words_of_bytes(summary.size_bytes)),
+        ("electricity", energy_words(summary, read_electricity(home)) or "–"),
         ("tags", ", ".join(summary.tags) or "–"),
         ("folder", str(run.folder.path)),
     ]

@@ -26,6 +26,24 @@ def request_cancel(run: Run) -> None:
     _touch(run.folder, "cancel")
 
 
+def request_start_anyway(run: Run) -> None:
+    """Let a waiting run start as soon as its device is in nobody's use, although its free memory does not cover it.
+
+    Raises:
+        RunError: If it does not wait.
+        StorageError: If the request cannot be written.
+    """
+    state = run.folder.read_state().state
+    if state != "queued":
+        raise RunError(f"{run.id} is {state} and does not wait.", "Resume it first, where it has ended.")
+    _touch(run.folder, "start-anyway")
+
+
+def start_anyway_is_requested(folder: RunFolder) -> bool:
+    """Whether a waiting run shall start without regard to the free memory."""
+    return folder.start_anyway_request.exists()
+
+
 def stop_is_requested(folder: RunFolder) -> bool:
     """Whether somebody asked to save and stop; cheap enough for every step."""
     return folder.stop_request.exists()
@@ -40,6 +58,7 @@ def clear_requests(folder: RunFolder) -> None:
     """Forget earlier requests, before another attempt begins."""
     folder.stop_request.unlink(missing_ok=True)
     folder.cancel_request.unlink(missing_ok=True)
+    folder.start_anyway_request.unlink(missing_ok=True)
 
 
 def _refuse_ended(run: Run, what: str) -> None:

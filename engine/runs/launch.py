@@ -1,7 +1,9 @@
 """Starting a run: checked first, made once, and left to the supervisor."""
 
+from collections.abc import Sequence
+
 from engine.config.run import RunConfig
-from engine.runs.preflight import OnProgress, Preflight
+from engine.runs.preflight import CheckedRun, OnProgress, Preflight
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 
@@ -48,3 +50,30 @@ class Launcher:
         checked = self._preflight.check(config, on_progress)
         provenance = checked.provenance.model_copy(update={"copied_from": copied_from})
         return self._store.create(checked.config, provenance, key, checked.report)
+
+    def start_all(
+        self, configs: Sequence[RunConfig], key: str, *, on_progress: OnProgress = lambda _: None
+    ) -> list[Run]:
+        """File several runs at once: all of them are checked before the first one is filed.
+
+        Args:
+            configs: In the order in which they shall run.
+            key: Names this request, as for `start`.
+            on_progress: Told in words what is being checked.
+
+        Raises:
+            EngineError: As `start` does; then none of them was filed.
+        """
+        keys = [f"{key}/{number}" for number in range(len(configs))]
+        known = {name: run for name in keys if (run := self._store.find_by_key(name)) is not None}
+        checked: dict[str, CheckedRun] = {}
+        for number, (name, config) in enumerate(zip(keys, configs, strict=True), start=1):
+            if name not in known:
+                checked[name] = self._preflight.check(config, _numbered(on_progress, number, len(configs)))
+        for name, passed in checked.items():
+            known[name] = self._store.create(passed.config, passed.provenance, name, passed.report)
+        return [known[name] for name in keys]
+
+
+def _numbered(on_progress: OnProgress, number: int, count: int) -> OnProgress:
+    return lambda words: on_progress(f"Run {number} of {count}: {words}")

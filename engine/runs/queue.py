@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,6 +13,8 @@ from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
+
+QueueMove = Literal["first", "up", "down", "last"]
 
 
 class _QueueFile(BaseModel):
@@ -48,6 +50,17 @@ class QueueOrder:
             order.insert(max(0, min(place, len(order))), run_id)
             write_atomically(self._path, _QueueFile(moved=tuple(order)).model_dump_json())
         return order
+
+    def shift(self, run_id: str, waiting: Sequence[str], where: QueueMove) -> list[str]:
+        """Move one waiting run within the queue and return the new order.
+
+        Raises:
+            StorageError: If the order cannot be written.
+        """
+        order = self.sort(waiting)
+        place = order.index(run_id) if run_id in order else len(order)
+        places = {"first": 0, "up": max(0, place - 1), "down": place + 1, "last": len(order)}
+        return self.move(run_id, waiting, places[where])
 
     def _read(self) -> tuple[str, ...]:
         return _parse(self._path).moved

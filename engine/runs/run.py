@@ -46,6 +46,8 @@ class RunState(BaseModel):
     started: float | None = None  # of the first attempt
     ended: float | None = None
     oom_kills: int | None = None  # the kernel's count when this attempt began
+    energy_joules: float | None = None  # measured by its GPUs, over all attempts; None where one was not measured
+    energy_meter_joules: float | None = None  # what their meters showed when this attempt began
 
     @property
     def is_final(self) -> bool:
@@ -125,6 +127,11 @@ class RunFolder:
     def cancel_request(self) -> Path:
         """Exists: end at once."""
         return self.control / "cancel"
+
+    @property
+    def start_anyway_request(self) -> Path:
+        """Exists: start although the free memory does not cover the estimate."""
+        return self.control / "start-anyway"
 
     @property
     def checkpoints(self) -> Path:

@@ -58,6 +58,7 @@ class RunSummary(BaseModel):
     peak_memory_bytes: int | None = None  # reserved on CUDA, resident on CPU
     predicted_bytes: int | None = None
     size_bytes: int = 0  # of the run's folder
+    energy_joules: float | None = None  # as the GPUs measured it
 
     @property
     def seconds(self) -> float | None:
@@ -116,7 +117,7 @@ def _facts_of_config(folder: RunFolder) -> dict[str, Any]:
 
 
 def _of_state(state: RunState) -> dict[str, Any]:
-    names = ("state", "cause", "advice", "attempt", "resumable_step", "device", "started", "ended")
+    names = ("state", "cause", "advice", "attempt", "resumable_step", "device", "started", "ended", "energy_joules")
     return {name: getattr(state, name) for name in names}
 
 

@@ -13,6 +13,7 @@ from engine.errors import EngineError
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
+from engine.hardware.energy import energy_so_far_joules
 from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
@@ -33,6 +34,7 @@ class SupervisorSettings:
 
     command: WorkerCommand = training_command
     devices: Callable[[], Sequence[Device]] = list_devices
+    meter: Callable[[str], float | None] = energy_so_far_joules
     patience: Patience = field(default_factory=Patience)
     tick_seconds: float = 0.5
     take_over_seconds: float = 2.0  # between two looks at whether the present supervisor still lives
@@ -133,7 +135,7 @@ class Overseer:
         self._settings = settings
         self._book = LeaseBook(home)
         self._order = QueueOrder(home)
-        self._ward = Ward(home, settings.command, settings.patience, self._book)
+        self._ward = Ward(home, settings.command, settings.patience, self._book, settings.meter)
 
     def tick(self, *, starts_runs: bool = True) -> None:
         """One round: find what is new, look at every run with a worker, start what can start.

@@ -41,6 +41,22 @@ def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunCon
     return _combined(values, names, [choices for _, choices, _ in parsed])
 
 
+def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunConfig]:
+    """Let `lora_alpha` follow the rank, so that a sweep over ranks compares capacity and not the update's strength.
+
+    Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685): the update is scaled by alpha / r.
+    """
+    ratio = base.adapter.lora_alpha / base.adapter.r
+    return [
+        config.model_copy(
+            update={
+                "adapter": config.adapter.model_copy(update={"lora_alpha": max(1, round(ratio * config.adapter.r))})
+            }
+        )
+        for config in configs
+    ]
+
+
 def _combined(values: Mapping[str, Any], names: Sequence[str], choices: Sequence[Sequence[str]]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     problems: dict[Problem, None] = {}

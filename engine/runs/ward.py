@@ -7,10 +7,11 @@ from pathlib import Path
 
 from engine.errors import DeviceError, EngineError
 from engine.hardware.device import Device
+from engine.hardware.energy import energy_so_far_joules
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
-from engine.runs.control import cancel_is_requested, clear_requests, stop_is_requested
+from engine.runs.control import cancel_is_requested, clear_requests, start_anyway_is_requested, stop_is_requested
 from engine.runs.endings import out_of_memory_kills
 from engine.runs.event_log import last_event
 from engine.runs.followed import FollowedRun, Patience
@@ -59,6 +60,7 @@ class Ward:
         command: How a worker is started.
         patience: How long to wait for what.
         book: Who holds which device.
+        meter: Joules that the devices of a lease have used so far, where they measure it.
         clock: Seconds since the epoch.
     """
 
@@ -68,8 +70,10 @@ class Ward:
         command: WorkerCommand,
         patience: Patience,
         book: LeaseBook,
+        meter: Callable[[str], float | None] = energy_so_far_joules,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._meter = meter
         self._home = home
         self._command = command
         self._patience = patience
@@ -118,6 +122,7 @@ class Ward:
         if state == followed.state:
             return
         if state.is_final or state.state == "queued":
+            state = self._with_energy(followed, state)
             self._free_devices(followed)
         self._save(followed.run, state)
         followed.state = state
@@ -127,6 +132,17 @@ class Ward:
         elif state.state == "queued":
             del self.followed[followed.run.id]
             self._enqueue(followed.run)
+
+    def _with_energy(self, followed: FollowedRun, state: RunState) -> RunState:
+        """Add what the GPUs measured in this attempt; where one attempt was not measured, the whole is unknown."""
+        began = state.energy_meter_joules
+        now = self._meter(followed.state.device) if began is not None and not followed.was_rebooted else None
+        before = 0.0 if state.attempt == 1 else state.energy_joules
+        total = None
+        # Meters begin anew when their driver is loaded again.
+        if began is not None and now is not None and before is not None and now >= began:
+            total = before + now - began
+        return state.model_copy(update={"energy_joules": total, "energy_meter_joules": None})
 
     def obey_requests(self) -> None:
         """Take stopped runs out of the queue, and put resumed ones into it."""
@@ -154,7 +170,10 @@ class Ward:
                 self._end_waiting(run, "failed", error.what, error.fix)
                 return None
             self._needs[run_id] = Waiting(run_id, config.run, read_provenance(run.folder).predicted_bytes)
-        return self._needs[run_id]
+        needs = self._needs[run_id]
+        if start_anyway_is_requested(self.waiting[run_id].folder):
+            return needs._replace(needed_bytes=None)
+        return needs
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
         """Start the worker of a waiting run on devices that are free; it stays in the queue where they no longer are."""
@@ -179,6 +198,7 @@ class Ward:
                 "started": before.started or self._clock(),
                 "ended": None,
                 "oom_kills": out_of_memory_kills(),
+                "energy_meter_joules": self._meter(", ".join(names)),
             }
         )
         try:

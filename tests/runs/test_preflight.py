@@ -199,3 +199,26 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspe
 
     assert [problem.field for problem in caught.value.problems] == ["training.report_to"]
     assert "pip install wandb" in caught.value.problems[0].message
+
+
+def test_several_runs_are_filed_at_once_and_once_however_often_they_are_sent(home, preflight, inspector):
+    launcher, store = Launcher(RunStore(home, "ann"), preflight), RunStore(home, "ann")
+    configs = [config_for(f"Rank {r}", adapter={"r": r, "lora_alpha": 2 * r}) for r in (4, 8, 16)]
+
+    said: list[str] = []
+    first = launcher.start_all(configs, "sweep", on_progress=said.append)
+    again = launcher.start_all(configs, "sweep")
+
+    assert [run.id for run in first] == [run.id for run in again]
+    assert [run.folder.read_config().adapter.r for run in first] == [4, 8, 16]
+    assert sorted(store.ids()) == [run.id for run in first]
+    assert inspector.checks == 3
+    assert any(words.startswith("Run 2 of 3: ") for words in said)
+
+
+def test_a_sweep_with_one_run_that_cannot_work_files_none(home, preflight):
+    configs = [config_for("Good"), config_for("Bad", dataset={"source": "missing.jsonl"})]
+
+    with pytest.raises(DatasetError):
+        Launcher(RunStore(home, "ann"), preflight).start_all(configs, "sweep")
+    assert RunStore(home, "ann").ids() == []

@@ -99,3 +99,14 @@ def test_a_torn_order_is_no_order(order, home):
     order.move("b", ["a", "b"], place=0)
     (home.server / "queue.json").write_bytes(b'{"moved": ["b"')
     assert order.sort(["b", "a"]) == ["a", "b"]
+
+
+def test_a_run_moves_one_place_at_a_time_or_to_an_end(order):
+    waiting = ["a", "b", "c", "d"]
+
+    assert order.shift("c", waiting, "up") == ["a", "c", "b", "d"]
+    assert order.shift("a", waiting, "down") == ["c", "a", "b", "d"]
+    assert order.shift("d", waiting, "first") == ["d", "c", "a", "b"]
+    assert order.shift("d", waiting, "up") == ["d", "c", "a", "b"]
+    assert order.shift("c", waiting, "last") == ["d", "a", "b", "c"]
+    assert order.shift("c", waiting, "down") == ["d", "a", "b", "c"]

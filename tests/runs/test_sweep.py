@@ -1,7 +1,8 @@
 import pytest
 
+from engine.config.load import config_from_mapping
 from engine.errors import ConfigError
-from engine.runs.sweep import sweep_configs
+from engine.runs.sweep import keep_alpha_ratio, sweep_configs
 
 BASE = {"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, "run": {"name": "Evening"}}
 
@@ -41,3 +42,10 @@ def test_a_setting_twice_and_a_flood_are_refused():
     numbers = ",".join(str(number) for number in range(1, 30))
     with pytest.raises(ConfigError, match="841 combinations"):
         sweep_configs(BASE, [f"adapter.r={numbers}", f"training.seed={numbers}"])
+
+
+def test_alpha_follows_a_swept_rank_where_that_is_wanted():
+    base = config_from_mapping({**BASE, "adapter": {"r": 16, "lora_alpha": 32}})
+    configs = keep_alpha_ratio(sweep_configs(base.model_dump(mode="json"), ["adapter.r=4,16,64"]), base)
+
+    assert [(config.adapter.r, config.adapter.lora_alpha) for config in configs] == [(4, 8), (16, 32), (64, 128)]

@@ -1,0 +1,142 @@
+"""`loratory rename, note, tag, move, start-anyway, electricity`: what people change about runs beside training them."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.commands.output import print_json
+from engine.commands.runs import AsJson, RunId
+from engine.paths import LoratoryHome, local_owner
+
+if TYPE_CHECKING:
+    from engine.runs.notes import RunNotes
+    from engine.runs.run import Run
+    from engine.runs.store import RunStore
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `loratory` program."""
+    app.command("rename")(rename)
+    app.command("note")(note)
+    app.command("tag")(tag)
+    app.command("move")(move)
+    app.command("start-anyway")(start_anyway)
+    app.command("electricity")(electricity)
+
+
+def rename(
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(help='What to call it; "" gives it back its first name.')],
+    as_json: AsJson = False,
+) -> None:
+    """Call a run something else; its configuration stays as it is."""
+    from engine.runs.notes import change_notes
+
+    run = _store().get(run_id)
+    _print_notes(run, change_notes(run.folder, name=name), as_json=as_json)
+
+
+def note(
+    run_id: RunId,
+    text: Annotated[str, typer.Argument(help='What to remember about it; "" removes the note.')],
+    as_json: AsJson = False,
+) -> None:
+    """Keep a note with a run."""
+    from engine.runs.notes import change_notes
+
+    run = _store().get(run_id)
+    _print_notes(run, change_notes(run.folder, note=text), as_json=as_json)
+
+
+def tag(
+    run_id: RunId,
+    tags: Annotated[list[str], typer.Argument(help="Tags to add, or to remove.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add tags to a run, or remove them; `loratory runs TAG` finds it by them."""
+    from engine.runs.notes import change_notes, read_notes
+
+    run = _store().get(run_id)
+    before = read_notes(run.folder).tags
+    after = tuple(known for known in before if known not in tags) if remove else (*before, *tags)
+    _print_notes(run, change_notes(run.folder, tags=after), as_json=as_json)
+
+
+def move(
+    run_id: RunId,
+    where: Annotated[str, typer.Argument(help="first, up, down or last.")],
+    as_json: AsJson = False,
+) -> None:
+    """Move a waiting run within the queue."""
+    from typing import get_args
+
+    from engine.errors import RunError
+    from engine.runs.queue import QueueMove, QueueOrder
+
+    if where not in get_args(QueueMove):
+        raise typer.BadParameter(f"{where!r} is not one of {', '.join(get_args(QueueMove))}.", param_hint="WHERE")
+    store = _store()
+    run = store.get(run_id)
+    waiting = [known.id for known in store.list() if known.folder.read_state().state == "queued"]
+    if run.id not in waiting:
+        raise RunError(f"{run.id} is {run.folder.read_state().state} and does not wait.", "Only waiting runs move.")
+    order = QueueOrder(store.home).shift(run.id, waiting, where)  # type: ignore[arg-type]
+    if as_json:
+        print_json({"queue": order})
+    else:
+        print("\n".join(f"{place}. {known}" for place, known in enumerate(order, start=1)))
+
+
+def start_anyway(run_id: RunId, as_json: AsJson = False) -> None:
+    """Let a waiting run start although the free memory does not cover its estimate."""
+    from engine.runs.control import request_start_anyway
+
+    run = _store().get(run_id)
+    request_start_anyway(run)
+    if as_json:
+        print_json({"run_id": run.id, "start_anyway": True})
+    else:
+        print(f"{run.id} starts as soon as nobody of us uses its device. It may run out of memory.")
+
+
+def electricity(
+    price: Annotated[float | None, typer.Option("--price", help="Of one kilowatt-hour; 0 for none.")] = None,
+    currency: Annotated[str | None, typer.Option("--currency", help="A sign or a code, such as EUR.")] = None,
+    watts: Annotated[
+        float | None, typer.Option("--watts", help="What the machine draws where no GPU measures it; 0 for unknown.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show or set what electricity costs, so that runs can say what they cost."""
+    from engine.runs.electricity import read_electricity, save_electricity
+
+    home = LoratoryHome.from_environment()
+    known = read_electricity(home)
+    if price is not None or currency is not None or watts is not None:
+        known = save_electricity(
+            home,
+            known.price_per_kwh if price is None else price or None,
+            known.currency if currency is None else currency,
+            known.watts if watts is None else watts or None,
+        )
+    if as_json:
+        print_json(known.model_dump())
+    else:
+        cost = "no price is set" if known.price_per_kwh is None else f"{known.currency} {known.price_per_kwh:g} a kWh"
+        power = "unknown where no GPU measures it" if known.watts is None else f"{known.watts:g} W where none measures"
+        print(f"price: {cost.strip()}\npower: {power}")
+
+
+def _store() -> "RunStore":
+    from engine.runs.store import RunStore
+
+    return RunStore(LoratoryHome.from_environment(), local_owner())
+
+
+def _print_notes(run: "Run", notes: "RunNotes", *, as_json: bool) -> None:
+    if as_json:
+        print_json({"run_id": run.id, **notes.model_dump()})
+    else:
+        tags = f" [{', '.join(notes.tags)}]" if notes.tags else ""
+        print(f"{run.id}: {notes.name or 'no name of its own'}{tags}{f' – {notes.note}' if notes.note else ''}")

@@ -1,0 +1,86 @@
+"""What a run cost in electricity, where somebody has said what it costs; never a guess."""
+
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from engine.errors import ConfigError, Problem
+from engine.files import write_atomically
+from engine.paths import LoratoryHome
+from engine.runs.summary import RunSummary
+
+_JOULES_PER_KWH = 3.6e6
+
+
+class Electricity(BaseModel):
+    """`electricity.json` in the home: a price, and what the machine draws where no meter says it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    price_per_kwh: Annotated[float, Field(ge=0, le=1000)] | None = Field(
+        default=None, title="Price of a kilowatt-hour", description="As your bill says it. Empty shows no cost."
+    )
+    currency: Annotated[str, StringConstraints(max_length=8, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
+        default="", title="Currency", description="A sign or a code, such as € or USD."
+    )
+    watts: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
+        default=None,
+        title="Power of the machine while it trains, in watts",
+        description="Counts where no GPU has measured its energy, as on a CPU. Empty leaves such runs without a cost.",
+    )
+
+
+class RunEnergy(NamedTuple):
+    """Electricity of one run."""
+
+    kwh: float
+    cost: float | None  # None where no price is set
+    is_measured: bool  # by the GPUs themselves; else from the stated power
+
+
+def read_electricity(home: LoratoryHome) -> Electricity:
+    """What was set; nothing where the file is missing or unreadable."""
+    try:
+        return Electricity.model_validate_json((home.root / "electricity.json").read_bytes())
+    except (OSError, ValidationError):
+        return Electricity()
+
+
+def save_electricity(home: LoratoryHome, price_per_kwh: object, currency: object, watts: object) -> Electricity:
+    """Check what a person has set, and keep it for all runs of this home.
+
+    Raises:
+        ConfigError: Lists every value that is out of bounds.
+        StorageError: If the home cannot be written.
+    """
+    values = {"price_per_kwh": price_per_kwh, "currency": str(currency or "").strip(), "watts": watts}
+    try:
+        electricity = Electricity.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError([Problem(str(item["loc"][0]), f"{item['msg']}.") for item in error.errors()]) from None
+    write_atomically(home.root / "electricity.json", electricity.model_dump_json(indent=1))
+    return electricity
+
+
+def energy_of(summary: RunSummary, electricity: Electricity) -> RunEnergy | None:
+    """What a run that has ended used and cost; None where neither a meter nor a stated power knows it."""
+    if summary.energy_joules is not None:
+        kwh, is_measured = summary.energy_joules / _JOULES_PER_KWH, True
+    elif electricity.watts is not None and summary.seconds is not None:
+        kwh, is_measured = electricity.watts * summary.seconds / _JOULES_PER_KWH, False
+    else:
+        return None
+    cost = None if electricity.price_per_kwh is None else kwh * electricity.price_per_kwh
+    return RunEnergy(kwh, cost, is_measured)
+
+
+def energy_words(summary: RunSummary, electricity: Electricity) -> str:
+    """`0.41 kWh, € 0.12 (measured by the GPU)`; empty where nothing is known."""
+    energy = energy_of(summary, electricity)
+    if energy is None:
+        return ""
+    words = f"{energy.kwh:.3g} kWh"
+    if energy.cost is not None:
+        words += f", {electricity.currency} {energy.cost:.2f}".replace(",  ", ", ")
+    source = "measured by the GPU" if energy.is_measured else f"at the stated {electricity.watts:g} W"
+    return f"{words} ({source})"
