@@ -26,11 +26,13 @@ COMMAND_MODULES = (
     "engine.commands.data",
     "engine.commands.estimate",
     "engine.commands.runs",
+    "engine.commands.run_notes",
     "engine.commands.chat",
     "engine.commands.serve",
     "engine.commands.evaluate",
     "engine.commands.export",
     "engine.commands.push",
+    "engine.commands.script",
 )
 
 _INTERRUPTED_EXIT_CODE = 130
