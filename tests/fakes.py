@@ -238,7 +238,7 @@ class FakeInspector:
     ) -> HeldOutRows:
         if "missing" in dataset.source:
             raise EngineError(f"{dataset.source} does not exist.", "Check the path.")
-        rows = tuple(range(3, 349, 10)) if dataset.eval_fraction else ()
+        rows = tuple(range(3, 349, 7)) if dataset.eval_fraction else ()
         return HeldOutRows(rows=rows[:count], total=len(rows))
 
 

@@ -3,14 +3,21 @@
 from types import SimpleNamespace
 
 import pytest
+from gradio import EventData
 
 from engine.errors import ConfigError
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.tabs.chat import A_MODEL, FINAL, ChatTab
-from ui.tabs.talk import SIDE_BY_SIDE, TUNED, read_sampling
+from ui.tabs.chat import ChatTab
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.sampling import read_sampling
+from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
 
-SAMPLING = (0.3, 0.9, 64, None, 0, 1.0)
+SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1")
+
+
+def pick(what: str) -> EventData:
+    return EventData(None, {"pick": what})
 
 
 @pytest.fixture
@@ -24,12 +31,15 @@ def run(services):
     return write_run(services.runs, a_config(), InventedRun())
 
 
-def load(tab: ChatTab, run_id: str, checkpoint: str = FINAL, model: str = "") -> list:
-    return list(tab._load(run_id, checkpoint, model))
+def load(
+    tab: ChatTab, run_id: str, checkpoint: str = FINAL, model: str = "", folder: str = "", against: str = NOTHING,
+    precision: str = AS_TRAINED,
+) -> list:  # fmt: skip
+    return list(tab._load(*Chosen(run_id, checkpoint, model, folder, against, precision)))
 
 
-def ask(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE) -> list:
-    return list(tab.talk.ask(question, list(turns), branches, None, PAGE, *SAMPLING))
+def ask(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None) -> list:
+    return list(tab.talk.ask(question, list(turns), branches, row, None, PAGE, *SAMPLING))
 
 
 def turns_of(steps: list) -> list:
@@ -40,18 +50,20 @@ def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, servic
     write_run(services.runs, a_config(), InventedRun(state="failed", steps=3))
     newer = write_run(services.runs, a_config(run__name="newer"), InventedRun(state="running", steps=60))
 
-    offered, checkpoint, model = tab._list("", A_MODEL, "")
+    offered, checkpoint, model, folder, against = tab.choice.offer("", A_MODEL, "")
 
-    assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_MODEL]
+    assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
     assert offered["value"] == newer.id
     assert [value for _, value in checkpoint["choices"]] == ["step-60", "step-30"]
     assert model["visible"] is False
+    assert folder["visible"] is False
+    assert [value for _, value in against["choices"]] == [NOTHING, f"{newer.id}/step-30", f"{run.id}/final"]
 
 
 def test_the_run_that_is_looked_at_is_proposed(tab, services, run):
     write_run(services.runs, a_config(run__name="newer"), InventedRun())
 
-    assert tab._list(run.id, A_MODEL, "")[0]["value"] == run.id
+    assert tab.choice.offer(run.id, A_MODEL, "")[0]["value"] == run.id
 
 
 def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
@@ -95,6 +107,47 @@ def test_afterwards_each_branch_is_asked_with_its_own_memory(tab, services, run)
     assert all(answer.done for answer in turns_of(steps)[-1].answers)
 
 
+def test_two_runs_are_asked_side_by_side(tab, services, run):
+    other = write_run(services.runs, a_config(run__name="the <other>"), InventedRun())
+    load(tab, run.id, against=f"{other.id}/final")
+
+    shown = tab._look("")
+    html = ask(tab, "one?", branches=RUNS)[-1][0]
+
+    assert ("Both runs", RUNS) in shown[5]["choices"]
+    assert services.chat.asked[0].branches == ("tuned", "second")
+    assert "the &lt;other&gt;" in html
+    assert "Base model" not in html
+
+
+def test_a_question_can_be_asked_again_or_edited(tab, run):
+    load(tab, run.id)
+    turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
+
+    assert _take_back(turns) == (turns[:1], "two?", None)
+    before, question, _, html = tab.talk._edit(pick("edit:1"), turns)
+    assert (before, question) == (turns[:1], "two?")
+    assert "two?" not in html
+    assert tab.talk._edit(pick("edit:7"), turns)[0] == {"__type__": "update"}
+
+
+def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, tmp_path):
+    load(tab, run.id)
+    turns = turns_of(ask(tab, "What is <b>r</b>?"))
+
+    kept, links = tab.talk._keep(turns, "Be brief.")
+
+    again, system, html, *_ = tab.talk._restore(kept, [], "")
+    assert (again, system) == (turns, "Be brief.")
+    assert "&lt;b&gt;r" in html
+    assert tab.talk._restore(kept, turns, "")[0] == {"__type__": "update"}  # what is on the page stays
+    assert tab.talk._restore("nonsense", [], "")[0] == {"__type__": "update"}
+    assert 'download="conversation.json"' in links
+    file = tmp_path / "conversation.json"
+    file.write_text(kept)
+    assert tab.talk._open(str(file))[0] == turns
+
+
 def test_one_branch_can_be_asked_alone(tab, services, run):
     load(tab, run.id)
 
@@ -113,16 +166,17 @@ def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
 
 def test_wrong_sampling_settings_are_listed_together(tab, run):
     with pytest.raises(ConfigError) as caught:
-        read_sampling((9.0, 0.0, 64, None, 0, 1.0))
+        read_sampling((9.0, 0.0, 64, None, 0, 1.0, False))
 
     assert [problem.field for problem in caught.value.problems] == ["temperature", "top_p"]
-    assert read_sampling((None,) * 6).temperature == 0.3
+    assert read_sampling((None,) * 7).temperature == 0.3
+    assert read_sampling((0.8, None, None, None, None, None, True)).greedy
 
 
 def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     load(tab, run.id)
     services.chat._pace = 0.01
-    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, "", PAGE, *SAMPLING)
+    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -136,7 +190,7 @@ def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
 
 def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run):
     load(tab, run.id)
-    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, "", PAGE, *SAMPLING)
+    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -160,14 +214,21 @@ def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
     assert "scales" in tab.talk._prompt("two?", turns, SIDE_BY_SIDE, "")
 
 
-def test_suggestions_come_from_the_data_of_the_run(tab, run):
-    assert tab._suggest(run.id) == ("", [])  # nothing is loaded yet
+def test_questions_of_held_out_rows_are_offered_and_their_reference_stands_beside(tab, run):
+    assert tab.talk._suggest() == ("", [])  # nothing is loaded yet
     load(tab, run.id)
 
-    html, questions = tab._suggest(run.id)
+    html, prompts = tab.talk._suggest()
 
-    assert len(questions) == 3
-    assert html.count("data-pick") == 3
+    assert len(prompts) == 3
+    assert html.count("data-pick") == 4  # and "Show others"
+    assert "did not learn from" in html
+    question, row, *_ = tab.talk._take(pick("1"), prompts)
+    turns = turns_of(ask(tab, question, row=row))
+    assert turns[0].reference == prompts[1].reference
+    assert turns_of(ask(tab, "something else?", row=row))[0].reference == ""
+    assert tab.talk._take(pick("others"), prompts)[4]
+    assert tab.talk._take(pick("9"), prompts)[0] == {"__type__": "update"}
 
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, run):

@@ -1,9 +1,11 @@
 """A conversation: who remembers what, and how it is shown."""
 
 from engine.chat.contract import ChatChunk
+from engine.data.conversation import Conversation, Message
 from tests.fakes import FakeInspector
 from tests.invented_runs import a_config
-from ui.views.suggestions import first_questions, render_suggestions
+from ui.held_out import HeldOutPrompts, RowPrompt, row_prompt
+from ui.views.suggestions import render_suggestions, some_prompts
 from ui.views.transcript import Answer, Turn, messages_of, render_transcript
 
 
@@ -62,11 +64,45 @@ def test_an_empty_answer_is_said_to_be_empty():
     assert "it said nothing" in render_transcript([Turn("?", (silent,))])
 
 
-def test_suggestions_are_different_questions_from_the_data():
-    page = FakeInspector().preview(a_config().dataset, count=40)
+def test_a_finished_answer_says_how_full_the_context_is():
+    answer = Answer("tuned", "x", tokens=30, prompt_tokens=113, done=True, finish_reason="eos")
 
-    questions = first_questions(page, 3)
+    assert "context 143 of 8,192" in render_transcript([Turn("?", (answer,))], context_tokens=8192)
+    assert "context 143 tokens" in render_transcript([Turn("?", (answer,))])
 
-    assert len(questions) == len(set(questions)) == 3
-    assert "&lt;b&gt;" in render_suggestions(["Can I <b>?"])
+
+def test_a_reference_stands_beside_and_questions_can_be_edited_once_all_is_said():
+    turns = [Turn("?", (said("tuned", "x"),), reference="<so>")]
+
+    assert "&lt;so&gt;" in render_transcript(turns)
+    assert "data-pick" not in render_transcript(turns)
+    assert 'data-pick="edit:0"' in render_transcript(turns, can_edit=True)
+
+
+def test_suggestions_are_different_questions_that_were_held_out():
+    prompts = HeldOutPrompts(FakeInspector()).of_run(a_config())  # type: ignore[arg-type]
+
+    chosen = some_prompts(prompts, 3)
+
+    assert len({prompt.question for prompt in chosen}) == len(chosen) == 3
+    assert all(prompt.held_out and prompt.row % 7 == 3 for prompt in prompts)
+    assert "&lt;b&gt;" in render_suggestions([RowPrompt(1, "Can I <b>?", "Yes.")])
     assert render_suggestions([]) == ""
+
+
+def test_a_run_without_held_out_rows_offers_what_it_learned_from_and_says_so():
+    prompts = HeldOutPrompts(FakeInspector()).of_run(a_config(dataset__eval_fraction=0.0))  # type: ignore[arg-type]
+
+    assert prompts
+    assert "the data it learned from" in render_suggestions(some_prompts(prompts, 1))
+
+
+def test_rows_without_a_first_question_are_no_prompts():
+    row = FakeInspector().preview(a_config().dataset, count=1).rows[0]
+    silent = Conversation((Message("user", "What?"),))
+
+    assert row_prompt(row).question == "What does lora_alpha do?"
+    assert row_prompt(row.model_copy(update={"conversation": None})) is None
+    assert row_prompt(row.model_copy(update={"conversation": silent})) is None
+    begun = Conversation((Message("system", "Be brief."), *row.conversation.messages))
+    assert row_prompt(row.model_copy(update={"conversation": begun})).system == "Be brief."

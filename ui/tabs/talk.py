@@ -1,50 +1,62 @@
 """The conversation itself: questions, streamed answers, how they are drawn, and the exact prompt."""
 
 import logging
-import threading
+import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
-from pydantic import ValidationError
 
-from engine.chat.contract import Branch, ChatChunk, ChatRequest
+from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.sampling import SamplingConfig
-from engine.errors import ConfigError, EngineError, Problem, RunError
-from ui.announced import Done, announced
-from ui.errors import UNEXPECTED, shown_in_place, trouble
-from ui.fields import component_of_field
-from ui.page import Page
+from engine.errors import EngineError, RunError
+from ui.answering import Answering
+from ui.errors import UNEXPECTED, shown_as_message, shown_in_place, trouble
+from ui.held_out import HeldOutPrompts, RowPrompt
+from ui.page import STORAGE_KEY, Page
+from ui.pick import pick_list, picked
+from ui.tabs.chat_choice import ChatChoice
+from ui.tabs.sampling import SamplingPart, read_sampling
+from ui.views.chat_state import loaded_words
+from ui.views.conversation_file import as_json, read_conversation, render_links, save, turns_of
+from ui.views.prompt import render_prompt
+from ui.views.suggestions import render_suggestions, some_prompts
 from ui.views.transcript import Answer, Turn, messages_of, render_transcript
 
 _log = logging.getLogger(__name__)
 
-SIDE_BY_SIDE, TUNED, BASE = "Side by side", "Tuned only", "Base only"
-_SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
+SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
+_ASKED: dict[str, tuple[Branch, ...]] = {
+    TUNED: ("tuned",),
+    BASE: ("base",),
+    SECOND: ("second",),
+    RUNS: ("tuned", "second"),
+}
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
+_SUGGESTIONS = 3
+_KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
 
 
 class TalkPart:
     """Lays out the conversation; `wire` connects it."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, choice: ChatChoice, prompts: HeldOutPrompts) -> None:
         self._page = page
-        self._lock = threading.Lock()  # guards _under_way: stop comes from another thread than the answer
-        self._under_way: dict[str, list[str]] = {}  # requests of each open page
+        self._choice = choice
+        self._prompts = prompts
+        self._answering = Answering(page.services.chat)
+        self.transcript = pick_list(elem_id="transcript", autoscroll=True)
         with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.branches = gr.Radio(
-                [SIDE_BY_SIDE, TUNED, BASE],
-                value=SIDE_BY_SIDE,
-                show_label=False,
-                container=False,
+                [SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, show_label=False, container=False,
                 elem_id="chat-branches",
-            )
-            self.transcript = gr.HTML(elem_id="transcript", autoscroll=True)
+            )  # fmt: skip
             self.trouble = gr.HTML(elem_id="chat-trouble")
+            self.suggestions = pick_list(elem_id="suggestions")
             self.question = gr.Textbox(
                 label="Your question", lines=1, max_lines=8, placeholder="Ask something. Enter sends, Shift+Enter begins a new line.",
                 elem_id="chat-question",
@@ -52,73 +64,126 @@ class TalkPart:
             with gr.Row(elem_id="chat-buttons"):
                 self.send = gr.Button("Send", variant="primary", scale=0, min_width=120, elem_id="chat-send")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="chat-stop")
-                self.clear = gr.Button("Clear", scale=0, min_width=100, elem_id="chat-clear")
-            with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
-                self.system = gr.Textbox(
-                    label="System prompt",
-                    lines=2,
-                    info="Stands before the conversation. Empty sends none.",
-                    elem_id="chat-system",
-                )
-                fields = SamplingConfig.model_fields
-                with gr.Row():
-                    temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
-                    top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
-                with gr.Row():
-                    longest = component_of_field(fields["max_new_tokens"], min_width=150)
-                    seed = component_of_field(fields["seed"], min_width=150)
-                    top_k = component_of_field(fields["top_k"], min_width=150)
-                    penalty = component_of_field(fields["repetition_penalty"], min_width=150)
-                self._sampling = [temperature, top_p, longest, seed, top_k, penalty]
+                self.again = gr.Button("Answer again", scale=0, min_width=130, visible=False, elem_id="chat-again")
+                self.clear = gr.Button("Clear", scale=0, min_width=100, visible=False, elem_id="chat-clear")
+            self.sampling = SamplingPart()
             with gr.Accordion("The exact prompt", open=False, elem_id="chat-prompt") as self.prompt_fold:
                 self.prompt = gr.HTML(elem_id="chat-prompt-text")
-                self.again = gr.Button("Show it for what is typed now", size="sm", scale=0, min_width=240)
+                self.show_prompt = gr.Button("Show it for what is typed now", size="sm", scale=0, min_width=240)
+        with gr.Accordion("Keep or open a conversation", open=False, elem_id="chat-keep") as self.keep_fold:
+            self.links = gr.HTML(elem_id="chat-links")
+            self.open = gr.UploadButton(
+                "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=200, elem_id="chat-open"
+            )
         self.turns = gr.State([])
+        self._offered = gr.State([])  # row prompts that are suggested
+        self._row = gr.State(None)  # the row prompt that was taken, until it is asked
+        # A reload brings the conversation back; it never leaves this browser.
+        self._kept = gr.BrowserState("", storage_key="loratory-conversation", secret=STORAGE_KEY)
 
-    def wire(self) -> tuple[Dependency, Dependency]:
-        """Connect the events; returns those of a question that was answered, and of a conversation that was cleared."""
+    @property
+    def _drawn(self) -> list[Any]:
+        """What `ask` yields."""
+        return [self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear]
+
+    def wire(self, loaded: Dependency) -> None:
+        """Connect the events; `loaded` has just loaded something, which prompts are looked for."""
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        asked = gr.on(
-            [self.send.click, self.question.submit],
-            self.ask,
-            [self.question, self.turns, self.branches, self.system, *self._sampling],
-            [self.transcript, self.turns, self.question, self.trouble, self.send, self.stop],
-            trigger_mode="once",
-            concurrency_limit=None,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        slow: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        asking: dict[str, Any] = {
+            "fn": self.ask,
+            "inputs": [
+                self.question, self.turns, self.branches, self._row, self.sampling.system, *self.sampling.inputs,
+            ],
+            "outputs": self._drawn,
+            "concurrency_limit": None,
+            **slow,
+        }  # fmt: skip
+        asked = gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking)
+        taken_back = self.again.click(_take_back, self.turns, [self.turns, self.question, self._row], **quick)
+        for answered in (asked, taken_back.then(**asking)):
+            kept = answered.then(lambda: ("", None), None, [self.suggestions, self._row], **quick)
+            kept.then(self._keep, [self.turns, self.sampling.system], [self._kept, self.links], **quick)
         self.stop.click(self._stop, None, None, **quick)
-        cleared = self.clear.click(lambda: ("", [], ""), None, [self.transcript, self.turns, self.trouble], **quick)
+        cleared = self.clear.click(
+            lambda: ("", [], "", gr.update(visible=False), gr.update(visible=False), "", ""),
+            None,
+            [self.transcript, self.turns, self.trouble, self.again, self.clear, self._kept, self.links],
+            **quick,
+        )
+        cleared.then(render_suggestions, self._offered, self.suggestions, **quick)
+        self.transcript.click(self._edit, self.turns, [self.turns, self.question, self._row, self.transcript], **quick)
+        loaded.then(self._suggest, None, [self.suggestions, self._offered], **slow)
+        self.suggestions.click(
+            self._take, self._offered,
+            [self.question, self._row, self.sampling.system, self.suggestions, self._offered], **quick,
+        )  # fmt: skip
         gr.on(
-            [self.prompt_fold.expand, self.again.click],
+            [self.prompt_fold.expand, self.show_prompt.click],
             shown_in_place(self._prompt),
-            [self.question, self.turns, self.branches, self.system],
+            [self.question, self.turns, self.branches, self.sampling.system],
             self.prompt,
+            **slow,
+        )
+        self.keep_fold.expand(self._links, [self.turns, self.sampling.system], self.links, **quick)
+        opened = self.open.upload(
+            shown_as_message(self._open), self.open, [self.turns, self.sampling.system, self.transcript], **slow
+        )
+        opened.then(self._keep, [self.turns, self.sampling.system], [self._kept, self.links], **quick).then(
+            _shown_buttons, self.turns, [self.again, self.clear], **quick
+        )
+        self.sampling.wire()
+
+    def restore_after(self, event: Dependency) -> None:
+        """Bring back the conversation that this browser had, once a page is looked at anew."""
+        event.then(
+            self._restore,
+            [self._kept, self.turns, self.sampling.system],
+            [self.turns, self.sampling.system, self.transcript, self.again, self.clear],
             show_progress="hidden",
+            queue=False,
             api_visibility="private",
         )
-        return asked, cleared
+
+    def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
+        """Who can be asked, once something is loaded."""
+        if len(branches) < 2:
+            return gr.update(visible=False)
+        if "second" not in branches:
+            return gr.update(choices=[SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, visible=True)
+        names = self._choice.names(target)
+        choices = [("Both runs", RUNS), ("All three", SIDE_BY_SIDE)]
+        choices += [(f"{names['tuned']} only", TUNED), (f"{names['second']} only", SECOND), ("Base only", BASE)]
+        return gr.update(choices=choices, value=RUNS, visible=True)
 
     def ask(
-        self, question: str, turns: list[Turn], branches: str, system: str, request: gr.Request, *sampling: Any
+        self,
+        question: str,
+        turns: list[Turn],
+        branches: str,
+        row: RowPrompt | None,
+        system: str,
+        request: gr.Request,
+        *sampling: Any,
     ) -> Iterator[tuple[Any, ...]]:
         """Stream the answers of every branch that was asked; a chat answer is short work and lives with the page."""
         question, system = (question or "").strip(), system or ""
         if not question:
-            yield (gr.skip(),) * 6
+            yield (gr.skip(),) * len(self._drawn)
             return
+        reference = row.reference if row is not None and row.question == question else ""
         before, drawn, problem = list(turns), 0.0, ""
+        off, gone = gr.update(interactive=False), gr.update(visible=False)
         try:
             asked = self._branches(branches)
-            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked))]
+            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked), reference)]
             requests = _requests(turns, asked, system, read_sampling(sampling))
-            yield render_transcript(turns), turns, "", "", gr.update(interactive=False), gr.update(visible=True)
-            for chunk in self._chunks(requests, request.session_hash or ""):
+            yield self._render(turns, writing=True), turns, "", "", off, gr.update(visible=True), gone, gone
+            for chunk in self._answering.chunks(requests, request.session_hash or ""):
                 turns = [*before, turns[-1].with_chunk(chunk)]
                 if chunk.done or time.monotonic() - drawn > _REDRAW_SECONDS:
                     drawn = time.monotonic()
-                    yield render_transcript(turns), gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                    yield self._render(turns, writing=True), *(gr.skip(),) * (len(self._drawn) - 1)
         except EngineError as error:
             problem = trouble(error)
         except Exception:
@@ -128,44 +193,62 @@ class TalkPart:
         # Where nothing was answered, the question goes back to where it was typed.
         turns = [*before, turns[-1].ended()] if answered else before
         typed = gr.skip() if answered else question
-        yield render_transcript(turns), turns, typed, problem, gr.update(interactive=True), gr.update(visible=False)
+        on = gr.update(interactive=True)
+        yield self._render(turns), turns, typed, problem, on, gone, *_shown_buttons(turns)
+
+    def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
+        state = self._page.services.chat.state
+        context = state.model.context_length if state.model is not None else None
+        return render_transcript(turns, self._choice.names(state.target), context, can_edit=not writing)
 
     def _branches(self, choice: str) -> tuple[Branch, ...]:
         model = self._page.services.chat.state.model
         if model is None:
             raise RunError("No model is loaded.", "Load a run or a model first.")
-        wanted: dict[str, tuple[Branch, ...]] = {TUNED: ("tuned",), BASE: ("base",)}
-        found = tuple(branch for branch in wanted.get(choice, model.branches) if branch in model.branches)
+        found = tuple(branch for branch in _ASKED.get(choice, model.branches) if branch in model.branches)
         return found or model.branches
 
-    def _chunks(self, requests: Sequence[ChatRequest], page_id: str) -> Iterator[ChatChunk]:
-        """Chunks of all requests as they come; leaving early stops the answers."""
-        session = self._page.services.chat
-        with self._lock:
-            self._under_way[page_id] = [request.id for request in requests]
-        try:
-            if len(requests) == 1:
-                yield from session.stream(requests[0])
-                return
-            streams = [session.stream(one) for one in requests]
-
-            def drain(say: Callable[[ChatChunk], None]) -> None:
-                _drain_together(streams, say)
-
-            for said in announced(drain):
-                if not isinstance(said, Done):
-                    yield said
-        finally:
-            with self._lock:
-                self._under_way.pop(page_id, None)
-            for request in requests:
-                session.stop(request.id)
-
     def _stop(self, request: gr.Request) -> None:
-        with self._lock:
-            ids = list(self._under_way.get(request.session_hash or "", ()))
-        for request_id in ids:
-            self._page.services.chat.stop(request_id)
+        self._answering.stop(request.session_hash or "")
+
+    def _edit(self, event: gr.EventData, turns: list[Turn]) -> tuple[Any, ...]:
+        kind, _, number = picked(event).partition(":")
+        if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
+            return (gr.skip(),) * 4
+        turn, before = turns[int(number)], turns[: int(number)]
+        return before, turn.question, _row_of(turn), self._render(before)
+
+    def _suggest(self) -> tuple[str, list[RowPrompt]]:
+        """Questions from the loaded run's own data, to begin with."""
+        target = self._page.services.chat.state.target
+        if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
+            return "", []
+        config = self._page.reader.observe(target.tuned.folder.name).config
+        if config is None:
+            return "", []
+        try:
+            prompts = some_prompts(self._prompts.of_run(config), _SUGGESTIONS)
+        except EngineError:
+            return "", []  # the data may be gone; talking goes without it
+        return render_suggestions(prompts), prompts
+
+    def _take(self, event: gr.EventData, offered: list[RowPrompt]) -> tuple[Any, ...]:
+        number = picked(event)
+        if number == "others":
+            others = self._other_prompts()
+            return gr.skip(), gr.skip(), gr.skip(), render_suggestions(others), others
+        if not number.isdigit() or int(number) >= len(offered):
+            return (gr.skip(),) * 5
+        prompt = offered[int(number)]
+        return prompt.question, prompt, prompt.system or gr.skip(), gr.skip(), gr.skip()
+
+    def _other_prompts(self) -> list[RowPrompt]:
+        target = self._page.services.chat.state.target
+        assert target is not None
+        assert target.tuned is not None
+        config = self._page.reader.observe(target.tuned.folder.name).config
+        assert config is not None
+        return some_prompts(self._prompts.of_run(config), _SUGGESTIONS, random.SystemRandom())
 
     def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
         branch = self._branches(branches)[-1]
@@ -175,27 +258,48 @@ class TalkPart:
         messages = messages_of(asked, branch, system or "")
         if not messages:
             return '<p class="small">Type a question, and see here what the model would read.</p>'
-        view = self._page.services.chat.prompt(messages)
-        ids = " ".join(str(number) for number in view.ids)
-        return (
-            f'<p class="small">{len(view.ids):,} tokens, exactly as the model reads them.</p>'
-            f'<pre class="log" tabindex="0" aria-label="Prompt text">{escape(view.text)}</pre>'
-            f'<p class="small">As ids:</p><pre class="log" tabindex="0" aria-label="Prompt ids">{ids}</pre>'
-        )
+        return render_prompt(self._page.services.chat.prompt(messages))
+
+    def _saved(self, turns: list[Turn], system: str) -> Any:
+        state = self._page.services.chat.state
+        model = loaded_words(state.model) if state.model is not None else ""
+        return save(turns, system or "", model, self._choice.names(state.target))
+
+    def _links(self, turns: list[Turn], system: str) -> str:
+        return render_links(self._saved(turns, system))
+
+    def _keep(self, turns: list[Turn], system: str) -> tuple[Any, str]:
+        saved = self._saved(turns, system)
+        text = as_json(saved)
+        return (text if turns and len(text) <= _KEPT_CHARACTERS else ""), render_links(saved)
+
+    def _restore(self, kept: str, turns: list[Turn], system: str) -> tuple[Any, ...]:
+        if turns or not kept:
+            return (gr.skip(),) * 5
+        try:
+            saved = read_conversation(str(kept).encode())
+        except EngineError:
+            return (gr.skip(),) * 5  # another version's
+        found = turns_of(saved)
+        return found, system or saved.system, self._render(found), *_shown_buttons(found)
+
+    def _open(self, path: str) -> tuple[Any, ...]:
+        saved = read_conversation(Path(path).read_bytes())
+        turns = turns_of(saved)
+        return turns, saved.system, self._render(turns)
 
 
-def read_sampling(values: Sequence[Any]) -> SamplingConfig:
-    """What the folded settings say; what is left empty has its default.
+def _row_of(turn: Turn) -> RowPrompt | None:
+    return RowPrompt(-1, turn.question, turn.reference) if turn.reference else None
 
-    Raises:
-        ConfigError: Lists every setting that is out of bounds.
-    """
-    given = {name: value for name, value in zip(_SAMPLING, values, strict=True) if value is not None}
-    try:
-        return SamplingConfig.model_validate(given)
-    except ValidationError as error:
-        problems = [Problem(str(item["loc"][0]), f"{item['input']!r}: {item['msg']}.") for item in error.errors()]
-        raise ConfigError(problems) from None
+
+def _take_back(turns: list[Turn]) -> tuple[Any, ...]:
+    """The newest question, to be asked once more."""
+    return (turns[:-1], turns[-1].question, _row_of(turns[-1])) if turns else ([], "", None)
+
+
+def _shown_buttons(turns: Sequence[Turn]) -> tuple[Any, Any]:
+    return gr.update(visible=bool(turns)), gr.update(visible=bool(turns))
 
 
 def _requests(
@@ -209,23 +313,3 @@ def _requests(
         ChatRequest(messages=messages, branches=(branch,), sampling=sampling, id=uuid.uuid4().hex)
         for branch, messages in remembered.items()
     ]
-
-
-def _drain_together(streams: Sequence[Iterator[ChatChunk]], say: Callable[[ChatChunk], None]) -> None:
-    """Follow several iterators at once, each in a thread; the first error ends it, after all have ended."""
-    errors: list[BaseException] = []
-
-    def drain(stream: Iterator[ChatChunk]) -> None:
-        try:
-            for chunk in stream:
-                say(chunk)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=drain, args=(stream,), daemon=True) for stream in streams]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]

@@ -35,6 +35,12 @@ def render_loading(progress: LoadProgress | None) -> str:
     return f'<div class="sentence" role="status" aria-live="polite">{escape(message)}{bar}</div>'
 
 
+def loaded_words(model: LoadedModel) -> str:
+    """What is loaded, in plain text."""
+    trained = f" with its {model.method} result" if "tuned" in model.branches and model.method else ""
+    return f"{short_name(model.name)}{trained}, {model.dtype} on {model.device}"
+
+
 def _loaded_words(model: LoadedModel, process_bytes: int | None) -> str:
     name = f"<b>{escape(short_name(model.name))}</b>"
     if model.method:

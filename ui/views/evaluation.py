@@ -25,8 +25,9 @@ class MeasuredRun(NamedTuple):
     """One line of the table across runs."""
 
     run_id: str
+    checkpoint: str  # "final", or its name
     name: str
-    state: str  # "the final result", or the checkpoint's name
+    state: str  # the same in words
     data: str
     result: EvaluationResult
 
@@ -152,7 +153,7 @@ def _across_row(row: MeasuredRun, chosen: str) -> str:
     cells += [_perplexity(tuned.perplexity) if tuned else "–", _perplexity(base.perplexity) if base else "–"]
     cells += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"] if scores else ["–"] * 3
     figures = "".join(f'<td class="r">{cell}</td>' for cell in cells)
-    key = f"{row.run_id}/{row.state}"
+    key = f"{row.run_id}/{row.checkpoint}"
     return (
         f"<tr {pickable(key, chosen=key == chosen)}><td>{escape(row.name)}"
         f'<span class="under">{escape(row.state)} · {escape(row.data)}</span></td>{figures}</tr>'

@@ -1,36 +1,38 @@
-"""Questions to begin a conversation with, from the rows that a run learned from."""
+"""Questions to begin a conversation with, from the rows of a run's data."""
 
+import random
 from collections.abc import Sequence
 from html import escape
 
-from engine.data.page import DatasetPage
+from ui.held_out import RowPrompt
 
 _LONGEST = 240
 
 
-def first_questions(page: DatasetPage, count: int) -> list[str]:
-    """The first user turns of rows spread evenly over the page; long ones and repetitions are left out."""
-    found: dict[str, None] = {}
-    for row in page.rows:
-        if row.conversation is None:
-            continue
-        text = next((message.content.strip() for message in row.conversation.messages if message.role == "user"), "")
-        if text and len(text) <= _LONGEST:
-            found.setdefault(text)
-    questions = list(found)
-    step = max(1, len(questions) // count)
-    return questions[::step][:count]
+def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random | None = None) -> list[RowPrompt]:
+    """A few prompts of which none is too long to be read at a glance: spread evenly, or drawn."""
+    found: dict[str, RowPrompt] = {}
+    for prompt in prompts:
+        if len(prompt.question) <= _LONGEST:
+            found.setdefault(prompt.question, prompt)
+    short = list(found.values())
+    if draw is not None:
+        return draw.sample(short, min(count, len(short)))
+    step = max(1, len(short) // count)
+    return short[::step][:count]
 
 
-def render_suggestions(questions: Sequence[str]) -> str:
-    """The questions as choices; picking one puts it where one types."""
-    if not questions:
+def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
+    """The questions as choices; picking one puts it where one types, and its reference beside the answers."""
+    if not prompts:
         return ""
     items = "".join(
-        f'<button type="button" data-pick="{number}">{escape(question)}</button>'
-        for number, question in enumerate(questions)
+        f'<button type="button" data-pick="{number}">{escape(prompt.question)}</button>'
+        for number, prompt in enumerate(prompts)
     )
+    where = "From rows that it did not learn from" if prompts[0].held_out else "From the data it learned from"
     return (
-        '<p class="small">From the data it learned from; pick one, or ask your own.</p>'
+        f'<p class="small">{where}; the data\'s own answer then stands beside. '
+        '<button type="button" class="inline" data-pick="others">Show others</button></p>'
         f'<div class="suggested" role="group" aria-label="Suggested questions">{items}</div>'
     )

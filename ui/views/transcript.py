@@ -47,6 +47,7 @@ class Turn:
 
     question: str
     answers: tuple[Answer, ...] = ()
+    reference: str = ""  # the data's own answer, where the question comes from a row
 
     def answer_of(self, branch: Branch) -> Answer | None:
         """What `branch` said; None where it was not asked."""
@@ -78,29 +79,53 @@ def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Mes
     return tuple(messages)
 
 
-def render_transcript(turns: Sequence[Turn], names: Mapping[Branch, str] | None = None) -> str:
-    """The whole conversation; "" before the first question."""
+def render_transcript(
+    turns: Sequence[Turn],
+    names: Mapping[Branch, str] | None = None,
+    context_tokens: int | None = None,
+    *,
+    can_edit: bool = False,
+) -> str:
+    """The whole conversation; "" before the first question.
+
+    Args:
+        turns: The conversation.
+        names: What to call the branches, where not as usual.
+        context_tokens: How much the model can hold, where it is known.
+        can_edit: Offers to go back to a question; its `data-pick` is `edit:N`.
+    """
     if not turns:
         return ""
     words = {**BRANCH_WORDS, **(names or {})}
-    return f'<div class="talk" role="log" aria-live="off">{"".join(_turn(turn, words) for turn in turns)}</div>'
+    drawn = (_turn(turn, words, context_tokens, number if can_edit else None) for number, turn in enumerate(turns))
+    return f'<div class="talk" role="log" aria-live="off">{"".join(drawn)}</div>'
 
 
-def _turn(turn: Turn, words: Mapping[Branch, str]) -> str:
-    answers = "".join(_answer(answer, words[answer.branch]) for answer in turn.answers)
-    return f'<div class="question"><span>You</span>{escape(turn.question)}</div><div class="answers">{answers}</div>'
+def _turn(turn: Turn, words: Mapping[Branch, str], context_tokens: int | None, number: int | None) -> str:
+    answers = "".join(_answer(answer, words[answer.branch], context_tokens) for answer in turn.answers)
+    if turn.reference:
+        answers += (
+            f'<div class="answer reference"><h4>Reference</h4><div class="text">{escape(turn.reference)}</div>'
+            '<p class="figures">as the data has it</p></div>'
+        )
+    edit = ""
+    if number is not None:
+        edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask from here anew">Edit</button>'
+    return (
+        f'<div class="question"><span>You{edit}</span>{escape(turn.question)}</div><div class="answers">{answers}</div>'
+    )
 
 
-def _answer(answer: Answer, name: str) -> str:
+def _answer(answer: Answer, name: str, context_tokens: int | None) -> str:
     writing = "" if answer.done else " writing"
     text = escape(answer.text) if answer.text or not answer.done else "<em>(it said nothing)</em>"
     return (
         f'<div class="answer {answer.branch}"><h4>{escape(name)}</h4><div class="text{writing}">{text}</div>'
-        f'<p class="figures">{_figures(answer)}</p></div>'
+        f'<p class="figures">{_figures(answer, context_tokens)}</p></div>'
     )
 
 
-def _figures(answer: Answer) -> str:
+def _figures(answer: Answer, context_tokens: int | None) -> str:
     if not answer.tokens:
         return "reading the question …" if not answer.done else _ENDED.get(answer.finish_reason or "stopped", "")
     parts = [f"{answer.tokens:,} {'token' if answer.tokens == 1 else 'tokens'}"]
@@ -108,4 +133,7 @@ def _figures(answer: Answer) -> str:
         parts.append(f"{answer.tokens_per_second:,.1f} tokens/s")
     if answer.done and answer.finish_reason is not None:
         parts.append(_ENDED[answer.finish_reason])
+    if answer.done and answer.prompt_tokens:
+        used = answer.prompt_tokens + answer.tokens
+        parts.append(f"context {used:,} of {context_tokens:,}" if context_tokens else f"context {used:,} tokens")
     return " · ".join(parts)

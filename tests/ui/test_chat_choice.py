@@ -1,0 +1,81 @@
+"""What can be talked to: runs in every state, folders, models; and two runs beside each other."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ModelError, RunError
+from tests.invented_runs import InventedRun, a_config, write_adapter, write_run
+from ui.tabs import chat_choice
+from ui.tabs.chat import ChatTab
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+
+
+@pytest.fixture
+def choice(laid_out):
+    return laid_out(ChatTab).choice
+
+
+@pytest.fixture
+def run(services):
+    return write_run(services.runs, a_config(run__name="first"), InventedRun())
+
+
+def chosen(run_id, checkpoint=FINAL, model="", folder="", against=NOTHING, precision=AS_TRAINED) -> Chosen:
+    return Chosen(run_id, checkpoint, model, folder, against, precision)
+
+
+def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(choice, run):
+    target = choice.target(chosen(run.id, "step-90", precision="nf4"))
+
+    assert (target.tuned.folder, target.tuned.checkpoint) == (run.folder.path, "step-90")
+    assert target.quantization == "nf4"
+    assert choice.target(chosen(run.id, precision="5 bits")).quantization is None
+
+
+def test_two_runs_on_one_base_stand_beside_each_other_under_their_names(choice, services, run):
+    other = write_run(services.runs, a_config(run__name="second"), InventedRun())
+    elsewhere = write_run(services.runs, a_config(model__id="Qwen/Qwen3-0.6B"), InventedRun())
+
+    offered = [value for _, value in choice.choose(run.id)[3]["choices"]]
+    assert offered == [NOTHING, f"{run.id}/step-120", f"{run.id}/step-90", f"{other.id}/final"]
+    assert not [value for value in offered if elsewhere.id in value]
+
+    target = choice.target(chosen(run.id, against=f"{other.id}/final"))
+    assert (target.second.folder, target.second.checkpoint) == (other.folder.path, None)
+    assert choice.names(target) == {"base": "Base model", "tuned": "first", "second": "second"}
+
+
+def test_two_states_of_one_run_are_told_apart(choice, run):
+    names = choice.names(choice.target(chosen(run.id, against=f"{run.id}/step-90")))
+
+    assert names["tuned"] == "first, the final result"
+    assert names["second"] == "first, step-90"
+
+
+def test_what_a_browser_names_is_looked_up(choice, run):
+    with pytest.raises(RunError):
+        choice.target(chosen("../../etc"))
+    with pytest.raises(RunError):
+        choice.target(chosen(run.id, against="../../etc/final"))
+    with pytest.raises(RunError):
+        choice.target(chosen(A_MODEL, model="x" * 2000))
+
+
+def test_a_folder_with_an_adapter_and_its_base(choice, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_choice, "data_folders", lambda: (tmp_path.resolve(),))
+    write_adapter(tmp_path / "mine")
+
+    target = choice.target(chosen(A_FOLDER, folder=str(tmp_path / "mine"), model="smollm2-135m-instruct"))
+
+    assert target.tuned.folder == (tmp_path / "mine").resolve()
+    assert target.model.id == "smollm2-135m-instruct"
+
+
+@pytest.mark.parametrize("typed", ["", "/etc", "missing", "a\0b", "../.."])
+def test_other_folders_are_refused(choice, tmp_path, monkeypatch, typed):
+    monkeypatch.setattr(chat_choice, "data_folders", lambda: (tmp_path.resolve(),))
+    path = str(Path(tmp_path, typed)) if typed in ("missing", "../..") else typed
+
+    with pytest.raises(ModelError):
+        choice.target(chosen(A_FOLDER, folder=path))

@@ -1,0 +1,50 @@
+"""A conversation as a file."""
+
+import json
+import re
+from base64 import b64decode
+
+import pytest
+
+from engine.errors import DatasetError
+from ui.views.conversation_file import as_json, as_markdown, read_conversation, render_links, save, turns_of
+from ui.views.transcript import Answer, Turn
+
+TURNS = [
+    Turn("Grüße?", (Answer("tuned", "Hallo.", 3, 12.5, 20, True, "eos"),), reference="Guten Tag."),
+    Turn("</a><script>?", (Answer("tuned", "No.", 1, 0.0, 30, True, "length"),)),
+]
+
+
+@pytest.fixture
+def saved():
+    return save(TURNS, "Be brief.", "SmolLM2", {"tuned": "faq, rank 16"})
+
+
+def test_json_comes_back_as_it_was(saved):
+    opened = read_conversation(as_json(saved).encode())
+
+    assert opened == saved
+    assert turns_of(opened) == TURNS
+
+
+def test_markdown_names_who_said_what(saved):
+    text = as_markdown(saved)
+
+    assert "### faq, rank 16\n\nHallo." in text
+    assert "### Reference\n\nGuten Tag." in text
+    assert "Be brief." in text
+
+
+def test_the_links_hold_the_files_themselves(saved):
+    markdown, values = (b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", render_links(saved)))
+
+    assert markdown == as_markdown(saved)
+    assert json.loads(values)["turns"][1]["question"] == "</a><script>?"
+    assert "Nothing was said" in render_links(save([], "", "", {}))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}x", b'{"turns": [{"question": 1}]}', b"[]", b"\xff", b" " * 4_000_001])
+def test_other_files_are_refused(content):
+    with pytest.raises(DatasetError, match="no conversation"):
+        read_conversation(content)

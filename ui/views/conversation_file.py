@@ -1,0 +1,149 @@
+"""A conversation as a file: Markdown to be read, JSON to be read and opened again."""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engine.chat.contract import Branch, FinishReason
+from engine.errors import DatasetError
+from ui.views.transcript import BRANCH_WORDS, Answer, Turn
+
+_LARGEST_BYTES = 4_000_000
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SavedAnswer(_Part):
+    """One branch's answer."""
+
+    branch: Branch
+    name: str = ""  # of the run, for readers
+    text: str
+    tokens: int = Field(0, ge=0)
+    tokens_per_second: float = 0.0
+    prompt_tokens: int = Field(0, ge=0)
+    finish_reason: FinishReason | None = None
+
+
+class SavedTurn(_Part):
+    """A question, its answers, and the data's own answer where it is known."""
+
+    question: str
+    reference: str = ""
+    answers: tuple[SavedAnswer, ...] = ()
+
+
+class SavedConversation(_Part):
+    """The file."""
+
+    format: Literal["loratory conversation"] = "loratory conversation"
+    version: Literal[1] = 1
+    model: str = ""  # what was loaded, in words
+    system: str = ""
+    turns: tuple[SavedTurn, ...] = Field((), max_length=10_000)
+
+
+def save(turns: Sequence[Turn], system: str, model: str, names: Mapping[Branch, str]) -> SavedConversation:
+    """Everything of a conversation that is worth keeping."""
+    words = {**BRANCH_WORDS, **names}
+    return SavedConversation(
+        model=model,
+        system=system,
+        turns=tuple(
+            SavedTurn(
+                question=turn.question,
+                reference=turn.reference,
+                answers=tuple(
+                    SavedAnswer(
+                        branch=answer.branch,
+                        name=words[answer.branch],
+                        text=answer.text,
+                        tokens=answer.tokens,
+                        tokens_per_second=round(answer.tokens_per_second, 2),
+                        prompt_tokens=answer.prompt_tokens,
+                        finish_reason=answer.finish_reason,
+                    )
+                    for answer in turn.answers
+                ),
+            )
+            for turn in turns
+        ),
+    )
+
+
+def turns_of(saved: SavedConversation) -> list[Turn]:
+    """The conversation again, as the page holds it."""
+    return [
+        Turn(
+            turn.question,
+            tuple(
+                Answer(
+                    branch=answer.branch,
+                    text=answer.text,
+                    tokens=answer.tokens,
+                    tokens_per_second=answer.tokens_per_second,
+                    prompt_tokens=answer.prompt_tokens,
+                    done=True,
+                    finish_reason=answer.finish_reason,
+                )
+                for answer in turn.answers
+            ),
+            turn.reference,
+        )
+        for turn in saved.turns
+    ]
+
+
+def read_conversation(content: bytes) -> SavedConversation:
+    """Open a file that was saved before.
+
+    Raises:
+        DatasetError: If it is no conversation of ours.
+    """
+    try:
+        if len(content) > _LARGEST_BYTES:
+            raise ValueError
+        return SavedConversation.model_validate_json(content)
+    except (ValidationError, ValueError) as error:
+        raise DatasetError(
+            "That file is no conversation saved by Loratory.", "Choose a .json file that was saved here."
+        ) from error
+
+
+def as_json(saved: SavedConversation) -> str:
+    """The file that can be opened again."""
+    return json.dumps(saved.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def as_markdown(saved: SavedConversation) -> str:
+    """The file that is read."""
+    lines = ["# Conversation", ""]
+    if saved.model:
+        lines += [f"With {saved.model}.", ""]
+    if saved.system:
+        lines += ["**System prompt**", "", saved.system, ""]
+    for turn in saved.turns:
+        lines += ["## You", "", turn.question, ""]
+        for answer in turn.answers:
+            lines += [f"### {answer.name or BRANCH_WORDS[answer.branch]}", "", answer.text.strip(), ""]
+        if turn.reference:
+            lines += ["### Reference", "", turn.reference, ""]
+    return "\n".join(lines)
+
+
+def render_links(saved: SavedConversation) -> str:
+    """Two downloads that need no file on the server."""
+    if not saved.turns:
+        return '<p class="small">Nothing was said yet.</p>'
+    return f'<p class="links">{_link("conversation.md", "text/markdown", as_markdown(saved))}{_link("conversation.json", "application/json", as_json(saved))}</p>'
+
+
+def _link(name: str, kind: str, text: str) -> str:
+    data = b64encode(text.encode()).decode()
+    return f'<a download="{escape(name)}" href="data:{kind};charset=utf-8;base64,{data}">Download {escape(name)}</a> '
