@@ -15,12 +15,13 @@ from engine.evaluation.job import EvaluationJob
 from engine.export.contract import ExportRequest, ExportResult
 from engine.export.job import ExportJob
 from engine.export.push_contract import PushRequest, PushResult
+from engine.export.push_job import PushJob
 from engine.export.records import ExportRecord, keep_record
 from engine.paths import LoratoryHome, data_folders
 from engine.runs.run import Run
 from ui.background import BackgroundWork, Job, Work
 
-_NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9_.-]+")
+_NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9_.]+")
 
 TakenAway = ExportResult | PushResult
 
@@ -33,14 +34,14 @@ class ResultWork:
         home: The Loratory home.
         evaluate: Makes the job of an evaluation.
         export: Makes the job of an export.
-        push: Makes the job of a push; None where this installation has none.
+        push: Makes the job of a push.
         roots: Folders below which the page may write; None takes the exports folder and the data folders.
     """
 
     home: LoratoryHome
     evaluate: Callable[[EvaluationRequest], Job[EvaluationResult]]
     export: Callable[[ExportRequest], Job[ExportResult]]
-    push: Callable[[PushRequest], Job[PushResult]] | None = None
+    push: Callable[[PushRequest], Job[PushResult]]
     roots: tuple[Path, ...] | None = None
     measuring: BackgroundWork[EvaluationResult] = field(default_factory=BackgroundWork)
     exporting: BackgroundWork[TakenAway] = field(default_factory=BackgroundWork)
@@ -52,6 +53,7 @@ class ResultWork:
             home,
             evaluate=lambda request: EvaluationJob(home, request),
             export=lambda request: ExportJob(home, request),
+            push=lambda request: PushJob(home, request),
         )
 
     def measure(self, run: Run, checkpoint: str | None, settings: EvaluationConfig) -> Work[EvaluationResult]:
@@ -83,7 +85,6 @@ class ResultWork:
         Raises:
             RunError: If something of this run is being exported already.
         """
-        assert self.push is not None
         request = PushRequest(
             target=ChatTarget.of_run(run.folder.path, checkpoint), repository=repository, settings=settings
         )

@@ -87,9 +87,43 @@ def _chat_answered(page: Page) -> None:
         page.locator("#chat-stop").wait_for(state="hidden")
 
 
+def _blind(page: Page) -> None:
+    _chat_loaded(page)
+    page.locator("#chat-mode label", has_text="Blind test").click()
+    page.locator("#blind-next").click()
+    page.locator("#blind-left").wait_for()
+
+
+def _blind_judged(page: Page) -> None:
+    _blind(page)
+    page.locator("#blind-left").click()
+    page.locator("#blind-tally-show").click()
+    page.locator("#blind-tally .facts").wait_for()
+
+
+def _measured(page: Page) -> None:
+    open_tab(page, "Chat")
+    page.locator("#chat-mode label", has_text="Measure").click()
+    page.locator("#measure-start:not([disabled])").wait_for()
+    page.locator("#measure-start").click()
+    page.locator("#measure-answered-rows section").first.wait_for()
+
+
 def _export(page: Page) -> None:
     open_tab(page, "Export")
-    page.wait_for_timeout(800)
+    page.locator("#export-form label").first.wait_for()
+
+
+def _export_form(form: str, *, start: bool = False) -> Callable[[Page], None]:
+    def scene(page: Page) -> None:
+        _export(page)
+        page.locator("#export-form label", has_text=form).click()
+        page.wait_for_timeout(600)
+        if start:
+            page.locator("#export-start").click()
+            page.locator("#export-result .facts").wait_for()
+
+    return scene
 
 
 SCENES: dict[str, Callable[[Page], None]] = {
@@ -103,7 +137,13 @@ SCENES: dict[str, Callable[[Page], None]] = {
     "chat-empty": _chat_empty,
     "chat-loaded": _chat_loaded,
     "chat-answered": _chat_answered,
+    "blind-pair": _blind,
+    "blind-judged": _blind_judged,
+    "measured": _measured,
     "export": _export,
+    "export-merged": _export_form("Merged model", start=True),
+    "export-hub": _export_form("Hub"),
+    "export-script": _export_form("Script"),
     "runs": _runs,
     "runs-details": _details,
     "runs-compared": _compared,

@@ -181,6 +181,7 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(page, servic
 
 def test_the_result_can_be_downloaded(page):
     open_tab(page, "Export")
+    page.locator("#export-start").click()
     expect(page.locator("#export-result")).to_contain_text("adapter_model.safetensors")
     page.locator("#make-zip").click()
     download_button = page.locator("#download-zip")

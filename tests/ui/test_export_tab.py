@@ -1,14 +1,26 @@
-"""Taking a result away: its files, code that loads them, and one archive."""
+"""Taking a result away: in every form, verified, listed with the run, and in one archive."""
 
 import zipfile
+from pathlib import Path
 
 import pytest
+from gradio import EventData
 
+from engine.config.load import config_from_yaml
 from engine.errors import StorageError
+from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.tabs import export
-from ui.tabs.export import ExportTab, make_archive
+from ui.errors import shown_in_place
+from ui.tabs import export_archive
+from ui.tabs.chat_choice import FINAL
+from ui.tabs.export import ExportTab
+from ui.tabs.export_archive import make_archive
+from ui.tabs.export_forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
 from ui.views.adapter_files import list_files, loading_script
+from ui.views.export_result import render_verification
+
+WAIT_SECONDS = 10
+STAMP, NUMBER, STANDING, START, STOP, RESULT, ARCHIVE, _, USE, BEFORE = range(10)
 
 
 @pytest.fixture
@@ -21,37 +33,164 @@ def run(services):
     return write_run(services.runs, a_config(run__name="faq: rank 16 / <b>"), InventedRun())
 
 
-def test_only_runs_with_a_result_are_offered(tab, services, run):
+def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
+    values = (folder, "float32", shard, "q8_0", False, repository, "adapter", private, verify)
+    html = shown_in_place(tab._start)(run.id, checkpoint, form, *values)
+    work = tab._page.services.results.exporting.look(run.id)
+    if work is not None:
+        assert work.ended.wait(WAIT_SECONDS)
+    return html
+
+
+def test_runs_that_hold_something_are_offered(tab, services, run):
     write_run(services.runs, a_config(), InventedRun(state="failed", steps=3))
 
-    update = tab._list("", None)
+    offered, states, empty, whole = tab._offer("", None)
 
-    assert [value for _, value in update["choices"]] == [run.id]
-    assert update["value"] == run.id
-
-
-def test_without_a_result_it_says_when_there_will_be_one(tab, services):
-    assert tab._list("", None)["visible"] is False
-    assert "Nothing to take away yet" in tab.show(None)[0]
+    assert [value for _, value in offered["choices"]] == [run.id]
+    assert [value for _, value in states["choices"]] == [FINAL, "step-120", "step-90"]
+    assert (empty["visible"], whole["visible"]) == (False, True)
 
 
-def test_files_sizes_path_and_code_are_shown(tab, run):
-    result, use, buttons, later, *_ = tab.show(run.id)
+def test_without_a_result_it_says_when_there_will_be_one(tab):
+    *_, empty, whole = tab._offer("", None)
 
-    assert "adapter_model.safetensors" in result
-    assert "19.0 kB" in result
-    assert str(run.folder.adapter) in result
-    assert "PeftModel.from_pretrained" in use
-    assert f"loratory show {run.id}" in use
-    assert buttons["visible"]
-    assert later["visible"]
+    assert (empty["visible"], whole["visible"]) == (True, False)
+    assert "Nothing to take away yet" in tab.empty.value
+
+
+def test_a_new_folder_is_proposed_for_each_form(tab, services, run):
+    assert tab._propose(run.id, FINAL, MERGED) == str(services.home.exports / "faq-rank-16-b-merged")
+    assert tab._propose(run.id, "step-90", ADAPTER).endswith("faq-rank-16-b-step-90-adapter")
+
+
+@pytest.mark.parametrize(("form", "file"), [(ADAPTER, "adapter_model"), (MERGED, "model.safetensors"), (GGUF, ".gguf")])
+def test_a_form_is_written_verified_and_listed(tab, run, form, file):
+    assert "trouble" not in start(tab, run, form, folder="mine")
+
+    shown = tab.look(run.id, form, 0, "")
+
+    assert file in shown[RESULT]
+    assert "20 of 20 greedy answers" in shown[RESULT]
+    assert "0.0312" in shown[RESULT]
+    assert "exports/mine" in shown[RESULT]
+    assert shown[ARCHIVE]["visible"]
+    assert f"loratory export {run.id}" in shown[USE]
+    assert all(update == {"__type__": "update"} for update in tab.look(run.id, form, 0, shown[STAMP]))
+
+
+def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, services, run):
+    assert "forbidden" not in start(tab, run, HUB, repository="me/forbidden")
+    assert "this token may not write there" in tab.look(run.id, HUB, 0, "")[STANDING]
+
+    start(tab, run, HUB, repository=" me/faq ", private=False)
+
+    request = services.results.exporting.look(run.id).job.request
+    assert (request.repository, request.settings.private) == ("me/faq", False)
+    shown = tab.look(run.id, HUB, 0, "")
+    assert 'href="https://huggingface.co/me/faq"' in shown[RESULT]
+    assert not shown[ARCHIVE]["visible"]
+
+
+def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
+    start(tab, run, ADAPTER, folder="one")
+    first = tab.look(run.id, ADAPTER, 0, "")
+    start(tab, run, MERGED, folder="two", checkpoint="step-90")
+
+    shown = tab.look(run.id, MERGED, 0, first[STAMP])
+    assert "exports/two" in shown[RESULT]
+    assert "Merged model of step-90" in shown[RESULT]
+    assert shown[BEFORE].count("data-pick") == 2
+    number, _ = tab._pick(EventData(None, {"pick": "1"}))
+    assert "exports/one" in tab.look(run.id, MERGED, number, "")[RESULT]
+    assert tab._folder_shown(run.id, number)[1] == "one"
+
+
+def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
+    slow = FakeExport(services.results.export, pace_seconds=5)  # type: ignore[arg-type]
+    services.results.exporting.start(run.id, "An export", slow)
+
+    shown = tab.look(run.id, ADAPTER, 0, "")
+    assert shown[STOP]["visible"]
+    assert not shown[START]["interactive"]
+    assert "An export is under way" in shown_in_place(tab._start)(
+        run.id, FINAL, ADAPTER, "mine", "auto", 5.0, "auto", False, "", "adapter", True, True
+    )
+
+    tab._stop(run.id)
+    assert services.results.exporting.look(run.id).ended.wait(WAIT_SECONDS)
+    assert "nothing of it is left" in tab.look(run.id, ADAPTER, 0, shown[STAMP])[STANDING]
+
+
+@pytest.mark.parametrize("folder", ["/etc/mine", "../runs/mine", ""])
+def test_what_a_browser_names_as_folder_is_confined(tab, services, run, folder):
+    assert 'class="trouble"' in start(tab, run, MERGED, folder=folder)
+    assert services.results.exporting.look(run.id) is None
+
+
+def test_settings_out_of_bounds_are_said_in_place(tab, services, run):
+    assert "max_shard_gb" in start(tab, run, MERGED, folder="mine", shard=-1.0)
+
+
+def test_prefix_tuning_says_why_it_cannot_be_merged(tab, services):
+    prefix = write_run(services.runs, a_config(adapter__method="prefix_tuning"), InventedRun())
+
+    about, *rest = tab._switch(prefix.id, MERGED)
+
+    assert "Prefix tuning cannot be merged" in about
+    assert not any(update["visible"] for update in rest[:5])
+    assert "Prefix tuning cannot be merged" in start(tab, prefix, GGUF, folder="mine")
+    assert "cannot be merged" not in tab._switch(prefix.id, ADAPTER)[0]
+
+
+def test_a_whole_model_has_no_adapter_to_take(tab, services):
+    full = write_run(services.runs, a_config(adapter__method="none"), InventedRun())
+
+    assert "trained the whole model" in tab._switch(full.id, ADAPTER)[0]
+    assert "trained the whole model" not in tab._switch(full.id, MERGED)[0]
+
+
+def test_every_form_shows_its_own_settings(tab, run):
+    shown = {form: [update["visible"] for update in tab._switch(run.id, form)[1:6]] for form in FORMS}
+
+    assert shown[MERGED] == [True, True, False, False, True]
+    assert shown[GGUF] == [True, False, True, False, True]
+    assert shown[HUB] == [False, False, False, True, True]
+    assert shown[SCRIPT] == shown[YAML] == [False] * 5
+
+
+def test_yaml_is_the_whole_configuration(tab, run):
+    panel, text, download, buttons = tab._switch(run.id, YAML)[6:10]
+
+    assert panel["visible"]
+    assert not buttons["visible"]
+    assert "loratory-faq" in text
+    written = Path(download["value"]).read_text()
+    assert config_from_yaml(written) == a_config(run__name="faq: rank 16 / <b>")
+
+
+def test_the_script_is_python_and_names_the_run(tab, run, services):
+    text, download = tab._switch(run.id, SCRIPT)[7:9]
+
+    assert "SFTTrainer" in text
+    source = Path(download["value"]).read_text()
+    compile(source, "train.py", "exec")
+    assert run.id in source
 
 
 def test_a_run_that_was_deleted_is_said_to_be_gone(tab):
-    result, _, buttons, *_ = tab.show("20250101-000000-000-abcd")
+    shown = tab.look("20250101-000000-000-abcd", ADAPTER, 0, "")
 
-    assert "There is no run" in result
-    assert not buttons["visible"]
+    assert "There is no run" in shown[STANDING]
+    assert tab.look("20250101-000000-000-abcd", ADAPTER, 0, shown[STAMP])[STAMP] == {"__type__": "update"}
+
+
+def test_an_export_that_differs_is_not_called_good():
+    html = render_verification(a_verification(passed=False))
+
+    assert "It differs from the run." in html
+    assert "13 of 20" in html
+    assert "Nobody has compared" in render_verification(None)
 
 
 def test_the_code_is_valid_python_and_names_the_base_that_the_adapter_names(run):
@@ -89,7 +228,7 @@ def test_the_archive_holds_the_files_and_nothing_that_a_link_leads_to(run, tmp_p
 
 
 def test_what_is_too_large_for_a_download_says_where_it_lies(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_LARGEST_ARCHIVE_BYTES", 1000)
+    monkeypatch.setattr(export_archive, "_LARGEST_ARCHIVE_BYTES", 1000)
 
     with pytest.raises(StorageError, match="Copy its folder"):
         make_archive(run.folder.adapter, tmp_path / "out", "faq")

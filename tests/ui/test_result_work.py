@@ -1,5 +1,7 @@
 """Measuring and taking away as the page asks for it: where it may write, and what stays with the run."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config.export import ExportConfig
@@ -42,9 +44,7 @@ def test_the_page_writes_nowhere_else(results, typed):
 
 
 def test_own_folders_are_allowed_but_not_what_loratory_keeps_there(services, tmp_path):
-    results = type(services.results)(
-        services.home, services.results.evaluate, services.results.export, roots=(tmp_path,)
-    )
+    results = replace(services.results, roots=(tmp_path,))
 
     assert results.allowed_folder(str(tmp_path / "mine")) == (tmp_path / "mine").resolve()
     with pytest.raises(StorageError):

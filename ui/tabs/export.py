@@ -1,44 +1,39 @@
-"""Export: the result of a run, to be taken away."""
+"""Export: the result of a run taken away in the form that is wanted, verified, and listed with the run."""
 
-import hashlib
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from engine.errors import EngineError, RunError, StorageError
-from ui.errors import shown_as_message, shown_in_place
+from engine.chat.target import list_checkpoints
+from engine.config.export import ExportConfig
+from engine.config.load import section_from_mapping
+from engine.config.push import PushConfig
+from engine.errors import EngineError, RunError
+from engine.export.records import ExportRecord, read_records
+from ui.errors import shown_as_message, shown_in_place, trouble
 from ui.page import Page
-from ui.run_reader import ObservedRun, has_adapter
-from ui.views.adapter_files import list_files, loading_script, render_command_line, render_files, render_script
-from ui.views.quantities import size
+from ui.pick import pick_list, picked
+from ui.run_reader import ObservedRun, can_be_talked_to
+from ui.tabs.chat_choice import FINAL, FINAL_WORDS
+from ui.tabs.export_archive import COPY_SCRIPT, ArchivePart
+from ui.tabs.export_forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML, ExportForms, why_not
+from ui.tabs.export_text import TextPart
+from ui.views.adapter_files import loading_script, render_command_line, render_script
+from ui.views.export_result import NOTHING_MADE, render_record, render_records
 from ui.views.run_choice import run_choices
+from ui.views.work import render_work, stamp_of
 
 _LEAD = (
-    '<h2>Take it away</h2><p class="lead">What a run trained is an ordinary PEFT folder: adapter, tokenizer and chat '
-    "template. It belongs to you, and works without Loratory.</p>"
+    '<h2>Take it away</h2><p class="lead">What a run trained belongs to you and works without Loratory. Whatever is '
+    "written is loaded again and compared with the run, logit by logit and answer by answer.</p>"
 )
 _EMPTY = (
     '<div class="empty"><b>Nothing to take away yet</b>The result of a run appears here as soon as the run has completed, '
     "or was stopped and saved.</div>"
 )
-_LATER = (
-    '<p class="notice">The last command writes one complete model, for servers that take no adapters, and compares it with '
-    "the run. GGUF files and uploads to the Hugging Face Hub are not part of this version; the usual tools for them take "
-    "either folder.</p>"
-)
-_LARGEST_ARCHIVE_BYTES = 4 * 10**9
-_COPY_SCRIPT = """
-element.addEventListener('click', async (event) => {
-  const button = event.target.closest('[data-copy]');
-  if (!button) return;
-  const text = button.parentElement.querySelector('pre').textContent;
-  try { await navigator.clipboard.writeText(text); button.textContent = 'Copied'; }
-  catch { getSelection().selectAllChildren(button.parentElement.querySelector('pre')); button.textContent = 'Selected'; }
-  setTimeout(() => { button.textContent = 'Copy'; }, 1600);
-});
-"""
+_STOPPED = "Stopped; nothing of it is left."
+_REFRESH_SECONDS = 1.0
 
 
 class ExportTab:
@@ -48,107 +43,207 @@ class ExportTab:
         self._page = page
         self._tab = page.tab_here()
         gr.HTML(_LEAD)
-        self.run = gr.Dropdown([], label="Run", visible=False, elem_id="export-run")
-        self.result = gr.HTML(_EMPTY, js_on_load=_COPY_SCRIPT, elem_id="export-result")
-        with gr.Row(visible=False, elem_id="export-buttons") as self.buttons:
-            self.make = gr.Button("Make a .zip", variant="primary", scale=0, min_width=190, elem_id="make-zip")
-            self.download = gr.DownloadButton("Download", visible=False, scale=0, min_width=190, elem_id="download-zip")
-        self.use = gr.HTML(js_on_load=_COPY_SCRIPT, elem_id="export-use")
-        self.later = gr.HTML(_LATER, visible=False)
+        self.empty = gr.HTML(_EMPTY, elem_id="export-empty")
+        with gr.Column(visible=False, elem_id="export") as self.whole:
+            with gr.Row(elem_id="export-what"):
+                self.run = gr.Dropdown([], label="Run", scale=3, min_width=260, elem_id="export-run")
+                self.checkpoint = gr.Dropdown(
+                    [(FINAL_WORDS, FINAL)], value=FINAL, label="Which state of it", scale=2, min_width=180,
+                    elem_id="export-checkpoint",
+                )  # fmt: skip
+            self.form = gr.Radio(list(FORMS), value=ADAPTER, show_label=False, container=False, elem_id="export-form")
+            self.forms = ExportForms(page)
+            self.text = TextPart(page)
+            with gr.Row(elem_id="export-buttons") as self.buttons:
+                self.start = gr.Button("Write it", variant="primary", scale=0, min_width=150, elem_id="export-start")
+                self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="export-stop")
+            self.standing = gr.HTML(elem_id="export-standing")
+            self.result = gr.HTML(NOTHING_MADE, js_on_load=COPY_SCRIPT, elem_id="export-result")
+            self.archive = ArchivePart(page)
+            self.use = gr.HTML(js_on_load=COPY_SCRIPT, elem_id="export-use")
+            self.before = pick_list(elem_id="export-before")
+        self._shown_record = gr.State(0)
+        self._stamp = gr.State("")
+        self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
+
+    @property
+    def _looked(self) -> list[Any]:
+        return [
+            self._stamp, self._shown_record, self.standing, self.start, self.stop, self.result, self.archive.panel,
+            self.archive.download, self.use, self.before,
+        ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the events."""
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        listed = self._tab.select(self._list, [page.chosen_run, self.run], self.run, **quick)
-        listed.then(self.show, self.run, self._shown, **quick)
-        chosen = self.run.input(lambda run_id: run_id or "", self.run, page.chosen_run, **quick)
-        chosen.then(self.show, self.run, self._shown, **quick)
-        self.make.click(
-            lambda: (gr.update(value="Making it …", interactive=False), gr.update(visible=False)),
-            None, [self.make, self.download], queue=False, show_progress="hidden", api_visibility="private",
-        ).then(
-            shown_as_message(self._archive), self.run, [self.make, self.download], trigger_mode="once",
+        target = [self.run, self.checkpoint]
+        looking = [self.run, self.form, self._shown_record, self._stamp]
+        gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
+        listed = self._tab.select(
+            self._offer, [page.chosen_run, self.run], [self.run, self.checkpoint, self.empty, self.whole], **quick
+        )
+        chosen = self.run.input(self._choose, self.run, [page.chosen_run, self.checkpoint], **quick)
+        for event in (listed, chosen, self.checkpoint.input(lambda: None, None, None, **quick)):
+            proposed = event.then(self._propose, [*target, self.form], self.forms.proposed, **quick)
+            anew = proposed.then(
+                lambda: (gr.update(active=True), "", 0), None, [self.timer, self._stamp, self._shown_record], **quick
+            )
+            drawn = anew.then(self._switch, [self.run, self.form], self._switched, **quick)
+            drawn.then(self.look, looking, self._looked, **quick)
+        switched = self.form.input(self._propose, [*target, self.form], self.forms.proposed, **quick)
+        switched = switched.then(self._switch, [self.run, self.form], self._switched, **quick)
+        switched.then(lambda: "", None, self._stamp, **quick).then(self.look, looking, self._looked, **quick)
+        self.timer.tick(self.look, looking, self._looked, trigger_mode="once", **quick)
+        started = self.start.click(
+            shown_in_place(self._start), [*target, self.form, *self.forms.inputs], self.standing, trigger_mode="once",
             show_progress="hidden", api_visibility="private",
-        ).then(lambda: gr.update(value="Make a .zip", interactive=True), None, self.make, **quick)  # fmt: skip
+        )  # fmt: skip
+        started.then(self.look, looking, self._looked, **quick)
+        self.stop.click(shown_as_message(self._stop), self.run, None, **quick)
+        picked_record = self.before.click(self._pick, None, [self._shown_record, self._stamp], **quick)
+        picked_record.then(self.look, looking, self._looked, **quick)
+        self.archive.wire([self.run, self._shown_record], self._folder_shown)
 
     @property
-    def _shown(self) -> list[Any]:
-        return [self.result, self.use, self.buttons, self.later, self.make, self.download]
+    def _switched(self) -> list[Any]:
+        return [*self.forms.panels, self.text.panel, self.text.shown, self.text.download, self.buttons, self.start]
 
-    def _list(self, chosen_run: str, current: str | None) -> Any:
-        reader = self._page.reader
-        rows = reader.offered(has_adapter)
-        choices = run_choices(rows)
+    def _offer(self, chosen_run: str, current: str | None) -> tuple[Any, ...]:
+        choices = run_choices(self._page.reader.offered(can_be_talked_to))
         ids = [value for _, value in choices]
         proposed = next((run for run in (chosen_run, current) if run in ids), ids[0] if ids else None)
-        return gr.update(choices=choices, value=proposed, visible=bool(ids))
+        states = self._states(proposed) if proposed is not None else gr.skip()
+        shown = gr.update(visible=bool(ids))
+        return gr.update(choices=choices, value=proposed), states, gr.update(visible=not ids), shown
 
-    def show(self, run_id: str | None) -> tuple[Any, ...]:
-        """The files of a run's result, and how they are used."""
-        gone = gr.update(visible=False)
-        if not run_id:
-            return _EMPTY, "", gone, gone, gr.skip(), gone
-        result = self._result(run_id)
-        try:
-            use = self._use(run_id)
-        except EngineError:
-            return result, "", gone, gone, gr.skip(), gone  # `result` says what is wrong
-        ready = gr.update(visible=True)
-        return result, use, ready, ready, gr.update(value="Make a .zip", interactive=True), gone
+    def _choose(self, run_id: str) -> tuple[Any, Any]:
+        return (run_id, self._states(run_id)) if self._page.reader.exists(run_id) else (gr.skip(), gr.skip())
 
-    def _result(self, run_id: str) -> str:
-        return shown_in_place(self._files)(run_id)
-
-    def _files(self, run_id: str) -> str:
-        folder = self._finished(run_id).run.folder.adapter
-        return render_files(folder, list_files(folder))
-
-    def _use(self, run_id: str) -> str:
-        observed = self._finished(run_id)
-        base = observed.config.model.id if observed.config is not None else ""
-        return render_script(loading_script(observed.run.folder.adapter, base)) + render_command_line(observed.run.id)
-
-    def _finished(self, run_id: str) -> ObservedRun:
+    def _states(self, run_id: str) -> Any:
         observed = self._page.reader.observe(run_id)
-        if not observed.has_adapter:
-            raise RunError(f"“{observed.title}” has no result yet.", "Wait for its end, or stop and save it.")
-        return observed
+        names = [(f"checkpoint {name}", name) for name in list_checkpoints(observed.run.folder.path)]
+        choices = ([(FINAL_WORDS, FINAL)] if observed.has_adapter else []) + names
+        return gr.update(choices=choices or [(FINAL_WORDS, FINAL)], value=choices[0][1] if choices else FINAL)
 
-    def _archive(self, run_id: str) -> tuple[Any, Any]:
-        observed = self._finished(run_id)
-        # Inside the page's own cache a file is served as it stands, and swept with the rest.
-        folder = Path(self.download.GRADIO_CACHE) / hashlib.sha256(observed.run.id.encode()).hexdigest()
-        path = make_archive(observed.run.folder.adapter, folder, observed.title)
-        label = f"Download {path.name} ({size(path.stat().st_size)})"
-        return gr.skip(), gr.update(value=str(path), label=label, visible=True)
+    def _observe(self, run_id: str | None) -> ObservedRun:
+        if not run_id:
+            raise RunError("No run is chosen.", "Choose one above.")
+        return self._page.reader.observe(run_id)
 
+    def _propose(self, run_id: str | None, checkpoint: str | None, form: str) -> Any:
+        """A folder that is new, named for the run."""
+        if form not in (ADAPTER, MERGED, GGUF) or not self._page.reader.exists(run_id or ""):
+            return gr.skip()
+        observed = self._page.reader.observe(run_id or "")
+        title = observed.title if checkpoint in (None, FINAL) else f"{observed.title}-{checkpoint}"
+        return str(self._page.services.results.proposed_folder(title, form.split(" ")[0].lower()))
 
-def make_archive(folder: Path, target: Path, title: str) -> Path:
-    """Pack the files of a result into one .zip; safetensors do not shrink, so they are stored as they are.
-
-    Raises:
-        StorageError: If it would be too large for one download, or the disk is full.
-    """
-    files = list_files(folder)
-    total = sum(file.bytes for file in files)
-    if total > _LARGEST_ARCHIVE_BYTES:
-        raise StorageError(
-            f"The result is {size(total)}, too large for one download.", "Copy its folder from the path shown above."
+    def _switch(self, run_id: str | None, form: str) -> tuple[Any, ...]:
+        """What belongs to the form that is wanted; where it cannot be had, why."""
+        try:
+            observed = self._observe(run_id)
+        except EngineError:
+            return (gr.skip(),) * len(self._switched)
+        reason = why_not(form, observed.config)
+        text, download = self.text.of(form, observed) if form in (SCRIPT, YAML) else ("", gr.update(visible=False))
+        writes = form not in (SCRIPT, YAML)
+        words = "Push it" if form == HUB else "Write it"
+        return (
+            *self.forms.shown(form, reason),
+            gr.update(visible=not writes),
+            text,
+            download,
+            gr.update(visible=writes and not reason),
+            gr.update(value=words),
         )
-    name = (
-        "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in title).strip("-")[:60] or "adapter"
-    )
-    while "--" in name:
-        name = name.replace("--", "-")
-    try:
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = target / f"{name}.zip"
-        unfinished = path.with_suffix(".unfinished")
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for file in files:
-                archive.write(folder / file.name, f"{name}/{file.name}")
-        unfinished.replace(path)
-    except OSError as error:
-        raise StorageError(f"The .zip cannot be written ({error.strerror}).", "Free some space.") from error
-    return path
+
+    def look(self, run_id: str | None, form: str, number: int, last: str) -> tuple[Any, ...]:
+        """How the export stands, and what the chosen one among those of this run holds; nothing where all is the same."""
+        try:
+            observed = self._observe(run_id)
+        except EngineError as error:
+            if last == "gone":
+                return (gr.skip(),) * len(self._looked)
+            return "gone", number, trouble(error), *(gr.skip(),) * (len(self._looked) - 3)
+        work = self._page.services.results.exporting.look(observed.run.id)
+        records = read_records(observed.run.folder.path)
+        stamp = f"{observed.run.id}:{form}:{number}:{len(records)}:{stamp_of(work)}"
+        if stamp == last:
+            return (gr.skip(),) * len(self._looked)
+        working = work is not None and work.is_under_way
+        # What has just been made is looked at, whatever was picked before.
+        known = int(last.split(":")[3]) if last.count(":") >= 3 else len(records)
+        number = 0 if len(records) > known else min(number, max(0, len(records) - 1))
+        stamp = f"{observed.run.id}:{form}:{number}:{len(records)}:{stamp_of(work)}"
+        record = records[number] if records else None
+        show = form not in (SCRIPT, YAML)
+        folder = self._folder(record)
+        return (
+            stamp,
+            number,
+            render_work(work, _STOPPED) if show else "",
+            gr.update(interactive=not working),
+            gr.update(visible=working, interactive=not (work is not None and work.stopping)),
+            (render_record(record) if record is not None else NOTHING_MADE) if show and not working else "",
+            gr.update(visible=show and not working and folder is not None),
+            gr.update(visible=False),
+            self._use(observed, record, folder) if show and not working else "",
+            render_records(records, number) if show else "",
+        )
+
+    def _use(self, observed: ObservedRun, record: ExportRecord | None, folder: Path | None) -> str:
+        terminal = render_command_line(observed.run.id)
+        if record is None or folder is None or record.kind not in ("adapter", "merged"):
+            return terminal
+        base = observed.config.model.id if observed.config is not None else ""
+        return render_script(loading_script(folder, base)) + terminal
+
+    @staticmethod
+    def _folder(record: ExportRecord | None) -> Path | None:
+        """Where an export lies, if it still does."""
+        if record is None or record.kind == "hub" or not Path(record.place).is_dir():
+            return None
+        return Path(record.place)
+
+    def _folder_shown(self, run_id: str | None, number: int) -> tuple[Path, str]:
+        """Folder and name of the export that is shown; what a browser names is looked up in the run's own list."""
+        observed = self._observe(run_id)
+        records = read_records(observed.run.folder.path)
+        record = records[number] if 0 <= number < len(records) else None
+        folder = self._folder(record)
+        if folder is None:
+            raise RunError("What was written is no longer there.", "Write it again.")
+        return folder, folder.name
+
+    def _start(self, run_id: str | None, checkpoint: str | None, form: str, *values: Any) -> str:
+        observed = self._observe(run_id)
+        reason = why_not(form, observed.config)
+        if reason:
+            raise RunError(reason, "Choose another form.")
+        state = None if checkpoint in (None, FINAL) else checkpoint
+        wanted = self.forms.read(form, values)
+        results = self._page.services.results
+        if form == HUB:
+            push = section_from_mapping(PushConfig, wanted.settings)
+            self._make_room(push.verify)
+            work = results.publish(observed.run, state, wanted.repository, push)
+        else:
+            folder = results.allowed_folder(wanted.folder)
+            export = section_from_mapping(ExportConfig, wanted.settings)
+            self._make_room(export.verify)
+            work = results.write(observed.run, state, folder, export)
+        return render_work(work, _STOPPED)
+
+    def _make_room(self, needs_device: bool) -> None:
+        """A model that is loaded for talking and idle holds the device."""
+        chat = self._page.services.chat
+        if needs_device and chat.state.phase == "ready":
+            chat.unload()
+
+    def _stop(self, run_id: str | None) -> None:
+        self._page.services.results.exporting.stop(self._observe(run_id).run.id)
+
+    def _pick(self, event: gr.EventData) -> tuple[Any, Any]:
+        number = picked(event)
+        return (int(number), "") if number.isdigit() and len(number) < 6 else (gr.skip(), gr.skip())

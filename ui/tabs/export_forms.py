@@ -1,0 +1,124 @@
+"""In which form a result is taken away, and the settings of each form."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from engine.config.export import ExportConfig
+from engine.config.push import PushConfig
+from engine.config.run import RunConfig
+from ui.fields import component_of_field
+from ui.page import Page
+
+ADAPTER, MERGED, GGUF, HUB, SCRIPT, YAML = "Adapter", "Merged model", "GGUF", "Hub", "Script", "YAML"
+FORMS = (ADAPTER, MERGED, GGUF, HUB, SCRIPT, YAML)
+
+_ABOUT = {
+    ADAPTER: "What was trained alone: a PEFT folder with tokenizer, chat template and model card. Small; loads with "
+    "PeftModel.from_pretrained on its base.",
+    MERGED: "One complete model with the adapter worked into its weights, for servers that take no adapters. A QLoRA run is "
+    "merged into the unquantized base.",
+    GGUF: "The complete model in one file for llama.cpp, Ollama and LM Studio, with a Modelfile whose template is the trained "
+    "one.",
+    HUB: "A repository on the Hugging Face Hub with model card, private unless you say otherwise. The token is the one of "
+    "HF_TOKEN or of `hf auth login`; it is never stored here.",
+    SCRIPT: "One Python file on plain transformers, peft, trl and datasets that does what the run did.",
+    YAML: "The run's complete configuration, as `loratory train` takes it.",
+}
+
+
+class Wanted(NamedTuple):
+    """What the form says; still a browser's values."""
+
+    folder: str
+    repository: str
+    settings: dict[str, Any]
+
+
+class ExportForms:
+    """Lays out the settings of every form."""
+
+    def __init__(self, page: Page) -> None:
+        fields, push = ExportConfig.model_fields, PushConfig.model_fields
+        self._roots = page.services.results.home.exports
+        self.about = gr.HTML(f'<p class="lead">{_ABOUT[ADAPTER]}</p>', elem_id="export-about")
+        with gr.Column(elem_id="export-folder-form") as self.to_folder:
+            self.folder = gr.Textbox(
+                label="Where to", info="A new folder; a name alone is put among Loratory's exports.", max_lines=1,
+                elem_id="export-folder",
+            )  # fmt: skip
+        with gr.Row(visible=False, elem_id="export-merged") as self.merged:
+            self.dtype = component_of_field(fields["dtype"], min_width=300, elem_id="export-dtype")
+            self.shard = component_of_field(fields["max_shard_gb"], min_width=160, elem_id="export-shard")
+        with gr.Row(visible=False, elem_id="export-gguf") as self.gguf:
+            self.gguf_type = component_of_field(fields["gguf_type"], min_width=300, elem_id="export-gguf-type")
+            self.keep_merged = component_of_field(fields["keep_merged"], min_width=160)
+        with gr.Column(visible=False, elem_id="export-hub") as self.hub:
+            with gr.Row():
+                self.repository = gr.Textbox(
+                    label="Repository", info="owner/name, or a name alone for your own account.",
+                    placeholder="me/support-lora", max_lines=1, min_width=240, elem_id="export-repository",
+                )  # fmt: skip
+                self.hub_kind = component_of_field(push["kind"], min_width=240, elem_id="export-hub-kind")
+            self.private = component_of_field(push["private"], elem_id="export-private")
+        self.verify = component_of_field(fields["verify"], elem_id="export-verify")
+
+    @property
+    def proposed(self) -> Any:
+        """Where a folder's name is proposed."""
+        return self.folder
+
+    @property
+    def inputs(self) -> list[Any]:
+        """In the order in which `read` takes them."""
+        return [
+            self.folder, self.dtype, self.shard, self.gguf_type, self.keep_merged, self.repository, self.hub_kind,
+            self.private, self.verify,
+        ]  # fmt: skip
+
+    @property
+    def panels(self) -> list[Any]:
+        """In the order of `shown`."""
+        return [self.about, self.to_folder, self.merged, self.gguf, self.hub, self.verify]
+
+    @staticmethod
+    def shown(form: str, reason: str) -> tuple[Any, ...]:
+        """The settings of a form; where it cannot be had, the reason alone."""
+        about = f'<p class="lead">{escape(_ABOUT.get(form, ""))}</p>'
+        if reason:
+            about += f'<p class="notice">{escape(reason)}</p>'
+        can = not reason
+        writes = form in (ADAPTER, MERGED, GGUF)
+        visible = (writes, form == MERGED, form == GGUF, form == HUB, writes or form == HUB)
+        return about, *(gr.update(visible=one and can) for one in visible)
+
+    @staticmethod
+    def read(form: str, values: Sequence[Any]) -> Wanted:
+        """What is wanted, of the settings that belong to the form."""
+        folder, dtype, shard, gguf_type, keep_merged, repository, hub_kind, private, verify = values
+        verified = {"verify": bool(verify)}
+        if form == HUB:
+            settings = {"kind": hub_kind, "private": bool(private), **verified}
+        elif form == MERGED:
+            settings = {"kind": "merged", "dtype": dtype, "max_shard_gb": shard, **verified}
+        elif form == GGUF:
+            settings = {"kind": "gguf", "gguf_type": gguf_type, "keep_merged": bool(keep_merged), **verified}
+        else:
+            settings = {"kind": "adapter", **verified}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return Wanted(folder or "", (repository or "").strip(), given)
+
+
+def why_not(form: str, config: RunConfig | None) -> str:
+    """Why a run's result cannot be had in a form; "" where it can."""
+    method = config.adapter.method if config is not None else ""
+    if method == "prefix_tuning" and form in (MERGED, GGUF):
+        return (
+            "Prefix tuning cannot be merged: it learned keys and values that stand before every sequence, and no weight of "
+            "the model could hold them. Take the adapter instead."
+        )
+    if method == "none" and form == ADAPTER:
+        return "This run trained the whole model, so that there is no adapter. Take the merged model instead."
+    return ""
