@@ -84,17 +84,18 @@ async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[
             stream.close()
 
     threading.Thread(target=follow, daemon=True).start()
+    finished = False
     try:
-        while True:
+        while not finished:
             item = await arrived.get()
+            finished = isinstance(item, Exception) or item.done
             if isinstance(item, Exception):
                 raise item
             yield item
-            if item.done:
-                return
     finally:
-        unwanted.set()
-        session.stop(request.id)
+        if not finished:
+            unwanted.set()
+            session.stop(request.id)
 
 
 @dataclass(frozen=True)

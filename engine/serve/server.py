@@ -56,6 +56,7 @@ def serve_model(
             server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
+        bound.listen()  # who comes from now on is kept waiting for a moment and not refused
         shown = f"[{host}]" if ":" in host else host
         on_listening(Listening(f"http://{shown}:{bound.getsockname()[1]}/v1", tuple(served.offered)))
         uvicorn.Server(config).run(sockets=[bound])

@@ -1,0 +1,163 @@
+"""The official client and a real model in a real process: the same words as in the chat, and as in training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from openai import OpenAI
+
+from engine.chat.contract import ChatRequest, ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.model import ModelConfig
+from engine.config.sampling import SamplingConfig
+from engine.data.conversation import Conversation, Message
+from engine.data.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
+from engine.hardware.processor import describe_processor
+from engine.models.source import ModelSource, resolve_model
+from engine.paths import LoratoryHome
+from engine.serve.model import ServedModel
+from tests.chat.tiny_adapters import lora, make_adapter
+from tests.serve.running import listening, wait_for
+from tests.tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.e2e
+
+SYSTEM, QUESTION = "Answer in one word.", "What is a rank?"
+ASKED = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+TURNS = (Message("system", SYSTEM), Message("user", QUESTION))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    base = make_tiny_model(folder / "tiny-llama", tie_word_embeddings=False, initializer_range=0.4)
+    return make_adapter(base, folder / "my-adapter", lora())
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    session = ChatSession(LoratoryHome(tmp_path_factory.mktemp("home")), choose=lambda _: describe_processor())
+    yield session
+    session.unload()
+
+
+@pytest.fixture(scope="module")
+def client(session, adapter):
+    with listening(ServedModel(session, ChatTarget.of_run(adapter), "my-adapter", ("tuned",))) as url:
+        yield OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=60)
+
+
+def say(client: OpenAI, model: str, **values: object) -> str:
+    stream = client.chat.completions.create(model=model, messages=ASKED, stream=True, **values)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+
+@pytest.mark.parametrize(("model", "branch"), [("my-adapter", "tuned"), ("base", "base")])
+def test_the_client_hears_what_the_chat_says(client, session, model, branch):
+    sampling = SamplingConfig(temperature=0, max_new_tokens=12)
+    chat = "".join(
+        chunk.text for chunk in session.stream(ChatRequest(messages=TURNS, branches=(branch,), sampling=sampling))
+    )
+
+    assert say(client, model, temperature=0, max_tokens=12) == chat
+    whole = client.chat.completions.create(model=model, messages=ASKED, temperature=0, max_tokens=12)
+    assert whole.choices[0].message.content == chat
+    assert whole.usage.completion_tokens == 12
+    assert whole.choices[0].finish_reason == "length"
+
+
+def test_the_same_seed_says_the_same(client):
+    drawn = [say(client, "my-adapter", temperature=1.0, max_tokens=12, seed=seed) for seed in (1, 1, 2)]
+
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_it_reads_what_the_chat_reads_and_training_taught(client, session, adapter):
+    answer = client.chat.completions.create(
+        model="my-adapter", messages=ASKED, max_tokens=1, extra_body={"return_token_ids": True}
+    )
+    served = answer.model_extra["prompt_token_ids"]
+
+    from engine.inspector.load_tokenizer import load_tokenizer
+
+    tokenizer, _ = load_tokenizer(ModelSource(str(adapter), "my-adapter"))
+    row = Conversation((*TURNS, Message("assistant", "A number.")))
+    (trained,) = render_conversation(0, row, tokenizer, RenderOptions(max_length=None)).rows
+    first_learned = next(index for index, label in enumerate(trained.labels) if label != IGNORED_LABEL)
+    assert served == trained.input_ids[:first_learned]
+    assert served == list(session.prompt(TURNS).ids)
+    assert answer.usage.prompt_tokens == len(served)
+
+
+def test_who_leaves_frees_the_model_within_a_moment(client, session):
+    stream = client.chat.completions.create(model="my-adapter", messages=ASKED, stream=True, max_tokens=400)
+    next(iter(stream))
+    assert session.state.generating == 1
+
+    stream.close()
+
+    wait_for(lambda: session.state.generating == 0, seconds=2)
+
+
+def test_a_short_question_does_not_wait_for_a_long_answer(client):
+    begun = threading.Event()
+    pieces = []
+
+    def long() -> None:
+        for chunk in client.chat.completions.create(
+            model="my-adapter", messages=ASKED, stream=True, max_tokens=400, temperature=0
+        ):
+            pieces.append(chunk)
+            begun.set()
+
+    thread = threading.Thread(target=long)
+    thread.start()
+    assert begun.wait(20)
+
+    say(client, "base", max_tokens=3)
+
+    assert pieces[-1].choices[0].finish_reason is None  # the long one is still being written
+    thread.join(60)
+    assert pieces[-1].choices[0].finish_reason in ("length", "stop")
+
+
+def test_a_prompt_too_long_is_the_clients_mistake(client):
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match="tokens, and tiny-llama holds 512"):
+        say(client, "my-adapter", extra_body={"messages": [{"role": "user", "content": "word " * 600}]})
+
+
+def test_the_command_serves_the_demo_model_with_an_adapter_and_ends_without_a_trace(demo_home, tmp_path):
+    base = resolve_model(ModelConfig(id="smollm2-135m-instruct"), demo_home).location
+    adapter = make_adapter(Path(base), tmp_path / "demo-adapter", lora(r=8, target_modules="all-linear"), scale=0.05)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine.cli", "serve", str(adapter), "--port", "0", "--json"],
+        env={**os.environ, "LORATORY_HOME": str(demo_home.root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        told = json.loads(process.stdout.readline())
+        assert told["models"] == ["demo-adapter", "base"]
+        client = OpenAI(base_url=told["url"], api_key="unused", max_retries=0, timeout=120)
+        said = {name: say(client, name, temperature=0, max_tokens=12) for name in told["models"]}
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, process.stderr.read()
+    finally:
+        process.kill()
+    assert all(said.values())
+    assert said["demo-adapter"] != said["base"]
+    deadline = time.monotonic() + 10
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
