@@ -7,10 +7,10 @@ import typer
 
 from engine.chat.contract import AdapterChoice, ChatTarget
 from engine.commands.output import ProgressLine, print_json, words_of_bytes
-from engine.config.export import ExportConfig, ExportDtype, ExportKind
+from engine.config.export import ExportConfig, ExportDtype, ExportKind, GgufType
 from engine.config.model import ModelConfig
 from engine.errors import RunError
-from engine.export.contract import ExportProgress, ExportRequest, ExportResult
+from engine.export.contract import ExportProgress, ExportRequest, ExportResult, Verification
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
 
@@ -27,6 +27,16 @@ def export(
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint of the run, such as step-40.")] = None,
     model: Annotated[str | None, typer.Option(help="The base model, where the adapter's own is not here.")] = None,
     dtype: Annotated[ExportDtype, typer.Option(help=ExportConfig.model_fields["dtype"].description)] = "auto",
+    gguf_type: Annotated[
+        GgufType, typer.Option("--gguf-type", help=ExportConfig.model_fields["gguf_type"].description)
+    ] = "auto",
+    keep_merged: Annotated[
+        bool, typer.Option("--keep-merged", help=ExportConfig.model_fields["keep_merged"].description)
+    ] = False,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option("--llama-cpp", help="A llama.cpp checkout whose converter writes the GGUF; its code is run."),
+    ] = None,
     max_shard_gb: Annotated[
         float | None, typer.Option("--max-shard-gb", help=ExportConfig.model_fields["max_shard_gb"].description)
     ] = None,
@@ -35,17 +45,24 @@ def export(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
 ) -> None:
-    """Take a run's result away and verify it."""
+    """Take a run's result away and verify it: as an adapter, a complete model, or a GGUF file."""
     from engine.config.load import section_from_mapping
     from engine.export.job import ExportJob
 
-    values = {"kind": kind, "dtype": dtype, "verify": verify, "max_shard_gb": max_shard_gb}
+    values = {
+        "kind": kind,
+        "dtype": dtype,
+        "gguf_type": gguf_type,
+        "keep_merged": keep_merged,
+        "verify": verify,
+        "max_shard_gb": max_shard_gb,
+    }
     settings = section_from_mapping(ExportConfig, {key: value for key, value in values.items() if value is not None})
     home = LoratoryHome.from_environment()
     target = _target(run, checkpoint, model, RunStore(home, local_owner()))
     line = ProgressLine()
     try:
-        result = ExportJob(home, ExportRequest(target=target, folder=out, settings=settings)).run(
+        result = ExportJob(home, ExportRequest(target=target, folder=out, settings=settings, llama_cpp=llama_cpp)).run(
             lambda progress: _show(line, progress)
         )
     finally:
@@ -56,10 +73,27 @@ def export(
         _report(result)
     if result.verified is not None and not result.verified.passed:
         raise RunError(
-            f"What was written differs from the run by {result.verified.largest_logit_difference:.3g} in a logit; "
-            f"rounding explains {result.verified.allowed_logit_difference:.3g}.",
+            _difference(result.verified),
             "Do not use it; export the adapter instead, and please report this.",
         )
+
+
+def _difference(verified: Verification) -> str:
+    """What is wrong with an export, in one sentence."""
+    if verified.equal_prompts is not None and verified.equal_prompts < verified.prompts:
+        return (
+            f"What was written reads only {verified.equal_prompts} of {verified.prompts} prompts as the same tokens as "
+            "the run."
+        )
+    if verified.needed_answers is not None and verified.equal_answers < verified.needed_answers:
+        return (
+            f"What was written gives {verified.equal_answers} of {verified.prompts} answers as the run does; "
+            f"{verified.needed_answers} were expected."
+        )
+    return (
+        f"What was written differs from the run by {verified.largest_logit_difference:.3g} in a logit; "
+        f"rounding explains {verified.allowed_logit_difference:.3g}."
+    )
 
 
 def _target(text: str, checkpoint: str | None, model: str | None, store: RunStore) -> ChatTarget:

@@ -29,6 +29,7 @@ class ExportOrder(Value):
     settings: ExportConfig
     device: Device  # verification runs on it
     run: Path | None = None  # the run's folder, for the model card; None for a bare adapter
+    llama_cpp: Path | None = None
 
 
 class ExportProgress(Value):
@@ -58,7 +59,7 @@ class Verification(Value):
     dtype: str  # of the comparison's computations
     seconds: float
     equal_prompts: int | None = None  # prompts that became the same ids; None where both share one tokenizer
-    needed_answers: int | None = None  # so many equal answers make the verdict; None where the logits make it
+    needed_answers: int | None = None  # so many must be equal as well; None where the logits alone make the verdict
 
 
 class ExportResult(Value):

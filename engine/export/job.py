@@ -7,6 +7,7 @@ from engine.chat.target import LoadPlan, plan_load
 from engine.config.run import RunSection
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
+from engine.export.converter import find_converter
 from engine.export.folder import made_aside
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
@@ -96,6 +97,7 @@ class ExportJob:
             settings=settings,
             device=self._choose(RunSection(devices=target.devices)),
             run=run.path if run.config.is_file() else None,
+            llama_cpp=self._request.llama_cpp,
         )
 
 
@@ -113,3 +115,5 @@ def _refuse_impossible(plan: LoadPlan, request: ExportRequest) -> None:
         raise ModelError(
             f"{plan.tuned.name} trained the whole model, so that there is no adapter.", "Export it as merged instead."
         )
+    if kind == "gguf":
+        find_converter(request.llama_cpp)

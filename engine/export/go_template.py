@@ -1,0 +1,177 @@
+"""Ollama's chat templates: written from a model's own, by looking at what that one renders, and rendered here to prove it.
+
+A chat template of a model is a Jinja program, and Ollama reads Go's `text/template`. Nothing translates one into the
+other in general. But nearly all of them only put fixed words between turns, and these words can be read off.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.data.conversation import Message, Role
+
+# Words that no template holds, and that no template changes.
+_SYSTEM, _FIRST, _ANSWER, _SECOND = "zqsystemqz", "zqfirstqz", "zqanswerqz", "zqsecondqz"
+
+RenderPrompt = Callable[[Sequence[Message]], str]  # what the model reads before it answers; raises as it likes
+
+
+class NotTranslatableError(Exception):
+    """The template does more than to put fixed words between turns; says what."""
+
+
+class _Between(NamedTuple):
+    """The fixed words."""
+
+    start_system: str
+    start_user: str  # where the conversation has no system turn; a default system prompt stands here
+    system_user: str
+    user_assistant: str  # before an answer that is part of the conversation
+    assistant_user: str
+    asks: str  # at the end, before the answer that is wanted; may open a reasoning block, for example
+
+
+def translate(render: RenderPrompt, implied_bos: str) -> str:
+    """Write the template for Ollama.
+
+    Args:
+        render: The trained template, up to where the assistant is asked for its turn.
+        implied_bos: What llama.cpp puts in front of every prompt by itself; empty where it puts nothing there.
+
+    Raises:
+        NotTranslatableError: If the result would not render every sample conversation as the trained template does.
+    """
+    words = _read_off(render)
+    starts = (words.start_system, words.start_user)
+    if not all(start.startswith(implied_bos) for start in starts):
+        raise NotTranslatableError("it does not begin with the token that llama.cpp puts first")
+    words = words._replace(
+        start_system=words.start_system.removeprefix(implied_bos), start_user=words.start_user.removeprefix(implied_bos)
+    )
+    if any("{{" in piece or "}}" in piece or '"""' in piece for piece in words):
+        raise NotTranslatableError("its words hold the marks of Go templates")
+    text = (
+        '{{ $last := "" }}{{ range .Messages }}'
+        f'{{{{ if eq .Role "system" }}}}{words.start_system}{{{{ .Content }}}}'
+        '{{ else if eq .Role "user" }}'
+        f'{{{{ if eq $last "system" }}}}{words.system_user}'
+        f'{{{{ else if eq $last "assistant" }}}}{words.assistant_user}'
+        f"{{{{ else }}}}{words.start_user}{{{{ end }}}}{{{{ .Content }}}}"
+        f'{{{{ else if eq .Role "assistant" }}}}{words.user_assistant}{{{{ .Content }}}}{{{{ end }}}}'
+        "{{ $last = .Role }}{{ end }}"
+        f'{{{{ if ne $last "assistant" }}}}{words.asks}{{{{ end }}}}'
+    )
+    template = GoTemplate(text)
+    for conversation in sample_conversations():
+        if implied_bos + template.render(conversation) != render(conversation):
+            raise NotTranslatableError("it treats turns differently by where they stand")
+    return text
+
+
+def sample_conversations() -> Iterator[tuple[Message, ...]]:
+    """Conversations that a translated template must render exactly."""
+    turns: tuple[tuple[Role, str], ...] = (
+        ("user", "What is a rank?\nOne sentence, please."),
+        ("assistant", "The width of an adapter: r numbers stand between its two matrices."),
+        ("user", 'And "alpha"? <b>Briefly</b> — 2 × r?'),
+        ("assistant", "It scales the update.\n\n- by alpha / r"),
+        ("user", "Thanks!"),
+    )
+    for opening in ((), (Message("system", "You answer in short sentences.\nYou never guess."),)):
+        for count in (1, 3, 5):
+            yield (*opening, *(Message(role, content) for role, content in turns[:count]))
+
+
+def _read_off(render: RenderPrompt) -> _Between:
+    user, answer, second = Message("user", _FIRST), Message("assistant", _ANSWER), Message("user", _SECOND)
+    start_user, asks = _cut(render([user]), _FIRST)
+    start_system, system_user, _ = _cut(render([Message("system", _SYSTEM), user]), _SYSTEM, _FIRST)
+    _, user_assistant, assistant_user, _ = _cut(render([user, answer, second]), _FIRST, _ANSWER, _SECOND)
+    return _Between(start_system, start_user, system_user, user_assistant, assistant_user, asks)
+
+
+def _cut(text: str, *words: str) -> list[str]:
+    """What stands before, between and after some words, each of which stands there once."""
+    pieces = []
+    for word in words:
+        before, found, text = text.partition(word)
+        if not found or word in text:
+            raise NotTranslatableError("it leaves turns out or repeats them")
+        pieces.append(before)
+    return [*pieces, text]
+
+
+_ACTION = re.compile(r"\{\{ (.*?) \}\}")
+_SET = re.compile(r"(\$\w+) :?= (\.\w+|\"\w*\")")
+_COMPARE = re.compile(r"(?:else )?if (eq|ne) (\.\w+|\$\w+) (\"\w*\")")
+
+
+@dataclass
+class _Scope:
+    variables: dict[str, str]
+    message: Message | None = None
+
+    def value(self, name: str) -> str:
+        if name.startswith('"'):
+            return name[1:-1]
+        if name.startswith("$"):
+            return self.variables[name]
+        assert self.message is not None
+        return {".Role": str(self.message.role), ".Content": self.message.content}[name]
+
+
+class GoTemplate:
+    """The part of Go's `text/template` that `translate` writes: range, if, eq, ne, variables and fields.
+
+    Source: https://pkg.go.dev/text/template, Actions and Variables.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._parts = _ACTION.split(text)  # text, action, text, action … text
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Render as Ollama does, with `.Messages` set."""
+        out: list[str] = []
+        end = self._block(0, _Scope({}), messages, out, live=True)
+        assert end == len(self._parts), "an end without a beginning"
+        return "".join(out)
+
+    def _block(self, at: int, scope: _Scope, messages: Sequence[Message], out: list[str], *, live: bool) -> int:
+        """Go through parts up to the end or else of this block; returns where that stands."""
+        while at < len(self._parts):
+            if live:
+                out.append(self._parts[at])
+            at += 1
+            if at >= len(self._parts):
+                break
+            action = self._parts[at]
+            if action == "end" or action.startswith("else"):
+                return at
+            if action == "range .Messages":
+                at = self._range(at, scope, messages, out, live=live)
+            elif action.startswith("if "):
+                at = self._if(at, scope, messages, out, live=live)
+            elif (assignment := _SET.fullmatch(action)) is not None:
+                if live:
+                    scope.variables[assignment[1]] = scope.value(assignment[2])
+            elif live:
+                out.append(scope.value(action))
+            at += 1
+        return at
+
+    def _range(self, at: int, scope: _Scope, messages: Sequence[Message], out: list[str], *, live: bool) -> int:
+        for message in messages if live else ():
+            self._block(at + 1, _Scope(scope.variables, message), messages, out, live=True)
+        return self._block(at + 1, scope, messages, out, live=False)
+
+    def _if(self, at: int, scope: _Scope, messages: Sequence[Message], out: list[str], *, live: bool) -> int:
+        done = False
+        while self._parts[at] != "end":
+            condition = _COMPARE.fullmatch(self._parts[at])
+            holds = condition is None or (
+                live and (scope.value(condition[2]) == scope.value(condition[3])) == (condition[1] == "eq")
+            )
+            at = self._block(at + 1, scope, messages, out, live=live and holds and not done)
+            done = done or holds
+        return at
