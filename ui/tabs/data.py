@@ -12,6 +12,7 @@ from ui.checks import RunningCheck, question_of
 from ui.errors import shown_as_message, trouble
 from ui.page import Page
 from ui.pick import pick_list, pickable, picked
+from ui.tabs.mix import MixPart
 from ui.tabs.rows import RowsPart
 from ui.uploads import keep_upload
 from ui.views.dataset import (
@@ -95,6 +96,7 @@ class DataTab:
                     form.setting("dataset.split")
                     form.setting("dataset.subset")
                     form.setting("dataset.revision")
+            self.mix = MixPart(page)
         self.poll = gr.Timer(0.5, active=False)
         self.shown_format = gr.State("alpaca")
         self._change = gr.State({})
@@ -119,6 +121,8 @@ class DataTab:
         for role in self.roles:
             mapped = role.input(_map_columns, [self.shown_format, *self.roles], form["dataset.column_map"], **quiet)
             self.open_after(page.refresh_after(mapped))
+        for changed in self.mix.wire():
+            self.open_after(changed)
         self.rows.wire(self.problems)
         self.poll.tick(
             self._tick,
