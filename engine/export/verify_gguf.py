@@ -100,6 +100,8 @@ def look_into(written: WrittenGguf) -> str:
     checked = (
         f"{compared} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
     )
+    if not compared:
+        strange.append("no tensor could be told by its name")
     if strange:
         checked = f"compared with the merged model, {'; '.join(strange)}"
     return (

@@ -1,0 +1,171 @@
+"""GGUF files with a stand-in for the converter: what is asked of it, what stands beside the file, what goes wrong."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.chat.contract import ChatTarget
+from engine.chat.target import plan_load
+from engine.config.export import ExportConfig
+from engine.errors import ModelError
+from engine.export.contract import ExportOrder, ExportRequest, ExportResult
+from engine.export.converter import CHECKOUT_VARIABLE, find_converter
+from engine.export.folder import made_aside
+from engine.export.job import ExportJob
+from engine.export.worker import ExportWorker
+from engine.hardware.processor import describe_processor
+from engine.processes.json_lines import CancelledRequestError
+from tests.chat.tiny_adapters import prefix_tuning
+from tests.export.stand_in_converter import make_checkout
+from tests.export.test_export import RecordedRequest, lora, make_adapter, write_run
+from tests.tiny_model import make_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def without_llama_cpp(monkeypatch):
+    monkeypatch.setattr("engine.export.worker.has_llama_cpp", lambda: False)
+    monkeypatch.delenv(CHECKOUT_VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("gguf") / "tiny-base", tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", base, lora())
+
+
+def export(home, run: Path, folder: Path, checkout: Path, request=None, **settings: object) -> ExportResult:
+    with made_aside(folder) as aside:
+        order = ExportOrder(
+            plan=plan_load(ChatTarget.of_run(run)),
+            name=folder.name,
+            folder=aside,
+            settings=ExportConfig(kind="gguf", **settings),
+            device=describe_processor(),
+            run=run,
+            llama_cpp=checkout,
+        )
+        answer = ExportWorker(home).export(order.model_dump(mode="json"), request or RecordedRequest())
+    return ExportResult.model_validate(answer)
+
+
+def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path):
+    checkout = make_checkout(tmp_path / "llama.cpp")
+
+    result = export(home, run, tmp_path / "My model", checkout, gguf_type="f16")
+
+    assert {file.name for file in result.files} == {"My-model-f16.gguf", "Modelfile", "README.md"}
+    modelfile = (tmp_path / "My model" / "Modelfile").read_text()
+    assert modelfile.startswith("# ollama create my-model -f Modelfile\nFROM ./My-model-f16.gguf\n")
+    assert 'PARAMETER stop "<|im_end|>"' in modelfile
+    assert 'TEMPLATE """{{ $last := "" }}' in modelfile
+    assert result.verified is None
+    # Two layers of seven matrices, the embedding and the head.
+    assert any("Looked at: 16 tensors hold what the merged ones do" in note for note in result.notes)
+
+
+def test_the_converter_is_told_where_prompts_begin_and_nothing_of_foreign_code(home, tmp_path):
+    base = make_tiny_model(tmp_path / "base", tie_word_embeddings=False)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
+    run = write_run(tmp_path / "run", base, lora())
+    checkout = make_checkout(tmp_path / "llama.cpp")
+
+    export(home, run, tmp_path / "out", checkout, gguf_type="f16", keep_merged=True)
+
+    seen = json.loads((checkout / "seen.json").read_text())
+    assert seen["argv"][:3] == ["--outtype", "f16", "--outfile"]
+    # The tiny template opens turns with <|im_start|>, which is also the tokenizer's bos.
+    assert seen["tokenizer_config"]["add_bos_token"] is True
+    assert "auto_map" not in seen["config"]
+    kept = tmp_path / "out" / "merged"
+    assert "add_bos_token" not in json.loads((kept / "tokenizer_config.json").read_text())
+    assert json.loads((kept / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_auto_keeps_the_sixteen_bits_of_the_base(home, run, tmp_path):
+    checkout = make_checkout(tmp_path / "llama.cpp")
+
+    result = export(home, run, tmp_path / "out", checkout)
+
+    assert "out-f16.gguf" in {file.name for file in result.files}  # the tiny base is held in float32
+
+
+def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run, tmp_path):
+    result = export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp", "forgetful"), gguf_type="f16")
+
+    assert any("model.layers.1.mlp.down_proj.weight holds something else" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("ERROR:hf-to-gguf:Model MysteryForCausalLM is not supported", "does not know the architecture .*Mystery"),
+        ("NotImplementedError: BPE pre-tokenizer was not recognized", "does not know this model's tokenizer"),
+        ("ModuleNotFoundError: No module named 'sentencepiece'", "lacks the Python package sentencepiece"),
+        ("AttributeError: module 'gguf' has no attribute 'X'", "do not belong together"),
+        ("OSError: cannot read /home/somebody/secret/model.bin", r"\(OSError: cannot read model.bin\)"),
+    ],
+)
+def test_what_the_converter_could_not_do_is_said_in_words(home, run, tmp_path, said, words):
+    checkout = make_checkout(tmp_path / "llama.cpp", f"say:{said}")
+
+    with pytest.raises(ModelError, match=words) as raised:
+        export(home, run, tmp_path / "exports" / "out", checkout)
+    assert "secret" not in str(raised.value)
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_an_unknown_architecture_is_refused_before_anything_is_merged(home, base, tmp_path):
+    gemma = make_tiny_model(tmp_path / "gemma", model_type="gemma", tie_word_embeddings=True)
+    run = write_run(tmp_path / "run", gemma, lora())
+    request = RecordedRequest()
+
+    with pytest.raises(ModelError, match="does not know the architecture of gemma, GemmaForCausalLM"):
+        export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), request)
+    assert not any("merged weights" in told["message"] for told in request.told)
+
+
+def test_a_stopped_conversion_ends_the_converter(home, run, tmp_path):
+    class StopsWhileConverting(RecordedRequest):
+        def is_cancelled(self) -> bool:
+            return any("GGUF" in told["message"] for told in self.told)
+
+    checkout = make_checkout(tmp_path / "llama.cpp", "slow")
+
+    with pytest.raises(CancelledRequestError):
+        export(home, run, tmp_path / "exports" / "out", checkout, StopsWhileConverting())
+    script = str(checkout / "convert_hf_to_gguf.py")
+    assert not any(script in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_the_converter_is_looked_for_where_it_was_pointed_at(tmp_path, monkeypatch):
+    checkout = make_checkout(tmp_path / "llama.cpp")
+
+    assert find_converter(checkout).argv[-1] == str(checkout / "convert_hf_to_gguf.py")
+    monkeypatch.setenv(CHECKOUT_VARIABLE, str(checkout))
+    assert find_converter().folder == checkout
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"empty is no llama.cpp checkout"):
+        find_converter(tmp_path / "empty")
+
+
+def test_a_missing_extra_and_prefix_tuning_are_told_before_anything_starts(home, run, base, tmp_path, monkeypatch):
+    def ask(folder: Path) -> None:
+        settings = ExportConfig(kind="gguf")
+        ExportJob(
+            home, ExportRequest(target=ChatTarget.of_run(folder), folder=tmp_path / "out", settings=settings)
+        ).run()
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"not installed. Install it with `pip install 'loratory\[gguf\]'`"):
+        ask(run)
+    with pytest.raises(ModelError, match="Prefix tuning cannot be merged"):
+        ask(make_adapter(base, tmp_path / "prefix", prefix_tuning()))
