@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
@@ -289,6 +289,11 @@ class FakeLauncher:
         self.started.append(run)
         threading.Thread(target=self._work, args=(run, config), daemon=True).start()
         return run
+
+    def start_all(
+        self, configs: Sequence[RunConfig], key: str, *, on_progress: Callable[[str], None] = lambda _: None
+    ) -> list[Run]:
+        return [self.start(config, f"{key}/{number}", on_progress=on_progress) for number, config in enumerate(configs)]
 
     def _work(self, run: Run, config: RunConfig) -> None:
         total = config.training.max_steps if config.training.max_steps > 0 else 60

@@ -1,6 +1,8 @@
 """What the page knows about runs: read from their directories, one reader a run for all pages together."""
 
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +11,12 @@ from pathlib import Path
 from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, StorageError
-from engine.runs.control import cancel_is_requested, stop_is_requested
+from engine.runs.control import cancel_is_requested, start_anyway_is_requested, stop_is_requested
 from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.index import RunIndex
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.provenance import Provenance, read_provenance, run_title
+from engine.runs.queue import MEMORY_REASON
 from engine.runs.requests import ResumeRequest, resume_requests
 from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
@@ -24,6 +27,7 @@ _FOLLOWED_STEPS = 3_000_000  # of all of them together; a million steps take 80 
 _OFFERED_AT_ONCE = 200
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
 _LOG_TAIL_BYTES = 24_000
+_SAME_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,14 @@ class ObservedRun:
     @property
     def stamp(self) -> str:
         """Changes whenever something that the page shows has changed."""
-        asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}"
+        asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
         return f"{self.run.id}:{self.history.next_offset}:{self.state.changed}:{self.state.state}:{asked}:{self.title}"
+
+    @property
+    def waits_for_memory(self) -> bool:
+        """Whether it waits for free memory alone, and nobody has let it start anyway yet."""
+        waits = self.state.state == "queued" and self.state.cause.startswith(MEMORY_REASON)
+        return waits and not start_anyway_is_requested(self.run.folder)
 
     @property
     def has_adapter(self) -> bool:
@@ -86,9 +96,10 @@ class RunReader:
 
     def __init__(self, runs: RunStore) -> None:
         self._runs = runs
-        self._lock = threading.Lock()  # guards the two below: handlers run in many threads
+        self._lock = threading.Lock()  # guards what stands below: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._fixed: dict[str, tuple[RunConfig | None, Provenance]] = {}
+        self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])  # when, of which folder, what
         self._index = RunIndex(runs, self._history_of)
 
     def observe(self, run_id: str) -> ObservedRun:
@@ -135,8 +146,21 @@ class RunReader:
         return bool(run_id) and run_id in self._runs.ids()
 
     def summaries(self) -> list[RunSummary]:
-        """Rows of all runs, newest first."""
-        return self._index.summaries()
+        """Rows of all runs, newest first; pages that ask within a second share one look."""
+        now, modified = time.monotonic(), _modified(self._runs.folder)
+        with self._lock:
+            looked, seen, rows = self._rows
+            if now - looked < _SAME_LOOK_SECONDS and seen == modified:
+                return rows
+        rows = self._index.summaries()
+        with self._lock:
+            self._rows = (now, modified, rows)
+        return rows
+
+    def look_again(self) -> None:
+        """Something was just changed that the next look must show."""
+        with self._lock:
+            self._rows = (-math.inf, 0, [])
 
     def summary(self, run_id: str) -> RunSummary:
         """Row of one run.
@@ -151,6 +175,7 @@ class RunReader:
         with self._lock:
             self._histories.pop(run_id, None)
             self._fixed.pop(run_id, None)
+        self.look_again()
 
     def _history_of(self, run: Run) -> RunHistory:
         with self._lock:
@@ -196,6 +221,13 @@ def log_tail(path: Path) -> str:
     if size > _LOG_TAIL_BYTES:
         text = text.partition("\n")[2]
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n"))
+
+
+def _modified(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _size(path: Path) -> int:

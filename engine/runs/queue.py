@@ -14,6 +14,7 @@ from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
 
+MEMORY_REASON = "Waits for memory"
 QueueMove = Literal["first", "up", "down", "last"]
 
 
@@ -164,7 +165,7 @@ def _reason(
     if free:
         device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
         return (
-            f"Waits for memory: it needs {_gib(waiting.needed_bytes or 0)} GiB, and {device.name} has "
+            f"{MEMORY_REASON}: it needs {_gib(waiting.needed_bytes or 0)} GiB, and {device.name} has "
             f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} GiB free."
         )
     names = [lease_name(device) for option in options for device in option]

@@ -28,6 +28,7 @@ def _set_up(page: Page) -> None:
     _choose_data(page)
     open_tab(page, "Train")
     page.locator("#train-view label", has_text="Set up").click()
+    page.locator("#sweep-fold button").first.click()
 
 
 def _follow(page: Page) -> None:
@@ -46,7 +47,7 @@ def _failed(page: Page) -> None:
 def _pick_run(page: Page, words: str) -> None:
     open_tab(page, "Runs")
     page.locator("#runs-table tr[data-pick]").first.wait_for()
-    page.locator("#runs-table tr[data-pick]", has_text=words).locator("td.name").first.click()
+    page.locator("#runs-table tr[data-pick]", has_text=words).locator("td.name").last.click()
     page.locator("#run-details h2").wait_for()
 
 
@@ -65,6 +66,9 @@ def _compared(page: Page) -> None:
 
 def _details(page: Page) -> None:
     _pick_run(page, "faq, rank 16")
+    page.locator("#one-loss-chart .main-svg").first.wait_for()
+    page.locator("#run-record summary", has_text="Environment").click()
+    page.locator("#run-notes button").first.click()
 
 
 def _chat_empty(page: Page) -> None:
@@ -80,7 +84,11 @@ def _chat_loaded(page: Page) -> None:
 
 def _chat_answered(page: Page) -> None:
     _chat_loaded(page)
-    for question in ("What does lora_alpha do?", "And r?"):
+    page.locator("#suggestions [data-pick='0']").click()
+    page.locator("#chat-question textarea").press("Enter")
+    page.locator("#chat-stop").wait_for(state="visible")
+    page.locator("#chat-stop").wait_for(state="hidden")
+    for question in ("And r?",):
         page.locator("#chat-question textarea").fill(question)
         page.locator("#chat-send").click()
         page.locator("#chat-stop").wait_for(state="visible")

@@ -3,6 +3,7 @@
 import gradio as gr
 import pytest
 
+from engine.runs.control import request_start_anyway
 from engine.runs.event_log import EventWriter
 from engine.runs.events import StepData
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -144,3 +145,14 @@ def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
     look(follow, run.id)
 
     assert len(drawn) == 1
+
+
+def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
+    waits = invent(state="queued", cause="Waits for memory: it needs 9.0 GiB, and the CPU has 2.0 of 16.0 GiB free.")
+    stands_behind = invent(state="queued", cause="Waits for another run, which comes first.")
+
+    assert shown(look(follow, waits.id).anyway)
+    assert not shown(look(follow, stands_behind.id).anyway)
+    stamp = look(follow, waits.id).stamp
+    request_start_anyway(waits)
+    assert not shown(follow.tick(waits.id, stamp, 0.9, False, False).anyway)

@@ -1,15 +1,20 @@
 """All runs: found, compared, copied and deleted."""
 
+import csv
+import io
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
 from engine.errors import RunError
+from engine.runs.control import start_anyway_is_requested
+from engine.runs.notes import read_notes
+from engine.runs.run import RunState
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.tabs.runs import RunsTab
-from ui.views.run_table import COMPARE_PREFIX, MORE, query_of, render_run_table, when
+from ui.views.run_table import ANY_METHOD, ANY_MODEL, COMPARE_PREFIX, MORE, TableQuery, query_of, render_run_table, when
 
 
 @pytest.fixture
@@ -23,8 +28,13 @@ def history(services):
     return services.runs.ids()
 
 
-def table_of(tab: RunsTab, words: str = "", state: str = "All", order: str = "Newest first") -> str:
-    return tab.list_runs(words, state, order, "", [], 100, "")[0]
+def listed(tab: RunsTab, last=None, **asked: str) -> tuple:
+    query = {"words": "", "state": "All", "method": ANY_METHOD, "model": ANY_MODEL, "order": "Newest first", **asked}
+    return tab.list_runs(*query.values(), "", [], 100, last)
+
+
+def table_of(tab: RunsTab, **asked: str) -> str:
+    return listed(tab, **asked)[0]
 
 
 def pick(identifier: str):
@@ -47,18 +57,24 @@ def test_search_filter_and_order_narrow_the_table(tab, history):
     assert table_of(tab, words="qwen3 support").count("<tr data-pick") == 2
     assert table_of(tab, state="Failed").count("<tr data-pick") == 2
     assert "No run is like that" in table_of(tab, words="nothing of the kind")
+    assert table_of(tab, method="QLoRA").count("<tr data-pick") == 1
+    assert table_of(tab, model="Qwen/Qwen3-0.6B").count("<tr data-pick") == 2
+    assert listed(tab)[2]["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
     by_loss = table_of(tab, order="Lowest held-out loss first")
     assert by_loss.index("faq, rank 16<") < by_loss.index("first try")
 
 
 def test_an_unchanged_table_is_not_sent_again(tab, history):
-    html = table_of(tab)
+    first = listed(tab)
 
-    assert tab.list_runs("", "All", "Newest first", "", [], 100, html) == (gr.skip(), gr.skip())
+    assert listed(tab, last=first[4]) == (gr.skip(),) * 6
+    narrowed = listed(tab, last=first[4], words="faq")
+    assert narrowed[0] != first[0]
+    assert narrowed[1:4] == (gr.skip(),) * 3  # queue and choices are as they were
 
 
 def test_a_browser_cannot_ask_for_an_order_that_there_is_not():
-    query = query_of("x" * 5000, "<b>", "drop table")
+    query = query_of(TableQuery("x" * 5000, "<b>", ANY_METHOD, None, "drop table"))
 
     assert query.sort == "created"
     assert not query.states
@@ -102,42 +118,101 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
     assert tab._take(pick("../../etc/passwd"), [], 100) == (gr.skip(),) * 3
 
 
-def test_details_show_the_saved_configuration_and_offer_what_can_be_done(tab, history, services):
-    visible, html, chat, delete, _ = tab.describe(history[1])
+def test_details_show_the_record_and_offer_what_can_be_done(tab, history, services):
+    visible, facts, record, train_on, delete, _, name, *_ = tab.one.describe(history[1])
 
     assert visible["visible"]
-    assert "lora_alpha: 32" in html
-    assert chat["visible"]
+    assert "lora_alpha: 32" in record
+    assert "transformers" in record
+    assert "Checkpoint" in record
+    assert "&quot;kind&quot;:&quot;step&quot;" in record
+    assert history[1] in facts
+    assert name == "faq, rank 16"
+    assert train_on["visible"]
     assert delete["visible"]
-    waiting = tab.describe(history[0])
-    assert not waiting[2]["visible"]
+    waiting = tab.one.describe(history[0])
     assert not waiting[3]["visible"]
+    assert not waiting[4]["visible"]
 
 
-def test_a_copy_has_the_settings_but_not_the_name(tab, history):
-    mapping = tab._configuration(history[1])
+def test_a_copy_has_the_settings_but_not_the_name_and_may_begin_with_the_adapter(tab, history):
+    mapping = tab.one.configuration(history[1])
 
     assert mapping["run"]["name"] == ""
     assert mapping["dataset"]["source"] == "sample:loratory-faq"
+    assert mapping["adapter"]["warm_start"] is None
+    assert tab.one.continuation(history[1])["adapter"]["warm_start"] == history[1]
+
+
+def test_name_note_and_tags_are_kept_beside_the_configuration(tab, history, services):
+    tab.one.save_notes(history[1], "The good one", "paper, draft ,", "rank 8 was enough <i>")
+    tab.one.save_notes(history[2], tab._page.reader.observe(history[2]).title, "", "")
+
+    html = table_of(tab, words="good paper")
+    assert html.count("<tr data-pick") == 1
+    assert "The good one" in html
+    facts = tab.one.describe(history[1])[1]
+    assert "rank 8 was enough &lt;i&gt;" in facts
+    assert services.runs.get(history[1]).folder.read_config().run.name == "faq, rank 16"
+    assert read_notes(services.runs.get(history[2]).folder).name == ""
+
+
+def test_the_table_is_saved_as_it_is_filtered(tab, history):
+    rows = list(csv.DictReader(io.StringIO(tab.save_csv("qwen3", "All", ANY_METHOD, ANY_MODEL, "Oldest first"))))
+
+    assert [row["model"] for row in rows] == ["Qwen/Qwen3-0.6B"] * 2
+    assert rows[0]["id"] < rows[1]["id"]
+
+
+def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
+    first, second = (services.runs.create(a_config(run__name=f"waits {n}")) for n in (1, 2))
+    first.folder.write_state(RunState(cause="Waits for memory: it needs 9 GiB, and the CPU has 2 of 16 GiB free."))
+    assert listed(tab)[1].index("waits 1") < listed(tab)[1].index("waits 2")
+    assert listed(tab)[1].count("Start anyway") == 1
+
+    tab.queue._act(pick(f"first:{second.id}"))
+    assert listed(tab)[1].index("waits 2") < listed(tab)[1].index("waits 1")
+    tab.queue._act(pick(f"anyway:{first.id}"))
+    assert start_anyway_is_requested(first.folder)
+    tab.queue._act(pick(f"out:{second.id}"))
+    assert second.folder.stop_request.exists()
+    tab.queue._act(pick("first:../../etc"))
+    tab.queue._act(pick(f"explode:{first.id}"))
+
+
+def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
+    assert "kWh" not in tab.one.describe(history[1])[1]
+    tab.electricity._save(0.3, "€", 200)
+
+    assert "at the stated 200 W" in tab.one.describe(history[1])[1]
+    assert "kWh" in tab.compare([history[1], history[4]], "step", False)[2]
+    assert tab.electricity._read() == [0.3, "€", 200.0]
+
+
+def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
+    differences = tab.compare([history[1], history[5]], "step", False)[2]
+
+    assert "★" not in differences
+    assert "do not compare" in differences
 
 
 def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     victim = history[1]
 
-    assert "kB in all" in tab._ask_delete(victim)[1]
-    chosen, compared, _ = tab._delete(victim, [victim, history[2]])
+    assert "kB in all" in tab.one.ask_delete(victim)[1]
+    chosen, compared, _ = tab.one.delete_run(victim, [victim, history[2]])
 
     assert chosen == ""
     assert compared == [history[2]]
     assert victim not in services.runs.ids()
-    assert tab.describe(victim)[0]["visible"] is False
+    assert tab.one.describe(victim)[0]["visible"] is False
 
 
 def test_a_run_under_way_cannot_be_deleted(tab, services):
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
 
     with pytest.raises(RunError):
-        tab._delete(run.id, [])
+        tab.one.delete_run(run.id, [])
     assert run.id in services.runs.ids()
 
 

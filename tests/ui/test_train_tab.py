@@ -1,13 +1,16 @@
 """Starting a run from the form, once and with reasons."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from engine.errors import Problem
+from engine.errors import DatasetError, Problem
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.draft import read_draft
-from ui.tabs.train import FOLLOW, TrainTab, render_reason, start_key, why_not
+from ui.tabs.start import Started, render_reason, start_key, why_not
+from ui.tabs.train import FOLLOW, TrainTab, _view_after
 
 
 @pytest.fixture
@@ -25,17 +28,27 @@ def values_of(tab: TrainTab, config) -> list:
     return list(values.values())
 
 
-def started(tab: TrainTab, token: str, config) -> tuple:
-    return list(tab._start(token, *values_of(tab, config)))[-1]
+def waited_for(tab: TrainTab, shown: Started) -> Started:
+    """What the clock finds in the end."""
+    deadline = time.monotonic() + 20
+    while shown.timer["active"]:
+        assert time.monotonic() < deadline, "the start did not come to an end"
+        time.sleep(0.01)
+        shown = tab.start.look(shown.pending)
+    return shown
+
+
+def started(tab: TrainTab, token: str, config) -> Started:
+    return waited_for(tab, tab.start.begin(token, *values_of(tab, config)))
 
 
 def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
-    problems, run_id, view, token, _ = started(tab, "token", a_config(training__max_steps=3))
+    shown = started(tab, "token", a_config(training__max_steps=3))
 
-    run = tab._page.services.runs.get(run_id)
-    assert problems == ""
-    assert view == FOLLOW
-    assert token != "token"
+    run = tab._page.services.runs.get(shown.chosen_run)
+    assert shown.problems == ""
+    assert _view_after(shown.tabs_to)[0] == FOLLOW
+    assert shown.token != "token"
     assert run.folder.read_config().training.max_steps == 3
 
 
@@ -44,37 +57,86 @@ def test_the_same_draft_sent_twice_starts_one_run(tab):
 
     first, second = started(tab, "token", config), started(tab, "token", config)
 
-    assert first[1] == second[1]
+    assert first.chosen_run == second.chosen_run
     assert len(tab._page.services.runs.ids()) == 1
 
 
 def test_a_changed_draft_or_a_later_start_is_another_run(tab):
     ids = {
-        started(tab, "token", a_config(training__max_steps=3))[1],
-        started(tab, "token", a_config(training__max_steps=4))[1],
-        started(tab, "later", a_config(training__max_steps=3))[1],
+        started(tab, "token", a_config(training__max_steps=3)).chosen_run,
+        started(tab, "token", a_config(training__max_steps=4)).chosen_run,
+        started(tab, "later", a_config(training__max_steps=3)).chosen_run,
     }
 
     assert len(ids) == 3
-    assert start_key("a", a_config()) != start_key("b", a_config())
+    assert start_key("a", [a_config()]) != start_key("b", [a_config()])
 
 
 def test_problems_are_shown_in_place_and_nothing_starts(tab):
     values = dict(zip(tab._page.form.names, values_of(tab, a_config()), strict=True))
     values |= {"training.learning_rate": 7.0, "adapter.r": 0}
 
-    problems, *rest = list(tab._start("token", *values.values()))[-1]
+    shown = tab.start.begin("token", *values.values())
 
-    assert "2 settings need your attention" in problems
-    assert "training.learning_rate" in problems
+    assert "2 settings need your attention" in shown.problems
+    assert "training.learning_rate" in shown.problems
     assert not tab._page.services.runs.ids()
-    assert rest[0] == {"__type__": "update"}  # the run that is looked at stays
+    assert shown.chosen_run == {"__type__": "update"}  # the run that is looked at stays
+    assert shown.timer["active"] is False
 
 
-def test_a_start_says_what_it_is_checking(tab):
-    steps = list(tab._start("token", *values_of(tab, a_config(training__max_steps=3))))
+def test_a_start_says_what_it_is_checking_and_holds_no_handler_meanwhile(tab, monkeypatch):
+    launcher, goes_on = tab._page.services.launcher, threading.Event()
+    start = launcher.start
 
-    assert any("Checking the data." in str(step[0]) for step in steps[:-1])
+    def slow(config, key, *, on_progress):
+        on_progress("Checking the data: 12 rows.")
+        assert goes_on.wait(20)
+        return start(config, key)
+
+    monkeypatch.setattr(launcher, "start", slow)
+    shown = tab.start.begin("token", *values_of(tab, a_config(training__max_steps=3)))
+    assert shown.timer["active"]
+    deadline = time.monotonic() + 10
+    while "12 rows" not in tab.start.look(shown.pending).problems:
+        assert time.monotonic() < deadline
+    goes_on.set()
+    assert waited_for(tab, shown).problems == ""
+
+
+def test_a_start_that_is_refused_says_why_and_can_be_tried_again(tab, monkeypatch):
+    def refuse(*_, **__):
+        raise DatasetError("The file is gone.", "Choose another.")
+
+    launcher = tab._page.services.launcher
+    monkeypatch.setattr(launcher, "start", refuse)
+    config = a_config(training__max_steps=3)
+    shown = started(tab, "token", config)
+    assert "The file is gone." in shown.problems
+    assert shown.start["interactive"]
+    monkeypatch.undo()
+    assert started(tab, "token", config).chosen_run in tab._page.services.runs.ids()
+
+
+def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
+    values = values_of(tab, a_config(training__max_steps=3, adapter__r=16, adapter__lora_alpha=32))
+
+    for _ in range(2):
+        shown = waited_for(tab, tab.start.begin_sweep("token", "1e-4, 5e-4", "8,16,", True, *values))
+
+    configs = [run.folder.read_config() for run in tab._page.services.runs.list()]
+    assert sorted((c.training.learning_rate, c.adapter.r, c.adapter.lora_alpha) for c in configs) == [
+        (1e-4, 8, 16), (1e-4, 16, 32), (5e-4, 8, 16), (5e-4, 16, 32),
+    ]  # fmt: skip
+    assert shown.tabs_to == "runs"
+
+
+@pytest.mark.parametrize(("rates", "ranks", "said"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
+def test_a_sweep_that_cannot_work_says_so_and_files_nothing(tab, rates, ranks, said):
+    shown = tab.start.begin_sweep("token", rates, ranks, True, *values_of(tab, a_config()))
+
+    assert said in shown.problems
+    assert not tab._page.services.runs.ids()
 
 
 def test_an_incomplete_draft_cannot_be_started_and_says_why(tab, services):
@@ -119,10 +181,16 @@ def test_a_preset_fills_the_form(tab):
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
     values = values_of(tab, a_config(training__max_steps=-1))
 
-    plans = list(tab._count(*values))
+    plan, clock = tab.count(*values)
+    assert "Counting tokens" in plan
+    deadline = time.monotonic() + 20
+    while clock["active"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        plan, clock = tab.count(*values)
 
-    assert "<b>117</b>" in plans[-1]
-    assert list(tab._count(*values)) == [plans[-1]]
+    assert "<b>117</b>" in plan
+    assert tab.count(*values) == (plan, clock)
 
 
 def test_an_earlier_run_like_this_one_gives_the_time(tab, services):

@@ -1,5 +1,6 @@
 """The run that is being looked at: status, curves, warnings, log, and what can be done with it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 
 from engine.errors import EngineError
-from engine.runs.control import request_cancel, request_stop
+from engine.runs.control import request_cancel, request_start_anyway, request_stop
 from engine.runs.requests import request_resume
 from engine.runs.run import LIVE_STATES, Run
 from ui.chart import chart
@@ -53,37 +54,53 @@ class Drawn(NamedTuple):
     stop: Any
     cancel: Any
     resume: Any
+    anyway: Any
     chat: Any
-    choice: Any
     timer: Any
+    choice: Any
 
 
 class FollowPart:
-    """Lays out the run view; stateless: every look reads what is new on the disk, so any browser shows the same."""
+    """Lays out the run view; stateless: every look reads what is new on the disk, so any browser shows the same.
 
-    def __init__(self, page: Page, choice: gr.Dropdown) -> None:
+    Args:
+        page: The page.
+        choice: Where the run is chosen; None where a table does that.
+        prefix: Begins the ids of its elements, where the view stands on the page a second time.
+    """
+
+    def __init__(self, page: Page, choice: gr.Dropdown | None = None, prefix: str = "") -> None:
         self._page = page
         self._tab = page.tab_here()
         self._figures = Rendered()
         self.choice = choice
-        self.heading = gr.HTML(NO_RUN, elem_id="run-heading")
-        self.trouble = gr.HTML(elem_id="run-trouble")
-        with gr.Row(elem_id="run-buttons"):
-            self.stop = gr.Button("Stop and save", visible=False, elem_id="stop", scale=0, min_width=150)
-            self.cancel = gr.Button("Cancel …", visible=False, elem_id="cancel", scale=0, min_width=120)
-            self.resume = gr.Button("Resume", visible=False, elem_id="resume", scale=0, min_width=150)
-            self.chat = gr.Button(
-                "Open in Chat", variant="primary", visible=False, elem_id="open-chat", scale=0, min_width=160
+        self.heading = gr.HTML(NO_RUN, elem_id=f"{prefix}run-heading")
+        self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
+        with gr.Row(elem_id=f"{prefix}run-buttons", elem_classes="run-buttons"):
+            self.stop = gr.Button("Stop and save", visible=False, elem_id=f"{prefix}stop", scale=0, min_width=150)
+            self.cancel = gr.Button("Cancel …", visible=False, elem_id=f"{prefix}cancel", scale=0, min_width=120)
+            self.resume = gr.Button("Resume", visible=False, elem_id=f"{prefix}resume", scale=0, min_width=150)
+            self.anyway = gr.Button(
+                "Start although memory is short",
+                visible=False,
+                elem_id=f"{prefix}start-anyway",
+                scale=0,
+                min_width=220,
             )
-        with gr.Column(visible=False, elem_id="confirm-cancel") as self.confirm:
+            self.chat = gr.Button(
+                "Open in Chat", variant="primary", visible=False, elem_id=f"{prefix}open-chat", scale=0, min_width=160
+            )
+        with gr.Column(visible=False, elem_id=f"{prefix}confirm-cancel") as self.confirm:
             gr.HTML(_CANCEL_WORDS)
             with gr.Row():
                 self.really = gr.Button(
-                    "Cancel the run", variant="stop", scale=0, min_width=150, elem_id="really-cancel"
+                    "Cancel the run", variant="stop", scale=0, min_width=150, elem_id=f"{prefix}really-cancel"
                 )
-                self.keep = gr.Button("Keep it running", scale=0, min_width=150, elem_id="keep-running")
+                self.keep = gr.Button("Keep it running", scale=0, min_width=150, elem_id=f"{prefix}keep-running")
         with gr.Column(visible=False) as self.body:
-            self.loss = chart("The curve begins with the first step.", elem_id="loss-chart")
+            self.loss = chart(
+                "The curve begins with the first step.", elem_id=f"{prefix}loss-chart", elem_classes="loss-chart"
+            )
             with gr.Row(elem_classes="chart-controls"):
                 self.smoothing = gr.Slider(
                     0,
@@ -91,20 +108,21 @@ class FollowPart:
                     ChartView().smoothing,
                     step=0.01,
                     label="Smoothing",
-                    elem_id="smoothing",
+                    elem_id=f"{prefix}smoothing",
+                    elem_classes="smoothing",
                     scale=2,
                     min_width=200,
                 )
                 self.log_axis = gr.Checkbox(
-                    False, label="Logarithmic axis", elem_id="log-axis", scale=1, container=False
+                    False, label="Logarithmic axis", elem_id=f"{prefix}log-axis", scale=1, container=False
                 )
-            self.warnings = gr.HTML(elem_id="run-warnings")
-            self.small = chart(elem_id="small-charts")
-            self.memory = gr.HTML(elem_id="run-memory")
+            self.warnings = gr.HTML(elem_id=f"{prefix}run-warnings")
+            self.small = chart(elem_id=f"{prefix}small-charts", elem_classes="small-charts")
+            self.memory = gr.HTML(elem_id=f"{prefix}run-memory")
             with gr.Accordion("What happened, step by step", open=False):
-                self.timeline = gr.HTML(elem_id="run-timeline")
+                self.timeline = gr.HTML(elem_id=f"{prefix}run-timeline")
             with gr.Accordion("Log of the worker", open=False) as self.log_fold:
-                self.log = gr.HTML(elem_id="run-log", autoscroll=True)
+                self.log = gr.HTML(elem_id=f"{prefix}run-log", autoscroll=True)
         self._log_open = gr.State(False)
         self._stamp = gr.State("")
         self.timer = gr.Timer(_TICK_SECONDS, active=False)
@@ -112,11 +130,21 @@ class FollowPart:
     @property
     def outputs(self) -> list[Component]:
         """Where a `Drawn` goes."""
-        return [
+        outputs: list[Component] = [
             self._stamp, self.heading, self.trouble, self.body, self.loss, self.small, self.memory, self.warnings,
-            self.timeline, self.log, self.stop, self.cancel, self.resume, self.chat, self.choice,
-            self.timer,
+            self.timeline, self.log, self.stop, self.cancel, self.resume, self.anyway, self.chat, self.timer,
         ]  # fmt: skip
+        return outputs if self.choice is None else [*outputs, self.choice]
+
+    def _sent(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """What a handler gives, without the choice where there is none."""
+
+        @functools.wraps(handler)
+        def send(*values: Any) -> Any:
+            drawn = handler(*values)
+            return drawn[: len(self.outputs)] if isinstance(drawn, Drawn) else drawn
+
+        return send
 
     @property
     def _inputs(self) -> list[Component]:
@@ -126,7 +154,7 @@ class FollowPart:
         """Connect the events."""
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        self.timer.tick(self.tick, self._inputs, self.outputs, trigger_mode="once", **quick)
+        self.timer.tick(self._sent(self.tick), self._inputs, self.outputs, trigger_mode="once", **quick)
         gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
         gr.on(
             [self.smoothing.change, self.log_axis.change],
@@ -138,11 +166,13 @@ class FollowPart:
         )
         for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
             opened = event(lambda is_open=is_open: (is_open, ""), None, [self._log_open, self._stamp], **quick)
-            opened.then(self.tick, self._inputs, self.outputs, **quick)
-        picked = self.choice.input(
-            lambda run_id: (run_id or "", ""), self.choice, [page.chosen_run, self._stamp], **quick
-        )
-        picked.then(self.look, self._inputs, self.outputs, **quick)
+            opened.then(self._sent(self.tick), self._inputs, self.outputs, **quick)
+        if self.choice is not None:
+            picked = self.choice.input(
+                lambda run_id: (run_id or "", ""), self.choice, [page.chosen_run, self._stamp], **quick
+            )
+            self.look_after(picked)
+        self._ask(self.anyway.click, request_start_anyway)
         self._ask(self.stop.click, request_stop)
         self._ask(self.resume.click, lambda run: request_resume(page.services.home, run))
         page.open_tab(self.chat.click(lambda: None, None, None, **quick), "chat")
@@ -151,12 +181,17 @@ class FollowPart:
         self.cancel.click(lambda: gr.update(visible=True), None, self.confirm, **quick)
         self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quick)
 
+    def look_after(self, event: Dependency) -> Dependency:
+        """After an event that chose a run: show everything about it."""
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        return event.then(self._sent(self.look), self._inputs, self.outputs, **quick)
+
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         listed = event.then(self._list, [self._page.chosen_run, view], self.choice, **quick)
         return listed.then(
-            self.look_if_shown,
+            self._sent(self.look_if_shown),
             [self._page.chosen_run, view, self.smoothing, self.log_axis, self._log_open],
             self.outputs,
             **quick,
@@ -231,9 +266,10 @@ class FollowPart:
                 visible=state in ("stopped", "failed", "interrupted") and not observed.resume_requested,
                 value=f"Resume from step {resumable:,}" if resumable else "Begin anew",
             ),
+            anyway=gr.update(visible=observed.waits_for_memory and not asked),
             chat=gr.update(visible=observed.can_be_talked_to),
-            choice=gr.skip(),
             timer=gr.update(active=observed.is_live),
+            choice=gr.skip(),
         )
 
     def _loss(self, observed: ObservedRun, view: ChartView) -> str:
@@ -256,7 +292,7 @@ class FollowPart:
 
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         asked = event(shown_as_message(ask), self._page.chosen_run, None, trigger_mode="once", **quick)
-        asked.then(self.look, self._inputs, self.outputs, **quick)
+        self.look_after(asked)
         return asked
 
 
@@ -266,9 +302,9 @@ def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
 
 def _empty(heading: str) -> Drawn:
     gone = gr.update(visible=False)
-    return Drawn(
-        "", heading, "", gone, "", "", "", "", "", "", gone, gone, gone, gone, gr.skip(), gr.update(active=False)
-    )
+    words = dict.fromkeys(("stamp", "trouble", "loss", "small", "memory", "warnings", "timeline", "log"), "")
+    buttons = dict.fromkeys(("body", "stop", "cancel", "resume", "anyway", "chat"), gone)
+    return Drawn(heading=heading, timer=gr.update(active=False), choice=gr.skip(), **words, **buttons)
 
 
 _NOTHING = _empty(NO_RUN)

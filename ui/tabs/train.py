@@ -1,28 +1,21 @@
 """Train: settings of the training, what they come to, the start; then the run, live."""
 
-import hashlib
-import time
-import uuid
-from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 
 from engine.config.presets import find_preset, list_presets
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, EngineError
-from engine.runs.run import Run
-from ui.announced import Done, announced
+from engine.errors import EngineError
 from ui.checks import CheckQuestion
 from ui.draft import Draft
 from ui.errors import shown_as_message, trouble
-from ui.page import STORAGE_KEY, Page
+from ui.page import Page
 from ui.pick import pick_list, picked
 from ui.tabs.follow import FollowPart
+from ui.tabs.start import StartPart
 from ui.views.presets import render_presets
-from ui.views.quantities import gib
 from ui.views.run_plan import KnownSpeed, render_plan
 
 SET_UP, FOLLOW = "Set up", "Follow"
@@ -66,19 +59,11 @@ class TrainTab:
             self.presets = pick_list(_presets(), elem_id="presets")
             self._settings()
             self.plan = gr.HTML(elem_id="plan")
-            self.problems = gr.HTML(elem_id="start-problems")
-            with gr.Row(elem_id="start-row"):
-                self.start = gr.Button(
-                    "Start training", variant="primary", interactive=False, elem_id="start", scale=0, min_width=190
-                )
-                self.reason = gr.HTML(elem_id="start-reason")
+            self.start = StartPart(page)
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
             self.follow = FollowPart(page, choice)
         self._change = gr.State({})
-        # Together with the draft it names a start, so that two clicks, or two tabs, start one run.
-        self._token = gr.BrowserState("", storage_key="loratory-start", secret=STORAGE_KEY)
-        page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
-        page.on_draft(self.reason, render_reason)
+        self._counting = gr.Timer(_LOOK_SECONDS, active=False)
         page.on_draft_later(self.plan, self._plan)
 
     def _settings(self) -> None:
@@ -112,13 +97,14 @@ class TrainTab:
         """Connect the events."""
         page, form = self._page, self._page.form
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        assert Context.root_block is not None
-        Context.root_block.load(_token, self._token, self._token, queue=False, **quick)
         preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **quick)
         filled = page.fill_after(preset, self._change)
         self._count_after(filled)
         for name in _COUNTED_BY:
             self._count_after(form[name].input(lambda: None, None, None, queue=False, **quick))
+        self._counting.tick(
+            self.count, form.components, [self.plan, self._counting], trigger_mode="once", queue=False, **quick
+        )
         shown = [self.setup, self.follow_column, self.follow.choice]
         self.view.change(_columns_of, self.view, shown, queue=False, **quick)
         self.follow.wire()
@@ -132,30 +118,20 @@ class TrainTab:
         self.follow.show_after(arrived, self.view)
         self._count_after(arrived)
         self.follow.show_after(self.view.input(lambda: None, None, None, queue=False, **quick), self.view)
-        started = self.start.click(
-            lambda: gr.update(value="Starting …", interactive=False),
-            None,
-            self.start,
-            trigger_mode="once",
-            queue=False,
-            **quick,
-        ).then(
-            self._start,
-            [self._token, *form.components],
-            [self.problems, page.chosen_run, self.view, self._token, self.start],
-            trigger_mode="once",
-            **quick,
+        started = self.start.wire()
+        shown_now = started.then(
+            _view_after, self.start.goes_to, [self.view, page.tabs, self.start.goes_to], queue=False, **quick
         )
-        self.follow.show_after(started, self.view)
+        self.follow.show_after(shown_now, self.view)
 
     def _count_after(self, event: Any) -> None:
         event.then(
-            self._count,
+            self.count,
             self._page.form.components,
-            self.plan,
+            [self.plan, self._counting],
             trigger_mode="always_last",
-            concurrency_limit=8,
             show_progress="hidden",
+            queue=False,
             api_visibility="private",
         )
 
@@ -187,18 +163,18 @@ class TrainTab:
         report = check.report if check is not None else None
         return render_plan(config or draft.assumed, report, self._known_speed(draft))
 
-    def _count(self, *values: Any) -> Iterator[Any]:
-        """Have the tokens counted where nobody has yet; the plan fills itself."""
+    def count(self, *values: Any) -> tuple[Any, Any]:
+        """Have the tokens counted where nobody has yet, behind the page; the clock looks how far it has come."""
         draft = self._page.draft(values)
         if draft.config is None:
-            yield gr.skip()
-            return
+            return gr.skip(), gr.update(active=False)
         check = self._page.services.checks.ask(_question(draft.config))
-        while not check.is_done:
-            rows = check.progress.rows if check.progress is not None else 0
-            yield f'{self._plan(draft)}<p class="small" role="status">Counting tokens: {rows:,} rows so far …</p>'
-            time.sleep(_LOOK_SECONDS)
-        yield self._plan(draft) if check.error is None else trouble(check.error)
+        if check.is_done:
+            plan = self._plan(draft) if check.error is None else trouble(check.error)
+            return plan, gr.update(active=False)
+        rows = check.progress.rows if check.progress is not None else 0
+        counted = f'<p class="small" role="status">Counting tokens: {rows:,} rows so far …</p>'
+        return f"{self._plan(draft)}{counted}", gr.update(active=True)
 
     def _known_speed(self, draft: Draft) -> KnownSpeed | None:
         """Throughput of the newest run that was like this draft; a guess from other hardware would be none."""
@@ -212,80 +188,19 @@ class TrainTab:
                 return KnownSpeed(row.tokens_per_second, row.name)
         return None
 
-    def _start(self, token: str, *values: Any) -> Iterator[tuple[Any, Any, Any, Any, Any]]:
-        ready = gr.update(value="Start training", interactive=True)
-        draft = self._page.draft(values)
-        try:
-            config = draft.config
-            if config is None:
-                raise ConfigError(draft.problems)
-            launcher, key = self._page.services.launcher, start_key(token, config)
-
-            def start(say: Callable[[str], None]) -> Run:
-                return launcher.start(config, key, on_progress=say)
-
-            for said in announced(start):
-                if isinstance(said, Done):
-                    # A new token: the same draft, started again on purpose, is another run.
-                    yield "", said.result.id, FOLLOW, uuid.uuid4().hex, ready
-                else:
-                    waiting = f'<p class="small" role="status">{escape(said)}</p>'
-                    yield waiting, gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        except EngineError as error:
-            yield trouble(error), gr.skip(), gr.skip(), gr.skip(), ready
-
-
-def start_key(token: str, config: RunConfig) -> str:
-    """Names one start: the same draft from the same browser, however often it is sent."""
-    return hashlib.sha256(f"{token}\0{config.model_dump_json()}".encode()).hexdigest()
-
-
-def why_not(draft: Draft) -> str | None:
-    """Why the draft cannot start; None where it can."""
-    if draft.missing:
-        return " ".join(draft.missing)
-    if draft.problems:
-        count = len(draft.problems)
-        return "One setting needs your attention." if count == 1 else f"{count} settings need your attention."
-    if draft.config is None:
-        return "The settings are not complete yet."
-    if draft.estimate_error is not None:
-        return draft.estimate_error.what
-    estimate = draft.estimate
-    if estimate is not None and estimate.expected_bytes > estimate.total_bytes:
-        return (
-            f"It needs about {gib(estimate.expected_bytes)} GiB; {estimate.device_name} has {gib(estimate.total_bytes)} GiB. "
-            "The panel beside shows what would make it fit."
-        )
-    return None
-
-
-def render_reason(draft: Draft) -> str:
-    """What stands beside the start button: why it is not to be pressed, or what will happen."""
-    reason = why_not(draft)
-    if reason is not None:
-        problems = "".join(
-            f"<li><code>{escape(problem.field)}</code> {escape(problem.message)}</li>" for problem in draft.problems
-        )
-        listed = f"<ul>{problems}</ul>" if problems else ""
-        return f'<div class="reason" role="status">{escape(reason)}{listed}</div>'
-    if draft.estimate is not None and draft.estimate.verdict == "does_not_fit":
-        return (
-            '<div class="reason" role="status">It does not fit the memory that is free now. Started, it waits in the '
-            "queue until there is room.</div>"
-        )
-    return '<div class="reason" role="status">It runs in the background, and goes on when you close the page.</div>'
-
-
-def _token(token: str) -> str:
-    return token or uuid.uuid4().hex
-
 
 def _presets() -> str:
     try:
         return render_presets(list_presets())
     except EngineError as error:
         return trouble(error)
+
+
+def _view_after(goes_to: str) -> tuple[Any, Any, Any]:
+    """Follow the run that was just filed, or list the runs of a sweep; a clock that found nothing changes nothing."""
+    if not goes_to:
+        return gr.skip(), gr.skip(), gr.skip()
+    return FOLLOW, gr.Tabs(selected="runs") if goes_to == "runs" else gr.skip(), ""
 
 
 def _columns_of(view: str) -> tuple[Any, Any, Any]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Sequence
 from html import escape
+from typing import NamedTuple
 
 from engine.runs.run import State
 from engine.runs.selection import RunQuery, SortKey, best_by_held_out_loss
@@ -24,7 +25,10 @@ ORDERS: dict[str, tuple[SortKey, bool]] = {
     "Lowest held-out loss first": ("eval_loss", False),
     "Longest first": ("seconds", True),
     "Fastest first": ("tokens_per_second", True),
+    "Most memory first": ("peak_memory_bytes", True),
+    "Largest on disk first": ("size_bytes", True),
     "By name": ("name", False),
+    "Oldest first": ("created", False),
 }
 
 NO_RUNS = (
@@ -33,15 +37,33 @@ NO_RUNS = (
 )
 NOTHING_FOUND = '<div class="empty"><b>No run is like that</b>Search for less, or show all states.</div>'
 
+ANY_METHOD, ANY_MODEL = "All methods", "All models"
 COMPARE_PREFIX = "compare:"
 MORE = "more:"
 
 
-def query_of(words: str | None, state: str | None, order: str | None) -> RunQuery:
-    """From what a browser sent; what it does not know is left at its default."""
-    states = next((states for name, states in FILTERS.items() if name == state), frozenset())
-    sort, descending = next((key for name, key in ORDERS.items() if name == order), ("created", True))
-    return RunQuery(words=(words or "")[:200], states=states, sort=sort, descending=descending)
+class TableQuery(NamedTuple):
+    """What a browser sent; nothing of it is believed."""
+
+    words: object = ""
+    state: object = "All"
+    method: object = ""
+    model: object = ""
+    order: object = ""
+
+
+def query_of(asked: TableQuery) -> RunQuery:
+    """From what a browser sent; what is not known is left at its default."""
+    states = next((states for name, states in FILTERS.items() if name == asked.state), frozenset())
+    sort, descending = next((key for name, key in ORDERS.items() if name == asked.order), ("created", True))
+    return RunQuery(
+        words=str(asked.words or "")[:200],
+        states=states,
+        methods=(str(asked.method),) if asked.method and asked.method != ANY_METHOD else (),
+        models=(str(asked.model),) if asked.model and asked.model != ANY_MODEL else (),
+        sort=sort,
+        descending=descending,
+    )
 
 
 def render_run_table(rows: Sequence[RunSummary], chosen: str, compared: Collection[str], shown: int) -> str:
@@ -71,11 +93,15 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> str:
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""
     return (
         f'<tr {pickable(row.id, chosen=is_chosen)}><td class="mark">{tick}</td>'
-        f'<td class="name">{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}</span></td>'
+        f'<td class="name">{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}{_tags(row)}</span></td>'
         f'<td>{state_mark(row.state)}</td><td class="method">{escape(row.method)}</td>'
         f'<td class="r">{row.steps:,}{total}</td><td class="r">{held_out_cell(row)}</td>'
         f'<td class="r">{_took(row)}</td><td class="r soft">{when(row.created)}</td></tr>'
     )
+
+
+def _tags(row: RunSummary) -> str:
+    return "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
