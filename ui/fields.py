@@ -82,6 +82,10 @@ def _several_of(annotation: Any) -> list[str]:
     return [str(value) for value in get_args(members[0])]
 
 
+def nothing() -> None:
+    """The value of a number box that begins empty outside of the form; without a function, browsers show 0."""
+
+
 def _plain_type(annotation: Any) -> Any:
     """`int | None` is asked for like `int`: empty means None."""
     members = [member for member in get_args(annotation) if member is not type(None)]

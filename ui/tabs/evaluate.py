@@ -9,7 +9,7 @@ from engine.config.evaluation import EvaluationConfig
 from engine.config.load import section_from_mapping
 from engine.errors import EngineError, RunError
 from ui.errors import shown_as_message, shown_in_place
-from ui.fields import component_of_field
+from ui.fields import component_of_field, nothing
 from ui.measured import MeasuredRuns
 from ui.page import Page
 from ui.pick import pick_list, picked
@@ -43,12 +43,12 @@ class EvaluatePart:
         fields = EvaluationConfig.model_fields
         gr.HTML(_LEAD)
         with gr.Row(equal_height=True, elem_id="measure-settings"):
-            rows = component_of_field(fields["max_rows"], min_width=180, elem_id="measure-rows")
+            rows = component_of_field(fields["max_rows"], value=nothing, min_width=180, elem_id="measure-rows")
             answered = component_of_field(fields["answered_rows"], min_width=180, elem_id="measure-answered")
             longest = component_of_field(fields["max_new_tokens"], min_width=180, elem_id="measure-tokens")
         self._settings = [rows, answered, longest]
         with gr.Row(elem_id="measure-buttons"):
-            self.start = gr.Button("Measure", variant="primary", scale=0, min_width=130, elem_id="measure-start")
+            self.start = gr.Button("Measure", variant="primary", scale=0, min_width=170, elem_id="measure-start")
             self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="measure-stop")
         self.standing = gr.HTML(elem_id="measure-standing")
         self.result = gr.HTML(NOT_MEASURED, elem_id="measure-result")

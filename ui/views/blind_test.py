@@ -84,7 +84,7 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
         "That is clear." if chance < CLEAR_CHANCE else f"That may be chance. {_how_many_more(wins, tally.decided)}"
     )
     return (
-        f"<b>{escape(names[ahead])}</b> won {wins:,} of {decided} that were decided. If both were equally good, a result at "
+        f"<b>{escape(names[ahead][:1].upper() + names[ahead][1:])}</b> won {wins:,} of {decided} that were decided. If both were equally good, a result at "
         f"least this one-sided would come in {_percent(chance)} of all tests (exact sign test, two-sided). {verdict}"
     )
 
