@@ -23,25 +23,39 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 """
+_GGUF_CODE = """\
+import glob
+
+from llama_cpp import Llama
+
+llama = Llama(glob.glob("{folder}/*.gguf")[0])
+answer = llama.create_chat_completion([{{"role": "user", "content": "…"}}], max_tokens=200)
+print(answer["choices"][0]["message"]["content"])
+"""
 _USE_CODE = """
 prompt = tokenizer.apply_chat_template(
-    [{"role": "user", "content": "…"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    [{{"role": "user", "content": "…"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
 answer = model.generate(**prompt, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 """
+_CODE = {
+    "adapter": _ADAPTER_CODE + _USE_CODE,
+    "merged": _MODEL_CODE + _USE_CODE,
+    "gguf": _GGUF_CODE,
+}
 _LONGEST_LOSS = 700.0  # beyond it e to the power overflows
 
 
 def write_card(facts: CardFacts) -> str:
     """The README, with the front matter that the Hub reads. Names no path of this machine."""
-    code = (_ADAPTER_CODE if facts.kind == "adapter" else _MODEL_CODE).format(folder=facts.folder, base=facts.base)
+    code = _CODE[facts.kind].format(folder=facts.folder, base=facts.base)
     what = "an adapter for" if facts.kind == "adapter" else "a complete model, made from an adapter and"
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)}---\n",
         f"# {_cell(facts.title)}\n",
         f"This is {what} `{facts.base}`, trained with {facts.method or 'PEFT'} in Loratory.\n",
-        f"## Use\n\n```python\n{code}{_USE_CODE}```\n",
+        f"## Use\n\n```python\n{code}```\n",
         "The chat template that it was trained with is part of the tokenizer.\n",
         *(_training(facts.config, facts) if facts.config is not None else ()),
         *(_curve(facts.history, facts.last_step) if facts.history is not None else ()),
@@ -61,7 +75,7 @@ def _front_matter(facts: CardFacts) -> dict[str, object]:
     datasets = hub_datasets(facts.config.dataset) if facts.config is not None else ()
     if datasets:
         matter["datasets"] = list(datasets)
-    matter["library_name"] = "peft" if facts.kind == "adapter" else "transformers"
+    matter["library_name"] = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}[facts.kind]
     matter["pipeline_tag"] = "text-generation"
     method = [facts.config.adapter.method] if facts.config and facts.config.adapter.method != "none" else []
     matter["tags"] = ["loratory", *method]

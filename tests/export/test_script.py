@@ -1,0 +1,205 @@
+"""Stand-alone scripts: they hold nothing of ours and nothing that is not needed, and make the run's very tokens."""
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from engine.cli import run_command
+from engine.config.load import config_from_mapping, config_from_yaml
+from engine.config.presets import find_preset
+from engine.data.prepare import prepare_dataset
+from engine.errors import DatasetError
+from engine.export.script import gather_script_facts, write_script
+from engine.inspector.load_tokenizer import load_tokenizer
+from engine.models.source import ModelSource
+
+CHAT = [
+    {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number: {n}."}]}
+    for n in range(12)
+]
+SYSTEM = [{"role": "system", "content": "Be brief."}]
+
+
+def write_lines(path: Path, rows: list) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_config(model: Path, source: str, training: dict | None = None, adapter: dict | None = None, **dataset: object):
+    return config_from_mapping(
+        {
+            "model": {"id": str(model), "compute_dtype": "float32"},
+            "adapter": {"r": 4, **(adapter or {})},
+            "dataset": {"source": source, "eval_fraction": 0.25, **dataset},
+            "training": {"max_length": 64, **(training or {})},
+        }
+    )
+
+
+def script_of(config, home) -> str:
+    return write_script(config, gather_script_facts(config, home))
+
+
+def sequences_of(config, home) -> tuple[list, list]:
+    """What the script learns from and measures on, by its own functions."""
+    names: dict = {"__name__": "a_script"}
+    exec(compile(script_of(config, home), "script", "exec"), names)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.id)
+    left_out = names.get("LEFT_OUT", ())
+    rows = [row for number, row in enumerate(names["read_rows"](names["DATA"])) if number not in left_out]
+    said = [names["conversation"](row) if "conversation" in names else row["text"] for row in rows]
+    kept = [(row, names["encode"](row, tokenizer)) for row in said]
+    kept = [(row, sequences) for row, sequences in kept if any(label != -100 for label in sequences[0]["labels"])]
+    apart = names["held_out"]([row for row, _ in kept]) if "held_out" in names else np.zeros(len(kept), bool)
+    return tuple(
+        [
+            (one["input_ids"], one["labels"])
+            for (_, sequences), out in zip(kept, apart, strict=True)
+            if out == wanted
+            for one in sequences
+        ]
+        for wanted in (False, True)
+    )
+
+
+def sequences_of_run(config, home) -> tuple[list, list]:
+    tokenizer, _ = load_tokenizer(ModelSource(config.model.id, "tiny"))
+    data = prepare_dataset(
+        config.dataset,
+        seed=config.training.seed,
+        max_length=config.training.max_length,
+        tokenizer=tokenizer,
+        home=home,
+    )
+    return tuple([(row.input_ids, row.labels) for row in part] for part in (data.train, data.held_out))
+
+
+def alpaca(folder: Path) -> Path:
+    rows = [{"instruction": f"Count to {n}.", "input": "Slowly." * (n % 2), "output": f"One … {n}."} for n in range(12)]
+    return write_lines(folder / "rows.jsonl", rows)
+
+
+def with_broken_lines(folder: Path) -> Path:
+    return write_lines(folder / "rows.jsonl", [CHAT[0], "{broken\n", *CHAT[1:], {"messages": []}])
+
+
+def with_duplicates(folder: Path) -> Path:
+    return write_lines(folder / "rows.jsonl", [*CHAT[:3] * 3, *CHAT])
+
+
+def with_system_turns(folder: Path) -> Path:
+    rows = [{"messages": [*SYSTEM * (n % 2), *row["messages"], *CHAT[n - 1]["messages"]]} for n, row in enumerate(CHAT)]
+    return write_lines(folder / "rows.jsonl", rows)
+
+
+def as_csv(folder: Path) -> Path:
+    with (folder / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerows([["prompt", "completion"], *([f"Say {n};", f"It is\n{n}"] for n in range(12))])
+    return folder / "rows.csv"
+
+
+def as_packed_array(folder: Path) -> Path:
+    with gzip.open(folder / "rows.json.gz", "wt") as file:
+        json.dump(CHAT, file)
+    return folder / "rows.json.gz"
+
+
+def as_text(folder: Path) -> Path:
+    (folder / "rows.txt").write_text("\n\n".join(f"Paragraph {n}\nof a text." for n in range(12)))
+    return folder / "rows.txt"
+
+
+CASES = {
+    "a sample in Alpaca format": (lambda _: "sample:loratory-faq", {}),
+    "a sample of conversations": (lambda _: "sample:lab-chats", {}),
+    "Alpaca": (alpaca, {}),
+    "broken lines": (with_broken_lines, {}),
+    "duplicates": (with_duplicates, {}),
+    "system turns": (with_system_turns, {}),
+    "the last answer": (with_system_turns, {"train_on": "last_assistant"}),
+    "everything": (with_system_turns, {"train_on": "all"}),
+    "CSV": (as_csv, {}),
+    "a packed JSON array": (as_packed_array, {}),
+    "plain text": (as_text, {}),
+    "nothing held out": (alpaca, {"eval_fraction": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_script_makes_the_tokens_masks_and_split_of_the_run(name, tiny_model_folder, home, tmp_path):
+    make, dataset = CASES[name]
+    config = make_config(tiny_model_folder, str(make(tmp_path)), {"max_length": 400}, **dataset)
+
+    train, held_out = sequences_of(config, home)
+
+    expected_train, expected_held_out = sequences_of_run(config, home)
+    assert train == expected_train
+    assert held_out == expected_held_out
+    assert bool(held_out) == (config.dataset.eval_fraction > 0)
+
+
+@pytest.mark.parametrize(
+    ("training", "adapter"),
+    [
+        ({}, {}),
+        ({"packing": True, "gradient_checkpointing": True}, {"lora_dropout": 0.1, "use_dora": True}),
+        ({"early_stopping_patience": 2, "lr_scheduler_type": "cosine_with_min_lr"}, {"method": "ia3"}),
+        ({"eval_steps": 5, "save_steps": 5, "max_steps": 20}, {"method": "prefix_tuning"}),
+        ({"num_train_epochs": 1.5}, {"method": "none"}),
+    ],
+)
+def test_a_script_is_whole_and_holds_nothing_that_it_does_not_use(tiny_model_folder, home, tmp_path, training, adapter):
+    text = script_of(make_config(tiny_model_folder, str(alpaca(tmp_path)), training, adapter), home)
+
+    compile(text, "script", "exec")
+    assert "loratory" not in text.lower().split('"""', 2)[2].replace("as loratory prepared it", "")
+    (tmp_path / "script.py").write_text(text)
+    # Unused imports and variables, undefined names.
+    asked = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(tmp_path / "script.py")]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    words = {"packing": "def packed", "early_stopping_patience": "EarlyStoppingCallback", "use_dora": "use_dora=True"}
+    for setting, word in words.items():
+        assert (word in text) == bool({**training, **adapter}.get(setting))
+
+
+def test_what_is_done_otherwise_stands_at_the_head(tiny_model_folder, home, tmp_path):
+    source = str(alpaca(tmp_path))
+    config = make_config(
+        tiny_model_folder, source, adapter={"lora_dropout": 0.1}, mix={"sample:lab-chats": 1.0}, max_samples=8
+    )
+
+    head = script_of(config, home).split('"""')[1]
+
+    assert "Dropout draws other random numbers" in head
+    assert "the run mixed sample:lab-chats in as well" in head
+
+
+def test_rows_that_no_short_script_can_read_are_refused(tiny_model_folder, home, tmp_path):
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row, indent=1) for row in CHAT))
+
+    with pytest.raises(DatasetError, match="which a short script cannot read"):
+        script_of(make_config(tiny_model_folder, str(tmp_path / "rows.json")), home)
+
+
+def test_the_command_prints_a_script_or_the_settings_and_overwrites_nothing(home, tiny_model_folder, tmp_path, capsys):
+    modules = ("engine.commands.script", "engine.commands.presets")
+    chosen = ["script", "quickstart-cpu", "--set", f"model.id={tiny_model_folder}"]
+
+    assert run_command(chosen, modules) == 0
+    assert "SFTTrainer" in capsys.readouterr().out
+    assert run_command([*chosen, "--yaml"], modules) == 0
+    printed = config_from_yaml(capsys.readouterr().out)
+    assert printed.training == find_preset("quickstart-cpu").load().training
+    (tmp_path / "mine.py").write_text("mine")
+    assert run_command([*chosen, "--out", str(tmp_path / "mine.py")], modules) == 1
+    assert "mine.py cannot be written (File exists)" in capsys.readouterr().err
+    assert (tmp_path / "mine.py").read_text() == "mine"
