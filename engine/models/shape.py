@@ -81,10 +81,11 @@ class ModelShape(BaseModel):
 
     def all_linear(self) -> tuple[ModuleShape, ...]:
         """Every linear layer but the output head; beside stacked experts, those alone that PEFT does not take for them."""
+        excluded = EXPERT_PROJECTIONS if self.has_stacked_experts else frozenset()
         return tuple(
             module
             for module in self.modules
             if module.kind in ("linear", "conv1d")
             and not module.is_output_head
-            and not (self.has_stacked_experts and module.name.rsplit(".", 1)[-1] in EXPERT_PROJECTIONS)
+            and module.name.rsplit(".", 1)[-1] not in excluded
         )

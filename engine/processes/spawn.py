@@ -9,9 +9,10 @@ from typing import IO
 
 from engine.errors import WorkerError
 
-# Threads that wait for each other in a busy loop, OpenMP's default, get in each other's way when anything else runs: a
-# step that took 1.4 s on two free cores took 6 to 17 s beside one other process.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: beside one other process a
+# step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and the same step takes 1.4 times as long. So
+# they look for a moment, some 50 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
+OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 
 
 def worker_argv(module: str, arguments: Sequence[str] = ()) -> list[str]:
@@ -47,7 +48,7 @@ def spawn(
                 stdin=stdin,
                 stdout=log if stdout is None else stdout,
                 stderr=log,
-                env={**_ENVIRONMENT, **os.environ, **(environment or {})},
+                env={**OPENMP_ENVIRONMENT, **os.environ, **(environment or {})},
                 start_new_session=True,
                 close_fds=True,
             )

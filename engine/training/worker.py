@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import EngineError
+from engine.processes.spawn import OPENMP_ENVIRONMENT
 from engine.runs.event_log import EventWriter
 from engine.runs.run import RunFolder
 
@@ -46,7 +47,8 @@ def _prepare_environment() -> None:
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # As `engine.processes.spawn` sets it; here for workers that a person or a cluster starts.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in OPENMP_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,112 @@
+"""One worst step is really taken: by the real worker, on rows as long as they may be, and nothing of it stays."""
+
+import threading
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.errors import DeviceError, RunError
+from engine.hardware.lease import LeaseBook
+from engine.hardware.processor import describe_processor
+from engine.inspector.inventory import module_inventory
+from engine.memory.estimate import estimate_memory
+from engine.processes.json_lines import CancelledRequestError
+from engine.runs.event_log import read_events
+from engine.runs.events import FailedData, FailedEvent
+from engine.runs.measurement import OWNER, MeasurementJob, worst_case
+
+
+def config_for(folder, **sections):
+    return config_from_mapping(
+        {
+            "model": {"id": str(folder)},
+            "dataset": {"source": "sample:lab-chats"},
+            "training": {"max_length": 96, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        }
+        | sections
+    )
+
+
+def job_for(home, config):
+    shape = module_inventory(config.model, home)
+    return MeasurementJob(home, config, estimate_memory(shape, config, describe_processor()))
+
+
+def leftovers(home):
+    return sorted(path.name for path in (home.runs / OWNER).iterdir())
+
+
+def test_the_worst_case_keeps_what_memory_depends_on(tmp_path):
+    config = config_for(
+        "x",
+        adapter={"method": "lora", "r": 4, "warm_start": "20260101-000000-000-abcd"},
+        training={"max_length": 96, "eval_steps": 5, "early_stopping_patience": 2, "packing": True, "optim": "sgd"},
+    )
+
+    worst = worst_case(config, tmp_path / "rows.jsonl")
+
+    assert worst.model == config.model
+    assert worst.adapter == config.adapter.model_copy(update={"warm_start": None})
+    assert (worst.training.packing, worst.training.optim, worst.training.max_length) == (True, "sgd", 96)
+    assert worst.training.early_stopping_patience is None
+    assert worst.dataset.eval_fraction == 0
+
+
+@pytest.mark.e2e
+def test_a_step_is_measured_and_nothing_of_it_stays(home, tiny_model_folder):
+    config, said = config_for(tiny_model_folder), []
+
+    step = job_for(home, config).run(lambda progress: said.append(progress.message))
+
+    assert step.measures_process
+    assert step.measured_bytes > 200 * 2**20
+    assert abs(step.error) < 0.35, "a process of a few hundred MB beside a model of a few kB"
+    assert step.step_seconds > 0
+    assert (step.rows, step.tokens) == (2, 96)
+    assert "Step 2 of 2 is done." in said
+    assert leftovers(home) == []
+    assert LeaseBook(home).holder("cpu") is None
+
+
+@pytest.mark.e2e
+def test_a_measurement_can_be_stopped(home, tiny_model_folder):
+    job = job_for(home, config_for(tiny_model_folder))
+    threading.Timer(2.0, job.stop).start()
+
+    with pytest.raises(CancelledRequestError):
+        job.run()
+
+    assert leftovers(home) == []
+
+
+def test_memory_that_ran_out_is_told_with_the_advice(home, tiny_model_folder, monkeypatch):
+    failed = FailedEvent.model_validate(
+        {
+            "v": 1, "seq": 1, "attempt": 1, "time": 0.0, "kind": "failed",
+            "data": FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve max_length.").model_dump(),
+        }
+    )  # fmt: skip
+    monkeypatch.setattr(
+        "engine.runs.measurement.read_events", lambda *_: read_events(home.root / "no").__class__((failed,), 0)
+    )
+
+    with pytest.raises(DeviceError) as caught:
+        job_for(home, config_for(tiny_model_folder)).run()
+
+    assert caught.value.fix == "Halve max_length."
+    assert leftovers(home) == []
+
+
+@pytest.mark.e2e
+def test_what_cannot_train_is_told_in_the_workers_words(home, tiny_model_folder):
+    config = config_for(tiny_model_folder, adapter={"method": "lora", "target_modules": ["q_proj"]})
+    broken = config.model_copy(
+        update={"adapter": config.adapter.model_copy(update={"target_modules": ("no_such_layer",)})}
+    )
+    shape = module_inventory(config.model, home)
+    job = MeasurementJob(home, broken, estimate_memory(shape, config, describe_processor()))
+
+    with pytest.raises(RunError, match="no_such_layer"):
+        job.run()
+
+    assert leftovers(home) == []
