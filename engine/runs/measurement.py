@@ -1,7 +1,7 @@
 """One worst step, really taken: the longest rows, the full batch, by the very worker that would train."""
 
-import contextlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import CancelledRequestError
 from engine.runs.event_log import read_events
 from engine.runs.events import Event, FailedEvent, MemoryEvent, StatusEvent, StepEvent
-from engine.runs.run import Run
+from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore
 from engine.runs.worker_command import WorkerOrder, start_worker, training_command
 
@@ -110,6 +110,7 @@ class MeasurementJob:
         process: Popen[bytes] | None = None
         try:
             on_progress(MeasurementProgress(message="Starting a process for the measurement."))
+            run.folder.write_state(RunState(state="starting", attempt=1))  # it has no supervisor
             process = start_worker(WorkerOrder(run, run.folder.read_config(), (device,), 1), training_command)
             self._hold(process, device, on_progress)
             return self._follow(process, run, device, on_progress)
@@ -117,8 +118,7 @@ class MeasurementJob:
             if process is not None:
                 _end(process)
             rows.unlink(missing_ok=True)
-            with contextlib.suppress(RunError):
-                store.delete(run.id)
+            shutil.rmtree(run.folder.path, ignore_errors=True)
 
     def stop(self) -> None:
         """End it soon; nothing is kept."""
