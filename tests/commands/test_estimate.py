@@ -1,0 +1,71 @@
+"""`loratory estimate`: figures, several devices, and one step that is really taken."""
+
+import json
+
+import pytest
+
+from engine.cli import run_command
+from engine.runs.measurement import MeasuredStep
+
+
+def write_config(tmp_path, tiny_model_folder):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {{id: {tiny_model_folder}}}\ndataset: {{source: sample:loratory-faq}}\n", encoding="utf-8")
+    return str(path)
+
+
+def run(arguments, capsys):
+    code = run_command(arguments)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_object_has_every_key_of_the_contract(home, tmp_path, tiny_model_folder, capsys):
+    code, out, _ = run(["estimate", write_config(tmp_path, tiny_model_folder), "--memory-gib", "8", "--json"], capsys)
+
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["verdict"] == "fits"
+    assert {"parameters", "components_bytes", "allocated_bytes", "reserved_bytes", "needed_bytes", "phase"} <= set(
+        answer
+    )
+    assert all({"change", "needed_bytes"} <= set(change) for change in answer["advice"])
+    assert len(answer["methods"]) == 8
+    assert "several_devices" not in answer
+    assert "measured" not in answer
+
+
+def test_several_devices_are_told_apart(home, tmp_path, tiny_model_folder, capsys):
+    config = write_config(tmp_path, tiny_model_folder)
+    _, out, _ = run(["estimate", config, "--memory-gib", "8", "--devices", "4", "--json"], capsys)
+    _, words, _ = run(["estimate", config, "--memory-gib", "8", "--devices", "4"], capsys)
+
+    assert [share["sharing"] for share in json.loads(out)["several_devices"]] == ["DDP", "FSDP"]
+    assert "On each of 4 such devices:" in words
+
+
+def test_a_measured_step_stands_beside_its_prediction(home, tmp_path, tiny_model_folder, capsys, monkeypatch):
+    def measured(job, on_progress):
+        estimate = job._estimate
+        return MeasuredStep(
+            device_name="a CPU", measured_bytes=estimate.expected_bytes, predicted_bytes=estimate.expected_bytes,
+            bound_bytes=estimate.needed_bytes, measures_process=True, allocated_bytes=None, step_seconds=1.5, rows=2,
+            tokens=1024,
+        )  # fmt: skip
+
+    monkeypatch.setattr("engine.commands.estimate.MeasurementJob.run", measured)
+    config = write_config(tmp_path, tiny_model_folder)
+    _, out, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure", "--json"], capsys)
+    _, words, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure"], capsys)
+
+    assert json.loads(out)["measured"]["step_seconds"] == 1.5
+    assert "Measured on a CPU" in words
+
+
+@pytest.mark.parametrize("arguments", [["--measure", "--memory-gib", "8"], ["--devices", "0"]])
+def test_what_makes_no_sense_is_wrong_usage(home, tmp_path, tiny_model_folder, capsys, arguments):
+    code, out, err = run(["estimate", write_config(tmp_path, tiny_model_folder), *arguments], capsys)
+
+    assert code == 2
+    assert out == ""
+    assert err
