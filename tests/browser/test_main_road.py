@@ -6,11 +6,7 @@ Screenshots of every tab, light and dark, are left in the folder that LORATORY_S
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -18,13 +14,12 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.chromium import open_page, open_tab
+from tests.browser.real_server import real_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
-ROOT = Path(__file__).resolve().parents[2]
 TABS = ("Model", "Data", "Method", "Train", "Chat", "Export", "Runs")
-START_SECONDS = 60  # generous: a timed test would only measure the machine
-TRAIN_SECONDS = 400
+TRAIN_SECONDS = 400  # generous: a timed test would only measure the machine
 
 
 @pytest.fixture(scope="module")
@@ -32,31 +27,8 @@ def server(demo_home, tmp_path_factory):
     """A real server on a home of its own that borrows the prepared demo model."""
     home = tmp_path_factory.mktemp("main-road")
     (home / "models").symlink_to(demo_home.models)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (home / "server.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port)],
-        cwd=ROOT,
-        env={**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1"},
-        stdout=log,
-        stderr=log,
-    )
-    url = f"http://127.0.0.1:{port}/"
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            break
-        except OSError:
-            assert process.poll() is None, (home / "server.log").read_text()
-            assert time.monotonic() < deadline, "the page did not answer"
-            time.sleep(0.1)
-    yield url, home, process
-    process.terminate()
-    process.wait(20)
-    log.close()
+    with real_server(home) as running:
+        yield running
 
 
 def shown_step(page: Page) -> int:

@@ -1,0 +1,54 @@
+"""The page as a person starts it: a server of its own on a home of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+_START_SECONDS = 60  # generous: a timed test would only measure the machine
+
+
+class RealServer(NamedTuple):
+    """A server that answers."""
+
+    url: str
+    home: Path
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def real_server(home: Path, **environment: str) -> Iterator[RealServer]:
+    """Start `app.py` on a home, wait until it answers, and end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port)],
+            cwd=ROOT,
+            env={**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            deadline = time.monotonic() + _START_SECONDS
+            while True:
+                try:
+                    urllib.request.urlopen(url, timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, (home / "server.log").read_text()
+                    assert time.monotonic() < deadline, "the page did not answer"
+                    time.sleep(0.1)
+            yield RealServer(url, home, process)
+        finally:
+            process.terminate()
+            process.wait(20)
