@@ -8,10 +8,9 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.data.conversation import Conversation, Message
-from engine.data.held_out import HeldOutRows
 from engine.data.page import DatasetPage, PageRow, SequenceView, TokenSpan
 from engine.data.problems import RowProblem
-from engine.data.report import CheckProgress, DatasetReport, Histogram, TokenLengths
+from engine.data.report import CheckProgress, DatasetReport, HeldOutRows, Histogram, TokenLengths
 from engine.errors import EngineError, ModelError
 from engine.hardware.device import Device
 from engine.models.details import ModelDetails

@@ -3,23 +3,12 @@
 from array import array
 from collections.abc import Generator
 
-from pydantic import BaseModel, ConfigDict
-
 from engine.config.dataset import DatasetConfig
 from engine.data.check import check_steps
 from engine.data.examine import Examined, Renderer
-from engine.data.report import CheckProgress
+from engine.data.report import CheckProgress, HeldOutRows
 from engine.data.source import SourceOptions
 from engine.data.split import draw_split
-
-
-class HeldOutRows(BaseModel):
-    """Rows that were kept back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: tuple[int, ...]  # of the dataset, from 0; spread evenly over all that were held out
-    total: int
 
 
 def held_out_steps(

@@ -96,3 +96,12 @@ class CheckProgress(_Part):
     def fraction(self) -> float | None:
         """From 0 to 1, where the size is known."""
         return min(1.0, self.bytes_read / self.size_bytes) if self.size_bytes else None
+
+
+class HeldOutRows(BaseModel):
+    """Rows that were kept back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: tuple[int, ...]  # of the dataset, from 0; spread evenly over all that were held out
+    total: int

@@ -8,9 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.held_out import HeldOutRows
 from engine.data.page import DatasetPage, PageRequest
-from engine.data.report import CheckProgress, DatasetReport
+from engine.data.report import CheckProgress, DatasetReport, HeldOutRows
 from engine.models.details import ModelDetails
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
