@@ -41,7 +41,7 @@ class MethodTab:
         self.choice = gr.Radio(list(_CHOICES), value="LoRA", show_label=False, elem_id="method-choice")
         form.register("adapter.method", gr.Radio(list(_LEADS), value="lora", visible=False))
         with gr.Column(visible=True) as self.lora, gr.Row():
-            form.setting("adapter.r", maximum=256)
+            form.setting("adapter.r", maximum=256, elem_id="rank")
             with gr.Column():
                 form.setting("adapter.lora_alpha", maximum=512)
                 self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False)
