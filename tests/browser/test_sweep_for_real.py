@@ -1,0 +1,100 @@
+"""A sweep of four small runs, filed on the page and trained by real workers while the browser is away."""
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from engine.paths import LoratoryHome, local_owner
+from engine.runs.store import RunStore
+from tests.browser.chromium import open_page, open_tab
+from tests.browser.real_server import RealServer, real_server
+from tests.runs.supervision import wait_until
+
+pytestmark = [pytest.mark.browser, pytest.mark.e2e]
+
+TRAIN_SECONDS = 400
+_CURVE = """(place) => { const {x, y} = document.querySelector(place + ' .chart').data[0]; return x.map((at, i) => [at, y[i]]); }"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with real_server(tmp_path_factory.mktemp("sweep")) as running:
+        yield running
+
+
+def fill_the_form(page: Page, model: str) -> None:
+    page.locator("#model-own textarea, #model-own input").first.fill(model)
+    page.locator("#model-own textarea, #model-own input").first.press("Enter")
+    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM", timeout=90_000)
+    open_tab(page, "Data")
+    page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
+    expect(page.locator("#facts")).to_contain_text("rows kept", timeout=90_000)
+    open_tab(page, "Train")
+    page.locator("#max-steps input").fill("6")
+    page.locator("#max-steps input").press("Tab")
+    page.locator("#sweep-fold button").first.click()
+    expect(page.locator("#sweep-start")).to_be_enabled(timeout=30_000)
+
+
+def curve_of(page: Page, place: str) -> list[list[float]]:
+    page.locator(f"{place} .main-svg").first.wait_for(timeout=60_000)
+    return page.evaluate(_CURVE, place)
+
+
+def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_browser(
+    server: RealServer, browser: Browser, tiny_model_folder
+):
+    store = RunStore(LoratoryHome(server.home), local_owner())
+    page = open_page(browser, server.url)
+    fill_the_form(page, str(tiny_model_folder))
+    page.locator("#sweep-rates textarea, #sweep-rates input").first.fill("1e-3, 5e-3")
+    page.locator("#sweep-ranks textarea, #sweep-ranks input").first.fill("4, 8")
+    page.locator("#sweep-start").dblclick()
+
+    # The page turns to the runs, of which each stands in the queue once.
+    expect(page.locator("#runs-table tr[data-pick]")).to_have_count(4, timeout=120_000)
+    wait_until(lambda: store.list()[-1].folder.read_state().state == "running", TRAIN_SECONDS)
+    page.locator("#runs-table tr[data-pick]").last.locator("td.name").click()
+    expect(page.locator("#run-details h2")).to_contain_text("learning_rate 1e-3, r 4", timeout=30_000)
+    before = curve_of(page, "#one-loss-chart")
+    page.context.close()
+
+    wait_until(lambda: all(run.folder.read_state().is_final for run in store.list()), TRAIN_SECONDS)
+    runs = store.list()
+    assert [run.folder.read_state().state for run in runs] == ["completed"] * 4
+    assert sorted((run.folder.read_config().adapter.r, run.folder.read_config().adapter.lora_alpha) for run in runs) == [
+        (4, 8), (4, 8), (8, 16), (8, 16),
+    ]  # fmt: skip
+    started = [run.folder.read_state().started for run in reversed(runs)]
+    assert started == sorted(started)  # one after the other, in the order of the queue
+
+    # Another browser shows the same points, and those that came while nobody looked.
+    other = open_page(browser, server.url)
+    open_tab(other, "Runs")
+    rows = other.locator("#runs-table tr[data-pick]")
+    expect(rows).to_have_count(4, timeout=30_000)
+    rows.last.locator("td.name").click()
+    after = curve_of(other, "#one-loss-chart")
+    assert [step for step, _ in after] == [1, 2, 3, 4, 5, 6]
+    assert after[: len(before)] == before
+
+    # Three of them over each other, with only what differs.
+    for number in (0, 1, 2):
+        rows.nth(number).locator(".tick").click()
+        expect(rows.nth(number).locator(".tick")).to_have_attribute("aria-checked", "true", timeout=20_000)
+    expect(other.locator("#differences th")).to_have_count(4, timeout=30_000)
+    other.locator("#overlay-chart .main-svg").first.wait_for(timeout=30_000)
+    lines = other.evaluate(
+        "document.querySelector('#overlay-chart .chart').data.filter((one) => one.mode === 'lines').length"
+    )
+    assert lines == 3
+    expect(other.locator("#differences")).to_contain_text("training.learning_rate")
+    expect(other.locator("#differences")).not_to_contain_text("training.max_steps")
+    for against in ("by tokens", "by time"):
+        other.locator("#overlay-against label", has_text=against).click()
+        words = {"by tokens": "tokens seen", "by time": "minutes of training"}[against]
+        title = "document.querySelector('#overlay-chart .chart').layout.xaxis.title.text"
+        other.wait_for_function(f"{title} === '{words}'")
+    with other.expect_download() as download:
+        other.locator("#runs-csv").click()
+    assert download.value.path().read_text(encoding="utf-8").count("\n") == 5
+    other.context.close()
