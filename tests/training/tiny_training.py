@@ -84,11 +84,13 @@ def make_training(
     hooks: TrainerHooks | None = None,
     callbacks: tuple[Any, ...] = (),
     base: Any = None,
+    placement: Placement | None = None,
 ) -> TinyTraining:
-    """Build what `engine.training.session` builds, without its files and processes; on `base` where one is loaded."""
+    """Build what `engine.training.session` builds, without its files and processes; on `base` where one is loaded, and on
+    the processor unless `placement` says otherwise."""
     source = ModelSource(config.model.id, "tiny")
-    placement = Placement(CPU, torch.device("cpu"))
-    precision = choose_precision(config, CPU)
+    placement = placement or Placement(CPU, torch.device("cpu"))
+    precision = choose_precision(config, placement.device)
     tokenizer = AutoTokenizer.from_pretrained(config.model.id)
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)

@@ -1,0 +1,48 @@
+"""A GPU that is really full: the cause is said in plain words, with the advice that fits the settings."""
+
+import pytest
+import torch
+
+from engine.training.failure import explain
+from tests.gpu.cuda_training import auto_dtype, cuda_placement
+from tests.training.tiny_training import make_config, make_rows, make_training
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def little_memory():
+    """Lets this process take next to nothing beyond what it has."""
+
+    def limit() -> None:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 2**21) / total))
+
+    yield limit
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"per_device_train_batch_size": 64}, "per_device_train_batch_size to 32"),
+        ({"per_device_train_batch_size": 1}, "gradient_checkpointing on"),
+        ({"per_device_train_batch_size": 1, "gradient_checkpointing": True}, "quantization to nf4"),
+    ],
+    ids=["batch", "checkpointing", "quantization"],
+)
+def test_a_full_gpu_is_named_with_what_helps(training, words, tiny_model_folder, tmp_path, little_memory):
+    sections = auto_dtype(training={"max_length": 512, "gradient_accumulation_steps": 8} | training)
+    config = make_config(tiny_model_folder, **sections)
+    made = make_training(config, make_rows(128, longest=500), tmp_path / "out", placement=cuda_placement())
+    little_memory()
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        made.trainer.train()
+
+    failed = explain(caught.value, config)
+    assert failed.cause == "out_of_memory"
+    assert "GPU" in failed.what
+    assert words in failed.fix

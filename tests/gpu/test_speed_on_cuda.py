@@ -1,0 +1,127 @@
+"""Trained tokens per second on CUDA, ours against the plain script with Liger's kernels, on the demo model."""
+
+import importlib.util
+import time
+
+import pytest
+import torch
+
+from engine.models.demo import DEMO_MODEL_ID
+from tests.gpu.cuda_training import auto_dtype, cuda_placement
+from tests.training.tiny_training import make_config, make_rows, make_training
+
+pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
+
+STEPS, WARM_UP, ROWS_PER_STEP = 30, 5, 8
+HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
+LOSS_TOLERANCE = 0.02  # rows of random tokens in bfloat16, by two implementations
+
+
+class Clock:
+    """Time since the warm-up, with nothing left in the GPU's queue."""
+
+    def __init__(self):
+        self.began = 0.0
+
+    def after(self, step):
+        if step == WARM_UP:
+            torch.cuda.synchronize()
+            self.began = time.perf_counter()
+
+    def seconds(self):
+        torch.cuda.synchronize()
+        return time.perf_counter() - self.began
+
+
+@pytest.fixture
+def demo_folder(demo_home):
+    return demo_home.models / DEMO_MODEL_ID
+
+
+def train_ours(folder, rows, tmp_path):
+    sections = auto_dtype(
+        adapter={"r": 16, "lora_alpha": 32},
+        training={
+            "max_steps": STEPS,
+            "per_device_train_batch_size": ROWS_PER_STEP,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 2e-4,
+            "max_length": 512,
+        },
+    )
+    made = make_training(make_config(folder, **sections), rows, tmp_path / "ours", placement=cuda_placement())
+    clock = Clock()
+    made.trainer.hooks.logged = lambda step: (made.steps.append(step), clock.after(step.step))
+    made.trainer.train()
+    trained = made.steps[-1].trained_tokens - made.steps[WARM_UP - 1].trained_tokens
+    order = [
+        row for _, step in zip(range(STEPS), made.trainer._planner.steps(0), strict=False) for row in step_rows(step)
+    ]
+    return trained / clock.seconds(), made.losses, order
+
+
+def step_rows(step):
+    return [row for one in step.passes for row in one.rows]
+
+
+def train_plain(folder, rows, tmp_path):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    clock, losses = Clock(), []
+
+    class Plain(SFTTrainer):
+        def log(self, logs, start_time=None):
+            super().log(logs, start_time)
+            if "loss" in logs:
+                losses.append(logs["loss"])
+                clock.after(len(losses))
+
+    torch.manual_seed(42)
+    trainer = Plain(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "plain"),
+            max_steps=STEPS,
+            per_device_train_batch_size=ROWS_PER_STEP,
+            learning_rate=2e-4,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            bf16=True,
+            gradient_checkpointing=False,
+            use_liger_kernel=HAS_LIGER,
+            max_length=512,
+            save_strategy="no",
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.train()
+    counted = rows[WARM_UP * ROWS_PER_STEP : STEPS * ROWS_PER_STEP]
+    trained = sum(label != -100 for row in counted for label in row.labels[1:])
+    return trained / clock.seconds(), losses
+
+
+def test_trained_tokens_a_second_beside_the_plain_script(demo_folder, tmp_path, show):
+    rows = make_rows(STEPS * ROWS_PER_STEP, longest=500)
+
+    ours, losses, order = train_ours(demo_folder, rows, tmp_path)
+    plain, plain_losses = train_plain(demo_folder, [rows[number] for number in order], tmp_path)
+
+    show(
+        gpu=torch.cuda.get_device_name(0),
+        ours_trained_tokens_per_second=round(ours),
+        plain_trained_tokens_per_second=round(plain),
+        ratio=round(ours / plain, 3),
+        plain_has_liger=HAS_LIGER,
+    )
+    assert losses == pytest.approx(plain_losses, rel=LOSS_TOLERANCE)
