@@ -121,7 +121,8 @@ class ChatTab:
             for said in announced(load):
                 if not isinstance(said, Done):
                     yield render_loading(said), busy, gr.skip()
-            yield render_chat_state(session.state), gr.update(value="Load", interactive=True), gr.skip()
+            loaded = gr.update(value="Load", interactive=True), gr.update(value="Unload", visible=True)
+            yield render_chat_state(session.state), *loaded
         except EngineError as error:
             yield trouble(error), gr.update(value="Load", interactive=True), gr.update(visible=False)
 

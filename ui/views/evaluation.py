@@ -98,7 +98,8 @@ def page_words(result: EvaluationResult, page: int) -> str:
     """Where in the answered rows one is."""
     first = page * ROWS_PER_PAGE + 1
     last = min(len(result.answered), (page + 1) * ROWS_PER_PAGE)
-    return f'<p class="small num">{first}–{last} of {plural(len(result.answered), "answered row")}, the worst first</p>'
+    where = f"{first}–{last}" if last > first else f"{first}"
+    return f'<p class="small num">{where} of {plural(len(result.answered), "answered row")}, the worst first</p>'
 
 
 def _row(row: AnsweredRow) -> str:

@@ -36,7 +36,7 @@ def render_record(record: ExportRecord) -> str:
     place = (
         f'<p class="small"><a href="{escape(record.place, quote=True)}" target="_blank" rel="noopener">'
         f"{escape(record.place)}</a></p>"
-        if record.place.startswith("https://")
+        if record.place.startswith(("https://", "http://"))  # a Hub of one's own may have no certificate
         else render_copyable(record.place, "path")
     )
     notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in record.notes)

@@ -1,0 +1,239 @@
+"""The result by mouse, with a real run, real workers and a real browser: talk, blind test, measure, every export.
+
+Pictures, light and dark, wide and narrow, are left in the folder that LORATORY_SCREENSHOTS names.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.chromium import open_page, open_tab, why_no_browser
+from tests.browser.real_server import ROOT, RealServer, real_server
+from tests.export.hub_stand_in import TOKEN, HubStandIn
+from tests.export.stand_in_converter import make_checkout
+
+pytestmark = [pytest.mark.browser, pytest.mark.e2e]
+
+WORK_MILLISECONDS = 180_000  # a worker starts, loads and works; busy machines take their time
+SHOWN_MILLISECONDS = 30_000
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubStandIn() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_folder, tmp_path_factory, hub):
+    """A server on a home with one small run that was really trained."""
+    if why_no_browser() is not None:
+        pytest.skip(why_no_browser())
+    home = tmp_path_factory.mktemp("result")
+    environment = {**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    settings = (
+        f"model.id={tiny_model_folder}", "dataset.source=sample:loratory-faq", "dataset.max_samples=60",
+        "training.max_steps=4", "training.max_length=256", "training.learning_rate=0.01", "adapter.method=lora",
+        "run.name=tiny faq",
+    )  # fmt: skip
+    command = [sys.executable, "-P", "-m", "engine.cli", "train", "quickstart-cpu", "--json"]
+    for setting in settings:
+        command += ["--set", setting]
+    trained = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert trained.returncode == 0, trained.stderr
+    checkout = make_checkout(tmp_path_factory.mktemp("converter") / "llama.cpp")
+    with real_server(
+        home,
+        HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1",
+        LORATORY_LLAMA_CPP=str(checkout),
+    ) as server:  # fmt: skip
+        yield server
+
+
+@pytest.fixture
+def page(browser: Browser, server: RealServer):
+    """A page without a memory, whose console must stay free of errors."""
+    page = open_page(browser, server.url)
+    expect.set_options(timeout=SHOWN_MILLISECONDS)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
+    yield page
+    page.context.close()
+    assert errors == []
+
+
+def picture(page: Page, name: str) -> None:
+    """Light and dark at two widths, where somebody wants to look at them."""
+    wanted = os.environ.get("LORATORY_SCREENSHOTS")
+    if not wanted:
+        return
+    Path(wanted).mkdir(parents=True, exist_ok=True)
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
+        for width in (1280, 800):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(300)
+            page.screenshot(path=Path(wanted) / f"{name}-{theme}-{width}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.body.classList.remove('dark')")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def load(page: Page) -> None:
+    open_tab(page, "Chat")
+    expect(page.locator("#chat-run input")).to_have_value(re.compile("tiny faq"))
+    expect(page.locator("#chat-load")).to_be_enabled()
+    page.locator("#chat-load").click()
+    expect(page.locator("#chat-state")).to_contain_text("is loaded", timeout=WORK_MILLISECONDS)
+    expect(page.locator("#chat-unload")).to_have_text("Unload")
+    expect(page.locator("#suggestions button").first).to_be_visible(timeout=WORK_MILLISECONDS)
+
+
+def shorten_answers(page: Page) -> None:
+    page.locator("#chat-settings button").first.click()
+    longest = page.locator("#chat-settings").get_by_label(re.compile("Longest answer"))
+    longest.fill("24")
+    longest.press("Tab")
+
+
+def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
+    load(page)
+    shorten_answers(page)
+    page.locator("#suggestions [data-pick='0']").click()
+    expect(page.locator("#chat-question textarea")).not_to_have_value("")
+    page.locator("#chat-send").click()
+    expect(page.locator("#chat-again")).to_be_visible(timeout=WORK_MILLISECONDS)
+
+    answers = page.locator("#transcript .answer")
+    expect(answers).to_have_count(3)  # base, tuned and the reference
+    expect(answers.nth(1)).to_contain_text(re.compile(r"context \d+ of 512"))
+    page.locator("#chat-prompt button").first.click()
+    expect(page.locator("#chat-prompt-text")).to_contain_text("<|im_start|>assistant")
+    page.locator("#chat-again").click()
+    expect(page.locator("#chat-again")).to_be_hidden()
+    expect(page.locator("#chat-again")).to_be_visible(timeout=WORK_MILLISECONDS)
+    expect(page.locator("#transcript .question")).to_have_count(1)
+    picture(page, "result-talk")
+
+    page.locator("#chat-keep button").first.click()
+    with page.expect_download() as download:
+        page.get_by_text("Download conversation.json").click()
+    (turn,) = json.loads(download.value.path().read_text())["turns"]
+    assert turn["reference"]
+    assert {answer["branch"] for answer in turn["answers"]} == {"base", "tuned"}
+
+    page.reload()
+    page.locator("#tabs button[role=tab]").first.wait_for()
+    open_tab(page, "Chat")
+    expect(page.locator("#transcript .question")).to_contain_text(turn["question"])
+    page.locator("#transcript .edit").click()
+    expect(page.locator("#chat-question textarea")).to_have_value(turn["question"])
+    expect(page.locator("#transcript .question")).to_have_count(0)
+
+
+def test_the_blind_test_tells_nothing_before_the_choice_and_keeps_the_tally(page, server):
+    load(page)
+    shorten_answers(page)
+    page.locator("#chat-mode label", has_text="Blind test").click()
+    page.locator("#blind-next").click()
+    expect(page.locator("#blind-left")).to_be_visible(timeout=WORK_MILLISECONDS)
+    shown = page.locator("#blind-pair").inner_html().lower()
+    assert not [word for word in ("base", "tuned") if f'"{word}' in shown or f">{word}" in shown]
+    picture(page, "result-blind-pair")
+
+    page.locator("#blind-left").click()
+    expect(page.locator("#blind-pair")).to_contain_text("You preferred")
+    expect(page.locator("#blind-left")).to_be_hidden()
+    page.locator("#blind-tally-show").click()
+    expect(page.locator("#blind-tally")).to_contain_text("sign test")
+    picture(page, "result-blind-tally")
+
+    (kept,) = (server.home / "runs").glob("*/*/evaluations/blind-test-final.jsonl")
+    assert json.loads(kept.read_text().splitlines()[0])["verdict"] == "left"
+
+
+def test_measuring_goes_on_through_a_reload_and_is_shown_row_by_row(page, server):
+    open_tab(page, "Chat")
+    page.locator("#chat-mode label", has_text="Measure").click()
+    expect(page.locator("#measure-start")).to_be_enabled()
+    for name, value in (("answered", "6"), ("tokens", "16")):
+        field = page.locator(f"#measure-{name} input")
+        field.fill(value)
+        field.press("Tab")
+    page.locator("#measure-start").click()
+    expect(page.locator("#measure-stop")).to_be_visible()
+    expect(page.locator("#measure-standing")).not_to_be_empty()
+
+    page.reload()
+    page.locator("#tabs button[role=tab]").first.wait_for()
+    open_tab(page, "Chat")
+    page.locator("#chat-mode label", has_text="Measure").click()
+    expect(page.locator("#measure-result .facts")).to_be_visible(timeout=WORK_MILLISECONDS)
+
+    expect(page.locator("#measure-result")).to_contain_text("perplexity, tuned")
+    expect(page.locator("#measure-answered-rows section")).to_have_count(5)
+    page.locator("#measure-next").click()
+    expect(page.locator("#measure-answered-rows section")).to_have_count(1)
+    expect(page.locator("#measure-across tr[data-pick]")).to_have_count(1)
+    picture(page, "result-measured")
+
+
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [("Adapter", "adapter_model.safetensors"), ("Merged model", "model.safetensors"), ("GGUF", ".gguf")],
+)
+def test_a_form_is_written_and_verified(page, server, form, file):
+    open_tab(page, "Export")
+    page.locator("#export-form label", has_text=form).click()
+    expect(page.locator("#export-folder input, #export-folder textarea").first).to_have_value(re.compile("tiny-faq"))
+    if form == "GGUF":
+        # The stand-in for the converter writes less than llama.cpp needs to load it.
+        page.locator("#export-verify input").uncheck()
+    page.locator("#export-start").click()
+    expect(page.locator("#export-result")).to_contain_text(file, timeout=WORK_MILLISECONDS)
+
+    verdict = "Not verified." if form == "GGUF" else "20 of 20 greedy answers are the same"
+    expect(page.locator("#export-result")).to_contain_text(verdict)
+    folder = Path(page.locator("#export-result .copyable pre").first.inner_text().strip())
+    assert folder.is_relative_to(server.home / "exports")
+    assert list(folder.glob(f"*{file}"))
+    page.locator("#make-zip").click()
+    with page.expect_download() as download:
+        page.locator("#download-zip").click()
+    assert download.value.path().read_bytes()[:2] == b"PK"
+    picture(page, f"result-export-{form.split()[0].lower()}")
+
+
+def test_a_push_ends_in_one_commit_of_a_private_repository(page, server, hub):
+    open_tab(page, "Export")
+    page.locator("#export-form label", has_text="Hub").click()
+    repository = page.locator("#export-repository input, #export-repository textarea").first
+    repository.fill("lab/tiny-faq")
+    repository.press("Tab")
+    page.locator("#export-start").click()
+    expect(page.locator("#export-result a")).to_contain_text("lab/tiny-faq", timeout=WORK_MILLISECONDS)
+
+    assert "lab/tiny-faq" in hub.repositories
+    expect(page.locator("#export-before tr[data-pick]").first).to_contain_text("On the Hub")
+    picture(page, "result-export-hub")
+
+
+@pytest.mark.parametrize(("form", "name", "words"), [("Script", "train.py", "SFTTrainer"), ("YAML", "config.yaml", "max_steps: 4")])  # fmt: skip
+def test_script_and_yaml_are_shown_and_downloaded(page, form, name, words):
+    open_tab(page, "Export")
+    page.locator("#export-form label", has_text=form).click()
+    expect(page.locator("#export-text-shown")).to_contain_text(words)
+
+    with page.expect_download() as download:
+        page.locator("#download-text").click()
+
+    assert download.value.suggested_filename == name
+    assert words in download.value.path().read_text()
+    picture(page, f"result-export-{form.lower()}")
