@@ -97,6 +97,20 @@ class TrainingConfig(Section):
         label="Gradient checkpointing",
         help="Computes activations again in the backward pass instead of keeping them: much less memory, a third slower.",
     )
+    use_liger_kernel: bool = setting(
+        False,
+        label="Liger kernels",
+        help="Fused kernels for norms, rotary embeddings and gated layers on CUDA, from the package liger-kernel. Where "
+        "they cannot be used, the run says so and takes the model's own.",
+        advanced=True,
+    )
+    torch_compile: bool = setting(
+        False,
+        label="Compile layers",
+        help="Lets torch.compile fuse what lies between the matrix products, on CUDA. Takes a minute before the first "
+        "step, so that it pays in long runs; where it cannot be used, the run says so.",
+        advanced=True,
+    )
     optim: Optimizer = setting(
         "adamw_torch",
         label="Optimizer",

@@ -37,6 +37,9 @@ def arguments_code(config: RunConfig, facts: ModelFacts) -> str:
     ]
     if training.gradient_checkpointing:
         values.append(("gradient_checkpointing_kwargs", '{"use_reentrant": False}'))
+    if not facts.on_cpu:
+        wanted = [("use_liger_kernel", training.use_liger_kernel), ("torch_compile", training.torch_compile)]
+        values += [(name, "True") for name, is_wanted in wanted if is_wanted]
     values += [
         ("seed", "SEED"),
         ("bf16", f"{casts}"),

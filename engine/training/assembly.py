@@ -1,6 +1,6 @@
 """How rows go through a given model: decided by what it is, and then measured instead of believed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from engine.config.run import RunConfig
 from engine.errors import ModelError
 from engine.training.attention import JOINED_ATTENTION, UnsupportedAttentionError, register_joined_attention
 from engine.training.batches import PassTensors, TokenRow, join, pad
+from engine.training.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
 from engine.training.loss import attach_loss
 from engine.training.placement import Placement
 from engine.training.plan import PlanSettings
@@ -40,12 +41,12 @@ def assemble(
     rows: Sequence[TokenRow],
     pad_token_id: int,
 ) -> Assembly:
-    """Attach the loss, make LoRA quick, and choose how rows are batched.
+    """Attach the loss, make LoRA quick, put other kernels in where wanted, and choose how rows are batched.
 
     The choice is tried on a few rows: what our loss and our attention give must be what the model by itself gives.
 
     Raises:
-        ModelError: If packing is wanted and the model cannot keep joined rows apart.
+        ModelError: If packing is wanted and the model cannot keep joined rows apart, or Liger's kernels change its loss.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     notes: list[str] = []
@@ -57,6 +58,9 @@ def assemble(
     if not _agrees(_loss(model, pad(probe, pad_token_id), autocast), expected):
         attach_loss(causal_lm, through_logits=True)
         notes.append("This model changes its logits in a way of its own, so that all of them are computed.")
+    notes.extend(
+        _with_liger(causal_lm, config, placement, lambda: _loss(model, pad(probe, pad_token_id), autocast), expected)
+    )
     own_attention = str(causal_lm.config._attn_implementation)
     flash = own_attention.startswith("flash_attention")
     joined = _may_join(causal_lm, config, placement, own_attention)
@@ -73,6 +77,8 @@ def assemble(
             f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention.",
             "Switch packing off, or set attn_implementation to auto.",
         )
+    try_rows = join(probe, flash=flash) if joined else pad(probe, pad_token_id)
+    notes.extend(_compiled(model, config, placement, try_rows, autocast))
     settings = PlanSettings(
         seed=config.training.seed,
         per_device_train_batch_size=config.training.per_device_train_batch_size,
@@ -95,6 +101,46 @@ def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtyp
     inside = sum(p.requires_grad for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name)
     trained = sum(p.requires_grad for p in model.parameters())
     return None if quick * 2 == inside == trained else precision.compute
+
+
+def _with_liger(
+    causal_lm: Any, config: RunConfig, placement: Placement, loss: Callable[[], float], expected: float
+) -> list[str]:
+    """Put Liger's kernels in where wanted; returns what must be said."""
+    refused = use_liger_kernels(causal_lm, config, placement)
+    if refused is not None:
+        return [refused]
+    if config.training.use_liger_kernel and not _agrees(loss(), expected):
+        raise ModelError(
+            f"Liger's kernels change the loss of {type(causal_lm).__name__}.", "Switch training.use_liger_kernel off."
+        )
+    return []
+
+
+def _compiled(
+    model: Any, config: RunConfig, placement: Placement, probe: PassTensors, autocast: torch.dtype | None
+) -> list[str]:
+    """Compile the layers where wanted, and try them forward and backward; returns what must be said."""
+    refused = why_not_compiled(config, placement)
+    if refused is not None:
+        return [refused]
+    if not config.training.torch_compile:
+        return []
+    before = _loss(model, probe, autocast)
+    compile_layers(model)
+    one = probe.to(_device(model))
+    try:
+        with _casting(one, autocast):
+            loss = model(**one.inputs, trained_tokens=one.trained)
+        loss.backward()
+        works = _agrees(float(loss.detach()), before)
+    except Exception:  # compilers fail as anything
+        works = False
+    model.zero_grad(set_to_none=True)
+    if works:
+        return []
+    leave_uncompiled(model)
+    return [f"torch.compile does not get along with {type(model).__name__} here, so that nothing is compiled."]
 
 
 def _may_join(causal_lm: Any, config: RunConfig, placement: Placement, attention: str) -> bool:
