@@ -17,6 +17,8 @@ from engine.training.targets import choose_ia3_targets, choose_targets
 # A schedule that ends at a share of the first learning rate instead of zero.
 _MIN_LEARNING_RATE_SHARE = 0.1
 
+_FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support"
+
 
 def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
     """Load the base model onto its device, quantized where the settings say so.
@@ -33,7 +35,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
         "use_safetensors": True,
         "low_cpu_mem_usage": True,
     }
-    attention = _attention(config, placement)
+    attention = choose_attention(config, precision, placement)
     if attention is not None:
         arguments["attn_implementation"] = attention
     quantization = _quantization(config, precision)
@@ -60,13 +62,22 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     return model
 
 
-def _attention(config: RunConfig, placement: Placement) -> str | None:
+def choose_attention(config: RunConfig, precision: Precision, placement: Placement) -> str | None:
+    """The attention kernel as transformers names it; None leaves it to transformers: sdpa where a model has it, else eager.
+
+    Flash attention is taken where it is installed and can run: on GPUs since Ampere, and at 16 bits.
+    """
     asked = config.model.attn_implementation
     if asked != "auto":
         return asked
-    if placement.torch_device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+    if (
+        placement.torch_device.type == "cuda"
+        and precision.compute in (torch.bfloat16, torch.float16)
+        and importlib.util.find_spec("flash_attn") is not None
+        and torch.cuda.get_device_capability(placement.torch_device) >= _FLASH_CAPABILITY
+    ):
         return "flash_attention_2"
-    return None  # transformers takes sdpa where the model has it, else eager
+    return None
 
 
 def _quantization(config: RunConfig, precision: Precision) -> Any:

@@ -8,7 +8,9 @@ import torch
 
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, StorageError
+from engine.paths import LoratoryHome
 from engine.runs.events import FailedData
+from engine.training.memory_advice import advice_on_memory
 
 Cause = Literal["out_of_memory", "diverged", "disk_full", "config", "dataset", "model", "killed", "unexpected"]
 
@@ -87,12 +89,18 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     return any(word in text for word in words)
 
 
-def explain(error: BaseException, config: RunConfig | None) -> FailedData:
-    """Say what happened, and what to do about it."""
+def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome | None = None) -> FailedData:
+    """Say what happened, and what to do about it.
+
+    Args:
+        error: What ended the run.
+        config: Of the run, where it could be read.
+        home: Where the memory estimate finds the model's modules; without it, advice on memory is general.
+    """
     if isinstance(error, DivergedError):
         return FailedData(cause="diverged", what=error.what, fix=error.fix)
     if is_out_of_memory(error):
-        return _out_of_memory(error, config)
+        return _out_of_memory(error, config, home)
     if is_disk_full(error):
         return FailedData(
             cause="disk_full",
@@ -120,10 +128,13 @@ def _cause_of(error: EngineError) -> Cause:
     return next((cause for kind, cause in causes if isinstance(error, kind)), "unexpected")
 
 
-def _out_of_memory(error: BaseException, config: RunConfig | None) -> FailedData:
+def _out_of_memory(error: BaseException, config: RunConfig | None, home: LoratoryHome | None) -> FailedData:
     where = "GPU" if isinstance(error, torch.OutOfMemoryError) or "cuda" in str(error).lower() else "machine"
     advice = "See `loratory estimate` for what would make it fit."
-    if config is not None:
+    estimated = advice_on_memory(config, home) if config is not None and home is not None else None
+    if estimated is not None:
+        advice = estimated
+    elif config is not None:
         advice = f"{_smaller(config)} `loratory estimate` shows what helps most."
     return FailedData(cause="out_of_memory", what=f"The {where} ran out of memory.", fix=advice)
 

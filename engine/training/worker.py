@@ -84,7 +84,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         # The whole story is for the log; the event has what a person needs.
         traceback.print_exc()
         if writer is not None:
-            writer.append(explain(error, config))
+            writer.append(explain(error, config, home_of(folder.path)))
         return EXIT_FAILED
     finally:
         events.close()

@@ -1,0 +1,48 @@
+"""Which attention kernel a run gets; flash attention only where it can run."""
+
+import pytest
+import torch
+
+from engine.config.load import config_from_mapping
+from engine.hardware.device import Device
+from engine.training import build
+from engine.training.build import choose_attention
+from engine.training.placement import Placement
+from engine.training.precision import choose_precision
+
+AMPERE, TURING = (8, 6), (7, 5)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of some capability, with or without flash_attn installed."""
+
+    def place(capability, *, installed=True):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: capability)
+        monkeypatch.setattr(build.importlib.util, "find_spec", lambda _name: object() if installed else None)
+        device = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=capability >= (8, 0))
+        return Placement(device, torch.device("cuda", 0))
+
+    return place
+
+
+def chosen(placement, **model):
+    config = config_from_mapping({"model": {"id": "m", **model}, "dataset": {"source": "d"}})
+    return choose_attention(config, choose_precision(config, placement.device), placement)
+
+
+def test_flash_attention_is_taken_where_it_is_installed_and_runs(gpu):
+    assert chosen(gpu(AMPERE)) == "flash_attention_2"
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "model"),
+    [(AMPERE, False, {}), (TURING, True, {}), (AMPERE, True, {"compute_dtype": "float32"})],
+    ids=["not installed", "older than Ampere", "32 bits"],
+)
+def test_else_transformers_chooses(gpu, capability, installed, model):
+    assert chosen(gpu(capability, installed=installed), **model) is None
+
+
+def test_what_was_asked_for_is_kept(gpu):
+    assert chosen(gpu(AMPERE), attn_implementation="sdpa") == "sdpa"

@@ -1,0 +1,67 @@
+"""Advice after memory ran out: the estimate's, in figures, and within what the device has."""
+
+import re
+
+import pytest
+import torch
+
+from engine.config.load import config_from_mapping
+from engine.hardware.device import Device
+from engine.inspector.inventory import module_inventory
+from engine.training import memory_advice
+from engine.training.failure import explain
+from engine.training.memory_advice import advice_on_memory
+
+GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, supports_bfloat16=True)
+
+
+def config_for(folder, **sections):
+    values = {"model": {"id": str(folder)}, "dataset": {"source": "d"}, "training": {"max_length": 512}}
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return config_from_mapping(values)
+
+
+@pytest.fixture
+def known(tiny_model_folder, home):
+    """A model whose modules were counted before, as every launch does."""
+    module_inventory(config_for(tiny_model_folder).model, home)
+    return tiny_model_folder
+
+
+def test_the_first_advice_keeps_the_result_and_has_figures(known, home):
+    config = config_for(known, training={"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1})
+
+    advice = advice_on_memory(config, home, GPU)
+
+    with_it, before = map(float, re.search(r"needs ([\d.]+) GiB with it instead of (\d+\.\d)", advice).groups())
+    assert with_it <= before
+    assert "same result" in advice
+    assert "training." in advice
+    assert advice.endswith(".")
+
+
+def test_a_gpu_that_is_full_gets_the_estimates_words(known, home, monkeypatch):
+    monkeypatch.setattr(memory_advice, "list_devices", lambda: (GPU,))
+    config = config_for(known, training={"per_device_train_batch_size": 64})
+
+    failed = explain(torch.OutOfMemoryError("CUDA out of memory."), config, home)
+
+    assert failed.cause == "out_of_memory"
+    assert "the estimate needs" in failed.fix
+
+
+def test_a_model_that_nobody_counted_gets_general_advice(tiny_model_folder, home):
+    config = config_for(tiny_model_folder)
+
+    assert advice_on_memory(config, home, GPU) is None
+    assert "per_device_train_batch_size to 1" in explain(MemoryError(), config, home).fix
+
+
+def test_the_estimate_itself_may_fail_without_hiding_the_cause(known, home, monkeypatch):
+    def out_of_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(memory_advice, "advise", out_of_memory)
+
+    assert explain(MemoryError(), config_for(known), home).cause == "out_of_memory"
