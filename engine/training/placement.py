@@ -21,7 +21,10 @@ class Placement:
 
 
 def choose_placement(config: RunConfig) -> Placement:
-    """The device that this process sees, and its rank where a launcher started several."""
+    """The device that this process sees, and its rank where a launcher started several.
+
+    Apple's GPU shares the processor's memory, so that it is described as the processor; torch calls it `mps`.
+    """
     companions = Companions.from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     devices = list_devices()
@@ -31,6 +34,8 @@ def choose_placement(config: RunConfig) -> Placement:
         # The supervisor hides every GPU but ours, so that torch's first is the first of those that are listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), companions)
+    if torch.backends.mps.is_available() and config.run.devices != "cpu":
+        return Placement(processor, torch.device("mps"), companions)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // companions.world_size)))
     return Placement(processor, torch.device("cpu"), companions)
 

@@ -222,7 +222,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         with torch.no_grad(), off:
             for one in batches.measured(list(own), lengths):
                 self.hooks.between_passes()
-                summed += self._summed_loss(self.model, one.to(self.args.device)).double().cpu()
+                summed += self._summed_loss(self.model, one.to(self.args.device)).cpu().double()  # MPS has no float64
                 tokens += one.trained_tokens
         self.model.train(was_training)
         if settings.world_size > 1:
