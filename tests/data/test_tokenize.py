@@ -1,15 +1,12 @@
 """What a row becomes under the chat templates of the families that people train."""
 
-import dataclasses
-
 import pytest
 
 from engine.data.conversation import Conversation, Message, PlainText, ToolCall
 from engine.data.problems import RowProblemError
 from engine.data.tokenize import IGNORED_LABEL, RenderOptions, prompt_ids, render_conversation, render_many
-from tests.data.families import FAMILIES, family, sentencepiece_tokenizer, template_text, tokenizer_of
-
-ALL = RenderOptions(None)
+from tests.data.conversations import ALL, CONVERSATIONS, TOOLS, WITH_TOOLS, spans, talk
+from tests.data.families import FAMILIES, template_text, tokenizer_of
 
 
 @pytest.fixture(scope="module")
@@ -25,36 +22,6 @@ def one(request):
 @pytest.fixture
 def tokenizer(one, tokenizers):
     return tokenizers[one.name]
-
-
-def talk(*contents, system=None, **last):
-    """A conversation that alternates, beginning with the user; `last` are fields of its last turn."""
-    roles = ("user", "assistant") * len(contents)
-    messages = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
-    messages[-1] = dataclasses.replace(messages[-1], **last)
-    return Conversation((*((Message("system", system),) if system else ()), *messages))
-
-
-CONVERSATIONS = {
-    "one turn": talk("What does alpha do?", "It scales the update."),
-    "two turns": talk("What does alpha do?", "It scales.", "And the rank?", "It bounds the capacity."),
-    "a system turn": talk("One?", "Two.", "Three?", "Four.", "Five?", "Six.", system="Answer in one word."),
-    "white space at the edges": talk("  One? \n", "\n\n Two \n ", "\n", " Three"),
-    "other scripts": talk("¿Qué? 語 😀", "Ça va 😀😀", "\u2028\u00a0", "語"),
-}
-
-
-def spans(row):
-    """Runs of learned tokens: (index of the first, index after the last)."""
-    found = []
-    start = None
-    for index, label in enumerate([*row.labels, IGNORED_LABEL]):
-        if label != IGNORED_LABEL and start is None:
-            start = index
-        elif label == IGNORED_LABEL and start is not None:
-            found.append((start, index))
-            start = None
-    return found
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
@@ -203,28 +170,6 @@ def test_plain_text_is_learned_whole_and_ends_with_eos(one, tokenizer):
     assert tokenizer.decode(row.input_ids).endswith("some words" + one.eos)
 
 
-TOOLS = (
-    {
-        "name": "find_rank",
-        "description": "Finds a rank",
-        "parameters": {"type": "object", "properties": {"task": {"type": "string", "description": "What for"}}},
-    },
-)
-WITH_TOOLS = Conversation(
-    (
-        Message("user", "Which rank for chat?"),
-        Message("assistant", tool_calls=(ToolCall("find_rank", {"task": "chat-task"}),)),
-        Message("tool", '{"rank": 16}'),
-        Message("assistant", "Sixteen."),
-        Message("user", "And for code?"),
-        Message("assistant", tool_calls=(ToolCall("find_rank", {"task": "code-task"}),)),
-        Message("tool", '{"rank": 64}'),
-        Message("assistant", "Sixty-four."),
-    ),
-    TOOLS,
-)
-
-
 def test_tools_calls_and_results_are_all_there_and_only_the_assistants_part_is_learned(one, tokenizer):
     rows = render_conversation(0, WITH_TOOLS, tokenizer, ALL).rows
 
@@ -273,163 +218,3 @@ def test_special_tokens_in_a_users_words_move_no_mask(one, tokenizer):
     assert notices == (
         ("special_token", f"turn 1 (user) holds {one.turn_end}, which the model reads as a special token"),
     )
-
-
-def test_a_gemma_without_system_turns_reads_them_in_the_users():
-    tokenizer = tokenizer_of(family("gemma"))
-
-    rendering = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, ALL)
-
-    assert "user\nAnswer in one word.\n\nOne?<end_of_turn>" in rendering.rows[0].text
-    assert "system turn" in rendering.notes[0]
-
-
-MOVING_SYSTEM = (
-    "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}"
-    "{%- set turns = messages[1:] if system else messages -%}"
-    "{%- set asked = turns | selectattr('role', 'equalto', 'user') | list -%}"
-    "{%- for turn in turns -%}"
-    "{%- if turn['role'] == 'user' -%}[INST] {{ system + ' ' if system and turn == asked[-1] else '' }}"
-    "{{ turn['content'] }}[/INST]"
-    "{%- else -%}{{ ' ' + turn['content'] + eos_token }}{%- endif -%}"
-    "{%- endfor -%}"
-)
-
-
-def test_a_template_that_moves_the_system_prompt_to_the_last_turn_gets_a_sequence_for_each():
-    tokenizer = tokenizer_of(family("qwen2.5"))
-    tokenizer.chat_template = MOVING_SYSTEM
-    conversation = CONVERSATIONS["a system turn"]
-
-    rows = render_conversation(0, conversation, tokenizer, ALL).rows
-
-    assert [len(spans(row)) for row in rows] == [1, 1, 1]
-    assert "[INST] Answer in one word. One?[/INST]" in rows[0].text
-    assert "[INST] One?[/INST]" in rows[1].text
-    for row, asked in zip(rows, (2, 4, 6), strict=True):
-        ((start, _),) = spans(row)
-        assert row.input_ids[:start] == prompt_ids(conversation.messages[:asked], tokenizer)
-
-
-def test_a_template_that_ends_no_turn_gets_eos_to_learn():
-    tokenizer = tokenizer_of(family("qwen2.5"))
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
-
-    (row,) = render_conversation(0, CONVERSATIONS["one turn"], tokenizer, ALL).rows
-
-    assert row.labels[-1] == tokenizer.eos_token_id
-
-
-def test_a_template_whose_prompt_does_not_begin_its_answers_is_refused():
-    tokenizer = tokenizer_of(family("qwen2.5"))
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}bot says{% endif %}"
-    )
-
-    with pytest.raises(RowProblemError, match="bot says"):
-        render_conversation(0, CONVERSATIONS["one turn"], tokenizer, ALL)
-
-
-def test_the_completion_is_what_follows_the_last_question():
-    tokenizer = tokenizer_of(family("qwen2.5"))
-
-    (row,) = render_conversation(0, WITH_TOOLS, tokenizer, RenderOptions(None, "completion")).rows
-
-    learned = [tokenizer.decode(row.input_ids[slice(*span)]) for span in spans(row)]
-    assert len(learned) == 2
-    assert "code-task" in learned[0]
-    assert "Sixty-four." in learned[1]
-
-
-@pytest.mark.parametrize(
-    ("messages", "kind"),
-    [
-        ((Message("assistant", "I speak first."),), "nothing_to_learn"),
-        ((Message("user", "One?"), Message("assistant", " ")), "nothing_to_learn"),
-    ],
-)
-def test_what_nobody_could_learn_from_is_said(messages, kind):
-    with pytest.raises(RowProblemError) as problem:
-        render_conversation(0, Conversation(messages), tokenizer_of(family("qwen2.5")), ALL)
-
-    assert problem.value.kind == kind
-
-
-def test_a_question_without_an_answer_at_the_end_is_left_out():
-    conversation = talk("One?", "Two.", "Three?")
-
-    rendering = render_conversation(0, conversation, tokenizer_of(family("qwen2.5")), ALL)
-
-    assert "Three?" not in rendering.rows[0].text
-    assert rendering.notices == ()
-
-
-def test_turns_that_a_template_leaves_out_are_named():
-    tokenizer = tokenizer_of(family("phi3"))
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if 'lost' not in m['content'] %}<|user|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|user|>{% endif %}"
-    )
-    conversation = Conversation((Message("user", "One?"), Message("user", "lost words"), Message("assistant", "Two.")))
-
-    rendering = render_conversation(0, conversation, tokenizer, ALL)
-
-    assert [kind for kind, _ in rendering.notices] == ["template_leaves_out"]
-    assert "lost words" in rendering.notices[0][1]
-
-
-@pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_a_sentencepiece_tokenizer_keeps_prompts_and_answers_apart(conversation):
-    tokenizer = sentencepiece_tokenizer()
-
-    rows = render_conversation(0, conversation, tokenizer, ALL).rows
-
-    learned = {tuple(row.input_ids[:start]): row.input_ids[start:end] for row in rows for start, end in spans(row)}
-    answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
-    assert len(learned) == len(answers)
-    for index in answers:
-        answer = learned[tuple(prompt_ids(conversation.messages[:index], tokenizer))]
-        assert (
-            tokenizer.decode(answer).strip().removesuffix("</s>").strip()
-            == conversation.messages[index].content.strip()
-        )
-        assert answer[-1] == tokenizer.eos_token_id
-    for row in rows:
-        assert "".join(row.pieces) == row.text
-
-
-def test_a_tokenizer_that_adds_eos_by_itself_adds_no_second_one():
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tokenizer_of(family("llama3"))
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|begin_of_text|> $A <|eot_id|>",
-        special_tokens=[("<|begin_of_text|>", tokenizer.bos_token_id), ("<|eot_id|>", tokenizer.eos_token_id)],
-    )
-
-    (row,) = render_conversation(0, PlainText("some words"), tokenizer, ALL).rows
-
-    assert row.input_ids[0] == tokenizer.bos_token_id
-    assert row.input_ids.count(tokenizer.eos_token_id) == 1
-
-
-@pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
-def test_turns_far_beyond_the_cut_cost_no_time_and_are_counted_as_lost(name):
-    tokenizer = tokenizer_of(family(name))
-    talk_of = lambda count: talk(*(f"{number} what does it do" for number in range(2 * count)))  # noqa: E731
-    rendered = []
-    apply = tokenizer.apply_chat_template
-    tokenizer.apply_chat_template = lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)
-
-    short = render_conversation(0, talk_of(40), tokenizer, RenderOptions(300)).rows
-    needed = len(rendered)
-    long = render_conversation(0, talk_of(2000), tokenizer, RenderOptions(300)).rows
-
-    assert len(rendered) - needed <= 100
-    assert [(row.input_ids, row.labels) for row in long] == [(row.input_ids, row.labels) for row in short]
-    lost = sum(row.lost_trained_tokens for row in long)
-    assert lost > 10 * sum(row.lost_trained_tokens for row in short) > 0

@@ -1,0 +1,58 @@
+"""Conversations that the tests of rendering share, and where in a rendered row something is learned."""
+
+import dataclasses
+
+from engine.data.conversation import Conversation, Message, ToolCall
+from engine.data.tokenize import IGNORED_LABEL, RenderOptions
+
+ALL = RenderOptions(None)
+
+
+def talk(*contents, system=None, **last):
+    """A conversation that alternates, beginning with the user; `last` are fields of its last turn."""
+    roles = ("user", "assistant") * len(contents)
+    messages = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
+    messages[-1] = dataclasses.replace(messages[-1], **last)
+    return Conversation((*((Message("system", system),) if system else ()), *messages))
+
+
+CONVERSATIONS = {
+    "one turn": talk("What does alpha do?", "It scales the update."),
+    "two turns": talk("What does alpha do?", "It scales.", "And the rank?", "It bounds the capacity."),
+    "a system turn": talk("One?", "Two.", "Three?", "Four.", "Five?", "Six.", system="Answer in one word."),
+    "white space at the edges": talk("  One? \n", "\n\n Two \n ", "\n", " Three"),
+    "other scripts": talk("¿Qué? 語 😀", "Ça va 😀😀", "\u2028\u00a0", "語"),
+}
+TOOLS = (
+    {
+        "name": "find_rank",
+        "description": "Finds a rank",
+        "parameters": {"type": "object", "properties": {"task": {"type": "string", "description": "What for"}}},
+    },
+)
+WITH_TOOLS = Conversation(
+    (
+        Message("user", "Which rank for chat?"),
+        Message("assistant", tool_calls=(ToolCall("find_rank", {"task": "chat-task"}),)),
+        Message("tool", '{"rank": 16}'),
+        Message("assistant", "Sixteen."),
+        Message("user", "And for code?"),
+        Message("assistant", tool_calls=(ToolCall("find_rank", {"task": "code-task"}),)),
+        Message("tool", '{"rank": 64}'),
+        Message("assistant", "Sixty-four."),
+    ),
+    TOOLS,
+)
+
+
+def spans(row):
+    """Runs of learned tokens: (index of the first, index after the last)."""
+    found = []
+    start = None
+    for index, label in enumerate([*row.labels, IGNORED_LABEL]):
+        if label != IGNORED_LABEL and start is None:
+            start = index
+        elif label == IGNORED_LABEL and start is not None:
+            found.append((start, index))
+            start = None
+    return found
