@@ -10,9 +10,9 @@ from typing import IO
 from engine.errors import WorkerError
 
 # How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: beside one other process a
-# step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and the same step takes 1.4 times as long. So
-# they look for a moment, some 50 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
-OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+# step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and a step takes a quarter longer. So
+# they look for a moment, some 20 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
+OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
 
 def worker_argv(module: str, arguments: Sequence[str] = ()) -> list[str]:

@@ -75,7 +75,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     # Data: pick a sample, page through it, see what is learned.
     open_tab(page, "Data")
     page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
-    expect(page.locator("#facts")).to_contain_text("347", timeout=60_000)
+    expect(page.locator("#facts")).to_contain_text("354", timeout=60_000)
     expect(page.locator("#row-shown .trained").first).to_be_visible(timeout=20_000)
     first = page.locator("#row-shown .tokens").inner_text()
     page.get_by_role("button", name="Next →").click()

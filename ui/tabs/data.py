@@ -26,7 +26,7 @@ from ui.views.dataset import (
 )
 
 _SAMPLES = (
-    ("sample:loratory-faq", "loratory-faq", "347 questions and answers on fine-tuning, Alpaca format"),
+    ("sample:loratory-faq", "loratory-faq", "354 questions and answers on fine-tuning, Alpaca format"),
     ("sample:lab-chats", "lab-chats", "118 conversations in a lab, ShareGPT format"),
 )
 _UPLOAD_TYPES = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz"]
