@@ -14,7 +14,9 @@ _PROCESS_ITSELF = 590 * MIB
 _HOLES_OF_KEPT = 0.075
 _HOLES_OF_LAYER = 1.8
 _HOLES_OF_MANY_SIZES = 1.75
-_MARGIN = 0.08
+# Rows of many lengths leave more holes than rows of one: runs on real rows that come near max_length were measured up to a
+# quarter above what is expected.
+_MARGIN = 0.27
 
 
 def process_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> tuple[int, int]:
