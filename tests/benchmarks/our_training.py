@@ -1,0 +1,114 @@
+"""The trainer of the worker, and a bare PyTorch loop over the same operations, as measured trials."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.training.assembly import Assembly, assemble
+from engine.training.batches import join
+from engine.training.build import add_adapter, load_model, training_arguments
+from engine.training.placement import Placement, choose_placement
+from engine.training.plan import EpochPlanner
+from engine.training.precision import Precision, choose_precision
+from engine.training.steps import TrainerRows
+from engine.training.trainer import LoggedStep, LoratoryTrainer, TrainerHooks
+from tests.benchmarks.training_trial import (
+    LEARNING_RATE,
+    WARM_UP_STEPS,
+    Clock,
+    Prepared,
+    Recipe,
+    Trial,
+    config_for,
+    prepare,
+)
+
+
+class _Built(NamedTuple):
+    config: Any
+    prepared: Prepared
+    model: Any
+    assembly: Assembly
+    placement: Placement
+    precision: Precision
+
+
+def _build(recipe: Recipe) -> _Built:
+    """As `engine.training.session` builds it."""
+    config = config_for(recipe)
+    prepared = prepare(config)
+    placement = choose_placement(config)
+    precision = choose_precision(config, placement.device)
+    torch.manual_seed(config.training.seed)
+    model = add_adapter(load_model(prepared.source, config, precision, placement), config, prepared.source)
+    pad = prepared.tokenizer.pad_token_id
+    assembly = assemble(model, config, precision, placement, prepared.data.train, pad)
+    return _Built(config, prepared, model, assembly, placement, precision)
+
+
+def train_ours(recipe: Recipe) -> Trial:
+    """Train with the worker's trainer."""
+    config, prepared, model, assembly, placement, precision = _build(recipe)
+    data, clock = prepared.data, Clock()
+    logged: list[LoggedStep] = []
+    held_out: dict[str, float] = {}
+
+    def remember(step: LoggedStep) -> None:
+        logged.append(step)
+        if len(logged) == WARM_UP_STEPS:
+            clock.start()
+        if step.step in recipe.measured_at:
+            held_out[str(step.step)] = clock.without(lambda: trainer.measure_held_out().loss)
+
+    trainer = LoratoryTrainer(
+        model=model,
+        args=training_arguments(config.training, Path("/dev/shm/train-speed"), precision, placement),
+        tokenizer=prepared.tokenizer,
+        rows=TrainerRows(data.train, data.train.lengths(), data.held_out, data.held_out.lengths()),
+        setup=assembly.setup,
+        hooks=TrainerHooks(logged=remember),
+    )
+    trainer.train()
+    seconds, cpu_seconds = clock.read()
+    warm = logged[WARM_UP_STEPS - 1]
+    return Trial(
+        seconds,
+        cpu_seconds,
+        logged[-1].trained_tokens - warm.trained_tokens,
+        logged[-1].tokens - warm.tokens,
+        [step.loss for step in logged],
+        held_out,
+    )
+
+
+def train_bare(recipe: Recipe) -> Trial:
+    """The same model, passes, loss and optimizer in a bare loop, and nothing around them."""
+    _, prepared, model, assembly, _, _ = _build(recipe)
+    train = prepared.data.train
+    planner = EpochPlanner(train.lengths(), assembly.setup.settings)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    plan = [step for epoch in range(20) for step in planner.steps(epoch)][: recipe.steps]
+    batches = [[join([train[row] for row in one.rows]) for one in step.passes] for step in plan]
+    clock = Clock()
+    losses: list[float] = []
+    trained = tokens = 0
+    model.train()
+    for passes in batches:
+        total = sum(one.trained_tokens for one in passes)
+        loss_of_step = 0.0
+        for one in passes:
+            loss = model(**one.inputs, trained_tokens=one.trained) / total
+            loss.backward()
+            loss_of_step += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss_of_step)
+        if len(losses) == WARM_UP_STEPS:
+            clock.start()
+        elif len(losses) > WARM_UP_STEPS:
+            trained += total
+            tokens += sum(one.tokens for one in passes)
+    return Trial(*clock.read(), trained, tokens, losses)

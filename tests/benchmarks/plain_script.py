@@ -1,0 +1,120 @@
+"""The script that a person would otherwise write: TRL's trainer as its documentation uses it, on the rows that we learn.
+
+`documented` names the model and leaves everything open that TRL has a default for: weights in float32 under bfloat16
+autocast, eight rows a pass, gradient checkpointing. `tuned` is what somebody makes of it who knows this processor: weights
+loaded in bfloat16, activations kept, small passes. Both get rows that are tokenized already, and no time for that.
+"""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from engine.training.plan import EpochPlanner, PlanSettings
+from tests.benchmarks.training_trial import (
+    ALPHA,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    RANK,
+    WARM_UP_STEPS,
+    Clock,
+    Recipe,
+    Trial,
+    config_for,
+    prepare,
+)
+
+
+def rows_in_order(data: Any, recipe: Recipe) -> list[int]:
+    """Numbers of the rows in the order in which our trainer learns them."""
+    settings = PlanSettings(42, recipe.rows_per_pass, recipe.accumulate, MAX_LENGTH, batching="joined")
+    planner = EpochPlanner(data.train.lengths(), settings)
+    wanted = recipe.steps * recipe.rows_per_step
+    order: list[int] = []
+    epoch = 0
+    while len(order) < wanted:
+        for step in planner.steps(epoch):
+            rows = [row for one in step.passes for row in one.rows]
+            if len(rows) == recipe.rows_per_step:  # a short last step would shift all later ones
+                order.extend(rows)
+        epoch += 1
+    return order[:wanted]
+
+
+def train_plain(recipe: Recipe) -> Trial:
+    """Train as the recipe's plain script does."""
+    config = config_for(recipe)
+    source, tokenizer, data = prepare(config)
+    rows = [data.train[index] for index in rows_in_order(data, recipe)]
+    trained = [sum(label != -100 for label in row.labels[1:]) for row in rows]
+    clock = Clock()
+    losses: list[float] = []
+    held_out: dict[str, float] = {}
+
+    class Plain(SFTTrainer):  # type: ignore[misc]
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            super().log(logs, start_time)
+            if "loss" not in logs:
+                return
+            losses.append(logs["loss"])
+            if len(losses) == WARM_UP_STEPS:
+                clock.start()
+            if len(losses) in recipe.measured_at:
+                held_out[str(len(losses))] = clock.without(lambda: held_out_loss(self.model, data.held_out))
+
+    documented = recipe.plain == "documented"
+    torch.manual_seed(42)
+    trainer = Plain(
+        model=source.location
+        if documented
+        else AutoModelForCausalLM.from_pretrained(source.location, dtype=getattr(torch, recipe.plain_dtype)),
+        args=SFTConfig(
+            output_dir="/dev/shm/train-speed-plain",
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.rows_per_step if documented else recipe.rows_per_pass,
+            gradient_accumulation_steps=1 if documented else recipe.accumulate,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=True,
+            gradient_checkpointing=documented,
+            max_length=MAX_LENGTH,
+            save_strategy="no",
+            shuffle_dataset=False,
+            train_sampling_strategy="sequential",
+            seed=42,
+        ),
+        train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=RANK, lora_alpha=ALPHA, lora_dropout=recipe.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.train()
+    seconds, cpu_seconds = clock.read()
+    first = WARM_UP_STEPS * recipe.rows_per_step
+    tokens = sum(len(row.input_ids) for row in rows[first:])
+    return Trial(seconds, cpu_seconds, sum(trained[first:]), tokens, losses, held_out)
+
+
+def held_out_loss(model: Any, rows: Any) -> float:
+    """Mean loss over the learned tokens of the held-out rows, by transformers' own loss, row by row."""
+    was_training = model.training
+    model.eval()
+    total = tokens = 0.0
+    for row in rows:
+        labels = torch.tensor([row.labels])
+        count = int((labels[:, 1:] != -100).sum())
+        if count:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                total += float(model(input_ids=torch.tensor([row.input_ids]), labels=labels).loss) * count
+            tokens += count
+    model.train(was_training)
+    return total / tokens
