@@ -8,6 +8,7 @@ from gradio import EventData
 
 from engine.config.load import config_from_yaml
 from engine.errors import StorageError
+from engine.export.records import ExportRecord
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.errors import shown_in_place
@@ -17,7 +18,7 @@ from ui.tabs.export import ExportTab
 from ui.tabs.export_archive import make_archive
 from ui.tabs.export_forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
 from ui.views.adapter_files import list_files, loading_script
-from ui.views.export_result import render_verification
+from ui.views.export_result import render_record, render_verification
 
 WAIT_SECONDS = 10
 STAMP, NUMBER, STANDING, START, STOP, RESULT, ARCHIVE, _, USE, BEFORE = range(10)
@@ -183,6 +184,14 @@ def test_a_run_that_was_deleted_is_said_to_be_gone(tab):
 
     assert "There is no run" in shown[STANDING]
     assert tab.look("20250101-000000-000-abcd", ADAPTER, 0, shown[STAMP])[STAMP] == {"__type__": "update"}
+
+
+@pytest.mark.parametrize(
+    ("place", "linked"),
+    [("https://hub/me/x", True), ("http://127.0.0.1:1/me/x", True), ("/home/me/x", False), ("javascript:x", False)],
+)
+def test_only_a_hub_is_a_link_also_one_of_ones_own(place, linked):
+    assert (f'href="{place}"' in render_record(ExportRecord(kind="hub", place=place))) is linked
 
 
 def test_an_export_that_differs_is_not_called_good():
