@@ -8,6 +8,7 @@ import sys
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
 from engine.serve.address import refuse_unless_usable
+from ui.quick_import import import_without_stubs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def _prepare_imports() -> None:
     """What has to be settled before gradio is imported."""
     # The imports make a million objects that all stay: collecting garbage among them takes a fifth of the start.
     gc.disable()
+    import_without_stubs()
     # Nothing that we start may report to anybody.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

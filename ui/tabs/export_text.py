@@ -8,7 +8,6 @@ import gradio as gr
 
 from engine.config.load import config_to_yaml
 from engine.errors import EngineError, RunError, StorageError
-from engine.export.script import gather_script_facts, write_script
 from ui.errors import trouble
 from ui.page import Page
 from ui.run_reader import ObservedRun
@@ -46,6 +45,9 @@ class TextPart:
     def _script(self, observed: ObservedRun) -> str:
         if observed.config is None:
             raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
+        # Brings the readers of all data formats along, which would double what our own part of the start takes.
+        from engine.export.script import gather_script_facts, write_script
+
         facts = gather_script_facts(observed.config, self._page.services.home, observed.run.folder)
         return write_script(observed.config, facts)
 
