@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from engine.config.run import RunConfig
 from engine.export.script_arguments import arguments_code
 from engine.export.script_data import DataFacts, data_code
-from engine.export.script_facts import look_at_data, look_at_model, unsaid_about_data
+from engine.export.script_facts import asks_for_the_date, look_at_data, look_at_model, unsaid_about_data
 from engine.export.script_text import literal
 from engine.export.script_training import ModelFacts, model_code, trainer_code
 from engine.paths import LoratoryHome
@@ -31,6 +31,11 @@ _IMPORTS = (
     ("torch.utils.data", ("DataLoader", "IterableDataset")),
     ("transformers", ("AutoModelForCausalLM", "AutoTokenizer", "BitsAndBytesConfig", "EarlyStoppingCallback")),
     ("trl", ("SFTConfig", "SFTTrainer")),
+)
+
+_DATE = (
+    "The model's chat template writes today's date, which a run fixes at 2025-01-01; the script of a finished run holds "
+    "the fixed template."
 )
 
 
@@ -65,7 +70,11 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
         origin=f"the run {run.path.name}" if run is not None else "a configuration",
         versions=", ".join(f"{name} {version}" for name, version in libraries.items()),
         results=tuple(_results(run)) if run is not None else (),
-        differences=(*_differences(config, model), *unsaid_about_data(config, home)),
+        differences=(
+            *_differences(config, model),
+            *((_DATE,) if asks_for_the_date(config, home, model) else ()),
+            *unsaid_about_data(config, home),
+        ),
     )
 
 

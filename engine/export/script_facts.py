@@ -12,6 +12,7 @@ from engine.data.conversation import Conversation
 from engine.data.examine import DatasetPart, DatasetReader, Examined
 from engine.data.files import DATA_ENDINGS, open_file
 from engine.data.source import SAMPLE_PREFIX, SourceOptions
+from engine.data.template import DEFAULT_TEMPLATE
 from engine.errors import DatasetError, EngineError
 from engine.export.script_data import DataFacts, FileKind
 from engine.export.script_training import ModelFacts
@@ -243,11 +244,21 @@ def _compute(config: RunConfig, run: RunFolder | None) -> tuple[str, bool]:
 
 
 def _other_template(folder: Path | None, run: RunFolder | None) -> str | None:
-    """The frozen template of a run, where the model's own differs from it."""
-    trained = _template(run.adapter) if run is not None else None
-    if trained is None or folder is None or trained == _template(folder):
+    """The template of training, where the model's own differs from it: frozen with a run, or ours for a base model."""
+    if folder is None:
         return None
-    return trained
+    own = _template(folder)
+    trained = _template(run.adapter) if run is not None else None
+    if trained is None:
+        return DEFAULT_TEMPLATE if own is None else None
+    return None if trained == own else trained
+
+
+def asks_for_the_date(config: RunConfig, home: LoratoryHome, facts: ModelFacts) -> bool:
+    """Whether the script's template would say today's date, which a run's template does not."""
+    named = Path(facts.location)
+    folder = named if named.is_dir() else _cached(config, home)
+    return facts.template is None and folder is not None and "strftime_now" in (_template(folder) or "")
 
 
 def _template(folder: Path) -> str | None:

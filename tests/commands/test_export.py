@@ -100,3 +100,13 @@ def test_what_goes_wrong_is_said_in_two_sentences(job, run_id, tmp_path, capsys)
 
 def test_an_unknown_form_is_wrong_usage(run_id, tmp_path):
     assert run_command(["export", run_id, "--to", "onnx", "--out", str(tmp_path / "out")], MODULES) == 2
+
+
+def test_gguf_takes_its_own_settings(job, run_id, tmp_path):
+    options = ["--gguf-type", "q8_0", "--keep-merged", "--llama-cpp", str(tmp_path / "llama.cpp")]
+
+    assert run_command(["export", run_id, "--to", "gguf", "--out", str(tmp_path / "out"), *options], MODULES) == 0
+
+    (request,) = job.requests
+    assert (request.settings.kind, request.settings.gguf_type, request.settings.keep_merged) == ("gguf", "q8_0", True)
+    assert request.llama_cpp == tmp_path / "llama.cpp"

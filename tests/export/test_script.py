@@ -19,6 +19,7 @@ from engine.errors import DatasetError
 from engine.export.script import gather_script_facts, write_script
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
+from tests.tiny_model import make_tiny_model
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number: {n}."}]}
@@ -52,6 +53,7 @@ def sequences_of(config, home) -> tuple[list, list]:
     names: dict = {"__name__": "a_script"}
     exec(compile(script_of(config, home), "script", "exec"), names)
     tokenizer = AutoTokenizer.from_pretrained(config.model.id)
+    tokenizer.chat_template = names.get("CHAT_TEMPLATE", tokenizer.chat_template)
     left_out = names.get("LEFT_OUT", ())
     rows = [row for number, row in enumerate(names["read_rows"](names["DATA"])) if number not in left_out]
     said = [names["conversation"](row) if "conversation" in names else row["text"] for row in rows]
@@ -181,6 +183,17 @@ def test_what_is_done_otherwise_stands_at_the_head(tiny_model_folder, home, tmp_
 
     assert "Dropout draws other random numbers" in head
     assert "the run mixed sample:lab-chats in as well" in head
+
+
+def test_a_base_model_gets_the_plain_template_and_a_template_with_a_clock_is_told_of(home, tmp_path):
+    bare = make_tiny_model(tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    source = str(alpaca(tmp_path))
+
+    assert 'CHAT_TEMPLATE = "{%- for message in messages -%}' in script_of(make_config(bare, source), home)
+    assert sequences_of(make_config(bare, source), home) == sequences_of_run(make_config(bare, source), home)
+    (bare / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}")
+    assert "writes today's date" in script_of(make_config(bare, source), home).split('"""')[1]
 
 
 def test_rows_that_no_short_script_can_read_are_refused(tiny_model_folder, home, tmp_path):

@@ -1,0 +1,108 @@
+"""Scripts executed by themselves reproduce the losses of the runs that they were printed from."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config.load import config_from_mapping, config_to_yaml
+from engine.models.demo import DEMO_MODEL_ID
+from engine.paths import local_owner
+from engine.runs.history import RunHistory, read_history
+from engine.runs.store import RunStore
+
+pytestmark = pytest.mark.e2e
+
+WAIT_SECONDS = 500
+SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 128, "max_steps": 20}
+
+# What is tried on a model of two layers, in float32, where nothing but the order of sums may differ.
+TINY = {
+    "lora": ({"learning_rate": 2e-3}, {"method": "lora", "r": 4}),
+    "packing": ({"learning_rate": 2e-3, "packing": True}, {"method": "lora", "r": 4}),
+    "ia3": ({"learning_rate": 1e-2}, {"method": "ia3"}),
+    "prefix_tuning": ({"learning_rate": 1e-2}, {"method": "prefix_tuning", "num_virtual_tokens": 4}),
+    "full": ({"learning_rate": 1e-4}, {"method": "none"}),
+}
+
+
+def trained(config, folder: Path) -> str:
+    """Train, and return the run's id."""
+    (folder / "config.yaml").write_text(config_to_yaml(config))
+    return json.loads(loratory("train", folder / "config.yaml", "--json"))["run_id"]
+
+
+def loratory(*arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def executed(script: Path) -> list[dict]:
+    """Run a script as somebody would who has only the file, and return what it logged."""
+    out = script.with_suffix("")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LORATORY_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), "--output", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        cwd=script.parent,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (out / "tokenizer_config.json").is_file()
+    return json.loads((out / "log_history.json").read_text())
+
+
+def assert_same_losses(history: RunHistory, log: list[dict], within: float) -> None:
+    steps = {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+    expected = dict(zip(history.steps.steps.tolist(), history.steps.losses.tolist(), strict=True))
+    assert steps.keys() == expected.keys()
+    assert steps == pytest.approx(expected, rel=within)
+    measured = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    run_measured = {point.step: point.eval_loss for point in history.evals}
+    assert measured.keys() == run_measured.keys()
+    assert measured == pytest.approx(run_measured, rel=within)
+
+
+def script_of(home, run_id: str, folder: Path) -> tuple[RunHistory, Path]:
+    loratory("script", run_id, "--out", folder / "script.py")
+    return read_history(RunStore(home, local_owner()).get(run_id).folder.events), folder / "script.py"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_method_of_a_tiny_model_is_reproduced(name, home, tiny_model_folder, tmp_path):
+    training, adapter = TINY[name]
+    config = config_from_mapping(
+        {
+            "model": {"id": str(tiny_model_folder), "compute_dtype": "float32"},
+            "adapter": adapter,
+            "dataset": {"source": "sample:loratory-faq"},
+            "training": {**SETTINGS, **training},
+        }
+    )
+    history, script = script_of(home, trained(config, tmp_path), tmp_path)
+
+    assert_same_losses(history, executed(script), within=1e-3)
+
+
+def test_a_quick_start_with_qlora_is_reproduced(home, demo_home, tmp_path):
+    home.models.mkdir(parents=True)
+    (home.models / DEMO_MODEL_ID).symlink_to(demo_home.models / DEMO_MODEL_ID)
+    few = ["--set", "training.max_steps=10", "--set", "dataset.max_samples=60"]
+    run_id = json.loads(loratory("train", "quickstart-cpu-qlora", *few, "--json"))["run_id"]
+
+    history, script = script_of(home, run_id, tmp_path)
+
+    assert_same_losses(history, executed(script), within=0.01)

@@ -1,0 +1,124 @@
+"""What people and schedulers ask of a run in the midst of it: stop, cancel, SIGTERM. Nothing is lost, nothing stays behind."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from engine.runs.checkpoints import list_checkpoints, newest_intact
+from engine.runs.control import request_cancel, request_stop
+from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
+from tests.training.worker_runs import losses_of, said
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 12
+SECTIONS = {"training": {"max_steps": STEPS, "save_steps": 4}, "adapter": {"lora_dropout": 0.1}}
+SOON_SECONDS = 5.0
+
+
+def wait_for_step(run, step):
+    deadline = time.monotonic() + 60
+    while not (run.folder.events.exists() and any(data.step >= step for data in said(run, "step"))):
+        assert time.monotonic() < deadline, f"no step {step}"
+        time.sleep(0.02)
+
+
+def processes_of_session(leader):
+    """Whatever the worker started lives in its session."""
+    found = []
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) == leader and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Losses of a run that nobody asked anything."""
+    return {}
+
+
+def uninterrupted(whole, workers, runs):
+    if not whole:
+        run = runs.create(**SECTIONS)
+        assert workers.run(run.folder.path) == EXIT_FINISHED
+        whole.update(losses_of(run))
+    return list(whole.items())
+
+
+@pytest.mark.parametrize(
+    "place", ["training:step-6=sleep:1", "checkpoint:filled#1=sleep:1"], ids=["between steps", "while saving"]
+)
+def test_sigterm_saves_first_and_the_run_goes_on_bit_by_bit(place, workers, runs, whole):
+    expected = uninterrupted(whole, workers, runs)
+    run = runs.create(**SECTIONS)
+    pid = workers.start(run.folder.path, place)
+    wait_for_step(run, 6 if "step-6" in place else 4)
+
+    os.kill(pid, signal.SIGTERM)
+
+    assert workers.wait(pid) == EXIT_FINISHED
+    assert processes_of_session(pid) == []
+    last = said(run, "status")[-1]
+    assert last.phase == "stopped"
+    assert "SIGTERM" in last.message
+    newest = newest_intact(run.folder.checkpoints)
+    assert newest.step == said(run, "step")[-1].step < STEPS
+    assert load_file(run.folder.adapter / "adapter_model.safetensors")
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+    assert losses_of(run) == expected
+
+
+def test_a_second_sigterm_ends_at_once_and_leaves_what_was_saved(workers, runs):
+    run = runs.create(**SECTIONS)
+    pid = workers.start(run.folder.path, "training:step-6=sleep:30")
+    wait_for_step(run, 6)
+    began = time.monotonic()
+
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGTERM)
+
+    assert workers.wait(pid) == EXIT_CANCELLED
+    assert time.monotonic() - began < SOON_SECONDS
+    assert newest_intact(run.folder.checkpoints).step == 4
+    assert processes_of_session(pid) == []
+
+
+@pytest.mark.parametrize(
+    ("ask", "code"), [(request_stop, EXIT_FINISHED), (request_cancel, EXIT_CANCELLED)], ids=["stop", "cancel"]
+)
+def test_a_request_leaves_no_process_and_checkpoints_that_can_be_used(ask, code, workers, runs):
+    run = runs.create(training={"max_steps": 3000, "save_steps": 2})
+    pid = workers.start(run.folder.path)
+    wait_for_step(run, 3)
+    began = time.monotonic()
+
+    ask(run)
+
+    assert workers.wait(pid) == code
+    assert time.monotonic() - began < SOON_SECONDS
+    assert processes_of_session(pid) == []
+    assert not run.folder.has_living_worker()
+    offered = list_checkpoints(run.folder.checkpoints)
+    assert newest_intact(run.folder.checkpoints) == offered[-1]
+    assert said(run, "status")[-1].phase == "stopped"
+
+
+def test_no_checkpoint_is_written_of_a_loss_that_is_no_number_however_rarely_it_is_logged(workers, runs):
+    run = runs.create(training={"max_steps": 40, "save_steps": 4, "logging_steps": 10})
+
+    assert workers.run(run.folder.path, "training:loss-6=nan") == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    assert failed.cause == "diverged"
+    assert newest_intact(run.folder.checkpoints).step == 4
+    weights = load_file(run.folder.checkpoint(4) / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
