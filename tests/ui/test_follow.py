@@ -6,7 +6,7 @@ import pytest
 from engine.runs.control import request_start_anyway
 from engine.runs.event_log import EventWriter
 from engine.runs.events import StepData
-from tests.invented_runs import InventedRun, a_config, write_run
+from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 from ui.tabs.follow import Drawn, FollowPart
 from ui.tabs.train import TrainTab
 
@@ -51,6 +51,7 @@ def test_a_tick_sends_what_was_logged_since(follow, invent):
     assert later.loss != drawn.loss
     assert later.timer == NOTHING
     assert later.choice == NOTHING
+    assert later.stop == later.trouble == later.body == NOTHING  # what did not change is not sent
 
 
 def test_the_clock_stops_when_the_run_has_ended(follow, invent):
@@ -156,3 +157,11 @@ def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
     stamp = look(follow, waits.id).stamp
     request_start_anyway(waits)
     assert not shown(follow.tick(waits.id, stamp, 0.9, False, False).anyway)
+
+
+def test_a_button_that_becomes_useful_appears_with_the_next_tick(follow, invent):
+    run = invent(state="running", steps=10)
+    drawn = look(follow, run.id)
+    write_checkpoint(run, 10)
+
+    assert shown(follow.tick(run.id, drawn.stamp, 0.9, False, False).chat)

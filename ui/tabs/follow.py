@@ -211,7 +211,11 @@ class FollowPart:
         # A tick may only stop the clock: another tab may have been opened since it began.
         clock = gr.skip() if observed.is_live else gr.update(active=False)
         has_changed_state = f":{observed.state.state}:" not in stamp
-        return drawn._replace(timer=clock, choice=self._list(run_id, "Follow") if has_changed_state else gr.skip())
+        drawn = drawn._replace(timer=clock, choice=self._list(run_id, "Follow") if has_changed_state else gr.skip())
+        if stamp.endswith(_offers_of(observed)):
+            # Each update of a button costs the server more than a curve does, and they rarely change.
+            drawn = drawn._replace(**dict.fromkeys(_OFFERS, gr.skip()))
+        return drawn
 
     def look(self, run_id: str, _stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
         """Everything about a run, whatever was shown before."""
@@ -297,7 +301,15 @@ class FollowPart:
 
 
 def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
-    return f"{observed.stamp}:{observed.log_bytes if log_open else '-'}"
+    return f"{observed.stamp}:{observed.log_bytes if log_open else '-'}{_offers_of(observed)}"
+
+
+def _offers_of(observed: ObservedRun) -> str:
+    """The end of a stamp: all that the buttons and the trouble box depend on."""
+    state = observed.state
+    asked = f"{observed.stop_requested:d}{observed.cancel_requested:d}{observed.resume_requested:d}"
+    said = f"{state.changed}{state.resumable_step}{observed.history.failed is not None:d}"
+    return f"|{observed.run.id}:{state.state}:{asked}{observed.waits_for_memory:d}{observed.can_be_talked_to:d}:{said}"
 
 
 def _empty(heading: str) -> Drawn:
@@ -307,6 +319,7 @@ def _empty(heading: str) -> Drawn:
     return Drawn(heading=heading, timer=gr.update(active=False), choice=gr.skip(), **words, **buttons)
 
 
+_OFFERS = ("trouble", "body", "stop", "cancel", "resume", "anyway", "chat")
 _NOTHING = _empty(NO_RUN)
 _NOTHING_NEW = Drawn(**{name: gr.skip() for name in Drawn._fields})._replace(timer=gr.update(active=False))
 
