@@ -17,7 +17,6 @@ from engine.training.plan import EpochPlanner, PlanSettings
 from tests.benchmarks.training_trial import (
     ALPHA,
     LEARNING_RATE,
-    MAX_LENGTH,
     RANK,
     WARM_UP_STEPS,
     Clock,
@@ -30,7 +29,7 @@ from tests.benchmarks.training_trial import (
 
 def rows_in_order(data: Any, recipe: Recipe) -> list[int]:
     """Numbers of the rows in the order in which our trainer learns them."""
-    settings = PlanSettings(42, recipe.rows_per_pass, recipe.accumulate, MAX_LENGTH, batching="joined")
+    settings = PlanSettings(42, recipe.rows_per_pass, recipe.accumulate, recipe.max_length, batching="joined")
     planner = EpochPlanner(data.train.lengths(), settings)
     wanted = recipe.steps * recipe.rows_per_step
     order: list[int] = []
@@ -85,7 +84,7 @@ def train_plain(recipe: Recipe) -> Trial:
             use_cpu=True,
             bf16=True,
             gradient_checkpointing=documented,
-            max_length=MAX_LENGTH,
+            max_length=recipe.max_length,
             save_strategy="no",
             shuffle_dataset=False,
             train_sampling_strategy="sequential",

@@ -19,7 +19,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_en_999.json"
 
 WARM_UP_STEPS = 3  # not timed: kernels are compiled for the first shapes
-MAX_LENGTH = 512
 LEARNING_RATE = 2e-4
 RANK, ALPHA = 16, 32
 
@@ -34,6 +33,7 @@ class Recipe:
         steps: Optimizer steps.
         dropout: Of LoRA.
         rows_per_pass, accumulate: Their product is what a step learns.
+        max_length: Tokens after which rows are cut.
         held_out_share: Of all rows.
         measured_at: Steps after which the held-out loss is measured; it is not part of the time.
         plain: `tuned` loads bfloat16 and keeps activations; `documented` is TRL's own choice of everything.
@@ -44,6 +44,7 @@ class Recipe:
     dropout: float = 0.0
     rows_per_pass: int = 2
     accumulate: int = 4
+    max_length: int = 512
     held_out_share: float = 0.03
     measured_at: tuple[int, ...] = ()
     plain: Literal["tuned", "documented"] = "tuned"
@@ -120,7 +121,7 @@ def config_for(recipe: Recipe) -> Any:
                 "per_device_train_batch_size": recipe.rows_per_pass,
                 "gradient_accumulation_steps": recipe.accumulate,
                 "learning_rate": LEARNING_RATE,
-                "max_length": MAX_LENGTH,
+                "max_length": recipe.max_length,
             },
         }
     )
@@ -138,7 +139,11 @@ def prepare(config: Any) -> Prepared:
     source = resolve_model(config.model, home)
     tokenizer, _ = load_tokenizer(source)
     data = prepare_dataset(
-        config.dataset, seed=config.training.seed, max_length=MAX_LENGTH, tokenizer=tokenizer, home=home
+        config.dataset,
+        seed=config.training.seed,
+        max_length=config.training.max_length,
+        tokenizer=tokenizer,
+        home=home,
     )
     return Prepared(source, tokenizer, data)
 
