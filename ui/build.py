@@ -30,7 +30,7 @@ from ui.views.header import render_header
 from ui.views.side_panel import render_side_panel
 
 _COUNTED_RUNS = 200  # of the newest; whatever waits or works is among them
-_QUEUE_SECONDS, _PROGRESS_SECONDS = 0.02, 0.2  # between two looks for an event that waits, or for a progress bar
+_QUEUE_SECONDS, _PROGRESS_SECONDS = 0.05, 0.2  # between two looks for an event that waits, or for a progress bar
 _HEADER_SECONDS = 5
 _TABS_WITH_PANEL = ("model", "data", "method", "train")
 
@@ -75,7 +75,7 @@ def build_app(services: Services) -> gr.Blocks:
         _wire_side_panel(page, side, advice)
         _wire_header(services, header, shown_header)
         _wire_opening(app, page, model_tab, data_tab)
-    # Gradio looks for work a thousand times a second, which costs an idle server 6% of a core; fifty times is enough.
+    # Gradio looks for work a thousand times a second, which costs an idle server 6% of a core; twenty times is enough.
     app._queue.sleep_when_free = _QUEUE_SECONDS
     app._queue.progress_update_sleep_when_free = _PROGRESS_SECONDS
     return app

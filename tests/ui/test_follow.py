@@ -7,7 +7,8 @@ from engine.runs.control import request_start_anyway
 from engine.runs.event_log import EventWriter
 from engine.runs.events import StepData
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
-from ui.tabs.follow import Drawn, FollowPart
+from ui.tabs.drawn import Drawn
+from ui.tabs.follow import FollowPart
 from ui.tabs.train import TrainTab
 
 NOTHING = gr.skip()
@@ -165,3 +166,23 @@ def test_a_button_that_becomes_useful_appears_with_the_next_tick(follow, invent)
     write_checkpoint(run, 10)
 
     assert shown(follow.tick(run.id, drawn.stamp, 0.9, False, False).chat)
+
+
+def test_a_glance_says_only_whether_something_is_new(follow, invent):
+    run = invent(state="running", steps=10)
+    stamp = look(follow, run.id).stamp
+    before = follow.glance(run.id, False)
+    assert before == follow.glance(run.id, False)
+    assert before[0] == stamp
+    assert follow.glance("", False) == ("", "")
+
+    with EventWriter(run.folder.events, attempt=1) as writer:
+        writer.append(StepData(step=11, epoch=0.3, loss=1.0, learning_rate=1e-4, tokens=6000, tokens_per_second=500.0))
+    after = follow.glance(run.id, False)
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+    assert "Step 11 of 120" in follow.draw_news(run.id, stamp, 0.9, False, False)[1]
+
+    run.folder.stop_request.touch()
+    assert follow.glance(run.id, False)[1] != before[1]
+    assert follow.draw_news(run.id, stamp, 0.9, False, False) == NOTHING  # the change of the buttons draws it all

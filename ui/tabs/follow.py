@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
@@ -13,10 +13,11 @@ from engine.runs.control import request_cancel, request_start_anyway, request_st
 from engine.runs.requests import request_resume
 from engine.runs.run import LIVE_STATES, Run
 from ui.chart import chart
-from ui.errors import shown_as_message, trouble
+from ui.errors import shown_as_message
 from ui.page import Page
 from ui.rendered import Rendered
 from ui.run_reader import ObservedRun, log_tail
+from ui.tabs.drawn import CURVES, NOTHING, NOTHING_NEW, OFFERS, Drawn, gone
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
 from ui.views.run_choice import run_choices
 from ui.views.run_view import (
@@ -36,28 +37,6 @@ _CANCEL_WORDS = (
     '<p class="notice">Cancel ends the run at once. Checkpoints that were saved before stay; what came after the last '
     "one is lost. <b>Stop and save</b> loses nothing.</p>"
 )
-
-
-class Drawn(NamedTuple):
-    """What one look at a run puts on the page, in the order of `FollowPart.outputs`."""
-
-    stamp: Any
-    heading: Any
-    trouble: Any
-    body: Any
-    loss: Any
-    small: Any
-    memory: Any
-    warnings: Any
-    timeline: Any
-    log: Any
-    stop: Any
-    cancel: Any
-    resume: Any
-    anyway: Any
-    chat: Any
-    timer: Any
-    choice: Any
 
 
 class FollowPart:
@@ -125,6 +104,9 @@ class FollowPart:
                 self.log = gr.HTML(elem_id=f"{prefix}run-log", autoscroll=True)
         self._log_open = gr.State(False)
         self._stamp = gr.State("")
+        # A tick sets only these two: an output that is skipped is built anew by the server all the same. Their change
+        # in the browser asks for what is new. (The change of a gr.State is told by Gradio's queue only.)
+        self._news, self._offers = (gr.Textbox("", visible="hidden", show_label=False) for _ in range(2))
         self.timer = gr.Timer(_TICK_SECONDS, active=False)
 
     @property
@@ -154,7 +136,11 @@ class FollowPart:
         """Connect the events."""
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        self.timer.tick(self._sent(self.tick), self._inputs, self.outputs, trigger_mode="once", **quick)
+        glanced: list[Component] = [page.chosen_run, self._log_open]
+        self.timer.tick(self.glance, glanced, [self._news, self._offers], trigger_mode="once", **quick)
+        curves = [getattr(self, name) if name != "stamp" else self._stamp for name in CURVES]
+        self._news.change(self.draw_news, self._inputs, curves, trigger_mode="always_last", **quick)
+        self._offers.change(self._sent(self.tick), self._inputs, self.outputs, trigger_mode="always_last", **quick)
         gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
         gr.on(
             [self.smoothing.change, self.log_axis.change],
@@ -197,6 +183,23 @@ class FollowPart:
             **quick,
         )
 
+    def glance(self, run_id: str, log_open: bool) -> tuple[str, str]:
+        """A few characters that change when the run has news, and some that change when other buttons are due."""
+        if not run_id:
+            return "", ""
+        try:
+            observed = self._page.reader.observe(run_id)
+        except EngineError as error:
+            return "", error.what
+        return _stamp_of(observed, log_open), _offers_of(observed)
+
+    def draw_news(self, run_id: str, stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
+        """What a step changes: heading, curves, words. Where other buttons are due, `tick` draws these as well."""
+        drawn = self.tick(run_id, stamp, smoothing, log_axis, log_open)
+        if not isinstance(drawn, Drawn) or drawn.body != gr.skip():
+            return gr.skip()
+        return tuple(getattr(drawn, name) for name in CURVES)
+
     def tick(self, run_id: str, stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
         """What is new since `stamp`; nothing at all is sent where nothing is."""
         if not run_id:
@@ -204,7 +207,7 @@ class FollowPart:
         try:
             observed = self._page.reader.observe(run_id)
         except EngineError as error:
-            return _gone(error)
+            return gone(error)
         if _stamp_of(observed, log_open) == stamp:
             return gr.skip()
         drawn = self._draw(observed, ChartView(smoothing, log_axis), log_open)
@@ -214,23 +217,23 @@ class FollowPart:
         drawn = drawn._replace(timer=clock, choice=self._list(run_id, "Follow") if has_changed_state else gr.skip())
         if stamp.endswith(_offers_of(observed)):
             # Each update of a button costs the server more than a curve does, and they rarely change.
-            drawn = drawn._replace(**dict.fromkeys(_OFFERS, gr.skip()))
+            drawn = drawn._replace(**dict.fromkeys(OFFERS, gr.skip()))
         return drawn
 
     def look(self, run_id: str, _stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
         """Everything about a run, whatever was shown before."""
         if not self._page.reader.exists(run_id):
-            return _NOTHING
+            return NOTHING
         try:
             observed = self._page.reader.observe(run_id)
         except EngineError as error:
-            return _gone(error)
+            return gone(error)
         return self._draw(observed, ChartView(smoothing, log_axis), log_open)
 
     def look_if_shown(self, run_id: str, view: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
         """Like `look`; with another view in front, only the clock is stopped."""
         if view != "Follow":
-            return _NOTHING_NEW
+            return NOTHING_NEW
         return self.look(run_id, "", smoothing, log_axis, log_open)
 
     def redraw_loss(self, run_id: str, smoothing: float, log_axis: bool) -> Any:
@@ -310,19 +313,3 @@ def _offers_of(observed: ObservedRun) -> str:
     asked = f"{observed.stop_requested:d}{observed.cancel_requested:d}{observed.resume_requested:d}"
     said = f"{state.changed}{state.resumable_step}{observed.history.failed is not None:d}"
     return f"|{observed.run.id}:{state.state}:{asked}{observed.waits_for_memory:d}{observed.can_be_talked_to:d}:{said}"
-
-
-def _empty(heading: str) -> Drawn:
-    gone = gr.update(visible=False)
-    words = dict.fromkeys(("stamp", "trouble", "loss", "small", "memory", "warnings", "timeline", "log"), "")
-    buttons = dict.fromkeys(("body", "stop", "cancel", "resume", "anyway", "chat"), gone)
-    return Drawn(heading=heading, timer=gr.update(active=False), choice=gr.skip(), **words, **buttons)
-
-
-_OFFERS = ("trouble", "body", "stop", "cancel", "resume", "anyway", "chat")
-_NOTHING = _empty(NO_RUN)
-_NOTHING_NEW = Drawn(**{name: gr.skip() for name in Drawn._fields})._replace(timer=gr.update(active=False))
-
-
-def _gone(error: EngineError) -> Drawn:
-    return _empty(trouble(error))
