@@ -60,7 +60,8 @@ def test_a_step_is_measured_and_nothing_of_it_stays(home, tiny_model_folder):
 
     assert step.measures_process
     assert step.measured_bytes > 200 * 2**20
-    assert abs(step.error) < 0.35, "a process of a few hundred MB beside a model of a few kB"
+    # Nearly all of it is the process itself, of whose libraries a system may hold more or fewer pages in memory.
+    assert abs(step.error) < 0.8
     assert step.step_seconds > 0
     assert (step.rows, step.tokens) == (2, 96)
     assert "Step 2 of 2 is done." in said
