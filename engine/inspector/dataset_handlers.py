@@ -1,7 +1,11 @@
 """Answers to questions about data: pages, checks, held-out rows and renders."""
 
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
@@ -38,44 +42,23 @@ class DatasetHandlers:
     def preview(self, params: JsonObject, request: Request) -> Steps:
         reader = self._reader(params, streaming=True)
         page = read_page(reader, PageRequest.model_validate(params["page"]))
-        while True:
-            try:
-                next(page)
-            except StopIteration as end:
-                result: JsonObject = end.value.model_dump(mode="json")
-                return result
-            if request.is_cancelled():
-                raise CancelledRequestError
-            yield
+        return (yield from _watched(page, request))
 
     def check(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params)
         steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                report: JsonObject = end.value.model_dump(mode="json")
-                return report
-            if request.is_cancelled():
-                raise CancelledRequestError
-            request.progress(progress.model_dump(mode="json"))
-            yield
+        return (
+            yield from _watched(
+                steps, request, tell=lambda progress: request.progress(progress.model_dump(mode="json"))
+            )
+        )
 
     def held_out(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params)
         if renderer is None:
             raise ValueError("held-out rows need a model")
         steps = held_out_steps(dataset, self._options, seed=params["seed"], renderer=renderer, count=params["count"])
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found: JsonObject = end.value.model_dump(mode="json")
-                return found
-            if request.is_cancelled():
-                raise CancelledRequestError
-            yield
+        return (yield from _watched(steps, request))
 
     def render(self, params: JsonObject, _request: Request) -> JsonObject:
         examined = find_row(self._reader(params, streaming=True), params["row"])
@@ -113,3 +96,19 @@ def _sequence(rendered: RenderedRow) -> JsonObject:
         pieces=tuple(rendered.pieces),
         uncut_tokens=rendered.uncut_tokens,
     ).model_dump(mode="json")
+
+
+def _watched(
+    steps: Generator[Any, None, BaseModel], request: Request, tell: Callable[[Any], None] = lambda _: None
+) -> Steps:
+    """Go through long work step by step, so that others are answered between; ends early when nobody wants the answer."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            result: JsonObject = end.value.model_dump(mode="json")
+            return result
+        if request.is_cancelled():
+            raise CancelledRequestError
+        tell(progress)
+        yield
