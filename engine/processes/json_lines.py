@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import engine.errors
 from engine.errors import EngineError, WorkerError
+from engine.processes.identity import ProcessIdentity
 from engine.processes.spawn import spawn, worker_argv
 
 JsonObject = dict[str, Any]
@@ -192,8 +193,8 @@ class JsonLinesProcess:
             process.stdout.close()
 
     def _ensure_started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+        if self._process is not None and self._process.poll() is None and ProcessIdentity.of(self._process.pid):
+            return self._process  # an identity too: while threads of a killed process end, it can't be waited for yet
         if not self._restarts and (self._closed or self._process is not None):
             raise self._death()
         self._process = spawn(

@@ -1,7 +1,6 @@
 """What the worker says: typed events, also while the disk is full."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import psutil
 import torch
 
 from engine.errors import StorageError
+from engine.processes.peak_memory import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
 from engine.runs.event_log import EventWriter
 from engine.runs.events import (
@@ -198,16 +198,6 @@ def memory_now_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return int(psutil.Process().memory_info().rss)
-
-
-def peak_process_bytes() -> int:
-    """The most that this process ever held in RAM."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _is_hurried() -> bool:

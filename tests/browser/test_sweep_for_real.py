@@ -12,7 +12,11 @@ from tests.runs.supervision import wait_until
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 TRAIN_SECONDS = 400
-_CURVE = """(place) => { const {x, y} = document.querySelector(place + ' .chart').data[0]; return x.map((at, i) => [at, y[i]]); }"""
+# The training loss, which the held-out loss of the model before its first step precedes.
+_CURVE = """(place) => {
+    const line = document.querySelector(place + ' .chart')?.data?.find((one) => one.name === 'train, each step');
+    return line ? line.x.map((at, i) => [at, line.y[i]]) : null;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +40,7 @@ def fill_the_form(page: Page, model: str) -> None:
 
 
 def curve_of(page: Page, place: str) -> list[list[float]]:
-    page.locator(f"{place} .main-svg").first.wait_for(timeout=60_000)
-    return page.evaluate(_CURVE, place)
+    return page.wait_for_function(_CURVE, arg=place, timeout=60_000).json_value()
 
 
 def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_browser(
