@@ -15,7 +15,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from engine.paths import LoratoryHome
 
+TESTS_AT_ONCE = 2  # more would run real workers into each other's memory and patience
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two files at a time for the whole suite; none beside another where a device is measured or one file is asked for."""
+    one_file = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
+    wants_gpu = "gpu" in config.option.markexpr and "not gpu" not in config.option.markexpr
+    return 0 if one_file or wants_gpu else TESTS_AT_ONCE
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of quick tests first, so that what is wrong is soon known; files stay whole."""
+    slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
+    items.sort(key=lambda item: item.path in slow)
 
 
 @pytest.fixture
@@ -40,7 +54,9 @@ def demo_home(tmp_path_factory) -> LoratoryHome:
     from engine.config.model import ModelConfig
     from engine.models.source import resolve_model
 
-    root = Path(os.environ.get("LORATORY_TEST_HOME") or tmp_path_factory.mktemp("demo-home"))
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # tests beside each other share one
+    root = Path(os.environ.get("LORATORY_TEST_HOME") or shared / "demo-home")
     demo = LoratoryHome(root)
     demo.make_writable()
     resolve_model(ModelConfig(id="smollm2-135m-instruct"), demo)
