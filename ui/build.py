@@ -2,6 +2,8 @@
 
 import contextlib
 import time
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -13,6 +15,7 @@ from ui.draft import Draft
 from ui.errors import shown_as_message
 from ui.fit import FitTable
 from ui.form import model_of
+from ui.live import asking, news, place
 from ui.measure import MeasureStep
 from ui.page import Page, overridden
 from ui.pick import pick_list, picked
@@ -40,8 +43,8 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices)
     with gr.Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = gr.HTML(_header(services), elem_id="header")
-        shown_header = gr.State("")
+        header = place(_header(services), elem_id="header")
+        asking(_header_news(services, header), _HEADER_SECONDS, question="header", elem_id="header-live")
         with gr.Row(equal_height=False, elem_id="bench"):
             with (
                 gr.Column(scale=7, min_width=560, elem_id="work"),
@@ -73,7 +76,6 @@ def build_app(services: Services) -> gr.Blocks:
         measure.wire()
         page.wire(but=("adapter.r",))  # the rank takes alpha along first
         _wire_side_panel(page, side, advice)
-        _wire_header(services, header, shown_header)
         _wire_opening(app, page, model_tab, data_tab)
     # Gradio looks for work a thousand times a second, which costs an idle server 6% of a core; twenty times is enough.
     app._queue.sleep_when_free = _QUEUE_SECONDS
@@ -125,16 +127,16 @@ def _header(services: Services) -> str:
     return render_header(device, running, sum(state == "queued" for state in states))
 
 
-def _wire_header(services: Services, header: gr.HTML, shown: gr.State) -> None:
+def _header_news(services: Services, header: gr.HTML) -> Callable[[str, str], str | None]:
     drawn = Rendered(kept=1)
 
-    def tick(last: str) -> tuple[Any, Any]:
+    def answer(_question: str, seen: str) -> str | None:
         # Every open page asks; one look at the runs and devices serves them all.
         html = drawn.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(services))
-        return (gr.skip(), gr.skip()) if html == last else (html, html)
+        stamp = f"{zlib.crc32(html.encode()):x}"
+        return None if stamp == seen else news(stamp, {header.elem_id: html})
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    gr.Timer(_HEADER_SECONDS).tick(tick, shown, [header, shown], **quiet)
+    return answer
 
 
 def _wire_opening(app: gr.Blocks, page: Page, model_tab: ModelTab, data_tab: DataTab) -> None:

@@ -35,6 +35,7 @@ const draw = () => {
 };
 
 watch('value', draw);
+(window.loratoryPlaces ??= {})[element.parentElement.closest('[id]').id] = (value) => { props.value = value; draw(); };
 const themes = new MutationObserver(draw);
 themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
 // A chart that was drawn while its tab was hidden has no width yet.

@@ -1,9 +1,11 @@
 """Following a run: stateless, only what is new, and only what can be done."""
 
+import json
+
 import gradio as gr
 import pytest
 
-from engine.runs.control import request_start_anyway
+from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.event_log import EventWriter
 from engine.runs.events import StepData
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
@@ -25,45 +27,91 @@ def invent(services):
 
 
 def look(follow: FollowPart, run_id: str) -> Drawn:
-    return follow.look(run_id, "", 0.9, False, False)
+    return follow.look(run_id, 0.9, False, False)
+
+
+def answer(follow: FollowPart, drawn: Drawn, seen: str = "") -> dict | None:
+    """What the server says to a page that shows `drawn`."""
+    said = follow.news(drawn.live, seen)
+    return None if said is None else json.loads(said)
+
+
+def log_a_step(run) -> None:
+    with EventWriter(run.folder.events, attempt=1) as writer:
+        writer.append(StepData(step=11, epoch=0.3, loss=1.0, learning_rate=1e-4, tokens=6000, tokens_per_second=500.0))
 
 
 def shown(update) -> bool:
     return update["visible"]
 
 
-def test_a_tick_with_nothing_new_sends_nothing(follow, invent):
+def test_a_page_that_asks_gets_nothing_where_nothing_is_new(follow, invent):
+    drawn = look(follow, invent(state="running", steps=10).id)
+
+    assert answer(follow, drawn) is None
+
+
+def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
     run = invent(state="running", steps=10)
     drawn = look(follow, run.id)
+    log_a_step(run)
 
-    assert follow.tick(run.id, drawn.stamp, 0.9, False, False) == NOTHING
+    said = answer(follow, drawn)
+
+    assert "Step 11 of 120" in said["places"]["run-heading"]
+    assert said["places"]["loss-chart"] not in ("", drawn.loss)
+    assert set(said["places"]) == {
+        "run-heading", "loss-chart", "small-charts", "run-memory", "run-warnings", "run-timeline",
+    }  # fmt: skip
+    assert said["submit"] is False
+    assert answer(follow, drawn, said["stamp"]) is None
+    assert answer(follow, drawn) == said, "a page that missed the answer is told again"
 
 
-def test_a_tick_sends_what_was_logged_since(follow, invent):
+def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
     run = invent(state="running", steps=10)
     drawn = look(follow, run.id)
-    with EventWriter(run.folder.events, attempt=1) as writer:
-        writer.append(StepData(step=11, epoch=0.3, loss=1.0, learning_rate=1e-4, tokens=6000, tokens_per_second=500.0))
+    log_a_step(run)
+    run.folder.stop_request.touch()
 
-    later = follow.tick(run.id, drawn.stamp, 0.9, False, False)
+    said = answer(follow, drawn)
 
-    assert "Step 11 of 120" in later.heading
-    assert later.stamp != drawn.stamp
-    assert later.loss != drawn.loss
-    assert later.timer == NOTHING
-    assert later.choice == NOTHING
-    assert later.stop == later.trouble == later.body == NOTHING  # what did not change is not sent
+    assert (said["places"], said["submit"]) == ({}, True)
+    drawn = follow.refresh(run.id, 0.9, False, False)
+    assert not shown(drawn.stop)
+    assert "Step 11 of 120" in drawn.heading
+    assert any(run.id == value for _, value in drawn.choice["choices"])
+    assert answer(follow, drawn) is None
 
 
-def test_the_clock_stops_when_the_run_has_ended(follow, invent):
+def test_a_page_asks_until_the_run_has_ended(follow, invent):
     run = invent(state="completed")
 
-    assert look(follow, run.id).timer["active"] is False
-    last = follow.tick(run.id, "a stamp:running:", 0.9, False, False)
-    assert last.timer["active"] is False
+    assert look(follow, run.id).live == ""
+    last = follow.refresh(run.id, 0.9, False, False)
+    assert last.live == ""
     assert "completed" in last.choice["choices"][0][0]
-    assert look(follow, invent(state="running", steps=3).id).timer["active"] is True
-    assert look(follow, invent(state="queued").id).timer["active"] is True
+    assert look(follow, invent(state="running", steps=3).id).live != ""
+    assert look(follow, invent(state="queued").id).live != ""
+
+
+@pytest.mark.parametrize(
+    "forged",
+    ["", "x", "[]", '{"run": 3}', '{"run": "../..", "seen": "", "smoothing": 9, "log_axis": 0, "log_open": 1}'],
+)
+def test_a_question_that_no_page_of_ours_asks_gets_no_answer(follow, forged):
+    assert follow.news(forged, "") is None
+
+
+def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
+    run = invent(state="running", steps=10)
+
+    curve, live = follow.redraw_loss(run.id, 0.5, True, False)
+
+    assert json.loads(live)["smoothing"] == 0.5
+    assert curve != look(follow, run.id).loss
+    log_a_step(run)
+    assert '"type":"log"' in json.loads(follow.news(live, ""))["places"]["loss-chart"]
 
 
 def test_another_server_on_the_same_home_shows_the_same(services, laid_out, invent):
@@ -72,7 +120,7 @@ def test_another_server_on_the_same_home_shows_the_same(services, laid_out, inve
     one, other = (look(laid_out(TrainTab).follow, run.id) for _ in range(2))
 
     assert one.loss == other.loss
-    assert one.stamp == other.stamp
+    assert one.live == other.live
 
 
 @pytest.mark.parametrize(
@@ -109,31 +157,36 @@ def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
 def test_a_run_that_is_gone_leaves_the_empty_state(follow):
     assert "No run is under way" in look(follow, "").heading
     assert "No run is under way" in look(follow, "20250101-000000-000-abcd").heading
-    assert follow.tick("", "", 0.9, False, False) == NOTHING
+    assert "No run is under way" in follow.refresh("", 0.9, False, False).heading
 
 
 def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(follow, invent, services):
-    run = invent(state="completed")
-    stamp = look(follow, run.id).stamp
+    run = invent(state="queued")
+    drawn = look(follow, run.id)
+    request_stop(run)
+    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "stopped"}))
     services.runs.delete(run.id)
 
-    drawn = follow.tick(run.id, stamp, 0.9, False, False)
+    said = answer(follow, drawn)
+    assert said["submit"] is True
+    assert answer(follow, drawn, said["stamp"]) is None, "it is said once"
 
+    drawn = follow.refresh(run.id, 0.9, False, False)
     assert "There is no run" in drawn.heading
-    assert drawn.timer["active"] is False
+    assert drawn.live == ""
 
 
 def test_the_log_is_read_only_where_it_is_open(follow, invent):
     run = invent(state="running", steps=3, log="something was said\n")
 
-    closed = follow.look(run.id, "", 0.9, False, False)
-    opened = follow.look(run.id, "", 0.9, False, True)
+    closed = follow.look(run.id, 0.9, False, False)
+    opened = follow.look(run.id, 0.9, False, True)
 
     assert closed.log == NOTHING
     assert "something was said" in opened.log
     run.folder.log.write_text("something was said\nand more\n", encoding="utf-8")
-    assert follow.tick(run.id, closed.stamp, 0.9, False, False) == NOTHING
-    assert "and more" in follow.tick(run.id, opened.stamp, 0.9, False, True).log
+    assert answer(follow, closed) is None
+    assert "and more" in answer(follow, opened)["places"]["run-log"]
 
 
 def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
@@ -143,10 +196,12 @@ def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
     monkeypatch.setattr(module, "loss_figure", lambda *arguments: drawn.append(arguments) or "{}")
     run = invent(state="running", steps=3)
 
-    look(follow, run.id)
-    look(follow, run.id)
-
+    first, _ = look(follow, run.id), look(follow, run.id)
     assert len(drawn) == 1
+
+    log_a_step(run)
+    assert answer(follow, first) == answer(follow, first)
+    assert len(drawn) == 2
 
 
 def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
@@ -155,34 +210,16 @@ def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
 
     assert shown(look(follow, waits.id).anyway)
     assert not shown(look(follow, stands_behind.id).anyway)
-    stamp = look(follow, waits.id).stamp
+    drawn = look(follow, waits.id)
     request_start_anyway(waits)
-    assert not shown(follow.tick(waits.id, stamp, 0.9, False, False).anyway)
+    assert answer(follow, drawn)["submit"] is True
+    assert not shown(look(follow, waits.id).anyway)
 
 
-def test_a_button_that_becomes_useful_appears_with_the_next_tick(follow, invent):
+def test_a_button_that_becomes_useful_is_asked_for(follow, invent):
     run = invent(state="running", steps=10)
     drawn = look(follow, run.id)
     write_checkpoint(run, 10)
 
-    assert shown(follow.tick(run.id, drawn.stamp, 0.9, False, False).chat)
-
-
-def test_a_glance_says_only_whether_something_is_new(follow, invent):
-    run = invent(state="running", steps=10)
-    stamp = look(follow, run.id).stamp
-    before = follow.glance(run.id, False)
-    assert before == follow.glance(run.id, False)
-    assert before[0] == stamp
-    assert follow.glance("", False) == ("", "")
-
-    with EventWriter(run.folder.events, attempt=1) as writer:
-        writer.append(StepData(step=11, epoch=0.3, loss=1.0, learning_rate=1e-4, tokens=6000, tokens_per_second=500.0))
-    after = follow.glance(run.id, False)
-    assert after[0] != before[0]
-    assert after[1] == before[1]
-    assert "Step 11 of 120" in follow.draw_news(run.id, stamp, 0.9, False, False)[1]
-
-    run.folder.stop_request.touch()
-    assert follow.glance(run.id, False)[1] != before[1]
-    assert follow.draw_news(run.id, stamp, 0.9, False, False) == NOTHING  # the change of the buttons draws it all
+    assert answer(follow, drawn)["submit"] is True
+    assert shown(look(follow, run.id).chat)

@@ -14,10 +14,11 @@ from engine.runs.requests import request_resume
 from engine.runs.run import LIVE_STATES, Run
 from ui.chart import chart
 from ui.errors import shown_as_message
+from ui.live import asking, news, place
 from ui.page import Page
 from ui.rendered import Rendered
 from ui.run_reader import ObservedRun, log_tail
-from ui.tabs.drawn import CURVES, NOTHING, NOTHING_NEW, OFFERS, Drawn, gone
+from ui.tabs.drawn import CURVES, NOTHING, Drawn, Question, gone
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
 from ui.views.run_choice import run_choices
 from ui.views.run_view import (
@@ -31,7 +32,7 @@ from ui.views.run_view import (
     render_warnings,
 )
 
-_TICK_SECONDS = 2.0
+_ASK_SECONDS = 2.0
 _LISTED = 200  # newest runs that are offered
 _CANCEL_WORDS = (
     '<p class="notice">Cancel ends the run at once. Checkpoints that were saved before stay; what came after the last '
@@ -50,10 +51,10 @@ class FollowPart:
 
     def __init__(self, page: Page, choice: gr.Dropdown | None = None, prefix: str = "") -> None:
         self._page = page
-        self._tab = page.tab_here()
-        self._figures = Rendered()
+        self._prefix = prefix
+        self._figures, self._news = Rendered(), Rendered()
         self.choice = choice
-        self.heading = gr.HTML(NO_RUN, elem_id=f"{prefix}run-heading")
+        self.heading = place(NO_RUN, elem_id=f"{prefix}run-heading")
         self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
         with gr.Row(elem_id=f"{prefix}run-buttons", elem_classes="run-buttons"):
             self.stop = gr.Button("Stop and save", visible=False, elem_id=f"{prefix}stop", scale=0, min_width=150)
@@ -95,26 +96,22 @@ class FollowPart:
                 self.log_axis = gr.Checkbox(
                     False, label="Logarithmic axis", elem_id=f"{prefix}log-axis", scale=1, container=False
                 )
-            self.warnings = gr.HTML(elem_id=f"{prefix}run-warnings")
+            self.warnings = place(elem_id=f"{prefix}run-warnings")
             self.small = chart(elem_id=f"{prefix}small-charts", elem_classes="small-charts")
-            self.memory = gr.HTML(elem_id=f"{prefix}run-memory")
+            self.memory = place(elem_id=f"{prefix}run-memory")
             with gr.Accordion("What happened, step by step", open=False):
-                self.timeline = gr.HTML(elem_id=f"{prefix}run-timeline")
+                self.timeline = place(elem_id=f"{prefix}run-timeline")
             with gr.Accordion("Log of the worker", open=False) as self.log_fold:
-                self.log = gr.HTML(elem_id=f"{prefix}run-log", autoscroll=True)
+                self.log = place(elem_id=f"{prefix}run-log", autoscroll=True)
         self._log_open = gr.State(False)
-        self._stamp = gr.State("")
-        # A tick sets only these two: an output that is skipped is built anew by the server all the same. Their change
-        # in the browser asks for what is new. (The change of a gr.State is told by Gradio's queue only.)
-        self._news, self._offers = (gr.Textbox("", visible="hidden", show_label=False) for _ in range(2))
-        self.timer = gr.Timer(_TICK_SECONDS, active=False)
+        self.live = asking(self.news, _ASK_SECONDS, elem_id=f"{prefix}run-live")
 
     @property
     def outputs(self) -> list[Component]:
         """Where a `Drawn` goes."""
         outputs: list[Component] = [
-            self._stamp, self.heading, self.trouble, self.body, self.loss, self.small, self.memory, self.warnings,
-            self.timeline, self.log, self.stop, self.cancel, self.resume, self.anyway, self.chat, self.timer,
+            self.live, self.heading, self.trouble, self.body, self.loss, self.small, self.memory, self.warnings,
+            self.timeline, self.log, self.stop, self.cancel, self.resume, self.anyway, self.chat,
         ]  # fmt: skip
         return outputs if self.choice is None else [*outputs, self.choice]
 
@@ -130,33 +127,26 @@ class FollowPart:
 
     @property
     def _inputs(self) -> list[Component]:
-        return [self._page.chosen_run, self._stamp, self.smoothing, self.log_axis, self._log_open]
+        return [self._page.chosen_run, self.smoothing, self.log_axis, self._log_open]
 
     def wire(self) -> None:
         """Connect the events."""
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        glanced: list[Component] = [page.chosen_run, self._log_open]
-        self.timer.tick(self.glance, glanced, [self._news, self._offers], trigger_mode="once", **quick)
-        curves = [getattr(self, name) if name != "stamp" else self._stamp for name in CURVES]
-        self._news.change(self.draw_news, self._inputs, curves, trigger_mode="always_last", **quick)
-        self._offers.change(self._sent(self.tick), self._inputs, self.outputs, trigger_mode="always_last", **quick)
-        gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
+        self.live.submit(self._sent(self.refresh), self._inputs, self.outputs, trigger_mode="always_last", **quick)
         gr.on(
             [self.smoothing.change, self.log_axis.change],
             self.redraw_loss,
-            [page.chosen_run, self.smoothing, self.log_axis],
-            self.loss,
+            self._inputs,
+            [self.loss, self.live],
             trigger_mode="always_last",
             **quick,
         )
         for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
-            opened = event(lambda is_open=is_open: (is_open, ""), None, [self._log_open, self._stamp], **quick)
-            opened.then(self._sent(self.tick), self._inputs, self.outputs, **quick)
+            opened = event(lambda is_open=is_open: is_open, None, self._log_open, **quick)
+            self.look_after(opened)
         if self.choice is not None:
-            picked = self.choice.input(
-                lambda run_id: (run_id or "", ""), self.choice, [page.chosen_run, self._stamp], **quick
-            )
+            picked = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **quick)
             self.look_after(picked)
         self._ask(self.anyway.click, request_start_anyway)
         self._ask(self.stop.click, request_stop)
@@ -183,44 +173,44 @@ class FollowPart:
             **quick,
         )
 
-    def glance(self, run_id: str, log_open: bool) -> tuple[str, str]:
-        """A few characters that change when the run has news, and some that change when other buttons are due."""
-        if not run_id:
-            return "", ""
+    def news(self, question: str, stamp: str) -> str | None:
+        """What a page is to show since `stamp`, as `ui.live` sends it; None where nothing is new.
+
+        Where other buttons are due the page asks for all of it by an event, `refresh`: only that can change them.
+        """
+        asked = Question.from_text(question)
+        if asked is None or not asked.run:
+            return None
+        seen = stamp or asked.seen
         try:
-            observed = self._page.reader.observe(run_id)
-        except EngineError as error:
-            return "", error.what
-        return _stamp_of(observed, log_open), _offers_of(observed)
+            observed = self._page.reader.observe(asked.run)
+        except EngineError:
+            return news("gone", {}, submit=True) if seen != "gone" else None
+        new = _stamp_of(observed, asked.log_open)
+        if new == seen:
+            return None
+        if not seen.endswith(_offers_of(observed)):
+            return news(new, {}, submit=True)
+        return self._news.get((new, asked.view), lambda: news(new, self._places(observed, asked)))
 
-    def draw_news(self, run_id: str, stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
-        """What a step changes: heading, curves, words. Where other buttons are due, `tick` draws these as well."""
-        drawn = self.tick(run_id, stamp, smoothing, log_axis, log_open)
-        if not isinstance(drawn, Drawn) or drawn.body != gr.skip():
-            return gr.skip()
-        return tuple(getattr(drawn, name) for name in CURVES)
+    def _places(self, observed: ObservedRun, asked: Question) -> dict[str, str]:
+        drawn = self._draw(observed, asked.view, asked.log_open)
+        new = ((getattr(self, name).elem_id, getattr(drawn, name)) for name in CURVES)
+        return {place: value for place, value in new if isinstance(value, str)}
 
-    def tick(self, run_id: str, stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
-        """What is new since `stamp`; nothing at all is sent where nothing is."""
+    def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
+        """All of it, after a page found that more than its curves has changed; the list of runs has it as well."""
         if not run_id:
-            return gr.skip()
+            return NOTHING
         try:
             observed = self._page.reader.observe(run_id)
         except EngineError as error:
             return gone(error)
-        if _stamp_of(observed, log_open) == stamp:
-            return gr.skip()
-        drawn = self._draw(observed, ChartView(smoothing, log_axis), log_open)
-        # A tick may only stop the clock: another tab may have been opened since it began.
-        clock = gr.skip() if observed.is_live else gr.update(active=False)
-        has_changed_state = f":{observed.state.state}:" not in stamp
-        drawn = drawn._replace(timer=clock, choice=self._list(run_id, "Follow") if has_changed_state else gr.skip())
-        if stamp.endswith(_offers_of(observed)):
-            # Each update of a button costs the server more than a curve does, and they rarely change.
-            drawn = drawn._replace(**dict.fromkeys(OFFERS, gr.skip()))
-        return drawn
+        return self._draw(observed, ChartView(smoothing, log_axis), log_open)._replace(
+            choice=self._list(run_id, "Follow")
+        )
 
-    def look(self, run_id: str, _stamp: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
+    def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
         """Everything about a run, whatever was shown before."""
         if not self._page.reader.exists(run_id):
             return NOTHING
@@ -231,17 +221,17 @@ class FollowPart:
         return self._draw(observed, ChartView(smoothing, log_axis), log_open)
 
     def look_if_shown(self, run_id: str, view: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
-        """Like `look`; with another view in front, only the clock is stopped."""
-        if view != "Follow":
-            return NOTHING_NEW
-        return self.look(run_id, "", smoothing, log_axis, log_open)
+        """Like `look`, where the view is in front."""
+        return self.look(run_id, smoothing, log_axis, log_open) if view == "Follow" else gr.skip()
 
-    def redraw_loss(self, run_id: str, smoothing: float, log_axis: bool) -> Any:
-        """The loss curve alone, after its controls were moved."""
+    def redraw_loss(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
+        """The loss curve alone, after its controls were moved; what follows is drawn the same way."""
+        view = ChartView(smoothing, log_axis)
         try:
-            return self._loss(self._page.reader.observe(run_id), ChartView(smoothing, log_axis))
+            observed = self._page.reader.observe(run_id)
         except EngineError:
-            return gr.skip()
+            return gr.skip(), gr.skip()
+        return self._loss(observed, view), _question(observed, view, log_open)
 
     def _list(self, run_id: str, view: str) -> Any:
         if view != "Follow":
@@ -254,7 +244,7 @@ class FollowPart:
         state, resumable = observed.state.state, observed.state.resumable_step
         asked = observed.stop_requested or observed.cancel_requested
         return Drawn(
-            stamp=_stamp_of(observed, log_open),
+            live=_question(observed, view, log_open),
             heading=render_heading(observed),
             trouble=render_trouble(observed),
             body=gr.update(visible=True),
@@ -275,7 +265,6 @@ class FollowPart:
             ),
             anyway=gr.update(visible=observed.waits_for_memory and not asked),
             chat=gr.update(visible=observed.can_be_talked_to),
-            timer=gr.update(active=observed.is_live),
             choice=gr.skip(),
         )
 
@@ -301,6 +290,19 @@ class FollowPart:
         asked = event(shown_as_message(ask), self._page.chosen_run, None, trigger_mode="once", **quick)
         self.look_after(asked)
         return asked
+
+
+def _question(observed: ObservedRun, view: ChartView, log_open: bool) -> str:
+    """What the page goes on to ask; nothing about a run that has ended."""
+    if not observed.is_live:
+        return ""
+    return Question(
+        run=observed.run.id,
+        seen=_stamp_of(observed, log_open),
+        smoothing=view.smoothing,
+        log_axis=view.log_axis,
+        log_open=log_open,
+    ).model_dump_json()
 
 
 def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
