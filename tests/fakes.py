@@ -290,9 +290,17 @@ class FakeLauncher:
         return run
 
     def start_all(
-        self, configs: Sequence[RunConfig], key: str, *, on_progress: Callable[[str], None] = lambda _: None
+        self,
+        configs: Sequence[RunConfig],
+        key: str,
+        *,
+        copied_from: str | None = None,
+        on_progress: Callable[[str], None] = lambda _: None,
     ) -> list[Run]:
-        return [self.start(config, f"{key}/{number}", on_progress=on_progress) for number, config in enumerate(configs)]
+        return [
+            self.start(config, f"{key}/{number}", copied_from=copied_from, on_progress=on_progress)
+            for number, config in enumerate(configs)
+        ]
 
     def _work(self, run: Run, config: RunConfig) -> None:
         total = config.training.max_steps if config.training.max_steps > 0 else 60

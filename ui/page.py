@@ -35,6 +35,7 @@ class Page:
     # Both live in the browser, so that a reload keeps the draft and the run that was being looked at.
     saved_draft: gr.BrowserState = field(init=False)
     chosen_run: gr.BrowserState = field(init=False)
+    copied_from: gr.BrowserState = field(init=False)  # id of the run whose settings the draft began as, or ""
     tabs: gr.Tabs = field(init=False)
     reader: RunReader = field(init=False)  # what all tabs know about runs
     _views: list[tuple[Component, DraftView]] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Page:
         self.reader = RunReader(self.services.runs)
         self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret=STORAGE_KEY)
         self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=STORAGE_KEY)
+        self.copied_from = gr.BrowserState("", storage_key="loratory-copied-from", secret=STORAGE_KEY)
 
     def on_draft(self, component: Component, view: DraftView) -> None:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""

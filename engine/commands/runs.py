@@ -18,6 +18,7 @@ from engine.paths import LoratoryHome, local_owner
 
 if TYPE_CHECKING:
     from engine.runs.run import Run, State
+    from engine.runs.selection import SortKey
     from engine.runs.store import RunStore
     from engine.runs.summary import RunSummary
 
@@ -40,6 +41,11 @@ def register(app: typer.Typer) -> None:
 def list_runs(
     words: Annotated[list[str] | None, typer.Argument(help="Only runs with all these words in name, model, …")] = None,
     state: Annotated[list[str] | None, typer.Option("--state", help="Only runs in this state.")] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Only runs of this method.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only runs on this model.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only runs with this tag; several: with all.")] = None,
+    sort: Annotated[str, typer.Option("--sort", help="A column: eval_loss, seconds, size_bytes, name, …")] = "created",
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest, or oldest, first.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="All columns as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,14 +55,23 @@ def list_runs(
     from engine.runs.table import summaries_csv
 
     store = _store()
-    query = RunQuery(words=" ".join(words or ()), states=_states(state or ()))
+    query = RunQuery(
+        words=" ".join(words or ()),
+        states=_states(state or ()),
+        methods=tuple(method or ()),
+        models=tuple(model or ()),
+        tags=tuple(tag or ()),
+        sort=_sort_key(sort),
+        descending=not ascending,
+    )
     found = select_runs(RunIndex(store).summaries(), query)
     if as_json:
         print_json([_summary_json(store, summary) for summary in found])
     elif as_csv:
         typer.echo(summaries_csv(found), nl=False)
     elif not found:
-        print("No runs yet. Start one with `loratory train quickstart-cpu`." if not query.words else "No such runs.")
+        restricts = query.words or query.states or query.methods or query.models or query.tags
+        print("No such runs." if restricts else "No runs yet. Start one with `loratory train quickstart-cpu`.")
     else:
         print_table(
             ("run", "name", "state", "steps", "loss", "held out", "duration", "size"), [_row(row) for row in found]
@@ -178,6 +193,18 @@ def _states(given: "list[str] | tuple[str, ...]") -> "tuple[State, ...]":
         if name not in known:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.", param_hint="--state")
     return tuple(state for state in known if state in given)
+
+
+def _sort_key(given: str) -> "SortKey":
+    from typing import get_args
+
+    from engine.runs.selection import SortKey
+
+    known: tuple[SortKey, ...] = get_args(SortKey)
+    for name in known:
+        if name == given:
+            return name
+    raise typer.BadParameter(f"{given!r} is not one of {', '.join(known)}.", param_hint="--sort")
 
 
 def _summary_json(store: "RunStore", summary: "RunSummary") -> dict[str, object]:

@@ -52,13 +52,19 @@ class Launcher:
         return self._store.create(checked.config, provenance, key, checked.report)
 
     def start_all(
-        self, configs: Sequence[RunConfig], key: str, *, on_progress: OnProgress = lambda _: None
+        self,
+        configs: Sequence[RunConfig],
+        key: str,
+        *,
+        copied_from: str | None = None,
+        on_progress: OnProgress = lambda _: None,
     ) -> list[Run]:
         """File several runs at once: all of them are checked before the first one is filed.
 
         Args:
             configs: In the order in which they shall run.
             key: Names this request, as for `start`.
+            copied_from: Id of the run whose configuration they began as.
             on_progress: Told in words what is being checked.
 
         Raises:
@@ -71,7 +77,8 @@ class Launcher:
             if name not in known:
                 checked[name] = self._preflight.check(config, _numbered(on_progress, number, len(configs)))
         for name, passed in checked.items():
-            known[name] = self._store.create(passed.config, passed.provenance, name, passed.report)
+            provenance = passed.provenance.model_copy(update={"copied_from": copied_from})
+            known[name] = self._store.create(passed.config, provenance, name, passed.report)
         return [known[name] for name in keys]
 
 

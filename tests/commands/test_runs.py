@@ -9,6 +9,7 @@ from engine.paths import local_owner
 from engine.runs.control import request_stop
 from engine.runs.event_log import EventWriter
 from engine.runs.events import StepData
+from engine.runs.notes import change_notes
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
@@ -49,6 +50,27 @@ def ended(store, name="A run", state="completed", steps=2):
             )
     run.folder.write_state(RunState(state=state, attempt=1, cause="" if state == "completed" else "It broke."))
     return run
+
+
+def test_runs_are_found_by_method_model_and_tag_and_sorted(store, loratory):
+    long, short = ended(store, "Long", steps=9), ended(store, "Short", steps=2)
+    change_notes(short.folder, tags=("good", "kept"))
+    row = json.loads(loratory("runs", "--json")[1])[0]
+
+    def names(*options: str) -> list[str]:
+        return [row["name"] for row in json.loads(loratory("runs", "--json", *options)[1])]
+
+    assert names("--method", row["method"], "--model", row["model"]) == ["Short", "Long"]
+    assert names("--method", "no-such") == names("--model", "no-such") == []
+    assert names("--tag", "good", "--tag", "kept") == ["Short"]
+    assert names("--tag", "good", "--tag", "bad") == []
+    assert names("--sort", "steps") == ["Long", "Short"]
+    assert names("--sort", "steps", "--ascending") == ["Short", "Long"]
+    assert loratory("runs", "--tag", "bad")[1] == "No such runs.\n"
+    code, _, said = loratory("runs", "--sort", "beauty")
+    assert code == 2
+    assert "eval_loss" in said
+    assert long.folder.path.is_dir()
 
 
 def test_runs_are_listed_newest_first_and_filtered(store, loratory):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.errors import DatasetError, Problem
+from engine.runs.provenance import read_provenance
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.draft import read_draft
 from ui.tabs.start import Started, render_reason, start_key, why_not
@@ -39,7 +40,7 @@ def waited_for(tab: TrainTab, shown: Started) -> Started:
 
 
 def started(tab: TrainTab, token: str, config) -> Started:
-    return waited_for(tab, tab.start.begin(token, *values_of(tab, config)))
+    return waited_for(tab, tab.start.begin(token, "", *values_of(tab, config)))
 
 
 def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
@@ -61,6 +62,21 @@ def test_the_same_draft_sent_twice_starts_one_run(tab):
     assert len(tab._page.services.runs.ids()) == 1
 
 
+def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
+    original = started(tab, "token", a_config(training__max_steps=3)).chosen_run
+    values = values_of(tab, a_config(training__max_steps=4))
+    runs = tab._page.services.runs
+
+    copy = waited_for(tab, tab.start.begin("token", original, *values)).chosen_run
+    orphan = waited_for(tab, tab.start.begin("later", "20250101-000000-000-abcd", *values)).chosen_run
+    waited_for(tab, tab.start.begin_sweep("token", original, "1e-4, 5e-4", "", True, *values))
+
+    assert read_provenance(runs.get(copy).folder).copied_from == original
+    assert read_provenance(runs.get(orphan).folder).copied_from is None
+    swept = [run for run in runs.list() if run.id not in (original, copy, orphan)]
+    assert [read_provenance(run.folder).copied_from for run in swept] == [original] * 2
+
+
 def test_a_changed_draft_or_a_later_start_is_another_run(tab):
     ids = {
         started(tab, "token", a_config(training__max_steps=3)).chosen_run,
@@ -76,7 +92,7 @@ def test_problems_are_shown_in_place_and_nothing_starts(tab):
     values = dict(zip(tab._page.form.names, values_of(tab, a_config()), strict=True))
     values |= {"training.learning_rate": 7.0, "adapter.r": 0}
 
-    shown = tab.start.begin("token", *values.values())
+    shown = tab.start.begin("token", "", *values.values())
 
     assert "2 settings need your attention" in shown.problems
     assert "training.learning_rate" in shown.problems
@@ -89,13 +105,13 @@ def test_a_start_says_what_it_is_checking_and_holds_no_handler_meanwhile(tab, mo
     launcher, goes_on = tab._page.services.launcher, threading.Event()
     start = launcher.start
 
-    def slow(config, key, *, on_progress):
+    def slow(config, key, *, copied_from, on_progress):
         on_progress("Checking the data: 12 rows.")
         assert goes_on.wait(20)
-        return start(config, key)
+        return start(config, key, copied_from=copied_from)
 
     monkeypatch.setattr(launcher, "start", slow)
-    shown = tab.start.begin("token", *values_of(tab, a_config(training__max_steps=3)))
+    shown = tab.start.begin("token", "", *values_of(tab, a_config(training__max_steps=3)))
     assert shown.timer["active"]
     deadline = time.monotonic() + 10
     while "12 rows" not in tab.start.look(shown.pending).problems:
@@ -122,7 +138,7 @@ def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
     values = values_of(tab, a_config(training__max_steps=3, adapter__r=16, adapter__lora_alpha=32))
 
     for _ in range(2):
-        shown = waited_for(tab, tab.start.begin_sweep("token", "1e-4, 5e-4", "8,16,", True, *values))
+        shown = waited_for(tab, tab.start.begin_sweep("token", "", "1e-4, 5e-4", "8,16,", True, *values))
 
     configs = [run.folder.read_config() for run in tab._page.services.runs.list()]
     assert sorted((c.training.learning_rate, c.adapter.r, c.adapter.lora_alpha) for c in configs) == [
@@ -133,7 +149,7 @@ def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
 
 @pytest.mark.parametrize(("rates", "ranks", "said"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
 def test_a_sweep_that_cannot_work_says_so_and_files_nothing(tab, rates, ranks, said):
-    shown = tab.start.begin_sweep("token", rates, ranks, True, *values_of(tab, a_config()))
+    shown = tab.start.begin_sweep("token", "", rates, ranks, True, *values_of(tab, a_config()))
 
     assert said in shown.problems
     assert not tab._page.services.runs.ids()

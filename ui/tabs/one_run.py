@@ -60,7 +60,8 @@ class OneRunPart:
         slow: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for button, configuration in ((self.duplicate, self.configuration), (self.train_on, self.continuation)):
             copied = button.click(shown_as_message(configuration), page.chosen_run, self._change, **slow)
-            page.open_tab(page.fill_after(copied, self._change), "method")
+            noted = copied.success(lambda run_id: run_id, page.chosen_run, page.copied_from, **quick)
+            page.open_tab(page.fill_after(noted, self._change), "method")
         self.delete.click(self.ask_delete, page.chosen_run, [self.confirm, self.warning], **quick)
         self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quick)
         deleted = self.really.click(

@@ -86,26 +86,30 @@ class StartPart:
             self.problems, page.chosen_run, self._token, self.start, self.sweep, self._pending, self.timer,
             self.goes_to,
         ]  # fmt: skip
-        self.start.click(self.begin, [self._token, *form.components], outputs, trigger_mode="once", **quick)
+        named = [self._token, page.copied_from]
+        self.start.click(self.begin, [*named, *form.components], outputs, trigger_mode="once", **quick)
         self.sweep.click(
             self.begin_sweep,
-            [self._token, self.rates, self.ranks, self.ratio, *form.components],
+            [*named, self.rates, self.ranks, self.ratio, *form.components],
             outputs,
             trigger_mode="once",
             **quick,
         )
         return self.timer.tick(self.look, self._pending, outputs, trigger_mode="once", **quick)
 
-    def begin(self, token: str, *values: Any) -> Started:
+    def begin(self, token: str, copied_from: str, *values: Any) -> Started:
         """Begin to check the draft and to file its run."""
         draft = self._page.draft(values)
         if draft.config is None:
             return _refused(ConfigError(draft.problems))
         config, launcher = draft.config, self._page.services.launcher
-        key = start_key(token, [config])
-        return self._shown(key, self._starts.begin(key, lambda say: [launcher.start(config, key, on_progress=say)]))
+        key, origin = start_key(token, [config]), self._origin(copied_from)
+        return self._shown(
+            key,
+            self._starts.begin(key, lambda say: [launcher.start(config, key, copied_from=origin, on_progress=say)]),
+        )
 
-    def begin_sweep(self, token: str, rates: str, ranks: str, ratio: bool, *values: Any) -> Started:
+    def begin_sweep(self, token: str, copied_from: str, rates: str, ranks: str, ratio: bool, *values: Any) -> Started:
         """Begin to check every combination and to file a run for each."""
         draft = self._page.draft(values)
         try:
@@ -114,8 +118,15 @@ class StartPart:
             configs = sweep_of(draft.config, rates, ranks, alpha_follows=ratio)
         except EngineError as error:
             return _refused(error)
-        launcher, key = self._page.services.launcher, start_key(token, configs)
-        return self._shown(key, self._starts.begin(key, lambda say: launcher.start_all(configs, key, on_progress=say)))
+        launcher, key, origin = self._page.services.launcher, start_key(token, configs), self._origin(copied_from)
+        return self._shown(
+            key,
+            self._starts.begin(key, lambda say: launcher.start_all(configs, key, copied_from=origin, on_progress=say)),
+        )
+
+    def _origin(self, copied_from: str) -> str | None:
+        """The run whose settings the draft began as, where there is still such a run."""
+        return copied_from if self._page.reader.exists(copied_from) else None
 
     def look(self, pending: str) -> Started:
         """How far the start has come that this page waits for."""

@@ -98,7 +98,8 @@ class TrainTab:
         page, form = self._page, self._page.form
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **quick)
-        filled = page.fill_after(preset, self._change)
+        alone = preset.then(lambda: "", None, page.copied_from, queue=False, **quick)
+        filled = page.fill_after(alone, self._change)
         self._count_after(filled)
         for name in _COUNTED_BY:
             self._count_after(form[name].input(lambda: None, None, None, queue=False, **quick))
