@@ -20,7 +20,8 @@ from engine.hardware.device import Device
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonObject, Request, Steps, serve
+from engine.processes.answering import Request, Steps, serve
+from engine.processes.json_lines import JsonObject
 
 _WARM_UP_TOKENS = 8
 

@@ -32,7 +32,8 @@ from engine.evaluation.rows import PromptAndReference, decode, split_at_answer, 
 from engine.evaluation.scores import mean_scores, score_answer
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import CancelledRequestError, JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import CancelledRequestError, JsonObject
 
 
 @dataclass(frozen=True)

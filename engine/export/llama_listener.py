@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine.errors import ModelError
-from engine.processes.json_lines import JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import JsonObject
 
 _SPARE_TOKENS = 8
 

@@ -17,7 +17,8 @@ from engine.export.hub_answers import hub_client, no_token
 from engine.export.push_contract import PushProgress, UploadOrder
 from engine.export.push_files import intended_files, refuse_private_content
 from engine.export.push_upload import HubPush
-from engine.processes.json_lines import CancelledRequestError, JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import CancelledRequestError, JsonObject
 
 _LOOK_SECONDS = 0.2
 

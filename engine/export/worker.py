@@ -27,7 +27,8 @@ from engine.hardware.processor import memory_now
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import JsonObject
 
 # Verification in float32 sees the rounding of the weights alone; it is worth that much of the free memory.
 _SHARE_FOR_FLOAT32 = 0.6

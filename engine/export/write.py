@@ -18,7 +18,8 @@ from engine.export.folder import copy_tokenizer, rewrite_json
 from engine.export.merge import BaseFiles, Merge, NotByTensorError, plan_merge
 from engine.export.shards import ShardWriter
 from engine.models.source import ModelSource
-from engine.processes.json_lines import CancelledRequestError, Request
+from engine.processes.answering import Request
+from engine.processes.json_lines import CancelledRequestError
 
 _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

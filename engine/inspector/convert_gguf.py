@@ -16,7 +16,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.errors import ModelError
-from engine.processes.json_lines import JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import JsonObject
 
 # Vocabularies whose merges were learned with every digit by itself; llama.cpp splits them so (llama-vocab.cpp,
 # LLAMA_VOCAB_PRE_TYPE_SMOLLM and its neighbours), transformers reads them with GPT-2's split alone.

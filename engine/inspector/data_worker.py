@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.data.access import DataAccess
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import serve
+from engine.processes.answering import serve
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from engine.inspector.session import RenderedSequence
 from engine.models.folder import ModelPart
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import CancelledRequestError, JsonObject, Request, Steps
+from engine.processes.answering import Request, Steps
+from engine.processes.json_lines import CancelledRequestError, JsonObject
 
 
 class DatasetHandlers:

@@ -4,7 +4,8 @@ from engine.config.model import ModelConfig
 from engine.inspector.details import model_details
 from engine.inspector.inventory import module_inventory
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import JsonObject
 
 
 class ModelHandlers:

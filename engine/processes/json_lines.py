@@ -5,23 +5,18 @@
     ← {"id": 7, "result": {…}}              or {"id": 7, "error": {"what": …, "fix": …, "kind": "DatasetError"}}
     → {"cancel": 7}                         asks the handler of request 7 to end early
 
-The worker answers one request after the other, in order. A handler that yields lets others have their turn at each
-`yield`: such requests advance side by side, one step each, in one thread. A cancel is seen at once, by a reader thread.
+`engine.processes.answering` is the other end.
 """
 
 import contextlib
 import itertools
 import json
-import os
 import subprocess
-import sys
 import threading
-import traceback
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import engine.errors
 from engine.errors import EngineError, WorkerError
@@ -36,20 +31,6 @@ class CancelledRequestError(EngineError):
 
     def __init__(self) -> None:
         super().__init__("The request was stopped.", "Ask again when you need it.")
-
-
-class Request(Protocol):
-    """What a handler gets beside its parameters."""
-
-    def progress(self, value: JsonObject) -> None:
-        """Send a part of the answer, or how far it has come."""
-
-    def is_cancelled(self) -> bool:
-        """Whether the caller no longer wants the answer; long handlers look often."""
-
-
-Steps = Generator[None, None, JsonObject]  # each `yield` gives the turn away; the returned value is the result
-Handler = Callable[[JsonObject, Request], "JsonObject | Steps"]
 
 
 class _Awaited(NamedTuple):
@@ -250,103 +231,6 @@ class JsonLinesProcess:
             f"The helper process {self._module.rsplit('.', 2)[-2]} {reason} before it answered.",
             f"Try again; if it happens twice, its log {self._log_file.name} says more.",
         )
-
-
-def serve(handlers: Mapping[str, Handler]) -> None:
-    """Answer requests from stdin until it closes; to be called by the worker module.
-
-    Stray prints of libraries go to stderr, so that they cannot disturb the answers.
-    """
-    answers_out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    writing = threading.Lock()  # guards `answers_out`: progress may come from threads of a handler
-    cancelled: set[int] = set()
-    requests: Queue[JsonObject | None] = Queue()
-    threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests, cancelled), daemon=True).start()
-    running: deque[tuple[_ServedRequest, Steps]] = deque()
-    while True:
-        if not running or not requests.empty():
-            message = requests.get()
-            if message is None:
-                return
-            request = _ServedRequest(int(message["id"]), answers_out, writing, cancelled)
-            with _answering_errors(request):
-                answer = handlers[message["method"]](message["params"], request)
-                if isinstance(answer, Generator):
-                    running.append((request, answer))
-                else:
-                    request.finish({"result": answer})
-        if running:
-            request, steps = running.popleft()
-            with _answering_errors(request):
-                try:
-                    next(steps)
-                    running.append((request, steps))
-                except StopIteration as end:
-                    request.finish({"result": end.value})
-
-
-@contextlib.contextmanager
-def _answering_errors(request: "_ServedRequest") -> Iterator[None]:
-    try:
-        yield
-    except EngineError as error:
-        request.finish({"error": _error_to_json(error)})
-    except MemoryError:
-        traceback.print_exc()
-        request.finish({"error": _error_to_json(WorkerError("Memory ran out.", "Choose something smaller."))})
-    except Exception as error:
-        # The full story is for the log; a person gets one sentence.
-        traceback.print_exc()
-        what = f"Something unexpected happened ({type(error).__name__})."
-        request.finish({"error": _error_to_json(WorkerError(what, "Its log in the server folder says more."))})
-
-
-class _ServedRequest:
-    def __init__(self, request_id: int, out: BinaryIO, writing: threading.Lock, cancelled: set[int]) -> None:
-        self._id = request_id
-        self._out = out
-        self._writing = writing
-        self._cancelled = cancelled
-
-    def progress(self, value: JsonObject) -> None:
-        self.send({"progress": value})
-
-    def is_cancelled(self) -> bool:
-        return self._id in self._cancelled
-
-    def finish(self, message: JsonObject) -> None:
-        """Send the last answer; a cancel that comes later concerns nobody."""
-        self._cancelled.discard(self._id)
-        self.send(message)
-
-    def send(self, message: JsonObject) -> None:
-        line = json.dumps({"id": self._id, **message}, ensure_ascii=True).encode() + b"\n"
-        with self._writing:
-            self._out.write(line)
-            self._out.flush()
-
-
-def _read_requests(stream: BinaryIO, requests: "Queue[JsonObject | None]", cancelled: set[int]) -> None:
-    for line in stream:
-        try:
-            message = json.loads(line)
-        except ValueError:
-            continue
-        if "cancel" in message:
-            cancelled.add(message["cancel"])
-        else:
-            requests.put(message)
-    # The other side is gone: end even in the middle of a request, for nobody waits for the answer.
-    requests.put(None)
-    threading.Timer(2.0, os._exit, (0,)).start()
-
-
-def _error_to_json(error: EngineError) -> JsonObject:
-    shown: JsonObject = {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
-    if isinstance(error, engine.errors.ConfigError):
-        shown["problems"] = [list(problem) for problem in error.problems]
-    return shown
 
 
 def _error_from_json(value: JsonObject) -> EngineError:

@@ -9,7 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from engine.processes.json_lines import JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import JsonObject
 
 
 class TokenTimes(BaseStreamer):

@@ -6,7 +6,8 @@ import sys
 import time
 
 from engine.errors import ConfigError, DatasetError, Problem
-from engine.processes.json_lines import JsonObject, Request, serve
+from engine.processes.answering import Request, serve
+from engine.processes.json_lines import JsonObject
 
 
 def echo(params: JsonObject, request: Request) -> JsonObject:

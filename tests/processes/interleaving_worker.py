@@ -1,7 +1,8 @@
 """A worker for tests: counts aloud, one number a turn."""
 
 from engine.errors import DatasetError
-from engine.processes.json_lines import JsonObject, Request, Steps, serve
+from engine.processes.answering import Request, Steps, serve
+from engine.processes.json_lines import JsonObject
 
 
 def count(params: JsonObject, request: Request) -> Steps:
