@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from engine.processes.spawn import OPENMP_ENVIRONMENT
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_en_999.json"
 
@@ -153,7 +155,7 @@ def measure(kind: Kind, recipe: Recipe) -> Trial:
     process = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.training_trial", kind, json.dumps(asdict(recipe))],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        env=_environment(kind),
         capture_output=True,
         text=True,
         check=False,
@@ -161,6 +163,13 @@ def measure(kind: Kind, recipe: Recipe) -> Trial:
     if process.returncode:
         raise SystemExit(process.stderr[-3000:])
     return Trial(**json.loads(process.stdout.splitlines()[-1]))
+
+
+def _environment(kind: Kind) -> dict[str, str]:
+    """Our worker's threads wait as `engine.processes.spawn` has them; a script's as PyTorch does by itself."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OPENMP_ENVIRONMENT}
+    ours = OPENMP_ENVIRONMENT if kind != "plain" else {}
+    return {**inherited, **ours, "PYTHONWARNINGS": "ignore"}
 
 
 class TrialBook:
@@ -186,8 +195,6 @@ class TrialBook:
 
 
 def main() -> None:
-    # Before torch: see `engine.processes.spawn` and `engine.training.worker`, which set the same.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     kind, values = sys.argv[1], json.loads(sys.argv[2])
