@@ -53,7 +53,7 @@ def _pick_run(page: Page, words: str) -> None:
 
 def _runs(page: Page) -> None:
     open_tab(page, "Runs")
-    page.locator("#runs-table tr[data-pick]").first.wait_for()
+    page.locator("#runs-table tr[data-pick], #runs-table .empty").first.wait_for()
 
 
 def _compared(page: Page) -> None:
