@@ -24,7 +24,7 @@ from engine.data.conversation import Message
 from engine.errors import RunError, WorkerError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
-from engine.hardware.hold import hold_device
+from engine.hardware.hold import hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
@@ -283,7 +283,7 @@ class ChatSession:
             raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
         title = Path(request.plan.model.id).name
         holder = LeaseHolder(purpose="chat", title=title, process=identity, gives_way=True)
-        hold_device(self._leases, lease_name(request.device), holder, _LEAVING_SECONDS)
+        hold_devices(self._leases, (lease_name(request.device),), holder, _LEAVING_SECONDS)
 
     def _give_way_when_asked(self, loaded: _Loaded) -> None:
         """Unload an idle model when a run waits for its device; ends with the model."""

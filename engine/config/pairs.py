@@ -83,6 +83,35 @@ def _completion_of_conversations(config: RunConfig) -> str | None:
     return None
 
 
+def _spread_over_one_device(config: RunConfig) -> str | None:
+    if config.run.device_map == "none" or config.run.spread_over > 1:
+        return None
+    devices = config.run.devices
+    named = f"is {devices}" if isinstance(devices, str) else f"names {len(devices)}"
+    return (
+        f"{config.run.device_map} divides layers among the GPUs that run.devices names, which {named}; name two or more "
+        "there, such as [0, 1], or set none."
+    )
+
+
+def _spread_by_several_processes(config: RunConfig) -> str | None:
+    if config.run.device_map != "none" and config.run.launcher != "local":
+        return (
+            f"with launcher {config.run.launcher} every GPU has a process and a whole model of its own; set the launcher "
+            "to local to divide the layers, or device_map to none."
+        )
+    return None
+
+
+def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
+    if config.run.device_map != "none" and config.training.optim.startswith("paged_"):
+        return (
+            f"{config.training.optim} waits for one GPU alone before its state moves, and this run's is on several; "
+            "adamw_8bit is the nearest."
+        )
+    return None
+
+
 PAIR_RULES: tuple[PairRule, ...] = (
     PairRule(
         "training.gradient_checkpointing",
@@ -112,6 +141,9 @@ PAIR_RULES: tuple[PairRule, ...] = (
         ("adapter.method", "adapter.feedforward_modules", "adapter.target_modules"),
         _feedforward_outside_targets,
     ),
+    PairRule("run.device_map", ("run.device_map", "run.devices"), _spread_over_one_device),
+    PairRule("run.launcher", ("run.device_map", "run.launcher"), _spread_by_several_processes),
+    PairRule("training.optim", ("run.device_map", "training.optim"), _spread_with_paged_optimizer),
     PairRule("dataset.train_on", ("dataset.format", "dataset.train_on"), _completion_of_conversations),
 )
 

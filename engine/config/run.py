@@ -9,6 +9,7 @@ from engine.config.section import Section, setting
 from engine.config.training import TrainingConfig
 
 Launcher = Literal["local", "accelerate"]
+DeviceMap = Literal["none", "balanced"]
 
 
 class RunSection(Section):
@@ -36,6 +37,19 @@ class RunSection(Section):
     launcher: Launcher = setting(
         "local", label="Launcher", help="local starts one process; accelerate starts one per device.", advanced=True
     )
+    device_map: DeviceMap = setting(
+        "none",
+        label="Spread over GPUs",
+        help="balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU "
+        "cannot hold. They work in turn, so that it is no faster than one; none keeps the whole model on each device.",
+        advanced=True,
+    )
+
+    @property
+    def spread_over(self) -> int:
+        """GPUs that one model's layers are divided among; 1 where each device holds the whole model."""
+        named = len(self.devices) if not isinstance(self.devices, str) else 1
+        return named if self.device_map != "none" else 1
 
 
 class RunConfig(Section):

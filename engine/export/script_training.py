@@ -43,7 +43,7 @@ def model_code(config: RunConfig, facts: ModelFacts) -> str:
     elif quantization != "none":
         arguments.append(f"quantization_config={_four_bits(config, facts)}")
     if quantization != "none" or not facts.on_cpu:
-        arguments.append('device_map={"": "cpu"}' if facts.on_cpu else 'device_map={"": 0}')
+        arguments.append(_device_map(config, on_cpu=facts.on_cpu))
     listed = "".join(f"        {argument},\n" for argument in arguments)
     lines = [
         f"    model = AutoModelForCausalLM.from_pretrained(\n        name,\n{listed}    )",
@@ -59,6 +59,12 @@ def model_code(config: RunConfig, facts: ModelFacts) -> str:
         lines.append(_FLOAT32)
     about = "The model, all of which is trained" if adapter.method == "none" else "The frozen model with its adapter"
     return f'def load_model(name):\n    """{about}."""\n' + "\n".join(lines) + "\n"
+
+
+def _device_map(config: RunConfig, *, on_cpu: bool) -> str:
+    if config.run.spread_over > 1:
+        return 'device_map="balanced"'
+    return 'device_map={"": "cpu"}' if on_cpu else 'device_map={"": 0}'
 
 
 def _four_bits(config: RunConfig, facts: ModelFacts) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.errors import WorkerError
 from engine.hardware.device import Device, visible_only
-from engine.hardware.hold import hold_device
+from engine.hardware.hold import hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
@@ -89,7 +89,7 @@ class DeviceJob:
         if identity is None:
             raise self._ended()
         holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity)
-        hold_device(LeaseBook(self.home), lease_name(self.device), holder, _PATIENCE_SECONDS, on_wait)
+        hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, _PATIENCE_SECONDS, on_wait)
 
     @property
     def _log_file(self) -> Path:

@@ -8,7 +8,7 @@ from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor, memory_now
 
-__all__ = ["Device", "choose_device", "choose_from", "list_devices"]
+__all__ = ["Device", "choose_device", "choose_devices", "choose_from", "list_devices"]
 
 _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it somebody else is at work there
 
@@ -28,6 +28,16 @@ def choose_device(run: RunSection) -> Device:
         DeviceError: If the run names a GPU that is not there.
     """
     return choose_from(list_devices(), run)[0]
+
+
+def choose_devices(run: RunSection) -> tuple[Device, ...]:
+    """All devices that one process of such a run works on: several only where the layers are spread over them.
+
+    Raises:
+        DeviceError: If the run names a GPU that is not there.
+    """
+    chosen = choose_from(list_devices(), run)
+    return chosen if run.spread_over > 1 else chosen[:1]
 
 
 def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...]:

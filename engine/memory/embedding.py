@@ -29,7 +29,7 @@ def embed(r: Rehearsal) -> tuple[Value, Passing]:
     tape, workload, shape = r.tape, r.workload, r.structure.shape
     width = workload.precision.embeddings
     x = tape.value(workload.tokens * shape.hidden_size, width)
-    if not workload.trains_adapter:
+    if not workload.trains_adapter and workload.holds_embeddings:
         weight = r.weight(shape.vocab_size * shape.hidden_size, width)
         x.producer = tape.node((weight,), lambda _: (tape.allocate(weight.elements * width),))
     elif input_needs_gradient(workload):
@@ -58,8 +58,11 @@ def embed(r: Rehearsal) -> tuple[Value, Passing]:
 def input_needs_gradient(workload: Workload) -> bool:
     """Whether the first layer's input takes part in the backward pass although nothing before it is trained.
 
-    Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it.
+    Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it. What arrives from another
+    device has layers before it that learn.
     """
+    if not workload.holds_embeddings:
+        return True
     return workload.checkpointing != "none" and workload.trains_adapter
 
 

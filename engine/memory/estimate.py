@@ -1,5 +1,7 @@
 """How much memory a run needs, in which phase, and whether that fits."""
 
+from typing import NamedTuple
+
 from engine.config.adapter import AdapterConfig
 from engine.config.run import RunConfig
 from engine.errors import MemoryUnknownError
@@ -7,8 +9,10 @@ from engine.hardware.device import Device
 from engine.memory.allocator import DeviceNeed, need_on_device
 from engine.memory.components import describe_components
 from engine.memory.peak import Peak, find_peak, predict_peak, refuse_nonsense
+from engine.memory.persistent import base_weight_bytes
 from engine.memory.result import GIB, MemoryEstimate, ParameterCount, Verdict
 from engine.memory.run_workload import workload_of_run
+from engine.memory.spread import DevicePart, divide_layers, shape_of_part, targets_of_part, workload_of_part
 from engine.memory.structure import ModelStructure, read_structure
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.memory.trainable import TrainableCount, count_trainable
@@ -28,6 +32,14 @@ def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> Mem
     return Estimator(shape, device).estimate(config)
 
 
+class PlayedPart(NamedTuple):
+    """One device's share of a step whose layers are spread over several."""
+
+    part: DevicePart
+    workload: Workload
+    peak: Peak
+
+
 class Estimator:
     """Estimates of many configurations for one model and device; what they share is worked out once."""
 
@@ -38,31 +50,94 @@ class Estimator:
         self._known: list[tuple[AdapterConfig, AdapterTargets, TrainableCount]] = []
 
     def estimate(self, config: RunConfig) -> MemoryEstimate:
-        """The whole answer; raises as `estimate_memory` does."""
-        workload, peak = self._played(config)
-        return describe_peak(peak, workload, self.device)
+        """The whole answer; raises as `estimate_memory` does.
+
+        Where layers are spread over several devices, the answer is about the one that needs most.
+        """
+        workload = workload_of_run(self.shape, config, self.device)
+        if config.run.spread_over == 1:
+            return describe_peak(self.peak(workload), workload, self.device)
+        played = self.spread(workload, config.run.spread_over)
+        needs = [need_on_device(one.peak.tensors, one.workload, self.device).needed_bytes for one in played]
+        number = needs.index(max(needs))
+        fullest = played[number]
+        whole = self._adapted(workload.adapter)[1]
+        estimate = describe_peak(fullest.peak, fullest.workload, self.device)
+        note = (
+            f"These are figures of the fullest of {len(played)} devices, number {number + 1} in run.devices: it holds "
+            f"{_part_words(fullest.part)}. They need {', '.join(f'{need / GIB:.1f}' for need in needs)} GiB at most."
+        )
+        return estimate.model_copy(update={"parameters": _parameters(whole), "notes": (*estimate.notes, note)})
 
     def need(self, config: RunConfig) -> DeviceNeed:
         """Only what decides whether it fits; raises as `estimate_memory` does."""
-        workload, peak = self._played(config)
-        return need_on_device(peak.tensors, workload, self.device)
+        workload = workload_of_run(self.shape, config, self.device)
+        if config.run.spread_over == 1:
+            return need_on_device(self.peak(workload).tensors, workload, self.device)
+        return max(self.spread_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
+
+    def spread_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
+        """What each of several devices like this one needs where the layers are divided among them, in order."""
+        return tuple(
+            need_on_device(one.peak.tensors, one.workload, self.device) for one in self.spread(workload, devices)
+        )
+
+    def spread(self, workload: Workload, devices: int) -> tuple["PlayedPart", ...]:
+        """The same step as each of several devices takes part in it; raises as `estimate_memory` does, and:
+
+        Raises:
+            ConfigError: If there are fewer layers than devices.
+        """
+        targets, _ = self._adapted(workload.adapter)
+        played: list[PlayedPart] = []
+        for part in self.parts(workload, devices):
+            known = next((one for one in played if self._is_alike(one.part, part)), None)
+            if known is not None:
+                played.append(known._replace(part=part))
+                continue
+            shape, own = shape_of_part(self.shape, part), workload_of_part(workload, part)
+            part_targets = targets_of_part(targets, part)
+            counts = count_trainable(shape, workload.adapter, part_targets)
+            played.append(PlayedPart(part, own, self._found(read_structure(shape), own, part_targets, counts)))
+        return tuple(played)
+
+    def parts(self, workload: Workload, devices: int) -> tuple[DevicePart, ...]:
+        """Which layers stand on which of several devices; raises as `spread` does."""
+        whole = self.peak(workload)
+        weights = sum(base_weight_bytes(self.structure, workload))
+        trained = 0 if workload.trains_adapter else whole.persistent.optimizer + weights
+        return divide_layers(
+            self.shape,
+            workload,
+            devices,
+            kept_bytes=whole.kept_bytes // self.structure.num_layers,
+            times_weights=1 + trained / max(1, weights),
+        )
+
+    def _is_alike(self, one: DevicePart, other: DevicePart) -> bool:
+        """Whether two devices do the same: as many layers of one kind, and nothing beside them."""
+        return (
+            len(self.structure.layers) == 1
+            and len(one.layers) == len(other.layers)
+            and one.outside == other.outside == ()
+        )
 
     def peak(self, workload: Workload) -> Peak:
         """The peak of a step that is described already; raises as `estimate_memory` does."""
         refuse_nonsense(self.shape, workload)
-        targets, counts = self._adapted(workload.adapter)
+        return self._found(self.structure, workload, *self._adapted(workload.adapter))
+
+    def _found(
+        self, structure: ModelStructure, workload: Workload, targets: AdapterTargets, counts: TrainableCount
+    ) -> Peak:
         try:
-            return find_peak(self.structure, workload, self.device.name, targets, counts)
+            return find_peak(structure, workload, self.device.name, targets, counts)
         except (ArithmeticError, AssertionError, LookupError) as error:
             # Layers of an architecture that nobody has foreseen; tests play those of every model that there is.
             raise MemoryUnknownError(
                 f"The layers of {self.shape.architecture} are unlike all that the memory estimate knows.",
                 "It may train all the same; what a run takes is shown while it trains.",
             ) from error
-
-    def _played(self, config: RunConfig) -> tuple[Workload, Peak]:
-        workload = workload_of_run(self.shape, config, self.device)
-        return workload, self.peak(workload)
 
     def _adapted(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         for known, targets, counts in self._known:
@@ -87,9 +162,8 @@ def estimate_workload(structure: ModelStructure, workload: Workload, device: Dev
 def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstimate:
     """Add to the peak what surrounds the tensors, name the parts, and judge."""
     need = need_on_device(peak.tensors, workload, device)
-    counts = peak.counts
     return MemoryEstimate(
-        parameters=ParameterCount(total=counts.total, trainable=counts.trainable, trainable_percent=counts.percent),
+        parameters=_parameters(peak.counts),
         components=describe_components(peak.persistent, peak.held, need, workload, peak.workspace_bytes),
         allocated_bytes=peak.allocated_bytes,
         reserved_bytes=need.reserved_bytes,
@@ -104,6 +178,17 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
         total_bytes=device.total_bytes,
         notes=_notes(workload, peak),
     )
+
+
+def _parameters(counts: TrainableCount) -> ParameterCount:
+    return ParameterCount(total=counts.total, trainable=counts.trainable, trainable_percent=counts.percent)
+
+
+def _part_words(part: DevicePart) -> str:
+    beside = [
+        word for word, is_there in (("embeddings", part.has_embeddings), ("output head", part.has_head)) if is_there
+    ]
+    return " and ".join([f"{len(part.layers)} layers", *beside])
 
 
 def judge(need: DeviceNeed, device: Device) -> Verdict:

@@ -28,6 +28,7 @@ class Peak:
     phase: Phase
     held: Held
     phase_bytes: dict[Phase, int]  # allocated at the peak of each phase
+    kept_bytes: int  # activations that all layers together keep for the backward pass
     layer_bytes: int  # how high one layer reaches, forward and backward
     workspace_bytes: int
     is_approximate: bool  # some layers are estimated by the size of their products alone
@@ -83,6 +84,7 @@ def find_peak(
         phase=phase,
         held=peaks[phase],
         phase_bytes={name: base + held.total for name, held in peaks.items()},
+        kept_bytes=step.peaks["loss_backward"].activations,
         layer_bytes=step.layer_bytes,
         workspace_bytes=workspace,
         is_approximate=structure.is_approximate,

@@ -241,6 +241,8 @@ def _head_stretch(r: Rehearsal, width: int) -> Stretch:
     tape, structure = r.tape, r.structure
     hidden = _input(r, width, needs_gradient=True)
     hidden_bytes = hidden.storage.size
+    if not r.workload.holds_head:  # what comes back from the device that goes on is the gradient
+        return Stretch(NOTHING, 0, NOTHING, Held(activations=hidden_bytes), NOTHING)
     start = Held(*tape.groups)
     with tape.scope() as scope:
         normed = hidden
@@ -271,5 +273,7 @@ def _tied_gradient(workload: Workload, structure: ModelStructure) -> int:
     """Where head and embedding share a weight they share its gradient."""
     shape = structure.shape
     if workload.trains_adapter or workload.accumulates or not shape.tie_word_embeddings:
+        return 0
+    if not (workload.holds_embeddings and workload.holds_head):
         return 0
     return shape.vocab_size * shape.hidden_size * workload.precision.embeddings

@@ -1,4 +1,4 @@
-"""What each of several equal devices holds when they train together."""
+"""What each of several equal devices holds when they train together: copies, shares of everything, or some of the layers."""
 
 from dataclasses import replace
 from typing import Literal
@@ -12,11 +12,12 @@ from engine.memory.result import Verdict
 from engine.memory.run_workload import workload_of_run
 from engine.memory.workload import Workload
 
-Sharing = Literal["DDP", "FSDP"]
+Sharing = Literal["DDP", "FSDP", "device_map"]
 
 _MEANINGS: dict[Sharing, str] = {
     "DDP": "Each device holds the whole model and learns from its own rows.",
     "FSDP": "Weights, gradients and optimizer state are divided; each layer is put together while it runs.",
+    "device_map": "Each device holds some of the layers, and they work in turn: for models that one cannot hold.",
 }
 
 
@@ -28,8 +29,9 @@ class DeviceShare(BaseModel):
     sharing: Sharing
     meaning: str  # one sentence
     devices: int
-    expected_bytes: int  # on each device
-    needed_bytes: int  # on each device; nine runs in ten stay below
+    expected_bytes: int  # on each device, or on the fullest where they differ
+    needed_bytes: int  # the same; nine runs in ten stay below
+    each_needed_bytes: tuple[int, ...] = ()  # where the devices differ, of each in order
     verdict: Verdict
 
 
@@ -41,9 +43,26 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
         ModelError: If the model's shape lacks what a decoder needs.
     """
     alone = replace(workload_of_run(estimator.shape, config, estimator.device), data_parallel=1)
-    return (
+    shares = (
         _share("DDP", replace(alone, data_parallel=devices), estimator, devices),
         _share("FSDP", replace(alone, sharded=devices), estimator, devices),
+    )
+    if devices > estimator.structure.num_layers:
+        return shares
+    return (*shares, _spread(alone, estimator, devices))
+
+
+def _spread(workload: Workload, estimator: Estimator, devices: int) -> DeviceShare:
+    needs = estimator.spread_needs(workload, devices)
+    fullest = max(needs, key=lambda need: need.needed_bytes)
+    return DeviceShare(
+        sharing="device_map",
+        meaning=_MEANINGS["device_map"],
+        devices=devices,
+        expected_bytes=fullest.expected_bytes,
+        needed_bytes=fullest.needed_bytes,
+        each_needed_bytes=tuple(need.needed_bytes for need in needs),
+        verdict=judge(fullest, estimator.device),
     )
 
 

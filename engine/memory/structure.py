@@ -89,20 +89,7 @@ def read_structure(shape: ModelShape) -> ModelStructure:
     Raises:
         ModelError: If it has no layers.
     """
-    by_layer: dict[str, list[tuple[str, ModuleShape]]] = {}
-    outside: list[ModuleShape] = []
-    for module in shape.modules:
-        match = _LAYER.match(module.name)
-        if match is None:
-            outside.append(module)
-        else:
-            by_layer.setdefault(match[1], []).append((match[3], module))
-    by_layer = _of_decoder(by_layer, shape)
-    if not by_layer:
-        raise ModelError(
-            f"No layers were found among the modules of {shape.architecture}.",
-            "Its memory cannot be estimated; what a run takes is shown while it trains.",
-        )
+    by_layer, outside = _grouped(shape)
     kinds: Counter[tuple[object, ...]] = Counter()
     first: dict[tuple[object, ...], list[tuple[str, ModuleShape]]] = {}
     for members in by_layer.values():
@@ -124,6 +111,35 @@ def read_structure(shape: ModelShape) -> ModelStructure:
         parallel=shape.model_type in _PARALLEL_TYPES or norms == {1},
         outside=tuple(outside),
     )
+
+
+def decoder_layers(shape: ModelShape) -> dict[str, tuple[ModuleShape, ...]]:
+    """The modules of each layer of the language model by the layer's name, in order.
+
+    Raises:
+        ModelError: If it has no layers.
+    """
+    by_layer, _ = _grouped(shape)
+    return {name: tuple(module for _, module in members) for name, members in by_layer.items()}
+
+
+def _grouped(shape: ModelShape) -> tuple[dict[str, list[tuple[str, ModuleShape]]], list[ModuleShape]]:
+    """Modules by layer, each with its name within the layer, and those that stand in none."""
+    by_layer: dict[str, list[tuple[str, ModuleShape]]] = {}
+    outside: list[ModuleShape] = []
+    for module in shape.modules:
+        match = _LAYER.match(module.name)
+        if match is None:
+            outside.append(module)
+        else:
+            by_layer.setdefault(match[1], []).append((match[3], module))
+    by_layer = _of_decoder(by_layer, shape)
+    if not by_layer:
+        raise ModelError(
+            f"No layers were found among the modules of {shape.architecture}.",
+            "Its memory cannot be estimated; what a run takes is shown while it trains.",
+        )
+    return by_layer, outside
 
 
 def _of_decoder(

@@ -93,6 +93,8 @@ class Workload:
         keeps_cache: Keys and values of all layers are kept in a cache although nothing reads it.
         data_parallel: Devices that each hold the whole model and average their gradients (DDP).
         sharded: Devices that share weights, gradients and optimizer state among them (FSDP).
+        holds_embeddings: The device looks tokens up; else hidden states arrive from another one, and gradients go back.
+        holds_head: The device computes logits and loss; else hidden states go on to another one.
     """
 
     adapter: AdapterConfig
@@ -117,6 +119,8 @@ class Workload:
     gptq_group_size: int = 128
     data_parallel: int = 1
     sharded: int = 1
+    holds_embeddings: bool = True
+    holds_head: bool = True
 
     @property
     def row_lengths(self) -> tuple[int, ...]:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from engine.config.run import RunConfig, RunSection
 from engine.errors import DeviceError, RunError, WorkerError
 from engine.hardware.device import Device
-from engine.hardware.devices import choose_device
-from engine.hardware.hold import hold_device
+from engine.hardware.devices import choose_devices
+from engine.hardware.hold import hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.memory.result import MemoryEstimate
 from engine.paths import LoratoryHome
@@ -75,7 +75,7 @@ class MeasurementJob:
         home: The Loratory home.
         config: What would be trained.
         estimate: What was predicted for it.
-        choose: Picks the device; `engine.hardware.devices.choose_device` unless a test says otherwise.
+        choose: Picks the devices; `engine.hardware.devices.choose_devices` unless a test says otherwise.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MeasurementJob:
         home: LoratoryHome,
         config: RunConfig,
         estimate: MemoryEstimate,
-        choose: Callable[[RunSection], Device] = choose_device,
+        choose: Callable[[RunSection], tuple[Device, ...]] = choose_devices,
     ) -> None:
         self._home = home
         self._config = config
@@ -101,7 +101,7 @@ class MeasurementJob:
             CancelledRequestError: If it was stopped.
             StorageError: If the home cannot be written.
         """
-        device = self._choose(self._config.run)
+        devices = self._choose(self._config.run)
         store = RunStore(self._home, OWNER)
         store.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         rows = store.folder / f"rows-{time.time_ns()}.jsonl"
@@ -111,9 +111,9 @@ class MeasurementJob:
         try:
             on_progress(MeasurementProgress(message="Starting a process for the measurement."))
             run.folder.write_state(RunState(state="starting", attempt=1))  # it has no supervisor
-            process = start_worker(WorkerOrder(run, run.folder.read_config(), (device,), 1), training_command)
-            self._hold(process, device, on_progress)
-            return self._follow(process, run, device, on_progress)
+            process = start_worker(WorkerOrder(run, run.folder.read_config(), devices, 1), training_command)
+            self._hold(process, devices, on_progress)
+            return self._follow(process, run, devices[0], on_progress)
         finally:
             if process is not None:
                 _end(process)
@@ -124,7 +124,7 @@ class MeasurementJob:
         """End it soon; nothing is kept."""
         self._stopped.set()
 
-    def _hold(self, process: Popen[bytes], device: Device, on_progress: OnMeasurementProgress) -> None:
+    def _hold(self, process: Popen[bytes], devices: tuple[Device, ...], on_progress: OnMeasurementProgress) -> None:
         identity = ProcessIdentity.of(process.pid)
         if identity is None:
             raise WorkerError("The process for the measurement ended at once.", "Free some memory, then try again.")
@@ -134,7 +134,8 @@ class MeasurementJob:
             message = f"Waiting for the device, which is in use for {present.purpose} ({present.title})."
             on_progress(MeasurementProgress(message=message))
 
-        hold_device(LeaseBook(self._home), lease_name(device), holder, _PATIENCE_SECONDS, waiting)
+        names = [lease_name(device) for device in devices]
+        hold_devices(LeaseBook(self._home), names, holder, _PATIENCE_SECONDS, waiting)
 
     def _follow(
         self, process: Popen[bytes], run: Run, device: Device, on_progress: OnMeasurementProgress

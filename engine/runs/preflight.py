@@ -13,7 +13,9 @@ from engine.data.report import CheckProgress, DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_from, list_devices
-from engine.memory.estimate import GIB, estimate_memory
+from engine.hardware.lease import lease_name
+from engine.memory.estimate import GIB, Estimator
+from engine.memory.run_workload import workload_of_run
 from engine.models.folder import ModelPart
 from engine.models.progress import ModelProgress
 from engine.models.shape import ModelShape
@@ -103,7 +105,12 @@ class Preflight:
             DatasetError: If the dataset cannot be read, or teaches nothing.
         """
         devices = choose_from(tuple(self._devices()), config.run)
-        problems = [*pair_problems(config), *device_problems(config, devices[0]), *_absent_trackers(config)]
+        problems = [
+            *pair_problems(config),
+            *device_problems(config, devices[0]),
+            *_idle_devices(config, devices),
+            *_absent_trackers(config),
+        ]
         if problems:
             raise ConfigError(problems)
         on_progress("Looking for the model.")
@@ -139,19 +146,34 @@ class Preflight:
     def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> int | None:
         shape = self._inspector.module_inventory(config.model)
         try:
-            expected = estimate_memory(shape, config, devices[0]).expected_bytes
+            needs = needs_of(shape, config, devices)
         except MemoryUnknownError as error:
             # It may train all the same; what is lost is only the word on how much memory it takes.
             _log.warning("%s: %s", config.model.id, error.what)
             return None
-        smallest = min(devices, key=lambda device: device.total_bytes)
-        if expected > smallest.total_bytes:
-            raise DeviceError(
-                f"This run needs about {expected / GIB:.1f} GiB, and {smallest.name} has "
-                f"{smallest.total_bytes / GIB:.1f} GiB in all.",
-                "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
-            )
-        return expected
+        for device, need in zip(devices, needs, strict=True):
+            if need > device.total_bytes:
+                where = f" on {lease_name(device)}" if config.run.spread_over > 1 else ""
+                raise DeviceError(
+                    f"This run needs about {need / GIB:.1f} GiB{where}, and {device.name} has "
+                    f"{device.total_bytes / GIB:.1f} GiB in all.",
+                    "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
+                )
+        return max(needs)
+
+
+def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) -> tuple[int, ...]:
+    """Bytes that are expected on each of the run's devices, in order.
+
+    Raises:
+        ConfigError: If there are more devices than layers to spread over them.
+        MemoryUnknownError: If the model's layers are like no others.
+    """
+    estimator = Estimator(shape, devices[0])
+    if config.run.spread_over == 1:
+        return (estimator.need(config).expected_bytes,) * len(devices)
+    needs = estimator.spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
+    return tuple(need.expected_bytes for need in needs)
 
 
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:
@@ -170,6 +192,18 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
             message = "float16 trains on CUDA devices only, and this run would use the CPU; auto chooses what it can."
             problems.append(Problem("model.compute_dtype", message))
     return problems
+
+
+def _idle_devices(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
+    """One process holds a whole model on one device; others would be held for nothing."""
+    if len(devices) < 2 or config.run.launcher != "local" or config.run.spread_over > 1:
+        return []
+    message = (
+        f"it names {len(devices)} GPUs, and one process trains a whole model on one. Set run.launcher to accelerate for a "
+        "model on each and rows divided among them, set run.device_map to balanced for one model divided among them, or "
+        "name one."
+    )
+    return [Problem("run.devices", message)]
 
 
 def _absent_trackers(config: RunConfig) -> list[Problem]:

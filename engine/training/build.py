@@ -12,6 +12,7 @@ from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
 from engine.training.placement import Placement
 from engine.training.precision import Precision
+from engine.training.spread import keep_beside, plan_spread
 from engine.training.targets import choose_ia3_targets, choose_targets
 
 # A schedule that ends at a share of the first learning rate instead of zero.
@@ -21,9 +22,10 @@ _FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support"
 
 
 def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
-    """Load the base model onto its device, quantized where the settings say so.
+    """Load the base model onto its device, or its layers onto several, quantized where the settings say so.
 
     Raises:
+        ConfigError: If it has fewer layers than there are devices to spread them over.
         ModelError: If its files cannot be loaded, or it is no causal language model.
     """
     from transformers import AutoModelForCausalLM
@@ -41,7 +43,9 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     quantization = _quantization(config, precision)
     if quantization is not None:
         arguments["quantization_config"] = quantization
-    if quantization is not None or placement.torch_device.type != "cpu":
+    if placement.spread:
+        arguments["device_map"] = plan_spread(source, config, placement.spread)
+    elif quantization is not None or placement.torch_device.type != "cpu":
         arguments["device_map"] = {"": placement.torch_device}
     try:
         model = AutoModelForCausalLM.from_pretrained(source.location, **arguments)
@@ -54,6 +58,8 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
             "Choose a causal language model whose weights are in safetensors files, or another precision or attention.",
         ) from error
     model.config.use_cache = False
+    if placement.spread:
+        keep_beside(model)
     for module in model.modules():
         # bitsandbytes would repack 4-bit weights for inference at the first measurement, which rounds their scales and
         # cannot be trained through.
@@ -74,7 +80,7 @@ def choose_attention(config: RunConfig, precision: Precision, placement: Placeme
         placement.torch_device.type == "cuda"
         and precision.compute in (torch.bfloat16, torch.float16)
         and importlib.util.find_spec("flash_attn") is not None
-        and torch.cuda.get_device_capability(placement.torch_device) >= _FLASH_CAPABILITY
+        and all(torch.cuda.get_device_capability(index) >= _FLASH_CAPABILITY for index in placement.torch_indexes)
     ):
         return "flash_attention_2"
     return None

@@ -28,6 +28,8 @@ def use_liger_kernels(causal_lm: Any, config: RunConfig, placement: Placement) -
         return None
     if placement.torch_device.type != "cuda":
         return "Liger's kernels need a CUDA device, so that the model's own are used."
+    if placement.spread:
+        return "Liger's kernels start on the first GPU alone, and layers are spread, so that the model's own are used."
     if importlib.util.find_spec("liger_kernel") is None:
         return "Liger's kernels are not installed, so that the model's own are used; `pip install liger-kernel` brings them."
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
@@ -45,6 +47,8 @@ def why_not_compiled(config: RunConfig, placement: Placement) -> str | None:
         return None
     if placement.torch_device.type != "cuda":
         return "torch.compile helps on CUDA devices only: on a processor it costs more than it gains, and is not used."
+    if placement.spread:
+        return "torch.compile cannot follow layers from one GPU to the next, so that nothing is compiled."
     if importlib.util.find_spec("triton") is None:
         return "torch.compile needs triton, which is not installed, so that nothing is compiled."
     return None

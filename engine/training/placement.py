@@ -1,11 +1,13 @@
 """Where a process trains: its device, and its place among several processes."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from engine.config.run import RunConfig
+from engine.errors import DeviceError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.training.companions import ALONE, Companions
@@ -15,22 +17,40 @@ from engine.training.companions import ALONE, Companions
 class Placement:
     """Where this process trains, and as which of how many."""
 
-    device: Device
+    device: Device  # the first of `spread`, where layers are spread
     torch_device: torch.device
     companions: Companions = ALONE
+    spread: tuple[Device, ...] = ()  # devices that one model's layers are divided among, as torch numbers them
+
+    @property
+    def torch_indexes(self) -> tuple[int, ...]:
+        """Numbers of its CUDA devices as torch has them; none on other devices."""
+        if self.torch_device.type != "cuda":
+            return ()
+        return tuple(range(len(self.spread))) or (self.torch_device.index or 0,)
+
+    @property
+    def device_name(self) -> str:
+        """Where it trains, for people."""
+        return " + ".join(device.name for device in self.spread) or self.device.name
 
 
 def choose_placement(config: RunConfig) -> Placement:
     """The device that this process sees, and its rank where a launcher started several.
 
     Apple's GPU shares the processor's memory, so that it is described as the processor; torch calls it `mps`.
+
+    Raises:
+        DeviceError: If layers are to be spread over more GPUs than this process sees, or by several processes.
     """
     companions = Companions.from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     devices = list_devices()
     processor = next(device for device in devices if device.kind == "cpu")
     if torch.cuda.is_available() and config.run.devices != "cpu":
-        gpus = [device for device in devices if device.kind == "cuda"]
+        gpus = in_torch_order([device for device in devices if device.kind == "cuda"])
+        if config.run.spread_over > 1:
+            return _spread(gpus, config.run.spread_over, companions)
         # The supervisor hides every GPU but ours, so that torch's first is the first of those that are listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), companions)
@@ -38,6 +58,30 @@ def choose_placement(config: RunConfig) -> Placement:
         return Placement(processor, torch.device("mps"), companions)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // companions.world_size)))
     return Placement(processor, torch.device("cpu"), companions)
+
+
+def in_torch_order(gpus: Sequence[Device]) -> list[Device]:
+    """GPUs as torch numbers them: where CUDA_VISIBLE_DEVICES lists numbers, its order counts, not that of `nvidia-smi`."""
+    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    places = {int(name): place for place, name in enumerate(listed) if name.isdigit()}
+    return sorted(gpus, key=lambda gpu: places.get(gpu.index, gpu.index))
+
+
+def _spread(gpus: Sequence[Device], wanted: int, companions: Companions) -> Placement:
+    if companions.world_size > 1:
+        raise DeviceError(
+            f"run.device_map divides layers within one process, and a launcher started {companions.world_size} of them.",
+            "Start one process, or set run.device_map to none, so that each process has a whole model.",
+        )
+    if len(gpus) < wanted:
+        raise DeviceError(
+            f"run.devices names {wanted} GPUs to divide the layers among; this process sees {len(gpus)}.",
+            "Name fewer GPUs, or let this process see all of them (CUDA_VISIBLE_DEVICES).",
+        )
+    spread = tuple(gpus[:wanted])
+    # What one of them cannot multiply, none may be asked to.
+    first = replace(spread[0], supports_bfloat16=all(gpu.supports_bfloat16 for gpu in spread))
+    return Placement(first, torch.device("cuda", 0), companions, spread)
 
 
 def _unlisted_gpu(index: int) -> Device:

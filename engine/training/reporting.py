@@ -5,9 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-import torch
-
 from engine.errors import StorageError
 from engine.processes.peak_memory import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
@@ -22,6 +19,7 @@ from engine.runs.events import (
     StepData,
     WarningData,
 )
+from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
 from engine.training.trackers import Trackers
 from engine.training.trainer import HeldOutLoss, LoggedStep
@@ -51,6 +49,7 @@ class RunEvents:
         self._check_cancel = check_cancel
         self.last_seq = 0
         self.predicted_bytes: int | None = None
+        self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
@@ -79,7 +78,7 @@ class RunEvents:
                 tokens=step.tokens,
                 trained_tokens=step.trained_tokens,
                 tokens_per_second=step.tokens_per_second,
-                memory_bytes=memory_now_bytes(),
+                memory_bytes=self.device_memory.now_bytes(),
             )
         )
         self.trackers.log(
@@ -120,11 +119,10 @@ class RunEvents:
 
     def memory(self) -> None:
         """Peaks so far."""
-        on_cuda = torch.cuda.is_available()
         self.say(
             MemoryData(
-                peak_allocated_bytes=torch.cuda.max_memory_allocated() if on_cuda else None,
-                peak_reserved_bytes=torch.cuda.max_memory_reserved() if on_cuda else None,
+                peak_allocated_bytes=self.device_memory.peak_allocated_bytes(),
+                peak_reserved_bytes=self.device_memory.peak_reserved_bytes(),
                 peak_process_bytes=peak_process_bytes(),
                 predicted_bytes=self.predicted_bytes,
             )
@@ -184,6 +182,7 @@ class SilentEvents(RunEvents):
     def __init__(self) -> None:
         self.last_seq = 0
         self.predicted_bytes = None
+        self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
 
     def say(self, data: AnyEventData) -> None:
@@ -191,13 +190,6 @@ class SilentEvents(RunEvents):
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-def memory_now_bytes() -> int:
-    """In use by this process now: allocated on CUDA, resident on a CPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.memory_allocated())
-    return int(psutil.Process().memory_info().rss)
 
 
 def _is_hurried() -> bool:

@@ -26,6 +26,7 @@ from engine.training.assembly import Assembly, assemble
 from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
 from engine.training.callback import RunCallback, keeps_best
 from engine.training.companions import ALONE
+from engine.training.device_memory import DeviceMemory
 from engine.training.failure import check_loss
 from engine.training.held_out import choose_measured
 from engine.training.interruption import Interruption
@@ -98,6 +99,7 @@ class TrainingSession:
     def _run(self) -> Outcome:
         config, events = self._config, self._events
         placement = choose_placement(config)
+        events.device_memory = DeviceMemory.of(placement)
         self._meet(placement)
         if self._companions.is_first:
             events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
@@ -244,7 +246,7 @@ class TrainingSession:
                 trainable=trainable,
                 total=total,
                 compute_dtype=precision.compute_name,
-                device=placement.device.name,
+                device=placement.device_name,
                 attn_implementation=assembly.attention,
                 optim=optimizer_name(self._config.training, placement),
                 batching=assembly.setup.settings.batching,

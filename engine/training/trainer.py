@@ -177,7 +177,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
                     part = part * float("nan")
                 self.accelerator.backward(part)
-            loss += part.detach()
+            loss += part.detach().to(loss.device)  # the head may stand on another one
         self.progress.tokens += self._over_all_processes(inputs.tokens)
         self.progress.trained_tokens += total
         self._interval.tokens += inputs.tokens

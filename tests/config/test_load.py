@@ -50,6 +50,22 @@ def test_pairs_are_checked_although_another_field_is_broken():
     assert set(problems) == {"training.learning_rate", "training.gradient_checkpointing"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "field", "words"),
+    [
+        ("run.devices=auto", "run.device_map", "which is auto; name two or more"),
+        ("run.devices=[1]", "run.device_map", "which names 1; name two or more"),
+        ("run.launcher=accelerate", "run.launcher", "set the launcher to local"),
+        ("training.optim=paged_adamw_8bit", "training.optim", "adamw_8bit is the nearest"),
+    ],
+)
+def test_layers_are_spread_only_where_that_can_work(changed, field, words):
+    problems = problems_of("run.device_map=balanced", "run.devices=[0, 1]", changed)
+
+    assert list(problems) == [field]
+    assert words in problems[field]
+
+
 def test_a_pair_is_not_judged_by_a_field_that_is_itself_broken():
     problems = problems_of("adapter.method=prefix_tunin", "training.gradient_checkpointing=true")
 

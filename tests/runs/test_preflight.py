@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -155,11 +156,43 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(home, stor
     def fail(*_args):
         raise MemoryUnknownError("Layers like no others.", "It may train all the same.")
 
-    monkeypatch.setattr("engine.runs.preflight.estimate_memory", fail)
+    monkeypatch.setattr("engine.runs.preflight.needs_of", fail)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
     run = Launcher(store, preflight).start(config())
 
     assert read_provenance(run.folder).predicted_bytes is None
+
+
+SPREAD = {"run": {"devices": [0, 1], "device_map": "balanced"}}
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "local"])
+def test_devices_that_would_idle_are_refused(home, inspector, launcher):
+    preflight = Preflight(home, inspector, devices=lambda: (gpu(0), gpu(1), cpu()), resolve=resolve)
+    asked = config(run={"devices": [0, 1], "launcher": launcher})
+
+    if launcher == "accelerate":
+        assert preflight.check(asked).config.run.devices == (0, 1)
+        return
+    with pytest.raises(ConfigError, match="one process trains a whole model on one") as caught:
+        preflight.check(asked)
+    assert [problem.field for problem in caught.value.problems] == ["run.devices"]
+
+
+def test_a_model_too_large_for_one_gpu_may_start_on_two(home, inspector):
+    def check(settings, *gpus):
+        return Preflight(home, inspector, devices=lambda: (*gpus, cpu()), resolve=resolve).check(settings)
+
+    alone = check(config(run={"devices": [0]}), gpu(0)).provenance.predicted_bytes
+    spread = check(config(**SPREAD), gpu(0), gpu(1)).provenance.predicted_bytes
+    small = [replace(gpu(index), total_bytes=(alone + spread) // 2) for index in (0, 1)]
+
+    assert spread < alone
+    assert check(config(**SPREAD), *small).provenance.predicted_bytes == spread
+    with pytest.raises(DeviceError, match="This run needs about"):
+        check(config(run={"devices": [0]}), *small)
+    with pytest.raises(DeviceError, match="GiB on cuda:1, and Test GPU 1 has"):
+        check(config(**SPREAD), gpu(0), replace(small[1], total_bytes=1000))
 
 
 def test_a_start_that_was_sent_twice_checks_once_and_starts_one_run(preflight, store, inspector):

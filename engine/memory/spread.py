@@ -1,0 +1,165 @@
+"""Which layers stand on which device where one model is divided among several, which work in turn.
+
+What the estimate says and what the worker loads is one and the same division. It depends on the configuration and on the
+number of devices and not on what is free, so that a resumed run finds every layer where it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.errors import ConfigError, Problem
+from engine.memory.persistent import weight_bytes
+from engine.memory.structure import decoder_layers
+from engine.memory.targets import AdapterTargets
+from engine.memory.workload import Workload
+from engine.models.shape import ModelShape, ModuleShape
+
+
+@dataclass(frozen=True)
+class DevicePart:
+    """What one of the devices holds."""
+
+    layers: tuple[str, ...]  # full names, in order
+    outside: tuple[str, ...]  # modules that are in no layer: embeddings, final norm, output head
+    modules: frozenset[str]  # full names of all that own parameters, in layers and outside
+    has_embeddings: bool
+    has_head: bool
+
+
+def divide_layers(
+    shape: ModelShape, workload: Workload, devices: int, *, kept_bytes: int = 0, times_weights: float = 1.0
+) -> tuple[DevicePart, ...]:
+    """Divide a model so that the device that holds most holds as little as can be.
+
+    The first device has what comes before the layers, the last one what comes behind them. An output head that shares its
+    weight with the embeddings stands beside them. What does not divide evenly is missing on the last device, where there
+    is work beside the layers.
+
+    Args:
+        shape: The whole model.
+        workload: Says how many bytes its weights take.
+        devices: At least one.
+        kept_bytes: What each layer keeps for the backward pass.
+        times_weights: How many bytes stay for each byte of weights: gradients and optimizer state, where all are trained.
+
+    Raises:
+        ConfigError: If there are fewer layers than devices.
+        ModelError: If no layers are found in the model.
+    """
+    layers = decoder_layers(shape)
+    if len(layers) < devices:
+        message = f"{shape.architecture} has {len(layers)} layers, which cannot be divided among {devices} devices."
+        raise ConfigError([Problem("run.devices", f"{message} Name at most {len(layers)}.")])
+    first, last = _outside(shape, {module.name for members in layers.values() for module in members})
+    logits = min(workload.loss.chunk_bytes, workload.tokens * shape.vocab_size * 4)
+    head_is_first = any(module.is_output_head for module in first)
+    counts = divide(
+        [round(_bytes(members, workload) * times_weights) + kept_bytes for members in layers.values()],
+        round(_bytes(first, workload) * times_weights) + (logits if head_is_first else 0),
+        round(_bytes(last, workload) * times_weights) + (0 if head_is_first else logits),
+        devices,
+    )
+    names = tuple(layers)
+    parts = []
+    for number, count in enumerate(counts):
+        start = sum(counts[:number])
+        own = names[start : start + count]
+        outside = (*(first if number == 0 else ()), *(last if number == devices - 1 else ()))
+        parts.append(
+            DevicePart(
+                layers=own,
+                outside=tuple(module.name for module in outside),
+                modules=frozenset(module.name for module in (*outside, *(m for n in own for m in layers[n]))),
+                has_embeddings=number == 0,
+                has_head=any(module.is_output_head for module in outside),
+            )
+        )
+    return tuple(parts)
+
+
+def divide(layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, devices: int) -> tuple[int, ...]:
+    """How many layers, at least one each, stand on each device so that the fullest holds as little as can be.
+
+    Args:
+        layer_bytes: Of each layer, in order; at least as many as devices.
+        first_bytes: What the first device holds beside its layers.
+        last_bytes: What the last device holds beside its layers.
+        devices: At least one.
+    """
+    low, high = 0, first_bytes + sum(layer_bytes) + last_bytes
+    while low < high:
+        most = (low + high) // 2
+        if _filled(layer_bytes, first_bytes, last_bytes, devices, most) is None:
+            low = most + 1
+        else:
+            high = most
+    counts = _filled(layer_bytes, first_bytes, last_bytes, devices, low)
+    assert counts is not None  # everything on one device always fits into the first bound
+    return counts
+
+
+def _filled(
+    layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, devices: int, most: int
+) -> tuple[int, ...] | None:
+    """Fill one device after the other up to `most` bytes; None where that does not hold everything."""
+    counts, taken = [], 0
+    for number in range(devices):
+        room = most - (first_bytes if number == 0 else 0) - (last_bytes if number == devices - 1 else 0)
+        others = devices - number - 1  # that need a layer each
+        count = 0
+        while taken + count < len(layer_bytes) - others:
+            room -= layer_bytes[taken + count]
+            if room < 0:
+                break
+            count += 1
+        if count == 0:
+            return None
+        counts.append(count)
+        taken += count
+    return tuple(counts) if taken == len(layer_bytes) else None
+
+
+def shape_of_part(shape: ModelShape, part: DevicePart) -> ModelShape:
+    """The model as one device has it."""
+    modules = tuple(module for module in shape.modules if module.name in part.modules)
+    return shape.model_copy(
+        update={
+            "modules": modules,
+            "num_hidden_layers": len(part.layers),
+            "num_parameters": sum(module.parameters for module in modules),
+        }
+    )
+
+
+def workload_of_part(workload: Workload, part: DevicePart) -> Workload:
+    """The step as one device takes part in it."""
+    return replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
+
+
+def targets_of_part(targets: AdapterTargets, part: DevicePart) -> AdapterTargets:
+    """What of an adapter stands on one device."""
+    return AdapterTargets(
+        modules=tuple(module for module in targets.modules if module.name in part.modules),
+        feedforward=targets.feedforward,
+        saved_in_full=tuple(module for module in targets.saved_in_full if module.name in part.modules),
+    )
+
+
+def _outside(shape: ModelShape, in_layers: set[str]) -> tuple[list[ModuleShape], list[ModuleShape]]:
+    """What stands on the first and on the last device beside layers."""
+    before: list[ModuleShape] = []
+    behind: list[ModuleShape] = []
+    seen_layers = False
+    for module in shape.modules:
+        if module.name in in_layers:
+            seen_layers = True
+        elif module.is_output_head:
+            (before if module.tied_to is not None else behind).append(module)
+        else:
+            # Families differ in the order in which they register embeddings; norms behind the layers are the last ones.
+            (behind if seen_layers and module.kind == "norm" else before).append(module)
+    return before, behind
+
+
+def _bytes(modules: Sequence[ModuleShape], workload: Workload) -> int:
+    return sum(weight_bytes(modules, workload))

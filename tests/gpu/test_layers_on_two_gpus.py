@@ -1,0 +1,75 @@
+"""One model over two GPUs: the losses of one GPU, and about half of its memory on each."""
+
+import pytest
+import torch
+
+from engine.hardware.devices import list_devices
+from engine.training.device_memory import DeviceMemory
+from engine.training.placement import Placement
+from tests.gpu.cuda_training import cuda_placement
+from tests.tiny_model import make_tiny_model
+from tests.training.tiny_training import make_config, make_rows, make_training
+
+pytestmark = pytest.mark.gpu
+
+METHODS = [
+    ("lora", "none"),
+    ("lora", "nf4"),
+    ("lora", "int8"),
+    ("ia3", "none"),
+    ("prefix_tuning", "none"),
+    ("none", "none"),
+]
+
+
+@pytest.fixture
+def two_gpus():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device on this machine, and layers are spread over two")
+    gpus = tuple(device for device in list_devices() if device.kind == "cuda")[:2]
+    return Placement(gpus[0], torch.device("cuda", 0), spread=gpus)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize(("method", "quantization"), METHODS, ids=[f"{m}-{q}" for m, q in METHODS])
+def test_losses_are_those_of_one_gpu(method, quantization, checkpointing, two_gpus, tmp_path):
+    if method == "prefix_tuning" and checkpointing:
+        pytest.skip("refused together")
+    folder = make_tiny_model(tmp_path / "model", num_hidden_layers=6)
+    sections = {
+        "model": {"quantization": quantization, "compute_dtype": "bfloat16" if quantization != "none" else "float32"},
+        "adapter": {"method": method, "num_virtual_tokens": 4},
+        "training": {"gradient_checkpointing": checkpointing, "max_steps": 6},
+    }
+    spread = {**sections, "run": {"devices": [0, 1], "device_map": "balanced"}}
+    rows, held_out = make_rows(24), make_rows(6, seed=1)
+
+    def train(settings, placement, name):
+        training = make_training(
+            make_config(folder, **settings), rows, tmp_path / name, held_out=held_out, placement=placement
+        )
+        training.trainer.train()
+        return training, training.trainer.measure_held_out().loss
+
+    one, one_held_out = train(sections, cuda_placement(), "one")
+    two, two_held_out = train(spread, two_gpus, "two")
+
+    assert {p.device.index for p in two.trainer.model.parameters()} == {0, 1}
+    tolerance = 2e-3 if quantization == "none" else 0.02
+    assert two.losses == pytest.approx(one.losses, rel=tolerance)
+    assert two_held_out == pytest.approx(one_held_out, rel=tolerance)
+
+
+def test_each_gpu_holds_a_part(two_gpus, tmp_path, show):
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "head_dim": 64}
+    folder = make_tiny_model(tmp_path / "model", num_hidden_layers=12, **sizes)
+    for index in (0, 1):
+        torch.cuda.reset_peak_memory_stats(index)
+    config = make_config(folder, run={"devices": [0, 1], "device_map": "balanced"})
+
+    make_training(config, make_rows(12), tmp_path / "out", placement=two_gpus).trainer.train()
+
+    peaks = [torch.cuda.max_memory_allocated(index) for index in (0, 1)]
+    show(peaks=peaks, reported=DeviceMemory.of(two_gpus).peak_allocated_bytes())
+    assert DeviceMemory.of(two_gpus).peak_allocated_bytes() == max(peaks)
+    assert min(peaks) > max(peaks) / 2

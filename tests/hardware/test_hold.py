@@ -1,0 +1,60 @@
+"""Taking devices: all or none, with a word to whoever may give way."""
+
+import subprocess
+import sys
+
+import pytest
+
+from engine.errors import DeviceError
+from engine.hardware.hold import hold_devices
+from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.processes.identity import ProcessIdentity
+
+
+@pytest.fixture
+def chat():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    yield LeaseHolder(purpose="chat", title="a model", process=identity, gives_way=True)
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def run():
+    return LeaseHolder(purpose="training", title="a run", process=ProcessIdentity.current())
+
+
+def test_several_devices_are_taken_together(home, run):
+    book = LeaseBook(home)
+
+    hold_devices(book, ("cuda:0", "cuda:1"), run, 0.0)
+
+    assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
+
+
+def test_none_is_taken_while_somebody_holds_one_of_them(home, run, chat):
+    book = LeaseBook(home)
+    book.take(["cuda:1"], chat)
+
+    with pytest.raises(DeviceError, match="GPU 1 is in use for chat"):
+        hold_devices(book, ("cuda:0", "cuda:1"), run, 0.0)
+
+    assert book.holder("cuda:0") is None
+
+
+def test_who_may_give_way_is_asked_and_then_all_are_taken(home, run, chat):
+    book = LeaseBook(home)
+    book.take(["cuda:1"], chat)
+    waited = []
+
+    def leave(present):
+        waited.append(present.title)
+        assert book.is_asked_to_give_way(chat.process)
+        book.release(chat.process)
+
+    hold_devices(book, ("cuda:0", "cuda:1"), run, 10.0, leave)
+
+    assert waited == ["a model"]
+    assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]

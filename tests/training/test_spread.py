@@ -1,0 +1,261 @@
+"""One model over several devices, played on pretended ones: tensors that know where they are and hold nothing.
+
+Torch refuses to work on tensors of two devices also where it only pretends, so that a pass that ends is a pass in which
+everything was where it was needed.
+"""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from engine.errors import ConfigError, DeviceError
+from engine.hardware.device import Device
+from engine.inspector.inventory import inventory_of
+from engine.memory.estimate import Estimator
+from engine.memory.run_workload import workload_of_run
+from engine.memory.spread import divide
+from engine.models.source import ModelSource
+from engine.training import placement
+from engine.training.batches import PassTensors, pad
+from engine.training.build import add_adapter
+from engine.training.loss import TrainedTokens, attach_loss
+from engine.training.placement import choose_placement, in_torch_order
+from engine.training.quick_lora import make_lora_quick
+from engine.training.spread import device_map_of, keep_beside, plan_spread
+from tests.tiny_model import make_tiny_model
+from tests.training.tiny_training import make_config, make_rows
+
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=True)
+OTHER = replace(GPU, index=1, name="an older GPU", supports_bfloat16=False)
+SPREAD = {"devices": [0, 1], "device_map": "balanced"}
+LAYERS = 4
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def parts_of(architecture, **sections):
+    shape = inventory_of(architecture.to_dict())
+    config = make_config(Path("x"), run=SPREAD, **sections)
+    return Estimator(shape, GPU).parts(workload_of_run(shape, config, GPU), 2)
+
+
+def architecture(**values):
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    return AutoConfig.for_model(
+        values.pop("model_type", "llama"),
+        **{**sizes, "num_key_value_heads": 2, "num_hidden_layers": LAYERS, "pad_token_id": 0, **values},
+    )
+
+
+def put(module, device):
+    """Exchange all tensors of a module for pretended ones on a device."""
+    for each in module.modules():
+        for tensors in (each._parameters, each._buffers):
+            for name, tensor in list(tensors.items()):
+                if tensor is None:
+                    continue
+                pretended = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                if tensors is each._parameters:
+                    pretended = torch.nn.Parameter(pretended, requires_grad=tensor.requires_grad)
+                tensors[name] = pretended
+
+
+@pytest.fixture
+def no_autocast(monkeypatch):
+    """Pretended devices have no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+
+
+@pytest.fixture
+def spread(no_autocast):
+    """A model over two pretended devices as the worker prepares it, and a batch on the first."""
+    with contextlib.ExitStack() as stack:
+
+        def build(method="lora", *, tied=False, checkpointing=False, model_type="llama"):
+            settings = architecture(tie_word_embeddings=tied, model_type=model_type)
+            parts = parts_of(settings, adapter={"method": method})
+            with torch.device("meta"):
+                places = device_map_of(AutoModelForCausalLM.from_config(settings), parts)
+            causal_lm = AutoModelForCausalLM.from_config(settings)
+            causal_lm.config.use_cache = False
+            dropout = 0.1 if method == "lora" else 0.0
+            config = make_config(
+                Path("x"), adapter={"method": method, "lora_dropout": dropout, "num_virtual_tokens": 4}
+            )
+            model = add_adapter(causal_lm, config, ModelSource("x", "x"))
+            make_lora_quick(model)
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.enable_input_require_grads()
+            batch = pad(make_rows(2), 0)
+            stack.enter_context(FakeTensorMode())
+            put(model, "meta:0")
+            for name, device in places.items():
+                put(causal_lm.get_submodule(name), f"meta:{device}")
+            if tied:
+                causal_lm.lm_head.weight = causal_lm.model.embed_tokens.weight
+            for name, tokens in getattr(model, "prompt_tokens", {}).items():
+                model.prompt_tokens[name] = pretended(tokens)
+            on_devices = {name: f"meta:{device}" for name, device in places.items()}
+            skipped = causal_lm._skip_keys_device_placement
+            dispatch_model(causal_lm, on_devices, main_device="meta:0", skip_keys=skipped)
+            keep_beside(causal_lm)
+            attach_loss(causal_lm)
+            model.train()
+            inputs = {name: pretended(value) for name, value in batch.inputs.items()}
+            trained = TrainedTokens(*(pretended(value) for value in batch.trained))
+            return model, causal_lm, PassTensors(inputs, trained, batch.tokens)
+
+        yield build
+
+
+def pretended(tensor):
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta:0")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("method", ["lora", "ia3", "prefix_tuning", "none"])
+def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing, spread):
+    if method == "prefix_tuning" and checkpointing:
+        pytest.skip("refused together")
+    model, causal_lm, batch = spread(method, tied=tied, checkpointing=checkpointing)
+
+    loss = model(**batch.inputs, trained_tokens=batch.trained)
+    loss.backward()
+
+    assert loss.device == causal_lm.lm_head.weight.device == torch.device("meta", 0 if tied else 1)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.device == parameter.device for parameter in trained)
+    if method != "prefix_tuning":  # all of its parameters are one table
+        assert {parameter.device.index for parameter in trained} == {0, 1}
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mistral"])
+def test_other_families_too(model_type, spread):
+    model, _, batch = spread(model_type=model_type)
+
+    model(**batch.inputs, trained_tokens=batch.trained).backward()
+
+
+def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(spread):
+    """Torch saves the random numbers of those devices alone: with others, dropout would differ when a layer runs again."""
+    model, causal_lm, batch = spread(checkpointing=True)
+    seen = {}
+
+    for number, layer in enumerate(causal_lm.model.layers):
+        run = layer._gradient_checkpointing_func
+
+        def note(function, hidden, *rest, number=number, run=run):
+            seen[number] = hidden.device.index
+            return run(function, hidden, *rest)
+
+        layer._gradient_checkpointing_func = note
+    model(**batch.inputs, trained_tokens=batch.trained)
+
+    own = {number: layer.mlp.up_proj.weight.device.index for number, layer in enumerate(causal_lm.model.layers)}
+    assert seen == own
+    assert set(own.values()) == {0, 1}
+
+
+def test_what_all_layers_are_given_is_copied_once_for_a_device(spread):
+    model, causal_lm, batch = spread()
+    given = []
+    for layer in list(causal_lm.model.layers)[-2:]:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, __, kwargs: given.append((kwargs["attention_mask"], *kwargs["position_embeddings"])),
+            with_kwargs=True,
+        )
+
+    model(**batch.inputs, trained_tokens=batch.trained)
+
+    assert [tensor.device.index for tensor in given[0]] == [1, 1, 1]
+    assert [id(tensor) for tensor in given[0]] == [id(tensor) for tensor in given[1]]
+
+
+def test_the_plan_for_a_folder_places_every_tensor_of_the_model(tmp_path):
+    folder = make_tiny_model(tmp_path / "model", num_hidden_layers=6, tie_word_embeddings=False)
+    config = make_config(folder, run={"devices": [0, 1, 2], "device_map": "balanced"})
+
+    places = plan_spread(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    assert all(any(name.startswith(f"{module}.") for module in places) for name in tensors)
+    assert places["model.embed_tokens"] == 0
+    assert places["lm_head"] == places["model.norm"] == 2
+    devices = [places[f"model.layers.{number}"] for number in range(6)]
+    assert devices == sorted(devices)
+    assert set(devices) == {0, 1, 2}
+
+
+def test_more_devices_than_layers_are_refused(tmp_path):
+    folder = make_tiny_model(tmp_path / "model")
+    config = make_config(folder, run={"devices": [0, 1, 2], "device_map": "balanced"})
+
+    with pytest.raises(ConfigError, match="2 layers, which cannot be divided among 3 devices"):
+        plan_spread(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
+
+
+@pytest.mark.parametrize(
+    ("layers", "first", "last", "devices", "expected"),
+    [
+        ([1] * 8, 0, 0, 2, (4, 4)),
+        ([1] * 9, 0, 0, 4, (3, 3, 2, 1)),
+        ([1] * 10, 4, 0, 2, (3, 7)),
+        ([1] * 10, 2, 2, 3, (3, 5, 2)),
+        ([5, 1, 1, 1], 0, 0, 2, (1, 3)),
+        ([1, 1], 100, 0, 2, (1, 1)),
+    ],
+)
+def test_layers_are_divided_so_that_the_fullest_device_holds_least(layers, first, last, devices, expected):
+    assert divide(layers, first, last, devices) == expected
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with these GPUs."""
+
+    def build(*gpus, visible=None, world_size="1"):
+        processor = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, supports_bfloat16=False, cores=1)
+        monkeypatch.setattr(placement, "list_devices", lambda: (*gpus, processor))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    return build
+
+
+def test_a_spread_run_trains_on_all_that_it_names_in_what_all_of_them_can(machine):
+    machine(GPU, OTHER)
+
+    chosen = choose_placement(make_config(Path("x"), run=SPREAD))
+
+    assert chosen.spread == (GPU, OTHER)
+    assert chosen.torch_indexes == (0, 1)
+    assert chosen.device_name == "a GPU + an older GPU"
+    assert not chosen.device.supports_bfloat16
+
+
+@pytest.mark.parametrize(("gpus", "world_size"), [((GPU,), "1"), ((GPU, OTHER), "2")], ids=["too few", "launched"])
+def test_a_spread_run_that_cannot_be_is_refused(machine, gpus, world_size):
+    machine(*gpus, world_size=world_size)
+
+    with pytest.raises(DeviceError):
+        choose_placement(make_config(Path("x"), run=SPREAD))
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, [0, 1]), ("1,0", [1, 0]), ("GPU-1, GPU-0", [0, 1])])
+def test_gpus_are_numbered_as_torch_does(machine, visible, expected):
+    machine(GPU, OTHER, visible=visible)
+
+    assert [gpu.index for gpu in in_torch_order([GPU, OTHER])] == expected
