@@ -17,7 +17,7 @@ def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
     """The configured precision; for `auto` bfloat16 or float16 on GPUs, and on processors the one that generates faster."""
     if model.compute_dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[model.compute_dtype]
-    if device.kind == "cuda":
+    if device.kind != "cpu":
         return torch.bfloat16 if device.supports_bfloat16 else torch.float16
     return faster_dtype_on_this_processor()
 

@@ -16,8 +16,8 @@ class MemoryNow(NamedTuple):
 class Device:
     """One GPU, or the processor with its memory, as it was a moment ago."""
 
-    kind: Literal["cuda", "cpu"]
-    index: int  # CUDA devices by PCI bus, as nvidia-smi numbers them; 0 for the processor
+    kind: Literal["cuda", "mps", "cpu"]
+    index: int  # CUDA devices by PCI bus, as nvidia-smi numbers them; 0 for Apple's GPU and the processor
     name: str
     total_bytes: int  # of a GPU's memory; of RAM within what this process may use
     free_bytes: int  # not used by anybody, other people's processes included
@@ -27,7 +27,7 @@ class Device:
     @property
     def torch_name(self) -> str:
         """How torch calls it in a process that sees only this device."""
-        return "cuda:0" if self.kind == "cuda" else "cpu"
+        return "cuda:0" if self.kind == "cuda" else self.kind
 
 
 def visible_only(devices: tuple[Device, ...]) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
+from engine.hardware.apple import list_apple_gpus, this_system
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor, memory_now
@@ -14,11 +15,12 @@ _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it somebody else is at w
 
 
 def list_devices() -> tuple[Device, ...]:
-    """Every device of this machine as it is now: GPUs in the order of `nvidia-smi`, the processor last.
+    """Every device of this machine as it is now: GPUs in the order of `nvidia-smi`, or Apple's; the processor last.
 
     Takes milliseconds, needs no torch, and never fails for want of a driver.
     """
-    return (*list_cuda_devices(load_nvml(), memory_now()), describe_processor())
+    memory = memory_now()
+    return (*list_cuda_devices(load_nvml(), memory), *list_apple_gpus(this_system(), memory), describe_processor())
 
 
 def choose_device(run: RunSection) -> Device:
@@ -43,15 +45,18 @@ def choose_devices(run: RunSection) -> tuple[Device, ...]:
 def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...]:
     """Choose among `devices`, as `list_devices` gives them; several only where the run names several.
 
-    `auto` takes the first GPU of which at least half is free, else the one with the most free memory, else the processor.
+    `auto` takes the first GPU of which at least half is free, else the one with the most free memory, else Apple's GPU,
+    else the processor.
 
     Raises:
         DeviceError: If the run names a GPU that is not there, or names one twice.
     """
     gpus = {device.index: device for device in devices if device.kind == "cuda"}
     processor = next(device for device in devices if device.kind == "cpu")
-    if run.devices == "cpu" or (run.devices == "auto" and not gpus):
+    if run.devices == "cpu":
         return (processor,)
+    if run.devices == "auto" and not gpus:
+        return (next((device for device in devices if device.kind == "mps"), processor),)
     if run.devices == "auto":
         free = (gpu for gpu in gpus.values() if gpu.free_bytes >= gpu.total_bytes * _COUNTS_AS_FREE)
         return (next(free, None) or max(gpus.values(), key=lambda gpu: gpu.free_bytes),)

@@ -138,13 +138,13 @@ class LeaseBook:
 
 
 def lease_name(device: Device) -> str:
-    """Name of a device in the lease book: `cpu`, `cuda:0` …"""
-    return "cpu" if device.kind == "cpu" else f"{device.kind}:{device.index}"
+    """Name of a device in the lease book: `cpu`, `mps`, `cuda:0` …"""
+    return f"cuda:{device.index}" if device.kind == "cuda" else device.kind
 
 
 def device_words(name: str) -> str:
     """The same for people."""
-    return "The CPU" if name == "cpu" else f"GPU {name.partition(':')[2]}"
+    return {"cpu": "The CPU", "mps": "Apple's GPU"}.get(name) or f"GPU {name.partition(':')[2]}"
 
 
 def _parse(file: Path) -> LeaseHolder | None:

@@ -21,6 +21,8 @@ _PLAYED_RESERVE_MARGIN = 0.15
 # Beyond the allocator: libraries that take memory of their own, and the driver's accounting.
 _PROCESS_MARGIN = 200 * MIB
 _PLAYED_PROCESS_MARGIN = 0.03
+# Nobody has measured runs on Apple's GPU.
+_APPLE_MARGIN = 0.25
 
 
 class DeviceNeed(NamedTuple):
@@ -44,7 +46,10 @@ def need_on_device(
     allocated_bytes, paged_bytes = tensors.allocated_bytes, tensors.paged_bytes
     if workload.device == "cpu":
         expected, needed = process_on_cpu(tensors, workload)
-        return DeviceNeed(allocated_bytes, allocated_bytes, expected, needed + tensors.uncertain_bytes)
+        needed += tensors.uncertain_bytes
+        if device.kind == "mps":
+            needed = round(needed * (1 + _APPLE_MARGIN))
+        return DeviceNeed(allocated_bytes, allocated_bytes, expected, needed)
     context = cuda_context_bytes(device.name)
     if played_reserve_bytes is None:
         expected_share, most = _EXPANDABLE_RESERVE

@@ -176,7 +176,7 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
         device_kind=device.kind,
         free_bytes=device.free_bytes,
         total_bytes=device.total_bytes,
-        notes=_notes(workload, peak),
+        notes=_notes(workload, peak, device),
     )
 
 
@@ -198,8 +198,13 @@ def judge(need: DeviceNeed, device: Device) -> Verdict:
     return "tight" if need.expected_bytes <= device.free_bytes else "does_not_fit"
 
 
-def _notes(workload: Workload, peak: Peak) -> tuple[str, ...]:
+def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
     notes, persistent = [], peak.persistent
+    if device.kind == "mps":
+        notes.append(
+            "Figures for Apple's GPU are put together from the sizes of tensors and were never measured; the bound is wider "
+            "for it."
+        )
     if peak.is_approximate:
         notes.append(
             "Some layers of this model are not plain attention. Their activations are estimated by the size of their "
@@ -207,8 +212,8 @@ def _notes(workload: Workload, peak: Peak) -> tuple[str, ...]:
         )
     if workload.attention == "math":
         notes.append(
-            "This GPU has no fused attention kernel for grouped-query heads, so the scores of all heads are written out: "
-            "memory grows with the square of the length."
+            "This GPU has no fused attention kernel for such a step, so the scores of all heads are written out: memory "
+            "grows with the square of the length."
         )
     if persistent.paged:
         notes.append(

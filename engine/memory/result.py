@@ -56,7 +56,7 @@ class MemoryEstimate(BaseModel):
     phases_bytes: dict[Phase, int]  # allocated at the peak of each phase
     verdict: Verdict
     device_name: str
-    device_kind: Literal["cuda", "cpu"]
+    device_kind: Literal["cuda", "mps", "cpu"]
     free_bytes: int
     total_bytes: int
     notes: tuple[str, ...] = ()

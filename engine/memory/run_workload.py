@@ -28,9 +28,8 @@ _LARGEST_HEAD = 256
 def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
     """Describe one pass of the longest rows, as the worker will run it on this device."""
     training, adapter = config.training, config.adapter
-    on_cuda = device.kind == "cuda"
     precision = _precision(config, device)
-    joined = _joins_rows(shape, config, on_cuda)
+    joined = _joins_rows(shape, config, device)
     masked = not joined and (training.per_device_train_batch_size > 1 or adapter.method == "prefix_tuning")
     attention = _attention(shape, config, device, precision, joined=joined, masked=masked)
     checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
@@ -38,7 +37,8 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Wor
         adapter=adapter,
         batch_size=training.per_device_train_batch_size,
         length=training.max_length,
-        device=device.kind,
+        # Apple's GPU shares the processor's memory, without a context or workspaces of its own.
+        device="cuda" if device.kind == "cuda" else "cpu",
         base="dense" if config.model.quantization == "none" else config.model.quantization,
         double_quant=config.model.double_quant,
         precision=precision,
@@ -50,8 +50,8 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Wor
         # With a mask, transformers copies keys and values to every head.
         expands_key_values=attention == "efficient" or (attention == "cpu_flash" and masked),
         checkpointing=checkpointing,
-        loss=Loss(path="trained_positions", chunk_bytes=CHUNK_BYTES if on_cuda else CHUNK_BYTES_CPU),
-        optimizer=_optimizer(config, on_cuda),
+        loss=Loss(path="trained_positions", chunk_bytes=CHUNK_BYTES_CPU if device.kind == "cpu" else CHUNK_BYTES),
+        optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
         data_parallel=_companions(config),
     )
@@ -93,7 +93,7 @@ def _is_plain_lora(config: RunConfig) -> bool:
     return adapter.method == "lora" and not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
 
 
-def _joins_rows(shape: ModelShape, config: RunConfig, on_cuda: bool) -> bool:
+def _joins_rows(shape: ModelShape, config: RunConfig, device: Device) -> bool:
     """Whether rows stand behind one another without padding.
 
     Source: `_may_join`, engine/training/assembly.py.
@@ -101,11 +101,11 @@ def _joins_rows(shape: ModelShape, config: RunConfig, on_cuda: bool) -> bool:
     if config.adapter.method == "prefix_tuning":
         return False
     asked = config.model.attn_implementation
-    if asked == "flash_attention_2" or (asked == "auto" and on_cuda and has_flash_attention()):
+    if asked == "flash_attention_2" or (asked == "auto" and device.kind == "cuda" and has_flash_attention()):
         return True
     if asked == "eager" or shape.attn_logit_softcapping is not None:
         return False
-    return not on_cuda or config.training.packing
+    return device.kind == "cpu" or config.training.packing
 
 
 def has_flash_attention() -> bool:
@@ -119,7 +119,8 @@ def _attention(
     """The kernel that PyTorch takes.
 
     Flash attention needs 16-bit floats and a GPU from Ampere on, and takes no mask. The memory-efficient kernel needs
-    equal head counts: with a mask transformers copies the heads, without one the slow path is what is left.
+    equal head counts: with a mask transformers copies the heads, without one the slow path is what is left. So it is on
+    Apple's GPU, whose own kernel has no backward pass.
 
     Source: `use_gqa_in_sdpa`, transformers/integrations/sdpa_attention.py; `sdp_utils.cpp` of PyTorch.
     """
@@ -128,6 +129,8 @@ def _attention(
         return "eager"
     if device.kind == "cpu":
         return "tiled" if joined else "cpu_flash"
+    if device.kind == "mps":
+        return "math"
     if asked == "flash_attention_2" or (asked == "auto" and has_flash_attention()):
         return "flash"
     if shape.head_dim > _LARGEST_HEAD:
@@ -140,11 +143,11 @@ def _attention(
     return "efficient" if shape.num_key_value_heads == shape.num_attention_heads else "math"
 
 
-def _optimizer(config: RunConfig, on_cuda: bool) -> Optimizer:
+def _optimizer(config: RunConfig, device: Device) -> Optimizer:
     """Source: `optimizer_name`, engine/training/build.py; transformers/trainer_optimizer.py."""
     name = config.training.optim
     if name == "adamw_torch":
-        return Optimizer("adamw", fused=not on_cuda, foreach=on_cuda)
+        return Optimizer("adamw", fused=device.kind == "cpu", foreach=device.kind == "cuda")
     if name == "adamw_torch_fused":
         return Optimizer("adamw", fused=True)
     if name == "adamw_8bit":

@@ -171,7 +171,7 @@ class MeasurementJob:
 
     def _result(self, event: MemoryEvent, steps: list[StepEvent], device: Device) -> MeasuredStep:
         data, estimate, training = event.data, self._estimate, self._config.training
-        reserved = data.peak_reserved_bytes if device.kind == "cuda" else None
+        reserved = data.peak_reserved_bytes if device.kind != "cpu" else None
         # The driver's figure for one process is not known to PyTorch: on a GPU the allocator's is compared.
         outside = estimate.expected_bytes - estimate.reserved_bytes if reserved is not None else 0
         seconds = steps[-1].time - steps[-2].time if len(steps) > 1 else 0.0

@@ -41,10 +41,10 @@ class Provenance(BaseModel):
 def environment_facts() -> dict[str, object]:
     """The fields of `Provenance` that describe this installation."""
     return {
-        "loratory": _version("loratory") or "",
+        "loratory": library_version("loratory") or "",
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "platform": f"{platform.system()} {platform.machine()}",
-        "libraries": {name: version for name in _LIBRARIES if (version := _version(name)) is not None},
+        "libraries": {name: version for name in _LIBRARIES if (version := library_version(name)) is not None},
     }
 
 
@@ -76,7 +76,8 @@ def read_provenance(folder: RunFolder) -> Provenance:
 
 
 @functools.cache
-def _version(distribution: str) -> str | None:
+def library_version(distribution: str) -> str | None:
+    """The installed version of a library; None where it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -142,7 +142,9 @@ def _options(section: RunSection, devices: Sequence[Device]) -> list[tuple[Devic
     if section.devices == "auto" and gpus:
         by_free_memory = sorted(gpus.values(), key=lambda gpu: -gpu.free_bytes)
         return [(gpu,) for gpu in by_free_memory]
-    return [(device,) for device in devices if device.kind == "cpu"]
+    has_apple = any(device.kind == "mps" for device in devices)
+    wanted = "mps" if section.devices == "auto" and has_apple else "cpu"
+    return [(device,) for device in devices if device.kind == wanted]
 
 
 def _fits(waiting: Waiting, option: tuple[Device, ...]) -> bool:

@@ -129,14 +129,19 @@ def _cause_of(error: EngineError) -> Cause:
 
 
 def _out_of_memory(error: BaseException, config: RunConfig | None, home: LoratoryHome | None) -> FailedData:
-    where = "GPU" if isinstance(error, torch.OutOfMemoryError) or "cuda" in str(error).lower() else "machine"
+    text = str(error).lower()
+    where = "GPU" if isinstance(error, torch.OutOfMemoryError) or "cuda" in text else "machine"
     advice = "See `loratory estimate` for what would make it fit."
     estimated = advice_on_memory(config, home) if config is not None and home is not None else None
     if estimated is not None:
         advice = estimated
     elif config is not None:
         advice = f"{_smaller(config)} `loratory estimate` shows what helps most."
-    return FailedData(cause="out_of_memory", what=f"The {where} ran out of memory.", fix=advice)
+    what = f"The {where} ran out of memory."
+    if "mps" in text:  # "MPS backend out of memory (MPS allocated: …, max allowed: …)"
+        what = "Apple's GPU ran out of memory, which it shares with all programs."
+        advice = f"{advice} Closing other programs helps as well."
+    return FailedData(cause="out_of_memory", what=what, fix=advice)
 
 
 def _smaller(config: RunConfig) -> str:

@@ -44,6 +44,4 @@ def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | Non
 
 
 def _device_of(config: RunConfig) -> Device:
-    devices = list_devices()
-    gpus = [device for device in devices if device.kind == "cuda" and config.run.devices != "cpu"]
-    return gpus[0] if gpus else next(device for device in devices if device.kind == "cpu")
+    return next(device for device in list_devices() if device.kind == "cpu" or config.run.devices != "cpu")

@@ -8,8 +8,10 @@ import torch
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError
+from engine.hardware.apple import list_apple_gpus, this_system
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
+from engine.hardware.processor import memory_now
 from engine.training.companions import ALONE, Companions
 
 
@@ -38,8 +40,6 @@ class Placement:
 def choose_placement(config: RunConfig) -> Placement:
     """The device that this process sees, and its rank where a launcher started several.
 
-    Apple's GPU shares the processor's memory, so that it is described as the processor; torch calls it `mps`.
-
     Raises:
         DeviceError: If layers are to be spread over more GPUs than this process sees, or by several processes.
     """
@@ -55,9 +55,16 @@ def choose_placement(config: RunConfig) -> Placement:
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), companions)
     if torch.backends.mps.is_available() and config.run.devices != "cpu":
-        return Placement(processor, torch.device("mps"), companions)
+        (apple,) = list_apple_gpus(this_system(), memory_now(), _recommended_bytes()) or (processor,)
+        return Placement(apple, torch.device("mps"), companions)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // companions.world_size)))
     return Placement(processor, torch.device("cpu"), companions)
+
+
+def _recommended_bytes() -> int | None:
+    """How much memory Metal advises one program to take; None where this torch does not ask it."""
+    recommended = getattr(torch.mps, "recommended_max_memory", None)
+    return int(recommended()) if recommended is not None else None
 
 
 def in_torch_order(gpus: Sequence[Device]) -> list[Device]:

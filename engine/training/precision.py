@@ -39,7 +39,8 @@ class Precision:
 def choose_precision(config: RunConfig, device: Device) -> Precision:
     """Choose as the settings say; `auto` takes bfloat16 where the device multiplies it in hardware.
 
-    Without it, GPUs take float16, which tensor cores have had for longest, and CPUs float32, which they are built for.
+    Without it, NVIDIA's GPUs take float16, which tensor cores have had for longest; CPUs and Apple's GPU take float32, which
+    they are built for.
     """
     asked = config.model.compute_dtype
     if asked == "auto":
@@ -53,3 +54,21 @@ def choose_precision(config: RunConfig, device: Device) -> Precision:
         frozen=torch.float32 if trains_everything else compute,
         needs_loss_scaling=compute is torch.float16,
     )
+
+
+def apple_notes(config: RunConfig, device: Device) -> tuple[str, ...]:
+    """What a person should know about a run on Apple's GPU; nothing on other devices."""
+    if device.kind != "mps":
+        return ()
+    notes = []
+    if not device.supports_bfloat16 and config.model.compute_dtype == "auto":
+        notes.append(
+            "bfloat16 on Apple's GPU needs macOS 14, so that this run computes in float32, which takes twice the memory; "
+            "model.compute_dtype float16 takes half of it and is less exact."
+        )
+    if config.model.quantization != "none":
+        notes.append(
+            f"bitsandbytes has {config.model.quantization} on Apple's GPU without kernels that are made for it: it works, and "
+            "may be slower than 16-bit weights."
+        )
+    return tuple(notes)

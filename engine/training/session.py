@@ -31,7 +31,7 @@ from engine.training.failure import check_loss
 from engine.training.held_out import choose_measured
 from engine.training.interruption import Interruption
 from engine.training.placement import Placement, choose_placement
-from engine.training.precision import Precision, choose_precision
+from engine.training.precision import Precision, apple_notes, choose_precision
 from engine.training.reporting import RunEvents
 from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
@@ -105,6 +105,8 @@ class TrainingSession:
             events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
         resumed_from = self._find_checkpoint()
         precision = choose_precision(config, placement.device)
+        for note in apple_notes(config, placement.device):
+            events.warn(note, "precision")
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
         events.status("loading_model", f"Looking for {config.model.id}.")
         source = self._first_the_first(lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress))

@@ -72,6 +72,8 @@ def random_state() -> bytes:
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
     if torch.cuda.is_available():
         tensors |= {f"cuda/{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        tensors["mps"] = torch.mps.get_rng_state()
     structure = {
         "python": [version, list(internal), next_gauss],
         "numpy": [str(kind), int(position), int(has_gauss), float(gauss)],
@@ -91,6 +93,8 @@ def load_random_state(path: Path) -> None:
     devices = sorted(key for key in tensors if key.startswith("cuda/"))
     if torch.cuda.is_available() and len(devices) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([tensors[f"cuda/{index}"] for index in range(len(devices))])
+    if torch.backends.mps.is_available() and "mps" in tensors:
+        torch.mps.set_rng_state(tensors["mps"])
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], structure: Any) -> None:

@@ -46,6 +46,8 @@ def _prepare_environment() -> None:
     """Settings that must stand before torch is imported."""
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # What Apple's GPU lacks a kernel for is computed by the processor, instead of ending the run.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     # As `engine.processes.spawn` sets it; here for workers that a person or a cluster starts.
     for name, value in OPENMP_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

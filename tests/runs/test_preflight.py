@@ -7,6 +7,8 @@ from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
+from engine.hardware.device import Device
+from engine.memory.estimate import estimate_memory
 from engine.memory.published_shapes import PublishedSizes, published_shape
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
@@ -161,6 +163,62 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(home, stor
     run = Launcher(store, preflight).start(config())
 
     assert read_provenance(run.folder).predicted_bytes is None
+
+
+APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, supports_bfloat16=True)
+
+
+@pytest.mark.parametrize(
+    ("sections", "device", "bitsandbytes", "fields"),
+    [
+        ({"training": {"optim": "adamw_8bit"}}, APPLE, "0.50.2", ["training.optim"]),
+        ({"model": {"attn_implementation": "flash_attention_2"}}, APPLE, "0.50.2", ["model.attn_implementation"]),
+        ({"model": {"quantization": "nf4"}}, APPLE, "0.50.2", []),
+        ({"model": {"quantization": "nf4"}}, APPLE, "0.49.1", ["model.quantization"]),
+        (
+            {"model": {"quantization": "int8"}},
+            replace(APPLE, supports_bfloat16=False),
+            "0.50.2",
+            ["model.quantization"],
+        ),
+        (
+            {"model": {"compute_dtype": "bfloat16"}},
+            replace(APPLE, supports_bfloat16=False),
+            "0.50.2",
+            ["model.compute_dtype"],
+        ),
+        ({"model": {"compute_dtype": "float16"}}, APPLE, "0.50.2", []),
+    ],
+)
+def test_what_apples_gpu_cannot_do_is_refused(monkeypatch, sections, device, bitsandbytes, fields):
+    monkeypatch.setattr("engine.runs.preflight.library_version", lambda _: bitsandbytes)
+    sections = {**sections, "model": {"id": "some/model", **sections.get("model", {})}}
+
+    problems = device_problems(config(**sections), device)
+
+    assert [problem.field for problem in problems] == fields
+    assert all("Apple's GPU" in problem.message for problem in problems)
+
+
+def test_a_refusal_of_quantized_weights_says_what_to_update(monkeypatch):
+    monkeypatch.setattr("engine.runs.preflight.library_version", lambda _: None)
+
+    (problem,) = device_problems(
+        config(model={"id": "some/model", "quantization": "nf4"}), replace(APPLE, supports_bfloat16=False)
+    )
+
+    assert "need macOS 14 and bitsandbytes 0.50 (this is missing)" in problem.message
+    assert "set run.devices to cpu" in problem.message
+
+
+def test_an_estimate_for_apples_gpu_says_that_nobody_measured_it(home, inspector):
+    preflight = Preflight(home, inspector, devices=lambda: (APPLE, cpu()), resolve=resolve)
+
+    assert preflight.check(config()).provenance.predicted_bytes > 0
+    apple, processor = (estimate_memory(SHAPE, config(), device) for device in (APPLE, cpu()))
+    assert apple.device_kind == "mps"
+    assert "never measured" in apple.notes[0]
+    assert apple.needed_bytes / apple.expected_bytes > processor.needed_bytes / processor.expected_bytes
 
 
 SPREAD = {"run": {"devices": [0, 1], "device_map": "balanced"}}

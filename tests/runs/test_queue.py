@@ -1,6 +1,7 @@
 import pytest
 
 from engine.config.run import RunSection
+from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.runs.queue import QueueOrder, Waiting, plan_starts
@@ -67,6 +68,17 @@ def test_a_run_on_several_gpus_needs_them_all():
 
     assert started(plan_starts(queue, [gpu(0), gpu(1)], {})) == {"pair": ["cuda:0", "cuda:1"]}
     assert not plan_starts(queue, [gpu(0), gpu(1)], {"cuda:1": held_by()}).starts
+
+
+def test_auto_waits_for_apples_gpu_where_there_is_one():
+    apple = Device("mps", 0, "Apple M2 GPU", 16 * GIB, 12 * GIB, supports_bfloat16=True)
+
+    assert started(plan_starts([waiting("a"), waiting("b", devices="cpu")], [apple, cpu()], {})) == {
+        "a": ["mps:0"],
+        "b": ["cpu:0"],
+    }
+    plan = plan_starts([waiting("a")], [apple, cpu()], {"mps": held_by("qwen", "chat")})
+    assert plan.reasons == {"a": "Waits: Apple's GPU is in use for chat (qwen)."}
 
 
 def test_a_device_that_is_not_there_is_said():

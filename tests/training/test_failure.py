@@ -34,6 +34,19 @@ def test_memory_that_ran_out_is_recognized_with_advice(error):
     assert "gradient_accumulation_steps to 6" in failed.fix
 
 
+def test_apples_gpu_is_named_with_what_it_shares():
+    error = RuntimeError(
+        "MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB). Tried to allocate 1 GB."
+    )
+
+    failed = explain(error, config(per_device_train_batch_size=4))
+
+    assert failed.cause == "out_of_memory"
+    assert failed.what == "Apple's GPU ran out of memory, which it shares with all programs."
+    assert "per_device_train_batch_size to 2" in failed.fix
+    assert failed.fix.endswith("Closing other programs helps as well.")
+
+
 def test_advice_on_memory_goes_on_when_the_batch_cannot_shrink():
     one = {"per_device_train_batch_size": 1}
 

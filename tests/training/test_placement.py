@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from engine.config.load import config_from_mapping
-from engine.hardware.device import Device
+from engine.hardware.apple import AppleSystem
+from engine.hardware.device import Device, MemoryNow
 from engine.training import placement
 from engine.training.placement import choose_placement
 
@@ -21,6 +22,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(placement, "list_devices", lambda: (GPU, PROCESSOR) if cuda else (PROCESSOR,))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 0)
 
     yield build
     torch.set_num_threads(threads)
@@ -47,10 +49,20 @@ def test_the_processor_where_it_is_asked_for(machine):
     assert chosen(devices="cpu").torch_device.type == "cpu"
 
 
-def test_apples_gpu_is_described_by_the_memory_that_it_shares(machine):
+@pytest.mark.parametrize("asked", [True, False], ids=["torch tells", "torch does not"])
+def test_apples_gpu_is_described_by_the_memory_that_it_shares(machine, monkeypatch, asked):
     machine(cuda=False, mps=True)
+    monkeypatch.setattr(placement, "this_system", lambda: AppleSystem("darwin", "arm64", "14.5", "Apple M2"))
+    monkeypatch.setattr(placement, "memory_now", lambda: MemoryNow(8 << 30, 6 << 30))
+    if asked:
+        monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 5 << 30)
+    else:
+        monkeypatch.delattr(torch.mps, "recommended_max_memory")
 
-    assert chosen().device == PROCESSOR
+    device = chosen().device
+
+    assert (device.kind, device.name) == ("mps", "Apple M2 GPU")
+    assert (device.total_bytes, device.free_bytes) == ((5 << 30, 5 << 30) if asked else (8 << 30, 6 << 30))
 
 
 @pytest.mark.parametrize(("rank", "expected"), [("0", 0), ("1", 1)])

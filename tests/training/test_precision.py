@@ -5,7 +5,7 @@ import torch
 
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
-from engine.training.precision import choose_precision
+from engine.training.precision import apple_notes, choose_precision
 
 
 def config(dtype="auto", method="lora"):
@@ -29,6 +29,8 @@ def device(kind, *, bfloat16):
         ("cuda", False, torch.float16),
         ("cpu", True, torch.bfloat16),
         ("cpu", False, torch.float32),
+        ("mps", True, torch.bfloat16),
+        ("mps", False, torch.float32),
     ],
 )
 def test_auto_takes_what_the_device_is_quick_at(kind, bfloat16, expected):
@@ -50,3 +52,19 @@ def test_full_fine_tuning_holds_its_weights_in_float32_and_computes_in_less():
     assert precision.frozen is torch.float32
     assert precision.compute is torch.bfloat16
     assert precision.compute_name == "bfloat16"
+
+
+def test_what_an_older_macos_forces_is_said():
+    old, new = device("mps", bfloat16=False), device("mps", bfloat16=True)
+
+    (note,) = apple_notes(config(), old)
+    assert "macOS 14" in note
+    assert apple_notes(config(), new) == apple_notes(config("float16"), old) == ()
+    assert apple_notes(config(), device("cpu", bfloat16=False)) == ()
+
+
+def test_quantized_weights_on_apples_gpu_are_said_to_be_slow():
+    values = {"model": {"id": "m", "quantization": "nf4"}, "dataset": {"source": "d"}}
+
+    (note,) = apple_notes(config_from_mapping(values), device("mps", bfloat16=True))
+    assert "slower than 16-bit" in note

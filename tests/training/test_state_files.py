@@ -91,3 +91,67 @@ def test_every_generator_goes_on_where_it_was(tmp_path):
     load_random_state(tmp_path / "random.safetensors")
 
     assert [draw() for _ in range(3)] == expected
+
+
+class FakeGenerators:
+    """Generators of some devices, as torch.cuda or torch.mps has them."""
+
+    def __init__(self, *states):
+        self.states = [torch.tensor([state], dtype=torch.uint8) for state in states]
+
+    def get_all(self):
+        return [state.clone() for state in self.states]
+
+    def set_all(self, states):
+        self.states = [state.clone() for state in states]
+
+    def numbers(self):
+        return [int(state) for state in self.states]
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends that there are GPUs whose generators have these states."""
+
+    def build(*states):
+        generators = FakeGenerators(*states)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(states))
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", generators.get_all)
+        monkeypatch.setattr(torch.cuda, "set_rng_state_all", generators.set_all)
+        return generators
+
+    return build
+
+
+def test_the_generators_of_all_gpus_go_on_in_order(tmp_path, gpus):
+    gpus(*range(12))  # more than ten: as text, cuda/10 stands before cuda/2
+    (tmp_path / "random.safetensors").write_bytes(random_state())
+    generators = gpus(*[99] * 12)
+
+    load_random_state(tmp_path / "random.safetensors")
+
+    assert generators.numbers() == list(range(12))
+
+
+def test_other_gpus_than_before_keep_their_generators(tmp_path, gpus):
+    gpus(1, 2)
+    (tmp_path / "random.safetensors").write_bytes(random_state())
+    generators = gpus(7)
+
+    load_random_state(tmp_path / "random.safetensors")
+
+    assert generators.numbers() == [7]
+
+
+def test_apples_generator_goes_on(tmp_path, monkeypatch):
+    generator = FakeGenerators(5)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: generator.get_all()[0])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: generator.set_all([state]))
+    (tmp_path / "random.safetensors").write_bytes(random_state())
+    generator.set_all([torch.tensor([9], dtype=torch.uint8)])
+
+    load_random_state(tmp_path / "random.safetensors")
+
+    assert generator.numbers() == [5]

@@ -8,6 +8,7 @@ import gradio as gr
 from engine.config.presets import find_preset, list_presets
 from engine.config.run import RunConfig
 from engine.errors import EngineError
+from engine.hardware.lease import lease_name
 from ui.checks import CheckQuestion
 from ui.draft import Draft
 from ui.errors import shown_as_message, trouble
@@ -183,7 +184,7 @@ class TrainTab:
         if config is None or draft.device is None:
             return None
         wanted = (config.model.id, config.method_name)
-        device = draft.device.kind if draft.device.kind == "cpu" else f"cuda:{draft.device.index}"
+        device = lease_name(draft.device)
         for row in self._page.reader.summaries():
             if (row.model, row.method) == wanted and row.tokens_per_second and row.device == device:
                 return KnownSpeed(row.tokens_per_second, row.name)

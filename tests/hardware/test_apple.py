@@ -1,0 +1,79 @@
+"""Apple's GPU, on systems that are made up: listed on Macs with Apple's own chip and nowhere else."""
+
+import pytest
+
+from engine.config.run import RunSection
+from engine.errors import DeviceError
+from engine.hardware import apple, devices
+from engine.hardware.apple import AppleSystem, list_apple_gpus, this_system
+from engine.hardware.device import Device, MemoryNow, visible_only
+from engine.hardware.devices import choose_from, list_devices
+from engine.hardware.energy import energy_so_far_joules
+from engine.hardware.lease import device_words, lease_name
+
+GIB = 1024**3
+RAM = MemoryNow(32 * GIB, 20 * GIB)
+M2 = AppleSystem("darwin", "arm64", "14.5", "Apple M2 Pro")
+PROCESSOR = Device("cpu", 0, "CPU", 32 * GIB, 20 * GIB, False, cores=8)
+
+
+def test_it_shares_the_memory_of_the_processor():
+    assert list_apple_gpus(M2, RAM) == (
+        Device("mps", 0, "Apple M2 Pro GPU", 32 * GIB, 20 * GIB, supports_bfloat16=True),
+    )
+
+
+def test_it_may_take_what_metal_advises_where_that_is_known():
+    (gpu,) = list_apple_gpus(M2, RAM, recommended_bytes=18 * GIB)
+
+    assert (gpu.total_bytes, gpu.free_bytes) == (18 * GIB, 18 * GIB)
+    assert list_apple_gpus(M2, RAM, recommended_bytes=0)[0].total_bytes == 32 * GIB
+
+
+@pytest.mark.parametrize(
+    ("macos", "has_it"), [("13.6.1", False), ("14.0", True), ("14", True), ("15.2", True), ("26.0", True), ("", False)]
+)
+def test_bfloat16_comes_with_macos_14(macos, has_it):
+    (gpu,) = list_apple_gpus(M2._replace(macos=macos), RAM)
+
+    assert gpu.supports_bfloat16 is has_it
+
+
+@pytest.mark.parametrize(
+    "system", [AppleSystem("linux", "aarch64", "", ""), AppleSystem("darwin", "x86_64", "14.1", "Intel Core i7")]
+)
+def test_there_is_none_elsewhere(system):
+    assert list_apple_gpus(system, RAM) == ()
+
+
+def test_this_systems_chip_is_asked_for_without_failing(monkeypatch):
+    assert apple._chip() == "" or this_system().platform == "darwin"  # Linux has no such call
+    monkeypatch.setattr(apple.sys, "platform", "darwin")
+    monkeypatch.setattr(apple.platform, "mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
+    monkeypatch.setattr(apple, "_chip", lambda: "Apple M3")
+
+    assert this_system()[2:] == ("14.5", "Apple M3")
+
+
+def test_it_is_listed_before_the_processor(monkeypatch):
+    monkeypatch.setattr(devices, "this_system", lambda: M2)
+
+    assert [device.kind for device in list_devices()][-2:] == ["mps", "cpu"]
+
+
+def test_auto_takes_it_and_cpu_does_not():
+    (gpu,) = list_apple_gpus(M2, RAM)
+
+    assert choose_from((gpu, PROCESSOR), RunSection()) == (gpu,)
+    assert choose_from((gpu, PROCESSOR), RunSection(devices="cpu")) == (PROCESSOR,)
+    with pytest.raises(DeviceError, match="no CUDA device 0"):
+        choose_from((gpu, PROCESSOR), RunSection(devices=(0,)))
+
+
+def test_it_has_a_lease_of_its_own_and_a_name():
+    (gpu,) = list_apple_gpus(M2, RAM)
+
+    assert lease_name(gpu) == gpu.torch_name == "mps"
+    assert device_words("mps") == "Apple's GPU"
+    assert visible_only((gpu,))["CUDA_VISIBLE_DEVICES"] == ""
+    assert energy_so_far_joules("mps", nvml=None) is None
