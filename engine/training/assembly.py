@@ -90,7 +90,8 @@ def assemble(
         rank=placement.companions.rank,
     )
     name = own_attention if not joined or flash else f"{own_attention}, row by row"
-    return Assembly(TrainerSetup(settings, pad_token_id, flash, autocast), name, tuple(notes))
+    makes_ahead = placement.torch_device.type != "cpu"
+    return Assembly(TrainerSetup(settings, pad_token_id, flash, autocast, makes_ahead), name, tuple(notes))
 
 
 def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtype | None:

@@ -199,7 +199,7 @@ def training_arguments(
         max_length=None,
         packing=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=False,  # it would pin when a batch is asked for; `engine.training.ahead` does so before
         dataset_kwargs={"skip_prepare_dataset": True},
         average_tokens_across_devices=True,
     )

@@ -29,12 +29,14 @@ class TrainerSetup:
         flash: Joined rows are described as flash attention takes them.
         pad_token_id: Fills up padded rows.
         autocast: Dtype that products are cast to; None where every weight is already held in the right one.
+        makes_ahead: The next step's batch is made while this one is learned. A processor has no hands free for it.
     """
 
     settings: PlanSettings
     pad_token_id: int
     flash: bool = False
     autocast: torch.dtype | None = None
+    makes_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class StepBatch:
     @property
     def trained_tokens(self) -> int:
         return sum(one.trained_tokens for one in self.passes)
+
+    def pinned(self) -> "StepBatch":
+        """The same in memory that CUDA copies from without waiting."""
+        return StepBatch(tuple(one.pinned() for one in self.passes))
 
     def __contains__(self, name: str) -> bool:
         """The loop asks whether there are labels to count; this trainer counts for itself."""

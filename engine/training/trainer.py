@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from engine.training import faults, state_files
+from engine.training.ahead import StepsAhead
 from engine.training.batches import PassTensors
 from engine.training.plan import EpochPlanner
 from engine.training.steps import StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup, unchanged
@@ -112,6 +113,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.hooks = hooks
         self.progress = Progress()
         self._interval = _Interval()
+        self._ahead: StepsAhead | None = None
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         forward = _causal_lm(model).forward
@@ -155,6 +157,27 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         batches = StepBatches(self._rows.train, self._setup)
         order = StepOrder(self._planner, lambda: int(self.state.global_step) // self.steps_per_epoch)
         return DataLoader(batches, batch_sampler=order, collate_fn=unchanged, generator=torch.Generator())
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of one round of the loop; on a GPU the next ones are begun with it."""
+        if self._setup.makes_ahead:
+            if self._ahead is None or self._ahead.steps is not epoch_iterator:
+                self._stop_making()
+                self._ahead = StepsAhead(epoch_iterator, pins=self.args.device.type == "cuda")
+            epoch_iterator = self._ahead
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; batches that were made for steps that do not come are let go of."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._stop_making()
+
+    def _stop_making(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         """Not counted: nothing here asks for it."""

@@ -1,0 +1,162 @@
+"""Batches made ahead are the same batches in the same order, and nobody is left waiting for them."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from engine.hardware.device import Device
+from engine.training.ahead import StepsAhead
+from engine.training.batches import join, pad
+from engine.training.placement import Placement
+from engine.training.steps import StepBatch
+from engine.training.trainer import TrainerHooks
+from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+
+ROWS = make_rows(13)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("steps-ahead")]
+
+
+def make(folder, tmp_path, *, ahead, **more):
+    config = make_config(folder, adapter={"lora_dropout": 0.1}, training=more.pop("training", {}))
+    training = make_training(config, ROWS, tmp_path, held_out=make_rows(5, seed=1), **more)
+    training.trainer._setup = replace(training.trainer._setup, makes_ahead=ahead)
+    return training
+
+
+def test_steps_come_in_order_and_one_is_made_before_it_is_asked_for():
+    made, wanted = [], threading.Semaphore(0)
+
+    def steps():
+        for number in range(3):
+            made.append(number)
+            wanted.release()
+            yield StepBatch((pad([ROWS[number]], 0),))
+
+    ahead = StepsAhead(steps(), pins=False)
+    first = next(ahead)
+    assert wanted.acquire(timeout=10)
+    assert wanted.acquire(timeout=10)  # the second one, which nobody has asked for
+    assert made == [0, 1]
+
+    assert [step.tokens for step in (first, *ahead)] == [len(row.input_ids) for row in ROWS[:3]]
+    assert threads() == []
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_the_step_is_asked_for():
+    def steps():
+        yield StepBatch(())
+        raise OSError("the file is gone")
+
+    ahead = StepsAhead(steps(), pins=False)
+    next(ahead)
+    with pytest.raises(OSError, match="the file is gone"):
+        next(ahead)
+    ahead.close()
+    assert threads() == []
+
+
+@pytest.mark.parametrize("makes", [lambda rows: pad(rows, 0), join, lambda rows: join(rows, flash=True)])
+def test_every_tensor_of_a_pass_is_pinned_and_copied_without_waiting(monkeypatch, makes):
+    one = makes(ROWS[:3])
+    pinned, copied = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+
+    again = one.pinned()
+
+    tensors = [*(value for value in one.inputs.values() if isinstance(value, torch.Tensor)), *one.trained]
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in tensors]
+    assert again.tokens == one.tokens
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking=False: copied.append(non_blocking) or self
+    )
+    again.to(torch.device("cuda", 0))
+    assert copied == [True] * len(tensors)
+    copied.clear()
+    again.to(torch.device("mps"))  # whose copies are not ordered with what the processor does to their source
+    assert copied == [False] * len(tensors)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", False), ("cuda", True), ("mps", True)], ids=["processor", "CUDA", "Apple's GPU"]
+)
+def test_batches_are_made_ahead_where_the_processor_has_nothing_else_to_do(
+    device, expected, tiny_model_folder, monkeypatch
+):
+    from engine.training import assembly
+    from engine.training.build import add_adapter, load_model
+    from engine.training.precision import choose_precision
+    from tests.training.tiny_training import ModelSource
+
+    config = make_config(tiny_model_folder)
+    precision, source = choose_precision(config, CPU), ModelSource(str(tiny_model_folder), "tiny")
+    model = add_adapter(load_model(source, config, precision, Placement(CPU, torch.device("cpu"))), config, source)
+    kind = Device(device, 0, "a device", 8 << 30, 8 << 30, supports_bfloat16=True)
+
+    made = assembly.assemble(model, config, precision, Placement(kind, torch.device(device)), ROWS, 0)
+
+    assert made.setup.makes_ahead is expected
+
+
+def test_a_run_is_the_same_bit_by_bit_with_its_batches_made_ahead(tiny_model_folder, tmp_path):
+    results = {}
+    for ahead in (False, True):
+        training = make(tiny_model_folder, tmp_path, ahead=ahead, training={"eval_steps": 1})
+        training.trainer.train()
+        results[ahead] = (training.losses, training.weights(), training.trainer.measure_held_out().loss)
+
+    assert results[True][0] == results[False][0]
+    assert results[True][2] == results[False][2]
+    assert all(torch.equal(tensor, results[False][1][name]) for name, tensor in results[True][1].items())
+    assert threads() == []
+
+
+class StopAfter(TrainerCallback):
+    """Ends the loop in the middle of an epoch."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_save = control.should_training_stop = state.global_step >= self._step
+
+
+def test_a_resumed_run_goes_on_bit_by_bit(tiny_model_folder, tmp_path):
+    from engine.training.state_files import random_state
+
+    whole = make(tiny_model_folder, tmp_path, ahead=False)
+    whole.trainer.train()
+    saved = {}
+
+    def save():
+        saved["folder"] = Path(tmp_path / "checkpoint")
+        saved["folder"].mkdir()
+        stopped.trainer.write_state(saved["folder"], [random_state()])
+
+    stopped = make(tiny_model_folder, tmp_path, ahead=True, hooks=TrainerHooks(save=save), callbacks=(StopAfter(3),))
+    stopped.trainer.train()
+    assert threads() == []  # it had made a batch that nobody came for
+
+    resumed = make(tiny_model_folder, tmp_path, ahead=True)
+    resumed.trainer.train(resume_from_checkpoint=str(saved["folder"]))
+
+    assert stopped.losses + resumed.losses == whole.losses
+    expected = whole.weights()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.weights().items())
+
+
+def test_a_run_that_fails_leaves_no_thread_behind(tiny_model_folder, tmp_path):
+    def fail():
+        raise RuntimeError("a pass went wrong")
+
+    training = make(tiny_model_folder, tmp_path, ahead=True, hooks=TrainerHooks(between_passes=fail))
+
+    with pytest.raises(RuntimeError, match="a pass went wrong"):
+        training.trainer.train()
+    assert threads() == []
