@@ -120,6 +120,7 @@ class FollowedRun:
             self._enforce(worker, silence)
             if silence.is_suspended:
                 return self._changed(
+                    state="running" if reported and self.state.state == "starting" else self.state.state,
                     cause="The worker process is suspended (SIGSTOP) and makes no progress.",
                     advice=f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
                 )
