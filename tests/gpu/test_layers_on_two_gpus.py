@@ -4,11 +4,16 @@ import pytest
 import torch
 
 from engine.hardware.devices import list_devices
+from engine.runs.checkpoints import newest_intact
+from engine.runs.worker_command import WorkerOrder, start_worker, training_command
 from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement
+from engine.training.worker import EXIT_FINISHED
+from tests.gpu.conftest import WORKER_SECONDS
 from tests.gpu.cuda_training import cuda_placement
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.worker_runs import losses_of, said
 
 pytestmark = pytest.mark.gpu
 
@@ -73,3 +78,32 @@ def test_each_gpu_holds_a_part(two_gpus, tmp_path, show):
     show(peaks=peaks, reported=DeviceMemory.of(two_gpus).peak_allocated_bytes())
     assert DeviceMemory.of(two_gpus).peak_allocated_bytes() == max(peaks)
     assert min(peaks) > max(peaks) / 2
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "run", [{"device_map": "balanced"}, {"launcher": "accelerate"}], ids=["layers divided", "rows divided"]
+)
+def test_a_worker_on_two_gpus_learns_what_one_does_and_goes_on(run, two_gpus, cuda_runs, tmp_path):
+    """Started as the supervisor starts it."""
+    alone = cuda_runs.create(run={"devices": [0]})
+    # Two processes take two batches at once, so that one each is the same step.
+    batches = {"training": {"gradient_accumulation_steps": 1}} if "launcher" in run else {}
+    together = cuda_runs.create(run={"devices": [0, 1], **run}, **batches)
+
+    def work(made, devices, attempt, fault=None):
+        config = made.folder.read_config()
+        with pytest.MonkeyPatch.context() as patch:
+            if fault:
+                patch.setenv("LORATORY_TEST_FAULT", fault)
+            process = start_worker(WorkerOrder(made, config, devices, attempt), training_command)
+        return process.wait(WORKER_SECONDS)
+
+    assert work(alone, two_gpus.spread[:1], 1) == EXIT_FINISHED, alone.folder.log.read_text()[-3000:]
+    assert work(together, two_gpus.spread, 1, "training:step-7=kill") != EXIT_FINISHED
+    assert newest_intact(together.folder.checkpoints).step == 5
+    assert work(together, two_gpus.spread, 2) == EXIT_FINISHED, together.folder.log.read_text()[-3000:]
+
+    assert said(together, "resumed")[0].step == 5
+    for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
+        assert got == pytest.approx(wanted, rel=0.02)

@@ -1,0 +1,218 @@
+"""What is done otherwise on GPUs than on a processor, as far as a machine without one can tell.
+
+What needs the real thing stands in tests/gpu.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from torch import distributed
+
+from engine.hardware.device import Device
+from engine.models.source import ModelSource
+from engine.training import attention, build, memory_advice, placement, worker
+from engine.training.attention import JoinedRows, joined_attention
+from engine.training.build import load_model, optimizer_name, training_arguments
+from engine.training.companions import Companions
+from engine.training.loss import _chunks
+from engine.training.placement import Placement, choose_placement
+from engine.training.precision import choose_precision
+from engine.training.quick_dropout import DropoutMask
+from engine.training.state_files import load_plain, random_state
+from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=True)
+ON_GPU = Placement(GPU, torch.device("cuda", 0))
+ON_TWO = Placement(GPU, torch.device("cuda", 0), spread=(GPU, replace(GPU, index=1)))
+ON_MPS = Placement(replace(GPU, kind="mps"), torch.device("mps"))
+ON_CPU = Placement(CPU, torch.device("cpu"))
+OLD = replace(GPU, supports_bfloat16=False)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Stands in for from_pretrained and writes down what it was asked for."""
+    asked = []
+    model = SimpleNamespace(config=SimpleNamespace(use_cache=True), modules=list)
+
+    def from_pretrained(location, **arguments):
+        asked.append(arguments)
+        return model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(build, "plan_spread", lambda source, config, devices: {"layers": len(devices)})
+    monkeypatch.setattr(build, "keep_beside", lambda model: asked.append("kept beside"))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("where", "quantization", "expected"),
+    [
+        (ON_CPU, "none", None),
+        (ON_CPU, "nf4", {"": torch.device("cpu")}),
+        (ON_GPU, "none", {"": torch.device("cuda", 0)}),
+        (ON_GPU, "int8", {"": torch.device("cuda", 0)}),
+        (ON_MPS, "none", {"": torch.device("mps")}),
+        (ON_TWO, "none", {"layers": 2}),
+        (ON_TWO, "nf4", {"layers": 2}),
+    ],
+)
+def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected, loaded):
+    config = make_config(Path("m"), model={"quantization": quantization})
+
+    load_model(ModelSource("m", "m"), config, choose_precision(config, where.device), where)
+
+    assert loaded[0].get("device_map") == expected
+    assert ("kept beside" in loaded) is bool(where.spread)
+
+
+def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
+    capabilities = [(8, 6), (7, 5)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda _: object())
+    config = make_config(Path("m"), model={"compute_dtype": "bfloat16"})
+    precision = choose_precision(config, GPU)
+
+    assert build.choose_attention(config, precision, ON_GPU) == "flash_attention_2"
+    assert build.choose_attention(config, precision, ON_TWO) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "optim", "expected"),
+    [
+        (ON_CPU, "adamw_torch", "adamw_torch_fused"),
+        (ON_GPU, "adamw_torch", "adamw_torch"),
+        (ON_GPU, "paged_adamw_8bit", "paged_adamw_8bit"),
+        (ON_CPU, "sgd", "sgd"),
+    ],
+)
+def test_a_processor_has_a_quicker_kernel_for_the_same_optimizer(where, optim, expected):
+    assert optimizer_name(make_config(Path("m"), training={"optim": optim}).training, where) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "scales", "uses_cpu"),
+    [(Placement(OLD, torch.device("cuda", 0)), True, False), (ON_GPU, False, False), (ON_CPU, False, True)],
+)
+def test_float16_scales_its_loss(where, scales, uses_cpu, tmp_path):
+    config = make_config(Path("m"), model={"compute_dtype": "auto"})
+
+    arguments = training_arguments(config.training, tmp_path, choose_precision(config, where.device), where)
+
+    assert (arguments.fp16, arguments.bf16, arguments.use_cpu) == (scales, False, uses_cpu)
+
+
+def test_the_scale_of_the_loss_survives_a_checkpoint(tiny_model_folder, tmp_path):
+    def train(scale):
+        training = make_training(make_config(tiny_model_folder, training={"max_steps": 1}), make_rows(4), tmp_path)
+        training.trainer.train()
+        training.trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return training.trainer
+
+    saved, folder = train(128.0), tmp_path / "checkpoint"
+    folder.mkdir()
+    saved.write_state(folder, [random_state()])
+    again = train(512.0)
+
+    again._load_scaler(str(folder))
+
+    assert load_plain(folder / "scaler.json")["scale"] == again.accelerator.scaler.get_scale() == 128.0
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("nccl", "cuda"), ("gloo", "cpu")])
+def test_companions_speak_on_the_device_that_their_backend_takes(monkeypatch, backend, expected):
+    monkeypatch.setattr(distributed, "get_backend", lambda: backend)
+
+    assert Companions(0, 2)._device == expected
+
+
+def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):
+    monkeypatch.setattr(placement, "list_devices", lambda: (CPU,))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="a slice of a GPU"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 << 30, 5 << 30))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+
+    chosen = choose_placement(make_config(Path("m")))
+
+    assert chosen.device == Device("cuda", 0, "a slice of a GPU", 5 << 30, 3 << 30, supports_bfloat16=True)
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "expected"),
+    [
+        ((GPU, CPU), "auto", GPU),
+        ((GPU, CPU), "cpu", CPU),
+        ((CPU,), "auto", CPU),
+        ((ON_MPS.device, CPU), "auto", ON_MPS.device),
+    ],
+)
+def test_advice_on_memory_is_for_the_device_that_was_used(monkeypatch, devices, asked, expected):
+    monkeypatch.setattr(memory_advice, "list_devices", lambda: devices)
+
+    assert memory_advice._device_of(make_config(Path("m"), run={"devices": asked})) == expected
+
+
+def test_a_gpu_keeps_the_mask_of_dropout_instead_of_a_seed():
+    mask = DropoutMask.draw(torch.empty(50, 4, device="meta"), 0.25)
+
+    assert (mask.seed, mask.drawn.shape, mask.drawn.dtype, mask.drawn.device.type) == (
+        None,
+        (50, 4),
+        torch.bool,
+        "meta",
+    )
+    assert mask.keep == 0.75
+    drawn = torch.tensor([True, False, True])
+    assert DropoutMask(0.75, None, drawn).apply(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1.0, 0.0, 3.0]
+
+
+def test_a_gpu_takes_larger_chunks_of_logits():
+    rows, vocabulary = 4096, 100_000
+
+    on_gpu = _chunks(torch.empty(rows, 8, device="meta"), vocabulary)
+    on_cpu = _chunks(torch.empty(rows, 8), vocabulary)
+
+    assert max(end - start for start, end in on_gpu) * vocabulary * 4 <= 256 * 2**20
+    assert len(on_gpu) < len(on_cpu) / 4
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("heads", [2, 4], ids=["heads that share keys", "heads of their own"])
+def test_joined_rows_attend_the_same_by_pytorchs_kernel(monkeypatch, window, heads):
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, 40, 16, requires_grad=True)
+    key, value = (torch.randn(1, heads, 40, 16, requires_grad=True) for _ in range(2))
+    module = torch.nn.Module()
+    given = {"sliding_window": window, "joined_rows": JoinedRows((15, 25))}
+
+    def attend():
+        output, _ = joined_attention(module, query, key, value, None, **given)
+        return output, torch.autograd.grad(output.square().sum(), (query, key, value))
+
+    tiled, tiled_gradients = attend()
+    monkeypatch.setattr(attention, "_attend_tiled", attention._attend_fused)
+    fused, fused_gradients = attend()
+
+    torch.testing.assert_close(fused, tiled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused_gradients, tiled_gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_the_worker_asks_for_an_allocator_that_wastes_little(monkeypatch):
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    monkeypatch.setattr(os, "environ", before)
+
+    worker._prepare_environment()
+
+    assert before["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert before["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+    before["PYTORCH_CUDA_ALLOC_CONF"] = "max_split_size_mb:64"
+    worker._prepare_environment()
+    assert before["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"  # what a person has set stays
