@@ -34,10 +34,11 @@ class TrainSpeed:
         """The same losses step by step, and the same held-out loss in the end."""
         steps = self._options.loss_steps
         at = (steps,)
-        same = Recipe(steps, dropout=0.05, plain_dtype=self._options.plain_dtype, measured_at=at)
+        accumulate = self._options.accumulate
+        same = Recipe(steps, dropout=0.05, accumulate=accumulate, plain_dtype=self._options.plain_dtype, measured_at=at)
         plain = self._book.trial("plain", same)
         ours = self._book.trial("ours", same)
-        defaults = self._book.trial("ours", Recipe(steps, measured_at=at))
+        defaults = self._book.trial("ours", Recipe(steps, accumulate=accumulate, measured_at=at))
         print(f"\nLosses with LoRA dropout 0.05, the same rows: plain ({self._options.plain_dtype}) · ours")
         pairs = list(zip(plain.losses, ours.losses, strict=True))
         for start in range(0, len(pairs), 5):
@@ -54,12 +55,13 @@ class TrainSpeed:
     def ratios(self) -> None:
         """Trained tokens per second, ours against the plain scripts, in turn."""
         steps = self._options.steps
-        dropped = Recipe(steps, dropout=0.05, plain_dtype=self._options.plain_dtype)
+        accumulate = self._options.accumulate
+        dropped = Recipe(steps, dropout=0.05, accumulate=accumulate, plain_dtype=self._options.plain_dtype)
         kinds = {
             "tuned": ("plain", dropped),
             "same": ("ours", dropped),
-            "documented": ("plain", Recipe(steps, plain="documented")),
-            "defaults": ("ours", Recipe(steps)),
+            "documented": ("plain", Recipe(steps, accumulate=accumulate, plain="documented")),
+            "defaults": ("ours", Recipe(steps, accumulate=accumulate)),
         }
         trials: dict[str, list[Trial]] = {name: [] for name in kinds}
         for number in range(self._options.rounds):
@@ -78,7 +80,7 @@ class TrainSpeed:
         """Our step against a bare loop, and how much of the processor it uses."""
         from tests.benchmarks.matrix_peak import FLOPS_PER_TOKEN, HEAD_FLOPS_PER_TRAINED_TOKEN, measured_peak_flops
 
-        recipe = Recipe(self._options.steps)
+        recipe = Recipe(self._options.steps, accumulate=self._options.accumulate)
         ours, bare = [], []
         for number in range(self._options.rounds):
             ours.append(self._book.trial("ours", recipe, f"beside bare {number + 1}"))
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["losses", "ratios", "bare"], help="only this; all of them without it")
     parser.add_argument("--steps", type=int, default=15, help=f"of a timed trial; {WARM_UP_STEPS} of them warm up")
     parser.add_argument("--loss-steps", type=int, default=53)
+    parser.add_argument("--accumulate", type=int, default=4, help="passes of two rows a step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain-dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument(
