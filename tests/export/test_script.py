@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from engine.cli import run_command
 from engine.config.load import config_from_mapping, config_from_yaml
 from engine.config.presets import find_preset
+from engine.config.run import RunSection
 from engine.data.prepare import prepare_dataset
 from engine.errors import DatasetError
 from engine.export.script import gather_script_facts, write_script
@@ -183,6 +184,14 @@ def test_what_is_done_otherwise_stands_at_the_head(tiny_model_folder, home, tmp_
 
     assert "Dropout draws other random numbers" in head
     assert "the run mixed sample:lab-chats in as well" in head
+
+
+def test_a_model_that_was_spread_is_spread_by_the_script_too(tiny_model_folder, home, tmp_path):
+    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "d.jsonl", CHAT)))
+    spread = config.model_copy(update={"run": RunSection(devices=(0, 1), device_map="balanced", launcher="local")})
+
+    assert 'device_map="balanced"' in script_of(spread, home)
+    assert "balanced" not in script_of(config, home)
 
 
 def test_a_base_model_gets_the_plain_template_and_a_template_with_a_clock_is_told_of(home, tmp_path):

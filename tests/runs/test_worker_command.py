@@ -28,6 +28,16 @@ def test_accelerate_starts_one_process_for_each_device(run):
     assert "--cpu" in training_command(WorkerOrder(run, config, (cpu(),), 1))
 
 
+def test_one_process_sees_all_gpus_that_its_layers_are_spread_over(run):
+    config = config_for(run={"devices": [2, 0], "device_map": "balanced"})
+    order = WorkerOrder(run, config, (gpu(2), gpu(0)), 1)
+    show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+
+    assert training_command(order) == training_command(order._replace(config=config_for(), devices=(cpu(),)))
+    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
+    assert run.folder.log.read_text() == "2,0\n"
+
+
 def test_a_worker_sees_its_own_devices_and_knows_its_attempt(run):
     show = "import os; print([os.environ[n] for n in ('CUDA_VISIBLE_DEVICES', 'LORATORY_ATTEMPT', 'LORATORY_RUN')])"
     order = WorkerOrder(run, config_for(), (gpu(2),), 3)

@@ -1,0 +1,27 @@
+"""In which precision a model answers, by device."""
+
+import pytest
+import torch
+
+from engine.chat import precision
+from engine.chat.precision import choose_dtype
+from engine.config.model import ModelConfig
+from engine.hardware.device import Device
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "expected"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float16),
+        ("mps", True, torch.bfloat16),
+        ("mps", False, torch.float16),
+        ("cpu", False, torch.float32),
+    ],
+)
+def test_auto_is_what_the_device_answers_quickly_in(monkeypatch, kind, bfloat16, expected):
+    monkeypatch.setattr(precision, "faster_dtype_on_this_processor", lambda: torch.float32)
+    device = Device(kind, 0, "a device", 8 << 30, 8 << 30, bfloat16)
+
+    assert choose_dtype(ModelConfig(id="m"), device) is expected
+    assert choose_dtype(ModelConfig(id="m", compute_dtype="float32"), device) is torch.float32
