@@ -237,10 +237,12 @@ def _compute(config: RunConfig, run: RunFolder | None) -> tuple[str, bool]:
         device = describe_processor()
     if known is not None:
         return known.compute_dtype, known.device == describe_processor().name
+    # Layers are spread over GPUs alone, wherever this is written.
+    on_cpu = device.kind == "cpu" and config.run.spread_over == 1
     if config.model.compute_dtype != "auto":
-        return config.model.compute_dtype, device.kind == "cpu"
+        return config.model.compute_dtype, on_cpu
     fallback = "float16" if device.kind == "cuda" else "float32"
-    return "bfloat16" if device.supports_bfloat16 else fallback, device.kind == "cpu"
+    return "bfloat16" if device.supports_bfloat16 else fallback, on_cpu
 
 
 def _other_template(folder: Path | None, run: RunFolder | None) -> str | None:
