@@ -21,7 +21,6 @@ from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.hardware.lease import LeaseHolder
 from engine.paths import LoratoryHome
 from engine.runs.history import read_history
 from engine.runs.provenance import read_provenance
@@ -70,17 +69,13 @@ class EvaluationJob:
             device=order.device,
         )
 
-        def waiting(present: LeaseHolder) -> None:
-            message = f"Waiting for the device, which is in use for {present.purpose} ({present.title})."
-            on_progress(EvaluationProgress(message=message))
-
         on_progress(EvaluationProgress(message="Starting a process for the evaluation."))
         answer = job.run(
             "evaluate",
             order.model_dump(mode="json"),
             self._stopped,
             lambda value: on_progress(EvaluationProgress.model_validate(value)),
-            waiting,
+            lambda present: on_progress(EvaluationProgress(message=present.why_wait)),
         )
         result = EvaluationResult.model_validate(answer)
         try:

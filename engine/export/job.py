@@ -12,7 +12,6 @@ from engine.export.folder import made_aside
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.hardware.lease import LeaseHolder
 from engine.paths import LoratoryHome
 from engine.runs.run import RunFolder
 
@@ -70,17 +69,13 @@ class ExportJob:
             holds_device=order.settings.verify,
         )
 
-        def waiting(present: LeaseHolder) -> None:
-            message = f"Waiting for the device, which is in use for {present.purpose} ({present.title})."
-            on_progress(ExportProgress(phase="starting", message=message))
-
         on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))
         answer = job.run(
             "export",
             order.model_dump(mode="json"),
             self._stopped,
             lambda value: on_progress(ExportProgress.model_validate(value)),
-            waiting,
+            lambda present: on_progress(ExportProgress(phase="starting", message=present.why_wait)),
         )
         return ExportResult.model_validate(answer)
 

@@ -30,6 +30,11 @@ class LeaseHolder(BaseModel):
     since: float = 0.0  # seconds since the epoch
     gives_way: bool = False  # lets go when asked, as an idle chat does
 
+    @property
+    def why_wait(self) -> str:
+        """What those are told who wait for the device."""
+        return f"Waiting for the device, which is in use for {self.purpose} ({self.title})."
+
 
 class LeaseBook:
     """The leases of all devices, kept in the home so that every process of ours sees the same.

@@ -17,6 +17,7 @@ class Ending(NamedTuple):
     state: State
     cause: str
     advice: str
+    memory_ran_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _out_of_memory(evidence: Evidence) -> Ending:
         "failed",
         f"The machine ran out of memory after step {evidence.last_step}, and the system killed the worker.",
         "Choose a smaller batch, shorter rows or gradient checkpointing; the memory estimate shows what helps most.",
+        memory_ran_out=True,
     )
 
 

@@ -56,7 +56,7 @@ class FollowedRun:
         self._ended_by_us: EndedByUs | None = None
         self._last_silence = Silence(0.0, 0.0, False)
         self._exit_code: int | None = None
-        self.was_rebooted = False  # known once it has ended
+        self.was_rebooted = self.memory_ran_out = False  # known once it has ended
 
     def look(self) -> RunState:
         """See how it is; the state that comes back differs from `state` where something changed.
@@ -181,6 +181,7 @@ class FollowedRun:
             resumable_step=folder.newest_checkpoint_step(),
         )
         ending = judge(evidence)
+        self.memory_ran_out = ending.memory_ran_out
         # A server that comes back later dates the end by the last thing that the worker said.
         watched = self._process is not None or self._ended_by_us is not None
         ended = self._clock() if watched or not reported or history.last_time is None else history.last_time

@@ -129,13 +129,14 @@ class MeasurementJob:
         if identity is None:
             raise WorkerError("The process for the measurement ended at once.", "Free some memory, then try again.")
         holder = LeaseHolder(purpose="measurement", title="one step", process=identity)
-
-        def waiting(present: LeaseHolder) -> None:
-            message = f"Waiting for the device, which is in use for {present.purpose} ({present.title})."
-            on_progress(MeasurementProgress(message=message))
-
         names = [lease_name(device) for device in devices]
-        hold_devices(LeaseBook(self._home), names, holder, _PATIENCE_SECONDS, waiting)
+        hold_devices(
+            LeaseBook(self._home),
+            names,
+            holder,
+            _PATIENCE_SECONDS,
+            lambda present: on_progress(MeasurementProgress(message=present.why_wait)),
+        )
 
     def _follow(
         self, process: Popen[bytes], run: Run, device: Device, on_progress: OnMeasurementProgress

@@ -15,6 +15,7 @@ from engine.runs.control import cancel_is_requested, clear_requests, start_anywa
 from engine.runs.endings import out_of_memory_kills
 from engine.runs.event_log import last_event
 from engine.runs.followed import FollowedRun, Patience
+from engine.runs.memory_advice import advice_on_memory
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
 from engine.runs.requests import forget_resume_request, resume_requests
@@ -122,7 +123,7 @@ class Ward:
         if state == followed.state:
             return
         if state.is_final or state.state == "queued":
-            state = self._with_energy(followed, state)
+            state = self._with_advice(followed, self._with_energy(followed, state))
             self._free_devices(followed)
         self._save(followed.run, state)
         followed.state = state
@@ -132,6 +133,16 @@ class Ward:
         elif state.state == "queued":
             del self.followed[followed.run.id]
             self._enqueue(followed.run)
+
+    def _with_advice(self, followed: FollowedRun, state: RunState) -> RunState:
+        """Where the system ended a worker for want of memory: what the estimate would change, in figures."""
+        if not followed.memory_ran_out:
+            return state
+        try:
+            advice = advice_on_memory(followed.run.folder.read_config(), self._home)
+        except EngineError:
+            advice = None
+        return state if advice is None else state.model_copy(update={"advice": advice})
 
     def _with_energy(self, followed: FollowedRun, state: RunState) -> RunState:
         """Add what the GPUs measured in this attempt; where one attempt was not measured, the whole is unknown."""

@@ -15,7 +15,8 @@ from torch import distributed
 
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
-from engine.training import attention, build, memory_advice, placement, worker
+from engine.runs import memory_advice
+from engine.training import attention, build, placement, worker
 from engine.training.attention import JoinedRows, joined_attention
 from engine.training.build import load_model, optimizer_name, training_arguments
 from engine.training.companions import Companions

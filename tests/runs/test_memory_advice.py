@@ -1,6 +1,9 @@
 """Advice after memory ran out: the estimate's, in figures, and within what the device has."""
 
+import itertools
+import os
 import re
+import signal
 
 import pytest
 import torch
@@ -8,9 +11,12 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.inventory import module_inventory
-from engine.training import memory_advice
+from engine.runs import followed, memory_advice, ward
+from engine.runs.memory_advice import advice_on_memory
+from engine.runs.store import RunStore
+from engine.runs.supervisor import Supervisor
 from engine.training.failure import explain
-from engine.training.memory_advice import advice_on_memory
+from tests.runs.supervision import fake_settings, wait_for_state, wait_until
 
 GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, supports_bfloat16=True)
 
@@ -65,3 +71,24 @@ def test_the_estimate_itself_may_fail_without_hiding_the_cause(known, home, monk
     monkeypatch.setattr(memory_advice, "advise", out_of_memory)
 
     assert explain(MemoryError(), config_for(known), home).cause == "out_of_memory"
+
+
+def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words(known, home, monkeypatch):
+    kills = itertools.count()
+    # The kernel's count when the attempt begins, and when it ends.
+    monkeypatch.setattr(ward, "out_of_memory_kills", lambda: 0)
+    monkeypatch.setattr(followed, "out_of_memory_kills", lambda: next(kills) + 1)
+    run = RunStore(home, "ann").create(
+        config_for(known, run={"name": "steps=100"}, training={"per_device_train_batch_size": 64})
+    )
+    supervisor = Supervisor(home, fake_settings())
+    supervisor.start()
+    try:
+        wait_until(lambda: run.folder.read_state().state == "running")
+        os.kill(run.folder.read_worker().pid, signal.SIGKILL)
+        state = wait_for_state(run, "failed")
+    finally:
+        supervisor.stop()
+
+    assert "the system killed the worker" in state.cause
+    assert re.search(r"the estimate needs [\d.]+ GiB with it instead of [\d.]+", state.advice)
