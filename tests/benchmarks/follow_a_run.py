@@ -1,16 +1,18 @@
 """`python -m tests.benchmarks.follow_a_run`: what it costs to look at a run of a million steps.
 
-Prints the time from a new step on the disk to the figure's JSON, its size, the time that the browser takes to draw it,
-and the time of a tick that finds nothing new.
+Prints the time from a new step on the disk to the answer that a page gets, its size, the time of a question that finds
+nothing new, and in a real browser how long such an update takes from the question to the drawn charts, and its bytes.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import gradio as gr
+from playwright.sync_api import Page, Response
 
 from engine.runs.event_log import EventWriter
 from engine.runs.events import EvalData, StatusData, StepData
@@ -19,11 +21,28 @@ from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.page import Page
+from ui.page import Page as OurPage
 from ui.services import Services
 from ui.tabs.train import TrainTab
 
 _LOOKS = 7
+# Notes how long each question took whose answer was drawn: `react` works at once, while the answer is put into place.
+_WATCH = """() => {
+  window.updates = [];
+  const ask = window.fetch;
+  let began = null;
+  window.fetch = (...what) => {
+    if (String(what[0]?.url ?? what[0]).includes('component_server')) began = performance.now();
+    return ask(...what);
+  };
+  const react = Plotly.react;
+  Plotly.react = async (place, ...rest) => {
+    const drawn = await react(place, ...rest);
+    const chart = place.closest('#loss-chart, #small-charts');
+    if (chart?.id === 'small-charts' && began !== null) { window.updates.push(performance.now() - began); began = null; }
+    return drawn;
+  };
+}"""
 
 
 def _write_long_run(services: Services, steps: int) -> Run:
@@ -52,42 +71,52 @@ def main() -> None:
         services = fake_services(Path(folder))
         run = _write_long_run(services, steps)
         with gr.Blocks():
-            page = Page(services)
+            page = OurPage(services)
             with gr.Tabs() as page.tabs, gr.Tab("Train"):
                 follow = TrainTab(page).follow
         began = time.perf_counter()
-        drawn = follow.look(run.id, "", 0.9, False, False)
+        drawn = follow.look(run.id, 0.9, False, False)
         print(f"first look at {steps:,} steps: {time.perf_counter() - began:.2f} s")
-        updates, idle = [], []
+        updates, idle, stamp, answer = [], [], "", None
         with EventWriter(run.folder.events, attempt=1) as writer:
             for extra in range(1, _LOOKS + 1):
                 writer.append(_step(steps + extra, steps))
                 began = time.perf_counter()
-                drawn = follow.tick(run.id, drawn.stamp, 0.9, False, False)
+                answer = follow.news(drawn.live, stamp)
                 updates.append(time.perf_counter() - began)
+                assert answer is not None
+                stamp = json.loads(answer)["stamp"]
                 began = time.perf_counter()
-                follow.tick(run.id, drawn.stamp, 0.9, False, False)
+                assert follow.news(drawn.live, stamp) is None
                 idle.append(time.perf_counter() - began)
-        _say("a tick with a new step, both figures", updates)
-        _say("a tick with nothing new", idle)
-        print(f"loss figure {len(drawn.loss) / 1000:.0f} kB, small figures {len(drawn.small) / 1000:.0f} kB of JSON")
+        _say("an answer with a new step, all charts", updates)
+        _say("an answer with nothing new", idle)
+        assert answer is not None
+        print(f"the answer has {len(answer) / 1000:.0f} kB")
         with shown(services) as address, chromium() as browser:
             tab = open_page(browser, address)
             open_tab(tab, "Train")
             tab.locator("#loss-chart .main-svg").first.wait_for(timeout=120_000)
-            milliseconds = tab.evaluate(
-                """async () => {
-                  const place = document.querySelector('#loss-chart .chart');
-                  const times = [];
-                  for (let look = 0; look < 7; look++) {
-                    const began = performance.now();
-                    await Plotly.react(place, JSON.parse(JSON.stringify(place.data)), place.layout);
-                    times.push(performance.now() - began);
-                  }
-                  return times;
-                }"""
-            )
-            _say("the browser draws the loss figure", [value / 1000 for value in milliseconds])
+            measure_in_browser(tab, run, steps)
+
+
+def measure_in_browser(tab: Page, run: Run, steps: int) -> None:
+    """Append steps, and have the browser time each question until its charts are drawn."""
+    sizes: list[int] = []
+
+    def remember(response: Response) -> None:
+        body = response.body() if "component_server" in response.url else b""
+        if b"loss-chart" in body:
+            sizes.append(len(body))
+
+    tab.evaluate(_WATCH)
+    tab.on("response", remember)
+    with EventWriter(run.folder.events, attempt=1) as writer:
+        for extra in range(_LOOKS + 1, 2 * _LOOKS + 1):
+            writer.append(_step(steps + extra, steps))
+            tab.wait_for_function(f"window.updates.length >= {extra - _LOOKS}", timeout=60_000)
+    _say("from the page's question to its drawn charts", [value / 1000 for value in tab.evaluate("window.updates")])
+    print(f"bytes of such an update: {statistics.median(sizes) / 1000:.0f} kB")
 
 
 def _say(what: str, seconds: list[float]) -> None:
