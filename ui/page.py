@@ -123,6 +123,20 @@ class Page:
         filled = event.then(self._fill, mapping, self.form.components, show_progress="hidden", api_visibility="private")
         return self.refresh_after(filled)
 
+    def change_after(self, event: Dependency, change: Component) -> Dependency:
+        """After an event, put the settings that `change` holds by section into the form; all others stay as they are then.
+
+        So nothing is lost of what a person set while a slow event, such as reading a model from the Hub, was under way.
+        """
+        filled = event.then(
+            self._change,
+            [change, *self.form.components],
+            self.form.components,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        return self.refresh_after(filled)
+
     def _follow(self, event: Dependency) -> Dependency:
         if not self._later_views:
             return event
@@ -151,6 +165,15 @@ class Page:
     def _refresh_later(self, *values: Any) -> list[Any]:
         draft = self.draft(values)
         return [view(draft) for _, view in self._later_views]
+
+    def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> list[Any]:
+        if not change:
+            return self._fill(None)
+        mapping = self.form.mapping(values)
+        changed = {f"{section}.{name}" for section, settings in change.items() for name in settings}
+        sections = {section: {**mapping.get(section, {}), **settings} for section, settings in change.items()}
+        filled = self._fill({**mapping, **sections})
+        return [value if name in changed else gr.skip() for name, value in zip(self.form.names, filled, strict=True)]
 
     def _fill(self, mapping: Mapping[str, Any] | None) -> list[Any]:
         if not mapping:

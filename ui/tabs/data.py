@@ -1,11 +1,11 @@
 """Data: choose a dataset, and see row by row what the model will learn from it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from engine.config.dataset import DatasetConfig
 from engine.data.page import DatasetPage
 from engine.errors import EngineError
 from ui.checks import RunningCheck, question_of
@@ -106,13 +106,12 @@ class DataTab:
         """Connect the events."""
         page, form = self._page, self._page.form
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        values = form.components
         for chosen in (
-            self.samples.click(shown_as_message(self._pick_sample), values, self._change, **quiet),
-            self.own.submit(shown_as_message(self._take_path), [self.own, *values], self._change, **quiet),
-            self.upload.upload(shown_as_message(self._take_upload), [self.upload, *values], self._change, **quiet),
+            self.samples.click(shown_as_message(_pick_sample), None, self._change, **quiet),
+            self.own.submit(shown_as_message(_take_path), self.own, self._change, **quiet),
+            self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **quiet),
         ):
-            self.open_after(page.fill_after(chosen, self._change))
+            self.open_after(page.change_after(chosen, self._change))
         for name in ("format", "train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
             component = form[f"dataset.{name}"]
             # A box is read when Enter is pressed, not at each letter: opening a dataset is more than a redraw.
@@ -199,24 +198,23 @@ class DataTab:
         if check is not None:
             check.stop.set()
 
-    def _with_source(self, source: str, values: Sequence[Any]) -> dict[str, Any]:
-        mapping = self._page.draft(values).mapping
-        kept = {name: mapping["dataset"][name] for name in ("eval_fraction", "train_on") if name in mapping["dataset"]}
-        return {**mapping, "dataset": {**kept, "source": source}}
+    def _take_upload(self, file: str | None) -> dict[str, Any]:
+        return _with_source(str(keep_upload(Path(file), self._page.services.home.uploads))) if file else {}
 
-    def _pick_sample(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
-        wanted = picked(event)
-        if wanted not in {source for source, _, _ in _SAMPLES}:
-            return {}
-        return self._with_source(wanted, values)
 
-    def _take_path(self, text: str, *values: Any) -> dict[str, Any]:
-        return self._with_source(text.strip(), values) if text.strip() else {}
+def _with_source(source: str) -> dict[str, Any]:
+    """A new source begins with settings of its own, but for how much is held out and learned."""
+    settings = DatasetConfig.model_construct(source=source).model_dump(mode="json")
+    return {"dataset": {name: value for name, value in settings.items() if name not in ("eval_fraction", "train_on")}}
 
-    def _take_upload(self, file: str | None, *values: Any) -> dict[str, Any]:
-        if not file:
-            return {}
-        return self._with_source(str(keep_upload(Path(file), self._page.services.home.uploads)), values)
+
+def _pick_sample(event: gr.EventData) -> dict[str, Any]:
+    wanted = picked(event)
+    return _with_source(wanted) if wanted in {source for source, _, _ in _SAMPLES} else {}
+
+
+def _take_path(text: str) -> dict[str, Any]:
+    return _with_source(text.strip()) if text.strip() else {}
 
 
 def _map_columns(shown_format: str, *columns: str | None) -> dict[str, str]:

@@ -82,10 +82,8 @@ class ModelTab:
     def _look_up_after(self, event: Any) -> None:
         """Show that it is being looked up, look it up, put it into the form, redraw."""
         page, form = self._page, self._page.form
-        looked_up = event.then(
-            self._choose, [self._wanted, *form.components], [self.details, self._change], api_visibility="private"
-        )
-        filled = page.fill_after(looked_up, self._change)
+        looked_up = event.then(self._choose, self._wanted, [self.details, self._change], api_visibility="private")
+        filled = page.change_after(looked_up, self._change)
         filled.then(
             self._filter,
             [self.search, form["model.id"]],
@@ -113,20 +111,14 @@ class ModelTab:
     def _filter(self, query: str, chosen: str | None) -> str:
         return render_catalog(search_catalog(query or ""), chosen or "", self._fits)
 
-    def _choose(self, wanted: str, *values: Any) -> tuple[str, dict[str, Any]]:
-        draft = self._page.draft(values)
+    def _choose(self, wanted: str) -> tuple[str, dict[str, Any]]:
         if not wanted or len(wanted) > 400:
             return gr.skip(), {}
         described = self.describe(wanted)
         if self._page.services.shapes.get(wanted, None) is None:
             return described, {}  # it could not be read: the form keeps what it had
         # Targets of one model rarely exist in another.
-        adapter = {**draft.mapping["adapter"], "target_modules": "all-linear"}
-        return described, {
-            **draft.mapping,
-            "model": {**draft.mapping["model"], "id": wanted, "revision": None},
-            "adapter": adapter,
-        }
+        return described, {"model": {"id": wanted, "revision": None}, "adapter": {"target_modules": "all-linear"}}
 
 
 def _search_hub(query: str) -> str:

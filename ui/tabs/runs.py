@@ -81,7 +81,7 @@ class RunsTab:
                 list(FILTERS), value="All", label="State", scale=1, min_width=130, elem_id="runs-state"
             )
             self.method = gr.Dropdown(
-                [ANY_METHOD], value=ANY_METHOD, label="Method", scale=1, min_width=130, elem_id="runs-method"
+                [ANY_METHOD], value=ANY_METHOD, label="Method", scale=1, min_width=160, elem_id="runs-method"
             )
             self.model = gr.Dropdown(
                 [ANY_MODEL], value=ANY_MODEL, label="Model", scale=1, min_width=150, elem_id="runs-model"

@@ -1,0 +1,60 @@
+"""What an event puts into the form, and what it leaves as a person has set it meanwhile."""
+
+import gradio as gr
+import pytest
+
+from tests.invented_runs import a_config
+from ui.fit import FitTable
+from ui.page import Page
+from ui.tabs.data import DataTab, _take_path
+from ui.tabs.model import ModelTab
+
+
+@pytest.fixture
+def put_in(laid_out):
+    """Apply a change to a form that shows a configuration; the settings that the browser is told to alter come back."""
+    page: Page = laid_out(DataTab)._page
+
+    def put(change, config) -> dict:
+        shown = page.form.updates(config.model_dump(mode="json"))
+        told = zip(page.form.names, page._change(change, *shown), strict=True)
+        return {name: value for name, value in told if value != gr.skip()}
+
+    return put
+
+
+def test_a_model_that_took_long_to_read_undoes_nothing_that_was_chosen_meanwhile(put_in, laid_out, services):
+    tab = laid_out(lambda page: ModelTab(page, FitTable(services.shapes.learn, services.devices)))
+    described, change = tab._choose("some/model")
+    assert described
+
+    told = put_in(change, a_config(dataset__source="sample:lab-chats", training__learning_rate=7e-4))
+
+    assert told["model.id"] == "some/model"
+    assert set(told) <= {"model.id", "model.revision", "adapter.target_modules"}
+    assert "q_proj" in told["adapter.target_modules"]["value"]
+
+
+def test_a_new_source_begins_with_settings_of_its_own(put_in):
+    config = a_config(
+        dataset__format="alpaca", dataset__column_map={"output": "answer"}, dataset__eval_fraction=0.3,
+        dataset__train_on="completion", training__max_length=640,
+    )  # fmt: skip
+
+    told = put_in(_take_path(" other.jsonl "), config)
+
+    assert told["dataset.source"] == "other.jsonl"
+    assert told["dataset.format"] == "auto"
+    assert not told["dataset.column_map"]
+    assert "dataset.eval_fraction" not in told
+    assert "dataset.train_on" not in told
+    assert all(name.startswith("dataset.") for name in told)
+
+
+@pytest.mark.parametrize("nothing", [{}, None])
+def test_what_could_not_be_read_changes_nothing(put_in, nothing):
+    assert put_in(nothing, a_config()) == {}
+
+
+def test_an_empty_path_is_no_dataset():
+    assert _take_path("  ") == {}
