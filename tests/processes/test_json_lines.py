@@ -1,4 +1,5 @@
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_starts_anew
     stream = process.stream("wait", {})
     next(stream)
     waiting.start()
+    while len(process._answers) < 2:  # asked after the death, it would be asked of a new process, and wait for ever
+        time.sleep(0.01)
     identity = ProcessIdentity.of(first)
     assert identity is not None
     identity.kill()
