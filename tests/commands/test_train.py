@@ -9,6 +9,7 @@ import pytest
 from engine.commands.output import ProgressLine
 from engine.commands.train import follow_to_the_end, report, result_json
 from engine.errors import RunError
+from engine.runs.event_log import last_event
 from engine.runs.history import read_history
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
@@ -118,7 +119,10 @@ def test_a_second_command_waits_its_turn_and_takes_over_when_the_first_is_gone(s
     results = [json.loads(follower.communicate(timeout=60)[0]) for follower in followers]
 
     assert [result["status"] for result in results] == ["completed", "completed"]
-    assert second.folder.read_state().started >= first.folder.read_state().ended
+    # By its worker's last word: that the first has ended is noted a moment after its device is free.
+    last_word = last_event(first.folder.events)
+    assert last_word is not None
+    assert second.folder.read_state().started >= last_word.time
 
 
 def test_a_failed_run_prints_its_figures_and_fails_the_command_in_two_sentences(store, home, capsys):

@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from engine.runs.endings import Evidence, judge, out_of_memory_kills
+from engine.runs.endings import Ending, Evidence, judge, out_of_memory_kills
 from engine.runs.events import FailedData
 
 FAILED = FailedData(cause="diverged", what="The loss is not a number.", fix="Lower the learning rate.")
@@ -15,9 +15,9 @@ def test_the_workers_own_words_come_first():
     early = judge(
         Evidence(finished_phase="finished", last_words="It had stopped improving.", last_step=5, total_steps=9)
     )
-    assert early == ("completed", "It had stopped improving.", "")
+    assert early == Ending("completed", "It had stopped improving.", "")
     ending = judge(Evidence(failed=FAILED, exit_code=1))
-    assert ending == ("failed", "The loss is not a number.", "Lower the learning rate.")
+    assert ending == Ending("failed", "The loss is not a number.", "Lower the learning rate.")
 
 
 def test_a_stop_and_a_cancel_say_what_can_be_used():
