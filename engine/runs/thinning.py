@@ -49,6 +49,8 @@ def smooth(values: Array, weight: float) -> Array:
     """
     assert 0.0 <= weight < 1.0, f"weight {weight} is not in [0, 1)"
     finite = np.isfinite(values)
+    if weight > 0.0 and finite.all():
+        return _debiased_average(values, weight)
     smoothed = np.full(len(values), np.nan)
     if weight == 0.0:
         smoothed[finite] = values[finite]

@@ -111,7 +111,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
             }
         )  # fmt: skip
         steps, values = _finite(history, "step", column)
-        values = values / unit
+        values = values if unit == 1 else values / unit
         kept = thin(steps, values, _SMALL_POINTS)
         traces.append(
             {
@@ -249,7 +249,8 @@ def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, A
     """Both columns without the points that have no finite value."""
     places, values = history.steps.column(x), history.steps.column(y)
     known = np.isfinite(values) & np.isfinite(places)
-    return places[known], values[known]
+    # A million points are not copied where all of them are known.
+    return (places, values) if known.all() else (places[known], values[known])
 
 
 def _places(history: RunHistory, against: Against) -> Array:
