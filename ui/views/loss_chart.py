@@ -18,8 +18,8 @@ Array = npt.NDArray[np.float64]
 Against = Literal["step", "tokens", "time"]
 
 # What a screen can show: a curve is some 900 pixels wide, and each pixel may need its lowest and its highest point.
-_POINTS = 1500
-_SMALL_POINTS = 400
+_POINTS = 1200
+_SMALL_POINTS = 300
 _FEW_STEPS = 6
 _LOSS_HEIGHT = 350
 _SMALL_HEIGHT = 330
