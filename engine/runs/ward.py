@@ -9,6 +9,7 @@ from engine.errors import DeviceError, EngineError
 from engine.hardware.device import Device
 from engine.hardware.energy import energy_so_far_joules
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.runs.control import cancel_is_requested, clear_requests, start_anyway_is_requested, stop_is_requested
@@ -135,11 +136,14 @@ class Ward:
             self._enqueue(followed.run)
 
     def _with_advice(self, followed: FollowedRun, state: RunState) -> RunState:
-        """Where the system ended a worker for want of memory: what the estimate would change, in figures."""
-        if not followed.memory_ran_out:
+        """Where the system ended a worker for want of RAM: what the estimate would change, in figures.
+
+        The estimate of a run on a GPU is of the GPU's memory, and says nothing of what filled the RAM.
+        """
+        if not followed.memory_ran_out or state.device != "cpu":
             return state
         try:
-            advice = advice_on_memory(followed.run.folder.read_config(), self._home)
+            advice = advice_on_memory(followed.run.folder.read_config(), self._home, describe_processor())
         except EngineError:
             advice = None
         return state if advice is None else state.model_copy(update={"advice": advice})

@@ -91,7 +91,7 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False) -> None:
             return functional.cross_entropy(chosen, trained_tokens.targets, reduction="sum")
         hidden = self.base_model(*args, **given, use_cache=False).last_hidden_state
         flat = hidden.reshape(-1, hidden.shape[-1])
-        trained_tokens = TrainedTokens(*(given.to(hidden.device) for given in trained_tokens))  # layers may be spread
+        trained_tokens = TrainedTokens(*(each.to(hidden.device) for each in trained_tokens))  # layers may be spread
         return summed_loss(
             flat[trained_tokens.positions], trained_tokens.targets, self.get_output_embeddings(), transform
         )

@@ -86,12 +86,12 @@ def main() -> None:
             for extra in range(1, _LOOKS + 1):
                 writer.append(_step(steps + extra, steps))
                 began = time.perf_counter()
-                answer = follow.news(drawn.live, stamp)
+                answer = follow.answer(drawn.live, stamp)
                 updates.append(time.perf_counter() - began)
                 assert answer is not None
                 stamp = json.loads(answer)["stamp"]
                 began = time.perf_counter()
-                assert follow.news(drawn.live, stamp) is None
+                assert follow.answer(drawn.live, stamp) is None
                 idle.append(time.perf_counter() - began)
         _say("an answer with a new step, all charts", updates)
         _say("an answer with nothing new", idle)

@@ -32,7 +32,7 @@ def look(follow: FollowPart, run_id: str) -> Drawn:
 
 def answer(follow: FollowPart, drawn: Drawn, seen: str = "") -> dict | None:
     """What the server says to a page that shows `drawn`."""
-    said = follow.news(drawn.live, seen)
+    said = follow.answer(drawn.live, seen)
     return None if said is None else json.loads(said)
 
 
@@ -100,7 +100,7 @@ def test_a_page_asks_until_the_run_has_ended(follow, invent):
     ["", "x", "[]", '{"run": 3}', '{"run": "../..", "seen": "", "smoothing": 9, "log_axis": 0, "log_open": 1}'],
 )
 def test_a_question_that_no_page_of_ours_asks_gets_no_answer(follow, forged):
-    assert follow.news(forged, "") is None
+    assert follow.answer(forged, "") is None
 
 
 def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
@@ -111,7 +111,7 @@ def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
     assert json.loads(live)["smoothing"] == 0.5
     assert curve != look(follow, run.id).loss
     log_a_step(run)
-    assert '"type":"log"' in json.loads(follow.news(live, ""))["places"]["loss-chart"]
+    assert '"type":"log"' in json.loads(follow.answer(live, ""))["places"]["loss-chart"]
 
 
 def test_another_server_on_the_same_home_shows_the_same(services, laid_out, invent):

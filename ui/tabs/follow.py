@@ -51,8 +51,7 @@ class FollowPart:
 
     def __init__(self, page: Page, choice: gr.Dropdown | None = None, prefix: str = "") -> None:
         self._page = page
-        self._prefix = prefix
-        self._figures, self._news = Rendered(), Rendered()
+        self._figures, self._answers = Rendered(), Rendered()
         self.choice = choice
         self.heading = place(NO_RUN, elem_id=f"{prefix}run-heading")
         self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
@@ -104,7 +103,7 @@ class FollowPart:
             with gr.Accordion("Log of the worker", open=False) as self.log_fold:
                 self.log = place(elem_id=f"{prefix}run-log", autoscroll=True)
         self._log_open = gr.State(False)
-        self.live = asking(self.news, _ASK_SECONDS, elem_id=f"{prefix}run-live")
+        self.live = asking(self.answer, _ASK_SECONDS, elem_id=f"{prefix}run-live")
 
     @property
     def outputs(self) -> list[Component]:
@@ -173,7 +172,7 @@ class FollowPart:
             **quick,
         )
 
-    def news(self, question: str, stamp: str) -> str | None:
+    def answer(self, question: str, stamp: str) -> str | None:
         """What a page is to show since `stamp`, as `ui.live` sends it; None where nothing is new.
 
         Where other buttons are due the page asks for all of it by an event, `refresh`: only that can change them.
@@ -191,7 +190,7 @@ class FollowPart:
             return None
         if not seen.endswith(_offers_of(observed)):
             return news(new, {}, submit=True)
-        return self._news.get((new, asked.view), lambda: news(new, self._places(observed, asked)))
+        return self._answers.get((new, asked.view), lambda: news(new, self._places(observed, asked)))
 
     def _places(self, observed: ObservedRun, asked: Question) -> dict[str, str]:
         drawn = self._draw(observed, asked.view, asked.log_open)
@@ -202,18 +201,14 @@ class FollowPart:
         """All of it, after a page found that more than its curves has changed; the list of runs has it as well."""
         if not run_id:
             return NOTHING
-        try:
-            observed = self._page.reader.observe(run_id)
-        except EngineError as error:
-            return gone(error)
-        return self._draw(observed, ChartView(smoothing, log_axis), log_open)._replace(
-            choice=self._list(run_id, "Follow")
-        )
+        drawn = self._look(run_id, smoothing, log_axis, log_open)
+        return drawn._replace(choice=self._list(run_id, "Follow"))
 
     def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
         """Everything about a run, whatever was shown before."""
-        if not self._page.reader.exists(run_id):
-            return NOTHING
+        return self._look(run_id, smoothing, log_axis, log_open) if self._page.reader.exists(run_id) else NOTHING
+
+    def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
         try:
             observed = self._page.reader.observe(run_id)
         except EngineError as error:
