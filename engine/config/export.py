@@ -8,6 +8,11 @@ ExportKind = Literal["adapter", "merged", "gguf"]
 ExportDtype = Literal["auto", "bfloat16", "float16", "float32"]
 GgufType = Literal["auto", "f16", "bf16", "q8_0"]
 
+MERGED_DTYPE_HELP = (
+    "auto keeps that of the base model's files where the merged model then answers as the run does, and else takes "
+    "float32, which loses nothing and takes twice the room of 16 bits. Without verification it keeps that of the files."
+)
+
 
 class ExportConfig(Section):
     """Settings of one export."""
@@ -21,7 +26,7 @@ class ExportConfig(Section):
     dtype: ExportDtype = setting(
         "auto",
         label="Precision of the merged weights",
-        help="auto keeps that of the base model's files. float32 loses nothing and takes twice the room of 16 bits.",
+        help=MERGED_DTYPE_HELP,
     )
     gguf_type: GgufType = setting(
         "auto",

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from engine.config.export import ExportDtype
+from engine.config.export import MERGED_DTYPE_HELP, ExportDtype
 from engine.config.section import Section, setting
 
 PushKind = Literal["adapter", "merged"]
@@ -25,7 +25,7 @@ class PushConfig(Section):
     dtype: ExportDtype = setting(
         "auto",
         label="Precision of the merged weights",
-        help="auto keeps that of the base model's files. float32 loses nothing and takes twice the room of 16 bits.",
+        help=MERGED_DTYPE_HELP,
         advanced=True,
     )
     verify: bool = setting(

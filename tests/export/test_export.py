@@ -131,6 +131,49 @@ def test_a_merged_model_answers_as_the_run(home, base, tmp_path, config, method,
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == model.config.eos_token_id
 
 
+@pytest.fixture(scope="module")
+def run_of_close_calls(tmp_path_factory) -> Path:
+    """Tokens come in pairs that only the adapter tells apart, by less than 16 bits can hold."""
+    folder = tmp_path_factory.mktemp("close-calls")
+    base = make_tiny_model(folder / "base", tie_word_embeddings=False, initializer_range=0.4)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    head = model.lm_head.weight.data
+    head[1::2] = head[: 2 * (len(head) // 2) : 2]
+    model.save_pretrained(base)
+    run = write_run(folder / "run", base, lora(target_modules=["lm_head"]))
+    make_adapter(base, run / "adapter", lora(target_modules=["lm_head"]), scale=1e-4)
+    return run
+
+
+def test_16_bits_that_turn_answers_are_taken_only_where_they_are_asked_for(home, run_of_close_calls, tmp_path):
+    chosen = export(home, run_of_close_calls, tmp_path / "chosen", kind="merged", dtype="bfloat16")
+    proposed = export(home, run_of_close_calls, tmp_path / "proposed", kind="merged")
+
+    assert chosen.verified.passed
+    assert chosen.verified.equal_answers < ASKED
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "chosen").dtype == torch.bfloat16
+    assert proposed.verified.passed
+    assert proposed.verified.equal_answers == ASKED
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "proposed").dtype == torch.float32
+    (said,) = (note for note in proposed.notes if "float32" in note)
+    assert f"it gave {chosen.verified.equal_answers} of the run's {ASKED} answers" in said
+
+
+def test_16_bits_are_kept_where_answers_stay_or_nobody_compares(home, base, run_of_close_calls, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "base")
+    same = write_run(tmp_path / "run", tmp_path / "base", lora())
+    make_adapter(tmp_path / "base", same / "adapter", lora(), scale=0.0)  # changes nothing, so that rounding does not
+
+    kept = export(home, same, tmp_path / "kept", kind="merged")
+    unseen = export(home, run_of_close_calls, tmp_path / "unseen", kind="merged", verify=False)
+
+    assert (kept.verified.equal_answers, unseen.verified) == (ASKED, None)
+    for name in ("kept", "unseen"):
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
+
+
 def test_a_quantized_run_is_merged_into_the_unquantized_base_and_says_so(home, base, tmp_path):
     run = write_run(tmp_path / "run", base, lora(), quantization="nf4")
 

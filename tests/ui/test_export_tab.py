@@ -202,6 +202,14 @@ def test_an_export_that_differs_is_not_called_good():
     assert "Nobody has compared" in render_verification(None)
 
 
+def test_answers_that_turned_within_rounding_are_not_called_the_same():
+    html = render_verification(a_verification(passed=True).model_copy(update={"equal_answers": 13}))
+
+    assert "Verified within rounding." in html
+    assert "13 of 20 greedy answers are the same" in html
+    assert "answers as the run does" not in html
+
+
 def test_the_code_is_valid_python_and_names_the_base_that_the_adapter_names(run):
     script = loading_script(run.folder.adapter, "another")
 

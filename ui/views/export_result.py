@@ -55,7 +55,12 @@ def render_verification(verified: Verification | None) -> str:
             '<p class="sentence"><span class="tight">Not verified.</span> Nobody has compared it with the run yet.</p>'
         )
     answers = f"{verified.equal_answers} of {verified.prompts}"
-    if verified.passed:
+    if verified.passed and verified.equal_answers < verified.prompts:
+        head = (
+            f'<span class="yes">Verified within rounding.</span> {answers} greedy answers are the same; the others turn where '
+            "two words were about equally likely."
+        )
+    elif verified.passed:
         head = f'<span class="yes">Verified.</span> It was loaded again and answers as the run does: {answers} greedy answers are the same.'
     else:
         head = (
