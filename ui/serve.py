@@ -4,6 +4,8 @@ import gc
 import signal
 import threading
 
+from starlette.middleware import Middleware
+
 from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
@@ -12,6 +14,7 @@ from engine.runs.measurement import MeasurementJob
 from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
+from engine.serve.guard import OwnPageOnly
 from ui.build import build_app
 from ui.checks import DatasetChecks
 from ui.result_work import ResultWork
@@ -62,6 +65,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
             ssr_mode=False,
             enable_monitoring=False,
             max_file_size=MAX_UPLOAD,
+            app_kwargs={"middleware": [Middleware(OwnPageOnly)]},
         )
         gc.freeze()  # what the imports made stays for good; no collection needs to look at it again
         gc.enable()

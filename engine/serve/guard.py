@@ -1,15 +1,17 @@
-"""Who may ask: programs on this computer. No page of another site, whatever name it gave this computer."""
+"""Who may ask: programs and pages of this computer. No page of another site, whatever name it gave this computer."""
 
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.serve.address import LOOPBACK_HOSTS
 from engine.serve.contract import ErrorBody
 
 _FOREIGN = "This endpoint answers programs on this computer, and no page of another site."
+_PAGE_FOREIGN = "Loratory answers its own page and programs on this computer. A page of another site may not ask it."
+_PAGE_NAME = "Loratory is reached as 127.0.0.1 or localhost only. Open it under one of these names."
 
 
 class LocalProgramsOnly:
@@ -31,14 +33,50 @@ class LocalProgramsOnly:
         await (refusal or self._app)(scope, receive, send)
 
 
-def _refusal(method: str, headers: Headers) -> JSONResponse | None:
-    host = headers.get("host", "")
-    if _host_name(host) not in LOOPBACK_HOSTS:
-        return _refuse(403, "This endpoint is reached as 127.0.0.1 or localhost only.", "host_not_allowed")
+class OwnPageOnly:
+    """The same for the page: it is asked by itself alone, and opened by whoever clicks a link to it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        opens_page = scope["type"] == "http" and scope["method"] == "GET" and _is_navigation(headers)
+        foreign = None if _is_called_by_its_name(headers) else _PAGE_NAME
+        if foreign is None and not opens_page and not _comes_from_itself(headers):
+            foreign = _PAGE_FOREIGN
+        if foreign is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await PlainTextResponse(foreign, 403)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def _is_called_by_its_name(headers: Headers) -> bool:
+    return _host_name(headers.get("host", "")) in LOOPBACK_HOSTS
+
+
+def _comes_from_itself(headers: Headers) -> bool:
     origin = headers.get("origin")
-    if origin is not None and origin != f"http://{host}":
-        return _refuse(403, _FOREIGN, "origin_not_allowed")
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    if origin is not None and origin != f"http://{headers.get('host', '')}":
+        return False
+    return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+
+
+def _is_navigation(headers: Headers) -> bool:
+    """Whether a browser opens the page in a tab: the site with the link sees nothing of it."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+
+
+def _refusal(method: str, headers: Headers) -> JSONResponse | None:
+    if not _is_called_by_its_name(headers):
+        return _refuse(403, "This endpoint is reached as 127.0.0.1 or localhost only.", "host_not_allowed")
+    if not _comes_from_itself(headers):
         return _refuse(403, _FOREIGN, "origin_not_allowed")
     if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return _refuse(415, "Send the body as application/json.", "unsupported_media_type")
