@@ -136,10 +136,11 @@ class RunReader:
                 waiting = run.id
         return waiting
 
-    def offered(self, wanted: Callable[[Run], bool]) -> list[RunSummary]:
-        """Rows of the newest runs that `wanted` says yes to."""
-        rows = self.summaries()[:_OFFERED_AT_ONCE]
-        return [row for row in rows if wanted(self._runs.get(row.id))]
+    def offered(self, wanted: Callable[[Run], bool], *chosen: str | None) -> list[RunSummary]:
+        """Rows of the newest runs that `wanted` says yes to, and of those that are `chosen`, however old they are."""
+        rows = self.summaries()
+        near = rows[:_OFFERED_AT_ONCE] + [row for row in rows[_OFFERED_AT_ONCE:] if row.id in chosen]
+        return [row for row in near if wanted(self._runs.get(row.id))]
 
     def exists(self, run_id: str) -> bool:
         """Whether a browser's memory of a run still means something."""

@@ -33,6 +33,16 @@ def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(choice, run):
     assert choice.target(chosen(run.id, precision="5 bits")).quantization is None
 
 
+def test_a_run_that_was_chosen_is_proposed_however_old_it_is(choice, services, run, monkeypatch):
+    monkeypatch.setattr("ui.run_reader._OFFERED_AT_ONCE", 1)
+    newer = write_run(services.runs, a_config(), InventedRun())
+
+    offered, *_ = choice.offer(run.id, newer.id, "")
+
+    assert offered["value"] == run.id
+    assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
+
+
 def test_two_runs_on_one_base_stand_beside_each_other_under_their_names(choice, services, run):
     other = write_run(services.runs, a_config(run__name="second"), InventedRun())
     elsewhere = write_run(services.runs, a_config(model__id="Qwen/Qwen3-0.6B"), InventedRun())

@@ -53,6 +53,16 @@ def test_runs_that_hold_something_are_offered(tab, services, run):
     assert (empty["visible"], whole["visible"]) == (False, True)
 
 
+def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, monkeypatch):
+    monkeypatch.setattr("ui.run_reader._OFFERED_AT_ONCE", 1)
+    newer = write_run(services.runs, a_config(), InventedRun())
+
+    offered, *_ = tab._offer(run.id, newer.id)
+
+    assert [value for _, value in offered["choices"]] == [newer.id, run.id]
+    assert offered["value"] == run.id
+
+
 def test_without_a_result_it_says_when_there_will_be_one(tab):
     *_, empty, whole = tab._offer("", None)
 

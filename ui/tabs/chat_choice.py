@@ -87,7 +87,7 @@ class ChatChoice:
 
     def offer(self, chosen_run: str, current: str, typed: str | None) -> tuple[Any, ...]:
         """Runs that can be talked to; the one that is being looked at is proposed."""
-        choices = [*run_choices(self._page.reader.offered(can_be_talked_to)), *_OTHERS]
+        choices = [*run_choices(self._page.reader.offered(can_be_talked_to, chosen_run, current)), *_OTHERS]
         ids = [value for _, value in choices]
         if current in (A_MODEL, A_FOLDER) and typed:
             return gr.update(choices=choices), *(gr.skip(),) * len(self.depending)

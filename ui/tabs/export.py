@@ -110,7 +110,7 @@ class ExportTab:
         return [*self.forms.panels, self.text.panel, self.text.shown, self.text.download, self.buttons, self.start]
 
     def _offer(self, chosen_run: str, current: str | None) -> tuple[Any, ...]:
-        choices = run_choices(self._page.reader.offered(can_be_talked_to))
+        choices = run_choices(self._page.reader.offered(can_be_talked_to, chosen_run, current))
         ids = [value for _, value in choices]
         proposed = next((run for run in (chosen_run, current) if run in ids), ids[0] if ids else None)
         states = self._states(proposed) if proposed is not None else gr.skip()
