@@ -34,7 +34,7 @@ class DatasetConfig(Section):
     column_map: dict[str, str] = setting(
         {},
         label="Column mapping",
-        help="Names of your columns for the roles of the format, such as output: answer.",
+        help="Names of your columns for the roles of the format, such as output: answer. An empty name leaves a role out.",
     )
     mix: dict[str, Annotated[float, Field(gt=0, le=100)]] = setting(
         {},

@@ -108,6 +108,26 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
     )
 
 
+def likeliest_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> Format:
+    """The format to begin with where none fits: the chosen one, else that of which most is there or mapped already."""
+    if config.format != "auto":
+        return config.format
+    names = _column_names(rows)
+    plain = {_plain(name) for name in names}
+    known = {
+        format_: sum(column.role in plain or bool(config.column_map.get(column.role)) for column in columns)
+        for format_, columns in FORMATS.items()
+    }
+    best = max(known, key=lambda format_: known[format_])
+    if known[best]:
+        return best
+    lists = (value for row in rows for value in row.values() if _is_turn_list(value))
+    fields = set(next(lists, [{}])[0])
+    if fields:
+        return "sharegpt" if "from" in fields or "value" in fields else "messages"
+    return "prompt_completion" if len(names) > 1 else "text"
+
+
 def _column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names: dict[str, None] = {}
     for row in rows:
@@ -207,7 +227,8 @@ def _chosen(format_: Format, names: Sequence[str], mapped: Mapping[str, str], re
             f"The mapping names {_listed(unknown)}, which {format_.replace('_', ' ')} does not have.",
             f"Map {', '.join(column.role for column in FORMATS[format_])}.",
         )
-    absent = [column for role, column in mapped.items() if role not in TURN_FIELDS and column not in names]
+    named = [column for role, column in mapped.items() if role not in TURN_FIELDS and column]
+    absent = [column for column in named if column not in names]
     if absent:
         raise DatasetError(
             f"The mapping names the column {_listed(absent)}; this dataset has {_listed(names)}.",
@@ -215,7 +236,8 @@ def _chosen(format_: Format, names: Sequence[str], mapped: Mapping[str, str], re
         )
     plain = {_plain(name): name for name in reversed(names)} | {name: name for name in names}
     columns = {column.role: plain[column.role] for column in FORMATS[format_] if column.role in plain}
-    columns |= dict(mapped)
+    # A role that is mapped to no column at all is left out, whatever the columns are called.
+    columns = {role: column for role, column in (columns | dict(mapped)).items() if column}
     missing = [column.role for column in FORMATS[format_] if column.required and column.role not in columns]
     if missing:
         raise DatasetError(

@@ -76,7 +76,7 @@ class DatasetReader:
             other = config.model_copy(update={"source": source, "subset": None, "revision": None, "mix": {}})
             self.parts.append(DatasetPart(other, options))
         self.weights = (1.0, *config.mix.values())
-        self._train_on = config.train_on
+        self.train_on = config.train_on
         self._renderer = renderer
 
     @property
@@ -110,7 +110,7 @@ class DatasetReader:
         notes = list(self._renderer.notes) if self._renderer is not None else []
         for part in self.parts:
             notes.extend(part.source.notes)
-        if any(part.detection.format == "text" for part in self.parts) and self._train_on != "all":
+        if any(part.detection.format == "text" for part in self.parts) and self.train_on != "all":
             notes.append("Plain text has no assistant's part, so all of it is learned.")
         return notes
 
@@ -141,7 +141,7 @@ class DatasetReader:
         examined = [self._convert(record, part) for part, record in records]
         if self._renderer is None:
             return examined
-        options = RenderOptions(self._renderer.max_length, self._train_on)
+        options = RenderOptions(self._renderer.max_length, self.train_on)
         good = [(row.record.row, row.example) for row in examined if row.example is not None]
         renderings = iter(render_many(good, self._renderer.tokenizer, options))
         return [row if row.example is None else _with_rendering(row, next(renderings)) for row in examined]
@@ -171,7 +171,7 @@ class DatasetPart:
 
     def __init__(self, config: DatasetConfig, options: SourceOptions) -> None:
         self.source: RowSource = open_source(config, options)
-        head = _head_of(self.source)
+        head = head_of(self.source)
         if not head:
             what = "names columns and holds no rows" if self.source.columns else "holds no rows"
             raise DatasetError(f"{self.source.name} {what}.", "Choose a dataset with rows in it.")
@@ -183,12 +183,14 @@ class DatasetPart:
                 f"None of the first {len(head):,} rows of {self.source.name} can be read; {where}: {first.problem}.",
                 f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
             )
-        self.columns = _printable(self.source.columns or tuple(dict.fromkeys(name for row in rows for name in row)))
+        self.columns = printable_names(
+            self.source.columns or tuple(dict.fromkeys(name for row in rows for name in row))
+        )
         self.detection: Detection = detect_format(config, rows)
         self.converter = Converter(self.detection)
 
 
-def _head_of(source: RowSource) -> list[Record]:
+def head_of(source: RowSource) -> list[Record]:
     """The first rows: enough to tell the format, and never more than a few megabytes of them."""
     head: list[Record] = []
     size = 0
@@ -200,7 +202,8 @@ def _head_of(source: RowSource) -> list[Record]:
     return head
 
 
-def _printable(names: Sequence[str]) -> tuple[str, ...]:
+def printable_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns that can be sent and shown, whatever letters a file puts into them."""
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 

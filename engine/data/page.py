@@ -1,13 +1,16 @@
 """A page of rows as a person reads them: as conversation, and as the tokens that training will see."""
 
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.data.conversation import Conversation, Example, PlainText
 from engine.data.detect import Format
 from engine.data.tokenize import IGNORED_LABEL, RenderedRow
+from engine.errors import DatasetError
+
+MAX_SEARCH_CHARACTERS = 1000
 
 
 class _Part(BaseModel):
@@ -19,8 +22,9 @@ class PageRequest(_Part):
 
     first_row: int = Field(0, ge=0)
     count: int = Field(10, ge=1, le=200)
-    search: str = Field("", max_length=1000)  # only rows that hold this text, in any case
+    search: str = Field("", max_length=MAX_SEARCH_CHARACTERS)  # only rows that hold this text, in any case
     rows: tuple[int, ...] | None = Field(None, max_length=200)  # exactly these instead, in this order
+    brief: bool = False  # how long sequences are, without their text: enough for a list
 
 
 # What a page shows of one row; more than anybody reads, and a bound on what is sent.
@@ -35,6 +39,8 @@ class TokenSpan(_Part):
     tokens: int
     trained: bool
     special: bool  # a control token, which stands alone
+    ids: tuple[int, ...] = ()  # of each token
+    lengths: tuple[int, ...] = ()  # of each token's text in characters; 0 where the token before has its character
 
 
 class SequenceView(_Part):
@@ -59,6 +65,7 @@ class PageRow(_Part):
     raw: str = ""  # how the row begins in its file
     problem: str | None = None  # why the row is left out
     notices: tuple[str, ...] = ()
+    learned_turns: tuple[int, ...] = ()  # of the conversation, from 0: which of them `train_on` means
     sequences: tuple[SequenceView, ...] = ()  # empty without a model
 
 
@@ -76,6 +83,40 @@ class DatasetPage(_Part):
     column_map: dict[str, str]
     notes: tuple[str, ...] = ()
     kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
+    download_bytes: int | None = None  # what reading all rows fetches from the Hub first, where that is known
+
+
+class SearchProgress(_Part):
+    """How far a search has come."""
+
+    rows: int  # looked at so far
+    total_rows: int | None  # None until that is known
+
+    @property
+    def fraction(self) -> float | None:
+        """From 0 to 1, where the number of rows is known."""
+        return min(1.0, self.rows / self.total_rows) if self.total_rows else None
+
+
+class FoundRow(_Part):
+    """Where a search ended."""
+
+    row: int | None  # None where no row holds the text
+    from_top: bool = False  # found only after beginning at the first row again
+
+
+def searchable(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        DatasetError: If it is too long to be searched for.
+    """
+    if len(text) > MAX_SEARCH_CHARACTERS:
+        raise DatasetError(
+            f"The text to find has {len(text):,} characters; {MAX_SEARCH_CHARACTERS:,} are the most.",
+            "Search for a shorter part of it.",
+        )
+    return text
 
 
 def page_row(row: int, line: int | None, example: Example, raw: str) -> PageRow:
@@ -94,17 +135,31 @@ def _shown(text: str) -> str:
     return text if more <= 0 else f"{text[:MAX_SHOWN_CHARACTERS]}… and {more:,} more characters"
 
 
-def sequence_view(rendered: RenderedRow) -> SequenceView:
-    """Join the tokens of a sequence into spans."""
+def sequence_view(rendered: RenderedRow, *, brief: bool = False) -> SequenceView:
+    """Join the tokens of a sequence into spans.
+
+    Args:
+        rendered: The sequence.
+        brief: Count only, without spans.
+    """
+    tokens = zip(rendered.pieces, rendered.labels, rendered.special, rendered.input_ids, strict=True)
+    shown = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
     spans: list[TokenSpan] = []
-    tokens = zip(rendered.pieces, rendered.labels, rendered.special, strict=True)
-    for piece, label, special in islice(tokens, MAX_SHOWN_TOKENS):
-        trained = label != IGNORED_LABEL
-        last = spans[-1] if spans else None
-        if last is not None and not special and not last.special and last.trained == trained:
-            spans[-1] = TokenSpan(text=last.text + piece, tokens=last.tokens + 1, trained=trained, special=False)
-        else:
-            spans.append(TokenSpan(text=piece, tokens=1, trained=trained, special=special))
+    # A control token stands alone, so its own place is part of what tells it from its neighbours.
+    for (trained, place), group in groupby(
+        shown, lambda one: (one[1][1] != IGNORED_LABEL, one[0] if one[1][2] else None)
+    ):
+        members = [token for _, token in group]
+        spans.append(
+            TokenSpan(
+                text="".join(piece for piece, _, _, _ in members),
+                tokens=len(members),
+                trained=trained,
+                special=place is not None,
+                ids=tuple(token for _, _, _, token in members),
+                lengths=tuple(len(piece) for piece, _, _, _ in members),
+            )
+        )
     return SequenceView(
         spans=tuple(spans),
         tokens=len(rendered.input_ids),

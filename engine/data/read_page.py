@@ -4,9 +4,11 @@ import time
 from collections.abc import Generator
 from itertools import islice
 
+from engine.data.conversation import Conversation
 from engine.data.examine import DatasetReader, Examined
-from engine.data.page import DatasetPage, PageRequest, PageRow, page_row, sequence_view
+from engine.data.page import DatasetPage, FoundRow, PageRequest, PageRow, SearchProgress, page_row, sequence_view
 from engine.data.records import Record
+from engine.data.turns import learned_turns
 from engine.errors import DatasetError
 
 _TURN_SECONDS = 0.1
@@ -38,7 +40,7 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
             next_row = records[-1][1].row
     detection = reader.detection
     return DatasetPage(
-        rows=tuple(_shown(examined) for examined in chosen),
+        rows=tuple(_shown(examined, reader, brief=request.brief) for examined in chosen),
         first_row=request.first_row,
         next_row=next_row,
         total_rows=reader.total_rows,
@@ -49,7 +51,29 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
         columns=reader.columns,
         column_map=dict(detection.columns),
         notes=tuple(reader.notes()),
+        download_bytes=_download_bytes(reader),
     )
+
+
+def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[SearchProgress, None, FoundRow]:
+    """Find the next row that holds a text, in any case: after a row, else from the first one up to that row.
+
+    Yields how far it has come some ten times a second, so that others get their turn; closing it stops the search.
+    """
+    needle = text.casefold()
+    looked = 0
+    last = time.monotonic()
+    for first, end in ((after_row + 1, None), (0, after_row + 1)):
+        for _, record in reader.records(first):
+            if end is not None and record.row >= end:
+                break
+            if needle in _searchable(record):
+                return FoundRow(row=record.row, from_top=end is not None)
+            looked += 1
+            if (now := time.monotonic()) - last > _TURN_SECONDS:
+                last = now
+                yield SearchProgress(rows=looked, total_rows=reader.total_rows)
+    return FoundRow(row=None)
 
 
 def find_row(reader: DatasetReader, row: int) -> Examined:
@@ -74,16 +98,24 @@ def _searchable(record: Record) -> str:
     return str(record.value).casefold()
 
 
-def _shown(examined: Examined) -> PageRow:
+def _download_bytes(reader: DatasetReader) -> int | None:
+    """What reading every row fetches first; None where nothing is fetched, or nobody says how much."""
+    sizes = [getattr(part.source, "download_bytes", None) for part in reader.parts]
+    return sum(size for size in sizes if size) or None
+
+
+def _shown(examined: Examined, reader: DatasetReader, *, brief: bool) -> PageRow:
     record = examined.record
     raw = record.sample(_RAW_CHARACTERS)
     if examined.example is None:
         return PageRow(row=record.row, line=record.line, raw=raw, problem=examined.problem)
     shown = page_row(record.row, record.line, examined.example, raw)
     sequences = examined.rendering.rows if examined.rendering is not None else ()
+    example = examined.example
     return shown.model_copy(
         update={
-            "sequences": tuple(sequence_view(sequence) for sequence in sequences),
+            "learned_turns": learned_turns(example, reader.train_on) if isinstance(example, Conversation) else (),
+            "sequences": tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
             "notices": tuple(notice for _, notice in examined.notices),
         }
     )

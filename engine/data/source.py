@@ -50,7 +50,7 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     name = config.source.strip()
     if name.startswith(SAMPLE_PREFIX):
         return open_file(_sample_path(name), options.cache_folder)
-    if not _is_there(name) and _HUB_ID.match(name) and not _looks_like_file(name):
+    if is_on_hub(name):
         from engine.data.hub import HubRows
 
         return HubRows(config, streaming=options.streaming)
@@ -58,6 +58,12 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     if path.is_dir():
         return open_folder(path, config.split, options.cache_folder)
     return open_file(path, options.cache_folder)
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether a name means a dataset on the Hub: it looks like an id, and nothing here has that name. Asks nobody."""
+    name = source.strip()
+    return not _is_there(name) and _HUB_ID.match(name) is not None and not _looks_like_file(name)
 
 
 def _sample_path(name: str) -> Path:

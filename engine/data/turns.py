@@ -107,7 +107,17 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
     return _Renderer(expressed, tokenizer).prompt(len(expressed.messages))
 
 
-def _chosen_turns(expressed: Expressed, train_on: TrainOn) -> list[int]:
+def learned_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
+    """Indexes of the turns that count, as far as the conversation by itself tells; no template is asked."""
+    messages = conversation.messages
+    if train_on == "all":
+        return tuple(range(len(messages)))
+    asked = next((index for index, message in enumerate(messages) if message.role != "assistant"), len(messages))
+    # What the assistant says before anybody else is read and not learned: nothing asks for it.
+    return tuple(index for index in _chosen_turns(conversation, train_on) if index > asked)
+
+
+def _chosen_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list[int]:
     """Indexes of the assistant turns that count."""
     messages = expressed.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]

@@ -37,6 +37,8 @@ def main() -> None:
     serve(
         {
             "preview": handlers.preview,
+            "columns": handlers.columns,
+            "find": handlers.find,
             "check": handlers.check,
             "held_out": handlers.held_out,
             "render": handlers.render,

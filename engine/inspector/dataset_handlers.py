@@ -11,10 +11,11 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.data.access import DataAccess
 from engine.data.check import check_steps
+from engine.data.columns import read_columns
 from engine.data.examine import DatasetReader, Renderer
 from engine.data.held_out import held_out_steps
 from engine.data.page import PageRequest
-from engine.data.read_page import find_row, read_page
+from engine.data.read_page import find_row, read_page, search_rows
 from engine.data.source import SourceOptions
 from engine.data.tokenize import RenderedRow
 from engine.errors import DatasetError
@@ -45,14 +46,19 @@ class DatasetHandlers:
         page = read_page(reader, PageRequest.model_validate(params["page"]))
         return (yield from _watched(page, request))
 
+    def columns(self, params: JsonObject, _request: Request) -> JsonObject:
+        dataset = DatasetConfig.model_validate(params["dataset"])
+        return read_columns(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
+
+    def find(self, params: JsonObject, request: Request) -> Steps:
+        reader = self._reader(params, streaming=True)
+        steps = search_rows(reader, params["text"], params["after_row"])
+        return (yield from _watched(steps, request, tell=_teller(request)))
+
     def check(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params)
         steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
-        return (
-            yield from _watched(
-                steps, request, tell=lambda progress: request.progress(progress.model_dump(mode="json"))
-            )
-        )
+        return (yield from _watched(steps, request, tell=_teller(request)))
 
     def held_out(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params)
@@ -84,6 +90,10 @@ class DatasetHandlers:
         source = resolve_model(model, self._home, part=ModelPart.TOKENIZER)
         tokenizer, frozen = load_tokenizer(source)
         return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
+
+
+def _teller(request: Request) -> Callable[[BaseModel], None]:
+    return lambda progress: request.progress(progress.model_dump(mode="json"))
 
 
 def _sequence(rendered: RenderedRow) -> JsonObject:

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.page import DatasetPage, PageRequest
+from engine.data.columns import DatasetColumns
+from engine.data.page import DatasetPage, FoundRow, PageRequest, SearchProgress, searchable
 from engine.data.report import CheckProgress, DatasetReport, HeldOutRows
 from engine.models.details import ModelDetails
 from engine.models.inventory_cache import known_inventory
@@ -105,6 +106,7 @@ class Inspector:
         count: int = 10,
         search: str = "",
         rows: tuple[int, ...] | None = None,
+        brief: bool = False,
     ) -> DatasetPage:
         """Rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
@@ -116,14 +118,41 @@ class Inspector:
             count: Rows on the page.
             search: Only rows that hold this text, in any case, from `first_row` on.
             rows: Exactly these rows instead, such as the longest of a report.
+            brief: Lengths of sequences without their text, as a list of rows wants them.
 
         Raises:
-            DatasetError: If the dataset cannot be read.
+            DatasetError: If the dataset cannot be read, or the text to search for is too long.
             ModelError: If the tokenizer cannot be loaded.
         """
-        page = PageRequest(first_row=first_row, count=count, search=search, rows=rows)
+        page = PageRequest(first_row=first_row, count=count, search=searchable(search), rows=rows, brief=brief)
         params = _params(dataset, model, max_length) | {"page": page.model_dump(mode="json")}
         return DatasetPage.model_validate(self._data.call("preview", params))
+
+    def columns(self, dataset: DatasetConfig) -> DatasetColumns:
+        """The columns of a dataset that no format fits, and the format to begin with.
+
+        Raises:
+            DatasetError: If it cannot be opened.
+        """
+        return DatasetColumns.model_validate(self._data.call("columns", _params(dataset, None, None)))
+
+    def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
+        """The next row that holds a text, in any case; progress, then at last where. Closing the iterator stops it.
+
+        Args:
+            dataset: Which, and how it is read.
+            text: At most 1,000 characters.
+            after_row: The search begins behind it, and goes on from the first row up to it.
+
+        Raises:
+            DatasetError: If the dataset cannot be read, or the text is too long.
+        """
+        params = _params(dataset, None, None) | {"text": searchable(text), "after_row": after_row}
+        for answer in self._data.stream("find", params):
+            if "result" in answer:
+                yield FoundRow.model_validate(answer["result"])
+            else:
+                yield SearchProgress.model_validate(answer["progress"])
 
     def check(
         self,

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.detect import detect_format
+from engine.data.detect import detect_format, likeliest_format
 from engine.errors import DatasetError
 
 TALK = [{"from": "human", "value": "x"}]
@@ -86,6 +86,31 @@ def test_a_mapping_makes_the_format():
 def test_a_mapping_that_cannot_work_says_what_can(mapped, words):
     with pytest.raises(DatasetError, match=words):
         detect({"q": "a", "a": "b"}, column_map=mapped)
+
+
+def test_a_role_mapped_to_no_column_is_left_out():
+    rows = {"instruction": "a", "output": "b", "system": "c"}
+
+    assert "system" in detect(rows).columns
+    assert "system" not in detect(rows, format="alpaca", column_map={"system": ""}).columns
+    with pytest.raises(DatasetError, match="needs the column 'output'"):
+        detect(rows, format="alpaca", column_map={"output": ""})
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "format_"),
+    [
+        ({"q": "a", "a": "b"}, {}, "prompt_completion"),
+        ({"q": "a", "a": "b"}, {"format": "text"}, "text"),
+        ({"q": "a", "a": "b"}, {"column_map": {"instruction": "q"}}, "alpaca"),
+        ({"instruction": "a", "a": "b"}, {}, "alpaca"),
+        ({"chat": [{"from": "human", "value": "a"}], "id": 1}, {}, "sharegpt"),
+        ({"chat": [{"role": "user", "content": "a"}], "id": 1}, {}, "messages"),
+        ({"body": 1}, {}, "text"),
+    ],
+)
+def test_where_no_format_fits_there_is_one_to_begin_with(row, settings, format_):
+    assert likeliest_format(DatasetConfig(source="x", **settings), [row]) == format_
 
 
 def test_unknown_columns_are_named_with_a_way_out():

@@ -6,8 +6,8 @@ import pytest
 
 from engine.config.dataset import DatasetConfig
 from engine.data.examine import DatasetReader, Renderer
-from engine.data.page import PageRequest
-from engine.data.read_page import find_row, read_page
+from engine.data.page import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
+from engine.data.read_page import find_row, read_page, search_rows
 from engine.data.row_index import STRIDE, RowIndex
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
@@ -104,6 +104,36 @@ def test_search_gives_its_turn_away(files, monkeypatch):
     assert sum(1 for _ in steps) == COUNT
 
 
+def found(reader, text, after_row):
+    """Where a search ended, and the steps that it took."""
+    steps, taken = search_rows(reader, text, after_row), []
+    while True:
+        try:
+            taken.append(next(steps))
+        except StopIteration as end:
+            return end.value, taken
+
+
+def test_a_search_goes_on_from_the_top_and_ends_where_it_began(files, monkeypatch):
+    monkeypatch.setattr("engine.data.read_page._TURN_SECONDS", 0.0)
+    reader = open_reader(files / "rows.jsonl")
+
+    assert found(reader, "ANSWER 12", 11)[0] == FoundRow(row=12)
+    assert found(reader, "answer 12", COUNT - 2)[0] == FoundRow(row=12, from_top=True)
+    assert found(reader, "answer 12", 12)[0] == FoundRow(row=120)
+    nowhere, steps = found(reader, "no such words", 1000)
+
+    assert nowhere == FoundRow(row=None)
+    assert steps[-1].rows == COUNT  # no row twice
+    assert steps[-1].fraction == 1
+
+
+def test_a_text_too_long_to_search_for_is_refused_in_words():
+    assert searchable("x" * MAX_SEARCH_CHARACTERS)
+    with pytest.raises(DatasetError, match=r"has 1,001 characters; 1,000 are the most"):
+        searchable("x" * (MAX_SEARCH_CHARACTERS + 1))
+
+
 def test_chosen_rows_come_in_the_order_asked_for(files):
     shown = page(open_reader(files / "rows.jsonl"), rows=(4000, 5, 3))
 
@@ -121,6 +151,41 @@ def test_tokens_are_shown_with_a_tokenizer(files):
     assert sum(span.tokens for span in sequence.spans if span.trained) == sequence.trained_tokens
     assert "".join(span.text for span in sequence.spans if span.trained) == "Answer 0<|im_end|>"
     assert [span.text for span in sequence.spans if span.special][:2] == ["<|im_start|>", "<|im_end|>"]
+
+
+def test_each_token_is_told_by_its_id_and_the_length_of_its_text(files):
+    tokenizer = tokenizer_of(family("qwen2.5"))
+
+    (row,) = page(open_reader(files / "rows.jsonl", renderer=Renderer(tokenizer, 512)), count=1).rows
+
+    spans = row.sequences[0].spans
+    assert all(len(span.ids) == len(span.lengths) == span.tokens for span in spans)
+    assert all(sum(span.lengths) == len(span.text) for span in spans)
+    assert tokenizer.decode([token for span in spans for token in span.ids]) == "".join(span.text for span in spans)
+    assert all(span.tokens == 1 for span in spans if span.special)
+
+
+def test_a_brief_page_counts_tokens_and_sends_none(files):
+    reader = open_reader(files / "rows.jsonl", renderer=Renderer(tokenizer_of(family("qwen2.5")), 512))
+
+    (row,) = page(reader, rows=(0,), brief=True).rows
+
+    assert row.sequences[0].spans == ()
+    assert row.sequences[0].tokens > row.sequences[0].trained_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("train_on", "learned"),
+    [("assistant", (2, 4)), ("last_assistant", (4,)), ("completion", (4,)), ("all", (0, 1, 2, 3, 4))],
+)
+def test_a_page_says_which_turns_are_learned(tmp_path, train_on, learned):
+    turns = [("assistant", "Hello!"), ("user", "Why?"), ("assistant", "So."), ("user", "How?"), ("assistant", "Thus.")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": role, "content": words} for role, words in turns]}))
+
+    (row,) = page(open_reader(path, train_on=train_on)).rows
+
+    assert row.learned_turns == learned
 
 
 @pytest.mark.parametrize("row", [-1, COUNT, 10**12])

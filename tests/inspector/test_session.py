@@ -8,6 +8,7 @@ import pytest
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
+from engine.data.page import FoundRow, SearchProgress
 from engine.data.report import CheckProgress, DatasetReport
 from engine.errors import DatasetError, ModelError
 from engine.inspector.session import Inspector
@@ -87,6 +88,33 @@ def test_a_check_can_be_watched_and_stopped(inspector, place):
 
     assert page.rows[0].row == 0
     assert isinstance(list(inspector.check_steps(dataset))[-1], DatasetReport)
+
+
+def test_a_search_can_be_watched_and_stopped(inspector, place):
+    big = place.uploads / "searched.jsonl"
+    big.write_text('{"instruction": "x", "output": "y"}\n' * 200_000)
+    dataset = DatasetConfig(source=str(big))
+
+    steps = inspector.find_steps(dataset, "nothing says this", after_row=0)
+    assert isinstance(next(steps), SearchProgress)
+    steps.close()
+
+    assert list(inspector.find_steps(dataset, "X", after_row=3)) == [FoundRow(row=4)]
+    with pytest.raises(DatasetError, match="are the most"):
+        inspector.preview(dataset, search="x" * 2000)
+
+
+def test_columns_are_known_where_no_format_fits(inspector, place):
+    (place.uploads / "odd.csv").write_text("q,a\nWhy?,So.\n")
+    dataset = DatasetConfig(source=str(place.uploads / "odd.csv"))
+
+    with pytest.raises(DatasetError, match="No format fits"):
+        inspector.preview(dataset)
+    known = inspector.columns(dataset)
+
+    assert (known.columns, known.format) == (("q", "a"), "prompt_completion")
+    mapped = dataset.model_copy(update={"format": "alpaca", "column_map": {"instruction": "q", "output": "a"}})
+    assert inspector.preview(mapped, count=1).rows[0].conversation.messages[1].content == "So."
 
 
 def test_errors_keep_their_class_and_words(inspector, dataset, place, model):
