@@ -28,6 +28,7 @@ _APPLE_MARGIN = 0.25
 class DeviceNeed(NamedTuple):
     """Bytes."""
 
+    allocated_bytes: int  # tensors
     reserved_bytes: int  # held by the allocator
     reserved_bound_bytes: int  # nine runs in ten stay below
     expected_bytes: int  # of the process
@@ -49,7 +50,7 @@ def need_on_device(
         needed += tensors.uncertain_bytes
         if device.kind == "mps":
             needed = round(needed * (1 + _APPLE_MARGIN))
-        return DeviceNeed(allocated_bytes, allocated_bytes, expected, needed)
+        return DeviceNeed(allocated_bytes, allocated_bytes, allocated_bytes, expected, needed)
     context = cuda_context_bytes(device.name)
     if played_reserve_bytes is None:
         expected_share, most = _EXPANDABLE_RESERVE
@@ -57,14 +58,15 @@ def need_on_device(
         bound = round(allocated_bytes * (1 + most)) + 40 * MIB  # two pages of its pools
         bound += tensors.uncertain_bytes
         expected = reserved + paged_bytes + context
-        return DeviceNeed(reserved, bound, expected, bound + paged_bytes + context + _PROCESS_MARGIN)
+        needed = bound + paged_bytes + context + _PROCESS_MARGIN
+        return DeviceNeed(allocated_bytes, reserved, bound, expected, needed)
     # An allocator that runs into the end of the memory gives back what it has stranded.
     room = max(device.total_bytes, round(allocated_bytes * 1.02) + context)
     reserved = min(played_reserve_bytes, room - context)
     bound = min(round(played_reserve_bytes * (1 + _PLAYED_RESERVE_MARGIN)), room - context)
     expected = min(reserved + paged_bytes + context, room)
     needed = bound + round(played_reserve_bytes * _PLAYED_PROCESS_MARGIN) + paged_bytes + context + _PROCESS_MARGIN
-    return DeviceNeed(reserved, bound, expected, min(needed, room))
+    return DeviceNeed(allocated_bytes, reserved, bound, expected, min(needed, room))
 
 
 def cuda_context_bytes(device_name: str) -> int:

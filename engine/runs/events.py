@@ -36,7 +36,7 @@ class StepData(EventData):
     tokens: int  # trained and masked tokens seen so far, padding not counted
     trained_tokens: int = 0  # tokens in the loss so far
     tokens_per_second: float  # since the previous logged step
-    memory_bytes: int | None = None  # in use by the worker now: allocated on CUDA, resident on CPU
+    memory_bytes: int | None = None  # allocated on CUDA at most since the previous logged step; resident on CPU now
 
 
 class EvalData(EventData):
@@ -60,11 +60,12 @@ class CheckpointData(EventData):
 
 
 class MemoryData(EventData):
-    """Peaks of the worker so far. On CPU only `process_bytes` (resident) is known."""
+    """Peaks of the worker so far. On a CPU only `peak_process_bytes` is known."""
 
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
-    peak_process_bytes: int
+    peak_process_bytes: int  # resident in RAM
+    peak_device_process_bytes: int | None = None  # of the GPU, all that the driver counts for the process
     predicted_bytes: int | None = None  # what the estimate said before the start
 
 

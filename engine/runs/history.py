@@ -31,6 +31,7 @@ from engine.runs.events import (
     WarningEvent,
 )
 from engine.runs.history_cache import HistoryCache, ReadSoFar
+from engine.runs.peaks import higher
 from engine.runs.run import Run
 from engine.runs.said import Message, Said
 from engine.runs.steps import GrowingColumns, StepSeries, looks_like_step, row_of, rows_of_plain_steps
@@ -203,7 +204,7 @@ class HistoryReader:
                 if status.message:
                     said.say(Message(event.time, "status", status.message))
             case MemoryEvent(data=memory):
-                said.memory = memory
+                said.memory = higher(said.memory, memory)
             case ParametersEvent(data=parameters):
                 said.parameters = parameters
             case DataReportEvent(data=report):

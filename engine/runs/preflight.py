@@ -14,6 +14,7 @@ from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownE
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_from, list_devices
 from engine.hardware.lease import lease_name
+from engine.memory.allocator import DeviceNeed
 from engine.memory.estimate import GIB, Estimator
 from engine.memory.run_workload import workload_of_run
 from engine.models.folder import ModelPart
@@ -21,6 +22,7 @@ from engine.models.progress import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
+from engine.runs.peaks import predicted_figures
 from engine.runs.provenance import Provenance, environment_facts, library_version
 
 _log = logging.getLogger(__name__)
@@ -123,7 +125,7 @@ class Preflight:
         if source.revision is not None:
             config = config.model_copy(update={"model": config.model.model_copy(update={"revision": source.revision})})
         on_progress("Measuring the model.")
-        predicted_bytes = self._predict(config, devices)
+        predicted = self._predict(config, devices)
         on_progress("Checking the data.")
         report = self._inspector.check(
             config.dataset,
@@ -140,13 +142,16 @@ class Preflight:
                     **environment_facts(),
                     "model_source": source.hub_id or source.name,
                     "dataset_fingerprint": report.fingerprint or None,
-                    "predicted_bytes": predicted_bytes,
+                    "predicted_bytes": predicted.expected_bytes if predicted is not None else None,
+                    "predicted_memory": predicted_figures(predicted, devices[0].kind)
+                    if predicted is not None
+                    else None,
                 }
             ),
             report,
         )
 
-    def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> int | None:
+    def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> DeviceNeed | None:
         shape = self._inspector.module_inventory(config.model)
         try:
             needs = needs_of(shape, config, devices)
@@ -155,18 +160,18 @@ class Preflight:
             _log.warning("%s: %s", config.model.id, error.what)
             return None
         for device, need in zip(devices, needs, strict=True):
-            if need > device.total_bytes:
+            if need.expected_bytes > device.total_bytes:
                 where = f" on {lease_name(device)}" if config.run.spread_over > 1 else ""
                 raise DeviceError(
-                    f"This run needs about {need / GIB:.1f} GiB{where}, and {device.name} has "
+                    f"This run needs about {need.expected_bytes / GIB:.1f} GiB{where}, and {device.name} has "
                     f"{device.total_bytes / GIB:.1f} GiB in all.",
                     "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
                 )
-        return max(needs)
+        return max(needs, key=lambda need: need.expected_bytes)
 
 
-def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) -> tuple[int, ...]:
-    """Bytes that are expected on each of the run's devices, in order.
+def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) -> tuple[DeviceNeed, ...]:
+    """What is expected on each of the run's devices, in order.
 
     Raises:
         ConfigError: If there are more devices than layers to spread over them.
@@ -174,9 +179,8 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
     """
     estimator = Estimator(shape, devices[0])
     if config.run.spread_over == 1:
-        return (estimator.need(config).expected_bytes,) * len(devices)
-    needs = estimator.spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
-    return tuple(need.expected_bytes for need in needs)
+        return (estimator.need(config),) * len(devices)
+    return estimator.spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
 
 
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:

@@ -8,6 +8,7 @@ import sys
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.config.run import RunConfig
+from engine.runs.peaks import MemoryFigures
 from engine.runs.run import RunFolder
 
 # What can change a result; versions are read from package metadata, so that none of them is imported here.
@@ -34,7 +35,8 @@ class Provenance(BaseModel):
     libraries: dict[str, str] = {}
     model_source: str | None = None  # what the configured model name meant: Hub id or folder name
     dataset_fingerprint: str | None = None  # sha256 of what the source held
-    predicted_bytes: int | None = None  # memory that the estimate foretold; what the queue waits for
+    predicted_bytes: int | None = None  # memory that the estimate foretold for the process; what the queue waits for
+    predicted_memory: MemoryFigures | None = None  # all that it foretold and that will be measured
     copied_from: str | None = None  # run whose configuration this one started from
 
 

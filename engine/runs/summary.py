@@ -9,6 +9,7 @@ from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.notes import RunNotes, read_notes
+from engine.runs.peaks import MemoryFigures, chief_prediction, measured_figures
 from engine.runs.provenance import Provenance, describe_config, read_provenance
 from engine.runs.run import Run, RunFolder, RunState, State
 from engine.runs.store import folder_size_bytes
@@ -56,7 +57,9 @@ class RunSummary(BaseModel):
     tokens_per_second: float | None = None  # while training; loading, evaluations and saves do not count
     trainable_parameters: int | None = None
     peak_memory_bytes: int | None = None  # reserved on CUDA, resident on CPU
-    predicted_bytes: int | None = None
+    predicted_bytes: int | None = None  # its counterpart in the estimate
+    measured_memory: MemoryFigures | None = None
+    predicted_memory: MemoryFigures | None = None  # None for runs that kept the one figure alone
     size_bytes: int = 0  # of the run's folder
     energy_joules: float | None = None  # as the GPUs measured it
 
@@ -84,7 +87,8 @@ def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | Non
         "note": notes.note,
         "tags": notes.tags,
         "created": provenance.created,
-        "predicted_bytes": provenance.predicted_bytes,
+        "predicted_bytes": chief_prediction(provenance.predicted_memory, history.memory, provenance.predicted_bytes),
+        "predicted_memory": provenance.predicted_memory,
         "size_bytes": folder_size_bytes(run.folder.path) if size_bytes is None else size_bytes,
         **_of_config(run, provenance, notes),
         **_of_state(state),
@@ -138,4 +142,5 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
         "tokens_per_second": history.mean_tokens_per_second(),
         "trainable_parameters": history.parameters.trainable if history.parameters is not None else None,
         "peak_memory_bytes": None if memory is None else memory.peak_reserved_bytes or memory.peak_process_bytes,
+        "measured_memory": None if memory is None else measured_figures(memory),
     }

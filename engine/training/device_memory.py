@@ -1,11 +1,13 @@
 """Memory that a run takes on its devices: now, and at most so far."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import torch
 
+from engine.hardware.gpu_process import gpu_process_bytes
 from engine.training.placement import Placement
 
 
@@ -17,24 +19,34 @@ class DeviceMemory:
         kind: As torch calls it: cuda, mps, cpu.
         indexes: CUDA devices by torch's number.
         backend: Has the counters: `torch.cuda` or `torch.mps`; None on a processor, whose memory is the process's.
+        driver_indexes: The same devices by the driver's number, in the same order.
+        ask_driver: What this process takes of a device, as the driver counts it.
     """
 
     kind: str = "cpu"
     indexes: tuple[int, ...] = ()
     backend: Any = None
+    driver_indexes: tuple[int, ...] = ()
+    ask_driver: Callable[[int], int | None] = gpu_process_bytes
     _highest_seen: int = 0  # on Apple's GPU, which keeps no peak
+    _highest_allocated: dict[int, int] = field(default_factory=dict)  # before the counters were last set back
+    _highest_reserved: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, placement: Placement) -> "DeviceMemory":
         """The counters of where a run trains."""
         kind = placement.torch_device.type
         backend = {"cuda": torch.cuda, "mps": torch.mps}.get(kind)
-        return cls(kind, placement.torch_indexes, backend)
+        devices = placement.spread or (placement.device,)
+        driver_indexes = tuple(device.index for device in devices) if kind == "cuda" else ()
+        return cls(kind, placement.torch_indexes, backend, driver_indexes)
 
-    def now_bytes(self) -> int:
-        """In use: allocated on a GPU, resident on a processor."""
+    def step_bytes(self) -> int:
+        """What the steps since the last call took: allocated at most on CUDA; in use now elsewhere, where no peak is kept."""
         if self.kind == "cuda":
-            return max(int(self.backend.memory_allocated(index)) for index in self.indexes)
+            highest = max(int(self.backend.max_memory_allocated(index)) for index in self.indexes)
+            self._set_back()
+            return highest
         if self.kind == "mps":
             self._look()
             return int(self.backend.current_allocated_memory())
@@ -42,9 +54,7 @@ class DeviceMemory:
 
     def peak_allocated_bytes(self) -> int | None:
         """The most that tensors took; None where nobody counts it."""
-        if self.kind == "cuda":
-            return max(int(self.backend.max_memory_allocated(index)) for index in self.indexes)
-        return None
+        return max(map(self._allocated, self.indexes)) if self.kind == "cuda" else None
 
     def peak_reserved_bytes(self) -> int | None:
         """The most that PyTorch held of the device; None on a processor.
@@ -55,8 +65,37 @@ class DeviceMemory:
         Source: torch.mps.driver_allocated_memory.
         """
         if self.kind == "cuda":
-            return max(int(self.backend.max_memory_reserved(index)) for index in self.indexes)
+            return max(map(self._reserved, self.indexes))
         return self._look() if self.kind == "mps" else None
+
+    def peak_process_bytes(self) -> int | None:
+        """The most that this process took of a GPU as its driver counts it; None where no driver tells.
+
+        The driver keeps no peak. What stands outside of PyTorch's allocator, the context and its kernels, stays until the
+        process ends, so that it is added to the most that the allocator held.
+        """
+        if self.kind != "cuda":
+            return None
+        peaks = [self._process(*pair) for pair in zip(self.indexes, self.driver_indexes, strict=False)]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    def _allocated(self, index: int) -> int:
+        return max(int(self.backend.max_memory_allocated(index)), self._highest_allocated.get(index, 0))
+
+    def _reserved(self, index: int) -> int:
+        return max(int(self.backend.max_memory_reserved(index)), self._highest_reserved.get(index, 0))
+
+    def _process(self, index: int, driver_index: int) -> int | None:
+        now = self.ask_driver(driver_index)
+        if now is None:
+            return None
+        return max(now, now - int(self.backend.memory_reserved(index)) + self._reserved(index))
+
+    def _set_back(self) -> None:
+        for index in self.indexes:
+            self._highest_allocated[index] = self._allocated(index)
+            self._highest_reserved[index] = self._reserved(index)
+            self.backend.reset_peak_memory_stats(index)
 
     def _look(self) -> int:
         self._highest_seen = max(self._highest_seen, int(self.backend.driver_allocated_memory()))

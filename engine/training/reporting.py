@@ -78,7 +78,7 @@ class RunEvents:
                 tokens=step.tokens,
                 trained_tokens=step.trained_tokens,
                 tokens_per_second=step.tokens_per_second,
-                memory_bytes=self.device_memory.now_bytes(),
+                memory_bytes=self.device_memory.step_bytes(),
             )
         )
         self.trackers.log(
@@ -119,13 +119,20 @@ class RunEvents:
 
     def memory(self) -> None:
         """Peaks so far."""
-        self.say(
-            MemoryData(
-                peak_allocated_bytes=self.device_memory.peak_allocated_bytes(),
-                peak_reserved_bytes=self.device_memory.peak_reserved_bytes(),
-                peak_process_bytes=peak_process_bytes(),
-                predicted_bytes=self.predicted_bytes,
-            )
+        self.say(self._peaks())
+
+    def last_memory(self) -> None:
+        """Peaks of an attempt that ends before its time; what stands in the way of saying them is no news any more."""
+        with contextlib.suppress(Exception):
+            self._append(self._peaks())
+
+    def _peaks(self) -> MemoryData:
+        return MemoryData(
+            peak_allocated_bytes=self.device_memory.peak_allocated_bytes(),
+            peak_reserved_bytes=self.device_memory.peak_reserved_bytes(),
+            peak_process_bytes=peak_process_bytes(),
+            peak_device_process_bytes=self.device_memory.peak_process_bytes(),
+            predicted_bytes=self.predicted_bytes,
         )
 
     def when_there_is_room(self, write: Callable[[], None]) -> None:
@@ -186,6 +193,9 @@ class SilentEvents(RunEvents):
         self.trackers = Trackers({}, self.warn)
 
     def say(self, data: AnyEventData) -> None:
+        """Say nothing."""
+
+    def last_memory(self) -> None:
         """Say nothing."""
 
     def close(self) -> None:

@@ -300,8 +300,7 @@ class TrainingSession:
     def _logged(self, step: LoggedStep) -> None:
         if self._first_loss is None:
             self._first_loss = step.loss
-            if step.step == 1:
-                self._events.memory()
+            self._events.memory()
         self._events.step(step)
         check_loss(step.step, step.loss, step.grad_norm, self._first_loss, self._vocabulary)
         faults.reached(f"training:step-{step.step}")

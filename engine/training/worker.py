@@ -80,11 +80,13 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         config = folder.read_config()
         TrainingSession(Attempt(folder, home_of(folder.path), config, number), events, interruption).run()
     except CancelledError:
+        events.last_memory()
         events.status("stopped", "Cancelled.")
         return EXIT_CANCELLED
     except BaseException as error:
         # The whole story is for the log; the event has what a person needs.
         traceback.print_exc()
+        events.last_memory()
         if writer is not None:
             writer.append(explain(error, config, home_of(folder.path)))
         return EXIT_FAILED

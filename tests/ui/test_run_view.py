@@ -1,15 +1,19 @@
 """A run in words, in each of its states."""
 
+import re
 import time
+from dataclasses import replace
 
 import pytest
 
 from engine.data.problems import RowProblem
 from engine.data.report import DatasetReport
-from engine.runs.events import FailedData
+from engine.runs.events import FailedData, MemoryData
+from engine.runs.peaks import MemoryFigures
+from engine.runs.provenance import Provenance
 from engine.runs.requests import request_resume
 from engine.runs.store import RunStore
-from tests.invented_runs import InventedRun, a_config, write_run
+from tests.invented_runs import GIB, InventedRun, a_config, write_run
 from ui.run_reader import ObservedRun, RunReader, log_tail
 from ui.views.run_view import (
     render_heading,
@@ -104,12 +108,52 @@ def test_a_warning_that_comes_often_is_listed_once_and_escaped(observe):
     assert "odd &lt;row&gt;" in html
 
 
-def test_memory_is_predicted_against_measured(observe):
-    html = render_memory(observe())
+def cells(html):
+    """The text of each row's cells."""
+    rows = re.findall(r"<tr>(<td.*?)</tr>", html)
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
 
-    assert "<b>1.32</b>" in html
-    assert "<b>1.19</b>" in html
-    assert "10% less than predicted" in html
+
+def test_on_a_processor_the_process_alone_is_predicted_against_measured(observe):
+    assert cells(render_memory(observe())) == [["The whole process, in RAM", "1.32", "1.19", "10% less"]]
+
+
+def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
+    observed = observe()
+    predicted = MemoryFigures(allocated_bytes=10 * GIB, reserved_bytes=11 * GIB, process_bytes=12 * GIB)
+    measured = MemoryData(
+        peak_allocated_bytes=10 * GIB,
+        peak_reserved_bytes=int(12.1 * GIB),
+        peak_process_bytes=3 * GIB,  # in RAM, where nothing was foretold
+        peak_device_process_bytes=12 * GIB + 5,
+    )
+    on_gpu = replace(
+        observed,
+        provenance=Provenance(predicted_bytes=12 * GIB, predicted_memory=predicted),
+        history=replace(observed.history, memory=measured),
+    )
+
+    assert cells(render_memory(on_gpu)) == [
+        ["Tensors", "10.00", "10.00", "none"],
+        ["Held by PyTorch", "11.00", "12.10", "10% more"],
+        ["The whole process, on the GPU", "12.00", "12.00", "none"],
+    ]
+
+
+def test_a_run_that_kept_one_prediction_is_not_compared_with_what_it_did_not_predict(observe):
+    observed = observe()
+    measured = MemoryData(peak_allocated_bytes=GIB, peak_reserved_bytes=2 * GIB, peak_process_bytes=3 * GIB)
+    old = replace(
+        observed,
+        provenance=Provenance.model_validate_json(f'{{"predicted_bytes": {4 * GIB}}}'),
+        history=replace(observed.history, memory=measured),
+    )
+
+    assert cells(render_memory(old)) == [
+        ["Tensors", "–", "1.00", "–"],
+        ["Held by PyTorch", "–", "2.00", "–"],
+        ["The whole process, on the GPU", "4.00", "–", "–"],
+    ]
 
 
 def test_a_resume_that_was_asked_for_keeps_the_page_looking(store, observe):

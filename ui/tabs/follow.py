@@ -10,6 +10,7 @@ from gradio.events import Dependency
 
 from engine.errors import EngineError
 from engine.runs.control import request_cancel, request_start_anyway, request_stop
+from engine.runs.peaks import step_prediction
 from engine.runs.requests import request_resume
 from engine.runs.run import LIVE_STATES, Run
 from ui.chart import chart
@@ -272,8 +273,8 @@ class FollowPart:
     def _small(self, observed: ObservedRun) -> str:
         if not len(observed.history.steps):
             return ""
-        memory = observed.history.memory
-        predicted = (memory.predicted_bytes if memory is not None else None) or observed.provenance.predicted_bytes
+        provenance = observed.provenance
+        predicted = step_prediction(provenance.predicted_memory, observed.history.memory, provenance.predicted_bytes)
         key = (observed.run.id, observed.history.next_offset, "small")
         return self._figures.get(key, lambda: small_figures(observed.history, predicted, observed.run.id))
 

@@ -81,7 +81,13 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
 
 
 def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
-    """Learning rate, gradient norm, tokens per second and memory, as four small charts in one figure."""
+    """Learning rate, gradient norm, tokens per second and memory, as four small charts in one figure.
+
+    Args:
+        history: The run so far.
+        predicted_bytes: Peak of what a step reports as its memory; None draws no line.
+        revision: Stays the same as long as zoom should; the run's id.
+    """
     charts: tuple[tuple[str, StepColumn, float, str], ...] = (
         ("Learning rate", "learning_rate", 1, ".1e"),
         ("Gradient norm", "grad_norm", 1, ".3g"),
@@ -124,7 +130,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         if column == "memory_bytes" and predicted_bytes:
             level = _level_trace([0, max(history.last_step, 1)], predicted_bytes / GIB, "predicted")
             traces.append(level | {"xaxis": f"x{axis}", "yaxis": f"y{axis}"})
-            label = _level_label(predicted_bytes / GIB, f"predicted {predicted_bytes / GIB:.2f}", log=False)
+            label = _level_label(predicted_bytes / GIB, f"predicted peak {predicted_bytes / GIB:.2f}", log=False)
             layout["annotations"].append(label | {"xref": f"x{axis} domain", "yref": f"y{axis}"})
     return figure_json(traces, layout, "Learning rate, gradient norm, tokens per second and memory, by step.")
 

@@ -7,6 +7,7 @@ from html import escape
 from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
 from engine.runs.pace import seconds_left
+from engine.runs.peaks import PeakKind, compare_peaks
 from engine.runs.run import State
 from ui.run_reader import ObservedRun
 from ui.views.dataset import render_problems
@@ -21,6 +22,11 @@ STATE_WORDS: dict[State, str] = {
     "queued": "waiting", "starting": "starting", "running": "running", "stopping": "saving and stopping",
     "completed": "completed", "stopped": "stopped", "failed": "failed", "interrupted": "interrupted",
 }  # fmt: skip
+
+_PEAK_WORDS: dict[PeakKind, str] = {
+    "allocated": "Tensors", "reserved": "Held by PyTorch", "process": "The whole process, in RAM",
+}  # fmt: skip
+_GPU_PEAK_WORDS = _PEAK_WORDS | {"process": "The whole process, on the GPU"}
 
 NO_RUN = (
     '<div class="empty"><b>No run is under way</b>Set one up and start it: it appears here, and goes on when you close '
@@ -138,22 +144,22 @@ def render_left_out(report: DatasetReport | None) -> str:
 
 
 def render_memory(observed: ObservedRun) -> str:
-    """Memory predicted against measured, in one sentence."""
-    memory = observed.history.memory
-    predicted = (memory.predicted_bytes if memory is not None else None) or observed.provenance.predicted_bytes
-    if memory is None and predicted is None:
+    """Memory at the peak, predicted beside measured: every figure that the device has, each against its like."""
+    memory, provenance = observed.history.memory, observed.provenance
+    peaks = compare_peaks(provenance.predicted_memory, memory, provenance.predicted_bytes)
+    if not peaks:
         return ""
-    parts = []
-    if predicted is not None:
-        parts.append(f"predicted <b>{predicted / GIB:.2f}</b> GiB")
-    if memory is not None:
-        measured = memory.peak_reserved_bytes or memory.peak_process_bytes
-        where = "reserved on the device" if memory.peak_reserved_bytes else "resident"
-        parts.append(f"measured <b>{measured / GIB:.2f}</b> GiB {where}")
-        if predicted:
-            difference = measured / predicted - 1
-            parts.append(f"{abs(difference):.0%} {'more' if difference > 0 else 'less'} than predicted")
-    return f'<div class="sentence">Memory at the peak: {", ".join(parts)}.</div>'
+    words = _GPU_PEAK_WORDS if len(peaks) > 1 or peaks[0].kind != "process" else _PEAK_WORDS
+    rows = "".join(
+        f'<tr><td>{words[peak.kind]}</td><td class="r">{_peak(peak.predicted_bytes)}</td>'
+        f'<td class="r">{_peak(peak.measured_bytes)}</td><td class="r">{_difference_words(peak.difference)}</td></tr>'
+        for peak in peaks
+    )
+    return (
+        '<div class="section peaks"><table class="plain"><thead><tr><th>Memory at the peak, GiB</th>'
+        f'<th class="r">Predicted</th><th class="r">Measured</th><th class="r">Difference</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def render_log(text: str) -> str:
@@ -192,6 +198,16 @@ def method_words(config: RunConfig) -> str:
 def short_name(identifier: str) -> str:
     """The telling end of a Hub id or a path."""
     return identifier.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _peak(size_bytes: int | None) -> str:
+    return "–" if size_bytes is None else f'<span title="{size_bytes:,} bytes">{size_bytes / GIB:.2f}</span>'
+
+
+def _difference_words(difference: float | None) -> str:
+    if difference is None:
+        return "–"
+    return f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
 
 
 def _share_done(observed: ObservedRun) -> float:

@@ -1,0 +1,58 @@
+"""What a GPU's driver counts for this process, by drivers that are made up."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from engine.hardware.gpu_process import gpu_process_bytes
+
+
+class Driver:
+    """NVML with some processes on each GPU."""
+
+    NVMLError = RuntimeError
+
+    def __init__(self, *processes, refuses=False):
+        self.processes, self.refuses, self.open = processes, refuses, 0
+
+    def nvmlInit(self):  # noqa: N802
+        self.open += 1
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        return index
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802
+        if self.refuses:
+            raise self.NVMLError("not supported")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for gpu, pid, used in self.processes if gpu == handle]
+
+
+OURS = os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        (Driver((0, OURS, 700), (0, 1, 900)), 700),
+        (Driver((1, OURS, 700)), None),  # on another GPU
+        (Driver((0, 1, 900)), 900),  # alone there, by a number of the host
+        (Driver((0, 1, 900), (0, 2, 800)), None),  # which of them, nobody knows
+        (Driver((0, OURS, None)), None),  # Windows tells nobody
+        (Driver(refuses=True), None),
+    ],
+)
+def test_only_what_is_surely_ours_is_told(driver, expected):
+    assert gpu_process_bytes(0, driver) == expected
+    assert driver.open == 0
+
+
+def test_without_a_driver_nothing_is_told():
+    class Absent(Driver):
+        def nvmlInit(self):  # noqa: N802
+            raise self.NVMLError("no driver")
+
+    assert gpu_process_bytes(0, Absent()) is None

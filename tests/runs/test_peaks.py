@@ -1,0 +1,72 @@
+"""Peaks of memory, predicted and measured: what is recorded, and what is compared with what."""
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.hardware.device import Device
+from engine.inspector.inventory import inventory_of
+from engine.memory.estimate import estimate_memory
+from engine.models.catalog import find_in_catalog
+from engine.runs.event_log import EventWriter
+from engine.runs.events import MemoryData, StatusData
+from engine.runs.history import read_history
+from engine.runs.peaks import MemoryFigures, chief_prediction, predicted_figures, step_prediction
+from engine.runs.preflight import needs_of
+from engine.runs.provenance import Provenance
+from engine.runs.store import RunStore
+from engine.runs.summary import summarize
+
+CONFIG = config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "-"}})
+FORETOLD = MemoryFigures(allocated_bytes=10, reserved_bytes=12, process_bytes=15)
+ON_GPU = MemoryData(peak_allocated_bytes=9, peak_reserved_bytes=13, peak_process_bytes=40, peak_device_process_bytes=16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [("cuda", {"allocated", "reserved", "process"}), ("mps", {"reserved"}), ("cpu", {"process"})],
+)
+def test_what_is_foretold_is_what_the_device_will_be_measured_by(kind, known):
+    shape = inventory_of(find_in_catalog("Qwen/Qwen3-0.6B").config)
+    device = Device(kind, 0, "a device", 2**36, 2**36, supports_bfloat16=True)
+    estimate = estimate_memory(shape, CONFIG, device)
+
+    figures = predicted_figures(needs_of(shape, CONFIG, [device])[0], kind)
+
+    expected = {
+        "allocated": estimate.allocated_bytes, "reserved": estimate.reserved_bytes, "process": estimate.expected_bytes,
+    }  # fmt: skip
+    assert {name: figures.of(name) for name in expected} == {
+        name: size if name in known else None for name, size in expected.items()
+    }
+
+
+def test_lists_compare_the_hold_of_the_allocator_and_charts_the_tensors_on_a_gpu():
+    assert (chief_prediction(FORETOLD, ON_GPU, 15), step_prediction(FORETOLD, ON_GPU, 15)) == (12, 10)
+    # A run that kept one figure, of the whole process, has no counterpart to either.
+    assert (chief_prediction(None, ON_GPU, 15), step_prediction(None, ON_GPU, 15)) == (None, None)
+    on_cpu = MemoryData(peak_process_bytes=14)
+    assert (chief_prediction(None, on_cpu, 15), step_prediction(None, on_cpu, 15)) == (15, 15)
+
+
+def test_a_runs_row_has_both_sets_of_figures(home):
+    run = RunStore(home, "ann").create(CONFIG, Provenance(predicted_bytes=15, predicted_memory=FORETOLD))
+    with EventWriter(run.folder.events, attempt=1) as writer:
+        writer.append(ON_GPU)
+
+    row = summarize(run)
+
+    assert row.predicted_memory == FORETOLD
+    assert row.measured_memory == MemoryFigures(allocated_bytes=9, reserved_bytes=13, process_bytes=16)
+    assert (row.predicted_bytes, row.peak_memory_bytes) == (12, 13)
+
+
+def test_peaks_of_earlier_attempts_count(tmp_path):
+    log = tmp_path / "events.jsonl"
+    for attempt, reserved in ((1, 30), (2, 20)):
+        with EventWriter(log, attempt=attempt) as writer:
+            writer.append(StatusData(phase="training"))
+            writer.append(MemoryData(peak_reserved_bytes=reserved, peak_process_bytes=attempt))
+
+    memory = read_history(log).memory
+
+    assert (memory.peak_reserved_bytes, memory.peak_process_bytes, memory.peak_allocated_bytes) == (30, 2, None)
