@@ -9,10 +9,13 @@ from typing import Any
 
 from engine.config.dataset import DatasetConfig
 from engine.data.access import shown_name
+from engine.data.hub_errors import explain_hub_error
+from engine.data.hub_files import HUB_ROOT, confined_to, require_hub_id, require_own_files
 from engine.data.records import Record
-from engine.errors import DatasetError
 
-_MEDIA_FEATURES = ("Image", "Audio", "Video", "Pdf")
+# What opens the file or address that a row names, such as Image, has this; Json has it too, and opens nothing.
+_DECODER = "decode_example"
+_PLAIN_FEATURES = ("Json",)
 
 
 class HubRows:
@@ -36,11 +39,14 @@ class HubRows:
         self._streaming = streaming
         self._data = self._load()
         features = getattr(self._data, "features", None) or {}
-        media = [name for name, feature in features.items() if type(feature).__name__ in _MEDIA_FEATURES]
+        media = [name for name, feature in features.items() if _holds_media(feature)]
         if media:
+            if streaming:  # else each is opened before it is removed: a file or an address that the row names
+                self._data = self._data.decode(False)
             self._data = self._data.remove_columns(media)
             self.notes.append(f"Columns that hold pictures or sound are not read: {', '.join(media)}.")
         self._total_rows: int | None = None if streaming else len(self._data)
+        self.download_bytes: int | None = getattr(getattr(self._data, "info", None), "download_size", None)
         self.columns: tuple[str, ...] = tuple(name for name in features if name not in media)
 
     @property
@@ -51,7 +57,7 @@ class HubRows:
         """Rows from `first_row` on.
 
         Raises:
-            DatasetError: If the connection is lost on the way.
+            DatasetError: If the connection is lost on the way, or a file cannot be read.
         """
         if self._streaming:
             rows: Any = self._data.skip(first_row) if first_row else self._data
@@ -63,8 +69,8 @@ class HubRows:
                 yield Record(row, None, dict(value))
                 row += 1
             self._total_rows = row
-        except (OSError, ValueError) as error:
-            raise self._unreachable(error) from error
+        except Exception as error:  # a lost connection, a damaged file, rows that do not fit their columns
+            raise explain_hub_error(error, self._config.source.strip()) from error
 
     def fingerprint(self) -> str:
         known = getattr(self._data, "_fingerprint", None)
@@ -73,37 +79,20 @@ class HubRows:
 
     def _load(self) -> Any:
         datasets = _import_datasets()
-        from datasets.exceptions import DatasetNotFoundError
-
+        hub_id = require_hub_id(self._config.source.strip())
         try:
-            return datasets.load_dataset(
-                self._config.source,
-                self._config.subset,
-                split=self._config.split,
-                revision=self._config.revision,
-                streaming=self._streaming,
-            )
-        except DatasetNotFoundError as error:
-            raise DatasetError(
-                f"There is no dataset {self.name} on the Hub, or it is private or gated.",
-                "Check the name; for a gated one, accept its terms on the Hub and log in with `hf auth login`.",
-            ) from error
-        except ValueError as error:  # no such subset or split; the library's message lists those that exist
-            raise DatasetError(
-                f"{self.name} cannot be opened: {_first_line(error)}.", "Correct the subset or split."
-            ) from error
-        except RuntimeError as error:  # a repository that needs its own Python code
-            raise DatasetError(
-                f"{self.name} cannot be opened: {_first_line(error)}.", "Choose a dataset that is stored as files."
-            ) from error
-        except (OSError, TypeError) as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: Exception) -> DatasetError:
-        return DatasetError(
-            f"The dataset {self.name} is no file here, and the Hub cannot be reached ({type(error).__name__}).",
-            "Check the path or the connection, or choose a file or one of the samples.",
-        )
+            with confined_to(hub_id):
+                # With its root, the id can mean no folder here, which the library would otherwise read instead.
+                builder = datasets.load_dataset_builder(
+                    f"{HUB_ROOT}{hub_id}", self._config.subset, revision=self._config.revision
+                )
+            require_own_files(builder, hub_id)
+            if self._streaming:
+                return builder.as_streaming_dataset(split=self._config.split)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=self._config.split)
+        except Exception as error:  # whatever a repository makes the library stumble over
+            raise explain_hub_error(error, hub_id) from error
 
 
 def _import_datasets() -> Any:
@@ -125,6 +114,13 @@ def _import_datasets() -> Any:
     return datasets
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+def _holds_media(feature: Any) -> bool:
+    """Whether a feature holds pictures, sound or the like, at any depth."""
+    if isinstance(feature, dict):
+        return any(_holds_media(inner) for inner in feature.values())
+    if isinstance(feature, list | tuple):
+        return any(_holds_media(inner) for inner in feature)
+    inner = getattr(feature, "feature", None)  # of a list
+    if inner is not None:
+        return _holds_media(inner)
+    return hasattr(feature, _DECODER) and type(feature).__name__ not in _PLAIN_FEATURES

@@ -1,8 +1,19 @@
 """Datasets on the Hub, through a stand-in for the library's loader."""
 
+import errno
+
 import datasets
+import httpx
+import pyarrow
 import pytest
-from datasets.exceptions import DatasetNotFoundError
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import (
+    DataFilesNotFoundError,
+    DatasetGenerationError,
+    DatasetNotFoundError,
+    NonMatchingSplitsSizesError,
+)
+from datasets.table import CastError
 
 from engine.config.dataset import DatasetConfig
 from engine.data.check import check_dataset
@@ -11,29 +22,53 @@ from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 
 ROWS = [{"instruction": f"Ask {number}", "output": "Answer"} for number in range(30)]
+CAST_ERROR = CastError("Couldn't cast", table_column_names=["a"], requested_column_names=["b"])
 
 
-class FakeHub:
-    """Answers `load_dataset` from memory, and remembers what it was asked."""
+class FakeHub(datasets.GeneratorBasedBuilder):
+    """Stands where the library's loader and builder stand, answers from memory, and remembers what it was asked."""
 
-    def __init__(self, rows=ROWS, error=None):
+    __module__ = "datasets.packaged_modules.json.json"
+
+    def __init__(self, rows=ROWS, error=None, error_in="opening"):
         self.rows = rows
         self.error = error
+        self.error_in = error_in
         self.asked = []
+        self.config = datasets.BuilderConfig()
 
-    def load_dataset(self, path, name=None, *, split, revision, streaming):
-        self.asked.append((path, name, split, revision, streaming))
-        if self.error is not None:
+    def load_dataset_builder(self, path, name=None, *, revision):
+        self.asked.append((path, name, revision))
+        self._fail("opening")
+        return self
+
+    def download_and_prepare(self):
+        self._fail("fetching")
+
+    def as_dataset(self, split):
+        self.asked.append(split)
+        return datasets.Dataset.from_list(self.rows)
+
+    def as_streaming_dataset(self, split):
+        self.asked.append(split)
+
+        def rows():
+            for row in self.rows:
+                yield row
+                self._fail("reading")
+
+        return datasets.IterableDataset.from_generator(rows, features=self.as_dataset(split).features)
+
+    def _fail(self, where):
+        if self.error is not None and where == self.error_in:
             raise self.error
-        data = datasets.Dataset.from_list(self.rows)
-        return data.to_iterable_dataset() if streaming else data
 
 
 @pytest.fixture
 def hub(monkeypatch):
     def install(**settings):
         fake = FakeHub(**settings)
-        monkeypatch.setattr(datasets, "load_dataset", fake.load_dataset)
+        monkeypatch.setattr(datasets, "load_dataset_builder", fake.load_dataset_builder)
         return fake
 
     return install
@@ -48,7 +83,7 @@ def test_rows_come_from_the_hub_with_subset_split_and_revision(hub, streaming):
     rows = list(reader.rows(first_row=28))
 
     assert [row.record.row for row in rows] == [28, 29]
-    assert fake.asked == [("someone/data", "en", "train", "abc", streaming)]
+    assert fake.asked[:2] == [("hf://datasets/someone/data", "en", "abc"), "train"]
     assert reader.total_rows == 30
     assert reader.columns == ("instruction", "output")
 
@@ -62,24 +97,59 @@ def test_a_check_counts_every_row(hub):
     assert report.kind == "Hub dataset"
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (DatasetNotFoundError("gone"), "There is no dataset someone/data"),
-        (ConnectionError("no network"), "Hub cannot be reached"),
-        (ValueError('Unknown split "x". Should be one of ["train"].\nmore'), "Unknown split"),
-        (RuntimeError("Dataset scripts are no longer supported"), "scripts are no longer supported"),
-        (OSError("reset"), "Hub cannot be reached"),
-    ],
-)
-def test_what_the_hub_refuses_is_said_in_two_sentences(hub, error, words):
-    hub(error=error)
+def http_error(status):
+    request = httpx.Request("GET", "https://hub.test/x")
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
 
+
+def raised_from(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+REFUSALS = {
+    "gone": (DatasetNotFoundError("gone"), "There is no dataset someone/data"),
+    "no network": (ConnectionError("no network"), "Hub cannot be reached"),
+    "too slow": (httpx.ReadTimeout("slow"), "Hub cannot be reached (ReadTimeout)"),
+    "nothing answers": (httpx.ConnectError("refused"), "Hub cannot be reached"),
+    "a server in trouble": (http_error(503), "answered the request for someone/data with HTTP 503"),
+    "split": (ValueError('Unknown split "x". Should be one of ["train"].\nmore'), "Unknown split"),
+    "script": (RuntimeError("Dataset scripts are no longer supported"), "scripts are no longer supported"),
+    "disk": (OSError(errno.ENOSPC, "No space left on device"), "fetched or read (no space left on device)"),
+    "no data files": (DataFilesNotFoundError("at /root/cwd"), "holds no data files"),
+    "empty": (EmptyDatasetError("x"), "holds no data files"),
+    "a lost connection while it is fetched": (
+        raised_from(DatasetGenerationError("An error occurred"), httpx.ReadTimeout("slow")),
+        "Hub cannot be reached",
+    ),
+    "rows of other columns": (
+        raised_from(DatasetGenerationError("An error occurred"), CAST_ERROR),
+        "cannot be read as rows: Couldn't cast",
+    ),
+    "a damaged file": (
+        raised_from(DatasetGenerationError("An error"), pyarrow.ArrowInvalid("in /home/me/.cache/f.parquet: cut")),
+        "cannot be read as rows: in (a file) cut",
+    ),
+    "a kind of column": (pyarrow.ArrowNotImplementedError("no such cast"), "cannot be read as rows: no such cast"),
+    "too large": (pyarrow.lib.ArrowCapacityError("array cannot hold it"), "cannot be read as rows: array cannot"),
+    "checksums": (NonMatchingSplitsSizesError("sizes"), "is not what its description says: sizes"),
+    "a README that stumbles": (KeyError("dataset_info"), "someone/data cannot be read: 'dataset_info'"),
+}
+
+
+@pytest.mark.parametrize("where", ["opening", "fetching", "reading"])
+@pytest.mark.parametrize(("error", "words"), REFUSALS.values(), ids=REFUSALS)
+def test_what_the_hub_refuses_is_said_in_two_sentences(hub, error, words, where):
+    hub(error=error, error_in=where)
+
+    options = SourceOptions(streaming=where == "reading")
     with pytest.raises(DatasetError) as refusal:
-        DatasetReader(DatasetConfig(source="someone/data"), SourceOptions())
+        DatasetReader(DatasetConfig(source="someone/data"), options)
 
     assert words in refusal.value.what
     assert "\n" not in str(refusal.value)
+    assert "/home/me" not in str(refusal.value)
+    assert ("cannot be reached" in refusal.value.what) == ("cannot be reached" in words)
 
 
 def test_offline_a_name_that_is_no_file_says_both(monkeypatch):
@@ -97,17 +167,27 @@ def test_names_of_files_are_never_asked_of_the_hub(hub, name):
     assert fake.asked == []
 
 
-def test_columns_with_pictures_are_left_out_and_said_to_be(hub, monkeypatch):
+@pytest.mark.parametrize("streaming", [True, False])
+def test_columns_with_pictures_are_left_out_and_said_to_be_at_any_depth(hub, streaming):
+    picture = datasets.Image()
+    features = datasets.Features(
+        {
+            "instruction": datasets.Value("string"),
+            "output": datasets.Value("string"),
+            "photo": picture,
+            "turns": datasets.List({"text": datasets.Value("string"), "seen": datasets.List(picture)}),
+        }
+    )
+    # Were they looked at, the path would be opened.
+    named = {"bytes": None, "path": "/nowhere/of/this/machine.png"}
+    rows = [{**row, "photo": named, "turns": [{"text": "x", "seen": [named]}]} for row in ROWS]
     fake = hub()
-    original = fake.load_dataset
+    data = datasets.Dataset.from_list(rows, features=features)
+    fake.as_dataset = lambda split: data
+    fake.as_streaming_dataset = lambda split: data.to_iterable_dataset()
 
-    def with_picture(*args, **kwargs):
-        data = original(*args, **kwargs)
-        return data.add_column("photo", ["x"] * 30).cast_column("photo", datasets.Image(decode=False))
+    reader = DatasetReader(DatasetConfig(source="someone/data"), SourceOptions(streaming=streaming))
 
-    monkeypatch.setattr(datasets, "load_dataset", with_picture)
-
-    report = check_dataset(DatasetConfig(source="someone/data"), SourceOptions())
-
-    assert report.columns == ("instruction", "output")
-    assert any("photo" in note for note in report.notes)
+    assert [row.kind for row in reader.rows()] == [None] * 30
+    assert reader.columns == ("instruction", "output")
+    assert any("photo, turns" in note for note in reader.notes())
