@@ -22,6 +22,7 @@ from engine.models.progress import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
+from engine.runs.absolute_paths import with_absolute_paths
 from engine.runs.peaks import predicted_figures
 from engine.runs.provenance import Provenance, environment_facts, library_version
 
@@ -101,7 +102,7 @@ class Preflight:
         self._resolve = resolve
 
     def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
-        """Refuse what cannot work; pin the model's revision, the dataset's fingerprint and the libraries' versions.
+        """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.
 
         Raises:
             ConfigError: Lists every setting that cannot work, alone, together, or on the device.
@@ -109,6 +110,7 @@ class Preflight:
             ModelError: If the model cannot be found, reached or read.
             DatasetError: If the dataset cannot be read, or teaches nothing.
         """
+        config = with_absolute_paths(config)
         devices = choose_from(tuple(self._devices()), config.run)
         problems = [
             *pair_problems(config),

@@ -30,6 +30,7 @@ from engine.training.device_memory import DeviceMemory
 from engine.training.failure import check_loss
 from engine.training.held_out import choose_measured
 from engine.training.interruption import Interruption
+from engine.training.pinned_data import require_pinned_data
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import Precision, apple_notes, choose_precision
 from engine.training.reporting import RunEvents
@@ -224,6 +225,7 @@ class TrainingSession:
             on_progress=lambda _: self._go_on(),
         )
         report = data.report
+        require_pinned_data(self._folder, config.dataset, report)
         events.say(
             DataReportData(
                 train_rows=len(data.train),

@@ -1,0 +1,36 @@
+"""What a worker does when the data is not what the run was filed with."""
+
+import pytest
+
+from engine.data.check import check_dataset
+from engine.data.source import SourceOptions
+from engine.runs.provenance import Provenance
+from engine.runs.store import RunStore
+from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
+from tests.training.worker_runs import events_of, write_questions
+
+
+@pytest.fixture
+def filed(runs, home):
+    """A run of two steps with the fingerprint of its data, as a start pins it."""
+    config = runs.create(training={"max_steps": 2, "save_steps": 1}).folder.read_config()
+    report = check_dataset(config.dataset, SourceOptions(), seed=config.training.seed)
+    return RunStore(home, "ann").create(config, Provenance(dataset_fingerprint=report.fingerprint))
+
+
+def test_data_that_is_the_same_is_trained_on(workers, filed):
+    assert workers.run(filed.folder.path) == EXIT_FINISHED
+
+
+@pytest.mark.parametrize("attempts_before", [0, 1], ids=["start", "resume"])
+def test_data_that_changed_since_the_run_was_filed_ends_it_with_the_reason(workers, filed, runs, attempts_before):
+    for _ in range(attempts_before):
+        assert workers.run(filed.folder.path) == EXIT_FINISHED
+    write_questions(runs.data, count=31)
+
+    assert workers.run(filed.folder.path) == EXIT_FAILED
+
+    failed = [event for event in events_of(filed) if event.kind == "failed"][-1].data
+    assert failed.cause == "dataset"
+    assert "no longer those that this run was filed with" in failed.what
+    assert "start a new run" in failed.fix
