@@ -7,6 +7,7 @@ large and small requests; how much that is was found by playing steps through `c
 from typing import NamedTuple
 
 from engine.hardware.device import Device
+from engine.memory.gpu_names import cuda_context_bytes
 from engine.memory.process import process_on_cpu
 from engine.memory.tensors_at_peak import TensorsAtPeak
 from engine.memory.workload import Workload
@@ -67,17 +68,3 @@ def need_on_device(
     expected = min(reserved + paged_bytes + context, room)
     needed = bound + round(played_reserve_bytes * _PLAYED_PROCESS_MARGIN) + paged_bytes + context + _PROCESS_MARGIN
     return DeviceNeed(allocated_bytes, reserved, bound, expected, min(needed, room))
-
-
-def cuda_context_bytes(device_name: str) -> int:
-    """What a CUDA process holds beside PyTorch's allocator: the context and the kernels that a training step loads.
-
-    It grows with the number of multiprocessors: 141 MiB on a T4, about 500 MiB on an A100, by published measurements of
-    processes and reserves.
-    """
-    name = device_name.upper()
-    if any(part in name for part in ("H100", "H200", "H800", "GH200", "B100", "B200", "A100", "A800", "5090")):
-        return 500 * MIB
-    if any(part in name for part in ("T4", "P100", "P40", "1080", "2080", "QUADRO", "1650", "1660")):
-        return 145 * MIB
-    return 330 * MIB

@@ -123,10 +123,12 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     device = device_of_point(point)
     structure = read_structure(shape)
     peak = predict_peak(structure, workload, device.name)
-    # Published measurements were made with PyTorch's default allocator, whose segments do not expand.
-    targets = find_targets(shape, workload.adapter)
-    played = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
-    need = need_on_device(peak.tensors, workload, device, played_reserve_bytes=played.peak_reserved)
+    played_reserve_bytes = None
+    if not point.expands_segments:
+        targets = find_targets(shape, workload.adapter)
+        played = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
+        played_reserve_bytes = played.peak_reserved
+    need = need_on_device(peak.tensors, workload, device, played_reserve_bytes=played_reserve_bytes)
     predicted = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
     bounds = {
         "allocated": peak.allocated_bytes,

@@ -1,12 +1,30 @@
 """From the settings of a published measurement to the step that was measured."""
 
 import re
+from typing import Literal
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
-from engine.memory.measurements import MeasuredPoint
-from engine.memory.published_shapes import PublishedSizes, guess_model_type, known_sizes, published_shape
+from engine.memory.gpu_names import is_before_ampere, memory_of_gpu
+from engine.memory.measurements import MeasuredPoint, observations
+from engine.memory.published_shapes import (
+    PublishedSizes,
+    dropouts_of,
+    guess_model_type,
+    known_sizes,
+    published_shape,
+)
+from engine.memory.setting_words import (
+    MethodKind,
+    base_format,
+    has_double_quant,
+    is_float16,
+    is_nothing,
+    method_kind,
+    parts_of,
+    width_of_dtype,
+)
 from engine.memory.workload import (
     AttentionKernel,
     BaseFormat,
@@ -19,21 +37,13 @@ from engine.memory.workload import (
 )
 from engine.models.shape import ModelShape
 
-_GIB = 2**30
-_MEMORY_GIB = {
-    "T4": 14.56,
-    "P100": 15.9,
-    "V100": 15.77,
-    "L4": 22.0,
-    "A10": 22.0,
-    "3090": 23.6,
-    "4090": 23.5,
-    "H200": 139.8,
-}
+# Memory of a device of which nothing is known, or only what its own measurement contradicts: no limit.
+_UNKNOWN_BYTES = 1024 * 2**30
 # Families whose loss did not cast the logits to 32 bits before they got transformers' common one (4.50).
 _WITHOUT_UPCAST = frozenset({"gpt_bigcode", "gpt2"})
 # Families that kept a cache while training with checkpointing, before layers learned to refuse one (5.0).
 _WITH_CACHE = frozenset({"gpt_bigcode"})
+_LARGE_CHECKPOINT = 30_000_000_000  # parameters
 
 
 class DeclinedError(EngineError):
@@ -73,25 +83,17 @@ def shape_of_point(point: MeasuredPoint) -> ModelShape:
         num_experts_per_tok=given.num_experts_per_tok or (named.num_experts_per_tok if named else 0),
         moe_intermediate_size=given.moe_intermediate_size or (named.moe_intermediate_size if named else None),
         max_position_embeddings=given.max_position_embeddings or (named.max_position_embeddings if named else None),
+        **dropouts_of(model_type),
     )
     return published_shape(given.name or point.model_id, sizes, experts_are_modules=experts_are_modules)
 
 
 def device_of_point(point: MeasuredPoint) -> Device:
-    """The measured GPU, with all of its memory free."""
-    match = re.search(r"(\d+)\s*GI?B", point.gpu.upper())
-    gib = (
-        float(match[1]) * 0.99
-        if match
-        else next((size for name, size in _MEMORY_GIB.items() if name in point.gpu.upper()), 1024.0)
-    )
-    total = int(gib * _GIB)
-    return Device("cuda", 0, point.gpu, total, total, supports_bfloat16=not _is_before_ampere(point.gpu))
-
-
-def _is_before_ampere(gpu: str) -> bool:
-    name = gpu.upper()
-    return any(part in name for part in ("T4", "V100", "P100", "P40", "2080", "1080", "TITAN", "RTX 6000 TURING"))
+    """The measured GPU, with all of its memory free; more than was measured on it, whatever it is called."""
+    total = memory_of_gpu(point.gpu)
+    if total is None or any(observed.bytes > total for observed in observations(point)):
+        total = _UNKNOWN_BYTES
+    return Device("cuda", 0, point.gpu, total, total, supports_bfloat16=not is_before_ampere(point.gpu))
 
 
 def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
@@ -113,7 +115,7 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
         batch_size=point.batch_size,
         length=length,
         base=base,
-        double_quant="dq" in point.quantization or bool(point.extra.get("double_quant")),
+        double_quant=has_double_quant(point.quantization) or point.double_quant,
         precision=_precision(point, base),
         attention=attention,
         expands_key_values=attention == "efficient",
@@ -126,58 +128,71 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
         and checkpointing != "none"
         and transformers is not None
         and transformers < (5,),
-        gptq_group_size=_gptq_group_size(point.model_id),
+        gptq_group_size=_gptq_group_size(point, shape),
         data_parallel=1 if _is_sharded(point) else point.n_gpus,
         sharded=point.n_gpus if _is_sharded(point) else 1,
     )
 
 
 def _is_sharded(point: MeasuredPoint) -> bool:
-    words = f"{point.framework} {point.trust_note}".casefold()
+    words = f"{point.framework} {point.launcher}".casefold()
     return point.n_gpus > 1 and any(part in words for part in ("fsdp", "zero3", "zero-3", "shard"))
 
 
 def _adapter(point: MeasuredPoint) -> AdapterConfig:
-    method = point.method.casefold()
-    if method == "full":
+    kind = _method(point)
+    targets = _targets(point)
+    if kind == "full":
         return AdapterConfig(method="none")
-    if method in ("lora", "qlora", "dora", "qdora"):
-        targets = point.target_modules
+    if kind in ("lora", "dora"):
         if point.lora_r is None:
             raise DeclinedError("no rank is given.")
         return AdapterConfig(
             method="lora",
             r=point.lora_r,
-            lora_dropout=point.lora_dropout or 0.0,
-            target_modules=targets if targets else "all-linear",
-            use_dora="dora" in method,
+            lora_dropout=point.lora_dropout,
+            target_modules=targets,
+            use_dora=kind == "dora",
         )
-    if method == "ia3":
-        return AdapterConfig(method="ia3", target_modules=point.target_modules or "all-linear")
-    if method in ("prefix", "prefix_tuning"):
-        return AdapterConfig(method="prefix_tuning", num_virtual_tokens=point.num_virtual_tokens or 20)
-    raise DeclinedError(f"the method {point.method} is not one that is modelled.")
+    if kind == "ia3":
+        return AdapterConfig(method="ia3", target_modules=targets)
+    return AdapterConfig(method="prefix_tuning", num_virtual_tokens=point.num_virtual_tokens)
+
+
+def _targets(point: MeasuredPoint) -> tuple[str, ...] | Literal["all-linear"]:
+    given = point.target_modules
+    names = tuple(re.findall(r"[\w.]+", given)) if isinstance(given, str) and "," in given else given
+    if isinstance(names, str):
+        named = re.sub(r"[\s_]", "-", names.strip().casefold())
+        return "all-linear" if named in ("all-linear", "all", "") else (names.strip(),)
+    return names or "all-linear"
+
+
+def _method(point: MeasuredPoint) -> MethodKind:
+    found = method_kind(point.method)
+    if found is None:
+        raise DeclinedError(f"the method {point.method} is not one that is modelled.")
+    return found[0]
 
 
 def _base_format(point: MeasuredPoint) -> BaseFormat:
-    words = point.quantization.casefold()
-    if words in ("none", ""):
-        return "dense"
-    if words.startswith("nf4"):
-        return "nf4"
-    if words.startswith("fp4"):
-        return "fp4"
-    if words in ("int8", "8bit", "llm.int8"):
-        return "int8"
-    if words.startswith("gptq"):
-        return "gptq"
-    raise DeclinedError(f"the quantization {point.quantization} is not one that is modelled.")
+    base = base_format(point.quantization)
+    if base is None:
+        raise DeclinedError(f"the quantization {point.quantization} is not one that is modelled.")
+    if base == "dense":  # left out, where another setting says it
+        named = base_format(point.base_dtype)
+        found = method_kind(point.method)
+        promised = found is not None and found[1]
+        return named if named in ("nf4", "fp4", "int8", "gptq") else "nf4" if promised else "dense"
+    return base
 
 
-def _gptq_group_size(model_id: str) -> int:
-    """Inputs that share a scale in the published checkpoint; its largest ones have one group, to save memory."""
-    name = model_id.casefold()
-    return -1 if "70b" in name or "mixtral" in name else 128
+def _gptq_group_size(point: MeasuredPoint, shape: ModelShape) -> int:
+    """Inputs that share a scale. Who publishes large checkpoints gives them one group a row, to save memory."""
+    given = point.extra.get("group_size")
+    if isinstance(given, int) and given:
+        return given
+    return -1 if shape.num_parameters > _LARGE_CHECKPOINT else 128
 
 
 def width_of(dtype: str) -> int:
@@ -186,12 +201,10 @@ def width_of(dtype: str) -> int:
     Raises:
         DeclinedError: If it is not one that is known.
     """
-    word = dtype.casefold().split()[0].strip("()") if dtype.strip() else ""
-    if word in ("fp32", "float32", "f32", "float", "tf32"):
-        return 4
-    if word in ("fp16", "float16", "half", "bf16", "bfloat16"):
-        return 2
-    raise DeclinedError(f"the dtype {dtype!r} is not one that is modelled.")
+    width = width_of_dtype(dtype)
+    if width is None:
+        raise DeclinedError(f"the dtype {dtype!r} is not one that is modelled.")
+    return width
 
 
 def _precision(point: MeasuredPoint, base: BaseFormat) -> Precision:
@@ -200,7 +213,8 @@ def _precision(point: MeasuredPoint, base: BaseFormat) -> Precision:
     PEFT's `prepare_model_for_kbit_training` holds everything unquantized at 32 bits; TRL before 1.0 did the same and cast
     embeddings and head back, which leaves the norms and with them the residual stream at 32 bits; others change nothing.
     """
-    weights = width_of(point.base_dtype)
+    is_named_by_format = base_format(point.base_dtype) in ("nf4", "fp4", "int8", "gptq")
+    weights = width_of(point.compute_dtype if is_named_by_format else point.base_dtype)
     rest = head = norms = weights
     words = point.base_dtype.casefold()
     compute = width_of(point.compute_dtype)
@@ -209,21 +223,22 @@ def _precision(point: MeasuredPoint, base: BaseFormat) -> Precision:
     elif base in ("nf4", "fp4", "int8") and _trl_prepares(point):
         norms = 4
     trainable = width_of(point.trainable_dtype)
+    full = _method(point) == "full"
     return Precision(
-        weights=trainable if point.method == "full" else weights,
-        embeddings=trainable if point.method == "full" else rest,
-        norms=trainable if point.method == "full" else norms,
-        head=trainable if point.method == "full" else head,
+        weights=trainable if full else weights,
+        embeddings=trainable if full else rest,
+        norms=trainable if full else norms,
+        head=trainable if full else head,
         compute=compute,
         adapter=trainable,
         autocast=compute if point.autocast and compute < 4 else None,
-        is_float16=point.compute_dtype.casefold().split()[0] in ("fp16", "float16", "half"),
+        is_float16=is_float16(point.compute_dtype),
     )
 
 
 def _trl_prepares(point: MeasuredPoint) -> bool:
-    words = f"{point.framework} {point.trust_note}".casefold()
-    if "without fp32 upcasts" in words or "custom prepare" in words or "accelerated-peft" in words:
+    words = point.framework.casefold()
+    if "accelerated-peft" in words:
         return False
     trl = point.version("trl")
     return "trl" in words and (trl is None or trl < (1,))
@@ -231,7 +246,7 @@ def _trl_prepares(point: MeasuredPoint) -> bool:
 
 def _checkpointing(point: MeasuredPoint) -> Checkpointing:
     given = point.grad_checkpointing
-    if given in (None, False, "none", "false", "False", ""):
+    if given is False or is_nothing(str(given)):
         return "none"
     words = str(given).casefold().replace(" ", "")
     if "use_reentrant=false" in words or "non" in words:
@@ -246,14 +261,14 @@ def _attention(point: MeasuredPoint, shape: ModelShape) -> AttentionKernel:
     words = point.attention.casefold()
     if "eager" in words:
         return "eager"
-    if "flash" in words:
+    if "flash" in words or words.startswith("fa"):
         return "flash"
     if "efficient" in words or "xformers" in words:
         return "efficient"
     if "math" in words:
         return "math"
-    if "sdpa" in words:
-        if not _is_before_ampere(point.gpu) and width_of(point.compute_dtype) == 2:
+    if "sdpa" in words or words in ("auto", "default", "torch"):
+        if not is_before_ampere(point.gpu) and width_of(point.compute_dtype) == 2:
             return "flash"
         return "efficient" if shape.num_key_value_heads == shape.num_attention_heads else "math"
     raise DeclinedError(f"the attention {point.attention} is not one that is modelled.")
@@ -263,7 +278,13 @@ def _loss(point: MeasuredPoint, shape: ModelShape) -> Loss:
     words = point.loss_path.casefold()
     transformers = point.version("transformers") or (5,)
     trainer = "trl" in point.framework.casefold() or "trainer" in point.framework.casefold()
-    if "liger" in words or "fused linear" in words or "cut cross" in words or "cut_cross" in words:
+    if (
+        "liger" in words
+        or "fused linear" in words
+        or "cut cross" in words
+        or "cut_cross" in words
+        or "cce" in parts_of(words)
+    ):
         return Loss(path="linear_fused")
     if "chunk" in words:
         return Loss(path="trained_positions", chunk_bytes=256 * 2**20)
@@ -282,7 +303,7 @@ def _optimizer(point: MeasuredPoint) -> Optimizer:
     words = point.optimizer.casefold()
     trainable = width_of(point.trainable_dtype)
     state = 4 if "fp32" in words else 2 if "bf16" in words or "bfloat16" in words else trainable
-    eight_bit = "8bit" in words or "8-bit" in words
+    eight_bit = "8bit" in parts_of(words) or "8bit" in "".join(parts_of(words))
     kind: OptimizerKind
     if "adam" in words:
         kind = "adamw_8bit" if eight_bit else "adamw"

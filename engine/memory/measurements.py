@@ -6,22 +6,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from engine.errors import StorageError
 
 MeasuredKind = Literal["allocated", "reserved", "process"]
 MIB = 2**20
 _UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": MIB, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+# Source: unsloth/__init__.py; axolotl/utils/__init__.py, `set_pytorch_cuda_alloc_conf`; engine/training/worker.py.
+_EXPANDING_FRAMEWORKS = ("unsloth", "axolotl", "loratory")
+_OFF_WORDS = frozenset({"", "false", "no", "none", "off", "0"})
 
 
-class PublishedArchitecture(BaseModel):
+class _Entry(BaseModel):
+    """A part of a file of measurements: what it leaves out, or sets to null, has its usual value."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        return {key: v for key, v in values.items() if v is not None} if isinstance(values, dict) else values
+
+
+class PublishedArchitecture(_Entry):
     """Sizes as the file names them."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
     name: str = ""
-    num_params: int | None = None
     hidden_size: int
     num_layers: int
     num_attention_heads: int
@@ -37,36 +48,33 @@ class PublishedArchitecture(BaseModel):
     max_position_embeddings: int | None = None
 
 
-class MeasuredPoint(BaseModel):
-    """One measurement with the settings that it was made with; what a file leaves out has its usual value."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+class MeasuredPoint(_Entry):
+    """One measurement with the settings that it was made with."""
 
     id: str
     tier: str = "?"
-    trust_note: str = ""
-    model_id: str
+    model_id: str = ""
     arch: PublishedArchitecture | None = None
     method: str
     quantization: str = "none"
+    double_quant: bool = False
     base_dtype: str = "bfloat16"
     compute_dtype: str = "bfloat16"
     autocast: bool = False
     trainable_dtype: str = "fp32"
     lora_r: int | None = None
-    lora_dropout: float | None = None
-    target_modules: tuple[str, ...] | str | None = None
-    trainable_params: int | None = None
-    num_virtual_tokens: int | None = None
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] | str = "all-linear"
+    num_virtual_tokens: int = 20
     batch_size: int
     seq_len: int
-    packing: bool | None = False
-    grad_checkpointing: bool | str | None = False
+    grad_checkpointing: bool | str = False
     gradient_accumulation_steps: int = 1
     optimizer: str = "adamw_torch"
     attention: str = "sdpa"
     loss_path: str = "HF loss"
     framework: str = ""
+    launcher: str = ""
     versions: dict[str, str | None] = {}
     gpu: str = ""
     n_gpus: int = 1
@@ -76,10 +84,33 @@ class MeasuredPoint(BaseModel):
     extra: dict[str, Any] = {}
     source_url: str = ""
 
-    @field_validator("extra", "versions", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _empty_where_null(cls, value: Any) -> Any:
-        return {} if value is None else value
+    def _one_spelling(cls, values: Any) -> Any:
+        """Lift what stands among the extras, and read switches and formats that are written in other ways."""
+        if not isinstance(values, dict):
+            return values
+        told = dict(values)
+        extra = told.get("extra") if isinstance(told.get("extra"), dict) else {}
+        told["double_quant"] = any(
+            _is_on(place.get(key)) for place in (told, extra) for key in ("double_quant", "bnb_4bit_use_double_quant")
+        )
+        if "autocast" in told:
+            told["autocast"] = _is_on(told["autocast"])
+        format_ = told.get("quantization")
+        if isinstance(format_, bool | int | float):
+            told["quantization"] = f"{format_}-bit" if format_ in (4, 8) and not isinstance(format_, bool) else "none"
+        return told
+
+    @property
+    def expands_segments(self) -> bool:
+        """Whether PyTorch's allocator was asked for expandable segments, by a setting or by a framework that does so."""
+        versions = {name: version for name, version in self.versions.items() if version}
+        words = f"{self.framework} {json.dumps([self.extra, versions])}".casefold()
+        said = re.search(r"expandable[ _-]?segments?\W*(true|yes|on|1|false|no|off|0)?", words)
+        if said is not None:
+            return said[1] not in ("false", "no", "off", "0")
+        return any(name in self.framework.casefold() for name in _EXPANDING_FRAMEWORKS)
 
     @property
     def source(self) -> str:
@@ -129,7 +160,7 @@ def read_measurements(path: Path) -> tuple[list[MeasuredPoint], list[Unreadable]
     for number, entry in enumerate(entries):
         name = str(entry.get("id", number)) if isinstance(entry, dict) else str(number)
         try:
-            points.append(MeasuredPoint.model_validate(entry))
+            points.append(MeasuredPoint.model_validate({"id": name, **entry} if isinstance(entry, dict) else entry))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -169,3 +200,8 @@ def kind_of(text: str) -> MeasuredKind | None:
     if any(word in words for word in ("nvidia-smi", "nvidia_smi", "smi", "process", "nvml", "device")):
         return "process"
     return None
+
+
+def _is_on(value: Any) -> bool:
+    """A switch, also where it is written in words."""
+    return value.strip().casefold() not in _OFF_WORDS if isinstance(value, str) else bool(value)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.formulas import optimizer_scratch_bytes
+from engine.memory.gpu_names import is_hopper
 from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes
 from engine.memory.phases import Held, Phase, StepPeaks, rehearse_step
 from engine.memory.sharding import fully_sharded
@@ -105,8 +106,7 @@ def workspace_bytes(workload: Workload, device_name: str) -> int:
     """
     if workload.device == "cpu":
         return 0
-    hopper = any(name in device_name.upper() for name in ("H100", "H200", "H800", "H20", "GH200"))
-    return 2 * (32 * 2**20 if hopper else 8320 * 2**10)
+    return 2 * (32 * 2**20 if is_hopper(device_name) else 8320 * 2**10)
 
 
 def refuse_nonsense(shape: ModelShape, workload: Workload) -> None:

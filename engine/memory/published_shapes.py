@@ -4,11 +4,12 @@ The page takes the real architecture's inventory; a measurement in a table gives
 often made with an older transformers in which every expert was a module of its own.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.models.catalog import find_in_catalog
+from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 
 
@@ -116,7 +117,9 @@ _KNOWN: Mapping[str, PublishedSizes] = {
         attention_dropout=0.1,
     ),
 }
-# Families of which one size stands for the name; a suffix such as -Instruct or -GPTQ changes no shape.
+_SAME_SHAPE = re.compile(r"(-(hf|instruct|chat|it|base|gptq|awq|int4|int8|unsloth|bnb|4bit|8bit))+$")
+# A suffix such as -Instruct or -GPTQ changes no shape; these do.
+_OTHER_SIZES = re.compile(r"distil|gpt2[-_](medium|large|xl)")
 _WITH_QUERY_BIAS = frozenset({"qwen2"})
 _WITH_HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 _WITH_FUSED_INPUTS = frozenset({"phi3"})
@@ -126,11 +129,27 @@ _WITH_LAYER_NORM = frozenset({"gpt2", "gpt_bigcode"})
 
 def known_sizes(model_id: str) -> PublishedSizes | None:
     """Sizes of a model that is known by name: from the catalogue, else from a short list."""
-    entry = find_in_catalog(model_id)
+    entry = find_in_catalog(model_id) or next(
+        (entry for entry in list_catalog() if _bare_name(entry.hub_id) == _bare_name(model_id)), None
+    )
     if entry is not None:
         return PublishedSizes.model_validate(dict(entry.config))
     name = model_id.rsplit("/", 1)[-1].casefold()
-    return next((sizes for part, sizes in _KNOWN.items() if name.startswith(part) or part in name), None)
+    found = next((sizes for part, sizes in _KNOWN.items() if part in name), None)
+    # Of these families one size bears the bare name; the others add theirs to it.
+    return None if found is not None and _OTHER_SIZES.search(name) else found
+
+
+def _bare_name(model_id: str) -> str:
+    """A model's name without its publisher, and without what changes no shape."""
+    name = model_id.rsplit("/", 1)[-1].casefold().removeprefix("meta-")
+    return _SAME_SHAPE.sub("", name)
+
+
+def dropouts_of(model_type: str) -> dict[str, float]:
+    """The dropouts that a family trains with unless it is told otherwise; younger ones have none."""
+    names = ("embedding_dropout", "hidden_dropout", "attention_dropout")
+    return dict.fromkeys(names, 0.1) if model_type in _WITH_LAYER_NORM else {}
 
 
 def guess_model_type(model_id: str) -> str:
