@@ -11,6 +11,7 @@ from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher
 from engine.runs.measurement import MeasurementJob
+from engine.runs.measuring_ground import MeasuringGround
 from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
@@ -30,6 +31,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     Raises:
         EngineError: If a service cannot start.
     """
+    MeasuringGround(home).sweep()
     inspector = Inspector(home, data_roots=(home.uploads, *data_folders()))
     runs = RunStore(home, local_owner())
     supervisor = Supervisor(home)

@@ -24,7 +24,7 @@ from engine.data.conversation import Message
 from engine.errors import RunError, WorkerError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
-from engine.hardware.hold import hold_devices
+from engine.hardware.hold import Wait, hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
@@ -67,6 +67,7 @@ class _Loading:
 
     target: ChatTarget
     progress: LoadProgress
+    kept: _Loaded | None = None  # whose process goes on with other adapters, and which stays where they do not fit
     process: JsonLinesProcess | None = None
 
 
@@ -136,8 +137,10 @@ class ChatSession:
                 return former.model
             if self._loading is not None:
                 raise RunError("A model is being loaded already.", "Wait until it is there, or unload it first.")
+            if former is not None and former.has_base_of(target, plan):
+                loading.kept, loading.process = former, former.process
             self._loading, self._loaded, self._note = loading, None, ""
-        kept = former if former is not None and former.has_base_of(target, plan) else None
+        kept = loading.kept
         try:
             if former is not None and kept is None:
                 former.process.close()
@@ -147,7 +150,7 @@ class ChatSession:
         except BaseException:
             with self._lock:
                 if self._loading is loading:
-                    self._loading = None
+                    self._loading, self._idle_since = None, time.monotonic()
                     self._loaded = kept if kept is not None and kept.is_alive else None
             if kept is None and loading.process is not None:
                 loading.process.close()
@@ -283,16 +286,18 @@ class ChatSession:
             raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
         title = Path(request.plan.model.id).name
         holder = LeaseHolder(purpose="chat", title=title, process=identity, gives_way=True)
-        hold_devices(self._leases, (lease_name(request.device),), holder, _LEAVING_SECONDS)
+        hold_devices(self._leases, (lease_name(request.device),), holder, Wait(_LEAVING_SECONDS))
 
     def _give_way_when_asked(self, loaded: _Loaded) -> None:
-        """Unload an idle model when a run waits for its device; ends with the model."""
+        """Unload an idle model when a run waits for its device; ends with the model, or when another takes its place."""
         identity = ProcessIdentity.of(loaded.process.pid or 0)
         while identity is not None and loaded.is_alive:
             with self._lock:
-                if self._loaded is not loaded:
+                kept = self._loading.kept if self._loading is not None else None
+                if self._loaded is not loaded and kept is not loaded:
                     return
-                idle = not self._under_way and time.monotonic() - self._idle_since >= self._gives_way_after_seconds
+                unused = self._loaded is loaded and not self._under_way
+                idle = unused and time.monotonic() - self._idle_since >= self._gives_way_after_seconds
             if idle and self._leases.is_asked_to_give_way(identity):
                 with self._lock:
                     if self._loaded is not loaded or self._under_way:

@@ -88,7 +88,7 @@ class EvaluationJob:
         return result
 
     def stop(self) -> None:
-        """End it at its next report; nothing is kept of it."""
+        """End it within seconds; nothing is kept of it."""
         self._stopped.set()
 
     def _order(self) -> tuple[EvaluationOrder, Path]:

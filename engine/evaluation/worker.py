@@ -47,9 +47,13 @@ class _Evaluation:
 
     def tell(self, message: str, fraction: float | None = None) -> None:
         """Report, and end here if the person has stopped it."""
+        self.end_if_stopped()
+        self.request.progress(EvaluationProgress(message=message, fraction=fraction).model_dump(mode="json"))
+
+    def end_if_stopped(self) -> None:
+        """Cheap enough for every token."""
         if self.request.is_cancelled():
             raise CancelledRequestError()
-        self.request.progress(EvaluationProgress(message=message, fraction=fraction).model_dump(mode="json"))
 
 
 class EvaluationWorker:
@@ -127,6 +131,7 @@ def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> di
     tokens = sum(label >= 0 for row in rows for label in row.labels[1:])
     for number, row in enumerate(rows, start=1):
         for branch in branches:
+            evaluation.end_if_stopped()
             summed[branch] += evaluation.weights.branch(branch).summed_loss(row.input_ids, row.labels)
         evaluation.tell(f"Measuring the loss, row {number:,} of {len(rows):,}.", number / len(rows))
     return {branch: BranchLoss.of(total / tokens, tokens) for branch, total in summed.items()}
@@ -162,6 +167,7 @@ def _answers(
         except ModelError:  # the row fills the whole context
             return
         while not answer.done:
+            evaluation.end_if_stopped()
             answer.advance()
         text = decode(answer.tokens, tokenizer)
         yield branch, BranchAnswer(text=text, tokens=len(answer.tokens), scores=score_answer(text, reference))

@@ -55,7 +55,7 @@ class ExportJob:
         return result.model_copy(update={"path": folder})
 
     def stop(self) -> None:
-        """End it at its next report; nothing of it is left."""
+        """End it within seconds; nothing of it is left."""
         self._stopped.set()
 
     def _fill(self, order: ExportOrder, on_progress: OnExportProgress) -> ExportResult:

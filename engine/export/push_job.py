@@ -24,6 +24,7 @@ from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import CancelledRequestError, JsonLinesProcess
 from engine.processes.lock import FileLock
+from engine.processes.stoppable import ask_until_stopped
 from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.export.push_worker"
@@ -33,8 +34,6 @@ OnPushProgress = Callable[[PushProgress], None]
 _RESULT = "export.json"
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
 _SHARD_GB = 2.0  # progress is told, and an interrupted upload goes on, from file to file
-_STOP_SECONDS = 3.0
-_LOOK_SECONDS = 0.2
 # What libraries of the process might say or draw would end in a log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
@@ -212,33 +211,9 @@ class PushJob:
         self, process: JsonLinesProcess, method: str, params: dict[str, Any], on_progress: OnPushProgress
     ) -> dict[str, Any]:
         """Ask the process; when nobody wants the answer any more it is ended, whatever it waits for."""
-        number = process.reserve_id()
-        answered = threading.Event()
-
-        def watch() -> None:
-            while not answered.wait(_LOOK_SECONDS):
-                if self._stopped.is_set():
-                    process.cancel(number)
-                    if not answered.wait(_STOP_SECONDS):
-                        process.close(timeout_seconds=0.0)
-                    return
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            for answer in process.stream(method, params, request_id=number):
-                if "result" in answer:
-                    result: dict[str, Any] = answer["result"]
-                    return result
-                on_progress(PushProgress.model_validate(answer["progress"]))
-        except Exception as error:
-            if self._stopped.is_set():
-                raise CancelledRequestError() from error
-            raise
-        finally:
-            answered.set()
-            watcher.join()
-        raise CancelledRequestError()
+        return ask_until_stopped(
+            process, method, params, self._stopped, lambda value: on_progress(PushProgress.model_validate(value))
+        )
 
 
 def require_repository(repository: str, revision: str | None = None) -> None:

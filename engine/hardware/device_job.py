@@ -8,14 +8,12 @@ from typing import Any
 
 from engine.errors import WorkerError
 from engine.hardware.device import Device, visible_only
-from engine.hardware.hold import hold_devices
+from engine.hardware.hold import UNTIL_A_CHAT_LEAVES_SECONDS, Wait, hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
-
-# An idle chat lets go of its device within a minute.
-_PATIENCE_SECONDS = 75.0
+from engine.processes.stoppable import ask_until_stopped
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class DeviceJob:
         Args:
             method: Handler of the worker.
             params: What the handler gets.
-            stopped: Set by another thread that wants no more of it.
+            stopped: Set by another thread that wants no more of it; the process is gone some seconds later.
             on_progress: Gets each progress report.
             on_wait: Told who has the device while it is waited for.
 
@@ -71,25 +69,17 @@ class DeviceJob:
         try:
             process.start()
             if self.holds_device:
-                self._hold(process, on_wait)
-            number = process.reserve_id()
-            for answer in process.stream(method, params, request_id=number):
-                if "result" in answer:
-                    result: dict[str, Any] = answer["result"]
-                    return result
-                on_progress(answer["progress"])
-                if stopped.is_set():
-                    process.cancel(number)
-            raise self._ended()
+                self._hold(process, Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped))
+            return ask_until_stopped(process, method, params, stopped, on_progress)
         finally:
             process.close()
 
-    def _hold(self, process: JsonLinesProcess, on_wait: Callable[[LeaseHolder], None]) -> None:
+    def _hold(self, process: JsonLinesProcess, wait: Wait) -> None:
         identity = ProcessIdentity.of(process.pid or 0)
         if identity is None:
             raise self._ended()
         holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity)
-        hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, _PATIENCE_SECONDS, on_wait)
+        hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, wait)
 
     @property
     def _log_file(self) -> Path:

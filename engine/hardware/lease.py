@@ -1,8 +1,9 @@
 """Who holds which device: one holder at a time, for training, chat, evaluation and export alike."""
 
 import contextlib
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,8 @@ from engine.processes.lock import FileLock
 
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]
 
+_WANTED_SECONDS = 10.0  # whoever waits asks several times a second
+
 
 class LeaseHolder(BaseModel):
     """The process that has a device, and what for. The lease ends with the process, however that ends."""
@@ -26,7 +29,7 @@ class LeaseHolder(BaseModel):
     purpose: Purpose
     title: str  # what people call it: a run's name, a model
     process: ProcessIdentity
-    run_id: str | None = None
+    run_id: str | None = None  # what for, where one process holds devices for several
     since: float = 0.0  # seconds since the epoch
     gives_way: bool = False  # lets go when asked, as an idle chat does
 
@@ -35,19 +38,25 @@ class LeaseHolder(BaseModel):
         """What those are told who wait for the device."""
         return f"Waiting for the device, which is in use for {self.purpose} ({self.title})."
 
+    def is_the_same_as(self, other: "LeaseHolder") -> bool:
+        """Whether it is one process that holds for one thing; a server starts many runs, and takes devices for each."""
+        return self.process == other.process and self.run_id == other.run_id
+
 
 class LeaseBook:
     """The leases of all devices, kept in the home so that every process of ours sees the same.
 
     Args:
         home: The Loratory home.
+        clock: Seconds since the epoch.
     """
 
-    def __init__(self, home: LoratoryHome) -> None:
+    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.time) -> None:
         self._folder = home.server / "leases"
+        self._clock = clock
 
     def take(self, devices: Iterable[str], holder: LeaseHolder) -> None:
-        """Give devices to a process: all of them or none. What it holds already stays its own.
+        """Give devices to a process: all of them or none. What it holds already for the same thing stays its own.
 
         Args:
             devices: Names as `lease_name` gives them.
@@ -61,12 +70,12 @@ class LeaseBook:
         with self._open():
             for device in wanted:
                 present = self._read(device)
-                if present is not None and present.process != holder.process:
+                if present is not None and not present.is_the_same_as(holder):
                     raise DeviceError(
                         f"{device_words(device)} is in use for {present.purpose} ({present.title}).",
                         "Wait until it is free, or stop what uses it.",
                     )
-            stamped = holder if holder.since else holder.model_copy(update={"since": time.time()})
+            stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
             for device in wanted:
                 self._wanted_mark(device).unlink(missing_ok=True)
                 write_atomically(self._file(device), stamped.model_dump_json())
@@ -75,27 +84,34 @@ class LeaseBook:
         """Pass devices on, for example from the process that started a worker to that worker.
 
         Raises:
-            DeviceError: If the giver does not hold them.
+            DeviceError: If the giver does not hold them for the same thing.
             StorageError: If the book cannot be written.
         """
         wanted = tuple(devices)
         with self._open():
             for device in wanted:
                 present = self._read(device)
-                if present is None or present.process != giver:
+                if present is None or present.process != giver or present.run_id != holder.run_id:
                     raise DeviceError(f"{device_words(device)} is no longer ours to pass on.", "Try again.")
-            stamped = holder if holder.since else holder.model_copy(update={"since": time.time()})
+            stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
             for device in wanted:
                 write_atomically(self._file(device), stamped.model_dump_json())
 
     def release(self, process: ProcessIdentity) -> None:
         """Give back everything that a process holds; does nothing where it holds nothing."""
+        self._release(lambda holder: holder.process == process)
+
+    def release_run(self, run_id: str) -> None:
+        """Give back everything that is held for a run, by its worker or by who was about to start it."""
+        self._release(lambda holder: holder.run_id == run_id)
+
+    def _release(self, is_given_back: Callable[[LeaseHolder], bool]) -> None:
         if not self._folder.is_dir():
             return
         with self._open():
             for file in self._folder.glob("*.json"):
                 holder = _parse(file)
-                if holder is not None and holder.process == process:
+                if holder is not None and is_given_back(holder):
                     file.unlink(missing_ok=True)
                     file.with_suffix(".wanted").unlink(missing_ok=True)
 
@@ -112,20 +128,31 @@ class LeaseBook:
         return None
 
     def ask_to_give_way(self, device: str) -> bool:
-        """Tell a holder that somebody waits; returns whether it is one that gives way."""
+        """Tell a holder that somebody waits; returns whether it is one that gives way.
+
+        The word holds for some seconds: whoever goes on waiting says it again, and who gave up is soon forgotten.
+        """
         holder = self._read(device)
         if holder is None or not holder.gives_way:
             return False
-        self._wanted_mark(device).touch(mode=0o600)
+        mark, now = self._wanted_mark(device), self._clock()
+        mark.touch(mode=0o600)
+        os.utime(mark, (now, now))  # by our clock, and not that of a file server
         return True
 
     def is_asked_to_give_way(self, process: ProcessIdentity) -> bool:
         """Whether somebody waits for a device that this process holds; for holders that give way."""
         for mark in self._folder.glob("*.wanted"):
             holder = _parse(mark.with_suffix(".json"))
-            if holder is not None and holder.process == process:
+            if holder is not None and holder.process == process and self._is_recent(mark):
                 return True
         return False
+
+    def _is_recent(self, mark: Path) -> bool:
+        try:
+            return abs(self._clock() - mark.stat().st_mtime) < _WANTED_SECONDS
+        except OSError:
+            return False
 
     def _open(self) -> FileLock:
         """Looking a device up and taking it must not be torn apart by another process that does the same."""

@@ -1,7 +1,6 @@
 """One worst step, really taken: the longest rows, the full batch, by the very worker that would train."""
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -10,27 +9,26 @@ from subprocess import Popen
 
 from pydantic import BaseModel, ConfigDict
 
+from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig, RunSection
 from engine.errors import DeviceError, RunError, WorkerError
+from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_devices
-from engine.hardware.hold import hold_devices
+from engine.hardware.hold import UNTIL_A_CHAT_LEAVES_SECONDS, Wait, hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.memory.result import MemoryEstimate
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
+from engine.processes.identity import ProcessIdentity, end_group
 from engine.processes.json_lines import CancelledRequestError
 from engine.runs.event_log import read_events
 from engine.runs.events import Event, FailedEvent, MemoryEvent, StatusEvent, StepEvent
-from engine.runs.run import Run, RunState
-from engine.runs.store import RunStore
-from engine.runs.worker_command import WorkerOrder, start_worker, training_command
-
-OWNER = "measurements"  # whose runs nobody lists and no supervisor starts
+from engine.runs.measuring_ground import MeasuringGround
+from engine.runs.run import RUN_VARIABLE, Run, RunState
+from engine.runs.worker_command import WorkerCommand, WorkerOrder, start_worker, training_command
 
 _STEPS = 2  # the second one has the optimizer's state
 _LOOK_SECONDS = 0.25
-_PATIENCE_SECONDS = 75.0  # an idle chat lets go of its device within a minute
 # Whatever the tokenizer, each of these words is at least one token.
 _WORDS = "memory tensor adapter gradient layer token batch length weight rank ".split()
 
@@ -76,6 +74,7 @@ class MeasurementJob:
         config: What would be trained.
         estimate: What was predicted for it.
         choose: Picks the devices; `engine.hardware.devices.choose_devices` unless a test says otherwise.
+        command: How the worker is started.
     """
 
     def __init__(
@@ -84,11 +83,13 @@ class MeasurementJob:
         config: RunConfig,
         estimate: MemoryEstimate,
         choose: Callable[[RunSection], tuple[Device, ...]] = choose_devices,
+        command: WorkerCommand = training_command,
     ) -> None:
         self._home = home
         self._config = config
         self._estimate = estimate
         self._choose = choose
+        self._command = command
         self._stopped = threading.Event()
 
     def run(self, on_progress: OnMeasurementProgress = lambda _: None) -> MeasuredStep:
@@ -102,41 +103,40 @@ class MeasurementJob:
             StorageError: If the home cannot be written.
         """
         devices = self._choose(self._config.run)
-        store = RunStore(self._home, OWNER)
-        store.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        rows = store.folder / f"rows-{time.time_ns()}.jsonl"
-        _write_rows(rows, self._config)
-        run = store.create(worst_case(self._config, rows))
+        ground = MeasuringGround(self._home)
+        ground.sweep()
+        place = ground.make()
+        book, run = LeaseBook(self._home), place.run
         process: Popen[bytes] | None = None
         try:
+            rows = run.folder.path / "rows.jsonl"
+            _write_rows(rows, self._config)
+            worst = worst_case(self._config, rows)
+            write_atomically(run.folder.config, config_to_yaml(worst))
+            self._hold(book, run, devices, on_progress)
             on_progress(MeasurementProgress(message="Starting a process for the measurement."))
             run.folder.write_state(RunState(state="starting", attempt=1))  # it has no supervisor
-            process = start_worker(WorkerOrder(run, run.folder.read_config(), devices, 1), training_command)
-            self._hold(process, devices, on_progress)
+            process = start_worker(WorkerOrder(run, worst, devices, 1), self._command)
+            _hand_over(book, run, devices, process)
             return self._follow(process, run, devices[0], on_progress)
         finally:
             if process is not None:
-                _end(process)
-            rows.unlink(missing_ok=True)
-            shutil.rmtree(run.folder.path, ignore_errors=True)
+                _end(process, run)
+            book.release_run(run.id)
+            place.clear()
 
     def stop(self) -> None:
         """End it soon; nothing is kept."""
         self._stopped.set()
 
-    def _hold(self, process: Popen[bytes], devices: tuple[Device, ...], on_progress: OnMeasurementProgress) -> None:
-        identity = ProcessIdentity.of(process.pid)
-        if identity is None:
-            raise WorkerError("The process for the measurement ended at once.", "Free some memory, then try again.")
-        holder = LeaseHolder(purpose="measurement", title="one step", process=identity)
-        names = [lease_name(device) for device in devices]
-        hold_devices(
-            LeaseBook(self._home),
-            names,
-            holder,
-            _PATIENCE_SECONDS,
+    def _hold(self, book: LeaseBook, run: Run, devices: tuple[Device, ...], on_progress: OnMeasurementProgress) -> None:
+        """Have the devices before there is a worker, so that none ever works beside somebody else's."""
+        wait = Wait(
+            UNTIL_A_CHAT_LEAVES_SECONDS,
             lambda present: on_progress(MeasurementProgress(message=present.why_wait)),
+            self._stopped,
         )
+        hold_devices(book, _names(devices), _holder(run, ProcessIdentity.current()), wait)
 
     def _follow(
         self, process: Popen[bytes], run: Run, device: Device, on_progress: OnMeasurementProgress
@@ -221,8 +221,24 @@ def _write_rows(path: Path, config: RunConfig) -> None:
             file.write(json.dumps({"text": f"{number} {line}"}) + "\n")
 
 
-def _end(process: Popen[bytes]) -> None:
-    """Its results are nobody's, so that it is not asked to save them."""
+def _names(devices: tuple[Device, ...]) -> list[str]:
+    return [lease_name(device) for device in devices]
+
+
+def _holder(run: Run, process: ProcessIdentity) -> LeaseHolder:
+    return LeaseHolder(purpose="measurement", title="one step", process=process, run_id=run.id)
+
+
+def _hand_over(book: LeaseBook, run: Run, devices: tuple[Device, ...], process: Popen[bytes]) -> None:
+    """The lease ends with the worker, also where we end first."""
+    worker = ProcessIdentity.of(process.pid)
+    if worker is not None:
+        book.hand_over(_names(devices), ProcessIdentity.current(), _holder(run, worker))
+
+
+def _end(process: Popen[bytes], run: Run) -> None:
+    """Its results are nobody's, so that it is not asked to save them; what it started ends with it."""
     if process.poll() is None:
         process.kill()
     process.wait()
+    end_group(process.pid, (RUN_VARIABLE, run.id))

@@ -51,6 +51,15 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
+def wait_until_given_up(book: LeaseBook, pid: int) -> None:
+    """As a run that waits: it asks again and again."""
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline, "the model did not give way"
+        book.ask_to_give_way("cpu")
+        time.sleep(0.05)
+
+
 def ask(session: ChatSession, *branches: str, sampling=SHORT):
     return list(session.stream(ChatRequest(messages=QUESTION, branches=branches, sampling=sampling)))
 
@@ -179,6 +188,45 @@ def test_what_cannot_be_loaded_leaves_what_is_loaded(session, target, tiny_model
     assert ask(session, "tuned")[-1].done
 
 
+def test_what_stayed_after_a_failed_exchange_still_gives_way(session, target, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.02)
+    session.load(target)
+    pid = pid_of(session)
+    stranger = make_adapter(make_tiny_model(tmp_path / "deep", num_hidden_layers=4), tmp_path / "stranger", lora())
+    wrong = ChatTarget(model=ModelConfig(id=str(tiny_model_folder)), tuned=AdapterChoice(folder=stranger))
+
+    def look_meanwhile(_progress):
+        time.sleep(0.2)  # long enough for whoever watches the idle model to look at it
+
+    with pytest.raises(Exception, match="stranger has weights for"):
+        session.load(wrong, look_meanwhile)
+    monkeypatch.setattr(session, "_gives_way_after_seconds", 0.0)
+
+    wait_until_given_up(LeaseBook(session._home), pid)
+    assert "because a run waited for its device" in session.state.note
+
+
+def test_unloading_at_the_very_beginning_of_an_exchange_ends_the_process(
+    session, target, tiny_model_folder, tmp_path, monkeypatch
+):
+    session.load(target)
+    pid = pid_of(session)
+    other = ChatTarget.of_run(make_adapter(tiny_model_folder, tmp_path / "other", lora(), seed=5))
+    load_in = session._load_in
+
+    def unload_first(*arguments):
+        session.unload()
+        return load_in(*arguments)
+
+    monkeypatch.setattr(session, "_load_in", unload_first)
+
+    with pytest.raises(WorkerError, match="Loading was ended"):
+        session.load(other)
+
+    wait_until_gone(pid)
+    assert session.state.phase == "empty"
+
+
 def test_another_base_ends_the_process_of_the_former(session, target, tmp_path):
     session.load(target)
     pid = pid_of(session)
@@ -256,7 +304,7 @@ def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatc
     assert book.ask_to_give_way("cpu")
 
     assert list(stream)[-1].finish_reason == "length"  # not in the middle of an answer
-    wait_until_gone(pid)
+    wait_until_given_up(book, pid)
     assert "because a run waited for its device" in session.state.note
     assert book.holder("cpu") is None
 

@@ -191,6 +191,27 @@ def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
     assert len(request.told) == after
 
 
+def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypatch):
+    from engine.chat.answer import Answer
+
+    advanced, advance = [], Answer.advance
+
+    def note(answer):
+        advanced.append(answer)
+        return advance(answer)
+
+    monkeypatch.setattr(Answer, "advance", note)
+    finished = RecordedRequest()
+    evaluate(home, order_of(run, max_rows=1, answered_rows=1), finished)
+    assert advanced
+    before_the_answer = len(finished.told) - 1
+    advanced.clear()
+
+    with pytest.raises(CancelledRequestError):
+        evaluate(home, order_of(run, max_rows=1, answered_rows=1), RecordedRequest(cancel_after=before_the_answer))
+    assert advanced == []
+
+
 def test_a_row_is_parted_at_its_last_answer():
     row = TokenizedRow(0, 0, [1, 2, 3, 4, 5, 6], [-100, 2, -100, -100, 5, 6])
     plain = TokenizedRow(0, 0, [1, 2], [1, 2])

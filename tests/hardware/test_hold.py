@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from engine.errors import DeviceError
-from engine.hardware.hold import hold_devices
+from engine.hardware.hold import Wait, hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
+from engine.processes.json_lines import CancelledRequestError
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def run():
 def test_several_devices_are_taken_together(home, run):
     book = LeaseBook(home)
 
-    hold_devices(book, ("cuda:0", "cuda:1"), run, 0.0)
+    hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(0.0))
 
     assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
 
@@ -39,7 +41,7 @@ def test_none_is_taken_while_somebody_holds_one_of_them(home, run, chat):
     book.take(["cuda:1"], chat)
 
     with pytest.raises(DeviceError, match="GPU 1 is in use for chat"):
-        hold_devices(book, ("cuda:0", "cuda:1"), run, 0.0)
+        hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(0.0))
 
     assert book.holder("cuda:0") is None
 
@@ -54,7 +56,17 @@ def test_who_may_give_way_is_asked_and_then_all_are_taken(home, run, chat):
         assert book.is_asked_to_give_way(chat.process)
         book.release(chat.process)
 
-    hold_devices(book, ("cuda:0", "cuda:1"), run, 10.0, leave)
+    hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(10.0, leave))
 
     assert waited == ["a model"]
     assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
+
+
+def test_who_waits_can_be_stopped(home, run, chat):
+    book, stopped = LeaseBook(home), threading.Event()
+    book.take(["cpu"], chat)
+
+    with pytest.raises(CancelledRequestError):
+        hold_devices(book, ("cpu",), run, Wait(600.0, lambda _: stopped.set(), stopped))
+
+    assert book.holder("cpu").title == "a model"

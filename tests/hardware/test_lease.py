@@ -74,13 +74,13 @@ def test_a_lease_of_a_reused_pid_or_an_earlier_boot_is_void(book):
 
 def test_handing_over_needs_to_hold(book, another_process):
     ourselves = ProcessIdentity.current()
-    book.take(["cpu"], holder(ourselves))
+    book.take(["cpu"], holder(ourselves, run_id="run-1"))
     book.hand_over(["cpu"], ourselves, holder(another_process, run_id="run-1"))
 
     assert book.holder("cpu").process == another_process
     assert book.holder_of_run("run-1").process == another_process
     with pytest.raises(DeviceError, match="no longer ours"):
-        book.hand_over(["cpu"], ourselves, holder(ourselves))
+        book.hand_over(["cpu"], ourselves, holder(ourselves, run_id="run-1"))
 
 
 def test_releasing_frees_everything_of_that_process_only(book, another_process):
@@ -112,3 +112,38 @@ def test_an_idle_chat_is_asked_to_give_way_and_a_training_is_not(book, another_p
 def test_devices_have_names_that_survive_the_disk(book):
     assert lease_name(Device("cpu", 0, "x", 1, 1, supports_bfloat16=True)) == "cpu"
     assert lease_name(Device("cuda", 3, "x", 1, 1, supports_bfloat16=True)) == "cuda:3"
+
+
+def test_one_server_holds_a_device_for_one_thing_at_a_time(book):
+    book.take(["cpu"], holder(run_id="run-1"))
+
+    with pytest.raises(DeviceError, match=r"in use for training \(Run A\)"):
+        book.take(["cpu"], holder(run_id="run-2", title="Run B"))
+    with pytest.raises(DeviceError, match="no longer ours"):
+        book.hand_over(["cpu"], ProcessIdentity.current(), holder(run_id="run-2"))
+    book.take(["cpu"], holder(run_id="run-1"))
+    assert book.holder("cpu").run_id == "run-1"
+
+
+def test_releasing_a_run_frees_what_is_held_for_it_by_whomever(book, another_process):
+    book.take(["cuda:0"], holder(another_process, run_id="run-1"))
+    book.take(["cuda:1"], holder(run_id="run-1"))
+    book.take(["cpu"], holder(run_id="run-2"))
+
+    book.release_run("run-1")
+
+    assert [book.holder(name) is None for name in ("cuda:0", "cuda:1", "cpu")] == [True, True, False]
+
+
+def test_a_word_to_give_way_that_nobody_repeats_is_forgotten(home):
+    now = [1000.0]
+    book, ourselves = LeaseBook(home, clock=lambda: now[0]), ProcessIdentity.current()
+    book.take(["cpu"], holder(purpose="chat", gives_way=True))
+
+    book.ask_to_give_way("cpu")
+    now[0] += 5
+    assert book.is_asked_to_give_way(ourselves)
+    now[0] += 6
+    assert not book.is_asked_to_give_way(ourselves)
+    book.ask_to_give_way("cpu")
+    assert book.is_asked_to_give_way(ourselves)

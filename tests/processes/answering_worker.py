@@ -44,6 +44,13 @@ def wait(params: JsonObject, request: Request) -> JsonObject:
     return {"cancelled": True}
 
 
+def be_silent(params: JsonObject, request: Request) -> JsonObject:
+    """One word, and no look at whether anybody still wants more."""
+    request.progress({"begun": True})
+    time.sleep(params["seconds"])
+    return {}
+
+
 if __name__ == "__main__":
     print("started", sys.argv[1:], file=sys.stderr, flush=True)
-    serve({"echo": echo, "fail": fail, "die": die, "wait": wait, "leave_child": leave_child})
+    serve({"echo": echo, "fail": fail, "die": die, "wait": wait, "leave_child": leave_child, "be_silent": be_silent})

@@ -1,19 +1,27 @@
 """One worst step is really taken: by the real worker, on rows as long as they may be, and nothing of it stays."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from engine.config.load import config_from_mapping
 from engine.errors import DeviceError, RunError
-from engine.hardware.lease import LeaseBook
+from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.inspector.inventory import module_inventory
 from engine.memory.estimate import estimate_memory
+from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import CancelledRequestError
 from engine.runs.event_log import read_events
 from engine.runs.events import FailedData, FailedEvent
-from engine.runs.measurement import OWNER, MeasurementJob, worst_case
+from engine.runs.measurement import MeasurementJob, worst_case
+from engine.runs.measuring_ground import MeasuringGround
+from engine.runs.run import RunState, WorkerRecord
+from engine.runs.store import list_owners
+from engine.runs.supervisor import Supervisor
+from tests.runs.supervision import fake_settings, fake_worker_command, wait_until
 
 
 def config_for(folder, **sections):
@@ -32,8 +40,19 @@ def job_for(home, config):
     return MeasurementJob(home, config, estimate_memory(shape, config, describe_processor()))
 
 
+@pytest.fixture
+def somebody():
+    """Another process that is alive."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    yield identity
+    process.kill()
+    process.wait()
+
+
 def leftovers(home):
-    return sorted(path.name for path in (home.runs / OWNER).iterdir())
+    return sorted(path.name for path in (home.cache / "measurements").iterdir())
 
 
 def test_the_worst_case_keeps_what_memory_depends_on(tmp_path):
@@ -110,4 +129,78 @@ def test_what_cannot_train_is_told_in_the_workers_words(home, tiny_model_folder)
     with pytest.raises(RunError, match="no_such_layer"):
         job.run()
 
+    assert leftovers(home) == []
+
+
+def measuring(home, folder, command):
+    config = config_for(folder, run={"name": "steps=5000"})
+    estimate = estimate_memory(module_inventory(config.model, home), config, describe_processor())
+    return MeasurementJob(home, config, estimate, command=command)
+
+
+def test_no_worker_is_started_while_somebody_holds_the_device(home, tiny_model_folder, somebody):
+    book, started, said = LeaseBook(home), [], []
+    book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=somebody))
+    job = measuring(home, tiny_model_folder, lambda order: started.append(order) or fake_worker_command(order))
+
+    def stop_once_it_waits(progress):
+        said.append(progress.message)
+        job.stop()
+
+    with pytest.raises(CancelledRequestError):
+        job.run(stop_once_it_waits)
+
+    assert started == []
+    assert said == ["Waiting for the device, which is in use for training (a long run)."]
+    assert book.holder("cpu").title == "a long run"
+    assert leftovers(home) == []
+
+
+def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_folder):
+    """It starts no worker of its own for it, and neither names nor ends the one that measures."""
+    supervisor, orders = Supervisor(home, fake_settings(command=lambda order: orders.append(order) or [])), []
+    supervisor.start()
+    job = measuring(home, tiny_model_folder, fake_worker_command)
+    begun = threading.Event()
+
+    def stop_when_it_has_begun(progress):
+        if progress.message == "Training.":
+            begun.set()
+
+    caught = []
+
+    def measure():
+        with pytest.raises(CancelledRequestError) as error:
+            job.run(stop_when_it_has_begun)
+        caught.append(error)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    try:
+        assert begun.wait(60)
+        holder = LeaseBook(home).holder("cpu")
+        assert (holder.purpose, holder.process != ProcessIdentity.current()) == ("measurement", True)
+        assert list_owners(home) == []
+    finally:
+        job.stop()
+        thread.join(60)
+        supervisor.stop()
+    assert len(caught) == 1
+    assert orders == []
+    assert LeaseBook(home).holder("cpu") is None
+
+
+def test_what_a_dead_process_left_of_its_measurement_is_swept_and_its_worker_ended(home, somebody):
+    ground = MeasuringGround(home)
+    mine, theirs = ground.make(), ground.make()
+    theirs.lock.release()  # as the system does when its holder dies
+    theirs.run.folder.write_state(RunState(state="starting", attempt=1))
+    record = WorkerRecord(**somebody.model_dump(), process_group=somebody.pid, attempt=1)
+    theirs.run.folder.process.write_text(record.model_dump_json())
+
+    ground.sweep()
+
+    assert leftovers(home) == [mine.run.id]
+    wait_until(lambda: not somebody.is_alive())
+    mine.clear()
     assert leftovers(home) == []

@@ -1,0 +1,56 @@
+"""Work that holds a device can be stopped whatever it is silent over: waiting for the device, and working."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.hardware.device import Device
+from engine.hardware.device_job import DeviceJob
+from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.processes.identity import ProcessIdentity
+from engine.processes.json_lines import CancelledRequestError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def job(home, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cpu = Device("cpu", 0, "Test CPU", 2**30, 2**30, supports_bfloat16=True)
+    return DeviceJob(home, "tests.processes.answering_worker", "evaluation", "a run", cpu)
+
+
+def test_what_waits_for_its_device_is_stopped(job, home):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    book, stopped = LeaseBook(home), threading.Event()
+    identity = ProcessIdentity.of(other.pid)
+    assert identity is not None
+    book.take(["cpu"], LeaseHolder(purpose="training", title="another run", process=identity))
+    try:
+        with pytest.raises(CancelledRequestError):
+            job.run("echo", {}, stopped, lambda _: None, lambda _: stopped.set())
+        assert book.holder("cpu").title == "another run"
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.timeout(60)
+def test_what_works_in_silence_is_stopped_and_lets_go_of_its_device(job, home):
+    stopped = threading.Event()
+
+    with pytest.raises(CancelledRequestError):
+        job.run("be_silent", {"seconds": 600}, stopped, lambda _: stopped.set(), lambda _: None)
+
+    assert LeaseBook(home).holder("cpu") is None
+
+
+def test_what_looks_for_a_stop_ends_by_itself(job):
+    stopped = threading.Event()
+
+    answer = job.run("wait", {}, stopped, lambda _: stopped.set(), lambda _: None)
+
+    assert answer == {"cancelled": True}
