@@ -111,7 +111,7 @@ class RunReader:
         run = self._runs.get(run_id)
         config, provenance = self._config_of(run)
         # The state first: a state that says "completed" must never stand beside a history that lacks the last step.
-        state = run.folder.read_state()
+        state = run.folder.read_state_as_offered()
         return ObservedRun(
             run=run,
             config=config,

@@ -11,7 +11,7 @@ from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
 from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
@@ -116,8 +116,10 @@ def plan_load(target: ChatTarget) -> LoadPlan:
 
 
 def list_checkpoints(run: Path) -> tuple[str, ...]:
-    """Names of a run's checkpoints that can be talked to, newest first."""
-    return tuple(checkpoint.folder.name for checkpoint in reversed(complete_checkpoints(RunFolder(run).checkpoints)))
+    """Names of a run's checkpoints that can be talked to, newest first; damaged ones are not among them."""
+    # Talking needs no optimizer, whose state is most of what a checkpoint holds.
+    offered = offered_checkpoints(RunFolder(run).checkpoints, below=f"{ADAPTER_SUBFOLDER}/")
+    return tuple(checkpoint.folder.name for checkpoint in offered)
 
 
 def _find(choice: AdapterChoice) -> _Found:
@@ -214,7 +216,6 @@ def _intact_folder(run: RunFolder, name: str) -> Path | None:
     """The trained weights of a checkpoint, if it is complete and they are as they were written."""
     for checkpoint in complete_checkpoints(run.checkpoints):
         if checkpoint.folder.name == name:
-            # Talking needs no optimizer, whose state is most of what a checkpoint holds.
             files = {
                 path: told
                 for path, told in checkpoint.manifest.files.items()

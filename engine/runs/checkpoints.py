@@ -1,11 +1,16 @@
 """Checkpoints as files: a manifest that tells a complete one from a damaged one. Reading needs no torch."""
 
+import functools
 import hashlib
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import StorageError
 
 MANIFEST = "MANIFEST.json"
 TRAINER_STATE = "trainer_state.json"
@@ -13,6 +18,9 @@ ADAPTER_SUBFOLDER = "adapter"
 
 _NAME = re.compile(r"^step-(\d+)$")
 _BLOCK_BYTES = 1 << 20
+
+# Larger files are read by those who load them, not for a list: a whole model's optimizer would hold up everybody.
+_READ_FOR_A_LIST_BYTES = 1 << 30
 
 
 class ManifestFile(BaseModel):
@@ -22,6 +30,7 @@ class ManifestFile(BaseModel):
 
     size_bytes: int
     sha256: str
+    mtime_ns: int | None = None  # when it was last changed, as it was written
 
 
 class Manifest(BaseModel):
@@ -49,28 +58,58 @@ class Checkpoint(NamedTuple):
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Checkpoints in a run's `checkpoints` folder, by step. Their content is not looked at; see `is_intact`."""
+    """Checkpoints in a run's `checkpoints` folder, by step; what is in them is not looked at."""
     found = []
     for path in folder.glob("step-*"):
-        match = _NAME.match(path.name)
+        step = step_of(path.name)
         manifest = read_manifest(path)
-        if match and manifest is not None:
-            found.append(Checkpoint(int(match[1]), path, manifest))
+        if step is not None and manifest is not None:
+            found.append(Checkpoint(step, path, manifest))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def step_of(name: str) -> int | None:
+    """The step that a folder's name tells; None where it is no checkpoint's."""
+    match = _NAME.match(name)
+    return int(match[1]) if match else None
+
+
 def newest_intact(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose every file is as it was written; None where there is none."""
+    """The newest checkpoint whose every file is as it was written; None where there is none.
+
+    Raises:
+        StorageError: If a file is there and cannot be read.
+    """
     return next((known for known in reversed(list_checkpoints(folder)) if is_intact(known)), None)
 
 
+def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
+    """Checkpoints that a person may choose, newest first: those that are as they were written.
+
+    What was read once is not read again until it changes, so that lists may ask as often as they like.
+
+    Args:
+        folder: A run's `checkpoints` folder.
+        below: Look at the files below this subfolder only, where nothing else is needed.
+    """
+    return (known for known in reversed(list_checkpoints(folder)) if _looks_intact(known, below))
+
+
 def is_intact(checkpoint: Checkpoint) -> bool:
-    """Whether every file has the size and content that the manifest tells. Reads them all."""
+    """Whether every file has the size and content that the manifest tells. Reads them all.
+
+    Raises:
+        StorageError: If a file is there and cannot be read.
+    """
     return not damage(checkpoint)
 
 
 def damage(checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a checkpoint's files, in words; empty where nothing is."""
+    """What is wrong with a checkpoint's files, in words; empty where nothing is. Reads them all.
+
+    Raises:
+        StorageError: If a file is there and cannot be read, which says nothing about its content.
+    """
     wrong = []
     for name, told in checkpoint.manifest.files.items():
         path = checkpoint.folder / name
@@ -80,16 +119,63 @@ def damage(checkpoint: Checkpoint) -> list[str]:
                 wrong.append(f"{name} has {size:,} bytes instead of {told.size_bytes:,}")
             elif sha256_of(path) != told.sha256:
                 wrong.append(f"{name} has another content")
-        except OSError:
-            wrong.append(f"{name} is missing or cannot be read")
+        except (FileNotFoundError, NotADirectoryError):
+            wrong.append(f"{name} is missing")
+        except OSError as error:
+            raise cannot_read(f"{checkpoint.folder.name}/{name}", error) from error
     return wrong
 
 
+def cannot_read(name: str, error: OSError) -> StorageError:
+    """Why a checkpoint's file tells neither that it is whole nor that it is damaged."""
+    return StorageError(
+        f"{name} cannot be read ({error.strerror or error}).",
+        "Check the disk and the folder's permissions, then resume; every checkpoint is kept.",
+    )
+
+
+def _looks_intact(checkpoint: Checkpoint, below: str) -> bool:
+    return all(
+        _is_as_written(checkpoint.folder / name, told)
+        for name, told in checkpoint.manifest.files.items()
+        if name.startswith(below)
+    )
+
+
+def _is_as_written(path: Path, told: ManifestFile) -> bool:
+    try:
+        now = path.stat()
+        if now.st_size != told.size_bytes:
+            return False
+        if now.st_size > _READ_FOR_A_LIST_BYTES and now.st_mtime_ns == told.mtime_ns:
+            return True
+        return _known_sha256(os.fspath(path), now.st_size, now.st_mtime_ns) == told.sha256
+    except OSError:
+        return False  # what cannot be read cannot be used either
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_sha256(path: str, size_bytes: int, mtime_ns: int) -> str:  # noqa: ARG001 - a changed file is another one
+    return sha256_of(Path(path))
+
+
 def read_manifest(folder: Path) -> Manifest | None:
-    """A checkpoint's manifest; None where it is missing or torn."""
+    """A checkpoint's manifest; None where it is missing, torn or cannot be read."""
+    try:
+        return read_manifest_strictly(folder)
+    except OSError:
+        return None
+
+
+def read_manifest_strictly(folder: Path) -> Manifest | None:
+    """A checkpoint's manifest; None where it is torn.
+
+    Raises:
+        OSError: If it is missing or cannot be read.
+    """
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError):
+    except ValidationError:
         return None
 
 
@@ -98,8 +184,9 @@ def describe_files(folder: Path) -> dict[str, ManifestFile]:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
+            facts = path.stat()
             files[path.relative_to(folder).as_posix()] = ManifestFile(
-                size_bytes=path.stat().st_size, sha256=sha256_of(path)
+                size_bytes=facts.st_size, sha256=sha256_of(path), mtime_ns=facts.st_mtime_ns
             )
     return files
 

@@ -14,7 +14,7 @@ from engine.errors import RunError
 from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
-from engine.runs.checkpoints import list_checkpoints
+from engine.runs.checkpoints import offered_checkpoints
 from engine.runs.event_log import last_event
 from engine.runs.events import FailedEvent, StatusEvent
 
@@ -40,7 +40,7 @@ class RunState(BaseModel):
     cause: str = ""  # why it is in this state, in plain words; "" where the state says it all
     advice: str = ""  # what to do about it
     attempt: int = 0  # attempts begun so far; the worker of attempt n reports events with attempt n
-    resumable_step: int | None = None  # step of the newest checkpoint, where another attempt could go on
+    resumable_step: int | None = None  # step of the newest checkpoint that is whole, where another attempt could go on
     device: str = ""  # as the lease names it: "cpu", "cuda:0"
     changed: float = 0.0  # seconds since the epoch, as all times here
     started: float | None = None  # of the first attempt
@@ -167,6 +167,13 @@ class RunFolder:
         """Load the state. Where the file is missing or torn, tell it from the log and the worker's lock."""
         return self.read_saved_state() or self._told_by_the_log()
 
+    def read_state_as_offered(self) -> RunState:
+        """The state, with `resumable_step` looked up anew: a checkpoint may have been damaged since the run ended."""
+        state = self.read_state()
+        if state.resumable_step is None:
+            return state
+        return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})
+
     def _told_by_the_log(self) -> RunState:
         last = last_event(self.events)
         if last is None:
@@ -224,9 +231,9 @@ class RunFolder:
         return state.attempt if state.attempt > seen else seen + 1
 
     def newest_checkpoint_step(self) -> int | None:
-        """Step of the newest complete checkpoint on the disk; its content is verified by whoever loads it."""
-        complete = list_checkpoints(self.checkpoints)
-        return complete[-1].step if complete else None
+        """Step of the newest checkpoint that is as it was written; None where there is none."""
+        newest = next(offered_checkpoints(self.checkpoints), None)
+        return newest.step if newest is not None else None
 
     def claim(self) -> "WorkerClaim":
         """Make the calling process the worker of this run, until it ends. A worker does so before anything else.

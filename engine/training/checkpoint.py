@@ -23,6 +23,7 @@ from engine.training import faults
 
 _UNFINISHED_PREFIX = ".unfinished-"
 _DOOMED_PREFIX = ".old-"
+_DAMAGED_PREFIX = "damaged-"
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,18 @@ def rotate(folder: Path, keep: int, best_step: int | None) -> None:
             faults.reached("checkpoint:rotated", checkpoint.folder)
 
 
-def forget_later(folder: Path, step: int) -> None:
-    """Delete checkpoints beyond `step`, which a resumed attempt supersedes."""
-    for checkpoint in list_checkpoints(folder):
-        if checkpoint.step > step:
-            _remove(checkpoint.folder)
+def name_aside(checkpoint: Path) -> Path:
+    """A free name, beside it, under which a damaged checkpoint is offered to nobody."""
+    aside, number = checkpoint.with_name(f"{_DAMAGED_PREFIX}{checkpoint.name}"), 2
+    while aside.exists():
+        aside, number = checkpoint.with_name(f"{_DAMAGED_PREFIX}{checkpoint.name}-{number}"), number + 1
+    return aside
+
+
+def forget_damaged(folder: Path) -> None:
+    """Delete what was set aside as damaged; for whoever has just written a checkpoint that is whole."""
+    for path in list(folder.glob(f"{_DAMAGED_PREFIX}step-*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
@@ -115,11 +123,14 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(mode=0o700)
+        faults.reached("folder:begun", aside)
         fill(aside)
+        faults.reached("folder:filled", aside)
         _to_disk(aside)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
+        faults.reached("folder:between", target)
         aside.rename(target)
         fsync_folder(target.parent)
     except BaseException:

@@ -32,8 +32,11 @@ class DivergedError(EngineError):
     """The loss is no number any more, or rises without bound."""
 
 
-class CancelledError(Exception):
-    """Somebody asked the run to end at once."""
+class CancelledError(BaseException):
+    """Somebody asked the run to end at once.
+
+    A signal raises it in the middle of anything, also of code that takes every `Exception` for a failure of its own.
+    """
 
 
 def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: float, vocabulary: int) -> None:
@@ -59,6 +62,24 @@ def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: floa
             f"{math.log(vocabulary):.2f}.",
             _advice_on_divergence(),
         )
+
+
+def check_held_out(step: int, loss: float) -> None:
+    """Notice weights that are no numbers by the held-out loss, which may be measured where no step is logged.
+
+    Raises:
+        DivergedError: If the loss is not finite.
+    """
+    if math.isfinite(loss):
+        return
+    if step == 0:
+        raise DivergedError(
+            f"The held-out loss of the base model is {loss}, before anything was trained.",
+            "Set model.compute_dtype to float32 and model.attn_implementation to eager, or choose another model.",
+        )
+    raise DivergedError(
+        f"The held-out loss became {loss} at step {step}: the weights are no numbers any more.", _advice_on_divergence()
+    )
 
 
 def _advice_on_divergence() -> str:

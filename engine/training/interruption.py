@@ -2,25 +2,38 @@
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
 from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.run import RunFolder
 from engine.training.failure import CancelledError
 
+# Launchers and schedulers deliver one request more than once: to a process, to its group, to the job.
+REPEAT_SECONDS = 5.0
+
 
 class Interruption:
     """Whether the run shall save and end, or end at once.
 
-    A first SIGTERM or SIGINT asks to save and end, as `control/stop` does; a second one ends at once.
+    A first SIGTERM or SIGINT asks to save and end, as `control/stop` does. Another one within five seconds is the same
+    request; a later one ends at once. Where a launcher started several processes, every further SIGTERM is the launcher's:
+    it has a limit of its own, after which it kills.
 
     Args:
         folder: Of the run; its `control` folder is looked at.
+        world_size: Processes that share the run.
+        clock: In seconds; only differences count.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, world_size: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
+        self._has_launcher = world_size > 1
+        self._clock = clock
         self._signalled = ""
+        self._first = 0.0
+        self._cancelled = False
 
     @property
     def reason(self) -> str:
@@ -47,6 +60,12 @@ class Interruption:
             raise CancelledError
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._signalled:
-            raise CancelledError
-        self._signalled = signal.Signals(number).name
+        if not self._signalled:
+            self._signalled, self._first = signal.Signals(number).name, self._clock()
+            return
+        is_repeated = self._clock() - self._first < REPEAT_SECONDS
+        is_the_launchers = self._has_launcher and number == signal.SIGTERM
+        if is_repeated or is_the_launchers or self._cancelled:
+            return
+        self._cancelled = True
+        raise CancelledError

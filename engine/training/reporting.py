@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from engine.errors import StorageError
 from engine.processes.peak_memory import peak_process_bytes
@@ -19,6 +20,7 @@ from engine.runs.events import (
     StepData,
     WarningData,
 )
+from engine.training import faults
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
 from engine.training.trackers import Trackers
@@ -29,6 +31,18 @@ RESERVE_FILE = ".reserve"
 _RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so that the log can say so
 _LOOK_AGAIN_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 120.0
+_LOOK_FOR_REQUESTS_SECONDS = 0.2
+
+# How long a run that shall stop still waits for room to save: less than systems leave between SIGTERM and SIGKILL.
+_STOP_PATIENCE_SECONDS = 20.0
+
+
+class Requests(Protocol):
+    """Who wants the run to end; see `engine.training.interruption`."""
+
+    def check_cancel(self) -> None: ...
+
+    def stop_wanted(self) -> bool: ...
 
 
 class RunEvents:
@@ -39,14 +53,21 @@ class RunEvents:
     Args:
         writer: Of this attempt.
         folder: The run's folder.
-        check_cancel: Raises when somebody wants the run to end at once, also in the middle of a pause.
-        device: Whose memory is reported.
+        requests: Asked in the middle of a pause as well.
+        stop_patience_seconds: How long a run that shall save and end waits for room to save.
     """
 
-    def __init__(self, writer: EventWriter, folder: Path, check_cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        writer: EventWriter,
+        folder: Path,
+        requests: Requests,
+        stop_patience_seconds: float = _STOP_PATIENCE_SECONDS,
+    ) -> None:
         self._writer = writer
         self._reserve = folder / RESERVE_FILE
-        self._check_cancel = check_cancel
+        self._requests = requests
+        self._stop_patience_seconds = stop_patience_seconds
         self.last_seq = 0
         self.predicted_bytes: int | None = None
         self.device_memory = DeviceMemory()
@@ -140,31 +161,49 @@ class RunEvents:
 
         Raises:
             CancelledError: If somebody ends the run meanwhile.
-            Exception: Whatever `write` raises for other reasons.
+            Exception: Whatever `write` raises for other reasons; what it raises about the full disk where the run shall
+                stop and there is no room soon.
         """
         said = 0.0
+        give_up_at: float | None = None
         while True:
             try:
                 write()
                 break
             except Exception as error:
-                if not is_disk_full(error):
+                if not is_disk_full(error) or (give_up_at is not None and time.monotonic() >= give_up_at):
                     raise
             now = time.monotonic()
             if not said or now - said > _SAY_AGAIN_SECONDS:
                 said = now
                 self._say_that_the_disk_is_full()
-            self._check_cancel()
-            time.sleep(_LOOK_AGAIN_SECONDS if not _is_hurried() else 0.1)
+            if self._wait_for_room(stops=give_up_at is not None) and give_up_at is None:
+                give_up_at = time.monotonic() + self._stop_patience_seconds
         if said:
-            with contextlib.suppress(OSError):
-                self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
+            self._say_that_there_is_room()
+
+    def _wait_for_room(self, *, stops: bool) -> bool:
+        """Wait before the next try, shorter where the run shall stop; returns whether it shall."""
+        end = time.monotonic() + (0.1 if _is_hurried() else _LOOK_AGAIN_SECONDS)
+        while True:
+            self._requests.check_cancel()
+            if not stops and self._requests.stop_wanted():
+                return True
+            left = end - time.monotonic()
+            if left <= 0:
+                return stops
+            time.sleep(min(left, _LOOK_FOR_REQUESTS_SECONDS))
+
+    def _say_that_there_is_room(self) -> None:
+        with contextlib.suppress(OSError):
+            self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
+        with contextlib.suppress(StorageError, OSError):  # full again: whoever writes next waits for it
             self._append(WarningData(message="There is room on the disk again; the run goes on.", code="disk_has_room"))
 
     def _say_that_the_disk_is_full(self) -> None:
         with contextlib.suppress(OSError):
             self._reserve.unlink()
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, OSError):
             self._append(
                 WarningData(
                     message="The disk is full. The run waits and goes on by itself once there is room.",
@@ -173,6 +212,7 @@ class RunEvents:
             )
 
     def _append(self, data: AnyEventData) -> None:
+        faults.reached("events:append")
         self.last_seq = self._writer.append(data).seq
 
     def close(self) -> None:
@@ -203,6 +243,4 @@ class SilentEvents(RunEvents):
 
 
 def _is_hurried() -> bool:
-    from engine.training import faults
-
     return faults.is_armed("disk_full:hurry")

@@ -12,11 +12,12 @@ import torch
 
 from engine.config.run import RunConfig
 from engine.data.prepare import PreparedDataset, prepare_dataset
+from engine.errors import StorageError
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.runs.checkpoints import Checkpoint, is_intact, list_checkpoints, newest_intact
+from engine.runs.checkpoints import Checkpoint, damage, list_checkpoints, newest_intact
 from engine.runs.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import RunFolder
@@ -27,13 +28,14 @@ from engine.training.build import add_adapter, load_model, optimizer_name, train
 from engine.training.callback import RunCallback, keeps_best
 from engine.training.companions import ALONE
 from engine.training.device_memory import DeviceMemory
-from engine.training.failure import check_loss
+from engine.training.failure import check_held_out, check_loss
 from engine.training.held_out import choose_measured
 from engine.training.interruption import Interruption
 from engine.training.pinned_data import require_pinned_data
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import Precision, apple_notes, choose_precision
 from engine.training.reporting import RunEvents
+from engine.training.resuming import find_checkpoint
 from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
 from engine.training.trackers import start_trackers
@@ -49,8 +51,8 @@ _Result = TypeVar("_Result")
 _PATIENCE = timedelta(days=2)
 
 
-class StoppedBeforeTrainingError(Exception):
-    """Somebody asked to stop before there was anything to save."""
+class StoppedBeforeTrainingError(BaseException):
+    """Somebody asked to stop before there was anything to save; passes through code that takes any `Exception`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class TrainingSession:
             # Both start as something else than no change, so that the base is measured without them.
             off = self._config.adapter.method == "prefix_tuning" or self._config.adapter.warm_start is not None
             first = trainer.measure_held_out(without_adapter=off)
+            check_held_out(0, first.loss)
             events.held_out(0, first, adapter_disabled=off)
             self._go_on()
         if resumed_from is None or resumed_from.step < total:
@@ -201,11 +204,10 @@ class TrainingSession:
             return newest_intact(folder)
         checkpoints.sweep(folder)
         checkpoints.restore_folder(self._folder.adapter)
-        found = newest_intact(folder)
+        found = find_checkpoint(folder, lambda message: self._events.warn(message, "checkpoint_damaged"))
         if self._attempt.number > 1:
             step, name = (found.step, found.folder.name) if found else (0, None)
             self._events.say(ResumedData(step=step, checkpoint=name))
-            checkpoints.forget_later(folder, step)
         self._companions.wait()
         return found
 
@@ -328,6 +330,7 @@ class TrainingSession:
             write = functools.partial(checkpoints.write_checkpoint, self._folder.checkpoints, facts, fill)
             self._events.when_there_is_room(lambda: self._events.checkpoint(write()))
             checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
+            checkpoints.forget_damaged(self._folder.checkpoints)
         self._companions.wait()
 
     def _keep_best(self, trainer: LoratoryTrainer) -> None:
@@ -336,9 +339,19 @@ class TrainingSession:
         if not keeps_best(self._config.training) or best in (None, int(trainer.state.global_step)):
             return
         found = next((c for c in list_checkpoints(self._folder.checkpoints) if c.step == best), None)
-        if found is not None and is_intact(found):
-            load_trained(trainer.model, found.folder)
-            self._events.status("saving", f"Going back to step {best:,}, whose held-out loss was the lowest.")
+        try:
+            wrong = "it is missing" if found is None else "; ".join(damage(found))
+        except StorageError as error:
+            wrong = error.what
+        if found is None or wrong:
+            self._events.warn(
+                f"The held-out loss was lowest at step {best:,}, whose checkpoint cannot be used ({wrong}); the run ends "
+                "with the last weights.",
+                "best_is_lost",
+            )
+            return
+        load_trained(trainer.model, found.folder)
+        self._events.status("saving", f"Going back to step {best:,}, whose held-out loss was the lowest.")
 
 
 def home_of(folder: Path) -> LoratoryHome:

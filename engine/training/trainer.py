@@ -22,6 +22,8 @@ from trl import SFTTrainer
 from engine.training import faults, state_files
 from engine.training.ahead import StepsAhead
 from engine.training.batches import PassTensors
+from engine.training.failure import check_held_out
+from engine.training.overflow import SkippedSteps
 from engine.training.plan import EpochPlanner
 from engine.training.steps import StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup, unchanged
 from engine.training.trained_state import load_trained, save_trained
@@ -49,7 +51,7 @@ class LoggedStep(NamedTuple):
     epoch: float
     loss: float
     learning_rate: float
-    grad_norm: float | None
+    grad_norm: float | None  # None also where the loss scaler skipped the step
     tokens: int
     trained_tokens: int
     tokens_per_second: float
@@ -132,6 +134,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 parameter.data = trained[name].to(parameter.device)
         _causal_lm(self.model).forward = forward
         self.remove_callback(PrinterCallback)
+        self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
+        self.add_callback(self._skipped)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -218,6 +222,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             loss: torch.Tensor = model(**one.inputs, trained_tokens=one.trained)
         return loss
 
+    def _loss_scale(self) -> float | None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        return None if scaler is None else float(scaler.get_scale())
+
     def _over_all_processes(self, count: int) -> int:
         if self.accelerator.num_processes == 1:
             return count
@@ -257,8 +265,13 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return HeldOutLoss(float(summed) / max(1, tokens), tokens, len(rows), seconds)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure the held-out loss at this step, and remember whether it is the best so far."""
+        """Measure the held-out loss at this step, and remember whether it is the best so far.
+
+        Raises:
+            DivergedError: If it is no number.
+        """
         measured = self.measure_held_out()
+        check_held_out(int(self.state.global_step), measured.loss)
         if self.progress.best_loss is None or measured.loss < self.progress.best_loss:
             self.progress.best_loss, self.progress.best_step = measured.loss, int(self.state.global_step)
             self.progress.measurements_since_best = 0
@@ -281,7 +294,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             epoch=float(self.state.epoch or 0.0),
             loss=logs["loss"],
             learning_rate=logs["learning_rate"],
-            grad_norm=None if norm is None else float(norm),
+            grad_norm=None if norm is None or self._skipped.last_was_skipped else float(norm),
             tokens=self.progress.tokens,
             trained_tokens=self.progress.trained_tokens,
             tokens_per_second=self._over_all_processes(self._interval.tokens) / max(seconds, 1e-9),

@@ -5,13 +5,14 @@ process does so for all. Exit codes: 0 finished or stopped, 1 failed
 (the log says why), 2 wrong usage, 3 another worker has the run, 130 cancelled.
 """
 
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import EngineError
+from engine.errors import EngineError, StorageError
 from engine.processes.spawn import OPENMP_ENVIRONMENT
 from engine.runs.event_log import EventWriter
 from engine.runs.run import RunFolder
@@ -67,14 +68,15 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     from engine.training.allocator import keep_freed_memory
 
     keep_freed_memory()
+    from engine.training.companions import Companions
     from engine.training.failure import CancelledError, explain
     from engine.training.interruption import Interruption
     from engine.training.reporting import RunEvents, SilentEvents
     from engine.training.session import Attempt, TrainingSession, home_of
 
-    interruption = Interruption(folder)
+    interruption = Interruption(folder, Companions.from_environment().world_size)
     interruption.listen()
-    events = RunEvents(writer, folder.path, interruption.check_cancel) if writer is not None else SilentEvents()
+    events = RunEvents(writer, folder.path, interruption) if writer is not None else SilentEvents()
     config = None
     try:
         config = folder.read_config()
@@ -88,7 +90,8 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         traceback.print_exc()
         events.last_memory()
         if writer is not None:
-            writer.append(explain(error, config, home_of(folder.path)))
+            with contextlib.suppress(StorageError):  # a disk so full that it cannot even be said
+                writer.append(explain(error, config, home_of(folder.path)))
         return EXIT_FAILED
     finally:
         events.close()

@@ -1,5 +1,6 @@
 """What breaks inside a run, with real workers: killed, out of memory, out of disk, out of numbers. Nothing is lost."""
 
+import os
 import resource
 import signal
 import time
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from engine.runs.checkpoints import list_checkpoints, newest_intact
 from engine.runs.control import request_cancel
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
-from tests.training.worker_runs import losses_of, said
+from tests.training.worker_runs import events_of, losses_of, said
 
 pytestmark = pytest.mark.e2e
 
@@ -92,7 +93,63 @@ def test_a_damaged_newest_checkpoint_is_passed_over(workers, runs, uninterrupted
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
     assert said(run, "resumed")[0].step == 6
+    (warning,) = [data for data in said(run, "warning") if data.code == "checkpoint_damaged"]
+    assert warning.message.startswith("step-8 is damaged (adapter/adapter_model.safetensors has another content)")
     assert losses_of(run) == expected
+    assert not list(run.folder.checkpoints.glob("damaged-*"))  # later ones stand
+
+
+def test_a_damaged_checkpoint_stays_until_a_later_one_stands(workers, runs):
+    run = runs.create(**SAVES_OFTEN)
+    workers.run(run.folder.path, "training:step-9=kill")
+    weights = run.folder.checkpoint(8) / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+
+    assert workers.run(run.folder.path, "training:step-7=kill") == KILLED
+
+    assert {path.name for path in run.folder.checkpoints.iterdir()} == {"step-6", "damaged-step-8"}
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_anew_only_when_asked_again(workers, runs, uninterrupted):
+    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+    run = runs.create(**SAVES_OFTEN)
+    workers.run(run.folder.path, "training:step-9=kill")
+    for path in run.folder.checkpoints.glob("step-*/optimizer.safetensors"):
+        path.write_bytes(b"torn")
+    assert run.folder.newest_checkpoint_step() is None  # so that nobody is offered a step to resume from
+
+    assert workers.run(run.folder.path) == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    assert "None of this run's checkpoints is as it was written (step-8, step-6" in failed.what
+    assert {path.name for path in run.folder.checkpoints.iterdir()} == {"damaged-step-8", "damaged-step-6"}
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+    assert said(run, "resumed")[-1].step == 0
+    assert losses_of(run) == expected
+
+
+@pytest.mark.parametrize(
+    ("fault", "training"),
+    [
+        ("training:loss-2=nan", {}),
+        ("training:loss-7=nan", {"early_stopping_patience": 1}),
+        ("training:loss-2=nan", {"early_stopping_patience": 1}),
+    ],
+    ids=["the first measurement", "a later one", "the first, stopping early"],
+)
+def test_a_held_out_loss_that_is_no_number_is_never_the_best(fault, training, workers, runs):
+    """Measured where no step is logged, so that nothing else has noticed."""
+    often = {"logging_steps": 10, "eval_steps": 4, "save_steps": 10, "load_best_model_at_end": True}
+    run = runs.create(training={**often, **training})
+
+    assert workers.run(run.folder.path, fault) == EXIT_FAILED
+
+    (failed,) = said(run, "failed")
+    step = 4 if "loss-2" in fault else 8
+    assert failed.cause == "diverged"
+    assert f"The held-out loss became nan at step {step}" in failed.what
+    assert [data.step for data in said(run, "checkpoint")] == ([] if step == 4 else [4])
+    assert all(data.eval_loss > 0 for data in said(run, "eval"))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_within_one_step(workers, runs):
@@ -160,6 +217,64 @@ def test_training_waits_while_the_disk_is_full_and_goes_on_by_itself(workers, ru
     assert codes == ["disk_full", "disk_has_room"]
     assert [data.step for data in said(run, "checkpoint")] == [2, 4, 6, 8, 10]
     assert losses_of(run) == expected
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        ";".join(f"events:append#{number}=disk_full" for number in (20, 21, 22)),  # its warning finds no room either
+        ";".join(f"folder:{place}#1=disk_full" for place in ("begun", "filled", "between")),
+    ],
+    ids=["events", "adapter"],
+)
+def test_a_disk_that_is_full_anywhere_is_waited_for(full, workers, runs, uninterrupted):
+    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+    run = runs.create(**SAVES_OFTEN)
+
+    assert workers.run(run.folder.path, f"{full};disk_full:hurry=yes") == EXIT_FINISHED
+
+    codes = [data.code for data in said(run, "warning") if data.code.startswith("disk")]
+    assert codes[-1] == "disk_has_room"
+    assert losses_of(run) == expected
+    assert [event.seq for event in events_of(run)] == list(range(1, len(events_of(run)) + 1))
+    assert load_file(run.folder.adapter / "adapter_model.safetensors")
+    assert not (run.folder.path / ".reserve").exists()
+    assert not list(run.folder.path.glob(".unfinished-*"))
+
+
+def test_a_run_that_is_stopped_while_the_disk_is_full_says_what_it_could_not_save(workers, runs):
+    run = runs.create(**SAVES_OFTEN)
+    full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in range(3, 2000))
+    pid = workers.start(run.folder.path, full)
+    deadline = time.monotonic() + 60
+    while not (run.folder.events.exists() and any(data.code == "disk_full" for data in said(run, "warning"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)  # launchers and schedulers say it twice
+
+    assert workers.wait(pid) == EXIT_FAILED
+    (failed,) = said(run, "failed")
+    assert failed.cause == "disk_full"
+    assert newest_intact(run.folder.checkpoints).step == 4
+
+
+def test_a_sigterm_that_is_delivered_twice_saves_and_ends(workers, runs):
+    run = runs.create(training={"max_steps": 3000, "save_steps": 1000})
+    pid = workers.start(run.folder.path, "training:step-3=sleep:1")
+    deadline = time.monotonic() + 60
+    while not (run.folder.events.exists() and any(data.step == 3 for data in said(run, "step"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.2)  # signals that wait together are one
+    os.kill(pid, signal.SIGTERM)
+
+    assert workers.wait(pid) == EXIT_FINISHED
+    assert "SIGTERM" in said(run, "status")[-1].message
+    assert load_file(run.folder.adapter / "adapter_model.safetensors")
 
 
 def test_a_run_that_waits_for_the_disk_can_be_cancelled(workers, runs):

@@ -7,7 +7,6 @@ import pytest
 from engine.runs.checkpoints import MANIFEST, damage, is_intact, list_checkpoints, newest_intact
 from engine.training.checkpoint import (
     CheckpointFacts,
-    forget_later,
     replace_folder,
     restore_folder,
     rotate,
@@ -112,15 +111,6 @@ def test_rotation_without_a_best_one(tmp_path):
     rotate(tmp_path, keep=2, best_step=None)
 
     assert steps(tmp_path) == [2, 3]
-
-
-def test_a_resumed_attempt_forgets_what_came_later(tmp_path):
-    for step in (5, 10, 15):
-        write(tmp_path, step)
-
-    forget_later(tmp_path, 10)
-
-    assert steps(tmp_path) == [5, 10]
 
 
 def test_writing_a_step_again_replaces_it(tmp_path):

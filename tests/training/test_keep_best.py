@@ -1,0 +1,82 @@
+"""A run that shall end with its best weights and cannot says so."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.runs.run import RunFolder
+from engine.training.checkpoint import CheckpointFacts, write_checkpoint
+from engine.training.session import Attempt, TrainingSession
+
+CONFIG = config_from_mapping(
+    {"model": {"id": "m"}, "dataset": {"source": "d"}, "training": {"load_best_model_at_end": True}}
+)
+
+
+class Events:
+    def __init__(self):
+        self.warnings = []
+        self.statuses = []
+
+    def warn(self, message, code=""):
+        self.warnings.append((code, message))
+
+    def status(self, phase, message, total_steps=None):
+        self.statuses.append(message)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (4, 6):
+        write_checkpoint(folder.checkpoints, CheckpointFacts(step), lambda to: (to / "weights").write_text("weights"))
+    return folder
+
+
+def end_with_the_best_of(folder, monkeypatch, best_step):
+    """Ends a run of six steps; returns its voice and the checkpoints that were loaded."""
+    loaded = []
+    monkeypatch.setattr("engine.training.session.load_trained", lambda _model, path: loaded.append(path.name))
+    events = Events()
+    trainer = SimpleNamespace(
+        model=None, progress=SimpleNamespace(best_step=best_step), state=SimpleNamespace(global_step=6)
+    )
+    TrainingSession(Attempt(folder, None, CONFIG, 1), events, None)._keep_best(trainer)
+    return events, loaded
+
+
+def test_the_best_weights_are_taken(folder, monkeypatch):
+    events, loaded = end_with_the_best_of(folder, monkeypatch, 4)
+
+    assert loaded == ["step-4"]
+    assert events.warnings == []
+
+
+def test_nothing_is_said_where_the_last_weights_are_the_best(folder, monkeypatch):
+    events, loaded = end_with_the_best_of(folder, monkeypatch, 6)
+
+    assert (loaded, events.warnings, events.statuses) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda weights: weights.write_text("weighty"), "weights has another content"),
+        (lambda weights: weights.unlink(), "weights is missing"),
+        (lambda weights: weights.parent.rename(weights.parent.with_name("gone")), "it is missing"),
+        (lambda weights: (weights.unlink(), weights.symlink_to(weights)), "step-4/weights cannot be read"),
+    ],
+    ids=["changed", "lost", "gone", "unreadable"],
+)
+def test_best_weights_that_cannot_be_used_are_missed_aloud(harm, words, folder, monkeypatch):
+    harm(folder.checkpoint(4) / "weights")
+
+    events, loaded = end_with_the_best_of(folder, monkeypatch, 4)
+
+    assert loaded == []
+    ((code, message),) = events.warnings
+    assert code == "best_is_lost"
+    assert "lowest at step 4" in message
+    assert words in message
+    assert "ends with the last weights" in message

@@ -1,0 +1,94 @@
+"""Gradients that overflow float16 cost a step, not the run; when no loss scale helps, the run ends."""
+
+import math
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from engine.training.failure import DivergedError, check_loss
+from engine.training.overflow import MOST_SKIPPED_IN_A_ROW, SkippedSteps
+from engine.training.trainer import TrainerHooks
+from tests.training.tiny_training import make_config, make_rows, make_training
+
+ROWS = make_rows(13)
+
+
+class Watching(TrainerCallback):
+    """Sees which steps changed the weights."""
+
+    def __init__(self):
+        self.before = {}
+        self.changed = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **_):
+        self.before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def on_optimizer_step(self, args, state, control, model, **_):
+        now = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.changed.append(any(not torch.equal(now[name], old) for name, old in self.before.items()))
+
+
+def train_with_scaler(folder, tmp_path, monkeypatch, overflows, **training):
+    """A training on the processor with torch's own loss scaler, whose gradients overflow in the steps `overflows`."""
+    watching = Watching()
+
+    def logged(step):
+        check_loss(step.step, step.loss, step.grad_norm, first_loss=6.0, vocabulary=500)
+
+    config = make_config(folder, training={"warmup_steps": 0, **training})
+    made = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(logged=logged), callbacks=(watching,))
+    accelerator = made.trainer.accelerator
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    accelerator.native_amp = True
+    monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", "fp16")
+    backward = accelerator.backward
+
+    def overflowing_backward(loss, **kwargs):
+        backward(loss, **kwargs)
+        if made.trainer.state.global_step + 1 in overflows:
+            parameter = next(p for p in made.trainer.model.parameters() if p.grad is not None)
+            parameter.grad.view(-1)[0] = math.inf
+
+    accelerator.backward = overflowing_backward
+    return made, watching
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # on a processor AdamW is fused and skips by itself
+def test_a_step_whose_gradients_overflow_is_skipped_and_the_run_goes_on(
+    optim, tiny_model_folder, tmp_path, monkeypatch
+):
+    made, watching = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, {1, 3, 4}, optim=optim)
+
+    made.trainer.train()
+
+    assert watching.changed == [step not in (1, 3, 4) for step in range(1, 9)]
+    norms = [step.grad_norm for step in made.steps]
+    assert [norm is None for norm in norms] == [step in (1, 3, 4) for step in range(1, 9)]
+    assert all(math.isfinite(norm) for norm in norms if norm is not None)
+    assert made.trainer.accelerator.scaler.get_scale() == 128.0
+
+
+def test_a_run_that_skips_every_step_is_ended(tiny_model_folder, tmp_path, monkeypatch):
+    always = set(range(2, 100))
+    made, _ = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, always, max_steps=60, logging_steps=50)
+
+    with pytest.raises(DivergedError) as caught:
+        made.trainer.train()
+
+    assert made.trainer.state.global_step == 1 + MOST_SKIPPED_IN_A_ROW
+    assert f"{MOST_SKIPPED_IN_A_ROW} steps in a row" in caught.value.what
+    assert "float32" in caught.value.fix
+
+
+def test_a_step_that_is_learned_begins_the_count_anew():
+    outcomes = iter([True] * (MOST_SKIPPED_IN_A_ROW - 1) + [False] + [True] * (MOST_SKIPPED_IN_A_ROW - 1))
+    skipped = SkippedSteps(lambda: next(outcomes), lambda: None)
+
+    class State:
+        global_step = 1
+
+    for _ in range(2 * MOST_SKIPPED_IN_A_ROW - 1):
+        skipped.on_step_end(None, State, None)
+
+    assert skipped.in_a_row == MOST_SKIPPED_IN_A_ROW - 1

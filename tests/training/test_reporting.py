@@ -1,0 +1,193 @@
+"""A full disk pauses the run's voice and what it saves; nothing is lost, and who wants the run to end is heard."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.errors import StorageError
+from engine.runs.event_log import EventWriter, read_events
+from engine.runs.events import StatusData
+from engine.training import reporting
+from engine.training.failure import CancelledError, explain
+from engine.training.reporting import RunEvents
+from tests.training import small_disk
+from tests.training.forking_workers import REPOSITORY
+
+
+class Requests:
+    """Wants what it is told to, from the given look on."""
+
+    def __init__(self, stop_after=None, cancel_after=None):
+        self.looks = 0
+        self.stop_after = stop_after
+        self.cancel_after = cancel_after
+
+    def check_cancel(self):
+        self.looks += 1
+        if self.cancel_after is not None and self.looks > self.cancel_after:
+            raise CancelledError
+
+    def stop_wanted(self):
+        return self.stop_after is not None and self.looks > self.stop_after
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(reporting, "_LOOK_AGAIN_SECONDS", 0.01)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "events.jsonl"
+
+
+@pytest.fixture
+def writer(log):
+    with EventWriter(log, 1) as writer:
+        yield writer
+
+
+def said(log):
+    return [event.data for event in read_events(log).events]
+
+
+def full_for(tries):
+    """Something to write that the disk has no room for, so many times."""
+    left = iter(range(tries))
+
+    def write():
+        if next(left, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    return write
+
+
+def full_for_ever():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_pause_is_said_once_and_so_is_its_end(writer, log, tmp_path):
+    RunEvents(writer, tmp_path, Requests()).when_there_is_room(full_for(5))
+
+    assert [data.code for data in said(log)] == ["disk_full", "disk_has_room"]
+
+
+class KernelsFullDisk:
+    """Lets the log's descriptor lead to /dev/full, where the kernel refuses every byte."""
+
+    def __init__(self, writer):
+        self.descriptor = writer._descriptor
+        self.log = os.dup(self.descriptor)
+        self.swap("/dev/full")
+
+    def swap(self, path):
+        full = os.open(path, os.O_RDWR)
+        os.dup2(full, self.descriptor)
+        os.close(full)
+
+    def end(self):
+        os.dup2(self.log, self.descriptor)
+        os.close(self.log)
+
+
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+
+
+@needs_dev_full
+def test_that_there_is_room_again_may_be_told_to_a_full_disk(writer, log, tmp_path):
+    events = RunEvents(writer, tmp_path, Requests())
+    disk = []
+    tries = full_for(2)
+
+    def write():
+        tries()
+        disk.append(KernelsFullDisk(writer))  # full again as soon as this was written
+
+    events.when_there_is_room(write)
+
+    assert [data.code for data in said(log)] == ["disk_full"]
+    disk[0].end()
+    events.status("training", "It goes on.")
+    assert said(log)[-1] == StatusData(phase="training", message="It goes on.")
+
+
+@needs_dev_full
+def test_an_event_that_the_kernel_has_no_room_for_comes_later_and_once(writer, log, tmp_path):
+    events = RunEvents(writer, tmp_path, Requests())
+    events.status("preparing", "Before.")
+    disk = KernelsFullDisk(writer)
+    timer = threading.Timer(0.3, disk.end)
+    timer.start()
+
+    events.status("training", "Meanwhile.")
+
+    timer.join()
+    assert [data.message for data in said(log) if isinstance(data, StatusData)] == ["Before.", "Meanwhile."]
+    assert [event.seq for event in read_events(log).events] == list(range(1, len(said(log)) + 1))
+
+
+def test_a_pause_ends_when_somebody_cancels(writer, tmp_path):
+    with pytest.raises(CancelledError):
+        RunEvents(writer, tmp_path, Requests(cancel_after=3)).when_there_is_room(full_for_ever)
+
+
+def test_a_run_that_shall_stop_does_not_wait_for_ever(writer, log, tmp_path):
+    events = RunEvents(writer, tmp_path, Requests(stop_after=3), stop_patience_seconds=0.05)
+
+    with pytest.raises(OSError, match="No space") as caught:
+        events.when_there_is_room(full_for_ever)
+
+    failed = explain(caught.value, None)
+    assert failed.cause == "disk_full"
+    assert "earlier checkpoints are intact" in failed.fix
+
+
+def test_a_run_that_shall_stop_still_saves_where_there_is_room_soon(writer, log, tmp_path):
+    events = RunEvents(writer, tmp_path, Requests(stop_after=1), stop_patience_seconds=60)
+
+    events.when_there_is_room(full_for(8))
+
+    assert [data.code for data in said(log)] == ["disk_full", "disk_has_room"]
+
+
+def test_what_fails_for_another_reason_is_not_waited_for(writer, tmp_path):
+    def fail():
+        raise StorageError("The folder is gone.", "Look for it.")
+
+    with pytest.raises(StorageError, match="gone"):
+        RunEvents(writer, tmp_path, Requests()).when_there_is_room(fail)
+
+
+def test_a_real_disk_that_is_full_loses_nothing(tmp_path):
+    """Events, the adapter and a checkpoint on a file system that has no byte left until somebody makes room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounts = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    if shutil.which("unshare") is None or subprocess.run(mounts, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here without rights")
+
+    process = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-m", "tests.training.small_disk", str(disk)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert process.returncode == 0, process.stderr[-2000:]
+    result = json.loads(process.stdout)
+    assert result["told"] == [True, True, True]
+    assert result["codes"] == ["disk_full", "disk_has_room"] * 3
+    assert result["steps"] == list(range(1, 41))
+    assert result["seqs"] == list(range(1, len(result["seqs"]) + 1))
+    assert result["whole"]
+    assert result["checkpoints"] == ["step-5"]
+    assert result["adapter_bytes"] == len(small_disk.WEIGHTS)
+    assert result["left"] == ["adapter", "c", "events.jsonl"]

@@ -1,0 +1,113 @@
+"""An attempt goes on from what is whole, says what it passes over, and deletes nothing to get there."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from engine.errors import RunError, StorageError
+from engine.runs.checkpoints import MANIFEST, list_checkpoints
+from engine.training.checkpoint import CheckpointFacts, forget_damaged, write_checkpoint
+from engine.training.resuming import find_checkpoint
+
+
+def fill(folder):
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "weights").write_text("weights")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for step in (5, 10, 15):
+        write_checkpoint(tmp_path, CheckpointFacts(step), fill)
+    return tmp_path
+
+
+def flip_a_byte(checkpoint):
+    (checkpoint / "adapter" / "weights").write_text("weighty")
+
+
+def find(folder):
+    said = []
+    found = find_checkpoint(folder, said.append)
+    return found, said
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_checkpoint_is_taken_without_a_word(folder):
+    found, said = find(folder)
+
+    assert (found.step, said) == (15, [])
+
+
+def test_a_run_without_checkpoints_begins_without_a_word(tmp_path):
+    assert find(tmp_path / "checkpoints") == (None, [])
+
+
+def test_what_is_passed_over_is_named_and_set_aside(folder):
+    flip_a_byte(folder / "step-15")
+    (folder / "step-10" / MANIFEST).unlink()
+
+    found, said = find(folder)
+
+    assert found.step == 5
+    assert said == [
+        "step-15 is damaged (adapter/weights has another content) and was passed over; "
+        "it is set aside as damaged-step-15.",
+        "step-10 is damaged (its manifest is missing or torn) and was passed over; it is set aside as damaged-step-10.",
+    ]
+    assert names(folder) == ["damaged-step-10", "damaged-step-15", "step-5"]
+    assert find(folder)[1] == []
+
+
+def test_a_second_damaged_checkpoint_of_a_step_gets_a_name_of_its_own(folder):
+    for _ in range(2):
+        flip_a_byte(folder / "step-15")
+        find(folder)
+        write_checkpoint(folder, CheckpointFacts(15), fill)
+
+    assert [name for name in names(folder) if "damaged" in name] == ["damaged-step-15", "damaged-step-15-2"]
+    forget_damaged(folder)
+    assert names(folder) == ["step-10", "step-15", "step-5"]
+
+
+def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_begins_anew(folder):
+    for path in list(folder.iterdir()):
+        flip_a_byte(path)
+
+    with pytest.raises(RunError) as caught:
+        find(folder)
+
+    assert "step-15, step-10, step-5" in caught.value.what
+    assert "Resume once more to begin anew" in caught.value.fix
+    assert names(folder) == ["damaged-step-10", "damaged-step-15", "damaged-step-5"]
+    assert find(folder) == (None, [])  # asked once more
+
+
+@pytest.mark.parametrize("place", ["weights", MANIFEST, "folder"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_file_that_cannot_be_read_now_is_no_damaged_one(folder, monkeypatch, place, number):
+    before = names(folder)
+
+    def failing(method):
+        def fail(self, *arguments, **options):
+            if self.name == place or (place == "folder" and self == folder):
+                raise OSError(number, "the disk fails")
+            return method(self, *arguments, **options)
+
+        return fail
+
+    monkeypatch.setattr(Path, "open", failing(Path.open))
+    monkeypatch.setattr(Path, "read_bytes", failing(Path.read_bytes))
+    monkeypatch.setattr(Path, "iterdir", failing(Path.iterdir))
+    with pytest.raises(StorageError) as caught:
+        find(folder)
+    monkeypatch.undo()
+
+    assert "cannot be read (the disk fails)" in caught.value.what
+    assert "every checkpoint is kept" in caught.value.fix
+    assert names(folder) == before
+    assert [checkpoint.step for checkpoint in list_checkpoints(folder)] == [5, 10, 15]
