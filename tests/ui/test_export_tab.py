@@ -53,6 +53,18 @@ def test_runs_that_hold_something_are_offered(tab, services, run):
     assert (empty["visible"], whole["visible"]) == (False, True)
 
 
+def test_who_names_no_folder_gets_the_proposed_one(tab, run):
+    assert "trouble" not in start(tab, run, ADAPTER, folder=" ")
+
+    assert "exports/faq-rank-16-b-adapter" in tab.look(run.id, ADAPTER, 0, "")[RESULT]
+
+
+def test_what_was_wrong_with_a_start_stays_in_sight(tab, run):
+    assert "There is no run" in shown_in_place(tab._start)("20250101-000000-000-abcd", FINAL, ADAPTER, *[None] * 9)
+
+    assert tab.look(run.id, ADAPTER, 0, "")[STANDING] == {"__type__": "update"}
+
+
 def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, monkeypatch):
     monkeypatch.setattr("ui.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
@@ -133,7 +145,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     assert "nothing of it is left" in tab.look(run.id, ADAPTER, 0, shown[STAMP])[STANDING]
 
 
-@pytest.mark.parametrize("folder", ["/etc/mine", "../runs/mine", ""])
+@pytest.mark.parametrize("folder", ["/etc/mine", "../runs/mine", "."])
 def test_what_a_browser_names_as_folder_is_confined(tab, services, run, folder):
     assert 'class="trouble"' in start(tab, run, MERGED, folder=folder)
     assert services.results.exporting.look(run.id) is None

@@ -87,13 +87,17 @@ class ExportTab:
         for event in (listed, chosen, self.checkpoint.input(lambda: None, None, None, **quick)):
             proposed = event.then(self._propose, [*target, self.form], self.forms.proposed, **quick)
             anew = proposed.then(
-                lambda: (gr.update(active=True), "", 0), None, [self.timer, self._stamp, self._shown_record], **quick
+                lambda: (gr.update(active=True), "", 0, ""),
+                None,
+                [self.timer, self._stamp, self._shown_record, self.standing],
+                **quick,
             )
             drawn = anew.then(self._switch, [self.run, self.form], self._switched, **quick)
             drawn.then(self.look, looking, self._looked, **quick)
         switched = self.form.input(self._propose, [*target, self.form], self.forms.proposed, **quick)
         switched = switched.then(self._switch, [self.run, self.form], self._switched, **quick)
-        switched.then(lambda: "", None, self._stamp, **quick).then(self.look, looking, self._looked, **quick)
+        cleared = switched.then(lambda: ("", ""), None, [self._stamp, self.standing], **quick)
+        cleared.then(self.look, looking, self._looked, **quick)
         self.timer.tick(self.look, looking, self._looked, trigger_mode="once", **quick)
         started = self.start.click(
             shown_in_place(self._start), [*target, self.form, *self.forms.inputs], self.standing, trigger_mode="once",
@@ -135,7 +139,9 @@ class ExportTab:
         """A folder that is new, named for the run."""
         if form not in (ADAPTER, MERGED, GGUF) or not self._page.reader.exists(run_id or ""):
             return gr.skip()
-        observed = self._page.reader.observe(run_id or "")
+        return self._proposed(self._page.reader.observe(run_id or ""), checkpoint, form)
+
+    def _proposed(self, observed: ObservedRun, checkpoint: str | None, form: str) -> str:
         title = observed.title if checkpoint in (None, FINAL) else f"{observed.title}-{checkpoint}"
         return str(self._page.services.results.proposed_folder(title, form.split(" ")[0].lower()))
 
@@ -182,7 +188,8 @@ class ExportTab:
         return (
             stamp,
             number,
-            render_work(work, _STOPPED) if show else "",
+            # Where nothing was begun, what was wrong with the start stays in sight.
+            render_work(work, _STOPPED) if show and work is not None else gr.skip(),
             gr.update(interactive=not working),
             gr.update(visible=working, interactive=not (work is not None and work.stopping)),
             (render_record(record) if record is not None else NOTHING_MADE) if show and not working else "",
@@ -229,7 +236,7 @@ class ExportTab:
             self._make_room(push.verify)
             work = results.publish(observed.run, state, wanted.repository, push)
         else:
-            folder = results.allowed_folder(wanted.folder)
+            folder = results.allowed_folder(wanted.folder.strip() or self._proposed(observed, checkpoint, form))
             export = section_from_mapping(ExportConfig, wanted.settings)
             self._make_room(export.verify)
             work = results.write(observed.run, state, folder, export)
