@@ -114,9 +114,9 @@ def measure_chart(log: Path, steps: int) -> None:
     writer.close()
 
 
-def make_runs(home: LoratoryHome, count: int) -> None:
+def make_runs(home: LoratoryHome, count: int, owner: str = "bench") -> None:
     """Ended runs as a worker leaves them, without waiting for the disk each time."""
-    folder = home.runs / "bench"
+    folder = home.runs / owner
     folder.mkdir(parents=True)
     models = ("Qwen/Qwen3-0.6B", "smollm2-135m-instruct", "meta-llama/Llama-3.2-1B")
     generator = np.random.default_rng(3)

@@ -1,0 +1,99 @@
+"""`python -m tests.benchmarks.runs_tab [--runs 5000]`: how soon a person sees thousands of runs, and finds one.
+
+Starts the page on a home that is full of runs, and measures in a real browser, from the click on the tab to the first
+table, and from the last letter typed to the table that it filters. The server is started anew for each first table.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+from engine.paths import LoratoryHome, local_owner
+from tests.benchmarks.runs import make_runs
+from tests.browser.chromium import chromium, open_page
+from tests.browser.real_server import real_server
+
+_STARTS = 3
+_SEARCHES = ("run 17", "qwen run 4", "llama", "run 99", "smollm2 run 5")
+# Resolves once what the table shows answers `wanted`; asks at each frame, as an eye would.
+_FROM_CLICK = """(name) => new Promise((done) => {
+  const tab = [...document.querySelectorAll('#tabs button[role=tab]')].find((one) => one.textContent.trim() === name);
+  const began = performance.now();
+  const look = () => document.querySelector('#runs-table tr[data-pick]')?.offsetParent
+    ? done(performance.now() - began) : requestAnimationFrame(look);
+  tab.click();
+  look();
+})"""
+_FROM_LETTER = """(words) => new Promise((done) => {
+  const box = document.querySelector('#runs-search textarea, #runs-search input');
+  const table = document.querySelector('#runs-table');
+  const before = table.innerHTML;
+  const answers = () => table.innerHTML !== before && table.querySelector('tr[data-pick]');
+  const set = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(box), 'value').set;
+  const began = performance.now();
+  const look = () => answers() ? done(performance.now() - began) : requestAnimationFrame(look);
+  set.call(box, words);
+  box.dispatchEvent(new Event('input', {bubbles: true}));
+  look();
+})"""
+_CLEAR = """() => {
+  const box = document.querySelector('#runs-search textarea, #runs-search input');
+  Object.getOwnPropertyDescriptor(Object.getPrototypeOf(box), 'value').set.call(box, '');
+  box.dispatchEvent(new Event('input', {bubbles: true}));
+}"""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5000)
+    count = parser.parse_args().runs
+    first: list[float] = []
+    found: list[float] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="loratory-benchmark-", ignore_cleanup_errors=True) as folder,
+        chromium() as browser,
+    ):
+        home = LoratoryHome(Path(folder) / "home")
+        home.make_writable()
+        make_runs(home, count, owner=local_owner())
+        for start in range(_STARTS + 1):
+            with real_server(home.root) as server:
+                shown = measure(browser, server.url, found if start else [])
+                if start:
+                    first.append(shown)
+                else:
+                    say(f"{count:,} runs that no server has ever seen, first table", [shown])
+    say(f"{count:,} runs, from the click on Runs to the first table of a fresh server (wanted: 1 s)", first)
+    say(f"{count:,} runs, from the last letter to the filtered table (wanted: 200 ms)", found)
+
+
+def measure(browser: Browser, address: str, found: list[float]) -> float:
+    """Seconds to the first table; appends the seconds of each search."""
+    page = open_page(browser, address)
+    page.wait_for_timeout(2000)  # the page has done what it does at its start
+    shown: float = page.evaluate(_FROM_CLICK, "Runs")
+    for words in _SEARCHES:
+        found.append(page.evaluate(_FROM_LETTER, words) / 1000)
+        clear(page)
+    page.context.close()
+    return shown / 1000
+
+
+def clear(page: Page) -> None:
+    """Show all runs again before the next search."""
+    page.evaluate(_CLEAR)
+    page.wait_for_function("() => document.querySelectorAll('#runs-table tr[data-pick]').length >= 100")
+
+
+def say(what: str, seconds: list[float]) -> None:
+    """Print median, least and most."""
+    middle, low, high = statistics.median(seconds), min(seconds), max(seconds)
+    print(f"{what}: {middle * 1000:.0f} ms (from {low * 1000:.0f} to {high * 1000:.0f})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
