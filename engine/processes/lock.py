@@ -31,10 +31,12 @@ class FileLock:
 
     Args:
         path: The lock file; created with its folder when missing, never deleted, its content means nothing.
+        makes_folder: Off where the folder may be deleted meanwhile, and must not come back: it is then an error.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, makes_folder: bool = True) -> None:
         self._path = path.absolute()
+        self._makes_folder = makes_folder
         self._descriptor: int | None = None
 
     @property
@@ -89,7 +91,8 @@ class FileLock:
             if self._path in _held:
                 return False
             try:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if self._makes_folder:
+                    self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError as error:
                 raise _unusable(self._path, error) from error

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.processes.identity import ProcessIdentity, boot_id, end_group
-from engine.processes.lock import FileLock
 from engine.runs.endings import EndedByUs, Evidence, judge, out_of_memory_kills
 from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.progress_watch import ProgressWatch, Silence, SilenceLimits
 from engine.runs.run import RUN_VARIABLE, Run, RunState
 from engine.runs.worker_command import cap_log
+
+_NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ class FollowedRun:
         return self._process is None and self.worker() is None and self._has_not_reported()
 
     def _given_up(self) -> RunState:
-        lock = FileLock(self.run.folder.lock)
+        lock = self.run.folder.worker_lock()
         if not lock.acquire(timeout_seconds=0):
             return self.state
         try:
             # Saved while the lock is ours: a worker that comes late can claim the run only after it, and then reads
             # that its attempt is over.
-            queued = self._changed(state="queued", cause="", advice="", device="")
+            queued = self._changed(state="queued", cause="", advice="", device="", **_NOT_SILENT)
             self.run.folder.write_state(queued)
         finally:
             lock.release()
@@ -114,21 +115,32 @@ class FollowedRun:
         cap_log(folder.log)
         worker = self.worker()
         reported = history.attempt == self.state.attempt
+        silent: dict[str, object] = _NOT_SILENT
         if worker is not None:
             is_training = reported and history.last_step > 0
             silence = self._watch.look(worker, is_training=is_training)
             self._enforce(worker, silence)
+            silent = self._silent(silence)
             if silence.is_suspended:
                 return self._changed(
                     state="running" if reported and self.state.state == "starting" else self.state.state,
                     cause="The worker process is suspended (SIGSTOP) and makes no progress.",
                     advice=f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
+                    **silent,
                 )
         if folder.cancel_request.exists():
-            return self._changed(state="stopping", cause="Ends at once, as asked.", advice="")
+            return self._changed(state="stopping", cause="Ends at once, as asked.", advice="", **silent)
         if folder.stop_request.exists():
-            return self._changed(state="stopping", cause="Saves and stops, as asked.", advice="")
-        return self._changed(state="running" if reported else "starting", cause="", advice="")
+            return self._changed(state="stopping", cause="Saves and stops, as asked.", advice="", **silent)
+        return self._changed(state="running" if reported else "starting", cause="", advice="", **silent)
+
+    def _silent(self, silence: Silence) -> dict[str, object]:
+        """What people are told of a silence: since when, so that it need not be saved anew every second."""
+        if not silence.is_unusual:
+            return _NOT_SILENT
+        before = self.state.silent_since
+        since = before if before is not None else self._clock() - silence.seconds
+        return {"silent_since": since, "silence_limit_seconds": silence.limit_seconds}
 
     def _enforce(self, worker: ProcessIdentity, silence: Silence) -> None:
         """End a worker that does not obey a cancel, or hangs."""
@@ -191,6 +203,7 @@ class FollowedRun:
             advice=ending.advice,
             ended=ended,
             resumable_step=None if ending.state == "completed" else evidence.resumable_step,
+            **_NOT_SILENT,
         )
 
     def _changed(self, **changes: object) -> RunState:

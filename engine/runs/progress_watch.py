@@ -1,5 +1,6 @@
 """Whether a living worker still gets anywhere: events and log that grow, and processor time while they do not."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class SilenceLimits:
     suspended_seconds: float = 300.0  # stopped by SIGSTOP or a debugger
     preparing_idle_seconds: float = 1800.0  # as idle, before the first step: a download may stall and go on
     busy_seconds: float = 7200.0  # silent, and computing
+    unusual_seconds: float = 60.0  # people are told of it; at least twice as long as this worker was silent before
 
 
 class Silence(NamedTuple):
@@ -32,6 +34,11 @@ class Silence(NamedTuple):
     seconds: float  # since the worker last gave a sign
     limit_seconds: float  # that holds at present
     is_suspended: bool
+    unusual_seconds: float = math.inf  # beyond which people are told
+
+    @property
+    def is_unusual(self) -> bool:
+        return self.seconds > min(self.unusual_seconds, self.limit_seconds)
 
     @property
     def is_too_long(self) -> bool:
@@ -53,6 +60,7 @@ class ProgressWatch:
         self._clock = clock
         self._sizes = self._look()
         self._last_sign = clock()
+        self._longest_silence = 0.0  # that ended
         self._cpu: tuple[float, float] | None = None  # when it was looked at, and processor seconds by then
         self._computes = True
         self._was_suspended = False
@@ -63,6 +71,7 @@ class ProgressWatch:
         sizes = self._look()
         if sizes != self._sizes:
             self._sizes = sizes
+            self._longest_silence = max(self._longest_silence, now - self._last_sign)
             self._last_sign = now
             self._cpu = None
             self._computes = True
@@ -75,7 +84,8 @@ class ProgressWatch:
         silent = now - self._last_sign
         if not suspended:
             self._look_at_processor(worker, now)
-        return Silence(silent, self._limit(suspended, is_training), suspended)
+        unusual = max(self._limits.unusual_seconds, 2 * self._longest_silence)
+        return Silence(silent, self._limit(suspended, is_training), suspended, unusual)
 
     def _limit(self, suspended: bool, is_training: bool) -> float:
         if suspended:

@@ -50,6 +50,11 @@ def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
         yield ResumeRequest(owner, run_id)
 
 
+def resume_is_requested(home: LoratoryHome, run: Run) -> bool:
+    """Whether somebody asked that this run goes on, and it has not been taken up yet."""
+    return ResumeRequest(run.owner, run.id) in resume_requests(home)
+
+
 def forget_resume_request(home: LoratoryHome, request: ResumeRequest) -> None:
     """It is done, or cannot be done."""
     (home.server / _FOLDER / f"{request.owner}~{request.run_id}").unlink(missing_ok=True)

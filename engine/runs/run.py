@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.config.load import config_from_mapping, mapping_from_file
 from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
-from engine.errors import RunError
+from engine.errors import RunError, StorageError
 from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
@@ -48,6 +48,8 @@ class RunState(BaseModel):
     oom_kills: int | None = None  # the kernel's count when this attempt began
     energy_joules: float | None = None  # measured by its GPUs, over all attempts; None where one was not measured
     energy_meter_joules: float | None = None  # what their meters showed when this attempt began
+    silent_since: float | None = None  # when a worker whose silence is unusual last gave a sign
+    silence_limit_seconds: float | None = None  # after how long a silence it is ended, as things are
 
     @property
     def is_final(self) -> bool:
@@ -164,11 +166,19 @@ class RunFolder:
             return None
 
     def read_state(self) -> RunState:
-        """Load the state. Where the file is missing or torn, tell it from the log and the worker's lock."""
+        """Load the state. Where the file is missing or torn, tell it from the log and the worker's lock.
+
+        Raises:
+            StorageError: If the file is there and cannot be read.
+        """
         return self.read_saved_state() or self._told_by_the_log()
 
     def read_state_as_offered(self) -> RunState:
-        """The state, with `resumable_step` looked up anew: a checkpoint may have been damaged since the run ended."""
+        """The state, with `resumable_step` looked up anew: a checkpoint may have been damaged since the run ended.
+
+        Raises:
+            StorageError: If the file is there and cannot be read.
+        """
         state = self.read_state()
         if state.resumable_step is None:
             return state
@@ -194,11 +204,20 @@ class RunFolder:
         return state.model_copy(update=ended)
 
     def read_saved_state(self) -> RunState | None:
-        """Load the state as it was saved; None where the file is missing or torn."""
+        """Load the state as it was saved; None where the file is missing or torn.
+
+        Raises:
+            StorageError: If it is there and cannot be read.
+        """
         try:
             return RunState.model_validate_json(self.state.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
+        except OSError as error:
+            raise StorageError(
+                f"The state of {self.path.name} cannot be read ({error.strerror}).",
+                "Check the permissions of the run's folder.",
+            ) from error
 
     def write_state(self, state: RunState) -> None:
         """Replace the state; for the supervisor alone.
@@ -214,6 +233,10 @@ class RunFolder:
             return WorkerRecord.model_validate_json(self.process.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
+
+    def worker_lock(self) -> FileLock:
+        """The lock of the worker; whoever else holds it for a moment keeps a worker from claiming the run meanwhile."""
+        return FileLock(self.lock, makes_folder=False)
 
     def has_living_worker(self) -> bool:
         """Whether a worker holds the run's lock, whatever its pid looks like."""
@@ -245,7 +268,7 @@ class RunFolder:
             RunError: If another worker has it, or this attempt was given up.
             StorageError: If the folder cannot be written.
         """
-        lock = FileLock(self.lock)
+        lock = self.worker_lock()
         if not lock.acquire(timeout_seconds=1.0):
             raise RunError(f"Another process already works on {self.path.name}.", "Wait for it, or stop it first.")
         expected = os.environ.get(ATTEMPT_VARIABLE, "")

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
 from engine.runs.history_cache import cached_history_path
 from engine.runs.provenance import Provenance, describe_config
+from engine.runs.requests import resume_is_requested
 from engine.runs.run import Run, RunFolder
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
@@ -146,24 +148,40 @@ class RunStore:
         """Remove a run that has ended, with everything it saved; returns the bytes that this freed.
 
         Raises:
-            RunError: If there is no such run, or it waits or runs.
+            RunError: If there is no such run, or it waits, runs, or is about to be resumed.
             StorageError: If its files cannot be removed.
         """
         run = self.get(run_id)
-        state = run.folder.read_state()
-        if run.folder.has_living_worker() or not state.is_final:
-            raise RunError(f"{run.id} is {state.state} and cannot be deleted.", "Stop it first.")
         doomed = self._folder / f"{_DOOMED_PREFIX}{run.id}"
+        lock = run.folder.worker_lock()
         try:
-            size = folder_size_bytes(run.folder.path)
+            # With the lock in our hands no worker can claim it, and no supervisor takes it up again.
+            is_free = lock.acquire(timeout_seconds=1.0)
+            self._refuse_to_delete(run, is_free)
+            if sys.platform == "win32":
+                lock.release()  # no folder can be renamed there while a file in it is open
             run.folder.path.rename(doomed)  # it is gone from every list at once, however long the rest takes
+        except StorageError:
+            self.get(run.id)  # somebody else may have deleted it meanwhile
+            raise
+        except OSError as error:
+            raise _cannot_be_removed(run, error) from error
+        finally:
+            lock.release()
+        try:
+            size = folder_size_bytes(doomed)
             shutil.rmtree(doomed)
             cached_history_path(run).unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(
-                f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder."
-            ) from error
+            raise _cannot_be_removed(run, error) from error
         return size
+
+    def _refuse_to_delete(self, run: Run, is_free: bool) -> None:
+        state = run.folder.read_state()
+        if not is_free or not state.is_final:
+            raise RunError(f"{run.id} is {state.state} and cannot be deleted.", "Stop it first.")
+        if resume_is_requested(self.home, run):
+            raise RunError(f"{run.id} is about to be resumed and cannot be deleted.", "Stop it first, once it waits.")
 
     def sweep(self) -> None:
         """Remove what an interrupted creation or deletion left behind."""
@@ -205,6 +223,10 @@ def list_owners(home: LoratoryHome) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir() and _OWNER.fullmatch(entry.name))
     except FileNotFoundError:
         return []
+
+
+def _cannot_be_removed(run: Run, error: OSError) -> StorageError:
+    return StorageError(f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder.")
 
 
 def folder_size_bytes(folder: Path) -> int:

@@ -102,16 +102,23 @@ class Supervisor:
         who = f"Another Loratory process (pid {other.process.pid})" if other is not None else "Another Loratory process"
         return f"{who} already supervises the runs of this home; this one refuses to, and takes over when it ends."
 
+    def explain_standing_by(self) -> str:
+        """The same, and nothing once it supervises."""
+        return self.explain_role() if self.role == "standing_by" else ""
+
     def _run(self) -> None:
+        complaint = ""
         while not self._lock.is_held:
             if self._ending.wait(self._settings.take_over_seconds):
                 return
-            self._lock.acquire(timeout_seconds=0)
+            try:
+                self._lock.acquire(timeout_seconds=0)
+            except Exception as error:
+                complaint = _complain("The place of the present supervisor cannot be looked at", error, complaint)
         record = SupervisorRecord(process=ProcessIdentity.current(), since=time.time())
         overseer = Overseer(self._home, self._settings)
         self._role = "supervising"
         announced = False
-        complaint = ""
         while not self._ending.is_set():
             try:
                 if not announced:
@@ -119,13 +126,18 @@ class Supervisor:
                     announced = True
                 overseer.tick()
             except Exception as error:
-                # A full disk, a folder taken away: whatever it is, the runs still need somebody. The next round tries
-                # again; the same complaint is not repeated.
-                if str(error) != complaint:
-                    complaint = str(error)
-                    _log.error("Runs cannot be supervised at present, and it is tried again: %s", complaint)
-                    _log.debug("The whole story:", exc_info=error)
+                # A full disk, a folder taken away: whatever it is, the runs still need somebody.
+                complaint = _complain("Runs cannot be supervised at present", error, complaint)
             self._ending.wait(self._settings.tick_seconds)
+
+
+def _complain(what: str, error: Exception, before: str) -> str:
+    """Say what happened, unless it was the last thing that was said; the next round tries again."""
+    complaint = str(error)
+    if complaint != before:
+        _log.error("%s, and it is tried again: %s", what, complaint)
+        _log.debug("The whole story:", exc_info=error)
+    return complaint
 
 
 class Overseer:

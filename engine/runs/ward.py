@@ -1,14 +1,16 @@
 """All runs of a home that are not over: those that wait and those with a worker. The only writer of state.json."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError
 from engine.hardware.device import Device
 from engine.hardware.energy import energy_so_far_joules
-from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.hardware.lease import LeaseBook, lease_name
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
@@ -17,41 +19,20 @@ from engine.runs.endings import out_of_memory_kills
 from engine.runs.event_log import last_event
 from engine.runs.followed import FollowedRun, Patience
 from engine.runs.memory_advice import advice_on_memory
+from engine.runs.owner_folder import OwnerFolder
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
 from engine.runs.requests import forget_resume_request, resume_requests
 from engine.runs.run import FINAL_STATES, Run, RunState
+from engine.runs.run_leases import RunLeases
 from engine.runs.store import RunStore, list_owners
 from engine.runs.worker_command import WorkerCommand, WorkerOrder, start_worker
 
-_UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
-_LOOK_AGAIN_SECONDS = 30.0  # however unchanged a folder looks: network filesystems cache its times
 _EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the others wait for these
 _EXPLAIN_SECONDS = 10.0
+_PUT_OFF_SECONDS = 30.0  # others come first meanwhile
 
 _log = logging.getLogger(__name__)
-
-
-class _OwnerFolder:
-    """When an owner's folder was last looked at, so that an unchanged one costs nothing."""
-
-    def __init__(self, store: RunStore) -> None:
-        self.store = store
-        self.known: set[str] = set()
-        self._modified = 0
-        self._looked = 0.0
-
-    def has_changed(self) -> bool:
-        try:
-            modified = self.store.folder.stat().st_mtime_ns
-        except FileNotFoundError:
-            return False
-        now = time.time()
-        settled = now - modified / 1e9 > _UNSETTLED_SECONDS
-        if modified == self._modified and settled and now - self._looked < _LOOK_AGAIN_SECONDS:
-            return False
-        self._modified, self._looked = modified, now
-        return True
 
 
 class Ward:
@@ -79,11 +60,12 @@ class Ward:
         self._home = home
         self._command = command
         self._patience = patience
-        self._book = book
         self._clock = clock
-        self._owners: dict[str, _OwnerFolder] = {}
+        self._leases = RunLeases(book, self._complain)
+        self._owners: dict[str, OwnerFolder] = {}
         self._explained: dict[str, float] = {}  # when the reason of a waiting run was last saved
-        self._last_complaint = ""
+        self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
+        self._complaints: dict[str, str] = {}  # the last one about each run
         self.waiting: dict[str, Run] = {}
         self._needs: dict[str, Waiting] = {}
         self.followed: dict[str, FollowedRun] = {}
@@ -92,9 +74,10 @@ class Ward:
         """Take in runs that appeared, and all that are not over after a start of ours."""
         for owner in list_owners(self._home):
             if owner not in self._owners:
-                store = RunStore(self._home, owner)
-                store.sweep()
-                self._owners[owner] = _OwnerFolder(store)
+                with self._complaining(owner, "has a folder that cannot be looked after"):
+                    store = RunStore(self._home, owner)
+                    store.sweep()
+                    self._owners[owner] = OwnerFolder(store)
         for folder in self._owners.values():
             if not folder.has_changed():
                 continue
@@ -106,7 +89,7 @@ class Ward:
                     self._take_in(run)
                     folder.known.add(run_id)
                 except (EngineError, OSError) as error:
-                    self._complain(f"{run_id} cannot be supervised: {error}")
+                    self._complain(run_id, f"{run_id} cannot be supervised: {error}")
             for gone in folder.known - runs.keys():
                 self._forget(gone)
             folder.known &= runs.keys()
@@ -117,15 +100,16 @@ class Ward:
             try:
                 self._look_at(followed)
             except (EngineError, OSError) as error:
-                self._complain(f"{followed.run.id} could not be looked at: {error}")
+                self._complain(followed.run.id, f"{followed.run.id} could not be looked at: {error}")
 
     def _look_at(self, followed: FollowedRun) -> None:
+        self._leases.pass_on(followed.run, followed.worker())
         state = followed.look()
         if state == followed.state:
             return
         if state.is_final or state.state == "queued":
             state = self._with_advice(followed, self._with_energy(followed, state))
-            self._free_devices(followed)
+            self._leases.release(followed.run)
         self._save(followed.run, state)
         followed.state = state
         if state.is_final:
@@ -162,75 +146,93 @@ class Ward:
     def obey_requests(self) -> None:
         """Take stopped runs out of the queue, and put resumed ones into it."""
         for run in list(self.waiting.values()):
-            if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
-                state = run.folder.read_state()
-                began = state.attempt > 0
-                cause = "Taken out of the queue." if began else "Taken out of the queue before it began."
-                self._end_waiting(run, "stopped", cause, "Resume it to put it back.")
-        for request in resume_requests(self._home):
-            store = self._owners[request.owner].store if request.owner in self._owners else None
-            if store is not None and request.run_id in store.ids():
-                run = store.get(request.run_id)
-                if run.folder.read_state().is_final:
-                    self._requeue(run)
-            forget_resume_request(self._home, request)
+            with self._complaining(run.id, "could not be taken out of the queue"):
+                self._take_out_if_asked(run)
+        for request in list(resume_requests(self._home)):
+            with self._complaining(request.run_id, "could not be resumed"):
+                store = self._owners[request.owner].store if request.owner in self._owners else None
+                is_done = store is None or request.run_id not in store.ids() or self._requeue(store.get(request.run_id))
+                if is_done:
+                    forget_resume_request(self._home, request)
+
+    def _take_out_if_asked(self, run: Run) -> None:
+        if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
+            began = run.folder.read_state().attempt > 0
+            cause = "Taken out of the queue." if began else "Taken out of the queue before it began."
+            self._end_waiting(run, "stopped", cause, "Resume it to put it back.")
 
     def needs(self, run_id: str) -> Waiting | None:
-        """What a waiting run needs; None, and the run fails, where its configuration cannot be read."""
+        """What a waiting run needs; None where its configuration cannot be read, so that it fails, or it was put off."""
+        run = self.waiting[run_id]
+        if self._clock() < self._put_off.get(run_id, 0.0):
+            return None
         if run_id not in self._needs:
-            run = self.waiting[run_id]
-            try:
-                config = run.folder.read_config()
-            except EngineError as error:
-                self._end_waiting(run, "failed", error.what, error.fix)
-                return None
-            self._needs[run_id] = Waiting(run_id, config.run, read_provenance(run.folder).predicted_bytes)
-        needs = self._needs[run_id]
-        if start_anyway_is_requested(self.waiting[run_id].folder):
+            with self._complaining(run_id, "could not be ended"):
+                config = self._config_of(run)
+                if config is not None:
+                    self._needs[run_id] = Waiting(run_id, config.run, read_provenance(run.folder).predicted_bytes)
+        needs = self._needs.get(run_id)
+        if needs is not None and start_anyway_is_requested(run.folder):
             return needs._replace(needed_bytes=None)
         return needs
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
-        """Start the worker of a waiting run on devices that are free; it stays in the queue where they no longer are."""
+        """Start the worker of a waiting run on devices that are free; it stays in the queue where they no longer are.
+
+        A run that can neither be started nor failed is put off, so that it keeps no other from its device.
+        """
         run = self.waiting[run_id]
-        config = run.folder.read_config()
-        names = tuple(lease_name(device) for device in devices)
-        ourselves = ProcessIdentity.current()
-        title = run_title(config)
         try:
-            self._book.take(names, LeaseHolder(purpose="training", title=title, process=ourselves, run_id=run_id))
+            self._start(run, devices)
+        except (EngineError, OSError) as error:
+            self._put_off[run_id] = self._clock() + _PUT_OFF_SECONDS
+            self._complain(run_id, f"{run_id} could not be started: {error}")
+
+    def _start(self, run: Run, devices: tuple[Device, ...]) -> None:
+        config = self._config_of(run)
+        if config is None:
+            return
+        names = tuple(lease_name(device) for device in devices)
+        try:
+            self._leases.take(run, run_title(config), names)
         except DeviceError:
             return
-        before = run.folder.read_state()
-        state = before.model_copy(
-            update={
-                "state": "starting",
-                "cause": "",
-                "advice": "",
-                "attempt": before.attempt + 1,
-                "device": ", ".join(names),
-                "changed": self._clock(),
-                "started": before.started or self._clock(),
-                "ended": None,
-                "oom_kills": out_of_memory_kills(),
-                "energy_meter_joules": self._meter(", ".join(names)),
-            }
-        )
         try:
+            before = run.folder.read_state()
+            state = before.model_copy(
+                update={
+                    "state": "starting",
+                    "cause": "",
+                    "advice": "",
+                    "attempt": before.attempt + 1,
+                    "device": ", ".join(names),
+                    "changed": self._clock(),
+                    "started": before.started or self._clock(),
+                    "ended": None,
+                    "oom_kills": out_of_memory_kills(),
+                    "energy_meter_joules": self._meter(", ".join(names)),
+                    "silent_since": None,
+                    "silence_limit_seconds": None,
+                }
+            )
             self._save(run, state)
             process = start_worker(WorkerOrder(run, config, devices, state.attempt), self._command)
-        except EngineError as error:
-            self._book.release(ourselves)
-            self._end_waiting(run, "failed", error.what, error.fix)
+        except (EngineError, OSError) as error:
+            self._leases.release(run)
+            self._end_waiting(run, "failed", *_in_words(run, error))
             return
         spawned = ProcessIdentity.of(process.pid)
-        self._unqueue(run_id)  # from here on it has a worker, whatever else fails
-        self.followed[run_id] = FollowedRun(run, state, self._patience, process, spawned, self._clock)
-        if spawned is not None:
-            holder = LeaseHolder(purpose="training", title=title, process=spawned, run_id=run_id)
-            self._book.hand_over(names, ourselves, holder)
-        else:
-            self._book.release(ourselves)
+        self._unqueue(run.id)  # from here on it has a worker, whatever else fails
+        self.followed[run.id] = FollowedRun(run, state, self._patience, process, spawned, self._clock)
+        self._leases.pass_on(run, spawned)
+
+    def _config_of(self, run: Run) -> RunConfig | None:
+        """The configuration of a waiting run; None, and the run fails, where it cannot be read."""
+        try:
+            return run.folder.read_config()
+        except EngineError as error:
+            self._end_waiting(run, "failed", error.what, error.fix)
+            return None
 
     def explain_waiting(self, reasons: Sequence[tuple[str, str]]) -> None:
         """Save why the first in line wait; seldom enough that figures which change all the time cost nothing."""
@@ -240,10 +242,11 @@ class Ward:
             run = self.waiting[run_id]
             if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue
-            state = run.folder.read_state()
-            if state.cause != reason:
-                self._save(run, state.model_copy(update={"cause": reason, "changed": now}))
-                self._explained[run_id] = now
+            with self._complaining(run_id, "cannot be told why it waits"):
+                state = run.folder.read_state()
+                if state.cause != reason:
+                    self._save(run, state.model_copy(update={"cause": reason, "changed": now}))
+                    self._explained[run_id] = now
 
     def _take_in(self, run: Run) -> None:
         state = run.folder.read_saved_state()
@@ -255,11 +258,11 @@ class Ward:
         if state.state == "queued":
             self._enqueue(run)
             return
-        holder = self._book.holder_of_run(run.id)
-        spawned = holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
-        followed = FollowedRun(run, state, self._patience, spawned=spawned, clock=self._clock)
-        self.followed[run.id] = followed
-        self._hold_devices_again(followed)
+        spawned = self._leases.worker_of(run)
+        followed = self.followed[run.id] = FollowedRun(run, state, self._patience, spawned=spawned, clock=self._clock)
+        worker = followed.worker()
+        if worker is not None and state.device and worker.is_alive():
+            self._leases.hold_again(run, worker, state.device.split(", "))
 
     def _recovered(self, run: Run) -> RunState:
         """The state of a run that has none: new, or robbed of its file; then its log and its lock tell."""
@@ -269,24 +272,6 @@ class Ward:
             return RunState(state="queued", changed=self._clock())
         began = last.time if last is not None else self._clock()
         return RunState(state="running", attempt=attempt, started=began, changed=self._clock())
-
-    def _hold_devices_again(self, followed: FollowedRun) -> None:
-        """A living worker keeps its device, also where the former supervisor died before it had written that down."""
-        worker, device = followed.worker(), followed.state.device
-        if worker is None or not device or not worker.is_alive():
-            return
-        title = followed.run.id
-        try:
-            title = run_title(followed.run.folder.read_config())
-            holder = LeaseHolder(purpose="training", title=title, process=worker, run_id=followed.run.id)
-            self._book.take(device.split(", "), holder)
-        except EngineError:
-            self._complain(f"The device of {followed.run.id} could not be leased again.")
-
-    def _free_devices(self, followed: FollowedRun) -> None:
-        for process in (followed.worker(), followed.spawned):
-            if process is not None:
-                self._book.release(process)
 
     def _resume_by_itself(self, followed: FollowedRun, state: RunState) -> None:
         if state.state != "interrupted" or not followed.was_rebooted:
@@ -298,14 +283,24 @@ class Ward:
         if wanted:
             self._requeue(followed.run)
 
-    def _requeue(self, run: Run) -> None:
-        clear_requests(run.folder)
-        state = run.folder.read_state()
-        step = state.resumable_step
-        cause = f"Goes on from step {step}." if step is not None else "Begins anew; no checkpoint was saved."
-        changes = {"state": "queued", "cause": cause, "advice": "", "ended": None, "changed": self._clock()}
-        self._save(run, state.model_copy(update=changes))
+    def _requeue(self, run: Run) -> bool:
+        """Put a run that has ended back into the queue; returns False where that must be tried again."""
+        lock = run.folder.worker_lock()
+        if not lock.acquire(timeout_seconds=0.2):
+            return False
+        try:  # with its lock in our hands nobody deletes it
+            state = run.folder.read_state_as_offered()
+            if not state.is_final:
+                return True
+            clear_requests(run.folder)
+            step = state.resumable_step
+            cause = f"Goes on from step {step}." if step is not None else "Begins anew; there is no whole checkpoint."
+            changes = {"state": "queued", "cause": cause, "advice": "", "ended": None, "changed": self._clock()}
+            self._save(run, state.model_copy(update=changes))
+        finally:
+            lock.release()
         self._enqueue(run)
+        return True
 
     def _enqueue(self, run: Run) -> None:
         self.waiting[run.id] = run
@@ -314,6 +309,7 @@ class Ward:
         self.waiting.pop(run_id, None)
         self._needs.pop(run_id, None)
         self._explained.pop(run_id, None)
+        self._put_off.pop(run_id, None)
 
     def _end_waiting(self, run: Run, state: str, cause: str, advice: str) -> None:
         now = self._clock()
@@ -321,18 +317,33 @@ class Ward:
         self._save(run, run.folder.read_state().model_copy(update=changes))
         self._unqueue(run.id)
 
-    def _complain(self, text: str) -> None:
+    @contextlib.contextmanager
+    def _complaining(self, run_id: str, what: str) -> Iterator[None]:
+        """What goes wrong with one run is said, and keeps no other from its turn."""
+        try:
+            yield
+        except (EngineError, OSError) as error:
+            self._complain(run_id, f"{run_id} {what}: {error}")
+
+    def _complain(self, run_id: str, text: str) -> None:
         """Say it once, not twice a second for as long as a disk stays full."""
-        if text != self._last_complaint:
+        if self._complaints.get(run_id) != text:
             _log.error(text)
-        self._last_complaint = text
+        self._complaints[run_id] = text
 
     def _forget(self, run_id: str) -> None:
         """A run was deleted under us."""
         self._unqueue(run_id)
         self.followed.pop(run_id, None)
+        self._complaints.pop(run_id, None)
 
     def _save(self, run: Run, state: RunState) -> None:
         path: Path = run.folder.path
         if path.is_dir():
             run.folder.write_state(state)
+
+
+def _in_words(run: Run, error: EngineError | OSError) -> tuple[str, str]:
+    if isinstance(error, EngineError):
+        return error.what, error.fix
+    return f"{run.id} could not be started ({error.strerror}).", "Check the permissions of its folder."

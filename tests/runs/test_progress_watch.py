@@ -85,3 +85,20 @@ def test_a_suspended_worker_is_known_at_once_and_gets_its_time_back_when_it_goes
 
     bench.worker.suspended = True
     assert bench.after(60).is_too_long
+
+
+def test_a_silence_is_unusual_after_a_minute_or_twice_the_longest_before(bench):
+    assert not bench.after(60, busy_share=0.9).is_unusual
+    assert bench.after(2, busy_share=0.9).is_unusual
+
+    bench.folder.events.write_text("a step")
+    assert not bench.after(1, busy_share=0.9).is_unusual
+    assert not bench.after(110, busy_share=0.9).is_unusual, "it was silent for a minute before, and then spoke"
+    assert bench.after(20, busy_share=0.9).is_unusual
+
+
+def test_a_silence_that_ends_a_worker_is_unusual_in_any_case(bench):
+    bench.after(90)
+    bench.folder.events.write_text("a step")
+
+    assert bench.after(102).is_unusual

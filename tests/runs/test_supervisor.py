@@ -17,29 +17,13 @@ from engine.runs.queue import QueueOrder
 from engine.runs.requests import request_resume
 from engine.runs.run import RunFolder, RunState, WorkerRecord
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Supervisor, is_supervised, reconcile, supervisor_of
+from engine.runs.supervisor import is_supervised, reconcile, supervisor_of
 from tests.runs.supervision import GIB, config_for, cpu, fake_settings, wait_for_state, wait_until
 
 
 @pytest.fixture
 def store(home):
     return RunStore(home, "ann")
-
-
-@pytest.fixture
-def start_supervisor(home):
-    """Starts supervisors that end with the test."""
-    started: list[Supervisor] = []
-
-    def start(**changes: object) -> Supervisor:
-        supervisor = Supervisor(home, fake_settings(**changes))
-        supervisor.start()
-        started.append(supervisor)
-        return supervisor
-
-    yield start
-    for supervisor in started:
-        supervisor.stop()
 
 
 def executions(run) -> list[str]:

@@ -1,0 +1,79 @@
+"""The devices of runs: ours while a worker is being started, the worker's while it works, nobody's when it has ended."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from engine.errors import EngineError
+from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.processes.identity import ProcessIdentity
+from engine.runs.provenance import run_title
+from engine.runs.run import Run
+
+
+class _Taken(NamedTuple):
+    """Devices that are still ours."""
+
+    devices: tuple[str, ...]
+    title: str
+
+
+class RunLeases:
+    """Takes, passes on and gives back what runs hold.
+
+    Args:
+        book: Who holds which device.
+        complain: Told what could not be done, by the run that it concerns.
+    """
+
+    def __init__(self, book: LeaseBook, complain: Callable[[str, str], None]) -> None:
+        self._book = book
+        self._complain = complain
+        self._ours: dict[str, _Taken] = {}  # by run
+
+    def take(self, run: Run, title: str, devices: Sequence[str]) -> None:
+        """Take the devices of a run that is about to be started.
+
+        Raises:
+            DeviceError: If somebody else holds one of them.
+            StorageError: If that cannot be written down.
+        """
+        names = tuple(devices)
+        self._book.take(names, _holder(run, title, ProcessIdentity.current()))
+        self._ours[run.id] = _Taken(names, title)
+
+    def pass_on(self, run: Run, worker: ProcessIdentity | None) -> None:
+        """Let the worker have what is still ours; where that fails it is ours until the next call, or until the end."""
+        taken = self._ours.get(run.id)
+        if taken is None or worker is None:
+            return
+        try:
+            self._book.hand_over(taken.devices, ProcessIdentity.current(), _holder(run, taken.title, worker))
+        except (EngineError, OSError) as error:
+            self._complain(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
+            return
+        del self._ours[run.id]
+
+    def hold_again(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
+        """A living worker keeps its device, also where the former supervisor died before it had written that down."""
+        try:
+            self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
+        except (EngineError, OSError) as error:
+            self._complain(run.id, f"The device of {run.id} could not be leased again: {error}")
+
+    def worker_of(self, run: Run) -> ProcessIdentity | None:
+        """The worker of a run, where a former supervisor wrote it down with the lease."""
+        holder = self._book.holder_of_run(run.id)
+        return holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
+
+    def release(self, run: Run) -> None:
+        """Give back all that is held for a run, whoever holds it.
+
+        Raises:
+            StorageError: If that cannot be written down; it is to be tried again.
+        """
+        self._book.release_run(run.id)
+        self._ours.pop(run.id, None)
+
+
+def _holder(run: Run, title: str, process: ProcessIdentity) -> LeaseHolder:
+    return LeaseHolder(purpose="training", title=title, process=process, run_id=run.id)

@@ -1,0 +1,22 @@
+"""What tests of supervision share: supervisors that end with their test."""
+
+import pytest
+
+from engine.runs.supervisor import Supervisor
+from tests.runs.supervision import fake_settings
+
+
+@pytest.fixture
+def start_supervisor(home):
+    """Starts supervisors that end with the test."""
+    started: list[Supervisor] = []
+
+    def start(**changes: object) -> Supervisor:
+        supervisor = Supervisor(home, fake_settings(**changes))
+        supervisor.start()
+        started.append(supervisor)
+        return supervisor
+
+    yield start
+    for supervisor in started:
+        supervisor.stop()

@@ -1,0 +1,200 @@
+"""One run in trouble keeps no other from its turn, and trouble that passes leaves nothing behind."""
+
+import pytest
+
+from engine.errors import RunError, StorageError
+from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.processes.identity import ProcessIdentity
+from engine.processes.lock import FileLock
+from engine.runs.control import request_cancel
+from engine.runs.followed import Patience
+from engine.runs.history import read_history
+from engine.runs.progress_watch import SilenceLimits
+from engine.runs.requests import request_resume
+from engine.runs.run import RunFolder, RunState
+from engine.runs.store import RunStore
+from engine.runs.supervisor import Overseer, is_supervised
+from tests.runs.supervision import config_for, fake_settings, wait_for_state, wait_until
+
+
+@pytest.fixture
+def store(home):
+    return RunStore(home, "ann")
+
+
+def refuse(*_args: object, **_values: object) -> None:
+    raise StorageError("The disk is full.", "Free some space.")
+
+
+def test_a_device_that_could_not_be_handed_over_is_handed_over_at_the_next_look(store, home, monkeypatch):
+    overseer, book = Overseer(home, fake_settings()), LeaseBook(home)
+    run = store.create(config_for("steps=5000"))
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaseBook, "hand_over", refuse)
+        overseer.tick()
+        assert book.holder("cpu").process == ProcessIdentity.current()
+
+    overseer.tick()
+
+    holder = book.holder("cpu")
+    assert (holder.run_id, holder.process != ProcessIdentity.current()) == (run.id, True)
+    request_cancel(run)
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    assert book.holder("cpu") is None
+
+
+def test_a_run_that_ends_gives_back_a_device_that_was_never_handed_over(store, home, monkeypatch):
+    monkeypatch.setattr(LeaseBook, "hand_over", refuse)
+    overseer = Overseer(home, fake_settings())
+    first, second = store.create(config_for("steps=2")), store.create(config_for("steps=2"))
+
+    wait_until(lambda: overseer.tick() or second.folder.read_state().is_final)
+
+    assert [run.folder.read_state().state for run in (first, second)] == ["completed", "completed"]
+    assert LeaseBook(home).holder("cpu") is None
+
+
+def test_what_a_server_holds_for_something_else_stays_held_when_a_run_cannot_be_started(store, home):
+    book, ourselves = LeaseBook(home), ProcessIdentity.current()
+    book.take(["cuda:0"], LeaseHolder(purpose="measurement", title="one step", process=ourselves, run_id="m"))
+    overseer = Overseer(home, fake_settings(command=lambda order: ["/nonexistent/python"]))
+    run = store.create(config_for())
+
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+
+    assert run.folder.read_state().state == "failed"
+    assert (book.holder("cpu"), book.holder("cuda:0").run_id) == (None, "m")
+
+
+def test_a_config_that_breaks_while_it_waits_fails_its_run_and_no_other(store, start_supervisor, home):
+    book, ourselves = LeaseBook(home), ProcessIdentity.current()
+    book.take(["cpu"], LeaseHolder(purpose="chat", title="qwen", process=ourselves))
+    broken, fine = store.create(config_for("steps=3")), store.create(config_for("steps=3"))
+    start_supervisor()
+    wait_until(lambda: broken.folder.read_state().cause.startswith("Waits"))  # its needs are known
+    broken.folder.config.write_text("model: {id: 5, colour: blue}")
+    book.release(ourselves)
+
+    assert "problem" in wait_for_state(broken, "failed").cause
+    assert wait_for_state(fine, "completed")
+
+
+@pytest.mark.parametrize("method", ["read_state", "write_state", "read_config"])
+def test_a_waiting_run_whose_files_are_out_of_reach_keeps_no_other_from_starting(
+    store, start_supervisor, monkeypatch, method
+):
+    odd, fine = store.create(config_for("steps=3")), store.create(config_for("steps=3"))
+    for run in (odd, fine):
+        run.folder.write_state(RunState(state="queued"))
+    original = getattr(RunFolder, method)
+
+    def unless_odd(self, *arguments):
+        if self.path == odd.folder.path:
+            raise PermissionError(13, "Permission denied")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(RunFolder, method, unless_odd)
+    start_supervisor()
+
+    wait_until(lambda: original_state(fine) == "completed")
+
+
+def original_state(run) -> str:
+    return RunState.model_validate_json(run.folder.state.read_bytes()).state
+
+
+def test_a_state_that_cannot_be_read_is_one_clear_error(store, monkeypatch):
+    run = store.create(config_for())
+
+    def deny(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", deny)
+    with pytest.raises(StorageError, match=rf"The state of {run.id} cannot be read \(Permission denied\)"):
+        run.folder.read_state()
+
+
+def test_a_supervisor_that_stands_by_outlives_a_lock_that_cannot_be_looked_at(start_supervisor, home, monkeypatch):
+    first, second = start_supervisor(), start_supervisor()
+    refused, acquire = [], FileLock.acquire
+
+    def refuse_once(self, timeout_seconds=None):
+        if self is second._lock and not refused:
+            refused.append(self)
+            refuse()
+        return acquire(self, timeout_seconds)
+
+    monkeypatch.setattr(FileLock, "acquire", refuse_once)
+    wait_until(lambda: bool(refused))
+    first.stop()
+
+    wait_until(lambda: second.role == "supervising")
+    assert is_supervised(home)
+
+
+def test_a_run_that_is_about_to_be_resumed_is_not_deleted(store, home):
+    run = store.create(config_for())
+    run.folder.write_state(RunState(state="stopped"))
+    request_resume(home, run)
+
+    with pytest.raises(RunError, match="about to be resumed and cannot be deleted"):
+        store.delete(run.id)
+    assert run.folder.config.is_file()
+
+
+def test_a_run_is_not_taken_up_again_while_it_is_being_deleted(store, home, monkeypatch):
+    """A resume that comes in the midst of a deletion finds no run, and leaves no half of one behind."""
+    run = store.create(config_for("steps=3"))
+    run.folder.write_state(RunState(state="stopped", attempt=1))
+    overseer, states = Overseer(home, fake_settings()), []
+    overseer.tick()
+    check = store._refuse_to_delete
+
+    def resume_after_the_check(*arguments):
+        check(*arguments)
+        request_resume(home, run)
+        overseer.tick()
+        states.append(run.folder.read_state().state)
+
+    monkeypatch.setattr(store, "_refuse_to_delete", resume_after_the_check)
+    store.delete(run.id)
+    overseer.tick()
+
+    assert states == ["stopped"]
+    assert list(store.folder.iterdir()) == []
+
+
+def test_no_worker_claims_a_run_that_is_being_deleted(store, monkeypatch):
+    run, refused = store.create(config_for()), []
+    run.folder.write_state(RunState(state="stopped", attempt=1))
+    check = store._refuse_to_delete
+
+    def claim_after_the_check(*arguments):
+        check(*arguments)
+        with pytest.raises(RunError, match="Another process already works on"):
+            run.folder.claim()
+        refused.append(run.id)
+
+    monkeypatch.setattr(store, "_refuse_to_delete", claim_after_the_check)
+    store.delete(run.id)
+
+    assert refused == [run.id]
+    with pytest.raises(StorageError):
+        run.folder.claim()
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_silence_is_written_down_while_it_lasts(store, start_supervisor):
+    limits = SilenceLimits(idle_seconds=600, preparing_idle_seconds=600, busy_seconds=600, unusual_seconds=0.5)
+    start_supervisor(patience=Patience(silence=limits, cancel_seconds=0.5))
+    run = store.create(config_for("steps=20 hang@3"))
+
+    wait_until(lambda: run.folder.read_state().silent_since is not None and _last_step(run) == 3)
+    state = run.folder.read_state()
+    assert (state.state, state.silence_limit_seconds) == ("running", 600)
+    request_cancel(run)
+    assert wait_for_state(run, "stopped", "failed").silent_since is None
+
+
+def _last_step(run) -> int:
+    return read_history(run.folder.events).last_step
