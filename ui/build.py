@@ -124,7 +124,8 @@ def _header(services: Services) -> str:
     device = max(services.devices(), key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
     states = [run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]]
     running = sum(state in LIVE_STATES for state in states)
-    return render_header(device, running, sum(state == "queued" for state in states))
+    waiting = sum(state == "queued" for state in states)
+    return render_header(device, running, waiting, services.standing_by())
 
 
 def _header_news(services: Services, header: gr.HTML) -> Callable[[str, str], str | None]:

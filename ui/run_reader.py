@@ -28,6 +28,7 @@ _OFFERED_AT_ONCE = 200
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
 _LOG_TAIL_BYTES = 24_000
 _SAME_LOOK_SECONDS = 1.0
+_SILENCE_SHOWN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ class ObservedRun:
     def stamp(self) -> str:
         """Changes whenever something that the page shows has changed."""
         asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
-        return f"{self.run.id}:{self.history.next_offset}:{self.state.changed}:{self.state.state}:{asked}:{self.title}"
+        # Nothing changes while a worker says nothing, and still the page says for how long.
+        since = self.state.silent_since
+        silent = "" if since is None else f"{(time.time() - since) // _SILENCE_SHOWN_SECONDS:.0f}"
+        told = f"{self.state.changed}:{self.state.state}:{silent}"
+        return f"{self.run.id}:{self.history.next_offset}:{told}:{asked}:{self.title}"
 
     @property
     def waits_for_memory(self) -> bool:

@@ -46,6 +46,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         checks=DatasetChecks(inspector),
         results=ResultWork.on_this_machine(home),
         measure=lambda config, estimate: MeasurementJob(home, config, estimate),
+        standing_by=supervisor.explain_standing_by,
     )
     leaving = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

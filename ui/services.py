@@ -63,3 +63,4 @@ class Services:
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
+    standing_by: Callable[[], str] = lambda: ""  # who supervises the runs in our stead; empty where we do

@@ -56,6 +56,28 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "base 2.71" in line
 
 
+def test_a_worker_that_is_silent_for_unusually_long_is_said_to_be_with_its_limit(observe):
+    observed = observe(state="running", steps=37)
+    silent = observed.state.model_copy(update={"silent_since": 1000.0, "silence_limit_seconds": 300.0})
+
+    heading = render_heading(replace(observed, state=silent), now=1090.0)
+
+    assert "has said nothing for 1 min 30 s; it is ended after 5 min 00 s" in heading
+    assert "said nothing" not in render_heading(observed, now=1090.0)
+    ended = silent.model_copy(update={"state": "failed"})
+    assert "said nothing" not in render_heading(replace(observed, state=ended), now=1090.0)
+
+
+def test_the_page_goes_on_counting_while_a_worker_is_silent(observe):
+    observed = observe(state="running", steps=37)
+
+    def stamp(seconds: float) -> str:
+        silent = {"silent_since": time.time() - seconds, "silence_limit_seconds": 300.0}
+        return replace(observed, state=observed.state.model_copy(update=silent)).stamp
+
+    assert stamp(65.0) != stamp(95.0)
+
+
 def test_a_finished_run_says_how_long_it_took_and_nothing_is_left(observe):
     line = status_line(observe(state="completed", steps=120))
 

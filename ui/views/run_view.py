@@ -8,7 +8,7 @@ from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
 from engine.runs.pace import seconds_left
 from engine.runs.peaks import PeakKind, compare_peaks
-from engine.runs.run import State
+from engine.runs.run import RunState, State
 from ui.run_reader import ObservedRun
 from ui.views.dataset import render_problems
 from ui.views.quantities import GIB, count, duration, plural, size
@@ -79,7 +79,7 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
             parts.append(escape(words))
     elif state.state in ("starting", "running"):
         parts.append("ends at once" if observed.cancel_requested else "saves at the end of this step, then stops")
-    parts.append(_elapsed(observed, now))
+    parts += [_elapsed(observed, now), _silence_words(state, now)]
     speed = history.mean_tokens_per_second()
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
@@ -237,6 +237,13 @@ def _elapsed(observed: ObservedRun, now: float) -> str:
     if left is None or state.state != "running" or observed.stop_requested or observed.cancel_requested:
         return words
     return f"{words}, {duration(left)} left"
+
+
+def _silence_words(state: RunState, now: float) -> str:
+    if state.silent_since is None or state.silence_limit_seconds is None or state.is_final:
+        return ""
+    silent, limit = duration(now - state.silent_since), duration(state.silence_limit_seconds)
+    return f"<b>has said nothing for {silent}; it is ended after {limit}</b>"
 
 
 def _held_out_words(observed: ObservedRun) -> str:

@@ -1,0 +1,31 @@
+"""The line on top: what the device has to give, and who supervises where this server does not."""
+
+import os
+from dataclasses import replace
+
+from engine.runs.supervisor import Supervisor, supervisor_of
+from tests.runs.supervision import fake_settings, wait_until
+from ui.build import _header
+from ui.views.header import render_header
+
+
+def test_a_server_that_stands_by_says_so_until_it_takes_over(services, home):
+    first, second = Supervisor(services.home, fake_settings()), Supervisor(services.home, fake_settings())
+    first.start()
+    second.start()
+    page = replace(services, standing_by=second.explain_standing_by)
+    try:
+        wait_until(lambda: supervisor_of(services.home) is not None)
+        assert f"Another Loratory process (pid {os.getpid()}) already supervises the runs of this home" in _header(page)
+
+        first.stop()
+        wait_until(lambda: second.role == "supervising")
+        assert "supervises" not in _header(page)
+    finally:
+        first.stop()
+        second.stop()
+
+
+def test_what_is_said_below_the_line_is_no_markup():
+    assert "<b>one</b>" not in render_header(None, 0, 0, "<b>one</b>")
+    assert "notice" not in render_header(None, 1, 2)
