@@ -13,6 +13,7 @@ from tests.fakes import FakeInspector, FakeLauncher, a_device
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.checks import DatasetChecks
 from ui.services import KnownShapes, Services
+from ui.tokenizers import Tokenizers
 
 
 def fake_services(root: Path, seconds_per_step: float = 0.25) -> Services:
@@ -29,6 +30,7 @@ def fake_services(root: Path, seconds_per_step: float = 0.25) -> Services:
         launcher=FakeLauncher(runs, seconds_per_step),  # type: ignore[arg-type]
         chat=FakeChatSession(),  # type: ignore[arg-type]
         checks=DatasetChecks(inspector),  # type: ignore[arg-type]
+        tokenizers=Tokenizers(lambda model, told: None),
         results=fake_results(home, seconds_per_step),
         measure=lambda config, estimate: FakeMeasurement(config, estimate, seconds_per_step),
         devices=lambda: (a_device(),),

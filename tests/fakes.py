@@ -2,13 +2,22 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
+from engine.data.columns import DatasetColumns
 from engine.data.conversation import Conversation, Message
-from engine.data.page import DatasetPage, PageRow, SequenceView, TokenSpan
+from engine.data.page import (
+    DatasetPage,
+    FoundRow,
+    PageRow,
+    SearchProgress,
+    SequenceView,
+    TokenSpan,
+    searchable,
+)
 from engine.data.problems import RowProblem
 from engine.data.report import CheckProgress, DatasetReport, HeldOutRows, Histogram, TokenLengths
 from engine.errors import EngineError, ModelError
@@ -202,12 +211,15 @@ class FakeInspector:
         count: int = 10,
         search: str = "",
         rows: tuple[int, ...] | None = None,
+        brief: bool = False,
     ) -> DatasetPage:
         if "missing" in dataset.source:
             raise EngineError(f"{dataset.source} does not exist.", "Check the path.")
-        numbers = rows if rows is not None else tuple(range(first_row, first_row + count))
+        if "odd-columns" in dataset.source and dataset.format == "auto":
+            raise EngineError("No format fits the columns 'q', 'a'.", "Say which column is which.")
+        numbers = rows if rows is not None else tuple(range(first_row, min(first_row + count, 349)))
         return DatasetPage(
-            rows=tuple(_row(number) for number in numbers),
+            rows=tuple(_row(number, with_tokens=model is not None, brief=brief) for number in numbers),
             first_row=first_row,
             total_rows=349,
             format="alpaca",
@@ -216,6 +228,20 @@ class FakeInspector:
             columns=("instruction", "input", "output"),
             column_map={},
         )
+
+    def columns(self, dataset: DatasetConfig) -> DatasetColumns:
+        if "missing" in dataset.source:
+            raise EngineError(f"{dataset.source} does not exist.", "Check the path.")
+        return DatasetColumns(columns=("q", "a"), format="prompt_completion")
+
+    def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
+        searchable(text)
+        for looked in range(0, 349, 50):
+            yield SearchProgress(rows=looked, total_rows=349)
+            time.sleep(self.delay_seconds / 7)
+        holding = [row for row in range(349) if text.lower() in QUESTIONS[row % len(QUESTIONS)][0].lower()]
+        after = [row for row in holding if row > after_row]
+        yield FoundRow(row=(after or holding or [None])[0], from_top=not after and bool(holding))
 
     def check(
         self,
@@ -241,7 +267,7 @@ class FakeInspector:
         return HeldOutRows(rows=rows[:count], total=len(rows))
 
 
-def _row(number: int) -> PageRow:
+def _row(number: int, *, with_tokens: bool = True, brief: bool = False) -> PageRow:
     question, answer = QUESTIONS[number % len(QUESTIONS)]
     spans = (
         TokenSpan(text="<|im_start|>", tokens=1, trained=False, special=True),
@@ -255,7 +281,12 @@ def _row(number: int) -> PageRow:
         line=number + 1,
         conversation=Conversation((Message("user", question), Message("assistant", answer))),
         raw=f'{{"instruction": "{question}"',
-        sequences=(SequenceView(spans=spans, tokens=43, trained_tokens=29, uncut_tokens=43),),
+        learned_turns=(1,),
+        sequences=(
+            (SequenceView(spans=() if brief else spans, tokens=43, trained_tokens=29, uncut_tokens=43),)
+            if with_tokens
+            else ()
+        ),
     )
 
 

@@ -1,6 +1,5 @@
 """The page: header, tabs in the order of the work, and the side panel that never leaves."""
 
-import contextlib
 import time
 import zlib
 from collections.abc import Callable
@@ -8,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from engine.errors import EngineError
 from engine.memory.advice import Advice, advise
 from engine.runs.run import LIVE_STATES
 from ui.draft import Draft
@@ -74,7 +72,7 @@ def build_app(services: Services) -> gr.Blocks:
         for tab in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab):
             tab.wire()
         measure.wire()
-        page.wire(but=("adapter.r",))  # the rank takes alpha along first
+        page.wire(but=("adapter.r", "model.revision"))  # alpha comes along first; the revision is looked up first
         _wire_side_panel(page, side, advice)
         _wire_opening(app, page, model_tab, data_tab)
     # Gradio looks for work a thousand times a second, which costs an idle server 6% of a core; twenty times is enough.
@@ -143,13 +141,8 @@ def _header_news(services: Services, header: gr.HTML) -> Callable[[str, str], st
 def _wire_opening(app: gr.Blocks, page: Page, model_tab: ModelTab, data_tab: DataTab) -> None:
     """Bring back the draft that this browser had; the model and the rows follow, for they ask another process."""
 
-    def learn_model(saved: dict[str, Any]) -> tuple[str, str]:
-        model = model_of({"model": (saved or {}).get("model", {})})
-        if model is None:
-            return model_tab.show_known("")
-        with contextlib.suppress(EngineError):  # `show_known` says what is wrong, in its place
-            page.services.shapes.learn(model)
-        return model_tab.show_known(model.id)
+    def learn_model(saved: dict[str, Any]) -> tuple[str, Any]:
+        return model_tab.show_known(model_of({"model": (saved or {}).get("model", {})}))
 
     known = app.load(
         learn_model,
@@ -159,4 +152,5 @@ def _wire_opening(app: gr.Blocks, page: Page, model_tab: ModelTab, data_tab: Dat
         api_visibility="private",
     )
     filled = page.fill_after(known, page.saved_draft)
+    model_tab.fetch_after(filled)
     data_tab.open_after(filled)

@@ -19,6 +19,14 @@ UNEXPECTED = EngineError(
 )
 
 
+def explained(error: Exception) -> EngineError:
+    """What a person is told of any exception; the details of one that nobody foresaw go to the log."""
+    if isinstance(error, EngineError):
+        return error
+    _log.error("something unexpected happened", exc_info=error)
+    return UNEXPECTED
+
+
 def trouble(error: EngineError) -> str:
     """HTML of one error: what happened, then what to do; all problems of a configuration as a list."""
     if isinstance(error, ConfigError):

@@ -21,6 +21,7 @@ from ui.checks import DatasetChecks
 from ui.result_work import ResultWork
 from ui.services import KnownShapes, Services
 from ui.theme import STYLESHEETS, build_theme
+from ui.tokenizers import Tokenizers
 
 MAX_UPLOAD = "4gb"
 
@@ -44,6 +45,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         launcher=Launcher(runs, Preflight(home, inspector)),
         chat=chat,
         checks=DatasetChecks(inspector),
+        tokenizers=Tokenizers.on_this_machine(home),
         results=ResultWork.on_this_machine(home),
         measure=lambda config, estimate: MeasurementJob(home, config, estimate),
         standing_by=supervisor.explain_standing_by,
@@ -81,4 +83,5 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         chat.unload()
         services.results.stop_all()
         services.measurements.stop_all()
+        services.tokenizers.stop_all()
         inspector.close()

@@ -18,6 +18,7 @@ from engine.runs.store import RunStore
 from ui.background import BackgroundWork, Job
 from ui.checks import DatasetChecks
 from ui.result_work import ResultWork
+from ui.tokenizers import Tokenizers
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Services:
     launcher: Launcher
     chat: ChatSession
     checks: DatasetChecks
+    tokenizers: Tokenizers
     results: ResultWork
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)

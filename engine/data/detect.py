@@ -104,7 +104,7 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
         return replace(best, reason=f"{share} {best.reason}", sure=best.sure and count * 2 > len(rows))
     raise DatasetError(
         f"No format fits the columns {_listed(names)}.",
-        "Say which column is which, for example --map instruction=question --map output=answer.",
+        "Say which column is which; in a terminal, for example, --map instruction=question --map output=answer.",
     )
 
 
@@ -243,6 +243,6 @@ def _chosen(format_: Format, names: Sequence[str], mapped: Mapping[str, str], re
         raise DatasetError(
             f"{format_.replace('_', ' ').capitalize()} needs the column {_listed(missing)}; "
             f"this dataset has {_listed(names)}.",
-            f"Say which column it is, for example --map {missing[0]}={names[0] if names else 'name'}.",
+            f"Say which column it is; in a terminal, for example, --map {missing[0]}={names[0] if names else 'name'}.",
         )
     return Detection(format_, reason, columns)

@@ -1,14 +1,18 @@
-"""`python -m tests.browser.screenshot --out DIR`: pictures of the page on fakes, to be looked at."""
+"""`python -m tests.browser.screenshot --out DIR`: pictures of the page on fakes, to be looked at.
+
+The Data tab is shown on real files, made for the pictures and read with a tiny model.
+"""
 
 import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as PlaywrightError
-from playwright.sync_api import Page
 
 from tests.browser.chromium import chromium, open_page, open_tab
+from tests.browser.data_scenes import DATA_SCENES, data_services, make_files
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
@@ -163,33 +167,58 @@ def main() -> None:
     """Take the pictures that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", default=",".join(SCENES))
+    parser.add_argument("--scenes", default=",".join([*SCENES, *DATA_SCENES]))
     parser.add_argument("--themes", default="light,dark")
     parser.add_argument("--widths", default="1280,1920,800")
     parser.add_argument("--empty", action="store_true", help="a home without runs")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     wanted = [scene for scene in arguments.scenes.split(",") if not arguments.empty or scene in _NEED_NO_RUNS]
-    with tempfile.TemporaryDirectory(prefix="loratory-fake-") as folder:
-        services = fake_services(Path(folder))
-        if not arguments.empty:
-            invent_runs(services.runs)
-            services.launcher.start(a_config(run__name="a run under way", training__max_steps=4000))
-        with shown(services) as address, chromium() as browser:
-            for theme in arguments.themes.split(","):
-                for width in (int(text) for text in arguments.widths.split(",")):
-                    for scene in wanted:
-                        services.chat.unload()
-                        page = open_page(browser, address, width=width, dark=theme == "dark")
-                        try:
-                            SCENES[scene](page)
-                        except PlaywrightError as error:
-                            print(f"{scene}: {str(error).splitlines()[0]}", flush=True)
-                        page.wait_for_timeout(SETTLE_MILLISECONDS)
-                        name = f"{scene}-{theme}-{width}{'-empty' if arguments.empty else ''}.png"
-                        page.screenshot(path=arguments.out / name, full_page=True)
-                        page.context.close()
-                        print(name, flush=True)
+    with tempfile.TemporaryDirectory(prefix="loratory-fake-") as folder, chromium() as browser:
+        _on_fakes(browser, Path(folder), arguments, [scene for scene in wanted if scene in SCENES])
+        _on_files(browser, Path(folder), arguments, [scene for scene in wanted if scene in DATA_SCENES])
+
+
+def _on_fakes(browser: Browser, folder: Path, arguments: argparse.Namespace, scenes: list[str]) -> None:
+    if not scenes:
+        return
+    services = fake_services(folder)
+    if not arguments.empty:
+        invent_runs(services.runs)
+        services.launcher.start(a_config(run__name="a run under way", training__max_steps=4000))
+
+    def act(scene: str, page: Page) -> None:
+        services.chat.unload()
+        SCENES[scene](page)
+
+    with shown(services) as address:
+        _take(browser, address, arguments, scenes, act)
+
+
+def _on_files(browser: Browser, folder: Path, arguments: argparse.Namespace, scenes: list[str]) -> None:
+    if not scenes:
+        return
+    make_files(folder, million="data-million" in scenes)
+    with data_services(folder) as services, shown(services) as address:
+        _take(browser, address, arguments, scenes, lambda scene, page: DATA_SCENES[scene](page, folder))
+
+
+def _take(
+    browser: Browser, address: str, arguments: argparse.Namespace, scenes: list[str], act: Callable[[str, Page], None]
+) -> None:
+    for theme in arguments.themes.split(","):
+        for width in (int(text) for text in arguments.widths.split(",")):
+            for scene in scenes:
+                page = open_page(browser, address, width=width, dark=theme == "dark")
+                try:
+                    act(scene, page)
+                except PlaywrightError as error:
+                    print(f"{scene}: {str(error).splitlines()[0]}", flush=True)
+                page.wait_for_timeout(SETTLE_MILLISECONDS)
+                name = f"{scene}-{theme}-{width}{'-empty' if arguments.empty else ''}.png"
+                page.screenshot(path=arguments.out / name, full_page=True)
+                page.context.close()
+                print(name, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,49 +6,39 @@ from typing import Any
 import gradio as gr
 
 from engine.config.dataset import DatasetConfig
+from engine.data.columns import DatasetColumns
 from engine.data.page import DatasetPage
 from engine.errors import EngineError
-from ui.checks import RunningCheck, question_of
-from ui.errors import shown_as_message, trouble
+from ui.checks import CheckQuestion, RunningCheck, question_of
+from ui.errors import explained, shown_as_message, trouble
 from ui.page import Page
 from ui.pick import pick_list, pickable, picked
-from ui.tabs.mix import MixPart
+from ui.tabs.fetching import FetchingPart
+from ui.tabs.reading import ReadingPart
 from ui.tabs.rows import RowsPart
 from ui.uploads import keep_upload
 from ui.views.dataset import (
     render_facts,
     render_format,
-    render_jumps,
     render_lengths,
-    render_problems,
+    render_opening,
     render_progress,
     render_row,
+    render_stopped,
+    render_waiting,
 )
+from ui.views.row_lists import listing_choices
 
 _SAMPLES = (
     ("sample:loratory-faq", "loratory-faq", "354 questions and answers on fine-tuning, Alpaca format"),
     ("sample:lab-chats", "lab-chats", "118 conversations in a lab, ShareGPT format"),
 )
 _UPLOAD_TYPES = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz"]
-_ROLES: dict[str, tuple[str, ...]] = {
-    "alpaca": ("instruction", "input", "output", "system", "history"),
-    "sharegpt": ("conversations", "system", "tools"),
-    "messages": ("messages", "tools"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-_TRAIN_ON = [
-    ("every answer", "assistant"),
-    ("the last answer", "last_assistant"),
-    ("the completion", "completion"),
-    ("everything", "all"),
-]
-_MOST_ROLES = 5
-_NOTHING = "(none)"
 _EMPTY = (
     '<div class="empty"><b>No dataset yet</b>Pick a sample, upload a file, or give a path or a Hub id. JSON, JSONL, CSV, '
     "Parquet and plain text are read; the format is found out.</div>"
 )
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 class DataTab:
@@ -73,133 +63,184 @@ class DataTab:
                 )
                 self.upload = gr.UploadButton("Upload a file", file_types=_UPLOAD_TYPES, size="sm", elem_id="upload")
         form.register("dataset.source", gr.Textbox(visible=False))
-        form.register("dataset.column_map", gr.State({}))
         self.summary = gr.HTML(_EMPTY, elem_id="dataset-summary")
+        self.fetching = FetchingPart(page, "data")
+        self.reading = ReadingPart(page)
         with gr.Column(visible=False) as self.opened:
-            with gr.Row():
-                form.setting("dataset.format", scale=2)
-                form.setting("dataset.train_on", scale=5, choices=_TRAIN_ON)
-            with gr.Row(visible=False) as self.mapping_row:
-                self.roles = [
-                    gr.Dropdown([], label=f"Column {number + 1}", visible=False) for number in range(_MOST_ROLES)
-                ]
             self.facts = gr.HTML(elem_id="facts")
-            self.stop = gr.Button("Stop reading", size="sm", visible=False)
+            with gr.Row(elem_id="reading-all"):
+                self.stop = gr.Button("Stop reading", size="sm", visible=False, scale=0, elem_id="stop-reading")
+                self.read = gr.Button("Read all rows", size="sm", visible=False, scale=0, elem_id="read-all")
             self.rows = RowsPart(page)
             self.lengths = gr.HTML(elem_id="lengths")
-            self.problems = pick_list(elem_id="problems")
-            with gr.Accordion("Split and sample", open=False):
-                with gr.Row():
-                    form.setting("dataset.eval_fraction", maximum=0.5)
-                    form.setting("dataset.max_samples")
-                with gr.Row():
-                    form.setting("dataset.split")
-                    form.setting("dataset.subset")
-                    form.setting("dataset.revision")
-            self.mix = MixPart(page)
         self.poll = gr.Timer(0.5, active=False)
-        self.shown_format = gr.State("alpaca")
         self._change = gr.State({})
-        self._question_key = gr.State("")
+        self._shown_source = gr.State("")
+        self._seen = gr.State("")  # which answer of a check the page shows
 
     def wire(self) -> None:
         """Connect the events."""
-        page, form = self._page, self._page.form
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        page, values = self._page, self._page.form.components
         for chosen in (
-            self.samples.click(shown_as_message(_pick_sample), None, self._change, **quiet),
-            self.own.submit(shown_as_message(_take_path), self.own, self._change, **quiet),
-            self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **quiet),
+            self.samples.click(shown_as_message(_pick_sample), None, self._change, **_QUIET),
+            self.own.submit(shown_as_message(_take_path), self.own, self._change, **_QUIET),
+            self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **_QUIET),
         ):
             self.open_after(page.change_after(chosen, self._change))
-        for name in ("format", "train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
-            component = form[f"dataset.{name}"]
-            # A box is read when Enter is pressed, not at each letter: opening a dataset is more than a redraw.
-            settled: Any = component.submit if hasattr(component, "submit") else component.input
-            self.open_after(settled(lambda: None, None, None, **quiet))
-        for role in self.roles:
-            mapped = role.input(_map_columns, [self.shown_format, *self.roles], form["dataset.column_map"], **quiet)
-            self.open_after(page.refresh_after(mapped))
-        for changed in self.mix.wire():
+        for changed in self.reading.wire():
             self.open_after(changed)
-        self.rows.wire(self.problems)
+        self.rows.wire()
         self.poll.tick(
             self._tick,
-            [self._question_key, *form.components],
-            [self.facts, self.rows.jumps, self.lengths, self.problems, self.stop, self.poll, self._question_key],
-            **quiet,
+            [self._seen, *self.rows.inputs, *values],
+            [*self._check_outputs, self.poll, self._seen],
+            **_QUIET,
         )
-        self.stop.click(self._stop, form.components, None, **quiet)
-        opened = page.tabs.select(lambda: None, None, None, **quiet)
-        self.open_after(opened)
+        self.stop.click(self._stop, values, None, **_QUIET)
+        self.open_after(self.read.click(self._read, values, None, **_QUIET))
+        again = self.fetching.again.click(self._fetch_again, values, self.fetching.outputs, **_QUIET)
+        self.open_after(again)
+        self.open_after(self.fetching.ended(lambda: None, None, None, **_QUIET))
+        self.open_after(page.tabs.select(lambda: None, None, None, **_QUIET))
 
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset anew after an event: its first row, its format, and a check in the background."""
-        form = self._page.form
-        event.then(
+        source = self._page.form["dataset.source"]
+        opening = event.then(_opening, [source, self._shown_source], self.summary, queue=False, **_QUIET)
+        opening.then(
             self._open,
-            [self.rows.number, self.rows.view, *form.components],
+            [self.rows.number, self.rows.view, self._shown_source, *self.rows.inputs, *self._page.form.components],
             [
                 self.samples,
                 self.summary,
+                *self.fetching.outputs,
+                *self.reading.outputs,
                 self.opened,
+                self.rows.number,
                 self.rows.shown,
-                self.mapping_row,
-                *self.roles,
-                self.shown_format,
+                self._shown_source,
+                *self._check_outputs,
                 self.poll,
+                self._seen,
             ],
-            show_progress="hidden",
             trigger_mode="always_last",
-            api_visibility="private",
+            **_QUIET,
         )
 
-    def _open(self, row: float, view: str, *values: Any) -> list[Any]:
-        question = question_of(self._page.form.mapping(values))
-        if question is None:
-            return self._closed(render_samples(""), _EMPTY)
-        source = question.dataset.source
+    @property
+    def _check_outputs(self) -> list[Any]:
+        return [self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read]
+
+    def _open(self, row: float, view: str, shown_source: str, listing: str, list_page: int, *values: Any) -> list[Any]:
+        wanted = question_of(self._page.form.mapping(values))
+        if wanted is None:
+            nothing = [*self.fetching.updates(None), *self.reading.hidden()]
+            return [render_samples(""), _EMPTY, *nothing, *self._no_rows("")]
+        source = wanted.dataset.source
         samples = render_samples(source)
+        fetching = self.fetching.updates(wanted.model)
+        question = self._page.services.tokenizers.answerable(wanted)
+        number = int(row or 0) if source == shown_source else 0
         try:
-            shown = self.rows.preview(question, int(row or 0))
-        except EngineError as error:
-            return self._closed(samples, trouble(error))
-        self._page.services.checks.ask(question)
+            shown = self.rows.preview(question, number)
+        except Exception as error:
+            settings = self.reading.of_columns(wanted.dataset, self._columns(wanted.dataset))
+            return [samples, _went_wrong(explained(error)), *fetching, *settings, *self._no_rows(source)]
+        check = self._page.services.checks.ask(question)
         return [
             samples,
             render_format(source, shown),
+            *fetching,
+            *self.reading.of_page(wanted.dataset, shown),
             gr.update(visible=True),
+            number if source != shown_source else gr.skip(),
             render_row(shown, view == "tokens"),
-            gr.update(visible=not shown.format_sure or bool(question.dataset.column_map)),
-            *_role_updates(shown),
-            shown.format,
-            gr.Timer(active=True),
+            source,
+            *self._render_check(check, listing, list_page, shown),
+            gr.Timer(active=check.is_under_way),
+            _state_of(check),
         ]
 
-    def _closed(self, samples: str, words: str) -> list[Any]:
-        """No dataset is open; `words` say why."""
+    def _no_rows(self, source: str) -> list[Any]:
+        """There is nothing to look at."""
         hidden = gr.update(visible=False)
-        return [samples, words, hidden, "", hidden, *[gr.skip()] * _MOST_ROLES, gr.skip(), gr.Timer(active=False)]
+        return [hidden, gr.skip(), "", source, "", "", "", gr.skip(), hidden, hidden, gr.Timer(active=False), ""]
 
-    def _tick(self, shown_key: str, *values: Any) -> list[Any]:
+    def _columns(self, dataset: DatasetConfig) -> DatasetColumns | None:
+        """The columns of a dataset that cannot be read so; None where it cannot be opened at all."""
+        try:
+            return self._page.services.inspector.columns(dataset)
+        except Exception as error:
+            explained(error)
+            return None
+
+    def _tick(self, seen: str, listing: str, list_page: int, *values: Any) -> list[Any]:
         """Follow the check of what is chosen now; idle once its answer is on the page."""
-        question = question_of(self._page.form.mapping(values))
+        question = self._question(values)
         check = self._page.services.checks.find(question) if question is not None else None
-        if check is None:
-            return [*[gr.skip()] * 4, gr.update(visible=False), gr.Timer(active=False), gr.skip()]
-        key = f"{check.question.key}|{check.is_done}"
-        if check.is_done and shown_key == key:
-            return [*[gr.skip()] * 4, gr.update(visible=False), gr.Timer(active=False), gr.skip()]
-        return [*_render_check(check), gr.update(visible=not check.is_done), gr.Timer(active=not check.is_done), key]
+        if check is None or _state_of(check) == seen:
+            is_under_way = check is not None and check.is_under_way
+            if check is not None and is_under_way:
+                seen_now = [render_progress(check.progress), *[gr.skip()] * 5]
+                return [*seen_now, gr.Timer(active=True), gr.skip()]
+            return [*[gr.skip()] * 6, gr.Timer(active=False), gr.skip()]
+        shown = self._render_check(check, listing, list_page)
+        return [*shown, gr.Timer(active=check.is_under_way), _state_of(check)]
+
+    def _render_check(
+        self, check: RunningCheck, listing: str, list_page: int, page: DatasetPage | None = None
+    ) -> list[Any]:
+        """What is known of all rows, in the order of `_check_outputs`."""
+        report = check.report
+        offered = gr.update(choices=listing_choices(report), **({} if report is not None else {"value": "all"}))
+        stop = gr.update(visible=check.is_under_way)
+        again = "Read all rows" if check.waits else "Read again"
+        read = gr.update(value=again, visible=check.waits or check.error is not None)
+        if report is not None:
+            listed = self.rows.render_list(check.question, report, listing, list_page)
+            return [render_facts(report), render_lengths(report), listed, offered, stop, read]
+        if check.waits:
+            facts = render_waiting(page.download_bytes if page is not None else None)
+        elif check.was_stopped:
+            facts = render_stopped(check.progress)
+        else:
+            facts = trouble(check.error) if check.error is not None else render_progress(check.progress)
+        return [facts, "", "", offered, stop, read]
+
+    def _question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
+        question = question_of(self._page.form.mapping(values))
+        return self._page.services.tokenizers.answerable(question) if question is not None else None
 
     def _stop(self, *values: Any) -> None:
+        question = self._question(values)
+        if question is not None:
+            self._page.services.checks.stop(question)
+
+    def _read(self, *values: Any) -> None:
+        question = self._question(values)
+        if question is not None:
+            self._page.services.checks.read(question)
+
+    def _fetch_again(self, *values: Any) -> list[Any]:
         question = question_of(self._page.form.mapping(values))
-        check = self._page.services.checks.find(question) if question is not None else None
-        if check is not None:
-            check.stop.set()
+        return self.fetching.updates(question.model if question is not None else None, again=True)
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
         return _with_source(str(keep_upload(Path(file), self._page.services.home.uploads))) if file else {}
+
+
+def _opening(source: str | None, shown_source: str) -> Any:
+    """What stands there until a new dataset has been opened; a change of its settings redraws nothing."""
+    return render_opening(source) if source and source != shown_source else gr.skip()
+
+
+def _went_wrong(error: EngineError) -> str:
+    return f"<h2>What the model will learn from</h2>{trouble(error)}"
+
+
+def _state_of(check: RunningCheck) -> str:
+    """Changes when there is something else to show than how far it has come."""
+    return f"{check.question.key}|{check.waits}|{check.is_done}|{id(check)}"
 
 
 def _with_source(source: str) -> dict[str, Any]:
@@ -217,12 +258,6 @@ def _take_path(text: str) -> dict[str, Any]:
     return _with_source(text.strip()) if text.strip() else {}
 
 
-def _map_columns(shown_format: str, *columns: str | None) -> dict[str, str]:
-    """Which column stands for which role of the format that is shown."""
-    pairs = zip(_ROLES.get(shown_format, ()), columns, strict=False)
-    return {role: column for role, column in pairs if column and column not in (_NOTHING, role)}
-
-
 def render_samples(chosen: str) -> str:
     """The samples that come with Loratory, as rows that can be picked."""
     rows = "".join(
@@ -230,26 +265,3 @@ def render_samples(chosen: str) -> str:
         for source, name, about in _SAMPLES
     )
     return f'<table class="plain"><thead><tr><th>Samples that come with Loratory</th></tr></thead><tbody>{rows}</tbody></table>'
-
-
-def _render_check(check: RunningCheck) -> tuple[str, str, str, str]:
-    if check.error is not None:
-        return trouble(check.error), "", "", ""
-    if check.report is None:
-        return render_progress(check.progress), "", "", ""
-    report = check.report
-    return render_facts(report), render_jumps(report), render_lengths(report), render_problems(report)
-
-
-def _role_updates(page: DatasetPage) -> list[Any]:
-    roles = _ROLES.get(page.format, ())
-    choices = [_NOTHING, *page.columns]
-    updates = []
-    for number in range(_MOST_ROLES):
-        if number < len(roles):
-            column = page.column_map.get(roles[number], roles[number])
-            value = column if column in page.columns else _NOTHING
-            updates.append(gr.update(choices=choices, value=value, label=f"{roles[number]} is column", visible=True))
-        else:
-            updates.append(gr.update(visible=False))
-    return updates

@@ -10,10 +10,12 @@ from engine.errors import EngineError
 from engine.models.catalog import search_catalog
 from engine.models.details import ModelDetails
 from engine.models.hub_search import search_hub
-from ui.errors import trouble
+from ui.errors import explained, trouble
 from ui.fit import FitTable
+from ui.form import model_of
 from ui.page import Page
 from ui.pick import pick_list, picked
+from ui.tabs.fetching import FetchingPart
 from ui.views.model_table import render_catalog, render_hub_results
 from ui.views.quantities import count, size
 
@@ -54,14 +56,16 @@ class ModelTab:
         self.catalog = pick_list(elem_id="catalog", elem_classes="scroll tall")
         form.register("model.id", gr.Textbox(visible=False))
         self.details = gr.HTML(_NOT_CHOSEN, elem_id="model-details")
-        with gr.Accordion("Rarely needed", open=False):
-            form.setting("model.revision")
+        self.fetching = FetchingPart(page, "model")
+        with gr.Accordion("Rarely needed", open=False, elem_id="model-rarely"):
+            form.setting("model.revision", elem_id="model-revision")
         self._change = gr.State({})
         self._wanted = gr.State("")
+        self._described = gr.State("")  # the model and revision that were looked up last
 
     def wire(self) -> None:
         """Connect the events."""
-        form = self._page.form
+        page, form = self._page, self._page.form
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gr.on(
             [self.search.input, self.search.submit],
@@ -78,12 +82,45 @@ class ModelTab:
             self._look_up_after(chosen)
         typed = self.own.submit(lambda text: text.strip(), self.own, self._wanted, queue=False, **quick)
         self._look_up_after(typed)
+        revision: Any = form["model.revision"]
+        revised = gr.on(
+            [revision.submit, revision.blur],
+            self._revise,
+            [form["model.id"], revision, self._described],
+            [self.details, self._described],
+            **quick,
+        )
+        self.fetch_after(page.refresh_after(revised))
+        again = self.fetching.again.click(lambda: None, None, None, queue=False, **quick)
+        self.fetch_after(again)
+        ended = self.fetching.ended(self._describe_form, form.components, self.details, **quick)
+        self.fetch_after(ended, again=False)
+
+    def fetch_after(self, event: Any, *, again: bool = True) -> None:
+        """After an event, have the chosen model's tokenizer fetched where it is not here yet.
+
+        Args:
+            event: Something that settled which model it is.
+            again: Also try anew what has failed before.
+        """
+
+        def fetch(*values: Any) -> list[Any]:
+            return self.fetching.updates(model_of(self._page.form.mapping(values)), again=again)
+
+        event.then(
+            fetch,
+            self._page.form.components,
+            self.fetching.outputs,
+            show_progress="hidden",
+            api_visibility="private",
+        )
 
     def _look_up_after(self, event: Any) -> None:
         """Show that it is being looked up, look it up, put it into the form, redraw."""
         page, form = self._page, self._page.form
         looked_up = event.then(self._choose, self._wanted, [self.details, self._change], api_visibility="private")
         filled = page.change_after(looked_up, self._change)
+        self.fetch_after(filled)
         filled.then(
             self._filter,
             [self.search, form["model.id"]],
@@ -93,20 +130,32 @@ class ModelTab:
             api_visibility="private",
         )
 
-    def show_known(self, model_id: str, query: str = "") -> tuple[str, str]:
+    def show_known(self, model: ModelConfig | None) -> tuple[str, Any]:
         """Catalogue and details for a model that the page was opened with."""
-        return self._filter(query, model_id), self.describe(model_id)
+        if model is None:
+            return self._filter("", ""), gr.skip()  # one may have been chosen since
+        return self._filter("", model.id), self.describe(model)
 
-    def describe(self, model_id: str | None) -> str:
-        """Details of the chosen model, or what kept us from reading it."""
-        if not model_id:
+    def describe(self, model: ModelConfig | None) -> str:
+        """Details of the chosen model, or what kept us from reading it; its modules are known afterwards."""
+        if model is None:
             return _NOT_CHOSEN
         try:
-            model = ModelConfig(id=model_id)
             self._page.services.shapes.learn(model)
             return render_details(self._page.services.inspector.model_details(model))
-        except EngineError as error:
-            return trouble(error)
+        except Exception as error:
+            return trouble(explained(error))
+
+    def _describe_form(self, *values: Any) -> str:
+        return self.describe(model_of(self._page.form.mapping(values)))
+
+    def _revise(self, model_id: str | None, revision: str | None, described: str) -> tuple[Any, str]:
+        """Look the model up at another revision; a box that was only passed through asks nobody."""
+        model = model_of({"model": {"id": model_id or "", "revision": (revision or "").strip() or None}})
+        wanted = model.model_dump_json() if model is not None else ""
+        if model is None or wanted == described:
+            return gr.skip(), described
+        return self.describe(model), wanted
 
     def _filter(self, query: str, chosen: str | None) -> str:
         return render_catalog(search_catalog(query or ""), chosen or "", self._fits)
@@ -114,7 +163,7 @@ class ModelTab:
     def _choose(self, wanted: str) -> tuple[str, dict[str, Any]]:
         if not wanted or len(wanted) > 400:
             return gr.skip(), {}
-        described = self.describe(wanted)
+        described = self.describe(model_of({"model": {"id": wanted}}))
         if self._page.services.shapes.get(wanted, None) is None:
             return described, {}  # it could not be read: the form keeps what it had
         # Targets of one model rarely exist in another.

@@ -171,6 +171,9 @@ class TrainTab:
         if draft.config is None:
             return gr.skip(), gr.update(active=False)
         check = self._page.services.checks.ask(_question(draft.config))
+        if check.waits or check.was_stopped:
+            untold = '<p class="small">Its tokens are counted once all rows were read: Data has the button for it.</p>'
+            return f"{self._plan(draft)}{untold}", gr.update(active=False)
         if check.is_done:
             plan = self._plan(draft) if check.error is None else trouble(check.error)
             return plan, gr.update(active=False)

@@ -2,11 +2,11 @@
 
 from html import escape
 
-from engine.data.page import DatasetPage, PageRow
+from engine.data.page import DatasetPage
 from engine.data.report import CheckProgress, DatasetReport
-from ui.pick import pickable
 from ui.views.length_histogram import render_length_histogram
-from ui.views.quantities import count, plural
+from ui.views.quantities import count, plural, size
+from ui.views.row_lists import problem_row
 from ui.views.token_mask import render_conversation, render_tokens
 
 FORMAT_NAMES = {
@@ -22,9 +22,8 @@ def render_format(source: str, page: DatasetPage) -> str:
     """One sentence: what the file is, and why we think so."""
     name = FORMAT_NAMES.get(page.format, page.format)
     sure = "is" if page.format_sure else "looks like"
-    short = source.rstrip("/").rsplit("/", 1)[-1]
     return (
-        f'<h2>What the model will learn from</h2><p class="lead"><b>{escape(short)}</b> {sure} {escape(name)}: '
+        f'<h2>What the model will learn from</h2><p class="lead"><b>{escape(short_name(source))}</b> {sure} {escape(name)}: '
         f"{escape(page.format_reason)}</p>"
     )
 
@@ -49,13 +48,8 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
         )
         return f'<p class="lead num">{lead}</p>{notices}{render_tokens(row)}'
     lead = f"{where}, as a conversation." if row.conversation is not None else f"{where}, as text."
-    missing = "" if row.sequences or not as_tokens else " Choose a model to see its tokens."
+    missing = "" if row.sequences or not as_tokens else " Its tokens appear once a model is chosen, and its tokenizer is here."
     return f'<p class="lead num">{lead}{missing}</p>{notices}{render_conversation(row)}'
-
-
-def row_summary(row: PageRow) -> str:
-    """How a row begins, for lists."""
-    return row.raw[:90]
 
 
 def render_progress(progress: CheckProgress | None) -> str:
@@ -68,6 +62,34 @@ def render_progress(progress: CheckProgress | None) -> str:
         f'<div class="sentence num" role="status">Reading every row: {part}{plural(progress.rows, "row")}{tokens}'
         f'<div class="meter"><span style="width:{100 * (progress.fraction or 0):.1f}%"></span></div></div>'
     )
+
+
+def render_waiting(download_bytes: int | None) -> str:
+    """Why nothing is counted yet: reading every row of a dataset on the Hub fetches all of it."""
+    how_much = f", {size(download_bytes)}" if download_bytes else ""
+    return (
+        '<div class="sentence num">This dataset lies on the Hub, and its rows are shown as they arrive. To count them and '
+        f"check each, all of it is fetched first{how_much}.</div>"
+    )
+
+
+def render_stopped(progress: CheckProgress | None) -> str:
+    """A pass that a person ended."""
+    rows = f" after {plural(progress.rows, 'row')}" if progress is not None and progress.rows else ""
+    return f'<div class="sentence num" role="status">Reading was stopped{rows}; nothing is counted.</div>'
+
+
+def render_opening(source: str) -> str:
+    """What stands there while a dataset is being opened."""
+    return (
+        f'<div class="empty" role="status"><b>Opening {escape(short_name(source))} …</b>Its first rows are read, and the '
+        "format is found out.</div>"
+    )
+
+
+def short_name(source: str) -> str:
+    """The last part of a path or a Hub id, for headings."""
+    return source.rstrip("/").rsplit("/", 1)[-1]
 
 
 def render_facts(report: DatasetReport) -> str:
@@ -83,25 +105,6 @@ def render_facts(report: DatasetReport) -> str:
     figures = "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in facts)
     notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in report.notes)
     return f'<div class="facts">{figures}</div>{notes}'
-
-
-def render_jumps(report: DatasetReport) -> str:
-    """Rows worth a look, each one click away: the longest, the shortest, those that repeat, those that are odd."""
-    odd = tuple(notice.row for notice in report.notices)
-    groups = (
-        ("longest", report.longest_rows),
-        ("shortest", report.shortest_rows),
-        ("repeating an earlier one", report.duplicate_rows),
-        ("with something odd", odd),
-    )
-    parts = []
-    for words, rows in groups:
-        if rows:
-            links = ", ".join(
-                f'<span class="jump" role="button" data-pick="{row}" tabindex="0">{row:,}</span>' for row in rows[:6]
-            )
-            parts.append(f"{words}: {links}{' …' if len(rows) > 6 else ''}")
-    return f'<p class="small num">Rows worth a look. {"; ".join(parts).capitalize()}.</p>' if parts else ""
 
 
 def render_lengths(report: DatasetReport) -> str:
@@ -128,12 +131,7 @@ def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str
     """
     if not report.problems:
         return "" if report.dropped else '<p class="small">No row is left out.</p>'
-    rows = "".join(
-        f"<tr {pickable(str(problem.row)) if pickable_rows else ''}><td class='r'>{problem.row:,}</td>"
-        f"<td class='r'>{'–' if problem.line is None else f'{problem.line:,}'}</td>"
-        f"<td>{escape(problem.problem)}</td><td class='soft'>{escape(problem.sample[:90])}</td></tr>"
-        for problem in report.problems[:200]
-    )
+    rows = "".join(problem_row(problem, picks=pickable_rows) for problem in report.problems[:200])
     listed = min(len(report.problems), 200)
     more = (
         f'<p class="small">The first {listed:,} of {report.dropped:,} are listed.</p>'

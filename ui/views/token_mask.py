@@ -2,10 +2,27 @@
 
 from html import escape
 
-from engine.data.page import PageRow, SequenceView
+from engine.data.page import PageRow, SequenceView, TokenSpan
+from ui.views.quantities import plural
 
 # A page shows about this much of a row; nobody reads more, and a browser should not have to lay it out.
 _SHOWN_CHARACTERS = 40_000
+_LEARNED = " · learned"
+
+# Says which token the pointer is on. A character that several tokens spell belongs to the first; the others are empty.
+TELL_WHICH = """
+element.addEventListener('mouseover', (event) => {
+  const token = event.target;
+  if (token.tagName !== 'I' || token.title || !token.parentElement.dataset.ids) return;
+  const tokens = Array.from(token.parentElement.children);
+  const ids = token.parentElement.dataset.ids.split(' ');
+  const first = tokens.indexOf(token);
+  let end = first + 1;
+  while (end < tokens.length && !tokens[end].textContent) end += 1;
+  const words = end - first > 1 ? 'tokens' : 'token';
+  token.title = `${token.parentElement.dataset.label}, ${words} ${ids.slice(first, end).join(' + ')}`;
+});
+"""
 
 
 def render_tokens(row: PageRow) -> str:
@@ -22,37 +39,57 @@ def render_tokens(row: PageRow) -> str:
 def _sequence(sequence: SequenceView) -> str:
     spans, shown = [], 0
     for span in sequence.spans:
-        css = f"{'trained' if span.trained else 'masked'}{' special' if span.special else ''}"
-        text = span.text[: max(0, _SHOWN_CHARACTERS - shown)]
+        spans.append(_span(span, _SHOWN_CHARACTERS - shown))
         shown += len(span.text)
-        label = "learns to say" if span.trained else "only reads"
-        spans.append(f'<span class="{css}" title="{label}: {span.tokens:,} tokens">{escape(text)}</span>')
         if shown >= _SHOWN_CHARACTERS:
             break
     words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them learned"
     if sequence.uncut_tokens > sequence.tokens:
         words += f"; {sequence.uncut_tokens - sequence.tokens:,} more are cut away"
-    if shown >= _SHOWN_CHARACTERS:
+    is_cut = shown >= _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens
+    if is_cut:
         words += "; only its beginning is shown"
     return (
-        '<div class="tokens" tabindex="0" role="region" aria-label="The row, token by token">'
+        '<div class="tokens edges" tabindex="0" role="region" aria-label="The row, token by token">'
         f'{"".join(spans)}</div><p class="small num">{words}.</p>'
     )
+
+
+def _span(span: TokenSpan, room: int) -> str:
+    """Text of one kind, cut into its tokens; their ids stand once beside it, for a long row has many of them."""
+    css = f"{'trained' if span.trained else 'masked'}{' special' if span.special else ''}"
+    label = "learns to say" if span.trained else "only reads"
+    text = span.text[:room]
+    if span.special or not span.lengths:
+        which = f", token {span.ids[0]}" if span.ids else f": {plural(span.tokens, 'token')}"
+        return f'<span class="{css}" title="{label}{which}">{escape(text)}</span>'
+    pieces, start = [], 0
+    for length in span.lengths:
+        if start >= len(text):
+            break
+        pieces.append(f"<i>{escape(text[start : start + length])}</i>")
+        start += length
+    ids = " ".join(str(token) for token in span.ids[: len(pieces)])
+    return f'<span class="{css}" data-label="{label}" data-ids="{ids}">{"".join(pieces)}</span>'
 
 
 def render_conversation(row: PageRow) -> str:
     """HTML of a row as people would read it: turn by turn, tools and their answers included."""
     if row.conversation is None:
-        return f'<div class="turn">{escape((row.text or row.raw)[:_SHOWN_CHARACTERS])}</div>'
+        text = escape((row.text or row.raw)[:_SHOWN_CHARACTERS])
+        return f'<div class="turn learned"><span class="role">plain text{_LEARNED}</span>{text}</div>'
     turns = []
-    for message in row.conversation.messages:
-        learned = " learned" if message.role == "assistant" else ""
+    for number, message in enumerate(row.conversation.messages):
+        is_learned = number in row.learned_turns
         body = escape(message.content[:_SHOWN_CHARACTERS])
         if message.reasoning:
             body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'
         for call in message.tool_calls:
             body += f"\n<code>calls {escape(call.name)}({escape(str(call.arguments)[:2000])})</code>"
-        turns.append(f'<div class="turn{learned}"><span class="role">{escape(message.role)}</span>{body}</div>')
+        css, word = (" learned", _LEARNED) if is_learned else ("", "")
+        turns.append(f'<div class="turn{css}"><span class="role">{escape(message.role)}{word}</span>{body}</div>')
     tools = row.conversation.tools
-    offered = f'<p class="small">{len(tools)} tools are offered to the assistant.</p>' if tools else ""
+    offered = (
+        f'<p class="small">{plural(len(tools), "tool is", "tools are")} offered to the assistant.</p>' if tools else ""
+    )
     return offered + "".join(turns)

@@ -1,0 +1,62 @@
+"""The Model tab on fakes: a revision is looked up, and the tokenizer is on its way once a model is picked."""
+
+import gradio as gr
+import pytest
+
+from engine.config.model import ModelConfig
+from tests.invented_runs import a_config
+from ui.fit import FitTable
+from ui.tabs.model import ModelTab
+
+MODEL = "some/model"
+
+
+@pytest.fixture
+def tab(laid_out, services):
+    return laid_out(lambda page: ModelTab(page, FitTable(services.shapes.learn, services.devices)))
+
+
+def values(tab, **settings):
+    return tab._page.form.updates(a_config(model__id=MODEL, **settings).model_dump(mode="json"))
+
+
+def test_a_revision_is_looked_up_so_that_its_memory_can_be_estimated(tab, services):
+    assert tab._page.draft(values(tab, model__revision="v2")).shape is None
+
+    details, described = tab._revise(MODEL, " v2 ", "")
+
+    assert "hidden size" in details
+    assert services.shapes.get(MODEL, "v2") is not None
+    assert tab._page.draft(values(tab, model__revision="v2")).shape is not None
+    assert tab._revise(MODEL, "v2", described) == (gr.skip(), described)  # a box that is only passed through
+
+
+def test_a_revision_that_cannot_be_read_says_so_beside_the_model(tab, services, monkeypatch):
+    def refuse(model):
+        raise KeyError(model.revision)
+
+    monkeypatch.setattr(services.inspector, "module_inventory", refuse)
+
+    details, _ = tab._revise(MODEL, "nowhere", "")
+
+    assert "Something unexpected happened." in details
+
+
+def test_without_a_model_a_revision_means_nothing(tab):
+    assert tab._revise("", "v2", "") == (gr.skip(), "")
+
+
+def test_details_are_those_of_the_revision_in_the_form(tab, services):
+    assert "hidden size" in tab._describe_form(*values(tab, model__revision="v3"))
+    assert services.shapes.get(MODEL, "v3") is not None
+
+
+def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
+    shown, again, key = tab.fetching.updates(ModelConfig(id=MODEL))
+
+    assert services.tokenizers.is_ready(ModelConfig(id=MODEL))
+    assert (shown, again["visible"], key) == ("", False, "")
+
+
+def test_a_page_that_opens_without_a_draft_leaves_the_details_to_what_is_picked_meanwhile(tab):
+    assert tab.show_known(None)[1] == gr.skip()
