@@ -1,0 +1,147 @@
+"""The Data tab in a real browser, on a real server with a tiny model: what goes wrong can be put right where it is shown."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.chromium import open_page, open_tab
+from tests.browser.data_scenes import make_files
+from tests.browser.real_server import real_server
+
+pytestmark = pytest.mark.browser
+
+# Machines that run tests are busy; what does not come at all fails all the same.
+expect.set_options(timeout=60_000)
+
+LONG_ROWS = 60_000
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_files(folder)
+    with (folder / "long.jsonl").open("w") as file:
+        for number in range(LONG_ROWS):
+            file.write(json.dumps({"instruction": f"Question {number}?", "output": f"Answer {number}. " * 20}) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(files, tmp_path_factory):
+    with real_server(tmp_path_factory.mktemp("home"), LORATORY_DATA=str(files)) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, server):
+    page = open_page(browser, server.url)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
+    yield page
+    page.context.close()
+    assert errors == []
+
+
+def open_source(page: Page, source: object) -> None:
+    open_tab(page, "Data")
+    box = page.locator("#dataset-own textarea, #dataset-own input")
+    box.fill(str(source))
+    box.press("Enter")
+
+
+def choose(page: Page, selector: str, option: str) -> None:
+    page.locator(f"{selector} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
+    open_source(page, files / "odd-columns.csv")
+    expect(page.locator("#dataset-summary .trouble")).to_contain_text("No format fits")
+
+    choose(page, "#mapping .block:has-text('prompt is column')", "q")
+    expect(page.locator("#dataset-summary .trouble")).to_contain_text("needs the column 'completion'")
+    choose(page, "#mapping .block:has-text('completion is column')", "a")
+
+    expect(page.locator("#row-shown .turn.learned")).to_contain_text("It scales the adapter's update")
+    expect(page.locator("#facts")).to_contain_text("rows kept")
+
+    # A wrong format hides nothing: another one can be chosen at once.
+    choose(page, "#dataset-format", "sharegpt")
+    expect(page.locator("#dataset-summary .trouble")).to_contain_text("needs the column 'conversations'")
+    expect(page.locator("#mapping")).to_contain_text("conversations is column")
+    choose(page, "#dataset-format", "alpaca")
+    expect(page.locator("#mapping")).to_contain_text("instruction is column")
+
+
+def test_a_dataset_that_is_not_there_leaves_split_and_subset_in_sight(page):
+    open_source(page, "nobody/such-data")
+
+    expect(page.locator("#dataset-summary .trouble")).to_be_visible()
+    expect(page.locator("#dataset-split")).to_be_visible()
+    expect(page.locator("#dataset-subset")).to_be_visible()
+
+
+def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
+    box = page.locator("#model-own textarea, #model-own input")
+    box.fill(str(tiny_model_folder))
+    box.press("Enter")
+    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
+    open_source(page, files / "problems.jsonl")
+
+    tokens = page.locator("#row-shown .tokens i")
+    expect(tokens.nth(3)).to_be_visible()
+    tokens.nth(3).hover()
+
+    expect(tokens.nth(3)).to_have_attribute("title", re.compile(r"only reads, token \d+"))
+    assert "inset" in tokens.nth(3).evaluate("token => getComputedStyle(token).boxShadow")
+
+
+def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
+    open_source(page, files / "problems.jsonl")
+    expect(page.locator("#problems .kinds").first).to_contain_text("rows left out")
+
+    page.locator("#show input").click()
+    page.get_by_role("option", name=re.compile("^left out")).click()
+    expect(page.locator("#row-shown")).to_contain_text("left out")
+    first = page.locator("#row input").input_value()
+    page.get_by_role("button", name="Next →").click()
+    expect(page.locator("#row input")).not_to_have_value(first)
+    expect(page.locator("#row-shown")).to_contain_text("left out")
+
+    page.locator("#problems button", has_text="Later").click()
+    expect(page.locator("#problems .pager")).to_contain_text("16 to 30")
+    page.locator("#problems button", has_text="Kept, and odd").click()
+    expect(page.locator("#problems")).to_contain_text("What is odd")
+    expect(page.locator("#row-shown .notice").first).to_be_visible()
+
+
+def test_a_search_shows_its_way_and_stops(page, files):
+    open_source(page, files / "long.jsonl")
+    expect(page.locator("#row-shown .turn").first).to_be_visible()
+    find = page.locator("#row-find textarea, #row-find input")
+
+    find.fill("question 59999?")
+    find.press("Enter")
+    expect(page.locator("#row input")).to_have_value("59999")
+    expect(page.locator("#row-shown")).to_contain_text("Answer 59999.")
+    find.fill("nothing says this")
+    find.press("Enter")
+    expect(page.locator("#row-found")).to_contain_text(re.compile("Searching|No row says that"))
+    if page.locator("#row-find-stop").is_visible():
+        page.locator("#row-find-stop").click()
+    expect(page.locator("#row-found")).to_contain_text(re.compile("stopped|No row says that"))
+    expect(page.locator("#row-find-stop")).to_be_hidden()
+
+
+@pytest.mark.parametrize("name", ["problems.jsonl", "sharegpt-tools.json", "odd-columns.csv"])
+def test_nothing_is_wider_than_a_narrow_window(browser, server, files, name):
+    page = open_page(browser, server.url, width=800)
+    open_source(page, files / name)
+    expect(page.locator("#reading")).to_be_visible()
+    page.wait_for_timeout(1500)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
+    page.context.close()
