@@ -16,6 +16,7 @@ Optimizer = Literal[
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
 ]
+SamplingStrategy = Literal["group_by_length", "random"]
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
 MAX_STEPS_BOUND = 10_000_000
@@ -48,7 +49,8 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: int = setting(
         4,
         label="Accumulate",
-        help="Batches whose gradients are added up before each optimizer step. Costs no memory.",
+        help="Batches whose gradients are added up before each optimizer step. From 2 on, the gradients of what is trained "
+        "wait in memory meanwhile: little for an adapter, much for full tuning. No further batch costs any.",
         ge=1,
         le=65_536,
     )
@@ -91,6 +93,13 @@ class TrainingConfig(Section):
         False,
         label="Packing",
         help="Joins short rows into full-length ones, with attention kept apart. Faster when rows vary in length.",
+    )
+    train_sampling_strategy: SamplingStrategy = setting(
+        "group_by_length",
+        label="Order of rows",
+        help="Where rows are padded, group_by_length puts rows of like length into one step, so that little is computed "
+        "for padding; random does not. Joined and packed rows have no padding and always come at random.",
+        advanced=True,
     )
     gradient_checkpointing: bool = setting(
         False,

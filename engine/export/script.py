@@ -86,7 +86,7 @@ def write_script(config: RunConfig, facts: ScriptFacts) -> str:
             _constants(config, facts),
             data_code(config, facts.data),
             model_code(config, facts.model),
-            trainer_code(config, facts.data),
+            trainer_code(config, facts.model, facts.data),
             _main(config, facts),
             'if __name__ == "__main__":\n    main()',
         )
@@ -138,7 +138,7 @@ def _differences(config: RunConfig, model: ModelFacts) -> Iterator[str]:
         yield "Checkpoints are saved at every measurement, because transformers goes back to saved ones only."
     if config.run.launcher == "accelerate":
         yield "It trains in one process; the run was started by Accelerate, whose processes shared each step."
-    if not training.packing and not model.on_cpu:
+    if not training.packing and not model.on_cpu and not model.grouped:
         yield "Rows are padded to the longest of their batch; the run may have joined them, with the same losses."
 
 

@@ -18,6 +18,7 @@ from engine.export.script_data import DataFacts, FileKind
 from engine.export.script_training import ModelFacts
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor
+from engine.memory.run_workload import has_flash_attention
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import ModelPart
@@ -207,6 +208,7 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
         revision=revision,
         template=_other_template(folder, run),
         warm_start=_warm_start(config, run),
+        grouped=_groups_rows(config, run, on_cpu=on_cpu),
     )
 
 
@@ -243,6 +245,19 @@ def _compute(config: RunConfig, run: RunFolder | None) -> tuple[str, bool]:
         return config.model.compute_dtype, on_cpu
     fallback = "float16" if device.kind == "cuda" else "float32"
     return "bfloat16" if device.supports_bfloat16 else fallback, on_cpu
+
+
+def _groups_rows(config: RunConfig, run: RunFolder | None, *, on_cpu: bool) -> bool:
+    """Whether steps hold rows of like length: where rows are padded, as the run said or as it would be here."""
+    if config.training.packing or config.training.train_sampling_strategy != "group_by_length":
+        return False
+    known = read_history(run.events).parameters if run is not None else None
+    if known is not None and known.batching:
+        return known.batching == "padded"
+    asked = config.model.attn_implementation
+    if config.adapter.method == "prefix_tuning" or asked == "eager":
+        return True
+    return not on_cpu and asked != "flash_attention_2" and (asked != "auto" or not has_flash_attention())
 
 
 def _other_template(folder: Path | None, run: RunFolder | None) -> str | None:

@@ -20,6 +20,7 @@ class ModelFacts:
         on_cpu: Whether the run computes on a CPU.
         template: The chat template that was trained with, where the model's own is another; None where it is that one.
         warm_start: Folder of the adapter that training starts from.
+        grouped: Whether the rows of a step are of like length, as where they are padded.
     """
 
     location: str
@@ -28,6 +29,7 @@ class ModelFacts:
     revision: str | None = None
     template: str | None = None
     warm_start: str | None = None
+    grouped: bool = False
 
 
 def model_code(config: RunConfig, facts: ModelFacts) -> str:
@@ -140,10 +142,11 @@ def _peft(name: str, settings: list[str]) -> list[str]:
     return [f"    settings = {name}(\n{inside}    )", "    model = get_peft_model(model, settings)"]
 
 
-def trainer_code(config: RunConfig, data: DataFacts) -> str:
+def trainer_code(config: RunConfig, facts: ModelFacts, data: DataFacts) -> str:
     """`Batches`, `collate` and `Trainer`."""
     packing = config.training.packing
-    pieces = [_PACKED_BATCHES if packing else _BATCHES, _PACKED_COLLATE if packing else _COLLATE]
+    plain = _GROUPED_BATCHES if facts.grouped else _BATCHES
+    pieces = [_PACKED_BATCHES if packing else plain, _PACKED_COLLATE if packing else _COLLATE]
     measures = config.dataset.eval_fraction > 0
     evaluate = _EVALUATE if measures else ""
     if packing:  # `collate` takes sequences of rows
@@ -184,6 +187,34 @@ class Batches(IterableDataset):
         random.Random(SEED * 1_000_003 + self.epoch()).shuffle(order)
         for start in range(0, len(order), BATCH):
             yield [self.rows[row] for row in order[start : start + BATCH]]
+'''
+
+_GROUPED_BATCHES = '''
+class Batches(IterableDataset):
+    """The run's order: rows are shuffled anew for each epoch, by seed and epoch alone, and steps are of like length."""
+
+    def __init__(self, rows, epoch):
+        self.rows, self.epoch = rows, epoch
+        self.lengths = [len(row["input_ids"]) for row in rows]
+
+    def __len__(self):
+        return math.ceil(len(self.rows) / BATCH)
+
+    def __iter__(self):
+        order = list(range(len(self.rows)))
+        random.Random(SEED * 1_000_003 + self.epoch()).shuffle(order)
+        size = BATCH * ACCUMULATE
+        block = size * max(1, min(50, math.ceil(len(order) / size) // 4))
+        whole = len(order) - len(order) % size
+        steps = []
+        for begin in range(0, whole, block):
+            alike = sorted(order[begin : min(begin + block, whole)], key=lambda row: -self.lengths[row])
+            steps += [alike[start : start + size] for start in range(0, len(alike), size)]
+        random.Random(SEED * 1_000_003 + self.epoch()).shuffle(steps)
+        for step in [*steps, order[whole:]]:
+            step = sorted(step, key=lambda row: -self.lengths[row])
+            for start in range(0, len(step), BATCH):
+                yield [self.rows[row] for row in step[start : start + BATCH]]
 '''
 
 _PACKED_BATCHES = '''

@@ -86,6 +86,7 @@ def assemble(
         max_length=config.training.max_length,
         packing=config.training.packing,
         batching="joined" if joined else "padded",
+        train_sampling_strategy=config.training.train_sampling_strategy,
         world_size=placement.companions.world_size,
         rank=placement.companions.rank,
     )

@@ -39,6 +39,12 @@ class PassTensors:
         """Tokens that the loss is over."""
         return int(self.trained.targets.shape[0])
 
+    def with_any_token(self) -> "PassTensors":
+        """The same with one token to learn, whichever, where there is none: for a loss that counts nothing."""
+        ids: torch.Tensor = self.inputs["input_ids"]
+        position = torch.zeros(1, dtype=torch.long, device=ids.device)
+        return PassTensors(self.inputs, TrainedTokens(position, ids.flatten()[:1]), self.tokens)
+
     def to(self, device: torch.device) -> "PassTensors":
         """The same on a device. CUDA copies what is pinned while the processor goes on."""
         goes_on = device.type == "cuda"

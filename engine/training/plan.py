@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from engine.config.training import SamplingStrategy
+
 Batching = Literal["joined", "padded"]
+
+# Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so that the rows
+# of a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
+_MOST_STEPS_IN_A_BLOCK = 50
+_FEWEST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,18 @@ class PlanSettings:
     max_length: int
     packing: bool = False
     batching: Batching = "padded"
+    train_sampling_strategy: SamplingStrategy = "random"
     world_size: int = 1  # processes that share each step
     rank: int = 0
 
     def __post_init__(self) -> None:
         if self.packing and self.batching != "joined":
             raise ValueError("packed rows must be joined, or they would see each other")
+
+    @property
+    def groups_by_length(self) -> bool:
+        """Whether the rows of a step are of like length. Where nothing is padded, that would help nobody."""
+        return self.batching == "padded" and self.train_sampling_strategy == "group_by_length"
 
     @property
     def tokens_per_pass(self) -> int:
@@ -84,8 +97,24 @@ class EpochPlanner:
             units = self._packed(order)
             # Packing sorts by length; steps should not.
             self._shuffle(units, epoch)
-        for start in range(0, len(units), self.units_per_step):
-            yield self._step(units[start : start + self.units_per_step])
+        size = self.units_per_step
+        steps = [units[start : start + size] for start in range(0, len(units), size)]
+        if self._settings.groups_by_length:
+            steps = self._grouped(units, epoch)
+        for step in steps:
+            yield self._step(step)
+
+    def _grouped(self, units: list[tuple[int, ...]], epoch: int) -> list[list[tuple[int, ...]]]:
+        """Steps of rows of like length in an order of their own; what fills no step comes last, as it was drawn."""
+        size = self.units_per_step
+        block = size * max(1, min(_MOST_STEPS_IN_A_BLOCK, self.steps_per_epoch // _FEWEST_BLOCKS))
+        whole = len(units) - len(units) % size
+        steps = []
+        for begin in range(0, whole, block):
+            alike = sorted(units[begin : min(begin + block, whole)], key=lambda unit: -self._lengths[unit[0]])
+            steps += [alike[start : start + size] for start in range(0, len(alike), size)]
+        self._shuffle(steps, epoch)
+        return [*steps, units[whole:]] if whole < len(units) else steps
 
     def _shuffle(self, what: list[Any], epoch: int) -> None:
         random.Random(self._settings.seed * 1_000_003 + epoch).shuffle(what)  # noqa: S311 - an order, no secret

@@ -212,7 +212,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
         if one.trained_tokens == 0:  # a row whose learned part was only its first token
-            return next(p for p in model.parameters() if p.requires_grad).sum() * 0.0
+            if self.accelerator.num_processes == 1 or not torch.is_grad_enabled():
+                return next(p for p in model.parameters() if p.requires_grad).sum() * 0.0
+            # The others wait for this process's gradients, which only a pass through the model sends.
+            return self._summed_loss(model, one.with_any_token()) * 0.0
         context = (
             torch.autocast(self.args.device.type, dtype=self._setup.autocast)
             if self._setup.autocast is not None

@@ -20,6 +20,7 @@ from engine.errors import DatasetError
 from engine.export.script import gather_script_facts, write_script
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
+from engine.training.plan import EpochPlanner, PlanSettings
 from tests.tiny_model import make_tiny_model
 
 CHAT = [
@@ -172,6 +173,37 @@ def test_a_script_is_whole_and_holds_nothing_that_it_does_not_use(tiny_model_fol
     words = {"packing": "def packed", "early_stopping_patience": "EarlyStoppingCallback", "use_dora": "use_dora=True"}
     for setting, word in words.items():
         assert (word in text) == bool({**training, **adapter}.get(setting))
+
+
+@pytest.mark.parametrize(
+    ("attention", "strategy", "batching"),
+    [("eager", "group_by_length", "padded"), ("eager", "random", "padded"), ("auto", "group_by_length", "joined")],
+)
+def test_a_script_takes_the_rows_in_the_runs_order(tiny_model_folder, home, tmp_path, attention, strategy, batching):
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "train_sampling_strategy": strategy}
+    source = str(write_lines(tmp_path / "chat.jsonl", CHAT))
+    config = make_config(tiny_model_folder, source, sizes)
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"attn_implementation": attention}),
+            "run": RunSection(devices="cpu"),
+        }
+    )
+    names: dict = {"__name__": "a_script"}
+    exec(compile(script_of(config, home), "script", "exec"), names)
+    generator = np.random.default_rng(0)
+    rows = [{"input_ids": [row] * int(generator.integers(1, 60))} for row in range(131)]
+    settings = PlanSettings(config.training.seed, 2, 3, 64, batching=batching, train_sampling_strategy=strategy)
+    planner = EpochPlanner([len(row["input_ids"]) for row in rows], settings)
+
+    for epoch in range(2):
+        batches = [[row["input_ids"][0] for row in batch] for batch in names["Batches"](rows, lambda: epoch)]  # noqa: B023
+        assert len(batches) == len(names["Batches"](rows, None))
+        steps = [[row for batch in batches[start : start + 3] for row in batch] for start in range(0, len(batches), 3)]
+        planned = [[row for one in step.passes for row in one.rows] for step in planner.steps(epoch)]
+        assert [sorted(step) for step in steps] == [sorted(step) for step in planned]
+        if strategy == "group_by_length" and batching == "padded":
+            assert batches == [list(one.rows) for step in planner.steps(epoch) for one in step.passes]
 
 
 def test_what_is_done_otherwise_stands_at_the_head(tiny_model_folder, home, tmp_path):

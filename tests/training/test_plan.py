@@ -1,5 +1,6 @@
 """Steps cover every row once an epoch, in an order that depends on seed and epoch alone."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -89,6 +90,88 @@ def test_padded_passes_hold_rows_of_like_length():
     )
     assert padding <= 80
     assert all(len(one.rows) <= 2 for one in step.passes)
+
+
+GROUPED = {"batching": "padded", "train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 1}
+
+
+def padding_share(lengths, steps) -> float:
+    """Which part of what goes through the model is padding."""
+    passes = [one.rows for step in steps for one in step.passes]
+    padded = sum(max(lengths[row] for row in rows) * len(rows) for rows in passes)
+    return 1 - sum(lengths) / padded
+
+
+@pytest.mark.parametrize("count", [1, 7, 57, 400, 1201])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_grouped_epochs_hold_every_row_once_too(count, accumulation):
+    lengths = random_lengths(count)
+    settings = make_settings(**GROUPED | {"gradient_accumulation_steps": accumulation})
+    planner = EpochPlanner(lengths, settings)
+
+    for epoch in range(3):
+        steps = list(planner.steps(epoch))
+        assert sorted(rows_of(steps)) == list(range(count))
+        assert len(steps) == planner.steps_per_epoch
+        full = 2 * accumulation
+        assert [len(rows_of([step])) for step in steps[:-1]] == [full] * (len(steps) - 1)
+
+
+def test_rows_of_like_length_share_a_step_where_they_are_padded():
+    lengths = random_lengths(1000)
+    at_random = EpochPlanner(lengths, make_settings(**GROUPED | {"train_sampling_strategy": "random"}))
+    grouped = EpochPlanner(lengths, make_settings(**GROUPED))
+
+    assert padding_share(lengths, at_random.steps(0)) > 0.2
+    assert padding_share(lengths, grouped.steps(0)) < 0.02
+
+
+def test_grouped_steps_come_in_no_order_of_length():
+    lengths = random_lengths(1000)
+    longest = [
+        max(lengths[row] for row in rows_of([step]))
+        for step in EpochPlanner(lengths, make_settings(**GROUPED)).steps(0)
+    ]
+
+    rises = sum(one < other for one, other in itertools.pairwise(longest))
+    assert 0.4 < rises / len(longest) < 0.6
+    halves = longest[: len(longest) // 2], longest[len(longest) // 2 :]
+    assert abs(sum(halves[0]) - sum(halves[1])) < 0.1 * sum(longest)
+
+
+def test_a_rows_company_changes_from_epoch_to_epoch():
+    planner = EpochPlanner(random_lengths(400), make_settings(**GROUPED))
+
+    steps = [{tuple(sorted(rows_of([step]))) for step in planner.steps(epoch)} for epoch in range(2)]
+
+    assert len(steps[0] & steps[1]) < len(steps[0]) / 4
+
+
+def test_the_grouped_order_is_a_function_of_seed_and_epoch():
+    lengths = random_lengths(300)
+    first = list(EpochPlanner(lengths, make_settings(**GROUPED)).steps(2))
+
+    assert list(EpochPlanner(lengths, make_settings(**GROUPED)).steps(2)) == first
+    assert list(EpochPlanner(lengths, make_settings(**GROUPED)).steps(3)) != first
+    assert list(EpochPlanner(lengths, make_settings(**GROUPED, seed=8)).steps(2)) != first
+
+
+def test_grouped_shares_of_a_step_are_of_like_length():
+    lengths = random_lengths(400)
+    settings = [make_settings(**GROUPED, world_size=2, rank=rank) for rank in range(2)]
+    shares = [list(EpochPlanner(lengths, one).steps(0)) for one in settings]
+
+    assert sorted(rows_of(shares[0]) + rows_of(shares[1])) == list(range(400))
+    tokens = [[sum(lengths[row] for row in rows_of([step])) for step in share] for share in shares]
+    apart = sum(abs(one - other) for one, other in zip(*tokens, strict=True))
+    assert apart < 0.02 * sum(lengths)
+
+
+def test_joined_rows_come_at_random_whatever_the_strategy():
+    lengths = random_lengths(300)
+    joined = make_settings(train_sampling_strategy="group_by_length")
+
+    assert list(EpochPlanner(lengths, joined).steps(0)) == list(EpochPlanner(lengths, make_settings()).steps(0))
 
 
 def test_processes_share_each_step_without_overlap():

@@ -168,6 +168,16 @@ RESUMABLE = {
     "LoRA with dropout": {"adapter": {"lora_dropout": 0.1}},
     "QLoRA": {"model": {"quantization": "nf4", "compute_dtype": "bfloat16"}},
     "packing": {"training": {"packing": True, "num_train_epochs": 4}, "adapter": {"lora_dropout": 0.1}},
+    "padded rows grouped by length": {
+        "model": {"attn_implementation": "eager"},
+        "training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
+        "adapter": {"lora_dropout": 0.1},
+    },
+    "padded rows at random": {
+        "model": {"attn_implementation": "eager"},
+        "training": {"train_sampling_strategy": "random"},
+        "adapter": {"lora_dropout": 0.1},
+    },
     "bfloat16": {"model": {"compute_dtype": "bfloat16"}, "adapter": {"lora_dropout": 0.1}},
     "IA3": {"adapter": {"method": "ia3"}},
     "prefix tuning": {"adapter": {"method": "prefix_tuning", "num_virtual_tokens": 5}},

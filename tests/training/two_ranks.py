@@ -1,0 +1,34 @@
+"""Two processes learn two rows, one of which has nothing to learn: run under torchrun, prints what each of them has then.
+
+`python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.training.two_ranks MODEL FOLDER`
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from engine.training.companions import Companions
+from engine.training.placement import Placement
+from tests.training.tiny_training import CPU, Row, make_config, make_training
+
+ROWS = [Row([11, 12, 13, 14, 15, 16], [-100, -100, 13, 14, 15, 16]), Row([21, 22, 23, 24], [21, -100, -100, -100])]
+STEPS = 6  # in some of them the first process has nothing to learn, in others the second
+
+
+def main(model: str, folder: str, head: str) -> None:
+    companions = Companions.from_environment()
+    torch.set_num_threads(1)
+    one_row = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": STEPS}
+    adapter = {"method": "none"} if head == "trained" else {}
+    config = make_config(Path(model), adapter=adapter, training=one_row)
+    placement = Placement(CPU, torch.device("cpu"), companions)
+    training = make_training(config, ROWS, Path(folder), placement=placement)
+    training.trainer.train()
+    weights = sum(float(weights.double().abs().sum()) for weights in training.weights().values())
+    (Path(folder) / f"rank-{companions.rank}.json").write_text(json.dumps([training.losses, weights]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
