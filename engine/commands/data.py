@@ -29,6 +29,9 @@ MapOption = Annotated[
     list[str] | None, typer.Option("--map", help="role=column, such as output=answer, any number of times.")
 ]
 TrainOnOption = Annotated[str, typer.Option("--train-on", help="assistant, last_assistant, completion or all.")]
+SubsetOption = Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub dataset.")]
+SplitOption = Annotated[str, typer.Option("--split", help="Split of a Hub dataset.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a Hub dataset.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
@@ -45,9 +48,9 @@ def inspect(
     format_: FormatOption = "auto",
     column_map: MapOption = None,
     train_on: TrainOnOption = "assistant",
-    subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = "train",
-    revision: Annotated[str | None, typer.Option(help="Revision of a Hub dataset.")] = None,
+    subset: SubsetOption = None,
+    split: SplitOption = "train",
+    revision: RevisionOption = None,
     tokens: Annotated[
         bool, typer.Option(help="Count tokens; without --model, with the demo model if it is here.")
     ] = True,
@@ -76,6 +79,9 @@ def render(
     format_: FormatOption = "auto",
     column_map: MapOption = None,
     train_on: TrainOnOption = "assistant",
+    subset: SubsetOption = None,
+    split: SplitOption = "train",
+    revision: RevisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one row exactly as training sees it: its text, its tokens, and which of them are learned."""
@@ -83,6 +89,7 @@ def render(
 
     home = LoratoryHome.from_environment()
     config = _dataset_config(data, format_, column_map, train_on)
+    config = config.model_copy(update={"subset": subset, "split": split, "revision": revision})
     inspector = Inspector(home)
     try:
         sequences = inspector.render(config, _model_config(model), max_length, row=row)

@@ -40,7 +40,8 @@ class DatasetConfig(Section):
         {},
         label="Mixed with",
         help="More datasets beside the first, each with a weight: 1 trains on all of its rows once, 0.5 on half of them, "
-        "2 on each of them twice.",
+        "2 on each of them twice. Each is read from its train split; format and column mapping hold where they fit it, "
+        "else it is looked at by itself.",
         advanced=True,
         max_length=20,
     )

@@ -1,5 +1,6 @@
 """A dataset with its formats decided: every row read, converted, rendered, and accounted for."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,9 +73,10 @@ class DatasetReader:
 
     def __init__(self, config: DatasetConfig, options: SourceOptions, renderer: Renderer | None = None) -> None:
         self.parts = [DatasetPart(config, options)]
+        own = {"subset": None, "revision": None, "split": DatasetConfig.model_fields["split"].default, "mix": {}}
         for source in config.mix:
-            other = config.model_copy(update={"source": source, "subset": None, "revision": None, "mix": {}})
-            self.parts.append(DatasetPart(other, options))
+            other = config.model_copy(update={"source": source, **own})
+            self.parts.append(DatasetPart(other, options, of_a_mix=True))
         self.weights = (1.0, *config.mix.values())
         self.train_on = config.train_on
         self._renderer = renderer
@@ -125,7 +127,7 @@ class DatasetReader:
         size = 0
         for part, record in self.records(first_row):
             batch.append((part, record))
-            size += len(record.raw)
+            size += record.size_bytes
             # Batches grow, so that the first row of a page need not wait for sixty-four.
             if len(batch) >= min(_BATCH_ROWS, 1 + record.row - first_row) or size > _BATCH_BYTES:
                 yield from self.examine(batch)
@@ -165,11 +167,16 @@ def _with_rendering(row: Examined, rendering: Rendering | RowProblemError) -> Ex
 class DatasetPart:
     """One source with its format.
 
+    Args:
+        config: Names the source, and the format and the mapping where a person chose them.
+        options: How to open it.
+        of_a_mix: They were chosen for another source; where they do not fit this one, it is looked at by itself.
+
     Raises:
         DatasetError: If it cannot be read, holds no rows, or no format fits it.
     """
 
-    def __init__(self, config: DatasetConfig, options: SourceOptions) -> None:
+    def __init__(self, config: DatasetConfig, options: SourceOptions, *, of_a_mix: bool = False) -> None:
         self.source: RowSource = open_source(config, options)
         head = head_of(self.source)
         if not head:
@@ -186,8 +193,22 @@ class DatasetPart:
         self.columns = printable_names(
             self.source.columns or tuple(dict.fromkeys(name for row in rows for name in row))
         )
-        self.detection: Detection = detect_format(config, rows)
+        self.detection: Detection = (
+            _detect_by_itself(config, rows, self.source.name) if of_a_mix else detect_format(config, rows)
+        )
         self.converter = Converter(self.detection)
+
+
+def _detect_by_itself(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], name: str) -> Detection:
+    with contextlib.suppress(DatasetError):
+        return detect_format(config, rows)
+    try:
+        return detect_format(config.model_copy(update={"format": "auto", "column_map": {}}), rows)
+    except DatasetError as error:
+        raise DatasetError(
+            f"{name}, which is mixed in, has no format of its own: {error.what}",
+            "Rename its columns to those of a known format, or to those of the first dataset.",
+        ) from error
 
 
 def head_of(source: RowSource) -> list[Record]:
@@ -196,7 +217,7 @@ def head_of(source: RowSource) -> list[Record]:
     size = 0
     for record in source.records():
         head.append(record)
-        size += len(record.raw)
+        size += record.size_bytes
         if len(head) >= DETECTION_ROWS or size > _DETECTION_BYTES:
             break
     return head

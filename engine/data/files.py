@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from engine.data.access import open_regular, shown_name
 from engine.data.delimited_file import DELIMITERS, DelimitedReader
+from engine.data.folder_files import MAX_FILES, files_below
 from engine.data.json_lines_file import JsonLinesReader
 from engine.data.json_values_file import JsonValuesReader
 from engine.data.parquet_file import PARQUET_MAGIC, ParquetRows
@@ -16,6 +17,7 @@ from engine.data.records import Position, Record
 from engine.data.row_index import STRIDE, RowIndex
 from engine.data.row_source import RowSource, fingerprint_of, numbered_rows
 from engine.data.text_stream import TextStream
+from engine.data.unpacked_file import UnpackedFile, gzipped_magic
 from engine.errors import DatasetError
 
 _JSON_ENDINGS = frozenset({".json", ".jsonl", ".ndjson", ".jsonlines"})
@@ -159,7 +161,9 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
         magic = file.read(4)
     if magic == PARQUET_MAGIC:
         return ParquetRows(path)
-    if path.suffix.lower() == ".parquet":
+    if gzipped_magic(path) == PARQUET_MAGIC:
+        return ParquetRows(path, UnpackedFile(path, index_folder))
+    if _ending(path) == ".parquet":
         TextStream(path)  # says what it is instead, where that can be told
         raise DatasetError(
             f"{shown_name(path.name)} is no Parquet file, whatever its name says.", "Choose the right file."
@@ -171,16 +175,21 @@ def open_folder(path: Path, split: str, index_folder: Path | None = None) -> Row
     """Open the data files of a folder: those named after the split, else all.
 
     Raises:
-        DatasetError: If it holds none, or one of them cannot be read.
+        DatasetError: If it holds none, or too many, or one of them cannot be read.
     """
-    found = sorted(file for file in path.rglob("*") if file.is_file() and _ending(file) in DATA_ENDINGS)
-    inside = [file for file in found if file.resolve().is_relative_to(path) and not file.name.startswith(".")]
+    found = sorted(file for file in files_below(path) if _ending(file) in DATA_ENDINGS)
+    inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(path)]
     named = [file for file in inside if split and file.name.lower().startswith(split.lower())]
     files = named or inside
     if not files:
         raise DatasetError(
             f"The folder {shown_name(path.name)} holds no data files.",
             f"Data files end in {', '.join(sorted(DATA_ENDINGS))}, also with .gz.",
+        )
+    if len(files) > MAX_FILES:
+        raise DatasetError(
+            f"The folder {shown_name(path.name)} holds {len(files):,} data files; {MAX_FILES:,} is the most.",
+            "Put the rows into fewer files, or choose a folder further down.",
         )
     opened = [open_file(file, index_folder) for file in files]
     return opened[0] if len(opened) == 1 else ManyFiles(shown_name(path.name), opened)

@@ -1,41 +1,67 @@
-"""Rows of a Parquet file, a few at a time."""
+"""Rows of a Parquet file, a few at a time, in bounded memory however much its pages grow when they are unpacked."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from engine.data.access import open_regular, shown_name
-from engine.data.records import MAX_ROW_BYTES, Record, too_long
+from engine.data.arrow_rows import batch_records, row_sizes, value_count
+from engine.data.gzip_pieces import MAX_RATIO, RATIO_COUNTS_FROM_BYTES
+from engine.data.parquet_pages import Page, read_pages
+from engine.data.records import MAX_ROW_BYTES, Record
 from engine.data.row_source import fingerprint_of
+from engine.data.unpacked_file import UnpackedFile
 from engine.errors import DatasetError
 
 PARQUET_MAGIC = b"PAR1"
 
 _BATCH_ROWS = 256
+# Where values are shared, each batch carries all of them along.
+_SHARED_BATCH_ROWS = 4096
 _MAX_FOOTER_BYTES = 64 << 20
+
+# What a batch may take in memory, wherever a single row does not take more.
+_BATCH_BYTES = 64 << 20
+# One page of each column is unpacked at a time. Writers keep them near one megabyte, some near a hundred.
+_MAX_PAGES_BYTES = 512 << 20
+# Values in the lists of a column: one row may hold all of them, and a run of equal ones takes no room in the file.
+_RATIO_COUNTS_FROM_VALUES = 32 << 20
+
+
+class _Column(NamedTuple):
+    """How a column of one row group becomes rows."""
+
+    path: str
+    open_bytes: int  # its dictionary and its largest page, unpacked
+    packed_bytes: int  # of those two
+    row_bytes: float  # about the most that a row takes beside what it shares with others
+    sharing_values: int  # how many values may stand for one entry of the dictionary; 0 where that is no danger
 
 
 class ParquetRows:
     """A Parquet file.
 
     Args:
-        path: A regular file that begins with PARQUET_MAGIC.
+        path: A regular file that begins with PARQUET_MAGIC, or a gzip file of one.
+        unpacked: What the gzip file holds.
 
     Raises:
         DatasetError: If it is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
         self.name = shown_name(path.name)
-        self.kind = "Parquet"
+        self.kind = "Parquet" if unpacked is None else "Parquet, gzip"
         self.notes: tuple[str, ...] = ()
-        self._path = path
+        self._original = path
+        self._unpacked = unpacked  # lives as long as these rows do
+        self._path = path if unpacked is None else unpacked.path
         with self._open() as file:
             self.columns: tuple[str, ...] = tuple(file.schema_arrow.names)
             self._group_rows: list[int] = [
                 file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
             ]
-        self.size_bytes: int | None = path.stat().st_size
+        self.size_bytes: int | None = self._path.stat().st_size
         self._rows_read = 0
 
     @property
@@ -47,34 +73,116 @@ class ParquetRows:
         return round((self.size_bytes or 0) * self._rows_read / max(1, sum(self._group_rows)))
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on."""
-        start = 0  # of the row group
-        groups = []
-        for group, rows in enumerate(self._group_rows):
-            if start + rows > first_row:
-                groups = list(range(group, len(self._group_rows)))
-                break
-            start += rows
-        if not groups:
-            return
-        row = start
-        with self._open() as file:
-            try:
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
-                    skip = max(0, first_row - row)
-                    if skip < batch.num_rows:
-                        for offset, record in enumerate(_records(batch.slice(skip), row + skip)):
-                            self._rows_read = row + skip + offset
-                            yield record
-                    row += batch.num_rows
-            except (OSError, ValueError) as error:  # pyarrow's errors are of these
-                raise self._damaged() from error
+        """Rows from `first_row` on.
+
+        Raises:
+            DatasetError: If the file is damaged, or would take more memory than its size lets anybody expect.
+        """
+        from pyarrow import ArrowException
+
+        row = 0  # the first of the group
+        try:
+            with self._open() as whole:
+                for group, rows in enumerate(self._group_rows):
+                    if row + rows > first_row:
+                        yield from self._group_records(whole.metadata, group, row, first_row)
+                    row += rows
+        except MemoryError as error:
+            raise self._too_large("rows") from error
+        except NotImplementedError as error:
+            raise DatasetError(
+                f"{self.name} is a Parquet file with a part that is not supported here: {_first_line(error)}.",
+                "Export it again, with other settings or as JSONL.",
+            ) from error
+        except (OSError, ValueError, ArrowException) as error:
+            raise self._damaged() from error
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self._path)
+        return fingerprint_of(self._original)
 
-    def _open(self) -> Any:
+    def _group_records(self, metadata: Any, group: int, row: int, first_row: int) -> Iterator[Record]:
+        with open_regular(self._path) as file:
+            columns = [self._column(file, metadata, group, column) for column in range(metadata.num_columns)]
+        open_bytes = sum(column.open_bytes for column in columns)
+        self._refuse_growth(open_bytes, sum(column.packed_bytes for column in columns), "pages")
+        shared = []
+        row_bytes = 1.0
+        for column in columns:
+            largest = self._largest_row(metadata, group, column) if column.sharing_values else 0
+            if largest > 2 * MAX_ROW_BYTES:
+                shared.append(column.path)
+            row_bytes += column.row_bytes + (0 if largest > 2 * MAX_ROW_BYTES else largest)
+        most = _SHARED_BATCH_ROWS if shared else _BATCH_ROWS
+        with self._open(metadata, shared) as reader:
+            for batch in reader.iter_batches(batch_size=_rows_at_once(row_bytes, most), row_groups=[group]):
+                skip = max(0, first_row - row)
+                if skip < batch.num_rows:
+                    for record in batch_records(batch.slice(skip), row + skip):
+                        self._rows_read = record.row
+                        yield record
+                row += batch.num_rows
+
+    def _largest_row(self, metadata: Any, group: int, column: _Column) -> int:
+        """Bytes of the largest row that shares values with others; nothing is written out for that."""
+        largest = seen = 0
+        with self._open(metadata, [column.path]) as reader:
+            rows = _rows_at_once(column.row_bytes, _SHARED_BATCH_ROWS)
+            for batch in reader.iter_batches(batch_size=rows, row_groups=[group], columns=[column.path]):
+                largest = max(largest, int(row_sizes(batch.column(0)).max(initial=0)))
+                seen += value_count(batch.column(0))
+                if seen >= column.sharing_values:  # what follows is written out in the file itself
+                    break
+        return largest
+
+    def _column(self, file: BinaryIO, metadata: Any, group: int, number: int) -> _Column:
+        chunk = metadata.row_group(group).column(number)
+        described = metadata.schema.column(number)
+        nested = described.max_repetition_level > 0
+        start = chunk.data_page_offset
+        if chunk.dictionary_page_offset:
+            start = min(start, chunk.dictionary_page_offset)
+        dictionary = largest = Page(0, 0, 0, False, False, False)
+        values = shared_values = packed = own_bytes = 0
+        value_bytes = 0.0  # the most that a value takes which is shared with no other
+        for page in read_pages(file, start, chunk.total_compressed_size):
+            packed += page.packed_bytes
+            if page.is_dictionary:
+                dictionary = max(dictionary, page)
+                continue
+            largest = max(largest, page)
+            values += page.values
+            if page.uses_dictionary:
+                shared_values += page.values
+                continue
+            own_bytes += page.unpacked_bytes
+            value_bytes = max(value_bytes, page.unpacked_bytes / (1 if page.is_prefixed else max(1, page.values)))
+        if nested and values > _RATIO_COUNTS_FROM_VALUES:
+            self._refuse_growth(2 * values, packed, "lists")
+        # A list's values stand in the file one by one, and one row may hold all of them; so the average has to do.
+        row_bytes = own_bytes / max(1, metadata.row_group(group).num_rows) if nested else value_bytes
+        at_once = shared_values if nested else min(shared_values, _BATCH_ROWS)
+        sharing = dictionary.unpacked_bytes * at_once > _BATCH_BYTES
+        if sharing and described.physical_type != "BYTE_ARRAY":  # such values cannot be held once
+            if nested:
+                raise self._too_large("lists")
+            row_bytes = max(row_bytes, dictionary.unpacked_bytes)
+            sharing = False
+        return _Column(
+            described.path,
+            dictionary.unpacked_bytes + largest.unpacked_bytes,
+            dictionary.packed_bytes + largest.packed_bytes,
+            row_bytes,
+            shared_values if sharing else 0,
+        )
+
+    def _refuse_growth(self, unpacked_bytes: int, packed_bytes: int, what: str) -> None:
+        grows = unpacked_bytes > RATIO_COUNTS_FROM_BYTES and unpacked_bytes > MAX_RATIO * max(packed_bytes, 1)
+        if grows or (what == "pages" and unpacked_bytes > _MAX_PAGES_BYTES):
+            raise self._too_large(what)
+
+    def _open(self, metadata: Any = None, shared: list[str] | None = None) -> Any:
         # Imported here: half the programs that import this module never see a Parquet file.
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
         with open_regular(self._path) as file:
@@ -84,8 +192,10 @@ class ParquetRows:
         if tail[4:] != PARQUET_MAGIC or int.from_bytes(tail[:4], "little") > min(size, _MAX_FOOTER_BYTES):
             raise self._damaged()
         try:
-            return ParquetFile(self._path, memory_map=False)
-        except (OSError, ValueError) as error:
+            # Else a row group is read as a whole, and held beside what is made of it.
+            reading = {"memory_map": False, "pre_buffer": False, "buffer_size": 1 << 20}
+            return ParquetFile(self._path, metadata=metadata, read_dictionary=shared, **reading)
+        except (OSError, ValueError, ArrowException) as error:
             raise self._damaged() from error
 
     def _damaged(self) -> DatasetError:
@@ -93,15 +203,17 @@ class ParquetRows:
             f"{self.name} is a Parquet file that is cut off or damaged.", "Download or export it again."
         )
 
+    def _too_large(self, what: str) -> DatasetError:
+        return DatasetError(
+            f"The {what} of the Parquet file {self.name} grow beyond all measure when they are unpacked.",
+            "Export it again with smaller pages and row groups, or as JSONL.",
+        )
 
-def _records(batch: Any, first_row: int) -> Iterator[Record]:
-    if batch.nbytes <= MAX_ROW_BYTES:
-        for row, value in enumerate(batch.to_pylist(), start=first_row):
-            yield Record(row, None, value)
-        return
-    for offset in range(batch.num_rows):
-        row = batch.slice(offset, 1)
-        if row.nbytes > MAX_ROW_BYTES:
-            yield Record(first_row + offset, None, None, kind="too_long", problem=too_long(row.nbytes))
-        else:
-            yield Record(first_row + offset, None, row.to_pylist()[0])
+
+def _rows_at_once(row_bytes: float, most: int) -> int:
+    return max(1, min(most, int(_BATCH_BYTES / max(1.0, row_bytes))))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__

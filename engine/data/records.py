@@ -32,12 +32,31 @@ class Record(NamedTuple):
     kind: ProblemKind | None = None
     problem: str = ""
 
+    @property
+    def size_bytes(self) -> int:
+        """About what it holds in memory; sources without text have it counted."""
+        return len(self.raw) if self.raw else _text_length(self.value)
+
     def sample(self, limit: int = 120) -> str:
         """How the row begins, on one line."""
         if not self.raw and self.value is not None:
             return shortened(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
         raw = self.raw[: limit * 4]
         return shortened(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
+
+
+def _text_length(value: Any) -> int:
+    length = 0
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str | bytes):
+            length += len(item)
+        elif isinstance(item, Mapping):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
+    return length
 
 
 def bad_record(position: Position, raw: bytes, kind: ProblemKind, problem: str) -> Record:

@@ -1,24 +1,18 @@
 """A text file as a stream of UTF-8 bytes, whatever it is wrapped in: gzip, a byte order mark, UTF-16, old line ends."""
 
 import codecs
-import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from engine.data.access import open_regular, shown_name
+from engine.data.gzip_pieces import GZIP_MAGIC, unpacked_pieces
 from engine.errors import DatasetError
 
 CHUNK_BYTES = 1 << 20
 SNIFF_BYTES = 1 << 16
 
-# Text shrinks three- to tenfold, very repetitive text a hundredfold; a bomb does a thousandfold.
-MAX_RATIO = 200
-_RATIO_COUNTS_FROM_BYTES = 64 << 20
-
-_GZIP_MAGIC = b"\x1f\x8b"
 _NOT_TEXT: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive (or an Excel workbook)"),
     (b"\x80\x02", "a pickle, which is never opened because it can run code"),
@@ -60,7 +54,7 @@ class TextStream:
         with open_regular(path) as file:
             self.size_bytes = file.seek(0, 2)
             file.seek(0)
-            self._compressed = file.read(2) == _GZIP_MAGIC
+            self._compressed = file.read(2) == GZIP_MAGIC
         self._encoding = _Encoding("utf-8", 0)
         self._old_line_ends = False
         start = self._sniff_start()
@@ -127,26 +121,8 @@ class TextStream:
         yield from self._decompressed(file, offset)
 
     def _decompressed(self, file: BinaryIO, skip: int) -> Iterator[bytes]:
-        produced = 0
-        unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
-        while True:
-            try:
-                piece = unpacked.read(CHUNK_BYTES)
-            except (EOFError, OSError, zlib.error) as error:
-                raise DatasetError(
-                    f"{shown_name(self.path.name)} is damaged: its compressed data breaks off or is wrong "
-                    f"after {produced:,} bytes of text.",
-                    "Download or compress it again.",
-                ) from error
-            if not piece:
-                return
-            produced += len(piece)
+        for piece in unpacked_pieces(file, self.path.name, CHUNK_BYTES):
             self.bytes_read = file.tell()
-            if produced > _RATIO_COUNTS_FROM_BYTES and produced > MAX_RATIO * max(self.bytes_read, 1):
-                raise DatasetError(
-                    f"{shown_name(self.path.name)} grows more than {MAX_RATIO}-fold when it is unpacked.",
-                    "Unpack it yourself if you trust it, and choose the unpacked file.",
-                )
             yield piece[skip:]
             skip = max(0, skip - len(piece))
 

@@ -81,6 +81,24 @@ def test_render_prints_what_training_sees(run, file, tiny_model_folder):
     assert "⟦Answer 3.<|im_end|>⟧" in shown
 
 
+@pytest.mark.parametrize("command", [("inspect",), ("render", "--row", 0)], ids=["inspect", "render"])
+def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypatch, tiny_model_folder, command):
+    asked = []
+
+    def remember(_, config, *rest, **options):
+        asked.append((config.source, config.subset, config.split, config.revision))
+        raise DatasetError("Asked.", "Nothing.")
+
+    monkeypatch.setattr("engine.inspector.session.Inspector.check", remember)
+    monkeypatch.setattr("engine.inspector.session.Inspector.render", remember)
+    named = ("--subset", "en", "--split", "test", "--revision", "v2", "--model", tiny_model_folder)
+
+    result = run(command[0], "owner/name", *command[1:], *named)
+
+    assert isinstance(result.exception, DatasetError)
+    assert asked == [("owner/name", "en", "test", "v2")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

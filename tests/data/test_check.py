@@ -8,9 +8,10 @@ import pytest
 from engine.config.dataset import DatasetConfig
 from engine.data import check as check_module
 from engine.data.check import check_dataset, check_steps
-from engine.data.examine import Renderer
+from engine.data.examine import DatasetReader, Renderer
 from engine.data.source import SourceOptions
 from engine.data.tally import MAX_LISTED
+from engine.errors import DatasetError
 from tests.data.families import family, tokenizer_of
 
 
@@ -175,6 +176,48 @@ def test_a_mixture_is_numbered_through_and_each_source_keeps_its_format(tmp_path
     ]
     assert report.rows == 2 + 2 + report.parts[2].rows
     assert [(p.row, p.line) for p in report.problems] == [(1, 2), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"format": "alpaca", "column_map": {"instruction": "q", "output": "a"}},
+        {"column_map": {"instruction": "q", "output": "a"}},
+        {"format": "alpaca", "column_map": {"instruction": "q", "output": "a", "input": ""}},
+    ],
+    ids=["format and mapping", "mapping", "a role left out"],
+)
+def test_what_was_chosen_for_the_first_source_binds_others_where_it_fits_them(tmp_path, chosen):
+    first = write_rows(tmp_path / "a.jsonl", [{"q": f"Ask {number}", "a": "One."} for number in range(3)])
+    same = write_rows(tmp_path / "b.jsonl", [{"q": "Ask", "a": "Two."}])
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    other = write_rows(tmp_path / "c.jsonl", [{"messages": talk}])
+    config = DatasetConfig(source=str(first), mix={str(same): 1.0, str(other): 1.0}, **chosen)
+
+    report = check_dataset(config, SourceOptions())
+
+    assert [part.format for part in report.parts] == ["alpaca", "alpaca", "messages"]
+    assert (report.kept, report.dropped) == (5, 0)
+
+
+def test_a_source_of_a_mixture_that_has_no_format_is_named(tmp_path):
+    first = write_rows(tmp_path / "a.jsonl", [row(0), row(1)])
+    other = write_rows(tmp_path / "strange.jsonl", [{"x": "1", "y": "2"}])
+
+    with pytest.raises(DatasetError, match=r"strange.jsonl, which is mixed in.*'x', 'y'"):
+        check_dataset(DatasetConfig(source=str(first), format="alpaca", mix={str(other): 1.0}), SourceOptions())
+
+
+def test_the_split_of_the_first_source_is_no_other_sources(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "special"):
+            write_rows(tmp_path / folder / f"{split}.jsonl", [row(number, f"{folder} {split}") for number in range(2)])
+    config = DatasetConfig(source=str(tmp_path / "one"), split="special", mix={str(tmp_path / "two"): 1.0})
+
+    reader = DatasetReader(config, SourceOptions())
+
+    assert [record.value["output"] for _, record in reader.records()] == ["one special"] * 2 + ["two train"] * 2
 
 
 def test_duplicates_are_found_across_formats_and_never_split(tmp_path):

@@ -1,9 +1,9 @@
 """Dataset files that must not hurt: each gets its report, row by row, or one clear sentence."""
 
 import gzip
+import io
 import json
 import pickle
-import time
 
 import pyarrow
 import pyarrow.parquet
@@ -12,22 +12,12 @@ import pytest
 from engine.config.dataset import DatasetConfig
 from engine.data.check import check_dataset
 from engine.data.source import SourceOptions
-from engine.errors import DatasetError
+from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
 
 GOOD = {"instruction": "Ask", "output": "Answer"}
 GOOD_LINE = json.dumps(GOOD) + "\n"
 BAD_BYTES = b'{"instruction": "caf\xe9", "output": "x"}\n'
 QUOTED = '"' + "a" * 10 + '"'
-
-
-def check(path, **settings):
-    """Check a file; the bound on time is far above what any of them needs."""
-    started = time.monotonic()
-    report = check_dataset(DatasetConfig(source=str(path), **settings), SourceOptions())
-    assert time.monotonic() - started < 60
-    assert report.kept + report.dropped == report.rows
-    assert sum(report.problem_counts.values()) == report.dropped
-    return report
 
 
 def write(tmp_path, name, data):
@@ -76,13 +66,6 @@ KEPT_WHOLE = {
 }
 
 
-@pytest.mark.parametrize(("name", "data", "rows"), KEPT_WHOLE.values(), ids=KEPT_WHOLE)
-def test_files_that_are_only_unusual_are_kept_whole(tmp_path, name, data, rows):
-    report = check(write(tmp_path, name, data))
-
-    assert (report.rows, report.kept, report.dropped) == (rows, rows, 0)
-
-
 DROPPED = {
     "Latin-1 bytes": (GOOD_LINE.encode() + BAD_BYTES + GOOD_LINE.encode(), [(1, 2, "not_utf8")]),
     "last line cut off": (GOOD_LINE + '{"instruction": "As', [(1, 2, "not_json")]),
@@ -114,16 +97,6 @@ DROPPED = {
 }
 
 
-@pytest.mark.parametrize(("data", "problems"), DROPPED.values(), ids=DROPPED)
-def test_rows_that_are_wrong_are_named_and_the_others_kept(tmp_path, data, problems):
-    report = check(write(tmp_path, "rows.jsonl", data))
-
-    assert found(report) == problems
-    assert report.kept >= 1
-    assert all(problem.problem and "\n" not in problem.problem for problem in report.problems)
-    assert all(problem.sample for problem in report.problems)
-
-
 REFUSED = {
     "zero bytes": ("rows.jsonl", b"", "is empty"),
     "white space only": ("rows.jsonl", " \n\n ", "is empty"),
@@ -144,79 +117,130 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("name", "data", "words"), REFUSED.values(), ids=REFUSED)
-def test_files_without_a_usable_row_are_refused_in_two_sentences(tmp_path, name, data, words):
-    with pytest.raises(DatasetError) as refusal:
-        check(write(tmp_path, name, data))
-
-    assert words in refusal.value.what
-    assert refusal.value.fix
-    assert "\n" not in str(refusal.value)
-    assert str(tmp_path) not in str(refusal.value)
+def cut_parquet():
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": ["Ask"] * 3, "output": ["a", None, "c"]}), buffer)
+    return buffer.getvalue()[:-20]
 
 
-def test_keys_that_differ_by_case_beside_each_other_take_the_exact_one(tmp_path):
-    report = check(write(tmp_path, "rows.jsonl", '{"instruction": "Ask", "Output": "other", "output": "x"}\n'))
+def endless_row():
+    """A row of 200 megabytes between two good ones."""
+    return (
+        GOOD_LINE.encode() + b'{"instruction": "Ask", "output": "' + b"x" * 200_000_000 + b'"}\n' + GOOD_LINE.encode()
+    )
 
-    assert report.column_map["output"] == "output"
+
+def bomb():
+    return gzip.compress(GOOD_LINE.encode() + b" " * (150 << 20))
 
 
-def test_unbalanced_quotes_in_csv_cost_their_own_row(tmp_path):
-    report = check(write(tmp_path, "rows.csv", 'instruction,output\nAsk,"open\nAsk,fine\nAsk,fine\n'))
+# Others, each asserted on below: name of the file and what is in it, made when it is needed.
+OTHERS = {
+    "a row of 200 megabytes": ("rows.jsonl", endless_row),
+    "a decompression bomb": ("rows.jsonl.gz", bomb),
+    "Parquet that is cut": ("rows.parquet", cut_parquet),
+    "keys that differ by case beside each other": (
+        "rows.jsonl",
+        lambda: '{"instruction": "Ask", "Output": "other", "output": "x"}\n',
+    ),
+    "unbalanced quotes": ("rows.csv", lambda: 'instruction,output\nAsk,"open\nAsk,fine\nAsk,fine\n'),
+    "an array that breaks off": ("rows.json", lambda: "[" + GOOD_LINE + ", " + GOOD_LINE),
+}
+CASES = (
+    {name: (file, data) for name, (file, data, _) in (KEPT_WHOLE | REFUSED).items()}
+    | {name: ("rows.jsonl", data) for name, (data, _) in DROPPED.items()}
+    | OTHERS
+)
+
+
+@pytest.fixture(scope="module")
+def readings(tmp_path_factory):
+    """Every case, read in one process that measures itself."""
+    root = tmp_path_factory.mktemp("malformed")
+    paths = {}
+    for number, (name, (file, data)) in enumerate(CASES.items()):
+        folder = root / str(number)
+        folder.mkdir()
+        paths[name] = write(folder, file, data() if callable(data) else data)
+    return read_measured(paths)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_file_is_done_with_in_seconds_and_in_bounded_memory(readings, name):
+    reading = readings[name]
+
+    assert reading.seconds < MAX_SECONDS
+    assert reading.grown_bytes < MAX_GROWN_BYTES
+    if reading.report is not None:
+        assert reading.report.kept + reading.report.dropped == reading.report.rows
+        assert sum(reading.report.problem_counts.values()) == reading.report.dropped
+
+
+@pytest.mark.parametrize("name", KEPT_WHOLE)
+def test_files_that_are_only_unusual_are_kept_whole(readings, name):
+    report, rows = readings[name].report, KEPT_WHOLE[name][2]
+
+    assert (report.rows, report.kept, report.dropped) == (rows, rows, 0)
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_rows_that_are_wrong_are_named_and_the_others_kept(readings, name):
+    report = readings[name].report
+
+    assert found(report) == DROPPED[name][1]
+    assert report.kept >= 1
+    assert all(problem.problem and "\n" not in problem.problem for problem in report.problems)
+    assert all(problem.sample for problem in report.problems)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_files_without_a_usable_row_are_refused_in_two_sentences(readings, name):
+    reading = readings[name]
+
+    assert reading.report is None
+    assert REFUSED[name][2] in reading.what
+    assert reading.fix
+    assert "\n" not in reading.what + reading.fix
+    assert "malformed0" not in reading.what + reading.fix
+
+
+def test_keys_that_differ_by_case_beside_each_other_take_the_exact_one(readings):
+    assert readings["keys that differ by case beside each other"].report.column_map["output"] == "output"
+
+
+def test_unbalanced_quotes_in_csv_cost_their_own_row(readings):
+    report = readings["unbalanced quotes"].report
 
     assert found(report) == [(0, 2, "csv")]
     assert report.kept == 2
 
 
-def test_a_parquet_file_is_read_and_one_that_is_cut_is_refused(tmp_path):
+def test_a_parquet_file_is_read_and_one_that_is_cut_is_refused(readings, tmp_path):
     table = pyarrow.table({"instruction": ["Ask"] * 3, "output": ["a", None, "c"], "n": [1, 2, 3]})
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(table, path, row_group_size=2)
 
-    report = check(path)
+    report = check_dataset(DatasetConfig(source=str(path)), SourceOptions())
+
     assert found(report) == [(1, None, "not_text")]
-
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DatasetError, match="cut off or damaged"):
-        check(path)
+    assert "cut off or damaged" in readings["Parquet that is cut"].what
 
 
-def test_a_decompression_bomb_is_refused(tmp_path):
-    path = tmp_path / "rows.jsonl.gz"
-    with gzip.open(path, "wb") as file:
-        file.write(GOOD_LINE.encode())
-        for _ in range(150):
-            file.write(b" " * (1 << 20))
-
-    with pytest.raises(DatasetError, match="200-fold"):
-        check(path)
+def test_a_decompression_bomb_is_refused(readings):
+    assert "200-fold" in readings["a decompression bomb"].what
 
 
-def test_one_row_of_200_megabytes_is_left_out_without_being_held(tmp_path):
-    import tracemalloc
+def test_one_row_of_200_megabytes_is_left_out_without_being_held(readings):
+    reading = readings["a row of 200 megabytes"]
 
-    path = tmp_path / "rows.jsonl"
-    with path.open("wb") as file:
-        file.write(GOOD_LINE.encode())
-        file.write(b'{"instruction": "Ask", "output": "')
-        for _ in range(200):
-            file.write(b"x" * 1_000_000)
-        file.write(b'"}\n' + GOOD_LINE.encode())
-    tracemalloc.start()
-    try:
-        report = check(path)
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-    assert found(report) == [(1, 2, "too_long")]
-    assert "200 MB" in report.problems[0].problem
-    assert report.kept == 2
-    assert peak_bytes < 100 << 20
+    assert found(reading.report) == [(1, 2, "too_long")]
+    assert "200 MB" in reading.report.problems[0].problem
+    assert reading.report.kept == 2
+    assert reading.grown_bytes < 100 << 20
 
 
-def test_what_is_odd_about_an_array_is_told(tmp_path):
-    report = check(write(tmp_path, "rows.json", "[" + GOOD_LINE + ", " + GOOD_LINE))
+def test_what_is_odd_about_an_array_is_told(readings):
+    report = readings["an array that breaks off"].report
 
     assert report.kept == 2
     assert any("cut off" in note for note in report.notes)

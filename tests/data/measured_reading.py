@@ -1,0 +1,87 @@
+"""Datasets checked in a process of their own, with what each took in time and memory."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.data.report import DatasetReport
+
+MAX_SECONDS = 5.0
+MAX_GROWN_BYTES = 500 << 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of one file.
+
+    Args:
+        report: Where it was read.
+        what: Where it was refused, and `fix` beside it.
+        seconds: Of the processor, so that what runs beside a test does not count.
+        grown_bytes: The most that the process held beyond what it held before.
+    """
+
+    report: DatasetReport | None
+    what: str
+    fix: str
+    seconds: float
+    grown_bytes: int
+
+
+def read_measured(paths: Mapping[str, Path]) -> dict[str, Reading]:
+    """Check every file in one process, one after the other."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    named = json.dumps({name: str(path) for name, path in paths.items()})
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.data.measured_reading"],
+        input=named.encode(), env=environment, capture_output=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    answers = json.loads(done.stdout)
+    return {
+        name: Reading(
+            DatasetReport.model_validate_json(answer["report"]) if answer["report"] else None,
+            *(answer[key] for key in ("what", "fix", "seconds", "grown_bytes")),
+        )
+        for name, answer in answers.items()
+    }
+
+
+def _main() -> None:
+    import time
+
+    import psutil
+    import pyarrow.parquet  # noqa: F401  # its memory belongs to no case
+
+    from engine.config.dataset import DatasetConfig
+    from engine.data.check import check_dataset
+    from engine.data.source import SourceOptions
+    from engine.errors import DatasetError
+    from engine.processes.peak_memory import peak_process_bytes
+
+    answers = {}
+    for name, path in json.load(sys.stdin).items():
+        _forget_peak()
+        before, started = psutil.Process().memory_info().rss, time.process_time()
+        report = what = fix = ""
+        try:
+            report = check_dataset(DatasetConfig(source=path), SourceOptions()).model_dump_json()
+        except DatasetError as error:
+            what, fix = error.what, error.fix
+        seconds, grown = time.process_time() - started, peak_process_bytes() - before
+        answers[name] = {"report": report, "what": what, "fix": fix, "seconds": seconds, "grown_bytes": grown}
+    print(json.dumps(answers))
+
+
+def _forget_peak() -> None:
+    """Count the peak anew from here on; where the system cannot, it is that of all cases so far."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    _main()

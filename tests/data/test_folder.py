@@ -1,0 +1,62 @@
+"""A folder as a dataset, however much lies in it."""
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data import files, folder_files
+from engine.data.source import SourceOptions, open_source
+from engine.errors import DatasetError
+
+
+def put(path, text="x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{{"text": "{text}"}}\n')
+
+
+def texts(folder, **settings):
+    source = open_source(DatasetConfig(source=str(folder), **settings), SourceOptions())
+    return [record.value["text"] for record in source.records()]
+
+
+def test_the_files_of_a_folder_are_read_in_order_and_hidden_ones_never(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", ".hidden.jsonl", ".cache/d.jsonl", "deep/.git/e.jsonl"):
+        put(tmp_path / name, name)
+    (tmp_path / "notes.pdf").write_text("no data")
+
+    assert texts(tmp_path) == ["a.jsonl", "b.jsonl", "deep/er/c.jsonl"]
+    assert texts(tmp_path, split="a") == ["a.jsonl"]
+
+
+def test_links_that_lead_outside_or_in_a_circle_are_left_alone(tmp_path):
+    put(tmp_path / "data" / "a.jsonl", "a")
+    put(tmp_path / "outside" / "secret.jsonl", "secret")
+    (tmp_path / "data" / "out").symlink_to(tmp_path / "outside")
+    (tmp_path / "data" / "out.jsonl").symlink_to(tmp_path / "outside" / "secret.jsonl")
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+
+    assert texts(tmp_path / "data") == ["a"]
+
+
+def test_a_folder_with_far_too_much_in_it_is_refused_without_walking_through_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_files, "MAX_ENTRIES", 20)
+    opened = []
+    monkeypatch.setattr(files, "open_file", lambda *arguments: opened.append(arguments))
+    for number in range(30):
+        (tmp_path / "home" / f"{number}").mkdir(parents=True)
+        put(tmp_path / "home" / f"{number}" / "rows.jsonl")
+
+    with pytest.raises(DatasetError, match="The folder home holds more than 20 files and folders") as refusal:
+        open_source(DatasetConfig(source=str(tmp_path / "home")), SourceOptions())
+
+    assert "further down" in refusal.value.fix
+    assert opened == []
+
+
+def test_a_folder_with_too_many_data_files_is_refused_before_one_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_FILES", 3)
+    monkeypatch.setattr(files, "open_file", lambda *_: pytest.fail("a file was opened"))
+    for number in range(4):
+        put(tmp_path / f"{number}.jsonl")
+
+    with pytest.raises(DatasetError, match="holds 4 data files; 3 is the most"):
+        open_source(DatasetConfig(source=str(tmp_path)), SourceOptions())

@@ -1,0 +1,235 @@
+"""Parquet files: read in pieces that fit, whatever is small in the file and large in memory."""
+
+import contextlib
+import gzip
+import os
+import time
+
+import numpy
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data.arrow_rows import plain_type, row_sizes
+from engine.data.parquet_file import ParquetRows
+from engine.data.parquet_pages import read_pages
+from engine.data.source import SourceOptions, open_source
+from engine.errors import DatasetError
+from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
+
+MIB = 1 << 20
+
+
+def write(path, table, **options):
+    pyarrow.parquet.write_table(table, path, compression="zstd", **options)
+    return path
+
+
+def repeated(values, picks):
+    """Text that is stored once and stands in many rows."""
+    return pa.DictionaryArray.from_arrays(pa.array(picks, pa.int32()), pa.array(values))
+
+
+def lists(offsets, values):
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+BOMBS = {
+    "a value of 4 MiB in 150 rows": lambda path: write(path, pa.table({"text": repeated(["x" * 4 * MIB], [0] * 150)})),
+    "a value of 20 MiB in every other row": lambda path: write(
+        path, pa.table({"text": repeated(["x" * 20 * MIB, "ok"], [0, 1] * 500)}), dictionary_pagesize_limit=100 * MIB
+    ),
+    "a list of 3,000 values of 1 MiB": lambda path: write(
+        path,
+        pa.table({"m": lists([0, 3000, 3001], repeated(["x" * MIB, "ok"], [0] * 3000 + [1])), "text": ["a", "b"]}),
+        dictionary_pagesize_limit=100 * MIB,
+    ),
+    "a list of 60 million nothings": lambda path: write(
+        path, pa.table({"m": lists([0, 60_000_000], pa.nulls(60_000_000, pa.bool_())), "text": ["a"]})
+    ),
+    "a page of 80 MiB": lambda path: write(path, pa.table({"text": ["x" * 80 * MIB]}), use_dictionary=False),
+    "a prefix of 1 MiB in 200 rows": lambda path: write(
+        path,
+        pa.table({"text": ["x" * MIB + str(number) for number in range(200)]}),
+        use_dictionary=False,
+        column_encoding={"text": "DELTA_BYTE_ARRAY"},
+    ),
+}
+OUTCOMES = {
+    "a value of 4 MiB in 150 rows": (150, 0),
+    "a value of 20 MiB in every other row": (500, 500),
+    "a list of 3,000 values of 1 MiB": (1, 1),
+    "a list of 60 million nothings": "The lists of the Parquet file",
+    "a page of 80 MiB": "The pages of the Parquet file",
+    "a prefix of 1 MiB in 200 rows": (200, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bombs")
+    return read_measured(
+        {name: make(folder / f"{number}.parquet") for number, (name, make) in enumerate(BOMBS.items())}
+    )
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_is_small_in_the_file_stays_bounded_in_memory(bombs, name):
+    reading, outcome = bombs[name], OUTCOMES[name]
+
+    assert reading.grown_bytes < MAX_GROWN_BYTES / 2
+    assert reading.seconds < MAX_SECONDS
+    if isinstance(outcome, str):
+        assert outcome in reading.what
+        assert reading.fix
+    else:
+        assert (reading.report.kept, reading.report.dropped) == outcome
+        assert set(reading.report.problem_counts) <= {"too_long"}
+
+
+def rows_of(path, first_row=0):
+    return [record.value for record in ParquetRows(path).records(first_row)]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}], ids=str)
+def test_rows_are_what_was_written_from_every_place(tmp_path, options):
+    rows = [
+        {
+            "text": f"row {number} " * (number % 50),
+            "turns": [{"role": "user", "content": f"{number}"}, {"role": "assistant", "content": None}][: number % 3],
+            "kind": "same",
+            "pairs": [("a", number)] if number % 5 else None,
+            "count": number if number % 7 else None,
+        }
+        for number in range(3000)
+    ]
+    schema = pa.schema(
+        {
+            "text": pa.string(),
+            "turns": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "kind": pa.dictionary(pa.int32(), pa.string()),
+            "pairs": pa.map_(pa.string(), pa.int64()),
+            "count": pa.int64(),
+        }
+    )
+    path = write(tmp_path / "rows.parquet", pa.Table.from_pylist(rows, schema), row_group_size=700, **options)
+
+    assert rows_of(path) == rows
+    assert rows_of(path, 1399) == rows[1399:]
+    assert rows_of(path, 3000) == []
+
+
+def test_shared_values_are_measured_and_read_as_if_each_row_had_its_own(tmp_path):
+    """A list that shares 1 MiB with others, more often than fits: what fits is read, and is whole."""
+    shared = repeated(["x" * MIB, "ok", "fine"], [0] * 60 + [1, 2, 0, 1])
+    table = pa.table({"m": lists([0, 60, 62, 63, 64], shared)})
+    path = write(tmp_path / "rows.parquet", table, dictionary_pagesize_limit=100 * MIB)
+
+    records = list(ParquetRows(path).records())
+
+    assert [record.kind for record in records] == ["too_long", None, None, None]
+    assert [record.row for record in records] == [0, 1, 2, 3]
+    assert records[1].value == {"m": ["ok", "fine"]}
+    assert records[2].value == {"m": ["x" * MIB]}
+
+
+def test_sizes_follow_nulls_slices_and_nesting():
+    strings = repeated(["aaaa", "b"], [0, 1, 0, 1])
+    held = lists([0, 2, 2, 4], pa.StructArray.from_arrays([strings, pa.array(["", "cc", None, "d"])], ["x", "y"]))
+
+    assert row_sizes(held).tolist() == [5 + 2 + 16, 0, 5 + 1 + 16]
+    assert row_sizes(held.slice(1)).tolist() == [0, 22]
+    assert row_sizes(pa.array(["a", None], pa.dictionary(pa.int32(), pa.string()))).tolist() == [1, 0]
+    assert held.cast(plain_type(held.type)).to_pylist() == held.to_pylist()
+    assert row_sizes(pa.array([1, 2], pa.int64())).dtype == numpy.int64
+
+
+def test_pages_say_what_they_hold(tmp_path):
+    path = write(tmp_path / "rows.parquet", pa.table({"n": ["a", "b"] * 5000}), data_page_size=1000)
+    chunk = pyarrow.parquet.read_metadata(path).row_group(0).column(0)
+
+    with path.open("rb") as file:
+        pages = list(read_pages(file, chunk.dictionary_page_offset, chunk.total_compressed_size))
+
+    assert pages[0].is_dictionary
+    assert sum(page.values for page in pages[1:]) == 10_000
+    assert all(page.uses_dictionary for page in pages[1:])
+
+
+@pytest.mark.parametrize("place", range(4, 60, 3))
+def test_a_damaged_page_is_a_damaged_file(tmp_path, place):
+    path = write(tmp_path / "rows.parquet", pa.table({"text": ["a", "b", "c"]}))
+    data = bytearray(path.read_bytes())
+    data[place : place + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+
+    with contextlib.suppress(DatasetError):  # any other error, or a row too few, is the test's
+        assert len(rows_of(path)) == 3
+
+
+def test_parquet_inside_gzip_is_read_alone_and_in_a_folder(tmp_path, home):
+    inside = write(tmp_path / "plain.parquet", pa.table({"text": ["a", "b", "c"]})).read_bytes()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "one.parquet.gz").write_bytes(gzip.compress(inside))
+    (folder / "two.parquet").write_bytes(inside)
+
+    for options in (SourceOptions(), SourceOptions(home=home)):
+        one = open_source(DatasetConfig(source=str(folder / "one.parquet.gz")), options)
+        both = open_source(DatasetConfig(source=str(folder)), options)
+
+        assert one.kind == "Parquet, gzip"
+        assert one.name == "one.parquet.gz"
+        assert [record.value["text"] for record in one.records(1)] == ["b", "c"]
+        assert [record.row for record in both.records()] == list(range(6))
+
+
+def test_what_was_unpacked_is_kept_once_in_the_home_and_goes_after_a_week(tmp_path, home):
+    path = tmp_path / "rows.parquet.gz"
+    unpacked = home.cache / "datasets" / "unpacked"
+    for text in ("a", "b", "c"):
+        path.write_bytes(gzip.compress(write(tmp_path / "x.parquet", pa.table({"text": [text]})).read_bytes()))
+        for _ in range(2):
+            rows = open_source(DatasetConfig(source=str(path)), SourceOptions(home=home)).records()
+            assert [record.value["text"] for record in rows] == [text]
+        if text == "a":
+            (old,) = unpacked.iterdir()
+            os.utime(old, (0, time.time() - 8 * 24 * 3600))
+
+    assert len(list(unpacked.iterdir())) == 2
+    assert not old.exists()
+
+
+def test_without_a_home_what_was_unpacked_goes_with_its_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    path = tmp_path / "rows.parquet.gz"
+    path.write_bytes(gzip.compress(write(tmp_path / "x.parquet", pa.table({"text": ["a"]})).read_bytes()))
+
+    source = open_source(DatasetConfig(source=str(path)), SourceOptions())
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    del source
+
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda whole: gzip.compress(whole)[:-20], "is damaged"),
+        (lambda whole: gzip.compress(whole[:-10]), "cut off or damaged"),
+        (lambda whole: gzip.compress(whole + b"\0" * (150 * MIB)), "200-fold"),
+        (lambda whole: gzip.compress(b"no Parquet"), "no Parquet file"),
+    ],
+    ids=["broken gzip", "broken inside", "bomb", "text"],
+)
+def test_gzip_that_holds_no_good_parquet_is_refused_and_leaves_nothing(tmp_path, home, make, words):
+    path = tmp_path / "rows.parquet.gz"
+    path.write_bytes(make(write(tmp_path / "x.parquet", pa.table({"text": ["a"] * 2000})).read_bytes()))
+
+    with pytest.raises(DatasetError, match=words):
+        open_source(DatasetConfig(source=str(path)), SourceOptions(home=home))
+
+    left = home.cache / "datasets" / "unpacked"
+    assert not left.exists() or not [file for file in left.iterdir() if file.name.endswith(".part")]
