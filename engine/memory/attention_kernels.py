@@ -15,6 +15,8 @@ from engine.memory.tiled_attention import attend_row_by_row
 
 _EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
 _MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
+# Source: `eager_attention_forward` in transformers/models/gpt2/modeling_gpt2.py.
+_SOFTMAX_AS_WIDE_AS_SCORES = frozenset({"gpt2"})
 
 
 def attention_kernel(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
@@ -129,6 +131,8 @@ def _softmax(r: Rehearsal, scores: Value) -> Value:
     Source: `softmax` in aten/src/ATen/native/SoftMax.cpp; `grad * output` in cuda/SoftMax.cu.
     """
     tape, width = r.tape, scores.width
+    if r.structure.shape.model_type in _SOFTMAX_AS_WIDE_AS_SCORES:
+        return pointwise(tape, scores, saves_result=True, scratch=1 if r.on_cuda else 0)
     fused_cast = r.on_cuda and r.workload.precision.is_float16 and width == 2
     with tape.scope() as scope:
         wide = tape.alias(scores) if fused_cast else cast(tape, scores, 4)

@@ -10,10 +10,11 @@ Source: c10/cuda/CUDACachingAllocator.cpp (round_size, get_allocation_size, get_
 try_merge_blocks, try_allocate_expandable_block).
 """
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from engine.memory.formulas import optimizer_state_bytes
+from engine.memory.optimizers import TensorShape, is_paged, state_of_tensor
 from engine.memory.persistent import is_quantized, quantized_bytes, unquantized_width
 from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets
@@ -169,8 +170,8 @@ def reserve_of_step(
     allocator = CachingAllocator(expandable_segments=expandable_segments)
     _load_weights(allocator, structure, workload)
     if workload.trains_adapter:
-        for size in counts.sizes:
-            allocator.take(size * workload.precision.adapter)
+        for shape in counts.shapes:
+            allocator.take(math.prod(shape) * workload.precision.adapter)
     stream = play_step(structure, workload, targets)
     trained_width = workload.precision.adapter if workload.trains_adapter else workload.precision.weights
     for step in range(_STEPS):
@@ -210,7 +211,7 @@ def _run_step(
         if position == stream.after_forward and half:
             allocator.take(half)
         if position == stream.after_backward:
-            _step_optimizer(allocator, counts.sizes, optimizer, trained_width, is_first=half > 0)
+            _step_optimizer(allocator, counts.shapes, optimizer, trained_width, is_first=half > 0)
         if request.size:
             blocks[request.number] = allocator.take(request.size)
         else:
@@ -220,14 +221,19 @@ def _run_step(
 
 
 def _step_optimizer(
-    allocator: CachingAllocator, sizes: Iterable[int], optimizer: Optimizer, trained_width: int, *, is_first: bool
+    allocator: CachingAllocator,
+    shapes: Iterable[TensorShape],
+    optimizer: Optimizer,
+    trained_width: int,
+    *,
+    is_first: bool,
 ) -> None:
     if is_first:
-        for size in sizes:
-            state = optimizer_state_bytes((size,), optimizer).on_device
+        for shape in shapes:
+            state = 0 if is_paged(shape, optimizer) else state_of_tensor(shape, optimizer)
             for _ in range(2 if state else 0):
                 allocator.take(state // 2)
     if optimizer.kind == "adamw" and optimizer.foreach and not optimizer.fused:
-        scratch = [allocator.take(size * min(trained_width, optimizer.state_width)) for size in sizes]
+        scratch = [allocator.take(math.prod(shape) * min(trained_width, optimizer.state_width)) for shape in shapes]
         for block in scratch:
             allocator.give_back(block)

@@ -46,12 +46,13 @@ def embed(r: Rehearsal) -> tuple[Value, Passing]:
         mask = tape.value(workload.batch_size * columns, 4)
         r.hold_until_forward_ends(mask)
         tape.drop(mask)
-    inputs_embeds = 0
+    # Learned positions are variables of the model's forward pass too.
+    inputs_embeds = 0 if shape.rotary else r.position_count * shape.hidden_size * width
     if shape.embedding_dropout > 0:
         before = x
         x = dropout(tape, before, on_cuda=r.on_cuda)
         tape.drop(before)
-        inputs_embeds = before.storage.size
+        inputs_embeds += before.storage.size
     return x, Passing(inputs_embeds, _argument_bytes(r))
 
 
@@ -71,6 +72,8 @@ def _argument_bytes(r: Rehearsal) -> int:
     # Joined rows bring their positions along.
     positions = 0 if workload.joined else r.position_count * 8
     mask = workload.batch_size * workload.length * workload.key_length
+    # Layers that see a window have a mask of their own beside the others'.
+    mask *= max(1, len(set(r.structure.shape.layer_types)))
     if workload.attention == "eager":
         return positions + mask * workload.precision.embeddings
     return positions + (mask if workload.masked else 0)

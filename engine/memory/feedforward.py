@@ -3,12 +3,26 @@
 from dataclasses import dataclass
 
 from engine.memory.adapters import project
-from engine.memory.operations import add, cast, dropout, linear, multiply, narrow, pointwise
+from engine.memory.operations import (
+    add,
+    add_number,
+    assign,
+    cast,
+    dropout,
+    linear,
+    multiply,
+    narrow,
+    pointwise,
+    scale,
+    share,
+)
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure
-from engine.memory.tensors import Gradients, Storage, Value, needs_gradient
+from engine.memory.tensors import Gradients, Parameter, Storage, Value, needs_gradient
 from engine.models.shape import ModuleShape
 
+# Routers that answer at 32 bits, so that answers are weighted and summed at 32 bits: `MixtralTopKRouter`.
+_SCORES_AT_32_BITS = frozenset({"mixtral"})
 _MOST_EXPERTS_PLAYED = 8  # more are played in groups; only scratch within one expert is coarser then
 
 
@@ -19,6 +33,8 @@ def feed_forward(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         result = _experts(r, x, layer) if layer.experts or layer.expert_linears else None
         if layer.mlp_output is not None:
             shared = _dense(r, x, layer, layer.mlp_output)
+            if any(module.name.endswith("shared_expert_gate") for module in layer.modules):
+                shared = assign(tape, shared, _opened(r, x, shared))
             if result is None:
                 result = shared
             else:
@@ -31,6 +47,18 @@ def feed_forward(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
             tape.drop(result)
             result = dropped
         return scope.returns(result)
+
+
+def _opened(r: Rehearsal, x: Value, shared: Value) -> Value:
+    """`sigmoid(gate(x)) * shared(x)`: how much each token takes of the expert that all tokens ask.
+
+    Source: `Qwen2MoeSparseMoeBlock.forward`, transformers/models/qwen2_moe/modeling_qwen2_moe.py.
+    """
+    tape = r.tape
+    with tape.scope() as scope:
+        weight = r.weight(r.structure.shape.hidden_size, r.workload.precision.weights)
+        share_of_it = pointwise(tape, linear(tape, x, weight, 1), saves_result=True)
+        return scope.returns(multiply(tape, shared, share_of_it))
 
 
 def _dense(r: Rehearsal, x: Value, layer: LayerStructure, output: ModuleShape) -> Value:
@@ -52,7 +80,7 @@ def _gated(r: Rehearsal, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
         if len(inputs) == 1:
             return scope.returns(_gate_of_one(r, project(r, x, inputs[0])))
         gate = project(r, x, inputs[0])
-        active = pointwise(tape, gate)
+        active = _activated(r, gate)
         tape.drop(gate)
         up = project(r, x, inputs[1])
         return scope.returns(multiply(tape, active, up))
@@ -64,16 +92,40 @@ def _gate_of_one(r: Rehearsal, together: Value) -> Value:
         half = together.elements // 2
         gate, up = narrow(tape, together, half), narrow(tape, together, half)
         tape.drop(together)
-        active = pointwise(tape, gate)
+        active = _activated(r, gate)
         tape.drop(gate)
         return scope.returns(multiply(tape, up, active))
+
+
+def _activated(r: Rehearsal, x: Value) -> Value:
+    """One kernel, which keeps x; GPT-2's gelu is written out, one operation after the other.
+
+    Source: `NewGELUActivation` in transformers/activations.py.
+    """
+    tape = r.tape
+    if r.structure.shape.hidden_act != "gelu_new":
+        return pointwise(tape, x)
+    with tape.scope() as scope:
+        half = scale(tape, x)
+        cube = pointwise(tape, x, scratch=2)
+        small = scale(tape, cube)
+        tape.drop(cube)
+        inner = add(tape, x, small)
+        tape.drop(small)
+        scaled = scale(tape, inner)
+        tape.drop(inner)
+        bounded = pointwise(tape, scaled, saves_result=True)
+        tape.drop(scaled)
+        raised = add_number(tape, bounded)
+        tape.drop(bounded)
+        return scope.returns(multiply(tape, half, raised))
 
 
 def _plain(r: Rehearsal, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
     tape = r.tape
     with tape.scope() as scope:
         wide = project(r, x, inputs[0])
-        active = pointwise(tape, wide)
+        active = _activated(r, wide)
         tape.drop(wide)
         return scope.returns(active)
 
@@ -97,6 +149,8 @@ def _experts(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
     tape, shape = r.tape, r.structure.shape
     with tape.scope() as scope:
         scores = _route(r, x, layer)
+        if not layer.expert_linears:
+            return scope.returns(_stacked_experts(r, x, scores, shape.moe_intermediate_size or shape.intermediate_size))
         groups = min(shape.num_experts, _MOST_EXPERTS_PLAYED)
         rows = r.tokens * shape.num_experts_per_token // groups
         expert = _one_expert(shape.hidden_size, layer, shape.moe_intermediate_size or shape.intermediate_size)
@@ -106,6 +160,50 @@ def _experts(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
             summed = _added_at_index(r, summed, answer)
             tape.drop(answer)
         return scope.returns(summed)
+
+
+def _stacked_experts(r: Rehearsal, x: Value, scores: Value, inner: int) -> Value:
+    """All experts at once, on copies of the tokens that are sorted by expert; their answers are weighted and summed.
+
+    Source: `grouped_mm_experts_forward`, transformers/integrations/moe.py.
+    """
+    tape, shape = r.tape, r.structure.shape
+    hidden, width = shape.hidden_size, r.workload.precision.weights
+    rows = r.tokens * shape.num_experts_per_token
+    with tape.scope() as scope:
+        order = tape.value(rows, 8)
+        taken = _taken_at_index(r, x, rows * hidden, order)
+        sorted_scores = _taken_at_index(r, scores, rows, tape.value(rows, 8))
+        ends = tape.value(shape.num_experts, 4)  # where each expert's rows end, which both products keep
+        together = _grouped_linear(r, taken, r.weight(shape.num_experts * 2 * inner * hidden, width), ends)
+        gated = _gate_of_one(r, together)
+        tape.drop(together)
+        answer = _grouped_linear(r, gated, r.weight(shape.num_experts * inner * hidden, width), ends)
+        tape.drop(gated)
+        weighted = multiply(tape, answer, sorted_scores)
+        tape.drop(answer)
+        ordered = assign(tape, weighted, _taken_at_index(r, weighted, rows * hidden, tape.value(rows, 8)))
+        # The gradient of a sum is a view of the one that arrives.
+        summed = tape.operation(
+            (ordered,), elements=x.elements, width=ordered.width, backward=lambda gradient: (share(gradient),)
+        )
+        tape.drop(ordered)
+        return scope.returns(cast(tape, summed, x.width))
+
+
+def _grouped_linear(r: Rehearsal, x: Value, weight: Parameter, ends: Value) -> Value:
+    """One product for all experts, of rows that are sorted by expert."""
+    tape, rows = r.tape, r.tokens * r.structure.shape.num_experts_per_token
+    x_size, x_needs = x.elements * x.width, needs_gradient(x)
+    out_features = weight.elements // r.structure.shape.num_experts // (x.elements // rows)
+
+    def backward(_: Storage) -> Gradients:
+        of_x = tape.allocate(x_size) if x_needs else None
+        of_weight = tape.allocate(weight.elements * weight.width) if weight.trainable else None
+        return (of_x, of_weight)
+
+    saved: list[Value | Parameter] = [ends, *([x] if weight.trainable else [])]
+    return tape.operation((x, weight), elements=rows * out_features, width=x.width, backward=backward, saved=saved)
 
 
 def _route(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
@@ -119,8 +217,32 @@ def _route(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
             logits = linear(tape, x, weight, shape.num_experts)
         wide = cast(tape, logits, 4)
         probabilities = pointwise(tape, wide, saves_result=True)
-        chosen = narrow(tape, probabilities, r.tokens * shape.num_experts_per_token)
-        return scope.returns(cast(tape, chosen, x.width))
+        chosen = _shares_of_chosen(r, probabilities)
+        stays_wide = shape.model_type in _SCORES_AT_32_BITS
+        return scope.returns(chosen if stays_wide else cast(tape, chosen, x.width))
+
+
+def _shares_of_chosen(r: Rehearsal, probabilities: Value) -> Value:
+    """`topk`, which keeps where they stood, divided in place by their sum: both factors are kept."""
+    tape = r.tape
+    rows = r.tokens * r.structure.shape.num_experts_per_token
+    with tape.scope() as scope:
+        back = probabilities.elements * 4
+        chosen = tape.operation(
+            (probabilities,),
+            elements=rows,
+            width=4,
+            backward=lambda _: (tape.allocate(back),),
+            saved=(tape.value(rows, 8),),
+        )
+        before, total = tape.value(rows, 4), tape.value(r.tokens, 4)
+        divided = tape.alias(chosen)
+        if needs_gradient(chosen) and tape.records_gradients:
+            divided = tape.operation(
+                (chosen,), elements=rows, width=4, backward=lambda _: (tape.allocate(rows * 4),), saved=(before, total)
+            )
+        tape.drop(before, total)
+        return scope.returns(divided)
 
 
 def _one_expert(hidden: int, layer: LayerStructure, inner: int) -> _Expert:
@@ -153,10 +275,16 @@ def _ask_expert(r: Rehearsal, x: Value, expert: _Expert, rows: int, scores: Valu
         return scope.returns(multiply(tape, answer, weights))
 
 
-def _taken_at_index(r: Rehearsal, x: Value, elements: int) -> Value:
-    """`x[tokens]`: a copy; its gradient is a tensor of x's size."""
+def _taken_at_index(r: Rehearsal, x: Value, elements: int, index: Value | None = None) -> Value:
+    """`x[tokens]`: a copy, which keeps the index; its gradient is a tensor of x's size."""
     tape, size = r.tape, x.elements * x.width
-    return tape.operation((x,), elements=elements, width=x.width, backward=lambda _: (tape.allocate(size),))
+    return tape.operation(
+        (x,),
+        elements=elements,
+        width=x.width,
+        backward=lambda _: (tape.allocate(size),),
+        saved=(index,) if index is not None else (),
+    )
 
 
 def _added_at_index(r: Rehearsal, target: Value, answer: Value) -> Value:

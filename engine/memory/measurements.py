@@ -91,7 +91,8 @@ class MeasuredPoint(_Entry):
         if not isinstance(values, dict):
             return values
         told = dict(values)
-        extra = told.get("extra") if isinstance(told.get("extra"), dict) else {}
+        given = told.get("extra")
+        extra = given if isinstance(given, dict) else {}
         told["double_quant"] = any(
             _is_on(place.get(key)) for place in (told, extra) for key in ("double_quant", "bnb_4bit_use_double_quant")
         )

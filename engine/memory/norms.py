@@ -2,12 +2,14 @@
 
 from engine.memory.operations import cast, multiply, pointwise, scale
 from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Gradients, Storage, Value
+from engine.memory.tensors import Gradients, Parameter, Storage, Value
 from engine.models.shape import ModuleShape
 
 
 def normalize(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
     """Apply a norm over the last dimension of x."""
+    if norm.class_name.startswith("Gemma") and not r.workload.fused_norms:
+        return _gemma_norm(r, x, norm)
     if norm.class_name.endswith("RMSNorm") or not norm.class_name.startswith("LayerNorm"):
         return rms_norm(r, x, norm)
     return layer_norm(r, x, norm)
@@ -25,22 +27,55 @@ def rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
         return _fused_rms_norm(r, x, norm)
     tape = r.tape
     width = norm.out_features or norm.parameters
-    rows = x.elements // width
     with tape.scope() as scope:
-        wide = cast(tape, x, 4)
-        squares = _square(r, wide)
-        variance = _mean(r, squares, rows)
-        tape.drop(squares)
-        shifted = scale(tape, variance)
-        inverse = pointwise(tape, shifted, saves_result=True, scratch=2)
-        tape.drop(shifted)
-        normalized = multiply(tape, wide, inverse)
-        tape.drop(inverse, wide)
+        normalized = _normalized(r, x, width)
         narrow = cast(tape, normalized, x.width)
         if not norm.parameters:
             return scope.returns(narrow)
         weight = r.weight(width, r.workload.precision.norms)
         return scope.returns(multiply(tape, narrow, weight))
+
+
+def _gemma_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+    """The same, multiplied at 32 bits by one more than the weight, which is kept; narrowed last.
+
+    Source: `Gemma2RMSNorm.forward`, transformers/models/gemma2/modeling_gemma2.py, which all of the family have.
+    """
+    tape = r.tape
+    width = norm.out_features or norm.parameters
+    with tape.scope() as scope:
+        normalized = _normalized(r, x, width)
+        weight = r.weight(width, r.workload.precision.norms)
+        as_wide = _at_32_bits(r, weight)
+        factor = scale(tape, as_wide)
+        tape.drop(as_wide)
+        wide = multiply(tape, normalized, factor)
+        tape.drop(normalized, factor)
+        return scope.returns(cast(tape, wide, x.width))
+
+
+def _at_32_bits(r: Rehearsal, weight: Parameter) -> Value:
+    """`weight.float()`: the weight itself where it has 32 bits already."""
+    tape, size = r.tape, weight.elements * weight.width
+    if weight.width < 4:
+        return tape.operation((weight,), elements=weight.elements, width=4, backward=lambda _: (tape.allocate(size),))
+    itself = tape.value(0, 4)
+    itself.elements, itself.producer = weight.elements, weight if weight.trainable else None
+    return itself
+
+
+def _normalized(r: Rehearsal, x: Value, width: int) -> Value:
+    """x at 32 bits over the root of its mean square."""
+    tape = r.tape
+    with tape.scope() as scope:
+        wide = cast(tape, x, 4)
+        squares = _square(r, wide)
+        variance = _mean(r, squares, x.elements // width)
+        tape.drop(squares)
+        shifted = scale(tape, variance)
+        inverse = pointwise(tape, shifted, saves_result=True, scratch=2)
+        tape.drop(shifted)
+        return scope.returns(multiply(tape, wide, inverse))
 
 
 def _fused_rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
@@ -102,7 +137,8 @@ def layer_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
         if r.workload.precision.autocast and r.on_cuda:
             x = cast(tape, x, 4)
         size = x.elements * x.width
-        statistics = tape.value(rows * 2, 4)
+        # A processor keeps them as narrow as x where weights are as narrow; a GPU always at 32 bits.
+        statistics = tape.value(rows * 2, 4 if r.on_cuda else max(x.width, weight.width))
 
         def backward(_: Storage) -> Gradients:
             of_x = tape.allocate(size)

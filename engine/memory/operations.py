@@ -55,6 +55,11 @@ def add(tape: Tape, x: Value, y: Value) -> Value:
     )
 
 
+def add_number(tape: Tape, x: Value) -> Value:
+    """`x + number`: the gradient passes through."""
+    return tape.operation((x,), elements=x.elements, width=x.width, backward=lambda gradient: (share(gradient),))
+
+
 def multiply(tape: Tape, x: Value, y: Value | Parameter) -> Value:
     """`x * y`: keeps each factor that the other one's gradient needs; y may be broadcast over x.
 

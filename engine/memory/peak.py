@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from engine.errors import ConfigError, ModelError, Problem
-from engine.memory.formulas import optimizer_scratch_bytes
 from engine.memory.gpu_names import is_hopper
+from engine.memory.optimizers import optimizer_scratch_bytes
 from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes
 from engine.memory.phases import Held, Phase, StepPeaks, rehearse_step
 from engine.memory.sharding import fully_sharded
@@ -93,7 +93,7 @@ def find_peak(
 
 
 def _with_optimizer(step: StepPeaks, workload: Workload, counts: TrainableCount) -> dict[Phase, Held]:
-    scratch = optimizer_scratch_bytes(counts.sizes, workload.optimizer)
+    scratch = optimizer_scratch_bytes(counts.groups, workload.optimizer)
     end = step.peaks["optimizer_step"]
     return {**step.peaks, "optimizer_step": end.plus(Held(gradients=scratch))}
 

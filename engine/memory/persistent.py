@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.memory.formulas import four_bit_bytes, gptq_bytes, int8_bytes, optimizer_state_bytes
+from engine.memory.formulas import four_bit_bytes, gptq_bytes, int8_bytes
+from engine.memory.optimizers import optimizer_state_bytes
 from engine.memory.structure import ModelStructure
 from engine.memory.trainable import TrainableCount
 from engine.memory.workload import Workload
@@ -80,7 +81,7 @@ def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
 def persistent_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> Persistent:
     """Everything that does not move during a step."""
     weights, unquantized = base_weight_bytes(structure, workload)
-    on_device, paged = optimizer_state_bytes(counts.sizes, workload.optimizer)
+    on_device, paged = optimizer_state_bytes(counts.shapes, workload.optimizer)
     return Persistent(
         weights=weights,
         unquantized=unquantized,

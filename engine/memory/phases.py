@@ -58,6 +58,7 @@ class Stretch:
     backward_peak: Held  # above what is alive before its backward pass, the arriving gradient included
     left: Held  # after its backward pass: gradients of its weights, and what the caller still holds
     count: int = 1
+    opening_peak: Held = NOTHING  # above the start, of what runs before the variables of the layers are let go
     while_layers_run: Held = NOTHING  # beside `kept`, until the head begins
     while_forward: Held = NOTHING  # beside `kept`, until the forward pass is through
     input_let_go_bytes: int = 0  # of the input, where nothing keeps it for the backward pass
@@ -112,6 +113,8 @@ def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stag
         each = stretch.kept.plus(stretch.while_forward).plus(cache)
         forward = _higher(forward, alive.plus(each.times(stretch.count - 1)).plus(stretch.forward_peak))
         alive = alive.plus(each.times(stretch.count))
+    # The last norm belongs to the model's forward pass, whose variables are all there still.
+    forward = _higher(forward, alive.plus(head.opening_peak))
     alive = alive.minus(embedding.while_layers_run)
     if len(layers) > 1:
         alive = alive.minus(held_input)
@@ -248,6 +251,7 @@ def _head_stretch(r: Rehearsal, width: int) -> Stretch:
         normed = hidden
         for norm in structure.final_norms[:1]:
             normed = normalize(r, hidden, norm)
+        opening_peak = Held(*tape.peak_groups).minus(start)
         tape.drop(hidden)
         loss, logits = head_and_loss(r, normed)
         scope.returns(loss)
@@ -264,6 +268,7 @@ def _head_stretch(r: Rehearsal, width: int) -> Stretch:
         kept=Held(),
         output_bytes=0,
         forward_peak=forward_peak,
+        opening_peak=opening_peak,
         backward_peak=peak,
         left=Held(loss=tape.groups[Group.LOSS], gradients=tape.groups[Group.GRADIENTS] - hidden_bytes),
     )

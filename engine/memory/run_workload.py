@@ -158,4 +158,4 @@ def _optimizer(config: RunConfig, device: Device) -> Optimizer:
         return Optimizer("adamw", fused=True, paged=True)
     if name == "adafactor":
         return Optimizer("adafactor")
-    return Optimizer("sgd")
+    return Optimizer("sgd", foreach=device.kind == "cuda", decays=config.training.weight_decay > 0)

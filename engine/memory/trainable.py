@@ -1,9 +1,12 @@
 """How many parameters a fine-tune trains, equal to what PEFT's `print_trainable_parameters` says."""
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError, Problem
+from engine.memory.optimizers import TensorShape
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.models.shape import ModelShape, ModuleShape
 
@@ -17,13 +20,19 @@ class TrainableCount(NamedTuple):
         total: The base model and everything that the adapter adds, as PEFT counts.
         trainable: Of these, what is trained.
         added: What exists beside the base model.
-        sizes: Elements of every trained tensor; optimizers treat small ones apart.
+        groups: Shapes of every trained tensor: what may decay, then norms and biases, which transformers' trainer keeps
+            from it. An optimizer takes one group after the other.
     """
 
     total: int
     trainable: int
     added: int
-    sizes: tuple[int, ...]
+    groups: tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]
+
+    @property
+    def shapes(self) -> tuple[TensorShape, ...]:
+        """Of every trained tensor; optimizers treat small ones and vectors apart."""
+        return (*self.groups[0], *self.groups[1])
 
     @property
     def percent(self) -> float:
@@ -42,29 +51,32 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
     Source: PEFT `get_nb_trainable_parameters`: every named parameter once, tied ones at their first name.
     """
     if adapter.method == "none":
-        sizes = tuple(size for module in shape.modules for size in _tensors(module))
-        return TrainableCount(shape.num_parameters, shape.num_parameters, 0, sizes)
+        return TrainableCount(shape.num_parameters, shape.num_parameters, 0, _grouped(shape.modules))
     if adapter.method == "prefix_tuning":
         added = prefix_parameter_count(shape, adapter.num_virtual_tokens)
-        return TrainableCount(shape.num_parameters + added, added, added, (added,))
+        learned = ((adapter.num_virtual_tokens, added // adapter.num_virtual_tokens),)
+        return TrainableCount(shape.num_parameters + added, added, added, (learned, ()))
     if adapter.method == "lora" and not 1 <= adapter.r <= LARGEST_RANK:
         message = f"{adapter.r:,} is out of range; it must be from 1 to {LARGEST_RANK:,}."
         raise ConfigError([Problem("adapter.r", message)])
     targets = targets or find_targets(shape, adapter)
-    sizes = tuple(size for module in targets.modules for size in _adapter_tensors(module, adapter, targets))
-    sizes += tuple(size for module in targets.saved_in_full for size in _tensors(module, as_copy=True))
-    added = sum(sizes)
+    ours = tuple(tensor for module in targets.modules for tensor in _adapter_tensors(module, adapter, targets))
+    copied, copied_apart = _grouped(targets.saved_in_full, as_copies=True)
+    added = sum(map(math.prod, (*ours, *copied, *copied_apart)))
     biases = _trained_biases(shape, adapter, targets)
-    return TrainableCount(shape.num_parameters + added, added + sum(biases), added, sizes + biases)
+    groups = ((*ours, *copied), (*copied_apart, *biases))
+    return TrainableCount(shape.num_parameters + added, added + sum(map(math.prod, biases)), added, groups)
 
 
-def _adapter_tensors(module: ModuleShape, adapter: AdapterConfig, targets: AdapterTargets) -> tuple[int, ...]:
+def _adapter_tensors(module: ModuleShape, adapter: AdapterConfig, targets: AdapterTargets) -> tuple[TensorShape, ...]:
     if adapter.method == "ia3":
         feedforward = module.name in targets.feedforward
-        return (ia3_parameter_count(module.in_features, module.out_features, is_feedforward=feedforward),)
-    low_rank = (adapter.r * module.in_features, adapter.r * module.out_features)
+        scales = ia3_parameter_count(module.in_features, module.out_features, is_feedforward=feedforward)
+        # One row where it scales the input, one column where it scales the output: PEFT `IA3Layer.update_layer`.
+        return ((1, scales) if feedforward else (scales, 1),)
+    low_rank = ((adapter.r, module.in_features), (module.out_features, adapter.r))
     # DoRA's magnitude has one entry per row of W: https://arxiv.org/abs/2402.09353, equation 5.
-    return (*low_rank, module.out_features) if adapter.use_dora else low_rank
+    return (*low_rank, (module.out_features,)) if adapter.use_dora else low_rank
 
 
 def lora_parameter_count(in_features: int, out_features: int, r: int) -> int:
@@ -102,7 +114,7 @@ def prefix_parameter_count(shape: ModelShape, num_virtual_tokens: int) -> int:
     return num_virtual_tokens * shape.num_hidden_layers * 2 * shape.num_key_value_heads * shape.head_dim
 
 
-def _trained_biases(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets) -> tuple[int, ...]:
+def _trained_biases(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets) -> tuple[TensorShape, ...]:
     """The base model's own biases that train along; they are part of the model already, so they add none.
 
     Source: PEFT `LoraModel._mark_only_adapters_as_trainable`.
@@ -110,11 +122,29 @@ def _trained_biases(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
     if adapter.method != "lora" or adapter.bias == "none":
         return ()
     chosen = shape.modules if adapter.bias == "all" else targets.modules
-    return tuple(module.bias_parameters for module in chosen if module.has_bias)
+    return tuple((module.bias_parameters,) for module in chosen if module.has_bias)
 
 
-def _tensors(module: ModuleShape, *, as_copy: bool = False) -> tuple[int, ...]:
-    """Elements of a module's tensors: the weight, or what stands in its place, and the bias.
+def _grouped(
+    modules: Iterable[ModuleShape], *, as_copies: bool = False
+) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
+    """Tensors of whole modules: what may decay, then norms and biases.
+
+    Source: `Trainer.get_decay_parameter_names` in transformers/trainer.py.
+    """
+    decay: list[TensorShape] = []
+    apart: list[TensorShape] = []
+    for module in modules:
+        weights, biases = _tensors(module, as_copy=as_copies)
+        (apart if module.kind == "norm" else decay).extend(weights)
+        apart.extend(biases)
+    return tuple(decay), tuple(apart)
+
+
+def _tensors(module: ModuleShape, *, as_copy: bool) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
+    """Shapes of a module's weights, or of what stands in their place, and of its biases.
+
+    Of a module that is no known layer, what is not told counts as a vector, of which optimizers keep most.
 
     Args:
         as_copy: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.
@@ -122,5 +152,17 @@ def _tensors(module: ModuleShape, *, as_copy: bool = False) -> tuple[int, ...]:
     total = module.parameters
     if as_copy and module.tied_to is not None:
         total = module.in_features * module.out_features
+    if not total:
+        return (), ()
+    if module.bare_parameters:
+        named = module.bare_parameters.items()
+        weights = tuple(shape for name, shape in named if not name.endswith("bias"))
+        return weights, tuple(shape for name, shape in named if name.endswith("bias"))
     bias = module.bias_parameters if total > module.bias_parameters else 0
-    return tuple(size for size in (total - bias, bias) if size)
+    weight = total - bias
+    matrix: TensorShape = (module.in_features, module.out_features)
+    if module.kind == "norm" or weight != math.prod(matrix):
+        matrix = (weight,)
+    elif module.kind == "linear":
+        matrix = matrix[::-1]
+    return (matrix,), ((bias,),) if bias else ()

@@ -49,6 +49,7 @@ class Optimizer:
     state_width: int = 4
     fused: bool = False  # no temporaries
     foreach: bool = True  # temporaries for all parameters at once
+    decays: bool = False  # weights are pulled towards zero, for which SGD copies gradients
     paged: bool = False  # state may leave the device
     master_weights: bool = False  # a 32-bit copy beside 16-bit weights
 

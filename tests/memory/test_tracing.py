@@ -1,10 +1,13 @@
 """The rehearsal of a step against the step itself, to the byte. A test fails here when a library changes what it keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from engine.config.adapter import AdapterConfig
-from tests.memory.traced_steps import Case, build_model, plain_step, rehearsed, trace
+from engine.memory.workload import Loss
+from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, rehearsed, trace, workload_of
 
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 LORA = AdapterConfig(r=7, target_modules=QKVO)
@@ -38,6 +41,28 @@ CASES = {
     ),
     "Mistral, all linear layers": Case(LORA_EVERYWHERE, model_type="mistral"),
 }
+
+
+LOSS_ALONE = (
+    "LoRA",
+    "LoRA at 32 bits",
+    "LoRA, checkpointed",
+    "LoRA, checkpointed reentrant",
+    "IA3",
+    "full",
+    "full at 32 bits",
+)
+
+
+@pytest.mark.parametrize("name", LOSS_ALONE)
+def test_rehearsal_is_equal_where_the_loss_alone_is_held(name):
+    case = CASES[name]
+    torch.manual_seed(0)
+    model = build_model(case)
+
+    measured = trace(model, loss_alone_step(model))
+
+    assert rehearsed(case, replace(workload_of(case), loss=Loss())) == measured
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -2,8 +2,10 @@
 
 import pytest
 
+from engine.memory import losses, run_workload
+from engine.training import batches, loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
-from tests.memory.traced_steps import rehearsed, trace
+from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, rehearsed, trace
 
 CHECKPOINTED = {"training.gradient_checkpointing": True}
 NF4 = {"model.quantization": "nf4"}
@@ -66,3 +68,37 @@ def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, t
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
     assert rehearsed(None, own.workload, own.shape) == measured
+
+
+CHUNKED = {
+    "LoRA": ({}, 10),
+    "LoRA at 32 bits": ({"model.compute_dtype": "float32"}, 10),
+    "full": (FULL, 10),
+    "full at 32 bits, two chunks": (FULL | {"model.compute_dtype": "float32"}, 2),
+    "IA3, two chunks": (IA3, 2),
+}
+
+
+@pytest.mark.parametrize(("overrides", "chunks"), CHUNKED.values(), ids=CHUNKED.keys())
+def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides, chunks, monkeypatch):
+    logits = BATCH * (LENGTH - 1) * VOCABULARY * 4
+    chunk_bytes = -(-logits // chunks)
+    monkeypatch.setattr(loss, "_CHUNK_BYTES_CPU", chunk_bytes)
+    monkeypatch.setattr(run_workload, "CHUNK_BYTES_CPU", chunk_bytes)
+    assert len(losses.chunk_sizes(BATCH * (LENGTH - 1), VOCABULARY, chunk_bytes)) == chunks
+    own = prepare(overrides)
+
+    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
+
+    played = rehearsed(None, own.workload, own.shape)
+    assert played["backward"] == measured["backward"]
+    beyond = measured["forward"] - played["forward"]
+    a_number_a_row = 4 * own.workload.tokens
+    assert abs(beyond) <= a_number_a_row, (
+        f"{beyond} bytes beyond; a norm's factors and a chunk's targets are {a_number_a_row}"
+    )
+
+
+def test_the_estimate_knows_the_trainers_numbers():
+    assert (run_workload.CHUNK_BYTES, run_workload.CHUNK_BYTES_CPU) == (loss._CHUNK_BYTES, loss._CHUNK_BYTES_CPU)
+    assert run_workload.JOINED_MULTIPLE == batches.JOINED_MULTIPLE

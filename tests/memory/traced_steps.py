@@ -154,6 +154,20 @@ def plain_step(model):
     return step
 
 
+def loss_alone_step(model):
+    """The same, of whose output the loss alone is held, as transformers' trainer does."""
+    tokens = torch.randint(3, VOCABULARY, (BATCH, LENGTH))
+
+    def step(phase):
+        with phase("forward"):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        with phase("backward"):
+            loss.backward()
+        return loss
+
+    return step
+
+
 def rehearsed(case, workload=None, shape=None):
     """Peaks of the same phases, from sizes alone."""
     workload = workload or workload_of(case)
