@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
-from engine.data.columns import DatasetColumns
 from engine.data.conversation import Conversation, Message
 from engine.data.page import (
+    DatasetColumns,
     DatasetPage,
     FoundRow,
     PageRow,
@@ -173,6 +173,9 @@ class FakeInspector:
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def stop_fetching(self) -> None:
+        """Nothing is fetched."""
 
     def module_inventory(self, model: ModelConfig) -> ModelShape:
         if model.id in self.unreachable or "nowhere" in model.id:

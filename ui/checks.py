@@ -10,7 +10,7 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.report import CheckProgress, DatasetReport
-from engine.data.source import is_on_hub
+from engine.data.source_name import is_on_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.json_lines import CancelledRequestError
@@ -59,6 +59,11 @@ class RunningCheck:
     report: DatasetReport | None = None
     error: EngineError | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def fetches(self) -> bool:
+        """Whether rows come from the Hub."""
+        return _fetches(self.question.dataset)
 
     @property
     def is_done(self) -> bool:
@@ -110,8 +115,11 @@ class DatasetChecks:
         with self._lock:
             self._fetched.discard(_identity(question.dataset))
             check = self._checks.get(question.key)
-        if check is not None:
-            check.stop.set()
+        if check is None or not check.is_under_way:
+            return
+        check.stop.set()
+        if check.fetches:
+            self._inspector.stop_fetching()
 
     def find(self, question: CheckQuestion) -> RunningCheck | None:
         """The check of this question, if it was ever asked."""
@@ -143,7 +151,7 @@ class DatasetChecks:
                 on_progress=note,
             )
         except Exception as error:
-            check.error = explained(error)
+            check.error = CancelledRequestError() if check.stop.is_set() else explained(error)
 
 
 def _fetches(dataset: DatasetConfig) -> bool:

@@ -3,21 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from engine.config.dataset import DatasetConfig
-from engine.data.detect import Format, likeliest_format
+from engine.data.detect import likeliest_format
 from engine.data.examine import head_of, printable_names
+from engine.data.page import DatasetColumns
 from engine.data.source import SourceOptions, open_source
-
-
-class DatasetColumns(BaseModel):
-    """Names of columns, in the order in which they are seen."""
-
-    model_config = ConfigDict(frozen=True)
-
-    columns: tuple[str, ...]
-    format: Format  # the chosen one, or the one to begin with
 
 
 def read_columns(config: DatasetConfig, options: SourceOptions) -> DatasetColumns:

@@ -86,6 +86,13 @@ class DatasetPage(_Part):
     download_bytes: int | None = None  # what reading all rows fetches from the Hub first, where that is known
 
 
+class DatasetColumns(_Part):
+    """The columns of a dataset, in the order in which they are seen; known also where no format fits them."""
+
+    columns: tuple[str, ...]
+    format: Format  # the chosen one, or the one to begin with
+
+
 class SearchProgress(_Part):
     """How far a search has come."""
 

@@ -8,13 +8,13 @@ from engine.config.dataset import DatasetConfig
 from engine.data.access import ANY_FILE, DataAccess, shown_name
 from engine.data.files import open_file, open_folder
 from engine.data.row_source import RowSource
+from engine.data.source_name import is_on_hub
 from engine.errors import DatasetError
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
 SAMPLE_PREFIX = "sample:"
 
 _SAMPLE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,6 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     return open_file(path, options.cache_folder)
 
 
-def is_on_hub(source: str) -> bool:
-    """Whether a name means a dataset on the Hub: it looks like an id, and nothing here has that name. Asks nobody."""
-    name = source.strip()
-    return not _is_there(name) and _HUB_ID.match(name) is not None and not _looks_like_file(name)
-
-
 def _sample_path(name: str) -> Path:
     sample = name.removeprefix(SAMPLE_PREFIX)
     path = SAMPLES_FOLDER / f"{sample}.jsonl"
@@ -74,18 +68,3 @@ def _sample_path(name: str) -> Path:
             f"There is no sample {shown_name(sample, 40)!r}.", f"The samples are {', '.join(list_samples())}."
         )
     return path
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, a home that nobody has
-        return False
-
-
-def _looks_like_file(name: str) -> bool:
-    return (
-        name.lower()
-        .removesuffix(".gz")
-        .endswith((".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".parquet", ".pkl"))
-    )

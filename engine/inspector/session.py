@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.columns import DatasetColumns
-from engine.data.page import DatasetPage, FoundRow, PageRequest, SearchProgress, searchable
+from engine.data.page import DatasetColumns, DatasetPage, FoundRow, PageRequest, SearchProgress, searchable
 from engine.data.report import CheckProgress, DatasetReport, HeldOutRows
+from engine.data.source_name import is_on_hub
 from engine.models.details import ModelDetails
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
@@ -48,11 +48,14 @@ class Inspector:
         self._home = home
         # They read models and data; they must never take a GPU from training.
         environment = {"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
+        roots = tuple(str(root) for root in data_roots or ())
         self._data = JsonLinesProcess(
-            DATA_WORKER_MODULE,
-            arguments=tuple(str(root) for root in data_roots or ()),
-            log_file=home.server / "inspector-data.log",
-            environment=environment,
+            DATA_WORKER_MODULE, arguments=roots, log_file=home.server / "inspector-data.log", environment=environment
+        )
+        # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
+        # program once more keeps previews answered meanwhile.
+        self._fetching = JsonLinesProcess(
+            DATA_WORKER_MODULE, arguments=roots, log_file=home.server / "inspector-hub.log", environment=environment
         )
         self._models = JsonLinesProcess(
             MODELS_WORKER_MODULE, log_file=home.server / "inspector.log", environment=environment
@@ -68,7 +71,12 @@ class Inspector:
     def close(self) -> None:
         """End the processes."""
         self._data.close()
+        self._fetching.close()
         self._models.close()
+
+    def stop_fetching(self) -> None:
+        """End whatever is being fetched from the Hub; checks that wait for it end with a WorkerError."""
+        self._fetching.close(timeout_seconds=0.5)
 
     @property
     def data_pid(self) -> int | None:
@@ -188,7 +196,8 @@ class Inspector:
     ) -> Iterator[CheckProgress | DatasetReport]:
         """The same step by step: progress, then at last the report. Closing the iterator stops the check."""
         params = _params(dataset, model, max_length) | {"seed": seed}
-        answers = self._data.stream("check", params)
+        fetches = any(is_on_hub(source) for source in (dataset.source, *dataset.mix))
+        answers = (self._fetching if fetches else self._data).stream("check", params)
         for answer in answers:
             if "result" in answer:
                 yield DatasetReport.model_validate(answer["result"])

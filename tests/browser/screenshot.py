@@ -28,6 +28,15 @@ def _choose_data(page: Page) -> None:
     page.locator("#facts .facts").wait_for()
 
 
+def _hub_dataset(page: Page) -> None:
+    page.locator("#catalog [data-pick]").first.click()
+    page.locator("#model-details .facts").wait_for()
+    open_tab(page, "Data")
+    page.locator("#dataset-own textarea, #dataset-own input").fill("somebody/some-data")
+    page.locator("#dataset-own textarea, #dataset-own input").press("Enter")
+    page.locator("#read-all").wait_for()
+
+
 def _set_up(page: Page) -> None:
     _choose_data(page)
     open_tab(page, "Train")
@@ -141,6 +150,7 @@ def _export_form(form: str, *, start: bool = False) -> Callable[[Page], None]:
 SCENES: dict[str, Callable[[Page], None]] = {
     "model": lambda page: None,
     "data": _choose_data,
+    "data-hub": _hub_dataset,
     "method": lambda page: (_choose_data(page), open_tab(page, "Method"))[0],
     "train-incomplete": lambda page: open_tab(page, "Train"),
     "train-setup": _set_up,

@@ -2,13 +2,19 @@
 
 import json
 import re
+import threading
+from dataclasses import replace
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from engine.models.progress import ModelProgress
 from tests.browser.chromium import open_page, open_tab
 from tests.browser.data_scenes import make_files
 from tests.browser.real_server import real_server
+from tests.browser.show_fake import shown
+from tests.fake_services import fake_services
+from ui.tokenizers import Tokenizers
 
 pytestmark = pytest.mark.browser
 
@@ -134,6 +140,34 @@ def test_a_search_shows_its_way_and_stops(page, files):
         page.locator("#row-find-stop").click()
     expect(page.locator("#row-found")).to_contain_text(re.compile("stopped|No row says that"))
     expect(page.locator("#row-find-stop")).to_be_hidden()
+
+
+def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser, tmp_path):
+    arrived = threading.Event()
+
+    def resolve(model, told):
+        told(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
+        assert arrived.wait(120)
+
+    with shown(replace(fake_services(tmp_path), tokenizers=Tokenizers(resolve))) as address:
+        page = open_page(browser, address)
+        try:
+            expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
+            page.locator("#catalog tr[data-pick]").first.click()
+            expect(page.locator("#model-fetching")).to_contain_text("41.0 MB of 93.0 MB")
+            open_tab(page, "Data")
+            page.locator("#samples [data-pick]").first.click()
+            expect(page.locator("#data-fetching")).to_contain_text("41.0 MB of 93.0 MB")
+            expect(page.locator("#row-shown .turn").first).to_be_visible()
+            assert page.locator("#row-shown .tokens").count() == 0
+
+            arrived.set()
+
+            expect(page.locator("#row-shown .tokens")).to_be_visible()
+            expect(page.locator("#data-fetching")).to_have_text("")
+        finally:
+            arrived.set()
+            page.context.close()
 
 
 @pytest.mark.parametrize("name", ["problems.jsonl", "sharegpt-tools.json", "odd-columns.csv"])

@@ -117,6 +117,22 @@ def test_columns_are_known_where_no_format_fits(inspector, place):
     assert inspector.preview(mapped, count=1).rows[0].conversation.messages[1].content == "So."
 
 
+def test_a_hub_dataset_is_fetched_beside_the_previews_and_the_fetch_can_be_ended(inspector, dataset):
+    inspector.preview(dataset, count=1)
+    previews, hub = inspector.data_pid, DatasetConfig(source="nobody/nothing-here")
+
+    with pytest.raises(DatasetError):
+        inspector.check(hub)
+    fetching = inspector._fetching.pid
+    assert fetching is not None
+    inspector.stop_fetching()
+
+    assert inspector._fetching.pid is None
+    assert inspector.data_pid == previews != fetching
+    with pytest.raises(DatasetError):
+        inspector.check(hub)  # it starts again when it is needed
+
+
 def test_errors_keep_their_class_and_words(inspector, dataset, place, model):
     with pytest.raises(DatasetError, match="outside"):
         inspector.preview(DatasetConfig(source="/etc/hosts"))

@@ -9,7 +9,7 @@ import pytest
 from engine.config.model import ModelConfig
 from engine.data.problems import RowProblem
 from engine.data.report import CheckProgress
-from engine.errors import ModelError
+from engine.errors import ModelError, WorkerError
 from engine.models.progress import ModelProgress
 from tests.fakes import FakeInspector, a_report
 from tests.invented_runs import a_config
@@ -288,6 +288,41 @@ def test_an_error_stays_until_the_question_changes(services):
     assert "unexpected" in check.error.what
     wait_for(lambda: checks.ask(question_on("rows.jsonl", training__max_length=64)).is_done)
     assert inspector.checks == 2
+
+
+def test_a_fetch_from_the_hub_ends_at_once_when_it_is_stopped(services):
+    class FetchingInspector(FakeInspector):
+        def __init__(self):
+            super().__init__()
+            self.ended = threading.Event()
+
+        def stop_fetching(self):
+            self.ended.set()
+
+        def check(self, *_args, **_settings):
+            assert self.ended.wait(PATIENCE_SECONDS)
+            raise WorkerError("A helper process ended.", "Try again.")
+
+    inspector = FetchingInspector()
+    checks = DatasetChecks(inspector)
+    question = question_on("somebody/some-data")
+    check = checks.read(question)
+
+    checks.stop(question)
+    wait_for(lambda: check.is_done)
+
+    assert check.was_stopped
+    assert checks.ask(question) is check
+    assert checks.ask(question_on("somebody/some-data", training__max_length=64)).waits  # a stop takes the word back
+
+
+def test_a_list_that_another_dataset_does_not_have_is_left(checked, services):
+    check = services.checks.find(question_on("rows.jsonl"))
+    settings = {"dataset__source": "rows.jsonl"}
+    assert checked.open(listing="odd", **settings)["listing"]["value"] == "odd"
+    check.report = some_report(notices=())
+
+    assert checked.open(listing="odd", **settings)["listing"]["value"] == "all"
 
 
 # Lists of rows

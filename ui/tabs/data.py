@@ -6,8 +6,7 @@ from typing import Any
 import gradio as gr
 
 from engine.config.dataset import DatasetConfig
-from engine.data.columns import DatasetColumns
-from engine.data.page import DatasetPage
+from engine.data.page import DatasetColumns, DatasetPage
 from engine.errors import EngineError
 from ui.checks import CheckQuestion, RunningCheck, question_of
 from ui.errors import explained, shown_as_message, trouble
@@ -181,7 +180,7 @@ class DataTab:
         if check is None or _state_of(check) == seen:
             is_under_way = check is not None and check.is_under_way
             if check is not None and is_under_way:
-                seen_now = [render_progress(check.progress), *[gr.skip()] * 5]
+                seen_now = [_progress_of(check), *[gr.skip()] * 5]
                 return [*seen_now, gr.Timer(active=True), gr.skip()]
             return [*[gr.skip()] * 6, gr.Timer(active=False), gr.skip()]
         shown = self._render_check(check, listing, list_page)
@@ -192,7 +191,9 @@ class DataTab:
     ) -> list[Any]:
         """What is known of all rows, in the order of `_check_outputs`."""
         report = check.report
-        offered = gr.update(choices=listing_choices(report), **({} if report is not None else {"value": "all"}))
+        choices = listing_choices(report)
+        chosen = listing if any(listing == value for _, value in choices) else "all"
+        offered = gr.update(choices=choices, value=chosen)
         stop = gr.update(visible=check.is_under_way)
         again = "Read all rows" if check.waits else "Read again"
         read = gr.update(value=again, visible=check.waits or check.error is not None)
@@ -204,7 +205,7 @@ class DataTab:
         elif check.was_stopped:
             facts = render_stopped(check.progress)
         else:
-            facts = trouble(check.error) if check.error is not None else render_progress(check.progress)
+            facts = trouble(check.error) if check.error is not None else _progress_of(check)
         return [facts, "", "", offered, stop, read]
 
     def _question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
@@ -232,6 +233,10 @@ class DataTab:
 def _opening(source: str | None, shown_source: str) -> Any:
     """What stands there until a new dataset has been opened; a change of its settings redraws nothing."""
     return render_opening(source) if source and source != shown_source else gr.skip()
+
+
+def _progress_of(check: RunningCheck) -> str:
+    return render_progress(check.progress, fetches=check.fetches)
 
 
 def _went_wrong(error: EngineError) -> str:

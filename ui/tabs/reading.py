@@ -6,9 +6,8 @@ from typing import Any
 import gradio as gr
 
 from engine.config.dataset import DatasetConfig
-from engine.data.columns import DatasetColumns
 from engine.data.detect import FORMATS
-from engine.data.page import DatasetPage
+from engine.data.page import DatasetColumns, DatasetPage
 from ui.page import Page
 from ui.tabs.mix import MixPart
 

@@ -48,14 +48,24 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
         )
         return f'<p class="lead num">{lead}</p>{notices}{render_tokens(row)}'
     lead = f"{where}, as a conversation." if row.conversation is not None else f"{where}, as text."
-    missing = "" if row.sequences or not as_tokens else " Its tokens appear once a model is chosen, and its tokenizer is here."
+    missing = (
+        ""
+        if row.sequences or not as_tokens
+        else " Its tokens appear once a model is chosen, and its tokenizer is here."
+    )
     return f'<p class="lead num">{lead}{missing}</p>{notices}{render_conversation(row)}'
 
 
-def render_progress(progress: CheckProgress | None) -> str:
-    """How far the pass over all rows has come."""
+def render_progress(progress: CheckProgress | None, *, fetches: bool = False) -> str:
+    """How far the pass over all rows has come.
+
+    Args:
+        progress: None before the first row.
+        fetches: Whether the dataset is fetched from the Hub before that.
+    """
     if progress is None:
-        return '<div class="sentence" role="status">Reading every row …</div>'
+        words = "Fetching the dataset from the Hub" if fetches else "Reading every row"
+        return f'<div class="sentence" role="status">{words} …</div>'
     part = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
     tokens = f", {count(progress.tokens)} tokens" if progress.tokens else ""
     return (
