@@ -90,7 +90,7 @@ def _wire_side_panel(page: Page, side: gr.Column, advice: gr.HTML) -> None:
         draft = page.draft(values)
         known = _advice(draft)
         wanted = picked(event)
-        for candidate in known.changes if known is not None else ():
+        for candidate in (*known.changes, *known.limits) if known is not None else ():
             if candidate.change == wanted:
                 return overridden(draft.mapping, candidate.overrides)
         return {}
@@ -113,9 +113,9 @@ def _advice(draft: Draft) -> Advice | None:
 
 def _render_advice(draft: Draft) -> str:
     advice = _advice(draft)
-    if advice is None or draft.estimate is None or draft.assumed is None:
+    if advice is None or draft.estimate is None:
         return ""
-    return render_advice(advice, draft.estimate, draft.assumed)
+    return render_advice(advice, draft.estimate)
 
 
 def _header(services: Services) -> str:

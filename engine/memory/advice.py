@@ -44,6 +44,7 @@ class Advice(BaseModel):
     changes: tuple[AdvisedChange, ...]
     longest_max_length: int | None  # that fits with everything else as it is; None where nothing fits
     largest_batch_size: int | None
+    limits: tuple[AdvisedChange, ...] = ()  # these two as changes, where they are not the draft's and none of `changes`
 
 
 class _Candidate(NamedTuple):
@@ -81,7 +82,24 @@ class _Adviser:
             changes = self._uses_of_room(batch or 1)
         else:
             changes = self._reliefs(longest, batch)
-        return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch)
+        limits = self._limits(longest, batch, {change.overrides for change in changes})
+        return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch, limits=limits)
+
+    def _limits(self, longest: int | None, batch: int | None, said: set[tuple[str, ...]]) -> tuple[AdvisedChange, ...]:
+        """The largest batch and the longest rows that fit, each with everything else as it is."""
+        training = self._config.training
+        candidates = []
+        if batch is not None and batch != training.per_device_train_batch_size:
+            more = "more" if batch > training.per_device_train_batch_size else "fewer"
+            settings: tuple[Changed, ...] = (Changed("training", "per_device_train_batch_size", batch),)
+            candidates.append(_Candidate(f"The largest batch: {batch:,}", f"{more} rows to a step", settings))
+        if longest is not None and longest != training.max_length:
+            cost = "less is cut off" if longest > training.max_length else "longer rows lose their end"
+            settings = (Changed("training", "max_length", longest),)
+            candidates.append(_Candidate(f"The longest rows: {longest:,} tokens", cost, settings))
+        return tuple(
+            self._judged(candidate) for candidate in candidates if as_overrides(candidate.settings) not in said
+        )
 
     # Where it does not fit
 

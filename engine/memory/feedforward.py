@@ -152,7 +152,7 @@ def _experts(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         if not layer.expert_linears:
             return scope.returns(_stacked_experts(r, x, scores, shape.moe_intermediate_size or shape.intermediate_size))
         groups = min(shape.num_experts, _MOST_EXPERTS_PLAYED)
-        rows = r.tokens * shape.num_experts_per_token // groups
+        rows = _asked_rows(r) // groups
         expert = _one_expert(shape.hidden_size, layer, shape.moe_intermediate_size or shape.intermediate_size)
         summed = tape.value(x.elements, x.width)
         for _ in range(groups):
@@ -162,6 +162,11 @@ def _experts(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         return scope.returns(summed)
 
 
+def _asked_rows(r: Rehearsal) -> int:
+    """Tokens, each as often as experts are asked about it; where a model does not say how many, one is."""
+    return r.tokens * max(1, r.structure.shape.num_experts_per_token)
+
+
 def _stacked_experts(r: Rehearsal, x: Value, scores: Value, inner: int) -> Value:
     """All experts at once, on copies of the tokens that are sorted by expert; their answers are weighted and summed.
 
@@ -169,7 +174,7 @@ def _stacked_experts(r: Rehearsal, x: Value, scores: Value, inner: int) -> Value
     """
     tape, shape = r.tape, r.structure.shape
     hidden, width = shape.hidden_size, r.workload.precision.weights
-    rows = r.tokens * shape.num_experts_per_token
+    rows = _asked_rows(r)
     with tape.scope() as scope:
         order = tape.value(rows, 8)
         taken = _taken_at_index(r, x, rows * hidden, order)
@@ -193,7 +198,7 @@ def _stacked_experts(r: Rehearsal, x: Value, scores: Value, inner: int) -> Value
 
 def _grouped_linear(r: Rehearsal, x: Value, weight: Parameter, ends: Value) -> Value:
     """One product for all experts, of rows that are sorted by expert."""
-    tape, rows = r.tape, r.tokens * r.structure.shape.num_experts_per_token
+    tape, rows = r.tape, _asked_rows(r)
     x_size, x_needs = x.elements * x.width, needs_gradient(x)
     out_features = weight.elements // r.structure.shape.num_experts // (x.elements // rows)
 
@@ -225,7 +230,7 @@ def _route(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
 def _shares_of_chosen(r: Rehearsal, probabilities: Value) -> Value:
     """`topk`, which keeps where they stood, divided in place by their sum: both factors are kept."""
     tape = r.tape
-    rows = r.tokens * r.structure.shape.num_experts_per_token
+    rows = _asked_rows(r)
     with tape.scope() as scope:
         back = probabilities.elements * 4
         chosen = tape.operation(

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from engine.config.model import ModelConfig
 from engine.hardware.devices import list_devices
 from engine.inspector.inventory import module_inventory
-from engine.memory.estimate import estimate_memory
+from engine.memory.estimate import Estimator
 from engine.runs.checkpoints import newest_intact
 from engine.training.worker import EXIT_FINISHED
+from tests.memory.measured_on_gpu import assert_predicted
 from tests.training.worker_runs import losses_of, said
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
@@ -68,16 +69,18 @@ def test_memory_stays_within_what_was_predicted(method, quantization, home, cuda
     config = run.folder.read_config()
     gpu = next(device for device in list_devices() if device.kind == "cuda")
     shape = module_inventory(ModelConfig(id=config.model.id), home)
-    predicted = estimate_memory(shape, config, gpu)
+    need = Estimator(shape, gpu).need(config)
 
     assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.log.read_text()[-3000:]
 
     memory = said(run, "memory")[-1]
     show(
-        predicted_allocated=predicted.allocated_bytes,
+        predicted_allocated=need.allocated_bytes,
         measured_allocated=memory.peak_allocated_bytes,
-        predicted_reserved=predicted.reserved_bytes,
+        predicted_reserved=need.reserved_bytes,
         measured_reserved=memory.peak_reserved_bytes,
-        needed=predicted.needed_bytes,
+        bound_of_reserved=need.reserved_bound_bytes,
+        measured_process=memory.peak_device_process_bytes,
+        needed=need.needed_bytes,
     )
-    assert memory.peak_reserved_bytes <= predicted.needed_bytes
+    assert_predicted(need, memory)

@@ -1,21 +1,27 @@
-"""What to change so that a run fits, or how much room is left; each change is one click."""
+"""What to change so that a run fits, or what the room that is left is good for; each change is one click."""
 
+from collections.abc import Sequence
 from html import escape
 
-from engine.config.run import RunConfig
-from engine.memory.advice import Advice
+from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.estimate import MemoryEstimate
 from ui.pick import pickable
 from ui.views.quantities import gib
 
 
-def render_advice(advice: Advice, estimate: MemoryEstimate, config: RunConfig) -> str:
-    """Changes that would fit, where the draft does not; else the room that is left."""
+def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
+    """Changes that would fit, where the draft does not; else those that put the room that is left to use."""
     if estimate.verdict == "fits":
-        return _room(advice, config)
-    changes = [change for change in advice.changes if change.needed_bytes < estimate.needed_bytes]
+        return _table("Room for", (*advice.changes, *advice.limits))
+    changes = [change for change in (*advice.changes, *advice.limits) if change.needed_bytes < estimate.needed_bytes]
     if not changes:
         return '<p class="small">No single change makes it fit; a smaller model would.</p>'
+    return _table("One click that helps", changes)
+
+
+def _table(title: str, changes: Sequence[AdvisedChange]) -> str:
+    if not changes:
+        return ""
     rows = "".join(
         f"<tr {pickable(change.change)}><td>{escape(change.change)}"
         f'<span class="under">{escape(change.cost)}</span></td>'
@@ -23,20 +29,10 @@ def render_advice(advice: Advice, estimate: MemoryEstimate, config: RunConfig) -
         for change in changes
     )
     return (
-        '<div class="section"><h3>One click that helps</h3><table class="plain"><thead><tr><th>Change</th>'
+        f'<div class="section"><h3>{title}</h3><table class="plain"><thead><tr><th>Change</th>'
         f'<th class="r">Needs, GiB</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
 def _mark(verdict: str) -> str:
     return {"fits": "yes", "tight": "tight"}.get(verdict, "no")
-
-
-def _room(advice: Advice, config: RunConfig) -> str:
-    room = []
-    batch, length = advice.largest_batch_size, advice.longest_max_length
-    if batch is not None and batch > config.training.per_device_train_batch_size:
-        room.append(f"a batch of {batch:,}")
-    if length is not None and length > config.training.max_length:
-        room.append(f"rows of {length:,} tokens")
-    return f'<p class="small">Room for {", or for ".join(room)}.</p>' if room else ""
