@@ -18,7 +18,7 @@ from engine.paths import LoratoryHome
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MAX_CARD_BYTES = 1_000_000
-_DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 MB) and unpacked when you first preview data or start a run."
+_DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 MB) and unpacked once; then its chat template is shown here."
 
 
 def model_details(
