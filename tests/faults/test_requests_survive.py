@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from engine.runs.checkpoints import list_checkpoints, newest_intact
 from engine.runs.control import request_cancel, request_stop
+from engine.training.interruption import REPEAT_SECONDS
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.training.worker_runs import losses_of, said
 
@@ -80,10 +81,10 @@ def test_a_second_sigterm_ends_at_once_and_leaves_what_was_saved(workers, runs):
     run = runs.create(**SECTIONS)
     pid = workers.start(run.folder.path, "training:step-6=sleep:30")
     wait_for_step(run, 6)
-    began = time.monotonic()
 
     os.kill(pid, signal.SIGTERM)
-    time.sleep(0.2)
+    time.sleep(REPEAT_SECONDS + 0.5)  # earlier, it is the same request
+    began = time.monotonic()
     os.kill(pid, signal.SIGTERM)
 
     assert workers.wait(pid) == EXIT_CANCELLED
