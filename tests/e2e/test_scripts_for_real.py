@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.load import config_from_mapping, config_to_yaml
-from engine.models.demo import DEMO_MODEL_ID
-from engine.paths import local_owner
+from engine.paths import LoratoryHome, local_owner
 from engine.runs.history import RunHistory, read_history
 from engine.runs.store import RunStore
 
@@ -35,9 +34,11 @@ def trained(config, folder: Path) -> str:
     return json.loads(loratory("train", folder / "config.yaml", "--json"))["run_id"]
 
 
-def loratory(*arguments: object) -> str:
+def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
+    elsewhere = {} if home is None else {"LORATORY_HOME": str(home.root)}
     done = subprocess.run(
         [sys.executable, "-m", "engine.cli", *map(str, arguments)],
+        env={**os.environ, **elsewhere},
         capture_output=True,
         text=True,
         timeout=WAIT_SECONDS,
@@ -95,14 +96,3 @@ def test_every_method_of_a_tiny_model_is_reproduced(name, home, tiny_model_folde
     history, script = script_of(home, trained(config, tmp_path), tmp_path)
 
     assert_same_losses(history, executed(script), within=1e-3)
-
-
-def test_a_quick_start_with_qlora_is_reproduced(home, demo_home, tmp_path):
-    home.models.mkdir(parents=True)
-    (home.models / DEMO_MODEL_ID).symlink_to(demo_home.models / DEMO_MODEL_ID)
-    few = ["--set", "training.max_steps=10", "--set", "dataset.max_samples=60"]
-    run_id = json.loads(loratory("train", "quickstart-cpu-qlora", *few, "--json"))["run_id"]
-
-    history, script = script_of(home, run_id, tmp_path)
-
-    assert_same_losses(history, executed(script), within=0.01)

@@ -1,0 +1,136 @@
+"""Runs of the demo model on the sample data, taken away: merged, served, talked to and printed as a script, they are one run."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from openai import OpenAI
+from transformers import AutoTokenizer
+
+from engine.chat.contract import ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.export import ExportConfig
+from engine.data.conversation import Conversation, Message
+from engine.data.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
+from engine.export.contract import ExportRequest, ExportResult
+from engine.export.job import ExportJob
+from engine.export.verify import QUESTIONS
+from engine.hardware.processor import describe_processor
+from engine.inspector.load_tokenizer import load_tokenizer
+from engine.models.demo import DEMO_MODEL_ID
+from engine.models.source import ModelSource
+from engine.paths import LoratoryHome, local_owner
+from engine.runs.history import read_history
+from engine.runs.store import RunStore
+from engine.serve.model import ServedModel
+from tests.e2e.test_scripts_for_real import assert_same_losses, executed, loratory
+from tests.serve.running import listening
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 30
+IA3 = ("adapter.method=ia3", "training.learning_rate=1e-2")
+SETTINGS = {
+    "lora": ("quickstart-cpu", f"training.max_steps={STEPS}", "dataset.max_samples=140"),
+    "qlora": ("quickstart-cpu-qlora", f"training.max_steps={STEPS}", "dataset.max_samples=70"),
+    "ia3": ("quickstart-cpu", "training.max_steps=8", "dataset.max_samples=40", *IA3),
+}
+
+
+class Trained(NamedTuple):
+    """A run that has ended."""
+
+    id: str
+    folder: Path
+    home: LoratoryHome
+
+
+@pytest.fixture(scope="module")
+def trained(demo_home, tmp_path_factory):
+    """Trains each of SETTINGS when it is asked for first."""
+    home = LoratoryHome(tmp_path_factory.mktemp("results") / "home")
+    home.make_writable()
+    home.models.mkdir(parents=True, exist_ok=True)
+    (home.models / DEMO_MODEL_ID).symlink_to(demo_home.models / DEMO_MODEL_ID)
+    known: dict[str, Trained] = {}
+
+    def train(name: str) -> Trained:
+        if name not in known:
+            preset, *settings = SETTINGS[name]
+            changes = [word for setting in settings for word in ("--set", setting)]
+            told = json.loads(loratory("train", preset, *changes, "--json", home=home))
+            assert told["status"] == "completed"
+            folder = RunStore(home, local_owner()).get(told["run_id"]).folder.path
+            known[name] = Trained(told["run_id"], folder, home)
+        return known[name]
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def merged(trained, tmp_path_factory):
+    """Merges each run when it is asked for first, with the settings that the page proposes."""
+    known: dict[str, ExportResult] = {}
+
+    def merge(name: str) -> ExportResult:
+        if name not in known:
+            run = trained(name)
+            request = ExportRequest(
+                target=ChatTarget.of_run(run.folder),
+                folder=tmp_path_factory.mktemp("merged") / name,
+                settings=ExportConfig(kind="merged"),
+            )
+            known[name] = ExportJob(run.home, request, choose=lambda _: describe_processor()).run()
+        return known[name]
+
+    return merge
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_merged_model_answers_as_the_adapter_does(name, merged):
+    verified = merged(name).verified
+
+    assert verified is not None
+    assert verified.passed, verified
+    assert verified.largest_logit_difference <= verified.allowed_logit_difference
+    assert (verified.prompts, verified.equal_answers) == (len(QUESTIONS), 20)
+    print(name, verified.model_dump(), merged(name).notes)
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+def test_the_script_of_a_quick_start_reproduces_its_losses(name, trained, tmp_path):
+    run = trained(name)
+    loratory("script", run.id, "--out", tmp_path / "script.py", home=run.home)
+    history = read_history(run.folder / "events.jsonl")
+
+    assert len(history.steps) == STEPS
+    assert_same_losses(history, executed(tmp_path / "script.py"), within=0.01)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_training_chat_merged_and_served_read_the_same_ids(name, trained, merged):
+    run, folder = trained(name), merged(name).path
+    turns = (Message("user", "What does lora_alpha do?"),)
+    asked = [{"role": "user", "content": turns[0].content}]
+
+    tokenizer, _ = load_tokenizer(ModelSource(str(run.folder / "adapter"), name))
+    row = Conversation((*turns, Message("assistant", "It sets the strength of the adapter.")))
+    (taught,) = render_conversation(0, row, tokenizer, RenderOptions(max_length=None)).rows
+    first_learned = next(place for place, label in enumerate(taught.labels) if label != IGNORED_LABEL)
+    in_merged = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        asked, add_generation_prompt=True, return_dict=False
+    )
+    session = ChatSession(run.home, choose=lambda _: describe_processor())
+    try:
+        with listening(ServedModel(session, ChatTarget.of_run(run.folder), "tuned")) as url:
+            answer = OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120).chat.completions.create(
+                model="tuned", messages=asked, max_tokens=1, extra_body={"return_token_ids": True}
+            )
+        in_chat = list(session.prompt(turns).ids)
+    finally:
+        session.unload()
+
+    assert in_chat == taught.input_ids[:first_learned]
+    assert in_merged == in_chat
+    assert answer.model_extra["prompt_token_ids"] == in_chat
