@@ -26,7 +26,8 @@ MaxLengthOption = Annotated[
 ]
 FormatOption = Annotated[str, typer.Option("--format", help="auto looks at the rows; or say which it is.")]
 MapOption = Annotated[
-    list[str] | None, typer.Option("--map", help="role=column, such as output=answer, any number of times.")
+    list[str] | None,
+    typer.Option("--map", help="role=column, such as output=answer, any number of times; role= leaves a role out."),
 ]
 TrainOnOption = Annotated[str, typer.Option("--train-on", help="assistant, last_assistant, completion or all.")]
 SubsetOption = Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub dataset.")]
@@ -122,7 +123,7 @@ def _dataset_config(data: str, format_: str, column_map: list[str] | None, train
     mapped = {}
     for text in column_map or ():
         role, equals, column = text.partition("=")
-        if not equals or not role.strip() or not column:
+        if not equals or not role.strip():
             problems.append(Problem("--map", f"{text!r} is not of the form role=column."))
         mapped[role.strip()] = column
     if not 0 < len(data) <= 1000:

@@ -88,6 +88,9 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
     mapped = dict(config.column_map)
     if config.format != "auto":
         return _chosen(config.format, names, mapped, "chosen by you")
+    if mapped and not any(mapped.values()):  # says only what to leave out
+        seen = detect_format(config.model_copy(update={"column_map": {}}), rows)
+        return _chosen(seen.format, names, {**seen.columns, **mapped}, seen.reason)
     if mapped:
         return _from_mapping(names, mapped)
     exact = {_plain(name): name for name in reversed(names)} | {name: name for name in names}

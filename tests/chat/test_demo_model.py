@@ -73,13 +73,14 @@ def test_side_by_side_says_what_generate_says(session, demo_home, folder, adapte
     assert said["base"] != said["tuned"]
 
 
-def test_four_bits_take_less_and_answer_too(session, adapter):
+@pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.6), ("int8", 0.75)])
+def test_fewer_bits_take_less_and_answer_too(session, adapter, quantization, share):
     whole = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter)))
     pid = session._loaded.process.pid
 
-    quantized = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter), quantization="nf4"))
+    quantized = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter), quantization=quantization))
 
     assert not psutil.pid_exists(pid)
-    assert quantized.method == "QLoRA"
-    assert quantized.weights_bytes < 0.6 * whole.weights_bytes
+    assert quantized.method == ("QLoRA" if quantization == "nf4" else "LoRA")
+    assert quantized.weights_bytes < share * whole.weights_bytes
     assert all(say(session, "base", "tuned").values())

@@ -67,6 +67,18 @@ def test_inspect_tells_people_what_is_left_out_and_why(run, file):
     assert "the answer is empty" in shown
 
 
+def test_a_role_is_left_out_by_an_empty_name(run, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"instruction": "Say hi.", "input": "SECRET", "output": "Hi."}) + "\n")
+    heard = []
+    for left_out in ((), ("--map", "input=")):
+        report = json.loads(run("inspect", file, *left_out, "--json").stdout)
+        heard.append((report["format"], report["kept"], report["fingerprint"]))
+
+    assert [entry[:2] for entry in heard] == [("alpaca", 1)] * 2
+    assert heard[0][2] != heard[1][2]
+
+
 def test_render_prints_what_training_sees(run, file, tiny_model_folder):
     rendered = json.loads(run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder, "--json").stdout)
 

@@ -1,0 +1,69 @@
+"""`python -m tests.benchmarks.page_start`: how soon the page answers, and what its process holds.
+
+Starts the page several times on an empty home, each in a process of its own, and prints the time until it answers and the
+memory that it holds then. In the last one the demo model and the sample data are chosen in a real browser, so that the
+estimate and a preview have been used, and the memory is read again.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from playwright.sync_api import expect
+
+from tests.benchmarks.runs_tab import say
+from tests.browser.chromium import chromium, open_page, open_tab
+from tests.browser.real_server import RealServer, real_server
+
+_MIB = 2**20
+_PATIENCE_MILLISECONDS = 240_000  # the demo model is fetched and converted on the way
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--starts", type=int, default=5)
+    starts = parser.parse_args().starts
+    seconds, held = [], []
+    with tempfile.TemporaryDirectory(prefix="loratory-benchmark-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        for number in range(starts):
+            began = time.perf_counter()
+            with real_server(home) as server:
+                seconds.append(time.perf_counter() - began)
+                time.sleep(1)
+                held.append(_resident_mib(server))
+                if number == starts - 1:
+                    use(server)
+    say("from the start of `python app.py` to its first answer (wanted: 2.5 s)", seconds)
+    print(f"the process holds then {statistics.median(held):.0f} MiB (at most {max(held):.0f})")
+
+
+def use(server: RealServer) -> None:
+    """Choose a model and data, and print what the process holds after estimate and preview."""
+    with chromium() as browser:
+        page = open_page(browser, server.url)
+        page.locator("#catalog [data-pick]").first.click()
+        open_tab(page, "Data")
+        page.locator("#samples [data-pick]").first.click()
+        expect(page.locator("#panel")).to_contain_text("Fits", timeout=_PATIENCE_MILLISECONDS)
+        expect(page.locator(".tokens").first).to_be_visible(timeout=_PATIENCE_MILLISECONDS)
+        heavy = sorted({name for name in ("libtorch", "tokenizers.abi3") if name in _mapped(server)})
+        print(
+            f"after estimate and preview it holds {_resident_mib(server):.0f} MiB; of torch and transformers: {heavy or 'nothing'}"
+        )
+
+
+def _resident_mib(server: RealServer) -> float:
+    return float(psutil.Process(server.process.pid).memory_info().rss / _MIB)
+
+
+def _mapped(server: RealServer) -> str:
+    return " ".join(item.path for item in psutil.Process(server.process.pid).memory_maps())
+
+
+if __name__ == "__main__":
+    main()
