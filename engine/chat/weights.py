@@ -91,6 +91,14 @@ class BranchWeights:
                 total += float(functional.cross_entropy(logits.float(), targets, reduction="sum"))
         return total
 
+    def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Read a whole sequence at once; returns the logits after the tokens at `positions`, (positions, vocabulary)."""
+        self.holder.switch_to(self.adapter)
+        device = self.holder.model.device
+        piece, wanted = torch.tensor([list(ids)], device=device), torch.tensor(list(positions), device=device)
+        logits: torch.Tensor = self.holder.forward(piece, self.new_cache(), wanted)[0]
+        return logits.float()
+
     def next_logits(self, ids: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """Read `ids`, shape (1, tokens), after what the cache holds; returns logits of the next token, (1, vocabulary)."""
         self.holder.switch_to(self.adapter)

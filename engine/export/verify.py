@@ -1,6 +1,7 @@
 """What was written, loaded as anybody would load it, and compared with the live run, logit by logit and word by word."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +50,7 @@ class Heard:
 
     prompt: PromptView
     answer: tuple[int, ...]
-    logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer
+    logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer, all read at once
 
 
 class Measured(NamedTuple):
@@ -75,64 +76,89 @@ class Listener:
         heard: list[Heard] = []
         for number, question in enumerate(QUESTIONS, start=1):
             prompt = render_prompt((Message("user", question),), (), tokenizer)
-            heard.append(_listen(branch, prompt, end_ids))
+            answer = _answer(branch, prompt, end_ids)
+            heard.append(Heard(prompt, answer, _logits(branch, prompt, answer)))
             on_answer(number / len(QUESTIONS))
         self.heard = tuple(heard)
         self.end_ids = end_ids
 
     def compare(self, written: BranchWeights, on_answer: OnAnswer) -> Measured:
-        """Ask another model the same."""
+        """Ask another model the same.
+
+        Its greedy answer is the run's if at each place, after the words before it, the same token comes first.
+        """
         difference, equal = 0.0, 0
         for number, heard in enumerate(self.heard, start=1):
-            difference = max(difference, self._difference(written, heard))
-            equal += _listen(written, heard.prompt, self.end_ids).answer == heard.answer
+            logits = _logits(written, heard.prompt, heard.answer)
+            difference = max(difference, float((logits - heard.logits).abs().max()))
+            equal += torch.equal(logits.argmax(dim=-1), heard.logits.argmax(dim=-1))
             on_answer(number / len(self.heard))
         return Measured(difference, equal)
 
-    def rounding_effect(self, live: BranchWeights, written: torch.dtype, on_answer: OnAnswer) -> float:
-        """How far logits move when every weight moves at random by up to a unit in its last place.
+    def rounding_effect(self, live: BranchWeights, written: torch.dtype) -> float:
+        """How far logits move when every number moves at random by up to a unit in its last place.
 
         What a rounding error of one weight does to a logit depends on the model, so it is measured on the model itself,
-        which is of no use afterwards.
+        which is of no use afterwards, except for precisions that are coarser. The numbers are the weights, in the precision
+        to which they were rounded, and what each module computes: merged weights add up in another order than base and
+        adapter do.
 
         Args:
             live: The branch that was listened to; its weights are disturbed.
             written: Precision to which weights were rounded.
-            on_answer: Told the share of prompts that have been answered.
         """
         model = live.holder.model
-        unit = max(torch.finfo(written).eps, torch.finfo(model.dtype).eps)
         random = torch.Generator(model.device).manual_seed(0)
+        computed = torch.finfo(model.dtype).eps
         with torch.inference_mode():
             for parameter in model.parameters():
                 if parameter.is_floating_point():
-                    noise = torch.rand(parameter.shape, generator=random, device=parameter.device)
-                    parameter.copy_(parameter.float() * (1 + unit * (2 * noise - 1)))
+                    parameter.copy_(_moved(parameter, max(torch.finfo(written).eps, computed), random))
         effect = 0.0
-        for number, heard in enumerate(self.heard, start=1):
-            effect = max(effect, self._difference(live, heard))
-            on_answer(number / len(self.heard))
+        with _results_moved(model, computed, random):
+            for heard in self.heard:
+                logits = _logits(live, heard.prompt, heard.answer)
+                effect = max(effect, float((logits - heard.logits).abs().max()))
         return _MARGIN * effect
 
-    def _difference(self, branch: BranchWeights, heard: Heard) -> float:
-        forced = _listen(branch, heard.prompt, self.end_ids, heard.answer)
-        return float((forced.logits - heard.logits).abs().max())
 
-
-def _listen(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], forced: Sequence[int] = ()) -> Heard:
-    """The greedy answer, or a forced one, with the logits before each of its tokens."""
+def _answer(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int]) -> tuple[int, ...]:
+    """The greedy answer, token by token as the chat gives it."""
     device = branch.holder.model.device
     answer: list[int] = []
-    seen: list[torch.Tensor] = []
     with torch.inference_mode():
         cache = branch.new_cache()
         unread = torch.tensor([list(prompt.ids)], device=device)
-        for number in range(len(forced) or ANSWER_TOKENS):
-            logits = branch.next_logits(unread, cache)
-            seen.append(logits[0].cpu())
-            answer.append(forced[number] if forced else int(logits.argmax(dim=-1)))
-            if answer[-1] in end_ids:
-                break
+        while len(answer) < ANSWER_TOKENS and not (answer and answer[-1] in end_ids):
+            answer.append(int(branch.next_logits(unread, cache).argmax(dim=-1)))
             read = answer[-1:] if cache is not None else [*prompt.ids, *answer]
             unread = torch.tensor([read], device=device)
-    return Heard(prompt, tuple(answer), torch.stack(seen))
+    return tuple(answer)
+
+
+def _logits(branch: BranchWeights, prompt: PromptView, answer: Sequence[int]) -> torch.Tensor:
+    """The logits before each token of an answer, (answer tokens, vocabulary); both sides read the same ids in one pass."""
+    first = len(prompt.ids) - 1
+    with torch.inference_mode():
+        return branch.logits_at([*prompt.ids, *answer[:-1]], range(first, first + len(answer))).cpu()
+
+
+def _moved(values: torch.Tensor, unit: float, random: torch.Generator) -> torch.Tensor:
+    noise = torch.rand(values.shape, generator=random, device=values.device)
+    return (values.float() * (1 + unit * (2 * noise - 1))).to(values.dtype)
+
+
+@contextmanager
+def _results_moved(model: torch.nn.Module, unit: float, random: torch.Generator) -> Iterator[None]:
+    """While it lasts, every number that a module without modules inside it returns is off by a random part of `unit`."""
+
+    def move(_module: torch.nn.Module, _arguments: object, result: object) -> object:
+        is_number = isinstance(result, torch.Tensor) and result.is_floating_point()
+        return _moved(result, unit, random) if is_number else result
+
+    hooks = [module.register_forward_hook(move) for module in model.modules() if not any(module.children())]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
