@@ -81,6 +81,6 @@ def test_fewer_bits_take_less_and_answer_too(session, adapter, quantization, sha
     quantized = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter), quantization=quantization))
 
     assert not psutil.pid_exists(pid)
-    assert quantized.method == ("QLoRA" if quantization == "nf4" else "LoRA")
+    assert quantized.method == ("QLoRA" if quantization == "nf4" else "LoRA on int8")
     assert quantized.weights_bytes < share * whole.weights_bytes
     assert all(say(session, "base", "tuned").values())
