@@ -2,20 +2,28 @@
 
 import importlib
 import os
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from engine.hardware.device import Device, MemoryNow
+
+Answer = TypeVar("Answer")
 
 _FIRST_CAPABILITY_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, arithmetic instructions
 
 
-class Nvml(Protocol):
-    """The part of pynvml that is used here."""
+class NvmlSession(Protocol):
+    """The part of pynvml that every question to the driver needs."""
 
     NVMLError: type[Exception]
 
     def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
     def nvmlShutdown(self) -> None: ...  # noqa: N802
+
+
+class Nvml(NvmlSession, Protocol):
+    """The part of pynvml that is used here."""
+
     def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
     def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...  # noqa: N802
@@ -33,6 +41,20 @@ def load_nvml() -> Nvml | None:
     return nvml
 
 
+def ask_driver(nvml: NvmlSession, question: Callable[[], Answer]) -> Answer | None:
+    """Ask the driver something between `nvmlInit` and `nvmlShutdown`; None where there is none, or it does not know."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        return question()
+    except nvml.NVMLError:
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
 def list_cuda_devices(nvml: Nvml | None, shared_memory: MemoryNow) -> tuple[Device, ...]:
     """Every GPU that this process may use, in the order of `nvidia-smi`; none where there is no driver.
 
@@ -42,17 +64,11 @@ def list_cuda_devices(nvml: Nvml | None, shared_memory: MemoryNow) -> tuple[Devi
     """
     if nvml is None:
         return ()
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return ()
-    try:
-        found = (_describe(nvml, index, shared_memory) for index in range(nvml.nvmlDeviceGetCount()))
-        return tuple(device for device in found if device is not None)
-    except nvml.NVMLError:
-        return ()
-    finally:
-        nvml.nvmlShutdown()
+
+    def describe_all() -> list[Device | None]:
+        return [_describe(nvml, index, shared_memory) for index in range(nvml.nvmlDeviceGetCount())]
+
+    return tuple(device for device in ask_driver(nvml, describe_all) or () if device is not None)
 
 
 def _describe(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Device | None:

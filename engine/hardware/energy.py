@@ -3,20 +3,16 @@
 import re
 from typing import Any, Protocol
 
-from engine.hardware.cuda import load_nvml
+from engine.hardware.cuda import NvmlSession, ask_driver, load_nvml
 
 _MILLIJOULES = 1000.0
 _GPU = re.compile(r"cuda:(\d+)")
 
 
-class EnergyMeter(Protocol):
+class EnergyMeter(NvmlSession, Protocol):
     """The part of pynvml that is used here."""
 
-    NVMLError: type[Exception]
-
-    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
-    def nvmlShutdown(self) -> None: ...  # noqa: N802
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802 - NVML's own names
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802
 
 
@@ -36,14 +32,9 @@ def energy_so_far_joules(devices: str, nvml: EnergyMeter | None = None) -> float
     indexes = [int(found[1]) for name in devices.split(", ") if (found := _GPU.fullmatch(name)) is not None]
     if meter is None or not indexes:
         return None
-    try:
-        meter.nvmlInit()
-    except meter.NVMLError:
-        return None
-    try:
+
+    def joules() -> float:
         handles = [meter.nvmlDeviceGetHandleByIndex(index) for index in indexes]
         return sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / _MILLIJOULES
-    except meter.NVMLError:
-        return None
-    finally:
-        meter.nvmlShutdown()
+
+    return ask_driver(meter, joules)

@@ -4,17 +4,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from engine.hardware.cuda import load_nvml
+from engine.hardware.cuda import NvmlSession, ask_driver, load_nvml
 
 
-class ProcessMeter(Protocol):
+class ProcessMeter(NvmlSession, Protocol):
     """The part of pynvml that is used here."""
 
-    NVMLError: type[Exception]
-
-    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
-    def nvmlShutdown(self) -> None: ...  # noqa: N802
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802 - NVML's own names
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...  # noqa: N802
 
 
@@ -32,15 +28,10 @@ def gpu_process_bytes(index: int, nvml: ProcessMeter | None = None) -> int | Non
     meter: ProcessMeter | None = nvml if nvml is not None else load_nvml()  # type: ignore[assignment]
     if meter is None:
         return None
-    try:
-        meter.nvmlInit()
-    except meter.NVMLError:
-        return None
-    try:
-        found = list(meter.nvmlDeviceGetComputeRunningProcesses(meter.nvmlDeviceGetHandleByIndex(index)))
-    except meter.NVMLError:
-        return None
-    finally:
-        meter.nvmlShutdown()
+
+    def processes() -> list[Any]:
+        return list(meter.nvmlDeviceGetComputeRunningProcesses(meter.nvmlDeviceGetHandleByIndex(index)))
+
+    found = ask_driver(meter, processes) or []
     ours = [process for process in found if process.pid == os.getpid()] or (found if len(found) == 1 else [])
     return int(ours[0].usedGpuMemory) if ours and ours[0].usedGpuMemory else None

@@ -50,7 +50,7 @@ def use(server: RealServer) -> None:
         open_tab(page, "Data")
         page.locator("#samples [data-pick]").first.click()
         expect(page.locator("#panel")).to_contain_text("Fits", timeout=_PATIENCE_MILLISECONDS)
-        expect(page.locator(".tokens").first).to_be_visible(timeout=_PATIENCE_MILLISECONDS)
+        expect(page.locator("#row-shown .tokens").first).to_be_visible(timeout=_PATIENCE_MILLISECONDS)
         heavy = sorted({name for name in ("libtorch", "tokenizers.abi3") if name in _mapped(server)})
         print(
             f"after estimate and preview it holds {_resident_mib(server):.0f} MiB; of torch and transformers: {heavy or 'nothing'}"

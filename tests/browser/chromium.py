@@ -52,3 +52,14 @@ def open_tab(page: Page, name: str) -> None:
     """Click a tab and wait until its content is there."""
     page.get_by_role("tab", name=name, exact=True).click()
     page.locator(f"#tabs button[role=tab].selected:has-text('{name}')").wait_for()
+
+
+def let_fold_settle(page: Page) -> None:
+    """Wait until what was typed into a fold stays there.
+
+    When a fold is opened for the first time, Gradio lays out what is in it and an animation frame later puts the first
+    values in again (`render_previously_invisible_children`). No hand is as quick; a test is, and what it typed is gone.
+    """
+    page.evaluate(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))"
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import open_page, open_tab, why_no_browser
+from tests.browser.chromium import let_fold_settle, open_page, open_tab, why_no_browser
 from tests.browser.real_server import ROOT, RealServer, real_server
 from tests.export.hub_stand_in import TOKEN, HubStandIn
 from tests.export.stand_in_converter import make_checkout
@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 WORK_MILLISECONDS = 180_000  # a worker starts, loads and works; busy machines take their time
 SHOWN_MILLISECONDS = 30_000
+LONGEST_ANSWER_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def load(page: Page) -> None:
 def shorten_answers(page: Page) -> None:
     page.locator("#chat-settings button").first.click()
     longest = page.locator("#chat-settings").get_by_label(re.compile("Longest answer"))
-    longest.fill("24")
+    longest.wait_for()
+    let_fold_settle(page)
+    longest.fill(str(LONGEST_ANSWER_TOKENS))
     longest.press("Tab")
 
 
@@ -113,6 +116,8 @@ def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
 
     answers = page.locator("#transcript .answer")
     expect(answers).to_have_count(3)  # base, tuned and the reference
+    for length in re.findall(r"(\d+) tokens? ·", " ".join(page.locator("#transcript .figures").all_inner_texts())):
+        assert int(length) <= LONGEST_ANSWER_TOKENS
     expect(answers.nth(1)).to_contain_text(re.compile(r"context \d+ of 512"))
     page.locator("#chat-prompt button").first.click()
     expect(page.locator("#chat-prompt-text")).to_contain_text("<|im_start|>assistant")

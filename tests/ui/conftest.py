@@ -4,8 +4,10 @@ import gradio as gr
 import pytest
 
 from tests.fake_services import fake_services
+from tests.ui.data_tab_visitor import Visitor
 from ui.page import Page
 from ui.services import Services
+from ui.tabs.data import DataTab
 
 
 @pytest.fixture
@@ -32,3 +34,9 @@ def laid_out(services):
         return tab
 
     return lay_out
+
+
+@pytest.fixture
+def visitor(laid_out) -> Visitor:
+    """A Data tab to visit."""
+    return Visitor(laid_out(DataTab))

@@ -21,7 +21,7 @@ from ui.views.adapter_files import list_files, loading_script
 from ui.views.export_result import render_record, render_verification
 
 WAIT_SECONDS = 10
-STAMP, NUMBER, STANDING, START, STOP, RESULT, ARCHIVE, _, USE, BEFORE = range(10)
+STAMP, NUMBER, STANDING, START, STOP, RESULT, ARCHIVE, _, USE, BEFORE, FOLDER = range(11)
 
 
 @pytest.fixture
@@ -113,6 +113,17 @@ def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, servi
     shown = tab.look(run.id, HUB, 0, "")
     assert 'href="https://huggingface.co/me/faq"' in shown[RESULT]
     assert not shown[ARCHIVE]["visible"]
+
+
+def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_stays(tab, services, run):
+    taken = tab._propose(run.id, FINAL, ADAPTER)
+    before = tab.look(run.id, ADAPTER, 0, "")[STAMP]
+    start(tab, run, ADAPTER, folder=taken)
+
+    shown = tab.look(run.id, ADAPTER, 0, before, FINAL, taken)
+    assert shown[FOLDER] == f"{taken}-2"
+    assert tab.look(run.id, ADAPTER, 0, before, FINAL, "mine")[FOLDER] == {"__type__": "update"}
+    assert tab.look(run.id, ADAPTER, 0, "", FINAL, taken)[FOLDER] == {"__type__": "update"}  # nothing new was made
 
 
 def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):

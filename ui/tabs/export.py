@@ -70,7 +70,7 @@ class ExportTab:
     def _looked(self) -> list[Any]:
         return [
             self._stamp, self._shown_record, self.standing, self.start, self.stop, self.result, self.archive.panel,
-            self.archive.download, self.use, self.before,
+            self.archive.download, self.use, self.before, self.forms.folder,
         ]  # fmt: skip
 
     def wire(self) -> None:
@@ -78,7 +78,7 @@ class ExportTab:
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         target = [self.run, self.checkpoint]
-        looking = [self.run, self.form, self._shown_record, self._stamp]
+        looking = [self.run, self.form, self._shown_record, self._stamp, self.checkpoint, self.forms.folder]
         gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
         listed = self._tab.select(
             self._offer, [page.chosen_run, self.run], [self.run, self.checkpoint, self.empty, self.whole], **quick
@@ -164,8 +164,13 @@ class ExportTab:
             gr.update(value=words),
         )
 
-    def look(self, run_id: str | None, form: str, number: int, last: str) -> tuple[Any, ...]:
-        """How the export stands, and what the chosen one among those of this run holds; nothing where all is the same."""
+    def look(
+        self, run_id: str | None, form: str, number: int, last: str, checkpoint: str | None = None, folder_name: str = ""
+    ) -> tuple[Any, ...]:
+        """How the export stands, and what the chosen one among those of this run holds; nothing where all is the same.
+
+        The name of a folder that has just been written is taken, so that another one is proposed in its place.
+        """
         try:
             observed = self._observe(run_id)
         except EngineError as error:
@@ -180,7 +185,8 @@ class ExportTab:
         working = work is not None and work.is_under_way
         # What has just been made is looked at, whatever was picked before.
         known = int(last.split(":")[3]) if last.count(":") >= 3 else len(records)
-        number = 0 if len(records) > known else min(number, max(0, len(records) - 1))
+        made = len(records) > known
+        number = 0 if made else min(number, max(0, len(records) - 1))
         stamp = f"{observed.run.id}:{form}:{number}:{len(records)}:{stamp_of(work)}"
         record = records[number] if records else None
         show = form not in (SCRIPT, YAML)
@@ -197,6 +203,7 @@ class ExportTab:
             gr.update(visible=False),
             self._use(observed, record, folder) if show and not working else "",
             render_records(records, number) if show else "",
+            self._propose(run_id, checkpoint, form) if made and _names(folder_name, folder) else gr.skip(),
         )
 
     def _use(self, observed: ObservedRun, record: ExportRecord | None, folder: Path | None) -> str:
@@ -254,3 +261,8 @@ class ExportTab:
     def _pick(self, event: gr.EventData) -> tuple[Any, Any]:
         number = picked(event)
         return (int(number), "") if number.isdigit() and len(number) < 6 else (gr.skip(), gr.skip())
+
+
+def _names(typed: str, folder: Path | None) -> bool:
+    """Whether what stands in the field is the folder, or its name alone."""
+    return folder is not None and Path(typed or "").name == folder.name

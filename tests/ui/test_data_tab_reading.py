@@ -1,0 +1,109 @@
+"""The Data tab on fakes: when all rows are read, what stops that, and what stays in sight."""
+
+import threading
+import time
+
+import gradio as gr
+
+from engine.data.report import CheckProgress
+from engine.errors import WorkerError
+from tests.fakes import FakeInspector
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from ui.checks import DatasetChecks
+
+
+def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor, services):
+    told = visitor.open(dataset__source="somebody/some-data")
+
+    assert told["read"] == gr.update(value="Read all rows", visible=True)
+    assert "lies on the Hub" in told["facts"]
+    assert not services.checks.find(question_on("somebody/some-data")).is_under_way
+
+    visitor.tab._read(*visitor.values(dataset__source="somebody/some-data"))
+    wait_for(lambda: services.checks.find(question_on("somebody/some-data")).is_done)
+
+    assert "rows kept" in visitor.tick(dataset__source="somebody/some-data")["facts"]
+    # Another length is another question about rows that are here by now.
+    longer = services.checks.ask(question_on("somebody/some-data", training__max_length=64))
+    assert not longer.waits
+
+
+class EndlessInspector(FakeInspector):
+    """Its checks go on until they are stopped."""
+
+    def __init__(self):
+        super().__init__()
+        self.checks = 0
+
+    def check(self, dataset, model=None, max_length=1024, *, seed=42, on_progress=None):
+        self.checks += 1
+        for rows in range(10**9):
+            on_progress(CheckProgress(rows=rows, bytes_read=0, size_bytes=None))
+            time.sleep(0.005)
+        raise AssertionError("unreachable")
+
+
+def test_a_stop_stays_until_a_person_reads_again(visitor, services):
+    inspector = EndlessInspector()
+    object.__setattr__(services, "checks", DatasetChecks(inspector))
+    settings = {"dataset__source": "rows.jsonl"}
+    assert visitor.open(**settings)["stop"]["visible"]
+
+    visitor.tab._stop(*visitor.values(**settings))
+    wait_for(lambda: services.checks.find(question_on("rows.jsonl")).is_done)
+    told = visitor.open(**settings)
+
+    assert "Reading was stopped" in told["facts"]
+    assert told["read"] == gr.update(value="Read again", visible=True)
+    assert inspector.checks == 1
+
+    visitor.tab._read(*visitor.values(**settings))
+    assert services.checks.find(question_on("rows.jsonl")).is_under_way
+    wait_for(lambda: inspector.checks == 2)
+    visitor.tab._stop(*visitor.values(**settings))
+
+
+def test_an_error_stays_until_the_question_changes(services):
+    class FailingInspector(FakeInspector):
+        checks = 0
+
+        def check(self, *_args, **_settings):
+            self.checks += 1
+            raise RuntimeError("gone")
+
+    inspector = FailingInspector()
+    checks = DatasetChecks(inspector)
+    for _ in range(3):
+        check = checks.ask(question_on("rows.jsonl"))
+        wait_for(lambda check=check: check.is_done)
+
+    assert inspector.checks == 1
+    assert "unexpected" in check.error.what
+    wait_for(lambda: checks.ask(question_on("rows.jsonl", training__max_length=64)).is_done)
+    assert inspector.checks == 2
+
+
+def test_a_fetch_from_the_hub_ends_at_once_when_it_is_stopped(services):
+    class FetchingInspector(FakeInspector):
+        def __init__(self):
+            super().__init__()
+            self.ended = threading.Event()
+
+        def stop_fetching(self):
+            self.ended.set()
+
+        def check(self, *_args, **_settings):
+            assert self.ended.wait(PATIENCE_SECONDS)
+            raise WorkerError("A helper process ended.", "Try again.")
+
+    inspector = FetchingInspector()
+    checks = DatasetChecks(inspector)
+    question = question_on("somebody/some-data")
+    check = checks.read(question)
+
+    checks.stop(question)
+    wait_for(lambda: check.is_done)
+
+    assert check.was_stopped
+    assert checks.ask(question) is check
+    assert checks.ask(question_on("somebody/some-data", training__max_length=64)).waits  # a stop takes the word back
