@@ -170,6 +170,31 @@ def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser
             page.context.close()
 
 
+def test_a_model_that_is_found_late_is_known_to_rows_that_are_being_read(browser, tmp_path, monkeypatch):
+    found, services = threading.Event(), fake_services(tmp_path)
+    describe = services.inspector.model_details
+
+    def describe_slowly(model):
+        assert found.wait(120)
+        return describe(model)
+
+    monkeypatch.setattr(services.inspector, "model_details", describe_slowly)
+    with shown(services) as address:
+        page = open_page(browser, address)
+        try:
+            page.locator("#catalog tr[data-pick]").first.click()
+            open_tab(page, "Data")
+            page.locator("#samples [data-pick]").first.click()
+            expect(page.locator("#row-shown .turn").first).to_be_visible()
+
+            found.set()
+
+            expect(page.locator("#row-shown .tokens")).to_be_visible()
+        finally:
+            found.set()
+            page.context.close()
+
+
 @pytest.mark.parametrize("name", ["problems.jsonl", "sharegpt-tools.json", "odd-columns.csv"])
 def test_nothing_is_wider_than_a_narrow_window(browser, server, files, name):
     page = open_page(browser, server.url, width=800)

@@ -101,6 +101,8 @@ class DataTab:
         self.open_after(again)
         self.open_after(self.fetching.ended(lambda: None, None, None, **_QUIET))
         self.open_after(page.tabs.select(lambda: None, None, None, **_QUIET))
+        # A model that is looked up slowly may arrive while somebody reads rows here already.
+        self.open_after(page.form["model.id"].change(lambda: None, None, None, **_QUIET))
 
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset anew after an event: its first row, its format, and a check in the background."""
