@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from engine.paths import LoratoryHome
 
 TESTS_AT_ONCE = 2  # more would run real workers into each other's memory and patience
+LONGEST = ("test_results_for_real.py", "test_training_grid.py", "test_main_road.py", "test_gguf_for_real.py")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -27,9 +28,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of quick tests first, so that what is wrong is soon known; files stay whole."""
+    """Files of quick tests first, so that what is wrong is soon known; files stay whole.
+
+    Of the slow ones the longest come first: at the end, no worker is left alone with one of them.
+    """
     slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
-    items.sort(key=lambda item: item.path in slow)
+    items.sort(key=lambda item: (item.path in slow, item.path.name not in LONGEST))
 
 
 @pytest.fixture

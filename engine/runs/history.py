@@ -88,11 +88,8 @@ class RunHistory:
 
     def mean_tokens_per_second(self) -> float | None:
         """Throughput of the training itself; loading, evaluations and saves do not count."""
-        speeds = self.steps.column("tokens_per_second")
-        tokens = np.diff(self.steps.column("tokens"), prepend=0.0)
-        counted = (speeds > 0) & (tokens > 0) & np.isfinite(speeds)
-        seconds = float(np.sum(tokens[counted] / speeds[counted]))
-        return float(np.sum(tokens[counted])) / seconds if seconds > 0 else None
+        tokens, seconds = self.steps.throughput
+        return tokens / seconds if seconds > 0 else None
 
 
 class HistoryReader:

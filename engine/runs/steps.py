@@ -1,13 +1,14 @@
 """The logged steps of a run as columns of numbers: a million of them in 80 megabytes, appended to in place."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pydantic_core
 
 from engine.runs.events import StepData
+from engine.runs.smoothing import GrowingAverages, smooth
 
 Array = npt.NDArray[np.float64]
 
@@ -26,14 +27,38 @@ StepColumn = Literal[
 COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
 
 
+class Throughput(NamedTuple):
+    """Training itself; loading, evaluations and saves do not count."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    def with_rows(self, rows: Array, tokens_before: float) -> "Throughput":
+        """With more steps, of shape (columns, steps), before which so many tokens had been seen."""
+        speeds = rows[COLUMNS.index("tokens_per_second")]
+        tokens = np.diff(rows[COLUMNS.index("tokens")], prepend=tokens_before)
+        counted = (speeds > 0) & (tokens > 0) & np.isfinite(speeds)
+        seconds = float(np.sum(tokens[counted] / speeds[counted]))
+        return Throughput(self.tokens + float(np.sum(tokens[counted])), self.seconds + seconds)
+
+
+class Known(NamedTuple):
+    """What is known of a million steps without looking at them once more."""
+
+    incomplete: frozenset[StepColumn]
+    throughput: Throughput
+    averages: GrowingAverages  # of the losses, where all of them are finite
+
+
 class StepSeries:
     """The logged steps, one float64 array of shape (steps,) for each column; never changes once it was handed out.
 
     What a step did not report is NaN. `step` rises strictly.
     """
 
-    def __init__(self, columns: Array) -> None:
+    def __init__(self, columns: Array, known: Known) -> None:
         self._columns = columns  # (columns, steps)
+        self._known = known
 
     def __len__(self) -> int:
         return int(self._columns.shape[1])
@@ -42,6 +67,20 @@ class StepSeries:
         """One value for each logged step."""
         values: Array = self._columns[COLUMNS.index(name)]
         return values
+
+    def is_complete(self, name: StepColumn) -> bool:
+        """Whether every step has a finite value."""
+        return name not in self._known.incomplete
+
+    @property
+    def throughput(self) -> Throughput:
+        return self._known.throughput
+
+    def smoothed_losses(self, weight: float) -> Array:
+        """What `smooth` makes of the losses, of shape (steps,); not to be written."""
+        if self.is_complete("loss"):
+            return self._known.averages.of(self.losses, weight)
+        return smooth(self.losses, weight)
 
     def last(self, name: StepColumn) -> float | None:
         """The newest value; None where there is none, or it is no finite number."""
@@ -65,6 +104,9 @@ class GrowingColumns:
     def __init__(self) -> None:
         self._buffer = np.empty((len(COLUMNS), 256))  # (columns, capacity)
         self._count = 0
+        self._finite = np.zeros(len(COLUMNS), dtype=np.intp)  # how many values of each column are
+        self._throughput = Throughput()
+        self._averages = GrowingAverages()
 
     def array(self) -> Array:
         """What there is, of shape (columns, steps); not to be written."""
@@ -73,7 +115,9 @@ class GrowingColumns:
         return view
 
     def series(self) -> StepSeries:
-        return StepSeries(self.array())
+        missing = zip(COLUMNS, self._finite < self._count, strict=True)
+        incomplete = frozenset(name for name, is_missing in missing if is_missing)
+        return StepSeries(self.array(), Known(incomplete, self._throughput, self._averages))
 
     def last_step(self) -> float:
         return float(self._buffer[0, self._count - 1]) if self._count else 0.0
@@ -82,12 +126,18 @@ class GrowingColumns:
         needed = self._count + rows.shape[1]
         if needed > self._buffer.shape[1]:
             self._move(capacity=max(needed, 2 * self._buffer.shape[1]))
+        tokens_before = self._buffer[COLUMNS.index("tokens"), self._count - 1] if self._count else 0.0
+        self._throughput = self._throughput.with_rows(rows, tokens_before)
         self._buffer[:, self._count : needed] = rows
         self._count = needed
+        self._finite += np.isfinite(rows).sum(axis=1)
 
     def truncate(self, step: int) -> None:
         kept = int(np.searchsorted(self._buffer[0, : self._count], step, side="right"))
         if kept < self._count:
+            self._finite -= np.isfinite(self._buffer[:, kept : self._count]).sum(axis=1)
+            self._throughput = Throughput().with_rows(self._buffer[:, :kept], 0.0)
+            self._averages = GrowingAverages()  # what follows is not what was averaged
             self._count = kept
             self._move(capacity=self._buffer.shape[1])  # earlier series still show the rows beyond
 

@@ -26,8 +26,9 @@ from engine.runs.index import RunIndex
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import RunFolder, RunState
 from engine.runs.selection import RunQuery, select_runs
+from engine.runs.smoothing import smooth
 from engine.runs.store import RunStore
-from engine.runs.thinning import smooth, thin
+from engine.runs.thinning import thin
 
 CHART_POINTS = 1000
 ROUNDS = 5

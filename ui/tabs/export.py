@@ -165,7 +165,13 @@ class ExportTab:
         )
 
     def look(
-        self, run_id: str | None, form: str, number: int, last: str, checkpoint: str | None = None, folder_name: str = ""
+        self,
+        run_id: str | None,
+        form: str,
+        number: int,
+        last: str,
+        checkpoint: str | None = None,
+        folder_name: str = "",
     ) -> tuple[Any, ...]:
         """How the export stands, and what the chosen one among those of this run holds; nothing where all is the same.
 

@@ -119,10 +119,10 @@ class RunsTab:
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
-        arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **quick)
-        self._list_after(arrived)
-        self.one.describe_after(arrived)
         inputs, outputs = self._listing
+        self._tab.select(self.list_runs, inputs, outputs, **quick)
+        arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **quick)
+        self.one.describe_after(arrived)
         self.timer.tick(self.list_runs, inputs, outputs, trigger_mode="once", **quick)
         changed = [self.words.input, self.state.input, self.method.input, self.model.input, self.order.input]
         gr.on(changed, self.list_runs, inputs, outputs, trigger_mode="always_last", **quick)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from engine.runs.events import EvalData
 from engine.runs.history import RunHistory
 from engine.runs.steps import StepColumn
-from engine.runs.thinning import smooth, thin
+from engine.runs.thinning import thin
 from ui.chart import figure_json
 from ui.views.quantities import GIB
 
@@ -64,7 +64,7 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     traces: list[dict[str, Any]] = []
     steps, losses = _finite(history, "step", "loss")
     if len(steps):
-        traces += _train_traces(steps, losses, view.smoothing)
+        traces += _train_traces(steps, losses, _smoothed(history, view.smoothing) if view.smoothing > 0 else None)
     held_out = _held_out(history)
     if held_out:
         traces.append(_held_out_trace(held_out))
@@ -143,7 +143,7 @@ def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
         _, losses = _finite(history, "step", "loss")
         places = _places(history, view.against)
         if len(losses):
-            curve = smooth(losses, view.smoothing)
+            curve = _smoothed(history, view.smoothing)
             kept = thin(places, curve, _POINTS // 2)
             traces.append(
                 {
@@ -172,7 +172,7 @@ def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
     return figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {words}.")
 
 
-def _train_traces(steps: Array, losses: Array, smoothing: float) -> list[dict[str, Any]]:
+def _train_traces(steps: Array, losses: Array, curve: Array | None) -> list[dict[str, Any]]:
     raw = thin(steps, losses, _POINTS)
     traces = [
         {
@@ -182,8 +182,7 @@ def _train_traces(steps: Array, losses: Array, smoothing: float) -> list[dict[st
             "hovertemplate": "%{y:.3f}",
         }
     ]  # fmt: skip
-    if smoothing > 0 and len(steps) > 1:
-        curve = smooth(losses, smoothing)
+    if curve is not None and len(steps) > 1:
         kept = thin(steps, curve, _POINTS // 2)
         traces.append(
             {
@@ -254,9 +253,17 @@ def _axis() -> dict[str, Any]:
 def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Array]:
     """Both columns without the points that have no finite value."""
     places, values = history.steps.column(x), history.steps.column(y)
+    # A million points are neither looked through nor copied where all of them are known.
+    if history.steps.is_complete(x) and history.steps.is_complete(y):
+        return places, values
     known = np.isfinite(values) & np.isfinite(places)
-    # A million points are not copied where all of them are known.
-    return (places, values) if known.all() else (places[known], values[known])
+    return places[known], values[known]
+
+
+def _smoothed(history: RunHistory, weight: float) -> Array:
+    """The curve through the losses that `_finite` gives."""
+    curve = history.steps.smoothed_losses(weight)
+    return curve if history.steps.is_complete("loss") else curve[np.isfinite(curve)]
 
 
 def _places(history: RunHistory, against: Against) -> Array:
