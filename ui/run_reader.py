@@ -13,7 +13,7 @@ from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, StorageError
 from engine.runs.control import cancel_is_requested, start_anyway_is_requested, stop_is_requested
 from engine.runs.history import HistoryReader, RunHistory
-from engine.runs.index import RunIndex
+from engine.runs.index import Glance, RunIndex
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.queue import MEMORY_REASON
@@ -28,6 +28,8 @@ _OFFERED_AT_ONCE = 200
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
 _LOG_TAIL_BYTES = 24_000
 _SAME_LOOK_SECONDS = 1.0
+_AT_ONCE_SECONDS = 0.2  # for runs that were never looked at
+_BETWEEN_SLICES_SECONDS = 0.02
 _SILENCE_SHOWN_SECONDS = 10.0
 
 
@@ -105,6 +107,7 @@ class RunReader:
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._fixed: dict[str, tuple[RunConfig | None, Provenance]] = {}
         self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])  # when, of which folder, what
+        self._catching_up: threading.Thread | None = None
         self._index = RunIndex(runs, self._history_of)
 
     def observe(self, run_id: str) -> ObservedRun:
@@ -162,6 +165,27 @@ class RunReader:
         with self._lock:
             self._rows = (now, modified, rows)
         return rows
+
+    def glance(self) -> Glance:
+        """Rows for a page that cannot wait; runs that no server has seen yet are read in the background from then on."""
+        with self._lock:
+            looked, seen, rows = self._rows
+            if time.monotonic() - looked < _SAME_LOOK_SECONDS and seen == _modified(self._runs.folder):
+                return Glance(rows, 0)
+        now, modified = time.monotonic(), _modified(self._runs.folder)
+        glance = self._index.glance(_AT_ONCE_SECONDS)
+        with self._lock:
+            if not glance.unread:
+                self._rows = (now, modified, glance.rows)
+            elif self._catching_up is None or not self._catching_up.is_alive():
+                self._catching_up = threading.Thread(target=self._catch_up, name="read-runs", daemon=True)
+                self._catching_up.start()
+        return glance
+
+    def _catch_up(self) -> None:
+        # In slices, between which a page gets what there is.
+        while self._index.glance(_AT_ONCE_SECONDS).unread:
+            time.sleep(_BETWEEN_SLICES_SECONDS)
 
     def look_again(self) -> None:
         """Something was just changed that the next look must show."""

@@ -1,7 +1,9 @@
 """The rows of all runs, quickly: what has ended is remembered, what lives is followed, nothing is read twice."""
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +25,13 @@ class Stamp(NamedTuple):
     state_modified: int  # nanoseconds
     notes_modified: int
     events_bytes: int
+
+
+class Glance(NamedTuple):
+    """The rows that could be had in the time that somebody has."""
+
+    rows: list[RunSummary]  # newest first
+    unread: int  # runs that no server has seen yet, and that are missing
 
 
 class _Remembered(BaseModel):
@@ -55,11 +64,18 @@ class RunIndex:
         self._path = store.home.cache / "runs" / f"{store.owner}.json"
         self._reading = threading.Lock()  # guards everything below: several pages may ask at once
         self._remembered: dict[str, _Remembered] | None = None  # None until the cache was read
+        self._seen: set[str] = set()  # runs that were read before
+        self._has_news = False  # what the cache does not know yet
         self._followed: dict[str, HistoryReader] = {}  # of runs that have not ended
         self._sizes: dict[str, tuple[int, int]] = {}  # of the same: checkpoints when it was measured, bytes
 
     def summaries(self) -> list[RunSummary]:
         """All rows, newest first."""
+        return self.glance(patience_seconds=math.inf).rows
+
+    def glance(self, patience_seconds: float) -> Glance:
+        """What is known and what lives, and as many of the runs that were never read as can be in that time."""
+        spent_seconds = 0.0
         with self._reading:
             if self._remembered is None:
                 self._remembered = self._read_cache()
@@ -67,20 +83,31 @@ class RunIndex:
             runs = self._store.list()
             rows = []
             has_news = False
+            unread = 0
             for run in runs:
                 stamp = _stamp_of(run)
                 known = remembered.get(run.id)
                 if known is not None and known.stamp == stamp:
                     rows.append(known.summary)
                     continue
+                is_new = run.id not in self._seen
+                if is_new and spent_seconds > patience_seconds:
+                    unread += 1
+                    continue
+                began = time.monotonic()
                 summary = self._draw_up(run)
+                if is_new:
+                    spent_seconds += time.monotonic() - began
+                    self._seen.add(run.id)
                 rows.append(summary)
                 if summary.state in FINAL_STATES:
                     remembered[run.id] = _Remembered(stamp=stamp, summary=summary)
                     has_news = True
-            if has_news or len(remembered) > len(runs):
+            self._has_news = self._has_news or has_news or len(remembered) > len(runs)
+            if self._has_news and not unread:
                 self._write_cache({run.id for run in runs})
-            return rows
+                self._has_news = False
+            return Glance(rows, unread)
 
     def summary(self, run: Run) -> RunSummary:
         """The row of one run, from what is remembered where that still holds."""

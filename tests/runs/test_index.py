@@ -85,6 +85,28 @@ def test_rows_of_ended_runs_are_remembered_across_restarts_and_not_read_again(st
     assert [row.name for row in RunIndex(store).summaries()] == ["two", "one"]
 
 
+def test_who_cannot_wait_gets_the_newest_runs_first_and_the_rest_with_later_looks(store, home):
+    runs = [trained(store, f"Run {number}", steps=1) for number in range(4)]
+    index = RunIndex(store)
+
+    first = index.glance(patience_seconds=-1.0)
+    assert (first.rows, first.unread) == ([], 4)
+    assert not (home.cache / "runs" / "ann.json").exists()  # a part of the runs is no list of them
+
+    assert index.summary(runs[3]).name == "Run 3"
+    assert [row.id for row in index.glance(patience_seconds=60).rows] == [run.id for run in reversed(runs)]
+    assert index.glance(patience_seconds=-1.0).unread == 0
+    assert RunIndex(store).glance(patience_seconds=-1.0).unread == 0  # they are remembered
+
+
+def test_a_living_run_that_was_read_once_is_never_missing(store):
+    run = trained(store, state="running")
+    index = RunIndex(store)
+    index.summaries()
+
+    assert [row.id for row in index.glance(patience_seconds=-1.0).rows] == [run.id]
+
+
 def test_a_change_of_state_notes_or_events_shows(store):
     run = trained(store, "one")
     index = RunIndex(store)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from types import SimpleNamespace
 
 import gradio as gr
@@ -9,10 +10,12 @@ import pytest
 
 from engine.errors import RunError
 from engine.runs.control import start_anyway_is_requested
+from engine.runs.index import RunIndex
 from engine.runs.notes import read_notes
 from engine.runs.run import RunState
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.data_tab_visitor import wait_for
 from ui.tabs.runs import RunsTab
 from ui.views.run_table import ANY_METHOD, ANY_MODEL, COMPARE_PREFIX, MORE, TableQuery, query_of, render_run_table, when
 
@@ -71,6 +74,24 @@ def test_an_unchanged_table_is_not_sent_again(tab, history):
     narrowed = listed(tab, last=first[4], words="faq")
     assert narrowed[0] != first[0]
     assert narrowed[1:4] == (gr.skip(),) * 3  # queue and choices are as they were
+
+
+def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history, monkeypatch):
+    draw_up = RunIndex._draw_up
+
+    def draw_up_slowly(index, run):
+        time.sleep(0.12)
+        return draw_up(index, run)
+
+    monkeypatch.setattr(RunIndex, "_draw_up", draw_up_slowly)
+    first = table_of(tab)
+    shown = first.count("<tr data-pick")
+    assert 0 < shown < len(history)
+    assert f"Reading {len(history) - shown} older runs" in first
+    assert max(history) in first
+
+    wait_for(lambda: table_of(tab).count("<tr data-pick") == len(history))
+    assert "older runs" not in table_of(tab)
 
 
 def test_a_browser_cannot_ask_for_an_order_that_there_is_not():

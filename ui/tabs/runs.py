@@ -30,6 +30,7 @@ from ui.views.run_table import (
     TableQuery,
     query_of,
     render_run_table,
+    render_unread,
 )
 
 _PAGE_ROWS = 100
@@ -173,11 +174,12 @@ class RunsTab:
         last: Listing | None,
     ) -> tuple[Any, ...]:  # fmt: skip
         """The table, the queue and the choices; what would look the same is not sent."""
-        rows = self._page.reader.summaries()
+        rows, unread = self._page.reader.glance()
         found = select_runs(rows, query_of(TableQuery(words, state, method, model, order)))
         nothing = NOTHING_FOUND if rows else NO_RUNS
+        table = render_run_table(found, chosen, compared, shown) if found else nothing
         fresh = Listing(
-            table=render_run_table(found, chosen, compared, shown) if found else nothing,
+            table=table + render_unread(unread),
             queue=self.queue.draw(rows),
             method=tuple(sorted({row.method for row in rows if row.method})),
             model=tuple(sorted({row.model for row in rows if row.model})),

@@ -82,6 +82,11 @@ def render_run_table(rows: Sequence[RunSummary], chosen: str, compared: Collecti
     )
 
 
+def render_unread(unread: int) -> str:
+    """What is said below the table while older runs are still being read."""
+    return f'<p class="small">Reading {unread:,} older runs …</p>' if unread else ""
+
+
 def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> str:
     label = escape(f"Compare {row.name}", quote=True)
     tick = (
