@@ -10,6 +10,7 @@ each operation what it allocates, keeps and frees.
 import contextlib
 from collections.abc import Callable, Sequence
 
+from engine.memory.live_bytes import LiveBytes
 from engine.memory.scope import Scope
 from engine.memory.tensors import (
     Backward,
@@ -30,71 +31,25 @@ class _SavedEverythingError(Exception):
     """Recomputation has reached the last tensor that the backward pass asks for."""
 
 
-class Tape:
+class Tape(LiveBytes):
     """Live bytes over time.
 
     Attributes:
-        live: Bytes alive now.
-        peak: Most bytes alive at once since `start_phase`.
-        peak_groups: `peak` split by group.
         adds_in_place: Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching,
             which is how the tests watch it (torch/csrc/autograd/input_buffer.cpp).
-        sees_scratch: Whether scratch that a kernel takes within one operation counts. A dispatch mode cannot see it.
         in_backward: The backward pass is under way, recomputation included.
     """
 
     def __init__(self, *, adds_in_place: bool = True, sees_scratch: bool = True) -> None:
-        self.live = 0
-        self.peak = 0
-        self.groups = [0] * len(Group)
-        self.peak_groups = [0] * len(Group)
-        self.group = Group.ACTIVATIONS
+        super().__init__(sees_scratch=sees_scratch)
         self.records_gradients = True
         self.adds_in_place = adds_in_place
-        self.sees_scratch = sees_scratch
         self.in_backward = False
         self._nodes: list[Node] = []
         self._attributes: list[Storage] = []  # of nodes that were visited
         self._locals: list[Value] = []
         self._checkpoint: Checkpoint | None = None  # whose first forward pass is under way
         self._recomputing: Checkpoint | None = None
-
-    # Bytes
-
-    def allocate(self, size: int, group: Group | None = None) -> Storage:
-        """Take bytes; the caller owns one reference."""
-        group = self.group if group is None else group
-        self.live += size
-        self.groups[group] += size
-        if self.live > self.peak:
-            self.peak = self.live
-            self.peak_groups = self.groups.copy()
-        return Storage(size, group)
-
-    def release(self, storage: Storage) -> None:
-        """Give back one reference; the last one frees the bytes."""
-        storage.references -= 1
-        if storage.references == 0:
-            self.live -= storage.size
-            self.groups[storage.group] -= storage.size
-
-    def use(self, *sizes: int, group: Group | None = None) -> None:
-        """Hold scratch of these sizes, all at once, within one operation."""
-        self.release(self.allocate(sum(sizes), group))
-
-    def use_scratch(self, *sizes: int, group: Group | None = None) -> None:
-        """Hold what a kernel takes for itself within one operation."""
-        if self.sees_scratch:
-            self.use(*sizes, group=group)
-
-    def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
-        """The same for longer than one allocation."""
-        return self.allocate(size if self.sees_scratch else 0, group)
-
-    def start_phase(self) -> None:
-        """Begin to look for the peak anew."""
-        self.peak = self.live
-        self.peak_groups = self.groups.copy()
 
     # Variables
 

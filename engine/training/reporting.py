@@ -23,8 +23,8 @@ from engine.runs.events import (
 from engine.training import faults
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
+from engine.training.hooks import HeldOutLoss, LoggedStep
 from engine.training.trackers import Trackers
-from engine.training.trainer import HeldOutLoss, LoggedStep
 
 RESERVE_FILE = ".reserve"
 

@@ -3,33 +3,30 @@
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
-from engine.config.run import RunConfig
 from engine.data.prepare import PreparedDataset, prepare_dataset
 from engine.errors import StorageError
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
 from engine.runs.checkpoints import Checkpoint, damage, list_checkpoints, newest_intact
 from engine.runs.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
-from engine.runs.run import RunFolder
 from engine.training import checkpoint as checkpoints
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
+from engine.training.attempt import Attempt
 from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
 from engine.training.callback import RunCallback, keeps_best
 from engine.training.companions import ALONE
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import check_held_out, check_loss
 from engine.training.held_out import choose_measured
+from engine.training.hooks import HeldOutLoss, LoggedStep, TrainerHooks
 from engine.training.interruption import Interruption
 from engine.training.pinned_data import require_pinned_data
 from engine.training.placement import Placement, choose_placement
@@ -40,7 +37,7 @@ from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
 from engine.training.trackers import start_trackers
 from engine.training.trained_state import count_parameters, load_trained, save_adapter
-from engine.training.trainer import HeldOutLoss, LoggedStep, LoratoryTrainer, TrainerHooks
+from engine.training.trainer import LoratoryTrainer
 from engine.training.warm_start import find_warm_start, load_warm_start
 
 Outcome = Literal["finished", "stopped"]
@@ -53,16 +50,6 @@ _PATIENCE = timedelta(days=2)
 
 class StoppedBeforeTrainingError(BaseException):
     """Somebody asked to stop before there was anything to save; passes through code that takes any `Exception`."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What an attempt is about."""
-
-    folder: RunFolder
-    home: LoratoryHome
-    config: RunConfig
-    number: int
 
 
 class TrainingSession:
@@ -352,8 +339,3 @@ class TrainingSession:
             return
         load_trained(trainer.model, found.folder)
         self._events.status("saving", f"Going back to step {best:,}, whose held-out loss was the lowest.")
-
-
-def home_of(folder: Path) -> LoratoryHome:
-    """The home that a run directory stands in: `<home>/runs/<owner>/<run>`."""
-    return LoratoryHome(folder.resolve().parents[2])

@@ -8,10 +8,10 @@ them, and checkpoints that are pickled in place.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -23,6 +23,7 @@ from engine.training import faults, state_files
 from engine.training.ahead import StepsAhead
 from engine.training.batches import PassTensors
 from engine.training.failure import check_held_out
+from engine.training.hooks import HeldOutLoss, LoggedStep, Progress, TrainerHooks
 from engine.training.overflow import SkippedSteps
 from engine.training.plan import EpochPlanner
 from engine.training.steps import StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup, unchanged
@@ -33,49 +34,6 @@ SCHEDULER_FILE = "scheduler.json"
 RANDOM_FILE = "random-{rank}.safetensors"  # one for each process
 SCALER_FILE = "scaler.json"
 PROGRESS_FILE = "progress.json"
-
-
-class HeldOutLoss(NamedTuple):
-    """One measurement: mean over `tokens` trained tokens of `rows` rows, in nats."""
-
-    loss: float
-    tokens: int
-    rows: int
-    seconds: float
-
-
-class LoggedStep(NamedTuple):
-    """What is known at a logged step; `loss` is the mean over the steps since the last one."""
-
-    step: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    grad_norm: float | None  # None also where the loss scaler skipped the step
-    tokens: int
-    trained_tokens: int
-    tokens_per_second: float
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; saved with every checkpoint."""
-
-    tokens: int = 0  # learned and masked, padding not counted
-    trained_tokens: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    measurements_since_best: int = 0
-
-
-@dataclass
-class TrainerHooks:
-    """What others do when something happened; each may raise to end the run."""
-
-    logged: Callable[[LoggedStep], None] = lambda _: None
-    measured: Callable[[int, HeldOutLoss], None] = lambda _step, _loss: None
-    save: Callable[[], None] = lambda: None
-    between_passes: Callable[[], None] = lambda: None
 
 
 @dataclass

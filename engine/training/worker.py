@@ -68,11 +68,12 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     from engine.training.allocator import keep_freed_memory
 
     keep_freed_memory()
+    from engine.training.attempt import Attempt, home_of
     from engine.training.companions import Companions
     from engine.training.failure import CancelledError, explain
     from engine.training.interruption import Interruption
     from engine.training.reporting import RunEvents, SilentEvents
-    from engine.training.session import Attempt, TrainingSession, home_of
+    from engine.training.session import TrainingSession
 
     interruption = Interruption(folder, Companions.from_environment().world_size)
     interruption.listen()

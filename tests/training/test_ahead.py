@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 from engine.hardware.device import Device
 from engine.training.ahead import StepsAhead
 from engine.training.batches import join, pad
+from engine.training.hooks import TrainerHooks
 from engine.training.placement import Placement
 from engine.training.steps import StepBatch
-from engine.training.trainer import TrainerHooks
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
 ROWS = make_rows(13)

@@ -6,8 +6,9 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.runs.run import RunFolder
+from engine.training.attempt import Attempt
 from engine.training.checkpoint import CheckpointFacts, write_checkpoint
-from engine.training.session import Attempt, TrainingSession
+from engine.training.session import TrainingSession
 
 CONFIG = config_from_mapping(
     {"model": {"id": "m"}, "dataset": {"source": "d"}, "training": {"load_best_model_at_end": True}}
