@@ -82,6 +82,15 @@ def _several_of(annotation: Any) -> list[str]:
     return [str(value) for value in get_args(members[0])]
 
 
+def changed_by_hand(component: Any) -> Any:
+    """The trigger of a component that fires whenever a person changes it.
+
+    A text box's own `input` fires for keys that write a character alone, not for what is pasted, cut, deleted or put in
+    by an input method; its `change` fires for all of it, and for what the page itself puts there.
+    """
+    return component.change if isinstance(component, gr.Textbox) else component.input
+
+
 def nothing() -> None:
     """The value of a number box that begins empty outside of the form; without a function, browsers show 0."""
 

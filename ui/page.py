@@ -12,6 +12,7 @@ from gradio.events import Dependency
 from engine.config.load import with_overrides
 from engine.models.shape import ModelShape
 from ui.draft import Draft, read_draft
+from ui.fields import changed_by_hand
 from ui.form import Form, model_of
 from ui.run_reader import RunReader
 from ui.services import Services
@@ -90,7 +91,12 @@ class Page:
         """
         self._show_empty_draft()
         settings = zip(self.form.names, self.form.components, strict=True)
-        inputs = [component.input for name, component in settings if name not in but and hasattr(component, "input")]
+        inputs = [
+            # What cannot be seen is not changed by hand; who sets it redraws by `refresh_after`.
+            changed_by_hand(component) if component.visible else component.input
+            for name, component in settings
+            if name not in but and hasattr(component, "input")
+        ]
         refreshed = gr.on(
             inputs,
             self._refresh,

@@ -11,6 +11,7 @@ from engine.models.catalog import search_catalog
 from engine.models.details import ModelDetails
 from engine.models.hub_search import search_hub
 from ui.errors import explained, trouble
+from ui.fields import changed_by_hand
 from ui.fit import FitTable
 from ui.form import model_of
 from ui.page import Page
@@ -68,7 +69,7 @@ class ModelTab:
         page, form = self._page, self._page.form
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gr.on(
-            [self.search.input, self.search.submit],
+            [changed_by_hand(self.search), self.search.submit],
             self._filter,
             [self.search, form["model.id"]],
             self.catalog,

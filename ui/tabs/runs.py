@@ -11,6 +11,7 @@ from engine.runs.selection import select_runs
 from engine.runs.summary import RunSummary
 from engine.runs.table import summaries_csv
 from ui.chart import chart
+from ui.fields import changed_by_hand
 from ui.page import Page
 from ui.pick import pick_list, picked
 from ui.tabs.electricity import ElectricityPart
@@ -125,7 +126,7 @@ class RunsTab:
         arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **quick)
         self.one.describe_after(arrived)
         self.timer.tick(self.list_runs, inputs, outputs, trigger_mode="once", **quick)
-        changed = [self.words.input, self.state.input, self.method.input, self.model.input, self.order.input]
+        changed = [changed_by_hand(part) for part in self._query]
         gr.on(changed, self.list_runs, inputs, outputs, trigger_mode="always_last", **quick)
         taken = self.table.click(
             self._take,
