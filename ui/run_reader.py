@@ -28,8 +28,8 @@ _OFFERED_AT_ONCE = 200
 _LOOKED_THROUGH = 200  # runs that are looked at for one under way
 _LOG_TAIL_BYTES = 24_000
 _SAME_LOOK_SECONDS = 1.0
-_AT_ONCE_SECONDS = 0.2  # for runs that were never looked at
-_BETWEEN_SLICES_SECONDS = 0.02
+_AT_ONCE_SECONDS = 0.1  # for runs that were never looked at
+_BETWEEN_SLICES_SECONDS = 0.05
 _SILENCE_SHOWN_SECONDS = 10.0
 
 
