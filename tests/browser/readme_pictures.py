@@ -25,8 +25,9 @@ def main() -> None:
     expect.set_options(timeout=PATIENCE_MILLISECONDS)
     with real_server(home) as server, chromium() as browser:
         page = open_page(browser, server.url, height=960)
-        for name, show in (("data", show_data), ("train", show_run), ("chat", show_answers)):
+        for name, show, height in (("data", show_data, 1280), ("train", show_run, 960), ("chat", show_answers, 960)):
             show(page)
+            page.set_viewport_size({"width": 1280, "height": height})
             page.evaluate("window.scrollTo(0, 0)")
             page.wait_for_timeout(SETTLE_MILLISECONDS)
             page.screenshot(path=PICTURES / f"{name}.png")
@@ -45,7 +46,7 @@ def show_data(page: Page) -> None:
 def show_run(page: Page) -> None:
     """The oldest completed run, with its curves."""
     open_tab(page, "Runs")
-    page.locator("#runs-table tr[data-pick]", has_text="quickstart").locator("td.name").last.click()
+    page.locator("#runs-table tr[data-pick]", has_text="loratory-faq").locator("td.name").last.click()
     expect(page.locator("#run-details h2")).to_be_visible()
     page.locator("#run-to-train").click()
     page.locator("#train-view label", has_text="Follow").click()
