@@ -25,7 +25,7 @@ def main() -> None:
     expect.set_options(timeout=PATIENCE_MILLISECONDS)
     with real_server(home) as server, chromium() as browser:
         page = open_page(browser, server.url, height=960)
-        for name, show, height in (("data", show_data, 1280), ("train", show_run, 960), ("chat", show_answers, 960)):
+        for name, show, height in (("data", show_data, 1400), ("train", show_run, 960), ("chat", show_answers, 960)):
             show(page)
             page.set_viewport_size({"width": 1280, "height": height})
             page.evaluate("window.scrollTo(0, 0)")
