@@ -156,30 +156,27 @@ class RunReader:
 
     def summaries(self) -> list[RunSummary]:
         """Rows of all runs, newest first; pages that ask within a second share one look."""
+        return self._look(math.inf).rows
+
+    def glance(self) -> Glance:
+        """Rows for a page that cannot wait; runs that no server has seen yet are read in the background from then on."""
+        glance = self._look(_AT_ONCE_SECONDS)
+        with self._lock:
+            if glance.unread and (self._catching_up is None or not self._catching_up.is_alive()):
+                self._catching_up = threading.Thread(target=self._catch_up, name="read-runs", daemon=True)
+                self._catching_up.start()
+        return glance
+
+    def _look(self, patience_seconds: float) -> Glance:
         now, modified = time.monotonic(), _modified(self._runs.folder)
         with self._lock:
             looked, seen, rows = self._rows
             if now - looked < _SAME_LOOK_SECONDS and seen == modified:
-                return rows
-        rows = self._index.summaries()
-        with self._lock:
-            self._rows = (now, modified, rows)
-        return rows
-
-    def glance(self) -> Glance:
-        """Rows for a page that cannot wait; runs that no server has seen yet are read in the background from then on."""
-        with self._lock:
-            looked, seen, rows = self._rows
-            if time.monotonic() - looked < _SAME_LOOK_SECONDS and seen == _modified(self._runs.folder):
                 return Glance(rows, 0)
-        now, modified = time.monotonic(), _modified(self._runs.folder)
-        glance = self._index.glance(_AT_ONCE_SECONDS)
-        with self._lock:
-            if not glance.unread:
+        glance = self._index.glance(patience_seconds)
+        if not glance.unread:
+            with self._lock:
                 self._rows = (now, modified, glance.rows)
-            elif self._catching_up is None or not self._catching_up.is_alive():
-                self._catching_up = threading.Thread(target=self._catch_up, name="read-runs", daemon=True)
-                self._catching_up.start()
         return glance
 
     def _catch_up(self) -> None:

@@ -74,7 +74,7 @@ class RunIndex:
         return self.glance(patience_seconds=math.inf).rows
 
     def glance(self, patience_seconds: float) -> Glance:
-        """What is known and what lives, and as many of the runs that were never read as can be in that time."""
+        """All that was read before, and as many of the others as can be read in that time, the newest first."""
         spent_seconds = 0.0
         with self._reading:
             if self._remembered is None:
@@ -82,7 +82,6 @@ class RunIndex:
             remembered = self._remembered
             runs = self._store.list()
             rows = []
-            has_news = False
             unread = 0
             for run in runs:
                 stamp = _stamp_of(run)
@@ -102,9 +101,8 @@ class RunIndex:
                 rows.append(summary)
                 if summary.state in FINAL_STATES:
                     remembered[run.id] = _Remembered(stamp=stamp, summary=summary)
-                    has_news = True
-            self._has_news = self._has_news or has_news or len(remembered) > len(runs)
-            if self._has_news and not unread:
+                    self._has_news = True
+            if not unread and (self._has_news or len(remembered) > len(runs)):
                 self._write_cache({run.id for run in runs})
                 self._has_news = False
             return Glance(rows, unread)
