@@ -9,7 +9,7 @@ from engine.runs.run import State
 from engine.runs.selection import RunQuery, SortKey, best_by_held_out_loss
 from engine.runs.summary import RunSummary
 from ui.pick import pickable
-from ui.views.quantities import duration
+from ui.views.quantities import duration, plural
 from ui.views.run_view import short_name, state_mark
 
 FILTERS: dict[str, frozenset[State]] = {
@@ -84,7 +84,7 @@ def render_run_table(rows: Sequence[RunSummary], chosen: str, compared: Collecti
 
 def render_unread(unread: int) -> str:
     """What is said below the table while older runs are still being read."""
-    return f'<p class="small">Reading {unread:,} older runs …</p>' if unread else ""
+    return f'<p class="small">Reading {plural(unread, "older run")} …</p>' if unread else ""
 
 
 def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> str:
