@@ -19,7 +19,7 @@ from engine.export.contract import ExportedFile, ExportProgress, ExportRequest, 
 from engine.export.push_contract import PushProgress, PushRequest, PushResult
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import CancelledRequestError
-from tests.fakes import QUESTIONS
+from tests.fake_inspector import QUESTIONS
 from ui.result_work import ResultWork
 
 STEPS = 8

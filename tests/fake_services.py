@@ -7,9 +7,10 @@ from engine.paths import LoratoryHome
 from engine.runs.events import FailedData
 from engine.runs.store import RunStore
 from tests.fake_chat import FakeChatSession
+from tests.fake_inspector import FakeInspector
+from tests.fake_launcher import FakeLauncher, a_device
 from tests.fake_measurement import FakeMeasurement
 from tests.fake_results import fake_results
-from tests.fakes import FakeInspector, FakeLauncher, a_device
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.checks import DatasetChecks
 from ui.services import KnownShapes, Services

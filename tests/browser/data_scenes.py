@@ -13,8 +13,8 @@ from playwright.sync_api import Page
 from engine.inspector.session import Inspector
 from tests.browser.chromium import open_tab
 from tests.conftest import SHARED
+from tests.fake_inspector import QUESTIONS
 from tests.fake_services import fake_services
-from tests.fakes import QUESTIONS
 from tests.tiny_model import make_tiny_model
 from ui.checks import DatasetChecks
 from ui.services import KnownShapes, Services

@@ -1,4 +1,4 @@
-"""What tests of supervision share: settings that start fake workers, configurations, and waiting for a state."""
+"""What tests of supervision share: settings that start fake workers, configurations, and waiting for what happens."""
 
 import sys
 import time
@@ -9,8 +9,9 @@ from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.runs.followed import Patience
+from engine.runs.history import read_history
 from engine.runs.progress_watch import SilenceLimits
-from engine.runs.run import Run, RunState
+from engine.runs.run import Run, RunState, WorkerRecord
 from engine.runs.supervisor import SupervisorSettings
 from engine.runs.worker_command import WorkerOrder
 
@@ -73,3 +74,24 @@ def wait_for_state(run: Run, *states: str, seconds: float = 30) -> RunState:
     """Wait until a run is in one of these states, and return what it says then."""
     wait_until(lambda: run.folder.read_state().state in states, seconds)
     return run.folder.read_state()
+
+
+def executions(run: Run) -> list[str]:
+    """Attempts that a fake worker began, in order."""
+    try:
+        return (run.folder.path / "executions").read_text().split()
+    except FileNotFoundError:
+        return []
+
+
+def worker_of(run: Run) -> WorkerRecord:
+    """Wait for a run's worker."""
+    wait_until(lambda: run.folder.read_worker() is not None)
+    worker = run.folder.read_worker()
+    assert worker is not None
+    return worker
+
+
+def wait_for_step(run: Run, step: int) -> None:
+    """Wait until a run has logged a step."""
+    wait_until(lambda: read_history(run.folder.events).last_step >= step)

@@ -1,3 +1,5 @@
+"""What becomes of a run under one supervisor: the queue, its device, its end."""
+
 import itertools
 import os
 import signal
@@ -8,40 +10,28 @@ import pytest
 from engine.errors import RunError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
-from engine.processes.lock import FileLock
 from engine.runs.control import request_cancel, request_stop
-from engine.runs.followed import Patience
 from engine.runs.history import read_history
 from engine.runs.provenance import Provenance
 from engine.runs.queue import QueueOrder
 from engine.runs.requests import request_resume
-from engine.runs.run import RunFolder, RunState, WorkerRecord
+from engine.runs.run import RunFolder
 from engine.runs.store import RunStore
-from engine.runs.supervisor import is_supervised, reconcile, supervisor_of
-from tests.runs.supervision import GIB, config_for, cpu, fake_settings, wait_for_state, wait_until
+from tests.runs.supervision import (
+    GIB,
+    config_for,
+    cpu,
+    executions,
+    wait_for_state,
+    wait_for_step,
+    wait_until,
+    worker_of,
+)
 
 
 @pytest.fixture
 def store(home):
     return RunStore(home, "ann")
-
-
-def executions(run) -> list[str]:
-    try:
-        return (run.folder.path / "executions").read_text().split()
-    except FileNotFoundError:
-        return []
-
-
-def worker_of(run) -> WorkerRecord:
-    wait_until(lambda: run.folder.read_worker() is not None)
-    worker = run.folder.read_worker()
-    assert worker is not None
-    return worker
-
-
-def wait_for_step(run, step: int) -> None:
-    wait_until(lambda: read_history(run.folder.events).last_step >= step)
 
 
 def test_a_run_goes_from_the_queue_to_completed(store, start_supervisor, home):
@@ -218,137 +208,6 @@ def test_a_worker_that_cannot_be_started_fails_its_run(store, start_supervisor):
     run = store.create(config_for())
 
     assert "could not be started" in wait_for_state(run, "failed").cause
-
-
-def test_the_second_supervisor_of_a_home_refuses_says_so_and_takes_over(store, start_supervisor, home):
-    first, second = start_supervisor(), start_supervisor()
-    wait_until(lambda: supervisor_of(home) is not None)
-
-    assert (first.role, second.role) == ("supervising", "standing_by")
-    assert f"(pid {os.getpid()}) already supervises" in second.explain_role()
-    first.stop()
-    wait_until(lambda: second.role == "supervising")
-    run = store.create(config_for("steps=3"))
-    wait_for_state(run, "completed")
-
-
-def test_a_supervisor_that_stops_leaves_its_workers_alone_and_the_next_one_finds_them(store, start_supervisor):
-    first = start_supervisor()
-    run = store.create(config_for("steps=60"))
-    wait_for_step(run, 3)
-    worker = worker_of(run)
-    first.stop()
-    assert worker.is_alive()
-
-    start_supervisor()
-    state = wait_for_state(run, "completed", "failed", "interrupted")
-
-    assert state.state == "completed"
-    assert executions(run) == ["1"]
-    assert worker_of(run).pid == worker.pid
-
-
-def test_a_run_whose_worker_ended_while_nobody_watched_is_judged_by_its_own_words(store, start_supervisor):
-    first = start_supervisor()
-    run, lost = store.create(config_for("steps=20")), store.create(config_for("steps=20 kill@8"))
-    wait_for_step(run, 2)
-    first.stop()
-    wait_until(lambda: not worker_of(run).is_alive())
-    start_supervisor()
-    assert wait_for_state(run, "completed", "interrupted").state == "completed"
-    wait_for_state(lost, "failed", "interrupted")
-
-
-def test_a_machine_that_restarted_is_known_by_its_boot_id(store, start_supervisor, home):
-    run = store.create(config_for("steps=20 checkpoint=5"))
-    _leave_as_after_a_restart(run)
-    start_supervisor()
-    state = wait_for_state(run, "interrupted")
-
-    assert state.cause == "The machine was restarted after step 0."
-    request_resume(home, run)
-    assert wait_for_state(run, "completed").attempt == 2
-
-
-def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(store, start_supervisor):
-    run = store.create(config_for("steps=5", run={"resume_after_restart": True}))
-    _leave_as_after_a_restart(run)
-    start_supervisor()
-
-    assert wait_for_state(run, "completed").attempt == 2
-
-
-def _leave_as_after_a_restart(run) -> None:
-    """The worker's pid is alive again, as another process, and the boot is another one."""
-    run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    before = ProcessIdentity.current().model_copy(update={"boot_id": "the boot before"})
-    record = WorkerRecord(**before.model_dump(), process_group=os.getpgid(0), attempt=1)
-    run.folder.process.write_text(record.model_dump_json())
-
-
-def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_supervisor):
-    run = store.create(config_for("steps=5"))
-    run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    earlier = ProcessIdentity.current().model_copy(update={"start_time": 1.0})
-    record = WorkerRecord(**earlier.model_dump(), process_group=os.getpgid(0), attempt=1)
-    run.folder.process.write_text(record.model_dump_json())
-    start_supervisor()
-
-    assert "while nobody watched" in wait_for_state(run, "interrupted").cause
-
-
-def test_state_files_that_a_power_cut_tore_are_told_again_by_log_and_lock(store, start_supervisor):
-    first = start_supervisor()
-    complete, living = store.create(config_for("steps=3")), store.create(config_for("steps=60"))
-    wait_for_state(complete, "completed")
-    wait_for_step(living, 2)
-    first.stop()
-    never_begun = store.create(config_for("steps=4"))
-    for run, torn in ((complete, b""), (living, b'{"state": "run'), (never_begun, b"\0\0\0\0")):
-        run.folder.state.write_bytes(torn)
-    start_supervisor()
-
-    assert wait_for_state(complete, "completed", "interrupted").state == "completed"
-    assert wait_for_state(living, "completed", "interrupted").state == "completed"
-    assert wait_for_state(never_begun, "completed").state == "completed"
-    assert executions(complete) == executions(living) == ["1"]
-
-
-def test_a_worker_that_a_dead_supervisor_had_only_meant_to_start_is_started_once(store, start_supervisor):
-    run = store.create(config_for("steps=3"))
-    run.folder.write_state(RunState(state="starting", attempt=1, started=1.0, device="cpu"))
-    start_supervisor(patience=Patience(claim_seconds=0.3))
-
-    assert wait_for_state(run, "completed").attempt == 2
-    assert executions(run) == ["2"]
-
-
-def test_a_command_that_looks_once_brings_states_up_to_date_and_starts_nothing(store, home, start_supervisor):
-    first = start_supervisor()
-    run = store.create(config_for("steps=10"))
-    wait_for_step(run, 1)
-    first.stop()
-    wait_until(lambda: not worker_of(run).is_alive())
-    waiting = store.create(config_for("steps=2"))
-    assert run.folder.read_state().state in ("starting", "running")
-
-    reconcile(home, fake_settings())
-
-    assert run.folder.read_state().state == "completed"
-    assert waiting.folder.read_state().state == "queued"
-    assert not is_supervised(home)
-
-
-def test_a_command_leaves_states_to_the_server_that_supervises(store, home):
-    lock = FileLock(home.server / "supervisor.lock")
-    assert lock.acquire(timeout_seconds=0)
-    run = store.create(config_for())
-
-    reconcile(home, fake_settings())
-
-    assert run.folder.read_saved_state() is None
-    assert is_supervised(home)
-    lock.release()
 
 
 def test_a_suspended_worker_is_said_at_once_and_goes_on_unharmed(store, start_supervisor):

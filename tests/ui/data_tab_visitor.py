@@ -4,7 +4,7 @@ import time
 
 from engine.config.model import ModelConfig
 from engine.data.problems import RowProblem
-from tests.fakes import a_report
+from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
 from ui.checks import CheckQuestion
 from ui.tabs.data import DataTab

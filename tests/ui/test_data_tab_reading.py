@@ -7,7 +7,7 @@ import gradio as gr
 
 from engine.data.report import CheckProgress
 from engine.errors import WorkerError
-from tests.fakes import FakeInspector
+from tests.fake_inspector import FakeInspector
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
 from ui.checks import DatasetChecks
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes import a_report
+from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
 from ui.views.run_plan import KnownSpeed, plan_run, render_plan
 

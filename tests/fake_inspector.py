@@ -1,12 +1,10 @@
-"""Stand-ins for what needs a model: the page on them runs without torch, in the same shapes and at a human pace."""
+"""An inspector that needs no model: the Model and Data tabs on it run without torch, in the same shapes."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.config.run import RunConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.page import (
     DatasetColumns,
@@ -21,20 +19,8 @@ from engine.data.page import (
 from engine.data.problems import RowProblem
 from engine.data.report import CheckProgress, DatasetReport, HeldOutRows, Histogram, TokenLengths
 from engine.errors import EngineError, ModelError
-from engine.hardware.device import Device
 from engine.models.details import ModelDetails
 from engine.models.shape import ModelShape, ModuleShape
-from engine.runs.control import cancel_is_requested, stop_is_requested
-from engine.runs.event_log import EventWriter
-from engine.runs.events import (
-    StatusData,
-)
-from engine.runs.provenance import Provenance
-from engine.runs.run import Run, RunState, State
-from engine.runs.store import RunStore
-from tests.invented_runs import InventedRun, Scribe, write_adapter, write_checkpoint
-
-GIB = 2**30
 
 QUESTIONS = (
     ("What does lora_alpha do?", "It scales the adapter's update: the product of the two matrices is multiplied by "
@@ -44,19 +30,6 @@ QUESTIONS = (
     ("When should I merge the adapter?", "When you serve one fine-tune: merging removes the extra matrix products."),
     ("Can I train <b>embeddings</b> with LoRA?", "Yes: name them in modules_to_save & they are trained in full."),
 )  # fmt: skip
-
-
-def a_device(free_gib: float = 9.2) -> Device:
-    """A processor with 16 GiB."""
-    return Device(
-        kind="cpu",
-        index=0,
-        name="CPU · 2 cores",
-        total_bytes=16 * GIB,
-        free_bytes=int(free_gib * GIB),
-        supports_bfloat16=True,
-        cores=2,
-    )
 
 
 def a_shape() -> ModelShape:
@@ -291,70 +264,3 @@ def _row(number: int, *, with_tokens: bool = True, brief: bool = False) -> PageR
             else ()
         ),
     )
-
-
-class FakeLauncher:
-    """Starts runs that write their logs in a thread of this process, and obey stop and cancel.
-
-    Args:
-        store: Where runs are made.
-        seconds_per_step: The pace.
-    """
-
-    def __init__(self, store: RunStore, seconds_per_step: float = 0.05) -> None:
-        self._store = store
-        self._seconds_per_step = seconds_per_step
-        self.started: list[Run] = []
-
-    def start(
-        self,
-        config: RunConfig,
-        key: str | None = None,
-        *,
-        copied_from: str | None = None,
-        on_progress: Callable[[str], None] = lambda _: None,
-    ) -> Run:
-        existing = None if key is None else self._store.find_by_key(key)
-        if existing is not None:
-            return existing
-        on_progress("Checking the data.")
-        run = self._store.create(config, Provenance(predicted_bytes=int(1.32 * GIB), copied_from=copied_from), key)
-        self.started.append(run)
-        threading.Thread(target=self._work, args=(run, config), daemon=True).start()
-        return run
-
-    def start_all(
-        self,
-        configs: Sequence[RunConfig],
-        key: str,
-        *,
-        copied_from: str | None = None,
-        on_progress: Callable[[str], None] = lambda _: None,
-    ) -> list[Run]:
-        return [
-            self.start(config, f"{key}/{number}", copied_from=copied_from, on_progress=on_progress)
-            for number, config in enumerate(configs)
-        ]
-
-    def _work(self, run: Run, config: RunConfig) -> None:
-        total = config.training.max_steps if config.training.max_steps > 0 else 60
-        invented = InventedRun(total_steps=total, seconds_per_step=self._seconds_per_step)
-        state = RunState(state="running", attempt=1, device="cpu", changed=time.time(), started=time.time())
-        run.folder.write_state(state)
-        ending: State = "completed"
-        with EventWriter(run.folder.events, attempt=1) as writer:
-            scribe = Scribe(writer, invented)
-            scribe.begin()
-            for step in range(1, total + 1):
-                time.sleep(self._seconds_per_step)
-                scribe.step(step)
-                if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
-                    ending = "stopped"
-                    break
-            writer.append(StatusData(phase="finished" if ending == "completed" else "stopped"))
-        for step in scribe.saved:
-            write_checkpoint(run, step)
-        if not cancel_is_requested(run.folder):
-            write_adapter(run.folder.adapter)
-        now = time.time()
-        run.folder.write_state(state.model_copy(update={"state": ending, "ended": now, "changed": now}))
