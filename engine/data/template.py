@@ -50,6 +50,7 @@ class FrozenTemplate:
     """What was settled about a tokenizer, to be told to the person and saved with the adapter."""
 
     notes: tuple[str, ...]  # what differs from the tokenizer as it was published, in sentences
+    warnings: tuple[str, ...] = ()  # those of them that a person may not have wanted
 
 
 def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
@@ -65,16 +66,18 @@ def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
         ModelError: If the tokenizer has no token that could end an answer.
     """
     notes: list[str] = []
+    warnings: list[str] = []
     _settle_eos(tokenizer, notes)
     if not tokenizer.chat_template:
         tokenizer.chat_template = _default_template(tokenizer)
-        notes.append(
+        warnings.append(
             "This model has no chat template; Loratory's plain one (### Instruction, ### Response) is used "
             "and saved with the adapter."
         )
+        notes.extend(warnings)
     _freeze_date(tokenizer, notes)
     _settle_pad(tokenizer, notes)
-    return FrozenTemplate(tuple(notes))
+    return FrozenTemplate(tuple(notes), tuple(warnings))
 
 
 def _default_template(tokenizer: ChatTokenizer) -> str:

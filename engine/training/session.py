@@ -103,8 +103,10 @@ class TrainingSession:
         tokenizer, template = load_tokenizer(source)
         self._go_on()
         data = self._read_data(tokenizer)
-        for note in template.notes:
-            events.warn(note, "template")
+        for note in template.notes:  # the Data tab shows them before the start
+            print(note, flush=True)
+        for warning in template.warnings:
+            events.warn(warning, "template")
         self._go_on()
         events.status("loading_model", f"Loading {source.name}.")
         torch.manual_seed(config.training.seed)

@@ -23,7 +23,9 @@ def test_a_base_model_gets_the_default_template_and_keeps_it_when_saved(tmp_path
 
     assert tokenizer.eos_token == "</s>"
     assert tokenizer.pad_token == "<unk>"
-    assert any("no chat template" in note for note in frozen.notes)
+    (warning,) = frozen.warnings
+    assert "no chat template" in warning
+    assert warning in frozen.notes
     (row,) = render_conversation(0, TALK, tokenizer, RenderOptions(None)).rows
     assert row.text == "Be brief.\n\n### Instruction:\nOne?\n\n### Response:\nTwo.</s>\n\n"
     assert tokenizer.decode([label for label in row.labels if label != -100]) == "Two.</s>"
@@ -54,8 +56,9 @@ def test_pad_is_never_the_token_that_ends_an_answer():
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.pad_token = "<|im_end|>"  # ends a turn, though it is not eos
 
-    freeze_template(tokenizer)
+    frozen = freeze_template(tokenizer)
 
+    assert (len(frozen.notes), frozen.warnings) == (1, ())  # nobody would have wanted another
     assert set(stop_token_ids(tokenizer)) == set(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
     assert tokenizer.pad_token_id not in stop_token_ids(tokenizer)
     assert tokenizer.pad_token_id < len(tokenizer)

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
@@ -55,12 +57,29 @@ def test_a_run_from_beginning_to_end(workers, runs):
     assert [data.name for data in said(run, "checkpoint")] == ["step-5", "step-10"]
     assert said(run, "memory")[-1].peak_process_bytes > 100e6
     assert [event.seq for event in events_of(run)] == list(range(1, len(events_of(run)) + 1))
-    assert said(run, "failed") == []
+    assert said(run, "failed") == said(run, "warning") == []
     files = {path.name for path in run.folder.adapter.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in files)
     assert not (run.folder.path / ".reserve").exists()
     assert "trainable params:" in run.folder.log.read_text()
+
+
+def test_what_is_settled_about_a_tokenizer_is_logged_and_a_template_of_ours_is_warned_of(workers, runs, tmp_path):
+    folder = shutil.copytree(runs.model, tmp_path / "bare")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").unlink()
+    run = replace(runs, model=folder).create()
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    (warning,) = said(run, "warning")
+    assert (warning.code, "no chat template" in warning.message) == ("template", True)
+    log = run.folder.log.read_text()
+    assert "Padding uses the token" in log
+    assert warning.message in log
 
 
 def test_the_held_out_loss_of_step_0_is_the_base_models(workers, runs):
