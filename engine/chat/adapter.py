@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
+from engine.chat.lora_branch import make_lora_quick
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.errors import ModelError
 from engine.models.folder import TensorRecord, read_safetensors_header
@@ -124,6 +125,7 @@ class AdaptedBase:
         self._layers = tuple(
             module for module in self.model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
         )
+        make_lora_quick(self._layers)
         self._set_in_force(None)
         for bias in changed:
             bias.parameter.data = bias.of_base
