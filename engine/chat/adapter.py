@@ -108,6 +108,10 @@ class AdaptedBase:
                 peft = self._injected
                 peft.load_adapter(str(weights.folder), adapter_name, autocast_adapter_dtype=False)
         peft.eval()
+        self._layers = tuple(
+            module for module in self.model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        )
+        make_lora_quick(self._layers)
         tensors = get_peft_model_state_dict(peft, adapter_name=adapter_name, save_embedding_layers=False)
         _require_all_keys(tensors.keys(), records, weights.name)
         changed = tuple(
@@ -122,10 +126,6 @@ class AdaptedBase:
             is_prefix=weights.method == "prefix_tuning",
             biases=changed,
         )
-        self._layers = tuple(
-            module for module in self.model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-        )
-        make_lora_quick(self._layers)
         self._set_in_force(None)
         for bias in changed:
             bias.parameter.data = bias.of_base

@@ -1,7 +1,7 @@
 """LoRA's branch for answering: PEFT's operations, bit by bit, without the checks and modules that it has around them.
 
-An answer is written one token at a time. At a single token the products of the branch are so small that what Python does
-around them takes longer than they do.
+An answer is written one token at a time. At a single token the products of the branch are so small that what is done around
+them takes longer than they do: in Python, and on a processor in the kernels for 16 bits, which wake other threads for them.
 """
 
 import types
@@ -37,6 +37,7 @@ def make_lora_quick(layers: Iterable[torch.nn.Module]) -> None:
 
     To be called again when an adapter was added. The layers' own switches stay in force: `_disable_adapters`, and
     `_active_adapter` with one name. Adapters with DoRA or another variant, or with a bias of their own, keep PEFT's pass.
+    On a processor the others' matrices are held in float32, as PEFT loads them by default.
     """
     for layer in layers:
         if isinstance(layer, LoraLayer) and type(layer).__name__ in _PLAIN_LAYERS:
@@ -45,12 +46,15 @@ def make_lora_quick(layers: Iterable[torch.nn.Module]) -> None:
 
 
 def _plain_branches(layer: Any) -> dict[str, _Branch]:
-    rounds_before = type(layer).__name__ in _QUANTIZED_LAYERS
-    return {
-        name: _Branch(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], rounds_before)
-        for name in layer.lora_A
-        if name not in layer.lora_variant and layer.lora_B[name].bias is None
-    }
+    branches = {}
+    for name, scaling in layer.scaling.items():
+        a, b = layer.lora_A[name], layer.lora_B[name]
+        if name not in layer.lora_variant and b.bias is None:
+            if a.weight.device.type == "cpu":
+                a.float()
+                b.float()
+            branches[name] = _Branch(a.weight, b.weight, scaling, type(layer).__name__ in _QUANTIZED_LAYERS)
+    return branches
 
 
 def _forward_with(branches: dict[str, _Branch]) -> Callable[..., torch.Tensor]:
