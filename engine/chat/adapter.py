@@ -13,7 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from engine.chat.lora_branch import make_lora_quick
+from engine.chat.lora_branch import use_plain_branches
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.errors import ModelError
 from engine.models.folder import TensorRecord, read_safetensors_header
@@ -111,7 +111,7 @@ class AdaptedBase:
         self._layers = tuple(
             module for module in self.model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
         )
-        make_lora_quick(self._layers)
+        use_plain_branches(self._layers)
         tensors = get_peft_model_state_dict(peft, adapter_name=adapter_name, save_embedding_layers=False)
         _require_all_keys(tensors.keys(), records, weights.name)
         changed = tuple(

@@ -32,7 +32,7 @@ class _Branch(NamedTuple):
         return result.add_(added.to(result.dtype) if self.rounds_before else added)
 
 
-def make_lora_quick(layers: Iterable[torch.nn.Module]) -> None:
+def use_plain_branches(layers: Iterable[torch.nn.Module]) -> None:
     """Replace the forward pass of plain LoRA layers by one for answering, without gradients.
 
     To be called again when an adapter was added. The layers' own switches stay in force: `_disable_adapters`, and

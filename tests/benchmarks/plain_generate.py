@@ -32,7 +32,7 @@ class PlainModel:
     def __init__(self, base: str, adapter: str, dtype: str) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).eval()
         if adapter:
-            self._model = PeftModel.from_pretrained(self._model, adapter, autocast_adapter_dtype=False).eval()
+            self._model = PeftModel.from_pretrained(self._model, adapter).eval()
 
     def generate(self, params: JsonObject, _: Request) -> JsonObject:
         """Generate exactly so many tokens after a prompt."""

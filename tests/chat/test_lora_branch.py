@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from engine.chat.lora_branch import make_lora_quick
+from engine.chat.lora_branch import use_plain_branches
 
 PRECISIONS = {
     "float32": {"dtype": torch.float32},
@@ -36,7 +36,7 @@ def test_the_bits_are_those_of_peft(precision, adapter_dtype, tokens, tiny_model
     x = torch.randn(1, tokens, layer.in_features).to(torch.float32 if precision == "float32" else torch.bfloat16)
     of_base = layer.base_layer(x)
 
-    make_lora_quick([layer])
+    use_plain_branches([layer])
     expected = type(layer).forward(layer, x)
 
     assert layer.lora_A["default"].weight.dtype == torch.float32
@@ -55,6 +55,6 @@ def test_other_kinds_of_lora_keep_the_pass_of_peft(variant, tiny_model_folder):
     x = torch.randn(1, 3, layer.in_features)
     expected = layer(x)
 
-    make_lora_quick([layer])
+    use_plain_branches([layer])
 
     assert torch.equal(layer(x), expected)

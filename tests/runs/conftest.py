@@ -1,9 +1,16 @@
-"""What tests of supervision share: supervisors that end with their test."""
+"""What tests of runs share: a person's store, and supervisors that end with their test."""
 
 import pytest
 
+from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
 from tests.runs.supervision import fake_settings
+
+
+@pytest.fixture
+def store(home) -> RunStore:
+    """The runs of one person."""
+    return RunStore(home, "ann")
 
 
 @pytest.fixture

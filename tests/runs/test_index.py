@@ -8,14 +8,8 @@ from engine.runs.index import RunIndex
 from engine.runs.notes import change_notes
 from engine.runs.provenance import Provenance, run_title
 from engine.runs.run import RunState
-from engine.runs.store import RunStore
 from engine.runs.summary import summarize
 from tests.runs.supervision import config_for
-
-
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
 
 
 def trained(store, name="A run", steps=3, state="completed"):

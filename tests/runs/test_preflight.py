@@ -63,11 +63,6 @@ def preflight(home, inspector):
     return Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
 
 
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
-
-
 def config(**sections: dict[str, object]) -> RunConfig:
     return config_from_mapping({"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, **sections})
 

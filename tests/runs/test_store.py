@@ -15,11 +15,6 @@ from engine.runs.store import RUN_ID, RunStore, list_owners
 from tests.runs.supervision import config_for
 
 
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
-
-
 def ended(run):
     run.folder.write_state(RunState(state="completed"))
     return run

@@ -16,7 +16,6 @@ from engine.runs.provenance import Provenance
 from engine.runs.queue import QueueOrder
 from engine.runs.requests import request_resume
 from engine.runs.run import RunFolder
-from engine.runs.store import RunStore
 from tests.runs.supervision import (
     GIB,
     config_for,
@@ -27,11 +26,6 @@ from tests.runs.supervision import (
     wait_until,
     worker_of,
 )
-
-
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
 
 
 def test_a_run_goes_from_the_queue_to_completed(store, start_supervisor, home):

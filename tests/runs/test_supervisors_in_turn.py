@@ -2,14 +2,11 @@
 
 import os
 
-import pytest
-
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.runs.followed import Patience
 from engine.runs.requests import request_resume
 from engine.runs.run import RunState, WorkerRecord
-from engine.runs.store import RunStore
 from engine.runs.supervisor import is_supervised, reconcile, supervisor_of
 from tests.runs.supervision import (
     config_for,
@@ -20,11 +17,6 @@ from tests.runs.supervision import (
     wait_until,
     worker_of,
 )
-
-
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
 
 
 def test_the_second_supervisor_of_a_home_refuses_says_so_and_takes_over(store, start_supervisor, home):

@@ -12,14 +12,8 @@ from engine.runs.history import read_history
 from engine.runs.progress_watch import SilenceLimits
 from engine.runs.requests import request_resume
 from engine.runs.run import RunFolder, RunState
-from engine.runs.store import RunStore
 from engine.runs.supervisor import Overseer, is_supervised
 from tests.runs.supervision import config_for, fake_settings, wait_for_state, wait_until
-
-
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
 
 
 def refuse(*_args: object, **_values: object) -> None:
