@@ -51,6 +51,10 @@ class TokenStore:
         """Tokens of a sequence, without unpacking it."""
         return self._ends[index] - (self._ends[index - 1] if index else 0)
 
+    def trained_tokens(self, index: int) -> int:
+        """Learned tokens of a sequence, without unpacking it."""
+        return self._learned.count(1, self._ends[index - 1] if index else 0, self._ends[index])
+
 
 class TokenizedRows(Sequence[TokenizedRow]):
     """Some sequences of a store, in order."""
@@ -79,6 +83,11 @@ class TokenizedRows(Sequence[TokenizedRow]):
     def lengths(self) -> list[int]:
         """Tokens of each sequence, for grouping by length."""
         return [self._store.length(index) for index in self._indexes]
+
+    @property
+    def trained_tokens(self) -> int:
+        """Learned tokens of all of them."""
+        return sum(self._store.trained_tokens(index) for index in self._indexes)
 
 
 @dataclass(frozen=True)

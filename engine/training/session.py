@@ -217,13 +217,14 @@ class TrainingSession:
         )
         report = data.report
         require_pinned_data(self._folder, config.dataset, report)
+        trained_tokens = data.train.trained_tokens  # the report counts those of held-out rows too
         events.say(
             DataReportData(
                 train_rows=len(data.train),
                 eval_rows=len(data.held_out),
                 dropped_rows=report.dropped,
-                trained_tokens=report.trained_tokens or 0,
-                masked_tokens=report.masked_tokens or 0,
+                trained_tokens=trained_tokens,
+                masked_tokens=sum(data.train.lengths()) - trained_tokens,
                 truncated_rows=report.token_lengths.over_max_length if report.token_lengths else 0,
             )
         )

@@ -51,6 +51,8 @@ def test_the_trainer_gets_the_tokens_that_every_other_view_shows(file, home, tok
     assert len(rows) == len(shown) == prepared.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
     assert sum(len(row.input_ids) for row in rows) == prepared.report.total_tokens
     assert sum(row.trained_tokens for row in rows) == prepared.report.trained_tokens
+    assert prepared.train.trained_tokens == sum(row.trained_tokens for row in prepared.train)
+    assert prepared.train.trained_tokens + prepared.held_out.trained_tokens == prepared.report.trained_tokens
 
 
 def test_all_sequences_of_a_row_and_of_its_duplicates_are_on_one_side(file, home, tokenizer):

@@ -65,6 +65,19 @@ def test_a_run_from_beginning_to_end(workers, runs):
     assert "trainable params:" in run.folder.log.read_text()
 
 
+def test_the_tokens_that_a_run_reports_are_those_that_an_epoch_learns(workers, runs):
+    run = runs.create(
+        dataset={"max_samples": 12, "eval_fraction": 0.25}, training={"max_steps": -1, "num_train_epochs": 1}
+    )
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    (report,), last = said(run, "data_report"), said(run, "step")[-1]
+    assert (report.train_rows, report.eval_rows) == (9, 3)
+    assert report.trained_tokens == last.trained_tokens
+    assert report.trained_tokens + report.masked_tokens == last.tokens
+
+
 def test_what_is_settled_about_a_tokenizer_is_logged_and_a_template_of_ours_is_warned_of(workers, runs, tmp_path):
     folder = shutil.copytree(runs.model, tmp_path / "bare")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
