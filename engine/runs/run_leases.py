@@ -65,6 +65,14 @@ class RunLeases:
         holder = self._book.holder_of_run(run.id)
         return holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
 
+    def holder_of(self, run: Run, worker: ProcessIdentity | None) -> LeaseHolder:
+        """A run as the holder of its device, for those who wait for it; also where its worker has just ended."""
+        try:
+            title = run_title(run.folder.read_config())
+        except EngineError:
+            title = run.id
+        return _holder(run, title, worker or ProcessIdentity.current())
+
     def release(self, run: Run) -> None:
         """Give back all that is held for a run, whoever holds it.
 

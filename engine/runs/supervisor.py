@@ -167,7 +167,9 @@ class Overseer:
         ]
         devices = tuple(self._settings.devices())
         holders = {
-            name: holder for device in devices if (holder := self._book.holder(name := lease_name(device))) is not None
+            name: holder
+            for name in map(lease_name, devices)
+            if (holder := self._book.holder(name) or self._ward.holder(name)) is not None
         }
         plan = plan_starts(waiting, devices, holders)
         for device in plan.wanted:

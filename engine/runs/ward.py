@@ -10,15 +10,14 @@ from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError
 from engine.hardware.device import Device
 from engine.hardware.energy import energy_so_far_joules
-from engine.hardware.lease import LeaseBook, lease_name
-from engine.hardware.processor import describe_processor
+from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
+from engine.runs.attempt_end import with_advice, with_energy
 from engine.runs.control import cancel_is_requested, clear_requests, start_anyway_is_requested, stop_is_requested
 from engine.runs.endings import out_of_memory_kills
 from engine.runs.event_log import last_event
 from engine.runs.followed import FollowedRun, Patience
-from engine.runs.memory_advice import advice_on_memory
 from engine.runs.owner_folder import OwnerFolder
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
@@ -108,7 +107,7 @@ class Ward:
         if state == followed.state:
             return
         if state.is_final or state.state == "queued":
-            state = self._with_advice(followed, self._with_energy(followed, state))
+            state = with_advice(followed, with_energy(followed, state, self._meter), self._home)
             self._leases.release(followed.run)
         self._save(followed.run, state)
         followed.state = state
@@ -118,30 +117,6 @@ class Ward:
         elif state.state == "queued":
             del self.followed[followed.run.id]
             self._enqueue(followed.run)
-
-    def _with_advice(self, followed: FollowedRun, state: RunState) -> RunState:
-        """Where the system ended a worker for want of RAM: what the estimate would change, in figures.
-
-        The estimate of a run on a GPU is of the GPU's memory, and says nothing of what filled the RAM.
-        """
-        if not followed.memory_ran_out or state.device != "cpu":
-            return state
-        try:
-            advice = advice_on_memory(followed.run.folder.read_config(), self._home, describe_processor())
-        except EngineError:
-            advice = None
-        return state if advice is None else state.model_copy(update={"advice": advice})
-
-    def _with_energy(self, followed: FollowedRun, state: RunState) -> RunState:
-        """Add what the GPUs measured in this attempt; where one attempt was not measured, the whole is unknown."""
-        began = state.energy_meter_joules
-        now = self._meter(followed.state.device) if began is not None and not followed.was_rebooted else None
-        before = 0.0 if state.attempt == 1 else state.energy_joules
-        total = None
-        # Meters begin anew when their driver is loaded again.
-        if began is not None and now is not None and before is not None and now >= began:
-            total = before + now - began
-        return state.model_copy(update={"energy_joules": total, "energy_meter_joules": None})
 
     def obey_requests(self) -> None:
         """Take stopped runs out of the queue, and put resumed ones into it."""
@@ -175,6 +150,16 @@ class Ward:
         if needs is not None and start_anyway_is_requested(run.folder):
             return needs._replace(needed_bytes=None)
         return needs
+
+    def holder(self, device: str) -> LeaseHolder | None:
+        """The run that still has a device although no living process does: its worker ended since it was looked at.
+
+        What the worker left behind is ended, and the end dated, when it is looked at next; nobody starts before that.
+        """
+        for followed in self.followed.values():
+            if device in followed.state.device.split(", "):
+                return self._leases.holder_of(followed.run, followed.worker())
+        return None
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
         """Start the worker of a waiting run on devices that are free; it stays in the queue where they no longer are.

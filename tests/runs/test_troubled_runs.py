@@ -1,8 +1,12 @@
 """One run in trouble keeps no other from its turn, and trouble that passes leaves nothing behind."""
 
+import os
+import signal
+
 import pytest
 
 from engine.errors import RunError, StorageError
+from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
@@ -13,7 +17,7 @@ from engine.runs.progress_watch import SilenceLimits
 from engine.runs.requests import request_resume
 from engine.runs.run import RunFolder, RunState
 from engine.runs.supervisor import Overseer, is_supervised
-from tests.runs.supervision import config_for, fake_settings, wait_for_state, wait_until
+from tests.runs.supervision import config_for, cpu, fake_settings, wait_for_state, wait_until, worker_of
 
 
 def refuse(*_args: object, **_values: object) -> None:
@@ -46,6 +50,31 @@ def test_a_run_that_ends_gives_back_a_device_that_was_never_handed_over(store, h
 
     assert [run.folder.read_state().state for run in (first, second)] == ["completed", "completed"]
     assert LeaseBook(home).holder("cpu") is None
+
+
+def test_a_device_is_not_given_on_before_the_end_of_its_run_was_seen(store, home):
+    first, second = store.create(config_for("steps=5000")), store.create(config_for("steps=2"))
+    is_time = False
+
+    def devices() -> tuple[Device, ...]:
+        # Asked for after the workers were looked at, so that this one dies unseen and nobody living has its device.
+        if is_time:
+            worker = worker_of(first)
+            os.kill(worker.pid, signal.SIGKILL)
+            wait_until(lambda: not worker.is_alive())
+        return (cpu(),)
+
+    overseer = Overseer(home, fake_settings(devices=devices))
+    wait_until(lambda: overseer.tick() or read_history(first.folder.events).last_step > 0)
+    is_time = True
+    overseer.tick()
+    assert (LeaseBook(home).holder("cpu"), second.folder.read_state().state) == (None, "queued")
+
+    is_time = False
+    wait_until(lambda: overseer.tick() or second.folder.read_state().is_final)
+    ended, began = first.folder.read_state(), second.folder.read_state()
+    assert (ended.state, began.state) == ("failed", "completed")
+    assert ended.ended <= began.started
 
 
 def test_what_a_server_holds_for_something_else_stays_held_when_a_run_cannot_be_started(store, home):
