@@ -37,8 +37,11 @@ class LlamaListener:
             # As llama.cpp's own programs do: special tokens are read as such, and the file says whether a token goes first.
             ids = llama.tokenize(prompt["text"].encode(), add_bos=True, special=True)
             all_ids.append(list(ids))
-            answers.append(_answer(llama, ids, params["answer_tokens"], end_ids)[0])
-            logits.append(_answer(llama, ids, len(prompt["answer"]), frozenset(), prompt["answer"])[1])
+            answer, seen = _answer(llama, ids, params["answer_tokens"], end_ids)
+            if answer != prompt["answer"]:  # else it has just been read
+                seen = _answer(llama, ids, len(prompt["answer"]), frozenset(), prompt["answer"])[1]
+            answers.append(answer)
+            logits.append(seen)
             request.progress({"fraction": number / len(prompts)})
         np.save(params["logits"], np.concatenate(logits), allow_pickle=False)
         return {"prompt_ids": all_ids, "answers": answers}

@@ -1,0 +1,128 @@
+"""What the run answers is heard quickly: drafted for all prompts at once, and told exactly whatever the drafts are worth."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.chat.contract import ChatTarget, PromptView
+from engine.chat.prompt import load_chat_tokenizer, render_prompt
+from engine.chat.target import plan_load
+from engine.chat.weights import BranchWeights, ModelPlace, Weights
+from engine.config.load import config_from_mapping, config_to_yaml
+from engine.data.conversation import Message
+from engine.export.drafts import draft_answers
+from engine.export.verify import ANSWER_TOKENS, QUESTIONS, hear
+from engine.hardware.processor import describe_processor
+from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
+from tests.tiny_model import make_tiny_model
+
+METHODS = {"lora": lora, "ia3": ia3, "prefix_tuning": prefix_tuning}
+NO_END: frozenset[int] = frozenset()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("verify") / "base", tie_word_embeddings=False, initializer_range=0.4)
+
+
+@pytest.fixture(scope="module")
+def branches(base, tmp_path_factory):
+    """The tuned branch of a run of each method, and the prompts as it reads them."""
+
+    def load(method: str) -> tuple[BranchWeights, list[PromptView]]:
+        run = tmp_path_factory.mktemp("run")
+        config = config_from_mapping(
+            {"model": {"id": str(base)}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
+        )
+        make_adapter(base, run / "adapter", METHODS[method]())
+        (run / "config.yaml").write_text(config_to_yaml(config))
+        place = ModelPlace(base, "base", describe_processor(), torch.float32)
+        weights = Weights(plan_load(ChatTarget.of_run(run)), place, lambda _: None)
+        tokenizer = load_chat_tokenizer([run / "adapter"], base, "base")
+        prompts = [render_prompt((Message("user", question),), (), tokenizer) for question in QUESTIONS]
+        return weights.branch("tuned"), prompts
+
+    return load
+
+
+def count_passes(branch: BranchWeights, monkeypatch) -> list[int]:
+    """How many tokens each pass of the model reads from here on."""
+    passes: list[int] = []
+    forward = branch.holder.model.forward
+
+    def counted(*args: object, **kwargs: object) -> object:
+        passes.append(kwargs["input_ids"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(branch.holder.model, "forward", counted)
+    return passes
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_drafts_are_nearly_always_the_answer_and_then_one_pass_tells_it(method, branches, monkeypatch):
+    branch, prompts = branches(method)
+    written = [hear(branch, prompt, NO_END, ()) for prompt in prompts]
+    assert all(len(one.answer) == ANSWER_TOKENS for one in written)
+    assert len({one.answer for one in written}) > len(prompts) / 2  # they are answers, and not one word for all
+
+    drafts = draft_answers(branch, prompts, NO_END, ANSWER_TOKENS)
+    right = [number for number, one in enumerate(written) if drafts[number] == one.answer]
+    passes = count_passes(branch, monkeypatch)
+    heard = [hear(branch, prompts[number], NO_END, drafts[number]) for number in right]
+
+    assert len(right) >= len(prompts) - 2  # padding adds in another order, which turns a near tie
+    assert len(passes) == len(right)
+    assert [one.answer for one in heard] == [written[number].answer for number in right]
+    assert all(torch.equal(one.logits, written[number].logits) for one, number in zip(heard, right, strict=True))
+
+
+def test_with_prefix_tuning_nothing_is_drafted(branches):
+    branch, prompts = branches("prefix_tuning")
+
+    assert draft_answers(branch, prompts, NO_END, ANSWER_TOKENS) == [()] * len(prompts)
+    assert len(hear(branch, prompts[0], NO_END, ()).answer) == ANSWER_TOKENS
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrong_place", [0, 5, ANSWER_TOKENS - 1])
+def test_a_draft_that_goes_astray_changes_nothing(method, wrong_place, branches):
+    branch, prompts = branches(method)
+    written = hear(branch, prompts[0], NO_END, ())
+    draft = list(written.answer)
+    draft[wrong_place] = (draft[wrong_place] + 1) % 100
+
+    heard = hear(branch, prompts[0], NO_END, draft)
+
+    assert heard.answer == written.answer
+    assert torch.equal(heard.logits, written.logits)
+
+
+def test_an_answer_ends_with_the_token_that_ends_it(branches):
+    branch, prompts = branches("lora")
+    whole = hear(branch, prompts[0], NO_END, ()).answer
+    last = next(place for place in range(3, ANSWER_TOKENS) if whole[place] not in whole[:place])
+    ends = frozenset({whole[last]})
+
+    drafts = draft_answers(branch, prompts, ends, ANSWER_TOKENS)
+
+    assert drafts[0] == hear(branch, prompts[0], ends, ()).answer == whole[: last + 1]
+    assert hear(branch, prompts[0], ends, drafts[0]).answer == whole[: last + 1]
+    # A draft that ends too early, or not at all.
+    assert hear(branch, prompts[0], ends, whole[:2]).answer == whole[: last + 1]
+    astray = [*whole[:last], (whole[last] + 1) % 100, 7]
+    assert hear(branch, prompts[0], ends, astray).answer == whole[: last + 1]
+
+
+def test_where_memory_holds_no_batch_it_is_written_token_by_token(branches, monkeypatch):
+    branch, prompts = branches("lora")
+    written = [hear(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]]
+
+    def refuse(**_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(branch.holder.model, "generate", refuse)
+    drafts = draft_answers(branch, prompts[:2], NO_END, ANSWER_TOKENS)
+
+    assert drafts == [(), ()]
+    assert [hear(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]] == written
