@@ -9,6 +9,7 @@ from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
+from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
@@ -185,6 +186,12 @@ def _find_adapter(folder: Path, name: str | None = None) -> _Found:
         revision = values.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"The {ADAPTER_CONFIG} of {name} cannot be read.", "Copy the adapter folder again.") from error
+    initialization = initialization_from_base(values)
+    if initialization:
+        raise ModelError(
+            f"The adapter {name} was initialized with {initialization}, which changes the weights of its base.",
+            PLAIN_LORA_FIX,
+        )
     if not isinstance(base, str) or not base or len(base) > 400:
         base = "unknown"  # only matters where the person names no base; then that is what cannot be found
     # The demo model stands under its catalogue name where the Hub cannot be reached.

@@ -138,7 +138,7 @@ def _split(key: str) -> tuple[str, str]:
         path, found, rest = key.partition(f".{part}")
         if found and rest in ("", ".weight"):
             return path, part
-    if "lora_" in key or "ia3_" in key:
+    if any(mark in key for mark in ("lora_", "ia3_", "trainable_tokens")):
         raise NotByTensorError(f"it has {key.rsplit('.', 1)[-1]} tensors")
     return key, ""
 

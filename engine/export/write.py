@@ -17,6 +17,7 @@ from engine.export.contract import ExportOrder, ExportPhase, ExportProgress
 from engine.export.folder import copy_tokenizer, rewrite_json
 from engine.export.merge import BaseFiles, Merge, NotByTensorError, plan_merge
 from engine.export.shards import ShardWriter
+from engine.export.ties import say_untied, tied_weights, untie, untie_changed
 from engine.models.source import ModelSource
 from engine.processes.answering import Request
 from engine.processes.json_lines import CancelledRequestError
@@ -115,8 +116,9 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
             f"The adapter was trained on {quantization} weights and is merged into the unquantized ones, as is usual; "
             "its answers can differ a little from those on the quantized model."
         )
+    untied = False
     try:
-        _merge_by_tensor(export, files, aside, dtype)
+        untied = _merge_by_tensor(export, files, aside, dtype)
     except NotByTensorError as reason:
         notes.append(f"Merged with the whole model in memory, because {reason}.")
         _merge_whole(export, aside, dtype or files.dtype)
@@ -126,13 +128,17 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
             shutil.copyfile(folder / name, aside / name)
     written = dtype or files.dtype
     rewrite_json(aside / "config.json", dtype=str(written).removeprefix("torch."))
+    if untied:
+        say_untied(aside / "config.json")
     _write_tokenizer(export, aside)
     _write_ends(export, aside)
     return written
 
 
-def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtype: torch.dtype | None) -> None:
+def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtype: torch.dtype | None) -> bool:
+    """Write the weights; returns whether an output head and an embedding that were one are two now."""
     merge = Merge(files, dtype) if export.trained.method == "full" else plan_merge(export.trained, files, dtype)
+    untied = export.trained.method != "full" and untie_changed(merge, tied_weights(files.folder))
     plans = merge.plans()
     total, done = sum(plan.size_bytes for plan in plans), 0
 
@@ -143,6 +149,7 @@ def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtyp
 
     limit = int(export.order.settings.max_shard_gb * 1e9)
     ShardWriter(aside, limit, count).write(plans, merge.read)
+    return untied
 
 
 def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> None:
@@ -152,6 +159,7 @@ def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> Non
     export.tell("writing", "Merging with the whole model in memory.")
     place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
     model = load_model(place, ModelConfig(id=export.source.name))
+    untie(model)  # else what is merged into an embedding would change the output head too
     try:
         merged = PeftModel.from_pretrained(model, str(export.trained.folder)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -168,6 +176,7 @@ def _write_ends(export: ExportUnderWay, aside: Path) -> None:
     path = aside / "generation_config.json"
     generation = GenerationConfig.from_pretrained(aside) if path.is_file() else GenerationConfig()
     ends = sorted(end_token_ids(tokenizer, generation))
-    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
-    generation.pad_token_id = tokenizer.pad_token_id
-    generation.save_pretrained(aside)
+    if not path.is_file():
+        generation.save_pretrained(aside)
+    # The base's other settings stay as its makers wrote them, also those that transformers reads and refuses to write.
+    rewrite_json(path, eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=tokenizer.pad_token_id)

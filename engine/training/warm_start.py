@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from engine.errors import ConfigError, Problem
 from engine.files import resolve_inside
+from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
 from engine.runs.store import RUN_ID
 
 _CONFIG = "adapter_config.json"
@@ -48,6 +49,8 @@ def load_warm_start(model: Any, folder: Path) -> None:
         weights = load_file(folder / _WEIGHTS)
     except (OSError, ValueError) as error:
         raise _refusal(f"the adapter in {folder.name} cannot be read; it may be incomplete.") from error
+    if initialization := initialization_from_base(earlier):
+        raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")
     now = model.peft_config["default"].to_dict()
     for name in _SAME:
         was, is_ = earlier.get(name), now.get(name)

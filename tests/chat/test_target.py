@@ -166,6 +166,21 @@ def test_folders_that_hold_no_adapter_are_told_apart(tmp_path):
         plan_load(ChatTarget.of_run(write_adapter(tmp_path / "adapter"), "step-5"))
 
 
+@pytest.mark.parametrize("initialization", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"])
+def test_an_adapter_that_rewrites_its_base_is_refused(tmp_path, initialization):
+    adapter = write_adapter(tmp_path / "a", base_model_name_or_path="some/base", init_lora_weights=initialization)
+
+    with pytest.raises(ModelError, match=f"initialized with {initialization}, which changes the weights of its base"):
+        plan_load(ChatTarget(tuned=AdapterChoice(folder=adapter)))
+
+
+@pytest.mark.parametrize("initialization", [True, False, "gaussian", "eva", "orthogonal"])
+def test_an_adapter_that_leaves_its_base_alone_is_taken(tmp_path, initialization):
+    adapter = write_adapter(tmp_path / "a", base_model_name_or_path="some/base", init_lora_weights=initialization)
+
+    assert plan_load(ChatTarget(tuned=AdapterChoice(folder=adapter))).tuned.method == "lora"
+
+
 def test_pickled_adapters_are_never_opened(tmp_path):
     adapter = write_adapter(tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")

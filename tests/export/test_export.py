@@ -16,41 +16,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.export import ExportConfig
-from engine.config.load import config_from_mapping, config_to_yaml
 from engine.errors import ModelError, StorageError
-from engine.export.contract import ExportOrder, ExportRequest, ExportResult
+from engine.export.contract import ExportRequest
 from engine.export.folder import made_aside
 from engine.export.job import ExportJob
-from engine.export.verify import QUESTIONS
-from engine.export.worker import ExportWorker
 from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
+from tests.export.exporting import ASKED, RecordedRequest, export, write_run
 from tests.tiny_model import make_tiny_model
 
-ASKED = 4
-
-
-class RecordedRequest:
-    """Keeps what it is told; is cancelled once it has been told so much."""
-
-    def __init__(self, cancel_after: int | None = None) -> None:
-        self.told: list[dict] = []
-        self._cancel_after = cancel_after
-
-    def progress(self, value: dict) -> None:
-        self.told.append(value)
-
-    def is_cancelled(self) -> bool:
-        return self._cancel_after is not None and len(self.told) >= self._cancel_after
-
-
-@pytest.fixture(autouse=True)
-def few_questions(monkeypatch):
-    for module in ("engine.export.verify", "engine.export.worker"):
-        monkeypatch.setattr(f"{module}.QUESTIONS", QUESTIONS[:ASKED])
-    monkeypatch.setattr("engine.export.verify.ANSWER_TOKENS", 6)
+pytestmark = pytest.mark.usefixtures("few_questions")
 
 
 @pytest.fixture(scope="module")
@@ -59,37 +36,9 @@ def base(tmp_path_factory) -> Path:
     return make_tiny_model(folder, tie_word_embeddings=False, initializer_range=0.4)
 
 
-def write_run(folder: Path, base: Path, adapter_config: object, method: str = "lora", **model: object) -> Path:
-    config = config_from_mapping(
-        {
-            "model": {"id": str(base), **model},
-            "dataset": {"source": "/home/somebody/secret-data/rows.jsonl"},
-            "adapter": {"method": method},
-            "run": {"name": "my run"},
-        }
-    )
-    make_adapter(base, folder / "adapter", adapter_config)
-    (folder / "config.yaml").write_text(config_to_yaml(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "run", base, lora())
-
-
-def export(home, run: Path, folder: Path, request=None, **settings: object) -> ExportResult:
-    with made_aside(folder) as aside:
-        order = ExportOrder(
-            plan=plan_load(ChatTarget.of_run(run)),
-            name=folder.name,
-            folder=aside,
-            settings=ExportConfig(**settings),
-            device=describe_processor(),
-            run=run,
-        )
-        answer = ExportWorker(home).export(order.model_dump(mode="json"), request or RecordedRequest())
-    return ExportResult.model_validate(answer)
 
 
 @torch.inference_mode()

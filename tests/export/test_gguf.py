@@ -18,9 +18,9 @@ from engine.export.job import ExportJob
 from engine.export.worker import ExportWorker
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
-from tests.chat.tiny_adapters import prefix_tuning
+from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+from tests.export.exporting import RecordedRequest, write_run
 from tests.export.stand_in_converter import make_checkout
-from tests.export.test_export import RecordedRequest, lora, make_adapter, write_run
 from tests.tiny_model import make_tiny_model
 
 

@@ -14,6 +14,7 @@ from engine.chat.target import PlannedWeights
 from engine.errors import ModelError
 from engine.export.merge import BaseFiles, NotByTensorError, plan_merge
 from engine.export.shards import ShardWriter
+from engine.export.ties import say_untied, tied_weights, untie_changed
 from tests.chat.tiny_adapters import ia3, lora, make_adapter
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 
@@ -181,3 +182,49 @@ def test_a_base_whose_files_are_quantized_is_refused(base, tmp_path):
 
     with pytest.raises(ModelError, match="holds F4 weights, which cannot be merged into"):
         BaseFiles.open(copy, "packed")
+
+
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
+    base = make_tiny_model(tmp_path / "base", tie_word_embeddings=True, initializer_range=0.4)
+    config = lora(modules_to_save=saved)
+    adapter = make_adapter(base, tmp_path / "adapter", config)
+    live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    merge = plan_merge(planned(adapter, config), BaseFiles.open(base, "base"), torch.float32)
+    ties = tied_weights(base)
+
+    assert ties == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert untie_changed(merge, ties)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    ShardWriter(merged, 10**9, lambda _: None).write(merge.plans(), merge.read)
+    shutil.copy(base / "config.json", merged)
+    say_untied(merged / "config.json")
+
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert not model.config.tie_word_embeddings
+    torch.testing.assert_close(logits(model), logits(live), rtol=1e-4, atol=1e-4)
+    assert load_file(merged / "model.safetensors").keys() >= {"lm_head.weight", "model.embed_tokens.weight"}
+
+
+def test_a_tied_pair_that_no_adapter_touches_stays_tied(tmp_path):
+    base = make_tiny_model(tmp_path / "base", tie_word_embeddings=True)
+    merge = plan_merge(
+        planned(make_adapter(base, tmp_path / "adapter", lora()), lora()), BaseFiles.open(base, "base"), None
+    )
+
+    assert not untie_changed(merge, tied_weights(base))
+    assert "lm_head.weight" not in {plan.name for plan in merge.plans()}
+
+
+def test_the_configuration_says_so_also_for_the_text_part_of_a_larger_model(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "x", "text_config": {"tie_word_embeddings": True, "hidden_size": 8}}))
+
+    say_untied(file)
+
+    assert json.loads(file.read_text()) == {
+        "model_type": "x",
+        "tie_word_embeddings": False,
+        "text_config": {"tie_word_embeddings": False, "hidden_size": 8},
+    }

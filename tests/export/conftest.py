@@ -1,0 +1,14 @@
+"""Exports of tiny models are verified with a few short answers."""
+
+import pytest
+
+from engine.export.verify import QUESTIONS
+from tests.export.exporting import ASKED
+
+
+@pytest.fixture
+def few_questions(monkeypatch):
+    """Asks the first questions only, and ends each answer early."""
+    for module in ("engine.export.verify", "engine.export.worker"):
+        monkeypatch.setattr(f"{module}.QUESTIONS", QUESTIONS[:ASKED])
+    monkeypatch.setattr("engine.export.verify.ANSWER_TOKENS", 6)

@@ -1,0 +1,57 @@
+"""What tests of exports share: a run on a tiny base, and its export without a process of its own."""
+
+from pathlib import Path
+
+from engine.chat.contract import ChatTarget
+from engine.chat.target import plan_load
+from engine.config.export import ExportConfig
+from engine.config.load import config_from_mapping, config_to_yaml
+from engine.export.contract import ExportOrder, ExportResult
+from engine.export.folder import made_aside
+from engine.export.worker import ExportWorker
+from engine.hardware.processor import describe_processor
+from tests.chat.tiny_adapters import make_adapter
+
+ASKED = 4  # questions, where the fixture `few_questions` is used
+
+
+class RecordedRequest:
+    """Keeps what it is told; is cancelled once it has been told so much."""
+
+    def __init__(self, cancel_after: int | None = None) -> None:
+        self.told: list[dict] = []
+        self._cancel_after = cancel_after
+
+    def progress(self, value: dict) -> None:
+        self.told.append(value)
+
+    def is_cancelled(self) -> bool:
+        return self._cancel_after is not None and len(self.told) >= self._cancel_after
+
+
+def write_run(folder: Path, base: Path, adapter_config: object, method: str = "lora", **model: object) -> Path:
+    config = config_from_mapping(
+        {
+            "model": {"id": str(base), **model},
+            "dataset": {"source": "/home/somebody/secret-data/rows.jsonl"},
+            "adapter": {"method": method},
+            "run": {"name": "my run"},
+        }
+    )
+    make_adapter(base, folder / "adapter", adapter_config)
+    (folder / "config.yaml").write_text(config_to_yaml(config))
+    return folder
+
+
+def export(home, run: Path, folder: Path, request=None, **settings: object) -> ExportResult:
+    with made_aside(folder) as aside:
+        order = ExportOrder(
+            plan=plan_load(ChatTarget.of_run(run)),
+            name=folder.name,
+            folder=aside,
+            settings=ExportConfig(**settings),
+            device=describe_processor(),
+            run=run,
+        )
+        answer = ExportWorker(home).export(order.model_dump(mode="json"), request or RecordedRequest())
+    return ExportResult.model_validate(answer)
