@@ -1,9 +1,7 @@
 """All runs of a home that are not over: those that wait and those with a worker. The only writer of state.json."""
 
-import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.config.run import RunConfig
@@ -14,24 +12,22 @@ from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.runs.attempt_end import with_advice, with_energy
+from engine.runs.complaints import Complaints
 from engine.runs.control import cancel_is_requested, clear_requests, start_anyway_is_requested, stop_is_requested
-from engine.runs.endings import out_of_memory_kills
-from engine.runs.event_log import last_event
 from engine.runs.followed import FollowedRun, Patience
 from engine.runs.owner_folder import OwnerFolder
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
 from engine.runs.requests import forget_resume_request, resume_requests
-from engine.runs.run import FINAL_STATES, Run, RunState
+from engine.runs.run import Run, RunState, State
 from engine.runs.run_leases import RunLeases
 from engine.runs.store import RunStore, list_owners
+from engine.runs.transitions import begun, ended_waiting, put_back, recovered, why_not_started
 from engine.runs.worker_command import WorkerCommand, WorkerOrder, start_worker
 
 _EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the others wait for these
 _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # others come first meanwhile
-
-_log = logging.getLogger(__name__)
 
 
 class Ward:
@@ -60,11 +56,11 @@ class Ward:
         self._command = command
         self._patience = patience
         self._clock = clock
-        self._leases = RunLeases(book, self._complain)
+        self._complaints = Complaints()
+        self._leases = RunLeases(book, self._complaints.say)
         self._owners: dict[str, OwnerFolder] = {}
         self._explained: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
-        self._complaints: dict[str, str] = {}  # the last one about each run
         self.waiting: dict[str, Run] = {}
         self._needs: dict[str, Waiting] = {}
         self.followed: dict[str, FollowedRun] = {}
@@ -73,7 +69,7 @@ class Ward:
         """Take in runs that appeared, and all that are not over after a start of ours."""
         for owner in list_owners(self._home):
             if owner not in self._owners:
-                with self._complaining(owner, "has a folder that cannot be looked after"):
+                with self._complaints.noting(owner, "has a folder that cannot be looked after"):
                     store = RunStore(self._home, owner)
                     store.sweep()
                     self._owners[owner] = OwnerFolder(store)
@@ -88,7 +84,7 @@ class Ward:
                     self._take_in(run)
                     folder.known.add(run_id)
                 except (EngineError, OSError) as error:
-                    self._complain(run_id, f"{run_id} cannot be supervised: {error}")
+                    self._complaints.say(run_id, f"{run_id} cannot be supervised: {error}")
             for gone in folder.known - runs.keys():
                 self._forget(gone)
             folder.known &= runs.keys()
@@ -99,7 +95,7 @@ class Ward:
             try:
                 self._look_at(followed)
             except (EngineError, OSError) as error:
-                self._complain(followed.run.id, f"{followed.run.id} could not be looked at: {error}")
+                self._complaints.say(followed.run.id, f"{followed.run.id} could not be looked at: {error}")
 
     def _look_at(self, followed: FollowedRun) -> None:
         self._leases.pass_on(followed.run, followed.worker())
@@ -121,10 +117,10 @@ class Ward:
     def obey_requests(self) -> None:
         """Take stopped runs out of the queue, and put resumed ones into it."""
         for run in list(self.waiting.values()):
-            with self._complaining(run.id, "could not be taken out of the queue"):
+            with self._complaints.noting(run.id, "could not be taken out of the queue"):
                 self._take_out_if_asked(run)
         for request in list(resume_requests(self._home)):
-            with self._complaining(request.run_id, "could not be resumed"):
+            with self._complaints.noting(request.run_id, "could not be resumed"):
                 store = self._owners[request.owner].store if request.owner in self._owners else None
                 is_done = store is None or request.run_id not in store.ids() or self._requeue(store.get(request.run_id))
                 if is_done:
@@ -142,7 +138,7 @@ class Ward:
         if self._clock() < self._put_off.get(run_id, 0.0):
             return None
         if run_id not in self._needs:
-            with self._complaining(run_id, "could not be ended"):
+            with self._complaints.noting(run_id, "could not be ended"):
                 config = self._config_of(run)
                 if config is not None:
                     self._needs[run_id] = Waiting(run_id, config.run, read_provenance(run.folder).predicted_bytes)
@@ -171,7 +167,7 @@ class Ward:
             self._start(run, devices)
         except (EngineError, OSError) as error:
             self._put_off[run_id] = self._clock() + _PUT_OFF_SECONDS
-            self._complain(run_id, f"{run_id} could not be started: {error}")
+            self._complaints.say(run_id, f"{run_id} could not be started: {error}")
 
     def _start(self, run: Run, devices: tuple[Device, ...]) -> None:
         config = self._config_of(run)
@@ -183,28 +179,13 @@ class Ward:
         except DeviceError:
             return
         try:
-            before = run.folder.read_state()
-            state = before.model_copy(
-                update={
-                    "state": "starting",
-                    "cause": "",
-                    "advice": "",
-                    "attempt": before.attempt + 1,
-                    "device": ", ".join(names),
-                    "changed": self._clock(),
-                    "started": before.started or self._clock(),
-                    "ended": None,
-                    "oom_kills": out_of_memory_kills(),
-                    "energy_meter_joules": self._meter(", ".join(names)),
-                    "silent_since": None,
-                    "silence_limit_seconds": None,
-                }
-            )
+            device = ", ".join(names)
+            state = begun(run.folder.read_state(), device, self._meter(device), self._clock())
             self._save(run, state)
             process = start_worker(WorkerOrder(run, config, devices, state.attempt), self._command)
         except (EngineError, OSError) as error:
             self._leases.release(run)
-            self._end_waiting(run, "failed", *_in_words(run, error))
+            self._end_waiting(run, "failed", *why_not_started(run, error))
             return
         spawned = ProcessIdentity.of(process.pid)
         self._unqueue(run.id)  # from here on it has a worker, whatever else fails
@@ -227,7 +208,7 @@ class Ward:
             run = self.waiting[run_id]
             if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue
-            with self._complaining(run_id, "cannot be told why it waits"):
+            with self._complaints.noting(run_id, "cannot be told why it waits"):
                 state = run.folder.read_state()
                 if state.cause != reason:
                     self._save(run, state.model_copy(update={"cause": reason, "changed": now}))
@@ -236,9 +217,9 @@ class Ward:
     def _take_in(self, run: Run) -> None:
         state = run.folder.read_saved_state()
         if state is None:
-            state = self._recovered(run)
+            state = recovered(run.folder, self._clock())
             self._save(run, state)
-        if state.state in FINAL_STATES:
+        if state.is_final:
             return
         if state.state == "queued":
             self._enqueue(run)
@@ -248,15 +229,6 @@ class Ward:
         worker = followed.worker()
         if worker is not None and state.device and worker.is_alive():
             self._leases.hold_again(run, worker, state.device.split(", "))
-
-    def _recovered(self, run: Run) -> RunState:
-        """The state of a run that has none: new, or robbed of its file; then its log and its lock tell."""
-        last, worker = last_event(run.folder.events), run.folder.read_worker()
-        attempt = max(last.attempt if last is not None else 0, worker.attempt if worker is not None else 0)
-        if attempt == 0:
-            return RunState(state="queued", changed=self._clock())
-        began = last.time if last is not None else self._clock()
-        return RunState(state="running", attempt=attempt, started=began, changed=self._clock())
 
     def _resume_by_itself(self, followed: FollowedRun, state: RunState) -> None:
         if state.state != "interrupted" or not followed.was_rebooted:
@@ -278,10 +250,7 @@ class Ward:
             if not state.is_final:
                 return True
             clear_requests(run.folder)
-            step = state.resumable_step
-            cause = f"Goes on from step {step}." if step is not None else "Begins anew; there is no whole checkpoint."
-            changes = {"state": "queued", "cause": cause, "advice": "", "ended": None, "changed": self._clock()}
-            self._save(run, state.model_copy(update=changes))
+            self._save(run, put_back(state, self._clock()))
         finally:
             lock.release()
         self._enqueue(run)
@@ -296,39 +265,17 @@ class Ward:
         self._explained.pop(run_id, None)
         self._put_off.pop(run_id, None)
 
-    def _end_waiting(self, run: Run, state: str, cause: str, advice: str) -> None:
-        now = self._clock()
-        changes = {"state": state, "cause": cause, "advice": advice, "changed": now, "ended": now}
-        self._save(run, run.folder.read_state().model_copy(update=changes))
+    def _end_waiting(self, run: Run, state: State, cause: str, advice: str) -> None:
+        self._save(run, ended_waiting(run.folder.read_state(), state, (cause, advice), self._clock()))
         self._unqueue(run.id)
-
-    @contextlib.contextmanager
-    def _complaining(self, run_id: str, what: str) -> Iterator[None]:
-        """What goes wrong with one run is said, and keeps no other from its turn."""
-        try:
-            yield
-        except (EngineError, OSError) as error:
-            self._complain(run_id, f"{run_id} {what}: {error}")
-
-    def _complain(self, run_id: str, text: str) -> None:
-        """Say it once, not twice a second for as long as a disk stays full."""
-        if self._complaints.get(run_id) != text:
-            _log.error(text)
-        self._complaints[run_id] = text
 
     def _forget(self, run_id: str) -> None:
         """A run was deleted under us."""
         self._unqueue(run_id)
         self.followed.pop(run_id, None)
-        self._complaints.pop(run_id, None)
+        self._complaints.forget(run_id)
 
     def _save(self, run: Run, state: RunState) -> None:
         path: Path = run.folder.path
         if path.is_dir():
             run.folder.write_state(state)
-
-
-def _in_words(run: Run, error: EngineError | OSError) -> tuple[str, str]:
-    if isinstance(error, EngineError):
-        return error.what, error.fix
-    return f"{run.id} could not be started ({error.strerror}).", "Check the permissions of its folder."

@@ -1,0 +1,34 @@
+"""What goes wrong with one run or one owner: said once, and keeping no other from its turn."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from engine.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+
+class Complaints:
+    """Remembers the last complaint about each run or owner, so that it is not repeated twice a second."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def say(self, about: str, text: str) -> None:
+        """Log what went wrong, unless it was the last thing that was said about the same."""
+        if self._said.get(about) != text:
+            _log.error(text)
+        self._said[about] = text
+
+    @contextlib.contextmanager
+    def noting(self, about: str, what: str) -> Iterator[None]:
+        """Go on after the block whatever goes wrong in it; it is logged as `about what: why`."""
+        try:
+            yield
+        except (EngineError, OSError) as error:
+            self.say(about, f"{about} {what}: {error}")
+
+    def forget(self, about: str) -> None:
+        """It is gone."""
+        self._said.pop(about, None)

@@ -1,0 +1,63 @@
+"""What a supervisor's own acts make of a run's state: found, put into the queue, begun, taken out again."""
+
+from engine.errors import EngineError
+from engine.runs.endings import out_of_memory_kills
+from engine.runs.event_log import last_event
+from engine.runs.run import Run, RunFolder, RunState, State
+
+
+def recovered(folder: RunFolder, now: float) -> RunState:
+    """The state of a run that has none: new, or robbed of its file; then its log and its lock tell."""
+    last, worker = last_event(folder.events), folder.read_worker()
+    attempt = max(last.attempt if last is not None else 0, worker.attempt if worker is not None else 0)
+    if attempt == 0:
+        return RunState(state="queued", changed=now)
+    return RunState(state="running", attempt=attempt, started=last.time if last is not None else now, changed=now)
+
+
+def begun(before: RunState, device: str, meter_joules: float | None, now: float) -> RunState:
+    """Its next attempt is about to be started.
+
+    Args:
+        before: As it waited.
+        device: As the lease names it.
+        meter_joules: What the meters of its devices show, where they measure.
+        now: Seconds since the epoch.
+    """
+    changes = {
+        "state": "starting",
+        "cause": "",
+        "advice": "",
+        "attempt": before.attempt + 1,
+        "device": device,
+        "changed": now,
+        "started": before.started or now,
+        "ended": None,
+        "oom_kills": out_of_memory_kills(),
+        "energy_meter_joules": meter_joules,
+        "silent_since": None,
+        "silence_limit_seconds": None,
+    }
+    return before.model_copy(update=changes)
+
+
+def put_back(ended: RunState, now: float) -> RunState:
+    """A run that has ended waits for another attempt."""
+    step = ended.resumable_step
+    cause = f"Goes on from step {step}." if step is not None else "Begins anew; there is no whole checkpoint."
+    changes = {"state": "queued", "cause": cause, "advice": "", "ended": None, "changed": now}
+    return ended.model_copy(update=changes)
+
+
+def ended_waiting(waiting: RunState, state: State, why: tuple[str, str], now: float) -> RunState:
+    """A waiting run leaves the queue without a worker; `why` is cause and advice."""
+    cause, advice = why
+    changes = {"state": state, "cause": cause, "advice": advice, "changed": now, "ended": now}
+    return waiting.model_copy(update=changes)
+
+
+def why_not_started(run: Run, error: EngineError | OSError) -> tuple[str, str]:
+    """Cause and advice of a run whose worker could not be started."""
+    if isinstance(error, EngineError):
+        return error.what, error.fix
+    return f"{run.id} could not be started ({error.strerror}).", "Check the permissions of its folder."
