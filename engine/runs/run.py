@@ -1,6 +1,7 @@
 """A run as it lies on the disk: the names of its files, and its state."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -171,7 +172,15 @@ class RunFolder:
         Raises:
             StorageError: If the file is there and cannot be read.
         """
-        return self.read_saved_state() or self._told_by_the_log()
+        return self.read_saved_state() or self._told_by_the_log(self.has_living_worker)
+
+    def read_state_unclaimed(self) -> RunState:
+        """The same for whoever holds the run's lock, and so keeps workers away.
+
+        Raises:
+            StorageError: If the file is there and cannot be read.
+        """
+        return self.read_saved_state() or self._told_by_the_log(lambda: False)
 
     def read_state_as_offered(self) -> RunState:
         """The state, with `resumable_step` looked up anew: a checkpoint may have been damaged since the run ended.
@@ -184,13 +193,13 @@ class RunFolder:
             return state
         return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})
 
-    def _told_by_the_log(self) -> RunState:
+    def _told_by_the_log(self, has_living_worker: Callable[[], bool]) -> RunState:
         last = last_event(self.events)
         if last is None:
             return RunState()
         checkpoint = self.newest_checkpoint_step()
         state = RunState(state="running", attempt=last.attempt, started=last.time, resumable_step=checkpoint)
-        if self.has_living_worker():
+        if has_living_worker():
             return state
         ended: dict[str, object] = {
             "state": "interrupted",

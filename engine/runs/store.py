@@ -170,14 +170,15 @@ class RunStore:
             lock.release()
         try:
             size = folder_size_bytes(doomed)
-            shutil.rmtree(doomed)
-            cached_history_path(run).unlink(missing_ok=True)
+            self._forget_cached(doomed)
+            _remove_folder(doomed)
         except OSError as error:
             raise _cannot_be_removed(run, error) from error
         return size
 
     def _refuse_to_delete(self, run: Run, is_free: bool) -> None:
-        state = run.folder.read_state()
+        # Our own hold on the lock must not be taken for a worker's.
+        state = run.folder.read_state_unclaimed() if is_free else run.folder.read_state()
         if not is_free or not state.is_final:
             raise RunError(f"{run.id} is {state.state} and cannot be deleted.", "Stop it first.")
         if resume_is_requested(self.home, run):
@@ -188,7 +189,14 @@ class RunStore:
         with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
             for path in list(self._folder.iterdir()):
                 if path.name.startswith((_DOOMED_PREFIX, _UNBORN_PREFIX)):
+                    self._forget_cached(path)
                     shutil.rmtree(path, ignore_errors=True)
+
+    def _forget_cached(self, doomed: Path) -> None:
+        """Remove what is cached of a run whose folder is about to go: nobody will look for it again."""
+        run = self._run(doomed.name.removeprefix(_DOOMED_PREFIX))
+        with contextlib.suppress(OSError):  # a cache that stays costs room, not truth
+            cached_history_path(run).unlink(missing_ok=True)
 
     def _exists(self, run_id: str) -> bool:
         # Nothing but an id passes the pattern, so that no path can be smuggled in.
@@ -227,6 +235,14 @@ def list_owners(home: LoratoryHome) -> list[str]:
 
 def _cannot_be_removed(run: Run, error: OSError) -> StorageError:
     return StorageError(f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder.")
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder, also where a server that starts sweeps it away at the same time."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        shutil.rmtree(folder, ignore_errors=True)  # the two together leave nothing
 
 
 def folder_size_bytes(folder: Path) -> int:

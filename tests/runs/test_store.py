@@ -9,9 +9,12 @@ import yaml
 
 from engine.config.load import config_from_yaml
 from engine.errors import RunError, StorageError
+from engine.runs.event_log import EventWriter
+from engine.runs.events import StatusData
+from engine.runs.history_cache import cached_history_path
 from engine.runs.provenance import Provenance, read_provenance
-from engine.runs.run import RunState
-from engine.runs.store import RUN_ID, RunStore, list_owners
+from engine.runs.run import Run, RunState
+from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
 from tests.runs.supervision import config_for
 
 
@@ -147,6 +150,53 @@ def test_deleting_frees_what_the_run_had_saved(store):
     assert list(store.folder.iterdir()) == []
 
 
+def test_a_deletion_that_a_starting_server_helps_with_is_no_error(store, home, monkeypatch):
+    """The server sweeps before the deletion removes its first file, and once more behind its second."""
+    run, removed, remove = ended(store.create(config_for())), [], os.unlink
+    cached = cached_history_path(run)
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+
+    def sweep_meanwhile(path, **where):
+        remove(path, **where)
+        removed.append(path)
+        if len(removed) == 3:
+            RunStore(home, store.owner).sweep()
+
+    monkeypatch.setattr("os.unlink", sweep_meanwhile)
+    assert store.delete(run.id) > 0
+
+    assert len(removed) > 3
+    assert list(store.folder.iterdir()) == []
+    assert not cached.exists()
+
+
+def test_a_deletion_that_was_swept_away_before_it_began_is_no_error(store, home, monkeypatch):
+    run = ended(store.create(config_for()))
+
+    def sweep_first(folder):
+        RunStore(home, store.owner).sweep()
+        return folder_size_bytes(folder)
+
+    monkeypatch.setattr("engine.runs.store.folder_size_bytes", sweep_first)
+    store.delete(run.id)
+
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_run_that_lost_its_state_file_can_be_deleted_and_not_while_it_works(store):
+    run = store.create(config_for())
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StatusData(phase="stopped", message="Stopped."))
+    claim = run.folder.claim()
+    with pytest.raises(RunError, match="is running and cannot be deleted"):
+        store.delete(run.id)
+    claim.lock.release()
+
+    assert store.delete(run.id) > 0
+    assert store.ids() == []
+
+
 @pytest.mark.parametrize("state", ["queued", "starting", "running", "stopping"])
 def test_a_run_that_waits_or_runs_is_never_deleted(store, state):
     run = store.create(config_for())
@@ -172,8 +222,13 @@ def test_what_a_crash_left_half_made_or_half_deleted_is_swept(store):
     (store.folder / ".deleted-20260101-000000-000-abcd").mkdir()
     (store.folder / "somebody's folder").mkdir()
     assert store.ids() == [run.id]
+    cached = cached_history_path(Run("20260101-000000-000-abcd", store.owner, run.folder))
+    cached.parent.mkdir(parents=True)
+    cached.touch()
 
     store.sweep()
+
+    assert not cached.exists()
 
     assert sorted(path.name for path in store.folder.iterdir()) == sorted([run.id, "somebody's folder"])
 
