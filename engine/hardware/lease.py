@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.errors import DeviceError
+from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
@@ -67,18 +67,27 @@ class LeaseBook:
             StorageError: If the book cannot be written.
         """
         wanted = tuple(devices)
+        new = []
         with self._open():
             for device in wanted:
                 present = self._read(device)
-                if present is not None and not present.is_the_same_as(holder):
+                if present is None:
+                    new.append(device)
+                elif not present.is_the_same_as(holder):
                     raise DeviceError(
                         f"{device_words(device)} is in use for {present.purpose} ({present.title}).",
                         "Wait until it is free, or stop what uses it.",
                     )
             stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
-            for device in wanted:
-                self._wanted_mark(device).unlink(missing_ok=True)
-                write_atomically(self._file(device), stamped.model_dump_json())
+            try:
+                for device in wanted:
+                    self._wanted_mark(device).unlink(missing_ok=True)
+                    write_atomically(self._file(device), stamped.model_dump_json())
+            except (StorageError, OSError):
+                for device in new:  # the last one as well: it may have been written before its folder could not be
+                    with contextlib.suppress(OSError):
+                        self._file(device).unlink(missing_ok=True)
+                raise
 
     def hand_over(self, devices: Iterable[str], giver: ProcessIdentity, holder: LeaseHolder) -> None:
         """Pass devices on, for example from the process that started a worker to that worker.

@@ -102,13 +102,14 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
     Args:
         queue: In the order in which they should start.
         devices: As they are now.
-        holders: Who holds which device, by lease name.
+        holders: Who holds which device, by lease name; what is held for a run keeps that run itself from nothing.
     """
     starts: list[Start] = []
     reasons: dict[str, str] = {}
     wanted: list[str] = []
     spoken_for: dict[str, str] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
+        others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
         options = _options(waiting.section, devices)
         if not options:
             reasons[waiting.run_id] = f"Waits for {_asked_for(waiting.section)}, which is not there."
@@ -116,18 +117,18 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
         free = [
             option
             for option in options
-            if not any(lease_name(device) in holders or lease_name(device) in spoken_for for device in option)
+            if not any(lease_name(device) in others or lease_name(device) in spoken_for for device in option)
         ]
         chosen = next((option for option in free if _fits(waiting, option)), None)
         if chosen is not None:
             starts.append(Start(waiting.run_id, chosen))
             spoken_for.update((lease_name(device), waiting.run_id) for device in chosen)
             continue
-        reasons[waiting.run_id] = _reason(waiting, options, free, holders, spoken_for)
+        reasons[waiting.run_id] = _reason(waiting, options, free, others, spoken_for)
         for option in options:
             for device in option:
                 name = lease_name(device)
-                if name in holders:
+                if name in others:
                     wanted.append(name)
                 spoken_for.setdefault(name, waiting.run_id)
     return QueuePlan(tuple(starts), reasons, tuple(dict.fromkeys(wanted)))

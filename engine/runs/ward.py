@@ -168,6 +168,9 @@ class Ward:
         except (EngineError, OSError) as error:
             self._put_off[run_id] = self._clock() + _PUT_OFF_SECONDS
             self._complaints.say(run_id, f"{run_id} could not be started: {error}")
+            if run_id in self.waiting:
+                with self._complaints.noting(run_id, "could not give its device back"):
+                    self._leases.release(run)
 
     def _start(self, run: Run, devices: tuple[Device, ...]) -> None:
         config = self._config_of(run)
@@ -184,7 +187,6 @@ class Ward:
             self._save(run, state)
             process = start_worker(WorkerOrder(run, config, devices, state.attempt), self._command)
         except (EngineError, OSError) as error:
-            self._leases.release(run)
             self._end_waiting(run, "failed", *why_not_started(run, error))
             return
         spawned = ProcessIdentity.of(process.pid)
@@ -266,6 +268,7 @@ class Ward:
         self._put_off.pop(run_id, None)
 
     def _end_waiting(self, run: Run, state: State, cause: str, advice: str) -> None:
+        self._leases.release(run)
         self._save(run, ended_waiting(run.folder.read_state(), state, (cause, advice), self._clock()))
         self._unqueue(run.id)
 

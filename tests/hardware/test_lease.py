@@ -1,9 +1,13 @@
+import itertools
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from engine.errors import DeviceError
+from engine.errors import DeviceError, StorageError
+from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.identity import ProcessIdentity
@@ -49,6 +53,29 @@ def test_several_devices_are_given_together_or_not_at_all(book, another_process)
     with pytest.raises(DeviceError):
         book.take(["cuda:0", "cuda:1"], holder())
     assert book.holder("cuda:0") is None
+
+
+def full_at(number: int) -> Callable[[Path, str], None]:
+    """Writes files until a disk is full."""
+    written = itertools.count(1)
+
+    def write(path: Path, content: str) -> None:
+        if next(written) >= number:
+            raise StorageError(f"{path.name} cannot be written (No space left on device).", "Free some space.")
+        write_atomically(path, content)
+
+    return write
+
+
+def test_of_several_devices_none_is_held_where_the_last_could_not_be_written_down(book, monkeypatch):
+    book.take(["cuda:2"], holder())
+    monkeypatch.setattr("engine.hardware.lease.write_atomically", full_at(3))
+
+    with pytest.raises(StorageError, match="No space left"):
+        book.take(["cuda:2", "cuda:0", "cuda:1"], holder())
+
+    names = ("cuda:2", "cuda:0", "cuda:1")
+    assert [book.holder(name) is not None for name in names] == [True, False, False], "what it had before stays its own"
 
 
 def test_a_lease_ends_with_its_process(book):

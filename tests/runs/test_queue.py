@@ -70,6 +70,15 @@ def test_a_run_on_several_gpus_needs_them_all():
     assert not plan_starts(queue, [gpu(0), gpu(1)], {"cuda:1": held_by()}).starts
 
 
+def test_a_device_that_is_held_for_the_run_itself_keeps_only_others_from_it():
+    own = held_by().model_copy(update={"run_id": "pair"})
+
+    alone = plan_starts([waiting("pair", devices=(0, 1))], [gpu(0), gpu(1)], {"cuda:0": own})
+    assert started(alone) == {"pair": ["cuda:0", "cuda:1"]}
+    other = plan_starts([waiting("other", devices=(0,))], [gpu(0)], {"cuda:0": own})
+    assert other.reasons == {"other": "Waits: GPU 0 is in use for training (Run X)."}
+
+
 def test_auto_waits_for_apples_gpu_where_there_is_one():
     apple = Device("mps", 0, "Apple M2 GPU", 16 * GIB, 12 * GIB, supports_bfloat16=True)
 

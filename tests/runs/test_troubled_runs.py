@@ -10,14 +10,14 @@ from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
-from engine.runs.control import request_cancel
+from engine.runs.control import request_cancel, request_stop
 from engine.runs.followed import Patience
 from engine.runs.history import read_history
 from engine.runs.progress_watch import SilenceLimits
 from engine.runs.requests import request_resume
 from engine.runs.run import RunFolder, RunState
 from engine.runs.supervisor import Overseer, is_supervised
-from tests.runs.supervision import config_for, cpu, fake_settings, wait_for_state, wait_until, worker_of
+from tests.runs.supervision import config_for, cpu, fake_settings, gpu, wait_for_state, wait_until, worker_of
 
 
 def refuse(*_args: object, **_values: object) -> None:
@@ -87,6 +87,46 @@ def test_what_a_server_holds_for_something_else_stays_held_when_a_run_cannot_be_
 
     assert run.folder.read_state().state == "failed"
     assert (book.holder("cpu"), book.holder("cuda:0").run_id) == (None, "m")
+
+
+@pytest.fixture
+def half_taken(store, home):
+    """A run on two GPUs of which only the first lease could be written, and could not be taken back either."""
+    run = store.create(config_for("steps=3", run={"devices": [0, 1], "launcher": "accelerate"}))
+    overseer = Overseer(home, fake_settings(devices=lambda: (gpu(0), gpu(1), cpu())))
+    overseer.tick(starts_runs=False)
+    holder = LeaseHolder(purpose="training", title="a", process=ProcessIdentity.current(), run_id=run.id)
+    LeaseBook(home).take(["cuda:0"], holder)
+    return run, overseer
+
+
+def test_a_run_does_not_wait_for_a_device_that_is_held_for_itself(half_taken):
+    run, overseer = half_taken
+
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+
+    assert run.folder.read_state().state == "completed"
+
+
+def test_a_run_that_leaves_the_queue_leaves_nothing_held(half_taken, home):
+    run, overseer = half_taken
+    request_stop(run)
+    overseer.tick()
+
+    assert run.folder.read_state().cause == "Taken out of the queue before it began."
+    assert LeaseBook(home).holder("cuda:0") is None
+
+
+def test_a_run_that_could_neither_be_started_nor_failed_holds_no_device(store, home, monkeypatch):
+    run = store.create(config_for("steps=3"))
+    overseer = Overseer(home, fake_settings())
+    overseer.tick(starts_runs=False)
+    monkeypatch.setattr(RunFolder, "write_state", refuse)
+
+    overseer.tick()
+
+    assert run.folder.read_state().state == "queued"
+    assert LeaseBook(home).holder("cpu") is None
 
 
 def test_a_config_that_breaks_while_it_waits_fails_its_run_and_no_other(store, start_supervisor, home):
