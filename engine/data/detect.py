@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from engine.config.dataset import DatasetConfig
+from engine.data.column_names import material_column, question_and_answer, system_column
+from engine.data.turn_lists import begins_like_turns, is_turn, looks_like_turns, turn_list
 from engine.errors import DatasetError
 
 Format = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
@@ -48,20 +50,11 @@ FORMATS: dict[Format, tuple[Column, ...]] = {
 # Names of a turn's own fields, which a mapping may rename as well.
 TURN_FIELDS = ("from", "value", "role", "content")
 
-# Pairs of columns that are a question and an answer under other names, in the order in which they are tried.
-_QUESTION_ANSWER_NAMES = (
-    ("prompt", "response"),
-    ("prompt", "output"),
-    ("prompt", "answer"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("input", "output"),
-    ("input", "response"),
-    ("instruction", "response"),
-    ("instruction", "answer"),
-)
+# Who speaks in a turn, by which rows that are single turns are told from others.
+_SPEAKERS = frozenset({"user", "assistant", "system", "human", "gpt", "tool"})
+
+# Columns that may hold lists of turns without being the conversation.
+_NO_CONVERSATION = frozenset({"history", "tools", "prompt", "completion"})
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,14 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
     if mapped:
         return _from_mapping(names, mapped)
     exact = {_plain(name): name for name in reversed(names)} | {name: name for name in names}
-    candidates = [*_turn_lists(exact, rows), _alpaca(exact), _prompt_completion(exact), _text(exact, rows)]
+    candidates = [
+        *_turn_lists(exact, rows),
+        _alpaca(exact, rows),
+        _prompt_completion(exact, rows),
+        _question_and_answer(exact, rows),
+        _only_turn_list(exact, rows),
+        _text(exact, rows),
+    ]
     fits = [
         ((_fitting(candidate, rows), _fitting(candidate, rows[:1])), candidate)
         for candidate in candidates
@@ -105,6 +105,7 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
         (count, _), best = max(fits, key=lambda fit: fit[0])
         share = "every row has" if count == len(rows) else f"{count} of the first {len(rows)} rows have"
         return replace(best, reason=f"{share} {best.reason}", sure=best.sure and count * 2 > len(rows))
+    _refuse_single_turns(exact, rows)
     raise DatasetError(
         f"No format fits the columns {_listed(names)}.",
         "Say which column is which; in a terminal, for example, --map instruction=question --map output=answer.",
@@ -124,10 +125,10 @@ def likeliest_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -
     best = max(known, key=lambda format_: known[format_])
     if known[best]:
         return best
-    lists = (value for row in rows for value in row.values() if _is_turn_list(value))
-    fields = set(next(lists, [{}])[0])
-    if fields:
-        return "sharegpt" if "from" in fields or "value" in fields else "messages"
+    lists = (turns for row in rows for value in row.values() if (turns := turn_list(value)) is not None)
+    turns = next(lists, None)
+    if turns is not None:
+        return _format_of(turns)
     return "prompt_completion" if len(names) > 1 else "text"
 
 
@@ -157,56 +158,129 @@ def _turn_lists(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> 
     found = []
     for names in (("conversations", "conversation"), ("messages", "message"), ("dialog", "dialogue")):
         name = next((exact[name] for name in names if name in exact), "")
-        turns = next((row[name] for row in rows if _is_turn_list(row.get(name))), None)
-        if turns is None:
-            continue
-        fields = set(turns[0])
-        format_: Format = "sharegpt" if "from" in fields or "value" in fields else "messages"
-        keys = "from and value" if format_ == "sharegpt" else "role and content"
-        columns = {FORMATS[format_][0].role: name} | _optional(format_, exact)
-        found.append(Detection(format_, f"a list {name} of {keys}", columns))
+        values = [row[name] for row in rows if name in row]
+        turns = next((turns for value in values if (turns := turn_list(value)) is not None), None)
+        if turns is not None:
+            found.append(_detected_turns(name, turns, exact, rows))
+        elif any(begins_like_turns(value) for value in values):
+            # Text that only looks like JSON is no text to learn: each row then says what is wrong with it.
+            found.append(Detection("messages", f"a list {name} that is no valid JSON", {"messages": name}, sure=False))
     return found
 
 
-def _is_turn_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+def _only_turn_list(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
+    """The one column that holds turns, under a name that nobody knows."""
+    found = {}
+    for plain, name in exact.items():
+        turns = next((turns for row in rows if (turns := turn_list(row.get(name))) is not None), None)
+        if plain not in _NO_CONVERSATION and turns is not None and is_turn(turns[0]):
+            found[name] = turns
+    if len(found) != 1:
+        return None
+    ((name, turns),) = found.items()
+    return replace(_detected_turns(name, turns, exact, rows), sure=False)
 
 
-def _alpaca(exact: Mapping[str, str]) -> Detection | None:
+def _detected_turns(
+    name: str, turns: Sequence[Any], exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> Detection:
+    format_ = _format_of(turns)
+    keys = "from and value" if format_ == "sharegpt" else "role and content"
+    return _with_optional(Detection(format_, f"a list {name} of {keys}", {FORMATS[format_][0].role: name}), exact, rows)
+
+
+def _format_of(turns: Sequence[Any]) -> Format:
+    fields = set(turns[0])
+    return "sharegpt" if "from" in fields or "value" in fields else "messages"
+
+
+def _alpaca(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
     if "instruction" not in exact or "output" not in exact:
         return None
-    columns = {"instruction": exact["instruction"], "output": exact["output"]} | _optional("alpaca", exact)
-    return Detection("alpaca", f"the columns {columns['instruction']} and {columns['output']}", columns)
+    columns = {"instruction": exact["instruction"], "output": exact["output"]}
+    reason = f"the columns {columns['instruction']} and {columns['output']}"
+    return _with_optional(Detection("alpaca", reason, columns), exact, rows)
 
 
-def _prompt_completion(exact: Mapping[str, str]) -> Detection | None:
-    if "prompt" in exact and "completion" in exact:
-        columns = {"prompt": exact["prompt"], "completion": exact["completion"]}
-        columns |= _optional("prompt_completion", exact)
-        return Detection("prompt_completion", "the columns prompt and completion", columns)
-    for question, answer in _QUESTION_ANSWER_NAMES:
-        if question in exact and answer in exact:
-            columns = {"prompt": exact[question], "completion": exact[answer]} | _optional("prompt_completion", exact)
-            reason = f"the columns {exact[question]} and {exact[answer]}, which look like a question and its answer"
-            return Detection("prompt_completion", reason, columns, sure=False)
-    return None
+def _prompt_completion(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
+    if "prompt" not in exact or "completion" not in exact:
+        return None
+    columns = {"prompt": exact["prompt"], "completion": exact["completion"]}
+    guess = _question_and_answer(exact, rows)
+    if guess is not None and guess.format == "alpaca":
+        return None  # there is more to the question than the prompt says
+    return _with_optional(Detection("prompt_completion", "the columns prompt and completion", columns), exact, rows)
+
+
+def _question_and_answer(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
+    """Two columns that are a question and an answer by their names; with a third that belongs to the question, Alpaca."""
+    pair = question_and_answer(exact, rows)
+    if pair is None:
+        return None
+    question, answer = pair
+    reason = f"the columns {question} and {answer}, which look like a question and its answer"
+    if question == exact.get("instruction") or material_column(question, exact, rows) is not None:
+        found = Detection("alpaca", reason, {"instruction": question, "output": answer}, sure=False)
+    else:
+        found = Detection("prompt_completion", reason, {"prompt": question, "completion": answer}, sure=False)
+    return _with_optional(found, exact, rows)
 
 
 def _text(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
-    name = exact.get("text") or exact.get("content")
-    if name is not None:
-        return Detection("text", f"the column {name}", {"text": name}, sure=name == "text")
+    if "text" in exact:
+        return Detection("text", f"the column {exact['text']}", {"text": exact["text"]}, sure=exact["text"] == "text")
+    if "content" in exact and not _are_single_turns(exact, rows):
+        return Detection("text", f"the column {exact['content']}", {"text": exact["content"]}, sure=False)
     if len(set(exact.values())) == 1:
         name = next(iter(exact.values()))
-        if all(isinstance(row.get(name), str) for row in rows):
+        values = [row.get(name) for row in rows]
+        if all(isinstance(value, str) for value in values) and not any(map(looks_like_turns, values)):
             return Detection("text", f"the column {name} alone, and it holds text", {"text": name}, sure=False)
     return None
 
 
-def _optional(format_: Format, exact: Mapping[str, str]) -> dict[str, str]:
-    return {
-        column.role: exact[column.role] for column in FORMATS[format_] if not column.required and column.role in exact
-    }
+def _are_single_turns(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each row is one turn of a conversation that nobody put together."""
+    speaker = exact.get("role") or exact.get("from")
+    is_said = "content" in exact or "value" in exact
+    said = [row.get(speaker) for row in rows] if speaker is not None and is_said else []
+    return bool(said) and all(isinstance(role, str) and role.strip().lower() in _SPEAKERS for role in said)
+
+
+def _refuse_single_turns(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    if _are_single_turns(exact, rows):
+        raise DatasetError(
+            "Each row is a single turn, with who speaks and what is said, and no conversation.",
+            "Put the turns of each conversation into one row, as a list in a column named messages.",
+        )
+
+
+def _with_optional(found: Detection, exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection:
+    """Add the columns that the format may have beside those that it needs; those under other names are a guess."""
+    columns = dict(found.columns)
+    guessed = []
+    for column in FORMATS[found.format]:
+        if column.role in columns:
+            continue
+        name = exact.get(column.role)
+        name = None if name in columns.values() else name  # such as the question, which an input may be
+        if name is None and column.role == "input":
+            name = material_column(columns["instruction"], exact, rows)
+        elif name is None and column.role == "system":
+            name = _system_column(found, exact, rows)
+        if name is not None:
+            columns[column.role] = name
+            guessed += [f"{name} is read as {column.role}"] if name != exact.get(column.role) else []
+    reason = "; ".join([found.reason, *guessed])
+    return replace(found, columns=columns, reason=reason, sure=found.sure and not guessed)
+
+
+def _system_column(found: Detection, exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """A column of system prompts, unless the conversations already begin with them."""
+    talks = (turn_list(row.get(column)) or [{}] for row in rows for column in found.columns.values())
+    if any(turns[0].get("role", turns[0].get("from")) == "system" for turns in talks):
+        return None
+    return system_column(exact, rows)
 
 
 def _from_mapping(names: Sequence[str], mapped: Mapping[str, str]) -> Detection:

@@ -19,6 +19,7 @@ from engine.data.row_source import RowSource, numbered_rows
 from engine.data.source import SourceOptions, open_source
 from engine.data.tokenize import Rendering, RenderOptions, render_many
 from engine.data.tokenizer import ChatTokenizer
+from engine.data.unread_columns import unread_columns, unread_note
 from engine.errors import DatasetError
 
 DETECTION_ROWS = 100
@@ -112,6 +113,9 @@ class DatasetReader:
         notes = list(self._renderer.notes) if self._renderer is not None else []
         for part in self.parts:
             notes.extend(part.source.notes)
+            if part.unread:
+                where = f" of {part.source.name}" if len(self.parts) > 1 else ""
+                notes.append(unread_note(part.unread, where))
         if any(part.detection.format == "text" for part in self.parts) and self.train_on != "all":
             notes.append("Plain text has no assistant's part, so all of it is learned.")
         return notes
@@ -197,6 +201,7 @@ class DatasetPart:
             _detect_by_itself(config, rows, self.source.name) if of_a_mix else detect_format(config, rows)
         )
         self.converter = Converter(self.detection)
+        self.unread = printable_names(unread_columns(self.detection, config.column_map, rows))
 
 
 def _detect_by_itself(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], name: str) -> Detection:

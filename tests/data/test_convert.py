@@ -39,6 +39,21 @@ def test_alpaca_joins_instruction_and_input_and_takes_system_and_history():
     ]
 
 
+def test_instruction_context_and_system_prompt_all_come_into_the_conversation():
+    dolly = {"instruction": "Who?", "context": "Ada wrote it.", "response": "Ada", "category": "closed_qa"}
+    orca = {"id": "flan.1", "system_prompt": "You are a pirate.", "question": "Hi?", "response": "Arr"}
+
+    assert said(convert(dolly)) == [("user", "Who?\n\nAda wrote it."), ("assistant", "Ada")]
+    assert said(convert({**dolly, "context": ""})) == [("user", "Who?"), ("assistant", "Ada")]
+    assert said(convert(orca)) == [("system", "You are a pirate."), ("user", "Hi?"), ("assistant", "Arr")]
+    assert said(
+        convert({**orca, "system_prompt": None}, column_map={"prompt": "question", "completion": "response"})
+    ) == [
+        ("user", "Hi?"),
+        ("assistant", "Arr"),
+    ]
+
+
 def test_sharegpt_takes_every_role_name_and_keeps_calls_and_observations_in_place():
     row = {
         "conversations": [
@@ -204,6 +219,12 @@ def test_a_row_that_cannot_be_learned_from_says_why(row, kind, words):
 ODD = {
     "two users in a row": (turns(("user", "1"), ("user", "2"), ("assistant", "3")), "order", "turn 2"),
     "the assistant first": (turns(("assistant", "1"), ("user", "2"), ("assistant", "3")), "order", "speaks first"),
+    "a user who says nothing": (
+        turns(("user", " \n"), ("assistant", "1")),
+        "empty",
+        "turn 1 is the user's, and it is empty",
+    ),
+    "an empty prompt": ({"prompt": "", "completion": "1"}, "empty", "turn 1 is the user's, and it is empty"),
     "no answer at the end": (turns(("user", "1"), ("assistant", "2"), ("user", "3")), "unanswered", "nothing answers"),
     "a call without a result": (
         {"messages": [{"role": "user", "content": "x"}, CALL, {"role": "user", "content": "y"}, CALL]},

@@ -48,6 +48,127 @@ def test_columns_of_other_names_are_guessed_and_said_to_be():
     assert "question and answer" in found.reason
 
 
+ALPACA_LIKE = {
+    "what a response is beside an input": (
+        {"instruction": "Say it in French.", "input": "Good morning", "response": "Bonjour"},
+        {"instruction": "instruction", "input": "input", "output": "response"},
+    ),
+    "Dolly": (
+        {"instruction": "Who?", "context": "Ada wrote it.", "response": "Ada", "category": "closed_qa"},
+        {"instruction": "instruction", "input": "context", "output": "response"},
+    ),
+    "an answer": ({"instruction": "Ask", "answer": "x"}, {"instruction": "instruction", "output": "answer"}),
+    "a completion": ({"instruction": "Ask", "completion": "x"}, {"instruction": "instruction", "output": "completion"}),
+    "context beside an output": (
+        {"instruction": "Who?", "context": "Ada wrote it.", "output": "Ada"},
+        {"instruction": "instruction", "input": "context", "output": "output"},
+    ),
+    "an input beside a prompt": (
+        {"prompt": "Say it in French.", "input": "Good morning", "output": "Bonjour"},
+        {"instruction": "prompt", "input": "input", "output": "output"},
+    ),
+    "context beside prompt and completion": (
+        {"prompt": "Who?", "context": "Ada wrote it.", "completion": "Ada"},
+        {"instruction": "prompt", "input": "context", "output": "completion"},
+    ),
+    "context beside a question": (
+        {"question": "Who?", "context": "Ada wrote it.", "answer": "Ada"},
+        {"instruction": "question", "input": "context", "output": "answer"},
+    ),
+    "a question beside an instruction": (
+        {"instruction": "Answer in one word.", "question": "Who wrote it?", "response": "Ada"},
+        {"instruction": "instruction", "input": "question", "output": "response"},
+    ),
+    "context beside an input": (
+        {"input": "Who?", "context": "Ada wrote it.", "output": "Ada"},
+        {"instruction": "input", "input": "context", "output": "output"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "columns"), ALPACA_LIKE.values(), ids=ALPACA_LIKE)
+def test_whatever_belongs_to_a_question_is_read_with_it(row, columns):
+    found = detect(row)
+
+    assert found.format == "alpaca"
+    assert dict(found.columns) == columns
+    assert not found.sure
+
+
+def test_what_is_read_under_another_name_is_said():
+    row = {"system_prompt": "Be brief.", "instruction": "Who?", "context": "Ada wrote it.", "response": "Ada"}
+
+    assert detect(row).reason.endswith("; context is read as input; system_prompt is read as system")
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "System_Prompt"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Ask", "response": "x"},
+        {"prompt": "Ask", "completion": "x"},
+        {"instruction": "Ask", "output": "x"},
+        {"conversations": TALK},
+    ],
+    ids=lambda row: " ".join(row),
+)
+def test_a_column_of_system_prompts_is_the_system_turn_of_every_format(name, row):
+    assert detect({"id": "1", name: "You are a pirate.", **row}).columns["system"] == name
+
+
+def test_a_system_prompt_that_the_turns_already_begin_with_is_not_read_twice():
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+
+    assert dict(detect({"messages": turns, "system_prompt": "Be kind."}).columns) == {"messages": "messages"}
+
+
+def test_a_column_that_holds_no_text_takes_no_part_of_a_question():
+    rows = [{"question": "Who?", "answer": "Ada", "context": {"title": ["x"]}, "system_prompt": 7}]
+
+    assert dict(detect(*rows).columns) == {"prompt": "question", "completion": "answer"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (
+            {"question": "2 + 2?", "prompt": "Think first.\n2 + 2?", "response": "4"},
+            {"prompt": "prompt", "completion": "response"},
+        ),
+        (
+            {"instruction": "Add.", "input": "2 2", "prompt": "### Add.\n\n2  2\n###", "completion": "4"},
+            {"prompt": "prompt", "completion": "completion"},
+        ),
+        ({"prompt": "Who wrote it? Ada wrote it.", "context": "Ada wrote it.", "completion": "Ada"},
+         {"prompt": "prompt", "completion": "completion"}),
+        ({"prompt": "", "question": "Who?", "answer": "Ada"}, {"prompt": "question", "completion": "answer"}),
+        ({"question": "2 + 2?", "answer": None, "response": "4"}, {"prompt": "question", "completion": "response"}),
+        ({"question": "2 + 2?", "answer": 4}, {"prompt": "question", "completion": "answer"}),
+    ],
+)  # fmt: skip
+def test_of_several_questions_the_one_that_says_most_is_taken(row, columns):
+    found = detect(row)
+
+    assert found.format == "prompt_completion"
+    assert dict(found.columns) == columns
+
+
+def test_turns_as_prompt_and_completion_need_no_text_beside_them():
+    row = {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]}
+
+    assert detect({**row, "context": "Ada wrote it."}).format == "prompt_completion"
+
+
+def test_a_mapping_reads_what_it_names_and_guesses_nothing():
+    row = {"instruction": "Who?", "context": "Ada wrote it.", "response": "Ada"}
+
+    chosen = detect(row, format="alpaca", column_map={"output": "response"})
+    left_out = detect(row, column_map={"input": ""})
+
+    assert dict(chosen.columns) == {"instruction": "instruction", "output": "response"}
+    assert dict(left_out.columns) == {"instruction": "instruction", "output": "response"}
+
+
 def test_the_format_that_most_rows_have_wins():
     alpaca = {"instruction": "a", "output": "b"}
 

@@ -1,0 +1,110 @@
+"""Conversations that a file holds as text, under other names, or in pieces."""
+
+import csv
+import json
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data.check import check_dataset
+from engine.data.detect import detect_format, likeliest_format
+from engine.data.examine import DatasetReader
+from engine.data.source import SourceOptions
+from engine.data.turn_lists import turn_list
+from engine.errors import DatasetError
+
+TURNS = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Answer"}]
+TALK = [{"from": "human", "value": "Ask"}, {"from": "gpt", "value": "Answer"}]
+
+
+def detect(*rows, **settings):
+    return detect_format(DatasetConfig(source="x", **settings), rows)
+
+
+def said(source):
+    reader = DatasetReader(DatasetConfig(source=str(source)), SourceOptions())
+    return [
+        row.problem or [(message.role, message.content) for message in row.example.messages] for row in reader.rows()
+    ]
+
+
+def write_csv(path, *rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "format_", "columns", "sure"),
+    [
+        ({"messages": json.dumps(TURNS)}, "messages", {"messages": "messages"}, True),
+        ({"conversations": f" \n{json.dumps(TALK, indent=1)}"}, "sharegpt", {"conversations": "conversations"}, True),
+        ({"id": 1, "conversation": json.dumps(TURNS)}, "messages", {"messages": "conversation"}, True),
+        ({"messages": json.dumps(TURNS), "tools": "[]"}, "messages", {"messages": "messages", "tools": "tools"}, True),
+        ({"chat": json.dumps(TURNS)}, "messages", {"messages": "chat"}, False),
+        ({"id": 1, "chat": TALK}, "sharegpt", {"conversations": "chat"}, False),
+        ({"text": "words", "chat": TURNS}, "messages", {"messages": "chat"}, False),
+    ],
+)
+def test_turns_are_recognised_as_text_and_under_other_names(row, format_, columns, sure):
+    found = detect(row)
+
+    assert found.format == format_
+    assert dict(found.columns) == columns
+    assert found.sure == sure
+
+
+@pytest.mark.parametrize("turns", [TURNS, TALK])
+def test_a_csv_file_with_nothing_but_turns_is_read_as_conversations(tmp_path, turns):
+    path = write_csv(tmp_path / "rows.csv", *[{"messages": json.dumps(turns)}] * 2)
+
+    assert said(path) == [[("user", "Ask"), ("assistant", "Answer")]] * 2
+
+
+def test_turns_as_python_prints_them_are_a_problem_of_each_row_and_never_text_to_learn(tmp_path):
+    alone = write_csv(tmp_path / "alone.csv", {"messages": str(TURNS)})
+    other = write_csv(tmp_path / "other.csv", {"chat": str(TURNS)})
+    mixed = write_csv(tmp_path / "mixed.csv", {"messages": json.dumps(TURNS)}, {"messages": str(TURNS)})
+
+    with pytest.raises(DatasetError, match="messages is text, and not the JSON list of turns that it looks like"):
+        check_dataset(DatasetConfig(source=str(alone)), SourceOptions())
+    with pytest.raises(DatasetError, match="No format fits the columns 'chat'"):
+        check_dataset(DatasetConfig(source=str(other)), SourceOptions())
+    report = check_dataset(DatasetConfig(source=str(mixed)), SourceOptions())
+    assert (report.kept, report.problem_counts) == (1, {"tools": 1})
+
+
+@pytest.mark.parametrize("value", ["plain words", "[1, 2]", "[citation needed] {really}", '[{"word": "a"}]'])
+def test_a_lone_column_of_other_text_stays_text(value):
+    assert detect({"body": value}).format == "text"
+
+
+def test_of_several_lists_of_turns_none_is_guessed():
+    with pytest.raises(DatasetError, match="No format fits"):
+        detect({"chosen": TURNS, "rejected": TURNS})
+
+
+@pytest.mark.parametrize(
+    "row", [TURNS[0], TALK[0], {"id": "7", "role": "Assistant", "content": "Answer"}], ids=["role", "from", "other"]
+)
+def test_rows_that_are_single_turns_are_no_text_to_learn(row):
+    with pytest.raises(DatasetError) as refusal:
+        detect(row)
+
+    assert "a single turn" in refusal.value.what
+    assert "messages" in refusal.value.fix
+
+
+def test_content_beside_a_role_that_nobody_speaks_in_is_text():
+    assert detect({"role": "engineer", "content": "A description."}).format == "text"
+
+
+def test_where_no_format_fits_text_tells_the_one_to_begin_with():
+    assert likeliest_format(DatasetConfig(source="x"), [{"a": json.dumps(TALK), "b": json.dumps(TALK)}]) == "sharegpt"
+
+
+@pytest.mark.parametrize("value", [None, "", "[", "[{", "[]", [], ["x"], "[" * 100_000, '[["x"]]', {"role": "user"}])
+def test_what_is_no_list_of_objects_is_none(value):
+    assert turn_list(value) is None
