@@ -54,7 +54,7 @@ def judge(evidence: Evidence) -> Ending:
         return Ending("stopped", what or f"Stopped on request after step {step}.", _what_can_be_used(evidence))
     if evidence.failed is not None:
         return Ending("failed", evidence.failed.what, evidence.failed.fix)
-    if evidence.ended_by_us == "cancel":
+    if _was_cancelled(evidence):
         return Ending("stopped", f"Cancelled after step {step}.", _what_can_be_used(evidence))
     if evidence.ended_by_us is not None:
         how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
@@ -75,6 +75,14 @@ def judge(evidence: Evidence) -> Ending:
             _resume(evidence),
         )
     return _by_exit_code(evidence, evidence.exit_code)
+
+
+def _was_cancelled(evidence: Evidence) -> bool:
+    """Whether it ended as somebody had asked, by our hand or another's: a former supervisor may have killed it."""
+    if evidence.ended_by_us is not None:
+        return evidence.ended_by_us == "cancel"
+    was_killed_or_unseen = evidence.exit_code is None or _signal_name(-evidence.exit_code) == "SIGKILL"
+    return evidence.cancel_requested and was_killed_or_unseen
 
 
 def _by_exit_code(evidence: Evidence, code: int) -> Ending:

@@ -35,6 +35,26 @@ def test_a_stop_and_a_cancel_say_what_can_be_used():
 
 
 @pytest.mark.parametrize(
+    ("evidence", "state"),
+    [
+        (Evidence(cancel_requested=True, last_step=8), "stopped"),
+        (Evidence(cancel_requested=True, last_step=8, exit_code=-signal.SIGKILL), "stopped"),
+        (Evidence(cancel_requested=True, last_step=8, rebooted=True), "stopped"),
+        (Evidence(cancel_requested=True, last_step=8, exit_code=-signal.SIGSEGV), "failed"),
+        (Evidence(cancel_requested=True, last_step=8, exit_code=1), "failed"),
+        (Evidence(cancel_requested=True, last_step=8, ended_by_us="suspended"), "failed"),
+        (Evidence(cancel_requested=True, last_step=8, failed=FAILED), "failed"),
+        (Evidence(cancel_requested=True, last_step=8, finished_phase="finished"), "completed"),
+    ],
+)
+def test_a_cancel_is_believed_where_nothing_else_explains_the_end(evidence, state):
+    ending = judge(evidence)
+
+    assert ending.state == state
+    assert (ending.cause == "Cancelled after step 8.") == (state == "stopped")
+
+
+@pytest.mark.parametrize(
     ("evidence", "state", "words"),
     [
         (Evidence(exit_code=-signal.SIGKILL), "failed", "killed from outside (SIGKILL)"),

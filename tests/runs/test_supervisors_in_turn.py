@@ -4,6 +4,7 @@ import os
 
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
+from engine.runs.control import request_cancel
 from engine.runs.followed import Patience
 from engine.runs.requests import request_resume
 from engine.runs.run import RunState, WorkerRecord
@@ -136,6 +137,20 @@ def test_a_command_that_looks_once_brings_states_up_to_date_and_starts_nothing(s
     assert run.folder.read_state().state == "completed"
     assert waiting.folder.read_state().state == "queued"
     assert not is_supervised(home)
+
+
+def test_a_run_cancelled_by_commands_that_look_once_each_is_cancelled(store, home, start_supervisor):
+    """The one that kills the worker is not the one that finds it dead."""
+    first = start_supervisor()
+    run = store.create(config_for("steps=5000 deaf@9999"))
+    wait_for_step(run, 2)
+    first.stop()
+    request_cancel(run)
+
+    wait_until(lambda: reconcile(home, fake_settings()) or run.folder.read_state().is_final)
+
+    state = run.folder.read_state()
+    assert (state.state, state.cause.partition(" after")[0]) == ("stopped", "Cancelled")
 
 
 def test_a_command_leaves_states_to_the_server_that_supervises(store, home):
