@@ -1,9 +1,10 @@
-"""Whether a living worker still gets anywhere: events and log that grow, and processor time while they do not."""
+"""Whether a living worker still gets anywhere: events and log that are written, and processor time while they are not."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from engine.processes.identity import ProcessIdentity
@@ -45,6 +46,13 @@ class Silence(NamedTuple):
         return self.seconds > self.limit_seconds
 
 
+class _Sign(NamedTuple):
+    """What a file tells of its writer. A worker that waits for room on the disk can change the time alone."""
+
+    size_bytes: int
+    modified: int  # nanoseconds
+
+
 class ProgressWatch:
     """Watches one attempt. Times are of a monotonic clock, which a sleeping machine stops.
 
@@ -58,7 +66,7 @@ class ProgressWatch:
         self._folder = folder
         self._limits = limits
         self._clock = clock
-        self._sizes = self._look()
+        self._signs = self._look()
         self._last_sign = clock()
         self._longest_silence = 0.0  # that ended
         self._cpu: tuple[float, float] | None = None  # when it was looked at, and processor seconds by then
@@ -68,9 +76,9 @@ class ProgressWatch:
     def look(self, worker: ProcessIdentity, *, is_training: bool) -> Silence:
         """Judge a worker that is alive."""
         now = self._clock()
-        sizes = self._look()
-        if sizes != self._sizes:
-            self._sizes = sizes
+        signs = self._look()
+        if signs != self._signs:
+            self._signs = signs
             self._longest_silence = max(self._longest_silence, now - self._last_sign)
             self._last_sign = now
             self._cpu = None
@@ -107,11 +115,13 @@ class ProgressWatch:
         if used is not None:
             self._computes = (used - before) > _IDLE_SHARE_OF_A_CORE * (now - looked)
 
-    def _look(self) -> tuple[int, int]:
-        sizes = []
-        for path in (self._folder.events, self._folder.log):
-            try:
-                sizes.append(path.stat().st_size)
-            except OSError:
-                sizes.append(0)
-        return sizes[0], sizes[1]
+    def _look(self) -> tuple[_Sign, _Sign]:
+        return _sign(self._folder.events), _sign(self._folder.log)
+
+
+def _sign(path: Path) -> _Sign:
+    try:
+        seen = path.stat()
+    except OSError:
+        return _Sign(0, 0)
+    return _Sign(seen.st_size, seen.st_mtime_ns)

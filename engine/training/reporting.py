@@ -1,6 +1,7 @@
 """What the worker says: typed events, also while the disk is full."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine.runs.events import (
     StepData,
     WarningData,
 )
+from engine.runs.run import EVENTS_FILE
 from engine.training import faults
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
@@ -65,6 +67,7 @@ class RunEvents:
         stop_patience_seconds: float = _STOP_PATIENCE_SECONDS,
     ) -> None:
         self._writer = writer
+        self._log = folder / EVENTS_FILE
         self._reserve = folder / RESERVE_FILE
         self._requests = requests
         self._stop_patience_seconds = stop_patience_seconds
@@ -184,6 +187,7 @@ class RunEvents:
 
     def _wait_for_room(self, *, stops: bool) -> bool:
         """Wait before the next try, shorter where the run shall stop; returns whether it shall."""
+        self._show_that_it_lives()
         end = time.monotonic() + (0.1 if _is_hurried() else _LOOK_AGAIN_SECONDS)
         while True:
             self._requests.check_cancel()
@@ -193,6 +197,11 @@ class RunEvents:
             if left <= 0:
                 return stops
             time.sleep(min(left, _LOOK_FOR_REQUESTS_SECONDS))
+
+    def _show_that_it_lives(self) -> None:
+        """A sign that takes no room: whoever fills the disk may have taken what was reserved for words as well."""
+        with contextlib.suppress(OSError):
+            os.utime(self._log)
 
     def _say_that_there_is_room(self) -> None:
         with contextlib.suppress(OSError):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from engine.runs.progress_watch import ProgressWatch, SilenceLimits
@@ -63,6 +65,15 @@ def test_every_event_or_line_of_log_starts_the_time_anew(bench):
     bench.folder.events.write_text("event\n")
     assert not bench.after(90).is_too_long
     bench.folder.log.write_text("downloading\n")
+    assert not bench.after(90).is_too_long
+    assert bench.after(20).is_too_long
+
+
+def test_a_log_that_is_only_touched_is_a_sign_as_well(bench):
+    bench.folder.events.write_text("event\n")
+    bench.after(90)
+    os.utime(bench.folder.events, ns=(1, 1))
+
     assert not bench.after(90).is_too_long
     assert bench.after(20).is_too_long
 

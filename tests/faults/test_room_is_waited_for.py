@@ -1,0 +1,88 @@
+"""A disk so full that nothing can be said: the worker waits, and nobody takes it for one that hangs."""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from engine.errors import StorageError
+from engine.runs.events import AnyEventData
+from engine.runs.progress_watch import ProgressWatch, SilenceLimits
+from engine.runs.run import RunFolder
+from engine.training import reporting
+
+LOOKS = 10
+SECONDS_BETWEEN_LOOKS = 50.0
+
+
+class FullDisk:
+    """Stands for the log of a worker; not even the reserve was left."""
+
+    def __init__(self) -> None:
+        self.has_room = False
+
+    def append(self, data: AnyEventData) -> AnyEventData:
+        if not self.has_room:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise StorageError(
+                "events.jsonl cannot be written (No space left on device).", "Free some space."
+            ) from full
+        self.seq = 1
+        return self
+
+
+class NobodyAsks:
+    def check_cancel(self) -> None: ...
+
+    def stop_wanted(self) -> bool:
+        return False
+
+
+class IdleProcess:
+    """It sleeps between two tries, and takes no processor time."""
+
+    def is_suspended(self) -> bool:
+        return False
+
+    def cpu_seconds(self) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    folder = RunFolder(tmp_path)
+    folder.events.touch()
+    folder.log.touch()
+    return folder
+
+
+@pytest.fixture
+def waiting(folder, monkeypatch) -> Iterator[threading.Thread]:
+    """A worker that waits for room to say something; ends when there is."""
+    monkeypatch.setattr(reporting, "_LOOK_AGAIN_SECONDS", 0.01)
+    disk = FullDisk()
+    events = reporting.RunEvents(disk, folder.path, NobodyAsks())
+    thread = threading.Thread(target=events.warn, args=("A word.",))
+    thread.start()
+    yield thread
+    disk.has_room = True
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_worker_that_waits_for_room_gives_signs_of_life_that_take_none(folder, waiting):
+    now = [0.0]
+    watch = ProgressWatch(folder, SilenceLimits(), clock=lambda: now[0])
+    silences = []
+    for _ in range(LOOKS):
+        time.sleep(0.1)
+        now[0] += SECONDS_BETWEEN_LOOKS
+        silences.append(watch.look(IdleProcess(), is_training=True))
+
+    assert waiting.is_alive()
+    assert SilenceLimits().idle_seconds < LOOKS * SECONDS_BETWEEN_LOOKS
+    assert [silence.seconds for silence in silences if silence.is_too_long] == []
+    assert folder.events.stat().st_size == 0
