@@ -80,8 +80,33 @@ def _written_out(batch: Any, start: int, end: int, first_row: int) -> Iterator[R
         column.cast(plain) if (plain := plain_type(column.type)) != column.type else column for column in piece.columns
     ]
     rows = pyarrow.RecordBatch.from_arrays(columns, names=piece.schema.names).to_pylist()
+    with_structs = [field.name for field in piece.schema if holds_struct(field.type)]
     for row, value in enumerate(rows, start=first_row + start):
+        for name in with_structs:
+            value[name] = without_gaps(value[name])
         yield Record(row, None, value)
+
+
+def without_gaps(value: Any) -> Any:
+    """A value of Arrow's without the keys that hold nothing, at any depth.
+
+    All structs of a column have the same fields. What an object did not have is null there, so that tools would get
+    parameters, and calls arguments, that only others have. A null that was meant cannot be told from that.
+    """
+    if isinstance(value, dict):
+        return {key: without_gaps(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):  # tuples are the entries of a map
+        return type(value)(map(without_gaps, value))
+    return value
+
+
+def holds_struct(kind: Any) -> bool:
+    """Whether an Arrow type has structs at any depth."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return True
+    return any(holds_struct(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def plain_type(kind: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.config.dataset import DatasetConfig
 from engine.data.access import shown_name
+from engine.data.arrow_rows import without_gaps
 from engine.data.hub_errors import explain_hub_error
 from engine.data.hub_files import HUB_ROOT, confined_to, require_hub_id, require_own_files
 from engine.data.records import Record
@@ -48,6 +49,7 @@ class HubRows:
         self._total_rows: int | None = None if streaming else len(self._data)
         self.download_bytes: int | None = getattr(getattr(self._data, "info", None), "download_size", None)
         self.columns: tuple[str, ...] = tuple(name for name in features if name not in media)
+        self._features = {name: feature for name, feature in features.items() if name not in media}
 
     @property
     def total_rows(self) -> int | None:
@@ -66,7 +68,7 @@ class HubRows:
         row = first_row
         try:
             for value in rows:
-                yield Record(row, None, dict(value))
+                yield Record(row, None, {name: self._without_gaps(name, cell) for name, cell in value.items()})
                 row += 1
             self._total_rows = row
         except Exception as error:  # a lost connection, a damaged file, rows that do not fit their columns
@@ -76,6 +78,9 @@ class HubRows:
         known = getattr(self._data, "_fingerprint", None)
         named = [self._config.source, self._config.subset, self._config.split, self._config.revision, known]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+    def _without_gaps(self, name: str, cell: Any) -> Any:
+        return _without_gaps(cell, self._features[name]) if name in self._features else without_gaps(cell)
 
     def _load(self) -> Any:
         datasets = _import_datasets()
@@ -112,6 +117,18 @@ def _import_datasets() -> Any:
         else:
             os.environ["USE_TORCH"] = before
     return datasets
+
+
+def _without_gaps(value: Any, feature: Any) -> Any:
+    """A value without what Arrow filled in; what a file held as JSON has its own nulls, and keeps them."""
+    if type(feature).__name__ in _PLAIN_FEATURES:
+        return value
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
+    if isinstance(value, list) and inner is not None:
+        return [_without_gaps(item, inner) for item in value]
+    if isinstance(value, dict) and isinstance(feature, dict):
+        return {key: _without_gaps(item, feature.get(key)) for key, item in value.items() if item is not None}
+    return value
 
 
 def _holds_media(feature: Any) -> bool:
