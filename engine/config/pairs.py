@@ -48,6 +48,15 @@ def _full_on_quantized(config: RunConfig) -> str | None:
     return None
 
 
+def _biases_of_quantized_layers(config: RunConfig) -> str | None:
+    if config.adapter.method == "lora" and config.adapter.bias != "none" and config.model.quantization != "none":
+        return (
+            f"bitsandbytes rounds the biases beside {config.model.quantization} weights to 16 bits at every pass, so that "
+            "most of what they learn is lost; set bias to none, or quantization to none."
+        )
+    return None
+
+
 def _warm_start_without_adapter(config: RunConfig) -> str | None:
     if config.adapter.method == "none" and config.adapter.warm_start is not None:
         return "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
@@ -125,6 +134,7 @@ PAIR_RULES: tuple[PairRule, ...] = (
     ),
     PairRule("training.packing", ("adapter.method", "training.packing"), _prefix_with_packing),
     PairRule("model.quantization", ("adapter.method", "model.quantization"), _full_on_quantized),
+    PairRule("adapter.bias", ("adapter.method", "adapter.bias", "model.quantization"), _biases_of_quantized_layers),
     PairRule("adapter.warm_start", ("adapter.method", "adapter.warm_start"), _warm_start_without_adapter),
     PairRule(
         "training.load_best_model_at_end",

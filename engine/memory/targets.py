@@ -49,6 +49,7 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     """
     if adapter.method not in ("lora", "ia3"):
         return AdapterTargets(modules=())
+    _refuse_unknown_saved(shape, adapter.modules_to_save)
     saved = tuple(module for module in shape.modules if _is_saved_in_full(module.name, adapter.modules_to_save))
     saved_names = {module.name for module in saved}
     adaptable = [module for module in shape.modules if module.name not in saved_names and _is_adaptable(module)]
@@ -101,7 +102,22 @@ def _ends_with_one_of(name: str, endings: Iterable[str]) -> bool:
 
 
 def _is_saved_in_full(name: str, modules_to_save: Iterable[str]) -> bool:
-    return any(name == wanted or name.endswith(f".{wanted}") for wanted in modules_to_save)
+    """Whether it is such a module, or stands inside one."""
+    parts = name.split(".")
+    wholes = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return any(_ends_with_one_of(whole, modules_to_save) for whole in wholes)
+
+
+def _refuse_unknown_saved(shape: ModelShape, modules_to_save: Iterable[str]) -> None:
+    unknown = [
+        wanted
+        for wanted in modules_to_save
+        if not any(_is_saved_in_full(module.name, (wanted,)) for module in shape.modules)
+    ]
+    if unknown:
+        known = ", ".join(dict.fromkeys(module.name.rsplit(".", 1)[-1] for module in shape.modules))
+        problem = f"{', '.join(unknown)} match{'es' if len(unknown) == 1 else ''} no module; this model's are {known}."
+        raise ConfigError([Problem("adapter.modules_to_save", problem)])
 
 
 def _matching_regex(modules: Iterable[ModuleShape], pattern: str) -> list[ModuleShape]:

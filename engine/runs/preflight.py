@@ -202,6 +202,14 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
     if model.compute_dtype == "float16" and device.kind == "cpu":
         message = "float16 trains on GPUs only, and this run would use the CPU; auto chooses what it can."
         problems.append(Problem("model.compute_dtype", message))
+    if (
+        device.kind == "cpu"
+        and model.quantization == "int8"
+        and config.adapter.method == "lora"
+        and config.adapter.use_dora
+    ):
+        message = "PEFT cannot read back the lengths of int8 weights on a CPU, which DoRA needs; nf4 is the nearest."
+        problems.append(Problem("adapter.use_dora", message))
     return [*problems, *(_apple_problems(model, device) if device.kind == "mps" else ())]
 
 

@@ -33,13 +33,14 @@ WorkerCommand = Callable[[WorkerOrder], list[str]]
 def training_command(order: WorkerOrder) -> list[str]:
     """Command line of the worker that trains: one process, or one for each device under Accelerate."""
     folder = str(order.run.folder.path)
-    if order.config.run.launcher == "local":
+    if order.config.run.launcher == "local" or len(order.devices) == 1:
         return worker_argv(WORKER_MODULE, (folder,))
-    on_cpu = ("--cpu",) if order.devices[0].kind == "cpu" else ()
     return [
         *(sys.executable, "-P", "-m", "accelerate.commands.launch"),
+        # Else a configuration of the person's own for Accelerate decides: one process for all GPUs, FSDP, other GPUs.
+        *("--multi_gpu", "--gpu_ids", "all"),
         *("--num_processes", str(len(order.devices)), "--num_machines", "1", "--mixed_precision", "no"),
-        *("--dynamo_backend", "no", *on_cpu, "--module", WORKER_MODULE, folder),
+        *("--dynamo_backend", "no", "--module", WORKER_MODULE, folder),
     ]
 
 

@@ -98,8 +98,8 @@ def assemble(
 def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtype | None:
     """Make LoRA quick; whatever trains beside it is held in float32 and must be cast for each product."""
     quick = make_lora_quick(model) if config.adapter.method == "lora" else 0
-    if precision.compute is torch.float32 or precision.needs_loss_scaling:
-        return None  # float32 needs no casts, and Accelerate makes them for float16
+    if precision.compute is torch.float32:
+        return None
     inside = sum(p.requires_grad for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name)
     trained = sum(p.requires_grad for p in model.parameters())
     return None if quick * 2 == inside == trained else precision.compute

@@ -13,7 +13,7 @@ from engine.models.source import ModelSource
 from engine.training.placement import Placement
 from engine.training.precision import Precision
 from engine.training.spread import keep_beside, plan_spread
-from engine.training.targets import choose_ia3_targets, choose_targets
+from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
 
 # A schedule that ends at a share of the first learning rate instead of zero.
 _MIN_LEARNING_RATE_SHARE = 0.1
@@ -141,7 +141,7 @@ def _peft_config(model: Any, config: RunConfig) -> Any:
     adapter = config.adapter
     if adapter.method == "prefix_tuning":
         return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=adapter.num_virtual_tokens)
-    to_save = list(adapter.modules_to_save) or None
+    to_save = choose_saved_modules(model, adapter)
     if adapter.method == "ia3":
         targets = choose_ia3_targets(model, adapter)
         return IA3Config(task_type="CAUSAL_LM", modules_to_save=to_save, **targets._asdict())
@@ -167,7 +167,7 @@ def training_arguments(
     schedule: dict[str, Any] = {}
     if training.lr_scheduler_type == "cosine_with_min_lr":
         schedule["min_lr_rate"] = _MIN_LEARNING_RATE_SHARE
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(output_folder),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
@@ -203,6 +203,10 @@ def training_arguments(
         dataset_kwargs={"skip_prepare_dataset": True},
         average_tokens_across_devices=True,
     )
+    if arguments.n_gpu > 1:
+        # One process that sees several GPUs would copy the model to all of them at each pass (nn.DataParallel).
+        arguments._n_gpu = 1
+    return arguments
 
 
 def optimizer_name(training: TrainingConfig, placement: Placement) -> str:

@@ -44,13 +44,24 @@ def _quick_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> to
         general: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return general
     (name,) = layer.lora_A.keys()
-    result = layer.base_layer(x).contiguous()
+    result = _own(layer.base_layer(x), layer.base_layer)
     dropout = layer.lora_dropout[name]
     p = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0
     a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     with torch.autocast(result.device.type, enabled=False):  # the branch does its own casts
         output: torch.Tensor = _LoraBranch.apply(result, x.to(result.dtype), a, b, scaling, p)
     return output
+
+
+def _own(result: torch.Tensor, base_layer: torch.nn.Module) -> torch.Tensor:
+    """What the frozen layer gives, as a tensor that may be added to.
+
+    bitsandbytes' own functions may return a view, with a bias or from int8 on GPUs, and autograd lets nobody write into a
+    view that a function like theirs has made.
+    """
+    if result._is_view() and type(base_layer) is not torch.nn.Linear:
+        result = result.clone()
+    return result.contiguous()
 
 
 class _LoraBranch(torch.autograd.Function):  # type: ignore[misc]

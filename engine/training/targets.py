@@ -13,6 +13,8 @@ ALL_LINEAR = "all-linear"
 
 _REGEX_SECONDS = 1.0
 
+_QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
+
 # What IA3 treats as feed-forward where the person leaves it to the model's family.
 # Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.
 _FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
@@ -35,8 +37,8 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     head = _output_head_name(model)
     experts = has_stacked_experts(model)
     if wanted == ALL_LINEAR:
-        plain = [name for name in linear if name != head and name.rsplit(".", 1)[-1] not in EXPERT_PROJECTIONS]
-        return sorted({name.rsplit(".", 1)[-1] for name in plain}) if experts else ALL_LINEAR
+        plain = [name for name in linear if name != head and _last_part(name) not in EXPERT_PROJECTIONS]
+        return sorted({_last_part(name) for name in plain}) if experts else ALL_LINEAR
     if isinstance(wanted, str):
         names = _matching(wanted, [name for name in linear if name != head])
         if not names:
@@ -54,6 +56,35 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     return list(wanted)
 
 
+def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None:
+    """What PEFT's `modules_to_save` gets: names of modules to be trained in full; None where none is.
+
+    PEFT takes every module whose name ends with these letters, so that norm would mean input_layernorm too; where that is
+    more than was named, it gets whole names.
+
+    Raises:
+        ConfigError: If a name matches nothing, or what it matches has no weights that can be trained.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    meant: list[str] = []
+    for wanted in adapter.modules_to_save:
+        found = [name for name in modules if _ends_with(name, wanted)]
+        if not found:
+            known = ", ".join(dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit()))
+            raise _refusal_of_saved(f"{wanted} matches no module; this model's are {known}.")
+        for name in found:
+            if any(type(part).__name__ in _QUANTIZED for part in modules[name].modules()):
+                raise _refusal_of_saved(
+                    f"{name} is quantized, and quantized weights cannot be trained; take {wanted} out, or set "
+                    "model.quantization to none."
+                )
+            if next(modules[name].parameters(), None) is None:
+                raise _refusal_of_saved(f"{name} has no weights to train; take {wanted} out.")
+        meant += found
+    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)} if meant else set()
+    return (list(adapter.modules_to_save) if by_letters == set(meant) else sorted(set(meant))) or None
+
+
 def has_stacked_experts(model: Any) -> bool:
     """Whether experts are stacked in single parameters: transformers/integrations/moe.py."""
     return any(
@@ -63,7 +94,7 @@ def has_stacked_experts(model: Any) -> bool:
 
 
 def _refuse_experts(names: Sequence[str], *, experts: bool) -> None:
-    meant = sorted({name.rsplit(".", 1)[-1] for name in names} & EXPERT_PROJECTIONS) if experts else []
+    meant = sorted({_last_part(name) for name in names} & EXPERT_PROJECTIONS) if experts else []
     if meant:
         message = f"{', '.join(meant)} would mean the stacked experts of this model, which take no adapter here."
         raise ConfigError([Problem("adapter.target_modules", message)])
@@ -89,7 +120,7 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> Ia3Targets:
     wanted = adapter.feedforward_modules or _FEEDFORWARD_ENDINGS
     feedforward = {ending for ending in wanted if any(_ends_with(name, ending) for name in targeted)}
     if chosen == ALL_LINEAR:
-        chosen = [name.rsplit(".", 1)[-1] for name in targeted]
+        chosen = [_last_part(name) for name in targeted]
     return Ia3Targets(sorted({*chosen, *feedforward}), sorted(feedforward))
 
 
@@ -124,6 +155,14 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
     raise ConfigError([Problem("adapter.target_modules", message)])
 
 
+def _last_part(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _refusal_of_saved(message: str) -> ConfigError:
+    return ConfigError([Problem("adapter.modules_to_save", message)])
+
+
 def _refusal(what: str, linear: Sequence[str]) -> ConfigError:
-    known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
+    known = ", ".join(dict.fromkeys(_last_part(name) for name in linear))
     return ConfigError([Problem("adapter.target_modules", f"{what}; this model's linear modules are {known}.")])

@@ -16,7 +16,7 @@ _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 # What must be the same for the weights to mean the same.
-_SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens")
+_SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens", "bias")
 
 
 def find_warm_start(text: str, runs: Path) -> Path:
@@ -57,6 +57,15 @@ def load_warm_start(model: Any, folder: Path) -> None:
         is_ = getattr(is_, "value", is_)
         if was is not None and is_ is not None and was != is_:
             raise _refusal(f"its {name} is {was}, and this run's is {is_}; give both the same.")
+    if (was := _saved_modules(earlier)) != (is_ := _saved_modules(now)):
+        raise _refusal(
+            f"its modules_to_save are {', '.join(was) or 'none'}, and this run's are {', '.join(is_) or 'none'}; give both "
+            "the same."
+        )
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if foreign := sorted(frozen & weights.keys()):
+        # PEFT would write it into the base, which is not saved with the adapter.
+        raise _refusal(f"it holds {foreign[0].removeprefix('base_model.model.')}, which this run does not train.")
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     try:
         result = set_peft_model_state_dict(model, weights)
@@ -71,6 +80,10 @@ def load_warm_start(model: Any, folder: Path) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+
+
+def _saved_modules(adapter_config: dict[str, Any]) -> list[str]:
+    return sorted(adapter_config.get("modules_to_save") or ())
 
 
 def _module(name: str) -> str:

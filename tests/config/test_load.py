@@ -157,3 +157,12 @@ def test_every_setting_has_a_label_and_one_help_text():
 )
 def test_methods_are_called_as_people_call_them(overrides, name):
     assert config_from_mapping(with_overrides(MINIMAL, overrides)).method_name == name
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_beside_quantized_weights_are_refused_with_the_reason(bias):
+    problems = problems_of(f"adapter.bias={bias}", "model.quantization=nf4")
+
+    assert set(problems) == {"adapter.bias"}
+    assert "rounds the biases beside nf4 weights to 16 bits" in problems["adapter.bias"]
+    config_from_mapping(with_overrides(MINIMAL, (f"adapter.bias={bias}",)))

@@ -102,6 +102,17 @@ def test_an_optimizer_that_the_device_cannot_run_is_refused_with_the_nearest_tha
     assert device_problems(config(training={"optim": optimizer}), gpu(0)) == []
 
 
+def test_dora_on_int8_weights_is_refused_on_a_processor():
+    wanted = config(model={"id": "m", "quantization": "int8"}, adapter={"use_dora": True})
+
+    (problem,) = device_problems(wanted, cpu())
+
+    assert problem.field == "adapter.use_dora"
+    assert "nf4 is the nearest" in problem.message
+    assert device_problems(wanted, gpu(0)) == []
+    assert device_problems(config(model={"id": "m", "quantization": "nf4"}, adapter={"use_dora": True}), cpu()) == []
+
+
 def test_all_that_the_device_cannot_do_is_said_together(preflight):
     impossible = config(
         training={"optim": "adamw_8bit"},

@@ -24,8 +24,28 @@ def test_accelerate_starts_one_process_for_each_device(run):
 
     assert command[command.index("--num_processes") + 1] == "2"
     assert command[-3:] == ["--module", "engine.training.worker", str(run.folder.path)]
-    assert "--cpu" not in command
-    assert "--cpu" in training_command(WorkerOrder(run, config, (cpu(),), 1))
+    assert training_command(WorkerOrder(run, config, (cpu(),), 1)) == training_command(
+        WorkerOrder(run, config_for(), (cpu(),), 1)
+    )
+
+
+@pytest.mark.parametrize("kind", ["NO", "FSDP", "DEEPSPEED", "MULTI_GPU"])
+def test_a_configuration_of_accelerate_of_the_persons_own_decides_nothing(run, tmp_path, monkeypatch, kind):
+    from accelerate.commands import launch
+
+    own = tmp_path / "default_config.yaml"
+    own.write_text(
+        f"compute_environment: LOCAL_MACHINE\ndistributed_type: {kind}\ngpu_ids: '5'\nnum_processes: 1\n"
+        "num_machines: 1\nmixed_precision: fp16\nuse_cpu: false\nmachine_rank: 0\ndebug: false\n"
+    )
+    monkeypatch.setattr(launch, "default_config_file", str(own))
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(own))
+    command = training_command(WorkerOrder(run, config_for(run={"launcher": "accelerate"}), (gpu(0), gpu(2)), 1))
+
+    arguments, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(command[4:]))
+
+    assert (arguments.multi_gpu, arguments.use_fsdp, arguments.use_deepspeed) == (True, False, False)
+    assert (arguments.gpu_ids, arguments.num_processes, arguments.mixed_precision) == ("all", 2, "no")
 
 
 def test_one_process_sees_all_gpus_that_its_layers_are_spread_over(run):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError
-from engine.training.targets import choose_ia3_targets, choose_targets
+from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,50 @@ def test_stacked_experts_take_no_adapter_and_naming_them_is_refused(model_type):
     if model_type == "qwen2_moe":
         with pytest.raises(ConfigError, match="experts"):
             choose_targets(model, AdapterConfig(target_modules=r".*shared_expert\.up_proj"))
+
+
+def test_modules_to_save_are_those_that_were_named(model):
+    assert choose_saved_modules(model, AdapterConfig()) is None
+    for wanted in ("embed_tokens", "lm_head", "mlp", "layers.1.self_attn", "model.norm"):
+        assert choose_saved_modules(model, AdapterConfig(modules_to_save=(wanted,))) == [wanted]
+
+
+def test_a_name_that_others_end_with_means_itself_alone(model):
+    """PEFT compares letters: norm would train every input_layernorm."""
+    saved = choose_saved_modules(model, AdapterConfig(modules_to_save=("norm",)))
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=saved))
+
+    assert saved == ["model.norm"]
+    assert [name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name] == [
+        "base_model.model.model.norm.modules_to_save.default.weight"
+    ]
+    adapted.unload()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("lm_haed", "lm_haed matches no module; this model's are model, embed_tokens, layers, self_attn, q_proj"),
+        ("rotary_emb", "has no weights to train"),
+    ],
+)
+def test_modules_to_save_that_cannot_be_are_refused(model, wanted, words):
+    with pytest.raises(ConfigError) as caught:
+        choose_saved_modules(model, AdapterConfig(modules_to_save=("lm_head", wanted)))
+
+    (problem,) = caught.value.problems
+    assert problem.field == "adapter.modules_to_save"
+    assert words in problem.message
+
+
+@pytest.mark.parametrize("wanted", ["down_proj", "mlp"])
+def test_quantized_modules_are_not_trained_in_full(wanted):
+    class Linear4bit(torch.nn.Linear):
+        """By its name, as bitsandbytes calls it."""
+
+    model = torch.nn.Sequential()
+    model.mlp = torch.nn.Sequential()
+    model.mlp.down_proj = Linear4bit(4, 4)
+
+    with pytest.raises(ConfigError, match=r"mlp(\.down_proj)? is quantized"):
+        choose_saved_modules(model, AdapterConfig(modules_to_save=(wanted,)))

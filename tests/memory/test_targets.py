@@ -1,0 +1,33 @@
+"""Which modules an adapter changes, told from the shape of a model alone."""
+
+import pytest
+
+from engine.config.adapter import AdapterConfig
+from engine.errors import ConfigError
+from engine.memory.published_shapes import PublishedSizes, published_shape
+from engine.memory.targets import find_targets
+
+SHAPE = published_shape(
+    "tiny",
+    PublishedSizes(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=400),
+)
+
+
+def saved(*names: str) -> list[str]:
+    targets = find_targets(SHAPE, AdapterConfig(target_modules=("q_proj",), modules_to_save=names))
+    return [module.name for module in targets.saved_in_full]
+
+
+def test_a_module_that_holds_others_is_trained_with_all_of_them():
+    assert saved("layers.1.mlp") == [f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
+    assert saved("norm") == ["model.norm"]
+
+
+def test_a_name_that_matches_nothing_is_refused_with_what_exists():
+    with pytest.raises(ConfigError) as caught:
+        saved("lm_head", "lm_haed")
+
+    (problem,) = caught.value.problems
+    assert problem.field == "adapter.modules_to_save"
+    assert problem.message.startswith("lm_haed matches no module; this model's are ")
+    assert "lm_head" in problem.message

@@ -1,0 +1,123 @@
+"""Families beside Llama: layers with biases, transposed weights, heads that are tied; on plain and on quantized weights."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from engine.models.source import ModelSource
+from engine.training import assembly
+from engine.training.build import add_adapter, load_model
+from engine.training.placement import Placement
+from engine.training.precision import choose_precision
+from engine.training.quick_lora import make_lora_quick
+from tests.tiny_model import make_tiny_model
+from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+
+# Qwen2 has biases beside the weights that LoRA adapts, GPT-2 transposed weights and biases, Phi a bias at the head too.
+FAMILIES = {
+    "qwen2": {},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 128, "n_positions": 512},
+    "phi": {},
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny model of each family."""
+    root = tmp_path_factory.mktemp("families")
+    return {
+        name: make_tiny_model(root / name, model_type=name, tie_word_embeddings=name != "phi", **values)
+        for name, values in FAMILIES.items()
+    }
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_path, monkeypatch):
+    config = make_config(folders[family], model={"quantization": quantization})
+    rows = make_rows(8)
+    ours = make_training(config, rows, tmp_path / "ours")
+    ours.trainer.train()
+
+    monkeypatch.setattr(assembly, "make_lora_quick", lambda _: 0)
+    pefts = make_training(config, rows, tmp_path / "pefts")
+    pefts.trainer.train()
+
+    assert ours.losses == pytest.approx(pefts.losses, rel=2e-3)
+    assert ours.losses[-1] != ours.losses[0]
+
+
+class _Custom(torch.autograd.Function):
+    """As bitsandbytes multiplies int8 weights on a GPU: what it returns is a view of what it computed."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        return (x.reshape(-1, x.shape[-1]) @ weight.t()).reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.saved_tensors[0], None
+
+
+class _CustomLinear(torch.nn.Linear):
+    def forward(self, x):
+        return _Custom.apply(x, self.weight)
+
+
+def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folders["phi"])
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    plain = layer.base_layer
+    custom = _CustomLinear(plain.in_features, plain.out_features, bias=False)
+    custom.weight = plain.weight
+    layer.base_layer = custom
+    x = torch.randn(2, 5, plain.in_features, requires_grad=True)
+    expected = layer(x)
+    (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
+
+    make_lora_quick(model)
+    found = layer(x)
+    (found_grad,) = torch.autograd.grad(found.square().sum(), x)
+
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_grad, expected_grad)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"use_dora": True},
+        {"method": "ia3"},
+        {"method": "prefix_tuning", "num_virtual_tokens": 4},
+        {"method": "none"},
+    ],
+    ids=str,
+)
+def test_in_float16_whatever_is_trained_meets_its_own_precision(folders, adapter, tmp_path):
+    """On a processor in place of a GPU without bfloat16: which dtypes meet is the same there."""
+    config = make_config(folders["qwen2"], model={"compute_dtype": "float16"}, adapter=adapter)
+    device = dataclasses.replace(CPU, kind="cuda", supports_bfloat16=False)
+    precision, placement = choose_precision(config, device), Placement(CPU, torch.device("cpu"))
+    source = ModelSource(config.model.id, "tiny")
+    torch.manual_seed(0)
+    model = add_adapter(load_model(source, config, precision, placement), config, source)
+
+    assembled = assembly.assemble(model, config, precision, placement, make_rows(4), 0)
+
+    assert precision.compute is torch.float16
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert trained == {torch.float32}
+    assert (assembled.setup.autocast is None) == (adapter == {})

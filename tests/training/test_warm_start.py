@@ -1,0 +1,103 @@
+"""A warm start takes an adapter of the same make, and writes into nothing that is not saved again."""
+
+import json
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.errors import ConfigError
+from engine.models.source import ModelSource
+from engine.training.build import add_adapter, load_model
+from engine.training.placement import Placement
+from engine.training.precision import choose_precision
+from engine.training.trained_state import save_adapter
+from engine.training.warm_start import load_warm_start
+from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
+from tests.training.tiny_training import CPU, make_config
+
+EMBEDDINGS = {"modules_to_save": ["embed_tokens", "lm_head"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Qwen2 has biases beside the weights that LoRA adapts."""
+    folder = tmp_path_factory.mktemp("warm-start") / "qwen2"
+    return make_tiny_model(folder, model_type="qwen2", tie_word_embeddings=False)
+
+
+def adapted(base, **adapter):
+    config = make_config(base, adapter=adapter)
+    source, placement = ModelSource(str(base), "base"), Placement(CPU, torch.device("cpu"))
+    torch.manual_seed(0)
+    return add_adapter(load_model(source, config, choose_precision(config, CPU), placement), config, source)
+
+
+def earlier(base, folder, **adapter):
+    """An adapter whose every trained weight has moved."""
+    model = adapted(base, **adapter)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    save_adapter(model, make_tiny_tokenizer(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("adapter", [{}, EMBEDDINGS, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
+def test_what_goes_on_is_what_will_be_saved(base, tmp_path, adapter):
+    folder = earlier(base, tmp_path / "first", **adapter)
+    model = adapted(base, **adapter)
+    load_warm_start(model, folder)
+    save_adapter(model, make_tiny_tokenizer(), tmp_path / "second")
+    again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "second").eval()
+    first = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+
+    ids = torch.arange(10, 40).view(1, -1)
+    with torch.no_grad():
+        expected = first(ids).logits
+        torch.testing.assert_close(model.eval()(ids).logits, expected)
+        torch.testing.assert_close(again(ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("was", "is_", "words"),
+    [
+        ({"bias": "all"}, {}, "its bias is all, and this run's is none"),
+        ({}, {"bias": "lora_only"}, "its bias is none, and this run's is lora_only"),
+        (EMBEDDINGS, {}, "its modules_to_save are embed_tokens, lm_head, and this run's are none"),
+        ({}, EMBEDDINGS, "its modules_to_save are none, and this run's are embed_tokens, lm_head"),
+    ],
+    ids=str,
+)
+def test_an_adapter_of_another_make_is_refused_and_changes_nothing(base, tmp_path, was, is_, words):
+    folder = earlier(base, tmp_path / "first", **was)
+    model = adapted(base, **is_)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    with pytest.raises(ConfigError, match=words):
+        load_warm_start(model, folder)
+
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_weights_of_the_base_that_its_configuration_does_not_name_are_refused(base, tmp_path):
+    folder = earlier(base, tmp_path / "first", **EMBEDDINGS)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}))
+    model = adapted(base)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+
+    with pytest.raises(ConfigError, match=r"lm_head\.weight, which this run does not train"):
+        load_warm_start(model, folder)
+
+    assert all(torch.equal(parameter, frozen[name]) for name, parameter in model.named_parameters() if name in frozen)
+
+
+def test_an_adapter_that_rewrote_its_base_is_refused(base, tmp_path):
+    folder = earlier(base, tmp_path / "first")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
+
+    with pytest.raises(ConfigError, match="initialized with pissa, which changes its base's weights"):
+        load_warm_start(adapted(base), folder)
