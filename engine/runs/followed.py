@@ -12,6 +12,7 @@ from engine.runs.progress_watch import ProgressWatch, Silence, SilenceLimits
 from engine.runs.run import RUN_VARIABLE, Run, RunState
 from engine.runs.worker_command import cap_log
 
+_HELD_BY_ANOTHER = 3  # exit code of a worker that found another one at work
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
 
 
@@ -62,13 +63,16 @@ class FollowedRun:
     def look(self) -> RunState:
         """See how it is; the state that comes back differs from `state` where something changed.
 
-        A final state comes back only when no process of the run is left. A queued state comes back where no worker ever
-        showed itself, so that the run must be started anew.
+        A final state comes back only when no process of the run is left. A queued state comes back where no worker of
+        ours ever had the run, so that it must be looked at anew.
         """
         if self._is_alive():
             return self._look_at_living(self._history.update())
         if self._was_never_claimed():
             return self._given_up()
+        if self._exit_code == _HELD_BY_ANOTHER and self.run.folder.has_living_worker():
+            # Somebody else had started a worker before ours came; whoever looks at the queue next finds it at work.
+            return self._changed(state="queued", cause="", advice="", device="", **_NOT_SILENT)
         self._end_group()
         return self._ending(self._history.update())
 

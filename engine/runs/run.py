@@ -198,7 +198,8 @@ class RunFolder:
         if last is None:
             return RunState()
         checkpoint = self.newest_checkpoint_step()
-        state = RunState(state="running", attempt=last.attempt, started=last.time, resumable_step=checkpoint)
+        attempt = self.attempts_seen()
+        state = RunState(state="running", attempt=attempt, started=last.time, resumable_step=checkpoint)
         if has_living_worker():
             return state
         ended: dict[str, object] = {
@@ -251,15 +252,18 @@ class RunFolder:
         """Whether a worker holds the run's lock, whatever its pid looks like."""
         return FileLock(self.lock).is_held_by_another()
 
+    def attempts_seen(self) -> int:
+        """The highest number of an attempt that the log or `process.json` knows; the supervisor may have counted on."""
+        logged, worker = last_event(self.events), self.read_worker()
+        return max(logged.attempt if logged is not None else 0, worker.attempt if worker is not None else 0)
+
     def next_attempt(self) -> int:
-        """Number that a worker reports with: what the supervisor counted, or one more than the log has seen.
+        """Number that a worker reports with: what the supervisor counted, or one more than any worker had.
 
         The supervisor raises `attempt` in state.json before it starts a worker. A worker that was started by hand or
-        by a cluster's scheduler finds no state, or an old one, and counts on from its own log.
+        by a cluster's scheduler finds no state, or an old one, and counts on from earlier workers.
         """
-        logged = last_event(self.events)
-        seen = logged.attempt if logged is not None else 0
-        state = self.read_state()
+        seen, state = self.attempts_seen(), self.read_state()
         return state.attempt if state.attempt > seen else seen + 1
 
     def newest_checkpoint_step(self) -> int | None:
@@ -271,10 +275,10 @@ class RunFolder:
         """Make the calling process the worker of this run, until it ends. A worker does so before anything else.
 
         The supervisor names the attempt in `ATTEMPT_VARIABLE`. A worker that comes so late that its attempt was given
-        up meanwhile is refused, so that no run is ever executed twice.
+        up meanwhile, or begun by a worker that somebody else started, is refused, so that no run is ever executed twice.
 
         Raises:
-            RunError: If another worker has it, or this attempt was given up.
+            RunError: If another worker has it or had it, or this attempt was given up.
             StorageError: If the folder cannot be written.
         """
         lock = self.worker_lock()
@@ -284,10 +288,11 @@ class RunFolder:
         if expected.isdecimal():
             attempt = int(expected)
             state = self.read_state()
-            if state.attempt != attempt or state.state not in LIVE_STATES:
+            if state.attempt != attempt or state.state not in LIVE_STATES or self.attempts_seen() >= attempt:
                 lock.release()
                 raise RunError(
-                    f"Attempt {attempt} at {self.path.name} was given up before it began.", "Start or resume it again."
+                    f"Attempt {attempt} at {self.path.name} was given up, or somebody else's, before it began.",
+                    "Start or resume it again.",
                 )
         else:
             attempt = self.next_attempt()

@@ -8,18 +8,19 @@ from engine.runs.run import Run, RunFolder, RunState, State
 
 def recovered(folder: RunFolder, now: float) -> RunState:
     """The state of a run that has none: new, or robbed of its file; then its log and its lock tell."""
-    last, worker = last_event(folder.events), folder.read_worker()
-    attempt = max(last.attempt if last is not None else 0, worker.attempt if worker is not None else 0)
+    attempt = folder.attempts_seen()
     if attempt == 0:
         return RunState(state="queued", changed=now)
+    last = last_event(folder.events)
     return RunState(state="running", attempt=attempt, started=last.time if last is not None else now, changed=now)
 
 
-def begun(before: RunState, device: str, meter_joules: float | None, now: float) -> RunState:
-    """Its next attempt is about to be started.
+def begun(before: RunState, attempt: int, device: str, meter_joules: float | None, now: float) -> RunState:
+    """A worker is about to be started, or was found at work.
 
     Args:
         before: As it waited.
+        attempt: The worker's.
         device: As the lease names it.
         meter_joules: What the meters of its devices show, where they measure.
         now: Seconds since the epoch.
@@ -28,7 +29,7 @@ def begun(before: RunState, device: str, meter_joules: float | None, now: float)
         "state": "starting",
         "cause": "",
         "advice": "",
-        "attempt": before.attempt + 1,
+        "attempt": attempt,
         "device": device,
         "changed": now,
         "started": before.started or now,

@@ -173,17 +173,22 @@ class Ward:
                     self._leases.release(run)
 
     def _start(self, run: Run, devices: tuple[Device, ...]) -> None:
+        names = tuple(lease_name(device) for device in devices)
+        if run.folder.has_living_worker():
+            self._follow_found(run, names)
+            return
         config = self._config_of(run)
         if config is None:
             return
-        names = tuple(lease_name(device) for device in devices)
         try:
             self._leases.take(run, run_title(config), names)
         except DeviceError:
             return
         try:
             device = ", ".join(names)
-            state = begun(run.folder.read_state(), device, self._meter(device), self._clock())
+            before = run.folder.read_state()
+            attempt = max(before.attempt, run.folder.attempts_seen()) + 1
+            state = begun(before, attempt, device, self._meter(device), self._clock())
             self._save(run, state)
             process = start_worker(WorkerOrder(run, config, devices, state.attempt), self._command)
         except (EngineError, OSError) as error:
@@ -193,6 +198,21 @@ class Ward:
         self._unqueue(run.id)  # from here on it has a worker, whatever else fails
         self.followed[run.id] = FollowedRun(run, state, self._patience, process, spawned, self._clock)
         self._leases.pass_on(run, spawned)
+
+    def _follow_found(self, run: Run, devices: Sequence[str]) -> None:
+        """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
+        record, before = run.folder.read_worker(), run.folder.read_state()
+        if record is None or not (record.is_alive() or record.attempt > before.attempt):
+            return  # it has the lock, and has not yet said which attempt it is
+        # What it really uses is not known: what the queue would have given it. On another machine it is nothing of ours.
+        held = devices if record.is_alive() else ()
+        state = begun(before, record.attempt, ", ".join(held), None, self._clock())
+        self._save(run, state)
+        self._unqueue(run.id)
+        followed = self.followed[run.id] = FollowedRun(run, state, self._patience, clock=self._clock)
+        worker = followed.worker()
+        if held and worker is not None:
+            self._leases.hold_again(run, worker, held)
 
     def _config_of(self, run: Run) -> RunConfig | None:
         """The configuration of a waiting run; None, and the run fails, where it cannot be read."""

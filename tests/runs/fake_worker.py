@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from engine.errors import RunError
 from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.event_log import EventWriter
 from engine.runs.events import (
@@ -56,7 +57,11 @@ class Plan:
 
 def main(path: Path) -> int:
     folder = RunFolder(path)
-    claim = folder.claim()
+    try:
+        claim = folder.claim()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 3
     plan = Plan(folder.read_config().run.name)
     terminated: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))

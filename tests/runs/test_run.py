@@ -57,7 +57,11 @@ def test_a_worker_whose_attempt_was_given_up_is_refused_and_leaves_the_run_free(
     assert folder.read_worker() is None
 
     folder.write_state(RunState(state="starting", attempt=1))
-    assert folder.claim().attempt == 1
+    claim = folder.claim()
+    assert claim.attempt == 1
+    claim.lock.release()
+    with pytest.raises(RunError, match="somebody else's"):
+        folder.claim()
 
 
 def test_a_worker_started_by_hand_counts_on_from_its_log(folder):
@@ -68,6 +72,8 @@ def test_a_worker_started_by_hand_counts_on_from_its_log(folder):
 
     folder.write_state(RunState(state="completed", attempt=1))
     assert folder.next_attempt() == 2
+    folder.claim().lock.release()
+    assert folder.next_attempt() == 3, "that one ended before it said a word"
     folder.write_state(RunState(state="starting", attempt=5))
     assert folder.next_attempt() == 5
 

@@ -1,0 +1,108 @@
+"""Workers that a person or a scheduler started, beside a server that looks after the same run."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from engine.hardware.lease import LeaseBook
+from engine.processes.identity import ProcessIdentity
+from engine.runs.control import request_cancel
+from engine.runs.event_log import EventWriter
+from engine.runs.events import StatusData
+from engine.runs.history import read_history
+from engine.runs.requests import request_resume
+from engine.runs.run import Run, RunState
+from engine.runs.supervisor import Overseer, reconcile
+from engine.runs.worker_command import WorkerOrder
+from tests.runs.supervision import (
+    config_for,
+    cpu,
+    executions,
+    fake_settings,
+    fake_worker_command,
+    wait_for_step,
+    wait_until,
+)
+
+
+@pytest.fixture
+def by_hand() -> Iterator[object]:
+    """Starts workers of a run that nobody told which attempt they are."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(run: Run) -> subprocess.Popen[bytes]:
+        order = WorkerOrder(run, run.folder.read_config(), (cpu(),), 0)
+        started.append(subprocess.Popen(fake_worker_command(order)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("last_word", [True, False], ids=["they spoke", "the last said nothing"])
+def test_an_attempt_after_some_by_hand_has_a_number_of_its_own(store, home, last_word):
+    run = store.create(config_for("steps=3"))
+    run.folder.write_state(RunState(state="failed", attempt=1, started=1.0))
+    for attempt in (1, 2, 3) if last_word else (1, 2):
+        with EventWriter(run.folder.events, attempt) as events:
+            events.append(StatusData(phase="stopped", message="Stopped."))
+    if not last_word:
+        run.folder.claim().lock.release()
+    request_resume(home, run)
+    overseer = Overseer(home, fake_settings())
+
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+
+    state = run.folder.read_state()
+    assert (state.state, state.attempt, executions(run)) == ("completed", 4, ["4"])
+    assert read_history(run.folder.events).finished_phase == "finished"
+
+
+def test_a_waiting_run_that_somebody_executes_is_followed_and_not_started(store, home, by_hand):
+    run = store.create(config_for("steps=5000"))
+    reconcile(home, fake_settings())
+    worker = by_hand(run)
+    wait_for_step(run, 2)
+    overseer = Overseer(home, fake_settings())
+
+    wait_until(lambda: overseer.tick() or run.folder.read_state().state == "running")
+
+    state, holder = run.folder.read_state(), LeaseBook(home).holder("cpu")
+    assert (state.attempt, state.device, holder.process) == (1, "cpu", ProcessIdentity.of(worker.pid))
+    request_cancel(run)
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    assert run.folder.read_state().cause.startswith("Cancelled after step")
+    assert executions(run) == ["1"]
+    assert LeaseBook(home).holder("cpu") is None
+
+
+@pytest.mark.parametrize("steps", [2, 60, 200], ids=["and ends before ours came", "soon", "later"])
+def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store, home, by_hand, steps):
+    run, starts = store.create(config_for(f"steps={steps}")), []
+
+    def somebody_is_quicker(order: WorkerOrder) -> list[str]:
+        starts.append(by_hand(order.run))
+        wait_for_step(order.run, 1)
+        return fake_worker_command(order)
+
+    overseer = Overseer(home, fake_settings(command=somebody_is_quicker))
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+
+    assert run.folder.read_state().state == "completed"
+    assert (len(starts), executions(run)) == (1, ["1"])
+
+
+def test_a_worker_that_has_not_yet_said_who_it_is_keeps_its_run_waiting(store, home):
+    run = store.create(config_for("steps=3"))
+    overseer, lock = Overseer(home, fake_settings()), run.folder.worker_lock()
+    assert lock.acquire(timeout_seconds=0)
+    overseer.tick()
+    overseer.tick()
+    assert (run.folder.read_state().state, executions(run)) == ("queued", [])
+
+    lock.release()
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    assert run.folder.read_state().state == "completed"
