@@ -8,20 +8,29 @@ process does so for all. Exit codes: 0 finished or stopped, 1 failed
 import contextlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, StorageError
 from engine.processes.spawn import OPENMP_ENVIRONMENT
+from engine.runs.companion_failures import forget_failures, note_failure, noted_failure
 from engine.runs.event_log import EventWriter
 from engine.runs.run import RunFolder
+
+if TYPE_CHECKING:
+    from engine.runs.events import FailedData
+    from engine.training.companions import Companions
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_HELD_BY_ANOTHER = 3
 EXIT_CANCELLED = 130
+
+_COMPANION_SECONDS = 5.0  # a process that ran out of memory needs a moment to say so
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return EXIT_HELD_BY_ANOTHER
     _prepare_environment()
+    forget_failures(folder.path)
     with EventWriter(folder.events, claim.attempt) as writer:
         return _attempt(folder, claim.attempt, writer)
 
@@ -75,7 +85,8 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     from engine.training.reporting import RunEvents, SilentEvents
     from engine.training.session import TrainingSession
 
-    interruption = Interruption(folder, Companions.from_environment().world_size)
+    companions = Companions.from_environment()
+    interruption = Interruption(folder, companions.world_size)
     interruption.listen()
     events = RunEvents(writer, folder.path, interruption) if writer is not None else SilentEvents()
     config = None
@@ -90,13 +101,26 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         # The whole story is for the log; the event has what a person needs.
         traceback.print_exc()
         events.last_memory()
-        if writer is not None:
+        failed = explain(error, config, home_of(folder.path))
+        if writer is None:
+            note_failure(folder.path, companions.rank, failed)
+        else:
             with contextlib.suppress(StorageError):  # a disk so full that it cannot even be said
-                writer.append(explain(error, config, home_of(folder.path)))
+                writer.append(_first_cause(failed, companions, folder.path))
         return EXIT_FAILED
     finally:
         events.close()
     return EXIT_FINISHED
+
+
+def _first_cause(failed: "FailedData", companions: "Companions", run: Path) -> "FailedData":
+    """What another process said, where this one only knows that it has lost a companion."""
+    if companions.world_size == 1 or failed.cause != "unexpected":
+        return failed
+    deadline = time.monotonic() + _COMPANION_SECONDS
+    while (noted := noted_failure(run)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return noted or failed
 
 
 if __name__ == "__main__":

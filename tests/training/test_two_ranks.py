@@ -7,9 +7,14 @@ import sys
 
 import pytest
 
+from engine.runs.companion_failures import note_failure, noted_failure
+from engine.runs.events import FailedData
+from engine.training import faults
+from engine.training.worker import EXIT_FINISHED
 from tests.training.forking_workers import REPOSITORY
 from tests.training.tiny_training import make_config, make_training
 from tests.training.two_ranks import ROWS, STEPS
+from tests.training.worker_runs import said
 
 pytestmark = pytest.mark.e2e
 
@@ -35,3 +40,49 @@ def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, tiny_model
     assert first == second
     assert first[0] == pytest.approx(alone.losses, rel=1e-4)
     assert len(first[0]) == STEPS
+
+
+@pytest.mark.parametrize(("rank", "action"), [("1", "out_of_memory"), ("0", "out_of_memory"), ("1", "raise")])
+def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, action):
+    run = runs.create(training={"max_steps": 20})
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "tests.training.faulty_rank",
+    ]
+
+    ended = subprocess.run(
+        [sys.executable, *launch, str(run.folder.path)],
+        check=False,
+        capture_output=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            faults.VARIABLE: f"training:pass#3={action}",
+            "LORATORY_TEST_RANK": rank,
+        },
+        cwd=REPOSITORY,
+        timeout=240,
+    )
+
+    assert ended.returncode != 0
+    (failed,) = said(run, "failed")
+    if action == "out_of_memory":
+        assert failed.cause == "out_of_memory", failed
+        assert "memory" in failed.what
+    else:
+        assert "InjectedError" in failed.what
+
+
+def test_the_failure_of_an_earlier_attempt_is_forgotten(workers, runs):
+    run = runs.create(training={"max_steps": 2})
+    note_failure(run.folder.path, 1, FailedData(cause="out_of_memory", what="Memory ran out.", fix="Use less."))
+    assert noted_failure(run.folder.path).cause == "out_of_memory"
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+    assert noted_failure(run.folder.path) is None

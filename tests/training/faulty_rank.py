@@ -1,0 +1,15 @@
+"""The worker as one of several processes, of which one alone meets the fault that the environment asks for.
+
+Started by torch's launcher as `-m tests.training.faulty_rank RUN_DIR`; `LORATORY_TEST_RANK` says which one.
+"""
+
+import os
+import sys
+
+from engine.training.faults import VARIABLE
+from engine.training.worker import main
+
+if __name__ == "__main__":
+    if os.environ["RANK"] != os.environ["LORATORY_TEST_RANK"]:
+        os.environ.pop(VARIABLE, None)
+    sys.exit(main(sys.argv[1:]))
