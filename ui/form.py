@@ -112,4 +112,5 @@ def _to_component(name: str, value: Any) -> Any:
         return [] if value == "all-linear" else ([value] if isinstance(value, str) else list(value))
     if name == "run.devices":
         return value if isinstance(value, str) else ", ".join(str(number) for number in value)
-    return value
+    # Gradio's CheckboxGroup takes anything but a list for one single choice.
+    return list(value) if isinstance(value, tuple) else value

@@ -5,9 +5,14 @@ import pytest
 
 from tests.fake_services import fake_services
 from tests.ui.data_tab_visitor import Visitor
+from ui.fit import FitTable
+from ui.form import Form
 from ui.page import Page
 from ui.services import Services
 from ui.tabs.data import DataTab
+from ui.tabs.method import MethodTab
+from ui.tabs.model import ModelTab
+from ui.tabs.train import TrainTab
 
 
 @pytest.fixture
@@ -34,6 +39,19 @@ def laid_out(services):
         return tab
 
     return lay_out
+
+
+@pytest.fixture
+def page_form(services) -> Form:
+    """The form as the page has it: every component where its tab has put it."""
+    with gr.Blocks():
+        page = Page(services)
+        with gr.Tabs() as page.tabs:
+            for kind in (lambda page: ModelTab(page, FitTable(services.shapes.learn)), DataTab, MethodTab, TrainTab):
+                with gr.Tab():
+                    kind(page)
+        page.form.complete()
+    return page.form
 
 
 @pytest.fixture

@@ -65,6 +65,18 @@ def test_a_configuration_survives_the_way_through_the_form(sections):
     assert config_from_mapping(mapping) == config
 
 
+def test_what_fills_an_empty_form_comes_back_from_the_browser(page_form):
+    """A component that refuses what it was sent breaks every event that reads the form."""
+    for component, value in zip(page_form.components, page_form.updates({}), strict=True):
+        assert component.preprocess(component.postprocess(value)) == value
+
+
+def test_several_choices_are_sent_as_the_list_that_their_component_takes(page_form):
+    filled = page_form.updates({"training": {"report_to": ("trackio", "tensorboard")}})
+
+    assert filled[page_form.names.index("training.report_to")] == ["trackio", "tensorboard"]
+
+
 def test_a_setting_cannot_stand_on_the_page_twice():
     form = whole_form()
 

@@ -1,0 +1,63 @@
+"""The draft in a real browser, on fakes: what fills the form leaves a page that works, and nothing changes by being shown."""
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from engine.config.presets import list_presets
+from tests.browser.chromium import open_page, open_tab
+from tests.browser.show_fake import shown
+from tests.fake_services import fake_services
+from tests.invented_runs import InventedRun, a_config, write_run
+from ui.services import Services
+
+pytestmark = pytest.mark.browser
+
+# Machines that run tests are busy; what does not come at all fails all the same.
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory) -> Services:
+    services = fake_services(tmp_path_factory.mktemp("home"), seconds_per_step=0.1)
+    write_run(services.runs, a_config(run__name="faq, rank 8", adapter__r=8), InventedRun())
+    return services
+
+
+@pytest.fixture(scope="module")
+def address(services):
+    with shown(services) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str):
+    """A page without a memory, whose console must stay free of errors."""
+    page = open_page(browser, address)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
+    yield page
+    page.context.close()
+    assert errors == []
+
+
+def set_up(page: Page) -> None:
+    """The Train tab with the settings in front."""
+    open_tab(page, "Train")
+    page.locator("#train-view label", has_text="Set up").click()
+    expect(page.locator("#presets button").first).to_be_visible()
+
+
+@pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
+def test_every_preset_leaves_a_page_that_can_start(page, preset):
+    model = next(one for one in list_presets() if one.name == preset).load().model.id
+    set_up(page)
+
+    page.locator(f"#presets [data-pick='{preset}']").click()
+
+    expect(page.locator("#panel")).to_contain_text(model.rsplit("/", 1)[-1])
+    expect(page.locator("#panel")).to_contain_text("Memory on CPU")
+    expect(page.locator("#plan")).to_contain_text("in each step")
+    expect(page.locator("#start")).to_be_enabled()
+    expect(page.locator("[data-testid=toast-body]")).to_have_count(0)
+    expect(page.locator("#side .error")).to_have_count(0)
