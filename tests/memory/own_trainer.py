@@ -35,11 +35,12 @@ class OwnStep:
     shape: object
 
 
-def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None):
+def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, model_type="llama"):
     """Assemble a model as the worker does.
 
     Args:
         overrides: Settings by dotted name.
+        model_type: The architecture.
         folder: Takes the weights of a quantized base, which is loaded from there.
     """
     from transformers import AutoModelForCausalLM
@@ -54,7 +55,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None):
     device = Device("cpu", 0, "cpu", 2**35, 2**35, supports_bfloat16=True)
     precision = choose_precision(config, device)
     placement = Placement(device, torch.device("cpu"))
-    architecture = build_config(Case(config=sizes or {}))
+    architecture = build_config(Case(config=sizes or {}, model_type=model_type))
     shape = inventory_of(architecture.to_dict())
     torch.manual_seed(0)
     source = types.SimpleNamespace(name="tiny", hub_id=None, location=str(folder), revision=None)

@@ -70,6 +70,16 @@ def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, t
     assert rehearsed(None, own.workload, own.shape) == measured
 
 
+@pytest.mark.parametrize("overrides", [NF4, NF4 | CHECKPOINTED, INT8], ids=["QLoRA", "QLoRA, checkpointed", "int8"])
+def test_estimate_is_equal_to_the_trainers_step_on_quantized_layers_with_biases(overrides, tmp_path):
+    own = prepare(overrides, sizes=ROUND_SIZES, folder=tmp_path, model_type="qwen2")
+    assert any(module.has_bias and module.is_quantizable for module in own.shape.modules)
+
+    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
+
+    assert rehearsed(None, own.workload, own.shape) == measured
+
+
 CHUNKED = {
     "LoRA": ({}, 10),
     "LoRA at 32 bits": ({"model.compute_dtype": "float32"}, 10),
