@@ -188,7 +188,10 @@ class RunFolder:
         Raises:
             StorageError: If the file is there and cannot be read.
         """
-        state = self.read_state()
+        return self.as_offered(self.read_state())
+
+    def as_offered(self, state: RunState) -> RunState:
+        """A state with `resumable_step` looked up anew."""
         if state.resumable_step is None:
             return state
         return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})

@@ -18,7 +18,7 @@ from engine.runs.followed import FollowedRun, Patience
 from engine.runs.owner_folder import OwnerFolder
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
-from engine.runs.requests import forget_resume_request, resume_requests
+from engine.runs.requests import attempt_to_follow, forget_resume_request, resume_requests
 from engine.runs.run import Run, RunState, State
 from engine.runs.run_leases import RunLeases
 from engine.runs.store import RunStore, list_owners
@@ -115,16 +115,17 @@ class Ward:
             self._enqueue(followed.run)
 
     def obey_requests(self) -> None:
-        """Take stopped runs out of the queue, and put resumed ones into it."""
-        for run in list(self.waiting.values()):
-            with self._complaints.noting(run.id, "could not be taken out of the queue"):
-                self._take_out_if_asked(run)
+        """Put resumed runs into the queue, and take stopped ones out of it."""
+        # In this order: a request to resume that finds its run waiting must not undo the stop that takes it out.
         for request in list(resume_requests(self._home)):
             with self._complaints.noting(request.run_id, "could not be resumed"):
                 store = self._owners[request.owner].store if request.owner in self._owners else None
-                is_done = store is None or request.run_id not in store.ids() or self._requeue(store.get(request.run_id))
-                if is_done:
-                    forget_resume_request(self._home, request)
+                if store is not None and request.run_id in store.ids():
+                    self._resume(store.get(request.run_id), attempt_to_follow(self._home, request))
+                forget_resume_request(self._home, request)
+        for run in list(self.waiting.values()):
+            with self._complaints.noting(run.id, "could not be taken out of the queue"):
+                self._take_out_if_asked(run)
 
     def _take_out_if_asked(self, run: Run) -> None:
         if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
@@ -260,23 +261,22 @@ class Ward:
         except EngineError:
             return
         if wanted:
-            self._requeue(followed.run)
+            self._resume(followed.run, state.attempt)
 
-    def _requeue(self, run: Run) -> bool:
-        """Put a run that has ended back into the queue; returns False where that must be tried again."""
+    def _resume(self, run: Run, attempt: int | None) -> None:
+        """Put a run that has ended back into the queue, unless it has gone on since `attempt`, or is at work."""
         lock = run.folder.worker_lock()
-        if not lock.acquire(timeout_seconds=0.2):
-            return False
+        if not lock.acquire(timeout_seconds=1.0):
+            return
         try:  # with its lock in our hands nobody deletes it
-            state = run.folder.read_state_as_offered()
-            if not state.is_final:
-                return True
+            state = run.folder.as_offered(run.folder.read_state_unclaimed())
+            if not state.is_final or state.state == "completed" or attempt not in (None, state.attempt):
+                return
             clear_requests(run.folder)
             self._save(run, put_back(state, self._clock()))
         finally:
             lock.release()
         self._enqueue(run)
-        return True
 
     def _enqueue(self, run: Run) -> None:
         self.waiting[run.id] = run

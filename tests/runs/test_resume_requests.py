@@ -1,0 +1,130 @@
+"""Requests to resume that come late, twice, or at the wrong moment: what was stopped since stays stopped."""
+
+import pytest
+
+from engine.errors import StorageError
+from engine.paths import LoratoryHome
+from engine.runs.control import request_cancel, request_stop
+from engine.runs.requests import (
+    ResumeRequest,
+    attempt_to_follow,
+    request_resume,
+    resume_is_requested,
+    resume_requests,
+)
+from engine.runs.run import Run, RunState
+from engine.runs.supervisor import Overseer
+from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until
+
+
+@pytest.fixture
+def stopped(store) -> Run:
+    """A run that was stopped in its first attempt."""
+    run = store.create(config_for("steps=5000"))
+    run.folder.write_state(RunState(state="stopped", attempt=1))
+    return run
+
+
+def resume_late(home: LoratoryHome, run: Run) -> None:
+    """What a second tab writes that looked at the run before the first one's request was obeyed."""
+    (home.server / "resume" / f"{run.owner}~{run.id}").write_text("1")
+
+
+def test_a_request_says_which_attempt_it_is_about(home, stopped):
+    request_resume(home, stopped)
+    (home.server / "resume" / ".half-written.tmp").touch()
+
+    (request,) = resume_requests(home)
+    assert request == ResumeRequest(stopped.owner, stopped.id)
+    assert attempt_to_follow(home, request) == 1
+
+
+def test_a_request_of_an_earlier_version_says_nothing_of_attempts_and_is_obeyed(home, stopped):
+    request_resume(home, stopped)
+    (home.server / "resume" / f"{stopped.owner}~{stopped.id}").write_bytes(b"")
+    overseer = Overseer(home, fake_settings())
+
+    overseer.tick(starts_runs=False)
+
+    assert stopped.folder.read_state().state == "queued"
+
+
+def test_a_second_click_does_not_outlive_the_attempt(home, stopped):
+    overseer = Overseer(home, fake_settings())
+    request_resume(home, stopped)
+    overseer.tick()
+    resume_late(home, stopped)
+    wait_for_step(stopped, 2)
+    overseer.tick()
+
+    assert not resume_is_requested(home, stopped)
+    request_cancel(stopped)
+    wait_until(lambda: overseer.tick() or stopped.folder.read_state().is_final)
+
+
+def test_a_run_cancelled_between_two_looks_does_not_train_again_by_an_older_click(home, stopped):
+    overseer = Overseer(home, fake_settings())
+    request_resume(home, stopped)
+    wait_until(lambda: overseer.tick() or stopped.folder.read_state().state == "running")
+    resume_late(home, stopped)
+    request_cancel(stopped)
+    wait_until(lambda: not stopped.folder.has_living_worker())
+
+    for _ in range(5):
+        overseer.tick()
+
+    assert (stopped.folder.read_state().state, executions(stopped)) == ("stopped", ["2"])
+    assert stopped.folder.cancel_request.exists()
+    assert not resume_is_requested(home, stopped)
+
+
+def test_a_run_stopped_while_it_waits_is_not_put_back_by_an_older_click(home, stopped):
+    overseer = Overseer(home, fake_settings(devices=lambda: ()))
+    request_resume(home, stopped)
+    overseer.tick()
+    assert stopped.folder.read_state().state == "queued"
+    resume_late(home, stopped)
+    request_stop(stopped)
+
+    overseer.tick()
+    overseer.tick()
+
+    assert stopped.folder.read_state().cause == "Taken out of the queue."
+
+
+def test_a_run_that_a_worker_has_is_not_resumed_after_it(home, stopped):
+    """Somebody started it by hand although its state still says that it was stopped."""
+    overseer = Overseer(home, fake_settings())
+    request_resume(home, stopped)
+    claim = stopped.folder.claim()
+    overseer.tick()
+    claim.lock.release()
+    overseer.tick()
+
+    assert stopped.folder.read_state().state == "stopped"
+    assert not resume_is_requested(home, stopped)
+
+
+def test_a_complete_run_is_not_resumed_by_a_request_that_came_before_it_was(home, stopped):
+    request_resume(home, stopped)
+    stopped.folder.write_state(RunState(state="completed", attempt=1))
+    Overseer(home, fake_settings()).tick()
+
+    assert stopped.folder.read_state().state == "completed"
+    assert not resume_is_requested(home, stopped)
+
+
+def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_is(home, stopped, monkeypatch):
+    overseer = Overseer(home, fake_settings(devices=lambda: (cpu(free_gib=0),)))
+    request_resume(home, stopped)
+
+    def refuse(*_: object) -> None:
+        raise StorageError("state.json cannot be written (No space left on device).", "Free some space.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.runs.run.RunFolder.write_state", refuse)
+        overseer.tick(starts_runs=False)
+    assert resume_is_requested(home, stopped)
+
+    overseer.tick(starts_runs=False)
+    assert stopped.folder.read_state().state == "queued"
