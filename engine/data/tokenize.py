@@ -45,16 +45,17 @@ class RenderedRow(TokenizedRow):
     encoded: Encoded  # before the cut
     tokenizer: ChatTokenizer
     lost_trained_tokens: int = 0  # learned tokens beyond the cut
+    beyond_tokens: int = 0  # length with those turns of the conversation that left no sequence, if it is greater
 
     @property
     def text(self) -> str:
-        """The whole text, also what lies beyond the cut."""
+        """The text, also what lies beyond the cut, up to the last turn that was looked at."""
         return self.encoded.text
 
     @property
     def uncut_tokens(self) -> int:
-        """Length before the cut."""
-        return len(self.encoded.ids)
+        """Length before the cut, of the whole conversation."""
+        return max(len(self.encoded.ids), self.beyond_tokens)
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -119,7 +120,7 @@ def render_many(
         if isinstance(plan, RowProblemError):
             renderings.append(plan)
             continue
-        sequences = [encoded.pop(0) for _ in plan.sequences]
+        sequences = [encoded.pop(0) for _ in _measured(plan)]
         try:
             renderings.append(_finish(row, plan, sequences, tokenizer, options))
         except RowProblemError as problem:
@@ -142,9 +143,14 @@ def _plan(example: Example, tokenizer: ChatTokenizer, options: RenderOptions) ->
     return plan_conversation(example, tokenizer, options.train_on, options.max_length)
 
 
+def _measured(plan: RowPlan) -> tuple[SequencePlan, ...]:
+    """The sequences of a plan, and after them the one that only its length is asked of."""
+    return plan.sequences if plan.whole is None else (*plan.sequences, plan.whole)
+
+
 def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
     """Tokenize the sequences of all plans, in order; only plain text gets the tokenizer's own bos in front."""
-    sequences = [sequence for plan in plans for sequence in plan.sequences]
+    sequences = [sequence for plan in plans for sequence in _measured(plan)]
     conversations = iter(encode_many([s.text for s in sequences if not s.plain], tokenizer))
     plain = iter(encode_many([s.text for s in sequences if s.plain], tokenizer, add_special_tokens=True))
     return [next(plain) if sequence.plain else next(conversations) for sequence in sequences]
@@ -153,9 +159,10 @@ def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[En
 def _finish(
     row: int, plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
 ) -> Rendering:
-    pending = list(zip(plan.sequences, sequences, strict=True))
+    pending = list(zip(plan.sequences, sequences, strict=False))
     rendered: list[RenderedRow] = []
     lost = plan.beyond_tokens
+    beyond = _whole_length(plan, sequences, tokenizer)
     for sequence, first_encoded in pending:
         encoded, learned, apart = _mark_learned(sequence, first_encoded, tokenizer)
         for turn in apart:
@@ -168,16 +175,28 @@ def _finish(
         if any(kept):
             labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, kept, strict=True)]
             rendered.append(RenderedRow(row, len(rendered), ids, labels, encoded, tokenizer, lost_here))
+        else:
+            beyond = max(beyond, len(encoded.ids))
     if rendered:
         if lost > sum(one.lost_trained_tokens for one in rendered):  # of turns that left no sequence behind
             others = lost - sum(one.lost_trained_tokens for one in rendered[:-1])
             rendered[-1] = replace(rendered[-1], lost_trained_tokens=others)
+        longest = max(range(len(rendered)), key=lambda index: rendered[index].uncut_tokens)
+        if beyond > rendered[longest].uncut_tokens:
+            rendered[longest] = replace(rendered[longest], beyond_tokens=beyond)
         return Rendering(tuple(rendered), plan.notes, plan.notices)
     if lost:
         raise RowProblemError(
             "cut_away", f"everything to learn lies beyond max_length ({options.max_length:,} tokens) and is cut away"
         )
     raise RowProblemError("nothing_to_learn", "no token of it would be learned")
+
+
+def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
+    """Tokens of the whole conversation, where turns of it lie so far beyond max_length that they were not looked at."""
+    if plan.whole is not None:
+        return len(_mark_learned(plan.whole, sequences[-1], tokenizer)[0].ids)
+    return max(len(encoded.ids) for encoded in sequences) + plan.beyond_tokens if plan.beyond_tokens else 0
 
 
 def _mark_learned(

@@ -49,6 +49,7 @@ class RowPlan:
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
     notices: tuple[Notice, ...] = ()  # about this row
     beyond_tokens: int = 0  # about how many tokens would be learned from turns that lie beyond max_length
+    whole: SequencePlan | None = None  # the sequence of the last of those turns: to be measured, and not learned
 
 
 def plan_conversation(
@@ -73,11 +74,10 @@ def plan_conversation(
         return RowPlan((SequencePlan(text, ()),), expressed.notes, notices + renderer.left_out(text))
     chosen = _chosen_turns(expressed, train_on)
     turns: list[Turn] = []
-    beyond = 0
+    beyond: list[int] = []
     for number, index in enumerate(chosen):
         if number % _LOOK_EVERY_TURNS == 0 and turns and _is_longer(turns[-1].prompt, tokenizer, max_length):
-            rest = "\n".join(expressed.messages[late].content for late in chosen[number:])
-            beyond = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
+            beyond = chosen[number:]
             break
         turn = renderer.turn(index)
         if turn is not None:
@@ -85,9 +85,11 @@ def plan_conversation(
     if not turns:
         raise RowProblemError("nothing_to_learn", "no assistant turn says anything that could be learned")
     sequences = _share_sequences(turns, tokenizer)
-    if not beyond:  # else the text ends early, and says nothing about what the template leaves out
-        notices += renderer.left_out(sequences[-1].text)
-    return RowPlan(sequences, expressed.notes, notices, beyond)
+    if beyond:  # the text ends early, and says nothing about what the template leaves out
+        rest = "\n".join(expressed.messages[index].content for index in beyond)
+        beyond_tokens = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
+        return RowPlan(sequences, expressed.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))
+    return RowPlan(sequences, expressed.notes, notices + renderer.left_out(sequences[-1].text))
 
 
 def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
@@ -143,6 +145,15 @@ def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenize
             reason = f"turn {number} ({message.role}) holds {match.group()}, which the model reads as a special token"
             found.append(("special_token", reason))
     return tuple(found)
+
+
+def _sequence_of(index: int, renderer: "_Renderer") -> SequencePlan | None:
+    """The sequence of one turn alone; None where the template refuses a turn that nobody is to learn anyway."""
+    try:
+        turn = renderer.turn(index)
+    except RowProblemError:
+        return None
+    return SequencePlan(turn.prompt + turn.answer, (turn,)) if turn is not None else None
 
 
 def _is_longer(text: str, tokenizer: ChatTokenizer, max_length: int | None) -> bool:

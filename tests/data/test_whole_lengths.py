@@ -1,0 +1,100 @@
+"""How long a conversation is, wherever it is cut: its whole length is reported, though turns beyond the cut are not proved."""
+
+import json
+
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data import turns as turns_module
+from engine.data.check import check_dataset
+from engine.data.conversation import Conversation, Message
+from engine.data.examine import Renderer
+from engine.data.problems import RowProblemError
+from engine.data.source import SourceOptions
+from engine.data.tokenize import RenderOptions, render_conversation
+from tests.data.conversations import ALL, talk
+from tests.data.families import FAMILIES, family, sentencepiece_tokenizer, tokenizer_of
+
+LONG = talk(*(f"{'question' if n % 2 == 0 else 'answer'} {n}: " + "one two " * (n % 7) for n in range(80)))
+CUTS = (None, 100, 250, 900)
+BEYOND_THE_FIRST_ANSWER = (5, 150, 900)
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {one.name: tokenizer_of(one) for one in FAMILIES} | {"llama2": sentencepiece_tokenizer()}
+
+
+@pytest.mark.parametrize("beyond", BEYOND_THE_FIRST_ANSWER)
+@pytest.mark.parametrize("name", [*(one.name for one in FAMILIES), "llama2"])
+def test_the_length_before_the_cut_is_that_without_one(tokenizers, name, beyond):
+    (first,) = render_conversation(0, Conversation(LONG.messages[:2]), tokenizers[name], ALL).rows
+    cut = len(first.input_ids) + beyond
+    whole = render_conversation(0, LONG, tokenizers[name], ALL).rows
+    rows = render_conversation(0, LONG, tokenizers[name], RenderOptions(cut)).rows
+
+    assert max(row.uncut_tokens for row in rows) == max(row.uncut_tokens for row in whole) > 1000
+    for row, uncut in zip(rows, whole, strict=False):
+        assert len(row.input_ids) <= cut
+        assert (row.input_ids, row.labels) == (uncut.input_ids[:cut], uncut.labels[:cut])
+
+
+@pytest.mark.parametrize("train_on", ["last_assistant", "completion", "all"])
+def test_it_is_so_whatever_is_learned(tokenizers, train_on):
+    tokenizer = tokenizers["qwen2.5"]
+    prompt = Conversation(LONG.messages[:2] * 40 + LONG.messages[2:], completion_start=2)
+    (whole,) = render_conversation(0, prompt, tokenizer, RenderOptions(None, train_on)).rows
+
+    if train_on == "last_assistant":
+        with pytest.raises(RowProblemError, match="cut away"):
+            render_conversation(0, prompt, tokenizer, RenderOptions(200, train_on))
+        return
+    (cut,) = render_conversation(0, prompt, tokenizer, RenderOptions(200, train_on)).rows
+    assert cut.uncut_tokens == whole.uncut_tokens
+
+
+def test_turns_that_left_no_sequence_count_where_none_lies_beyond_what_was_looked_at(tokenizers):
+    """Qwen3's template gives each of these six turns a sequence; of some the cut leaves nothing to learn."""
+    conversation = Conversation(LONG.messages[:12])
+    whole = render_conversation(0, conversation, tokenizers["qwen3"], ALL).rows
+    rows = render_conversation(0, conversation, tokenizers["qwen3"], RenderOptions(60)).rows
+
+    assert len(rows) < len(whole)
+    assert rows[-1].uncut_tokens == whole[-1].uncut_tokens
+    assert [row.uncut_tokens for row in rows[:-1]] == [row.uncut_tokens for row in whole[: len(rows) - 1]]
+
+
+def test_a_turn_far_beyond_the_cut_that_the_template_refuses_costs_no_row(tokenizers):
+    tokenizer = tokenizers["gemma"]
+    refused = Conversation((*LONG.messages[:-1], Message("tool", "no call"), Message("assistant", "An answer.")))
+
+    (row,) = render_conversation(0, refused, tokenizer, RenderOptions(100)).rows
+
+    assert row.input_ids == render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows[0].input_ids
+    assert row.uncut_tokens > 500
+
+
+def test_where_the_end_cannot_be_rendered_the_length_is_estimated(tokenizers, monkeypatch):
+    tokenizer = tokenizers["qwen2.5"]
+    known = render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows[0].uncut_tokens
+    monkeypatch.setattr(turns_module, "_sequence_of", lambda index, renderer: None)
+
+    (row,) = render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows
+
+    assert 0.3 * known < row.uncut_tokens < known
+
+
+def test_the_report_of_lengths_does_not_change_with_the_cut(tmp_path, tokenizers):
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": message.role, "content": message.content} for message in LONG.messages]
+    path.write_text("".join(json.dumps({"messages": turns[: 2 * count]}) + "\n" for count in (1, 5, 20, 40)))
+    tokenizer = tokenizers[family("qwen2.5").name]
+
+    reports = [
+        check_dataset(DatasetConfig(source=str(path)), SourceOptions(), renderer=Renderer(tokenizer, cut))
+        for cut in CUTS
+    ]
+
+    lengths = [report.token_lengths.model_copy(update={"over_max_length": 0}) for report in reports]
+    assert lengths == [lengths[0]] * len(lengths)
+    assert [report.token_lengths.over_max_length for report in reports] == [0, 3, 3, 2]
