@@ -1,9 +1,11 @@
 """A setting's pydantic Field into a labelled, bounded, explained Gradio component."""
 
+from abc import ABCMeta
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
 import gradio as gr
+from gradio.component_meta import ComponentMeta
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -11,6 +13,26 @@ from engine.config.run import RunConfig
 
 # A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
 _LARGEST_SLIDER = 1024
+
+
+class _WithoutStub(ComponentMeta):  # type: ignore[misc]  # Gradio's types are not read
+    """Of a component that is Gradio's but for its Python: Gradio would write a stub for editors beside our source."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class FieldSlider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A slider whose box may hold anything while a person types; the panel says what is wrong with it.
+
+    Gradio's own raises for an emptied box and for a number beyond its ends, in every event that reads the form.
+    """
+
+    def get_block_name(self) -> str:
+        return "slider"
+
+    def preprocess(self, payload: float | None) -> float | None:
+        return payload
 
 
 def field_of(name: str) -> FieldInfo:
@@ -67,11 +89,18 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     if kind in (int, float):
         if "maximum" in presentation or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
             step = 1 if kind is int else 0.01
-            return gr.Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
+            return FieldSlider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
         return gr.Number(**{"value": default, "precision": 0 if kind is int else None, **shared})
     if isinstance(default, tuple):
         default = ", ".join(default)
     return gr.Textbox(**{"value": default, "lines": 1, "max_lines": 1, **shared})
+
+
+def choices_of(name: str) -> list[str]:
+    """The names that one, or any number of which, may be chosen; empty where anything can be given."""
+    annotation = field_of(name).annotation
+    kind = _plain_type(annotation)
+    return [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else _several_of(annotation)
 
 
 def _several_of(annotation: Any) -> list[str]:

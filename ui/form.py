@@ -9,7 +9,7 @@ from gradio.components.base import Component
 from engine.config.load import setting_names
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
-from ui.fields import component_for, field_of
+from ui.fields import choices_of, component_for, field_of
 
 # What a form sends for a setting whose text box holds several names.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
@@ -65,7 +65,7 @@ class Form:
         for name in self._components:
             section, field = name.split(".")
             value = mapping.get(section, {}).get(field, _default_of(name))
-            values.append(_to_component(name, value))
+            values.append(_to_component(name, _offered(name, value)))
         return values
 
 
@@ -80,6 +80,16 @@ def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
 def _default_of(name: str) -> Any:
     field = field_of(name)
     return None if field.is_required() else field.default
+
+
+def _offered(name: str, value: Any) -> Any:
+    """The value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
+    choices = choices_of(name)
+    if not choices:
+        return value
+    if isinstance(value, list | tuple):
+        return [one for one in value if one in choices]
+    return value if value in choices else _default_of(name)
 
 
 def _from_component(name: str, value: Any) -> Any:

@@ -189,7 +189,13 @@ class Page:
         shape = self.services.shapes.get(model.id, model.revision) if model is not None else None
         position = self.form.names.index("adapter.target_modules")
         values[position] = targets_update(shape, mapping.get("adapter", {}).get("target_modules", "all-linear"))
-        return values
+        return [_within_reach(*pair) for pair in zip(self.form.components, values, strict=True)]
+
+
+def _within_reach(component: Component, value: Any) -> Any:
+    """A value beyond the end of its slider, which ends sooner than its setting, takes the end along."""
+    beyond = isinstance(component, gr.Slider) and isinstance(value, int | float) and value > component.maximum
+    return gr.update(value=value, maximum=value) if beyond else value
 
 
 def targets_update(shape: ModelShape | None, targets: object) -> Any:

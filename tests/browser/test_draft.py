@@ -61,3 +61,14 @@ def test_every_preset_leaves_a_page_that_can_start(page, preset):
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("[data-testid=toast-body]")).to_have_count(0)
     expect(page.locator("#side .error")).to_have_count(0)
+
+
+def test_a_slider_may_be_emptied_and_typed_anew(page):
+    open_tab(page, "Method")
+    rank = page.locator("#rank input[type=number]")
+
+    for typed, said in (("", "r 16"), ("0", "out of range"), ("24", "r 24")):
+        rank.fill(typed)
+        expect(page.locator("#panel")).to_contain_text(said)
+
+    expect(page.locator("#side .error, [data-testid=toast-body]")).to_have_count(0)

@@ -146,6 +146,13 @@ def test_all_mistakes_stand_in_the_panel_together(form):
     assert "Correct the settings above first." in panel
 
 
+def test_an_emptied_box_leaves_the_default_in_the_panel(form):
+    panel = render_side_panel(draft_of(form, None, adapter__r=None, training__max_length=None))
+
+    assert "LoRA, r 16" in panel
+    assert "1,024 tokens" in panel
+
+
 def test_what_a_person_typed_cannot_become_markup(form):
     draft = draft_of(form, None, model__id="<img src=x onerror=alert(1)>", dataset__source="</dd><script>")
 

@@ -114,6 +114,13 @@ def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
     assert '"type":"log"' in json.loads(follow.answer(live, ""))["places"]["loss-chart"]
 
 
+@pytest.mark.parametrize(("typed", "meant"), [(None, 0), (7, 0.99), (-1, 0)])
+def test_a_number_that_no_smoothing_can_be_ends_at_the_nearest(follow, invent, typed, meant):
+    run = invent(state="running", steps=10)
+
+    assert json.loads(follow.redraw_loss(run.id, typed, False, False)[1])["smoothing"] == meant
+
+
 def test_another_server_on_the_same_home_shows_the_same(services, laid_out, invent):
     run = invent(state="running", steps=10)
 

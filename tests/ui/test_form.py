@@ -105,6 +105,25 @@ def test_a_slider_cannot_leave_the_bounds_of_its_field():
     assert (slider.minimum, slider.maximum) == (1, 1024)
 
 
+@pytest.mark.parametrize("typed", [None, 0, 4096])
+def test_what_is_typed_into_the_box_of_a_slider_is_judged_by_its_field(page_form, typed):
+    """A slider that raises for it would raise in every event that reads the form."""
+    rank = page_form.names.index("adapter.r")
+
+    assert page_form.components[rank].preprocess(typed) == typed
+    assert page_form.components[rank].get_config()["maximum"] == 256
+
+
+def test_a_choice_that_another_version_offered_becomes_the_default():
+    form = whole_form()
+    saved = {"training": {"optim": "adamw_of_old", "report_to": ["trackio", "another"]}}
+
+    filled = dict(zip(form.names, form.updates(saved), strict=True))
+
+    assert filled["training.optim"] == "adamw_torch"
+    assert filled["training.report_to"] == ["trackio"]
+
+
 def test_the_term_stands_beside_plain_words_only_where_they_differ():
     assert label_of("adapter.r") == "Rank (r)"
     assert label_of("training.learning_rate") == "Learning rate"

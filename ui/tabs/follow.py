@@ -15,6 +15,7 @@ from engine.runs.requests import request_resume
 from engine.runs.run import LIVE_STATES, Run
 from ui.chart import chart
 from ui.errors import shown_as_message
+from ui.fields import FieldSlider
 from ui.live import asking, news, place
 from ui.page import Page
 from ui.rendered import Rendered
@@ -34,6 +35,7 @@ from ui.views.run_view import (
 )
 
 _ASK_SECONDS = 2.0
+_MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs that are offered
 _CANCEL_WORDS = (
     '<p class="notice">Cancel ends the run at once. Checkpoints that were saved before stay; what came after the last '
@@ -82,9 +84,9 @@ class FollowPart:
                 "The curve begins with the first step.", elem_id=f"{prefix}loss-chart", elem_classes="loss-chart"
             )
             with gr.Row(elem_classes="chart-controls"):
-                self.smoothing = gr.Slider(
+                self.smoothing = FieldSlider(
                     0,
-                    0.99,
+                    _MOST_SMOOTHING,
                     ChartView().smoothing,
                     step=0.01,
                     label="Smoothing",
@@ -214,15 +216,15 @@ class FollowPart:
             observed = self._page.reader.observe(run_id)
         except EngineError as error:
             return gone(error)
-        return self._draw(observed, ChartView(smoothing, log_axis), log_open)
+        return self._draw(observed, _view_of(smoothing, log_axis), log_open)
 
     def look_if_shown(self, run_id: str, view: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
         """Like `look`, where the view is in front."""
         return self.look(run_id, smoothing, log_axis, log_open) if view == "Follow" else gr.skip()
 
-    def redraw_loss(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
+    def redraw_loss(self, run_id: str, smoothing: float | None, log_axis: bool, log_open: bool) -> Any:
         """The loss curve alone, after its controls were moved; what follows is drawn the same way."""
-        view = ChartView(smoothing, log_axis)
+        view = _view_of(smoothing, log_axis)
         try:
             observed = self._page.reader.observe(run_id)
         except EngineError:
@@ -286,6 +288,11 @@ class FollowPart:
         asked = event(shown_as_message(ask), self._page.chosen_run, None, trigger_mode="once", **quick)
         self.look_after(asked)
         return asked
+
+
+def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:
+    """How the curve is drawn; the box of the slider may be empty, or hold any number, while somebody types."""
+    return ChartView(min(max(smoothing or 0.0, 0.0), _MOST_SMOOTHING), log_axis)
 
 
 def _question(observed: ObservedRun, view: ChartView, log_open: bool) -> str:

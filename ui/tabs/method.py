@@ -101,7 +101,7 @@ class MethodTab:
             None,
             [form["adapter.r"], self.linked, form["adapter.lora_alpha"]],
             form["adapter.lora_alpha"],
-            js="(r, linked, alpha) => linked ? 2 * r : alpha",
+            js="(r, linked, alpha) => linked && r ? 2 * r : alpha",
             show_progress="hidden",
             queue=False,
             api_visibility="private",
@@ -185,15 +185,15 @@ def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
 def render_method_table(draft: Draft) -> str:
     """What each method needs for this model; a row can be picked."""
     head = "<h2>What each method needs for this model</h2>"
-    needs = _needs(draft)
-    if not needs or draft.device is None:
+    needs, config = _needs(draft), draft.config or draft.assumed
+    if not needs or draft.device is None or config is None:
         return head + '<div class="empty">Choose a model, and every method is compared here for your device.</div>'
-    training = draft.mapping["training"]
-    checkpointing = "with" if training.get("gradient_checkpointing") else "without"
+    training = config.training
+    checkpointing = "with" if training.gradient_checkpointing else "without"
     rows = "".join(_method_row(need) for need in needs)
     return (
-        f'{head}<p class="lead">At {training.get("max_length", 0):,} tokens, batch '
-        f"{training.get('per_device_train_batch_size')}, {checkpointing} gradient checkpointing unless it says otherwise. "
+        f'{head}<p class="lead">At {training.max_length:,} tokens, batch '
+        f"{training.per_device_train_batch_size}, {checkpointing} gradient checkpointing unless it says otherwise. "
         "Pick a row to use it.</p>"
         '<div class="scroll"><table class="plain"><thead><tr><th>Method</th><th class="r">Trains</th>'
         f'<th class="r">Needs, GiB</th><th>Fits {escape(draft.device.name)}</th></tr></thead><tbody>{rows}</tbody></table></div>'

@@ -1,9 +1,11 @@
 """The panel that never leaves: what is chosen, what is missing or wrong, and whether it fits."""
 
 from html import escape
+from typing import Any
 
 from ui.draft import Draft
 from ui.errors import trouble
+from ui.fields import field_of
 from ui.views.memory_bar import render_memory_bar
 
 
@@ -13,7 +15,7 @@ def render_side_panel(draft: Draft) -> str:
 
 
 def _chosen(draft: Draft) -> str:
-    model, adapter, data, training = (draft.mapping[name] for name in ("model", "adapter", "dataset", "training"))
+    model, adapter, data = (draft.mapping[name] for name in ("model", "adapter", "dataset"))
     method = {"lora": "LoRA", "ia3": "IA3", "prefix_tuning": "Prefix tuning", "none": "Full fine-tuning"}.get(
         str(adapter.get("method")), "not chosen"
     )
@@ -21,10 +23,10 @@ def _chosen(draft: Draft) -> str:
     if quantization != "none":
         method = "QLoRA" if method == "LoRA" and quantization in ("nf4", "fp4") else f"{method} on {quantization}"
     if adapter.get("method") == "lora":
-        method += f", r {adapter.get('r')}"
+        method += f", r {_value(draft, 'adapter.r')}"
     length = (
-        f"{training.get('max_length', 0):,} tokens, batch {training.get('per_device_train_batch_size')}"
-        f" × {training.get('gradient_accumulation_steps')}"
+        f"{_value(draft, 'training.max_length'):,} tokens, batch {_value(draft, 'training.per_device_train_batch_size')}"
+        f" × {_value(draft, 'training.gradient_accumulation_steps')}"
     )
     rows = [
         ("Model", _short(model.get("id")), "not chosen yet"),
@@ -37,6 +39,12 @@ def _chosen(draft: Draft) -> str:
         for name, value, absent in rows
     )
     return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
+
+
+def _value(draft: Draft, name: str) -> Any:
+    """What a setting is; an emptied box leaves its default."""
+    section, field = name.split(".")
+    return draft.mapping[section].get(field, field_of(name).default)
 
 
 def _short(value: object) -> str:
