@@ -1,7 +1,6 @@
 """Rows of a CSV or TSV file: delimiter found by looking, quoted cells over several lines, lost quotes survived."""
 
 import csv
-import io
 from collections import Counter, deque
 from collections.abc import Iterator
 
@@ -15,6 +14,8 @@ from engine.errors import DatasetError
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 _NEVER_CLOSED = "a quotation mark opens here and is never closed"
+_NOT_CLOSED = "unexpected end of data"  # how Python's reader says it
+_VEILED_RETURN = "\udc0d"  # half a character, which text in UTF-8 never holds
 _MAX_LINES_OF_A_ROW = 5000  # a quoted cell that goes on for longer has lost its closing quote
 
 
@@ -48,11 +49,17 @@ class DelimitedReader:
     def _read_header(self) -> tuple[str, ...]:
         record = self._next_cells(_Lines(read_lines(self._stream, blank=True)))
         cells = record.cells if record is not None else []
-        columns = tuple(cell.strip() for cell in cells)
+        named = any(cell.strip() for cell in cells)
+        columns = tuple(cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1))
         name = shown_name(self._stream.path.name)
-        if not any(columns):
+        if any("\r" in column.replace("\r\n", "") for column in columns):
+            raise DatasetError(
+                f"The first line of {name} goes on behind a carriage return, which ends lines in some files.",
+                "Save it with one kind of line ends.",
+            )
+        if not named:
             raise DatasetError(f"The first line of {name} names no columns.", "Put the columns' names there.")
-        twice = [column for column, count in Counter(columns).items() if count > 1 and column]
+        twice = [column for column, count in Counter(columns).items() if count > 1]
         if twice:
             raise DatasetError(
                 f"The column {shown_name(twice[0])!r} stands twice in the header of {name}.",
@@ -83,50 +90,55 @@ class DelimitedReader:
         if first.size_bytes > len(first.data):
             return _Cells(first, first.data, kind="too_long", problem=too_long(first.size_bytes))
         taken = [first]
-        goes_on = first.data.count(b'"') % 2 == 1 and self._is_open(first.data)
-        if goes_on and not self._take_until_closed(taken, lines):
-            lines.push_back(taken[1:])
-            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
-        raw = b"\n".join(line.data for line in taken)
         try:
-            text = raw.decode("utf-8").removesuffix("\r")
             # Over several lines a closing quote must stand where one may; else another row's quote closed this one's.
-            rows = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=len(taken) > 1)
-            cells = next(rows, [])
+            cells = next(csv.reader(_texts_of(taken, lines), delimiter=self.delimiter, strict=True))
         except UnicodeDecodeError as error:
             lines.push_back(taken[1:])
-            problem = f"not UTF-8: byte 0x{raw[error.start]:02X} at position {error.start + 1}"
+            before = sum(len(line.data) + 1 for line in taken[:-1])
+            problem = f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {before + error.start + 1}"
             return _Cells(first, first.data, kind="not_utf8", problem=problem)
         except csv.Error as error:
             lines.push_back(taken[1:])
-            reason = _NEVER_CLOSED if len(taken) > 1 else f"not readable as CSV: {error}"
-            return _Cells(first, first.data, kind="csv", problem=reason)
+            if len(taken) == 1 and _NOT_CLOSED not in str(error):
+                return self._cells_of_an_odd_line(first)
+            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
         if len(taken) > 1 and self.columns and len(cells) != len(self.columns):
             lines.push_back(taken[1:])  # the other lines get their chance
             return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
-        return _Cells(first, raw, cells)
+        return _Cells(first, b"\n".join(line.data for line in taken), _shown(cells))
 
-    @staticmethod
-    def _take_until_closed(taken: list[Line], lines: "_Lines") -> bool:
-        """Add the lines of a quoted cell, up to the first whose quotation marks close it."""
-        size = taken[0].size_bytes
-        while len(taken) < _MAX_LINES_OF_A_ROW and (line := lines.next_with_blanks()) is not None:
-            taken.append(line)
-            size += line.size_bytes + 1
-            if size > MAX_ROW_BYTES:
-                return False
-            if line.data.count(b'"') % 2:
-                return True
-        return False
-
-    def _is_open(self, line: bytes) -> bool:
-        """Whether a row with an odd number of quotes really goes on: a lone one inside a cell is ordinary."""
-        text = line.decode("utf-8", "replace")
+    def _cells_of_an_odd_line(self, line: Line) -> "_Cells":
+        """The cells of a line with a quotation mark where none may stand, which is taken for an ordinary letter."""
         try:
-            list(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=True))
+            return _Cells(line, line.data, _shown(next(csv.reader([_text_of(line)], delimiter=self.delimiter))))
         except csv.Error as error:
-            return "unexpected end of data" in str(error)
-        return False
+            return _Cells(line, line.data, kind="csv", problem=f"not readable as CSV: {error}")
+
+
+def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
+    """The lines of a row for the reader, which asks for no more than the row needs; those it gets are added to `taken`."""
+    yield _text_of(taken[0])
+    size = taken[0].size_bytes
+    while len(taken) < _MAX_LINES_OF_A_ROW and (line := lines.next_with_blanks()) is not None:
+        taken.append(line)
+        size += line.size_bytes + 1
+        if size > MAX_ROW_BYTES:
+            return
+        yield _text_of(line)
+
+
+def _text_of(line: Line) -> str:
+    """A line with the return that belongs to its end; for the reader any other one would end the row, so it is veiled."""
+    text = line.data.decode("utf-8")
+    if "\r" in text:
+        bare = text.rstrip("\r")
+        text = bare.replace("\r", _VEILED_RETURN) + text[len(bare) :]
+    return text + "\n"
+
+
+def _shown(cells: list[str]) -> list[str]:
+    return [cell.replace(_VEILED_RETURN, "\r") if _VEILED_RETURN in cell else cell for cell in cells]
 
 
 class _Cells:
@@ -172,11 +184,11 @@ class _Lines:
 
 def _sniff_delimiter(head: str) -> str:
     """The character that cuts the first lines into the same number of cells, at least two; a comma if none does."""
-    lines = [line for line in head.splitlines()[:20] if line.strip()]
+    lines = [line.rstrip("\r").replace("\r", _VEILED_RETURN) for line in head.split("\n") if line.strip()][:20]
     best, best_score = ",", (0, 0)
     for delimiter in DELIMITERS:
         try:
-            rows = [row for row in csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=delimiter) if row]
+            rows = [row for row in csv.reader([f"{line}\n" for line in lines], delimiter=delimiter) if row]
         except csv.Error:
             continue
         width = len(rows[0]) if rows else 0

@@ -73,6 +73,76 @@ def test_a_quote_inside_a_cell_is_ordinary(tmp_path):
     assert [record.value for record in reader.read(START)] == [{"a": '5" pipe', "b": "x"}, {"a": "2", "b": "y"}]
 
 
+def test_a_quoted_cell_goes_on_after_a_quote_that_is_ordinary(tmp_path):
+    reader = reader_of(tmp_path / "rows.csv", 'a,b\n5" pipe,"two\nlines, ""said"""\n"x\n5"" y",z\n')
+
+    assert [record.value for record in reader.read(START)] == [
+        {"a": '5" pipe', "b": 'two\nlines, "said"'},
+        {"a": 'x\n5" y', "b": "z"},
+    ]
+
+
+def test_what_follows_a_closed_quote_is_no_part_of_its_row(tmp_path):
+    """The second line closes the quote of the first, and an ordinary quotation mark stands on it."""
+    records = list(reader_of(tmp_path / "rows.csv", 'a,b\n"x\ny",5" z\n6" p,q\n').read(START))
+
+    assert [record.value for record in records] == [{"a": "x\ny", "b": '5" z'}, {"a": '6" p', "b": "q"}]
+    assert [record.line for record in records] == [2, 4]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_carriage_return_inside_a_row_is_text_of_its_cell(tmp_path, ending):
+    lines = ["a,b", "A,first\rsecond", "\rB,one\r\rtwo", '"x\ry","5\r\n6"', "p\rq,", "C,last"]
+    reader = reader_of(tmp_path / "rows.csv", ending.join(lines))
+
+    records = list(reader.read(START))
+
+    assert [record.value for record in records] == [
+        {"a": "A", "b": "first\rsecond"},
+        {"a": "\rB", "b": "one\r\rtwo"},
+        {"a": "x\ry", "b": "5\r\n6"},
+        {"a": "p\rq", "b": ""},
+        {"a": "C", "b": "last"},
+    ]
+    assert list(reader.read(Position(3, records[3].line, records[3].offset))) == records[3:]
+
+
+def test_rows_that_a_carriage_return_joins_are_a_problem_and_never_half_read(tmp_path):
+    records = list(reader_of(tmp_path / "rows.csv", "a,b\nA,first\rsecond,third\nB,fine\n").read(START))
+
+    assert [(record.line, record.kind) for record in records] == [(2, "csv"), (3, None)]
+    assert "3 cells" in records[0].problem
+    assert b"third" in records[0].raw
+
+
+def test_columns_are_known_without_the_spaces_around_their_names_and_without_a_name_by_their_place(tmp_path):
+    reader = reader_of(tmp_path / "rows.csv", " prompt , completion ,,\nAsk, Answer,x,y\n")
+
+    assert reader.columns == ("prompt", "completion", "column 3", "column 4")
+    assert next(reader.read(START)).value == {
+        "prompt": "Ask",
+        "completion": " Answer",
+        "column 3": "x",
+        "column 4": "y",
+    }
+
+
+def test_lines_of_spaces_between_rows_are_passed_over_and_inside_a_cell_they_are_text(tmp_path):
+    reader = reader_of(tmp_path / "rows.csv", 'a,b\n1,2\n  \n\t\n"3\n  \n",4\n \n')
+
+    assert [(record.line, record.value) for record in reader.read(START)] == [
+        (2, {"a": "1", "b": "2"}),
+        (5, {"a": "3\n  \n", "b": "4"}),
+    ]
+
+
+def test_line_ends_do_not_hide_the_delimiter(tmp_path):
+    reader = reader_of(tmp_path / "rows.csv", "a;b\n" + "x, y\rz;\u2028w, v\n" * 5)
+
+    assert reader.delimiter == ";"
+    assert [record.value for record in reader.read(START)] == [{"a": "x, y\rz", "b": "\u2028w, v"}] * 5
+
+
 def test_too_many_cells_are_a_problem_and_missing_ones_are_missing_columns(tmp_path):
     records = list(reader_of(tmp_path / "rows.csv", "a,b\n1,2,3\n4\n").read(START))
 
@@ -90,7 +160,12 @@ def test_latin_1_bytes_are_named_with_their_row(tmp_path):
 
 @pytest.mark.parametrize(
     ("header", "words"),
-    [("a,b,a\n1,2,3\n", "twice"), (" , \n1,2\n", "names no columns"), ('"a,b\n1,2\n', "no columns")],
+    [
+        ("a,b,a\n1,2,3\n", "twice"),
+        (" , \n1,2\n", "names no columns"),
+        ('"a,b\n1,2\n', "no columns"),
+        ('a,b\r1,2\r3,"x\ny"\r', "carriage return"),
+    ],
 )
 def test_a_header_that_cannot_be_used_is_refused(tmp_path, header, words):
     with pytest.raises(DatasetError, match=words):
