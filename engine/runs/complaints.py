@@ -10,16 +10,17 @@ _log = logging.getLogger(__name__)
 
 
 class Complaints:
-    """Remembers the last complaint about each run or owner, so that it is not repeated twice a second."""
+    """Remembers what was said about each run or owner, so that nothing is repeated twice a second."""
 
     def __init__(self) -> None:
-        self._said: dict[str, str] = {}
+        self._said: dict[str, dict[str, str]] = {}  # by whom it concerns, and by what was tried
 
-    def say(self, about: str, text: str) -> None:
-        """Log what went wrong, unless it was the last thing that was said about the same."""
-        if self._said.get(about) != text:
+    def say(self, about: str, text: str, tried: str = "") -> None:
+        """Log what went wrong, unless it was the last thing that was said of the same attempt at the same thing."""
+        said = self._said.setdefault(about, {})
+        if said.get(tried) != text:
             _log.error(text)
-        self._said[about] = text
+        said[tried] = text
 
     @contextlib.contextmanager
     def noting(self, about: str, what: str) -> Iterator[None]:
@@ -27,7 +28,7 @@ class Complaints:
         try:
             yield
         except (EngineError, OSError) as error:
-            self.say(about, f"{about} {what}: {error}")
+            self.say(about, f"{about} {what}: {error}", tried=what)
 
     def forget(self, about: str) -> None:
         """It is gone."""

@@ -225,12 +225,19 @@ class RunStore:
 
 
 def list_owners(home: LoratoryHome) -> list[str]:
-    """Owners who have a folder of runs."""
+    """Owners who have a folder of runs, within reach or not."""
     try:
         with os.scandir(home.runs) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and _OWNER.fullmatch(entry.name))
+            return sorted(entry.name for entry in entries if _OWNER.fullmatch(entry.name) and _is_folder(entry))
     except FileNotFoundError:
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True  # out of reach, like a mount that is gone: whoever looks into it is told why
 
 
 def _cannot_be_removed(run: Run, error: OSError) -> StorageError:

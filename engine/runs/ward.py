@@ -73,29 +73,28 @@ class Ward:
                     store = RunStore(self._home, owner)
                     store.sweep()
                     self._owners[owner] = OwnerFolder(store)
-        for folder in self._owners.values():
-            if not folder.has_changed():
+        for owner, folder in self._owners.items():
+            with self._complaints.noting(owner, "has a folder that cannot be looked at"):
+                if folder.has_changed():
+                    self._look_into(folder)
+
+    def _look_into(self, folder: OwnerFolder) -> None:
+        runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
+        for run_id, run in runs.items():
+            if run_id in folder.known:
                 continue
-            runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
-            for run_id, run in runs.items():
-                if run_id in folder.known:
-                    continue
-                try:
-                    self._take_in(run)
-                    folder.known.add(run_id)
-                except (EngineError, OSError) as error:
-                    self._complaints.say(run_id, f"{run_id} cannot be supervised: {error}")
-            for gone in folder.known - runs.keys():
-                self._forget(gone)
-            folder.known &= runs.keys()
+            with self._complaints.noting(run_id, "cannot be supervised"):
+                self._take_in(run)
+                folder.known.add(run_id)
+        for gone in folder.known - runs.keys():
+            self._forget(gone)
+        folder.known &= runs.keys()
 
     def look_at_workers(self) -> None:
         """Look at every run with a worker, and save what changed."""
         for followed in list(self.followed.values()):
-            try:
+            with self._complaints.noting(followed.run.id, "could not be looked at"):
                 self._look_at(followed)
-            except (EngineError, OSError) as error:
-                self._complaints.say(followed.run.id, f"{followed.run.id} could not be looked at: {error}")
 
     def _look_at(self, followed: FollowedRun) -> None:
         self._leases.pass_on(followed.run, followed.worker())
@@ -119,9 +118,11 @@ class Ward:
         # In this order: a request to resume that finds its run waiting must not undo the stop that takes it out.
         for request in list(resume_requests(self._home)):
             with self._complaints.noting(request.run_id, "could not be resumed"):
-                store = self._owners[request.owner].store if request.owner in self._owners else None
-                if store is not None and request.run_id in store.ids():
-                    self._resume(store.get(request.run_id), attempt_to_follow(self._home, request))
+                owner = self._owners.get(request.owner)
+                if owner is None or not owner.store.folder.is_dir():
+                    continue  # out of reach for now: whether there is such a run is not known
+                if request.run_id in owner.store.ids():
+                    self._resume(owner.store.get(request.run_id), attempt_to_follow(self._home, request))
                 forget_resume_request(self._home, request)
         for run in list(self.waiting.values()):
             with self._complaints.noting(run.id, "could not be taken out of the queue"):
@@ -138,15 +139,15 @@ class Ward:
         run = self.waiting[run_id]
         if self._clock() < self._put_off.get(run_id, 0.0):
             return None
-        if run_id not in self._needs:
-            with self._complaints.noting(run_id, "could not be ended"):
+        with self._complaints.noting(run_id, "cannot be made ready to start"):
+            if run_id not in self._needs:
                 config = self._config_of(run)
-                if config is not None:
-                    self._needs[run_id] = Waiting(run_id, config.run, read_provenance(run.folder).predicted_bytes)
-        needs = self._needs.get(run_id)
-        if needs is not None and start_anyway_is_requested(run.folder):
-            return needs._replace(needed_bytes=None)
-        return needs
+                if config is None:
+                    return None
+                self._needs[run_id] = Waiting(run_id, config.run, read_provenance(run.folder).predicted_bytes)
+            needs = self._needs[run_id]
+            return needs._replace(needed_bytes=None) if start_anyway_is_requested(run.folder) else needs
+        return None
 
     def holder(self, device: str) -> LeaseHolder | None:
         """The run that still has a device although no living process does: its worker ended since it was looked at.
@@ -155,7 +156,10 @@ class Ward:
         """
         for followed in self.followed.values():
             if device in followed.state.device.split(", "):
-                return self._leases.holder_of(followed.run, followed.worker())
+                worker = None
+                with self._complaints.noting(followed.run.id, "could not be looked at"):
+                    worker = followed.worker()
+                return self._leases.holder_of(followed.run, worker)
         return None
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:

@@ -1,0 +1,41 @@
+import logging
+
+import pytest
+
+from engine.errors import StorageError
+from engine.runs.complaints import Complaints
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_goes_wrong_again_and_again_is_said_once_for_each_thing_that_was_tried(caplog):
+    complaints = Complaints()
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            with complaints.noting("run-1", "could not be looked at"):
+                raise StorageError("The disk is full.", "Free some space.")
+            with complaints.noting("run-1", "could not be started"):
+                raise OSError(5, "Input/output error")
+
+    assert said(caplog) == [
+        "run-1 could not be looked at: The disk is full. Free some space.",
+        "run-1 could not be started: [Errno 5] Input/output error",
+    ]
+
+
+def test_another_reason_is_said_and_so_is_the_same_of_one_that_came_anew(caplog):
+    complaints = Complaints()
+    with caplog.at_level(logging.ERROR):
+        complaints.say("run-1", "The disk is full.")
+        complaints.say("run-1", "The folder is gone.")
+        complaints.forget("run-1")
+        complaints.say("run-1", "The folder is gone.")
+
+    assert said(caplog) == ["The disk is full.", "The folder is gone.", "The folder is gone."]
+
+
+def test_what_is_wrong_with_our_own_code_is_not_hidden():
+    with pytest.raises(KeyError), Complaints().noting("run-1", "could not be looked at"):
+        raise KeyError("a mistake")

@@ -1,0 +1,117 @@
+"""One owner's folder that cannot be looked at, like a mount that is gone, and the runs of everybody else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.errors import StorageError
+from engine.runs.control import request_cancel
+from engine.runs.requests import request_resume, resume_is_requested
+from engine.runs.run import Run, RunState
+from engine.runs.store import RunStore, list_owners
+from engine.runs.supervisor import Overseer
+from tests.runs.supervision import config_for, fake_settings, wait_until
+
+
+@pytest.fixture
+def theirs(home) -> Run:
+    """A run of somebody whose folder is within reach."""
+    return RunStore(home, "bob").create(config_for("steps=5000"))
+
+
+def take_away(store: RunStore) -> Path:
+    """Nothing below the folder can be looked at any more; returns where it went."""
+    away = store.home.root / "away"
+    shutil.move(store.folder, away)
+    store.folder.symlink_to(store.folder)  # each look ends with ELOOP, as those at a lost mount do with ENOTCONN
+    return away
+
+
+def bring_back(store: RunStore, away: Path) -> None:
+    store.folder.unlink(missing_ok=True)
+    shutil.move(away, store.folder)
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "stopped"])
+def test_a_folder_out_of_reach_stops_the_supervision_of_nobody_else(store, home, theirs, state):
+    run = store.create(config_for("steps=3"))
+    run.folder.write_state(RunState(state=state, attempt=0 if state == "queued" else 1, device="cpu"))
+    can_start: list[bool] = []
+    devices = fake_settings().devices
+    overseer = Overseer(home, fake_settings(devices=lambda: devices() if can_start else ()))
+    overseer.tick()
+    assert theirs.folder.read_state().state == "queued"
+    take_away(store)
+    can_start.append(True)
+    request_cancel(theirs)
+
+    overseer.tick()
+
+    assert list_owners(home) == ["ann", "bob"]
+    assert theirs.folder.read_state().state == "stopped"
+
+
+def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
+    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    run = store.create(config_for("steps=3"))
+    away = take_away(store)
+    overseer = Overseer(home, fake_settings())
+    overseer.tick()
+    bring_back(store, away)
+
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+
+    assert run.folder.read_state().state == "completed"
+
+
+@pytest.fixture
+def asked(store, home) -> Run:
+    """A run that somebody wants to go on."""
+    run = store.create(config_for("steps=3"))
+    run.folder.write_state(RunState(state="stopped", attempt=1))
+    request_resume(home, run)
+    return run
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["since it was seen", "from the beginning"])
+@pytest.mark.parametrize("is_there", [True, False], ids=["it cannot be looked into", "it is not there"])
+def test_a_request_to_resume_is_kept_while_the_folder_is_out_of_reach(store, home, asked, is_there, is_known):
+    overseer = Overseer(home, fake_settings(devices=lambda: ()))
+    if is_known:
+        overseer.tick()
+        asked.folder.write_state(RunState(state="stopped", attempt=1))
+        request_resume(home, asked)
+    away = take_away(store)
+    if not is_there:
+        store.folder.unlink()
+    overseer.tick()
+    assert resume_is_requested(home, asked)
+
+    bring_back(store, away)
+    overseer.tick()
+    assert asked.folder.read_state().state == "queued"
+    assert not resume_is_requested(home, asked)
+
+
+def test_a_request_to_resume_is_kept_while_the_folder_cannot_be_swept(home, asked, monkeypatch):
+    def refuse(_: RunStore) -> None:
+        raise StorageError(
+            "The lock file create-ann.lock cannot be used (No space left on device).", "Free some space."
+        )
+
+    overseer = Overseer(home, fake_settings(devices=lambda: ()))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "sweep", refuse)
+        overseer.tick()
+    assert resume_is_requested(home, asked)
+
+    overseer.tick()
+    assert asked.folder.read_state().state == "queued"
+
+
+def test_a_request_to_resume_a_run_that_was_deleted_is_forgotten(home, asked):
+    shutil.rmtree(asked.folder.path)
+    Overseer(home, fake_settings()).tick()
+
+    assert not resume_is_requested(home, asked)
