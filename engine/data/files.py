@@ -13,7 +13,7 @@ from engine.data.json_lines_file import JsonLinesReader
 from engine.data.json_values_file import JsonValuesReader
 from engine.data.parquet_file import PARQUET_MAGIC, ParquetRows
 from engine.data.plain_text_file import PlainTextReader
-from engine.data.records import Position, Record
+from engine.data.records import MAX_ROW_BYTES, Position, Record, json_record
 from engine.data.row_index import STRIDE, RowIndex
 from engine.data.row_source import RowSource, fingerprint_of, numbered_rows
 from engine.data.text_stream import TextStream
@@ -25,7 +25,7 @@ _DELIMITED_ENDINGS = frozenset({".csv", ".tsv", ".tab"})
 _TEXT_ENDINGS = frozenset({".txt", ".md", ".text"})
 DATA_ENDINGS = _JSON_ENDINGS | _DELIMITED_ENDINGS | _TEXT_ENDINGS | {".parquet"}
 
-TextKind = Literal["json_lines", "json_array", "json_objects", "delimited", "plain_text"]
+TextKind = Literal["json_lines", "list_lines", "json_array", "json_objects", "delimited", "plain_text"]
 
 
 class _Reader(Protocol):
@@ -51,8 +51,9 @@ class TextFileRows:
         self.columns: tuple[str, ...] = ()
         self._reader: _Reader
         text_kind = _kind_of_text(path, self._stream)
-        if text_kind == "json_lines":
-            self._reader, self.kind = JsonLinesReader(self._stream), "JSON Lines"
+        if text_kind in ("json_lines", "list_lines"):
+            self._reader = JsonLinesReader(self._stream)
+            self.kind = "JSON Lines" if text_kind == "json_lines" else "lists of turns, one on each line"
         elif text_kind == "delimited":
             delimited = DelimitedReader(self._stream)
             self._reader, self.columns = delimited, delimited.columns
@@ -210,7 +211,7 @@ def _kind_of_text(path: Path, stream: TextStream) -> TextKind:
     if ending in _TEXT_ENDINGS:
         return "plain_text"
     if start[:1] == b"[" and (ending not in _DELIMITED_ENDINGS):
-        return "json_array"
+        return "list_lines" if _has_list_lines(stream, ending) else "json_array"
     if start[:1] == b"{":
         ends_there = first_line.endswith(b"}") or len(first_line) == len(start) == len(head)
         if ending in _JSON_ENDINGS - {".json"} or ends_there:
@@ -221,6 +222,21 @@ def _kind_of_text(path: Path, stream: TextStream) -> TextKind:
     if ending in _DELIMITED_ENDINGS:
         return "delimited"
     return "delimited" if _looks_delimited(stream) else "plain_text"
+
+
+def _has_list_lines(stream: TextStream, ending: str) -> bool:
+    """Whether a file that begins with a bracket has a list on each line, and is no array over all of them."""
+    head = stream.head().lstrip()
+    if b"\n" not in head:
+        head = stream.head(MAX_ROW_BYTES + 1).lstrip()
+        if b"\n" not in head and len(head) > MAX_ROW_BYTES:
+            return False
+    first, _, rest = head.partition(b"\n")
+    if not first.rstrip().endswith(b"]"):
+        return False
+    if rest.strip():
+        return rest.lstrip()[:1] in (b"[", b"{")
+    return ending in _JSON_ENDINGS - {".json"} and json_record(Position(0, 1, 0), first).value is not None
 
 
 def _looks_delimited(stream: TextStream) -> bool:

@@ -8,6 +8,7 @@ from json import JSONDecoder
 from typing import Any, NamedTuple
 
 from engine.data.problems import ProblemKind, RowProblemError, shortened
+from engine.data.turn_lists import conversation_column
 
 # Far beyond any max_length (some two million tokens), and small enough that a few copies of it do no harm.
 MAX_ROW_BYTES = 8 << 20
@@ -65,11 +66,14 @@ def bad_record(position: Position, raw: bytes, kind: ProblemKind, problem: str) 
 
 
 def json_record(position: Position, raw: bytes) -> Record:
-    """Read one JSON value as a row; never raises."""
+    """Read one JSON value as a row, a list of turns as one with a column of that; never raises."""
     try:
         value = parse_json(raw)
     except RowProblemError as problem:
         return bad_record(position, raw, problem.kind, problem.problem)
+    column = conversation_column(value)
+    if column is not None:
+        value = {column: value}
     if not isinstance(value, dict):
         return bad_record(
             position, raw, "not_an_object", f"the row is {describe_kind(value)}, not an object with columns"
