@@ -1,5 +1,6 @@
 """A setting's pydantic Field into a labelled, bounded, explained Gradio component."""
 
+import contextlib
 from abc import ABCMeta
 from typing import Any, Literal, get_args, get_origin
 
@@ -86,6 +87,9 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
         return gr.Radio(**shared) if len(choices) <= 4 else gr.Dropdown(**shared)
     if kind is bool:
         return gr.Checkbox(**{"value": default, **shared})
+    if _is_number_or_nothing(field):
+        # Gradio's Number turns from empty to 0 whenever it comes into sight: `value ??= 0` in its Index.svelte.
+        return gr.Textbox(**{"value": "", "lines": 1, "max_lines": 1, **shared})
     if kind in (int, float):
         if "maximum" in presentation or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
             step = 1 if kind is int else 0.01
@@ -120,8 +124,31 @@ def changed_by_hand(component: Any) -> Any:
     return component.change if isinstance(component, gr.Textbox) else component.input
 
 
-def nothing() -> None:
-    """The value of a number box that begins empty outside of the form; without a function, browsers show 0."""
+def may_be_no_number(name: str) -> bool:
+    """Whether a setting is a number that may be left out, so that its box is one of text."""
+    return _is_number_or_nothing(field_of(name))
+
+
+def number_of(typed: Any) -> Any:
+    """What a box says that may stay empty: nothing, a number, or the text that is none."""
+    if not isinstance(typed, str):
+        return typed
+    text = typed.strip()
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text or None
+
+
+def text_of(number: float | None) -> str:
+    """What `number_of` reads as this number."""
+    if number is None:
+        return ""
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
+def _is_number_or_nothing(field: FieldInfo) -> bool:
+    return not field.is_required() and field.default is None and _plain_type(field.annotation) in (int, float)
 
 
 def _plain_type(annotation: Any) -> Any:

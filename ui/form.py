@@ -9,7 +9,7 @@ from gradio.components.base import Component
 from engine.config.load import setting_names
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
-from ui.fields import choices_of, component_for, field_of
+from ui.fields import choices_of, component_for, field_of, may_be_no_number, number_of, text_of
 
 # What a form sends for a setting whose text box holds several names.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
@@ -103,6 +103,8 @@ def _from_component(name: str, value: Any) -> Any:
             if isinstance(value, str)
             else value
         )
+    if may_be_no_number(name):
+        return number_of(value)
     if name == "run.devices":
         return value if value in ("auto", "cpu") or not isinstance(value, str) else _device_numbers(value)
     if value == "" and name != "run.name":
@@ -120,6 +122,8 @@ def _to_component(name: str, value: Any) -> Any:
         return ", ".join(value or ())
     if name == "adapter.target_modules":
         return [] if value == "all-linear" else ([value] if isinstance(value, str) else list(value))
+    if may_be_no_number(name):
+        return text_of(value) if isinstance(value, int | float) else value
     if name == "run.devices":
         return value if isinstance(value, str) else ", ".join(str(number) for number in value)
     # Gradio's CheckboxGroup takes anything but a list for one single choice.

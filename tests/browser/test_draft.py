@@ -15,6 +15,8 @@ pytestmark = pytest.mark.browser
 # Machines that run tests are busy; what does not come at all fails all the same.
 expect.set_options(timeout=30_000)
 
+_MAY_STAY_EMPTY = ("eval_steps", "save_steps", "early_stopping_patience")
+
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory) -> Services:
@@ -72,3 +74,31 @@ def test_a_slider_may_be_emptied_and_typed_anew(page):
         expect(page.locator("#panel")).to_contain_text(said)
 
     expect(page.locator("#side .error, [data-testid=toast-body]")).to_have_count(0)
+
+
+def test_boxes_that_may_stay_empty_stay_empty_however_they_come_into_sight(page):
+    page.locator("#catalog [data-pick]").first.click()
+    expect(page.locator("#panel")).to_contain_text("Memory on CPU")
+    set_up(page)
+    page.locator("#more-training button").first.click()
+    boxes = [page.locator("#more-training").get_by_label(f"({name})") for name in _MAY_STAY_EMPTY]
+
+    for box in boxes:
+        expect(box).to_have_value("")
+    page.locator("#train-view label", has_text="Follow").click()
+    expect(page.locator("#train-setup")).to_be_hidden()
+    page.locator("#train-view label", has_text="Set up").click()
+    for box in boxes:
+        expect(box).to_have_value("")
+
+    boxes[0].fill("many")
+    expect(page.locator("#panel")).to_contain_text("'many' is not a whole number")
+    boxes[0].fill("80")
+    expect(page.locator("#panel")).not_to_contain_text("whole number")
+    expect(page.locator("#panel")).to_contain_text("Choose a dataset.")
+    expect(page.locator("#panel")).not_to_contain_text("out of range")
+    page.reload()
+    set_up(page)
+    page.locator("#more-training button").first.click()
+    expect(boxes[0]).to_have_value("80")
+    expect(boxes[1]).to_have_value("")

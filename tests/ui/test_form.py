@@ -5,6 +5,7 @@ import pytest
 
 from engine.config.load import config_from_mapping, setting_names
 from engine.config.run import RunConfig
+from ui.build import build_app
 from ui.fields import component_for, field_of, is_advanced, label_of
 from ui.form import Form
 
@@ -112,6 +113,26 @@ def test_what_is_typed_into_the_box_of_a_slider_is_judged_by_its_field(page_form
 
     assert page_form.components[rank].preprocess(typed) == typed
     assert page_form.components[rank].get_config()["maximum"] == 256
+
+
+def test_no_number_box_begins_empty_since_gradios_turns_to_0_when_it_comes_into_sight(services):
+    boxes = [block for block in build_app(services).blocks.values() if isinstance(block, gr.Number | gr.Slider)]
+
+    assert boxes
+    assert [box.label for box in boxes if box.value is None] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("", None), (" 80 ", 80), ("0.5", 0.5), ("1e3", 1000.0), ("many", "many"), (None, None)]
+)
+def test_a_box_that_may_stay_empty_says_nothing_or_a_number_or_what_is_none(typed, meant):
+    form = whole_form()
+
+    mapping = form.mapping(values_of(form, training__save_steps=typed))
+
+    assert mapping["training"].get("save_steps") == meant
+    if isinstance(meant, int):
+        assert form.updates(mapping)[form.names.index("training.save_steps")] == str(meant)
 
 
 def test_a_choice_that_another_version_offered_becomes_the_default():

@@ -203,11 +203,11 @@ def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
 
 def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
     assert "kWh" not in tab.one.describe(history[1])[1]
-    tab.electricity._save(0.3, "€", 200)
+    tab.electricity._save("0.3", "€", " 200 ")
 
     assert "at the stated 200 W" in tab.one.describe(history[1])[1]
     assert "kWh" in tab.compare([history[1], history[4]], "step", False)[2]
-    assert tab.electricity._read() == [0.3, "€", 200.0]
+    assert tab.electricity._read() == ["0.3", "€", "200"]
 
 
 def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):

@@ -6,7 +6,7 @@ import gradio as gr
 
 from engine.runs.electricity import Electricity, read_electricity, save_electricity
 from ui.errors import shown_as_message
-from ui.fields import component_of_field
+from ui.fields import component_of_field, number_of, text_of
 from ui.page import Page
 
 _FIELDS = ("price_per_kwh", "currency", "watts")
@@ -39,9 +39,8 @@ class ElectricityPart:
 
     def _read(self) -> list[Any]:
         known = read_electricity(self._page.services.home)
-        return [getattr(known, name) for name in _FIELDS]
+        return [text_of(known.price_per_kwh), known.currency, text_of(known.watts)]
 
     def _save(self, price_per_kwh: Any, currency: Any, watts: Any) -> None:
-        # A browser sends 0 for what a person emptied; neither a price nor a power of 0 would say anything.
-        save_electricity(self._page.services.home, price_per_kwh or None, currency, watts or None)
+        save_electricity(self._page.services.home, number_of(price_per_kwh), currency, number_of(watts))
         gr.Info("Kept. Runs say what they cost.", duration=4)

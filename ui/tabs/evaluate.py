@@ -9,7 +9,7 @@ from engine.config.evaluation import EvaluationConfig
 from engine.config.load import section_from_mapping
 from engine.errors import EngineError, RunError
 from ui.errors import shown_as_message, shown_in_place
-from ui.fields import component_of_field, nothing
+from ui.fields import component_of_field, number_of
 from ui.measured import MeasuredRuns
 from ui.page import Page
 from ui.pick import pick_list, picked
@@ -43,7 +43,7 @@ class EvaluatePart:
         fields = EvaluationConfig.model_fields
         gr.HTML(_LEAD)
         with gr.Row(equal_height=True, elem_id="measure-settings"):
-            rows = component_of_field(fields["max_rows"], value=nothing, min_width=180, elem_id="measure-rows")
+            rows = component_of_field(fields["max_rows"], min_width=180, elem_id="measure-rows")
             answered = component_of_field(fields["answered_rows"], min_width=180, elem_id="measure-answered")
             longest = component_of_field(fields["max_new_tokens"], min_width=180, elem_id="measure-tokens")
         self._settings = [rows, answered, longest]
@@ -149,7 +149,7 @@ class EvaluatePart:
 
     def _start(self, run_id: str, checkpoint: str | None, *settings: Any) -> str:
         run = self._choice.run_of(run_id)
-        named = zip(("max_rows", "answered_rows", "max_new_tokens"), settings, strict=True)
+        named = zip(("max_rows", "answered_rows", "max_new_tokens"), map(number_of, settings), strict=True)
         config = section_from_mapping(EvaluationConfig, {name: value for name, value in named if value is not None})
         results, chat = self._page.services.results, self._page.services.chat
         present = results.measuring.look(run.id)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from engine.config.sampling import SamplingConfig
 from engine.errors import ConfigError, Problem
-from ui.fields import component_of_field, nothing
+from ui.fields import component_of_field, number_of
 
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
 
@@ -33,7 +33,7 @@ class SamplingPart:
                 top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
             with gr.Row():
                 longest = component_of_field(fields["max_new_tokens"], min_width=150)
-                seed = component_of_field(fields["seed"], value=nothing, min_width=150)
+                seed = component_of_field(fields["seed"], min_width=150)
                 top_k = component_of_field(fields["top_k"], min_width=150)
                 penalty = component_of_field(fields["repetition_penalty"], min_width=150)
         self.inputs = [self.temperature, top_p, longest, seed, top_k, penalty, self.greedy]
@@ -57,7 +57,8 @@ def read_sampling(values: Sequence[Any]) -> SamplingConfig:
         ConfigError: Lists every setting that is out of bounds.
     """
     *numbers, greedy = values
-    given = {name: value for name, value in zip(_SAMPLING, numbers, strict=True) if value is not None}
+    named = zip(_SAMPLING, map(number_of, numbers), strict=True)
+    given = {name: value for name, value in named if value is not None}
     if greedy:
         given["temperature"] = 0.0
     try:
