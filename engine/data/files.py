@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from engine.data.access import open_regular, shown_name
 from engine.data.delimited_file import DELIMITERS, DelimitedReader
-from engine.data.folder_files import MAX_FILES, files_below
+from engine.data.folder_files import MAX_FILES, describes_data, files_below
 from engine.data.json_lines_file import JsonLinesReader
 from engine.data.json_values_file import JsonValuesReader
 from engine.data.parquet_file import PARQUET_MAGIC, ParquetRows
@@ -172,16 +172,27 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
     return TextFileRows(path, index_folder)
 
 
+def data_files(folder: Path, split: str) -> list[Path]:
+    """The data files of a folder in the order in which they are read: those named after the split, else all.
+
+    What describes a dataset, such as its README or licence, is data only where nothing else is.
+
+    Raises:
+        DatasetError: If there is more in the folder than anybody keeps in one of data.
+    """
+    found = sorted(file for file in files_below(folder) if _ending(file) in DATA_ENDINGS)
+    inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(folder)]
+    data = [file for file in inside if not describes_data(file)] or inside
+    return [file for file in data if split and file.name.lower().startswith(split.lower())] or data
+
+
 def open_folder(path: Path, split: str, index_folder: Path | None = None) -> RowSource:
     """Open the data files of a folder: those named after the split, else all.
 
     Raises:
         DatasetError: If it holds none, or too many, or one of them cannot be read.
     """
-    found = sorted(file for file in files_below(path) if _ending(file) in DATA_ENDINGS)
-    inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(path)]
-    named = [file for file in inside if split and file.name.lower().startswith(split.lower())]
-    files = named or inside
+    files = data_files(path, split)
     if not files:
         raise DatasetError(
             f"The folder {shown_name(path.name)} holds no data files.",

@@ -4,6 +4,7 @@ import pytest
 
 from engine.config.dataset import DatasetConfig
 from engine.data import files, folder_files
+from engine.data.files import data_files
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
 
@@ -60,3 +61,42 @@ def test_a_folder_with_too_many_data_files_is_refused_before_one_is_opened(tmp_p
 
     with pytest.raises(DatasetError, match="holds 4 data files; 3 is the most"):
         open_source(DatasetConfig(source=str(tmp_path)), SourceOptions())
+
+
+BESIDE_DATA = (
+    "README.md", "readme.txt", "README_en.md", "LICENSE", "LICENSE.txt", "LICENCE.md", "license-data.md", "CHANGELOG.md",
+    "CITATION.txt", "NOTICE.txt", "MODEL_README.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json",
+    "state.json", ".gitattributes", "deep/README.md", "Dataset_Card.md",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE_DATA)
+def test_what_describes_the_data_is_not_read_where_data_stands_beside_it(tmp_path, name):
+    put(tmp_path / "corpus.jsonl", "data")
+    put(tmp_path / name, "a description")
+
+    assert texts(tmp_path) == ["data"]
+    assert texts(tmp_path, split="test") == ["data"]
+
+
+@pytest.mark.parametrize(
+    "name", ["readme.jsonl", "README.csv", "readmedata.md", "notices.txt", "security.txt", "statements.json", "a.md"]
+)
+def test_data_of_similar_names_is_read(tmp_path, name):
+    put(tmp_path / "corpus.jsonl")
+    put(tmp_path / name)
+
+    assert data_files(tmp_path, "train") == sorted([tmp_path / "corpus.jsonl", tmp_path / name])
+
+
+def test_where_there_is_nothing_else_a_readme_is_the_data(tmp_path):
+    (tmp_path / "README.md").write_text("One.\n\nTwo.\n")
+
+    assert texts(tmp_path) == ["One.", "Two."]
+
+
+def test_files_named_after_the_split_are_taken_alone(tmp_path):
+    for name in ("train-00000.jsonl", "deep/Train.jsonl", "test.jsonl", "README.md"):
+        put(tmp_path / name, name)
+
+    assert texts(tmp_path, split="train") == ["deep/Train.jsonl", "train-00000.jsonl"]
