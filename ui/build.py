@@ -67,7 +67,7 @@ def build_app(services: Services) -> gr.Blocks:
                 measure = MeasureStep(page)
                 advice = pick_list(elem_id="advice")
         page.form.complete()
-        page.on_draft(panel, render_side_panel)
+        page.on_draft(panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
         page.on_draft_later(advice, _render_advice)
         for tab in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab):
             tab.wire()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ from gradio.events import Dependency
 
 from engine.config.load import with_overrides
 from engine.models.shape import ModelShape
+from engine.runs.store import RUN_ID
 from ui.draft import Draft, read_draft
 from ui.fields import changed_by_hand
 from ui.form import Form, model_of
@@ -82,6 +84,15 @@ class Page:
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)
+
+    def begins_with(self, draft: Draft) -> str:
+        """The adapter that a draft starts from, in words; empty where it starts a new one."""
+        start = str(draft.mapping["adapter"].get("warm_start") or "")
+        if self.reader.exists(start):
+            return f"the adapter of {self.reader.observe(start).title}"
+        if RUN_ID.fullmatch(start):
+            return f"the adapter of {start}, a run that is gone"
+        return f"the adapter in {Path(start).name}" if start else ""
 
     def wire(self, *, but: tuple[str, ...] = ()) -> None:
         """Redraw on every change that a person makes in the form.

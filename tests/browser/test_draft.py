@@ -102,3 +102,27 @@ def test_boxes_that_may_stay_empty_stay_empty_however_they_come_into_sight(page)
     page.locator("#more-training button").first.click()
     expect(boxes[0]).to_have_value("80")
     expect(boxes[1]).to_have_value("")
+
+
+def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_model(page, services):
+    def train_on() -> None:
+        open_tab(page, "Runs")
+        page.locator("#runs-table tr[data-pick]", has_text="faq, rank 8").locator("td.name").last.click()
+        page.locator("#run-train-on").click()
+        expect(page.locator("#begins-with")).to_contain_text("Begins with the adapter of faq, rank 8")
+        expect(page.locator("#panel")).to_contain_text("the adapter of faq, rank 8")
+
+    train_on()
+    page.locator("#begins-with button").click()
+    expect(page.locator("#panel")).not_to_contain_text("the adapter of")
+    expect(page.locator("#begins-with")).not_to_contain_text("Begins with")
+
+    train_on()
+    open_tab(page, "Model")
+    page.locator("#catalog [data-pick]").nth(2).click()
+    expect(page.locator("#panel")).not_to_contain_text("the adapter of")
+    expect(page.locator("#panel")).to_contain_text("r 8")
+    set_up(page)
+    page.locator("#start").click()
+    expect(page.locator("#run-heading h2")).to_be_visible()
+    assert services.launcher.started[-1].folder.read_config().adapter.warm_start is None

@@ -31,6 +31,19 @@ def test_a_revision_is_looked_up_so_that_its_memory_can_be_estimated(tab, servic
     assert tab._revise(MODEL, "v2", described) == (gr.skip(), described)  # a box that is only passed through
 
 
+def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
+    page = tab._page
+    begun = [*page.form.updates(a_config(model__id=MODEL, adapter__warm_start="some-adapter").model_dump(mode="json"))]
+
+    def warm_start_after(wanted):
+        filled = dict(zip(page.form.names, page._change(tab._choose(wanted, MODEL)[1], *begun), strict=True))
+        return filled["adapter.warm_start"]
+
+    assert warm_start_after("another/model") is None
+    assert warm_start_after(MODEL) == gr.skip()
+    assert warm_start_after("nowhere/to-be-found") == gr.skip()
+
+
 def test_a_revision_that_cannot_be_read_says_so_beside_the_model(tab, services, monkeypatch):
     def refuse(model):
         raise KeyError(model.revision)

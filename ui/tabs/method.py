@@ -40,6 +40,8 @@ class MethodTab:
         self.lead = gr.HTML(f'<h2>How the model will learn</h2><p class="lead">{_LEADS["lora"]}</p>')
         self.choice = gr.Radio(list(_CHOICES), value="LoRA", show_label=False, elem_id="method-choice")
         form.register("adapter.method", gr.Radio(list(_LEADS), value="lora", visible=False))
+        form.register("adapter.warm_start", gr.State(None))
+        self.begins = pick_list(elem_id="begins-with")
         with gr.Column(visible=True) as self.lora, gr.Row():
             form.setting("adapter.r", maximum=256, elem_id="rank")
             with gr.Column():
@@ -78,6 +80,7 @@ class MethodTab:
         page.on_draft(self.trainable, render_trainable)
         page.on_draft(self.lead, render_lead)
         page.on_draft(self.choice, method_choice)
+        page.on_draft(self.begins, lambda draft: render_begins_with(page.begins_with(draft)))
         page.on_draft(self.lora, lambda draft: gr.update(visible=_method(draft) == "lora"))
         page.on_draft(self.prefix, lambda draft: gr.update(visible=_method(draft) == "prefix_tuning"))
         page.on_draft(self.targets, lambda draft: gr.update(visible=_method(draft) in ("lora", "ia3")))
@@ -95,6 +98,15 @@ class MethodTab:
             api_visibility="private",
         )
         page.refresh_after(chosen)
+        taken_out = self.begins.click(
+            lambda: None,
+            None,
+            form["adapter.warm_start"],
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+        page.refresh_after(taken_out)
         # In the browser, so that the figures that depend on both wait for one round trip only.
         linked = gr.on(
             [form["adapter.r"].input, self.linked.input],
@@ -159,6 +171,16 @@ def render_lead(draft: Draft) -> str:
     """Heading, and one sentence on the chosen method."""
     lead = _QLORA_LEAD if method_choice(draft) == "QLoRA" else _LEADS.get(_method(draft), "")
     return f'<h2>How the model will learn</h2><p class="lead">{lead}</p>'
+
+
+def render_begins_with(words: str) -> str:
+    """What the draft goes on from, with a way to take it out; nothing where it starts a new adapter."""
+    if not words:
+        return ""
+    return (
+        f'<div class="sentence">Begins with {escape(words)}. Its method, rank and alpha have to stay as they are. '
+        '<button type="button" class="link" data-pick="out">Take it out</button></div>'
+    )
 
 
 def render_trainable(draft: Draft) -> str:

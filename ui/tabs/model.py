@@ -119,7 +119,9 @@ class ModelTab:
     def _look_up_after(self, event: Any) -> None:
         """Show that it is being looked up, look it up, put it into the form, redraw."""
         page, form = self._page, self._page.form
-        looked_up = event.then(self._choose, self._wanted, [self.details, self._change], api_visibility="private")
+        looked_up = event.then(
+            self._choose, [self._wanted, form["model.id"]], [self.details, self._change], api_visibility="private"
+        )
         filled = page.change_after(looked_up, self._change)
         self.fetch_after(filled)
         filled.then(
@@ -161,14 +163,15 @@ class ModelTab:
     def _filter(self, query: str, chosen: str | None) -> str:
         return render_catalog(search_catalog(query or ""), chosen or "", self._fits)
 
-    def _choose(self, wanted: str) -> tuple[str, dict[str, Any]]:
+    def _choose(self, wanted: str, current: str | None) -> tuple[str, dict[str, Any]]:
         if not wanted or len(wanted) > 400:
             return gr.skip(), {}
         described = self.describe(model_of({"model": {"id": wanted}}))
         if self._page.services.shapes.get(wanted, None) is None:
             return described, {}  # it could not be read: the form keeps what it had
-        # Targets of one model rarely exist in another.
-        return described, {"model": {"id": wanted, "revision": None}, "adapter": {"target_modules": "all-linear"}}
+        # Targets of one model rarely exist in another, and an adapter never fits one.
+        adapter = {"target_modules": "all-linear"} | ({} if wanted == current else {"warm_start": None})
+        return described, {"model": {"id": wanted, "revision": None}, "adapter": adapter}
 
 
 def _search_hub(query: str) -> str:

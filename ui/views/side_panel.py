@@ -9,12 +9,17 @@ from ui.fields import field_of
 from ui.views.memory_bar import render_memory_bar
 
 
-def render_side_panel(draft: Draft) -> str:
-    """HTML of the whole panel for one reading of the form."""
-    return _chosen(draft) + _to_do(draft) + _memory(draft)
+def render_side_panel(draft: Draft, begins_with: str = "") -> str:
+    """HTML of the whole panel for one reading of the form.
+
+    Args:
+        draft: The reading.
+        begins_with: The adapter that it starts from, in words.
+    """
+    return _chosen(draft, begins_with) + _to_do(draft) + _memory(draft)
 
 
-def _chosen(draft: Draft) -> str:
+def _chosen(draft: Draft, begins_with: str) -> str:
     model, adapter, data = (draft.mapping[name] for name in ("model", "adapter", "dataset"))
     method = {"lora": "LoRA", "ia3": "IA3", "prefix_tuning": "Prefix tuning", "none": "Full fine-tuning"}.get(
         str(adapter.get("method")), "not chosen"
@@ -32,6 +37,7 @@ def _chosen(draft: Draft) -> str:
         ("Model", _short(model.get("id")), "not chosen yet"),
         ("Data", _short(data.get("source")), "not chosen yet"),
         ("Method", method, ""),
+        *([("Begins with", begins_with, "")] if begins_with else []),
         ("Length", length, ""),
     ]
     entries = "".join(
