@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 from engine.runs.events import FailedData
 from engine.runs.run import State
 
+_RESTARTED = "The machine was restarted"
+_BY_SIGTERM = "(SIGTERM)"  # how workers say it with their last words, and `judge` of those that could not
+
 EndedByUs = Literal["cancel", "hung", "suspended"]
 
 
@@ -65,7 +68,7 @@ def judge(evidence: Evidence) -> Ending:
             f"{_resume(evidence)} If it happens again, the log shows where it hangs.",
         )
     if evidence.rebooted:
-        return Ending("interrupted", f"The machine was restarted after step {step}.", _resume(evidence))
+        return Ending("interrupted", f"{_RESTARTED} after step {step}.", _resume(evidence))
     if evidence.exit_code is None:
         if evidence.out_of_memory_kills:
             return _out_of_memory(evidence)
@@ -75,6 +78,11 @@ def judge(evidence: Evidence) -> Ending:
             _resume(evidence),
         )
     return _by_exit_code(evidence, evidence.exit_code)
+
+
+def blames_the_system(cause: str) -> bool:
+    """Whether a cause says that the system ended the attempt: by the SIGTERM of a shutdown or scheduler, or a restart."""
+    return _BY_SIGTERM in cause or cause.startswith(_RESTARTED)
 
 
 def _was_cancelled(evidence: Evidence) -> bool:

@@ -1,7 +1,8 @@
 """All runs of a home that are not over: those that wait and those with a worker. The only writer of state.json."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from engine.config.run import RunConfig
@@ -19,6 +20,7 @@ from engine.runs.owner_folder import OwnerFolder
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
 from engine.runs.requests import attempt_to_follow, forget_resume_request, resume_requests
+from engine.runs.restart import goes_on_by_itself
 from engine.runs.run import Run, RunState, State
 from engine.runs.run_leases import RunLeases
 from engine.runs.store import RunStore, list_owners
@@ -104,13 +106,13 @@ class Ward:
         if state.is_final or state.state == "queued":
             state = with_advice(followed, with_energy(followed, state, self._meter), self._home)
             self._leases.release(followed.run)
+        if goes_on_by_itself(followed.run.folder, state):
+            state = put_back(state, self._clock())  # at once, so that nobody takes it for one that has ended
         self._save(followed.run, state)
         followed.state = state
-        if state.is_final:
+        if state.is_final or state.state == "queued":
             del self.followed[followed.run.id]
-            self._resume_by_itself(followed, state)
-        elif state.state == "queued":
-            del self.followed[followed.run.id]
+        if state.state == "queued":
             self._enqueue(followed.run)
 
     def obey_requests(self) -> None:
@@ -246,41 +248,49 @@ class Ward:
         if state is None:
             state = recovered(run.folder, self._clock())
             self._save(run, state)
-        if state.is_final:
-            return
         if state.state == "queued":
             self._enqueue(run)
-            return
+        elif not state.is_final:
+            self._follow_again(run, state)
+        elif goes_on_by_itself(run.folder, state):
+            self._resume_by_itself(run)
+
+    def _follow_again(self, run: Run, state: RunState) -> None:
         spawned = self._leases.worker_of(run)
         followed = self.followed[run.id] = FollowedRun(run, state, self._patience, spawned=spawned, clock=self._clock)
         worker = followed.worker()
         if worker is not None and state.device and worker.is_alive():
             self._leases.hold_again(run, worker, state.device.split(", "))
 
-    def _resume_by_itself(self, followed: FollowedRun, state: RunState) -> None:
-        if state.state != "interrupted" or not followed.was_rebooted:
-            return
-        try:
-            wanted = followed.run.folder.read_config().run.resume_after_restart
-        except EngineError:
-            return
-        if wanted:
-            self._resume(followed.run, state.attempt)
-
     def _resume(self, run: Run, attempt: int | None) -> None:
         """Put a run that has ended back into the queue, unless it has gone on since `attempt`, or is at work."""
+        with self._unclaimed(run) as state:
+            if state is None or not state.is_final or state.state == "completed":
+                return
+            if attempt in (None, state.attempt):
+                clear_requests(run.folder)
+                self._put_back(run, state)
+
+    def _resume_by_itself(self, run: Run) -> None:
+        with self._unclaimed(run) as state:
+            if state is not None and goes_on_by_itself(run.folder, state):
+                self._put_back(run, state)
+
+    def _put_back(self, run: Run, ended: RunState) -> None:
+        self._save(run, put_back(run.folder.as_offered(ended), self._clock()))
+        self._enqueue(run)
+
+    @contextlib.contextmanager
+    def _unclaimed(self, run: Run) -> Iterator[RunState | None]:
+        """The state of a run that no worker takes up and nobody deletes meanwhile; None where a worker has it."""
         lock = run.folder.worker_lock()
         if not lock.acquire(timeout_seconds=1.0):
+            yield None
             return
-        try:  # with its lock in our hands nobody deletes it
-            state = run.folder.as_offered(run.folder.read_state_unclaimed())
-            if not state.is_final or state.state == "completed" or attempt not in (None, state.attempt):
-                return
-            clear_requests(run.folder)
-            self._save(run, put_back(state, self._clock()))
+        try:
+            yield run.folder.read_state_unclaimed()
         finally:
             lock.release()
-        self._enqueue(run)
 
     def _enqueue(self, run: Run) -> None:
         self.waiting[run.id] = run

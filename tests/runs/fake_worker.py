@@ -89,7 +89,8 @@ def main(path: Path) -> int:
         if not deaf and (stop_is_requested(folder) or terminated):
             save(folder, events, step - 1)
             folder.adapter.mkdir(exist_ok=True)
-            events.append(StatusData(phase="stopped", message=f"Stopped on request. Saved after step {step - 1}."))
+            who = "The system asked to end (SIGTERM)." if terminated else "Stopped on request."
+            events.append(StatusData(phase="stopped", message=f"{who} Saved after step {step - 1}."))
             return 0
         time.sleep(plan.pace)
         events.append(

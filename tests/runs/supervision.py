@@ -1,5 +1,6 @@
 """What tests of supervision share: settings that start fake workers, configurations, and waiting for what happens."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
+from engine.processes.identity import ProcessIdentity
 from engine.runs.followed import Patience
 from engine.runs.history import read_history
 from engine.runs.progress_watch import SilenceLimits
@@ -60,6 +62,13 @@ def config_for(name: str = "steps=5", **sections: dict[str, object]) -> RunConfi
     return config_from_mapping(
         {"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, "run": run, **sections}
     )
+
+
+def move_to_an_earlier_boot(run: Run, attempt: int = 1) -> None:
+    """As after a restart of the machine: the worker's pid is alive again, as another process, and the boot is another."""
+    before = ProcessIdentity.current().model_copy(update={"boot_id": "the boot before"})
+    record = WorkerRecord(**before.model_dump(), process_group=os.getpgid(0), attempt=attempt)
+    run.folder.process.write_text(record.model_dump_json())
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:

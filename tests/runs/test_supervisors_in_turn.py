@@ -6,7 +6,6 @@ from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.runs.control import request_cancel
 from engine.runs.followed import Patience
-from engine.runs.requests import request_resume
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.supervisor import is_supervised, reconcile, supervisor_of
 from tests.runs.supervision import (
@@ -57,33 +56,6 @@ def test_a_run_whose_worker_ended_while_nobody_watched_is_judged_by_its_own_word
     start_supervisor()
     assert wait_for_state(run, "completed", "interrupted").state == "completed"
     wait_for_state(lost, "failed", "interrupted")
-
-
-def test_a_machine_that_restarted_is_known_by_its_boot_id(store, start_supervisor, home):
-    run = store.create(config_for("steps=20 checkpoint=5"))
-    _leave_as_after_a_restart(run)
-    start_supervisor()
-    state = wait_for_state(run, "interrupted")
-
-    assert state.cause == "The machine was restarted after step 0."
-    request_resume(home, run)
-    assert wait_for_state(run, "completed").attempt == 2
-
-
-def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(store, start_supervisor):
-    run = store.create(config_for("steps=5", run={"resume_after_restart": True}))
-    _leave_as_after_a_restart(run)
-    start_supervisor()
-
-    assert wait_for_state(run, "completed").attempt == 2
-
-
-def _leave_as_after_a_restart(run) -> None:
-    """The worker's pid is alive again, as another process, and the boot is another one."""
-    run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    before = ProcessIdentity.current().model_copy(update={"boot_id": "the boot before"})
-    record = WorkerRecord(**before.model_dump(), process_group=os.getpgid(0), attempt=1)
-    run.folder.process.write_text(record.model_dump_json())
 
 
 def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_supervisor):

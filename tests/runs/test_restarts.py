@@ -1,0 +1,212 @@
+"""What becomes of runs whose machine was restarted, and which of them go on by themselves."""
+
+import os
+import signal
+
+import pytest
+
+from engine.errors import StorageError
+from engine.paths import LoratoryHome
+from engine.runs.control import request_cancel, request_stop
+from engine.runs.event_log import EventWriter
+from engine.runs.events import StatusData
+from engine.runs.history import read_history
+from engine.runs.requests import request_resume
+from engine.runs.run import Run, RunFolder, RunState
+from engine.runs.store import RunStore
+from engine.runs.supervisor import Overseer
+from tests.runs.supervision import (
+    config_for,
+    executions,
+    fake_settings,
+    move_to_an_earlier_boot,
+    wait_for_state,
+    wait_for_step,
+    wait_until,
+    worker_of,
+)
+
+BY_SIGTERM = "The system asked to end (SIGTERM). Saved after step 2 of 5."
+RESUMES = {"resume_after_restart": True}
+
+
+@pytest.fixture
+def restarted(store) -> Run:
+    """A run in the midst of its first attempt when the machine was restarted; it shall go on by itself."""
+    return leave_in_the_midst(store.create(config_for("steps=5", run=RESUMES)))
+
+
+def leave_in_the_midst(run: Run) -> Run:
+    run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
+    move_to_an_earlier_boot(run)
+    return run
+
+
+def said(run: Run, words: str) -> None:
+    """The worker's last words."""
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StatusData(phase="training", message="Training.", total_steps=5))
+        events.append(StatusData(phase="stopped", message=words))
+
+
+def next_server_finds(home: LoratoryHome, run: Run) -> str:
+    """What a server makes of a run that starts none."""
+    overseer = Overseer(home, fake_settings())
+    overseer.tick(starts_runs=False)
+    overseer.tick(starts_runs=False)
+    return run.folder.read_state().state
+
+
+def test_a_machine_that_restarted_is_known_by_its_boot_id(store, start_supervisor, home):
+    run = leave_in_the_midst(store.create(config_for("steps=20 checkpoint=5")))
+    start_supervisor()
+    state = wait_for_state(run, "interrupted")
+
+    assert state.cause == "The machine was restarted after step 0."
+    request_resume(home, run)
+    assert wait_for_state(run, "completed").attempt == 2
+
+
+def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(restarted, start_supervisor):
+    start_supervisor()
+
+    assert wait_for_state(restarted, "completed").attempt == 2
+    assert executions(restarted) == ["2"]
+
+
+def test_a_restart_that_let_the_worker_save_is_one_as_well(restarted, home):
+    said(restarted, BY_SIGTERM)
+
+    assert next_server_finds(home, restarted) == "queued"
+
+
+@pytest.mark.parametrize("mishap", ["", "term@6"], ids=["it saved", "it could not save"])
+def test_a_server_that_saw_the_end_and_went_down_itself_changes_nothing(store, home, start_supervisor, mishap):
+    first = start_supervisor()
+    run = store.create(config_for(f"steps=400 checkpoint=2 {mishap}", run=RESUMES))
+    wait_for_step(run, 5)
+    if not mishap:
+        os.kill(worker_of(run).pid, signal.SIGTERM)
+    ended = wait_for_state(run, "stopped", "interrupted")
+    first.stop()
+    assert "(SIGTERM)" in ended.cause
+    assert next_server_finds(home, run) == ended.state, "within one boot it may have been a scheduler's"
+
+    move_to_an_earlier_boot(run)
+    start_supervisor()
+    wait_for_state(run, "running")
+    assert run.folder.read_state().attempt == 2
+    request_cancel(run)
+    wait_for_state(run, "stopped")
+    assert f"Continued from step {ended.resumable_step}." in [m.text for m in read_history(run.folder.events).messages]
+
+
+@pytest.mark.parametrize("ask", [request_stop, request_cancel])
+@pytest.mark.parametrize("words", ["", BY_SIGTERM], ids=["the worker was killed", "it saved"])
+def test_what_a_restart_overtook_still_holds(restarted, home, ask, words):
+    ask(restarted)
+    if words:
+        said(restarted, words)
+
+    states = [next_server_finds(home, restarted) for _ in range(2)]
+
+    assert set(states) <= {"stopped", "interrupted"}
+    assert restarted.folder.stop_request.exists() or restarted.folder.cancel_request.exists()
+    assert ("Cancelled" in restarted.folder.read_state().cause) == (ask is request_cancel)
+
+
+def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(restarted, home):
+    said(restarted, BY_SIGTERM)
+    overseer = Overseer(home, fake_settings())
+    overseer.tick(starts_runs=False)
+    request_stop(restarted)
+    overseer.tick(starts_runs=False)
+
+    states = [next_server_finds(home, restarted) for _ in range(2)]
+
+    assert states == ["stopped", "stopped"]
+    assert restarted.folder.read_state().cause == "Taken out of the queue."
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (RunState(state="stopped", attempt=1), "The system asked to end (SIGINT). Saved after step 2 of 5."),
+        (RunState(state="stopped", attempt=1), "Cancelled."),
+        (RunState(state="stopped", attempt=2), BY_SIGTERM),
+        (RunState(state="completed", attempt=1, cause=BY_SIGTERM), BY_SIGTERM),
+        (RunState(state="failed", attempt=1, cause=BY_SIGTERM), BY_SIGTERM),
+        (RunState(state="interrupted", attempt=1, cause="The worker ended while nobody watched it."), ""),
+    ],
+)
+def test_what_ended_otherwise_before_a_restart_does_not_go_on_by_itself(store, home, state, words):
+    run = store.create(config_for("steps=5", run=RESUMES))
+    run.folder.write_state(state)
+    move_to_an_earlier_boot(run)
+    if words:
+        said(run, words)
+
+    assert next_server_finds(home, run) == state.state
+
+
+def test_a_run_that_did_not_ask_for_it_waits_for_a_click(store, home):
+    run = leave_in_the_midst(store.create(config_for("steps=5")))
+    said(run, BY_SIGTERM)
+
+    assert next_server_finds(home, run) == "stopped"
+
+
+@pytest.fixture
+def make_room(monkeypatch):
+    """Until it is called, the disk is too full to put a run into the queue."""
+    write = RunFolder.write_state
+
+    def refuse(self: RunFolder, state: RunState) -> None:
+        if state.state == "queued":
+            raise StorageError("state.json cannot be written (No space left on device).", "Free some space.")
+        write(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_state", refuse)
+        yield patch.undo
+
+
+@pytest.mark.parametrize("has_ended", [False, True], ids=["its end was not seen", "its end was seen"])
+def test_a_run_goes_on_once_there_is_room_to_say_so(restarted, home, make_room, has_ended):
+    if has_ended:
+        said(restarted, BY_SIGTERM)
+        restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
+    assert next_server_finds(home, restarted) == ("stopped" if has_ended else "running")
+
+    make_room()
+
+    assert next_server_finds(home, restarted) == "queued"
+    assert next_server_finds(home, restarted) == "queued"
+    assert restarted.folder.read_state().attempt == 1
+
+
+def test_the_same_server_tries_again(restarted, home, make_room, monkeypatch):
+    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    said(restarted, BY_SIGTERM)
+    restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
+    overseer = Overseer(home, fake_settings())
+    overseer.tick()
+    make_room()
+
+    wait_until(lambda: overseer.tick() or restarted.folder.read_state().state == "completed")
+
+    assert executions(restarted) == ["2"]
+
+
+def test_a_run_that_is_being_deleted_does_not_come_back(restarted, store, home, monkeypatch):
+    restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
+    check = store._refuse_to_delete
+
+    def a_server_starts_after_the_check(run: Run, is_free: bool) -> None:
+        check(run, is_free)
+        assert next_server_finds(home, restarted) == "stopped"
+
+    monkeypatch.setattr(store, "_refuse_to_delete", a_server_starts_after_the_check)
+    store.delete(restarted.id)
+
+    assert RunStore(home, store.owner).ids() == []
