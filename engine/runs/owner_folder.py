@@ -26,7 +26,7 @@ class OwnerFolder:
         try:
             modified = self.store.folder.stat().st_mtime_ns
         except FileNotFoundError:
-            return False
+            return bool(self.known)  # gone with all that was in it, or away: what comes back is taken in anew
         now = time.time()
         settled = now - modified / 1e9 > _UNSETTLED_SECONDS
         if modified == self._modified and settled and now - self._looked < _LOOK_AGAIN_SECONDS:

@@ -11,7 +11,7 @@ from engine.runs.requests import request_resume, resume_is_requested
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore, list_owners
 from engine.runs.supervisor import Overseer
-from tests.runs.supervision import config_for, fake_settings, wait_until
+from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_until
 
 
 @pytest.fixture
@@ -63,6 +63,24 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
     wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
+
+
+@pytest.mark.parametrize("has_begun", [False, True], ids=["while its run waits", "while its run is at work"])
+def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch, has_begun):
+    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    run, away = store.create(config_for("steps=60")), home.root / "away"
+    devices = [cpu()] if has_begun else []
+    overseer = Overseer(home, fake_settings(devices=lambda: devices))
+    wait_until(lambda: overseer.tick() or run.folder.read_state().state == ("running" if has_begun else "queued"))
+    shutil.move(store.folder, away)
+    devices[:] = [cpu()]
+    overseer.tick()
+    overseer.tick()
+    shutil.move(away, store.folder)
+
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+
+    assert (run.folder.read_state().state, executions(run)) == ("completed", ["1"])
 
 
 @pytest.fixture
