@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.data.turn_lists import turn_list
+from engine.data.turn_lists import looks_like_turns, turn_list
 
 Rows = Sequence[Mapping[str, Any]]
 Names = Mapping[str, str]  # the columns of a dataset by their names without case and spaces
@@ -40,8 +40,8 @@ def system_column(names: Names, rows: Rows) -> str | None:
 
 
 def material_column(asked: str, names: Names, rows: Rows) -> str | None:
-    """The column of what the question in the column `asked` is about, or of the rest of the question; None for neither."""
-    if not _is_text(asked, rows):
+    """The column of what the question in `asked` is about, or of the rest of the question; None for neither."""
+    if not _is_text(asked, rows) or any(looks_like_turns(row.get(asked)) for row in rows):
         return None
     columns = [names[name] for name in MATERIAL_NAMES if name in names]
     if _name_of(asked, names) in _GENERAL_NAMES:

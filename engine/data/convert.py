@@ -11,6 +11,7 @@ from engine.data.conversation import Conversation, Example, Message, PlainText, 
 from engine.data.detect import Detection
 from engine.data.problems import RowProblemError, shortened
 from engine.data.records import describe_kind
+from engine.data.turn_lists import conversation_column, looks_like_turns, turn_list
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -87,6 +88,9 @@ class Converter:
     def _history(self, value: Mapping[str, Any]) -> list[tuple[str, str]]:
         name = self._columns.get("history")
         history = value.get(name) if name else None
+        if isinstance(history, str) and history.strip():  # a cell of a table
+            with contextlib.suppress(ValueError, RecursionError):
+                history = json.loads(history)
         if history in (None, "", []):
             return []
         good = isinstance(history, list) and all(
@@ -101,12 +105,12 @@ class Converter:
         prompt, completion = self._required(value, "prompt"), self._required(value, "completion")
         asked = (
             self._turns(prompt, self._columns["prompt"])
-            if isinstance(prompt, list)
+            if _is_turns(prompt)
             else [Message("user", self._text(value, "prompt"))]
         )
         answered = (
             self._turns(completion, self._columns["completion"])
-            if isinstance(completion, list)
+            if _is_turns(completion)
             else [_answer(self._text(value, "completion"))]
         )
         whole = self._with_context(value, [*asked, *answered])
@@ -198,6 +202,13 @@ class Converter:
         if not isinstance(found, str):
             raise RowProblemError("not_text", f"{name} is {describe_kind(found)}, not text")
         return found
+
+
+def _is_turns(value: Any) -> bool:
+    """Whether a prompt or completion is a list of turns, or text that says one as JSON."""
+    if isinstance(value, str):
+        return looks_like_turns(value) and conversation_column(turn_list(value)) is not None
+    return isinstance(value, list)
 
 
 def _answer(words: str) -> Message:

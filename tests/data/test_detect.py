@@ -1,5 +1,7 @@
 """Formats found in columns."""
 
+import json
+
 import pytest
 
 from engine.config.dataset import DatasetConfig
@@ -157,6 +159,8 @@ def test_turns_as_prompt_and_completion_need_no_text_beside_them():
     row = {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]}
 
     assert detect({**row, "context": "Ada wrote it."}).format == "prompt_completion"
+    cells = {column: json.dumps(turns) for column, turns in row.items()}
+    assert detect({**cells, "context": "Ada wrote it."}).format == "prompt_completion"
 
 
 def test_a_mapping_reads_what_it_names_and_guesses_nothing():

@@ -63,6 +63,28 @@ def test_a_csv_file_with_nothing_but_turns_is_read_as_conversations(tmp_path, tu
     assert said(path) == [[("user", "Ask"), ("assistant", "Answer")]] * 2
 
 
+def test_turns_in_cells_are_a_prompt_and_its_completion_and_other_json_is_text(tmp_path):
+    cells = {"prompt": json.dumps(TURNS + TURNS[:1]), "completion": json.dumps(TURNS[1:])}
+    path = write_csv(tmp_path / "rows.csv", cells, {"prompt": "Sort.", "completion": '[{"role": 1}, {"from": 2}]'})
+
+    assert said(path) == [
+        [("user", "Ask"), ("assistant", "Answer"), ("user", "Ask"), ("assistant", "Answer")],
+        [("user", "Sort."), ("assistant", '[{"role": 1}, {"from": 2}]')],
+    ]
+
+
+def test_a_history_may_stand_in_a_cell(tmp_path):
+    rows = [
+        {"instruction": "Ask", "output": "Answer", "history": cell} for cell in ("[]", '[["Hi", "Hello"]]', "", "x")
+    ]
+
+    first, second, third, fourth = said(write_csv(tmp_path / "rows.csv", *rows))
+
+    assert first == third == [("user", "Ask"), ("assistant", "Answer")]
+    assert second == [("user", "Hi"), ("assistant", "Hello"), *first]
+    assert fourth == "history is not a list of question and answer pairs"
+
+
 def test_turns_as_python_prints_them_are_a_problem_of_each_row_and_never_text_to_learn(tmp_path):
     alone = write_csv(tmp_path / "alone.csv", {"messages": str(TURNS)})
     other = write_csv(tmp_path / "other.csv", {"chat": str(TURNS)})
