@@ -117,7 +117,7 @@ class DelimitedReader:
 
 
 def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
-    """The lines of a row for the reader, which asks for no more than the row needs; those it gets are added to `taken`."""
+    """The lines of a row for the reader, which asks for no more than it needs; those it gets are added to `taken`."""
     yield _text_of(taken[0])
     size = taken[0].size_bytes
     while len(taken) < _MAX_LINES_OF_A_ROW and (line := lines.next_with_blanks()) is not None:
@@ -129,7 +129,7 @@ def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
 
 
 def _text_of(line: Line) -> str:
-    """A line with the return that belongs to its end; for the reader any other one would end the row, so it is veiled."""
+    """A line with its end; any other carriage return is veiled, for the reader would end the row there."""
     text = line.data.decode("utf-8")
     if "\r" in text:
         bare = text.rstrip("\r")

@@ -213,7 +213,7 @@ def _prompt_completion(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any
 
 
 def _question_and_answer(exact: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Detection | None:
-    """Two columns that are a question and an answer by their names; with a third that belongs to the question, Alpaca."""
+    """Two columns that are a question and an answer by their names; with more to the question, Alpaca."""
     pair = question_and_answer(exact, rows)
     if pair is None:
         return None

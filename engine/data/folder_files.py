@@ -10,8 +10,8 @@ from engine.errors import DatasetError
 
 # What stands beside the data in a repository and is no data: words about it, and what libraries note down.
 _DOCUMENT = re.compile(
-    r"(readme|licen[cs]e|copying|notice|changelog|citation|contributing|code[_-]of[_-]conduct|data(set)?[_-]?card)(?![a-z]).*"
-    r"|.*[_-](readme|licen[cs]e)",
+    r"(readme|licen[cs]e|copying|notice|changelog|citation|contributing|code[_-]of[_-]conduct|data(set)?[_-]?card)"
+    r"(?![a-z]).*|.*[_-](readme|licen[cs]e)",
     re.IGNORECASE,
 )
 _NOTED_DOWN = frozenset(

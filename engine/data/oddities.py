@@ -9,7 +9,7 @@ Notice = tuple[ProblemKind, str]
 
 
 def oddities_of(example: Example) -> tuple[Notice, ...]:
-    """Look at the order of a conversation's turns: who speaks first, twice, without an answer, or without saying anything."""
+    """Look at the order of a conversation's turns: who speaks first, twice, to nobody, or says nothing."""
     if isinstance(example, PlainText):
         return ()
     roles = [message.role for message in example.messages]

@@ -18,12 +18,12 @@ _TELLING = (
 # Words in the names of columns that say something about a row and are no part of it.
 _ABOUT_ROWS = frozenset(
     """
-    id ids uid uuid guid idx index key hash md5 sha sha1 sha256 url urls uri link links source sources origin src provenance
-    path file filename folder category categories topic topics subject tag tags label labels class type kind task tasks
-    domain field genre score scores rating rank quality reward likes votes count length tokens difficulty level lang
-    langs language languages locale country license licence date time timestamp created updated modified year model models
-    engine generator annotator worker author user username name title split subset dataset datasets config version status
-    flag license doi email
+    id ids uid uuid guid idx index key hash md5 sha sha1 sha256 url urls uri link links source sources origin src
+    provenance path file filename folder category categories topic topics subject tag tags label labels class type
+    kind task tasks domain field genre score scores rating rank quality reward likes votes count length tokens
+    difficulty level lang langs language languages locale country license licence date time timestamp created
+    updated modified year model models engine generator annotator worker author user username name title split
+    subset dataset datasets config version status flag license doi email
     """.split()
 )
 _SAID_FIELDS = ("content", "value", "text")  # of a turn, or of a part of one
