@@ -12,7 +12,6 @@ from engine.runs.run import LIVE_STATES
 from ui.draft import Draft
 from ui.errors import shown_as_message
 from ui.fit import FitTable
-from ui.form import model_of
 from ui.live import asking, news, place
 from ui.measure import MeasureStep
 from ui.page import Page, overridden
@@ -28,7 +27,7 @@ from ui.tabs.runs import RunsTab
 from ui.tabs.train import TrainTab
 from ui.views.advice import render_advice
 from ui.views.header import render_header
-from ui.views.side_panel import render_side_panel
+from ui.views.side_panel import OPENING_PANEL, render_side_panel
 
 _COUNTED_RUNS = 200  # of the newest; whatever waits or works is among them
 _QUEUE_SECONDS, _PROGRESS_SECONDS = 0.05, 0.2  # between two looks for an event that waits, or for a progress bar
@@ -63,7 +62,7 @@ def build_app(services: Services) -> gr.Blocks:
                 with gr.Tab("Runs", id="runs"):
                     runs_tab = RunsTab(page)
             with gr.Column(scale=3, min_width=320, elem_id="side") as side:
-                panel = gr.HTML(elem_id="panel")
+                panel = gr.HTML(OPENING_PANEL, elem_id="panel")
                 measure = MeasureStep(page)
                 advice = pick_list(elem_id="advice")
         page.form.complete()
@@ -140,17 +139,6 @@ def _header_news(services: Services, header: gr.HTML) -> Callable[[str, str], st
 
 def _wire_opening(app: gr.Blocks, page: Page, model_tab: ModelTab, data_tab: DataTab) -> None:
     """Bring back the draft that this browser had; the model and the rows follow, for they ask another process."""
-
-    def learn_model(saved: dict[str, Any]) -> tuple[str, Any]:
-        return model_tab.show_known(model_of({"model": (saved or {}).get("model", {})}))
-
-    known = app.load(
-        learn_model,
-        page.saved_draft,
-        [model_tab.catalog, model_tab.details],
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    filled = page.fill_after(known, page.saved_draft)
-    model_tab.fetch_after(filled)
-    data_tab.open_after(filled)
+    restored = page.restore(app)
+    model_tab.open_after(restored)
+    data_tab.open_after(restored)

@@ -36,6 +36,19 @@ class FieldSlider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
         return payload
 
 
+class FieldChoices(gr.CheckboxGroup, metaclass=_WithoutStub):  # type: ignore[misc]
+    """Boxes whose choices may have changed while an answer was under way; what no longer fits the panel says.
+
+    Gradio's own raises for what is no choice any more, in every event that reads the form.
+    """
+
+    def get_block_name(self) -> str:
+        return "checkboxgroup"
+
+    def preprocess(self, payload: list[str]) -> list[str]:
+        return payload
+
+
 def field_of(name: str) -> FieldInfo:
     """The pydantic Field behind a dotted setting name such as `adapter.r`.
 
@@ -78,7 +91,7 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     shared: dict[str, Any] = {"label": field.title, "info": field.description, **presentation}
     several = _several_of(field.annotation)
     if several:
-        return gr.CheckboxGroup(**{"choices": several, "value": list(default or ()), **shared})
+        return FieldChoices(**{"choices": several, "value": list(default or ()), **shared})
     kind = _plain_type(field.annotation)
     lower, upper = _bounds(field)
     if get_origin(kind) is Literal:

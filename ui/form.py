@@ -11,6 +11,8 @@ from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from ui.fields import choices_of, component_for, field_of, may_be_no_number, number_of, text_of
 
+# Every linear layer, whatever the model calls them: what is ticked before a model's own layers are known.
+ALL_LINEAR = "all-linear"
 # What a form sends for a setting whose text box holds several names.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
 
@@ -97,6 +99,8 @@ def _from_component(name: str, value: Any) -> Any:
         return None
     if isinstance(value, str):
         value = value.strip()
+    if name == "adapter.target_modules":
+        return ALL_LINEAR if ALL_LINEAR in value else value
     if name in _LISTS:
         return (
             [part for part in (piece.strip() for piece in value.split(",")) if part]
@@ -121,7 +125,7 @@ def _to_component(name: str, value: Any) -> Any:
     if name in _LISTS:
         return ", ".join(value or ())
     if name == "adapter.target_modules":
-        return [] if value == "all-linear" else ([value] if isinstance(value, str) else list(value))
+        return [value] if isinstance(value, str) else list(value)
     if may_be_no_number(name):
         return text_of(value) if isinstance(value, int | float) else value
     if name == "run.devices":

@@ -1,5 +1,7 @@
 """The draft in a real browser, on fakes: what fills the form leaves a page that works, and nothing changes by being shown."""
 
+import threading
+
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -15,6 +17,7 @@ pytestmark = pytest.mark.browser
 # Machines that run tests are busy; what does not come at all fails all the same.
 expect.set_options(timeout=30_000)
 
+_OWN_MODEL = "somebody/own-model"
 _MAY_STAY_EMPTY = ("eval_steps", "save_steps", "early_stopping_patience")
 
 
@@ -63,6 +66,43 @@ def test_every_preset_leaves_a_page_that_can_start(page, preset):
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("[data-testid=toast-body]")).to_have_count(0)
     expect(page.locator("#side .error")).to_have_count(0)
+
+
+def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked_up(page, services, monkeypatch):
+    """A model of its own: those of the catalogue are looked up in the background."""
+    goes_on, look_up = threading.Event(), services.inspector.module_inventory
+
+    def slowly(model):
+        assert model.id != _OWN_MODEL or goes_on.wait(60)
+        return look_up(model)
+
+    page.locator("#model-own input, #model-own textarea").fill(_OWN_MODEL)
+    page.locator("#model-own input, #model-own textarea").press("Enter")
+    expect(page.locator("#panel")).to_contain_text("Memory on CPU")
+    open_tab(page, "Method")
+    page.locator("#targets label", has_text="q_proj").click()
+    page.locator("#rank input[type=number]").fill("24")
+    expect(page.locator("#panel")).to_contain_text("r 24")
+    services.shapes._shapes.clear()
+    monkeypatch.setattr(services.inspector, "module_inventory", slowly)
+
+    for rank in (40, 48):  # a second reload finds what was changed while the model was still looked up
+        page.reload()
+        expect(page.locator("#panel")).to_contain_text("own-model")
+        expect(page.locator("#panel")).not_to_contain_text("Choose a model")
+        expect(page.locator("#model-details")).to_contain_text("Looking somebody/own-model up")
+        open_tab(page, "Method")
+        expect(page.locator("#trainable")).not_to_contain_text("Choose a model")
+        page.locator("#rank input[type=number]").fill(str(rank))
+        expect(page.locator("#panel")).to_contain_text(f"r {rank}")
+    goes_on.set()
+
+    expect(page.locator("#panel")).to_contain_text("Memory on CPU")
+    expect(page.locator("#panel")).to_contain_text("r 48")
+    expect(page.locator("#targets label", has_text="q_proj").locator("input")).not_to_be_checked()
+    expect(page.locator("#targets label", has_text="v_proj").locator("input")).to_be_checked()
+    open_tab(page, "Model")
+    expect(page.locator("#model-details .facts")).to_be_visible()
 
 
 def test_a_slider_may_be_emptied_and_typed_anew(page):

@@ -107,6 +107,15 @@ def test_memory_is_estimated_before_a_dataset_is_chosen(form):
     assert "expected" in render_side_panel(draft)
 
 
+def test_a_model_that_is_looked_up_is_not_said_to_be_missing(form):
+    draft = draft_of(form, None, model__id="m")
+
+    for html in (render_side_panel(draft), render_trainable(draft), render_method_table(draft)):
+        assert "Choose a model" not in html
+        assert "looked up" in html
+    assert "Choose a model" in render_trainable(draft_of(form, None))
+
+
 def test_every_module_ticked_means_all_linear(form):
     draft = draft_of(
         form, small_shape(), model__id="m", dataset__source="d", adapter__target_modules=list(reversed(NAMES))

@@ -115,6 +115,11 @@ def test_what_is_typed_into_the_box_of_a_slider_is_judged_by_its_field(page_form
     assert page_form.components[rank].get_config()["maximum"] == 256
 
 
+def test_ticks_of_a_model_that_was_chosen_before_break_nothing(page_form):
+    """They are still on their way when the boxes have the layers of another model."""
+    assert page_form["adapter.target_modules"].preprocess(["c_attn"]) == ["c_attn"]
+
+
 def test_no_number_box_begins_empty_since_gradios_turns_to_0_when_it_comes_into_sight(services):
     boxes = [block for block in build_app(services).blocks.values() if isinstance(block, gr.Number | gr.Slider)]
 

@@ -36,7 +36,7 @@ def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
     begun = [*page.form.updates(a_config(model__id=MODEL, adapter__warm_start="some-adapter").model_dump(mode="json"))]
 
     def warm_start_after(wanted):
-        filled = dict(zip(page.form.names, page._change(tab._choose(wanted, MODEL)[1], *begun), strict=True))
+        filled = dict(zip(page.form.names, page._change(tab._choose(wanted, MODEL, "")[1], *begun), strict=True))
         return filled["adapter.warm_start"]
 
     assert warm_start_after("another/model") is None
@@ -71,5 +71,24 @@ def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
     assert (shown, again["visible"], key) == ("", False, "")
 
 
-def test_a_page_that_opens_without_a_draft_leaves_the_details_to_what_is_picked_meanwhile(tab):
-    assert tab.show_known(None)[1] == gr.skip()
+def test_a_model_that_a_draft_brings_is_said_to_be_looked_up_until_it_is(tab):
+    catalog, details, described, sought = tab._begin(MODEL, "v2", "", "")
+
+    assert f"Looking {MODEL} up" in details
+    assert sought == ModelConfig(id=MODEL, revision="v2")
+    found = tab._find(sought)
+    assert "hidden size" in tab._show(found, MODEL, "v2")
+    assert tab._begin(MODEL, "v2", described, "") == (catalog, gr.skip(), described, None)
+
+
+def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(tab):
+    found = tab._find(ModelConfig(id=MODEL))
+
+    assert tab._show(found, "another/model", None) == gr.skip()
+    assert tab._show(None, MODEL, None) == gr.skip()
+
+
+def test_a_picked_model_is_not_looked_up_once_more_when_it_is_in_the_form(tab):
+    _, _, described = tab._choose(MODEL, "", "")
+
+    assert tab._begin(MODEL, None, described, "")[3] is None

@@ -18,6 +18,49 @@ def filled(page: Page, config) -> dict:
     return dict(zip(page.form.names, page._fill(config.model_dump(mode="json")), strict=True))
 
 
+def restored(page: Page, saved) -> dict:
+    return dict(zip(page.form.names, page._restore(saved), strict=False))
+
+
+def test_a_draft_comes_back_before_its_model_is_known(page):
+    values = restored(page, a_config(adapter__target_modules=["q_proj"], adapter__r=24).model_dump(mode="json"))
+
+    assert values["model.id"] == "smollm2-135m-instruct"
+    assert values["adapter.r"] == 24
+    assert values["adapter.target_modules"]["value"] == ["q_proj"]
+
+
+def test_every_linear_layer_stays_meant_while_the_layers_are_not_known_and_once_they_are(page, services):
+    config = a_config()
+    form = page.form
+    waiting = restored(page, config.model_dump(mode="json"))["adapter.target_modules"]
+    values = [
+        waiting["value"] if name == "adapter.target_modules" else value
+        for name, value in zip(form.names, form.updates(config.model_dump(mode="json")), strict=True)
+    ]
+
+    assert page.draft(values).config.adapter.target_modules == "all-linear"
+    assert page._settle_targets(*values) == gr.skip()
+    shape = services.shapes.learn(config.model)  # by another page, for instance
+    assert page.draft(values).config.adapter.target_modules == "all-linear"
+    assert page._settle_targets(*values)["value"] == list(shape.linear_names())
+
+
+@pytest.mark.parametrize("saved", [None, {}, [], "{}", {"model": "of another version", "gone": {}}])
+def test_a_browser_without_a_draft_of_ours_begins_with_an_empty_form(page, saved):
+    values = restored(page, saved)
+
+    assert values["model.id"] in (None, gr.skip())
+    assert page._restore(saved)[-1] is True
+
+
+def test_a_draft_is_kept_only_once_the_browsers_own_was_brought_back(page):
+    values = page.form.updates(a_config().model_dump(mode="json"))
+
+    assert page._refresh(False, *values) == [gr.skip()] * len(page._refreshed)
+    assert page._refresh(True, *values)[-1]["model"]["id"] == "smollm2-135m-instruct"
+
+
 def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
     values = filled(page, a_config(adapter__r=512, adapter__lora_alpha=64))
 

@@ -62,7 +62,7 @@ class DataTab:
                 )
                 self.upload = gr.UploadButton("Upload a file", file_types=_UPLOAD_TYPES, size="sm", elem_id="upload")
         form.register("dataset.source", gr.Textbox(visible=False))
-        self.summary = gr.HTML(_EMPTY, elem_id="dataset-summary")
+        self.summary = gr.HTML(elem_id="dataset-summary")
         self.fetching = FetchingPart(page, "data")
         self.reading = ReadingPart(page)
         with gr.Column(visible=False) as self.opened:

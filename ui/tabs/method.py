@@ -11,7 +11,9 @@ from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from ui.draft import Draft
 from ui.errors import shown_as_message
-from ui.page import Page, overridden
+from ui.fields import FieldChoices
+from ui.form import ALL_LINEAR
+from ui.page import EVERY_LAYER, Page, overridden
 from ui.pick import pick_list, pickable, picked
 from ui.views.quantities import gib
 
@@ -53,8 +55,9 @@ class MethodTab:
         with gr.Column(visible=True) as self.targets:
             form.register(
                 "adapter.target_modules",
-                gr.CheckboxGroup(
-                    [],
+                FieldChoices(
+                    EVERY_LAYER,
+                    value=[ALL_LINEAR],
                     label="Layers that get an adapter (target_modules)",
                     info="The model's own linear layers, without the output head.",
                     elem_id="targets",
@@ -145,6 +148,15 @@ class MethodTab:
         return {}
 
 
+def _why_unknown(draft: Draft) -> str:
+    """What is to be done, or waited for, before there are figures."""
+    if draft.shape is not None:
+        return "Correct the settings first."
+    if draft.mapping["model"].get("id"):
+        return "The model is being looked up, or could not be read; the Model tab says which."
+    return "Choose a model first."
+
+
 def _method(draft: Draft) -> str:
     return str(draft.mapping["adapter"].get("method", "lora"))
 
@@ -186,7 +198,7 @@ def render_begins_with(words: str) -> str:
 def render_trainable(draft: Draft) -> str:
     """How many parameters are trained, as PEFT counts them."""
     if draft.estimate is None:
-        reason = "Choose a model first." if draft.shape is None else "Correct the settings first."
+        reason = _why_unknown(draft)
         return f'<div class="sentence">Trainable parameters: <span class="lead">{reason}</span></div>'
     parameters = draft.estimate.parameters
     percent = parameters.trainable_percent
@@ -209,7 +221,9 @@ def render_method_table(draft: Draft) -> str:
     head = "<h2>What each method needs for this model</h2>"
     needs, config = _needs(draft), draft.config or draft.assumed
     if not needs or draft.device is None or config is None:
-        return head + '<div class="empty">Choose a model, and every method is compared here for your device.</div>'
+        return (
+            f'{head}<div class="empty">{_why_unknown(draft)} Every method is then compared here for your device.</div>'
+        )
     training = config.training
     checkpointing = "with" if training.gradient_checkpointing else "without"
     rows = "".join(_method_row(need) for need in needs)

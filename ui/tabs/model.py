@@ -1,7 +1,7 @@
 """Model: pick one from the catalogue, the Hub or a folder, and see what it is made of."""
 
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -30,6 +30,13 @@ _NOT_CHOSEN = (
 )
 
 
+class Found(NamedTuple):
+    """What a look-up found out."""
+
+    name: str  # of the model and its revision
+    details: str
+
+
 class ModelTab:
     """Lays out the Model tab; `wire` connects it once the whole page stands."""
 
@@ -56,13 +63,15 @@ class ModelTab:
         self.hub = pick_list(elem_id="hub-results")
         self.catalog = pick_list(elem_id="catalog", elem_classes="scroll tall")
         form.register("model.id", gr.Textbox(visible=False))
-        self.details = gr.HTML(_NOT_CHOSEN, elem_id="model-details")
+        self.details = gr.HTML(elem_id="model-details")
         self.fetching = FetchingPart(page, "model")
         with gr.Accordion("Rarely needed", open=False, elem_id="model-rarely"):
             form.setting("model.revision", elem_id="model-revision")
         self._change = gr.State({})
         self._wanted = gr.State("")
-        self._described = gr.State("")  # the model and revision that were looked up last
+        self._described = gr.State("")  # the model and revision whose details are shown, or are looked up
+        self._sought = gr.State(None)  # the model that is to be looked up
+        self._found = gr.State(None)
 
     def wire(self) -> None:
         """Connect the events."""
@@ -96,6 +105,24 @@ class ModelTab:
         self.fetch_after(again)
         ended = self.fetching.ended(self._describe_form, form.components, self.details, **quick)
         self.fetch_after(ended, again=False)
+        self._follow_the_form()
+
+    def _follow_the_form(self) -> None:
+        """Describe a model that a preset, a run or the browser's draft has put into the form."""
+        page, form = self._page, self._page.form
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        model = [form["model.id"], form["model.revision"]]
+        # The change is told before what else was filled with it, such as the revision, is in its place.
+        model_id: Any = form["model.id"]
+        named = model_id.change(lambda: None, None, None, **quick)
+        begun = named.then(
+            self._begin,
+            [*model, self._described, self.search],
+            [self.catalog, self.details, self._described, self._sought],
+            **quick,
+        )
+        found = begun.then(self._find, self._sought, self._found, show_progress="hidden", api_visibility="private")
+        page.settle_targets_after(found.then(self._show, [self._found, *model], self.details, **quick))
 
     def fetch_after(self, event: Any, *, again: bool = True) -> None:
         """After an event, have the chosen model's tokenizer fetched where it is not here yet.
@@ -120,24 +147,39 @@ class ModelTab:
         """Show that it is being looked up, look it up, put it into the form, redraw."""
         page, form = self._page, self._page.form
         looked_up = event.then(
-            self._choose, [self._wanted, form["model.id"]], [self.details, self._change], api_visibility="private"
+            self._choose,
+            [self._wanted, form["model.id"], self._described],
+            [self.details, self._change, self._described],
+            api_visibility="private",
         )
-        filled = page.change_after(looked_up, self._change)
-        self.fetch_after(filled)
-        filled.then(
-            self._filter,
-            [self.search, form["model.id"]],
-            self.catalog,
+        self.fetch_after(page.change_after(looked_up, self._change))
+
+    def open_after(self, event: Any) -> None:
+        """After an event that brought back the browser's draft: the catalogue, and what to do where no model is chosen."""
+        event.then(
+            lambda search, chosen: (self._filter(search, chosen), gr.skip() if chosen else _NOT_CHOSEN),
+            [self.search, self._page.form["model.id"]],
+            [self.catalog, self.details],
             show_progress="hidden",
             queue=False,
             api_visibility="private",
         )
+        self.fetch_after(event)
 
-    def show_known(self, model: ModelConfig | None) -> tuple[str, Any]:
-        """Catalogue and details for a model that the page was opened with."""
-        if model is None:
-            return self._filter("", ""), gr.skip()  # one may have been chosen since
-        return self._filter("", model.id), self.describe(model)
+    def _begin(self, model_id: str | None, revision: str | None, described: str, search: str) -> tuple[Any, ...]:
+        """Mark the model in the catalogue, and say that it is being looked up, unless its details stand there already."""
+        model = _model(model_id, revision)
+        catalog, wanted = self._filter(search, model_id), _name(model)
+        if model is None or wanted == described:
+            return catalog, gr.skip(), described, None
+        return catalog, render_looking_up(model.id), wanted, model
+
+    def _find(self, model: ModelConfig | None) -> Found | None:
+        return Found(_name(model), self.describe(model)) if model is not None else None
+
+    def _show(self, found: Found | None, model_id: str | None, revision: str | None) -> Any:
+        """The details, unless another model was chosen while they were looked up."""
+        return found.details if found is not None and found.name == _name(_model(model_id, revision)) else gr.skip()
 
     def describe(self, model: ModelConfig | None) -> str:
         """Details of the chosen model, or what kept us from reading it; its modules are known afterwards."""
@@ -154,8 +196,8 @@ class ModelTab:
 
     def _revise(self, model_id: str | None, revision: str | None, described: str) -> tuple[Any, str]:
         """Look the model up at another revision; a box that was only passed through asks nobody."""
-        model = model_of({"model": {"id": model_id or "", "revision": (revision or "").strip() or None}})
-        wanted = model.model_dump_json() if model is not None else ""
+        model = _model(model_id, revision)
+        wanted = _name(model)
         if model is None or wanted == described:
             return gr.skip(), described
         return self.describe(model), wanted
@@ -163,15 +205,25 @@ class ModelTab:
     def _filter(self, query: str, chosen: str | None) -> str:
         return render_catalog(search_catalog(query or ""), chosen or "", self._fits)
 
-    def _choose(self, wanted: str, current: str | None) -> tuple[str, dict[str, Any]]:
+    def _choose(self, wanted: str, current: str | None, described: str) -> tuple[str, dict[str, Any], str]:
         if not wanted or len(wanted) > 400:
-            return gr.skip(), {}
-        described = self.describe(model_of({"model": {"id": wanted}}))
+            return gr.skip(), {}, described
+        model = _model(wanted, None)
+        details = self.describe(model)
         if self._page.services.shapes.get(wanted, None) is None:
-            return described, {}  # it could not be read: the form keeps what it had
+            return details, {}, ""  # it could not be read: the form keeps what it had
         # Targets of one model rarely exist in another, and an adapter never fits one.
         adapter = {"target_modules": "all-linear"} | ({} if wanted == current else {"warm_start": None})
-        return described, {"model": {"id": wanted, "revision": None}, "adapter": adapter}
+        return details, {"model": {"id": wanted, "revision": None}, "adapter": adapter}, _name(model)
+
+
+def _model(model_id: str | None, revision: str | None) -> ModelConfig | None:
+    return model_of({"model": {"id": model_id or "", "revision": (revision or "").strip() or None}})
+
+
+def _name(model: ModelConfig | None) -> str:
+    """What tells one model and revision from another."""
+    return model.model_dump_json(include={"id", "revision"}) if model is not None else ""
 
 
 def _search_hub(query: str) -> str:
@@ -181,6 +233,14 @@ def _search_hub(query: str) -> str:
         return render_hub_results(query, search_hub(query.strip()))
     except EngineError as error:
         return trouble(error)
+
+
+def render_looking_up(model_id: str) -> str:
+    """What stands there until the details of a chosen model have come."""
+    return (
+        f'<div class="empty" role="status"><b>Looking {escape(model_id)} up …</b>Its configuration and its tokenizer say '
+        "what it is made of.</div>"
+    )
 
 
 def render_details(details: ModelDetails) -> str:

@@ -8,6 +8,9 @@ from ui.errors import trouble
 from ui.fields import field_of
 from ui.views.memory_bar import render_memory_bar
 
+# Until the browser's own draft is there nothing is said about it.
+OPENING_PANEL = '<div class="section" role="status"><h3>Your draft</h3><p class="small">Bringing it back …</p></div>'
+
 
 def render_side_panel(draft: Draft, begins_with: str = "") -> str:
     """HTML of the whole panel for one reading of the form.
@@ -76,7 +79,10 @@ def _memory(draft: Draft) -> str:
         return render_memory_bar(draft.estimate)
     if draft.estimate_error is not None:
         return f'<div class="section"><h3>Memory</h3>{trouble(draft.estimate_error)}</div>'
-    reason = (
-        "Choose a model, and its memory appears here." if draft.shape is None else "Correct the settings above first."
-    )
+    if draft.shape is not None:
+        reason = "Correct the settings above first."
+    elif draft.mapping["model"].get("id"):
+        reason = "It appears here once the model has been looked up; the Model tab says how that stands."
+    else:
+        reason = "Choose a model, and its memory appears here."
     return f'<div class="section"><h3>Memory</h3><p class="small">{reason}</p></div>'
