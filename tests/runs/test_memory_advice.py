@@ -11,7 +11,7 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.inventory import module_inventory
-from engine.runs import followed, memory_advice, ward
+from engine.runs import followed, memory_advice, transitions
 from engine.runs.memory_advice import advice_on_memory
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
@@ -76,7 +76,7 @@ def test_the_estimate_itself_may_fail_without_hiding_the_cause(known, home, monk
 def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words(known, home, monkeypatch):
     kills = itertools.count()
     # The kernel's count when the attempt begins, and when it ends.
-    monkeypatch.setattr(ward, "out_of_memory_kills", lambda: 0)
+    monkeypatch.setattr(transitions, "out_of_memory_kills", lambda: 0)
     monkeypatch.setattr(followed, "out_of_memory_kills", lambda: next(kills) + 1)
     run = RunStore(home, "ann").create(
         config_for(known, run={"name": "steps=100"}, training={"per_device_train_batch_size": 64})
