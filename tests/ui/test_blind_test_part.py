@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from engine.evaluation.blind_test import judgements_file, read_judgements
@@ -9,6 +10,7 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from ui.tabs.blind_test import HELD_OUT, OWN
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.judging import Judging
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1")
@@ -27,16 +29,25 @@ def run(services):
 
 @pytest.fixture
 def blind(tab, run):
-    list(tab._load(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
+    load(tab, run)
     return tab.blind
 
 
-def draw(blind, source=HELD_OUT, typed="", deck=()):
-    return list(blind.draw(source, typed, list(deck), [], "", PAGE, *SAMPLING))
+def load(tab, run, against=NOTHING):
+    list(tab._load(*Chosen(run.id, FINAL, "", "", against, AS_TRAINED)))
+
+
+def draw(blind, source=HELD_OUT, typed="", judging=Judging()):  # noqa: B008 - it is frozen
+    return list(blind.draw(source, typed, judging, "", PAGE, *SAMPLING))
+
+
+def judging_of(steps) -> Judging:
+    """What the page holds in the end."""
+    return [step[1] for step in steps if isinstance(step[1], Judging)][-1]
 
 
 def pair_of(steps):
-    return steps[-1][1]
+    return judging_of(steps).pair
 
 
 def test_the_answers_appear_together_and_without_names(blind):
@@ -49,23 +60,24 @@ def test_the_answers_appear_together_and_without_names(blind):
     assert "scales the adapter" in steps[-1][0]
     assert pair_of(steps).reference
     assert pair_of(steps).reference not in steps[-1][0]
-    assert len(steps[0][2]) == 49  # the deck without the card that was drawn
+    assert len(judging_of(steps).deck) == 49  # without the card that was drawn
 
 
 def test_a_choice_reveals_and_is_kept_with_the_run(blind, run):
-    pair = pair_of(draw(blind))
+    drawn = judging_of(draw(blind))
+    pair = drawn.pair
     side = "left" if pair.left == "tuned" else "right"
 
-    html, cleared, judged, choosing, problem = blind.judge(side, pair, [])
+    html, judging, choosing, problem = blind.judge(side, drawn)
 
     assert "You preferred <b>the tuned model</b>" in html
     assert pair.reference.split("&")[0][:20] in html
-    assert (cleared, choosing["visible"], problem) == (None, False, "")
+    assert (judging.pair, choosing["visible"], problem) == (None, False, "")
     (kept,) = read_judgements(judgements_file(run.folder.path, None))
     assert kept.preferred == "tuned"
-    assert kept == judged[0]
-    assert "1 pair judged" in blind._counted(judged)
-    assert "At least 6 decided pairs" in blind._tally(judged)
+    assert kept == judging.judged[0]
+    assert "1 pair judged" in blind._counted(judging)[0]
+    assert "At least 6 decided pairs" in blind._tally(judging)[0]
 
 
 def test_the_order_changes_from_pair_to_pair(blind):
@@ -77,17 +89,16 @@ def test_own_questions_can_be_asked(blind, services):
 
     assert services.chat.asked[-1].messages[-1].content == "Why <b>?"
     assert "Why &lt;b&gt;?" in steps[-1][0]
-    assert "No question is typed" in draw(blind, OWN, " ")[-1][4]
+    assert "No question is typed" in draw(blind, OWN, " ")[-1][2]
 
 
 def test_a_held_out_question_comes_once_before_any_comes_twice(blind):
-    deck, seen = [], []
+    judging, seen = Judging(), []
     for _ in range(50):
-        steps = draw(blind, deck=deck)
-        deck = steps[0][2]
-        seen.append(pair_of(steps).prompt)
+        judging = judging_of(draw(blind, judging=judging))
+        seen.append(judging.pair.prompt)
 
-    assert deck == []
+    assert judging.deck == ()
 
 
 def test_answers_of_the_same_words_count_as_equal(blind, services, run, monkeypatch):
@@ -102,29 +113,90 @@ def test_answers_of_the_same_words_count_as_equal(blind, services, run, monkeypa
 
 def test_two_runs_are_judged_under_their_names_in_a_file_of_their_own(tab, services, run):
     other = write_run(services.runs, a_config(run__name="the other"), InventedRun())
-    list(tab._load(*Chosen(run.id, FINAL, "", "", f"{other.id}/final", AS_TRAINED)))
+    load(tab, run, against=f"{other.id}/final")
 
-    html, *_ = tab.blind.judge("left", pair_of(draw(tab.blind)), [])
+    html, *_ = tab.blind.judge("left", judging_of(draw(tab.blind)))
 
     assert "the other" in html
     assert len(read_judgements(judgements_file(run.folder.path, None, f"{other.id}-final"))) == 1
 
 
 def test_without_a_second_answer_it_says_what_is_missing(tab):
-    assert "No model is loaded" in draw(tab.blind)[-1][4]
+    assert "No model is loaded" in draw(tab.blind)[-1][2]
     assert "Load a run" in tab.blind.why_absent(())
     assert "nothing to compare" in tab.blind.why_absent(("base",))
     assert tab.blind.why_absent(("base", "tuned")) == ""
 
 
+def test_a_choice_is_filed_under_what_answered_whatever_was_loaded_since(tab, blind, services, run):
+    drawn = judging_of(draw(blind))
+    other = write_run(services.runs, a_config(run__name="the other"), InventedRun())
+    load(tab, other)  # by another page, say
+
+    html, *_ = blind.judge("left", drawn)
+
+    assert "You preferred" in html
+    assert len(read_judgements(judgements_file(run.folder.path, None))) == 1
+    assert read_judgements(judgements_file(other.folder.path, None)) == ()
+    load(tab, run, against=f"{other.id}/final")
+    assert "the base model" in blind.judge("left", drawn)[0], "named as they were when they answered"
+
+
+def test_pair_deck_and_tally_go_once_something_else_is_loaded(tab, blind, services):
+    drawn = judging_of(draw(blind))
+    assert blind.keep(drawn) == (gr.skip(),) * len(blind.kept)
+    services.chat.unload()
+    assert blind.keep(drawn) == (gr.skip(),) * len(blind.kept), "it may be loaded again"
+    other = write_run(services.runs, a_config(), InventedRun())
+    load(tab, other)
+
+    seen = tab._look("", drawn)
+    judging, pair, choosing, _, tally, count = seen[-len(blind.kept) :]
+
+    assert judging == Judging(services.chat.state.target)
+    assert (pair, choosing["visible"], tally, count) == ("", False, "", "")
+    assert tab._look(seen[1], judging)[0] == gr.skip()
+    assert len(judging_of(draw(blind, judging=drawn)).deck) == 49, "a deck of the other's own"
+
+
+def test_a_run_on_the_same_base_is_seen_to_be_another(tab, blind, services, run):
+    seen = tab._look("", Judging())[1]
+    load(tab, write_run(services.runs, a_config(), InventedRun()))
+
+    assert tab._look(seen, Judging())[1] != seen
+
+
+def test_what_answered_while_something_else_was_loaded_is_no_pair(tab, blind, services):
+    other = write_run(services.runs, a_config(), InventedRun())
+    stream = blind.draw(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    next(stream)
+    next(stream)
+    load(tab, other)
+
+    last = list(stream)[-1]
+
+    assert "Something else was loaded meanwhile" in last[2]
+    assert last[1] == gr.skip()
+
+
+def test_a_folder_without_a_run_has_the_tally_of_this_page(tab, blind, services, monkeypatch):
+    monkeypatch.setattr(blind, "_file", lambda target: None)
+    judging = blind.judge("left", judging_of(draw(blind)))[1]
+
+    assert "1 pair judged" in blind._counted(judging)[0]
+    load(tab, write_run(services.runs, a_config(), InventedRun()))
+    assert blind._counted(judging)[0] == ""
+
+
 def test_a_stopped_pair_is_not_shown(blind, services):
     services.chat._pace = 0.01
-    stream = blind.draw(HELD_OUT, "", [], [], "", PAGE, *SAMPLING)
-    next(stream)
+    stream = blind.draw(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    first = next(stream)
     next(stream)
     blind._stop(PAGE)
 
     last = list(stream)[-1]
 
     assert last[0] == ""
-    assert last[1] is None
+    assert first[1].pair is None
+    assert last[1] == gr.skip()

@@ -9,6 +9,7 @@ from engine.errors import ConfigError
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.judging import Judging
 from ui.tabs.sampling import read_sampling
 from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
 
@@ -111,7 +112,7 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
     other = write_run(services.runs, a_config(run__name="the <other>"), InventedRun())
     load(tab, run.id, against=f"{other.id}/final")
 
-    shown = tab._look("")
+    shown = tab._look("", Judging())
     html = ask(tab, "one?", branches=RUNS)[-1][0]
 
     assert ("Both runs", RUNS) in shown[5]["choices"]
@@ -233,9 +234,9 @@ def test_questions_of_held_out_rows_are_offered_and_their_reference_stands_besid
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, run):
     load(tab, run.id)
-    shown = tab._look("")
+    shown = tab._look("", Judging())
 
     assert "is loaded" in shown[0]
-    assert all(update == {"__type__": "update"} for update in tab._look(shown[1]))
+    assert all(update == {"__type__": "update"} for update in tab._look(shown[1], Judging()))
     tab._unload()
-    assert "Nothing is loaded" in tab._look(shown[1])[0]
+    assert "Nothing is loaded" in tab._look(shown[1], Judging())[0]

@@ -3,6 +3,7 @@
 import random
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError
 from engine.evaluation.blind_test import (
+    BlindTally,
     Judgement,
     Pair,
     Verdict,
@@ -28,6 +30,7 @@ from ui.errors import trouble
 from ui.held_out import HeldOutPrompts, RowPrompt
 from ui.page import Page
 from ui.tabs.chat_choice import FINAL, ChatChoice
+from ui.tabs.judging import Judging, compared
 from ui.tabs.sampling import read_sampling
 from ui.tabs.talk import TalkPart
 from ui.views.blind_test import render_pair, render_revealed, render_same_words, render_tally, render_writing
@@ -87,24 +90,17 @@ class BlindTestPart:
                 self.count = gr.HTML(elem_id="blind-count")
                 self.end = gr.Button("Show the tally", size="sm", scale=0, min_width=150, elem_id="blind-tally-show")
             self.tally = gr.HTML(elem_id="blind-tally")
-        # All three stay on the server: nothing in the page tells whose answer stands where.
-        self._pair = gr.State(None)
-        self._deck = gr.State([])
-        self._judged = gr.State([])  # on this page; what a folder without a run has instead of a file
+        # It stays on the server: nothing in the page tells whose answer stands where.
+        self.judging = gr.State(Judging())
 
     @property
     def _drawn(self) -> list[Any]:
-        return [
-            self.shown,
-            self._pair,
-            self._deck,
-            self._judged,
-            self.trouble,
-            self.next,
-            self.stop,
-            self.choosing,
-            self.tally,
-        ]
+        return [self.shown, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally]
+
+    @property
+    def kept(self) -> list[Any]:
+        """What `keep` is for."""
+        return [self.judging, self.shown, self.choosing, self.trouble, self.tally, self.count]
 
     def wire(self, talk: TalkPart) -> None:
         """Connect the events; system prompt and sampling are Talk's."""
@@ -113,30 +109,43 @@ class BlindTestPart:
         drawn = gr.on(
             [self.next.click, self.question.submit],
             self.draw,
-            [self.source, self.question, self._deck, self._judged, talk.sampling.system, *talk.sampling.inputs],
+            [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs],
             self._drawn,
             trigger_mode="once",
             concurrency_limit=None,
             show_progress="hidden",
             api_visibility="private",
         )
-        drawn.then(self._counted, self._judged, self.count, **quick)
+        self.show_count_after(drawn)
         self.stop.click(self._stop, None, None, **quick)
         for verdict, button in self.verdicts:
             judged = button.click(
                 _choosing(self, verdict),
-                [self._pair, self._judged],
-                [self.shown, self._pair, self._judged, self.choosing, self.trouble],
+                self.judging,
+                [self.shown, self.judging, self.choosing, self.trouble],
                 **quick,
             )
-            judged.then(self._counted, self._judged, self.count, **quick)
-        self.end.click(self._tally, self._judged, self.tally, **quick)
+            self.show_count_after(judged)
+        self.end.click(self._tally, self.judging, [self.tally, self.judging], **quick)
 
-    def show_tally_after(self, event: Dependency) -> None:
-        """What was judged before is counted when the test is opened."""
+    def show_count_after(self, event: Dependency) -> None:
+        """How many pairs were judged of what is loaded, also in earlier hours."""
         event.then(
-            self._counted, self._judged, self.count, show_progress="hidden", queue=False, api_visibility="private"
+            self._counted,
+            self.judging,
+            [self.count, self.judging],
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
         )
+
+    def keep(self, judging: Judging) -> tuple[Any, ...]:
+        """What may stay on the page, in the order of `kept`: nothing of it once something else is loaded."""
+        target = self._page.services.chat.state.target
+        if target is None or not judging.is_about_another(target):
+            return (gr.skip(),) * len(self.kept)
+        count, anew = self._counted(judging)
+        return anew, "", gr.update(visible=False), "", "", count
 
     @staticmethod
     def why_absent(branches: Sequence[Branch]) -> str:
@@ -149,8 +158,7 @@ class BlindTestPart:
         self,
         source: str,
         typed: str,
-        deck: list[RowPrompt],
-        judged: list[Judgement],
+        judging: Judging,
         system: str,
         request: gr.Request,
         *sampling: Any,
@@ -159,15 +167,15 @@ class BlindTestPart:
         skip, gone = gr.skip(), gr.update(visible=False)
         ready = gr.update(interactive=True)
         try:
-            target, sides = self._sides()
-            prompt, deck = self._question(source, typed, deck, target)
+            target, sides = compared(self._page.services.chat.state)
+            prompt, judging = self._question(source, typed, judging.of(target))
             words = prompt.system or (system or "").strip()
             messages = (*((Message("system", words),) if words else ()), Message("user", prompt.question))
             asked = ChatRequest(
                 messages=messages, branches=sides, sampling=read_sampling(sampling), id=uuid.uuid4().hex
             )
             busy = gr.update(interactive=False)
-            yield render_writing(prompt.question, 0), None, deck, skip, "", busy, gr.update(visible=True), gone, ""
+            yield render_writing(prompt.question, 0), judging, "", busy, gr.update(visible=True), gone, ""
             texts, stopped, told = dict.fromkeys(sides, ""), False, 0
             counts = dict.fromkeys(sides, 0)
             for chunk in self._answering.chunks([asked], request.session_hash or ""):
@@ -176,65 +184,52 @@ class BlindTestPart:
                 stopped = stopped or chunk.finish_reason == "stopped"
                 if sum(counts.values()) >= told + _TOKENS_BETWEEN_REDRAWS:
                     told = sum(counts.values())
-                    yield render_writing(prompt.question, told), *(skip,) * 8
+                    yield render_writing(prompt.question, told), *(skip,) * (len(self._drawn) - 1)
+            if judging.is_about_another(self._page.services.chat.state.target):
+                raise RunError("Something else was loaded meanwhile.", "Draw the next pair.")
             if stopped:
-                yield "", None, skip, skip, "", ready, gone, gone, skip
+                yield "", skip, "", ready, gone, gone, skip
                 return
             pair = draw_pair(prompt.question, prompt.reference, texts, self._draw)
             if pair.same_words:
-                judged = self._keep(Judgement(pair=pair, verdict="equal", time=_now(), by=self._person), judged)
-                yield render_same_words(pair), None, skip, judged, "", ready, gone, gone, skip
+                judging = self._judged(judging, pair, "equal")
+                yield render_same_words(pair), judging, "", ready, gone, gone, skip
                 return
-            yield render_pair(pair), pair, skip, skip, "", ready, gone, gr.update(visible=True), skip
+            yield render_pair(pair), judging.drawn(pair), "", ready, gone, gr.update(visible=True), skip
         except EngineError as error:
-            yield "", None, skip, skip, trouble(error), ready, gone, gone, skip
+            yield "", skip, trouble(error), ready, gone, gone, skip
 
-    def judge(self, verdict: Verdict, pair: Pair | None, judged: list[Judgement]) -> tuple[Any, ...]:
-        """Keep a choice, and reveal."""
-        if pair is None or verdict not in get_args(Verdict):
-            return (gr.skip(),) * 5
-        gone = gr.update(visible=False)
+    def judge(self, verdict: Verdict, judging: Judging) -> tuple[Any, ...]:
+        """Keep a choice with what answered, whatever is loaded by now, and reveal."""
+        if judging.pair is None or verdict not in get_args(Verdict):
+            return (gr.skip(),) * 4
         try:
-            judgement = Judgement(pair=pair, verdict=verdict, time=_now(), by=self._person)
-            judged = self._keep(judgement, judged)
+            judging = self._judged(judging, judging.pair, verdict)
         except EngineError as error:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), trouble(error)
-        return render_revealed(judgement, self._names()), None, judged, gone, ""
+            return gr.skip(), gr.skip(), gr.skip(), trouble(error)
+        revealed = render_revealed(judging.judged[-1], self._names(judging.target))
+        return revealed, judging, gr.update(visible=False), ""
 
     @property
     def _person(self) -> str:
         return self._page.services.runs.owner
 
-    def _names(self) -> dict[Branch, str]:
-        target = self._page.services.chat.state.target
+    def _names(self, target: ChatTarget | None) -> dict[Branch, str]:
         names = self._choice.names(target)
         if target is not None and target.second is not None:
             return names
         return names | {"base": "the base model", "tuned": "the tuned model"}
 
-    def _sides(self) -> tuple[ChatTarget, tuple[Branch, Branch]]:
-        """The two that are compared: two runs where two are loaded, else base and tuned."""
-        state = self._page.services.chat.state
-        if state.model is None or state.target is None:
-            raise RunError("No model is loaded.", "Load a run first.")
-        branches = state.model.branches
-        if "second" in branches and "tuned" in branches:
-            return state.target, ("tuned", "second")
-        if "tuned" in branches:
-            return state.target, ("base", "tuned")
-        raise RunError("A model alone has no second answer.", "Load a run.")
-
-    def _question(
-        self, source: str, typed: str, deck: list[RowPrompt], target: ChatTarget
-    ) -> tuple[RowPrompt, list[RowPrompt]]:
+    def _question(self, source: str, typed: str, judging: Judging) -> tuple[RowPrompt, Judging]:
+        judging = replace(judging, pair=None)
         if source == OWN:
             question = (typed or "").strip()
             if not question:
                 raise RunError("No question is typed.", "Type one, or take those of held-out rows.")
-            return RowPrompt(-1, question, ""), deck
-        if not deck:
-            deck = self._shuffled(target)
-        return deck[0], deck[1:]
+            return RowPrompt(-1, question, ""), judging
+        assert judging.target is not None
+        deck = judging.deck or tuple(self._shuffled(judging.target))
+        return deck[0], replace(judging, deck=deck[1:])
 
     def _shuffled(self, target: ChatTarget) -> list[RowPrompt]:
         run_id = target.tuned.folder.name if target.tuned is not None else ""
@@ -250,9 +245,8 @@ class BlindTestPart:
     def _stop(self, request: gr.Request) -> None:
         self._answering.stop(request.session_hash or "")
 
-    def _file(self) -> Path | None:
-        """Where judgements about what is loaded are kept; None where it is no run of this person's."""
-        target = self._page.services.chat.state.target
+    def _file(self, target: ChatTarget | None) -> Path | None:
+        """Where judgements about a target are kept; None where it is no run of this person's."""
         if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
             return None
         against = None
@@ -260,36 +254,38 @@ class BlindTestPart:
             against = f"{target.second.folder.name}-{target.second.checkpoint or FINAL}"
         return judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
 
-    def _keep(self, judgement: Judgement, judged: list[Judgement]) -> list[Judgement]:
-        file = self._file()
+    def _judged(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:
+        judgement = Judgement(pair=pair, verdict=verdict, time=_now(), by=self._person)
+        file = self._file(judging.target)
         if file is not None:
             keep_judgement(file, judgement)
-        return [*judged, judgement]
+        return judging.with_judgement(judgement)
 
-    def _all(self, judged: list[Judgement]) -> Sequence[Judgement]:
-        file = self._file()
-        return read_judgements(file) if file is not None else judged
+    def _tallied(self, judging: Judging) -> tuple[BlindTally, Judging]:
+        """All judgements of what is loaded now."""
+        target, sides = compared(self._page.services.chat.state)
+        judging, file = judging.of(target), self._file(target)
+        return count_judgements(read_judgements(file) if file is not None else judging.judged, *sides), judging
 
-    def _counted(self, judged: list[Judgement]) -> str:
+    def _counted(self, judging: Judging) -> tuple[str, Any]:
         """How many were judged; which way they went is for the end."""
         try:
-            _, (first, second) = self._sides()
+            tally, judging = self._tallied(judging)
         except EngineError:
-            return ""
-        count = count_judgements(self._all(judged), first, second).judged
-        return f'<p class="small num">{plural(count, "pair")} judged</p>' if count else ""
+            return "", gr.skip()
+        return f'<p class="small num">{plural(tally.judged, "pair")} judged</p>' if tally.judged else "", judging
 
-    def _tally(self, judged: list[Judgement]) -> str:
+    def _tally(self, judging: Judging) -> tuple[str, Any]:
         try:
-            _, (first, second) = self._sides()
+            tally, judging = self._tallied(judging)
         except EngineError as error:
-            return trouble(error)
-        return render_tally(count_judgements(self._all(judged), first, second), self._names())
+            return trouble(error), gr.skip()
+        return render_tally(tally, self._names(judging.target)), judging
 
 
 def _choosing(part: BlindTestPart, verdict: Verdict) -> Any:
-    def choose(pair: Pair | None, judged: list[Judgement]) -> tuple[Any, ...]:
-        return part.judge(verdict, pair, judged)
+    def choose(judging: Judging) -> tuple[Any, ...]:
+        return part.judge(verdict, judging)
 
     return choose
 

@@ -15,6 +15,7 @@ from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart
 from ui.tabs.chat_choice import ChatChoice, Chosen
 from ui.tabs.evaluate import EvaluatePart
+from ui.tabs.judging import Judging
 from ui.tabs.talk import TalkPart
 from ui.views.chat_state import render_chat_state, render_loading
 
@@ -64,9 +65,9 @@ class ChatTab:
             choice.offer, [page.chosen_run, choice.run, choice.model], [choice.run, *choice.depending], **quick
         )
         awake = listed.then(lambda: (gr.update(active=True), ""), None, [self.timer, self._last_state], **quick)
-        seen = awake.then(self._look, self._last_state, self._looked, **quick)
+        seen = awake.then(self._look, self._looking, self._looked, **quick)
         self.talk.restore_after(seen)
-        self.timer.tick(self._look, self._last_state, self._looked, trigger_mode="once", **quick)
+        self.timer.tick(self._look, self._looking, self._looked, trigger_mode="once", **quick)
         chosen = choice.run.input(
             lambda run_id: (*choice.choose(run_id), run_id if page.reader.exists(run_id) else gr.skip()),
             choice.run,
@@ -82,17 +83,21 @@ class ChatTab:
             show_progress="hidden",
             api_visibility="private",
         )
-        looked = loaded.then(self._look, self._last_state, self._looked, **quick)
+        looked = loaded.then(self._look, self._looking, self._looked, **quick)
         unloaded = self.unload.click(
             shown_in_place(self._unload), None, self.state, show_progress="hidden", api_visibility="private"
         )
-        unloaded.then(self._look, self._last_state, self._looked, **quick)
+        unloaded.then(self._look, self._looking, self._looked, **quick)
         self.talk.wire(looked)
         self.blind.wire(self.talk)
         modes = [self.loading, choice.beside, self.talk_mode, self.blind_mode, self.measure_mode]
         switched = self.mode.input(_switch, self.mode, modes, **quick)
         self.evaluate.wire(awake, switched, chosen, self.mode)
-        self.blind.show_tally_after(switched)
+        self.blind.show_count_after(switched)
+
+    @property
+    def _looking(self) -> list[Component]:
+        return [self._last_state, self.blind.judging]
 
     @property
     def _looked(self) -> list[Component]:
@@ -106,6 +111,7 @@ class ChatTab:
             talk.branches,
             blind.panel,
             blind.absent,
+            *blind.kept,
         ]
 
     def _load(self, *chosen: Any) -> Iterator[tuple[Any, Any, Any]]:
@@ -130,11 +136,13 @@ class ChatTab:
         self._page.services.chat.unload()
         return render_chat_state(self._page.services.chat.state)
 
-    def _look(self, last: str) -> tuple[Any, ...]:
+    def _look(self, last: str, judging: Judging) -> tuple[Any, ...]:
         """What is loaded now, by whomever; nothing is sent where nothing has changed."""
         state = self._page.services.chat.state
         html = render_chat_state(state)
-        if html == last:
+        # Two runs on one base read the same in words.
+        seen = f"{state.target.model_dump_json() if state.target is not None else ''}\n{html}"
+        if seen == last:
             return (gr.skip(),) * len(self._looked)
         ready = state.model is not None
         loading = state.phase == "loading"
@@ -142,13 +150,14 @@ class ChatTab:
         return (
             # An error of a load that failed stays until something is loaded.
             html if ready or loading or last else gr.skip(),
-            html,
+            seen,
             gr.update(value="Loading …" if loading else "Load", interactive=not loading),
             gr.update(value="Stop loading" if loading else "Unload", visible=ready or loading),
             gr.update(visible=ready),
             self.talk.branch_choices(branches, state.target),
             gr.update(visible=len(branches) > 1),
             self.blind.why_absent(branches),
+            *self.blind.keep(judging),
         )
 
 
