@@ -69,6 +69,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.stopped_on_request = False
         self.stopped_early = False
 
+    def has_stalled(self) -> bool:
+        """Whether the held-out loss has not improved for as long as was set."""
+        patience, progress = self._training.early_stopping_patience, self._progress()
+        return patience is not None and progress is not None and progress.measurements_since_best >= patience
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """The number of steps is known from here on."""
         self.cadence = Cadence.of(self._training, int(state.max_steps), measures=self._measures)
@@ -87,16 +92,16 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self._stop_requested() and not ends:
             self.stopped_on_request = True
             control.should_save = control.should_training_stop = ends = True
-        # A save is only as good as the loss before it, so that must be looked at.
-        if control.should_save or ends:
+        # A save is only as good as the loss before it, so that must be looked at. What a measurement makes of it, the
+        # loop asks when it has logged.
+        may_save = control.should_evaluate and keeps_best(self._training)
+        if control.should_save or may_save or ends:
             control.should_log = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Save what may turn out the best, and end the run where the held-out loss has stopped improving."""
-        patience = self._training.early_stopping_patience
-        since_best = self._progress().measurements_since_best
-        if since_best == 0 and keeps_best(self._training):
+        if self._progress().measurements_since_best == 0 and keeps_best(self._training):
             control.should_save = True
-        if patience is not None and since_best >= patience and not self.stopped_early:
+        if self.has_stalled() and not self.stopped_early:
             self.stopped_early = True
             control.should_save = control.should_training_stop = True

@@ -8,7 +8,7 @@ import math
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from engine.config.training import SamplingStrategy
@@ -38,6 +38,11 @@ class PlanSettings:
     def __post_init__(self) -> None:
         if self.packing and self.batching != "joined":
             raise ValueError("packed rows must be joined, or they would see each other")
+
+    def after(self, world_size: int) -> "PlanSettings | None":
+        """The same steps as so many processes made: each takes more passes, or fewer. None where they do not come out even."""
+        passes, rest = divmod(self.gradient_accumulation_steps * world_size, self.world_size)
+        return None if rest else replace(self, gradient_accumulation_steps=passes)
 
     @property
     def groups_by_length(self) -> bool:

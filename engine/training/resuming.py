@@ -1,11 +1,14 @@
 """Where an attempt goes on: at the newest checkpoint that is as it was written. Nothing is deleted to find it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from engine.errors import RunError
 from engine.runs.checkpoints import Checkpoint, Manifest, cannot_read, damage, read_manifest_strictly, step_of
+from engine.training.assembly import Assembly
 from engine.training.checkpoint import name_aside
+from engine.training.trainer import RANDOM_FILE
 
 
 def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -42,6 +45,25 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
             "Resume once more to begin anew at step 0, or first put a copy of one into the run's checkpoints folder.",
         )
     return found
+
+
+def for_as_many_rows_a_step(assembly: Assembly, checkpoint: Checkpoint) -> Assembly:
+    """Go on with steps of as many rows as those that were counted, whoever shares them now.
+
+    Raises:
+        RunError: If so many processes cannot share such a step evenly.
+    """
+    before = len(list(checkpoint.folder.glob(RANDOM_FILE.format(rank="*"))))  # each process has one
+    now = assembly.setup.settings
+    if before in (0, now.world_size):
+        return assembly
+    settings = now.after(before)
+    if settings is None:
+        raise RunError(
+            f"This run was saved by {before} processes, and {now.world_size} cannot share its steps evenly.",
+            f"Go on with {before}, or with a number that divides it.",
+        )
+    return replace(assembly, setup=replace(assembly.setup, settings=settings))
 
 
 def _newest_first(folder: Path) -> list[tuple[int, Path]]:

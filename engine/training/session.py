@@ -9,19 +9,19 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from engine.data.prepare import PreparedDataset, prepare_dataset
-from engine.errors import StorageError
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
-from engine.runs.checkpoints import Checkpoint, damage, list_checkpoints, newest_intact
+from engine.runs.checkpoints import Checkpoint, newest_intact
 from engine.runs.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
 from engine.training import checkpoint as checkpoints
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
 from engine.training.attempt import Attempt
+from engine.training.best_weights import go_back_to_best
 from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
-from engine.training.callback import RunCallback, keeps_best
+from engine.training.callback import RunCallback
 from engine.training.companions import ALONE
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import check_held_out, check_loss
@@ -30,9 +30,10 @@ from engine.training.hooks import HeldOutLoss, LoggedStep, TrainerHooks
 from engine.training.interruption import Interruption
 from engine.training.pinned_data import require_pinned_data
 from engine.training.placement import Placement, choose_placement
+from engine.training.plan import EpochPlanner
 from engine.training.precision import Precision, apple_notes, choose_precision
 from engine.training.reporting import RunEvents
-from engine.training.resuming import find_checkpoint
+from engine.training.resuming import find_checkpoint, for_as_many_rows_a_step
 from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
 from engine.training.trackers import start_trackers
@@ -71,6 +72,7 @@ class TrainingSession:
         self._vocabulary = 2
         self._measured: tuple[int, float] | None = None
         self._trainer: LoratoryTrainer | None = None
+        self._resumed_from: Checkpoint | None = None
         self._companions = ALONE
 
     def run(self) -> Outcome:
@@ -83,7 +85,11 @@ class TrainingSession:
         try:
             return self._run()
         except StoppedBeforeTrainingError:
-            self._events.status("stopped", f"{self._interruption.reason} Nothing was trained yet.")
+            resumed = self._resumed_from
+            done = "Nothing was trained yet."
+            if resumed is not None:
+                done = f"Nothing more was trained; the checkpoint of step {resumed.step:,} stands."
+            self._events.status("stopped", f"{self._interruption.reason} {done}")
             return "stopped"
 
     def _run(self) -> Outcome:
@@ -93,7 +99,7 @@ class TrainingSession:
         self._meet(placement)
         if self._companions.is_first:
             events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
-        resumed_from = self._find_checkpoint()
+        resumed_from = self._resumed_from = self._find_checkpoint()
         precision = choose_precision(config, placement.device)
         for note in apple_notes(config, placement.device):
             events.warn(note, "precision")
@@ -120,6 +126,8 @@ class TrainingSession:
         assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
         for note in assembly.notes:
             events.warn(note, "batching")
+        if resumed_from is not None:
+            assembly = for_as_many_rows_a_step(assembly, resumed_from)
         self._say_parameters(model, precision, placement, assembly)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._go_on()
@@ -145,21 +153,25 @@ class TrainingSession:
             check_held_out(0, first.loss)
             events.held_out(0, first, adapter_disabled=off)
             self._go_on()
-        if resumed_from is None or resumed_from.step < total:
+        if resumed_from is not None:
+            trainer.restore_progress(resumed_from.folder)
+            callback.stopped_early = callback.has_stalled()
+        if resumed_from is None or not (resumed_from.step >= total or callback.stopped_early):
             done = f" from step {resumed_from.step}" if resumed_from else ""
             events.status("training", f"Training{done}: {total:,} steps.", total)
             trainer.train(resume_from_checkpoint=str(resumed_from.folder) if resumed_from else None)
         else:  # everything was learned; only the adapter is missing
             load_trained(trainer.model, resumed_from.folder)
+        step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
         events.memory()
-        self._keep_best(trainer)
+        best_step = trainer.progress.best_step
+        go_back_to_best(trainer.model, best_step, step, self._config.training, self._folder.checkpoints, events)
         events.status("saving", "Saving what was trained.")
         if self._companions.is_first:
             save = lambda folder: save_adapter(trainer.model, tokenizer, folder, precision.compute)  # noqa: E731
             events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
         self._companions.wait()
         faults.reached("session:adapter_saved")
-        step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
         if callback.stopped_on_request:
             events.status("stopped", f"{self._interruption.reason} Saved after step {step:,} of {total:,}.", total)
             return "stopped"
@@ -260,9 +272,10 @@ class TrainingSession:
     ) -> LoratoryTrainer:
         training = self._config.training
         lengths = data.train.lengths()
-        measured = choose_measured(
-            data.held_out.lengths(), int(sum(lengths) * training.num_train_epochs), training.seed
-        )
+        epochs = training.num_train_epochs
+        if training.max_steps > 0:
+            epochs = training.max_steps / EpochPlanner(lengths, assembly.setup.settings).steps_per_epoch
+        measured = choose_measured(data.held_out.lengths(), int(sum(lengths) * epochs), training.seed)
         rows = TrainerRows(
             train=data.train,
             train_lengths=lengths,
@@ -322,23 +335,3 @@ class TrainingSession:
             checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
             checkpoints.forget_damaged(self._folder.checkpoints)
         self._companions.wait()
-
-    def _keep_best(self, trainer: LoratoryTrainer) -> None:
-        """End with the best weights where that is wanted and the last ones are not they."""
-        best = trainer.progress.best_step
-        if not keeps_best(self._config.training) or best in (None, int(trainer.state.global_step)):
-            return
-        found = next((c for c in list_checkpoints(self._folder.checkpoints) if c.step == best), None)
-        try:
-            wrong = "it is missing" if found is None else "; ".join(damage(found))
-        except StorageError as error:
-            wrong = error.what
-        if found is None or wrong:
-            self._events.warn(
-                f"The held-out loss was lowest at step {best:,}, whose checkpoint cannot be used ({wrong}); the run ends "
-                "with the last weights.",
-                "best_is_lost",
-            )
-            return
-        load_trained(trainer.model, found.folder)
-        self._events.status("saving", f"Going back to step {best:,}, whose held-out loss was the lowest.")

@@ -289,10 +289,14 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         state_files.save_plain(vars(self.progress), folder / PROGRESS_FILE)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
+    def restore_progress(self, folder: Path) -> None:
+        """Take up what a checkpoint says of the run so far; `train` takes it up with all the rest."""
+        self.progress = Progress(**state_files.load_plain(folder / PROGRESS_FILE))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_trained(self.model if model is None else model, folder)
-        self.progress = Progress(**state_files.load_plain(folder / PROGRESS_FILE))
+        self.restore_progress(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

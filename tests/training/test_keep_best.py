@@ -1,14 +1,11 @@
 """A run that shall end with its best weights and cannot says so."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from engine.config.load import config_from_mapping
 from engine.runs.run import RunFolder
-from engine.training.attempt import Attempt
+from engine.training.best_weights import go_back_to_best
 from engine.training.checkpoint import CheckpointFacts, write_checkpoint
-from engine.training.session import TrainingSession
 
 CONFIG = config_from_mapping(
     {"model": {"id": "m"}, "dataset": {"source": "d"}, "training": {"load_best_model_at_end": True}}
@@ -38,12 +35,9 @@ def folder(tmp_path):
 def end_with_the_best_of(folder, monkeypatch, best_step):
     """Ends a run of six steps; returns its voice and the checkpoints that were loaded."""
     loaded = []
-    monkeypatch.setattr("engine.training.session.load_trained", lambda _model, path: loaded.append(path.name))
+    monkeypatch.setattr("engine.training.best_weights.load_trained", lambda _model, path: loaded.append(path.name))
     events = Events()
-    trainer = SimpleNamespace(
-        model=None, progress=SimpleNamespace(best_step=best_step), state=SimpleNamespace(global_step=6)
-    )
-    TrainingSession(Attempt(folder, None, CONFIG, 1), events, None)._keep_best(trainer)
+    go_back_to_best(None, best_step, 6, CONFIG.training, folder.checkpoints, events)
     return events, loaded
 
 

@@ -228,3 +228,19 @@ def test_packing_without_joining_is_refused():
 def test_a_plan_needs_rows():
     with pytest.raises(ValueError, match="no row"):
         EpochPlanner([], make_settings())
+
+
+@pytest.mark.parametrize(("saved_by", "now", "passes"), [(2, 1, 8), (1, 2, 2), (4, 2, 8), (1, 4, 1), (3, 1, 12)])
+def test_other_processes_share_the_steps_that_were_counted(saved_by, now, passes):
+    def settings(world_size):
+        return make_settings(gradient_accumulation_steps=4, world_size=world_size)
+
+    lengths = [5] * 100
+    resumed = settings(now).after(saved_by)
+
+    assert resumed.gradient_accumulation_steps == passes
+    assert EpochPlanner(lengths, resumed).steps_per_epoch == EpochPlanner(lengths, settings(saved_by)).steps_per_epoch
+
+
+def test_processes_that_cannot_share_a_step_evenly_are_told_apart():
+    assert make_settings(gradient_accumulation_steps=1, world_size=2).after(1) is None

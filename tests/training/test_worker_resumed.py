@@ -1,0 +1,105 @@
+"""A real worker that goes on with a run: at its end, after it had stopped by itself, with other processes than before."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from engine.runs.control import request_stop
+from engine.training import faults
+from engine.training.worker import EXIT_FINISHED
+from tests.training.forking_workers import REPOSITORY
+from tests.training.worker_runs import history_of, losses_of, said, write_questions
+
+pytestmark = pytest.mark.e2e
+
+BEST = {"max_steps": 40, "eval_steps": 5, "save_steps": 5, "learning_rate": 0.05, "max_grad_norm": 1.0}
+
+
+def adapter_of(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_run_that_lacks_only_its_adapter_still_ends_with_the_best_weights(workers, runs):
+    run = runs.create(training={**BEST, "load_best_model_at_end": True})
+    workers.run(run.folder.path, "folder:begun=kill")  # the last checkpoint stands, the adapter does not
+    assert not run.folder.adapter.exists()
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    measured = {data.step: data.eval_loss for data in said(run, "eval") if data.step}
+    best = min(measured, key=measured.get)
+    assert best < 40
+    assert adapter_of(run.folder.adapter) == adapter_of(run.folder.checkpoint(best) / "adapter")
+    assert said(run, "status")[-1].message == "Finished after step 40."
+
+
+def test_a_run_that_had_stopped_early_learns_nothing_more_when_it_is_resumed(workers, runs):
+    training = {**BEST, "max_steps": 200, "eval_steps": 1, "save_steps": 50, "early_stopping_patience": 2}
+    run = runs.create(training={**training, "logging_steps": 50})
+    workers.run(run.folder.path, "folder:begun=kill")
+    stopped_at = max(data.step for data in said(run, "eval"))
+    assert history_of(run).last_step == stopped_at  # a step that ends a run is logged, whatever logging_steps says
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    assert max(data.step for data in said(run, "eval")) == stopped_at
+    assert history_of(run).last_step == stopped_at < 200
+    last = said(run, "status")[-1].message
+    assert last == f"Finished after step {stopped_at}. The held-out loss had stopped improving."
+    best = stopped_at - 2
+    assert adapter_of(run.folder.adapter) == adapter_of(run.folder.checkpoint(best) / "adapter")
+
+
+def test_a_resumed_run_that_is_stopped_before_it_trains_says_what_stands(workers, runs):
+    run = runs.create(training={"max_steps": 12, "save_steps": 5})
+    workers.run(run.folder.path, "training:step-8=kill")
+    pid = workers.start(run.folder.path, "session:load_model=sleep:2")
+    deadline = time.monotonic() + 60
+    while not said(run, "resumed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    request_stop(run)
+    workers.wait(pid)
+
+    message = said(run, "status")[-1].message
+    assert message.endswith("Nothing more was trained; the checkpoint of step 5 stands.")
+
+
+def test_measuring_costs_little_also_where_max_steps_ends_a_run_early(workers, runs, tmp_path):
+    many = write_questions(tmp_path / "many.jsonl", 4000)
+    run = runs.create(dataset={"source": str(many), "eval_fraction": 0.5}, training={"max_steps": 3})
+
+    workers.run(run.folder.path)
+
+    measured = said(run, "eval")[-1]
+    assert measured.rows < 1000 < said(run, "data_report")[0].eval_rows
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes_in_the_same_steps(workers, runs, before, after):
+    training = {"max_steps": 10, "gradient_accumulation_steps": 2 // before, "save_steps": 5}
+    whole = runs.create(model={"compute_dtype": "float32"}, training={**training, "gradient_accumulation_steps": 2})
+    workers.run(whole.folder.path)
+    run = runs.create(model={"compute_dtype": "float32"}, training=training)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "engine.training.worker"]
+
+    for processes in (before, after):
+        fault = {faults.VARIABLE: "training:step-7=raise"} if processes == before else {}
+        command = launch if processes == 2 else ["-m", "engine.training.worker"]
+        subprocess.run(
+            [sys.executable, *command, str(run.folder.path)],
+            check=processes == after,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **fault},
+            cwd=REPOSITORY,
+        )
+
+    assert said(run, "resumed")[0].step == 5
+    assert [step for step, _ in losses_of(run)] == list(range(1, 11))
+    for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-3)
+    assert said(run, "step")[-1].trained_tokens == said(whole, "step")[-1].trained_tokens
+    assert said(run, "step")[-1].epoch == said(whole, "step")[-1].epoch
