@@ -131,7 +131,8 @@ def _describe(name: str, module: nn.Module, own: Mapping[str, torch.Tensor], siz
 
 
 def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> tuple[ModuleKind, int, int]:
-    if isinstance(module, nn.Linear):
+    # A router may be a Linear that returns several tensors, and takes no adapter.
+    if isinstance(module, nn.Linear) and "Router" not in type(module).__name__:
         return "linear", module.in_features, module.out_features
     if isinstance(module, Conv1D):
         return "conv1d", module.nx, module.nf

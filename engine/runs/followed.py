@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.processes.identity import ProcessIdentity, boot_id, end_group
+from engine.runs.companion_failures import noted_failure
 from engine.runs.endings import EndedByUs, Evidence, judge, out_of_memory_kills
 from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.progress_watch import ProgressWatch, Silence, SilenceLimits
@@ -183,7 +184,7 @@ class FollowedRun:
         evidence = Evidence(
             finished_phase=history.finished_phase if reported else None,
             last_words=history.status.message if reported and history.status is not None else "",
-            failed=history.failed if reported else None,
+            failed=(history.failed or noted_failure(folder.path)) if reported else None,
             exit_code=self._exit_code,
             out_of_memory_kills=0 if before is None or now is None or self.was_rebooted else max(now - before, 0),
             rebooted=self.was_rebooted,

@@ -23,6 +23,9 @@ _PROBE_TOKENS = 64  # of each row that is tried
 _LOSS_TOLERANCE = 0.02  # of the mean loss; bfloat16 moves it by a tenth of that
 _LAYERS_THAT_JOIN = frozenset({"full_attention", "sliding_attention"})
 
+# Families that keep their window in the mask alone, which joined rows have none of; others tell attention too.
+_WINDOW_IN_THE_MASK = frozenset({"phimoe", "qwen2_moe"})
+
 
 @dataclass(frozen=True)
 class Assembly:
@@ -154,6 +157,9 @@ def _may_join(causal_lm: Any, config: RunConfig, placement: Placement, attention
     if placement.torch_device.type != "cpu" and not config.training.packing:
         return False
     text_config = causal_lm.config.get_text_config()
+    window = getattr(text_config, "sliding_window", None)
+    if text_config.model_type in _WINDOW_IN_THE_MASK and window and window < config.training.max_length:
+        return False
     layer_types = set(getattr(text_config, "layer_types", None) or ["full_attention"])
     return (
         attention == "sdpa"

@@ -130,6 +130,8 @@ def linear_module_names(model: Any) -> list[str]:
 
 
 def _is_linear(module: Any) -> bool:
+    if "Router" in type(module).__name__:  # such as PhimoeTopKRouter, which is a Linear that returns several tensors
+        return False
     return type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt", "Params4bit") or (
         hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
     )

@@ -10,7 +10,9 @@ from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
+from engine.runs.companion_failures import note_failure
 from engine.runs.control import request_cancel, request_stop
+from engine.runs.events import FailedData
 from engine.runs.followed import Patience
 from engine.runs.history import read_history
 from engine.runs.progress_watch import SilenceLimits
@@ -257,6 +259,17 @@ def test_a_silence_is_written_down_while_it_lasts(store, start_supervisor):
     assert (state.state, state.silence_limit_seconds) == ("running", 600)
     request_cancel(run)
     assert wait_for_state(run, "stopped", "failed").silent_since is None
+
+
+def test_what_another_process_of_a_run_said_is_its_cause_where_the_first_could_not_speak(store, start_supervisor):
+    run = store.create(config_for("steps=50 pace=0.05 kill@20"))
+    start_supervisor()
+    wait_until(lambda: _last_step(run) > 2)
+    note_failure(run.folder.path, 1, FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it."))
+
+    state = wait_for_state(run, "failed")
+
+    assert (state.cause, state.advice) == ("GPU memory ran out.", "Halve it.")
 
 
 def _last_step(run) -> int:

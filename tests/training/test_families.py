@@ -4,13 +4,18 @@ import dataclasses
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
+from engine.config.adapter import AdapterConfig
+from engine.inspector.inventory import inventory_of
 from engine.models.source import ModelSource
 from engine.training import assembly
 from engine.training.build import add_adapter, load_model
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
 from engine.training.quick_lora import make_lora_quick
+from engine.training.targets import choose_targets
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
@@ -49,6 +54,39 @@ def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_p
     assert ours.losses[-1] != ours.losses[0]
 
 
+MOE = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64}
+
+
+@pytest.mark.parametrize("window", [16, 64])
+def test_a_window_that_only_the_mask_knows_is_kept(window, tmp_path):
+    folder = make_tiny_model(tmp_path / "phimoe", model_type="phimoe", sliding_window=window, **MOE)
+    config = make_config(folder, training={"max_length": 48})
+    rows = make_rows(8, 48)
+    training = make_training(config, rows, tmp_path / "out")
+    training.trainer.train()
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    first = [row for one in next(training.trainer._planner.steps(0)).passes for row in one.rows]
+    ids, labels = zip(
+        *((torch.tensor([rows[row].input_ids]), torch.tensor(rows[row].labels)) for row in first), strict=True
+    )
+    with torch.no_grad():
+        logits = torch.cat([model(one).logits[0, :-1] for one in ids])
+    expected = torch.nn.functional.cross_entropy(logits, torch.cat([one[1:] for one in labels]))
+    # The adapter changes nothing before its first step.
+    assert training.losses[0] == pytest.approx(float(expected), rel=1e-4)
+    assert training.assembly.setup.settings.batching == ("padded" if window < 48 else "joined")
+
+
+def test_a_router_takes_no_adapter(tmp_path):
+    folder = make_tiny_model(tmp_path / "phimoe", model_type="phimoe", **MOE)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    shape = inventory_of(model.config.to_dict())
+
+    assert "router" not in choose_targets(model, AdapterConfig())
+    assert sorted(shape.linear_names()) == choose_targets(model, AdapterConfig())
+
+
 class _Custom(torch.autograd.Function):
     """As bitsandbytes multiplies int8 weights on a GPU: what it returns is a view of what it computed."""
 
@@ -68,8 +106,6 @@ class _CustomLinear(torch.nn.Linear):
 
 
 def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folders["phi"])
