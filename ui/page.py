@@ -45,6 +45,7 @@ class Page:
     saved_draft: gr.BrowserState = field(init=False)
     chosen_run: gr.BrowserState = field(init=False)
     copied_from: gr.BrowserState = field(init=False)  # id of the run whose settings the draft began as, or ""
+    wants_run: gr.State = field(init=False)  # whether Train is to show the chosen run when it comes to the front
     tabs: gr.Tabs = field(init=False)
     reader: RunReader = field(init=False)  # what all tabs know about runs
     _views: list[tuple[Component, DraftView]] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Page:
         self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret=STORAGE_KEY)
         self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=STORAGE_KEY)
         self.copied_from = gr.BrowserState("", storage_key="loratory-copied-from", secret=STORAGE_KEY)
+        self.wants_run = gr.State(False)
         self._restored = gr.Checkbox(False, visible=False)
 
     def on_draft(self, component: Component, view: DraftView) -> None:
@@ -162,11 +164,11 @@ class Page:
         return self._follow(refreshed)
 
     def fill_after(self, event: Dependency, mapping: Component) -> Dependency:
-        """After an event, put the nested values that `mapping` holds into the form, then redraw.
+        """After an event that succeeded, put the nested values that `mapping` holds into the form, then redraw.
 
         Where the model's modules are known already, they are the choice of targets.
         """
-        filled = event.then(self._fill, mapping, self._filled, show_progress="hidden", api_visibility="private")
+        filled = event.success(self._fill, mapping, self._filled, show_progress="hidden", api_visibility="private")
         return self.refresh_after(filled)
 
     def settle_targets_after(self, event: Dependency) -> Dependency:
@@ -182,11 +184,11 @@ class Page:
         return self.refresh_after(settled)
 
     def change_after(self, event: Dependency, change: Component) -> Dependency:
-        """After an event, put the settings that `change` holds by section into the form; all others stay as they are then.
+        """After an event that succeeded, put the settings that `change` holds by section into the form; all others stay.
 
         So nothing is lost of what a person set while a slow event, such as reading a model from the Hub, was under way.
         """
-        filled = event.then(
+        filled = event.success(
             self._change,
             [change, *self.form.components],
             self.form.components,

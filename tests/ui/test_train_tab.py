@@ -183,9 +183,17 @@ def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
 
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert tab._arrive("", False) == (FOLLOW, True, run.id)
-    assert tab._arrive("gone", False) == (FOLLOW, True, run.id)
+    assert tab._arrive("", False) == (FOLLOW, True, run.id, False)
+    assert tab._arrive("gone", False) == (FOLLOW, True, run.id, False)
     assert tab._arrive("", True)[0] != FOLLOW  # afterwards the person decides
+
+
+def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
+    ended = write_run(services.runs, a_config(), InventedRun())
+    write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
+
+    assert tab._arrive(ended.id, True, True) == (FOLLOW, True, ended.id, False)
+    assert tab._arrive(ended.id, True, False)[0] != FOLLOW
 
 
 def test_a_preset_fills_the_form(tab):

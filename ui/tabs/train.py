@@ -99,7 +99,7 @@ class TrainTab:
         page, form = self._page, self._page.form
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **quick)
-        alone = preset.then(lambda: "", None, page.copied_from, queue=False, **quick)
+        alone = preset.success(lambda: "", None, page.copied_from, queue=False, **quick)
         filled = page.fill_after(alone, self._change)
         self._count_after(filled)
         for name in _COUNTED_BY:
@@ -112,8 +112,8 @@ class TrainTab:
         self.follow.wire()
         arrived = self._tab.select(
             self._arrive,
-            [page.chosen_run, self._entered],
-            [self.view, self._entered, page.chosen_run],
+            [page.chosen_run, self._entered, page.wants_run],
+            [self.view, self._entered, page.chosen_run, page.wants_run],
             queue=False,
             **quick,
         )
@@ -137,16 +137,16 @@ class TrainTab:
             api_visibility="private",
         )
 
-    def _arrive(self, chosen: str, entered: bool) -> tuple[Any, Any, Any]:
-        """On the first visit, a run that is under way comes first."""
+    def _arrive(self, chosen: str, entered: bool, wanted: bool = False) -> tuple[Any, Any, Any, bool]:
+        """A run that somebody wanted to see here comes first; on the first visit, one that is under way."""
         reader = self._page.reader
         known = chosen if reader.exists(chosen) else ""
         under_way = reader.newest_under_way()
-        if known and reader.observe(known).is_live:
-            return (gr.skip() if entered else FOLLOW), True, known
+        if known and (wanted or reader.observe(known).is_live):
+            return (FOLLOW if wanted or not entered else gr.skip()), True, known, False
         if under_way is not None and not known:
-            return (gr.skip() if entered else FOLLOW), True, under_way
-        return gr.skip(), True, (gr.skip() if known == chosen else known)
+            return (gr.skip() if entered else FOLLOW), True, under_way, False
+        return gr.skip(), True, (gr.skip() if known == chosen else known), False
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
         preset = find_preset(picked(event))
