@@ -16,11 +16,31 @@ _ASK = Path(__file__).with_name("live.js").read_text(encoding="utf-8")
 PLACE = """
 (window.loratoryPlaces ??= {})[element.parentElement.closest('[id]').id] = (value) => { props.value = value; };
 """
+# Keeps the newest lines in sight while they come, until somebody scrolls up to read; Gradio's `autoscroll` does nothing
+# for HTML. A fold that opens makes room without a change of what is in it.
+_FOLLOW_THE_END = """
+element.classList.add('follows-end');
+let atEnd = true;
+element.addEventListener('scroll', () => {
+  if (element.clientHeight) atEnd = element.scrollTop + element.clientHeight > element.scrollHeight - 8;
+});
+const settle = () => { if (atEnd) element.scrollTop = element.scrollHeight; };
+new MutationObserver(settle).observe(element, {childList: true, subtree: true, characterData: true});
+new ResizeObserver(settle).observe(element);
+"""
 
 
-def place(value: str = "", *, elem_id: str, **presentation: Any) -> gr.HTML:
-    """HTML that is an output of events like any other, and that answers can be put into by its `elem_id`."""
-    return gr.HTML(value, elem_id=elem_id, js_on_load=PLACE, **presentation)
+def place(value: str = "", *, elem_id: str, follows_end: bool = False, **presentation: Any) -> gr.HTML:
+    """HTML that is an output of events like any other, and that answers can be put into by its `elem_id`.
+
+    Args:
+        value: What it holds at first.
+        elem_id: Its id on the page.
+        follows_end: Scroll what is higher than its place, and keep the end in sight.
+        presentation: As `gr.HTML` takes it.
+    """
+    script = PLACE + (_FOLLOW_THE_END if follows_end else "")
+    return gr.HTML(value, elem_id=elem_id, js_on_load=script, **presentation)
 
 
 def asking(answer: Callable[[str, str], str | None], seconds: float, *, question: str = "", elem_id: str) -> gr.HTML:
