@@ -1,11 +1,14 @@
 """What a page shows is what its buttons act on, in a real browser, on fakes: runs, confirmations, pairs of answers."""
 
+import re
+
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import open_page, open_tab
+from tests.browser.chromium import let_fold_settle, open_page, open_tab
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services, invent_runs
+from tests.invented_runs import a_config
 from ui.services import Services
 
 pytestmark = pytest.mark.browser
@@ -68,3 +71,97 @@ def test_a_pair_of_answers_goes_when_somebody_loads_another_run(page, browser, a
 
     expect(page.locator("#blind-left")).to_be_hidden()
     expect(page.locator("#blind-pair")).not_to_contain_text("The question")
+
+
+def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(page, services):
+    run = services.launcher.start(a_config(run__name="goes on for long", training__max_steps=3000))
+    open_tab(page, "Runs")
+    pick_run(page, "goes on for long")
+    page.locator("#one-cancel").click()
+    expect(page.locator("#one-confirm-cancel")).to_contain_text("goes on for long would end at once")
+    pick_run(page, "first try")
+    expect(page.locator("#one-confirm-cancel")).to_be_hidden()
+
+    page.locator("#run-delete").click()
+    expect(page.locator("#confirm-delete")).to_contain_text("first try, full length")
+    pick_run(page, "goes on for long")
+    expect(page.locator("#confirm-delete")).to_be_hidden()
+    assert not run.folder.cancel_request.exists()
+
+    page.locator("#one-cancel").click()
+    page.locator("#one-really-cancel").click()
+    expect(page.locator("#one-run-heading")).to_contain_text("stopped")
+    expect(page.locator("#one-confirm-cancel")).to_be_hidden()
+    assert run.folder.cancel_request.exists()
+
+
+def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(page):
+    open_tab(page, "Runs")
+    pick_run(page, "first try")
+    page.locator("#run-notes button").first.click()
+    note = page.locator("#note-text textarea")
+    let_fold_settle(page)
+    note.fill("What I found out so far")
+
+    page.locator("#runs-table .tick").first.click()
+    expect(page.locator("#runs-table .tick").first).to_have_attribute("aria-checked", "true")
+    expect(note).to_have_value("What I found out so far")
+    open_tab(page, "Model")
+    open_tab(page, "Runs")
+    page.wait_for_timeout(1000)
+    expect(note).to_have_value("What I found out so far")
+
+    page.locator("#note-save").click()
+    expect(page.locator("#run-facts")).to_contain_text("What I found out so far")
+    pick_run(page, "Qwen3-0.6B")
+    expect(note).to_have_value("")
+
+
+def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(page, services):
+    services.launcher.start(a_config(run__name="soon over", training__max_steps=25))
+    open_tab(page, "Runs")
+    pick_run(page, "soon over")
+    expect(page.locator("#run-delete")).to_be_hidden()
+
+    expect(page.locator("#one-run-heading")).to_contain_text("completed")
+    expect(page.locator("#run-delete")).to_be_visible()
+    expect(page.locator("#run-train-on")).to_be_visible()
+    expect(page.locator("#run-facts")).to_contain_text("Took")
+
+
+def test_open_in_train_shows_the_run_that_it_names(page):
+    open_tab(page, "Train")
+    page.locator("#train-view label", has_text="Set up").click()
+    expect(page.locator("#train-setup")).to_be_visible()
+    open_tab(page, "Runs")
+    pick_run(page, "first try")
+
+    page.locator("#run-to-train").click()
+
+    expect(page.locator("#run-heading h2")).to_have_text("first try, full length")
+    expect(page.locator("#train-setup")).to_be_hidden()
+    expect(page.locator("#follow-run input")).to_have_value(re.compile("first try"))
+
+
+def test_the_log_shows_its_end_and_holds_still_while_somebody_reads_above(page, services):
+    run = services.launcher.start(a_config(run__name="says much", training__max_steps=3000))
+    lines = [f"line {number} of the log" for number in range(200)]
+    run.folder.log.write_text("\n".join(lines), encoding="utf-8")
+    open_tab(page, "Runs")
+    pick_run(page, "says much")
+    page.get_by_text("Log of the worker").last.click()
+    log = page.locator("#one-run-log .follows-end")
+    expect(log).to_contain_text("line 199 of the log")
+    from_end = "(log) => log.scrollHeight - log.clientHeight - log.scrollTop"
+
+    assert log.evaluate("(log) => log.scrollHeight > 2 * log.clientHeight")
+    assert log.evaluate(from_end) < 4
+    run.folder.log.write_text("\n".join([*lines, "one more"]), encoding="utf-8")
+    expect(log).to_contain_text("one more")
+    assert log.evaluate(from_end) < 4
+
+    log.evaluate("(log) => { log.scrollTop = 100; }")
+    run.folder.log.write_text("\n".join([*lines, "one more", "and another"]), encoding="utf-8")
+    expect(log).to_contain_text("and another")
+    assert log.evaluate("(log) => log.scrollTop") == 100
+    run.folder.stop_request.touch()

@@ -9,6 +9,7 @@ from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.event_log import EventWriter
 from engine.runs.events import StepData
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
+from ui.build import build_app
 from ui.tabs.drawn import Drawn
 from ui.tabs.follow import FollowPart
 from ui.tabs.train import TrainTab
@@ -209,6 +210,43 @@ def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
     log_a_step(run)
     assert answer(follow, first) == answer(follow, first)
     assert len(drawn) == 2
+
+
+@pytest.mark.parametrize("prefix", ["", "one-"])
+def test_the_buttons_act_on_the_run_that_is_shown(services, prefix):
+    """The run that was chosen may be another one by then: chosen on another tab, or just started."""
+    page = build_app(services)
+    names = {number: block.elem_id for number, block in page.blocks.items()}
+
+    def inputs_of(elem_id, event):
+        return [
+            function.inputs
+            for function in page.fns.values()
+            if (elem_id, event) in [(names.get(number), name) for number, name in function.targets]
+        ]
+
+    shown_run = inputs_of(f"{prefix}run-live", "submit")[0][0]
+    for button in ("stop", "resume", "start-anyway", "cancel", "really-cancel", "open-chat"):
+        assert inputs_of(f"{prefix}{button}", "click") == [[shown_run]], button
+
+
+def test_a_view_tells_which_run_it_shows(follow, invent):
+    run = invent(state="running", steps=3)
+
+    assert look(follow, run.id).shown == run.id
+    assert look(follow, "").shown == ""
+    assert follow.refresh(run.id, 0.9, False, False).shown == run.id
+
+
+def test_a_question_names_its_run_and_goes_with_it(follow, invent):
+    asked, other = invent(state="running", steps=3), invent(state="running", steps=4)
+
+    assert "smollm2-135m-instruct" in follow.ask_cancel(asked.id)
+    stays = follow.look(asked.id, 0.9, False, False, asked.id).confirm
+    assert stays == NOTHING
+    assert not shown(follow.look(other.id, 0.9, False, False, asked.id).confirm)
+    asked.folder.cancel_request.touch()
+    assert not shown(follow.look(asked.id, 0.9, False, False, asked.id).confirm)
 
 
 def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):

@@ -140,7 +140,7 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
 
 
 def test_details_show_the_record_and_offer_what_can_be_done(tab, history, services):
-    visible, facts, record, train_on, delete, _, name, *_ = tab.one.describe(history[1])
+    visible, facts, record, train_on, delete, confirm, name, *_ = tab.one.describe(history[1])
 
     assert visible["visible"]
     assert "lora_alpha: 32" in record
@@ -151,6 +151,7 @@ def test_details_show_the_record_and_offer_what_can_be_done(tab, history, servic
     assert name == "faq, rank 16"
     assert train_on["visible"]
     assert delete["visible"]
+    assert not confirm["visible"]
     waiting = tab.one.describe(history[0])
     assert not waiting[3]["visible"]
     assert not waiting[4]["visible"]
@@ -220,20 +221,68 @@ def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
 def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     victim = history[1]
 
-    assert "kB in all" in tab.one.ask_delete(victim)[1]
-    chosen, compared, _ = tab.one.delete_run(victim, [victim, history[2]])
+    question = tab.one.ask_delete(victim)
+    assert "kB in all" in question
+    assert "faq, rank 16" in question
+    chosen, compared, _, shown = tab.one.delete_run(victim, victim, [victim, history[2]])
 
-    assert chosen == ""
+    assert (chosen, shown) == ("", "")
     assert compared == [history[2]]
     assert victim not in services.runs.ids()
     assert tab.one.describe(victim)[0]["visible"] is False
+
+
+def shown_by(tab: RunsTab, drawn: tuple) -> dict:
+    """What an event puts into which part of the picked run."""
+    return dict(zip([*tab.one._described, *tab.one.follow.outputs], drawn, strict=True))
+
+
+def test_the_picked_run_is_drawn_anew_only_when_another_one_is(tab, history):
+    first, second = history[1], history[3]
+    note, panel, confirm = tab.one.note, tab.one.panel, tab.one.confirm.panel
+
+    picked = shown_by(tab, tab.one.show(first, 0.9, False, False, ""))
+    assert picked[tab.one.follow.shown] == first
+    assert picked[panel]["visible"]
+    ticked = tab.one.show(first, 0.9, False, False, first)
+    assert set(map(str, ticked)) == {str(gr.skip())}
+    another = shown_by(tab, tab.one.show(second, 0.9, False, False, first))
+    assert another[note] == ""
+    assert another[confirm] == gr.update(visible=False)
+
+
+def test_coming_back_to_the_tab_leaves_what_is_typed_and_renews_what_changed(tab, services):
+    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
+    assert "Took" not in tab.one.describe(run.id)[1]
+    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed", "ended": time.time()}))
+
+    again = shown_by(tab, tab.one._show_again(run.id, 0.9, False, False, run.id))
+
+    assert (again[tab.one.name], again[tab.one.tags], again[tab.one.note]) == (gr.skip(),) * 3
+    assert "Took" in again[tab.one.details]
+    assert again[tab.one.delete]["visible"]
+    assert "completed" in again[tab.one.follow.heading]
+
+
+def test_a_question_goes_when_what_it_asks_about_cannot_be_done_any_more(tab, history, services):
+    assert tab.one.changed(history[1])[-1] == gr.skip()
+    running = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
+    assert tab.one.changed(running.id)[-1] == gr.update(visible=False)
+
+
+def test_a_run_is_deleted_that_is_shown_whatever_was_chosen_since(tab, history, services):
+    chosen, *_ = tab.one.delete_run(history[2], history[1], [])
+
+    assert chosen == gr.skip()
+    assert history[2] not in services.runs.ids()
+    assert history[1] in services.runs.ids()
 
 
 def test_a_run_under_way_cannot_be_deleted(tab, services):
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
 
     with pytest.raises(RunError):
-        tab.one.delete_run(run.id, [])
+        tab.one.delete_run(run.id, run.id, [])
     assert run.id in services.runs.ids()
 
 

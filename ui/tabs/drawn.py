@@ -29,6 +29,8 @@ class Drawn(NamedTuple):
     resume: Any
     anyway: Any
     chat: Any
+    shown: Any  # id of the run; what the buttons act on
+    confirm: Any
     choice: Any
 
 
@@ -59,8 +61,8 @@ class Question(BaseModel):
 def empty(heading: str) -> Drawn:
     """What is left of a view without a run."""
     hidden = gr.update(visible=False)
-    words = dict.fromkeys(("live", "trouble", "loss", "small", "memory", "warnings", "timeline", "log"), "")
-    buttons = dict.fromkeys(("body", "stop", "cancel", "resume", "anyway", "chat"), hidden)
+    words = dict.fromkeys(("live", "trouble", "loss", "small", "memory", "warnings", "timeline", "log", "shown"), "")
+    buttons = dict.fromkeys(("body", "stop", "cancel", "resume", "anyway", "chat", "confirm"), hidden)
     return Drawn(heading=heading, choice=gr.skip(), **words, **buttons)
 
 

@@ -20,6 +20,7 @@ from ui.live import asking, news, place
 from ui.page import Page
 from ui.rendered import Rendered
 from ui.run_reader import ObservedRun, log_tail
+from ui.tabs.confirmation import Confirmation, render_question
 from ui.tabs.drawn import CURVES, NOTHING, Drawn, Question, gone
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
 from ui.views.run_choice import run_choices
@@ -38,8 +39,8 @@ _ASK_SECONDS = 2.0
 _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs that are offered
 _CANCEL_WORDS = (
-    '<p class="notice">Cancel ends the run at once. Checkpoints that were saved before stay; what came after the last '
-    "one is lost. <b>Stop and save</b> loses nothing.</p>"
+    "would end at once. Checkpoints that were saved before stay; what came after the last one is lost. "
+    "<b>Stop and save</b> loses nothing."
 )
 
 
@@ -72,13 +73,13 @@ class FollowPart:
             self.chat = gr.Button(
                 "Open in Chat", variant="primary", visible=False, elem_id=f"{prefix}open-chat", scale=0, min_width=160
             )
-        with gr.Column(visible=False, elem_id=f"{prefix}confirm-cancel") as self.confirm:
-            gr.HTML(_CANCEL_WORDS)
-            with gr.Row():
-                self.really = gr.Button(
-                    "Cancel the run", variant="stop", scale=0, min_width=150, elem_id=f"{prefix}really-cancel"
-                )
-                self.keep = gr.Button("Keep it running", scale=0, min_width=150, elem_id=f"{prefix}keep-running")
+        self.confirm = Confirmation(
+            "Cancel the run",
+            "Keep it running",
+            elem_id=f"{prefix}confirm-cancel",
+            yes_id=f"{prefix}really-cancel",
+            no_id=f"{prefix}keep-running",
+        )
         with gr.Column(visible=False) as self.body:
             self.loss = chart(
                 "The curve begins with the first step.", elem_id=f"{prefix}loss-chart", elem_classes="loss-chart"
@@ -104,8 +105,10 @@ class FollowPart:
             with gr.Accordion("What happened, step by step", open=False):
                 self.timeline = place(elem_id=f"{prefix}run-timeline")
             with gr.Accordion("Log of the worker", open=False) as self.log_fold:
-                self.log = place(elem_id=f"{prefix}run-log", autoscroll=True)
+                self.log = place(elem_id=f"{prefix}run-log", follows_end=True)
         self._log_open = gr.State(False)
+        # It stands in the browser beside what is drawn: buttons act on the run that a person sees, whatever was chosen since.
+        self.shown = gr.Textbox("", visible=False)
         self.live = asking(self.answer, _ASK_SECONDS, elem_id=f"{prefix}run-live")
 
     @property
@@ -113,7 +116,8 @@ class FollowPart:
         """Where a `Drawn` goes."""
         outputs: list[Component] = [
             self.live, self.heading, self.trouble, self.body, self.loss, self.small, self.memory, self.warnings,
-            self.timeline, self.log, self.stop, self.cancel, self.resume, self.anyway, self.chat,
+            self.timeline, self.log, self.stop, self.cancel, self.resume, self.anyway, self.chat, self.shown,
+            self.confirm.panel,
         ]  # fmt: skip
         return outputs if self.choice is None else [*outputs, self.choice]
 
@@ -128,41 +132,54 @@ class FollowPart:
         return send
 
     @property
-    def _inputs(self) -> list[Component]:
-        return [self._page.chosen_run, self.smoothing, self.log_axis, self._log_open]
+    def look_inputs(self) -> list[Component]:
+        """How a run is looked at: what `look` wants to know beside the run."""
+        return [self.smoothing, self.log_axis, self._log_open, self.shown]
 
-    def wire(self) -> None:
-        """Connect the events."""
+    def wire(self) -> list[Dependency]:
+        """Connect the events; after those that come back, other things can be done with the run that is shown."""
         page = self._page
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        self.live.submit(self._sent(self.refresh), self._inputs, self.outputs, trigger_mode="always_last", **quick)
+        looking = [self.shown, *self.look_inputs]
+        refreshed = self.live.submit(
+            self._sent(self.refresh), looking, self.outputs, trigger_mode="always_last", **quick
+        )
         gr.on(
             [self.smoothing.change, self.log_axis.change],
             self.redraw_loss,
-            self._inputs,
+            looking[:-1],
             [self.loss, self.live],
             trigger_mode="always_last",
             **quick,
         )
         for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
             opened = event(lambda is_open=is_open: is_open, None, self._log_open, **quick)
-            self.look_after(opened)
+            self._look_again_after(opened)
         if self.choice is not None:
             picked = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **quick)
             self.look_after(picked)
-        self._ask(self.anyway.click, request_start_anyway)
-        self._ask(self.stop.click, request_stop)
-        self._ask(self.resume.click, lambda run: request_resume(page.services.home, run))
-        page.open_tab(self.chat.click(lambda: None, None, None, **quick), "chat")
-        confirmed = self._ask(self.really.click, request_cancel)
-        confirmed.then(lambda: gr.update(visible=False), None, self.confirm, **quick)
-        self.cancel.click(lambda: gr.update(visible=True), None, self.confirm, **quick)
-        self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quick)
+        page.open_tab(self.chat.click(lambda run_id: run_id, self.shown, page.chosen_run, **quick), "chat")
+        self.confirm.wire(self.cancel.click, self.ask_cancel, self.shown)
+        return [
+            refreshed,
+            self._ask(self.anyway.click, request_start_anyway),
+            self._ask(self.stop.click, request_stop),
+            self._ask(self.resume.click, lambda run: request_resume(page.services.home, run)),
+            self._ask(self.confirm.really.click, request_cancel),
+        ]
 
     def look_after(self, event: Dependency) -> Dependency:
         """After an event that chose a run: show everything about it."""
+        return self._look_again_after(event, self._page.chosen_run)
+
+    def _look_again_after(self, event: Dependency, run: Component | None = None) -> Dependency:
+        """After an event that changed something about a run, that which is shown unless another is named."""
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        return event.then(self._sent(self.look), self._inputs, self.outputs, **quick)
+        return event.then(self._sent(self.look), [run or self.shown, *self.look_inputs], self.outputs, **quick)
+
+    def ask_cancel(self, run_id: str) -> str:
+        """The question before a run is cancelled."""
+        return render_question(self._page.reader.observe(run_id).title, _CANCEL_WORDS)
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
@@ -170,7 +187,7 @@ class FollowPart:
         listed = event.then(self._list, [self._page.chosen_run, view], self.choice, **quick)
         return listed.then(
             self._sent(self.look_if_shown),
-            [self._page.chosen_run, view, self.smoothing, self.log_axis, self._log_open],
+            [self._page.chosen_run, view, *self.look_inputs],
             self.outputs,
             **quick,
         )
@@ -200,27 +217,33 @@ class FollowPart:
         new = ((getattr(self, name).elem_id, getattr(drawn, name)) for name in CURVES)
         return {place: value for place, value in new if isinstance(value, str)}
 
-    def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
+    def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, shown: str = "") -> Drawn:
         """All of it, after a page found that more than its curves has changed; the list of runs has it as well."""
         if not run_id:
             return NOTHING
-        drawn = self._look(run_id, smoothing, log_axis, log_open)
+        drawn = self._look(run_id, smoothing, log_axis, log_open, shown)
         return drawn._replace(choice=self._list(run_id, "Follow"))
 
-    def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
-        """Everything about a run, whatever was shown before."""
-        return self._look(run_id, smoothing, log_axis, log_open) if self._page.reader.exists(run_id) else NOTHING
+    def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, shown: str = "") -> Drawn:
+        """Everything about a run; a question that was asked stays open only where `shown` was the same run."""
+        if not self._page.reader.exists(run_id):
+            return NOTHING
+        return self._look(run_id, smoothing, log_axis, log_open, shown)
 
-    def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool) -> Drawn:
+    def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, shown: str) -> Drawn:
         try:
             observed = self._page.reader.observe(run_id)
         except EngineError as error:
             return gone(error)
-        return self._draw(observed, _view_of(smoothing, log_axis), log_open)
+        drawn = self._draw(observed, _view_of(smoothing, log_axis), log_open)
+        can_cancel = drawn.cancel["visible"]
+        return drawn._replace(confirm=gr.skip() if run_id == shown and can_cancel else gr.update(visible=False))
 
-    def look_if_shown(self, run_id: str, view: str, smoothing: float, log_axis: bool, log_open: bool) -> Any:
+    def look_if_shown(
+        self, run_id: str, view: str, smoothing: float, log_axis: bool, log_open: bool, shown: str = ""
+    ) -> Any:
         """Like `look`, where the view is in front."""
-        return self.look(run_id, smoothing, log_axis, log_open) if view == "Follow" else gr.skip()
+        return self.look(run_id, smoothing, log_axis, log_open, shown) if view == "Follow" else gr.skip()
 
     def redraw_loss(self, run_id: str, smoothing: float | None, log_axis: bool, log_open: bool) -> Any:
         """The loss curve alone, after its controls were moved; what follows is drawn the same way."""
@@ -263,6 +286,8 @@ class FollowPart:
             ),
             anyway=gr.update(visible=observed.waits_for_memory and not asked),
             chat=gr.update(visible=observed.can_be_talked_to),
+            shown=observed.run.id,
+            confirm=gr.skip(),
             choice=gr.skip(),
         )
 
@@ -285,9 +310,8 @@ class FollowPart:
             request(self._page.services.runs.get(run_id))
 
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        asked = event(shown_as_message(ask), self._page.chosen_run, None, trigger_mode="once", **quick)
-        self.look_after(asked)
-        return asked
+        asked = event(shown_as_message(ask), self.shown, None, trigger_mode="once", **quick)
+        return self._look_again_after(asked)
 
 
 def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:

@@ -124,7 +124,7 @@ class RunsTab:
         inputs, outputs = self._listing
         self._tab.select(self.list_runs, inputs, outputs, **quick)
         arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **quick)
-        self.one.describe_after(arrived)
+        self.one.show_after(arrived, again=True)
         self.timer.tick(self.list_runs, inputs, outputs, trigger_mode="once", **quick)
         changed = [changed_by_hand(part) for part in self._query]
         gr.on(changed, self.list_runs, inputs, outputs, trigger_mode="always_last", **quick)
@@ -135,7 +135,7 @@ class RunsTab:
             **quick,
         )
         self._list_after(taken)
-        self.one.describe_after(taken)
+        self.one.show_after(taken, again=False)
         self._compare_after(taken)
         gr.on(
             [self.against.input, self.log_axis.input],
