@@ -1,51 +1,46 @@
-"""What a stand-alone script has to know beside its configuration: how the rows look, and where the model is."""
+"""What a stand-alone script has to know about the rows, and the proof that it reads them as the run does."""
 
+import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from engine.config.run import RunConfig
 from engine.data.access import ANY_FILE
 from engine.data.conversation import Conversation
+from engine.data.delimited_file import DELIMITERS
 from engine.data.examine import DatasetPart, DatasetReader, Examined
-from engine.data.files import DATA_ENDINGS, open_file
+from engine.data.files import data_files, open_file
 from engine.data.source import SAMPLE_PREFIX, SourceOptions
-from engine.data.template import DEFAULT_TEMPLATE
-from engine.errors import DatasetError, EngineError
-from engine.export.script_data import DataFacts, FileKind
-from engine.export.script_training import ModelFacts
-from engine.hardware.devices import choose_device
-from engine.hardware.processor import describe_processor
-from engine.memory.run_workload import has_flash_attention
-from engine.models.catalog import find_in_catalog
-from engine.models.demo import DEMO_MODEL_ID
-from engine.models.folder import ModelPart
-from engine.models.source import DEMO_HUB_ID, resolve_model
+from engine.data.turn_lists import conversation_column, turn_list
+from engine.errors import DatasetError
+from engine.export.script_rows import LONGEST_CELL_BYTES, DataFacts, FileKind, rows_code
+from engine.export.script_text import imports_of
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
-from engine.runs.history import read_history
-from engine.runs.run import RunFolder
-from engine.runs.store import RUN_ID
 
-_MOST_ROWS_LOOKED_AT = 200_000
 _MOST_LEFT_OUT = 1_000
+_MOST_ARRAY_BYTES = 1 << 30
 # Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
 _ALL_MEASURED_TOKENS = 16_384
 _TEMPLATE_TOKENS = 40
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
-    """Read the rows once, without a tokenizer.
+    """Read the rows without a tokenizer, and read them again by the very code of the script.
 
     Raises:
-        DatasetError: If the source cannot be read, or is laid out in a way that a short script cannot read.
+        DatasetError: If the source cannot be read, or the script's code would make anything else of any row.
     """
     reader = DatasetReader(config.dataset.model_copy(update={"mix": {}}), SourceOptions(home=home))
     part = reader.parts[0]
     kind, files = _files(config, part)
     look = _Look(part)
-    for row in itertools.islice(reader.rows(), _MOST_ROWS_LOOKED_AT):
+    for row in reader.rows():
         look.add(row)
     if len(look.left_out) > _MOST_LEFT_OUT:
         raise DatasetError(
@@ -53,47 +48,42 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
             "Correct the file; `loratory inspect` says what is wrong with it.",
         )
     described = part.source.kind
-    delimiter = "\t" if "tab" in described else ";" if "semicolon" in described else "|" if "pipe" in described else ","
-    return DataFacts(
+    repeated = len(look.digests) - len(np.unique(look.digests))
+    facts = DataFacts(
         kind=kind,
-        files=files,
-        encoding="utf-16" if "UTF-16" in described else "utf-8-sig",
-        delimiter=delimiter,
-        gzip="gzip" in described.lower(),
         format=part.detection.format,
         columns=part.detection.columns,
+        fingerprint=hashlib.sha256(np.asarray(look.digests).astype("<u8").tobytes()).hexdigest(),
+        files=files,
+        encoding="utf-16" if "UTF-16" in described else "utf-8-sig",
+        delimiter=next((mark for mark, name in DELIMITERS.items() if f", {name} between cells" in described), ","),
+        gzip="gzip" in described,
+        # Of a row that is left out, only the beginning is at hand.
+        has_long_rows=look.longest_row_bytes > LONGEST_CELL_BYTES or bool(look.left_out),
+        has_media=kind == "hub" and bool(part.source.notes),
         tags=tuple(look.tags),
         turn_fields=look.turn_fields,
+        turn_columns=tuple(look.turn_columns),
         left_out=tuple(look.left_out),
+        json_columns=tuple(look.json_columns),
+        has_list_rows=look.has_list_rows,
         has_system=look.has_system,
+        has_later_system=look.has_later_system,
+        has_repeated_roles=look.has_repeated_roles,
         has_parts=look.has_parts,
+        has_reasoning=look.has_reasoning or look.has_reasoning_fields,
+        has_reasoning_fields=look.has_reasoning_fields,
         has_empty_answers=look.has_empty_answers,
         opens_with_answer=look.opens_with_answer,
         most_answers=look.most_answers,
-        has_duplicates=look.has_duplicates,
+        has_duplicates=repeated > 0,
+        can_hold_out=len(look.digests) - repeated > 1,
         held_out_draw=config.dataset.eval_fraction * look.most_tokens > _ALL_MEASURED_TOKENS,
     )
-
-
-def unsaid_about_data(config: RunConfig, home: LoratoryHome) -> Iterator[str]:
-    """What the script leaves out of what rows hold, in sentences."""
-    reader = DatasetReader(config.dataset.model_copy(update={"mix": {}}), SourceOptions(home=home))
-    seen: set[str] = set()
-    for row in itertools.islice(reader.rows(), _MOST_ROWS_LOOKED_AT):
-        if not isinstance(row.example, Conversation):
-            continue
-        if row.example.tools or any(message.tool_calls or message.role == "tool" for message in row.example.messages):
-            seen.add("Rows hold tools or calls of them, which the run rendered and this script cannot.")
-        if any(message.reasoning for message in row.example.messages):
-            seen.add(
-                "Answers hold reasoning, which this script leaves where it stands in the answer; the run gave it to "
-                "the template apart."
-            )
-        if any(one.role == two.role for one, two in itertools.pairwise(row.example.messages)):
-            seen.add(
-                "Some rows have two turns of one role behind each other; the run joins them if the template refuses."
-            )
-    yield from sorted(seen)
+    # What is on the Hub is read by the same library in both, and is fetched once.
+    rows = (record.value for _, record in reader.records()) if kind == "hub" else None
+    _require_same_rows(config, facts, look.digests, part, rows)
+    return facts
 
 
 class _Look:
@@ -101,48 +91,123 @@ class _Look:
 
     def __init__(self, part: DatasetPart) -> None:
         columns = part.detection.columns
+        self._name = part.source.name
         self._columns = columns
-        self._turns = columns.get("conversations") or columns.get("messages") or columns.get("prompt")
+        roles = ("conversations", "messages", "prompt", "completion")
+        self._turn_columns = [columns[role] for role in roles if role in columns]
+        self._may_be_words = part.detection.format == "prompt_completion"
         self._role_names = (columns.get("from", "from"), columns.get("role", "role"))
         self._content_names = (columns.get("value", "value"), columns.get("content", "content"))
+        self.digests = array("Q")
         self.tags: dict[str, None] = {}
         self.turn_fields = ("from", "value") if part.detection.format == "sharegpt" else ("role", "content")
+        self.turn_columns: dict[str, None] = {}
+        self.json_columns: dict[str, None] = {}
         self.left_out: list[int] = []
-        self.has_system = self.has_parts = self.has_empty_answers = self.opens_with_answer = False
-        self.has_duplicates = False
-        self._digests: set[int] = set()
-        self.most_answers = 0
-        self.most_tokens = 0
+        self.has_system = self.has_later_system = self.has_repeated_roles = False
+        self.has_parts = self.has_reasoning = self.has_reasoning_fields = self.has_list_rows = False
+        self.has_empty_answers = self.opens_with_answer = False
+        self.most_answers = self.most_tokens = self.longest_row_bytes = 0
 
     def add(self, row: Examined) -> None:
+        self.longest_row_bytes = max(self.longest_row_bytes, row.record.size_bytes)
         if row.example is None:
             self.left_out.append(row.record.row)
             return
-        self.has_duplicates = self.has_duplicates or row.digest in self._digests
-        self._digests.add(row.digest)
+        self.digests.append(row.digest)
         self.most_tokens += len(row.example.text().encode("utf-8", "replace"))
         if not isinstance(row.example, Conversation):
             return
         messages = row.example.messages
+        if row.example.tools or any(message.tool_calls or message.role == "tool" for message in messages):
+            raise DatasetError(
+                f"Row {row.record.row:,} of {self._name} holds tools or calls of them, which a short script cannot render.",
+                "Take the settings as YAML, with which `loratory train` does the same.",
+            )
         answers = [message for message in messages if message.role == "assistant"]
         self.most_tokens += _TEMPLATE_TOKENS * len(messages)
         self.most_answers = max(self.most_answers, len(answers))
         self.has_system = self.has_system or any(message.role == "system" for message in messages)
+        self.has_later_system = self.has_later_system or any(message.role == "system" for message in messages[1:])
+        self.has_repeated_roles = self.has_repeated_roles or any(
+            one.role == two.role != "system" for one, two in itertools.pairwise(messages)
+        )
         self.has_empty_answers = self.has_empty_answers or any(message.is_empty for message in answers)
         self.opens_with_answer = self.opens_with_answer or messages[0].role == "assistant"
         assert row.record.value is not None
+        self.has_list_rows = self.has_list_rows or row.record.raw[:64].lstrip()[:1] in (b"[", "[")
         self._add_turns(row.record.value)
+        self.has_reasoning = self.has_reasoning or any("<think>" in text for text in _texts(row.record.value))
 
     def _add_turns(self, value: Mapping[str, Any]) -> None:
-        names = [self._turns] if self._turns is not None else []
-        names += [self._columns["completion"]] if "completion" in self._columns else []
-        for turns in (value.get(name) for name in names):
+        history = self._columns.get("history", "")
+        if isinstance(value.get(history), str):
+            self.json_columns[history] = None
+        for name in self._turn_columns:
+            turns = value.get(name)
+            if isinstance(turns, str) and not (self._may_be_words and conversation_column(turn_list(turns)) is None):
+                self.json_columns[name] = None
+                turns = json.loads(turns)
             for turn in turns if isinstance(turns, list) else ():
-                role = next(name for name in self._role_names if name in turn)
-                content = next((name for name in self._content_names if name in turn), self.turn_fields[1])
+                self.turn_columns[name] = None
+                role = next(field for field in self._role_names if field in turn)
+                content = next((field for field in self._content_names if field in turn), self.turn_fields[1])
                 self.turn_fields = (role, content)
                 self.tags[turn[role].strip().lower()] = None
                 self.has_parts = self.has_parts or isinstance(turn.get(content), list)
+                if any(isinstance(turn.get(field), str) for field in _REASONING_FIELDS):
+                    self.has_reasoning_fields = True
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _require_same_rows(
+    config: RunConfig,
+    facts: DataFacts,
+    digests: Iterable[int],
+    part: DatasetPart,
+    rows: Iterable[Mapping[str, Any] | None] | None,
+) -> None:
+    """Run the script's own reading, and compare what it makes of each row with what the run makes of it.
+
+    Args:
+        config: Of the run.
+        facts: What the code is written from.
+        digests: Of the rows that are not left out, in order.
+        part: Where they come from.
+        rows: Taken for those that the script reads, where it asks the very library that the run asks.
+    """
+    code = rows_code(config, facts)
+    names: dict[str, Any] = {"LEFT_OUT": set(facts.left_out)}
+    exec(compile(f"{imports_of(code)}\n{code}", "script", "exec"), names)  # noqa: S102 - written by this program
+    says = names["conversation"] if facts.format != "text" else lambda row: row[facts.columns["text"]]
+    found = names["read_rows"](list(facts.files)) if rows is None else rows
+    expected = iter(digests)
+    number = 0
+    try:
+        for number, row in enumerate(found):
+            if number not in names["LEFT_OUT"] and names["digest"](says(row)) != next(expected, None):
+                raise _unreadable(part, number)
+    except DatasetError:
+        raise
+    except Exception as error:  # whatever such rows make of code that was not written for them
+        raise _unreadable(part, number) from error
+    if next(expected, None) is not None:
+        raise _unreadable(part, number + 1)
+
+
+def _unreadable(part: DatasetPart, row: int) -> DatasetError:
+    return DatasetError(
+        f"{part.source.name} holds {part.source.kind}, which a short script cannot read as the run does: "
+        f"at row {row:,} it would go astray.",
+        "Write the rows into one JSONL file in UTF-8, each with the same columns and fields, and train on that.",
+    )
 
 
 def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, ...]]:
@@ -155,12 +220,11 @@ def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, .
     path = ANY_FILE.resolve(source)
     files = [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        inside = [file for file in found if Path(file.name.lower().removesuffix(".gz")).suffix in DATA_ENDINGS]
-        split = config.dataset.split.lower()
-        files = [file for file in inside if split and file.name.lower().startswith(split)] or inside
+        files = data_files(path, config.dataset.split)
     kinds = {_kind(open_file(file).kind) for file in files}
-    if len(kinds) != 1 or None in kinds:
+    # An array is read as a whole by the script, and here to prove that.
+    is_too_large = "json_array" in kinds and (part.source.size_bytes or 0) > _MOST_ARRAY_BYTES
+    if len(kinds) != 1 or None in kinds or is_too_large:
         raise DatasetError(
             f"{part.source.name} holds {described}, which a short script cannot read.",
             "Write the rows into one JSONL file and train on that.",
@@ -173,6 +237,7 @@ def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, .
 def _kind(described: str) -> FileKind | None:
     kinds: tuple[tuple[str, FileKind], ...] = (
         ("JSON Lines", "json_lines"),
+        ("lists of turns, one on each line", "json_lines"),
         ("JSON array", "json_array"),
         ("CSV", "delimited"),
         ("plain text, a row for each paragraph", "paragraphs"),
@@ -180,119 +245,3 @@ def _kind(described: str) -> FileKind | None:
         ("Parquet", "parquet"),
     )
     return next((kind for start, kind in kinds if described.startswith(start)), None)
-
-
-def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
-    """Find out where the model is and in which precision it computes, as the run did or as this machine would.
-
-    Raises:
-        ModelError: If a model that is named by a path is not there.
-    """
-    compute, on_cpu = _compute(config, run)
-    text = config.model.id.strip()
-    entry = find_in_catalog(text)
-    folder: Path | None = None
-    revision = config.model.revision
-    if entry is None and (Path(text).expanduser().exists() or text.lower().endswith(".gguf")):
-        folder = Path(resolve_model(config.model, home, part=ModelPart.CONFIG).location)
-        location, revision = str(folder), None
-    else:
-        location = entry.hub_id if entry is not None else text
-        folder = _cached(config, home)
-        if entry is not None and entry.id == DEMO_MODEL_ID and folder is not None:
-            location = str(folder)  # not quite the Hub's: unpacked from 4 bits where the Hub cannot be reached
-    return ModelFacts(
-        location=location,
-        compute=compute,
-        on_cpu=on_cpu,
-        revision=revision,
-        template=_other_template(folder, run),
-        warm_start=_warm_start(config, run),
-        grouped=_groups_rows(config, run, on_cpu=on_cpu),
-    )
-
-
-def _cached(config: RunConfig, home: LoratoryHome) -> Path | None:
-    """The model's folder on this machine, if its tokenizer is here; nothing is fetched."""
-    from engine.models.hub import cached_snapshot
-
-    entry = find_in_catalog(config.model.id.strip())
-    if entry is not None and entry.id == DEMO_MODEL_ID and config.model.revision is None:
-        from engine.models.demo import demo_folder, is_demo_prepared
-
-        if is_demo_prepared(home):
-            return demo_folder(home)
-    hub_id = DEMO_HUB_ID if entry is not None and entry.id == DEMO_MODEL_ID else None
-    snapshot = cached_snapshot(
-        hub_id or (entry.hub_id if entry is not None else config.model.id.strip()),
-        config.model.revision,
-        ModelPart.TOKENIZER,
-    )
-    return snapshot.folder if snapshot is not None else None
-
-
-def _compute(config: RunConfig, run: RunFolder | None) -> tuple[str, bool]:
-    known = read_history(run.events).parameters if run is not None else None
-    try:
-        device = choose_device(config.run)
-    except EngineError:
-        device = describe_processor()
-    if known is not None:
-        return known.compute_dtype, known.device == describe_processor().name
-    # Layers are spread over GPUs alone, wherever this is written.
-    on_cpu = device.kind == "cpu" and config.run.spread_over == 1
-    if config.model.compute_dtype != "auto":
-        return config.model.compute_dtype, on_cpu
-    fallback = "float16" if device.kind == "cuda" else "float32"
-    return "bfloat16" if device.supports_bfloat16 else fallback, on_cpu
-
-
-def _groups_rows(config: RunConfig, run: RunFolder | None, *, on_cpu: bool) -> bool:
-    """Whether steps hold rows of like length: where rows are padded, as the run said or as it would be here."""
-    if config.training.packing or config.training.train_sampling_strategy != "group_by_length":
-        return False
-    known = read_history(run.events).parameters if run is not None else None
-    if known is not None and known.batching:
-        return known.batching == "padded"
-    asked = config.model.attn_implementation
-    if config.adapter.method == "prefix_tuning" or asked == "eager":
-        return True
-    return not on_cpu and asked != "flash_attention_2" and (asked != "auto" or not has_flash_attention())
-
-
-def _other_template(folder: Path | None, run: RunFolder | None) -> str | None:
-    """The template of training, where the model's own differs from it: frozen with a run, or ours for a base model."""
-    if folder is None:
-        return None
-    own = _template(folder)
-    trained = _template(run.adapter) if run is not None else None
-    if trained is None:
-        return DEFAULT_TEMPLATE if own is None else None
-    return None if trained == own else trained
-
-
-def asks_for_the_date(config: RunConfig, home: LoratoryHome, facts: ModelFacts) -> bool:
-    """Whether the script's template would say today's date, which a run's template does not."""
-    named = Path(facts.location)
-    folder = named if named.is_dir() else _cached(config, home)
-    return facts.template is None and folder is not None and "strftime_now" in (_template(folder) or "")
-
-
-def _template(folder: Path) -> str | None:
-    try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except OSError:
-        pass
-    try:
-        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if isinstance(found, str) else None
-
-
-def _warm_start(config: RunConfig, run: RunFolder | None) -> str | None:
-    text = config.adapter.warm_start
-    if text is None:
-        return None
-    named = run.path.parent / text if run is not None and RUN_ID.match(text) else Path(text).expanduser()
-    return str(named / "adapter" if (named / "adapter").is_dir() else named)

@@ -1,7 +1,36 @@
-"""Values as they stand in a script that people read."""
+"""What stands in a script that people read: values, and the imports of what is used."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+
+_PLAIN_IMPORTS = (
+    "argparse",
+    "bisect",
+    "contextlib",
+    "csv",
+    "datetime",
+    "functools",
+    "gzip",
+    "hashlib",
+    "itertools",
+    "json",
+    "math",
+    "random",
+    "re",
+)
+# Module, names; a line is written for those that the script uses.
+_NAMED_IMPORTS = (("pathlib", ("Path",)),)
+_THIRD_IMPORTS = (
+    ("datasets", ("Dataset", "load_dataset")),
+    ("peft", ("IA3Config", "LoraConfig", "PrefixTuningConfig", "get_peft_model", "set_peft_model_state_dict")),
+    ("pyarrow.parquet", ("ParquetFile",)),
+    ("safetensors.torch", ("load_file",)),
+    ("torch.nn.functional", ("cross_entropy",)),
+    ("torch.utils.data", ("DataLoader", "IterableDataset")),
+    ("transformers", ("AutoModelForCausalLM", "AutoTokenizer", "BitsAndBytesConfig", "EarlyStoppingCallback")),
+    ("trl", ("SFTConfig", "SFTTrainer")),
+)
 
 
 def literal(value: str | Sequence[str] | Mapping[str, str]) -> str:
@@ -13,3 +42,24 @@ def literal(value: str | Sequence[str] | Mapping[str, str]) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
     return "[" + ", ".join(literal(one) for one in value) + "]"
+
+
+def imports_of(body: str) -> str:
+    """The import lines of all modules that a piece of a script uses."""
+    plain = [f"import {name}" for name in _PLAIN_IMPORTS if _uses_module(body, name)]
+    third = [f"import {name}" for name in ("numpy as np", "torch") if _uses_module(body, name.split()[-1])]
+    parts = [[*plain, *_named(body, _NAMED_IMPORTS)], [*third, *_named(body, _THIRD_IMPORTS)]]
+    return "\n".join("".join(f"{line}\n" for line in part) for part in parts if part)
+
+
+def _uses_module(body: str, name: str) -> bool:
+    return re.search(rf"(?<![\w./\\\"]){name}\.", body) is not None
+
+
+def _named(body: str, imports: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    lines = []
+    for module, names in imports:
+        needed = [name for name in names if re.search(rf"(?<![\w.\"]){name}\b", body)]
+        if needed:
+            lines.append(f"from {module} import {', '.join(needed)}")
+    return lines

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from engine.config.run import RunConfig
-from engine.export.script_data import DataFacts
+from engine.export.script_rows import DataFacts
 from engine.export.script_text import literal
+from engine.export.script_tokenizer import TokenizerFacts
 
 _FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
 
@@ -18,7 +19,7 @@ class ModelFacts:
         revision: Commit on the Hub.
         compute: Dtype of computation: bfloat16, float16 or float32.
         on_cpu: Whether the run computes on a CPU.
-        template: The chat template that was trained with, where the model's own is another; None where it is that one.
+        tokenizer: What is known about the tokenizer.
         warm_start: Folder of the adapter that training starts from.
         grouped: Whether the rows of a step are of like length, as where they are padded.
     """
@@ -26,8 +27,8 @@ class ModelFacts:
     location: str
     compute: str
     on_cpu: bool
+    tokenizer: TokenizerFacts
     revision: str | None = None
-    template: str | None = None
     warm_start: str | None = None
     grouped: bool = False
 

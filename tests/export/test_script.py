@@ -1,5 +1,9 @@
-"""Stand-alone scripts: they hold nothing of ours and nothing that is not needed, and make the run's very tokens."""
+"""Stand-alone scripts: they hold nothing of ours and nothing that is not needed, and make the run's very tokens.
 
+Rows that are hard to read stand in test_script_rows.py, templates with ways of their own in test_script_templates.py.
+"""
+
+import argparse
 import csv
 import gzip
 import json
@@ -9,19 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from engine.cli import run_command
 from engine.config.load import config_from_mapping, config_from_yaml
 from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.data.prepare import prepare_dataset
-from engine.errors import DatasetError
 from engine.export.script import gather_script_facts, write_script
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 from engine.training.plan import EpochPlanner, PlanSettings
-from tests.tiny_model import make_tiny_model
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number: {n}."}]}
@@ -46,31 +47,23 @@ def make_config(model: Path, source: str, training: dict | None = None, adapter:
     )
 
 
-def script_of(config, home) -> str:
-    return write_script(config, gather_script_facts(config, home))
+def script_of(config, home, run=None) -> str:
+    return write_script(config, gather_script_facts(config, home, run))
+
+
+def names_of(config, home, run=None) -> dict:
+    """What stands in the script, defined and not started."""
+    names: dict = {"__name__": "a_script"}
+    exec(compile(script_of(config, home, run), "script", "exec"), names)
+    return names
 
 
 def sequences_of(config, home) -> tuple[list, list]:
     """What the script learns from and measures on, by its own functions."""
-    names: dict = {"__name__": "a_script"}
-    exec(compile(script_of(config, home), "script", "exec"), names)
-    tokenizer = AutoTokenizer.from_pretrained(config.model.id)
-    tokenizer.chat_template = names.get("CHAT_TEMPLATE", tokenizer.chat_template)
-    left_out = names.get("LEFT_OUT", ())
-    rows = [row for number, row in enumerate(names["read_rows"](names["DATA"])) if number not in left_out]
-    said = [names["conversation"](row) if "conversation" in names else row["text"] for row in rows]
-    kept = [(row, names["encode"](row, tokenizer)) for row in said]
-    kept = [(row, sequences) for row, sequences in kept if any(label != -100 for label in sequences[0]["labels"])]
-    apart = names["held_out"]([row for row, _ in kept]) if "held_out" in names else np.zeros(len(kept), bool)
-    return tuple(
-        [
-            (one["input_ids"], one["labels"])
-            for (_, sequences), out in zip(kept, apart, strict=True)
-            if out == wanted
-            for one in sequences
-        ]
-        for wanted in (False, True)
-    )
+    names = names_of(config, home)
+    options = argparse.Namespace(model=names["MODEL"], data=names["DATA"])
+    parts = names["prepare"](names["load_tokenizer"](options.model), options)
+    return tuple([(one["input_ids"], one["labels"]) for one in part] for part in parts)
 
 
 def sequences_of_run(config, home) -> tuple[list, list]:
@@ -83,6 +76,14 @@ def sequences_of_run(config, home) -> tuple[list, list]:
         home=home,
     )
     return tuple([(row.input_ids, row.labels) for row in part] for part in (data.train, data.held_out))
+
+
+def assert_whole(text: str, folder: Path) -> None:
+    """There is nothing unused or undefined in it."""
+    (folder / "script.py").write_text(text)
+    asked = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(folder / "script.py")]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
 
 
 def alpaca(folder: Path) -> Path:
@@ -134,6 +135,7 @@ CASES = {
     "a packed JSON array": (as_packed_array, {}),
     "plain text": (as_text, {}),
     "nothing held out": (alpaca, {"eval_fraction": 0.0}),
+    "some rows of all": (alpaca, {"max_samples": 7}),
 }
 
 
@@ -148,6 +150,14 @@ def test_a_script_makes_the_tokens_masks_and_split_of_the_run(name, tiny_model_f
     assert train == expected_train
     assert held_out == expected_held_out
     assert bool(held_out) == (config.dataset.eval_fraction > 0)
+
+
+def test_rows_that_say_the_same_stand_on_one_side_whatever_the_seed(tiny_model_folder, home, tmp_path):
+    source = str(with_duplicates(tmp_path))
+
+    for seed in range(8):
+        config = make_config(tiny_model_folder, source, {"max_length": 400, "seed": seed})
+        assert sequences_of(config, home) == sequences_of_run(config, home)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +175,7 @@ def test_a_script_is_whole_and_holds_nothing_that_it_does_not_use(tiny_model_fol
 
     compile(text, "script", "exec")
     assert "loratory" not in text.lower().split('"""', 2)[2].replace("as loratory prepared it", "")
-    (tmp_path / "script.py").write_text(text)
-    # Unused imports and variables, undefined names.
-    asked = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(tmp_path / "script.py")]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
+    assert_whole(text, tmp_path)
     words = {"packing": "def packed", "early_stopping_patience": "EarlyStoppingCallback", "use_dora": "use_dora=True"}
     for setting, word in words.items():
         assert (word in text) == bool({**training, **adapter}.get(setting))
@@ -189,8 +195,7 @@ def test_a_script_takes_the_rows_in_the_runs_order(tiny_model_folder, home, tmp_
             "run": RunSection(devices="cpu"),
         }
     )
-    names: dict = {"__name__": "a_script"}
-    exec(compile(script_of(config, home), "script", "exec"), names)
+    names = names_of(config, home)
     generator = np.random.default_rng(0)
     rows = [{"input_ids": [row] * int(generator.integers(1, 60))} for row in range(131)]
     settings = PlanSettings(config.training.seed, 2, 3, 64, batching=batching, train_sampling_strategy=strategy)
@@ -224,24 +229,6 @@ def test_a_model_that_was_spread_is_spread_by_the_script_too(tiny_model_folder, 
 
     assert 'device_map="balanced"' in script_of(spread, home)
     assert "balanced" not in script_of(config, home)
-
-
-def test_a_base_model_gets_the_plain_template_and_a_template_with_a_clock_is_told_of(home, tmp_path):
-    bare = make_tiny_model(tmp_path / "bare")
-    (bare / "chat_template.jinja").unlink()
-    source = str(alpaca(tmp_path))
-
-    assert 'CHAT_TEMPLATE = "{%- for message in messages -%}' in script_of(make_config(bare, source), home)
-    assert sequences_of(make_config(bare, source), home) == sequences_of_run(make_config(bare, source), home)
-    (bare / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}")
-    assert "writes today's date" in script_of(make_config(bare, source), home).split('"""')[1]
-
-
-def test_rows_that_no_short_script_can_read_are_refused(tiny_model_folder, home, tmp_path):
-    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row, indent=1) for row in CHAT))
-
-    with pytest.raises(DatasetError, match="which a short script cannot read"):
-        script_of(make_config(tiny_model_folder, str(tmp_path / "rows.json")), home)
 
 
 def test_the_command_prints_a_script_or_the_settings_and_overwrites_nothing(home, tiny_model_folder, tmp_path, capsys):
