@@ -194,6 +194,8 @@ def _plain_message(field: str, item: Any) -> str:
         return f"it is longer than {context['max_length']} characters."
     if kind == "string_type":
         return f"{shown} is not text."
+    if kind == "value_error":  # a rule of our own, said by the setting itself
+        return str(context["error"])
     if kind in ("model_type", "dict_type"):
         return f"{shown} is no group of settings."
     return f"{shown} is refused: {item['msg'][:1].lower()}{item['msg'][1:]}."

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from engine.config.section import Section, setting
 
 Optimizer = Literal[
@@ -177,3 +179,11 @@ class TrainingConfig(Section):
         "settings, to Weights & Biases. Each needs its own package (the `trackers` extra).",
         advanced=True,
     )
+
+    @field_validator("max_steps")
+    @classmethod
+    def _refuse_no_steps(cls, steps: int) -> int:
+        # The libraries disagree on what 0 means: no step, one step, or the epochs.
+        if steps == 0:
+            raise ValueError("0 steps would train nothing; give 1 or more, or -1 to leave it to the epochs.")
+        return steps

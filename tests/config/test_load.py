@@ -77,6 +77,14 @@ def test_learning_rates_that_cannot_train_are_refused(value):
     assert "training.learning_rate" in problems_of(f"training.learning_rate={value}")
 
 
+def test_a_run_of_no_steps_is_refused_and_minus_one_leaves_it_to_the_epochs():
+    assert problems_of("training.max_steps=0") == {
+        "training.max_steps": "0 steps would train nothing; give 1 or more, or -1 to leave it to the epochs."
+    }
+    for steps in (-1, 1):
+        assert config_from_mapping(with_overrides(MINIMAL, [f"training.max_steps={steps}"])).training.max_steps == steps
+
+
 def test_a_misspelt_setting_is_answered_with_the_nearest_one():
     assert "model.quantization" in problems_of("model.quantisation=nf4")["model.quantisation"]
 
