@@ -116,13 +116,15 @@ class Page:
         Args:
             but: Settings whose own event already ends in a redraw.
         """
-        settings = zip(self.form.names, self.form.components, strict=True)
+        settings = [pair for pair in zip(self.form.names, self.form.components, strict=True) if pair[0] not in but]
         inputs = [
             # What cannot be seen is not changed by hand; who sets it redraws by `refresh_after`.
             changed_by_hand(component) if component.visible else component.input
-            for name, component in settings
-            if name not in but and hasattr(component, "input")
+            for _, component in settings
+            if hasattr(component, "input")
         ]
+        # What was typed beyond the end of a slider is moved there when its box is left.
+        inputs += [component.release for _, component in settings if isinstance(component, gr.Slider)]
         refreshed = gr.on(
             inputs,
             self._refresh,

@@ -166,3 +166,40 @@ def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_mod
     page.locator("#start").click()
     expect(page.locator("#run-heading h2")).to_be_visible()
     assert services.launcher.started[-1].folder.read_config().adapter.warm_start is None
+
+
+def test_the_tick_at_alpha_tells_whether_it_is_twice_the_rank(page):
+    linked = page.get_by_label("Keep alpha at twice the rank")
+    rank, alpha = (page.get_by_label(f"number input for {name}") for name in ("Rank (r)", "Alpha (lora_alpha)"))
+    open_tab(page, "Method")
+    rank.fill("20")
+    expect(alpha).to_have_value("40")
+    alpha.fill("16")
+    expect(linked).not_to_be_checked()
+    rank.fill("24")
+    expect(page.locator("#panel")).to_contain_text("r 24")
+
+    page.reload()
+    open_tab(page, "Method")
+    expect(rank).to_have_value("24")
+    expect(linked).not_to_be_checked()
+    rank.fill("28")
+    expect(page.locator("#panel")).to_contain_text("r 28")
+    expect(alpha).to_have_value("16")
+
+    rank.fill("8")
+    linked.check()
+    expect(alpha).to_have_value("16")
+    linked.uncheck()
+    expect(page.locator("#panel")).to_contain_text("r 8")
+    rank.fill("300")
+    rank.press("Tab")
+    expect(page.locator("#panel")).to_contain_text("r 256")
+    expect(linked).not_to_be_checked()
+
+    open_tab(page, "Runs")
+    page.locator("#runs-table tr[data-pick]", has_text="faq, rank 8").locator("td.name").last.click()
+    page.locator("#run-duplicate").click()
+    expect(rank).to_have_value("8")
+    expect(alpha).to_have_value("32")
+    expect(linked).not_to_be_checked()

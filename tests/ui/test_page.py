@@ -15,7 +15,7 @@ def page(laid_out) -> Page:
 
 
 def filled(page: Page, config) -> dict:
-    return dict(zip(page.form.names, page._fill(config.model_dump(mode="json")), strict=True))
+    return dict(zip(page.form.names, page._fill(config.model_dump(mode="json")), strict=False))
 
 
 def restored(page: Page, saved) -> dict:
@@ -92,3 +92,14 @@ def test_the_run_whose_adapter_a_draft_begins_with_is_told_by_its_name_beside_ev
     assert "Take it out" in render_begins_with(words)
     assert render_begins_with("") == ""
     assert "Begins" not in render_side_panel(draft)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"), [({}, True), ({"adapter__r": 8}, False), ({"adapter__r": 8, "adapter__lora_alpha": 16}, True)]
+)
+def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(page, settings, told):
+    mapping = a_config(**settings).model_dump(mode="json")
+
+    assert page._fill(mapping)[len(page.form.names)] is told
+    assert page._restore(mapping)[len(page.form.names)] is told
+    assert len(page._change({"adapter": {"r": 4}}, *page.form.updates(mapping))) == len(page.form.names)

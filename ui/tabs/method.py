@@ -1,6 +1,6 @@
 """Method: how the model will learn, how much of it, and what each method needs for this model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -11,7 +11,7 @@ from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from ui.draft import Draft
 from ui.errors import shown_as_message
-from ui.fields import FieldChoices
+from ui.fields import FieldChoices, field_of
 from ui.form import ALL_LINEAR
 from ui.page import EVERY_LAYER, Page, overridden
 from ui.pick import pick_list, pickable, picked
@@ -84,6 +84,7 @@ class MethodTab:
         page.on_draft(self.lead, render_lead)
         page.on_draft(self.choice, method_choice)
         page.on_draft(self.begins, lambda draft: render_begins_with(page.begins_with(draft)))
+        page.on_fill(self.linked, is_linked)
         page.on_draft(self.lora, lambda draft: gr.update(visible=_method(draft) == "lora"))
         page.on_draft(self.prefix, lambda draft: gr.update(visible=_method(draft) == "prefix_tuning"))
         page.on_draft(self.targets, lambda draft: gr.update(visible=_method(draft) in ("lora", "ia3")))
@@ -111,20 +112,25 @@ class MethodTab:
         )
         page.refresh_after(taken_out)
         # In the browser, so that the figures that depend on both wait for one round trip only.
-        linked = gr.on(
-            [form["adapter.r"].input, self.linked.input],
+        linking: dict[str, Any] = {
+            "fn": None,
+            "inputs": [form["adapter.r"], self.linked, form["adapter.lora_alpha"]],
+            "outputs": form["adapter.lora_alpha"],
+            "js": "(r, linked, alpha) => linked && r ? 2 * r : alpha",
+            "show_progress": "hidden",
+            "queue": False,
+            "api_visibility": "private",
+        }
+        rank: Any = form["adapter.r"]
+        page.refresh_after(gr.on([rank.input, self.linked.input], **linking))
+        # A rank beyond the end of its slider is moved there just after its box was left.
+        left = rank.release(lambda: None, None, None, show_progress="hidden", queue=False, api_visibility="private")
+        page.refresh_after(left.then(**linking))
+        alpha: Any = form["adapter.lora_alpha"]
+        gr.on(
+            [alpha.input, alpha.release],
             None,
-            [form["adapter.r"], self.linked, form["adapter.lora_alpha"]],
-            form["adapter.lora_alpha"],
-            js="(r, linked, alpha) => linked && r ? 2 * r : alpha",
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
-        page.refresh_after(linked)
-        form["adapter.lora_alpha"].input(
-            None,
-            [form["adapter.r"], form["adapter.lora_alpha"]],
+            [rank, alpha],
             self.linked,
             js="(r, alpha) => alpha === 2 * r",
             show_progress="hidden",
@@ -146,6 +152,13 @@ class MethodTab:
             if need.method == picked(event) and need.overrides:
                 return overridden(draft.mapping, need.overrides)
         return {}
+
+
+def is_linked(mapping: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether alpha is twice the rank; a person may take the tick out where it is, and change one of them alone."""
+    adapter = {"r": field_of("adapter.r").default, "lora_alpha": field_of("adapter.lora_alpha").default}
+    adapter |= mapping.get("adapter", {})
+    return bool(adapter["lora_alpha"] == 2 * adapter["r"])
 
 
 def _why_unknown(draft: Draft) -> str:
