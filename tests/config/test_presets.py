@@ -1,11 +1,18 @@
 """Every preset that ships: loads, survives the round trip, and says for whom it is."""
 
+import re
+
 import pytest
 
-from engine.config.load import config_from_yaml, config_to_yaml
-from engine.config.presets import find_preset, list_presets
+from engine.config.load import config_from_mapping, config_from_yaml, config_to_yaml, with_overrides
+from engine.config.presets import Preset, find_preset, list_presets
 from engine.errors import ConfigError
+from engine.hardware.device import Device
+from engine.inspector.inventory import inventory_of
+from engine.memory.estimate import MemoryEstimate, estimate_memory
+from engine.models.catalog import find_in_catalog
 
+GIB = 2**30
 NAMES = [preset.name for preset in list_presets()]
 
 
@@ -35,6 +42,53 @@ def test_the_classic_qlora_is_the_published_one():
     assert (training.gradient_checkpointing, training.optim) == (True, "paged_adamw_32bit")
     assert (training.learning_rate, training.num_train_epochs, training.max_length) == (2e-4, 1, 2048)
     assert config.dataset.source == "timdettmers/openassistant-guanaco"
+
+
+def said_of(preset: Preset, field: str) -> str:
+    """The comment beside a setting."""
+    return re.search(rf"^  {field}: .*?# (.+)$", preset.path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
+def estimated(preset: Preset, *overrides: str) -> MemoryEstimate:
+    config = config_from_mapping(with_overrides(preset.mapping(), overrides))
+    size = int(preset.memory_gib * GIB)
+    device = Device("cuda", 0, preset.device, size, size, supports_bfloat16=True)
+    return estimate_memory(inventory_of(find_in_catalog(config.model.id).config), config, device)
+
+
+def test_what_double_quantization_is_said_to_save_is_what_the_estimate_says():
+    preset = find_preset("llama2-7b-qlora")
+    with_it, without = estimated(preset), estimated(preset, "model.double_quant=false")
+
+    saved = without.components_bytes["Weights (nf4)"] - with_it.components_bytes["Weights (nf4)"]
+
+    assert f"about {saved / GIB:.2f} GiB here" in said_of(preset, "double_quant")
+
+
+def test_half_the_batch_and_twice_the_accumulation_is_the_same_step_in_less_memory():
+    preset = find_preset("llama2-7b-qlora")
+    training = preset.load().training
+    batch, batches = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    halved = (
+        f"training.per_device_train_batch_size={batch // 2}",
+        f"training.gradient_accumulation_steps={batches * 2}",
+    )
+
+    said = said_of(preset, "gradient_accumulation_steps")
+
+    assert said.startswith(f"{batch * batches} rows a step; halve the batch and double this for less memory")
+    assert estimated(preset, *halved).needed_bytes < estimated(preset).needed_bytes
+
+
+def test_the_batch_that_is_said_to_fit_without_checkpointing_is_the_largest_that_does():
+    preset = find_preset("llama3.1-8b-lora-80gb")
+    said = int(re.search(r"a batch of (\d+)", said_of(preset, "gradient_checkpointing"))[1])
+
+    def verdict(batch: int) -> str:
+        sizes = f"training.per_device_train_batch_size={batch}"
+        return estimated(preset, "training.gradient_checkpointing=false", sizes).verdict
+
+    assert (verdict(said), verdict(said + 1)) == ("fits", "does_not_fit")
 
 
 @pytest.mark.parametrize("name", ["nothing", "../pyproject", "", "-x", "a" * 400, "quickstart-cpu\n"])
