@@ -19,6 +19,11 @@ MAX_CONFIG_BYTES = 1_000_000
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
+# What PyYAML raises for text that it cannot parse, and for tags and dates whose value cannot be made.
+UNREADABLE_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError)
+
+_YAML_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, and reads 2e-4 as the number that people mean."""
@@ -91,7 +96,7 @@ def mapping_from_yaml(text: str) -> dict[str, Any]:
         raise ConfigError([Problem("", f"it is {len(text):,} characters long; a configuration has a few hundred.")])
     try:
         values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except UNREADABLE_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         # YAML's own tag prefix tells a person nothing.
@@ -123,6 +128,8 @@ def mapping_from_file(path: Path) -> dict[str, Any]:
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `section.field=value` overrides; values are read as YAML, so `[q_proj, v_proj]` and `null` work.
 
+    Settings that hold text take it as it stands, so that `no`, 12e4567 and 2024-12-05 can be names and revisions.
+
     Raises:
         ConfigError: Lists every override that is not of that form.
     """
@@ -134,10 +141,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         if not equals or len(parts) < 2 or not all(parts):
             problems.append(Problem(key.strip(), f"{override!r} is not of the form section.field=value."))
             continue
-        try:
-            value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
-        except yaml.YAMLError:
-            value = text
+        value = _value_given(parts, text)
         target = merged
         for part in parts[:-1]:
             child = target.get(part)
@@ -147,6 +151,29 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
     if problems:
         raise ConfigError(problems)
     return merged
+
+
+def _value_given(parts: Sequence[str], text: str) -> Any:
+    kind, plain = _kind_of(parts), text.strip()
+    if kind is str and not plain:
+        return ""
+    # Quotes are YAML's own way to say text; a list or a mapping is no text, and is refused as what it is.
+    if kind in (str, str | None) and plain not in _YAML_NULLS and plain[0] not in "'\"[{":
+        return plain
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+    except UNREADABLE_YAML:
+        return text
+
+
+def _kind_of(parts: Sequence[str]) -> Any:
+    """The type of the setting that these names lead to, such as `run` and `name`; None where there is no such setting."""
+    section = RunConfig.model_fields.get(parts[0])
+    fields = getattr(section.annotation, "model_fields", {}) if section is not None else {}
+    kind = fields[parts[1]].annotation if parts[1] in fields else None
+    if len(parts) == 2:
+        return kind
+    return str if kind == dict[str, str] and len(parts) == 3 else None
 
 
 def config_to_yaml(config: RunConfig) -> str:

@@ -139,6 +139,36 @@ def test_overrides_that_are_no_settings_are_refused_together():
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["no", "1234567", "12e4567", "0123", "2024-12-05", "2024-13-45", "1:30", "try #3", "rank 8: again", "*", "!x"],
+)
+@pytest.mark.parametrize("name", ["run.name", "model.revision", "dataset.column_map.output"])
+def test_text_settings_take_text_as_it_stands(name, text):
+    section, field, *role = name.split(".")
+
+    config = config_from_mapping(with_overrides(MINIMAL, [f"{name}={text}"]))
+
+    value = getattr(getattr(config, section), field)
+    assert (value[role[0]] if role else value) == text
+
+
+def test_text_settings_can_be_quoted_and_emptied():
+    given = ["model.revision=null", "run.name='null'", "dataset.subset=", "dataset.split= test ", "run.name="]
+
+    config = config_from_mapping(with_overrides(MINIMAL, given[:-1]))
+
+    assert (config.model.revision, config.dataset.subset, config.dataset.split) == (None, None, "test")
+    assert config.run.name == "null"
+    assert config_from_mapping(with_overrides(MINIMAL, given)).run.name == ""
+    assert problems_of("run.name=[a, b]") == {"run.name": "['a', 'b'] is not text."}
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "[" * 3000, "9" * 5000, "!!bool x", "!!timestamp x", "!!int ''", "["])
+def test_values_that_yaml_cannot_make_are_refused_as_what_was_typed(text):
+    assert problems_of(f"training.seed={text}")["training.seed"].endswith("is not a whole number.")
+
+
 def test_a_configuration_cannot_be_changed():
     config = config_from_mapping(MINIMAL)
 
