@@ -2,16 +2,25 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 
-from engine.config.load import config_from_mapping, with_overrides
+from engine.config.load import UNREADABLE_YAML, config_from_mapping, with_overrides
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
 
 MAX_RUNS = 200
+
+_YAML_NULL = "tag:yaml.org,2002:null"
+
+
+class _Choice(NamedTuple):
+    """One value of an axis, as it was typed, and where it stands among the others."""
+
+    number: int
+    text: str
 
 
 def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunConfig]:
@@ -19,11 +28,11 @@ def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunCon
 
     Args:
         values: Plain values of the common configuration.
-        axes: `section.field=value,value,…` each; values are read as YAML, as overrides are.
+        axes: `section.field=value,value,…` each; values are read as overrides are.
 
     Raises:
-        ConfigError: If an axis is not of that form, there are too many combinations, or one of them cannot work; lists
-            every problem.
+        ConfigError: If an axis is not of that form or repeats a value, there are too many combinations, or one of them
+            cannot work; lists every problem.
     """
     parsed = [_parse_axis(axis) for axis in axes]
     problems = [problem for _, _, problem in parsed if problem is not None]
@@ -60,15 +69,20 @@ def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunC
 def _combined(values: Mapping[str, Any], names: Sequence[str], choices: Sequence[Sequence[str]]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     problems: dict[Problem, None] = {}
-    for combination in itertools.product(*choices):
-        settings = [f"{name}={choice}" for name, choice in zip(names, combination, strict=True)]
+    earlier: dict[str, tuple[_Choice, ...]] = {}
+    numbered = [[_Choice(number, text) for number, text in enumerate(of_one)] for of_one in choices]
+    for combination in itertools.product(*numbered):
+        settings = [f"{name}={choice.text}" for name, choice in zip(names, combination, strict=True)]
         try:
             config = config_from_mapping(with_overrides(values, settings))
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
             continue
+        same = earlier.setdefault(config.model_dump_json(), combination)
+        problems.update(dict.fromkeys(_repetitions(names, same, combination)))
         label = ", ".join(
-            f"{name.rpartition('.')[2]} {choice}" for name, choice in zip(names, combination, strict=True)
+            f"{name.rpartition('.')[2]} {' '.join(choice.text.split())}"
+            for name, choice in zip(names, combination, strict=True)
         )
         title = f"{config.run.name}: {label}" if config.run.name else label
         configs.append(config.model_copy(update={"run": config.run.model_copy(update={"name": title[:120]})}))
@@ -77,20 +91,27 @@ def _combined(values: Mapping[str, Any], names: Sequence[str], choices: Sequence
     return configs
 
 
+def _repetitions(names: Sequence[str], earlier: Sequence[_Choice], later: Sequence[_Choice]) -> Iterator[Problem]:
+    """The axes whose values make the same configuration, however they are written; none for one combination."""
+    for name, first, second in zip(names, earlier, later, strict=True):
+        if first.number != second.number:
+            written = "is given twice" if first.text == second.text else f"is the same value as {first.text}"
+            yield Problem(name, f"{second.text} {written}; leave one of them out.")
+
+
 def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
     name, equals, text = axis.partition("=")
     name = name.strip()
-    wrong = Problem(name, f"{axis!r} is not of the form section.field=value,value.")
+    shown = axis if len(axis) <= 60 else f"{axis[:59]}…"
+    wrong = Problem(name, f"{shown!r} is not of the form section.field=value,value.")
     if not equals or "." not in name:
         return name, [], wrong
+    listed = f"[{text}]"
     try:
-        choices = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError:
+        node = yaml.compose(listed, Loader=yaml.SafeLoader)
+    except UNREADABLE_YAML:
         return name, [], wrong
-    if not isinstance(choices, list) or not choices or any(choice is None for choice in choices):
+    if not isinstance(node, yaml.SequenceNode) or not node.value or any(one.tag == _YAML_NULL for one in node.value):
         return name, [], wrong
-    return (
-        name,
-        [yaml.safe_dump(choice, default_flow_style=True, width=10_000).split("\n")[0] for choice in choices],
-        None,
-    )
+    # As they were typed: what a value is depends on its setting, and overrides decide that.
+    return name, [listed[one.start_mark.index : one.end_mark.index] for one in node.value], None

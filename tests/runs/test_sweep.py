@@ -24,10 +24,60 @@ def test_values_may_be_lists_and_words():
     assert [config.model.quantization for config in configs[:2]] == ["none", "nf4"]
 
 
-@pytest.mark.parametrize("axis", ["adapter.r", "r=8,16", "adapter.r=", "adapter.r=[", "=1"])
+def test_text_is_taken_as_it_was_typed():
+    configs = sweep_configs(BASE, ["model.revision=1234567,12e4567, 0123,no,2024-12-05,2024-13-45"])
+
+    revisions = ["1234567", "12e4567", "0123", "no", "2024-12-05", "2024-13-45"]
+    assert [config.model.revision for config in configs] == revisions
+    assert configs[3].run.name == "Evening: revision no"
+
+
+def test_a_value_on_several_lines_makes_a_name_on_one():
+    (config,) = sweep_configs(BASE, ["adapter.target_modules=[q_proj,\n  v_proj]"])
+
+    assert config.adapter.target_modules == ("q_proj", "v_proj")
+    assert config.run.name == "Evening: target_modules [q_proj, v_proj]"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("8,8", "8 is given twice"),
+        ("8,16,8", "8 is given twice"),
+        ("8,0x8", "0x8 is the same value as 8"),
+        ("8, 8.0", "8.0 is the same value as 8"),
+        ("'8',8", "8 is the same value as '8'"),
+    ],
+)
+def test_a_repeated_value_is_refused_once_however_it_is_written(values, said):
+    with pytest.raises(ConfigError) as refused:
+        sweep_configs(BASE, [f"adapter.r={values}", "training.learning_rate=1e-4,2e-4"])
+
+    assert refused.value.problems == (("adapter.r", f"{said}; leave one of them out."),)
+
+
+def test_repeated_values_of_all_axes_are_reported_together():
+    with pytest.raises(ConfigError) as refused:
+        sweep_configs(BASE, ["adapter.r=8,8", "training.learning_rate=1e-4,0.0001,0"])
+
+    assert sorted(problem.field for problem in refused.value.problems) == [
+        "adapter.r", "training.learning_rate", "training.learning_rate",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "axis",
+    ["adapter.r", "r=8,16", "adapter.r=", "adapter.r=[", "=1", "adapter.r=8,null", f"adapter.r={'[' * 3000}"],
+    ids=lambda axis: axis[:20],
+)
 def test_an_axis_of_another_form_is_refused(axis):
     with pytest.raises(ConfigError, match="is not of the form"):
         sweep_configs(BASE, [axis])
+
+
+def test_a_value_that_yaml_cannot_make_is_refused_as_what_was_typed():
+    with pytest.raises(ConfigError, match="'2024-13-45' is not a whole number"):
+        sweep_configs(BASE, ["training.seed=2024-13-45,1"])
 
 
 def test_all_problems_of_all_combinations_are_reported_once():
