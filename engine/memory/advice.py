@@ -11,12 +11,13 @@ from engine.memory.allocator import DeviceNeed
 from engine.memory.estimate import Estimator, judge
 from engine.memory.limits import largest_that_fits
 from engine.memory.result import Verdict
-from engine.memory.variants import Changed, as_overrides, with_changes
+from engine.memory.variants import Changed, as_overrides, new_problems, with_changes
 from engine.models.shape import ModelShape
 
 _LARGEST_BATCH = 4096  # the bound of TrainingConfig.per_device_train_batch_size
 _MOST_ACCUMULATED = 65_536
 _LONGEST = 131_072  # where a model names no limit of its own
+_LONGEST_ALLOWED = 1_048_576  # the bound of TrainingConfig.max_length
 _SHORTEST = 8  # the bound of TrainingConfig.max_length
 _SHORTEST_ADVISED = 128  # tokens; shorter rows teach another task
 _WORTH_MENTIONING = 0.02  # of the need; what saves less is noise
@@ -75,7 +76,9 @@ class _Adviser:
     def advise(self) -> Advice:
         training = self._config.training
         longest = self._largest("max_length", training.max_length, self._longest_sensible())
-        if longest is not None and longest < _SHORTEST:
+        if longest is not None and (
+            longest < _SHORTEST or self._is_refused((Changed("training", "max_length", longest),))
+        ):
             longest = None
         batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, _LARGEST_BATCH)
         if judge(self._now, self._device) == "fits":
@@ -109,7 +112,7 @@ class _Adviser:
             *self._nearly_the_same_result(),
             *self._another_result(longest),
         ]
-        judged = [(candidate, self._judged(candidate)) for candidate in candidates]
+        judged = [(candidate, self._judged(candidate)) for candidate in self._allowed(candidates)]
         worth = (1 - _WORTH_MENTIONING) * self._now.needed_bytes
         helpful = [(candidate, change) for candidate, change in judged if change.needed_bytes < worth]
         changes = [change for _, change in helpful]
@@ -119,7 +122,7 @@ class _Adviser:
         if len(combined) > 1:
             # Behind the costliest of its parts: whatever stands after it costs more.
             place = 1 + max(place for place, (candidate, _) in enumerate(helpful) if candidate in combined)
-            changes.insert(place, self._together(combined))
+            changes.insert(place, self._judged(_joined(combined)))
         return changes
 
     def _same_result(self, batch: int | None) -> list[_Candidate]:
@@ -158,22 +161,33 @@ class _Adviser:
         config, training = self._config, self._config.training
         found = []
         if self._device.kind == "cuda" and training.optim in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
-            settings = (Changed("training", "optim", "paged_adamw_8bit"),)
-            found.append(_Candidate("Optimizer state in 8 bits, paged", "nearly the same result", settings))
+            if config.run.device_map == "none":
+                settings = (Changed("training", "optim", "paged_adamw_8bit"),)
+                found.append(_Candidate("Optimizer state in 8 bits, paged", "nearly the same result", settings))
+            else:  # what is paged belongs to one GPU alone
+                settings = (Changed("training", "optim", "adamw_8bit"),)
+                found.append(_Candidate("Optimizer state in 8 bits", "nearly the same result", settings))
         if config.adapter.method == "none":
             return found
         if config.model.quantization in ("nf4", "fp4") and not config.model.double_quant:
             settings = (Changed("model", "double_quant", True),)
             found.append(_Candidate("Double quantization", "nearly the same result", settings))
         if config.model.quantization == "none":
-            settings = (Changed("model", "quantization", "int8"),)
-            found.append(_Candidate("Hold the frozen weights in int8", "slower, very slightly less exact", settings))
+            found.append(self._quantized("int8", "Hold the frozen weights in int8", "slower, very slightly less exact"))
         if config.model.quantization in ("none", "int8"):
-            settings = (Changed("model", "quantization", "nf4"),)
-            found.append(
-                _Candidate("Hold the frozen weights in nf4 (QLoRA)", "somewhat slower and less exact", settings)
-            )
+            words = "Hold the frozen weights in nf4 (QLoRA)"
+            found.append(self._quantized("nf4", words, "somewhat slower and less exact"))
         return found
+
+    def _quantized(self, quantization: str, words: str, cost: str) -> _Candidate:
+        settings = (Changed("model", "quantization", quantization), *self._biases_left_alone())
+        return _Candidate(words, f"{cost}; biases are not trained" if len(settings) > 1 else cost, settings)
+
+    def _biases_left_alone(self) -> tuple[Changed, ...]:
+        """What has to go with quantized weights, beside which a LoRA cannot train biases."""
+        adapter = self._config.adapter
+        learns_biases = adapter.method in ("lora", "none") and adapter.bias != "none"
+        return (Changed("adapter", "bias", "none"),) if learns_biases else ()
 
     def _another_result(self, longest: int | None) -> list[_Candidate]:
         """Changes after which another thing is learned, or less of it."""
@@ -184,7 +198,7 @@ class _Adviser:
             found.append(_Candidate("LoRA without DoRA", "faster; at low ranks often a little worse", settings))
         if adapter.method == "none":
             lora = (Changed("adapter", "method", "lora"),)
-            qlora = (*lora, Changed("model", "quantization", "nf4"))
+            qlora = (*lora, Changed("model", "quantization", "nf4"), *self._biases_left_alone())
             found.append(_Candidate("Train a LoRA instead of everything", "learns less that is new", lora))
             found.append(_Candidate("Train a LoRA on nf4 weights (QLoRA)", "learns less that is new", qlora))
         half = training.max_length // 2
@@ -201,20 +215,17 @@ class _Adviser:
             Changes that fit together, none of which costs more than it must; empty where not even all of them fit.
         """
         kept = list(candidates)
-        if self._together(kept).verdict != "fits":
+        if not self._fits(kept):
             return []
         for candidate in reversed(candidates):
             fewer = [other for other in kept if other is not candidate]
-            if self._together(fewer).verdict == "fits":
+            if self._fits(fewer):
                 kept = fewer
         return kept
 
-    def _together(self, candidates: Sequence[_Candidate]) -> AdvisedChange:
-        words = [candidate.change for candidate in candidates]
-        words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
-        costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))
-        settings = tuple(setting for candidate in candidates for setting in candidate.settings)
-        return self._judged(_Candidate("; ".join(words), costs[0] if costs else "", settings))
+    def _fits(self, candidates: Sequence[_Candidate]) -> bool:
+        joined = _joined(candidates)
+        return not self._is_refused(joined.settings) and self._judged(joined).verdict == "fits"
 
     # Where it fits
 
@@ -231,7 +242,7 @@ class _Adviser:
         larger = self._larger_batch(batch)
         if larger is not None:
             candidates.append(larger)
-        changes = [self._judged(candidate) for candidate in candidates]
+        changes = [self._judged(candidate) for candidate in self._allowed(candidates)]
         return [change for change in changes if change.verdict == "fits"]
 
     def _larger_batch(self, fitting: int) -> _Candidate | None:
@@ -249,7 +260,14 @@ class _Adviser:
         words = f"Batch of {now * factor}, accumulating {accumulated // factor}"
         return _Candidate(words, "faster where rows are short, same result", settings)
 
-    # Estimates
+    # What it comes to
+
+    def _allowed(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+        """Those that a start would not refuse."""
+        return [candidate for candidate in candidates if not self._is_refused(candidate.settings)]
+
+    def _is_refused(self, settings: Sequence[Changed]) -> bool:
+        return bool(new_problems(self._config, with_changes(self._config, settings), self._device))
 
     def _judged(self, candidate: _Candidate) -> AdvisedChange:
         need = self._estimator.need(with_changes(self._config, candidate.settings))
@@ -274,4 +292,13 @@ class _Adviser:
         return needed
 
     def _longest_sensible(self) -> int:
-        return self._estimator.shape.max_position_embeddings or _LONGEST
+        return min(self._estimator.shape.max_position_embeddings or _LONGEST, _LONGEST_ALLOWED)
+
+
+def _joined(candidates: Sequence[_Candidate]) -> _Candidate:
+    """All changes at once."""
+    words = [candidate.change for candidate in candidates]
+    words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
+    costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))
+    settings = tuple(setting for candidate in candidates for setting in candidate.settings)
+    return _Candidate("; ".join(words), costs[0] if costs else "", settings)

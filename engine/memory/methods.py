@@ -1,11 +1,12 @@
 """All methods side by side for one model and one set of rows."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunConfig
-from engine.errors import EngineError
+from engine.errors import EngineError, Problem
 from engine.hardware.device import Device
 from engine.memory.allocator import need_on_device
 from engine.memory.estimate import Estimator, judge
@@ -13,7 +14,7 @@ from engine.memory.inference import inference_bytes, inference_workload
 from engine.memory.result import Verdict
 from engine.memory.run_workload import workload_of_run
 from engine.memory.tensors_at_peak import TensorsAtPeak
-from engine.memory.variants import Changed, as_overrides, with_changes
+from engine.memory.variants import Changed, as_overrides, new_problems, with_changes
 from engine.models.shape import ModelShape
 
 
@@ -23,7 +24,7 @@ class MethodNeed(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     method: str  # as people call it
-    needed_bytes: int | None  # None where the method cannot be used with this model
+    needed_bytes: int | None  # None where it cannot be used with this model or these settings
     verdict: Verdict | None
     trainable: int | None = None
     why_not: str = ""
@@ -58,16 +59,28 @@ _METHODS = (
     _Method("Prefix tuning", (_trains("prefix_tuning"), _weights("none"), _checkpoints(False))),
 )
 
+# What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
+_REPAIRS: Mapping[str, Changed] = {
+    "adapter.bias": Changed("adapter", "bias", "none"),
+    "training.packing": Changed("training", "packing", False),
+}
+
 
 def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tuple[MethodNeed, ...]:
-    """Estimate every method with the other settings of `config` as they are, and what using the model alone would need."""
+    """Estimate every method with the other settings of `config`, and what using the model alone would need.
+
+    The others stay as they are, except where they cannot be combined with the method.
+    """
     estimator = Estimator(shape, device)
     return (*(_training(estimator, config, method) for method in _METHODS), _inference(estimator, config))
 
 
 def _training(estimator: Estimator, config: RunConfig, method: _Method) -> MethodNeed:
-    overrides = as_overrides(method.changes)
-    other = with_changes(config, method.changes)
+    changes, refusals = _combinable(config, method, estimator.device)
+    if refusals:
+        return MethodNeed(method=method.name, needed_bytes=None, verdict=None, why_not=refusals[0].message)
+    overrides = as_overrides(changes)
+    other = with_changes(config, changes)
     try:
         estimate = estimator.estimate(other)
     except EngineError as error:
@@ -80,6 +93,14 @@ def _training(estimator: Estimator, config: RunConfig, method: _Method) -> Metho
         overrides=overrides,
         is_current=other == config,
     )
+
+
+def _combinable(config: RunConfig, method: _Method, device: Device) -> tuple[tuple[Changed, ...], list[Problem]]:
+    """The method's changes with what has to go with them, and why they would be refused all the same."""
+    refusals = new_problems(config, with_changes(config, method.changes), device)
+    repairs = tuple(_REPAIRS[problem.field] for problem in refusals if problem.field in _REPAIRS)
+    changes = (*method.changes, *repairs)
+    return changes, new_problems(config, with_changes(config, changes), device) if repairs else refusals
 
 
 def _inference(estimator: Estimator, config: RunConfig) -> MethodNeed:
