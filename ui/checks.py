@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
@@ -18,6 +18,7 @@ from ui.errors import explained
 from ui.form import model_of
 
 _REMEMBERED = 16
+_PAGES = 64  # whose questions are remembered
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class CheckQuestion:
     def key(self) -> str:
         model = self.model.model_dump_json() if self.model is not None else ""
         return f"{self.dataset.model_dump_json()}|{model}|{self.max_length}|{self.seed}"
+
+    def goes_with(self, other: Self) -> bool:
+        """Whether one form can ask both: while a tokenizer is on its way, rows are looked at without it meanwhile."""
+        same = (self.dataset, self.max_length, self.seed) == (other.dataset, other.max_length, other.seed)
+        return same and (self.model is None or other.model is None or self.model == other.model)
 
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
@@ -89,10 +95,20 @@ class DatasetChecks:
         self._inspector = inspector
         self._checks: OrderedDict[str, RunningCheck] = OrderedDict()
         self._fetched: set[str] = set()  # datasets of the Hub that a person wanted to be read
-        self._lock = threading.Lock()  # guards the two above: handlers of many pages ask at once
+        self._asked: OrderedDict[str, dict[str, CheckQuestion]] = OrderedDict()  # what each page waits for, by key
+        self._lock = threading.Lock()  # guards the three above: handlers of many pages ask at once
 
-    def ask(self, question: CheckQuestion) -> RunningCheck:
-        """Get the check of this question, started now unless there is one already or it needs a person's word."""
+    def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
+        """Get the check of this question, started now unless there is one already or it needs a person's word.
+
+        Args:
+            question: What is asked.
+            page: Who asks. What this page asked before of another form ends, unless another page waits for it.
+        """
+        with self._lock:
+            fetches_for_nobody = self._let_go(question, page) if page else False
+        if fetches_for_nobody:
+            self._inspector.stop_fetching()
         with self._lock:
             check = self._checks.get(question.key)
             waits = _fetches(question.dataset) and _identity(question.dataset) not in self._fetched
@@ -125,6 +141,30 @@ class DatasetChecks:
         """The check of this question, if it was ever asked."""
         with self._lock:
             return self._checks.get(question.key)
+
+    def _let_go(self, question: CheckQuestion, page: str) -> bool:
+        """End what a page no longer waits for, and nobody else does; it is forgotten, for it was no person who stopped it.
+
+        Returns:
+            Whether what is fetched from the Hub is for nobody any more.
+        """
+        before = self._asked.pop(page, {})
+        kept = {key: asked for key, asked in before.items() if asked.goes_with(question)}
+        self._asked[page] = {**kept, question.key: question}
+        while len(self._asked) > _PAGES:
+            self._asked.popitem(last=False)
+        waited_for = {key for asked in self._asked.values() for key in asked}
+        ended = [
+            self._checks.pop(key)
+            for key in before.keys() - waited_for
+            if key in self._checks and self._checks[key].is_under_way
+        ]
+        for check in ended:
+            check.stop.set()
+        goes_on = any(check.fetches and check.is_under_way for check in self._checks.values())
+        return not goes_on and any(
+            check.fetches and _identity(check.question.dataset) != _identity(question.dataset) for check in ended
+        )
 
     def _begin(self, check: RunningCheck) -> RunningCheck:
         self._checks[check.question.key] = check

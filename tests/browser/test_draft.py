@@ -203,3 +203,31 @@ def test_the_tick_at_alpha_tells_whether_it_is_twice_the_rank(page):
     expect(rank).to_have_value("8")
     expect(alpha).to_have_value("32")
     expect(linked).not_to_be_checked()
+
+
+def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, services, monkeypatch):
+    lengths, check = [], services.inspector.check
+
+    def noted(dataset, model, max_length, **rest):
+        lengths.append(max_length)
+        return check(dataset, model, max_length, **rest)
+
+    monkeypatch.setattr(services.inspector, "check", noted)
+    page.locator("#catalog [data-pick]").first.click()
+    expect(page.locator("#model-details .facts")).to_be_visible()
+    open_tab(page, "Data")
+    page.locator("#samples [data-pick]").last.click()
+    expect(page.locator("#facts .facts")).to_be_visible()
+    set_up(page)
+    expect(page.locator("#plan")).to_contain_text("tokens learned from")
+    lengths.clear()
+
+    box = page.locator("#max-length input")
+    box.fill("")
+    box.press_sequentially("768", delay=400)
+    expect(page.locator("#panel")).to_contain_text("768 tokens")
+    assert lengths == []
+    box.press("Tab")
+
+    expect(page.locator("#plan")).to_contain_text("tokens learned from")
+    assert lengths == [768]

@@ -1,6 +1,7 @@
 """A Data tab on fakes, whose handlers are called as the browser would."""
 
 import time
+from types import SimpleNamespace
 
 from engine.config.model import ModelConfig
 from engine.data.problems import RowProblem
@@ -9,6 +10,7 @@ from tests.invented_runs import a_config
 from ui.checks import CheckQuestion
 from ui.tabs.data import DataTab
 
+PAGE = SimpleNamespace(session_hash="page-1")
 MODEL = ModelConfig(id="some/model")
 PATIENCE_SECONDS = 20  # generous: a timed test would only measure the machine
 
@@ -28,7 +30,7 @@ class Visitor:
         names += [f"role{number}" for number in range(5)]
         names += ["fold", "seen_columns", "opened", "row", "shown", "source"]
         names += ["facts", "lengths", "list", "listing", "stop", "read", "poll", "seen"]
-        told = self.tab._open(row, "tokens", shown_source, listing, 0, *self.values(**settings))
+        told = self.tab._open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
         return dict(zip(names, told, strict=True))
 
     def tick(self, seen="", listing="all", **settings):

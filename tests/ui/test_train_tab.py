@@ -4,14 +4,19 @@ import threading
 import time
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import InventedRun, a_config, write_run
+from ui.build import build_app
 from ui.draft import read_draft
+from ui.fields import label_of
 from ui.tabs.start import Started, render_reason, start_key, why_not
 from ui.tabs.train import FOLLOW, TrainTab, _view_after
+
+PAGE = SimpleNamespace(session_hash="page-1")
 
 
 @pytest.fixture
@@ -205,16 +210,37 @@ def test_a_preset_fills_the_form(tab):
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
     values = values_of(tab, a_config(training__max_steps=-1))
 
-    plan, clock = tab.count(*values)
+    plan, clock = tab.count(PAGE, *values)
     assert "Counting tokens" in plan
     deadline = time.monotonic() + 20
     while clock["active"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-        plan, clock = tab.count(*values)
+        plan, clock = tab.count(PAGE, *values)
 
     assert "<b>117</b>" in plan
-    assert tab.count(*values) == (plan, clock)
+    assert tab.count(PAGE, *values) == (plan, clock)
+
+
+def test_counting_waits_until_a_box_is_left(services):
+    page = build_app(services)
+    counted_by = {
+        (page.blocks[number].label, event)
+        for function in page.fns.values()
+        for number, event in function.targets
+        if isinstance(page.blocks.get(number), gr.Number) and event in ("input", "submit", "blur", "change")
+    }
+
+    for label in map(label_of, ("training.max_length", "training.seed")):
+        assert {event for name, event in counted_by if name == label} == {"input", "submit", "blur"}
+    typed = [
+        function
+        for function in page.fns.values()
+        if any(
+            event == "input" and isinstance(page.blocks.get(number), gr.Number) for number, event in function.targets
+        )
+    ]
+    assert len(typed) == 1, "what is typed redraws the draft, and nothing else"
 
 
 def test_an_earlier_run_like_this_one_gives_the_time(tab, services):

@@ -132,7 +132,9 @@ class DataTab:
     def _check_outputs(self) -> list[Any]:
         return [self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read]
 
-    def _open(self, row: float, view: str, shown_source: str, listing: str, list_page: int, *values: Any) -> list[Any]:
+    def _open(
+        self, row: float, view: str, shown_source: str, listing: str, list_page: int, request: gr.Request, *values: Any
+    ) -> list[Any]:
         wanted = question_of(self._page.form.mapping(values))
         if wanted is None:
             nothing = [*self.fetching.updates(None), *self.reading.hidden()]
@@ -147,7 +149,7 @@ class DataTab:
         except Exception as error:
             settings = self.reading.of_columns(wanted.dataset, self._columns(wanted.dataset))
             return [samples, _went_wrong(explained(error)), *fetching, *settings, *self._no_rows(source)]
-        check = self._page.services.checks.ask(question)
+        check = self._page.services.checks.ask(question, request.session_hash or "")
         return [
             samples,
             render_format(source, shown),

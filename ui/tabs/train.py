@@ -103,7 +103,9 @@ class TrainTab:
         filled = page.fill_after(alone, self._change)
         self._count_after(filled)
         for name in _COUNTED_BY:
-            self._count_after(form[name].input(lambda: None, None, None, queue=False, **quick))
+            box: Any = form[name]
+            # Counting reads every row: it waits until the box is left, or Enter is pressed.
+            self._count_after(gr.on([box.submit, box.blur], lambda: None, None, None, queue=False, **quick))
         self._counting.tick(
             self.count, form.components, [self.plan, self._counting], trigger_mode="once", queue=False, **quick
         )
@@ -165,12 +167,12 @@ class TrainTab:
         report = check.report if check is not None else None
         return render_plan(config or draft.assumed, report, self._known_speed(draft))
 
-    def count(self, *values: Any) -> tuple[Any, Any]:
+    def count(self, request: gr.Request, *values: Any) -> tuple[Any, Any]:
         """Have the tokens counted where nobody has yet, behind the page; the clock looks how far it has come."""
         draft = self._page.draft(values)
         if draft.config is None:
             return gr.skip(), gr.update(active=False)
-        check = self._page.services.checks.ask(_question(draft.config))
+        check = self._page.services.checks.ask(_question(draft.config), request.session_hash or "")
         if check.waits or check.was_stopped:
             untold = '<p class="small">Its tokens are counted once all rows were read: Data has the button for it.</p>'
             return f"{self._plan(draft)}{untold}", gr.update(active=False)

@@ -1,0 +1,99 @@
+"""Passes over whole datasets: shared by the pages that wait for them, and ended when nobody does any more."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from engine.config.model import ModelConfig
+from engine.data.report import CheckProgress
+from tests.fake_inspector import a_report
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from ui.checks import DatasetChecks
+
+
+class HeldInspector:
+    """Passes over the data that go on, saying how far they are, until they are let go."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+        self.under_way: list[int] = []  # lengths that are being counted
+        self.fetching_was_stopped = 0
+
+    def check(self, dataset, model, max_length, *, seed, on_progress):
+        self.under_way.append(max_length)
+        try:
+            while not self.goes_on.wait(0.005):
+                on_progress(CheckProgress(rows=1, bytes_read=1, size_bytes=2))
+        finally:
+            self.under_way.remove(max_length)
+        return a_report(dataset, model, max_length)
+
+    def stop_fetching(self) -> None:
+        self.fetching_was_stopped += 1
+
+
+@pytest.fixture
+def inspector():
+    inspector = HeldInspector()
+    yield inspector
+    inspector.goes_on.set()
+
+
+@pytest.fixture
+def checks(inspector) -> DatasetChecks:
+    return DatasetChecks(inspector)
+
+
+def with_length(max_length: int, source: str = "rows.jsonl"):
+    return replace(question_on(source), max_length=max_length)
+
+
+def test_a_page_that_asks_anew_ends_its_former_pass(checks, inspector):
+    for length in (1, 10, 102, 1024):
+        checks.ask(with_length(length), "page")
+
+    wait_for(lambda: inspector.under_way == [1024])
+    assert checks.find(with_length(102)) is None, "nobody stopped it, so that it begins anew when it is asked"
+
+
+def test_a_pass_that_another_page_waits_for_goes_on(checks, inspector):
+    checks.ask(with_length(512), "one")
+    checks.ask(with_length(512), "other")
+    checks.ask(with_length(1024), "one")
+
+    wait_for(lambda: sorted(inspector.under_way) == [512, 1024])
+    checks.ask(with_length(1024), "other")
+    wait_for(lambda: inspector.under_way == [1024])
+
+
+def test_a_pass_without_a_page_or_one_that_has_ended_is_left_alone(checks, inspector):
+    unasked = checks.ask(with_length(256))
+    inspector.goes_on.set()
+    ended = checks.ask(with_length(512), "page")
+    wait_for(lambda: ended.is_done and unasked.is_done)
+    checks.ask(with_length(1024), "page")
+
+    assert checks.find(with_length(512)) is ended
+    assert unasked.report is not None
+
+
+def test_rows_are_looked_at_with_and_without_a_tokenizer_for_one_form(checks, inspector):
+    question = with_length(512)
+    checks.ask(replace(question, model=None), "page")
+    checks.ask(question, "page")
+    wait_for(lambda: inspector.under_way == [512, 512])
+
+    checks.ask(replace(question, model=ModelConfig(id="another")), "page")
+    wait_for(lambda: len(inspector.under_way) == 2)
+
+
+@pytest.mark.parametrize(("source", "stops"), [("owner/data", 0), ("owner/another", 1), ("rows.jsonl", 1)])
+def test_fetching_ends_once_the_page_has_gone_on_to_other_data(checks, inspector, source, stops):
+    former = checks.read(with_length(512, "owner/data"))
+    assert checks.ask(with_length(512, "owner/data"), "page") is former
+
+    checks.ask(with_length(1024, source), "page")
+
+    assert former.stop.wait(PATIENCE_SECONDS)
+    assert inspector.fetching_was_stopped == stops
