@@ -20,8 +20,8 @@ def size(size_bytes: float) -> str:
 
 def count(number: float) -> str:
     """`4,812` in full up to a million, then `1.62 M`."""
-    for suffix, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if number >= factor:
+    for suffix, factor, from_there in (("T", 1e12, 999.5e9), ("B", 1e9, 999.5e6), ("M", 1e6, 1e6)):
+        if number >= from_there:  # three figures of what lies just below would round to a thousand
             return f"{number / factor:.3g} {suffix}"
     return f"{number:,.0f}"
 
