@@ -46,7 +46,7 @@ class MethodTab:
         self.begins = pick_list(elem_id="begins-with")
         with gr.Column(visible=True) as self.lora, gr.Row():
             form.setting("adapter.r", maximum=256, elem_id="rank")
-            with gr.Column():
+            with gr.Column(min_width=160):
                 form.setting("adapter.lora_alpha", maximum=512)
                 self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False)
             form.setting("adapter.lora_dropout", maximum=0.5)
