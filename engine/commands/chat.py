@@ -1,12 +1,12 @@
 """`loratory chat`: one question with --prompt, or a conversation in the terminal."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, LoadProgress
+from engine.commands.named_path import named_path
 from engine.commands.output import ProgressLine, print_json
 from engine.config.model import ModelConfig, Quantization
 from engine.config.sampling import SamplingConfig
@@ -101,8 +101,9 @@ def find_target(text: str, store: RunStore) -> ChatTarget:
 
     Raises:
         RunError: If it is none of them.
+        StorageError: If no folder can have that name.
     """
-    folder = Path(text).expanduser()
+    folder = named_path(text)
     if folder.is_dir():
         is_trained = (folder / "adapter_config.json").is_file() or (folder / "config.yaml").is_file()
         folder = folder.resolve()

@@ -1,9 +1,9 @@
 """CONFIG on the command line: a YAML file, a preset's name, or a run's id."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from engine.commands.named_path import named_path
 from engine.config.load import config_from_mapping, mapping_from_file, with_overrides
 from engine.config.presets import find_preset
 from engine.config.run import RunConfig
@@ -19,7 +19,7 @@ def load_config_argument(text: str, overrides: Sequence[str], home: LoratoryHome
 
     Raises:
         ConfigError: If nothing bears that name, or any setting is wrong; lists every problem.
-        StorageError: If the file cannot be read.
+        StorageError: If the file cannot be read, or no file can have that name.
     """
     return config_from_mapping(load_config_mapping(text, overrides, home))
 
@@ -29,13 +29,13 @@ def load_config_mapping(text: str, overrides: Sequence[str], home: LoratoryHome)
 
     Raises:
         ConfigError: If nothing bears that name, or an override is malformed.
-        StorageError: If the file cannot be read.
+        StorageError: If the file cannot be read, or no file can have that name.
     """
     return with_overrides(_mapping(text, home), overrides)
 
 
 def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
-    path = Path(text).expanduser()
+    path = named_path(text)
     looks_like_file = path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1
     if looks_like_file or path.is_file():
         return mapping_from_file(path)

@@ -29,7 +29,7 @@ def estimate(
     config: Annotated[str, typer.Argument(help="A YAML file, a preset's name, or a run's id.")],
     memory_gib: Annotated[
         float | None,
-        typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1),
+        typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1, max=1e6),
     ] = None,
     devices: Annotated[
         int, typer.Option("--devices", help="Say also what each of so many equal devices needs.", min=1, max=100_000)
@@ -56,7 +56,7 @@ def estimate(
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
-    measured = _measure(home, run_config, result) if measure else None
+    measured = _measure(home, run_config, estimator.estimate_step(run_config)) if measure else None
     advice = advise(shape, run_config, device)
     methods = compare_methods(shape, run_config, device)
     if as_json:

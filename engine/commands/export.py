@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from engine.chat.contract import AdapterChoice, ChatTarget
+from engine.commands.named_path import named_path
 from engine.commands.output import ProgressLine, print_json, words_of_bytes
 from engine.config.export import ExportConfig, ExportDtype, ExportKind, GgufType
 from engine.config.model import ModelConfig
@@ -59,12 +60,15 @@ def export(
     }
     settings = section_from_mapping(ExportConfig, {key: value for key, value in values.items() if value is not None})
     home = LoratoryHome.from_environment()
-    target = _target(run, checkpoint, model, RunStore(home, local_owner()))
+    request = ExportRequest(
+        target=_target(run, checkpoint, model, RunStore(home, local_owner())),
+        folder=named_path(out),
+        settings=settings,
+        llama_cpp=named_path(llama_cpp) if llama_cpp is not None else None,
+    )
     line = ProgressLine()
     try:
-        result = ExportJob(home, ExportRequest(target=target, folder=out, settings=settings, llama_cpp=llama_cpp)).run(
-            lambda progress: _show(line, progress)
-        )
+        result = ExportJob(home, request).run(lambda progress: _show(line, progress))
     finally:
         line.clear()
     if as_json:
@@ -97,7 +101,7 @@ def _difference(verified: Verification) -> str:
 
 
 def _target(text: str, checkpoint: str | None, model: str | None, store: RunStore) -> ChatTarget:
-    folder = Path(text).expanduser()
+    folder = named_path(text)
     chosen = folder.resolve() if folder.is_dir() else store.get(text).folder.path
     base = ModelConfig(id=model) if model is not None else None
     return ChatTarget(model=base, tuned=AdapterChoice(folder=chosen, checkpoint=checkpoint))

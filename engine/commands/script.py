@@ -25,29 +25,31 @@ def script(
 ) -> None:
     """Print what a run does as a script on plain transformers, PEFT, TRL and datasets."""
     from engine.commands.configs import load_config_argument
+    from engine.commands.named_path import named_path
     from engine.config.load import config_to_yaml
     from engine.errors import RunError, StorageError
     from engine.export.script import gather_script_facts, write_script
     from engine.runs.store import RunStore
 
     home = LoratoryHome.from_environment()
+    file_to_write = named_path(out) if out is not None else None
     run_config = load_config_argument(config, tuple(overrides or ()), home)
     if as_yaml:
         text = config_to_yaml(run_config)
     else:
         run = None
-        if not overrides and not Path(config).is_file():
+        if not overrides and not named_path(config).is_file():
             try:
                 run = RunStore(home, local_owner()).get(config).folder
             except RunError:
                 run = None  # a preset
         text = write_script(run_config, gather_script_facts(run_config, home, run))
-    if out is None:
+    if file_to_write is None:
         typer.echo(text, nl=False)
         return
     try:
-        with out.expanduser().open("x", encoding="utf-8") as file:
+        with file_to_write.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise StorageError(f"{out.name} cannot be written ({error.strerror}).", "Choose a new file.") from error
+        raise StorageError(f"{out} cannot be written ({error.strerror}).", "Choose a new file.") from error
     typer.echo(str(out))

@@ -4,10 +4,10 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Protocol, TextIO
 
 from engine.chat.contract import Branch, ChatChunk, ChatRequest, LoadedModel, PromptView
+from engine.commands.named_path import named_path
 from engine.config.sampling import SamplingConfig
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError, StorageError
@@ -153,7 +153,7 @@ class TerminalConversation:
     def _save(self, name: str) -> None:
         if not name:
             raise RunError("No file was named.", "Write /save and a name, such as talk.json.")
-        path = Path(name).expanduser()
+        path = named_path(name)
         if path.exists():
             raise StorageError(f"{path.name} exists already.", "Choose another name.")
         turns = [{"role": message.role, "content": message.content} for message in self._messages]

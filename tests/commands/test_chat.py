@@ -225,8 +225,9 @@ def test_the_prompt_is_shown_as_the_model_reads_it():
 def test_a_conversation_is_saved_and_never_over_another_file(tmp_path):
     file = tmp_path / "talk.json"
 
-    shown, _ = converse("one", f"/save {file}", f"/save {file}", "/save")
+    shown, _ = converse("one", f"/save {file}", f"/save {file}", "/save", "/save ~nobody-of-that-name/x")
 
     assert [turn["role"] for turn in json.loads(file.read_text())["messages"]] == ["user", "assistant"]
     assert "talk.json exists already." in shown
     assert "No file was named." in shown
+    assert "~nobody-of-that-name is the home of nobody here" in shown

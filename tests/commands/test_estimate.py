@@ -62,7 +62,14 @@ def test_a_measured_step_stands_beside_its_prediction(home, tmp_path, tiny_model
     assert "Measured on a CPU" in words
 
 
-@pytest.mark.parametrize("arguments", [["--measure", "--memory-gib", "8"], ["--devices", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--measure", "--memory-gib", "8"],
+        ["--devices", "0"],
+        *(["--memory-gib", size] for size in ("inf", "1e300", "0")),
+    ],
+)
 def test_what_makes_no_sense_is_wrong_usage(home, tmp_path, tiny_model_folder, capsys, arguments):
     code, out, err = run(["estimate", write_config(tmp_path, tiny_model_folder), *arguments], capsys)
 

@@ -1,0 +1,77 @@
+"""Paths that a person names on the command line: whatever is typed, it is a path or two sentences."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.cli import run_command
+from engine.commands.named_path import named_path
+from engine.errors import StorageError
+
+NOBODY = "~nobody-of-that-name/x"
+LONG = "a" * 300
+MODULES = tuple(f"engine.commands.{name}" for name in ("script", "chat", "export", "estimate", "serve", "push"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (
+            NOBODY,
+            r"The path ~nobody-of-that-name/x cannot be used \(~nobody-of-that-name is the home of nobody here\)\.",
+        ),
+        (LONG, r"The path a{59}… cannot be used \(File name too long\)\."),
+        ("x/" * 5000, "File name too long"),
+        ("a\0b", "it holds characters that no path has"),
+        ("a\ud800b", "it holds characters that no path has"),
+        ("circle", "Too many levels of symbolic links"),
+    ],
+    ids=lambda text: text[:20].encode("ascii", "backslashreplace").decode(),
+)
+def test_what_can_be_no_path_is_said_in_two_sentences(tmp_path, monkeypatch, typed, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+
+    with pytest.raises(StorageError, match=reason) as refused:
+        named_path(typed)
+
+    assert refused.value.fix == "Check its name and permissions."
+
+
+def test_a_path_is_found_at_home_and_need_not_exist(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+
+    for name in ("file", "new", "no/folder/here", "file/below"):
+        assert named_path(f"~/{name}") == tmp_path / name
+        assert named_path(Path("~", name)) == tmp_path / name
+
+
+@pytest.mark.parametrize("typed", [NOBODY, LONG, "b" * 5000], ids=["nobody", "long", "longer"])
+@pytest.mark.parametrize(
+    "before_and_after",
+    [
+        (["script"], []),
+        (["estimate"], []),
+        (["script", "quickstart-cpu", "--out"], []),
+        (["chat"], ["--prompt", "hi"]),
+        (["serve"], []),
+        (["push"], ["owner/name"]),
+        (["export"], ["--to", "adapter", "--out", "new"]),
+        (["export", ".", "--to", "adapter", "--out"], []),
+        (["export", ".", "--to", "gguf", "--out", "new", "--llama-cpp"], []),
+    ],
+    ids=lambda arguments: " ".join(arguments[0]),
+)
+def test_no_command_is_surprised_by_a_path(home, tmp_path, monkeypatch, capsys, before_and_after, typed):
+    monkeypatch.chdir(tmp_path)
+    before, after = before_and_after
+
+    assert run_command([*before, typed, *after], MODULES) == 1
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"The path {typed[:59]}")
+    assert printed.err.endswith("). Check its name and permissions.\n")
+    assert len(printed.err) < 200
+    assert list(tmp_path.iterdir()) == [home.root]
