@@ -25,13 +25,13 @@ def put_in(laid_out):
 
 def test_a_model_that_took_long_to_read_undoes_nothing_that_was_chosen_meanwhile(put_in, laid_out, services):
     tab = laid_out(lambda page: ModelTab(page, FitTable(services.shapes.learn, services.devices)))
-    described, change = tab._choose("some/model")
-    assert described
+    details, change, _ = tab._choose("some/model", "", "")
+    assert details
 
     told = put_in(change, a_config(dataset__source="sample:lab-chats", training__learning_rate=7e-4))
 
     assert told["model.id"] == "some/model"
-    assert set(told) <= {"model.id", "model.revision", "adapter.target_modules"}
+    assert set(told) <= {"model.id", "model.revision", "adapter.target_modules", "adapter.warm_start"}
     assert "q_proj" in told["adapter.target_modules"]["value"]
 
 
