@@ -25,13 +25,18 @@ def local_owner() -> str:
     return _OWNER_PATTERN.sub("-", name)[:64].strip("-") or "local"
 
 
+def typed_path(text: str | Path) -> Path:
+    """A path as people type it, with ~ for a home folder; the home of nobody stays a name, which then is not there."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's own raises where there is nobody of that name
+
+
 def data_folders() -> tuple[Path, ...]:
     """Folders whose files the page may open as datasets; the command line reads whatever its user may read.
 
     The person's home folder, the working folder, the folder beside which Loratory was unpacked, and those that
     `$LORATORY_DATA` names, separated as in `$PATH`.
     """
-    named = [Path(name).expanduser() for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]
+    named = [typed_path(name) for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]
     folders = (Path.home(), Path.cwd(), PRESETS_FOLDER.parent.parent, *named)
     # A root of the file system would confine nothing; whoever wants that names it.
     return tuple(
@@ -55,11 +60,7 @@ class LoratoryHome:
             StorageError: If the folder cannot be created or written.
         """
         configured = os.environ.get("LORATORY_HOME")
-        root = (
-            Path(configured).expanduser()
-            if configured
-            else Path(platformdirs.user_data_dir("loratory", appauthor=False))
-        )
+        root = typed_path(configured) if configured else Path(platformdirs.user_data_dir("loratory", appauthor=False))
         home = cls(root.resolve())
         home.make_writable()
         return home

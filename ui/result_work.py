@@ -17,7 +17,7 @@ from engine.export.job import ExportJob
 from engine.export.push_contract import PushRequest, PushResult
 from engine.export.push_job import PushJob
 from engine.export.records import ExportRecord, keep_record
-from engine.paths import LoratoryHome, data_folders
+from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.run import Run
 from ui.background import BackgroundWork, Job, Work
 
@@ -114,7 +114,7 @@ class ResultWork:
         text = (typed or "").strip()
         if not text or len(text) > 1000 or "\0" in text:
             raise StorageError("No folder is named.", "Type where the result shall be written.")
-        folder = Path(text).expanduser()
+        folder = typed_path(text)
         folder = (folder if folder.is_absolute() else self.home.exports / folder).resolve()
         roots = self.roots if self.roots is not None else data_folders()
         exports = self.home.exports.resolve()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engine.errors import ModelError
+from engine.paths import typed_path
 from engine.processes.spawn import spawn
 
 CHECKOUT_VARIABLE = "LORATORY_LLAMA_CPP"
@@ -54,7 +55,7 @@ def find_converter(checkout: Path | None = None) -> Converter:
     """
     named = checkout or os.environ.get(CHECKOUT_VARIABLE)
     if named:
-        folder = Path(named).expanduser().resolve()
+        folder = typed_path(named).resolve()
         if not (folder / _SCRIPT).is_file():
             raise ModelError(
                 f"{folder.name or 'The folder'} is no llama.cpp checkout: it holds no {_SCRIPT}.",

@@ -12,7 +12,7 @@ from engine.export.folder import made_aside
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.paths import LoratoryHome
+from engine.paths import LoratoryHome, typed_path
 from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.export.worker"
@@ -48,7 +48,7 @@ class ExportJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        folder = self._request.folder.expanduser().resolve()
+        folder = typed_path(self._request.folder).resolve()
         order = self._order(folder.name)
         with made_aside(folder) as aside:
             result = self._fill(order.model_copy(update={"folder": aside}), on_progress)

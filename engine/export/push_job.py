@@ -21,7 +21,7 @@ from engine.files import write_atomically
 from engine.models.folder import ModelPart
 from engine.models.hub_id import is_hub_id, is_revision
 from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
+from engine.paths import LoratoryHome, typed_path
 from engine.processes.json_lines import CancelledRequestError, JsonLinesProcess
 from engine.processes.lock import FileLock
 from engine.processes.stoppable import ask_until_stopped
@@ -185,7 +185,7 @@ class PushJob:
 
     def _places(self, plan: LoadPlan) -> Sequence[Path]:
         """Folders whose names would tell of this machine."""
-        base = Path(plan.model.id).expanduser()
+        base = typed_path(plan.model.id)
         trained = [plan.tuned.folder] if plan.tuned is not None else []
         return [
             self._home.root,

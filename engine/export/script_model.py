@@ -17,7 +17,7 @@ from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import ModelPart
 from engine.models.source import DEMO_HUB_ID, resolve_model
-from engine.paths import LoratoryHome
+from engine.paths import LoratoryHome, typed_path
 from engine.runs.history import read_history
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
@@ -37,7 +37,7 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
     entry = find_in_catalog(text)
     folder: Path | None = None
     revision = config.model.revision
-    if entry is None and (Path(text).expanduser().exists() or text.lower().endswith(".gguf")):
+    if entry is None and (typed_path(text).exists() or text.lower().endswith(".gguf")):
         folder = Path(resolve_model(config.model, home, part=ModelPart.CONFIG).location)
         location, revision = str(folder), None
     else:
@@ -148,5 +148,5 @@ def _warm_start(config: RunConfig, run: RunFolder | None) -> str | None:
     text = config.adapter.warm_start
     if text is None:
         return None
-    named = run.path.parent / text if run is not None and RUN_ID.match(text) else Path(text).expanduser()
+    named = run.path.parent / text if run is not None and RUN_ID.match(text) else typed_path(text)
     return str(named / "adapter" if (named / "adapter").is_dir() else named)

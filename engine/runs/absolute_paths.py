@@ -1,7 +1,6 @@
 """Paths that mean the same in every process: a run is trained, resumed and evaluated elsewhere than where it was filed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from engine.config.adapter import AdapterConfig
 from engine.config.dataset import DatasetConfig
@@ -10,6 +9,7 @@ from engine.config.run import RunConfig
 from engine.config.section import Section
 from engine.data.source import SAMPLE_PREFIX
 from engine.models.catalog import find_in_catalog
+from engine.paths import typed_path
 from engine.runs.store import RUN_ID
 
 
@@ -48,7 +48,7 @@ def _absolute_source(source: str, longest: int) -> str:
 
 def _absolute(text: str, longest: int) -> str:
     try:
-        path = Path(text.strip()).expanduser()
+        path = typed_path(text.strip())
         if not path.exists():
             return text
         # A link keeps its name, unless going up leads through it.

@@ -1,5 +1,6 @@
 """Going on from an adapter that was trained before: its weights, with a new optimizer and a new schedule."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from engine.errors import ConfigError, Problem
 from engine.files import resolve_inside
 from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
+from engine.paths import typed_path
 from engine.runs.store import RUN_ID
 
 _CONFIG = "adapter_config.json"
@@ -29,11 +31,14 @@ def find_warm_start(text: str, runs: Path) -> Path:
     Raises:
         ConfigError: If there is no adapter.
     """
-    named = resolve_inside(runs, text) if RUN_ID.match(text) else Path(text).expanduser()
-    for folder in (named, named / "adapter"):
-        if (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file():
-            return folder
-    raise _refusal(f"{text} holds no adapter; give a finished run's id, or a folder with {_CONFIG} and {_WEIGHTS}.")
+    named = resolve_inside(runs, text) if RUN_ID.match(text) else typed_path(text)
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        for folder in (named, named / "adapter"):
+            if (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file():
+                return folder
+    raise _refusal(
+        f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {_CONFIG} and {_WEIGHTS}."
+    )
 
 
 def load_warm_start(model: Any, folder: Path) -> None:

@@ -10,7 +10,7 @@ from engine.chat.contract import AdapterChoice, Branch, ChatTarget
 from engine.chat.target import list_checkpoints
 from engine.config.model import ModelConfig, Quantization
 from engine.errors import ModelError, RunError
-from engine.paths import data_folders
+from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
 from ui.page import Page
 from ui.run_reader import can_be_talked_to
@@ -207,7 +207,7 @@ def _adapter_folder(typed: str, roots: Sequence[Path] | None = None) -> Path:
     text = (typed or "").strip()
     if not text or len(text) > _LONGEST_NAME or "\0" in text:
         raise ModelError("No folder is named.", "Type the folder that holds adapter_config.json.")
-    folder = Path(text).expanduser().resolve()
+    folder = typed_path(text).resolve()
     if not any(folder.is_relative_to(root) for root in (roots if roots is not None else data_folders())):
         raise ModelError(
             f"The page does not read {folder.name or text[:60]} there.",
