@@ -56,7 +56,7 @@ def estimate(
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
-    measured = _measure(home, run_config, result) if measure else None
+    measured = _measure(home, run_config, estimator.estimate_step(run_config)) if measure else None
     advice = advise(shape, run_config, device)
     methods = compare_methods(shape, run_config, device)
     if as_json:

@@ -11,7 +11,7 @@ from engine.memory.components import describe_components
 from engine.memory.peak import Peak, find_peak, predict_peak, refuse_nonsense
 from engine.memory.persistent import base_weight_bytes
 from engine.memory.result import GIB, MemoryEstimate, ParameterCount, Verdict
-from engine.memory.run_workload import workload_of_run
+from engine.memory.run_workload import workload_of_run, workload_of_step
 from engine.memory.spread import DevicePart, divide_layers, shape_of_part, targets_of_part, workload_of_part
 from engine.memory.structure import ModelStructure, read_structure
 from engine.memory.targets import AdapterTargets, find_targets
@@ -23,7 +23,7 @@ __all__ = ["GIB", "Estimator", "MemoryEstimate", "Verdict", "estimate_memory", "
 
 
 def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> MemoryEstimate:
-    """Predict the peak memory of one training step of `config` on `device`.
+    """Predict the peak memory of a training run of `config` on `device`, over all its steps.
 
     Raises:
         ConfigError: If the adapter matches no module of the model, or a setting is absurd.
@@ -54,7 +54,16 @@ class Estimator:
 
         Where layers are spread over several devices, the answer is about the one that needs most.
         """
-        workload = workload_of_run(self.shape, config, self.device)
+        return self._estimated(config, workload_of_run(self.shape, config, self.device))
+
+    def estimate_step(self, config: RunConfig) -> MemoryEstimate:
+        """The answer for one step of the longest rows alone, as a measurement takes it; raises as `estimate_memory` does.
+
+        A run may need more than that in a step of shorter rows, which counts in `estimate`.
+        """
+        return self._estimated(config, workload_of_step(self.shape, config, self.device))
+
+    def _estimated(self, config: RunConfig, workload: Workload) -> MemoryEstimate:
         if config.run.spread_over == 1:
             return describe_peak(self.peak(workload), workload, self.device)
         played = self.spread(workload, config.run.spread_over)

@@ -5,6 +5,7 @@ from engine.memory.operations import add, assign, cast, clone, narrow, pointwise
 from engine.memory.projections import autocast_linear
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.tensors import Gradients, Group, Storage, Value
+from engine.memory.workload import Workload
 from engine.models.shape import ModuleShape
 
 
@@ -162,11 +163,10 @@ def _trained_positions(r: Rehearsal, hidden: Value) -> Value:
 
     Over a frozen head the gradient is made while the logits are there; over a trained one each chunk is checkpointed.
 
-    Source: engine/training/loss.py. The first token of a row is predicted from nothing.
+    Source: engine/training/loss.py.
     """
     tape, shape, workload = r.tape, r.structure.shape, r.workload
-    predicted = workload.batch_size * max(1, workload.length - 1)
-    positions = max(1, round(predicted * workload.loss.positions_share))
+    positions = trained_positions(workload)
     with tape.scope() as scope:
         size = hidden.elements * hidden.width
         chosen = tape.operation(
@@ -180,6 +180,12 @@ def _trained_positions(r: Rehearsal, hidden: Value) -> Value:
         return scope.returns(_frozen_head(r, chosen, positions))
 
 
+def trained_positions(workload: Workload) -> int:
+    """Positions of one pass whose next token is learned; the first token of a row is predicted from nothing."""
+    predicted = workload.batch_size * max(1, workload.length - 1)
+    return max(1, round(predicted * workload.loss.positions_share))
+
+
 def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:
     """Positions of each chunk: all alike but the last, their logits at 32 bits within `chunk_bytes`."""
     count = max(1, -(-positions * vocab_size * 4 // chunk_bytes)) if chunk_bytes else 1
@@ -187,10 +193,25 @@ def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:
     return [min(size, positions - start) for start in range(0, positions, size)]
 
 
+def positions_of_larger_chunks(positions: int, vocab_size: int, chunk_bytes: int) -> int | None:
+    """The longest shorter step that has one chunk less, whose chunks are the largest of all shorter steps; None for one chunk.
+
+    A step just beyond it divides its positions among more chunks, so that each is smaller: down to half where one chunk
+    becomes two.
+    """
+    chunks = -(-positions * vocab_size * 4 // chunk_bytes) if chunk_bytes else 1
+    return max(1, (chunks - 1) * chunk_bytes // (vocab_size * 4)) if chunks > 1 else None
+
+
+def _chunks(r: Rehearsal, positions: int) -> list[int]:
+    loss = r.workload.loss
+    return chunk_sizes(loss.chunks_of or positions, r.structure.shape.vocab_size, loss.chunk_bytes)
+
+
 def _frozen_head(r: Rehearsal, chosen: Value, positions: int) -> Value:
     """Variables of one chunk are assigned anew only once the next one's are there."""
     tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
-    sizes = chunk_sizes(positions, shape.vocab_size, r.workload.loss.chunk_bytes)
+    sizes = _chunks(r, positions)
     head_width = precision.head
     with tape.scope() as scope:
         tape.value(1, 4)  # the sum
@@ -248,7 +269,7 @@ def _checkpointed_chunks(r: Rehearsal, chosen: Value, positions: int) -> Value:
     weight.trainable = True
     with tape.scope() as scope:
         total = tape.value(1, 4)
-        for rows in chunk_sizes(positions, shape.vocab_size, r.workload.loss.chunk_bytes):
+        for rows in _chunks(r, positions):
             piece = narrow(tape, chosen, rows * shape.hidden_size)
 
             def forward(piece: Value = piece, rows: int = rows) -> Value:

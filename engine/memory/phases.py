@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from engine.memory.embedding import embed, input_needs_gradient
 from engine.memory.layers import decoder_layer, residual_width
-from engine.memory.losses import head_and_loss
+from engine.memory.losses import head_and_loss, positions_of_larger_chunks, trained_positions
 from engine.memory.norms import normalize
 from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure, ModelStructure
@@ -95,7 +95,7 @@ def rehearse_step(
     width = residual_width(stage())
     embedding = _embedding_stretch(stage())
     layers = _layer_stretches(stage, structure, workload, width)
-    head = _head_stretch(stage(), width)
+    head = _head_stretches(stage, width)
     return _put_together(embedding, layers, head, stage())
 
 
@@ -237,6 +237,23 @@ def _measured(r: Rehearsal, output: Value, *, start: Held, input_bytes: int) -> 
     peak = Held(*tape.peak_groups).minus(before)
     left = Held(*tape.groups).minus(Held(gradients=input_bytes))
     return Stretch(kept, output_bytes, forward_peak, peak, left, while_forward=while_forward)
+
+
+def _head_stretches(stage: Callable[[], Rehearsal], width: int) -> Stretch:
+    """The step's own head; for a run, each of its peaks as high as with the larger chunks of a shorter step."""
+    own = stage()
+    loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
+    stretch = _head_stretch(own, width)
+    positions = positions_of_larger_chunks(trained_positions(own.workload), vocabulary, loss.chunk_bytes)
+    if not loss.covers_shorter or positions is None:
+        return stretch
+    shorter = replace(own.workload, loss=replace(loss, chunks_of=positions))
+    other = _head_stretch(replace(stage(), workload=shorter), width)
+    return replace(
+        stretch,
+        forward_peak=_higher(stretch.forward_peak, other.forward_peak),
+        backward_peak=_higher(stretch.backward_peak, other.backward_peak),
+    )
 
 
 def _head_stretch(r: Rehearsal, width: int) -> Stretch:

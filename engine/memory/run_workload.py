@@ -1,6 +1,7 @@
 """What a RunConfig asks of a device: how Loratory's own trainer carries it out."""
 
 import importlib.util
+from dataclasses import replace
 
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
@@ -26,7 +27,13 @@ _LARGEST_HEAD = 256
 
 
 def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
-    """Describe one pass of the longest rows, as the worker will run it on this device."""
+    """Describe the passes of a run: the one of the longest rows, and whatever may take more in a shorter one."""
+    step = workload_of_step(shape, config, device)
+    return replace(step, loss=replace(step.loss, covers_shorter=True))
+
+
+def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
+    """Describe one pass of the longest rows alone, as the worker will run it on this device."""
     training, adapter = config.training, config.adapter
     precision = _precision(config, device)
     joined = _joins_rows(shape, config, device)

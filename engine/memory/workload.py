@@ -66,6 +66,8 @@ class Loss:
         holds_logits: The caller keeps the model's output through the backward pass.
         positions_share: Of all positions, those that are trained.
         chunk_bytes: Logits of one chunk at 32 bits; 0 where all go at once.
+        chunks_of: Positions that chunks are sized for, where not for the step's own: those of a shorter step.
+        covers_shorter: The step stands for a run, in which others have fewer positions and may have larger chunks.
     """
 
     path: LossPath = "full_logits"
@@ -76,6 +78,8 @@ class Loss:
     holds_logits: bool = False
     positions_share: float = 1.0
     chunk_bytes: int = 0
+    chunks_of: int | None = None
+    covers_shorter: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
-from engine.memory.run_workload import workload_of_run
+from engine.memory.run_workload import workload_of_step
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, Case, build_config
 
 # Sizes that 4-bit blocks and the CPU's kernels for them take.
@@ -85,7 +85,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
             loss.backward()
         return loss
 
-    return OwnStep(model, step, workload_of_run(shape, config, device), shape)
+    return OwnStep(model, step, workload_of_step(shape, config, device), shape)
 
 
 def _config(overrides, batch, length):

@@ -1,0 +1,120 @@
+"""A run needs no less where its rows may be longer or its batches larger, although its loss goes in fewer chunks before."""
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.hardware.device import Device
+from engine.inspector.inventory import inventory_of
+from engine.memory.allocator import need_on_device
+from engine.memory.estimate import Estimator
+from engine.memory.losses import chunk_sizes, positions_of_larger_chunks
+from engine.memory.run_workload import CHUNK_BYTES, CHUNK_BYTES_CPU, workload_of_step
+from engine.models.catalog import find_in_catalog
+
+GIB = 2**30
+GEMMA, QWEN, TINY = "google/gemma-2-2b-it", "Qwen/Qwen3-4B", "HuggingFaceTB/SmolLM2-135M-Instruct"
+CHECKPOINTED = {"gradient_checkpointing": True, "gradient_accumulation_steps": 1}
+CASES = {
+    "a capped head": (GEMMA, "cuda", {"model": {"quantization": "nf4"}, "training": CHECKPOINTED}),
+    "a frozen head": (QWEN, "cuda", {"training": CHECKPOINTED}),
+    "a frozen head, kept activations": (QWEN, "cuda", {}),
+    "a head that is trained": (QWEN, "cuda", {"adapter": {"method": "none"}, "training": CHECKPOINTED}),
+    "a head that is saved in full": (QWEN, "cuda", {"adapter": {"modules_to_save": ["lm_head"]}}),
+    "under autocast": (TINY, "cuda", {"adapter": {"method": "ia3"}, "training": CHECKPOINTED}),
+    "behind a prefix": (TINY, "cuda", {"adapter": {"method": "prefix_tuning"}}),
+    "a processor": (TINY, "cpu", {"training": CHECKPOINTED}),
+}
+
+
+@pytest.fixture(scope="module")
+def estimators():
+    known = {}
+
+    def of(model, kind):
+        if (model, kind) not in known:
+            device = Device(kind, 0, "a device", 80 * GIB, 80 * GIB, supports_bfloat16=True)
+            known[model, kind] = Estimator(inventory_of(find_in_catalog(model).config), device)
+        return known[model, kind]
+
+    return of
+
+
+def config_of(sections, *, length, batch):
+    training = {"per_device_train_batch_size": batch, "max_length": length}
+    return config_from_mapping(
+        {"model": {"id": "m"} | sections.get("model", {}), "dataset": {"source": "-"}}
+        | {name: values for name, values in sections.items() if name != "model"}
+        | {"training": sections.get("training", {}) | training}
+    )
+
+
+def edges(estimator, batch):
+    """Lengths up to which a batch goes in one, two, three and four chunks."""
+    chunk_bytes = CHUNK_BYTES if estimator.device.kind == "cuda" else CHUNK_BYTES_CPU
+    fit = [chunks * chunk_bytes // (4 * estimator.shape.vocab_size) for chunks in (1, 2, 3, 4)]
+    return [positions // batch + 1 for positions in fit]
+
+
+def step_need(estimator, config):
+    """Of the longest rows alone."""
+    workload = workload_of_step(estimator.shape, config, estimator.device)
+    return need_on_device(estimator.peak(workload).tensors, workload, estimator.device)
+
+
+@pytest.mark.parametrize(("model", "kind", "sections"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("batch", [1, 3])
+def test_need_grows_with_the_length(estimators, model, kind, sections, batch):
+    estimator = estimators(model, kind)
+    lengths = sorted({max(32, edge + beside) for edge in edges(estimator, batch) for beside in (-9, -1, 0, 1, 2, 17)})
+
+    needs = [estimator.need(config_of(sections, length=length, batch=batch)) for length in lengths]
+
+    for figure in ("expected_bytes", "needed_bytes"):
+        values = [getattr(need, figure) for need in needs]
+        assert values == sorted(values), dict(zip(lengths, values, strict=True))
+
+
+@pytest.mark.parametrize(("model", "kind", "sections"), CASES.values(), ids=CASES.keys())
+def test_need_grows_with_the_batch(estimators, model, kind, sections):
+    estimator = estimators(model, kind)
+    length = max(32, edges(estimator, 4)[0])
+
+    needs = [estimator.need(config_of(sections, length=length, batch=batch)).needed_bytes for batch in range(1, 18)]
+
+    assert needs == sorted(needs)
+
+
+def test_rows_just_beyond_a_chunk_need_what_those_within_it_do(estimators):
+    model, kind, sections = CASES["a capped head"]
+    estimator = estimators(model, kind)
+    edge = edges(estimator, 1)[0]
+    within, beyond = (config_of(sections, length=length, batch=1) for length in (edge, edge + 1))
+
+    assert step_need(estimator, beyond).expected_bytes < 0.95 * step_need(estimator, within).expected_bytes
+    run = estimator.need(beyond).expected_bytes
+    assert step_need(estimator, within).expected_bytes <= run < 1.01 * step_need(estimator, within).expected_bytes
+
+
+def test_one_step_is_estimated_with_its_own_chunks(estimators):
+    model, kind, sections = CASES["a capped head"]
+    estimator = estimators(model, kind)
+    edge = edges(estimator, 1)[0]
+    within, beyond = (config_of(sections, length=length, batch=1) for length in (edge, edge + 1))
+
+    assert estimator.estimate_step(within).needed_bytes == estimator.estimate(within).needed_bytes
+    assert estimator.estimate_step(beyond).needed_bytes == step_need(estimator, beyond).needed_bytes
+    assert estimator.estimate_step(beyond).needed_bytes < estimator.estimate(beyond).needed_bytes
+
+
+@pytest.mark.parametrize(("vocabulary", "chunk_bytes"), [(7, 1000), (3, 40), (1000, 4_400), (262_144, 2**28)])
+def test_no_shorter_step_has_larger_chunks_than_those_that_are_counted(vocabulary, chunk_bytes):
+    largest, pair = 0, 0  # of one chunk, and of two beside each other
+    for positions in range(1, 3_000):
+        sizes = chunk_sizes(positions, vocabulary, chunk_bytes)
+        largest, pair = max(largest, sizes[0]), max(pair, sum(sizes[:2]) if len(sizes) > 1 else 0)
+
+        shorter = positions_of_larger_chunks(positions, vocabulary, chunk_bytes)
+        counted = [sizes, *([chunk_sizes(shorter, vocabulary, chunk_bytes)] if shorter else [])]
+
+        assert max(each[0] for each in counted) == largest
+        assert max(sum(each[:2]) if len(each) > 1 else 0 for each in counted) == pair
