@@ -169,7 +169,10 @@ class OneRunPart:
         """The question before a run is deleted: what would be lost, with its size."""
         observed = self._page.reader.observe(run_id)
         freed = size(folder_size_bytes(observed.run.folder.path))
-        words = f"Its adapter, checkpoints, curves and log, {freed} in all, are removed from the disk. Nothing brings them back."
+        words = (
+            f"would be deleted: its adapter, checkpoints, curves and log, {freed} in all, are removed from the disk. "
+            "Nothing brings them back."
+        )
         return render_question(observed.title, words)
 
     def delete_run(self, run_id: str, chosen: str, compared: list[str]) -> tuple[Any, Any, Any, str]:
