@@ -16,6 +16,7 @@ from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
 from engine.runs.measurement import MeasuredStep, MeasurementJob
+from engine.runs.preflight import device_problems
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 
@@ -55,6 +56,8 @@ def estimate(
         inspector.close()
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
+    if memory_gib is None:
+        result = with_refusals(result, run_config, device)
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
     measured = _measure(home, run_config, estimator.estimate_step(run_config)) if measure else None
     advice = advise(shape, run_config, device)
@@ -65,6 +68,13 @@ def estimate(
         typer.echo(json.dumps(estimate_json(result, advice, methods) | shared | more))
     else:
         typer.echo("\n".join([estimate_text(result, advice, methods), *shares_text(shares), *measured_text(measured)]))
+
+
+def with_refusals(result: MemoryEstimate, config: RunConfig, device: Device) -> MemoryEstimate:
+    """Note what keeps the device from running it: a start refuses that, however much memory is free."""
+    problems = device_problems(config, device)
+    notes = (f"This device cannot run it: {problem.message}" for problem in problems)
+    return result.model_copy(update={"notes": (*result.notes, *notes)})
 
 
 def _measure(home: LoratoryHome, config: RunConfig, result: MemoryEstimate) -> MeasuredStep:
