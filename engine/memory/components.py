@@ -22,9 +22,11 @@ def describe_components(
         ),
         MemoryComponent(
             key="unquantized",
-            label="Embeddings, norms, head",
+            label="Experts, embeddings, norms, head" if persistent.dense_experts else "Embeddings, norms, head",
             bytes=persistent.unquantized,
-            depends_on="What quantization leaves alone; it grows with the vocabulary and the hidden size.",
+            depends_on="What quantization leaves alone, experts held as bare parameters most of all."
+            if persistent.dense_experts
+            else "What quantization leaves alone; it grows with the vocabulary and the hidden size.",
         ),
         MemoryComponent(
             key="trained",

@@ -228,6 +228,18 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
         notes.append(
             f"{persistent.paged / GIB:.2f} GiB of optimizer state can move to main memory when the device is full."
         )
+    weights = persistent.weights + persistent.unquantized
+    if 2 * persistent.dense_experts > weights:
+        bits = 8 * workload.precision.weights
+        notes.append(
+            f"{persistent.dense_experts / GIB:.2f} of {weights / GIB:.2f} GiB of weights stay in {bits} bits although "
+            f"quantization is {workload.base}: this model holds its experts as bare parameters, which bitsandbytes leaves "
+            f"alone{_experts_without_adapter(workload)}."
+        )
     if workload.base == "int8" and workload.checkpointing != "none":
         notes.append("int8 layers keep their inputs, so that gradient checkpointing saves less than elsewhere.")
     return tuple(notes)
+
+
+def _experts_without_adapter(workload: Workload) -> str:
+    return " and which get no adapter" if workload.trains_adapter else ""

@@ -18,12 +18,13 @@ class Persistent:
     """Bytes by what they are."""
 
     weights: int  # linear layers, in the base's format
-    unquantized: int  # embeddings, norms, head, biases
+    unquantized: int  # embeddings, norms, head, biases; beside quantized weights also linear layers that stay dense
     adapter: int
     optimizer: int
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
     mapped: int  # on a CPU, pages of weight files that stay although what was made of them is counted above
     buckets: int  # in which devices that train together exchange gradients
+    dense_experts: int  # of `unquantized`: experts held as bare parameters, which no quantization reaches
 
     @property
     def total(self) -> int:
@@ -32,7 +33,7 @@ class Persistent:
 
 
 def base_weight_bytes(structure: ModelStructure, workload: Workload) -> tuple[int, int]:
-    """Bytes of the base model: its quantizable layers, and the rest.
+    """Bytes of the base model: its linear layers in the base's format, and the rest.
 
     Tied weights are counted at their first owner. Layers that hold an adapter on top keep their base.
     """
@@ -46,7 +47,7 @@ def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[in
         if is_quantized(module, workload):
             linear += quantized_bytes(module, workload)
             rest += module.bias_parameters * workload.precision.norms
-        elif module.kind in _LINEAR_KINDS and not module.is_output_head:
+        elif workload.base == "dense" and module.kind in _LINEAR_KINDS and not module.is_output_head:
             linear += module.parameters * unquantized_width(module, workload)
         else:
             rest += module.parameters * unquantized_width(module, workload)
@@ -91,7 +92,16 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
         mapped=_mapped_bytes(structure, workload),
         # Source: `gradient_as_bucket_view=False` of torch/nn/parallel/distributed.py: copies as large as all gradients.
         buckets=gradient_bytes(structure, workload, counts) if workload.data_parallel > 1 else 0,
+        dense_experts=_dense_expert_bytes(structure, workload),
     )
+
+
+def _dense_expert_bytes(structure: ModelStructure, workload: Workload) -> int:
+    """Source: `replace_with_bnb_linear` in transformers/integrations/bitsandbytes.py, which looks for linear layers alone."""
+    if workload.base == "dense":
+        return 0
+    experts = (module for module in structure.shape.modules if module.kind == "experts" and not module.is_quantizable)
+    return sum(module.parameters * unquantized_width(module, workload) for module in experts)
 
 
 def _mapped_bytes(structure: ModelStructure, workload: Workload) -> int:
