@@ -62,6 +62,22 @@ def test_a_measured_step_stands_beside_its_prediction(home, tmp_path, tiny_model
     assert "Measured on a CPU" in words
 
 
+def test_what_the_device_cannot_run_is_said_although_it_fits(home, tmp_path, tiny_model_folder, capsys):
+    config = write_config(tmp_path, tiny_model_folder)
+    settings = ["--set", "run.devices=cpu", "--set", "training.optim=paged_adamw_8bit"]
+    refusal = "This device cannot run it: paged_adamw_8bit needs a CUDA device"
+
+    _, out, _ = run(["estimate", config, *settings, "--json"], capsys)
+    _, words, _ = run(["estimate", config, *settings], capsys)
+    _, elsewhere, _ = run(["estimate", config, *settings, "--memory-gib", "8"], capsys)
+
+    answer = json.loads(out)
+    assert answer["verdict"] == "fits"
+    assert answer["notes"][-1].startswith(refusal)
+    assert f"Note: {refusal}" in words
+    assert "cannot run it" not in elsewhere
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
