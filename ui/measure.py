@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import ConfigError, Problem
+from engine.memory.estimate import Estimator
 from engine.runs.measurement import MeasuredStep
 from ui.background import Work
 from ui.draft import Draft
@@ -50,10 +51,11 @@ class MeasureStep:
 
     def _begin(self, *values: Any) -> list[Any]:
         draft = self._page.draft(values)
-        if draft.assumed is None or draft.estimate is None:
+        if draft.assumed is None or draft.estimate is None or draft.shape is None or draft.device is None:
             raise ConfigError([Problem("", "choose a model and correct the settings first.")])
         services = self._page.services
-        services.measurements.start(_key(draft), "A measurement", services.measure(draft.assumed, draft.estimate))
+        expected = Estimator(draft.shape, draft.device).estimate_step(draft.assumed)  # the panel's is of a whole run
+        services.measurements.start(_key(draft), "A measurement", services.measure(draft.assumed, expected))
         return self._state(draft)
 
     def _end(self, *values: Any) -> list[Any]:

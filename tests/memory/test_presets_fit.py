@@ -14,17 +14,6 @@ GIB = 2**30
 USED_BY_OTHERS = 0.06  # of a GPU's memory: a desktop with a browser
 
 
-# A row of 1024 tokens of which 882 are trained goes through the head in two chunks, which are larger than three of 1023.
-TOO_LONG = {"qwen2.5-32b-qlora-24gb": "needs 58 MiB more than is free at max_length 1024; 896 fits"}
-
-
-def presets():
-    for preset in list_presets():
-        reason = TOO_LONG.get(preset.name)
-        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        yield pytest.param(preset, marks=marks)
-
-
 def device_of(preset: Preset) -> Device:
     if preset.memory_gib is not None:
         total = int(preset.memory_gib * GIB)
@@ -33,7 +22,7 @@ def device_of(preset: Preset) -> Device:
     return Device("cpu", 0, preset.device, free, free, supports_bfloat16=True, cores=2)
 
 
-@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_a_preset_fits_the_device_that_it_names(preset):
     config = preset.load()
     entry = find_in_catalog(config.model.id)
