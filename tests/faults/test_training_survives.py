@@ -131,23 +131,26 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_anew_only_when_asked_aga
 @pytest.mark.parametrize(
     ("fault", "training"),
     [
+        ("held_out:step-4=nan", {}),
+        ("held_out:step-8=nan", {"early_stopping_patience": 1}),
+        ("held_out:step-4=nan", {"early_stopping_patience": 1}),
         ("training:loss-2=nan", {}),
         ("training:loss-7=nan", {"early_stopping_patience": 1}),
-        ("training:loss-2=nan", {"early_stopping_patience": 1}),
     ],
-    ids=["the first measurement", "a later one", "the first, stopping early"],
+    ids=["the first measurement", "a later one", "the first, stopping early", "its weights too", "its weights later"],
 )
 def test_a_held_out_loss_that_is_no_number_is_never_the_best(fault, training, workers, runs):
-    """Measured where no step is logged, so that nothing else has noticed."""
+    """A step whose measurement may save it is logged first, whatever logging_steps says: that notices broken weights."""
     often = {"logging_steps": 10, "eval_steps": 4, "save_steps": 10, "load_best_model_at_end": True}
     run = runs.create(training={**often, **training})
 
     assert workers.run(run.folder.path, fault) == EXIT_FAILED
 
     (failed,) = said(run, "failed")
-    step = 4 if "loss-2" in fault else 8
+    step = 8 if "step-8" in fault or "loss-7" in fault else 4
     assert failed.cause == "diverged"
-    assert f"The held-out loss became nan at step {step}" in failed.what
+    measured = "held-out " if fault.startswith("held_out") else ""
+    assert f"The {measured}loss became nan at step {step}" in failed.what
     assert [data.step for data in said(run, "checkpoint")] == ([] if step == 4 else [4])
     assert all(data.eval_loss > 0 for data in said(run, "eval"))
 
