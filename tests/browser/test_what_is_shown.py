@@ -5,6 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from engine.runs.control import request_stop
 from tests.browser.chromium import let_fold_settle, open_page, open_tab
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services, invent_runs
@@ -118,12 +119,13 @@ def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(page):
 
 
 def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(page, services):
-    services.launcher.start(a_config(run__name="soon over", training__max_steps=25))
+    run = services.launcher.start(a_config(run__name="soon over", training__max_steps=3000))
     open_tab(page, "Runs")
     pick_run(page, "soon over")
     expect(page.locator("#run-delete")).to_be_hidden()
 
-    expect(page.locator("#one-run-heading")).to_contain_text("completed")
+    request_stop(run)  # not by the page, which would know of it
+    expect(page.locator("#one-run-heading")).to_contain_text("stopped")
     expect(page.locator("#run-delete")).to_be_visible()
     expect(page.locator("#run-train-on")).to_be_visible()
     expect(page.locator("#run-facts")).to_contain_text("Took")
