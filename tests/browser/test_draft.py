@@ -183,6 +183,7 @@ def test_the_tick_at_alpha_tells_whether_it_is_twice_the_rank(page):
     open_tab(page, "Method")
     expect(rank).to_have_value("24")
     expect(linked).not_to_be_checked()
+    expect(page.locator("#panel")).to_contain_text("r 24")
     rank.fill("28")
     expect(page.locator("#panel")).to_contain_text("r 28")
     expect(alpha).to_have_value("16")
