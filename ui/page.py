@@ -154,16 +154,21 @@ class Page:
         return self._follow(restored)
 
     def refresh_after(self, event: Dependency) -> Dependency:
-        """Redraw after an event that set the form's values by itself."""
-        refreshed = event.then(
-            self._refresh,
-            self._refreshing,
-            self._refreshed,
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
-        return self._follow(refreshed)
+        """Redraw after an event that set the form's values by itself.
+
+        Twice: a hand may change the form meanwhile, and on a busy machine the redraw of that change may come back first.
+        The second one sees the form as it is then.
+        """
+        for _ in range(2):
+            event = event.then(
+                self._refresh,
+                self._refreshing,
+                self._refreshed,
+                show_progress="hidden",
+                queue=False,
+                api_visibility="private",
+            )
+        return self._follow(event)
 
     def fill_after(self, event: Dependency, mapping: Component) -> Dependency:
         """After an event that succeeded, put the nested values that `mapping` holds into the form, then redraw.
