@@ -1,11 +1,14 @@
-"""One browser for all browser tests; where there is none they are skipped with the reason, and in CI they fail."""
+"""One browser for all browser tests, and a page of its own for each; where there is none they are skipped with the reason,
+and in CI they fail."""
 
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 
-from tests.browser.chromium import chromium, why_no_browser
+from tests.browser.chromium import chromium, open_page, why_no_browser
+from tests.browser.show_fake import shown
+from ui.services import Services
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,22 @@ def browser() -> Iterator[Browser]:
         pytest.skip(reason)
     with chromium() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def address(services: Services) -> Iterator[str]:
+    """Where the page of a module's own `services` is; modules with a real server say it themselves."""
+    with shown(services) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """A page without a memory, whose console must stay free of errors."""
+    page = open_page(browser, address)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
+    yield page
+    page.context.close()
+    assert errors == []

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.browser.chromium import let_fold_settle, open_page, open_tab, why_no_browser
+from tests.browser.chromium import let_fold_settle, open_tab, why_no_browser
 from tests.browser.real_server import ROOT, RealServer, real_server
 from tests.export.hub_stand_in import TOKEN, HubStandIn
 from tests.export.stand_in_converter import make_checkout
@@ -57,17 +57,15 @@ def server(tiny_model_folder, tmp_path_factory, hub):
         yield server
 
 
-@pytest.fixture
-def page(browser: Browser, server: RealServer):
-    """A page without a memory, whose console must stay free of errors."""
-    page = open_page(browser, server.url)
+@pytest.fixture(autouse=True)
+def patience():
     expect.set_options(timeout=SHOWN_MILLISECONDS)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
-    yield page
-    page.context.close()
-    assert errors == []
+
+
+@pytest.fixture
+def address(server: RealServer) -> str:
+    """Where the page of `conftest.page` is."""
+    return server.url
 
 
 def picture(page: Page, name: str) -> None:

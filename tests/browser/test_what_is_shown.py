@@ -3,11 +3,10 @@
 import re
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from engine.runs.control import request_stop
 from tests.browser.chromium import let_fold_settle, open_page, open_tab
-from tests.browser.show_fake import shown
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
 from ui.services import Services
@@ -23,24 +22,6 @@ def services(tmp_path_factory) -> Services:
     services = fake_services(tmp_path_factory.mktemp("home"), seconds_per_step=0.1)
     invent_runs(services.runs)
     return services
-
-
-@pytest.fixture(scope="module")
-def address(services):
-    with shown(services) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser: Browser, address: str):
-    """A page without a memory, whose console must stay free of errors."""
-    page = open_page(browser, address)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
-    yield page
-    page.context.close()
-    assert errors == []
 
 
 def pick_run(page: Page, words: str) -> None:

@@ -11,25 +11,12 @@ from engine.data.conversation import Message
 from engine.errors import DeviceError, ModelError, RunError
 from engine.hardware.device import Device
 from tests.chat.tiny_adapters import ia3, lora, make_adapter
+from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
 
 CPU = Device("cpu", 0, "Test CPU", 8 * 1024**3, 8 * 1024**3, supports_bfloat16=False, cores=1)
 QUESTION = (Message("user", "What is a rank?"),)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
-
-
-class RecordedRequest:
-    """Keeps what it is told; is cancelled once `cancel_after` chunks have come."""
-
-    def __init__(self, cancel_after: int | None = None) -> None:
-        self.told: list[dict] = []
-        self._cancel_after = cancel_after
-
-    def progress(self, value: dict) -> None:
-        self.told.append(value)
-
-    def is_cancelled(self) -> bool:
-        return self._cancel_after is not None and len(self.told) >= self._cancel_after
 
 
 @pytest.fixture(scope="module")

@@ -24,21 +24,8 @@ from engine.evaluation.worker import EvaluationWorker
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
-
-
-class RecordedRequest:
-    """Keeps what it is told; is cancelled once it has been told so much."""
-
-    def __init__(self, cancel_after: int | None = None) -> None:
-        self.told: list[dict] = []
-        self._cancel_after = cancel_after
-
-    def progress(self, value: dict) -> None:
-        self.told.append(value)
-
-    def is_cancelled(self) -> bool:
-        return self._cancel_after is not None and len(self.told) >= self._cancel_after
 
 
 @pytest.fixture(scope="module")

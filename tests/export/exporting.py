@@ -11,22 +11,9 @@ from engine.export.folder import made_aside
 from engine.export.worker import ExportWorker
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import make_adapter
+from tests.recorded_request import RecordedRequest
 
 ASKED = 4  # questions, where the fixture `few_questions` is used
-
-
-class RecordedRequest:
-    """Keeps what it is told; is cancelled once it has been told so much."""
-
-    def __init__(self, cancel_after: int | None = None) -> None:
-        self.told: list[dict] = []
-        self._cancel_after = cancel_after
-
-    def progress(self, value: dict) -> None:
-        self.told.append(value)
-
-    def is_cancelled(self) -> bool:
-        return self._cancel_after is not None and len(self.told) >= self._cancel_after
 
 
 def write_run(folder: Path, base: Path, adapter_config: object, method: str = "lora", **model: object) -> Path:

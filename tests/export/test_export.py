@@ -24,7 +24,8 @@ from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
-from tests.export.exporting import ASKED, RecordedRequest, export, write_run
+from tests.export.exporting import ASKED, export, write_run
+from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.usefixtures("few_questions")

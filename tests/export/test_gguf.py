@@ -19,8 +19,9 @@ from engine.export.worker import ExportWorker
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
-from tests.export.exporting import RecordedRequest, write_run
+from tests.export.exporting import write_run
 from tests.export.stand_in_converter import make_checkout
+from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
 
 
