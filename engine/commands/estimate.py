@@ -8,6 +8,7 @@ import typer
 from engine.commands.configs import load_config_argument
 from engine.commands.output import ProgressLine
 from engine.config.run import RunConfig
+from engine.hardware.device_problems import device_problems
 from engine.hardware.devices import Device, choose_device
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
@@ -16,7 +17,6 @@ from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
 from engine.runs.measurement import MeasuredStep, MeasurementJob
-from engine.runs.preflight import device_problems
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 

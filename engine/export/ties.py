@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from engine.export.folder import rewrite_json
 from engine.export.merge import Merge
 
 _TIE = "tie_word_embeddings"
@@ -56,8 +57,5 @@ def untie(model: PreTrainedModel) -> None:
 def say_untied(config_file: Path) -> None:
     """Write down that head and embedding are two, for programs that look at the configuration alone."""
     values = json.loads(config_file.read_text(encoding="utf-8"))
-    values[_TIE] = False
-    for part in ("text_config", "language_config"):
-        if isinstance(values.get(part), dict):
-            values[part][_TIE] = False
-    config_file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    parts = {name: values[name] for name in ("text_config", "language_config") if isinstance(values.get(name), dict)}
+    rewrite_json(config_file, **{_TIE: False, **{name: {**part, _TIE: False} for name, part in parts.items()}})

@@ -7,7 +7,7 @@ from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.errors import Problem
 from engine.hardware.device import Device
-from engine.runs.preflight import device_problems
+from engine.hardware.device_problems import device_problems
 
 
 class Changed(NamedTuple):

@@ -1,13 +1,12 @@
 """`provenance.json`: what a run was started from, so that it can be understood and repeated later."""
 
-import functools
-import importlib.metadata
 import platform
 import sys
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.config.run import RunConfig
+from engine.hardware.libraries import library_version
 from engine.runs.peaks import MemoryFigures
 from engine.runs.run import RunFolder
 
@@ -75,12 +74,3 @@ def read_provenance(folder: RunFolder) -> Provenance:
         return Provenance.model_validate_json(folder.provenance.read_bytes())
     except (OSError, ValidationError):
         return Provenance()
-
-
-@functools.cache
-def library_version(distribution: str) -> str | None:
-    """The installed version of a library; None where it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -9,12 +9,12 @@ from engine.chat.contract import ChatTarget, PromptView
 from engine.chat.prompt import load_chat_tokenizer, render_prompt
 from engine.chat.target import plan_load
 from engine.chat.weights import BranchWeights, ModelPlace, Weights
-from engine.config.load import config_from_mapping, config_to_yaml
 from engine.data.conversation import Message
 from engine.export.drafts import draft_answers
 from engine.export.verify import ANSWER_TOKENS, QUESTIONS, hear
 from engine.hardware.processor import describe_processor
-from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
+from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
+from tests.export.exporting import write_run
 from tests.tiny_model import make_tiny_model
 
 METHODS = {"lora": lora, "ia3": ia3, "prefix_tuning": prefix_tuning}
@@ -31,12 +31,7 @@ def branches(base, tmp_path_factory):
     """The tuned branch of a run of each method, and the prompts as it reads them."""
 
     def load(method: str) -> tuple[BranchWeights, list[PromptView]]:
-        run = tmp_path_factory.mktemp("run")
-        config = config_from_mapping(
-            {"model": {"id": str(base)}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
-        )
-        make_adapter(base, run / "adapter", METHODS[method]())
-        (run / "config.yaml").write_text(config_to_yaml(config))
+        run = write_run(tmp_path_factory.mktemp("run"), base, METHODS[method](), method)
         place = ModelPlace(base, "base", describe_processor(), torch.float32)
         weights = Weights(plan_load(ChatTarget.of_run(run)), place, lambda _: None)
         tokenizer = load_chat_tokenizer([run / "adapter"], base, "base")

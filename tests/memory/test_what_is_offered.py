@@ -7,11 +7,11 @@ import pytest
 from engine.config.load import config_from_mapping, with_overrides
 from engine.errors import ConfigError
 from engine.hardware.device import Device
+from engine.hardware.device_problems import device_problems
 from engine.inspector.inventory import inventory_of
 from engine.memory.advice import advise
 from engine.memory.methods import compare_methods
 from engine.models.catalog import find_in_catalog
-from engine.runs.preflight import device_problems
 
 GIB = 2**30
 MODELS = ["Qwen/Qwen3-8B", "google/gemma-2-2b-it"]

@@ -8,12 +8,13 @@ from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
+from engine.hardware.device_problems import device_problems
 from engine.memory.estimate import estimate_memory
 from engine.memory.published_shapes import PublishedSizes, published_shape
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
 from engine.runs.launch import Launcher
-from engine.runs.preflight import Preflight, device_problems
+from engine.runs.preflight import Preflight
 from engine.runs.provenance import read_provenance
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for, cpu, gpu
@@ -197,7 +198,7 @@ APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, supports_bfloat16=T
     ],
 )
 def test_what_apples_gpu_cannot_do_is_refused(monkeypatch, sections, device, bitsandbytes, fields):
-    monkeypatch.setattr("engine.runs.preflight.library_version", lambda _: bitsandbytes)
+    monkeypatch.setattr("engine.hardware.device_problems.library_version", lambda _: bitsandbytes)
     sections = {**sections, "model": {"id": "some/model", **sections.get("model", {})}}
 
     problems = device_problems(config(**sections), device)
@@ -207,7 +208,7 @@ def test_what_apples_gpu_cannot_do_is_refused(monkeypatch, sections, device, bit
 
 
 def test_a_refusal_of_quantized_weights_says_what_to_update(monkeypatch):
-    monkeypatch.setattr("engine.runs.preflight.library_version", lambda _: None)
+    monkeypatch.setattr("engine.hardware.device_problems.library_version", lambda _: None)
 
     (problem,) = device_problems(
         config(model={"id": "some/model", "quantization": "nf4"}), replace(APPLE, supports_bfloat16=False)
