@@ -39,6 +39,11 @@ class PassTensors:
         """Tokens that the loss is over."""
         return int(self.trained.targets.shape[0])
 
+    def unlearned(self) -> "PassTensors":
+        """The same with nothing to learn and nothing to count."""
+        none = torch.zeros(0, dtype=torch.long)
+        return PassTensors(self.inputs, TrainedTokens(none, none), 0)
+
     def with_any_token(self) -> "PassTensors":
         """The same with one token to learn, whichever, where there is none: for a loss that counts nothing."""
         ids: torch.Tensor = self.inputs["input_ids"]

@@ -59,6 +59,7 @@ class Pass(NamedTuple):
     """Numbers of rows that go through the model at once."""
 
     rows: tuple[int, ...]
+    is_learned: bool = True  # else they are read only so that the other processes need not wait for this one
 
 
 class Step(NamedTuple):
@@ -126,10 +127,10 @@ class EpochPlanner:
 
     def _step(self, units: list[tuple[int, ...]]) -> Step:
         settings = self._settings
-        if len(units) < settings.world_size:
-            # The last step of an epoch may hold fewer rows than there are processes; none of them may stay idle.
-            units = [units[index % len(units)] for index in range(settings.world_size)]
         own = units[settings.rank :: settings.world_size]
+        if not own:  # the last step of an epoch may hold fewer rows than there are processes
+            shortest = min(units, key=lambda unit: sum(self._lengths[row] for row in unit))
+            return Step((Pass(shortest, is_learned=False),))
         if settings.batching == "joined":
             return Step(tuple(self._joined([row for unit in own for row in unit])))
         rows = [row for unit in own for row in unit]

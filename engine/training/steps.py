@@ -74,7 +74,8 @@ class StepBatches:
 
     def __getitems__(self, step: Step) -> StepBatch:
         """One batch of the loop."""
-        return StepBatch(tuple(self._tensors(one.rows) for one in step.passes))
+        passes = [(self._tensors(one.rows), one.is_learned) for one in step.passes]
+        return StepBatch(tuple(tensors if is_learned else tensors.unlearned() for tensors, is_learned in passes))
 
     def measured(self, rows: list[int], lengths: Sequence[int]) -> Iterator[PassTensors]:
         """Passes over the held-out rows; nothing is kept for a backward pass, but no more is risked either."""

@@ -170,8 +170,12 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
         if one.trained_tokens == 0:  # a row whose learned part was only its first token
-            if self.accelerator.num_processes == 1 or not torch.is_grad_enabled():
-                return next(p for p in model.parameters() if p.requires_grad).sum() * 0.0
+            if not torch.is_grad_enabled():
+                return torch.zeros((), device=self.args.device)
+            if self.accelerator.num_processes == 1:
+                # A gradient of zero for each, or a step of such rows alone would move one of them and leave the others.
+                trained = (p.sum().float().to(self.args.device) for p in model.parameters() if p.requires_grad)
+                return torch.stack(list(trained)).sum() * 0.0
             # The others wait for this process's gradients, which only a pass through the model sends.
             return self._summed_loss(model, one.with_any_token()) * 0.0
         context = (

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from engine.training.batches import JOINED_MULTIPLE, join, pad
@@ -48,6 +49,15 @@ def test_padded_rows_learn_the_same():
     assert one.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert learned(one) == [(12, 13), (13, 14), (21, 22), (22, 23)]
     assert (one.tokens, one.trained_tokens) == (7, 4)
+
+
+@pytest.mark.parametrize("made", [join([FIRST, SECOND]), pad([FIRST, SECOND], pad_token_id=9)])
+def test_what_is_not_learned_is_only_read(made):
+    one = made.unlearned()
+
+    assert one.inputs == made.inputs
+    assert learned(one) == []
+    assert (one.tokens, one.trained_tokens) == (0, 0)
 
 
 def test_flash_attention_is_told_where_rows_begin():

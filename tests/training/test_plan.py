@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from engine.training.plan import EpochPlanner, PlanSettings, join_rows, pack_rows
+from engine.training.plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
 
 
 def make_settings(**values) -> PlanSettings:
@@ -27,6 +27,10 @@ def random_lengths(count=57, longest=100, seed=0) -> list[int]:
 
 def rows_of(steps) -> list[int]:
     return [row for step in steps for one in step.passes for row in one.rows]
+
+
+def learned_rows_of(steps) -> list[int]:
+    return [row for step in steps for one in step.passes if one.is_learned for row in one.rows]
 
 
 @pytest.mark.parametrize("batching", ["joined", "padded"])
@@ -179,15 +183,25 @@ def test_processes_share_each_step_without_overlap():
     shares = [list(EpochPlanner(lengths, make_settings(world_size=2, rank=rank)).steps(0)) for rank in range(2)]
 
     assert len(shares[0]) == len(shares[1])
-    counts = Counter(rows_of(shares[0]) + rows_of(shares[1]))
-    assert set(counts) == set(range(50))
-    assert sum(counts.values()) - 50 <= 1  # the last step may repeat a row, so that no process stands idle
+    counts = Counter(learned_rows_of(shares[0]) + learned_rows_of(shares[1]))
+    assert counts == dict.fromkeys(range(50), 1)
 
 
-def test_no_process_stands_idle_in_the_last_step():
-    shares = [list(EpochPlanner([5] * 13, make_settings(world_size=4, rank=rank)).steps(0)) for rank in range(4)]
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("rows", [1, 13, 14, 15, 33])
+def test_every_process_reads_in_every_step_and_no_row_is_learned_twice(rows, packing):
+    settings = [make_settings(world_size=8, rank=rank, packing=packing) for rank in range(8)]
+    shares = [list(EpochPlanner([90] * rows, one).steps(0)) for one in settings]
 
     assert all(step.passes for share in shares for step in share)
+    learned = [row for share in shares for row in learned_rows_of(share)]
+    assert sorted(learned) == list(range(rows))
+
+
+def test_a_process_without_a_row_of_its_own_reads_the_shortest():
+    (step,) = EpochPlanner([9, 3, 7], make_settings(world_size=4, rank=3)).steps(0)
+
+    assert step.passes == (Pass((1,), is_learned=False),)
 
 
 @pytest.mark.parametrize("seed", range(5))

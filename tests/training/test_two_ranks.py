@@ -1,6 +1,7 @@
 """Processes that share a step wait for each other's gradients, also where one of them has nothing to learn."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,22 +14,22 @@ from engine.training import faults
 from engine.training.worker import EXIT_FINISHED
 from tests.training.forking_workers import REPOSITORY
 from tests.training.tiny_training import make_config, make_training
-from tests.training.two_ranks import ROWS, STEPS
+from tests.training.two_ranks import EPOCHS, ROWS
 from tests.training.worker_runs import said
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("head", ["frozen", "trained"])
-def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, tiny_model_folder, tmp_path):
-    both = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": STEPS}
+@pytest.mark.parametrize(("head", "rows"), [("frozen", 2), ("trained", 2), ("frozen", 3)])
+def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, rows, tiny_model_folder, tmp_path):
+    both = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": EPOCHS}
     adapter = {"method": "none"} if head == "trained" else {}
-    alone = make_training(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS, tmp_path)
+    alone = make_training(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS[:rows], tmp_path)
     alone.trainer.train()
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.training.two_ranks"]
 
     subprocess.run(
-        [sys.executable, *launch, str(tiny_model_folder), str(tmp_path), head],
+        [sys.executable, *launch, str(tiny_model_folder), str(tmp_path), head, str(rows)],
         check=True,
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -39,7 +40,8 @@ def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, tiny_model
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first[0] == pytest.approx(alone.losses, rel=1e-4)
-    assert len(first[0]) == STEPS
+    assert len(first[0]) == EPOCHS * math.ceil(rows / 2)
+    assert first[2] == [alone.trainer.progress.tokens, alone.trainer.progress.trained_tokens]
 
 
 @pytest.mark.parametrize(("rank", "action"), [("1", "out_of_memory"), ("0", "out_of_memory"), ("1", "raise")])
