@@ -27,6 +27,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None  # of the tool that answers
     tool_call_id: str | None = None
+    is_learned: bool = True  # False where the data says that an assistant's turn is only read
 
     @property
     def is_empty(self) -> bool:

@@ -139,7 +139,8 @@ class Converter:
         for number, turn in enumerate(turns, start=1):
             message = self._turn(turn, number)
             last = messages[-1] if messages else None
-            if last is not None and message.tool_calls and last.role == "assistant" and not message.content:
+            is_call_alone = last is not None and message.tool_calls and last.role == "assistant" and not message.content
+            if last is not None and is_call_alone and last.is_learned == message.is_learned:
                 # Words and the call that follows them are one turn of the assistant.
                 messages[-1] = replace(last, tool_calls=(*last.tool_calls, *message.tool_calls))
             else:
@@ -159,8 +160,9 @@ class Converter:
             raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(said), 30)!r}")
         role = ROLES[tag]
         content = next((turn[name] for name in self._content_fields if name in turn), None)
+        is_learned = role != "assistant" or _is_learned(turn, number)
         if tag == "function_call":
-            return Message("assistant", tool_calls=_calls_from(content, number))
+            return Message("assistant", tool_calls=_calls_from(content, number), is_learned=is_learned)
         calls = _openai_calls(turn, number) if role == "assistant" else ()
         if content is None and not (calls or turn.get("reasoning_content")):
             raise RowProblemError("not_text", f"turn {number} has no content")
@@ -174,7 +176,7 @@ class Converter:
             )
         if role != "assistant":
             return Message(role, words)
-        message = replace(_answer(words), tool_calls=calls)
+        message = replace(_answer(words), tool_calls=calls, is_learned=is_learned)
         reasoning = next(
             (turn[name] for name in ("reasoning_content", "thinking", "reasoning") if isinstance(turn.get(name), str)),
             None,
@@ -209,6 +211,21 @@ def _is_turns(value: Any) -> bool:
     if isinstance(value, str):
         return looks_like_turns(value) and conversation_column(turn_list(value)) is not None
     return isinstance(value, list)
+
+
+def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
+    """What `weight` says of an assistant's turn: 1 is learned, 0 is only read.
+
+    Source: OpenAI's guide to fine-tuning, "Multi-turn chat examples"; Mistral's has the same.
+    """
+    weight = turn.get("weight")
+    if not isinstance(weight, int | float) or math.isnan(weight):  # a column that most rows leave empty
+        return True
+    if weight not in (0, 1):
+        raise RowProblemError(
+            "bad_number", f"turn {number} has the weight {weight:g}; 1 is learned, and 0 is only read"
+        )
+    return bool(weight)
 
 
 def _answer(words: str) -> Message:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.config.dataset import DatasetConfig
-from engine.data.conversation import Conversation, Example, PlainText
+from engine.data.conversation import Conversation, Example, Message, PlainText
 from engine.data.convert import Converter
 from engine.data.detect import Detection, detect_format
 from engine.data.oddities import Notice, oddities_of
@@ -250,7 +250,15 @@ def _canonical(example: Example) -> str:
     if isinstance(example, PlainText):
         return example.content
     assert isinstance(example, Conversation)
-    if not example.tools and all(not m.tool_calls and m.role != "tool" and not m.reasoning for m in example.messages):
+    if not example.tools and all(map(_is_plain, example.messages)):
         # The common case, without building a dictionary for every turn.
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
-    return json.dumps(asdict(example), ensure_ascii=False, sort_keys=True, default=str)
+    told = asdict(example)
+    for message in told["messages"]:
+        if message["is_learned"]:  # what goes without saying is left out
+            del message["is_learned"]
+    return json.dumps(told, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _is_plain(message: Message) -> bool:
+    return not message.tool_calls and message.role != "tool" and not message.reasoning and message.is_learned

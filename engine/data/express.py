@@ -151,7 +151,7 @@ def _calls_one_by_one(steps: Expressed) -> Expressed:
             results.append(steps.messages[index])
             index += 1
         for position, call in enumerate(message.tool_calls):
-            said = message if position == 0 else Message("assistant")
+            said = message if position == 0 else Message("assistant", is_learned=message.is_learned)
             messages.append(replace(said, tool_calls=(call,)))
             messages.extend(result for result in results if result.tool_call_id == call.id)
     if len(messages) == len(steps.messages):
@@ -197,7 +197,9 @@ def _with_merged_roles(steps: Expressed) -> Expressed:
         if index == steps.completion_start:
             completion_start = len(messages)
         elif last is not None and plain and last.role == message.role and not last.tool_calls:
-            messages[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
+            # What is not to be learned is not, nor what has become one turn with it.
+            both = last.is_learned and message.is_learned
+            messages[-1] = replace(last, content=f"{last.content}\n\n{message.content}", is_learned=both)
             continue
         messages.append(message)
     if len(messages) == len(steps.messages):

@@ -83,7 +83,11 @@ def plan_conversation(
         if turn is not None:
             turns.append(turn)
     if not turns:
-        raise RowProblemError("nothing_to_learn", "no assistant turn says anything that could be learned")
+        marked = any(not message.is_learned for message in expressed.messages)
+        reason = (
+            "its weights leave no turn to learn" if marked else "no assistant turn says anything that could be learned"
+        )
+        raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
     if beyond:  # the text ends early, and says nothing about what the template leaves out
         rest = "\n".join(expressed.messages[index].content for index in beyond)
@@ -120,7 +124,12 @@ def learned_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, .
 
 
 def _chosen_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list[int]:
-    """Indexes of the assistant turns that count."""
+    """Indexes of the assistant turns that count; what the data marks as only read does not."""
+    return [index for index in _meant_turns(expressed, train_on) if expressed.messages[index].is_learned]
+
+
+def _meant_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list[int]:
+    """Indexes of the assistant turns that a setting means."""
     messages = expressed.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
     if train_on == "last_assistant":

@@ -124,6 +124,11 @@ class _Look:
                 f"Row {row.record.row:,} of {self._name} holds tools or calls of them, which a short script cannot render.",
                 "Take the settings as YAML, with which `loratory train` does the same.",
             )
+        if not all(message.is_learned for message in messages):
+            raise DatasetError(
+                f"Row {row.record.row:,} of {self._name} holds turns of weight 0, which a short script would learn all the same.",
+                "Take the settings as YAML, with which `loratory train` does the same.",
+            )
         answers = [message for message in messages if message.role == "assistant"]
         self.most_tokens += _TEMPLATE_TOKENS * len(messages)
         self.most_answers = max(self.most_answers, len(answers))

@@ -203,6 +203,16 @@ def test_calls_of_tools_are_refused(tiny_model_folder, home, tmp_path):
         script_of(make_config(tiny_model_folder, source), home)
 
 
+def test_turns_that_are_only_read_are_refused(tiny_model_folder, home, tmp_path):
+    asked, answered = CHAT[0]["messages"][:2]
+    source = write_lines(
+        tmp_path / "rows.jsonl", [*CHAT, {"messages": [asked, {**answered, "weight": 0}, asked, answered]}]
+    )
+
+    with pytest.raises(DatasetError, match=r"Row 12 of rows\.jsonl holds turns of weight 0"):
+        script_of(make_config(tiny_model_folder, str(source)), home)
+
+
 def test_a_script_stops_where_its_rows_have_changed(tiny_model_folder, home, tmp_path, capsys):
     source = write_lines(tmp_path / "rows.jsonl", [*CHAT, "{broken\n"])
     other = write_lines(tmp_path / "other.jsonl", CHAT[:6])
