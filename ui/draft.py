@@ -10,6 +10,7 @@ from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.devices import Device, choose_from
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
+from engine.runs.preflight import machine_problems
 from ui.form import Form
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Draft:
         RunConfig | None
     )  # the same with a stand-in where only the dataset is missing: memory does not depend on it
     missing: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...]  # also what this machine cannot run, of a config that another one could
     shape: ModelShape | None  # None until the model's modules are known
     device: Device | None
     gpus: int  # of this machine
@@ -58,7 +59,9 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     assumed = config if config is not None else _with_placeholder_dataset(mapping, problems)
     if assumed is not None:
         try:
-            device = choose_from(devices, assumed.run)[0]
+            chosen = choose_from(devices, assumed.run)
+            device = chosen[0]
+            problems = [*problems, *machine_problems(assumed, chosen)]
             if shape is not None:
                 estimate = estimate_memory(shape, assumed, device)
         except EngineError as error:

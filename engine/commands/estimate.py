@@ -56,8 +56,7 @@ def estimate(
         inspector.close()
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
-    if memory_gib is None:
-        result = with_refusals(result, run_config, device)
+    refusals = refusals_of(run_config, device) if memory_gib is None else ()
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
     measured = _measure(home, run_config, estimator.estimate_step(run_config)) if measure else None
     advice = advise(shape, run_config, device)
@@ -65,16 +64,16 @@ def estimate(
     if as_json:
         more = {"measured": measured.model_dump()} if measured is not None else {}
         shared = {"several_devices": [share.model_dump() for share in shares]} if shares else {}
-        typer.echo(json.dumps(estimate_json(result, advice, methods) | shared | more))
+        typer.echo(json.dumps(estimate_json(result, advice, methods, refusals) | shared | more))
     else:
-        typer.echo("\n".join([estimate_text(result, advice, methods), *shares_text(shares), *measured_text(measured)]))
+        told = estimate_text(result, advice, methods, refusals)
+        lines = [*told, *shares_text(shares), *measured_text(measured)]
+        typer.echo("\n".join(lines))
 
 
-def with_refusals(result: MemoryEstimate, config: RunConfig, device: Device) -> MemoryEstimate:
-    """Note what keeps the device from running it: a start refuses that, however much memory is free."""
-    problems = device_problems(config, device)
-    notes = (f"This device cannot run it: {problem.message}" for problem in problems)
-    return result.model_copy(update={"notes": (*result.notes, *notes)})
+def refusals_of(config: RunConfig, device: Device) -> tuple[str, ...]:
+    """What keeps the device from running it: a start refuses that, however much memory is free."""
+    return tuple(f"This device cannot run it: {problem.message}" for problem in device_problems(config, device))
 
 
 def _measure(home: LoratoryHome, config: RunConfig, result: MemoryEstimate) -> MeasuredStep:
@@ -97,7 +96,9 @@ def _device_with(memory_gib: float) -> Device:
     )
 
 
-def estimate_json(result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...]) -> dict[str, Any]:
+def estimate_json(
+    result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...], refusals: tuple[str, ...]
+) -> dict[str, Any]:
     """The JSON object of the command."""
     return {
         "parameters": result.parameters.model_dump(),
@@ -113,13 +114,16 @@ def estimate_json(result: MemoryEstimate, advice: Advice, methods: tuple[MethodN
         "longest_max_length": advice.longest_max_length,
         "largest_batch_size": advice.largest_batch_size,
         "methods": [method.model_dump() for method in methods],
-        "notes": list(result.notes),
+        "notes": [*result.notes, *refusals],
     }
 
 
-def estimate_text(result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...]) -> str:
-    """The same for people."""
+def estimate_text(
+    result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...], refusals: tuple[str, ...]
+) -> list[str]:
+    """The same for people, in lines; that a start would refuse it stands before how well it fits."""
     lines = [
+        *refusals,
         f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
         f"{_gib(result.free_bytes)} free on {result.device_name}.",
         f"Trains {result.parameters.trainable:,} of {result.parameters.total:,} parameters "
@@ -141,7 +145,7 @@ def estimate_text(result: MemoryEstimate, advice: Advice, methods: tuple[MethodN
         verdict = _VERDICT_WORDS[method.verdict].rstrip(".").lower() if method.verdict else method.why_not
         lines.append(f"  {need}  {method.method}: {verdict}")
     lines += [f"Note: {note}" for note in result.notes]
-    return "\n".join(lines)
+    return lines
 
 
 def shares_text(shares: tuple[DeviceShare, ...]) -> list[str]:

@@ -104,12 +104,7 @@ class Preflight:
         """
         config = with_absolute_paths(config)
         devices = choose_from(tuple(self._devices()), config.run)
-        problems = [
-            *pair_problems(config),
-            *device_problems(config, devices[0]),
-            *_idle_devices(config, devices),
-            *_absent_trackers(config),
-        ]
+        problems = [*pair_problems(config), *machine_problems(config, devices)]
         if problems:
             raise ConfigError(problems)
         on_progress("Looking for the model.")
@@ -175,6 +170,16 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
     if config.run.spread_over == 1:
         return (estimator.need(config),) * len(devices)
     return estimator.spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
+
+
+def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
+    """Settings that are fine by themselves, and that this machine cannot run; cheap enough for every look at a form.
+
+    Args:
+        config: The run.
+        devices: Those that the run would take; at least one.
+    """
+    return [*device_problems(config, devices[0]), *_idle_devices(config, devices), *_absent_trackers(config)]
 
 
 def _idle_devices(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:

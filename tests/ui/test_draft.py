@@ -11,6 +11,7 @@ from ui.draft import read_draft
 from ui.form import Form
 from ui.page import targets_update
 from ui.tabs.method import method_choice, render_method_table, render_trainable
+from ui.tabs.start import why_not
 from ui.views.side_panel import render_side_panel
 
 SIZES = {  # of a Llama with hidden size 64 and four heads
@@ -153,6 +154,20 @@ def test_all_mistakes_stand_in_the_panel_together(form):
     }
     assert "learning_rate" in panel
     assert "Correct the settings above first." in panel
+
+
+def test_what_the_device_cannot_run_stands_in_the_panel_beside_its_memory(form):
+    wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": "paged_adamw_8bit"}
+    wanted["adapter__target_modules"] = list(NAMES)
+    draft = draft_of(form, small_shape(), **wanted)
+    panel = render_side_panel(draft)
+
+    assert draft.config is not None  # it may be saved for another machine
+    assert "To correct" in panel
+    assert "adamw_torch is the nearest" in panel
+    assert "expected" in panel
+    assert why_not(draft) == "One setting needs your attention."
+    assert why_not(draft_of(form, small_shape(), **wanted | {"training__optim": "adamw_torch"})) is None
 
 
 def test_an_emptied_box_leaves_the_default_in_the_panel(form):
