@@ -203,6 +203,9 @@ class FakeInspector:
             format_sure=True,
             columns=("instruction", "input", "output"),
             column_map={},
+            notes=("Columns that hold pictures or sound are not read: photo.",)
+            if "some-data" in dataset.source
+            else (),
         )
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:

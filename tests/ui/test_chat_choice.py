@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.chat.contract import ChatTarget
+from engine.config.model import ModelConfig
 from engine.errors import ModelError, RunError
 from tests.invented_runs import InventedRun, a_config, write_adapter, write_run
 from ui.tabs import chat_choice
@@ -61,6 +63,14 @@ def test_two_states_of_one_run_are_told_apart(choice, run):
 
     assert names["tuned"] == "first, the final result"
     assert names["second"] == "first, step-90"
+
+
+def test_what_is_loaded_is_called_by_the_names_of_its_runs(choice, run, tmp_path):
+    assert choice.results(None) == ()
+    assert choice.results(ChatTarget.of_model(ModelConfig(id="some-model"))) == ()
+    assert choice.results(ChatTarget.of_run(tmp_path / "an-adapter")) == ("an-adapter",)
+    both = choice.target(chosen(run.id, against=f"{run.id}/step-90"))
+    assert choice.results(both) == ("first", "first, checkpoint step-90")
 
 
 def test_what_a_browser_names_is_looked_up(choice, run):

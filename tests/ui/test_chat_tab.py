@@ -72,7 +72,7 @@ def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
 
     assert any("Loading the adapter." in state for state in states)
     assert 'role="progressbar"' in "".join(states)
-    assert "with its LoRA result" in states[-1]
+    assert "with the LoRA result of" in states[-1]
 
 
 def test_a_model_that_cannot_be_reached_is_said_in_place(tab):
@@ -232,11 +232,24 @@ def test_questions_of_held_out_rows_are_offered_and_their_reference_stands_besid
     assert tab.talk._take(pick("9"), prompts)[0] == {"__type__": "update"}
 
 
-def test_the_state_line_is_sent_only_when_it_has_changed(tab, run):
+def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
     load(tab, run.id)
+    place = tab._looked.index(tab.talk.branches)
+    first = tab._look("", Judging())
+    loaded, _, _ = first[1].partition("\n")
+
+    assert first[place]["value"] == SIDE_BY_SIDE
+    assert tab._look(f"{loaded}\nmore memory", Judging())[place] == {"__type__": "update"}
+
+    load(tab, run.id, checkpoint="step-90")
+    assert tab._look(first[1], Judging())[place]["value"] == SIDE_BY_SIDE
+
+
+def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
+    load(tab, write_run(services.runs, a_config(run__name="first"), InventedRun()).id)
     shown = tab._look("", Judging())
 
-    assert "is loaded" in shown[0]
+    assert "result of <b>first</b> is loaded" in shown[0]
     assert all(update == {"__type__": "update"} for update in tab._look(shown[1], Judging()))
     tab._unload()
     assert "Nothing is loaded" in tab._look(shown[1], Judging())[0]

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.components.base import Component
 
-from engine.chat.contract import LoadedModel, LoadProgress
+from engine.chat.contract import ChatState, LoadedModel, LoadProgress
 from engine.errors import EngineError
 from ui.announced import Done, announced
 from ui.errors import shown_in_place, trouble
@@ -45,7 +45,7 @@ class ChatTab:
                     "Load", variant="primary", interactive=False, scale=0, min_width=130, elem_id="chat-load"
                 )
                 self.unload = gr.Button("Unload", scale=0, min_width=110, visible=False, elem_id="chat-unload")
-            self.state = gr.HTML(render_chat_state(page.services.chat.state), elem_id="chat-state")
+            self.state = gr.HTML(self._render_state(page.services.chat.state), elem_id="chat-state")
         with gr.Column(elem_id="chat-talk") as self.talk_mode:
             self.talk = TalkPart(page, self.choice, prompts)
         with gr.Column(visible=False, elem_id="chat-blind") as self.blind_mode:
@@ -64,7 +64,12 @@ class ChatTab:
         listed = self._tab.select(
             choice.offer, [page.chosen_run, choice.run, choice.model], [choice.run, *choice.depending], **quick
         )
-        awake = listed.then(lambda: (gr.update(active=True), ""), None, [self.timer, self._last_state], **quick)
+        awake = listed.then(
+            lambda last: (gr.update(active=True), _loaded(last)),
+            self._last_state,
+            [self.timer, self._last_state],
+            **quick,
+        )
         seen = awake.then(self._look, self._looking, self._looked, **quick)
         self.talk.restore_after(seen)
         self.timer.tick(self._look, self._looking, self._looked, trigger_mode="once", **quick)
@@ -128,23 +133,27 @@ class ChatTab:
                 if not isinstance(said, Done):
                     yield render_loading(said), busy, gr.skip()
             loaded = gr.update(value="Load", interactive=True), gr.update(value="Unload", visible=True)
-            yield render_chat_state(session.state), *loaded
+            yield self._render_state(session.state), *loaded
         except EngineError as error:
             yield trouble(error), gr.update(value="Load", interactive=True), gr.update(visible=False)
 
     def _unload(self) -> str:
         self._page.services.chat.unload()
-        return render_chat_state(self._page.services.chat.state)
+        return self._render_state(self._page.services.chat.state)
+
+    def _render_state(self, state: ChatState) -> str:
+        return render_chat_state(state, self.choice.results(state.target))
 
     def _look(self, last: str, judging: Judging) -> tuple[Any, ...]:
         """What is loaded now, by whomever; nothing is sent where nothing has changed."""
         state = self._page.services.chat.state
-        html = render_chat_state(state)
-        # Two runs on one base read the same in words.
-        seen = f"{state.target.model_dump_json() if state.target is not None else ''}\n{html}"
+        html = self._render_state(state)
+        ready = state.model is not None
+        # Two runs may have one name.
+        loaded = state.target.model_dump_json() if ready and state.target is not None else ""
+        seen = f"{loaded}\n{html}"
         if seen == last:
             return (gr.skip(),) * len(self._looked)
-        ready = state.model is not None
         loading = state.phase == "loading"
         branches = state.model.branches if state.model is not None else ()
         return (
@@ -154,11 +163,17 @@ class ChatTab:
             gr.update(value="Loading …" if loading else "Load", interactive=not loading),
             gr.update(value="Stop loading" if loading else "Unload", visible=ready or loading),
             gr.update(visible=ready),
-            self.talk.branch_choices(branches, state.target),
+            # Who is asked stays as it was chosen while the same is loaded.
+            gr.skip() if loaded and loaded == _loaded(last) else self.talk.branch_choices(branches, state.target),
             gr.update(visible=len(branches) > 1),
             self.blind.why_absent(branches),
             *self.blind.keep(judging),
         )
+
+
+def _loaded(seen: str) -> str:
+    """What was loaded when the tab was last drawn; all but that is drawn anew when the tab is opened."""
+    return seen.partition("\n")[0]
 
 
 def _switch(mode: str) -> tuple[Any, ...]:

@@ -167,9 +167,22 @@ class ChatChoice:
         }
         return names | titles
 
-    def _title(self, choice: AdapterChoice, other: AdapterChoice) -> str:
+    def results(self, target: ChatTarget | None) -> tuple[str, ...]:
+        """The runs and states whose results are loaded, in words; none where it is a model alone."""
+        loaded = (
+            [choice for choice in (target.tuned, target.second) if choice is not None] if target is not None else []
+        )
+        return tuple(
+            self._run_title(choice) + (f", checkpoint {choice.checkpoint}" if choice.checkpoint else "")
+            for choice in loaded
+        )
+
+    def _run_title(self, choice: AdapterChoice) -> str:
         run_id = choice.folder.name
-        title = self._page.reader.observe(run_id).title if self._page.reader.exists(run_id) else run_id
+        return self._page.reader.observe(run_id).title if self._page.reader.exists(run_id) else run_id
+
+    def _title(self, choice: AdapterChoice, other: AdapterChoice) -> str:
+        run_id, title = choice.folder.name, self._run_title(choice)
         if choice.folder == other.folder:
             return f"{title}, {choice.checkpoint or FINAL_WORDS}"
         if self._page.reader.exists(other.folder.name) and self._page.reader.observe(other.folder.name).title == title:

@@ -205,7 +205,7 @@ class DataTab:
             listed = self.rows.render_list(check.question, report, listing, list_page)
             return [render_facts(report), render_lengths(report), listed, offered, stop, read]
         if check.waits:
-            facts = render_waiting(page.download_bytes if page is not None else None)
+            facts = render_waiting(page)
         elif check.was_stopped:
             facts = render_stopped(check.progress)
         else:

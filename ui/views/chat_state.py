@@ -1,5 +1,6 @@
 """What the chat holds in memory, and how far loading has come."""
 
+from collections.abc import Sequence
 from html import escape
 
 from engine.chat.contract import ChatState, LoadedModel, LoadProgress
@@ -12,14 +13,19 @@ _NOTHING = (
 )
 
 
-def render_chat_state(state: ChatState) -> str:
-    """One line: what is loaded, where, in how much memory."""
+def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
+    """One line: what is loaded, where, in how much memory.
+
+    Args:
+        state: Of the session.
+        results: The runs whose results are loaded, in words.
+    """
     if state.phase == "loading":
         return render_loading(state.progress)
     if state.model is None:
         return _NOTHING
     notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in state.model.notes)
-    return f'<div class="sentence" role="status" aria-live="polite">{_loaded_words(state.model, state.process_bytes)}</div>{notes}'
+    return f'<div class="sentence" role="status" aria-live="polite">{_loaded_words(state, state.model, results)}</div>{notes}'
 
 
 def render_loading(progress: LoadProgress | None) -> str:
@@ -41,14 +47,8 @@ def loaded_words(model: LoadedModel) -> str:
     return f"{short_name(model.name)}{trained}, {model.dtype} on {model.device}"
 
 
-def _loaded_words(model: LoadedModel, process_bytes: int | None) -> str:
-    name = f"<b>{escape(short_name(model.name))}</b>"
-    if model.method:
-        name += (
-            f" with its {escape(model.method)} result" if "tuned" in model.branches else f" ({escape(model.method)})"
-        )
-    else:
-        name += " as it is"
+def _loaded_words(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str:
+    name = f"<b>{escape(short_name(model.name))}</b>{_with_what(model, results)}"
     precision = model.quantization if model.quantization != "none" else model.dtype
     parts = [
         f"{name} is loaded",
@@ -58,8 +58,22 @@ def _loaded_words(model: LoadedModel, process_bytes: int | None) -> str:
     if model.adapter_bytes:
         parts[-1] += f", {size(model.adapter_bytes)} of them the adapter"
     # The process is rounded, else the line would change at every look.
-    if process_bytes:
-        parts.append(f"the process takes {process_bytes / 2**30:.1f} GiB")
+    if state.process_bytes:
+        parts.append(f"the process takes {state.process_bytes / 2**30:.1f} GiB")
     if model.context_length:
         parts.append(f"context of {model.context_length:,} tokens")
     return " · ".join(parts)
+
+
+def _with_what(model: LoadedModel, results: Sequence[str]) -> str:
+    if not model.method:
+        return " as it is"
+    method = escape(model.method)
+    if "tuned" not in model.branches:
+        return f" ({method})"
+    names = " and ".join(f"<b>{escape(name)}</b>" for name in results)
+    return (
+        f" with the {method} {'results' if len(results) > 1 else 'result'} of {names}"
+        if names
+        else f" with its {method} result"
+    )

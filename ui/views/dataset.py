@@ -1,5 +1,6 @@
 """What a dataset is, in figures and tables: facts, lengths, and every row that is left out."""
 
+from collections.abc import Iterable
 from html import escape
 
 from engine.data.page import DatasetPage
@@ -41,7 +42,7 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
             f'<p class="lead num">{where}, left out.</p><div class="trouble"><b>This row teaches nothing</b>'
             f"{escape(row.problem)}</div><pre class='log'>{escape(row.raw)}</pre>"
         )
-    notices = "".join(f'<p class="notice">{escape(notice)}</p>' for notice in row.notices)
+    notices = _notices(row.notices)
     if as_tokens and row.sequences:
         lead = (
             f"{where}, exactly as training will see it. Underlined is what the model learns to say; grey it only reads."
@@ -74,12 +75,16 @@ def render_progress(progress: CheckProgress | None, *, fetches: bool = False) ->
     )
 
 
-def render_waiting(download_bytes: int | None) -> str:
-    """Why nothing is counted yet: reading every row of a dataset on the Hub fetches all of it."""
-    how_much = f", {size(download_bytes)}" if download_bytes else ""
+def render_waiting(page: DatasetPage | None) -> str:
+    """Why nothing is counted yet: reading every row of a dataset on the Hub fetches all of it.
+
+    Args:
+        page: What is seen of the dataset meanwhile; it says what a report would say of all rows.
+    """
+    how_much = f", {size(page.download_bytes)}" if page is not None and page.download_bytes else ""
     return (
         '<div class="sentence num">This dataset lies on the Hub, and its rows are shown as they arrive. To count them and '
-        f"check each, all of it is fetched first{how_much}.</div>"
+        f"check each, all of it is fetched first{how_much}.</div>{_notices(page.notes if page is not None else ())}"
     )
 
 
@@ -113,8 +118,7 @@ def render_facts(report: DatasetReport) -> str:
     facts.append((f"{report.duplicates:,}", "exact duplicates"))
     facts.append((f"{report.held_out_rows:,}", "rows held out"))
     figures = "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in facts)
-    notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in report.notes)
-    return f'<div class="facts">{figures}</div>{notes}'
+    return f'<div class="facts">{figures}</div>{_notices(report.notes)}'
 
 
 def render_lengths(report: DatasetReport) -> str:
@@ -153,3 +157,7 @@ def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str
         '<th class="r">Row</th><th class="r">Line</th><th>Left out because</th><th>It begins</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{more}"
     )
+
+
+def _notices(sentences: Iterable[str]) -> str:
+    return "".join(f'<p class="notice">{escape(sentence)}</p>' for sentence in sentences)
