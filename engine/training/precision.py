@@ -37,7 +37,7 @@ class Precision:
 
 
 def choose_precision(config: RunConfig, device: Device) -> Precision:
-    """Choose as the settings say; `auto` takes bfloat16 where the device multiplies it in hardware.
+    """Choose as the settings say; `auto` takes bfloat16 where the device multiplies it faster.
 
     Without it, NVIDIA's GPUs take float16, which tensor cores have had for longest; CPUs and Apple's GPU take float32, which
     they are built for.

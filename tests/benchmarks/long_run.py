@@ -8,7 +8,7 @@ through the trainer's measurement, the plain script through transformers' own lo
 import argparse
 from pathlib import Path
 
-from tests.benchmarks.training_trial import Recipe, TrialBook
+from tests.benchmarks.training_trial import Recipe, TrialBook, faster_dtype
 
 TOLERATED_DIFFERENCE = 0.01
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2, help="that a step learns")
     parser.add_argument("--max-length", type=int, default=512, help="tokens after which rows are cut")
     parser.add_argument("--measurements", type=int, default=6)
-    parser.add_argument("--plain-dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--plain-dtype", choices=["bfloat16", "float32"], default=faster_dtype())
     parser.add_argument(
         "--keep", type=Path, help="a folder for finished trials, from which an interrupted command goes on"
     )

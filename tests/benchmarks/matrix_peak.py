@@ -14,9 +14,9 @@ FLOPS_PER_TOKEN = 2.0 * (2 * _FROZEN + 3 * _ADAPTER)
 HEAD_FLOPS_PER_TRAINED_TOKEN = 2.0 * 2 * 49152 * 576
 
 
-def measured_peak_flops() -> float:
-    """bfloat16 operations per second of a large matrix product on all cores: the best of many."""
-    a, b = torch.randn(2048, 2048, dtype=torch.bfloat16), torch.randn(2048, 2048, dtype=torch.bfloat16)
+def measured_peak_flops(dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product on all cores: the best of many."""
+    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
     best = 0.0
     for _ in range(40):
         began = time.perf_counter()

@@ -2,7 +2,8 @@
 
 `documented` names the model and leaves everything open that TRL has a default for: weights in float32 under bfloat16
 autocast, eight rows a pass, gradient checkpointing. `tuned` is what somebody makes of it who knows this processor: weights
-loaded in bfloat16, activations kept, small passes. Both get rows that are tokenized already, and no time for that.
+loaded in what it multiplies faster, activations kept, small passes. Both get rows that are tokenized already, and no time
+for that.
 """
 
 from typing import Any
@@ -62,9 +63,12 @@ def train_plain(recipe: Recipe) -> Trial:
             if len(losses) == WARM_UP_STEPS:
                 clock.start()
             if len(losses) in recipe.measured_at:
-                held_out[str(len(losses))] = clock.without(lambda: held_out_loss(self.model, data.held_out))
+                held_out[str(len(losses))] = clock.without(
+                    lambda: held_out_loss(self.model, data.held_out, computes_in_bfloat16)
+                )
 
     documented = recipe.plain == "documented"
+    computes_in_bfloat16 = documented or recipe.plain_dtype == "bfloat16"
     torch.manual_seed(42)
     trainer = Plain(
         model=source.location
@@ -82,7 +86,7 @@ def train_plain(recipe: Recipe) -> Trial:
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
-            bf16=True,
+            bf16=computes_in_bfloat16,
             gradient_checkpointing=documented,
             max_length=recipe.max_length,
             save_strategy="no",
@@ -103,7 +107,7 @@ def train_plain(recipe: Recipe) -> Trial:
     return Trial(seconds, cpu_seconds, sum(trained[first:]), tokens, losses, held_out)
 
 
-def held_out_loss(model: Any, rows: Any) -> float:
+def held_out_loss(model: Any, rows: Any, computes_in_bfloat16: bool) -> float:
     """Mean loss over the learned tokens of the held-out rows, by transformers' own loss, row by row."""
     was_training = model.training
     model.eval()
@@ -112,7 +116,7 @@ def held_out_loss(model: Any, rows: Any) -> float:
         labels = torch.tensor([row.labels])
         count = int((labels[:, 1:] != -100).sum())
         if count:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16):
                 total += float(model(input_ids=torch.tensor([row.input_ids]), labels=labels).loss) * count
             tokens += count
     model.train(was_training)

@@ -5,13 +5,14 @@ from engine.hardware.processor import (
     _own_cgroups,
     cgroup_memory,
     describe_processor,
-    has_bfloat16,
+    has_fast_bfloat16,
     memory_now,
     processor_name,
 )
 
-SAPPHIRE_RAPIDS = "model name\t: Intel(R) Xeon(R)  Platinum 8481C\nflags\t\t: fpu avx512f avx512_bf16 amx_bf16\n"
-SKYLAKE = "model name\t: Intel(R) Xeon(R) Gold 6148\nflags\t\t: fpu avx2 avx512f avx512_bf16x amx_tile\n"
+SAPPHIRE_RAPIDS = "vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)  Platinum 8481C\nflags\t\t: fpu avx512f avx512_bf16 amx_bf16\n"
+SKYLAKE = "vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Gold 6148\nflags\t\t: fpu avx2 avx512f avx512_bf16x amx_tile\n"
+GENOA = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9R14\nflags\t\t: fpu avx512f avx512_bf16\n"
 
 
 def make_cgroup(folder, limit, used, inactive_file=0):
@@ -22,10 +23,17 @@ def make_cgroup(folder, limit, used, inactive_file=0):
     return folder
 
 
-def test_bfloat16_is_told_by_the_processors_flags():
-    assert has_bfloat16(SAPPHIRE_RAPIDS)
-    assert not has_bfloat16(SKYLAKE)
-    assert not has_bfloat16("")
+def test_fast_bfloat16_is_told_by_maker_and_flags():
+    assert has_fast_bfloat16(SAPPHIRE_RAPIDS)
+    assert has_fast_bfloat16(GENOA)
+    assert not has_fast_bfloat16(SAPPHIRE_RAPIDS.replace(" amx_bf16", ""))  # as some virtual machines show it
+    assert not has_fast_bfloat16(SKYLAKE)
+    assert not has_fast_bfloat16("")
+
+
+def test_the_first_core_speaks_for_all():
+    assert has_fast_bfloat16(f"{SAPPHIRE_RAPIDS}\n{SKYLAKE}")
+    assert processor_name(f"{SKYLAKE}\n{SAPPHIRE_RAPIDS}") == "Intel(R) Xeon(R) Gold 6148"
 
 
 def test_the_processors_name_is_shown_without_padding():
