@@ -6,6 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from engine.config.presets import list_presets
+from engine.hardware.device_problems import device_problems
+from engine.hardware.processor import describe_processor
 from tests.browser.chromium import open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -35,16 +37,20 @@ def set_up(page: Page) -> None:
 
 
 @pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
-def test_every_preset_leaves_a_page_that_can_start(page, preset):
-    model = next(one for one in list_presets() if one.name == preset).load().model.id
+def test_every_preset_leaves_a_page_that_can_start_or_says_what_keeps_it(page, preset):
+    config = next(one for one in list_presets() if one.name == preset).load()
+    problems = device_problems(config, describe_processor())
     set_up(page)
 
     page.locator(f"#presets [data-pick='{preset}']").click()
 
-    expect(page.locator("#panel")).to_contain_text(model.rsplit("/", 1)[-1])
+    expect(page.locator("#panel")).to_contain_text(config.model.id.rsplit("/", 1)[-1])
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
     expect(page.locator("#plan")).to_contain_text("in each step")
-    expect(page.locator("#start")).to_be_enabled()
+    expect(page.locator("#start")).to_be_enabled(enabled=not problems)
+    for problem in problems:  # an optimizer of GPUs alone, in the presets for them
+        expect(page.locator("#panel")).to_contain_text(problem.message)
+        expect(page.locator("#start-reason")).to_contain_text(problem.message)
     expect(page.locator("[data-testid=toast-body]")).to_have_count(0)
     expect(page.locator("#side .error")).to_have_count(0)
 
