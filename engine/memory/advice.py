@@ -11,6 +11,7 @@ from engine.memory.allocator import DeviceNeed
 from engine.memory.estimate import Estimator, judge
 from engine.memory.limits import largest_that_fits
 from engine.memory.result import Verdict
+from engine.memory.run_workload import compute_width_bytes
 from engine.memory.variants import Changed, as_overrides, new_problems, with_changes
 from engine.models.shape import ModelShape
 
@@ -169,6 +170,10 @@ class _Adviser:
                 found.append(_Candidate("Optimizer state in 8 bits", "nearly the same result", settings))
         if config.adapter.method == "none":
             return found
+        if compute_width_bytes(config, self._device) == 4:
+            settings = (Changed("model", "compute_dtype", "bfloat16"),)
+            pace = "slower on this processor" if self._device.kind == "cpu" else "faster"
+            found.append(_Candidate("Compute in bfloat16", f"{pace}, very slightly less exact", settings))
         if config.model.quantization in ("nf4", "fp4") and not config.model.double_quant:
             settings = (Changed("model", "double_quant", True),)
             found.append(_Candidate("Double quantization", "nearly the same result", settings))
@@ -238,7 +243,8 @@ class _Adviser:
             candidates.append(_Candidate("Switch gradient checkpointing off", "faster, same result", settings))
         if config.model.quantization != "none":
             settings = (Changed("model", "quantization", "none"),)
-            candidates.append(_Candidate("Hold the frozen weights in 16 bits", "faster and more exact", settings))
+            words = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
+            candidates.append(_Candidate(words, "faster and more exact", settings))
         larger = self._larger_batch(batch)
         if larger is not None:
             candidates.append(larger)

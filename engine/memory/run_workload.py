@@ -71,13 +71,20 @@ def _companions(config: RunConfig) -> int:
     return len(config.run.devices)
 
 
-def _precision(config: RunConfig, device: Device) -> Precision:
-    """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
+def compute_width_bytes(config: RunConfig, device: Device) -> int:
+    """Bytes per element of what a run computes in, and holds frozen weights in that are not quantized.
+
+    Source: engine/training/precision.py.
+    """
     asked = config.model.compute_dtype
     if asked == "auto":
-        width = 2 if device.supports_bfloat16 or device.kind == "cuda" else 4
-    else:
-        width = 4 if asked == "float32" else 2
+        return 2 if device.supports_bfloat16 or device.kind == "cuda" else 4
+    return 4 if asked == "float32" else 2
+
+
+def _precision(config: RunConfig, device: Device) -> Precision:
+    """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
+    asked, width = config.model.compute_dtype, compute_width_bytes(config, device)
     is_float16 = asked == "float16" or (asked == "auto" and width == 2 and not device.supports_bfloat16)
     trains_everything = config.adapter.method == "none"
     frozen = 4 if trains_everything else width

@@ -44,6 +44,24 @@ def test_a_change_that_is_said_to_fit_does_when_it_is_applied(shape, gib):
         assert again.verdict == change.verdict
 
 
+@pytest.mark.parametrize(("device", "cost"), [("cpu", "slower on this processor"), ("cuda", "faster")])
+def test_bfloat16_is_advised_where_float32_is_computed_in(shape, device, cost):
+    """Processors whose bfloat16 is slow take float32 by themselves, GPUs where a person says so."""
+    size = 20 * GIB
+    where = Device(device, 0, "it", size, size, supports_bfloat16=device == "cuda", cores=8)
+    model = {"id": QWEN} | ({"compute_dtype": "float32"} if device == "cuda" else {})
+
+    alone = ("model.compute_dtype=bfloat16",)
+    changes = advise(shape, config_from_mapping(mapping(model=model)), where).changes
+    (change,) = (c for c in changes if c.overrides == alone)
+    assert change.cost.startswith(cost)
+    need = estimate_memory(shape, config_from_mapping(mapping(model=model)), where).needed_bytes
+    assert change.needed_bytes < 0.7 * need
+
+    halved = mapping(model={"id": QWEN, "compute_dtype": "bfloat16"})
+    assert not [c for c in advise(shape, config_from_mapping(halved), where).changes if "bfloat16" in c.change]
+
+
 def test_the_combination_leaves_out_what_is_not_needed(shape):
     plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 4096})
     device = gpu(8)
