@@ -39,7 +39,7 @@ class ModelConfig(Section):
     compute_dtype: ComputeDtype = setting(
         "auto",
         label="Compute precision",
-        help="auto takes bfloat16 where the device has it, else float16 on GPUs and float32 on CPUs, and says which.",
+        help="auto takes bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs, and says which.",
         advanced=True,
     )
     attn_implementation: AttentionImplementation = setting(
