@@ -43,6 +43,7 @@ class Manifest(BaseModel):
     event_seq: int = 0  # last event of the log when it was written
     eval_loss: float | None = None  # held-out loss measured at this step
     best: bool = False  # the lowest held-out loss so far
+    compute_dtype: str | None = None  # what it was computed in; None where an older version wrote it
 
 
 class Checkpoint(NamedTuple):

@@ -34,6 +34,7 @@ class CheckpointFacts:
     event_seq: int = 0
     eval_loss: float | None = None
     best: bool = False
+    compute_dtype: str | None = None
 
 
 def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path], None]) -> Checkpoint:
@@ -62,6 +63,7 @@ def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path]
             event_seq=facts.event_seq,
             eval_loss=facts.eval_loss,
             best=facts.best,
+            compute_dtype=facts.compute_dtype,
         )
         _to_disk(aside)
         faults.reached("checkpoint:on_disk", aside)

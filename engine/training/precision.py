@@ -10,6 +10,8 @@ from engine.hardware.device import Device
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -36,23 +38,49 @@ class Precision:
         return names[self.compute]
 
 
-def choose_precision(config: RunConfig, device: Device) -> Precision:
+def choose_precision(config: RunConfig, device: Device, begun_in: str | None = None) -> Precision:
     """Choose as the settings say; `auto` takes bfloat16 where the device multiplies it faster.
+
+    A run that is resumed goes on in what it began in, wherever that can be computed: another rounding is another trajectory.
 
     Without it, NVIDIA's GPUs take float16, which tensor cores have had for longest; CPUs and Apple's GPU take float32, which
     they are built for.
+
+    Args:
+        config: Of the run.
+        device: The one that it takes.
+        begun_in: What the checkpoint was computed in that it goes on from.
     """
     asked = config.model.compute_dtype
-    if asked == "auto":
+    if asked == "auto" and begun_in is not None and _trains_in(begun_in, device):
+        compute = _DTYPES[begun_in]
+    elif asked == "auto":
         fallback = torch.float16 if device.kind == "cuda" else torch.float32
         compute = torch.bfloat16 if device.supports_bfloat16 else fallback
     else:
-        compute = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[asked]
+        compute = _DTYPES[asked]
     trains_everything = config.adapter.method == "none"
     return Precision(
         compute=compute,
         frozen=torch.float32 if trains_everything else compute,
         needs_loss_scaling=compute is torch.float16,
+    )
+
+
+def _trains_in(name: str, device: Device) -> bool:
+    """Whether a device computes in it at all, be it slowly."""
+    possible = {"float32": True, "bfloat16": device.supports_bfloat16 or device.kind == "cpu"}
+    return possible.get(name, name in _DTYPES and device.kind != "cpu")
+
+
+def resumed_notes(config: RunConfig, device: Device, begun_in: str | None) -> tuple[str, ...]:
+    """What a person should know where a resumed run cannot go on in what it began in."""
+    if config.model.compute_dtype != "auto" or begun_in is None or _trains_in(begun_in, device):
+        return ()
+    now = choose_precision(config, device).compute_name
+    return (
+        f"This run began in {begun_in}, which this device does not train in; it goes on in {now}, and its losses may differ a "
+        "little from those that it would have had.",
     )
 
 

@@ -31,7 +31,7 @@ from engine.training.interruption import Interruption
 from engine.training.pinned_data import require_pinned_data
 from engine.training.placement import Placement, choose_placement
 from engine.training.plan import EpochPlanner
-from engine.training.precision import Precision, apple_notes, choose_precision
+from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
 from engine.training.reporting import RunEvents
 from engine.training.resuming import find_checkpoint, for_as_many_rows_a_step
 from engine.training.state_files import random_state
@@ -74,6 +74,7 @@ class TrainingSession:
         self._trainer: LoratoryTrainer | None = None
         self._resumed_from: Checkpoint | None = None
         self._companions = ALONE
+        self._precision: Precision | None = None
 
     def run(self) -> Outcome:
         """Train to the end, or until somebody stops it; returns which.
@@ -100,8 +101,9 @@ class TrainingSession:
         if self._companions.is_first:
             events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
         resumed_from = self._resumed_from = self._find_checkpoint()
-        precision = choose_precision(config, placement.device)
-        for note in apple_notes(config, placement.device):
+        begun_in = resumed_from.manifest.compute_dtype if resumed_from is not None else None
+        precision = self._precision = choose_precision(config, placement.device, begun_in)
+        for note in (*apple_notes(config, placement.device), *resumed_notes(config, placement.device, begun_in)):
             events.warn(note, "precision")
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
         events.status("loading_model", f"Looking for {config.model.id}.")
@@ -317,8 +319,9 @@ class TrainingSession:
         self._events.held_out(step, measured)
 
     def _save(self) -> None:
-        trainer = self._trainer
+        trainer, precision = self._trainer, self._precision
         assert trainer is not None
+        assert precision is not None
         step = int(trainer.state.global_step)
         best_step = trainer.progress.best_step
         facts = checkpoints.CheckpointFacts(
@@ -326,6 +329,7 @@ class TrainingSession:
             event_seq=self._events.last_seq,
             eval_loss=self._measured[1] if self._measured is not None and self._measured[0] == step else None,
             best=step == best_step,
+            compute_dtype=precision.compute_name,
         )
         random_states = self._companions.gather(random_state())
         if self._companions.is_first:

@@ -5,7 +5,7 @@ import torch
 
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
-from engine.training.precision import apple_notes, choose_precision
+from engine.training.precision import apple_notes, choose_precision, resumed_notes
 
 
 def config(dtype="auto", method="lora"):
@@ -39,6 +39,35 @@ def test_auto_takes_what_the_device_is_quick_at(kind, bfloat16, expected):
 
 def test_an_explicit_dtype_is_kept():
     assert choose_precision(config("float32"), device("cpu", bfloat16=True)).compute is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("begun_in", "kind", "bfloat16", "goes_on_in"),
+    [
+        ("bfloat16", "cpu", False, torch.bfloat16),  # slowly, and the same
+        ("float32", "cpu", True, torch.float32),
+        ("float32", "cuda", True, torch.float32),
+        ("float16", "cuda", True, torch.float16),
+        ("bfloat16", "cuda", False, torch.float16),
+        ("float16", "cpu", False, torch.float32),
+        ("bfloat16", "mps", False, torch.float32),
+        ("a word of a later version", "cuda", True, torch.bfloat16),
+    ],
+)
+def test_a_resumed_run_goes_on_in_what_it_began_in_or_says_so(begun_in, kind, bfloat16, goes_on_in):
+    where = device(kind, bfloat16=bfloat16)
+    chosen = choose_precision(config(), where, begun_in)
+
+    assert chosen.compute is goes_on_in
+    notes = resumed_notes(config(), where, begun_in)
+    assert len(notes) == (chosen.compute_name != begun_in)
+    assert all(begun_in in note and f"goes on in {chosen.compute_name}" in note for note in notes)
+
+
+def test_what_the_settings_name_holds_for_a_resumed_run_too():
+    assert choose_precision(config("float32"), device("cpu", bfloat16=True), "bfloat16").compute is torch.float32
+    assert resumed_notes(config("float32"), device("cpu", bfloat16=True), "float16") == ()
+    assert resumed_notes(config(), device("cpu", bfloat16=True), None) == ()
 
 
 def test_only_float16_needs_loss_scaling():

@@ -1,5 +1,6 @@
 """A real worker that goes on with a run: at its end, after it had stopped by itself, with other processes than before."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+from engine.runs.checkpoints import MANIFEST
 from engine.runs.control import request_stop
 from engine.training import faults
 from engine.training.worker import EXIT_FINISHED
@@ -66,6 +68,23 @@ def test_a_resumed_run_that_is_stopped_before_it_trains_says_what_stands(workers
 
     message = said(run, "status")[-1].message
     assert message.endswith("Nothing more was trained; the checkpoint of step 5 stands.")
+
+
+def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_choose(workers, runs):
+    run = runs.create(training={"max_steps": 8, "save_steps": 5})
+    workers.run(run.folder.path, "training:step-7=kill")
+    (first,) = said(run, "parameters")
+    manifest = run.folder.checkpoint(5) / MANIFEST
+    written = json.loads(manifest.read_text())
+    assert written["compute_dtype"] == first.compute_dtype
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[first.compute_dtype]  # as another machine had written it
+    manifest.write_text(json.dumps(written | {"compute_dtype": other}))
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    assert said(run, "parameters")[-1].compute_dtype == other
+    last = json.loads((run.folder.checkpoint(8) / MANIFEST).read_text())
+    assert last["compute_dtype"] == other
 
 
 def test_measuring_costs_little_also_where_max_steps_ends_a_run_early(workers, runs, tmp_path):
