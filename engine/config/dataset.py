@@ -62,6 +62,6 @@ class DatasetConfig(Section):
     train_on: TrainOn = setting(
         "assistant",
         label="Learn from",
-        help="Which tokens count in the loss: every assistant turn, only the last one, the completion, or everything. A turn "
-        "with weight 0 in the data is only read, but for everything.",
+        help="Which tokens count in the loss: every assistant turn, only the last one, the completion, or everything. Turns "
+        "with weight 0 in the data are only read, unless everything counts.",
     )
