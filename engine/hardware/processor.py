@@ -12,6 +12,7 @@ from engine.hardware.device import Device, MemoryNow
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def describe_processor() -> Device:
@@ -75,6 +76,16 @@ def has_fast_bfloat16(cpuinfo: str) -> bool:
     said = dict(_facts(cpuinfo))
     flags = said.get("flags", "").split()
     return "amx_bf16" in flags or ("avx512_bf16" in flags and said.get("vendor_id") != "GenuineIntel")
+
+
+def has_bfloat16(cpuinfo: str) -> bool:
+    """Whether the processor has instructions for bfloat16, quick or not."""
+    return not _BFLOAT16_FLAGS.isdisjoint(dict(_facts(cpuinfo)).get("flags", "").split())
+
+
+def this_processor_has_bfloat16() -> bool:
+    """The same of the processor that this runs on."""
+    return has_bfloat16(_read(_CPUINFO))
 
 
 def processor_name(cpuinfo: str) -> str:

@@ -72,8 +72,7 @@ class FollowedRun:
         if self._was_never_claimed():
             return self._given_up()
         if self._exit_code == _HELD_BY_ANOTHER and self.run.folder.has_living_worker():
-            # Somebody else had started a worker before ours came; whoever looks at the queue next finds it at work.
-            return self._changed(state="queued", cause="", advice="", device="", **_NOT_SILENT)
+            return self._held_by_another()
         self._end_group()
         return self._ending(self._history.update())
 
@@ -101,6 +100,18 @@ class FollowedRun:
 
     def _was_never_claimed(self) -> bool:
         return self._process is None and self.worker() is None and self._has_not_reported()
+
+    def _held_by_another(self) -> RunState:
+        """Somebody else had started a worker before ours came: from now on it is the one that is followed.
+
+        Where it goes by another number, or has not said any, whoever looks at the queue next finds it at work.
+        """
+        record = self.run.folder.read_worker()
+        if record is None or record.attempt != self.state.attempt:
+            return self._changed(state="queued", cause="", advice="", device="", **_NOT_SILENT)
+        # Not by way of the queue: it may end at any moment, and a run that waits is started.
+        self._process = self._exit_code = self.spawned = None
+        return self._look_at_living(self._history.update())
 
     def _given_up(self) -> RunState:
         lock = self.run.folder.worker_lock()

@@ -177,6 +177,7 @@ def test_the_result_can_be_downloaded(page):
 
 def test_an_incomplete_draft_cannot_be_started(page):
     open_tab(page, "Train")
+    expect(page.get_by_label("Follow", exact=True)).to_be_checked()  # a run is under way, which comes first
     page.locator("#train-view label", has_text="Set up").click()
 
     expect(page.locator("#start")).to_be_disabled()

@@ -5,6 +5,7 @@ from engine.hardware.processor import (
     _own_cgroups,
     cgroup_memory,
     describe_processor,
+    has_bfloat16,
     has_fast_bfloat16,
     memory_now,
     processor_name,
@@ -29,6 +30,14 @@ def test_fast_bfloat16_is_told_by_maker_and_flags():
     assert not has_fast_bfloat16(SAPPHIRE_RAPIDS.replace(" amx_bf16", ""))  # as some virtual machines show it
     assert not has_fast_bfloat16(SKYLAKE)
     assert not has_fast_bfloat16("")
+
+
+def test_an_instruction_for_bfloat16_may_be_there_and_slow():
+    hidden = SAPPHIRE_RAPIDS.replace(" amx_bf16", "")
+    assert has_bfloat16(hidden)
+    assert has_bfloat16(SAPPHIRE_RAPIDS.replace(" avx512_bf16", ""))
+    assert has_bfloat16(GENOA)
+    assert not has_bfloat16(SKYLAKE)
 
 
 def test_the_first_core_speaks_for_all():

@@ -11,9 +11,11 @@ from engine.runs.control import request_cancel
 from engine.runs.event_log import EventWriter
 from engine.runs.events import StatusData
 from engine.runs.history import read_history
+from engine.runs.queue import Waiting
 from engine.runs.requests import request_resume
 from engine.runs.run import Run, RunState
 from engine.runs.supervisor import Overseer, reconcile
+from engine.runs.ward import Ward
 from engine.runs.worker_command import WorkerOrder
 from tests.runs.supervision import (
     config_for,
@@ -93,6 +95,28 @@ def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store
 
     assert run.folder.read_state().state == "completed"
     assert (len(starts), executions(run)) == (1, ["1"])
+
+
+def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, by_hand, monkeypatch):
+    run, starts, needs = store.create(config_for("steps=100")), [], Ward.needs
+
+    def somebody_is_quicker(order: WorkerOrder) -> list[str]:
+        starts.append(by_hand(order.run))
+        wait_for_step(order.run, 1)
+        return fake_worker_command(order)
+
+    def once_it_has_ended(ward: Ward, run_id: str) -> Waiting | None:
+        if starts:  # between the end of our worker and the next look at the queue
+            starts[0].wait()
+        return needs(ward, run_id)
+
+    monkeypatch.setattr(Ward, "needs", once_it_has_ended)
+    overseer = Overseer(home, fake_settings(command=somebody_is_quicker))
+    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+
+    assert run.folder.read_state().state == "completed"
+    assert (len(starts), executions(run)) == (1, ["1"])
+    assert LeaseBook(home).holder("cpu") is None
 
 
 def test_a_worker_that_has_not_yet_said_who_it_is_keeps_its_run_waiting(store, home):
