@@ -25,7 +25,7 @@ def a_device(free_gib: float = 9.2) -> Device:
         name="CPU · 2 cores",
         total_bytes=16 * GIB,
         free_bytes=int(free_gib * GIB),
-        supports_bfloat16=True,
+        has_fast_bfloat16=True,
         cores=2,
     )
 

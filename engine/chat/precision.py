@@ -23,7 +23,7 @@ def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
     if model.compute_dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[model.compute_dtype]
     if device.kind != "cpu":
-        return torch.bfloat16 if device.supports_bfloat16 else torch.float16
+        return torch.bfloat16 if device.has_fast_bfloat16 else torch.float16
     return torch.bfloat16 if this_processor_has_bfloat16() else faster_dtype_on_this_processor()
 
 

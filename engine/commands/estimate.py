@@ -92,7 +92,7 @@ def _device_with(memory_gib: float) -> Device:
         name=f"a GPU with {memory_gib:g} GiB free",
         total_bytes=free,
         free_bytes=free,
-        supports_bfloat16=True,
+        has_fast_bfloat16=True,
     )
 
 

@@ -88,7 +88,7 @@ def _compute(config: RunConfig, run: RunFolder | None) -> tuple[str, bool]:
     if config.model.compute_dtype != "auto":
         return config.model.compute_dtype, on_cpu
     fallback = "float16" if device.kind == "cuda" else "float32"
-    return "bfloat16" if device.supports_bfloat16 else fallback, on_cpu
+    return "bfloat16" if device.has_fast_bfloat16 else fallback, on_cpu
 
 
 def _groups_rows(config: RunConfig, run: RunFolder | None, *, on_cpu: bool) -> bool:

@@ -46,7 +46,7 @@ def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: i
             name=f"{system.chip or 'Apple'} GPU",
             total_bytes=total,
             free_bytes=min(memory.free_bytes, total),
-            supports_bfloat16=_version(system.macos) >= _FIRST_MACOS_WITH_BFLOAT16,
+            has_fast_bfloat16=_version(system.macos) >= _FIRST_MACOS_WITH_BFLOAT16,
         ),
     )
 

@@ -91,7 +91,7 @@ def _describe(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Device | None
         name=name.removeprefix("NVIDIA "),
         total_bytes=now.total_bytes,
         free_bytes=now.free_bytes,
-        supports_bfloat16=capability >= _FIRST_CAPABILITY_WITH_BFLOAT16,
+        has_fast_bfloat16=capability >= _FIRST_CAPABILITY_WITH_BFLOAT16,
     )
 
 

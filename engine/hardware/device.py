@@ -21,7 +21,7 @@ class Device:
     name: str
     total_bytes: int  # of a GPU's memory; of RAM within what this process may use
     free_bytes: int  # not used by anybody, other people's processes included
-    supports_bfloat16: bool  # in hardware, and faster than float32
+    has_fast_bfloat16: bool  # in hardware, and faster than float32
     cores: int = 0  # that this process may use; 0 for GPUs
 
     @property

@@ -50,7 +50,7 @@ def _apple_problems(model: ModelConfig, device: Device) -> list[Problem]:
     Source: the table of platforms in bitsandbytes' README: macOS 14 for int8 and 4 bits, 8-bit optimizers still to come.
     """
     problems = []
-    has_macos_14 = device.supports_bfloat16  # this is what decides it
+    has_macos_14 = device.has_fast_bfloat16  # this is what decides it
     if model.compute_dtype == "bfloat16" and not has_macos_14:
         message = "bfloat16 on Apple's GPU needs macOS 14; float32 is the nearest, and float16 takes as little memory."
         problems.append(Problem("model.compute_dtype", message))

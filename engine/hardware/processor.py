@@ -24,7 +24,7 @@ def describe_processor() -> Device:
         name=processor_name(_read(_CPUINFO)),
         total_bytes=memory.total_bytes,
         free_bytes=memory.free_bytes,
-        supports_bfloat16=has_fast_bfloat16(_read(_CPUINFO)),
+        has_fast_bfloat16=has_fast_bfloat16(_read(_CPUINFO)),
         cores=usable_cores(),
     )
 

@@ -93,7 +93,7 @@ def device_of_point(point: MeasuredPoint) -> Device:
     total = memory_of_gpu(point.gpu)
     if total is None or any(observed.bytes > total for observed in observations(point)):
         total = _UNKNOWN_BYTES
-    return Device("cuda", 0, point.gpu, total, total, supports_bfloat16=not is_before_ampere(point.gpu))
+    return Device("cuda", 0, point.gpu, total, total, has_fast_bfloat16=not is_before_ampere(point.gpu))
 
 
 def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:

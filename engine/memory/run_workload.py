@@ -78,14 +78,14 @@ def compute_width_bytes(config: RunConfig, device: Device) -> int:
     """
     asked = config.model.compute_dtype
     if asked == "auto":
-        return 2 if device.supports_bfloat16 or device.kind == "cuda" else 4
+        return 2 if device.has_fast_bfloat16 or device.kind == "cuda" else 4
     return 4 if asked == "float32" else 2
 
 
 def _precision(config: RunConfig, device: Device) -> Precision:
     """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
     asked, width = config.model.compute_dtype, compute_width_bytes(config, device)
-    is_float16 = asked == "float16" or (asked == "auto" and width == 2 and not device.supports_bfloat16)
+    is_float16 = asked == "float16" or (asked == "auto" and width == 2 and not device.has_fast_bfloat16)
     trains_everything = config.adapter.method == "none"
     frozen = 4 if trains_everything else width
     autocasts = width == 2 and (is_float16 or not _is_plain_lora(config))
@@ -152,7 +152,7 @@ def _attention(
     if masked:
         return "efficient"
     half = precision.compute == 2
-    if half and device.supports_bfloat16:
+    if half and device.has_fast_bfloat16:
         return "flash"
     return "efficient" if shape.num_key_value_heads == shape.num_attention_heads else "math"
 

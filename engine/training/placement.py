@@ -87,7 +87,7 @@ def _spread(gpus: Sequence[Device], wanted: int, companions: Companions) -> Plac
         )
     spread = tuple(gpus[:wanted])
     # What one of them cannot multiply, none may be asked to.
-    first = replace(spread[0], supports_bfloat16=all(gpu.supports_bfloat16 for gpu in spread))
+    first = replace(spread[0], has_fast_bfloat16=all(gpu.has_fast_bfloat16 for gpu in spread))
     return Placement(first, torch.device("cuda", 0), companions, spread)
 
 

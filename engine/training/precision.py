@@ -56,7 +56,7 @@ def choose_precision(config: RunConfig, device: Device, begun_in: str | None = N
         compute = _DTYPES[begun_in]
     elif asked == "auto":
         fallback = torch.float16 if device.kind == "cuda" else torch.float32
-        compute = torch.bfloat16 if device.supports_bfloat16 else fallback
+        compute = torch.bfloat16 if device.has_fast_bfloat16 else fallback
     else:
         compute = _DTYPES[asked]
     trains_everything = config.adapter.method == "none"
@@ -69,7 +69,7 @@ def choose_precision(config: RunConfig, device: Device, begun_in: str | None = N
 
 def _trains_in(name: str, device: Device) -> bool:
     """Whether a device computes in it at all, be it slowly."""
-    possible = {"float32": True, "bfloat16": device.supports_bfloat16 or device.kind == "cpu"}
+    possible = {"float32": True, "bfloat16": device.has_fast_bfloat16 or device.kind == "cpu"}
     return possible.get(name, name in _DTYPES and device.kind != "cpu")
 
 
@@ -89,7 +89,7 @@ def apple_notes(config: RunConfig, device: Device) -> tuple[str, ...]:
     if device.kind != "mps":
         return ()
     notes = []
-    if not device.supports_bfloat16 and config.model.compute_dtype == "auto":
+    if not device.has_fast_bfloat16 and config.model.compute_dtype == "auto":
         notes.append(
             "bfloat16 on Apple's GPU needs macOS 14, so that this run computes in float32, which takes twice the memory; "
             "model.compute_dtype float16 takes half of it and is less exact."

@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=15)
     repeat = parser.parse_args().repeat
-    device = Device("cuda", 0, "a GPU with 24 GiB", 24 * GIB, 22 * GIB, supports_bfloat16=True)
+    device = Device("cuda", 0, "a GPU with 24 GiB", 24 * GIB, 22 * GIB, has_fast_bfloat16=True)
     print(f"{'model':<30}{'settings':<24}{'estimate':>10}{'advice':>10}{'methods':>10}   ms, median of {repeat}")
     worst = [0.0, 0.0, 0.0]
     for name in MODELS:

@@ -32,7 +32,7 @@ def faster_dtype() -> DtypeName:
     """What this processor multiplies faster; a script that is tuned for it computes in that, as ours does by itself."""
     from engine.hardware.processor import describe_processor
 
-    return "bfloat16" if describe_processor().supports_bfloat16 else "float32"
+    return "bfloat16" if describe_processor().has_fast_bfloat16 else "float32"
 
 
 @dataclass(frozen=True)

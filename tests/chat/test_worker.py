@@ -14,7 +14,7 @@ from tests.chat.tiny_adapters import ia3, lora, make_adapter
 from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
 
-CPU = Device("cpu", 0, "Test CPU", 8 * 1024**3, 8 * 1024**3, supports_bfloat16=False, cores=1)
+CPU = Device("cpu", 0, "Test CPU", 8 * 1024**3, 8 * 1024**3, has_fast_bfloat16=False, cores=1)
 QUESTION = (Message("user", "What is a rank?"),)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
 

@@ -52,7 +52,7 @@ def said_of(preset: Preset, field: str) -> str:
 def estimated(preset: Preset, *overrides: str) -> MemoryEstimate:
     config = config_from_mapping(with_overrides(preset.mapping(), overrides))
     size = int(preset.memory_gib * GIB)
-    device = Device("cuda", 0, preset.device, size, size, supports_bfloat16=True)
+    device = Device("cuda", 0, preset.device, size, size, has_fast_bfloat16=True)
     return estimate_memory(inventory_of(find_in_catalog(config.model.id).config), config, device)
 
 

@@ -19,7 +19,7 @@ PROCESSOR = Device("cpu", 0, "CPU", 32 * GIB, 20 * GIB, False, cores=8)
 
 def test_it_shares_the_memory_of_the_processor():
     assert list_apple_gpus(M2, RAM) == (
-        Device("mps", 0, "Apple M2 Pro GPU", 32 * GIB, 20 * GIB, supports_bfloat16=True),
+        Device("mps", 0, "Apple M2 Pro GPU", 32 * GIB, 20 * GIB, has_fast_bfloat16=True),
     )
 
 
@@ -36,7 +36,7 @@ def test_it_may_take_what_metal_advises_where_that_is_known():
 def test_bfloat16_comes_with_macos_14(macos, has_it):
     (gpu,) = list_apple_gpus(M2._replace(macos=macos), RAM)
 
-    assert gpu.supports_bfloat16 is has_it
+    assert gpu.has_fast_bfloat16 is has_it
 
 
 @pytest.mark.parametrize(

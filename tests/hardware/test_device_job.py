@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def job(home, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    cpu = Device("cpu", 0, "Test CPU", 2**30, 2**30, supports_bfloat16=True)
+    cpu = Device("cpu", 0, "Test CPU", 2**30, 2**30, has_fast_bfloat16=True)
     return DeviceJob(home, "tests.processes.answering_worker", "evaluation", "a run", cpu)
 
 

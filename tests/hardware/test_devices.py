@@ -82,8 +82,8 @@ def test_gpus_are_described_as_the_driver_tells():
     nvml = FakeNvml(RTX_4090, T4)
 
     assert list_cuda_devices(nvml, RAM) == (
-        Device("cuda", 0, "GeForce RTX 4090", 24 * GIB, 21 * GIB, supports_bfloat16=True),
-        Device("cuda", 1, "Tesla T4", 16 * GIB, 15 * GIB, supports_bfloat16=False),
+        Device("cuda", 0, "GeForce RTX 4090", 24 * GIB, 21 * GIB, has_fast_bfloat16=True),
+        Device("cuda", 1, "Tesla T4", 16 * GIB, 15 * GIB, has_fast_bfloat16=False),
     )
     assert nvml.open == 0
 
@@ -104,7 +104,7 @@ def test_a_gpu_that_shares_the_processors_memory_has_its_size():
     (device,) = list_cuda_devices(FakeNvml(("NVIDIA GB10", (12, 1), None, None)), RAM)
 
     assert (device.total_bytes, device.free_bytes) == (RAM.total_bytes, RAM.free_bytes)
-    assert device.supports_bfloat16
+    assert device.has_fast_bfloat16
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def test_an_idle_chat_is_asked_to_give_way_and_a_training_is_not(book, another_p
 
 
 def test_devices_have_names_that_survive_the_disk(book):
-    assert lease_name(Device("cpu", 0, "x", 1, 1, supports_bfloat16=True)) == "cpu"
-    assert lease_name(Device("cuda", 3, "x", 1, 1, supports_bfloat16=True)) == "cuda:3"
+    assert lease_name(Device("cpu", 0, "x", 1, 1, has_fast_bfloat16=True)) == "cpu"
+    assert lease_name(Device("cuda", 3, "x", 1, 1, has_fast_bfloat16=True)) == "cuda:3"
 
 
 def test_one_server_holds_a_device_for_one_thing_at_a_time(book):

@@ -52,7 +52,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
     from engine.training.precision import choose_precision
 
     config = _config(overrides, batch, length)
-    device = Device("cpu", 0, "cpu", 2**35, 2**35, supports_bfloat16=True)
+    device = Device("cpu", 0, "cpu", 2**35, 2**35, has_fast_bfloat16=True)
     precision = choose_precision(config, device)
     placement = Placement(device, torch.device("cpu"))
     architecture = build_config(Case(config=sizes or {}, model_type=model_type))

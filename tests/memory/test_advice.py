@@ -19,7 +19,7 @@ QWEN = "Qwen/Qwen3-4B"
 
 def gpu(gib: float) -> Device:
     size = int(gib * GIB)
-    return Device("cuda", 0, f"a GPU with {gib} GiB", size, size, supports_bfloat16=True)
+    return Device("cuda", 0, f"a GPU with {gib} GiB", size, size, has_fast_bfloat16=True)
 
 
 def mapping(**sections):
@@ -48,7 +48,7 @@ def test_a_change_that_is_said_to_fit_does_when_it_is_applied(shape, gib):
 def test_bfloat16_is_advised_where_float32_is_computed_in(shape, device, cost):
     """Processors whose bfloat16 is slow take float32 by themselves, GPUs where a person says so."""
     size = 20 * GIB
-    where = Device(device, 0, "it", size, size, supports_bfloat16=device == "cuda", cores=8)
+    where = Device(device, 0, "it", size, size, has_fast_bfloat16=device == "cuda", cores=8)
     model = {"id": QWEN} | ({"compute_dtype": "float32"} if device == "cuda" else {})
 
     alone = ("model.compute_dtype=bfloat16",)

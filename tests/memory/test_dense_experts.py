@@ -9,7 +9,7 @@ from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
 
 GIB = 2**30
-GPU = Device("cuda", 0, "a GPU", 80 * GIB, 80 * GIB, supports_bfloat16=True)
+GPU = Device("cuda", 0, "a GPU", 80 * GIB, 80 * GIB, has_fast_bfloat16=True)
 WITH_EXPERTS, WITHOUT = "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-4B"
 NOTE = "this model holds its experts as bare parameters"
 

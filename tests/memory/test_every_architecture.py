@@ -22,7 +22,7 @@ GPU = Device(
     total_bytes=80 << 30,
     free_bytes=79 << 30,
     cores=0,
-    supports_bfloat16=True,
+    has_fast_bfloat16=True,
 )
 CONFIG = config_from_mapping({"model": {"id": "x"}, "dataset": {"source": "-"}})
 

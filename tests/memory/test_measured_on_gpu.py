@@ -11,7 +11,7 @@ from engine.runs.events import MemoryData
 from tests.memory.measured_on_gpu import assert_predicted
 
 MIB = 2**20
-GPU = Device("cuda", 0, "NVIDIA A10", 22 * 2**30, 22 * 2**30, supports_bfloat16=True)
+GPU = Device("cuda", 0, "NVIDIA A10", 22 * 2**30, 22 * 2**30, has_fast_bfloat16=True)
 TENSORS = TensorsAtPeak(
     allocated_bytes=1000 * MIB, passing_bytes=0, layer_bytes=0, paged_bytes=0, mapped_bytes=0, uncertain_bytes=0
 )

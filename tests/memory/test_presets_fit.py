@@ -17,9 +17,9 @@ USED_BY_OTHERS = 0.06  # of a GPU's memory: a desktop with a browser
 def device_of(preset: Preset) -> Device:
     if preset.memory_gib is not None:
         total = int(preset.memory_gib * GIB)
-        return Device("cuda", 0, preset.device, total, int(total * (1 - USED_BY_OTHERS)), supports_bfloat16=True)
+        return Device("cuda", 0, preset.device, total, int(total * (1 - USED_BY_OTHERS)), has_fast_bfloat16=True)
     free = int(float(re.search(r"([0-9.]+) GiB", preset.device)[1]) * GIB)
-    return Device("cpu", 0, preset.device, free, free, supports_bfloat16=True, cores=2)
+    return Device("cpu", 0, preset.device, free, free, has_fast_bfloat16=True, cores=2)
 
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)

@@ -32,7 +32,7 @@ def estimators():
 
     def of(model, kind):
         if (model, kind) not in known:
-            device = Device(kind, 0, "a device", 80 * GIB, 80 * GIB, supports_bfloat16=True)
+            device = Device(kind, 0, "a device", 80 * GIB, 80 * GIB, has_fast_bfloat16=True)
             known[model, kind] = Estimator(inventory_of(find_in_catalog(model).config), device)
         return known[model, kind]
 

@@ -15,7 +15,7 @@ from engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 MODELS = ["Qwen/Qwen3-4B", "meta-llama/Llama-3.1-8B-Instruct"]  # with a tied head, and with one of its own
-GPU = Device("cuda", 0, "a GPU", 24 * GIB, 24 * GIB, supports_bfloat16=True)
+GPU = Device("cuda", 0, "a GPU", 24 * GIB, 24 * GIB, has_fast_bfloat16=True)
 METHODS = [
     {},
     {"model": {"id": "m", "quantization": "nf4"}},

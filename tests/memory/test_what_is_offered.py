@@ -26,7 +26,7 @@ def shapes():
 
 
 def device_of(kind: str, gib: float) -> Device:
-    return Device(kind, 0, "a device", int(gib * GIB), int(gib * GIB), supports_bfloat16=True)
+    return Device(kind, 0, "a device", int(gib * GIB), int(gib * GIB), has_fast_bfloat16=True)
 
 
 def mapping(**sections):

@@ -22,11 +22,11 @@ GIB = 2**30
 
 
 def cpu(free_gib: float = 16) -> Device:
-    return Device("cpu", 0, "Test CPU", 16 * GIB, int(free_gib * GIB), supports_bfloat16=True, cores=2)
+    return Device("cpu", 0, "Test CPU", 16 * GIB, int(free_gib * GIB), has_fast_bfloat16=True, cores=2)
 
 
 def gpu(index: int, free_gib: float = 24) -> Device:
-    return Device("cuda", index, f"Test GPU {index}", 24 * GIB, int(free_gib * GIB), supports_bfloat16=True)
+    return Device("cuda", index, f"Test GPU {index}", 24 * GIB, int(free_gib * GIB), has_fast_bfloat16=True)
 
 
 def fake_worker_command(order: WorkerOrder) -> list[str]:

@@ -18,7 +18,7 @@ from engine.runs.supervisor import Supervisor
 from engine.training.failure import explain
 from tests.runs.supervision import fake_settings, wait_for_state, wait_until
 
-GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, supports_bfloat16=True)
+GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, has_fast_bfloat16=True)
 
 
 def config_for(folder, **sections):

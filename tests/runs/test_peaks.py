@@ -27,7 +27,7 @@ ON_GPU = MemoryData(peak_allocated_bytes=9, peak_reserved_bytes=13, peak_process
 )
 def test_what_is_foretold_is_what_the_device_will_be_measured_by(kind, known):
     shape = inventory_of(find_in_catalog("Qwen/Qwen3-0.6B").config)
-    device = Device(kind, 0, "a device", 2**36, 2**36, supports_bfloat16=True)
+    device = Device(kind, 0, "a device", 2**36, 2**36, has_fast_bfloat16=True)
     estimate = estimate_memory(shape, CONFIG, device)
 
     figures = predicted_figures(needs_of(shape, CONFIG, [device])[0], kind)

@@ -154,7 +154,7 @@ def test_data_that_teaches_nothing_is_refused(home, store, report, words):
 def test_a_run_larger_than_the_whole_device_is_refused(home, store):
     small = cpu()
     preflight = Preflight(
-        home, FakeInspector(), devices=lambda: (type(small)("cpu", 0, "Tiny", 1000, 1000, supports_bfloat16=True),),
+        home, FakeInspector(), devices=lambda: (type(small)("cpu", 0, "Tiny", 1000, 1000, has_fast_bfloat16=True),),
         resolve=resolve,
     )  # fmt: skip
     with pytest.raises(DeviceError, match=r"Tiny has 0\.0 GiB in all"):
@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(home, stor
     assert read_provenance(run.folder).predicted_bytes is None
 
 
-APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, supports_bfloat16=True)
+APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, has_fast_bfloat16=True)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +184,13 @@ APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, supports_bfloat16=T
         ({"model": {"quantization": "nf4"}}, APPLE, "0.49.1", ["model.quantization"]),
         (
             {"model": {"quantization": "int8"}},
-            replace(APPLE, supports_bfloat16=False),
+            replace(APPLE, has_fast_bfloat16=False),
             "0.50.2",
             ["model.quantization"],
         ),
         (
             {"model": {"compute_dtype": "bfloat16"}},
-            replace(APPLE, supports_bfloat16=False),
+            replace(APPLE, has_fast_bfloat16=False),
             "0.50.2",
             ["model.compute_dtype"],
         ),
@@ -211,7 +211,7 @@ def test_a_refusal_of_quantized_weights_says_what_to_update(monkeypatch):
     monkeypatch.setattr("engine.hardware.device_problems.library_version", lambda _: None)
 
     (problem,) = device_problems(
-        config(model={"id": "some/model", "quantization": "nf4"}), replace(APPLE, supports_bfloat16=False)
+        config(model={"id": "some/model", "quantization": "nf4"}), replace(APPLE, has_fast_bfloat16=False)
     )
 
     assert "need macOS 14 and bitsandbytes 0.50 (this is missing)" in problem.message

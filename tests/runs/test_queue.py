@@ -80,7 +80,7 @@ def test_a_device_that_is_held_for_the_run_itself_keeps_only_others_from_it():
 
 
 def test_auto_waits_for_apples_gpu_where_there_is_one():
-    apple = Device("mps", 0, "Apple M2 GPU", 16 * GIB, 12 * GIB, supports_bfloat16=True)
+    apple = Device("mps", 0, "Apple M2 GPU", 16 * GIB, 12 * GIB, has_fast_bfloat16=True)
 
     assert started(plan_starts([waiting("a"), waiting("b", devices="cpu")], [apple, cpu()], {})) == {
         "a": ["mps:0"],

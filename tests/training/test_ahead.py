@@ -97,7 +97,7 @@ def test_batches_are_made_ahead_where_the_processor_has_nothing_else_to_do(
     config = make_config(tiny_model_folder)
     precision, source = choose_precision(config, CPU), ModelSource(str(tiny_model_folder), "tiny")
     model = add_adapter(load_model(source, config, precision, Placement(CPU, torch.device("cpu"))), config, source)
-    kind = Device(device, 0, "a device", 8 << 30, 8 << 30, supports_bfloat16=True)
+    kind = Device(device, 0, "a device", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 
     made = assembly.assemble(model, config, precision, Placement(kind, torch.device(device)), ROWS, 0)
 

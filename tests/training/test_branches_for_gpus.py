@@ -27,12 +27,12 @@ from engine.training.quick_dropout import DropoutMask
 from engine.training.state_files import load_plain, random_state
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=True)
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 ON_GPU = Placement(GPU, torch.device("cuda", 0))
 ON_TWO = Placement(GPU, torch.device("cuda", 0), spread=(GPU, replace(GPU, index=1)))
 ON_MPS = Placement(replace(GPU, kind="mps"), torch.device("mps"))
 ON_CPU = Placement(CPU, torch.device("cpu"))
-OLD = replace(GPU, supports_bfloat16=False)
+OLD = replace(GPU, has_fast_bfloat16=False)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):
 
     chosen = choose_placement(make_config(Path("m")))
 
-    assert chosen.device == Device("cuda", 0, "a slice of a GPU", 5 << 30, 3 << 30, supports_bfloat16=True)
+    assert chosen.device == Device("cuda", 0, "a slice of a GPU", 5 << 30, 3 << 30, has_fast_bfloat16=True)
 
 
 @pytest.mark.parametrize(

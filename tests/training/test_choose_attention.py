@@ -20,7 +20,7 @@ def gpu(monkeypatch):
     def place(capability, *, installed=True):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: capability)
         monkeypatch.setattr(build.importlib.util, "find_spec", lambda _name: object() if installed else None)
-        device = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=capability >= (8, 0))
+        device = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=capability >= (8, 0))
         return Placement(device, torch.device("cuda", 0))
 
     return place

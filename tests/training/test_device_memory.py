@@ -10,7 +10,7 @@ from engine.hardware.device import Device
 from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement
 
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=True)
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 
 
 class Cuda:

@@ -145,7 +145,7 @@ def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
 def test_in_float16_whatever_is_trained_meets_its_own_precision(folders, adapter, tmp_path):
     """On a processor in place of a GPU without bfloat16: which dtypes meet is the same there."""
     config = make_config(folders["qwen2"], model={"compute_dtype": "float16"}, adapter=adapter)
-    device = dataclasses.replace(CPU, kind="cuda", supports_bfloat16=False)
+    device = dataclasses.replace(CPU, kind="cuda", has_fast_bfloat16=False)
     precision, placement = choose_precision(config, device), Placement(CPU, torch.device("cpu"))
     source = ModelSource(config.model.id, "tiny")
     torch.manual_seed(0)

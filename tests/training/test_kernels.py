@@ -14,7 +14,7 @@ from engine.training.kernels import compile_layers, leave_uncompiled, use_liger_
 from engine.training.placement import Placement
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
-GPU = Placement(Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=True), torch.device("cuda", 0))
+GPU = Placement(Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True), torch.device("cuda", 0))
 PROCESSOR = Placement(CPU, torch.device("cpu"))
 WITH_BOTH = {"training": {"use_liger_kernel": True, "torch_compile": True, "max_steps": 2}}
 

@@ -9,8 +9,8 @@ from engine.hardware.device import Device, MemoryNow
 from engine.training import placement
 from engine.training.placement import choose_placement
 
-PROCESSOR = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, supports_bfloat16=False, cores=2)
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=True)
+PROCESSOR = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, has_fast_bfloat16=False, cores=2)
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_apples_gpu_is_described_by_the_memory_that_it_shares(machine, monkeypat
 def test_a_launched_process_takes_the_gpu_of_its_rank(machine, monkeypatch, rank, expected):
     machine(cuda=True, mps=False)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    other = Device("cuda", 1, "another GPU", 8 << 30, 8 << 30, supports_bfloat16=True)
+    other = Device("cuda", 1, "another GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
     monkeypatch.setattr(placement, "list_devices", lambda: (GPU, other, PROCESSOR))
 
     assert chosen().torch_device.index == expected

@@ -31,8 +31,8 @@ from engine.training.spread import device_map_of, keep_beside, plan_spread
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows
 
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, supports_bfloat16=True)
-OTHER = replace(GPU, index=1, name="an older GPU", supports_bfloat16=False)
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
+OTHER = replace(GPU, index=1, name="an older GPU", has_fast_bfloat16=False)
 SPREAD = {"devices": [0, 1], "device_map": "balanced"}
 LAYERS = 4
 
@@ -223,7 +223,7 @@ def machine(monkeypatch):
     """A machine with these GPUs."""
 
     def build(*gpus, visible=None, world_size="1"):
-        processor = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, supports_bfloat16=False, cores=1)
+        processor = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, has_fast_bfloat16=False, cores=1)
         monkeypatch.setattr(placement, "list_devices", lambda: (*gpus, processor))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setenv("WORLD_SIZE", world_size)
@@ -243,7 +243,7 @@ def test_a_spread_run_trains_on_all_that_it_names_in_what_all_of_them_can(machin
     assert chosen.spread == (GPU, OTHER)
     assert chosen.torch_indexes == (0, 1)
     assert chosen.device_name == "a GPU + an older GPU"
-    assert not chosen.device.supports_bfloat16
+    assert not chosen.device.has_fast_bfloat16
 
 
 @pytest.mark.parametrize(("gpus", "world_size"), [((GPU,), "1"), ((GPU, OTHER), "2")], ids=["too few", "launched"])

@@ -20,7 +20,7 @@ from engine.training.precision import choose_precision
 from engine.training.steps import TrainerRows
 from engine.training.trainer import LoratoryTrainer
 
-CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, supports_bfloat16=True, cores=1)
+CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)
 
 
 @dataclass(frozen=True)

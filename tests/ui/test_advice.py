@@ -29,7 +29,7 @@ def shape():
 
 
 def gpu(gib):
-    return Device("cuda", 0, "a GPU", gib * GIB, gib * GIB, supports_bfloat16=True)
+    return Device("cuda", 0, "a GPU", gib * GIB, gib * GIB, has_fast_bfloat16=True)
 
 
 def offered(shape, gib, draft=DRAFT):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from engine.chat.contract import ChatState, LoadedModel, LoadProgress
+from ui.views.notices import render_notices
 from ui.views.quantities import size
 from ui.views.run_view import short_name
 
@@ -24,7 +25,7 @@ def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
         return render_loading(state.progress)
     if state.model is None:
         return _NOTHING
-    notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in state.model.notes)
+    notes = render_notices(state.model.notes)
     return f'<div class="sentence" role="status" aria-live="polite">{_loaded_words(state, state.model, results)}</div>{notes}'
 
 

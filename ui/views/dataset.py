@@ -1,11 +1,11 @@
 """What a dataset is, in figures and tables: facts, lengths, and every row that is left out."""
 
-from collections.abc import Iterable
 from html import escape
 
 from engine.data.page import DatasetPage
 from engine.data.report import CheckProgress, DatasetReport
 from ui.views.length_histogram import render_length_histogram
+from ui.views.notices import render_notices
 from ui.views.quantities import count, plural, size
 from ui.views.row_lists import problem_row
 from ui.views.token_mask import render_conversation, render_tokens
@@ -42,7 +42,7 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
             f'<p class="lead num">{where}, left out.</p><div class="trouble"><b>This row teaches nothing</b>'
             f"{escape(row.problem)}</div><pre class='log'>{escape(row.raw)}</pre>"
         )
-    notices = _notices(row.notices)
+    notices = render_notices(row.notices)
     if as_tokens and row.sequences:
         lead = (
             f"{where}, exactly as training will see it. Underlined is what the model learns to say; grey it only reads."
@@ -84,7 +84,7 @@ def render_waiting(page: DatasetPage | None) -> str:
     how_much = f", {size(page.download_bytes)}" if page is not None and page.download_bytes else ""
     return (
         '<div class="sentence num">This dataset lies on the Hub, and its rows are shown as they arrive. To count them and '
-        f"check each, all of it is fetched first{how_much}.</div>{_notices(page.notes if page is not None else ())}"
+        f"check each, all of it is fetched first{how_much}.</div>{render_notices(page.notes if page is not None else ())}"
     )
 
 
@@ -118,7 +118,7 @@ def render_facts(report: DatasetReport) -> str:
     facts.append((f"{report.duplicates:,}", "exact duplicates"))
     facts.append((f"{report.held_out_rows:,}", "rows held out"))
     figures = "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in facts)
-    return f'<div class="facts">{figures}</div>{_notices(report.notes)}'
+    return f'<div class="facts">{figures}</div>{render_notices(report.notes)}'
 
 
 def render_lengths(report: DatasetReport) -> str:
@@ -157,7 +157,3 @@ def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str
         '<th class="r">Row</th><th class="r">Line</th><th>Left out because</th><th>It begins</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{more}"
     )
-
-
-def _notices(sentences: Iterable[str]) -> str:
-    return "".join(f'<p class="notice">{escape(sentence)}</p>' for sentence in sentences)

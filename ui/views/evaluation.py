@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from engine.evaluation.contract import AnsweredRow, AnswerScores, EvaluationResult
 from ui.pick import pickable
+from ui.views.notices import render_notices
 from ui.views.quantities import duration, plural
 from ui.views.transcript import BRANCH_WORDS
 
@@ -44,7 +45,7 @@ def render_evaluation(result: EvaluationResult) -> str:
         f"<div><b>{_perplexity(base.perplexity)}</b>perplexity, base</div>"
     )
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'learned token')}, the same for both"
-    notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in result.notes)
+    notes = render_notices(result.notes)
     return (
         f'<div class="facts">{facts}</div><p class="small">{change} Measured on {measured}, in '
         f"{duration(result.seconds)}.</p>{notes}{_scores(result)}"

@@ -8,6 +8,7 @@ from engine.export.contract import ExportedFile, Verification
 from engine.export.records import ExportRecord
 from ui.pick import pickable
 from ui.views.adapter_files import render_copyable
+from ui.views.notices import render_notices
 from ui.views.quantities import plural, size
 
 KIND_WORDS = {"adapter": "Adapter", "merged": "Merged model", "gguf": "GGUF", "hub": "On the Hub"}
@@ -39,7 +40,7 @@ def render_record(record: ExportRecord) -> str:
         if record.place.startswith(("https://", "http://"))  # a Hub of one's own may have no certificate
         else render_copyable(record.place, "path")
     )
-    notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in record.notes)
+    notes = render_notices(record.notes)
     state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
     return (
         f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{render_verification(record.verified)}{notes}"
