@@ -222,9 +222,7 @@ def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
     if not isinstance(weight, int | float) or math.isnan(weight):  # a column that most rows leave empty
         return True
     if weight not in (0, 1):
-        raise RowProblemError(
-            "bad_number", f"turn {number} has the weight {weight:g}; 1 is learned, and 0 is only read"
-        )
+        raise RowProblemError("weight", f"turn {number} has the weight {weight:g}; 1 is learned, and 0 is only read")
     return bool(weight)
 
 

@@ -13,6 +13,7 @@ ProblemKind = Literal[
     "duplicate_key",
     "bad_text",
     "bad_number",
+    "weight",
     "csv",
     "missing_column",
     "not_text",

@@ -52,8 +52,11 @@ def test_a_weight_of_somebody_else_means_nothing():
 def test_a_weight_between_is_refused_with_its_turn():
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "weight": 0.5}]
 
-    with pytest.raises(RowProblemError, match=r"turn 2 has the weight 0\.5; 1 is learned, and 0 is only read"):
+    with pytest.raises(
+        RowProblemError, match=r"turn 2 has the weight 0\.5; 1 is learned, and 0 is only read"
+    ) as refused:
         convert({"messages": turns})
+    assert refused.value.kind == "weight"
 
 
 def test_words_and_a_call_of_another_weight_stay_apart():

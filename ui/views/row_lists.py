@@ -23,6 +23,7 @@ _KIND_WORDS = {
     "duplicate_key": "a key given twice",
     "bad_text": "broken characters",
     "bad_number": "an endless number",
+    "weight": "a weight that is neither 0 nor 1",
     "csv": "malformed CSV",
     "missing_column": "a column missing",
     "not_text": "something other than text",
