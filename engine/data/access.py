@@ -42,6 +42,11 @@ class DataAccess:
             self._refuse_outside(Path(source).expanduser())
         try:
             path = Path(source).expanduser().resolve(strict=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DatasetError(
+                f"The file or folder {shown_name(source)} was not found.",
+                "Check the path. A dataset on the Hub is named owner/name, a sample sample:NAME.",
+            ) from error
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "it cannot be resolved"
             raise DatasetError(

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from engine.data.access import open_regular, shown_name
 from engine.data.delimited_file import DELIMITERS, DelimitedReader
+from engine.data.file_endings import DATA_ENDINGS, EndingFamily, family_of
 from engine.data.folder_files import MAX_FILES, describes_data, files_below
 from engine.data.json_lines_file import JsonLinesReader
 from engine.data.json_values_file import JsonValuesReader
@@ -19,11 +20,6 @@ from engine.data.row_source import RowSource, fingerprint_of, numbered_rows
 from engine.data.text_stream import TextStream
 from engine.data.unpacked_file import UnpackedFile, gzipped_magic
 from engine.errors import DatasetError
-
-_JSON_ENDINGS = frozenset({".json", ".jsonl", ".ndjson", ".jsonlines"})
-_DELIMITED_ENDINGS = frozenset({".csv", ".tsv", ".tab"})
-_TEXT_ENDINGS = frozenset({".txt", ".md", ".text"})
-DATA_ENDINGS = _JSON_ENDINGS | _DELIMITED_ENDINGS | _TEXT_ENDINGS | {".parquet"}
 
 TextKind = Literal["json_lines", "list_lines", "json_array", "json_objects", "delimited", "plain_text"]
 
@@ -164,7 +160,7 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
         return ParquetRows(path)
     if gzipped_magic(path) == PARQUET_MAGIC:
         return ParquetRows(path, UnpackedFile(path, index_folder))
-    if _ending(path) == ".parquet":
+    if family_of(path.name) == "parquet":
         TextStream(path)  # says what it is instead, where that can be told
         raise DatasetError(
             f"{shown_name(path.name)} is no Parquet file, whatever its name says.", "Choose the right file."
@@ -180,7 +176,7 @@ def data_files(folder: Path, split: str) -> list[Path]:
     Raises:
         DatasetError: If there is more in the folder than anybody keeps in one of data.
     """
-    found = sorted(file for file in files_below(folder) if _ending(file) in DATA_ENDINGS)
+    found = sorted(file for file in files_below(folder) if family_of(file.name) is not None)
     inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(folder)]
     data = [file for file in inside if not describes_data(file)] or inside
     return [file for file in data if split and file.name.lower().startswith(split.lower())] or data
@@ -196,7 +192,7 @@ def open_folder(path: Path, split: str, index_folder: Path | None = None) -> Row
     if not files:
         raise DatasetError(
             f"The folder {shown_name(path.name)} holds no data files.",
-            f"Data files end in {', '.join(sorted(DATA_ENDINGS))}, also with .gz.",
+            f"Data files end in {', '.join(DATA_ENDINGS)}, also with .gz.",
         )
     if len(files) > MAX_FILES:
         raise DatasetError(
@@ -207,35 +203,30 @@ def open_folder(path: Path, split: str, index_folder: Path | None = None) -> Row
     return opened[0] if len(opened) == 1 else ManyFiles(shown_name(path.name), opened)
 
 
-def _ending(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
-
-
 def _kind_of_text(path: Path, stream: TextStream) -> TextKind:
     head = stream.head()
     start = head.lstrip()
     if not start:
         raise DatasetError(f"{shown_name(path.name)} is empty.", "Choose a file with rows in it.")
-    ending = _ending(path)
+    family = family_of(path.name)
     first_line = start.split(b"\n", 1)[0].strip()
-    if ending in _TEXT_ENDINGS:
+    if family == "text":
         return "plain_text"
-    if start[:1] == b"[" and (ending not in _DELIMITED_ENDINGS):
-        return "list_lines" if _has_list_lines(stream, ending) else "json_array"
+    if start[:1] == b"[" and family != "delimited":
+        return "list_lines" if _has_list_lines(stream, family) else "json_array"
     if start[:1] == b"{":
         ends_there = first_line.endswith(b"}") or len(first_line) == len(start) == len(head)
-        if ending in _JSON_ENDINGS - {".json"} or ends_there:
+        if family == "json_lines" or ends_there:
             return "json_lines"
         return "json_objects"
-    if ending in _JSON_ENDINGS:
+    if family in ("json", "json_lines"):
         return "json_lines"
-    if ending in _DELIMITED_ENDINGS:
+    if family == "delimited":
         return "delimited"
     return "delimited" if _looks_delimited(stream) else "plain_text"
 
 
-def _has_list_lines(stream: TextStream, ending: str) -> bool:
+def _has_list_lines(stream: TextStream, family: EndingFamily | None) -> bool:
     """Whether a file that begins with a bracket has a list on each line, and is no array over all of them."""
     head = stream.head().lstrip()
     if b"\n" not in head:
@@ -247,7 +238,7 @@ def _has_list_lines(stream: TextStream, ending: str) -> bool:
         return False
     if rest.strip():
         return rest.lstrip()[:1] in (b"[", b"{")
-    return ending in _JSON_ENDINGS - {".json"} and json_record(Position(0, 1, 0), first).value is not None
+    return family == "json_lines" and json_record(Position(0, 1, 0), first).value is not None
 
 
 def _looks_delimited(stream: TextStream) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.access import shown_name
+from engine.data.file_endings import family_of
 from engine.errors import DatasetError
 
 # What stands beside the data in a repository and is no data: words about it, and what libraries note down.
@@ -25,7 +26,7 @@ MAX_ENTRIES = 50_000
 def describes_data(file: Path) -> bool:
     """Whether a file is a README, a licence or the like by its name, or what a library notes down about a dataset."""
     name = file.name.lower()
-    is_document = file.suffix.lower() in (".md", ".txt", ".text") and _DOCUMENT.fullmatch(file.stem) is not None
+    is_document = family_of(file.name) == "text" and _DOCUMENT.fullmatch(file.stem) is not None
     return is_document or name in _NOTED_DOWN
 
 

@@ -12,16 +12,15 @@ from engine.chat.target import LoadPlan
 from engine.config.dataset import DatasetConfig
 from engine.config.export import ExportKind
 from engine.config.run import RunConfig
+from engine.data.source_name import is_on_hub
 from engine.evaluation.contract import EvaluationResult
 from engine.evaluation.job import read_evaluation
 from engine.models.catalog import find_in_catalog
-from engine.models.hub_id import is_hub_id
 from engine.runs.history import RunHistory, read_history
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RunFolder
 
 _SAMPLE_PREFIX = "sample:"
-_DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".parquet")
 _MAX_CARD_BYTES = 1_000_000
 
 
@@ -98,12 +97,9 @@ def data_names(dataset: DatasetConfig) -> tuple[str, ...]:
 
 
 def hub_datasets(dataset: DatasetConfig) -> tuple[str, ...]:
-    """Those of them that stand on the Hub."""
-    return tuple(
-        name
-        for source, name in zip((dataset.source, *dataset.mix), data_names(dataset), strict=True)
-        if source == name and "/" in name
-    )
+    """Return the ids of those on the Hub; what only looks like a file's path is not among them."""
+    sources = (source.strip() for source in (dataset.source, *dataset.mix))
+    return tuple(source for source in sources if "/" in source and is_on_hub(source))
 
 
 def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 10) -> tuple[CurvePoint, ...]:
@@ -156,8 +152,7 @@ def _data_name(source: str) -> str:
     text = source.strip()
     if text.startswith(_SAMPLE_PREFIX):
         return text
-    is_file = text.lower().removesuffix(".gz").endswith(_DATA_SUFFIXES)
-    if is_hub_id(text) and not is_file and not Path(text).exists():
+    if is_on_hub(text):
         return text
     return PureWindowsPath(text).name or "a local dataset"  # reads both kinds of separators
 

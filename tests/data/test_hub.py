@@ -18,10 +18,12 @@ from datasets.table import CastError
 from engine.config.dataset import DatasetConfig
 from engine.data.check import check_dataset
 from engine.data.examine import DatasetReader
+from engine.data.file_endings import DATA_ENDINGS
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 
 ROWS = [{"instruction": f"Ask {number}", "output": "Answer"} for number in range(30)]
+_NEVER_READ = (".xlsx", ".arrow", ".zip", ".pkl", ".jsonl.zst")
 CAST_ERROR = CastError("Couldn't cast", table_column_names=["a"], requested_column_names=["b"])
 
 
@@ -157,12 +159,20 @@ def test_offline_a_name_that_is_no_file_says_both(monkeypatch):
         DatasetReader(DatasetConfig(source="nobody/nothing-here"), SourceOptions())
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", "data/missing.csv", "/tmp/none/x.parquet", "folder/of/three"])
+@pytest.mark.parametrize(
+    "name",
+    ["missing.jsonl", "data/missing.csv", "/tmp/none/x.parquet", "folder/of/three"]
+    + [f"{folder}rows{ending}" for folder in ("", "team/") for ending in (*DATA_ENDINGS, *_NEVER_READ)]
+    + [f"team/rows{ending}.gz" for ending in DATA_ENDINGS],
+)
 def test_names_of_files_are_never_asked_of_the_hub(hub, name):
     fake = hub()
 
-    with pytest.raises(DatasetError, match="cannot be opened"):
+    with pytest.raises(DatasetError, match="was not found") as refusal:
         DatasetReader(DatasetConfig(source=name), SourceOptions())
+
+    assert name in refusal.value.what
+    assert "Check the path" in refusal.value.fix
 
     assert fake.asked == []
 

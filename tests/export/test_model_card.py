@@ -1,11 +1,14 @@
 """The card tells what a stranger wants to know, in the Hub's own form, and nothing of this machine."""
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
+from engine.config.dataset import DatasetConfig
 from engine.config.load import config_from_mapping
+from engine.data.file_endings import DATA_ENDINGS
 from engine.evaluation.contract import BranchLoss, EvaluationResult, MeanScores, evaluation_file
 from engine.export.card_facts import data_names, gather_facts, hub_datasets, loss_curve
 from engine.export.model_card import write_card
@@ -127,6 +130,14 @@ def test_data_is_told_without_its_folder():
     assert data_names(named("org/data", **{"sample:x": 1.0})) == ("org/data", "sample:x")
     assert hub_datasets(named("org/data", **{"/home/ada/x.jsonl": 1.0})) == ("org/data",)
     assert hub_datasets(named("sample:loratory-faq")) == ()
+
+
+@pytest.mark.parametrize("ending", [*DATA_ENDINGS, *(f"{ending}.gz" for ending in DATA_ENDINGS), ".xlsx", ".arrow"])
+def test_a_file_that_is_gone_is_never_named_as_a_dataset_on_the_hub(ending):
+    dataset = DatasetConfig(source=f"team/rows{ending}", mix={f"team/more{ending}": 1.0, "org/data-v1.5": 1.0})
+
+    assert hub_datasets(dataset) == ("org/data-v1.5",)
+    assert data_names(dataset) == (f"rows{ending}", f"more{ending}", "org/data-v1.5")
 
 
 def test_the_licence_of_a_local_base_comes_from_its_own_card(home, tmp_path):

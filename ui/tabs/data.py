@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from engine.config.dataset import DatasetConfig
+from engine.data.file_endings import DATA_ENDINGS
 from engine.data.page import DatasetColumns, DatasetPage
 from engine.errors import EngineError
 from ui.checks import CheckQuestion, RunningCheck, question_of
@@ -32,7 +33,7 @@ _SAMPLES = (
     ("sample:loratory-faq", "loratory-faq", "354 questions and answers on fine-tuning, Alpaca format"),
     ("sample:lab-chats", "lab-chats", "118 conversations in a lab, ShareGPT format"),
 )
-_UPLOAD_TYPES = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".gz"]
+_UPLOAD_TYPES = [*DATA_ENDINGS, ".gz"]
 _EMPTY = (
     '<div class="empty"><b>No dataset yet</b>Pick a sample, upload a file, or give a path or a Hub id. JSON, JSONL, CSV, '
     "Parquet and plain text are read; the format is found out.</div>"
