@@ -1,7 +1,7 @@
 """What would make a run fit, or put the room that is left to use; ordered by what it costs the person."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,12 +23,20 @@ _SHORTEST = 8  # the bound of TrainingConfig.max_length
 _SHORTEST_ADVISED = 128  # tokens; shorter rows teach another task
 _WORTH_MENTIONING = 0.02  # of the need; what saves less is noise
 
+_SameResult = Literal["fused_attention", "smaller_batch", "checkpointing_on"]
+_LessExact = Literal["optimizer_8bit", "bfloat16", "double_quant", "int8", "nf4"]
+_OtherResult = Literal["without_dora", "lora", "qlora", "shorter_rows"]
+_UseOfRoom = Literal["checkpointing_off", "unquantized", "larger_batch"]
+_Limit = Literal["largest_batch", "longest_rows"]
+AdviceKind = Literal[_SameResult, _LessExact, _OtherResult, _UseOfRoom, _Limit, "combination"]
+
 
 class AdvisedChange(BaseModel):
     """One change, or several together, and what the run needs afterwards."""
 
     model_config = ConfigDict(frozen=True)
 
+    kind: AdviceKind  # unique within one `Advice`; the words below have figures that change with the free memory
     change: str  # plain words, for a button
     cost: str  # what it costs the person, or gains where it fits already, in a few words
     needed_bytes: int
@@ -50,6 +58,7 @@ class Advice(BaseModel):
 
 
 class _Candidate(NamedTuple):
+    kind: AdviceKind
     change: str
     cost: str
     settings: tuple[Changed, ...]
@@ -96,11 +105,13 @@ class _Adviser:
         if batch is not None and batch != training.per_device_train_batch_size:
             more = "more" if batch > training.per_device_train_batch_size else "fewer"
             settings: tuple[Changed, ...] = (Changed("training", "per_device_train_batch_size", batch),)
-            candidates.append(_Candidate(f"The largest batch: {batch:,}", f"{more} rows to a step", settings))
+            candidates.append(
+                _Candidate("largest_batch", f"The largest batch: {batch:,}", f"{more} rows to a step", settings)
+            )
         if longest is not None and longest != training.max_length:
             cost = "less is cut off" if longest > training.max_length else "longer rows lose their end"
             settings = (Changed("training", "max_length", longest),)
-            candidates.append(_Candidate(f"The longest rows: {longest:,} tokens", cost, settings))
+            candidates.append(_Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, settings))
         return tuple(
             self._judged(candidate) for candidate in candidates if as_overrides(candidate.settings) not in said
         )
@@ -132,13 +143,20 @@ class _Adviser:
         found = []
         if config.model.attn_implementation == "eager":
             settings = (Changed("model", "attn_implementation", "auto"),)
-            found.append(_Candidate("Use a fused attention kernel", "faster, same result", settings))
+            found.append(_Candidate("fused_attention", "Use a fused attention kernel", "faster, same result", settings))
         smaller = self._smaller_batch(batch or 1)
         if smaller is not None:
             found.append(smaller)
         if not training.gradient_checkpointing and config.adapter.method != "prefix_tuning":
             settings = (Changed("training", "gradient_checkpointing", True),)
-            found.append(_Candidate("Switch gradient checkpointing on", "about a third slower, same result", settings))
+            found.append(
+                _Candidate(
+                    "checkpointing_on",
+                    "Switch gradient checkpointing on",
+                    "about a third slower, same result",
+                    settings,
+                )
+            )
         return found
 
     def _smaller_batch(self, fitting: int) -> _Candidate | None:
@@ -154,7 +172,10 @@ class _Adviser:
             Changed("training", "gradient_accumulation_steps", accumulated * now // size),
         )
         return _Candidate(
-            f"Batch of {size}, accumulating {accumulated * now // size}", "somewhat slower, same result", settings
+            "smaller_batch",
+            f"Batch of {size}, accumulating {accumulated * now // size}",
+            "somewhat slower, same result",
+            settings,
         )
 
     def _nearly_the_same_result(self) -> list[_Candidate]:
@@ -164,19 +185,23 @@ class _Adviser:
         if self._device.kind == "cuda" and training.optim in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
             if config.run.device_map == "none":
                 settings = (Changed("training", "optim", "paged_adamw_8bit"),)
-                found.append(_Candidate("Optimizer state in 8 bits, paged", "nearly the same result", settings))
+                found.append(
+                    _Candidate("optimizer_8bit", "Optimizer state in 8 bits, paged", "nearly the same result", settings)
+                )
             else:  # what is paged belongs to one GPU alone
                 settings = (Changed("training", "optim", "adamw_8bit"),)
-                found.append(_Candidate("Optimizer state in 8 bits", "nearly the same result", settings))
+                found.append(
+                    _Candidate("optimizer_8bit", "Optimizer state in 8 bits", "nearly the same result", settings)
+                )
         if config.adapter.method == "none":
             return found
         if compute_width_bytes(config, self._device) == 4:
             settings = (Changed("model", "compute_dtype", "bfloat16"),)
             pace = "slower on this processor" if self._device.kind == "cpu" else "faster"
-            found.append(_Candidate("Compute in bfloat16", f"{pace}, very slightly less exact", settings))
+            found.append(_Candidate("bfloat16", "Compute in bfloat16", f"{pace}, very slightly less exact", settings))
         if config.model.quantization in ("nf4", "fp4") and not config.model.double_quant:
             settings = (Changed("model", "double_quant", True),)
-            found.append(_Candidate("Double quantization", "nearly the same result", settings))
+            found.append(_Candidate("double_quant", "Double quantization", "nearly the same result", settings))
         if config.model.quantization == "none":
             found.append(self._quantized("int8", "Hold the frozen weights in int8", "slower, very slightly less exact"))
         if config.model.quantization in ("none", "int8"):
@@ -184,9 +209,9 @@ class _Adviser:
             found.append(self._quantized("nf4", words, "somewhat slower and less exact"))
         return found
 
-    def _quantized(self, quantization: str, words: str, cost: str) -> _Candidate:
-        settings = (Changed("model", "quantization", quantization), *self._biases_left_alone())
-        return _Candidate(words, f"{cost}; biases are not trained" if len(settings) > 1 else cost, settings)
+    def _quantized(self, kind: Literal["int8", "nf4"], words: str, cost: str) -> _Candidate:
+        settings = (Changed("model", "quantization", kind), *self._biases_left_alone())
+        return _Candidate(kind, words, f"{cost}; biases are not trained" if len(settings) > 1 else cost, settings)
 
     def _biases_left_alone(self) -> tuple[Changed, ...]:
         """What has to go with quantized weights, beside which a LoRA cannot train biases."""
@@ -200,17 +225,21 @@ class _Adviser:
         found = []
         if adapter.method == "lora" and adapter.use_dora:
             settings = (Changed("adapter", "use_dora", False),)
-            found.append(_Candidate("LoRA without DoRA", "faster; at low ranks often a little worse", settings))
+            found.append(
+                _Candidate("without_dora", "LoRA without DoRA", "faster; at low ranks often a little worse", settings)
+            )
         if adapter.method == "none":
             lora = (Changed("adapter", "method", "lora"),)
             qlora = (*lora, Changed("model", "quantization", "nf4"), *self._biases_left_alone())
-            found.append(_Candidate("Train a LoRA instead of everything", "learns less that is new", lora))
-            found.append(_Candidate("Train a LoRA on nf4 weights (QLoRA)", "learns less that is new", qlora))
+            found.append(_Candidate("lora", "Train a LoRA instead of everything", "learns less that is new", lora))
+            found.append(_Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns less that is new", qlora))
         half = training.max_length // 2
         length = longest if longest is not None and _SHORTEST_ADVISED <= longest < training.max_length else half
         if length >= _SHORTEST_ADVISED:
             settings = (Changed("training", "max_length", length),)
-            found.append(_Candidate(f"Cut rows at {length:,} tokens", "longer rows lose their end", settings))
+            found.append(
+                _Candidate("shorter_rows", f"Cut rows at {length:,} tokens", "longer rows lose their end", settings)
+            )
         return found
 
     def _combination(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
@@ -240,11 +269,13 @@ class _Adviser:
         candidates = []
         if training.gradient_checkpointing:
             settings: tuple[Changed, ...] = (Changed("training", "gradient_checkpointing", False),)
-            candidates.append(_Candidate("Switch gradient checkpointing off", "faster, same result", settings))
+            candidates.append(
+                _Candidate("checkpointing_off", "Switch gradient checkpointing off", "faster, same result", settings)
+            )
         if config.model.quantization != "none":
             settings = (Changed("model", "quantization", "none"),)
             words = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
-            candidates.append(_Candidate(words, "faster and more exact", settings))
+            candidates.append(_Candidate("unquantized", words, "faster and more exact", settings))
         larger = self._larger_batch(batch)
         if larger is not None:
             candidates.append(larger)
@@ -264,7 +295,7 @@ class _Adviser:
             Changed("training", "gradient_accumulation_steps", accumulated // factor),
         )
         words = f"Batch of {now * factor}, accumulating {accumulated // factor}"
-        return _Candidate(words, "faster where rows are short, same result", settings)
+        return _Candidate("larger_batch", words, "faster where rows are short, same result", settings)
 
     # What it comes to
 
@@ -278,6 +309,7 @@ class _Adviser:
     def _judged(self, candidate: _Candidate) -> AdvisedChange:
         need = self._estimator.need(with_changes(self._config, candidate.settings))
         return AdvisedChange(
+            kind=candidate.kind,
             change=candidate.change,
             cost=candidate.cost,
             needed_bytes=need.needed_bytes,
@@ -307,4 +339,4 @@ def _joined(candidates: Sequence[_Candidate]) -> _Candidate:
     words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
     costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))
     settings = tuple(setting for candidate in candidates for setting in candidate.settings)
-    return _Candidate("; ".join(words), costs[0] if costs else "", settings)
+    return _Candidate("combination", "; ".join(words), costs[0] if costs else "", settings)

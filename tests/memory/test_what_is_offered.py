@@ -101,6 +101,25 @@ def test_whatever_is_offered_would_be_accepted(shapes):
     assert offers > 400
 
 
+def test_each_change_is_of_another_kind(shapes):
+    for model, values, device in drafts(50):
+        advice = advise(shapes[model], config_from_mapping(values), device)
+
+        kinds = [change.kind for change in (*advice.changes, *advice.limits)]
+
+        assert len(set(kinds)) == len(kinds), kinds
+
+
+def test_a_change_keeps_its_kind_when_free_memory_changes_its_figures(shapes):
+    found = []
+    for gib in (76, 80):
+        advice = advise(shapes[MODELS[0]], config_from_mapping(mapping()), device_of("cuda", gib))
+        found.append({change.kind: change.change for change in (*advice.changes, *advice.limits)})
+
+    assert found[0].keys() == found[1].keys()
+    assert found[0]["largest_batch"] != found[1]["largest_batch"]
+
+
 def test_quantized_weights_are_offered_together_with_leaving_the_biases_alone(shapes):
     changes, rows = offered(shapes[MODELS[0]], mapping(**BIASES), device_of("cuda", 16))
 
