@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.data.tokenizer import ChatTokenizer, Same, control_token_ids
+from engine.data.tokenizer import ChatTokenizer, TokenizerState, control_token_ids
+
+_REMEMBERED_CHARACTERS = 256  # what a template writes before an answer is short; whole prompts do not come twice
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Encoded:
             if self.ids[back] in controls:
                 break
         begin = self.starts[back] if first else 0
-        alone = _ids_alone(Same(tokenizer), self.text[begin:character])
+        alone = _ids_alone(self.text[begin:character], tokenizer)
         return first if alone == tuple(self.ids[back:first]) else None
 
     def turn_end(self, first: int, after: int, tokenizer: ChatTokenizer) -> int | None:
@@ -90,6 +92,12 @@ def encode_many(texts: Sequence[str], tokenizer: ChatTokenizer, *, add_special_t
     ]
 
 
+def _ids_alone(text: str, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    if len(text) > _REMEMBERED_CHARACTERS:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _short_ids_alone(TokenizerState(tokenizer), text)
+
+
 @lru_cache(maxsize=4096)
-def _ids_alone(same: Same, text: str) -> tuple[int, ...]:
-    return tuple(same.tokenizer(text, add_special_tokens=False)["input_ids"])
+def _short_ids_alone(state: TokenizerState, text: str) -> tuple[int, ...]:
+    return tuple(state.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from engine.data.problems import RowProblemError, shortened
-from engine.data.tokenizer import ChatTokenizer, Same
+from engine.data.tokenizer import ChatTokenizer, TokenizerState
 from engine.processes.time_limit import TimeLimitError, time_limit
 
 TEMPLATE_SECONDS = 3.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
@@ -57,13 +57,13 @@ _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
 
 
 @lru_cache(maxsize=16)
-def _probe(same: Same) -> TemplateAbilities:
-    return _Probe(same.tokenizer).abilities()
+def _probe(state: TokenizerState) -> TemplateAbilities:
+    return _Probe(state.tokenizer).abilities()
 
 
 def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
     """Find out, once per tokenizer and template, what the template can express."""
-    return _probe(Same(tokenizer))
+    return _probe(TokenizerState(tokenizer))
 
 
 class _Probe:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -27,6 +26,8 @@ class ChatTokenizer(Protocol):
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]: ...
 
+    def __len__(self) -> int: ...
+
     def get_vocab(self) -> dict[str, int]: ...
 
     def apply_chat_template(
@@ -47,50 +48,55 @@ class ChatTokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Same:
-    """A tokenizer as a key of caches: the same object, with the same special tokens and the same template."""
+class TokenizerState:
+    """A tokenizer as a key of caches: equal for the same object with the same template, special and added tokens.
 
-    tokenizer: ChatTokenizer
+    It compares what those were when it was made, so a tokenizer that changed since does not find its former answers.
+    """
+
+    __slots__ = ("_key", "tokenizer")
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self.tokenizer = tokenizer  # kept: the id of an object that is gone may become another's
+        template = tokenizer.chat_template
+        settled = tuple(template.items()) if isinstance(template, Mapping) else template
+        tokens = tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, len(tokenizer)
+        self._key = (id(tokenizer), settled, *tokens)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self._identity() == other._identity()
+        return isinstance(other, TokenizerState) and self._key == other._key
 
     def __hash__(self) -> int:
-        return id(self.tokenizer)
-
-    def _identity(self) -> tuple[object, ...]:
-        known = self.tokenizer
-        return id(known), known.eos_token, known.pad_token, known.bos_token, known.chat_template
+        return hash(self._key)
 
 
 def control_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
     """Tokens that no ordinary text produces: special ones, and added ones that are more than white space."""
-    return _control_token_ids(Same(tokenizer))
+    return _control_token_ids(TokenizerState(tokenizer))
 
 
 def control_token_texts(tokenizer: ChatTokenizer) -> tuple[str, ...]:
     """The control tokens as they are written in text."""
-    return _control_token_texts(Same(tokenizer))
+    return _control_token_texts(TokenizerState(tokenizer))
 
 
 def control_token_pattern(tokenizer: ChatTokenizer) -> re.Pattern[str]:
     """Finds a control token in text."""
-    return _control_token_pattern(Same(tokenizer))
+    return _control_token_pattern(TokenizerState(tokenizer))
 
 
 @lru_cache(maxsize=16)
-def _control_token_ids(same: Same) -> frozenset[int]:
-    added = (token_id for token_id, token in same.tokenizer.added_tokens_decoder.items() if str(token).strip())
-    return frozenset([*same.tokenizer.all_special_ids, *added])
+def _control_token_ids(state: TokenizerState) -> frozenset[int]:
+    added = (token_id for token_id, token in state.tokenizer.added_tokens_decoder.items() if str(token).strip())
+    return frozenset([*state.tokenizer.all_special_ids, *added])
 
 
 @lru_cache(maxsize=16)
-def _control_token_texts(same: Same) -> tuple[str, ...]:
-    return tuple(same.tokenizer.convert_ids_to_tokens(sorted(_control_token_ids(same))))
+def _control_token_texts(state: TokenizerState) -> tuple[str, ...]:
+    return tuple(state.tokenizer.convert_ids_to_tokens(sorted(_control_token_ids(state))))
 
 
 @lru_cache(maxsize=16)
-def _control_token_pattern(same: Same) -> re.Pattern[str]:
-    longest_first = sorted(_control_token_texts(same), key=len, reverse=True)
+def _control_token_pattern(state: TokenizerState) -> re.Pattern[str]:
+    longest_first = sorted(_control_token_texts(state), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -9,6 +9,7 @@ from engine.data.problems import RowProblemError
 from engine.data.template import freeze_template, stop_token_ids, tokenizer_fingerprint
 from engine.data.template_abilities import abilities_of, apply_template
 from engine.data.tokenize import RenderOptions, prompt_ids, render_conversation
+from engine.data.tokenizer import control_token_ids, control_token_pattern
 from engine.errors import ModelError
 from tests.data.families import bpe_tokenizer, family, template_text, tokenizer_of
 
@@ -157,3 +158,27 @@ def test_fingerprints_tell_templates_and_vocabularies_apart():
     changed.chat_template += " "
 
     assert len(prints | {tokenizer_fingerprint(changed)}) == 4
+
+
+def test_a_template_that_changes_is_asked_anew_what_it_can_express():
+    tokenizer = tokenizer_of(family("qwen2.5"))
+    assert abilities_of(tokenizer).system
+
+    tokenizer.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+
+    assert not abilities_of(tokenizer).system
+
+
+def test_tokens_that_are_made_special_later_are_known_at_once():
+    tokenizer = bpe_tokenizer(("</s>",))
+    tokenizer.eos_token = "</s>"
+    word = tokenizer.convert_ids_to_tokens(tokenizer("adapter", add_special_tokens=False)["input_ids"])[-1]
+    assert control_token_ids(tokenizer) == {tokenizer.eos_token_id}
+    assert not control_token_pattern(tokenizer).search(word)
+
+    tokenizer.pad_token = word
+
+    assert control_token_ids(tokenizer) == {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert control_token_pattern(tokenizer).search(word)
+    tokenizer.add_tokens(["<extra>"])
+    assert control_token_pattern(tokenizer).search("<extra>")
