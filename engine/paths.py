@@ -59,11 +59,16 @@ class LoratoryHome:
         Raises:
             StorageError: If the folder cannot be created or written.
         """
-        configured = os.environ.get("LORATORY_HOME")
-        root = typed_path(configured) if configured else Path(platformdirs.user_data_dir("loratory", appauthor=False))
-        home = cls(root.resolve())
+        home = cls.located()
         home.make_writable()
         return home
+
+    @classmethod
+    def located(cls) -> "LoratoryHome":
+        """Return where the home folder is or would be; nothing is made there."""
+        configured = os.environ.get("LORATORY_HOME")
+        root = typed_path(configured) if configured else Path(platformdirs.user_data_dir("loratory", appauthor=False))
+        return cls(root.resolve())
 
     def make_writable(self) -> None:
         """Create the home folder (mode 0700) and prove that it can be written.

@@ -55,7 +55,7 @@ class FitTable:
             return self._verdicts.get(model_id, (None,) * len(_METHODS))
 
     def _device(self) -> Device | None:
-        devices = self._devices()
+        devices = [device for device in self._devices() if device.obstacle is None]
         return max(devices, key=lambda device: (device.kind == "cuda", device.total_bytes), default=None)
 
     def _work(self) -> None:

@@ -25,7 +25,8 @@ class RunSection(Section):
     devices: Literal["auto", "cpu"] | tuple[int, ...] = setting(
         "auto",
         label="Device",
-        help="auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number.",
+        help="auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG "
+        "instance j of GPU i as 100 * (i + 1) + j.",
         advanced=True,
     )
     resume_after_restart: bool = setting(

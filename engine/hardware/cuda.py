@@ -1,15 +1,22 @@
-"""NVIDIA GPUs, asked of the driver's own library (NVML), which needs no torch and starts no CUDA context."""
+"""NVIDIA GPUs, asked of the driver's own library (NVML), which needs no torch and starts no CUDA context.
+
+A GPU that is cut into MIG instances is listed as these: CUDA gives a process one instance, never the whole GPU. Instance 2 of
+GPU 1 has the index 202, which stays its own when other instances come and go.
+"""
 
 import importlib
 import os
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from engine.hardware.device import Device, MemoryNow
+from engine.hardware.device import Capability, Device, MemoryNow
+from engine.hardware.torch_build import Driver, TorchBuild
 
 Answer = TypeVar("Answer")
 
 _FIRST_CAPABILITY_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, arithmetic instructions
+_MIG_INDEXES = 100  # indexes that each GPU has for its instances; NVIDIA's largest has seven
 
 
 class NvmlSession(Protocol):
@@ -19,21 +26,34 @@ class NvmlSession(Protocol):
 
     def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
     def nvmlShutdown(self) -> None: ...  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Any, index: int) -> Any: ...  # noqa: N802
 
 
 class Nvml(NvmlSession, Protocol):
     """The part of pynvml that is used here."""
 
+    def nvmlSystemGetDriverVersion(self) -> str | bytes: ...  # noqa: N802
+    def nvmlSystemGetCudaDriverVersion(self) -> int: ...  # noqa: N802
     def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
     def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...  # noqa: N802
     def nvmlDeviceGetUUID(self, handle: Any) -> str | bytes: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802
     def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]: ...  # noqa: N802
+    def nvmlDeviceGetMigMode(self, device: Any) -> Sequence[int]: ...  # noqa: N802
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Any) -> int: ...  # noqa: N802
+
+
+class _Listed(NamedTuple):
+    """A GPU or a MIG instance, and what the GPU itself is called."""
+
+    gpu: int
+    gpu_uuid: str
+    device: Device
 
 
 def load_nvml() -> Nvml | None:
-    """NVML's Python binding, or None where it is not installed."""
+    """Return NVML's Python binding, or None where it is not installed."""
     try:
         nvml: Nvml = importlib.import_module("pynvml")
     except ImportError:
@@ -55,36 +75,93 @@ def ask_driver(nvml: NvmlSession, question: Callable[[], Answer]) -> Answer | No
         nvml.nvmlShutdown()
 
 
-def list_cuda_devices(nvml: Nvml | None, shared_memory: MemoryNow) -> tuple[Device, ...]:
-    """Every GPU that this process may use, in the order of `nvidia-smi`; none where there is no driver.
+def device_handle(nvml: NvmlSession, index: int) -> Any:
+    """Return NVML's handle of the device that `list_cuda_devices` gives this index."""
+    if index < _MIG_INDEXES:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    gpu = nvml.nvmlDeviceGetHandleByIndex(index // _MIG_INDEXES - 1)
+    return nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index % _MIG_INDEXES)
+
+
+def list_cuda_devices(
+    nvml: Nvml | None, shared_memory: MemoryNow, torch: TorchBuild | None = None, *, hidden_too: bool = False
+) -> tuple[Device, ...]:
+    """Return every GPU that this process may use, in the order of `nvidia-smi`; none where there is no driver.
 
     Args:
         nvml: What `load_nvml` found.
         shared_memory: RAM, for GPUs that have no memory of their own and share it with the processor.
+        torch: Decides which of them have an obstacle; None where that is of no interest.
+        hidden_too: List those as well that CUDA_VISIBLE_DEVICES hides.
     """
     if nvml is None:
         return ()
 
-    def describe_all() -> list[Device | None]:
-        return [_describe(nvml, index, shared_memory) for index in range(nvml.nvmlDeviceGetCount())]
+    def describe_all() -> tuple[Device, ...]:
+        listed = [one for index in range(nvml.nvmlDeviceGetCount()) for one in _listed(nvml, index, shared_memory)]
+        driver = driver_version(nvml) if listed else None
+        devices = tuple(one.device for one in listed) if hidden_too else _visible(listed)
+        return tuple(_with_obstacle(device, torch, driver) for device in devices)
 
-    return tuple(device for device in ask_driver(nvml, describe_all) or () if device is not None)
+    return ask_driver(nvml, describe_all) or ()
 
 
-def _describe(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Device | None:
+def driver_version(nvml: Nvml) -> Driver | None:
+    """Return the driver's version; None where it does not tell. Call it within `ask_driver`."""
+    try:
+        version, cuda = _text(nvml.nvmlSystemGetDriverVersion()), nvml.nvmlSystemGetCudaDriverVersion()
+    except nvml.NVMLError:
+        return None
+    return Driver(version, (cuda // 1000, cuda % 1000 // 10))
+
+
+def _with_obstacle(device: Device, torch: TorchBuild | None, driver: Driver | None) -> Device:
+    if torch is None or device.capability is None:
+        return device
+    return replace(device, obstacle=torch.obstacle(device.name, device.capability, driver))
+
+
+def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Listed]:
+    """One GPU, or the MIG instances that it is cut into."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        if not _is_visible(index, _text(nvml.nvmlDeviceGetUUID(handle))):
-            return None
-        capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
-        name = _text(nvml.nvmlDeviceGetName(handle))
+        uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     except nvml.NVMLError:  # fallen off the bus, or not ours to see; the others still count
-        return None
+        return
+    if not _is_cut(nvml, handle):
+        device = _describe(index, name, (major, minor), _memory(nvml, handle, shared_memory))
+        yield _Listed(index, uuid, replace(device, uuid=uuid))
+        return
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+            own, own_name = _text(nvml.nvmlDeviceGetUUID(instance)), _text(nvml.nvmlDeviceGetName(instance))
+            memory = nvml.nvmlDeviceGetMemoryInfo(instance)
+        except nvml.NVMLError:  # numbers without an instance are usual
+            continue
+        now = MemoryNow(int(memory.total), int(memory.free))
+        device = _describe((index + 1) * _MIG_INDEXES + number, own_name, (major, minor), now)
+        yield _Listed(index, uuid, replace(device, uuid=own))
+
+
+def _is_cut(nvml: Nvml, handle: Any) -> bool:
+    """Whether the GPU is in MIG mode."""
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except nvml.NVMLError:  # most GPUs have no such mode
+        return False
+
+
+def _memory(nvml: Nvml, handle: Any, shared_memory: MemoryNow) -> MemoryNow:
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        now = MemoryNow(int(memory.total), int(memory.free))
     except nvml.NVMLError:
-        now = shared_memory
+        return shared_memory
+    return MemoryNow(int(memory.total), int(memory.free))
+
+
+def _describe(index: int, name: str, capability: Capability, now: MemoryNow) -> Device:
     return Device(
         kind="cuda",
         index=index,
@@ -92,16 +169,34 @@ def _describe(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Device | None
         total_bytes=now.total_bytes,
         free_bytes=now.free_bytes,
         has_fast_bfloat16=capability >= _FIRST_CAPABILITY_WITH_BFLOAT16,
+        capability=capability,
     )
 
 
-def _is_visible(index: int, uuid: str) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES lets programs use this GPU; names may be numbers or (shortened) UUIDs."""
+def _visible(listed: Sequence[_Listed]) -> tuple[Device, ...]:
+    """Those that CUDA_VISIBLE_DEVICES lets programs use; CUDA reads it up to the first name that means nothing."""
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None:
-        return True
-    names = [name.strip() for name in setting.split(",")]
-    return any(name == str(index) or (name.startswith("GPU-") and uuid.startswith(name)) for name in names)
+        return tuple(one.device for one in listed)
+    chosen: set[int] = set()
+    for name in setting.split(","):
+        named = [one for one in listed if _is_called(one, name.strip())]
+        if not named:
+            break
+        chosen.update(one.device.index for one in named)
+    return tuple(one.device for one in listed if one.device.index in chosen)
+
+
+def _is_called(one: _Listed, name: str) -> bool:
+    """Whether a name in CUDA_VISIBLE_DEVICES means this device: a GPU's number, or a UUID, which may be shortened.
+
+    A GPU's own names stand for its MIG instances as well. Old drivers called these MIG-GPU-<UUID>/<instance>/<instance>.
+
+    Source: CUDA C++ Programming Guide, "CUDA Environment Variables"; NVIDIA MIG User Guide, "CUDA Device Enumeration".
+    """
+    if name.startswith("MIG-"):
+        return one.device.uuid.startswith(name)
+    return name == str(one.gpu) or (name.startswith("GPU-") and one.gpu_uuid.startswith(name))
 
 
 def _text(value: str | bytes) -> str:

@@ -1,6 +1,6 @@
 """Which devices there are, and which one a run gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
@@ -8,6 +8,8 @@ from engine.hardware.apple import list_apple_gpus, this_system
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor, memory_now
+from engine.hardware.torch_build import installed_torch
+from engine.paths import LoratoryHome
 
 __all__ = ["Device", "choose_device", "choose_devices", "choose_from", "list_devices"]
 
@@ -20,7 +22,13 @@ def list_devices() -> tuple[Device, ...]:
     Takes milliseconds, needs no torch, and never fails for want of a driver.
     """
     memory = memory_now()
-    return (*list_cuda_devices(load_nvml(), memory), *list_apple_gpus(this_system(), memory), describe_processor())
+    gpus = list_cuda_devices(load_nvml(), memory, installed_torch(LoratoryHome.located()))
+    return (*gpus, *list_apple_gpus(this_system(), memory), describe_processor())
+
+
+def usable_gpus(devices: Iterable[Device]) -> tuple[Device, ...]:
+    """Return the CUDA devices that nothing is known to keep PyTorch from using, in their order."""
+    return tuple(device for device in devices if device.kind == "cuda" and device.obstacle is None)
 
 
 def choose_device(run: RunSection) -> Device:
@@ -46,20 +54,22 @@ def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...
     """Choose among `devices`, as `list_devices` gives them; several only where the run names several.
 
     `auto` takes the first GPU of which at least half is free, else the one with the most free memory, else Apple's GPU,
-    else the processor.
+    else the processor. It passes over GPUs that PyTorch cannot use.
 
     Raises:
-        DeviceError: If the run names a GPU that is not there, or names one twice.
+        DeviceError: If the run names a GPU that is not there or that PyTorch cannot use, names one twice, or names a MIG
+            instance beside another device.
     """
     gpus = {device.index: device for device in devices if device.kind == "cuda"}
     processor = next(device for device in devices if device.kind == "cpu")
     if run.devices == "cpu":
         return (processor,)
-    if run.devices == "auto" and not gpus:
+    usable = usable_gpus(devices)
+    if run.devices == "auto" and not usable:
         return (next((device for device in devices if device.kind == "mps"), processor),)
     if run.devices == "auto":
-        free = (gpu for gpu in gpus.values() if gpu.free_bytes >= gpu.total_bytes * _COUNTS_AS_FREE)
-        return (next(free, None) or max(gpus.values(), key=lambda gpu: gpu.free_bytes),)
+        free = (gpu for gpu in usable if gpu.free_bytes >= gpu.total_bytes * _COUNTS_AS_FREE)
+        return (next(free, None) or max(usable, key=lambda gpu: gpu.free_bytes),)
     wanted = tuple(run.devices)
     missing = [index for index in wanted if index not in gpus]
     if missing or not wanted:
@@ -70,4 +80,13 @@ def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...
         )
     if len(set(wanted)) < len(wanted):
         raise DeviceError(f"run.devices names a device twice ({list(wanted)}).", "Name each device once.")
-    return tuple(gpus[index] for index in wanted)
+    chosen = tuple(gpus[index] for index in wanted)
+    obstacle = next((gpu.obstacle for gpu in chosen if gpu.obstacle is not None), None)
+    if obstacle is not None:
+        raise DeviceError(obstacle.what, obstacle.fix)
+    if len(chosen) > 1 and any(gpu.is_mig for gpu in chosen):
+        raise DeviceError(
+            f"run.devices names {list(wanted)}, of which one is a MIG instance; CUDA gives a process one instance alone.",
+            "Name one device, or switch MIG off on GPUs that are to work together.",
+        )
+    return chosen

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Protocol
 
-from engine.hardware.cuda import NvmlSession, ask_driver, load_nvml
+from engine.hardware.cuda import NvmlSession, ask_driver, device_handle, load_nvml
 
 _MILLIJOULES = 1000.0
 _GPU = re.compile(r"cuda:(\d+)")
@@ -12,8 +12,7 @@ _GPU = re.compile(r"cuda:(\d+)")
 class EnergyMeter(NvmlSession, Protocol):
     """The part of pynvml that is used here."""
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802 - NVML's own names
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802 - NVML's own name
 
 
 def energy_so_far_joules(devices: str, nvml: EnergyMeter | None = None) -> float | None:
@@ -34,7 +33,7 @@ def energy_so_far_joules(devices: str, nvml: EnergyMeter | None = None) -> float
         return None
 
     def joules() -> float:
-        handles = [meter.nvmlDeviceGetHandleByIndex(index) for index in indexes]
+        handles = [device_handle(meter, index) for index in indexes]
         return sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / _MILLIJOULES
 
     return ask_driver(meter, joules)

@@ -4,14 +4,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from engine.hardware.cuda import NvmlSession, ask_driver, load_nvml
+from engine.hardware.cuda import NvmlSession, ask_driver, device_handle, load_nvml
 
 
 class ProcessMeter(NvmlSession, Protocol):
     """The part of pynvml that is used here."""
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802 - NVML's own names
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...  # noqa: N802 - NVML's own name
 
 
 def gpu_process_bytes(index: int, nvml: ProcessMeter | None = None) -> int | None:
@@ -20,7 +19,7 @@ def gpu_process_bytes(index: int, nvml: ProcessMeter | None = None) -> int | Non
     In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
 
     Args:
-        index: The GPU, as `nvidia-smi` numbers them. This process must have used it.
+        index: Of the device, as `engine.hardware.cuda` numbers them. This process must have used it.
         nvml: The binding; None takes the installed one.
 
     Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses and nvmlProcessInfo_t.
@@ -30,7 +29,7 @@ def gpu_process_bytes(index: int, nvml: ProcessMeter | None = None) -> int | Non
         return None
 
     def processes() -> list[Any]:
-        return list(meter.nvmlDeviceGetComputeRunningProcesses(meter.nvmlDeviceGetHandleByIndex(index)))
+        return list(meter.nvmlDeviceGetComputeRunningProcesses(device_handle(meter, index)))
 
     found = ask_driver(meter, processes) or []
     ours = [process for process in found if process.pid == os.getpid()] or (found if len(found) == 1 else [])

@@ -1,6 +1,9 @@
 """The inspector's process for models: reads their modules and describes them. Holds no weights, no GPU."""
 
+import torch
+
 from engine.config.model import ModelConfig
+from engine.hardware.torch_build import note_architectures
 from engine.inspector.details import model_details
 from engine.inspector.inventory import module_inventory
 from engine.paths import LoratoryHome
@@ -27,7 +30,9 @@ class ModelHandlers:
 
 def main() -> None:
     """Answer until stdin closes."""
-    handlers = ModelHandlers(LoratoryHome.from_environment())
+    home = LoratoryHome.from_environment()
+    note_architectures(home, str(torch.__version__), torch.cuda.get_arch_list())
+    handlers = ModelHandlers(home)
     serve({"module_inventory": handlers.module_inventory, "model_details": handlers.model_details})
 
 

@@ -44,4 +44,5 @@ def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | Non
 
 
 def _device_of(config: RunConfig) -> Device:
-    return next(device for device in list_devices() if device.kind == "cpu" or config.run.devices != "cpu")
+    usable = (device for device in list_devices() if device.obstacle is None)
+    return next(device for device in usable if device.kind == "cpu" or config.run.devices != "cpu")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.config.run import RunSection
 from engine.files import write_atomically
 from engine.hardware.device import Device
+from engine.hardware.devices import usable_gpus
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
@@ -140,8 +141,9 @@ def _options(section: RunSection, devices: Sequence[Device]) -> list[tuple[Devic
     if isinstance(section.devices, tuple):
         named = tuple(gpus[index] for index in section.devices if index in gpus)
         return [named] if named and len(named) == len(section.devices) else []
-    if section.devices == "auto" and gpus:
-        by_free_memory = sorted(gpus.values(), key=lambda gpu: -gpu.free_bytes)
+    usable = usable_gpus(devices)
+    if section.devices == "auto" and usable:
+        by_free_memory = sorted(usable, key=lambda gpu: -gpu.free_bytes)
         return [(gpu,) for gpu in by_free_memory]
     has_apple = any(device.kind == "mps" for device in devices)
     wanted = "mps" if section.devices == "auto" and has_apple else "cpu"

@@ -9,9 +9,12 @@ import torch
 from engine.config.run import RunConfig
 from engine.errors import DeviceError
 from engine.hardware.apple import list_apple_gpus, this_system
+from engine.hardware.cuda import Nvml, ask_driver, driver_version, list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.processor import memory_now
+from engine.hardware.torch_build import TorchBuild, installed_torch
+from engine.paths import LoratoryHome
 from engine.training.companions import ALONE, Companions
 
 
@@ -38,17 +41,20 @@ class Placement:
 
 
 def choose_placement(config: RunConfig) -> Placement:
-    """The device that this process sees, and its rank where a launcher started several.
+    """Return the device that this process sees, and its rank where a launcher started several.
 
     Raises:
-        DeviceError: If layers are to be spread over more GPUs than this process sees, or by several processes.
+        DeviceError: If torch cannot use the GPU that the run has, if layers are to be spread over more GPUs than this process
+            sees, or by several processes.
     """
     companions = Companions.from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     devices = list_devices()
     processor = next(device for device in devices if device.kind == "cpu")
+    gpus = in_torch_order([device for device in devices if device.kind == "cuda"])
+    if config.run.devices != "cpu":
+        _require_usable(gpus, config.run.devices != "auto")
     if torch.cuda.is_available() and config.run.devices != "cpu":
-        gpus = in_torch_order([device for device in devices if device.kind == "cuda"])
         if config.run.spread_over > 1:
             return _spread(gpus, config.run.spread_over, companions)
         # The supervisor hides every GPU but ours, so that torch's first is the first of those that are listed.
@@ -61,6 +67,14 @@ def choose_placement(config: RunConfig) -> Placement:
     return Placement(processor, torch.device("cpu"), companions)
 
 
+def passed_over(config: RunConfig, placement: Placement, home: LoratoryHome) -> tuple[str, ...]:
+    """Return why `auto` left each GPU of this machine to itself that torch cannot use, where it took the processor."""
+    if config.run.devices != "auto" or placement.torch_device.type != "cpu":
+        return ()
+    gpus = list_cuda_devices(load_nvml(), memory_now(), installed_torch(home), hidden_too=True)
+    return tuple(f"{gpu.obstacle.what} {gpu.obstacle.fix}" for gpu in gpus if gpu.obstacle is not None)
+
+
 def _recommended_bytes() -> int | None:
     """How much memory Metal advises one program to take; None where this torch does not ask it."""
     recommended = getattr(torch.mps, "recommended_max_memory", None)
@@ -68,10 +82,64 @@ def _recommended_bytes() -> int | None:
 
 
 def in_torch_order(gpus: Sequence[Device]) -> list[Device]:
-    """GPUs as torch numbers them: where CUDA_VISIBLE_DEVICES lists numbers, its order counts, not that of `nvidia-smi`."""
-    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    places = {int(name): place for place, name in enumerate(listed) if name.isdigit()}
-    return sorted(gpus, key=lambda gpu: places.get(gpu.index, gpu.index))
+    """Return GPUs as torch numbers them: in the order of CUDA_VISIBLE_DEVICES where it is set, not that of `nvidia-smi`."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+
+    def place(gpu: Device) -> int:
+        called = (
+            place for place, name in enumerate(names) if name == str(gpu.index) or (name and gpu.uuid.startswith(name))
+        )
+        return next(called, gpu.index)
+
+    return sorted(gpus, key=place)
+
+
+def _require_usable(gpus: Sequence[Device], names_gpus: bool) -> None:
+    """Refuse to train on the processor what has a GPU, which torch would do without a word.
+
+    Args:
+        gpus: Those that the driver lists and CUDA_VISIBLE_DEVICES shows.
+        names_gpus: Whether the run asks for GPUs by number.
+
+    Raises:
+        DeviceError: If torch cannot use them.
+    """
+    version, cuda = str(torch.__version__), torch.version.cuda
+    if torch.cuda.is_available():
+        if cuda is not None:
+            build = TorchBuild(version, cuda, tuple(torch.cuda.get_arch_list()))
+            for gpu in gpus:
+                obstacle = build.obstacle(gpu.name, gpu.capability, None) if gpu.capability is not None else None
+                if obstacle is not None:
+                    raise DeviceError(obstacle.what, obstacle.fix)
+        return
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    nvml = load_nvml()
+    if gpus:
+        known = gpus[0].obstacle
+        if known is not None:
+            raise DeviceError(known.what, known.fix)
+        driver = ask_driver(nvml, lambda: driver_version(nvml)) if nvml is not None else None
+        raise DeviceError(
+            f"PyTorch {version} (CUDA {cuda or 'none'}) cannot use {gpus[0].name}, which NVIDIA's driver "
+            f"{driver.version if driver is not None else '(version unknown)'} lists.",
+            f"Run `nvidia-smi` here, and check that CUDA_VISIBLE_DEVICES ({shown or 'not set'}) is right; then restart or "
+            "reinstall the driver, or set run.devices to cpu.",
+        )
+    if names_gpus or (nvml is not None and _names_devices(shown or "") and _count(nvml) > 0):
+        raise DeviceError(
+            f"This run has a GPU, and this process sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}.",
+            "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.",
+        )
+
+
+def _names_devices(shown: str) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES names GPUs; an empty one, -1 or NoDevFiles hides all."""
+    return shown[:1].isdigit() or shown.startswith(("GPU-", "MIG-"))
+
+
+def _count(nvml: Nvml) -> int:
+    return ask_driver(nvml, nvml.nvmlDeviceGetCount) or 0
 
 
 def _spread(gpus: Sequence[Device], wanted: int, companions: Companions) -> Placement:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from engine.data.prepare import PreparedDataset, prepare_dataset
+from engine.hardware.torch_build import note_architectures
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
@@ -29,7 +30,7 @@ from engine.training.held_out import choose_measured
 from engine.training.hooks import HeldOutLoss, LoggedStep, TrainerHooks
 from engine.training.interruption import Interruption
 from engine.training.pinned_data import require_pinned_data
-from engine.training.placement import Placement, choose_placement
+from engine.training.placement import Placement, choose_placement, passed_over
 from engine.training.plan import EpochPlanner
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
 from engine.training.reporting import RunEvents
@@ -95,6 +96,7 @@ class TrainingSession:
 
     def _run(self) -> Outcome:
         config, events = self._config, self._events
+        note_architectures(self._attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
         placement = choose_placement(config)
         events.device_memory = DeviceMemory.of(placement)
         self._meet(placement)
@@ -105,6 +107,8 @@ class TrainingSession:
         precision = self._precision = choose_precision(config, placement.device, begun_in)
         for note in (*apple_notes(config, placement.device), *resumed_notes(config, placement.device, begun_in)):
             events.warn(note, "precision")
+        for note in passed_over(config, placement, self._attempt.home):
+            events.warn(note, "device")
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
         events.status("loading_model", f"Looking for {config.model.id}.")
         source = self._first_the_first(lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress))

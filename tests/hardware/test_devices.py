@@ -2,73 +2,25 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
 from engine.hardware.cuda import list_cuda_devices
-from engine.hardware.device import Device, MemoryNow, visible_only
+from engine.hardware.device import Device, MemoryNow, Obstacle, visible_only
 from engine.hardware.devices import choose_from, list_devices
+from tests.hardware.fake_nvml import GIB, RTX_4090, T4, FakeNvml, Instance
 
-GIB = 1024**3
 RAM = MemoryNow(64 * GIB, 50 * GIB)
-
-
-class FakeNvmlError(Exception):
-    pass
-
-
-class FakeNvml:
-    """A driver with the given cards: (name, compute capability, total GiB, free GiB); memory None is not told."""
-
-    NVMLError = FakeNvmlError
-
-    def __init__(self, *cards, driver=True):
-        self.cards = cards
-        self.driver = driver
-        self.open = 0
-
-    def nvmlInit(self):  # noqa: N802
-        if not self.driver:
-            raise FakeNvmlError("driver not loaded")
-        self.open += 1
-
-    def nvmlShutdown(self):  # noqa: N802
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self):  # noqa: N802
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
-        if self.cards[index] is None:
-            raise FakeNvmlError("GPU is lost")
-        return index
-
-    def nvmlDeviceGetName(self, handle):  # noqa: N802
-        return self.cards[handle][0]
-
-    def nvmlDeviceGetUUID(self, handle):  # noqa: N802
-        return f"GPU-{handle}a5e-77"
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle):  # noqa: N802
-        return self.cards[handle][1]
-
-    def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
-        total, free = self.cards[handle][2:]
-        if total is None:
-            raise FakeNvmlError("not supported")
-        return SimpleNamespace(total=total * GIB, free=free * GIB, used=(total - free) * GIB)
+A100 = ("NVIDIA A100-SXM4-40GB", (8, 0), 40, 39)
+INSTANCES = {0: {0: Instance(5, 4), 2: Instance(10, 9)}}  # of the first GPU; number 1 is not made
 
 
 @pytest.fixture(autouse=True)
 def all_gpus_visible(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9), 24, 21)
-T4 = (b"Tesla T4", (7, 5), 16, 15)
 
 
 def gpu(index, free_gib, total_gib=24):
@@ -82,8 +34,8 @@ def test_gpus_are_described_as_the_driver_tells():
     nvml = FakeNvml(RTX_4090, T4)
 
     assert list_cuda_devices(nvml, RAM) == (
-        Device("cuda", 0, "GeForce RTX 4090", 24 * GIB, 21 * GIB, has_fast_bfloat16=True),
-        Device("cuda", 1, "Tesla T4", 16 * GIB, 15 * GIB, has_fast_bfloat16=False),
+        Device("cuda", 0, "GeForce RTX 4090", 24 * GIB, 21 * GIB, True, capability=(8, 9), uuid="GPU-0a5e-77"),
+        Device("cuda", 1, "Tesla T4", 16 * GIB, 15 * GIB, False, capability=(7, 5), uuid="GPU-1a5e-77"),
     )
     assert nvml.open == 0
 
@@ -108,12 +60,60 @@ def test_a_gpu_that_shares_the_processors_memory_has_its_size():
 
 
 @pytest.mark.parametrize(
-    ("setting", "indexes"), [("1", [1]), ("0, 1", [0, 1]), ("", []), ("-1", []), ("GPU-1a5e", [1]), ("10", [])]
+    ("setting", "indexes"),
+    [("1", [1]), ("0, 1", [0, 1]), ("", []), ("-1", []), ("GPU-1a5e", [1]), ("10", []), ("0,-1,1", [0]), ("7,1", [])],
 )
 def test_gpus_hidden_by_the_environment_are_not_offered(monkeypatch, setting, indexes):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
 
     assert [device.index for device in list_cuda_devices(FakeNvml(RTX_4090, T4), RAM)] == indexes
+
+
+def test_a_gpu_in_mig_mode_is_listed_as_its_instances_with_their_own_memory():
+    nvml = FakeNvml(A100, RTX_4090, instances=INSTANCES)
+
+    assert [
+        (device.index, device.name, device.total_bytes, device.free_bytes) for device in list_cuda_devices(nvml, RAM)
+    ] == [
+        (100, "A100-SXM4-40GB MIG 5gb", 5 * GIB, 4 * GIB),
+        (102, "A100-SXM4-40GB MIG 10gb", 10 * GIB, 9 * GIB),
+        (1, "GeForce RTX 4090", 24 * GIB, 21 * GIB),
+    ]
+    assert list_cuda_devices(FakeNvml(A100, instances={0: {}}), RAM) == ()  # in MIG mode, and nothing cut from it yet
+
+
+@pytest.mark.parametrize(
+    ("setting", "indexes"),
+    [("MIG-0-2", [102]), ("MIG-0-", [100, 102]), ("0", [100, 102]), ("GPU-0a5e", [100, 102]), ("1", [1])],
+)
+def test_mig_instances_may_be_named_by_the_environment(monkeypatch, setting, indexes):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+
+    found = list_cuda_devices(FakeNvml(A100, RTX_4090, instances=INSTANCES), RAM)
+    assert [device.index for device in found] == indexes
+
+
+def test_a_worker_is_given_a_mig_instance_by_its_uuid():
+    first, *_ = list_cuda_devices(FakeNvml(A100, instances=INSTANCES), RAM)
+
+    assert visible_only((first,))["CUDA_VISIBLE_DEVICES"] == "MIG-0-0"
+
+
+def test_a_mig_instance_beside_another_device_is_refused():
+    devices = (*list_cuda_devices(FakeNvml(A100, RTX_4090, instances=INSTANCES), RAM), PROCESSOR)
+
+    with pytest.raises(DeviceError, match="MIG"):
+        choose_from(devices, RunSection(devices=(100, 1)))
+    assert choose_from(devices, RunSection(devices=(102,)))[0].total_bytes == 10 * GIB
+
+
+def test_auto_passes_over_what_pytorch_cannot_use_and_naming_it_is_refused():
+    blocked = replace(gpu(0, free_gib=24), obstacle=Obstacle("It has no kernels.", "Install others."))
+
+    assert choose_from((blocked, gpu(1, free_gib=3), PROCESSOR), RunSection())[0].index == 1
+    assert choose_from((blocked, PROCESSOR), RunSection()) == (PROCESSOR,)
+    with pytest.raises(DeviceError, match="no kernels"):
+        choose_from((blocked, PROCESSOR), RunSection(devices=(0,)))
 
 
 def test_auto_takes_the_first_free_gpu():

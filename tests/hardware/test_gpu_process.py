@@ -25,6 +25,9 @@ class Driver:
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
         return index
 
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu, number):  # noqa: N802
+        return (gpu, number)
+
     def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802
         if self.refuses:
             raise self.NVMLError("not supported")
@@ -56,3 +59,9 @@ def test_without_a_driver_nothing_is_told():
             raise self.NVMLError("no driver")
 
     assert gpu_process_bytes(0, Absent()) is None
+
+
+def test_a_mig_instance_is_asked_by_its_own_handle():
+    driver = Driver(((1, 2), OURS, 700), (1, OURS, 900))
+
+    assert gpu_process_bytes(202, driver) == 700

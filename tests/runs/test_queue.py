@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from engine.config.run import RunSection
-from engine.hardware.device import Device
+from engine.hardware.device import Device, Obstacle
 from engine.hardware.lease import LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.runs.queue import QueueOrder, Waiting, plan_starts
@@ -77,6 +79,13 @@ def test_a_device_that_is_held_for_the_run_itself_keeps_only_others_from_it():
     assert started(alone) == {"pair": ["cuda:0", "cuda:1"]}
     other = plan_starts([waiting("other", devices=(0,))], [gpu(0)], {"cuda:0": own})
     assert other.reasons == {"other": "Waits: GPU 0 is in use for training (Run X)."}
+
+
+def test_auto_passes_over_a_gpu_that_pytorch_cannot_use():
+    blocked = replace(gpu(0, 20), obstacle=Obstacle("It has no kernels.", "Install others."))
+
+    assert started(plan_starts([waiting("a")], [blocked, gpu(1, 10), cpu()], {})) == {"a": ["cuda:1"]}
+    assert started(plan_starts([waiting("a")], [blocked, cpu()], {})) == {"a": ["cpu:0"]}
 
 
 def test_auto_waits_for_apples_gpu_where_there_is_one():

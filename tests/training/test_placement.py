@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from engine.config.load import config_from_mapping
+from engine.errors import DeviceError
+from engine.hardware import devices as hardware
+from engine.hardware import torch_build
 from engine.hardware.apple import AppleSystem
 from engine.hardware.device import Device, MemoryNow
+from engine.hardware.torch_build import TorchBuild
 from engine.training import placement
-from engine.training.placement import choose_placement
+from engine.training.placement import choose_placement, passed_over
+from tests.hardware.fake_nvml import GTX_1080, RTX_4090, FakeNvml
 
 PROCESSOR = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, has_fast_bfloat16=False, cores=2)
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
@@ -73,3 +78,86 @@ def test_a_launched_process_takes_the_gpu_of_its_rank(machine, monkeypatch, rank
     monkeypatch.setattr(placement, "list_devices", lambda: (GPU, other, PROCESSOR))
 
     assert chosen().torch_device.index == expected
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A machine whose driver lists GPUs, with some build of PyTorch that may see them or not."""
+    threads = torch.get_num_threads()
+
+    def install(nvml: FakeNvml, build: TorchBuild, *, sees_gpus: bool = False, shown: str | None = None) -> None:
+        for module in (placement, hardware):
+            monkeypatch.setattr(module, "load_nvml", lambda: nvml)
+        monkeypatch.setattr(torch_build, "_build_on_disk", lambda: build)
+        monkeypatch.setattr(torch, "__version__", build.version)
+        monkeypatch.setattr(torch.version, "cuda", build.cuda)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: sees_gpus)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(build.architectures))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if shown is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+
+    yield install
+    torch.set_num_threads(threads)
+
+
+WITH_CUDA = TorchBuild("2.13.0+cu130", "13.0", ("sm_75", "sm_80", "compute_120"))
+WITHOUT_CUDA = TorchBuild("2.13.0+cpu", None)
+
+
+@pytest.mark.parametrize(
+    ("nvml", "build", "facts", "fix"),
+    [
+        (FakeNvml(RTX_4090), WITHOUT_CUDA, ("2.13.0+cpu", "GeForce RTX 4090"), "build with CUDA"),
+        (FakeNvml(RTX_4090, cuda=12040), WITH_CUDA, ("13.0", "550.54.15", "12.4"), "Update the driver"),
+        (FakeNvml(RTX_4090), WITH_CUDA, ("13.0", "550.54.15", "GeForce RTX 4090"), "nvidia-smi"),
+    ],
+    ids=["PyTorch without CUDA", "old driver", "whatever else"],
+)
+def test_a_gpu_that_torch_cannot_use_is_never_left_for_the_processor(home, driver, nvml, build, facts, fix):
+    driver(nvml, build)
+
+    with pytest.raises(DeviceError) as caught:
+        chosen()
+
+    assert all(fact in caught.value.what for fact in facts)
+    assert fix in caught.value.fix
+    assert chosen(devices="cpu").torch_device.type == "cpu"
+
+
+@pytest.mark.parametrize(("shown", "run"), [("7", {}), ("GPU-ffff", {}), ("", {"devices": [0]})])
+def test_a_run_with_a_gpu_says_that_its_environment_hides_it(home, driver, shown, run):
+    driver(FakeNvml(RTX_4090), WITH_CUDA, shown=shown)
+
+    with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES"):
+        chosen(**run)
+
+
+@pytest.mark.parametrize("shown", ["", "-1", "NoDevFiles"])
+def test_gpus_that_are_hidden_on_purpose_leave_the_processor(home, driver, shown):
+    driver(FakeNvml(RTX_4090), WITH_CUDA, shown=shown)
+
+    assert chosen().torch_device.type == "cpu"
+
+
+def test_a_gpu_without_kernels_is_refused_before_anything_is_loaded(home, driver):
+    driver(FakeNvml(GTX_1080), WITH_CUDA, sees_gpus=True)
+
+    with pytest.raises(DeviceError, match=r"no kernels for GeForce GTX 1080, whose compute capability is 6\.1"):
+        chosen()
+
+
+def test_a_gpu_that_auto_passed_over_is_mentioned(home, driver):
+    driver(FakeNvml(RTX_4090), WITHOUT_CUDA, shown="")
+    config = config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "d"}})
+
+    (note,) = passed_over(config, choose_placement(config), home)
+
+    assert "GeForce RTX 4090" in note
+
+
+@pytest.mark.parametrize(("shown", "first"), [("GPU-1a5e-77,GPU-0a5e-77", 1), ("1,0", 1), ("GPU-0a5e-77", 0)])
+def test_torchs_first_gpu_is_the_first_that_the_environment_names(home, driver, shown, first):
+    driver(FakeNvml(RTX_4090, RTX_4090), WITH_CUDA, sees_gpus=True, shown=shown)
+
+    assert chosen().device.index == first
