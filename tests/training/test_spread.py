@@ -67,13 +67,15 @@ def put(module, device):
 
 
 @pytest.fixture
-def no_autocast(monkeypatch):
-    """Pretended devices have no autocast."""
+def pretended_devices(monkeypatch):
+    """Devices named `meta:0` and `meta:1`: without autocast, and kept apart by `torch.tensor`, which drops the index."""
+    make = torch.tensor
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "tensor", lambda data, *, device="cpu", **options: make(data, **options).to(device))
 
 
 @pytest.fixture
-def spread(no_autocast):
+def spread(pretended_devices):
     """A model over two pretended devices as the worker prepares it, and a batch on the first."""
     with contextlib.ExitStack() as stack:
 
