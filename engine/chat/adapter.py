@@ -63,8 +63,6 @@ class AdaptedBase:
 
     def __post_init__(self) -> None:
         parameters = inspect.signature(self.model.forward).parameters
-        # transformers renamed the argument in version 5.
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._keeps_some = "logits_to_keep" in parameters
 
     def forward(self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None) -> torch.Tensor:
@@ -80,7 +78,7 @@ class AdaptedBase:
         """
         if positions is None:
             positions = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        remembered = {self._cache_argument: cache} if cache is not None else {}
+        remembered = {"cache": cache} if cache is not None else {}
         # A tensor, although the last position could be asked for by number: that takes a view of the hidden states, for
         # which torch copies a frozen output layer before it multiplies, which here takes as long as the whole prompt.
         kept = {"logits_to_keep": positions if ids.shape[1] > 1 else 1} if self._keeps_some else {}

@@ -33,10 +33,10 @@ def arguments_code(config: RunConfig, facts: ModelFacts) -> str:
         ("weight_decay", f"{training.weight_decay!r}"),
         ("max_grad_norm", f"{training.max_grad_norm!r}"),
         ("optim", f'"{optim}"'),
-        ("gradient_checkpointing", f"{training.gradient_checkpointing}"),
+        ("activation_checkpointing", f"{training.gradient_checkpointing}"),
     ]
     if training.gradient_checkpointing:
-        values.append(("gradient_checkpointing_kwargs", '{"use_reentrant": False}'))
+        values.append(("activation_checkpointing_kwargs", '{"use_reentrant": False}'))
     if not facts.on_cpu:
         wanted = [("use_liger_kernel", training.use_liger_kernel), ("torch_compile", training.torch_compile)]
         values += [(name, "True") for name, is_wanted in wanted if is_wanted]

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prepare_environment() -> None:
-    """Settings that must stand before torch is imported."""
+    """Apply settings that must precede the import of torch."""
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # What Apple's GPU lacks a kernel for is computed by the processor, instead of ending the run.
@@ -67,6 +68,8 @@ def _prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    for name in ("is_gradient_checkpointing", "past_key_values"):  # transformers' earlier names, which PEFT still uses
+        warnings.filterwarnings("ignore", f"`{name}` is deprecated", FutureWarning)
 
 
 def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:

@@ -87,7 +87,7 @@ def train_plain(recipe: Recipe) -> Trial:
             disable_tqdm=True,
             use_cpu=True,
             bf16=computes_in_bfloat16,
-            gradient_checkpointing=documented,
+            activation_checkpointing=documented,
             max_length=recipe.max_length,
             save_strategy="no",
             shuffle_dataset=False,

@@ -91,7 +91,7 @@ def base_of(bases, config):
         precision, placement = choose_precision(config, CPU), Placement(CPU, torch.device("cpu"))
         bases[quantization] = load_model(ModelSource(config.model.id, "demo"), config, precision, placement)
     base = bases[quantization]
-    base.gradient_checkpointing_disable()
+    base.activation_checkpointing_disable()
     base.set_attn_implementation("sdpa")
     return base
 

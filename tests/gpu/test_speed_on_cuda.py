@@ -93,7 +93,7 @@ def train_plain(folder, rows, tmp_path):
             report_to="none",
             disable_tqdm=True,
             bf16=True,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             use_liger_kernel=HAS_LIGER,
             max_length=512,
             save_strategy="no",

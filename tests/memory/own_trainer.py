@@ -70,7 +70,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
     assembly = assemble(model, config, precision, placement, rows, 0)
     assert not assembly.notes
     if config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if config.adapter.method != "none":
             model.enable_input_require_grads()
     model.train()

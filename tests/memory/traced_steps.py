@@ -68,7 +68,7 @@ def build_model(case):
     model = add_adapter(model, case.adapter)
     if case.checkpointing != "none":
         reentrant = case.checkpointing == "reentrant"
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
         if case.adapter.method != "none":
             model.enable_input_require_grads()
     model.train()

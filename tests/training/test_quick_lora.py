@@ -118,7 +118,7 @@ def test_recomputed_passes_draw_the_same_mask(tiny_model_folder):
     make_lora_quick(model)
     again = copy.deepcopy(model)
     make_lora_quick(again)
-    again.gradient_checkpointing_enable({"use_reentrant": False})
+    again.activation_checkpointing_enable({"use_reentrant": False})
     again.enable_input_require_grads()
 
     torch.manual_seed(9)

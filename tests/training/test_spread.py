@@ -93,7 +93,7 @@ def spread(pretended_devices):
             model = add_adapter(causal_lm, config, ModelSource("x", "x"))
             make_lora_quick(model)
             if checkpointing:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
                 model.enable_input_require_grads()
             batch = pad(make_rows(2), 0)
             stack.enter_context(FakeTensorMode())

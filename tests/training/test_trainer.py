@@ -48,7 +48,7 @@ def plain_losses(config, trainer, folder):
             disable_tqdm=True,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             train_sampling_strategy="sequential",
             shuffle_dataset=False,
             save_strategy="no",

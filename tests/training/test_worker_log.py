@@ -1,0 +1,61 @@
+"""What a real worker writes into its log: no warning about how we, or PEFT for us, call a library."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from engine.training.worker import EXIT_FINISHED
+from tests.training.forking_workers import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+SHORT = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
+
+
+def warnings_in(log):
+    return re.findall(r"^.*Warning\b.*$", log, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization", "checkpointing"),
+    [
+        ("lora", "none", True),
+        ("lora", "nf4", True),
+        ("lora", "int8", False),
+        ("ia3", "none", False),
+        ("prefix_tuning", "none", False),
+        ("none", "none", True),
+    ],
+)
+def test_the_log_of_each_method_has_no_warning(method, quantization, checkpointing, workers, runs):
+    run = runs.create(
+        model={"id": str(runs.model), "quantization": quantization},
+        adapter={"method": method},
+        training={**SHORT, "gradient_checkpointing": checkpointing},
+    )
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    log = run.folder.log.read_text()
+    assert "trainable params:" in log
+    assert warnings_in(log) == []
+
+
+def test_importing_the_libraries_warns_of_nothing(runs):
+    run = runs.create(training=SHORT)
+
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY,
+        check=True,
+    )
+
+    assert "trainable params:" in process.stdout
+    assert warnings_in(process.stdout) == []
