@@ -68,29 +68,28 @@ class EventWriter:
     def __init__(self, path: Path, attempt: int) -> None:
         self._path = path
         self._attempt = attempt
-        self._writing = threading.Lock()  # guards `_seq`, `_size` and the descriptor: several threads may report
-        existed = path.exists()
-        try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-            self._size = _end_of_last_line(path)
-            os.ftruncate(self._descriptor, self._size)
-        except OSError as error:
-            raise _cannot_write(error) from error
-        if not existed:
-            fsync_folder(path.parent)
-        last = last_event(path)
-        self._seq = last.seq if last is not None else 0
+        self._writing = threading.Lock()  # guards all below: several threads may report
+        self._descriptor = -1
+        self._seq = 0
+        self._size = 0
+        self._is_settled = False  # whether `_seq` and `_size` are those of the file
+        self._settle()
 
     def append(self, data: AnyEventData) -> Event:
         """Write one event; it is on the disk when this returns, except for steps and memory, which may wait.
+
+        A signal handler may raise at any point within: the event is then whole in the log or not in it at all.
 
         Raises:
             StorageError: If the disk is full or fails; the log then ends with the last complete event, and the same
                 event may be appended again.
         """
         with self._writing:
+            if not self._is_settled or self._was_changed():
+                self._settle()
             event = _event_of(data, self._seq + 1, self._attempt, time.time())
             line = event.model_dump_json().encode() + b"\n"
+            self._is_settled = False  # whatever ends this block early
             try:
                 rest = line
                 while rest:  # a second round only where the disk became full in the middle of the line
@@ -100,10 +99,45 @@ class EventWriter:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, self._size)
+                    self._is_settled = True
                 raise _cannot_write(error) from error
             self._seq += 1
             self._size += len(line)
+            self._is_settled = True
         return event
+
+    def _was_changed(self) -> bool:
+        """Whether the file was deleted, replaced or cut under us."""
+        try:
+            size = self._path.stat().st_size
+        except OSError:
+            return True
+        return size != self._size or os.fstat(self._descriptor).st_nlink == 0
+
+    def _settle(self) -> None:
+        """Open the log where that is needed, and cut off what stands behind its last complete line.
+
+        Raises:
+            StorageError: If it cannot be opened.
+        """
+        try:
+            if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
+                deleted, self._descriptor = self._descriptor, -1
+                os.close(deleted)
+            if self._descriptor < 0:
+                existed = self._path.exists()
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self._descriptor = os.open(self._path, flags, 0o600)
+                if not existed:
+                    fsync_folder(self._path.parent)
+            size = _end_of_last_line(self._path)
+            os.truncate(self._path, size)
+            last = last_event(self._path)
+        except OSError as error:
+            raise _cannot_write(error) from error
+        self._size = size
+        self._seq = max(self._seq, last.seq if last is not None else 0)
+        self._is_settled = True
 
     def close(self) -> None:
         """Bring the last steps to the disk and close the log."""

@@ -1,6 +1,8 @@
+import errno
 import os
 import resource
 import signal
+import sys
 import threading
 
 import pytest
@@ -164,3 +166,81 @@ def test_events_of_several_threads_do_not_mix(log):
             thread.join()
 
     assert [event.seq for event in read_events(log).events] == list(range(1, 401))
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises, as that of the worker does."""
+
+
+@pytest.fixture
+def signal_at():
+    """Delivers a SIGTERM, whose handler raises, at the n-th point of a call at which Python lets signals in."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+
+    def deliver(place: int, call) -> bool:
+        """Whether the call came so far."""
+        seen = 0
+
+        def profile(_frame, event, _argument) -> None:
+            nonlocal seen
+            seen += event != "c_call"  # on entering Python code, and when a call has returned
+            if seen == place:
+                signal.raise_signal(signal.SIGTERM)
+
+        sys.setprofile(profile)
+        try:
+            call()
+        except Interrupted:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    yield deliver
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("data", [step(7), WarningData(message="Odd.")], ids=["a step", "an event that is synced"])
+def test_a_signal_at_any_point_costs_at_most_the_event_that_it_interrupts(tmp_path, signal_at, monkeypatch, data):
+    write, interrupted, place = os.write, True, 0
+    while interrupted:
+        place += 1
+        log = tmp_path / f"{place}.jsonl"
+        with EventWriter(log, attempt=1) as writer:
+            known = [writer.append(step(1)), writer.append(step(2))]
+            interrupted = signal_at(place, lambda: writer.append(data))
+            known.append(writer.append(step(3)))
+
+            def full(descriptor: int, line: bytes) -> int:
+                write(descriptor, line[:20])
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", full)
+                with pytest.raises(StorageError):
+                    writer.append(step(4))
+            known.append(writer.append(step(5)))
+
+        events = read_events(log).events
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert len(events) == log.read_bytes().count(b"\n"), "no line is damaged"
+        assert [event for event in events if event in known] == known, "what was reported as written is there"
+        assert len(events) - len(known) in (0, 1)
+    assert place > 15
+
+
+@pytest.mark.parametrize(
+    "lose", [lambda log: log.unlink(), lambda log: log.write_bytes(b"")], ids=["deleted", "emptied"]
+)
+def test_a_log_that_is_lost_under_its_writer_comes_back_with_the_next_event(log, lose):
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(step(1))
+        lose(log)
+        writer.append(step(2))
+        writer.append(WarningData(message="Odd."))
+
+    assert [event.seq for event in read_events(log).events] == [2, 3]
