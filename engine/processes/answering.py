@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol
 import engine.errors
 from engine.errors import EngineError, WorkerError
 from engine.processes.json_lines import JsonObject
+from engine.processes.life_line import end_with_asker
 
 
 class Request(Protocol):
@@ -29,6 +30,9 @@ class Request(Protocol):
     def is_cancelled(self) -> bool:
         """Whether the caller no longer wants the answer; long handlers look often."""
 
+    def work_with(self, subject: str) -> None:
+        """Name what the request works with, which the asker remembers where it ends this process."""
+
 
 Steps = Generator[None, None, JsonObject]  # each `yield` gives the turn away; the returned value is the result
 Handler = Callable[[JsonObject, Request], "JsonObject | Steps"]
@@ -37,21 +41,24 @@ Handler = Callable[[JsonObject, Request], "JsonObject | Steps"]
 def serve(handlers: Mapping[str, Handler]) -> None:
     """Answer requests from stdin until it closes; to be called by the worker module.
 
-    Stray prints of libraries go to stderr, so that they cannot disturb the answers.
+    Stray prints of libraries go to stderr, so that they cannot disturb the answers. The process ends with its asker.
     """
-    answers_out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    end_with_asker()
+    asker = _Asker(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    writing = threading.Lock()  # guards `answers_out`: progress may come from threads of a handler
-    cancelled: set[int] = set()
     requests: Queue[JsonObject | None] = Queue()
-    threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests, cancelled), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests, asker), daemon=True).start()
     running: deque[tuple[_ServedRequest, Steps]] = deque()
+    asker.send({"ready": True})
     while True:
         if not running or not requests.empty():
             message = requests.get()
             if message is None:
                 return
-            request = _ServedRequest(int(message["id"]), answers_out, writing, cancelled)
+            request = _ServedRequest(int(message["id"]), asker)
+            if request.is_withdrawn():
+                continue
+            request.take_turn()
             with _answering_errors(request):
                 answer = handlers[message["method"]](message["params"], request)
                 if isinstance(answer, Generator):
@@ -60,6 +67,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
                     request.finish({"result": answer})
         if running:
             request, steps = running.popleft()
+            request.take_turn()
             with _answering_errors(request):
                 try:
                     next(steps)
@@ -84,39 +92,70 @@ def _answering_errors(request: "_ServedRequest") -> Iterator[None]:
         request.finish({"error": _error_to_json(WorkerError(what, "Its log in the server folder says more."))})
 
 
-class _ServedRequest:
-    def __init__(self, request_id: int, out: BinaryIO, writing: threading.Lock, cancelled: set[int]) -> None:
-        self._id = request_id
+class _Asker:
+    """The other side: what it took back, and which request it knows to be worked on."""
+
+    def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._writing = writing
-        self._cancelled = cancelled
-
-    def progress(self, value: JsonObject) -> None:
-        self.send({"progress": value})
-
-    def is_cancelled(self) -> bool:
-        return self._id in self._cancelled
-
-    def finish(self, message: JsonObject) -> None:
-        """Send the last answer; a cancel that comes later concerns nobody."""
-        self._cancelled.discard(self._id)
-        self.send(message)
+        self._writing = threading.Lock()  # guards `_out`: progress may come from threads of a handler
+        self.cancelled: set[int] = set()
+        self.withdrawn: set[int] = set()
+        self.turn: int | None = None
 
     def send(self, message: JsonObject) -> None:
-        line = json.dumps({"id": self._id, **message}, ensure_ascii=True).encode() + b"\n"
+        line = json.dumps(message, ensure_ascii=True).encode() + b"\n"
         with self._writing:
             self._out.write(line)
             self._out.flush()
 
 
-def _read_requests(stream: BinaryIO, requests: "Queue[JsonObject | None]", cancelled: set[int]) -> None:
+class _ServedRequest:
+    def __init__(self, request_id: int, asker: _Asker) -> None:
+        self._id = request_id
+        self._asker = asker
+
+    def progress(self, value: JsonObject) -> None:
+        self._send({"progress": value})
+
+    def is_cancelled(self) -> bool:
+        return self._id in self._asker.cancelled
+
+    def work_with(self, subject: str) -> None:
+        self._send({"subject": subject})
+
+    def is_withdrawn(self) -> bool:
+        """Whether the asker took it back before it began."""
+        if self._id not in self._asker.withdrawn:
+            return False
+        self._asker.withdrawn.discard(self._id)
+        return True
+
+    def take_turn(self) -> None:
+        """Announce that it is worked on from here; said once, where no other had a turn since."""
+        if self._asker.turn != self._id:
+            self._asker.turn = self._id
+            self._send({"turn": True})
+
+    def finish(self, message: JsonObject) -> None:
+        """Send the last answer; a cancel that comes later concerns nobody."""
+        self._asker.cancelled.discard(self._id)
+        self._send(message)
+
+    def _send(self, message: JsonObject) -> None:
+        self._asker.send({"id": self._id, **message})
+
+
+def _read_requests(stream: BinaryIO, requests: "Queue[JsonObject | None]", asker: _Asker) -> None:
     for line in stream:
         try:
             message = json.loads(line)
         except ValueError:
             continue
         if "cancel" in message:
-            cancelled.add(message["cancel"])
+            asker.cancelled.add(message["cancel"])
+        elif "withdraw" in message:
+            asker.cancelled.add(message["withdraw"])  # where it has begun meanwhile
+            asker.withdrawn.add(message["withdraw"])
         else:
             requests.put(message)
     # The other side is gone: end even in the middle of a request, for nobody waits for the answer.

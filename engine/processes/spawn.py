@@ -27,6 +27,7 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     stdin: int = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
+    inherited: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that outlives us: own session, no inherited handles, stdout and stderr appended to `log_file`.
 
@@ -36,6 +37,7 @@ def spawn(
         environment: Variables set beside those that we inherited.
         stdin: `subprocess.PIPE` for a worker that is asked questions.
         stdout: `subprocess.PIPE` for a worker that answers.
+        inherited: Other descriptors that the process gets.
 
     Raises:
         WorkerError: If the process cannot be started.
@@ -51,6 +53,7 @@ def spawn(
                 env={**OPENMP_ENVIRONMENT, **os.environ, **(environment or {})},
                 start_new_session=True,
                 close_fds=True,
+                pass_fds=inherited,
             )
     except OSError as error:
         raise WorkerError(
