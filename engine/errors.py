@@ -5,7 +5,8 @@
     ├── DatasetError         a source cannot be read, or holds nothing to learn from
     ├── ModelError           a model cannot be found, reached, read or trained
     │   ├── HubUnreachableError   the Hub did not answer, and this machine has no copy
-    │   └── MemoryUnknownError    its memory cannot be estimated; it may train all the same
+    │   ├── MemoryUnknownError    its memory cannot be estimated; it may train all the same
+    │   └── ModelLimitError       its files need more time, memory or room than those of any model in use
     ├── RunError             a run does not exist, or is not in a state that allows the request
     ├── DeviceError          the device is missing, busy or cannot do what was asked
     ├── StorageError         a folder cannot be written, or the disk is full
@@ -68,6 +69,15 @@ class HubUnreachableError(ModelError):
 
 class MemoryUnknownError(ModelError):
     """A model is unlike all that the memory estimate knows; it may train all the same."""
+
+
+class ModelLimitError(ModelError):
+    """A model's chat template, tokenizer or configuration needs more time, memory or room than any in use.
+
+    `subject` is what the process that found it out was working with, in words that change with the files.
+    """
+
+    subject = ""
 
 
 class RunError(EngineError):

@@ -11,6 +11,7 @@ from engine.chat.text_stream import Decoder
 from engine.data.conversation import Conversation, Message
 from engine.data.problems import RowProblemError
 from engine.data.template import stop_token_ids
+from engine.data.template_abilities import rendering_confined
 from engine.data.tokenize import prompt_ids
 from engine.data.tokenizer import ChatTokenizer
 from engine.data.turns import prompt_text
@@ -46,11 +47,12 @@ def render_prompt(messages: Sequence[Message], tools: Sequence[Any], tokenizer: 
     """Turn a conversation into exactly what the model reads to answer it.
 
     Raises:
-        ModelError: If the chat template refuses the conversation.
+        ModelError: If the chat template refuses the conversation, or overruns.
     """
     try:
-        text = prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer)
-        ids = prompt_ids(messages, tokenizer, tools)
+        with rendering_confined(sum(len(message.content) for message in messages)):
+            text = prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer)
+            ids = prompt_ids(messages, tokenizer, tools)
     except RowProblemError as error:
         raise ModelError(
             f"The model's chat template refuses this conversation: {error.problem}.",

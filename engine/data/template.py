@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from engine.data.problems import RowProblemError
+from engine.data.template_abilities import apply_template
 from engine.data.tokenizer import ChatTokenizer, control_token_ids
 from engine.errors import ModelError
 
@@ -64,6 +66,7 @@ def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
 
     Raises:
         ModelError: If the tokenizer has no token that could end an answer.
+        ModelLimitError: If its template overruns on a plain conversation.
     """
     notes: list[str] = []
     warnings: list[str] = []
@@ -154,14 +157,17 @@ def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
 
 
 def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
-    """Tokens that end an answer: what the template puts after the assistant's words, and the end-of-sequence token."""
+    """Tokens that end an answer: what the template puts after the assistant's words, and the end-of-sequence token.
+
+    Raises:
+        ModelLimitError: If the template overruns.
+    """
     stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     word = "answer"
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "question"}, {"role": "assistant", "content": word}], tokenize=False
-        )
-    except Exception:  # a template can fail in any way; then only eos is known
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": word}]
+        text = apply_template(tokenizer, turns, [], prompt=False)
+    except RowProblemError:  # a template that refuses a plain conversation; then only eos is known
         return tuple(stops)
     tail = text[text.rfind(word) + len(word) :]
     controls = control_token_ids(tokenizer)

@@ -1,15 +1,25 @@
 """What a chat template can express, found out by asking it."""
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from engine.data.problems import RowProblemError, shortened
 from engine.data.tokenizer import ChatTokenizer, TokenizerState
+from engine.errors import ModelLimitError
+from engine.processes.confined import confined
 from engine.processes.time_limit import TimeLimitError, time_limit
 
 TEMPLATE_SECONDS = 3.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
+# What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several
+# times what rows of the largest size need.
+_RENDERING_SECONDS = 5.0
+_RENDERING_SECONDS_PER_MB = 5.0
+_RENDERING_MEMORY_BYTES = 1 << 30
+_ALWAYS_FITS_CHARACTERS = 1_000_000
+_LONGER_THAN_INPUT = 10  # times; escaping in JSON makes text up to six times as long
 
 ChatMessages = list[dict[str, Any]]
 
@@ -18,7 +28,8 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
     """Render with the frozen template; `prompt` adds what asks the assistant for an answer.
 
     Raises:
-        RowProblemError: With the template's own words, if it refuses, or if it computes for too long.
+        RowProblemError: With the template's own words, if it refuses.
+        ModelLimitError: If it computes for too long, needs too much memory or writes too much.
     """
     try:
         with time_limit(TEMPLATE_SECONDS):
@@ -26,16 +37,31 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt
             )
     except TimeLimitError as error:
-        raise RowProblemError(
-            "template", f"the model's chat template computed for more than {TEMPLATE_SECONDS:.0f} seconds"
-        ) from error
+        raise _overrun(tokenizer, f"computed for more than {TEMPLATE_SECONDS:.0f} seconds on one row") from error
+    except MemoryError as error:
+        raise _overrun(tokenizer, "needs more memory for one row than it may use") from error
     except Exception as error:  # templates raise jinja errors, TypeErrors, whatever their authors and data make happen
         words = str(error).strip().splitlines()
         raise RowProblemError(
             "template",
             f"the model's chat template refuses it: {shortened(words[0] if words else 'no reason given', 120)}",
         ) from error
+    if len(text) > _ALWAYS_FITS_CHARACTERS and len(text) > _LONGER_THAN_INPUT * len(json.dumps([messages, tools])):
+        raise _overrun(tokenizer, f"turns one row into {len(text):,} characters, which is far more than the row has")
     return str(text)
+
+
+def rendering_confined(size_bytes: int) -> AbstractContextManager[None]:
+    """Bound what rendering and tokenizing rows of this size computes and allocates; it ends the process that exceeds it."""
+    return confined(_RENDERING_SECONDS + _RENDERING_SECONDS_PER_MB * size_bytes / 1e6, _RENDERING_MEMORY_BYTES)
+
+
+def _overrun(tokenizer: ChatTokenizer, what: str) -> ModelLimitError:
+    name = getattr(tokenizer, "name_or_path", "") or "this model"
+    return ModelLimitError(
+        f"The chat template of {name} {what}; it was stopped.",
+        "Use the original chat template of the model, or choose another model.",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The inspector's process for data: previews, checks and renders rows. It needs tokenizers and no torch."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,11 @@ from pathlib import Path
 from engine.data.access import DataAccess
 from engine.paths import LoratoryHome
 from engine.processes.answering import serve
+from engine.processes.confined import limit_memory
+
+# What rows, tokenizers and indexes of rows may take beyond the imports; reading itself stays below a third of it. Each core
+# brings threads whose stacks count, although they are hardly touched.
+_MEMORY_BYTES = (5 << 28) + (os.cpu_count() or 1) * (16 << 20)
 
 
 @contextlib.contextmanager
@@ -32,6 +38,7 @@ def main() -> None:
     with torch_hidden():
         from engine.inspector.dataset_handlers import DatasetHandlers
 
+    limit_memory(_MEMORY_BYTES)
     roots = tuple(Path(root) for root in sys.argv[1:])
     handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(roots or None))
     serve(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,11 +19,11 @@ from engine.data.page import PageRequest
 from engine.data.read_page import find_row, read_page, search_rows
 from engine.data.source import SourceOptions
 from engine.data.tokenize import RenderedRow
-from engine.errors import DatasetError
+from engine.errors import DatasetError, ModelLimitError
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.inspector.session import RenderedSequence
-from engine.models.folder import ModelPart
-from engine.models.source import resolve_model
+from engine.models.folder import ModelPart, tokenizer_files_fingerprint
+from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, Steps
 from engine.processes.json_lines import CancelledRequestError, JsonObject
@@ -39,10 +40,10 @@ class DatasetHandlers:
     def __init__(self, home: LoratoryHome, access: DataAccess) -> None:
         self._home = home
         self._options = SourceOptions(access=access, home=home)
-        self._renderers = lru_cache(maxsize=4)(self._load)
+        self._renderers = lru_cache(maxsize=4)(_load_renderer)  # a changed file is another key
 
     def preview(self, params: JsonObject, request: Request) -> Steps:
-        reader = self._reader(params, streaming=True)
+        reader = self._reader(params, request, streaming=True)
         page = read_page(reader, PageRequest.model_validate(params["page"]))
         return (yield from _watched(page, request))
 
@@ -51,45 +52,50 @@ class DatasetHandlers:
         return read_columns(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
 
     def find(self, params: JsonObject, request: Request) -> Steps:
-        reader = self._reader(params, streaming=True)
+        reader = self._reader(params, request, streaming=True)
         steps = search_rows(reader, params["text"], params["after_row"])
         return (yield from _watched(steps, request, tell=_teller(request)))
 
     def check(self, params: JsonObject, request: Request) -> Steps:
-        dataset, renderer = self._asked(params)
+        dataset, renderer = self._asked(params, request)
         steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
         return (yield from _watched(steps, request, tell=_teller(request)))
 
     def held_out(self, params: JsonObject, request: Request) -> Steps:
-        dataset, renderer = self._asked(params)
+        dataset, renderer = self._asked(params, request)
         if renderer is None:
             raise ValueError("held-out rows need a model")
         steps = held_out_steps(dataset, self._options, seed=params["seed"], renderer=renderer, count=params["count"])
         return (yield from _watched(steps, request))
 
-    def render(self, params: JsonObject, _request: Request) -> JsonObject:
-        examined = find_row(self._reader(params, streaming=True), params["row"])
+    def render(self, params: JsonObject, request: Request) -> JsonObject:
+        examined = find_row(self._reader(params, request, streaming=True), params["row"])
         if examined.rendering is None:
             raise DatasetError(
                 f"Row {params['row']:,} is left out: {examined.problem}.", "Choose another row, or correct this one."
             )
         return {"sequences": [_sequence(rendered) for rendered in examined.rendering.rows]}
 
-    def _reader(self, params: JsonObject, *, streaming: bool) -> DatasetReader:
-        dataset, renderer = self._asked(params)
+    def _reader(self, params: JsonObject, request: Request, *, streaming: bool) -> DatasetReader:
+        dataset, renderer = self._asked(params, request)
         return DatasetReader(dataset, replace(self._options, streaming=streaming), renderer)
 
-    def _asked(self, params: JsonObject) -> tuple[DatasetConfig, Renderer | None]:
+    def _asked(self, params: JsonObject, request: Request) -> tuple[DatasetConfig, Renderer | None]:
         dataset = DatasetConfig.model_validate(params["dataset"])
         if params["model"] is None:
             return dataset, None
-        model = ModelConfig.model_validate(params["model"])
-        return dataset, replace(self._renderers(model), max_length=params["max_length"])
+        source = resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart.TOKENIZER)
+        files = tokenizer_files_fingerprint(Path(source.location))
+        for subject, what, fix in params.get("overruns", ()):
+            if subject == files:
+                raise ModelLimitError(what, fix)
+        request.work_with(files)
+        return dataset, replace(self._renderers(source, files), max_length=params["max_length"])
 
-    def _load(self, model: ModelConfig) -> Renderer:
-        source = resolve_model(model, self._home, part=ModelPart.TOKENIZER)
-        tokenizer, frozen = load_tokenizer(source)
-        return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
+
+def _load_renderer(source: ModelSource, _files: str) -> Renderer:
+    tokenizer, frozen = load_tokenizer(source)
+    return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
 
 
 def _teller(request: Request) -> Callable[[BaseModel], None]:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from engine.config.model import ModelConfig
 from engine.errors import ModelError
 from engine.inspector.inventory import module_inventory
+from engine.inspector.load_tokenizer import open_tokenizer
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 from engine.models.details import ModelDetails
@@ -60,7 +61,7 @@ def model_details(
 
 def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
     folder = Path(source.location)
-    tokenizer = _load_tokenizer(source)
+    tokenizer = open_tokenizer(source)
     config = read_config(folder / "config.json", source.name)
     found: dict[str, object] = {
         "dtype": str(config.get("dtype") or config.get("torch_dtype") or ""),
@@ -76,17 +77,6 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
     if not is_in_catalog:
         found |= {"name": source.name, "hub_id": source.hub_id, "license": _license_of(folder)}
     return found
-
-
-def _load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(source.location, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # Broken files surface as nearly any exception.
-        raise ModelError(
-            f"The tokenizer of {source.name} cannot be loaded ({type(error).__name__}).",
-            "Check that the model is complete and that its files are those of a text model.",
-        ) from error
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,6 +1,6 @@
 """Asking the inspector: the processes that know tokenizers and model modules, so that the page needs neither."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +8,23 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
+from engine.data.access import shown_name
 from engine.data.page import DatasetColumns, DatasetPage, FoundRow, PageRequest, SearchProgress, searchable
 from engine.data.report import CheckProgress, DatasetReport, HeldOutRows
 from engine.data.source_name import is_on_hub
+from engine.errors import DatasetError, EngineError, ModelLimitError
 from engine.models.details import ModelDetails
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.pool import ProcessPool
 
 DATA_WORKER_MODULE = "engine.inspector.data_worker"
 MODELS_WORKER_MODULE = "engine.inspector.worker"
+
+_DATA_PROCESSES = 3  # at most; the first answers alone until it is busy with one long step
+_MODELS_PROCESSES = 2
 
 
 class RenderedSequence(BaseModel):
@@ -37,7 +43,7 @@ class RenderedSequence(BaseModel):
 
 
 class Inspector:
-    """Asks about data and about models; a process for each starts when it is needed, and again after it died.
+    """Asks about data and about models; processes for each start when they are needed, and again after they died.
 
     Args:
         home: Holds models, caches and the processes' logs.
@@ -49,17 +55,20 @@ class Inspector:
         # They read models and data; they must never take a GPU from training.
         environment = {"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
         roots = tuple(str(root) for root in data_roots or ())
-        self._data = JsonLinesProcess(
-            DATA_WORKER_MODULE, arguments=roots, log_file=home.server / "inspector-data.log", environment=environment
-        )
+
+        def pool(module: str, log_name: str, size: int, arguments: tuple[str, ...] = ()) -> ProcessPool:
+            log = home.server / log_name
+            same = (
+                JsonLinesProcess(module, arguments=arguments, log_file=log, environment=environment)
+                for _ in range(size)
+            )
+            return ProcessPool(tuple(same), _explain_overrun)
+
+        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", _DATA_PROCESSES, roots)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
         # program once more keeps previews answered meanwhile.
-        self._fetching = JsonLinesProcess(
-            DATA_WORKER_MODULE, arguments=roots, log_file=home.server / "inspector-hub.log", environment=environment
-        )
-        self._models = JsonLinesProcess(
-            MODELS_WORKER_MODULE, log_file=home.server / "inspector.log", environment=environment
-        )
+        self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, roots)
+        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", _MODELS_PROCESSES)
 
     def start(self) -> None:
         """Start the data process now, so that its imports are over before the first question.
@@ -80,8 +89,13 @@ class Inspector:
 
     @property
     def data_pid(self) -> int | None:
-        """Process id of the data process while it lives."""
+        """Process id of the first data process while it lives."""
         return self._data.pid
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of all processes that live."""
+        return (*self._data.pids, *self._fetching.pids, *self._models.pids)
 
     def module_inventory(self, model: ModelConfig) -> ModelShape:
         """The modules of a model and their sizes, without loading a weight; at once where they were read before.
@@ -242,3 +256,19 @@ def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int |
         "model": model.model_dump(mode="json") if model is not None else None,
         "max_length": max_length,
     }
+
+
+def _explain_overrun(params: Mapping[str, Any]) -> EngineError:
+    """What a request's process was ended over: the model where it had one, else the dataset."""
+    model, dataset = params.get("model"), params.get("dataset")
+    if model is not None:
+        return ModelLimitError(
+            f"Reading the files of {shown_name(model['id'])} or rendering one row with its chat template took more time or "
+            "memory than it may; it was stopped.",
+            "Use the original files of the model, or choose another model.",
+        )
+    return DatasetError(
+        f"Reading {shown_name(dataset['source']) if dataset else 'the data'} took more time or memory than it may; "
+        "it was stopped.",
+        "Choose another dataset, or split it into smaller rows.",
+    )

@@ -1,15 +1,21 @@
 """Whether a folder holds a model that can be trained safely: looked at by names and headers, nothing of it executed."""
 
+import contextlib
+import hashlib
 import json
 import stat
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.errors import ModelError
+from engine.errors import ModelError, ModelLimitError
 from engine.models.architectures import is_known_model_type
 
 MAX_CONFIG_BYTES = 5_000_000
+MAX_TEMPLATE_BYTES = 1_000_000  # the longest in use have some 30 kB
+MAX_TEMPLATES = 64
+MAX_TOKENIZER_BYTES = 100_000_000  # the largest vocabularies in use have some 35 MB
+MAX_TOKENIZER_SETTINGS_BYTES = 10_000_000
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
 SINGLE_WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -22,6 +28,15 @@ TOKENIZER_FILES = (  # any one of these names a tokenizer that transformers can 
     "spiece.model",
     "tekken.json",
     "tiktoken.model",
+)
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
+_TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_TOKENIZER_SETTINGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
 )
 UNPICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -69,6 +84,77 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         ModelError: If it is too big, no JSON, or no object.
     """
     return _read_json_object(path, name)
+
+
+def tokenizer_files_fingerprint(folder: Path) -> str:
+    """Changes when a file of a tokenizer does, as far as sizes and times tell; nothing is read."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in _tokenizer_files(folder):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((path.name, status.st_size, status.st_mtime_ns, status.st_ino))
+    return hashlib.sha256(repr((str(folder), sorted(found))).encode()).hexdigest()
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in (*folder.iterdir(), *(folder / ADDITIONAL_TEMPLATES).glob("*.jinja"))
+        if path.suffix in _TOKENIZER_SUFFIXES and path.name != WEIGHTS_INDEX and path.exists() and not path.is_dir()
+    ]
+
+
+def check_tokenizer_files(folder: Path, name: str) -> None:
+    """Make sure that no file of a tokenizer is bigger than any in use, before one of them is read.
+
+    Raises:
+        ModelError: If one is, or is not a regular file; names it.
+    """
+    try:
+        files = _tokenizer_files(folder)
+        for path in files:
+            _check_size(path, name)
+    except OSError as error:
+        raise ModelError(
+            f"{name} cannot be read ({error.strerror}).", "Check the permissions of the folder and its files."
+        ) from error
+    templates = sum(path.suffix == ".jinja" for path in files)
+    if templates > MAX_TEMPLATES:
+        raise ModelError(
+            f"{name} has {templates:,} chat templates; {MAX_TEMPLATES} are the most.",
+            "Use the original files of the model.",
+        )
+
+
+def check_template_length(template: object, name: str) -> None:
+    """The same for a chat template, or several by name, that stood in another file.
+
+    Raises:
+        ModelLimitError: If it is longer than a file may be.
+    """
+    for text in template.values() if isinstance(template, dict) else [template]:
+        if isinstance(text, str) and len(text) > MAX_TEMPLATE_BYTES:
+            raise ModelLimitError(
+                f"The chat template of {name} has {len(text):,} characters; {MAX_TEMPLATE_BYTES:,} are the most.",
+                "Use the original chat template of the model.",
+            )
+
+
+def _check_size(path: Path, name: str) -> None:
+    if not _is_file(path):
+        raise ModelError(f"{path.name} of {name} is not a regular file.", "Copy the original file into the folder.")
+    largest = MAX_TOKENIZER_BYTES
+    if path.suffix == ".jinja" or path.name == "chat_template.json":
+        largest = MAX_TEMPLATE_BYTES
+    elif path.name in _TOKENIZER_SETTINGS:
+        largest = MAX_TOKENIZER_SETTINGS_BYTES
+    size_bytes = path.stat().st_size
+    if size_bytes > largest:
+        raise ModelLimitError(
+            f"{path.name} of {name} has {size_bytes / 1e6:,.0f} MB; {largest / 1e6:,.0f} MB is the most.",
+            "Use the original file of the model.",
+        )
 
 
 def refuse_own_code(config: dict[str, Any], name: str) -> None:

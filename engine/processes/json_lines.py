@@ -26,7 +26,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import engine.errors
-from engine.errors import EngineError, WorkerError
+from engine.errors import EngineError, ModelLimitError, WorkerError
 from engine.processes.identity import ProcessIdentity
 from engine.processes.life_line import LifeLine
 from engine.processes.spawn import spawn, worker_argv
@@ -222,7 +222,10 @@ class JsonLinesProcess:
                     raise self._death(running, request_id, awaited)
                 if "error" in answer:
                     finished = True
-                    raise _error_from_json(answer["error"])
+                    error = _error_from_json(answer["error"])
+                    if isinstance(error, ModelLimitError):
+                        error.subject = awaited.subject
+                    raise error
                 finished = "result" in answer
                 yield answer
                 if finished:

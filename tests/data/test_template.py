@@ -10,7 +10,7 @@ from engine.data.template import freeze_template, stop_token_ids, tokenizer_fing
 from engine.data.template_abilities import abilities_of, apply_template
 from engine.data.tokenize import RenderOptions, prompt_ids, render_conversation
 from engine.data.tokenizer import control_token_ids, control_token_pattern
-from engine.errors import ModelError
+from engine.errors import ModelError, ModelLimitError
 from tests.data.families import bpe_tokenizer, family, template_text, tokenizer_of
 
 TALK = Conversation((Message("system", "Be brief."), Message("user", "One?"), Message("assistant", "Two.")))
@@ -108,7 +108,7 @@ def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
     )
     started = time.process_time()
 
-    with pytest.raises(RowProblemError, match="computed for more than"):
+    with pytest.raises(ModelLimitError, match="computed for more than"):
         apply_template(tokenizer, [{"role": "user", "content": "x"}], [], prompt=False)
 
     assert time.process_time() - started < 30

@@ -15,7 +15,11 @@ from engine.paths import LoratoryHome
 handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess())
 dataset = {"source": "sample:lab-chats"}
 params = {"dataset": dataset, "model": {"id": sys.argv[1]}, "max_length": 256, "row": 0}
-(sequence,) = handlers.render(params, None)["sequences"]
+
+class Request:
+    def work_with(self, subject): ...
+
+(sequence,) = handlers.render(params, Request())["sequences"]
 assert sequence["labels"]
 from engine.data.hub import _import_datasets
 

@@ -1,0 +1,145 @@
+"""A few processes that answer the same questions, so that one question that takes long, or ends its process, delays no other.
+
+Questions change nothing, so that each can be asked again: of another process where the first is busy with one long step,
+and once more where the process ended while it worked on something else.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from engine.errors import EngineError, ModelLimitError
+from engine.processes.confined import OVERRUN_EXIT_CODES
+from engine.processes.json_lines import JsonLinesProcess, JsonObject, NotBegunError, ProcessEndedError
+
+_BEGINS_WITHIN_SECONDS = 0.4
+_DEATHS = 3  # of processes, before a question that was never begun gives up
+_REMEMBERED = 64
+_KEPT_IDLE_SECONDS = 60.0
+
+
+class Overrun(NamedTuple):
+    """What a process was ended over."""
+
+    subject: str  # as `Request.work_with` named it: changes with the files that were read
+    what: str
+    fix: str
+
+
+class ProcessPool:
+    """Answers from the first process while that keeps up; the others start when they are needed and end when idle.
+
+    Args:
+        processes: The same program, several times; the first is kept.
+        explain: Says for people what a question's process was ended over: gets its parameters.
+    """
+
+    def __init__(self, processes: tuple[JsonLinesProcess, ...], explain: Callable[[JsonObject], EngineError]) -> None:
+        self._processes = processes
+        self._explain = explain
+        self._lock = threading.Lock()  # guards `_overruns` and `_idle_timer`
+        self._overruns: dict[str, Overrun] = {}
+        self._idle_timer: threading.Timer | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the first one while it lives."""
+        return self._processes[0].pid
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of all that live."""
+        return tuple(pid for process in self._processes if (pid := process.pid) is not None)
+
+    def start(self) -> None:
+        """Start the first process now, so that the first question need not wait for its imports."""
+        self._processes[0].start()
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """End the processes; questions under way end with a WorkerError."""
+        with self._lock:
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
+        for process in self._processes:
+            process.close(timeout_seconds)
+
+    def call(self, method: str, params: JsonObject) -> JsonObject:
+        """Ask and wait for the result; as `stream`."""
+        for answer in self.stream(method, params):
+            if "result" in answer:
+                result: JsonObject = answer["result"]
+                return result
+        raise AssertionError("a stream ends with its result or an error")
+
+    def stream(self, method: str, params: JsonObject) -> Iterator[JsonObject]:
+        """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the question.
+
+        Progress begins again where a question is asked again. The worker gets `overruns` as well, one for each subject that
+        is known to end its process.
+
+        Raises:
+            EngineError: As raised by the handler, of the same class.
+            ModelLimitError: If what the question works with overran.
+            WorkerError: If the process ended.
+        """
+        busy: JsonLinesProcess | None = None
+        deaths = 0
+        while True:
+            process = self._choose(busy)
+            asked = {**params, "overruns": list(self._overruns.copy().values())}
+            begins_within = _BEGINS_WITHIN_SECONDS if len(self._processes) > 1 else None
+            try:
+                yield from process.stream(method, asked, begins_within=begins_within)
+                return
+            except NotBegunError:
+                busy = process
+            except ProcessEndedError as end:
+                if end.at_fault:
+                    raise self._at_fault(end, params) from end
+                deaths += 1
+                if deaths == _DEATHS:
+                    raise
+            except ModelLimitError as error:
+                self._remember(error.subject, error)
+                raise
+            finally:
+                self._end_idle_ones_later()
+
+    def _choose(self, busy: JsonLinesProcess | None) -> JsonLinesProcess:
+        """The first that is free; else one that moves on; else one that is not started; else the least asked."""
+        offered = [process for process in self._processes if process is not busy]
+        started = [process for process in offered if process.pid is not None]
+        free = [process for process in started if not process.requests]
+        moving = [process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS]
+        not_started = [process for process in offered if process.pid is None]
+        best = free or moving or not_started[:1] or offered
+        return min(best, key=lambda process: process.requests)
+
+    def _at_fault(self, end: ProcessEndedError, params: JsonObject) -> EngineError:
+        if end.exit_code not in OVERRUN_EXIT_CODES:
+            return end
+        error = self._explain(params)
+        self._remember(end.subject, error)
+        return error
+
+    def _remember(self, subject: str, error: EngineError) -> None:
+        if not subject:
+            return
+        with self._lock:
+            self._overruns[subject] = Overrun(subject, error.what, error.fix)
+            while len(self._overruns) > _REMEMBERED:
+                del self._overruns[next(iter(self._overruns))]
+
+    def _end_idle_ones_later(self) -> None:
+        if all(process.pid is None for process in self._processes[1:]):
+            return
+        with self._lock:
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
+            self._idle_timer = threading.Timer(_KEPT_IDLE_SECONDS, self._end_idle_ones)
+            self._idle_timer.daemon = True
+            self._idle_timer.start()
+
+    def _end_idle_ones(self) -> None:
+        for process in self._processes[1:]:
+            process.close_if_unused()

@@ -1,0 +1,45 @@
+"""A worker for tests: computes in C code that holds the interpreter's lock, allocates, counts, answers."""
+
+import os
+import re
+import time
+
+from engine.errors import ModelLimitError
+from engine.processes.answering import Request, Steps, serve
+from engine.processes.confined import confined
+from engine.processes.json_lines import JsonObject
+
+
+def stick(params: JsonObject, request: Request) -> JsonObject:
+    """Never end, and let no other thread run."""
+    for subject, what, fix in params.get("overruns", ()):
+        if subject == "sticky":
+            raise ModelLimitError(what, fix)
+    request.work_with("sticky")
+    request.progress({"pid": os.getpid()})
+    with confined(params["seconds"], 1 << 30):
+        re.match(r"(.+)+$", "a" * 60 + "\nb")
+    return {}
+
+
+def allocate(params: JsonObject, request: Request) -> JsonObject:
+    with confined(10, 256 << 20):
+        return {"length": len("a" * params["bytes"])}
+
+
+def count(params: JsonObject, request: Request) -> Steps:
+    for number in range(params["to"]):
+        if request.is_cancelled():
+            break
+        request.progress({"number": number})
+        time.sleep(0.005)
+        yield
+    return {"pid": os.getpid()}
+
+
+def echo(params: JsonObject, request: Request) -> JsonObject:
+    return {"pid": os.getpid()}
+
+
+if __name__ == "__main__":
+    serve({"stick": stick, "allocate": allocate, "count": count, "echo": echo})
