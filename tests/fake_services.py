@@ -54,7 +54,7 @@ def invent_runs(store: RunStore) -> None:
         (a_config(adapter__r=32, adapter__lora_alpha=64), InventedRun(state="interrupted", steps=70, seed=5, resumable_step=60, cause="The machine was restarted at step 70.", advice="Resume it; nothing before step 60 is lost.", age_seconds=day / 2)),
         (a_config(training__learning_rate=1e-3), InventedRun(state="stopped", steps=44, seed=6, floor=1.0, age_seconds=day / 3)),
         (a_config(run__name="faq, rank 16"), InventedRun(seed=7, warnings=("The learning rate is high for so few rows.",), age_seconds=7000)),
-        (a_config(run__name="faq, rank 16, once more"), InventedRun(state="queued", cause="Waits: the CPU is in use for training (faq, rank 16).")),
+        (a_config(run__name="faq, rank 16, once more"), InventedRun(state="queued", cause="The CPU is in use for training (faq, rank 16).")),
     )  # fmt: skip
     for config, story in invented:
         moment = time.time() - story.age_seconds

@@ -22,6 +22,7 @@ from engine.runs.events import (
     WarningData,
 )
 from engine.runs.provenance import Provenance
+from engine.runs.reasons import Reason
 from engine.runs.run import Run, RunState, State
 from engine.runs.store import RunStore
 
@@ -54,6 +55,7 @@ class InventedRun:
     seed: int = 0
     warnings: tuple[str, ...] = ()
     failed: FailedData | None = None
+    reason: Reason | None = None
     cause: str = ""
     advice: str = ""
     resumable_step: int | None = None
@@ -93,6 +95,7 @@ def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
     run.folder.write_state(
         RunState(
             state=invented.state,
+            reason=invented.reason,
             cause=invented.cause,
             advice=invented.advice,
             attempt=1 if started else 0,

@@ -16,7 +16,6 @@ from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.index import Glance, RunIndex
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.provenance import Provenance, read_provenance, run_title
-from engine.runs.queue import MEMORY_REASON
 from engine.runs.requests import ResumeRequest, resume_requests
 from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
@@ -72,7 +71,7 @@ class ObservedRun:
     @property
     def waits_for_memory(self) -> bool:
         """Whether it waits for free memory alone, and nobody has let it start anyway yet."""
-        waits = self.state.state == "queued" and self.state.cause.startswith(MEMORY_REASON)
+        waits = self.state.state == "queued" and self.state.reason == "memory"
         return waits and not start_anyway_is_requested(self.run.folder)
 
     @property

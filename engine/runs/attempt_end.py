@@ -15,7 +15,7 @@ def with_advice(followed: FollowedRun, state: RunState, home: LoratoryHome) -> R
 
     The estimate of a run on a GPU is of the GPU's memory, and says nothing of what filled the RAM.
     """
-    if not followed.memory_ran_out or state.device != "cpu":
+    if state.reason != "out_of_memory" or state.device != "cpu":
         return state
     try:
         advice = advice_on_memory(followed.run.folder.read_config(), home, describe_processor())

@@ -1,4 +1,4 @@
-"""Why a worker is gone: evidence in, a final state with cause and advice in plain words out."""
+"""Why a worker is gone: evidence in, a final state with its reason, cause and advice out."""
 
 import signal
 from dataclasses import dataclass
@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engine.runs.events import FailedData
+from engine.runs.reasons import STOP_REASONS, EndReason, StoppedBy
 from engine.runs.run import State
-
-_RESTARTED = "The machine was restarted"
-_BY_SIGTERM = "(SIGTERM)"  # how workers say it with their last words, and `judge` of those that could not
 
 EndedByUs = Literal["cancel", "hung", "suspended"]
 
@@ -18,9 +16,9 @@ class Ending(NamedTuple):
     """How an attempt ended."""
 
     state: State
-    cause: str
+    reason: EndReason
+    cause: str  # what people read
     advice: str
-    memory_ran_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Evidence:
 
     finished_phase: Literal["finished", "stopped"] | None = None  # its own last word, of this attempt
     last_words: str = ""  # what it said along with it
+    stopped_by: StoppedBy | None = None  # as well
     failed: FailedData | None = None  # of this attempt
     exit_code: int | None = None  # negative for a signal; None where we were not its parent and cannot know
     out_of_memory_kills: int = 0  # by the kernel, on this machine, since the attempt began
@@ -51,38 +50,39 @@ def judge(evidence: Evidence) -> Ending:
     step = evidence.last_step
     if evidence.finished_phase == "finished":
         ended_early = evidence.total_steps is not None and step < evidence.total_steps
-        return Ending("completed", evidence.last_words if ended_early else "", "")
+        return Ending("completed", "finished", evidence.last_words if ended_early else "", "")
     if evidence.finished_phase == "stopped":
-        what = f"Cancelled after step {step}." if evidence.cancel_requested else evidence.last_words
-        return Ending("stopped", what or f"Stopped on request after step {step}.", _what_can_be_used(evidence))
+        if evidence.cancel_requested:
+            return _cancelled(evidence)
+        what = evidence.last_words or f"Stopped on request after step {step}."
+        return Ending("stopped", STOP_REASONS[evidence.stopped_by or "request"], what, _what_can_be_used(evidence))
     if evidence.failed is not None:
-        return Ending("failed", evidence.failed.what, evidence.failed.fix)
+        return Ending("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)
     if _was_cancelled(evidence):
-        return Ending("stopped", f"Cancelled after step {step}.", _what_can_be_used(evidence))
+        return _cancelled(evidence)
     if evidence.ended_by_us is not None:
         how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
         return Ending(
             "failed",
+            "hung",
             f"The worker {how} made no progress for {evidence.silent_seconds:.0f} seconds after step {step} "
             f"(the limit is {evidence.limit_seconds:.0f}), and was ended.",
             f"{_resume(evidence)} If it happens again, the log shows where it hangs.",
         )
     if evidence.rebooted:
-        return Ending("interrupted", f"{_RESTARTED} after step {step}.", _resume(evidence))
+        return Ending(
+            "interrupted", "machine_restarted", f"The machine was restarted after step {step}.", _resume(evidence)
+        )
     if evidence.exit_code is None:
         if evidence.out_of_memory_kills:
             return _out_of_memory(evidence)
         return Ending(
             "interrupted",
+            "unknown",
             f"The worker ended after step {step} while nobody watched it, so that the reason is not known.",
             _resume(evidence),
         )
     return _by_exit_code(evidence, evidence.exit_code)
-
-
-def blames_the_system(cause: str) -> bool:
-    """Whether a cause says that the system ended the attempt: by the SIGTERM of a shutdown or scheduler, or a restart."""
-    return _BY_SIGTERM in cause or cause.startswith(_RESTARTED)
 
 
 def _was_cancelled(evidence: Evidence) -> bool:
@@ -98,6 +98,7 @@ def _by_exit_code(evidence: Evidence, code: int) -> Ending:
     if code == 0:
         return Ending(
             "failed",
+            "exit_code",
             f"The worker ended after step {step} without saying that it had finished.",
             f"{_resume(evidence)} The log may show why.",
         )
@@ -105,6 +106,7 @@ def _by_exit_code(evidence: Evidence, code: int) -> Ending:
         when = f"after step {step}" if step else "before the first step"
         return Ending(
             "failed",
+            "exit_code",
             f"The worker ended with exit code {code} {when} and gave no reason.",
             f"The end of its log says more. {_resume(evidence)}",
         )
@@ -114,31 +116,38 @@ def _by_exit_code(evidence: Evidence, code: int) -> Ending:
             return _out_of_memory(evidence)
         return Ending(
             "failed",
+            "killed",
             f"The worker was killed from outside (SIGKILL) after step {step}.",
             f"{_resume(evidence)} If nobody killed it, memory may have run out: choose a smaller batch.",
         )
     if name in ("SIGTERM", "SIGINT", "SIGHUP"):
         return Ending(
             "interrupted",
+            "sigterm" if name == "SIGTERM" else "signal",
             f"The worker was asked to end from outside ({name}) after step {step} and could not save.",
             _resume(evidence),
         )
     if name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE"):
         return Ending(
             "failed",
+            "crashed",
             f"The worker crashed in native code ({name}) after step {step}.",
             f"The end of its log says where; an update of torch or of the GPU driver often helps. {_resume(evidence)}",
         )
-    return Ending("failed", f"The worker was ended by {name} after step {step}.", _resume(evidence))
+    return Ending("failed", "signal", f"The worker was ended by {name} after step {step}.", _resume(evidence))
 
 
 def _out_of_memory(evidence: Evidence) -> Ending:
     return Ending(
         "failed",
+        "out_of_memory",
         f"The machine ran out of memory after step {evidence.last_step}, and the system killed the worker.",
         "Choose a smaller batch, shorter rows or gradient checkpointing; the memory estimate shows what helps most.",
-        memory_ran_out=True,
     )
+
+
+def _cancelled(evidence: Evidence) -> Ending:
+    return Ending("stopped", "cancelled", f"Cancelled after step {evidence.last_step}.", _what_can_be_used(evidence))
 
 
 def _resume(evidence: Evidence) -> str:

@@ -4,9 +4,11 @@ Line: `{"v":1,"seq":41,"attempt":1,"time":1764000000.5,"kind":"step","data":{…
 fields; readers skip kinds that they do not know and ignore fields that they do not know.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from engine.runs.reasons import StoppedBy, stopped_by_of_old_words
 
 EVENT_VERSION = 1
 
@@ -23,6 +25,14 @@ class StatusData(EventData):
     phase: Phase
     message: str = ""
     total_steps: int | None = None
+    stopped_by: StoppedBy | None = None  # of phase `stopped`
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_words(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("phase") == "stopped" and "stopped_by" not in values:
+            return {**values, "stopped_by": stopped_by_of_old_words(str(values.get("message", "")))}
+        return values
 
 
 class StepData(EventData):

@@ -59,7 +59,7 @@ class FollowedRun:
         self._ended_by_us: EndedByUs | None = None
         self._last_silence = Silence(0.0, 0.0, False)
         self._exit_code: int | None = None
-        self.was_rebooted = self.memory_ran_out = False  # known once it has ended
+        self.was_rebooted = False  # known once it has ended
 
     def look(self) -> RunState:
         """See how it is; the state that comes back differs from `state` where something changed.
@@ -108,7 +108,7 @@ class FollowedRun:
         """
         record = self.run.folder.read_worker()
         if record is None or record.attempt != self.state.attempt:
-            return self._changed(state="queued", cause="", advice="", device="", **_NOT_SILENT)
+            return self._changed(state="queued", reason=None, cause="", advice="", device="", **_NOT_SILENT)
         # Not by way of the queue: it may end at any moment, and a run that waits is started.
         self._process = self._exit_code = self.spawned = None
         return self._look_at_living(self._history.update())
@@ -120,7 +120,7 @@ class FollowedRun:
         try:
             # Saved while the lock is ours: a worker that comes late can claim the run only after it, and then reads
             # that its attempt is over.
-            queued = self._changed(state="queued", cause="", advice="", device="", **_NOT_SILENT)
+            queued = self._changed(state="queued", reason=None, cause="", advice="", device="", **_NOT_SILENT)
             self.run.folder.write_state(queued)
         finally:
             lock.release()
@@ -140,15 +140,20 @@ class FollowedRun:
             if silence.is_suspended:
                 return self._changed(
                     state="running" if reported and self.state.state == "starting" else self.state.state,
+                    reason="suspended",
                     cause="The worker process is suspended (SIGSTOP) and makes no progress.",
                     advice=f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
                     **silent,
                 )
         if folder.cancel_request.exists():
-            return self._changed(state="stopping", cause="Ends at once, as asked.", advice="", **silent)
+            return self._changed(
+                state="stopping", reason="cancel_requested", cause="Ends at once, as asked.", advice="", **silent
+            )
         if folder.stop_request.exists():
-            return self._changed(state="stopping", cause="Saves and stops, as asked.", advice="", **silent)
-        return self._changed(state="running" if reported else "starting", cause="", advice="", **silent)
+            return self._changed(
+                state="stopping", reason="stop_requested", cause="Saves and stops, as asked.", advice="", **silent
+            )
+        return self._changed(state="running" if reported else "starting", reason=None, cause="", advice="", **silent)
 
     def _silent(self, silence: Silence) -> dict[str, object]:
         """What people are told of a silence: since when, so that it need not be saved anew every second."""
@@ -195,6 +200,7 @@ class FollowedRun:
         evidence = Evidence(
             finished_phase=history.finished_phase if reported else None,
             last_words=history.status.message if reported and history.status is not None else "",
+            stopped_by=history.status.stopped_by if reported and history.status is not None else None,
             failed=(history.failed or noted_failure(folder.path)) if reported else None,
             exit_code=self._exit_code,
             out_of_memory_kills=0 if before is None or now is None or self.was_rebooted else max(now - before, 0),
@@ -209,12 +215,12 @@ class FollowedRun:
             resumable_step=folder.newest_checkpoint_step(),
         )
         ending = judge(evidence)
-        self.memory_ran_out = ending.memory_ran_out
         # A server that comes back later dates the end by the last thing that the worker said.
         watched = self._process is not None or self._ended_by_us is not None
         ended = self._clock() if watched or not reported or history.last_time is None else history.last_time
         return self._changed(
             state=ending.state,
+            reason=ending.reason,
             cause=ending.cause,
             advice=ending.advice,
             ended=ended,

@@ -14,8 +14,8 @@ from engine.hardware.devices import usable_gpus
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
+from engine.runs.reasons import Why
 
-MEMORY_REASON = "Waits for memory"
 QueueMove = Literal["first", "up", "down", "last"]
 
 
@@ -89,7 +89,7 @@ class QueuePlan:
     """What to do with the queue at this moment."""
 
     starts: tuple[Start, ...]
-    reasons: Mapping[str, str]  # why each of the others waits, in words
+    reasons: Mapping[str, Why]  # why each of the others waits
     wanted: tuple[str, ...]  # leased devices that somebody waits for
 
 
@@ -106,14 +106,14 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
         holders: Who holds which device, by lease name; what is held for a run keeps that run itself from nothing.
     """
     starts: list[Start] = []
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Why] = {}
     wanted: list[str] = []
     spoken_for: dict[str, str] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
         others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
         options = _options(waiting.section, devices)
         if not options:
-            reasons[waiting.run_id] = f"Waits for {_asked_for(waiting.section)}, which is not there."
+            reasons[waiting.run_id] = Why("device_missing", f"{_asked_for(waiting.section)} is not there.")
             continue
         free = [
             option
@@ -157,7 +157,7 @@ def _fits(waiting: Waiting, option: tuple[Device, ...]) -> bool:
 def _asked_for(section: RunSection) -> str:
     if isinstance(section.devices, tuple):
         return f"GPU {', '.join(str(index) for index in section.devices)}"
-    return "a device"
+    return "A device"
 
 
 def _reason(
@@ -166,20 +166,21 @@ def _reason(
     free: Sequence[tuple[Device, ...]],
     holders: Mapping[str, LeaseHolder],
     spoken_for: Mapping[str, str],
-) -> str:
+) -> Why:
     if free:
         device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
-        return (
-            f"{MEMORY_REASON}: it needs {_gib(waiting.needed_bytes or 0)} GiB, and {device.name} has "
-            f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} GiB free."
+        return Why(
+            "memory",
+            f"It needs {_gib(waiting.needed_bytes or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
+            f"{_gib(device.total_bytes)} GiB free.",
         )
     names = [lease_name(device) for option in options for device in option]
     held = next(((name, holders[name]) for name in names if name in holders), None)
     if held is not None:
         name, holder = held
-        return f"Waits: {device_words(name)} is in use for {holder.purpose} ({holder.title})."
-    before = next((spoken_for[name] for name in names if name in spoken_for), "")
-    return f"Waits for {before}, which comes first." if before else "Waits for a free device."
+        return Why("device_in_use", f"{device_words(name)} is in use for {holder.purpose} ({holder.title}).")
+    before = next(spoken_for[name] for name in names if name in spoken_for)
+    return Why("earlier_run", f"{before} comes first.")
 
 
 def _gib(count: int) -> str:

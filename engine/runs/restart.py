@@ -3,9 +3,9 @@
 from engine.errors import EngineError
 from engine.processes.identity import boot_id
 from engine.runs.control import cancel_is_requested, stop_is_requested
-from engine.runs.endings import blames_the_system
 from engine.runs.event_log import last_event
 from engine.runs.events import StatusEvent
+from engine.runs.reasons import ENDED_BY_THE_SYSTEM, STOP_REASONS, Reason
 from engine.runs.run import RunFolder, RunState
 
 
@@ -28,12 +28,13 @@ def goes_on_by_itself(folder: RunFolder, state: RunState) -> bool:
     # What a person asked for holds, also where the restart was quicker than the worker.
     if stop_is_requested(folder) or cancel_is_requested(folder):
         return False
-    return blames_the_system(state.cause or _last_words(folder)) and _is_promised(folder)
+    return (state.reason or _logged_reason(folder)) in ENDED_BY_THE_SYSTEM and _is_promised(folder)
 
 
-def _last_words(folder: RunFolder) -> str:
+def _logged_reason(folder: RunFolder) -> Reason | None:
     last = last_event(folder.events)
-    return last.data.message if isinstance(last, StatusEvent) else ""
+    stopped_by = last.data.stopped_by if isinstance(last, StatusEvent) else None
+    return STOP_REASONS[stopped_by] if stopped_by is not None else None
 
 
 def _is_promised(folder: RunFolder) -> bool:

@@ -18,6 +18,7 @@ from engine.processes.lock import FileLock
 from engine.runs.checkpoints import offered_checkpoints
 from engine.runs.event_log import last_event
 from engine.runs.events import FailedEvent, StatusEvent
+from engine.runs.reasons import STOP_REASONS, Reason, reason_of_old_cause
 
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted"]
 
@@ -38,7 +39,8 @@ class RunState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     state: State = "queued"
-    cause: str = ""  # why it is in this state, in plain words; "" where the state says it all
+    reason: Reason | None = None  # why it is in this state; None where the state says it all
+    cause: str = ""  # the same for people
     advice: str = ""  # what to do about it
     attempt: int = 0  # attempts begun so far; the worker of attempt n reports events with attempt n
     resumable_step: int | None = None  # step of the newest checkpoint that is whole, where another attempt could go on
@@ -207,13 +209,17 @@ class RunFolder:
             return state
         ended: dict[str, object] = {
             "state": "interrupted",
+            "reason": "unknown",
             "cause": "It ended without a last word.",
             "ended": last.time,
         }
         if isinstance(last, StatusEvent) and last.data.phase in ("finished", "stopped"):
-            ended |= {"state": "completed" if last.data.phase == "finished" else "stopped", "cause": ""}
+            stopped_by = last.data.stopped_by
+            ended |= {"state": "completed", "reason": "finished", "cause": ""}
+            if last.data.phase == "stopped":
+                ended |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
         elif isinstance(last, FailedEvent):
-            ended |= {"state": "failed", "cause": last.data.what, "advice": last.data.fix}
+            ended |= {"state": "failed", "reason": "worker_failed", "cause": last.data.what, "advice": last.data.fix}
         return state.model_copy(update=ended)
 
     def read_saved_state(self) -> RunState | None:
@@ -223,7 +229,10 @@ class RunFolder:
             StorageError: If it is there and cannot be read.
         """
         try:
-            return RunState.model_validate_json(self.state.read_bytes())
+            state = RunState.model_validate_json(self.state.read_bytes())
+            if state.reason is None and state.cause:
+                state = state.model_copy(update={"reason": reason_of_old_cause(state.cause)})
+            return state
         except (FileNotFoundError, ValidationError):
             return None
         except OSError as error:

@@ -11,6 +11,7 @@ from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.peaks import MemoryFigures, chief_prediction, measured_figures
 from engine.runs.provenance import Provenance, describe_config, read_provenance
+from engine.runs.reasons import Reason
 from engine.runs.run import Run, RunFolder, RunState, State
 from engine.runs.store import folder_size_bytes
 
@@ -32,6 +33,7 @@ class RunSummary(BaseModel):
 
     state: State
     phase: str = ""  # of the worker, while it works
+    reason: Reason | None = None
     cause: str = ""
     advice: str = ""
     attempt: int = 0
@@ -121,7 +123,18 @@ def _facts_of_config(folder: RunFolder) -> dict[str, Any]:
 
 
 def _of_state(state: RunState) -> dict[str, Any]:
-    names = ("state", "cause", "advice", "attempt", "resumable_step", "device", "started", "ended", "energy_joules")
+    names = (
+        "state",
+        "reason",
+        "cause",
+        "advice",
+        "attempt",
+        "resumable_step",
+        "device",
+        "started",
+        "ended",
+        "energy_joules",
+    )
     return {name: getattr(state, name) for name in names}
 
 

@@ -176,7 +176,9 @@ class Overseer:
             self._book.ask_to_give_way(device)
         for start in plan.starts:
             self._ward.start(start.run_id, start.devices)
-        self._ward.explain_waiting([(entry.run_id, plan.reasons.get(entry.run_id, "")) for entry in waiting])
+        self._ward.explain_waiting(
+            [(entry.run_id, plan.reasons[entry.run_id]) for entry in waiting if entry.run_id in plan.reasons]
+        )
 
 
 def supervisor_of(home: LoratoryHome) -> SupervisorRecord | None:

@@ -3,6 +3,7 @@
 from engine.errors import EngineError
 from engine.runs.endings import out_of_memory_kills
 from engine.runs.event_log import last_event
+from engine.runs.reasons import Why
 from engine.runs.run import Run, RunFolder, RunState, State
 
 
@@ -27,6 +28,7 @@ def begun(before: RunState, attempt: int, device: str, meter_joules: float | Non
     """
     changes = {
         "state": "starting",
+        "reason": None,
         "cause": "",
         "advice": "",
         "attempt": attempt,
@@ -46,19 +48,20 @@ def put_back(ended: RunState, now: float) -> RunState:
     """A run that has ended waits for another attempt."""
     step = ended.resumable_step
     cause = f"Goes on from step {step}." if step is not None else "Begins anew; there is no whole checkpoint."
-    changes = {"state": "queued", "cause": cause, "advice": "", "ended": None, "changed": now}
+    changes = {"state": "queued", "reason": "resumes", "cause": cause, "advice": "", "ended": None, "changed": now}
     return ended.model_copy(update=changes)
 
 
-def ended_waiting(waiting: RunState, state: State, why: tuple[str, str], now: float) -> RunState:
-    """A waiting run leaves the queue without a worker; `why` is cause and advice."""
-    cause, advice = why
-    changes = {"state": state, "cause": cause, "advice": advice, "changed": now, "ended": now}
+def ended_waiting(waiting: RunState, state: State, why: Why, now: float) -> RunState:
+    """A waiting run leaves the queue without a worker."""
+    changes = {"state": state, **why._asdict(), "changed": now, "ended": now}
     return waiting.model_copy(update=changes)
 
 
-def why_not_started(run: Run, error: EngineError | OSError) -> tuple[str, str]:
-    """Cause and advice of a run whose worker could not be started."""
+def why_not_started(run: Run, error: EngineError | OSError) -> Why:
+    """Why the state of a run whose worker could not be started."""
     if isinstance(error, EngineError):
-        return error.what, error.fix
-    return f"{run.id} could not be started ({error.strerror}).", "Check the permissions of its folder."
+        return Why("not_started", error.what, error.fix)
+    return Why(
+        "not_started", f"{run.id} could not be started ({error.strerror}).", "Check the permissions of its folder."
+    )

@@ -19,6 +19,7 @@ from engine.runs.followed import FollowedRun, Patience
 from engine.runs.owner_folder import OwnerFolder
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.queue import Waiting
+from engine.runs.reasons import Why
 from engine.runs.requests import attempt_to_follow, forget_resume_request, resume_requests
 from engine.runs.restart import goes_on_by_itself
 from engine.runs.run import Run, RunState, State
@@ -134,7 +135,7 @@ class Ward:
         if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
             began = run.folder.read_state().attempt > 0
             cause = "Taken out of the queue." if began else "Taken out of the queue before it began."
-            self._end_waiting(run, "stopped", cause, "Resume it to put it back.")
+            self._end_waiting(run, "stopped", Why("left_the_queue", cause, "Resume it to put it back."))
 
     def needs(self, run_id: str) -> Waiting | None:
         """What a waiting run needs; None where its configuration cannot be read, so that it fails, or it was put off."""
@@ -199,7 +200,7 @@ class Ward:
             self._save(run, state)
             process = start_worker(WorkerOrder(run, config, devices, state.attempt), self._command)
         except (EngineError, OSError) as error:
-            self._end_waiting(run, "failed", *why_not_started(run, error))
+            self._end_waiting(run, "failed", why_not_started(run, error))
             return
         spawned = ProcessIdentity.of(process.pid)
         self._unqueue(run.id)  # from here on it has a worker, whatever else fails
@@ -226,21 +227,21 @@ class Ward:
         try:
             return run.folder.read_config()
         except EngineError as error:
-            self._end_waiting(run, "failed", error.what, error.fix)
+            self._end_waiting(run, "failed", why_not_started(run, error))
             return None
 
-    def explain_waiting(self, reasons: Sequence[tuple[str, str]]) -> None:
+    def explain_waiting(self, reasons: Sequence[tuple[str, Why]]) -> None:
         """Save why the first in line wait; seldom enough that figures which change all the time cost nothing."""
         now = self._clock()
-        still = [(run_id, reason) for run_id, reason in reasons if run_id in self.waiting]
-        for run_id, reason in still[:_EXPLAINED_AT_MOST]:
+        still = [(run_id, why) for run_id, why in reasons if run_id in self.waiting]
+        for run_id, why in still[:_EXPLAINED_AT_MOST]:
             run = self.waiting[run_id]
             if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue
             with self._complaints.noting(run_id, "cannot be told why it waits"):
                 state = run.folder.read_state()
-                if state.cause != reason:
-                    self._save(run, state.model_copy(update={"cause": reason, "changed": now}))
+                if (state.reason, state.cause) != (why.reason, why.cause):
+                    self._save(run, state.model_copy(update={**why._asdict(), "changed": now}))
                     self._explained[run_id] = now
 
     def _take_in(self, run: Run) -> None:
@@ -301,9 +302,9 @@ class Ward:
         self._explained.pop(run_id, None)
         self._put_off.pop(run_id, None)
 
-    def _end_waiting(self, run: Run, state: State, cause: str, advice: str) -> None:
+    def _end_waiting(self, run: Run, state: State, why: Why) -> None:
         self._leases.release(run)
-        self._save(run, ended_waiting(run.folder.read_state(), state, (cause, advice), self._clock()))
+        self._save(run, ended_waiting(run.folder.read_state(), state, why, self._clock()))
         self._unqueue(run.id)
 
     def _forget(self, run_id: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from engine.runs.control import cancel_is_requested, stop_is_requested
+from engine.runs.reasons import StoppedBy
 from engine.runs.run import RunFolder
 from engine.training.failure import CancelledError
 
@@ -31,14 +32,21 @@ class Interruption:
         self._folder = folder
         self._has_launcher = world_size > 1
         self._clock = clock
-        self._signalled = ""
+        self._signalled: signal.Signals | None = None
         self._first = 0.0
         self._cancelled = False
 
     @property
+    def stopped_by(self) -> StoppedBy:
+        """Who asked."""
+        if self._signalled is None:
+            return "request"
+        return "sigterm" if self._signalled == signal.SIGTERM else "sigint"
+
+    @property
     def reason(self) -> str:
-        """Who asked, in words."""
-        return f"The system asked to end ({self._signalled})." if self._signalled else "Stopped on request."
+        """The same in words."""
+        return f"The system asked to end ({self._signalled.name})." if self._signalled else "Stopped on request."
 
     def listen(self) -> None:
         """Take signals from here on; only in the main thread."""
@@ -48,7 +56,7 @@ class Interruption:
 
     def stop_wanted(self) -> bool:
         """Whether the run shall save what it has and end. Cheap enough for every step."""
-        return bool(self._signalled) or stop_is_requested(self._folder)
+        return self._signalled is not None or stop_is_requested(self._folder)
 
     def check_cancel(self) -> None:
         """Return where nobody wants the run to end at once. Cheap enough for every pass through the model.
@@ -60,8 +68,8 @@ class Interruption:
             raise CancelledError
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if not self._signalled:
-            self._signalled, self._first = signal.Signals(number).name, self._clock()
+        if self._signalled is None:
+            self._signalled, self._first = signal.Signals(number), self._clock()
             return
         is_repeated = self._clock() - self._first < REPEAT_SECONDS
         is_the_launchers = self._has_launcher and number == signal.SIGTERM

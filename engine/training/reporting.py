@@ -21,6 +21,7 @@ from engine.runs.events import (
     StepData,
     WarningData,
 )
+from engine.runs.reasons import StoppedBy
 from engine.runs.run import EVENTS_FILE
 from engine.training import faults
 from engine.training.device_memory import DeviceMemory
@@ -85,6 +86,10 @@ class RunEvents:
     def status(self, phase: Phase, message: str, total_steps: int | None = None) -> None:
         """The worker entered a phase."""
         self.say(StatusData(phase=phase, message=message, total_steps=total_steps))
+
+    def stopped(self, message: str, stopped_by: StoppedBy, total_steps: int | None = None) -> None:
+        """The worker's last word, where it did not come to the end."""
+        self.say(StatusData(phase="stopped", message=message, total_steps=total_steps, stopped_by=stopped_by))
 
     def warn(self, message: str, code: str = "") -> None:
         """Something works, but probably not as wanted."""

@@ -91,7 +91,7 @@ class TrainingSession:
             done = "Nothing was trained yet."
             if resumed is not None:
                 done = f"Nothing more was trained; the checkpoint of step {resumed.step:,} stands."
-            self._events.status("stopped", f"{self._interruption.reason} {done}")
+            self._events.stopped(f"{self._interruption.reason} {done}", self._interruption.stopped_by)
             return "stopped"
 
     def _run(self) -> Outcome:
@@ -179,7 +179,8 @@ class TrainingSession:
         self._companions.wait()
         faults.reached("session:adapter_saved")
         if callback.stopped_on_request:
-            events.status("stopped", f"{self._interruption.reason} Saved after step {step:,} of {total:,}.", total)
+            done = f"Saved after step {step:,} of {total:,}."
+            events.stopped(f"{self._interruption.reason} {done}", self._interruption.stopped_by, total)
             return "stopped"
         early = " The held-out loss had stopped improving." if callback.stopped_early else ""
         events.status("finished", f"Finished after step {step:,}.{early}", total)

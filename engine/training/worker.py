@@ -98,7 +98,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         TrainingSession(Attempt(folder, home_of(folder.path), config, number), events, interruption).run()
     except CancelledError:
         events.last_memory()
-        events.status("stopped", "Cancelled.")
+        events.stopped("Cancelled.", "cancel")
         return EXIT_CANCELLED
     except BaseException as error:
         # The whole story is for the log; the event has what a person needs.

@@ -84,13 +84,19 @@ def main(path: Path) -> int:
     deaf = plan.mishap == "deaf"
     for step in range(first, plan.steps + 1):
         if not deaf and cancel_is_requested(folder):
-            events.append(StatusData(phase="stopped", message="Cancelled."))
+            events.append(StatusData(phase="stopped", message="Cancelled.", stopped_by="cancel"))
             return 0
         if not deaf and (stop_is_requested(folder) or terminated):
             save(folder, events, step - 1)
             folder.adapter.mkdir(exist_ok=True)
             who = "The system asked to end (SIGTERM)." if terminated else "Stopped on request."
-            events.append(StatusData(phase="stopped", message=f"{who} Saved after step {step - 1}."))
+            events.append(
+                StatusData(
+                    phase="stopped",
+                    message=f"{who} Saved after step {step - 1}.",
+                    stopped_by="sigterm" if terminated else "request",
+                )
+            )
             return 0
         time.sleep(plan.pace)
         events.append(

@@ -15,9 +15,9 @@ def test_the_workers_own_words_come_first():
     early = judge(
         Evidence(finished_phase="finished", last_words="It had stopped improving.", last_step=5, total_steps=9)
     )
-    assert early == Ending("completed", "It had stopped improving.", "")
+    assert early == Ending("completed", "finished", "It had stopped improving.", "")
     ending = judge(Evidence(failed=FAILED, exit_code=1))
-    assert ending == Ending("failed", "The loss is not a number.", "Lower the learning rate.")
+    assert ending == Ending("failed", "worker_failed", "The loss is not a number.", "Lower the learning rate.")
 
 
 def test_a_stop_and_a_cancel_say_what_can_be_used():

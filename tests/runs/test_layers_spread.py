@@ -42,5 +42,5 @@ def test_it_waits_until_each_gpu_has_room_for_the_fullest_part(home, supervise):
     run = RunStore(home, "ann").create(config_for("steps=2", run=SPREAD), Provenance(predicted_bytes=10 * GIB))
     supervise(gpu(0, free_gib=20), gpu(1, free_gib=5))
 
-    wait_until(lambda: "Waits for memory" in run.folder.read_state().cause)
+    wait_until(lambda: run.folder.read_state().reason == "memory")
     assert LeaseBook(home).holder("cuda:0") is None

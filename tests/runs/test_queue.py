@@ -26,14 +26,14 @@ def test_one_device_takes_one_run_and_the_others_say_what_they_wait_for():
     plan = plan_starts([waiting("a"), waiting("b")], [cpu()], {})
 
     assert started(plan) == {"a": ["cpu:0"]}
-    assert plan.reasons == {"b": "Waits for a, which comes first."}
+    assert plan.reasons == {"b": ("earlier_run", "a comes first.", "")}
 
 
 def test_a_leased_device_is_not_used_and_its_holder_is_named():
     plan = plan_starts([waiting("a")], [cpu()], {"cpu": held_by("qwen", "chat")})
 
     assert not plan.starts
-    assert plan.reasons["a"] == "Waits: The CPU is in use for chat (qwen)."
+    assert plan.reasons["a"] == ("device_in_use", "The CPU is in use for chat (qwen).", "")
     assert plan.wanted == ("cpu",)
 
 
@@ -47,7 +47,7 @@ def test_a_run_waits_until_the_free_memory_covers_its_need_other_programs_includ
     plan = plan_starts([waiting("a", needed_gib=12)], [gpu(0, free_gib=8), cpu()], {})
 
     assert not plan.starts
-    assert plan.reasons["a"] == "Waits for memory: it needs 12.0 GiB, and Test GPU 0 has 8.0 of 24.0 GiB free."
+    assert plan.reasons["a"] == ("memory", "It needs 12.0 GiB, and Test GPU 0 has 8.0 of 24.0 GiB free.", "")
     assert started(plan_starts([waiting("a", needed_gib=12)], [gpu(0, free_gib=12)], {})) == {"a": ["cuda:0"]}
 
 
@@ -55,7 +55,7 @@ def test_nobody_overtakes_on_a_device_that_the_first_in_line_waits_for():
     plan = plan_starts([waiting("large", 20), waiting("small", 1)], [gpu(0, free_gib=8)], {})
 
     assert not plan.starts
-    assert plan.reasons["small"] == "Waits for large, which comes first."
+    assert plan.reasons["small"] == ("earlier_run", "large comes first.", "")
 
 
 def test_a_run_for_another_device_need_not_wait_behind():
@@ -78,7 +78,7 @@ def test_a_device_that_is_held_for_the_run_itself_keeps_only_others_from_it():
     alone = plan_starts([waiting("pair", devices=(0, 1))], [gpu(0), gpu(1)], {"cuda:0": own})
     assert started(alone) == {"pair": ["cuda:0", "cuda:1"]}
     other = plan_starts([waiting("other", devices=(0,))], [gpu(0)], {"cuda:0": own})
-    assert other.reasons == {"other": "Waits: GPU 0 is in use for training (Run X)."}
+    assert other.reasons == {"other": ("device_in_use", "GPU 0 is in use for training (Run X).", "")}
 
 
 def test_auto_passes_over_a_gpu_that_pytorch_cannot_use():
@@ -96,13 +96,13 @@ def test_auto_waits_for_apples_gpu_where_there_is_one():
         "b": ["cpu:0"],
     }
     plan = plan_starts([waiting("a")], [apple, cpu()], {"mps": held_by("qwen", "chat")})
-    assert plan.reasons == {"a": "Waits: Apple's GPU is in use for chat (qwen)."}
+    assert plan.reasons == {"a": ("device_in_use", "Apple's GPU is in use for chat (qwen).", "")}
 
 
 def test_a_device_that_is_not_there_is_said():
     plan = plan_starts([waiting("a", devices=(3,))], [gpu(0), cpu()], {})
 
-    assert plan.reasons["a"] == "Waits for GPU 3, which is not there."
+    assert plan.reasons["a"] == ("device_missing", "GPU 3 is not there.", "")
 
 
 def test_auto_never_falls_back_to_the_cpu_where_there_are_gpus():

@@ -17,7 +17,7 @@ def test_a_run_that_waits_for_memory_starts_anyway_once_asked(home):
     supervisor = Supervisor(home, fake_settings(devices=lambda: (cpu(free_gib=1),)))
     supervisor.start()
     try:
-        wait_until(lambda: "Waits for memory" in run.folder.read_state().cause)
+        wait_until(lambda: run.folder.read_state().reason == "memory")
         time.sleep(0.3)
         assert run.folder.read_state().state == "queued"
 

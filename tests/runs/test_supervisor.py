@@ -103,7 +103,7 @@ def test_a_worker_that_ignores_a_cancel_is_ended(store, start_supervisor):
 def test_a_stop_in_the_queue_takes_the_run_out_before_it_ever_began(store, start_supervisor):
     start_supervisor(devices=lambda: (cpu(free_gib=0),))
     run = store.create(config_for("steps=5"), Provenance(predicted_bytes=GIB))
-    wait_until(lambda: run.folder.read_state().cause.startswith("Waits for memory"))
+    wait_until(lambda: run.folder.read_state().reason == "memory")
     request_stop(run)
     state = wait_for_state(run, "stopped")
 
@@ -130,7 +130,7 @@ def test_a_run_waits_for_a_device_that_the_chat_holds_and_the_chat_is_asked_to_g
     book.take(["cpu"], LeaseHolder(purpose="chat", title="qwen", process=ourselves, gives_way=True))
     start_supervisor()
     run = store.create(config_for("steps=3"))
-    wait_until(lambda: run.folder.read_state().cause == "Waits: The CPU is in use for chat (qwen).")
+    wait_until(lambda: run.folder.read_state().cause == "The CPU is in use for chat (qwen).")
 
     wait_until(lambda: book.is_asked_to_give_way(ourselves))
     book.release(ourselves)

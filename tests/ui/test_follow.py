@@ -250,8 +250,8 @@ def test_a_question_names_its_run_and_goes_with_it(follow, invent):
 
 
 def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
-    waits = invent(state="queued", cause="Waits for memory: it needs 9.0 GiB, and the CPU has 2.0 of 16.0 GiB free.")
-    stands_behind = invent(state="queued", cause="Waits for another run, which comes first.")
+    waits = invent(state="queued", reason="memory", cause="It needs 9.0 GiB, and the CPU has 2.0 of 16.0 GiB free.")
+    stands_behind = invent(state="queued", reason="earlier_run", cause="Another run comes first.")
 
     assert shown(look(follow, waits.id).anyway)
     assert not shown(look(follow, stands_behind.id).anyway)

@@ -96,9 +96,9 @@ def test_what_was_asked_for_is_said_until_it_has_happened(store, observe):
 
 
 def test_a_waiting_run_says_what_it_waits_for(observe):
-    observed = observe(state="queued", cause="Waits: the CPU is in use for training (faq).")
+    observed = observe(state="queued", cause="The CPU is in use for training (faq).")
 
-    assert status_line(observed) == "the CPU is in use for training (faq)"
+    assert status_line(observed) == "The CPU is in use for training (faq)"
     assert "waiting" in render_heading(observed)
 
 

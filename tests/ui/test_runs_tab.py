@@ -188,7 +188,7 @@ def test_the_table_is_saved_as_it_is_filtered(tab, history):
 
 def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
     first, second = (services.runs.create(a_config(run__name=f"waits {n}")) for n in (1, 2))
-    first.folder.write_state(RunState(cause="Waits for memory: it needs 9 GiB, and the CPU has 2 of 16 GiB free."))
+    first.folder.write_state(RunState(reason="memory", cause="It needs 9 GiB, and the CPU has 2 of 16 GiB free."))
     assert listed(tab)[1].index("waits 1") < listed(tab)[1].index("waits 2")
     assert listed(tab)[1].count("Start anyway") == 1
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from html import escape
 
-from engine.runs.queue import MEMORY_REASON
 from engine.runs.summary import RunSummary
 from ui.views.quantities import plural
 
@@ -38,7 +37,7 @@ def _line(place: int, row: RunSummary, count: int) -> str:
     )
     anyway = (
         f'<button type="button" class="plainly" data-pick="anyway:{identifier}">Start anyway</button>'
-        if cause.startswith(MEMORY_REASON)
+        if row.reason == "memory"
         else ""
     )
     return (

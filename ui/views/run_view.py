@@ -65,10 +65,7 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
     if state.state == "queued":
         if observed.stop_requested or observed.cancel_requested:
             return "is being taken out of the queue"
-        return (
-            escape(_as_clause(state.cause.removeprefix("Waits:").removeprefix("Waits ")))
-            or "starts as soon as the device is free"
-        )
+        return escape(state.cause.rstrip(".")) or "starts as soon as the device is free"
     parts = []
     total = history.total_steps
     if history.last_step or (total and state.state == "running"):
@@ -264,11 +261,6 @@ def _held_out_words(observed: ObservedRun) -> str:
 def _resumable(observed: ObservedRun) -> str:
     step = observed.state.resumable_step
     return f" It can go on from step {step:,}." if step else ""
-
-
-def _as_clause(sentence: str) -> str:
-    text = sentence.strip().rstrip(".")
-    return text[:1].lower() + text[1:] if text else ""
 
 
 def _clock(moment: float) -> str:
