@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -12,15 +14,21 @@ from engine.models.folder import ModelPart, check_model_folder, read_safetensors
 from engine.models.source import resolve_model
 from tests.models.model_files import LLAMA_CONFIG, model_files, safetensors_bytes
 
+NOBODY = 65534
+
+
+def write_model(path):
+    for name, content in model_files().items():
+        (path / name).write_bytes(content)
+    return path
+
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder that is complete in form; tests take away or spoil one thing."""
     path = tmp_path / "mine"
     path.mkdir()
-    for name, content in model_files().items():
-        (path / name).write_bytes(content)
-    return path
+    return write_model(path)
 
 
 def refusal(folder, part=ModelPart.WEIGHTS):
@@ -185,8 +193,21 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(folder):
     assert "no config.json" in refusal(folder).what
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_may_not_be_read_is_told(folder):
-    (folder / "model.safetensors").chmod(0)
+@pytest.fixture
+def an_ordinary_user():
+    """Work without root's rights, which read everything."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)
+    yield
+    if is_root:
+        os.seteuid(0)
 
-    assert "cannot be read" in refusal(folder).what
+
+def test_a_folder_that_may_not_be_read_is_reported(an_ordinary_user):
+    with tempfile.TemporaryDirectory() as place:  # tmp_path is closed to other users
+        folder = write_model(Path(place))
+        check_model_folder(folder, "mine")
+        (folder / "model.safetensors").chmod(0)
+
+        assert "cannot be read (Permission denied)" in refusal(folder).what
