@@ -71,8 +71,13 @@ def put(module, device):
 def pretended_devices(monkeypatch):
     """Devices named `meta:0` and `meta:1`: without autocast, and kept apart by `torch.tensor`, which drops the index."""
     make = torch.tensor
+
+    def make_there(data, *, device=None, **options):
+        is_pretended = device is not None and torch.device(device).index is not None
+        return make(data, **options).to(device) if is_pretended else make(data, device=device, **options)
+
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch, "tensor", lambda data, *, device="cpu", **options: make(data, **options).to(device))
+    monkeypatch.setattr(torch, "tensor", make_there)
 
 
 @pytest.fixture
