@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from engine.config.model import ModelConfig
 from engine.paths import LoratoryHome, local_owner
 
 
@@ -43,6 +44,8 @@ def script(
                 run = RunStore(home, local_owner()).get(config).folder
             except RunError:
                 run = None  # a preset
+        if run is None and run_config.training.train_sampling_strategy == "group_by_length":
+            _inspect(run_config.model, home)
         text = write_script(run_config, gather_script_facts(run_config, home, run))
     if file_to_write is None:
         typer.echo(text, nl=False)
@@ -53,3 +56,17 @@ def script(
     except OSError as error:
         raise StorageError(f"{out} cannot be written ({error.strerror}).", "Choose a new file.") from error
     typer.echo(str(out))
+
+
+def _inspect(model: ModelConfig, home: LoratoryHome) -> None:
+    """Find out how the model's attention works, by which rows are batched; a script is written without it as well."""
+    from engine.errors import EngineError
+    from engine.inspector.session import Inspector
+
+    inspector = Inspector(home)
+    try:
+        inspector.module_inventory(model)
+    except EngineError:
+        return
+    finally:
+        inspector.close()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from engine.data.template import DEFAULT_TEMPLATE
 from engine.errors import EngineError
 from engine.export.script_tokenizer import TokenizerFacts
 from engine.export.script_training import ModelFacts
+from engine.hardware.device import Device
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor
 from engine.memory.run_workload import has_flash_attention
+from engine.models.batching import PLAIN_ATTENTION, AttentionFacts, choose_batching, expected_attention
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import ModelPart
+from engine.models.inventory_cache import known_inventory
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.history import read_history
@@ -32,7 +36,10 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
     Raises:
         ModelError: If a model that is named by a path is not there.
     """
-    compute, on_cpu = _compute(config, run)
+    device = _device_here(config)
+    compute, on_cpu = _compute(config, run, device)
+    if (device.kind == "cpu") != on_cpu:  # the run is another machine's
+        device = replace(device, kind="cpu" if on_cpu else "cuda")
     text = config.model.id.strip()
     entry = find_in_catalog(text)
     folder: Path | None = None
@@ -52,7 +59,7 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
         revision=revision,
         tokenizer=_look_at_tokenizer(folder, run),
         warm_start=_warm_start(config, run),
-        grouped=_groups_rows(config, run, on_cpu=on_cpu),
+        grouped=_groups_rows(config, home, run, device),
     )
 
 
@@ -75,12 +82,8 @@ def _cached(config: RunConfig, home: LoratoryHome) -> Path | None:
     return snapshot.folder if snapshot is not None else None
 
 
-def _compute(config: RunConfig, run: RunFolder | None) -> tuple[str, bool]:
+def _compute(config: RunConfig, run: RunFolder | None, device: Device) -> tuple[str, bool]:
     known = read_history(run.events).parameters if run is not None else None
-    try:
-        device = choose_device(config.run)
-    except EngineError:
-        device = describe_processor()
     if known is not None:
         return known.compute_dtype, known.device == describe_processor().name
     # Layers are spread over GPUs alone, wherever this is written.
@@ -91,17 +94,25 @@ def _compute(config: RunConfig, run: RunFolder | None) -> tuple[str, bool]:
     return "bfloat16" if device.has_fast_bfloat16 else fallback, on_cpu
 
 
-def _groups_rows(config: RunConfig, run: RunFolder | None, *, on_cpu: bool) -> bool:
-    """Whether steps hold rows of like length: where rows are padded, as the run said or as it would be here."""
+def _device_here(config: RunConfig) -> Device:
+    try:
+        return choose_device(config.run)
+    except EngineError:
+        return describe_processor()
+
+
+def _groups_rows(config: RunConfig, home: LoratoryHome, run: RunFolder | None, device: Device) -> bool:
+    """Whether steps hold rows of like length: where rows are padded, as the run said or as it would be on this device."""
     if config.training.packing or config.training.train_sampling_strategy != "group_by_length":
         return False
     known = read_history(run.events).parameters if run is not None else None
     if known is not None and known.batching:
         return known.batching == "padded"
-    asked = config.model.attn_implementation
-    if config.adapter.method == "prefix_tuning" or asked == "eager":
-        return True
-    return not on_cpu and asked != "flash_attention_2" and (asked != "auto" or not has_flash_attention())
+    shape = known_inventory(config.model, home)
+    # A model that was never inspected is taken for a plain decoder.
+    facts = AttentionFacts.of_shape(shape) if shape is not None else PLAIN_ATTENTION
+    attention = expected_attention(facts.support, config, device, has_flash_package=has_flash_attention())
+    return choose_batching(facts, attention, config, device.kind) == "padded"
 
 
 def _look_at_tokenizer(folder: Path | None, run: RunFolder | None) -> TokenizerFacts:

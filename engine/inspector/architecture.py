@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from engine.errors import ModelError
 from engine.models.architectures import is_causal_lm, is_known_model_type
+from engine.models.batching import AttentionFacts
+from engine.models.shape import AttentionSupport
 
 _LARGEST = {  # far beyond anything published, and small enough to be built without weights in seconds
     "hidden_size": 1_000_000,
@@ -148,6 +150,20 @@ def read_sizes(config: PreTrainedConfig) -> Sizes:
         final_logit_softcapping=_number(_value(text, "final_logit_softcapping")),
         attn_logit_softcapping=_number(_value(text, "attn_logit_softcapping")),
     )
+
+
+def read_attention(model: PreTrainedModel) -> AttentionFacts:
+    """What decides how the rows of a causal language model are batched; its weights are not looked at."""
+    text = model.config.get_text_config(decoder=True)
+    sizes = read_sizes(model.config)
+    support = AttentionSupport(
+        has_sdpa=bool(model._supports_sdpa),
+        has_flash=bool(model._supports_flash_attn),
+        passes_arguments=bool(model._supports_attention_backend),
+        is_causal=bool(getattr(text, "is_decoder", True)),  # encoders can be decoders, and say whether they are
+        is_stateful=bool(model._is_stateful),
+    )
+    return AttentionFacts(str(text.model_type), sizes.layer_types, sizes.sliding_window, support)
 
 
 def _read_as_transformers_does(values: Mapping[str, JsonValue]) -> PreTrainedConfig:

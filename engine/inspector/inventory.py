@@ -13,7 +13,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from engine.config.model import ModelConfig
 from engine.errors import ModelError
-from engine.inspector.architecture import Sizes, build_config, read_sizes
+from engine.inspector.architecture import Sizes, build_config, read_attention, read_sizes
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from engine.models.progress import OnModelProgress, nobody_listens
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
@@ -69,6 +69,7 @@ def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
         gated_mlp=gated,
         tie_word_embeddings=any(module.is_output_head and module.tied_to for module in modules),
         rotary=_is_rotary(model),
+        attention_support=read_attention(model).support,
         modules=modules,
         # Architectures that do not say have it built in: plain ones use GELU, gated ones SiLU.
         **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),

@@ -13,6 +13,7 @@ from engine.memory.workload import (
     Precision,
     Workload,
 )
+from engine.models.batching import FLASH_ATTENTION, AttentionFacts, choose_batching, expected_attention
 from engine.models.shape import ModelShape
 
 # engine/training/loss.py
@@ -36,9 +37,10 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
     """Describe one pass of the longest rows alone, as the worker will run it on this device."""
     training, adapter = config.training, config.adapter
     precision = _precision(config, device)
-    joined = _joins_rows(shape, config, device)
+    named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
+    joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
     masked = not joined and (training.per_device_train_batch_size > 1 or adapter.method == "prefix_tuning")
-    attention = _attention(shape, config, device, precision, joined=joined, masked=masked)
+    attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)
     checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
     return Workload(
         adapter=adapter,
@@ -107,30 +109,15 @@ def _is_plain_lora(config: RunConfig) -> bool:
     return adapter.method == "lora" and not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
 
 
-def _joins_rows(shape: ModelShape, config: RunConfig, device: Device) -> bool:
-    """Whether rows stand behind one another without padding.
-
-    Source: `_may_join`, engine/training/assembly.py.
-    """
-    if config.adapter.method == "prefix_tuning":
-        return False
-    asked = config.model.attn_implementation
-    if asked == "flash_attention_2" or (asked == "auto" and device.kind == "cuda" and has_flash_attention()):
-        return True
-    if asked == "eager" or shape.attn_logit_softcapping is not None:
-        return False
-    return device.kind == "cpu" or config.training.packing
-
-
 def has_flash_attention() -> bool:
     """Whether the flash-attn package is installed here, where the worker will run."""
     return importlib.util.find_spec("flash_attn") is not None
 
 
-def _attention(
-    shape: ModelShape, config: RunConfig, device: Device, precision: Precision, *, joined: bool, masked: bool
+def _kernel(
+    shape: ModelShape, attention: str, device: Device, precision: Precision, *, joined: bool, masked: bool
 ) -> AttentionKernel:
-    """The kernel that PyTorch takes.
+    """The kernel that PyTorch takes for what transformers calls `attention`.
 
     Flash attention needs 16-bit floats and a GPU from Ampere on, and takes no mask. The memory-efficient kernel needs
     equal head counts: with a mask transformers copies the heads, without one the slow path is what is left. So it is on
@@ -138,14 +125,13 @@ def _attention(
 
     Source: `use_gqa_in_sdpa`, transformers/integrations/sdpa_attention.py; `sdp_utils.cpp` of PyTorch.
     """
-    asked = config.model.attn_implementation
-    if asked == "eager" or shape.attn_logit_softcapping is not None:
+    if attention == "eager":
         return "eager"
     if device.kind == "cpu":
         return "tiled" if joined else "cpu_flash"
     if device.kind == "mps":
         return "math"
-    if asked == "flash_attention_2" or (asked == "auto" and has_flash_attention()):
+    if attention == FLASH_ATTENTION:
         return "flash"
     if shape.head_dim > _LARGEST_HEAD:
         return "math"

@@ -13,12 +13,13 @@ from engine.errors import ModelError, StorageError
 from engine.files import write_atomically
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
+from engine.models.hub import cached_snapshot
 from engine.models.progress import OnModelProgress, nobody_listens
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 
-_INVENTORY_VERSION = 2  # raise it when engine.inspector.inventory reads the same architecture differently
+_INVENTORY_VERSION = 3  # raise it when engine.inspector.inventory reads the same architecture differently
 
 # Say nothing about sizes, and differ between copies of one model.
 _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"})
@@ -40,13 +41,18 @@ def architecture_values(
 
 
 def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None:
-    """The inventory of a catalogue entry or a local folder, if it was made before; asks no network and no other process."""
+    """The inventory of a model whose configuration is here, if it was made before; asks no network and no other process."""
     try:
         entry = find_in_catalog(model.id)
+        if entry is not None:
+            return cached_inventory(entry.config, home)
         path = Path(model.id).expanduser() / "config.json"
-        if entry is None and not path.is_file():
-            return None
-        return cached_inventory(entry.config if entry else read_config(path, model.id), home)
+        if not path.is_file():
+            snapshot = cached_snapshot(model.id, model.revision, ModelPart.CONFIG)
+            if snapshot is None:
+                return None
+            path = snapshot.folder / "config.json"
+        return cached_inventory(read_config(path, model.id), home)
     except (ModelError, OSError, RuntimeError):
         return None
 

@@ -35,6 +35,18 @@ class ModuleShape(BaseModel):
         return self.out_features if self.has_bias else 0
 
 
+class AttentionSupport(BaseModel):
+    """What an architecture's class in transformers says about its attention; the defaults are those of most decoders."""
+
+    model_config = ConfigDict(frozen=True)
+
+    has_sdpa: bool = True
+    has_flash: bool = True
+    passes_arguments: bool = True  # attention functions can be registered, and get what belongs to the batch
+    is_causal: bool = True  # a token sees none after it
+    is_stateful: bool = False  # a state goes from token to token beside attention
+
+
 class ModelShape(BaseModel):
     """Everything about an architecture that memory depends on. Sizes in elements, never in bytes."""
 
@@ -65,6 +77,7 @@ class ModelShape(BaseModel):
     attention_dropout: float = 0.0
     final_logit_softcapping: float | None = None  # Gemma 2
     attn_logit_softcapping: float | None = None
+    attention_support: AttentionSupport = AttentionSupport()
     modules: tuple[ModuleShape, ...] = ()
 
     @property

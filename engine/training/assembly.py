@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from engine.config.run import RunConfig
 from engine.errors import ModelError
+from engine.inspector.architecture import read_attention
+from engine.models.batching import choose_batching
 from engine.training.attention import JOINED_ATTENTION, UnsupportedAttentionError, register_joined_attention
 from engine.training.batches import PassTensors, TokenRow, join, pad
 from engine.training.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
@@ -21,10 +23,6 @@ from engine.training.steps import TrainerSetup
 
 _PROBE_TOKENS = 64  # of each row that is tried
 _LOSS_TOLERANCE = 0.02  # of the mean loss; bfloat16 moves it by a tenth of that
-_LAYERS_THAT_JOIN = frozenset({"full_attention", "sliding_attention"})
-
-# Families that keep their window in the mask alone, which joined rows have none of; others tell attention too.
-_WINDOW_IN_THE_MASK = frozenset({"phimoe", "qwen2_moe"})
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,18 @@ def assemble(
     )
     own_attention = str(causal_lm.config._attn_implementation)
     flash = own_attention.startswith("flash_attention")
-    joined = _may_join(causal_lm, config, placement, own_attention)
-    if joined:
+    facts, kind = read_attention(causal_lm), placement.torch_device.type
+    batching = choose_batching(facts, own_attention, config, kind)
+    if batching == "joined":
         if not flash:
             register_joined_attention()
             causal_lm.set_attn_implementation(JOINED_ATTENTION)
-        if not _joins(model, probe, expected, flash=flash, autocast=autocast):
-            joined = False
+        agrees = _joins(model, probe, expected, flash=flash, autocast=autocast)
+        batching = choose_batching(facts, own_attention, config, kind, trial_agrees=agrees)
+        if batching == "padded":
             notes.append("This model does not keep joined rows apart, so that rows are padded.")
             causal_lm.set_attn_implementation(own_attention)
+    joined = batching == "joined"
     if config.training.packing and not joined:
         raise ModelError(
             f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention.",
@@ -88,7 +89,7 @@ def assemble(
         gradient_accumulation_steps=config.training.gradient_accumulation_steps,
         max_length=config.training.max_length,
         packing=config.training.packing,
-        batching="joined" if joined else "padded",
+        batching=batching,
         train_sampling_strategy=config.training.train_sampling_strategy,
         world_size=placement.companions.world_size,
         rank=placement.companions.rank,
@@ -146,28 +147,6 @@ def _compiled(
         return []
     leave_uncompiled(model)
     return [f"torch.compile does not get along with {type(model).__name__} here, so that nothing is compiled."]
-
-
-def _may_join(causal_lm: Any, config: RunConfig, placement: Placement, attention: str) -> bool:
-    """Whether joining is worth a try: without flash attention on a GPU, padding is cheaper than many small products."""
-    if config.adapter.method == "prefix_tuning":  # the prefix stands before the first row only
-        return False
-    if attention.startswith("flash_attention"):
-        return True
-    if placement.torch_device.type != "cpu" and not config.training.packing:
-        return False
-    text_config = causal_lm.config.get_text_config()
-    window = getattr(text_config, "sliding_window", None)
-    if text_config.model_type in _WINDOW_IN_THE_MASK and window and window < config.training.max_length:
-        return False
-    layer_types = set(getattr(text_config, "layer_types", None) or ["full_attention"])
-    return (
-        attention == "sdpa"
-        and bool(getattr(causal_lm, "_supports_attention_backend", False))
-        and bool(getattr(causal_lm, "_supports_flash_attn", False))
-        and not getattr(causal_lm, "_is_stateful", False)
-        and layer_types <= _LAYERS_THAT_JOIN
-    )
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from engine.config.training import SamplingStrategy
-
-Batching = Literal["joined", "padded"]
+from engine.models.batching import Batching
 
 # Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so that the rows
 # of a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.

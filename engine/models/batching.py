@@ -1,0 +1,103 @@
+"""Whether rows are joined or padded: one rule for the trainer, the estimate and the exported script."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config.run import RunConfig
+from engine.hardware.device import Device
+from engine.models.shape import AttentionSupport, ModelShape
+
+Batching = Literal["joined", "padded"]
+
+FLASH_ATTENTION = "flash_attention_2"
+
+# In these, a token sees other tokens through attention alone. Others carry a state or a convolution from row to row, or
+# look at blocks of positions.
+_SEPARABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+# Families that keep their window in the mask alone, which our attention does not read; others pass it to attention too.
+_WINDOW_IN_THE_MASK = frozenset({"phimoe", "qwen2_moe"})
+
+
+@dataclass(frozen=True)
+class AttentionFacts:
+    """What of a model decides how its rows are batched. Names as in transformers' text configuration."""
+
+    model_type: str
+    layer_types: tuple[str, ...]
+    sliding_window: int | None
+    support: AttentionSupport
+
+    @classmethod
+    def of_shape(cls, shape: ModelShape) -> "AttentionFacts":
+        return cls(shape.model_type, shape.layer_types, shape.sliding_window, shape.attention_support)
+
+    @property
+    def sees_rows_apart(self) -> bool:
+        """Whether its layers can keep joined rows apart at all, whatever computes attention."""
+        support = self.support
+        return (
+            support.passes_arguments
+            and support.has_flash
+            and support.is_causal
+            and not support.is_stateful
+            and _SEPARABLE_LAYERS.issuperset(self.layer_types)
+        )
+
+
+PLAIN_ATTENTION = AttentionFacts("llama", (), None, AttentionSupport())
+
+
+def expected_attention(support: AttentionSupport, config: RunConfig, device: Device, *, has_flash_package: bool) -> str:
+    """Return the attention that a run gets, as transformers names it.
+
+    Args:
+        support: Of the model's architecture.
+        config: Of the run.
+        device: Where it trains.
+        has_flash_package: Whether flash-attn is installed there.
+
+    Source: `choose_attention`, engine/training/build.py; `get_correct_attn_implementation`, transformers/modeling_utils.py.
+    """
+    asked = config.model.attn_implementation
+    if asked != "auto":
+        return asked
+    # The generation that multiplies bfloat16 is the first that the package has kernels for.
+    is_flash_gpu = device.kind == "cuda" and device.has_fast_bfloat16 and config.model.compute_dtype != "float32"
+    if has_flash_package and is_flash_gpu and support.has_flash:
+        return FLASH_ATTENTION
+    return "sdpa" if support.has_sdpa else "eager"
+
+
+def choose_batching(
+    facts: AttentionFacts,
+    attention: str,
+    config: RunConfig,
+    device_kind: str,
+    *,
+    trial_agrees: bool | None = None,
+) -> Batching:
+    """Return how rows become batches: joined into one sequence without padding, or padded side by side.
+
+    Without flash attention on a GPU, padding is cheaper than one small product for each row, unless rows are packed.
+
+    Args:
+        facts: About the model.
+        attention: Its attention, as transformers names it.
+        config: Of the run.
+        device_kind: Of the device that trains.
+        trial_agrees: Whether joined rows had the losses of separate rows when the trainer tried both. None before the
+            trial: the answer is then the one for a trial that agrees, as it does with transformers' own architectures.
+    """
+    if trial_agrees is False or config.adapter.method == "prefix_tuning":  # a prefix stands before the first row only
+        return "padded"
+    if not facts.sees_rows_apart:
+        return "padded"
+    if attention.startswith("flash_attention"):
+        return "joined"
+    if device_kind != "cpu" and not config.training.packing:
+        return "padded"
+    window = facts.sliding_window
+    if facts.model_type in _WINDOW_IN_THE_MASK and window and window < config.training.max_length:
+        return "padded"
+    return "joined" if attention == "sdpa" else "padded"
