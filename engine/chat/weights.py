@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Cache, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
 from engine.chat.adapter import AdaptedBase, Adapter
 from engine.chat.contract import Branch
@@ -20,6 +20,8 @@ from engine.errors import DeviceError, EngineError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.processor import memory_now
 from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, check_model_folder, read_safetensors_header, shard_names
+from engine.training.failure import is_out_of_memory
+from engine.training.quantization import quantization_of
 
 Announce = Callable[[str], None]
 
@@ -218,8 +220,9 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
     check_model_folder(place.folder, place.name)
     require_memory(place, config)
     arguments: dict[str, object] = {}
-    if config.quantization != "none":
-        arguments["quantization_config"] = _quantization(config, place.dtype)
+    quantization = quantization_of(config, place.dtype)
+    if quantization is not None:
+        arguments["quantization_config"] = quantization
     if config.attn_implementation != "auto":
         arguments["attn_implementation"] = config.attn_implementation
     try:
@@ -282,8 +285,8 @@ def memory_errors(place: ModelPlace) -> Iterator[None]:
     """Say in words that memory ran out, on whatever device."""
     try:
         yield
-    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         if place.device.kind == "cuda":
             torch.cuda.empty_cache()
@@ -291,14 +294,3 @@ def memory_errors(place: ModelPlace) -> Iterator[None]:
             f"The memory of {place.device.name} ran out with {place.name}.",
             "Unload it, then load it with nf4 quantization or keep the conversation shorter.",
         ) from error
-
-
-def _quantization(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if config.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.quantization,
-        bnb_4bit_use_double_quant=config.double_quant,
-        bnb_4bit_compute_dtype=dtype,
-    )

@@ -12,7 +12,7 @@ def arguments_code(config: RunConfig, facts: ModelFacts) -> str:
     training = config.training
     measures = config.dataset.eval_fraction > 0
     keeps_best = measures and (training.load_best_model_at_end or training.early_stopping_patience is not None)
-    optim = "adamw_torch_fused" if training.optim == "adamw_torch" and facts.on_cpu else training.optim
+    optim = "adamw_torch_fused" if training.optim == "adamw_torch" else training.optim
     casts = facts.compute == "bfloat16" and _trains_beside_lora(config)
     values: list[tuple[str, str]] = [
         ("output_dir", "options.output"),

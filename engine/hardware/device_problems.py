@@ -69,6 +69,6 @@ def _apple_problems(model: ModelConfig, device: Device) -> list[Problem]:
     return problems
 
 
-def version_parts(version: str) -> tuple[int, ...]:
-    """The first numbers of a version, to be compared: 0.50.2.dev0 → (0, 50)."""
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+def version_parts(version: str, count: int = 2) -> tuple[int, ...]:
+    """Return the first numbers of a version, to be compared: 0.50.2.dev0 → (0, 50)."""
+    return tuple(int(part) for part in version.split(".")[:count] if part.isdigit())

@@ -1,10 +1,11 @@
 """What a RunConfig asks of a device: how Loratory's own trainer carries it out."""
 
-import importlib.util
 from dataclasses import replace
 
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
+from engine.hardware.device_problems import version_parts
+from engine.hardware.libraries import library_version
 from engine.memory.workload import (
     AttentionKernel,
     Checkpointing,
@@ -110,8 +111,11 @@ def _is_plain_lora(config: RunConfig) -> bool:
 
 
 def has_flash_attention() -> bool:
-    """Whether the flash-attn package is installed here, where the worker will run."""
-    return importlib.util.find_spec("flash_attn") is not None
+    """Whether FlashAttention 2 is installed here, where the worker will run; version 4 has its module's name as well.
+
+    Source: `is_flash_attn_2_available`, transformers/utils/import_utils.py.
+    """
+    return version_parts(library_version("flash-attn") or "", 3) >= (2, 3, 3)
 
 
 def _kernel(
@@ -147,7 +151,7 @@ def _optimizer(config: RunConfig, device: Device) -> Optimizer:
     """Source: `optimizer_name`, engine/training/build.py; transformers/trainer_optimizer.py."""
     name = config.training.optim
     if name == "adamw_torch":
-        return Optimizer("adamw", fused=device.kind == "cpu", foreach=device.kind == "cuda")
+        return Optimizer("adamw", fused=device.kind != "mps", foreach=False)
     if name == "adamw_torch_fused":
         return Optimizer("adamw", fused=True)
     if name == "adamw_8bit":

@@ -1,10 +1,10 @@
 """From a RunConfig to the objects of transformers, PEFT and TRL: the only place where our settings meet theirs."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
@@ -12,6 +12,7 @@ from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
 from engine.training.placement import Placement
 from engine.training.precision import Precision
+from engine.training.quantization import quantization_of
 from engine.training.spread import keep_beside, plan_spread
 from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
 
@@ -40,7 +41,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     attention = choose_attention(config, precision, placement)
     if attention is not None:
         arguments["attn_implementation"] = attention
-    quantization = _quantization(config, precision)
+    quantization = quantization_of(config.model, precision.compute)
     if quantization is not None:
         arguments["quantization_config"] = quantization
     if placement.spread:
@@ -79,27 +80,11 @@ def choose_attention(config: RunConfig, precision: Precision, placement: Placeme
     if (
         placement.torch_device.type == "cuda"
         and precision.compute in (torch.bfloat16, torch.float16)
-        and importlib.util.find_spec("flash_attn") is not None
+        and is_flash_attn_2_available()
         and all(torch.cuda.get_device_capability(index) >= _FLASH_CAPABILITY for index in placement.torch_indexes)
     ):
         return "flash_attention_2"
     return None
-
-
-def _quantization(config: RunConfig, precision: Precision) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    kind = config.model.quantization
-    if kind == "none":
-        return None
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=kind,
-        bnb_4bit_use_double_quant=config.model.double_quant,
-        bnb_4bit_compute_dtype=precision.compute,
-    )
 
 
 def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
@@ -210,10 +195,10 @@ def training_arguments(
 
 
 def optimizer_name(training: TrainingConfig, placement: Placement) -> str:
-    """Name of the optimizer as transformers knows it.
+    """Return the name of the optimizer as transformers knows it.
 
-    On a CPU, AdamW's fused kernel does what the plain one does in a third of the time.
+    AdamW's fused kernel does what the plain one does: on a CPU in a third of the time, on CUDA without its temporaries.
     """
-    if training.optim == "adamw_torch" and placement.torch_device.type == "cpu":
+    if training.optim == "adamw_torch" and placement.torch_device.type in ("cpu", "cuda"):
         return "adamw_torch_fused"
     return training.optim

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
+_PAGED_STATE = frozenset({"state1", "state2"})  # Optimizer2State.init_state, bitsandbytes/optim/optimizer.py
 
 
 def save_optimizer(optimizer: Any, path: Path) -> None:
@@ -28,7 +29,28 @@ def load_optimizer(optimizer: Any, path: Path) -> None:
         ValueError: If the parameters differ.
     """
     tensors, structure = _load(path)
-    optimizer.load_state_dict(_with_tensors(structure, tensors))
+    state = _with_tensors(structure, tensors)
+    inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+    if getattr(inner, "is_paged", False):
+        _load_paged(inner, state)
+    else:
+        optimizer.load_state_dict(state)
+
+
+def _load_paged(optimizer: Any, state: Any) -> None:
+    """The same for bitsandbytes' paged optimizers, whose own way makes all state tensors of the device.
+
+    A run that needs paging has no room for them, not even for a moment: large ones are copied into paged memory, which the
+    optimizer makes as it does at its first step.
+    """
+    optimizer.load_state_dict(state, move_to_device=False)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if name in _PAGED_STATE:
+                buffer = optimizer.get_state_buffer(parameter, dtype=value.dtype)
+                values[name] = buffer.copy_(value.view_as(buffer))
+            elif isinstance(value, torch.Tensor):
+                values[name] = value.to(parameter.device)
 
 
 def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -187,9 +187,9 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             loss: torch.Tensor = model(**one.inputs, trained_tokens=one.trained)
         return loss
 
-    def _loss_scale(self) -> float | None:
+    def _loss_scale(self) -> torch.Tensor | None:
         scaler = getattr(self.accelerator, "scaler", None)
-        return None if scaler is None else float(scaler.get_scale())
+        return None if scaler is None else scaler._get_scale_async()  # get_scale waits for the GPU
 
     def _over_all_processes(self, count: int) -> int:
         if self.accelerator.num_processes == 1:

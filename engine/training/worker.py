@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
 def _prepare_environment() -> None:
     """Apply settings that must precede the import of torch."""
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads both
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # What Apple's GPU lacks a kernel for is computed by the processor, instead of ending the run.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     # As `engine.processes.spawn` sets it; here for workers that a person or a cluster starts.

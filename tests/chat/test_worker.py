@@ -1,9 +1,11 @@
 """What the process does with a question, run here without a process."""
 
 import pytest
+import torch
 
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.target import LoadRequest, plan_load
+from engine.chat.weights import ModelPlace, memory_errors
 from engine.chat.worker import ChatWorker
 from engine.config.model import ModelConfig
 from engine.config.sampling import SamplingConfig
@@ -226,3 +228,21 @@ def test_the_prompt_is_the_one_that_training_used(worker, adapters):
     first_learned = next(index for index, label in enumerate(trained.labels) if label != -100)
     assert view["ids"] == trained.input_ids[:first_learned]
     assert trained.text.startswith(view["text"])
+
+
+@pytest.mark.parametrize(
+    ("error", "means_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("pin_memory needs a CUDA device"), False),
+    ],
+)
+def test_only_memory_that_ran_out_is_called_that(error, means_memory, tmp_path):
+    place = ModelPlace(tmp_path, "a model", CPU, torch.float32)
+
+    with pytest.raises(DeviceError if means_memory else RuntimeError) as caught, memory_errors(place):
+        raise error
+
+    assert (caught.value is error) is not means_memory

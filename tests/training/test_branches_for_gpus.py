@@ -72,10 +72,20 @@ def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected
     assert ("kept beside" in loaded) is bool(where.spread)
 
 
+def test_int8_layers_write_nothing_into_the_log(tiny_model_folder, tmp_path, caplog):
+    config = make_config(tiny_model_folder, model={"quantization": "int8"}, training={"max_steps": 1})
+    training = make_training(config, make_rows(4), tmp_path)
+    assert any(type(module).__name__ == "Linear8bitLt" for module in training.trainer.model.modules())
+
+    training.trainer.train()
+
+    assert [record for record in caplog.records if record.name.startswith("bitsandbytes")] == []
+
+
 def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
     capabilities = [(8, 6), (7, 5)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: True)
     config = make_config(Path("m"), model={"compute_dtype": "bfloat16"})
     precision = choose_precision(config, GPU)
 
@@ -87,12 +97,13 @@ def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
     ("where", "optim", "expected"),
     [
         (ON_CPU, "adamw_torch", "adamw_torch_fused"),
-        (ON_GPU, "adamw_torch", "adamw_torch"),
+        (ON_GPU, "adamw_torch", "adamw_torch_fused"),
+        (ON_MPS, "adamw_torch", "adamw_torch"),
         (ON_GPU, "paged_adamw_8bit", "paged_adamw_8bit"),
         (ON_CPU, "sgd", "sgd"),
     ],
 )
-def test_a_processor_has_a_quicker_kernel_for_the_same_optimizer(where, optim, expected):
+def test_processors_and_cuda_have_a_fused_kernel_for_the_same_optimizer(where, optim, expected):
     assert optimizer_name(make_config(Path("m"), training={"optim": optim}).training, where) == expected
 
 
@@ -205,7 +216,7 @@ def test_joined_rows_attend_the_same_by_pytorchs_kernel(monkeypatch, window, hea
 
 
 def test_the_worker_asks_for_an_allocator_that_wastes_little(monkeypatch):
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK"):
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK"):
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     monkeypatch.setattr(os, "environ", before)
@@ -217,3 +228,7 @@ def test_the_worker_asks_for_an_allocator_that_wastes_little(monkeypatch):
     before["PYTORCH_CUDA_ALLOC_CONF"] = "max_split_size_mb:64"
     worker._prepare_environment()
     assert before["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"  # what a person has set stays
+    del before["PYTORCH_CUDA_ALLOC_CONF"]
+    before["PYTORCH_ALLOC_CONF"] = "max_split_size_mb:64"
+    worker._prepare_environment()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in before

@@ -5,6 +5,8 @@ import torch
 
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
+from engine.hardware.libraries import library_version
+from engine.memory.run_workload import has_flash_attention
 from engine.training import build
 from engine.training.build import choose_attention
 from engine.training.placement import Placement
@@ -19,7 +21,7 @@ def gpu(monkeypatch):
 
     def place(capability, *, installed=True):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: capability)
-        monkeypatch.setattr(build.importlib.util, "find_spec", lambda _name: object() if installed else None)
+        monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: installed)
         device = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=capability >= (8, 0))
         return Placement(device, torch.device("cuda", 0))
 
@@ -46,3 +48,21 @@ def test_else_transformers_chooses(gpu, capability, installed, model):
 
 def test_what_was_asked_for_is_kept(gpu):
     assert chosen(gpu(AMPERE), attn_implementation="sdpa") == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version", "is_version_2"),
+    [("flash-attn", "2.8.3", True), ("flash-attn", "2.3.2", False), ("flash-attn-4", "4.0.0", False)],
+)
+def test_flash_attention_is_known_by_its_distribution_not_by_its_module(
+    monkeypatch, tmp_path, distribution, version, is_version_2
+):
+    (tmp_path / "flash_attn").mkdir()
+    facts = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    library_version.cache_clear()
+
+    assert has_flash_attention() is is_version_2
+    library_version.cache_clear()

@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "adafactor": lambda p: Adafactor(p, lr=1e-2, scale_parameter=False, relative_step=False),
     "adamw 8bit": lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-2),
     "paged adamw": lambda p: bitsandbytes.optim.PagedAdamW32bit(p, lr=1e-2),
+    "paged adamw 8bit": lambda p: bitsandbytes.optim.PagedAdamW8bit(p, lr=1e-2),
 }
 
 
@@ -32,6 +33,27 @@ def make_parameters():
     generator = torch.Generator().manual_seed(0)
     # The second one is large enough for 8-bit state.
     return [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in ((3, 5), (80, 100), (7,))]
+
+
+class PageFile:
+    """Managed memory as bitsandbytes hands it out: tensors beside the GPU's own, which say that they are paged."""
+
+    def __init__(self, monkeypatch, at_least=5000):
+        self.handed_out = []
+        self.at_least = at_least
+        monkeypatch.setattr(
+            bitsandbytes.optim.optimizer.Optimizer8bit,
+            "get_state_buffer",
+            lambda *given, **named: self._buffer(*given, **named),
+        )
+
+    def _buffer(self, optimizer, parameter, dtype=torch.float32):
+        buffer = torch.zeros_like(parameter, dtype=dtype)
+        if parameter.numel() >= self.at_least:
+            buffer.is_paged, buffer.page_deviceid = True, 0
+            optimizer.page_mng.paged_tensors.append(buffer)
+            self.handed_out.append(buffer)
+        return buffer
 
 
 def take_steps(optimizer, parameters, count, seed):
@@ -42,6 +64,7 @@ def take_steps(optimizer, parameters, count, seed):
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, make):
     parameters = make_parameters()
@@ -155,3 +178,28 @@ def test_apples_generator_goes_on(tmp_path, monkeypatch):
     load_random_state(tmp_path / "random.safetensors")
 
     assert generator.numbers() == [5]
+
+
+@pytest.mark.parametrize("make", [OPTIMIZERS["paged adamw"], OPTIMIZERS["paged adamw 8bit"]], ids=["32bit", "8bit"])
+def test_a_paged_optimizer_is_paged_after_a_checkpoint(tmp_path, monkeypatch, make):
+    pages = PageFile(monkeypatch)
+    # bitsandbytes asks the driver to move what is paged; there is none here.
+    monkeypatch.setattr(bitsandbytes.optim.optimizer.Optimizer8bit, "prefetch_state", lambda self, p: None)
+    parameters = make_parameters()
+    optimizer = make(parameters)
+    monkeypatch.setattr(optimizer.page_mng, "paged_tensors", [])
+    take_steps(optimizer, parameters, 2, seed=1)
+    save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    before = list(pages.handed_out)
+    pages.handed_out.clear()
+
+    again = make([torch.nn.Parameter(p.detach().clone()) for p in parameters])
+    load_optimizer(again, tmp_path / "optimizer.safetensors")
+
+    large, small = again.state[again.param_groups[0]["params"][1]], again.state[again.param_groups[0]["params"][0]]
+    assert len(before) == 2
+    for was, name in zip(before, ("state1", "state2"), strict=True):
+        assert large[name].is_paged
+        assert any(large[name] is buffer for buffer in again.page_mng.paged_tensors)
+        assert torch.equal(large[name], was)
+        assert not hasattr(small[name], "is_paged")
