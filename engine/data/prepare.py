@@ -1,5 +1,6 @@
 """A dataset made ready to train on: the very sequences that preview, checks and `loratory render` show."""
 
+import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ class TokenStore:
         """Learned tokens of a sequence, without unpacking it."""
         return self._learned.count(1, self._ends[index - 1] if index else 0, self._ends[index])
 
+    def tokens_and_marks(self, index: int) -> tuple[memoryview, memoryview]:
+        """Views of a sequence's token ids and of its learned marks."""
+        start = self._ends[index - 1] if index else 0
+        end = self._ends[index]
+        return memoryview(self._ids)[start:end], memoryview(self._learned)[start:end]
+
 
 class TokenizedRows(Sequence[TokenizedRow]):
     """Some sequences of a store, in order."""
@@ -83,6 +90,14 @@ class TokenizedRows(Sequence[TokenizedRow]):
     def lengths(self) -> list[int]:
         """Tokens of each sequence, for grouping by length."""
         return [self._store.length(index) for index in self._indexes]
+
+    def sha256(self) -> str:
+        """Return a hash of every sequence's tokens and labels, in order, in hexadecimal digits."""
+        digest = hashlib.sha256(array("q", self.lengths()).tobytes())
+        for index in self._indexes:
+            for view in self._store.tokens_and_marks(index):
+                digest.update(view)
+        return digest.hexdigest()
 
     @property
     def trained_tokens(self) -> int:

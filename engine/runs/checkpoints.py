@@ -33,6 +33,29 @@ class ManifestFile(BaseModel):
     mtime_ns: int | None = None  # when it was last changed, as it was written
 
 
+class RowOrder(BaseModel):
+    """Everything that decides which rows each step of an epoch has, wherever the run continues."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int
+    rows_per_step: int  # over all processes; packed sequences where rows are packed
+    max_length: int  # tokens of a packed sequence
+    packing: bool
+    groups_by_length: bool
+
+
+class RowPlan(BaseModel):
+    """The rows of a run and their order, with how the attempt that wrote a checkpoint passed them through the model."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    order: RowOrder
+    rows_sha256: str  # token ids and labels of the training rows
+    batching: str
+    world_size: int
+
+
 class Manifest(BaseModel):
     """`MANIFEST.json`: written last, so that a folder that has it was complete when it was written."""
 
@@ -44,6 +67,7 @@ class Manifest(BaseModel):
     eval_loss: float | None = None  # held-out loss measured at this step
     best: bool = False  # the lowest held-out loss so far
     compute_dtype: str | None = None  # what it was computed in; None where an older version wrote it
+    row_plan: RowPlan | None = None  # None where an older version wrote it
 
 
 class Checkpoint(NamedTuple):

@@ -3,40 +3,45 @@
 from pathlib import Path
 from typing import Any
 
-from engine.config.training import TrainingConfig
 from engine.errors import StorageError
 from engine.runs.checkpoints import damage, list_checkpoints
-from engine.training.callback import keeps_best
+from engine.training.companions import Companions
 from engine.training.reporting import RunEvents
 from engine.training.trained_state import load_trained
 
 
-def go_back_to_best(
-    model: Any, best_step: int | None, last_step: int, training: TrainingConfig, folder: Path, events: RunEvents
-) -> None:
-    """Give the model its best weights; says so, or why it cannot and keeps the last ones.
+def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvents, companions: Companions) -> None:
+    """Give the model its best weights; report that, or why the last ones stay.
 
     Args:
-        model: As the last step left it.
-        best_step: Where the held-out loss was lowest; None where nothing was measured.
+        trainer: At the end of its training; its progress says where the held-out loss was lowest.
         last_step: The step whose weights the model has.
-        training: Says whether the best are wanted.
         folder: The run's checkpoints.
-        events: Told.
+        events: For the report.
+        companions: The first process verifies the checkpoint for all.
     """
-    if not keeps_best(training) or best_step in (None, last_step):
+    best_step = trainer.progress.best_step
+    if best_step in (None, last_step):
         return
-    found = next((checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step == best_step), None)
+    name = companions.first_decides(lambda: _usable_checkpoint(best_step, folder, events))
+    if not name:
+        return
+    load_trained(trainer.model, folder / name)
+    events.status("saving", f"Going back to step {best_step:,}, whose held-out loss was the lowest.")
+
+
+def _usable_checkpoint(step: int, folder: Path, events: RunEvents) -> str:
+    """Return the name of the checkpoint of a step; empty where it cannot be used, which is reported."""
+    found = next((checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step == step), None)
     try:
         wrong = "it is missing" if found is None else "; ".join(damage(found))
     except StorageError as error:
         wrong = error.what
-    if found is None or wrong:
-        events.warn(
-            f"The held-out loss was lowest at step {best_step:,}, whose checkpoint cannot be used ({wrong}); the run ends "
-            "with the last weights.",
-            "best_is_lost",
-        )
-        return
-    load_trained(model, found.folder)
-    events.status("saving", f"Going back to step {best_step:,}, whose held-out loss was the lowest.")
+    if found is not None and not wrong:
+        return found.folder.name
+    events.warn(
+        f"The held-out loss was lowest at step {step:,}, whose checkpoint cannot be used ({wrong}); the run ends with the "
+        "last weights.",
+        "best_is_lost",
+    )
+    return ""

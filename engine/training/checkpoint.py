@@ -16,6 +16,7 @@ from engine.runs.checkpoints import (
     MANIFEST,
     Checkpoint,
     Manifest,
+    RowPlan,
     describe_files,
     list_checkpoints,
 )
@@ -35,6 +36,7 @@ class CheckpointFacts:
     eval_loss: float | None = None
     best: bool = False
     compute_dtype: str | None = None
+    row_plan: RowPlan | None = None
 
 
 def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path], None]) -> Checkpoint:
@@ -64,6 +66,7 @@ def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path]
             eval_loss=facts.eval_loss,
             best=facts.best,
             compute_dtype=facts.compute_dtype,
+            row_plan=facts.row_plan,
         )
         _to_disk(aside)
         faults.reached("checkpoint:on_disk", aside)

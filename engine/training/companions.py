@@ -1,11 +1,22 @@
 """The processes that share a run, one for each device, as seen from one of them. Alone, everything here is trivial."""
 
+import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch.nn import functional
+
+_Result = TypeVar("_Result")
+
+_DECIDED, _FAILED = b"+", b"-"
+
+
+class FirstProcessFailedError(Exception):
+    """The first process failed where this one waited for it, and reports the cause for the whole run."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,43 @@ class Companions:
         """Go on when all have come this far."""
         if self.world_size > 1:
             distributed.barrier()
+
+    def first_decides(self, decide: Callable[[], str]) -> str:
+        """Return in every process what `decide` returns in the first; the others do not call it.
+
+        Raises:
+            FirstProcessFailedError: In the others, if `decide` failed in the first, where its own error continues.
+        """
+        if self.world_size == 1:
+            return decide()
+        if not self.is_first:
+            outcome = self.gather(_FAILED)[0]  # what the others give is not read
+            if not outcome.startswith(_DECIDED):
+                raise FirstProcessFailedError
+            return outcome.removeprefix(_DECIDED).decode()
+        try:
+            value = decide()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the cause is what counts; a process that left needs no word
+                self.gather(_FAILED)
+            raise
+        self.gather(_DECIDED + value.encode())
+        return value
+
+    def first_goes_first(self, act: Callable[[], _Result]) -> _Result:
+        """Call something that makes files in the first process, and then in the others, which find the files.
+
+        Raises:
+            FirstProcessFailedError: In the others, if it failed in the first.
+        """
+        results: list[_Result] = []
+
+        def decide() -> str:
+            results.append(act())
+            return ""
+
+        self.first_decides(decide)
+        return results[0] if results else act()
 
     def any(self, flag: bool) -> bool:
         """Whether it is so for any of them; asked by all at the same point."""

@@ -1,18 +1,20 @@
 """Which rows are learned in which step, and which of them pass through the model together.
 
-The order is a function of seed and epoch alone, so that a resumed run finds its place by counting. Gradients of a step
-are summed over all its trained tokens; how its rows are divided into passes changes the speed and not the result.
+The order is a function of a `RowOrder` and the epoch alone. A checkpoint pins it, so a resumed run finds its place by
+counting, on any device. Gradients of a step are summed over all its trained tokens; how its rows are divided into passes
+changes the speed and not the result.
 """
 
 import math
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from engine.config.training import SamplingStrategy
 from engine.models.batching import Batching
+from engine.runs.checkpoints import RowOrder
 
 # Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so that the rows
 # of a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
@@ -33,20 +35,26 @@ class PlanSettings:
     train_sampling_strategy: SamplingStrategy = "random"
     world_size: int = 1  # processes that share each step
     rank: int = 0
+    pinned_order: RowOrder | None = None  # of the run's beginning, which may have been on another device
 
     def __post_init__(self) -> None:
         if self.packing and self.batching != "joined":
             raise ValueError("packed rows must be joined, or they would see each other")
 
-    def after(self, world_size: int) -> "PlanSettings | None":
-        """The same steps as so many processes made: each takes more passes, or fewer. None where they do not come out even."""
-        passes, rest = divmod(self.gradient_accumulation_steps * world_size, self.world_size)
-        return None if rest else replace(self, gradient_accumulation_steps=passes)
-
     @property
-    def groups_by_length(self) -> bool:
-        """Whether the rows of a step are of like length. Where nothing is padded, that would help nobody."""
-        return self.batching == "padded" and self.train_sampling_strategy == "group_by_length"
+    def order(self) -> RowOrder:
+        """The order of rows: the pinned one, or the one that these settings begin a run with."""
+        if self.pinned_order is not None:
+            return self.pinned_order
+        passes = self.gradient_accumulation_steps * self.world_size
+        return RowOrder(
+            seed=self.seed,
+            rows_per_step=self.per_device_train_batch_size * passes,
+            max_length=self.max_length,
+            packing=self.packing,
+            # Without padding, rows of like length in a step save nothing.
+            groups_by_length=self.batching == "padded" and self.train_sampling_strategy == "group_by_length",
+        )
 
     @property
     def tokens_per_pass(self) -> int:
@@ -83,11 +91,9 @@ class EpochPlanner:
             raise ValueError("there is no row to plan for")
         self._lengths = lengths
         self._settings = settings
-        units = len(self._packed(range(len(lengths)))) if settings.packing else len(lengths)
-        self.units_per_step = (
-            settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
-        )
-        self.steps_per_epoch = math.ceil(units / self.units_per_step)
+        self._order = settings.order
+        units = len(self._packed(range(len(lengths)))) if self._order.packing else len(lengths)
+        self.steps_per_epoch = math.ceil(units / self._order.rows_per_step)
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of one epoch, in order; always `steps_per_epoch` of them.
@@ -98,20 +104,20 @@ class EpochPlanner:
         order = list(range(len(self._lengths)))
         self._shuffle(order, epoch)
         units: list[tuple[int, ...]] = [(row,) for row in order]
-        if self._settings.packing:
+        if self._order.packing:
             units = self._packed(order)
             # Packing sorts by length; steps should not.
             self._shuffle(units, epoch)
-        size = self.units_per_step
+        size = self._order.rows_per_step
         steps = [units[start : start + size] for start in range(0, len(units), size)]
-        if self._settings.groups_by_length:
+        if self._order.groups_by_length:
             steps = self._grouped(units, epoch)
         for step in steps:
             yield self._step(step)
 
     def _grouped(self, units: list[tuple[int, ...]], epoch: int) -> list[list[tuple[int, ...]]]:
         """Steps of rows of like length in an order of their own; what fills no step comes last, as it was drawn."""
-        size = self.units_per_step
+        size = self._order.rows_per_step
         block = size * max(1, min(_MOST_STEPS_IN_A_BLOCK, self.steps_per_epoch // _FEWEST_BLOCKS))
         whole = len(units) - len(units) % size
         steps = []
@@ -122,7 +128,7 @@ class EpochPlanner:
         return [*steps, units[whole:]] if whole < len(units) else steps
 
     def _shuffle(self, what: list[Any], epoch: int) -> None:
-        random.Random(self._settings.seed * 1_000_003 + epoch).shuffle(what)  # noqa: S311 - an order, no secret
+        random.Random(self._order.seed * 1_000_003 + epoch).shuffle(what)  # noqa: S311 - an order, no secret
 
     def _step(self, units: list[tuple[int, ...]]) -> Step:
         settings = self._settings
@@ -141,7 +147,7 @@ class EpochPlanner:
         return join_rows(rows, self._lengths, self._settings.tokens_per_pass)
 
     def _packed(self, order: Sequence[int]) -> list[tuple[int, ...]]:
-        return pack_rows(order, self._lengths, self._settings.max_length)
+        return pack_rows(order, self._lengths, self._order.max_length)
 
 
 def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> Iterator[Pass]:

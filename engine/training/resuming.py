@@ -1,13 +1,21 @@
 """Where an attempt goes on: at the newest checkpoint that is as it was written. Nothing is deleted to find it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from engine.errors import RunError
-from engine.runs.checkpoints import Checkpoint, Manifest, cannot_read, damage, read_manifest_strictly, step_of
-from engine.training.assembly import Assembly
+from engine.errors import RunError, StorageError
+from engine.runs.checkpoints import (
+    Checkpoint,
+    Manifest,
+    RowOrder,
+    RowPlan,
+    cannot_read,
+    damage,
+    read_manifest_strictly,
+    step_of,
+)
 from engine.training.checkpoint import name_aside
+from engine.training.plan import PlanSettings
 from engine.training.trainer import RANDOM_FILE
 
 
@@ -47,23 +55,70 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
     return found
 
 
-def for_as_many_rows_a_step(assembly: Assembly, checkpoint: Checkpoint) -> Assembly:
-    """Go on with steps of as many rows as those that were counted, whoever shares them now.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint that another process has found and verified.
 
     Raises:
-        RunError: If so many processes cannot share such a step evenly.
+        StorageError: If this process cannot read it.
     """
-    before = len(list(checkpoint.folder.glob(RANDOM_FILE.format(rank="*"))))  # each process has one
-    now = assembly.setup.settings
-    if before in (0, now.world_size):
-        return assembly
-    settings = now.after(before)
-    if settings is None:
-        raise RunError(
-            f"This run was saved by {before} processes, and {now.world_size} cannot share its steps evenly.",
-            f"Go on with {before}, or with a number that divides it.",
+    manifest, step = _manifest(path), step_of(path.name)
+    if manifest is None or step is None:
+        raise StorageError(
+            f"The first process resumes from {path.name}, which this process cannot see.",
+            "Put the home folder where every process of the run reads it, then resume.",
         )
-    return replace(assembly, setup=replace(assembly.setup, settings=settings))
+    return Checkpoint(step, path, manifest)
+
+
+def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
+    """Return what a checkpoint pins about its rows."""
+    return RowPlan(
+        order=settings.order, rows_sha256=rows_sha256, batching=settings.batching, world_size=settings.world_size
+    )
+
+
+def continued_order(
+    settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoint, warn: Callable[[str], None]
+) -> RowOrder:
+    """Return the order that the checkpoint's rows had, in which no row of its epoch is repeated or skipped.
+
+    Args:
+        settings: As this attempt would begin the run.
+        rows_sha256: Of the training rows that this attempt has read.
+        checkpoint: What the run continues from.
+        warn: Gets a sentence where the checkpoint does not record its order.
+
+    Raises:
+        RunError: If the rows are not the same, or this number of processes cannot share the steps evenly.
+    """
+    pinned = checkpoint.manifest.row_plan
+    if pinned is None:
+        order, before = _unrecorded_order(settings, checkpoint)
+        if not order.packing and settings.train_sampling_strategy == "group_by_length":
+            warn(
+                f"{checkpoint.folder.name} was written by an older version that did not record the order of its rows. If "
+                "the run began on another kind of device, this epoch may repeat some rows and skip others."
+            )
+    else:
+        order, before = pinned.order, pinned.world_size
+        if pinned.rows_sha256 != rows_sha256:
+            raise RunError(
+                f"The training rows are not those of {checkpoint.folder.name}: the dataset or its tokenization changed.",
+                "Restore the dataset and the library versions in provenance.json and resume, or start a new run.",
+            )
+    if order.rows_per_step % settings.world_size:
+        raise RunError(
+            f"This run was saved by {before} processes, and {settings.world_size} cannot share its steps evenly.",
+            f"Go on with {before}, or with a number that divides {order.rows_per_step}.",
+        )
+    return order
+
+
+def _unrecorded_order(settings: PlanSettings, checkpoint: Checkpoint) -> tuple[RowOrder, int]:
+    """Return the order of an older version's checkpoint, as far as it is known, and how many processes wrote it."""
+    before = len(list(checkpoint.folder.glob(RANDOM_FILE.format(rank="*")))) or settings.world_size  # each has one
+    rows = settings.order.rows_per_step // settings.world_size * before
+    return settings.order.model_copy(update={"rows_per_step": rows}), before
 
 
 def _newest_first(folder: Path) -> list[tuple[int, Path]]:

@@ -2,9 +2,9 @@
 
 import functools
 import random
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from engine.hardware.torch_build import note_architectures
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
-from engine.runs.checkpoints import Checkpoint, newest_intact
+from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 from engine.runs.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
 from engine.training import checkpoint as checkpoints
@@ -22,7 +22,7 @@ from engine.training.assembly import Assembly, assemble
 from engine.training.attempt import Attempt
 from engine.training.best_weights import go_back_to_best
 from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
-from engine.training.callback import RunCallback
+from engine.training.callback import RunCallback, keeps_best
 from engine.training.companions import ALONE
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import check_held_out, check_loss
@@ -34,7 +34,7 @@ from engine.training.placement import Placement, choose_placement, passed_over
 from engine.training.plan import EpochPlanner
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
 from engine.training.reporting import RunEvents
-from engine.training.resuming import find_checkpoint, for_as_many_rows_a_step
+from engine.training.resuming import continued_order, find_checkpoint, open_checkpoint, row_plan
 from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
 from engine.training.trackers import start_trackers
@@ -43,8 +43,6 @@ from engine.training.trainer import LoratoryTrainer
 from engine.training.warm_start import find_warm_start, load_warm_start
 
 Outcome = Literal["finished", "stopped"]
-
-_Result = TypeVar("_Result")
 
 # How long processes wait for one that measures, saves, or waits for room on the disk.
 _PATIENCE = timedelta(days=2)
@@ -76,6 +74,7 @@ class TrainingSession:
         self._resumed_from: Checkpoint | None = None
         self._companions = ALONE
         self._precision: Precision | None = None
+        self._row_plan: RowPlan | None = None
 
     def run(self) -> Outcome:
         """Train to the end, or until somebody stops it; returns which.
@@ -111,7 +110,9 @@ class TrainingSession:
             events.warn(note, "device")
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
         events.status("loading_model", f"Looking for {config.model.id}.")
-        source = self._first_the_first(lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress))
+        source = self._companions.first_goes_first(
+            lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress)
+        )
         tokenizer, template = load_tokenizer(source)
         self._go_on()
         data = self._read_data(tokenizer)
@@ -132,8 +133,7 @@ class TrainingSession:
         assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
         for note in assembly.notes:
             events.warn(note, "batching")
-        if resumed_from is not None:
-            assembly = for_as_many_rows_a_step(assembly, resumed_from)
+        assembly = self._with_common_order(assembly, data.train.sha256())
         self._say_parameters(model, precision, placement, assembly)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._go_on()
@@ -170,8 +170,8 @@ class TrainingSession:
             load_trained(trainer.model, resumed_from.folder)
         step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
         events.memory()
-        best_step = trainer.progress.best_step
-        go_back_to_best(trainer.model, best_step, step, self._config.training, self._folder.checkpoints, events)
+        if keeps_best(self._config.training):
+            go_back_to_best(trainer, step, self._folder.checkpoints, events, self._companions)
         events.status("saving", "Saving what was trained.")
         if self._companions.is_first:
             save = lambda folder: save_adapter(trainer.model, tokenizer, folder, precision.compute)  # noqa: E731
@@ -196,28 +196,36 @@ class TrainingSession:
 
             PartialState(cpu=placement.torch_device.type == "cpu", timeout=_PATIENCE)
 
-    def _first_the_first(self, act: Callable[[], _Result]) -> _Result:
-        """Do something that makes files once, in the first process; the others find it done."""
-        if not self._companions.is_first:
-            self._companions.wait()
-            return act()
-        result = act()
-        self._companions.wait()
-        return result
-
     def _find_checkpoint(self) -> Checkpoint | None:
         folder = self._folder.checkpoints
-        if not self._companions.is_first:
-            self._companions.wait()
-            return newest_intact(folder)
-        checkpoints.sweep(folder)
-        checkpoints.restore_folder(self._folder.adapter)
-        found = find_checkpoint(folder, lambda message: self._events.warn(message, "checkpoint_damaged"))
-        if self._attempt.number > 1:
-            step, name = (found.step, found.folder.name) if found else (0, None)
-            self._events.say(ResumedData(step=step, checkpoint=name))
-        self._companions.wait()
-        return found
+
+        def find() -> str:
+            checkpoints.sweep(folder)
+            checkpoints.restore_folder(self._folder.adapter)
+            found = find_checkpoint(folder, lambda message: self._events.warn(message, "checkpoint_damaged"))
+            name = found.folder.name if found else ""
+            if self._attempt.number > 1:
+                self._events.say(ResumedData(step=found.step if found else 0, checkpoint=name or None))
+            return name
+
+        name = self._companions.first_decides(find)
+        return open_checkpoint(folder / name) if name else None
+
+    def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> Assembly:
+        """Give every process the order of rows that the first one begins or continues, whatever its own device does."""
+        settings, resumed_from = assembly.setup.settings, self._resumed_from
+
+        def decide() -> str:
+            order = settings.order
+            if resumed_from is not None:
+                warn = functools.partial(self._events.warn, code="row_order")
+                order = continued_order(settings, rows_sha256, resumed_from, warn)
+            return order.model_dump_json()
+
+        order = RowOrder.model_validate_json(self._companions.first_decides(decide))
+        settings = replace(settings, pinned_order=order)
+        self._row_plan = row_plan(settings, rows_sha256)
+        return replace(assembly, setup=replace(assembly.setup, settings=settings))
 
     def _on_model_progress(self, progress: ModelProgress) -> None:
         self._go_on()
@@ -335,6 +343,7 @@ class TrainingSession:
             eval_loss=self._measured[1] if self._measured is not None and self._measured[0] == step else None,
             best=step == best_step,
             compute_dtype=precision.compute_name,
+            row_plan=self._row_plan,
         )
         random_states = self._companions.gather(random_state())
         if self._companions.is_first:

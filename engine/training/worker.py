@@ -83,7 +83,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
 
     keep_freed_memory()
     from engine.training.attempt import Attempt, home_of
-    from engine.training.companions import Companions
+    from engine.training.companions import Companions, FirstProcessFailedError
     from engine.training.failure import CancelledError, explain
     from engine.training.interruption import Interruption
     from engine.training.reporting import RunEvents, SilentEvents
@@ -101,6 +101,9 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         events.last_memory()
         events.stopped("Cancelled.", "cancel")
         return EXIT_CANCELLED
+    except FirstProcessFailedError:
+        print("The first process failed and reports why.", file=sys.stderr)
+        return EXIT_FAILED
     except BaseException as error:
         # The whole story is for the log; the event has what a person needs.
         traceback.print_exc()

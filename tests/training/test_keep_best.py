@@ -1,15 +1,14 @@
 """A run that shall end with its best weights and cannot says so."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from engine.config.load import config_from_mapping
 from engine.runs.run import RunFolder
 from engine.training.best_weights import go_back_to_best
 from engine.training.checkpoint import CheckpointFacts, write_checkpoint
-
-CONFIG = config_from_mapping(
-    {"model": {"id": "m"}, "dataset": {"source": "d"}, "training": {"load_best_model_at_end": True}}
-)
+from engine.training.companions import ALONE
+from engine.training.hooks import Progress
 
 
 class Events:
@@ -37,7 +36,8 @@ def end_with_the_best_of(folder, monkeypatch, best_step):
     loaded = []
     monkeypatch.setattr("engine.training.best_weights.load_trained", lambda _model, path: loaded.append(path.name))
     events = Events()
-    go_back_to_best(None, best_step, 6, CONFIG.training, folder.checkpoints, events)
+    trainer = SimpleNamespace(model=None, progress=Progress(best_step=best_step))
+    go_back_to_best(trainer, 6, folder.checkpoints, events, ALONE)
     return events, loaded
 
 

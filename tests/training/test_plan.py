@@ -244,17 +244,36 @@ def test_a_plan_needs_rows():
         EpochPlanner([], make_settings())
 
 
-@pytest.mark.parametrize(("saved_by", "now", "passes"), [(2, 1, 8), (1, 2, 2), (4, 2, 8), (1, 4, 1), (3, 1, 12)])
-def test_other_processes_share_the_steps_that_were_counted(saved_by, now, passes):
-    def settings(world_size):
-        return make_settings(gradient_accumulation_steps=4, world_size=world_size)
-
-    lengths = [5] * 100
-    resumed = settings(now).after(saved_by)
-
-    assert resumed.gradient_accumulation_steps == passes
-    assert EpochPlanner(lengths, resumed).steps_per_epoch == EpochPlanner(lengths, settings(saved_by)).steps_per_epoch
+BEGINNINGS = {
+    "joined": {"train_sampling_strategy": "group_by_length"},
+    "padded": {"batching": "padded"},
+    "grouped": GROUPED,
+    "packed": {"packing": True},
+}
 
 
-def test_processes_that_cannot_share_a_step_evenly_are_told_apart():
-    assert make_settings(gradient_accumulation_steps=1, world_size=2).after(1) is None
+@pytest.mark.parametrize("continued", ["joined", "padded", "grouped"])
+@pytest.mark.parametrize("begun", BEGINNINGS)
+def test_a_pinned_order_gives_each_step_the_same_rows_however_they_pass(begun, continued):
+    lengths = random_lengths(200, longest=50)
+    before = make_settings(**BEGINNINGS[begun])
+    now = make_settings(**BEGINNINGS[continued] | {"seed": 99, "max_length": 80}, pinned_order=before.order)
+
+    for epoch in range(2):
+        wanted = [sorted(rows_of([step])) for step in EpochPlanner(lengths, before).steps(epoch)]
+        assert [sorted(rows_of([step])) for step in EpochPlanner(lengths, now).steps(epoch)] == wanted
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 6])
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_another_number_of_processes_shares_the_steps_that_were_pinned(processes, strategy):
+    lengths = random_lengths(100)
+    before = make_settings(batching="padded", train_sampling_strategy=strategy, world_size=2)
+    shares = [
+        list(EpochPlanner(lengths, make_settings(world_size=processes, rank=rank, pinned_order=before.order)).steps(1))
+        for rank in range(processes)
+    ]
+    whole = EpochPlanner(lengths, make_settings(batching="padded", pinned_order=before.order)).steps(1)
+
+    for step, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        assert sorted(learned_rows_of(parts)) == sorted(rows_of([step]))

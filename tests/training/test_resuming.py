@@ -8,7 +8,9 @@ import pytest
 from engine.errors import RunError, StorageError
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
 from engine.training.checkpoint import CheckpointFacts, forget_damaged, write_checkpoint
-from engine.training.resuming import find_checkpoint
+from engine.training.plan import PlanSettings
+from engine.training.resuming import continued_order, find_checkpoint, open_checkpoint, row_plan
+from engine.training.trainer import RANDOM_FILE
 
 
 def fill(folder):
@@ -111,3 +113,79 @@ def test_a_file_that_cannot_be_read_now_is_no_damaged_one(folder, monkeypatch, p
     assert "every checkpoint is kept" in caught.value.fix
     assert names(folder) == before
     assert [checkpoint.step for checkpoint in list_checkpoints(folder)] == [5, 10, 15]
+
+
+def make_settings(**values):
+    defaults = {"seed": 7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_length": 64}
+    return PlanSettings(**defaults | {"train_sampling_strategy": "group_by_length"} | values)
+
+
+def checkpoint_of(folder, plan, processes=1):
+    def fill(aside):
+        for rank in range(processes):
+            (aside / RANDOM_FILE.format(rank=rank)).write_text("random")
+
+    write_checkpoint(folder, CheckpointFacts(5, row_plan=plan), fill)
+    return open_checkpoint(folder / "step-5")
+
+
+def continue_from(checkpoint, settings, rows="rows"):
+    warnings = []
+    return continued_order(settings, rows, checkpoint, warnings.append), warnings
+
+
+@pytest.mark.parametrize("begun", ["joined", "padded"])
+@pytest.mark.parametrize("now", ["joined", "padded"])
+def test_a_checkpoint_pins_the_order_of_its_rows(tmp_path, begun, now):
+    before = make_settings(batching=begun)
+    checkpoint = checkpoint_of(tmp_path, row_plan(before, "rows"))
+
+    assert continue_from(checkpoint, make_settings(batching=now)) == (before.order, [])
+    assert before.order.groups_by_length == (begun == "padded")
+
+
+def test_other_rows_than_the_checkpoints_are_refused(tmp_path):
+    checkpoint = checkpoint_of(tmp_path, row_plan(make_settings(), "rows"))
+
+    with pytest.raises(RunError) as caught:
+        continue_from(checkpoint, make_settings(), rows="other rows")
+
+    assert "are not those of step-5" in caught.value.what
+    assert "start a new run" in caught.value.fix
+
+
+@pytest.mark.parametrize(("strategy", "warned"), [("group_by_length", True), ("random", False)])
+def test_a_checkpoint_of_an_older_version_continues_with_a_warning_where_its_order_is_unknown(
+    tmp_path, strategy, warned
+):
+    settings = make_settings(train_sampling_strategy=strategy)
+
+    order, warnings = continue_from(checkpoint_of(tmp_path, None), settings)
+
+    assert order == settings.order
+    assert bool(warnings) == warned
+    assert all("step-5" in warning and "repeat some rows and skip others" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+@pytest.mark.parametrize(("saved_by", "now"), [(2, 1), (1, 2), (4, 2), (1, 3), (3, 1)])
+def test_steps_have_as_many_rows_as_those_that_were_counted(tmp_path, saved_by, now, is_pinned):
+    before = make_settings(world_size=saved_by)
+    checkpoint = checkpoint_of(tmp_path, row_plan(before, "rows") if is_pinned else None, processes=saved_by)
+
+    order, _ = continue_from(checkpoint, make_settings(world_size=now))
+
+    assert order.rows_per_step == before.order.rows_per_step == 6 * saved_by
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_processes_that_cannot_share_a_step_evenly_are_refused(tmp_path, is_pinned):
+    plan = row_plan(make_settings(), "rows") if is_pinned else None
+
+    with pytest.raises(RunError, match="saved by 1 processes, and 4 cannot share"):
+        continue_from(checkpoint_of(tmp_path, plan), make_settings(world_size=4))
+
+
+def test_a_process_that_cannot_see_the_checkpoint_says_so(tmp_path):
+    with pytest.raises(StorageError, match="this process cannot see"):
+        open_checkpoint(tmp_path / "step-5")

@@ -81,6 +81,49 @@ def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, acti
         assert "InjectedError" in failed.what
 
 
+def launch_two(module, run):
+    """Runs a module under torch's launcher, as two processes; returns how that ended."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
+    return subprocess.run(
+        [sys.executable, *launch, str(run.folder.path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=REPOSITORY,
+        timeout=240,
+    )
+
+
+def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(workers, runs):
+    best = {"load_best_model_at_end": True, "eval_steps": 2, "learning_rate": 0.5, "max_grad_norm": 1.0}
+    run = runs.create(training={"max_steps": 12, "save_steps": 2, "save_total_limit": 8, **best})
+    workers.run(run.folder.path, "training:step-5=kill")
+
+    ended = launch_two("tests.training.blind_rank", run)
+
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert said(run, "resumed")[-1].step == 4
+    assert said(run, "status")[-1].phase == "finished"
+    measured = {data.step: data.eval_loss for data in said(run, "eval") if data.step}
+    assert min(measured, key=measured.get) < 12, "the last weights are the best: nothing was verified at the end"
+    assert any("Going back to step" in status.message for status in said(run, "status"))
+
+
+def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(workers, runs):
+    run = runs.create(training={"max_steps": 12})
+    workers.run(run.folder.path, "training:step-7=kill")
+    (run.folder.checkpoint(5) / "progress.json").write_text("{}")
+
+    ended = launch_two("engine.training.worker", run)
+
+    assert ended.returncode != 0
+    (failed,) = said(run, "failed")
+    assert "None of this run's checkpoints is as it was written" in failed.what
+    assert noted_failure(run.folder.path) is None
+    assert "reports why" in ended.stderr
+
+
 def test_the_failure_of_an_earlier_attempt_is_forgotten(workers, runs):
     run = runs.create(training={"max_steps": 2})
     note_failure(run.folder.path, 1, FailedData(cause="out_of_memory", what="Memory ran out.", fix="Use less."))

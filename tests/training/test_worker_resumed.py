@@ -87,6 +87,28 @@ def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_
     assert last["compute_dtype"] == other
 
 
+def test_a_run_keeps_the_order_of_its_rows_where_they_pass_through_the_model_in_another_way(workers, runs):
+    training = {"max_steps": 12, "save_steps": 5}
+    padding = {"compute_dtype": "float32", "attn_implementation": "eager"}
+    whole, run = (runs.create(model=padding, training=training) for _ in range(2))
+    workers.run(whole.folder.path)
+    workers.run(run.folder.path, "training:step-7=kill")
+    text = run.folder.config.read_text()
+    assert "attn_implementation: eager" in text
+    run.folder.config.write_text(text.replace("attn_implementation: eager", "attn_implementation: auto"))
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    assert [data.batching for data in said(run, "parameters")] == ["padded", "joined"]
+    assert said(run, "warning") == []
+    for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-3)
+    plans = [json.loads((run.folder.checkpoint(step) / MANIFEST).read_text())["row_plan"] for step in (5, 12)]
+    assert plans[0]["order"] == plans[1]["order"]
+    assert plans[0]["rows_sha256"] == plans[1]["rows_sha256"]
+    assert [plan["batching"] for plan in plans] == ["padded", "joined"]
+
+
 def test_measuring_costs_little_also_where_max_steps_ends_a_run_early(workers, runs, tmp_path):
     many = write_questions(tmp_path / "many.jsonl", 4000)
     run = runs.create(dataset={"source": str(many), "eval_fraction": 0.5}, training={"max_steps": 3})
