@@ -31,16 +31,19 @@ WorkerCommand = Callable[[WorkerOrder], list[str]]
 
 
 def training_command(order: WorkerOrder) -> list[str]:
-    """Command line of the worker that trains: one process, or one for each device under Accelerate."""
+    """Return the command line of the worker that trains: one process, or one for each device under torch's launcher.
+
+    The processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a fixed one, where
+    two runs that start at once collide, and reads the person's own configuration.
+    """
     folder = str(order.run.folder.path)
     if order.config.run.launcher == "local" or len(order.devices) == 1:
         return worker_argv(WORKER_MODULE, (folder,))
     return [
-        *(sys.executable, "-P", "-m", "accelerate.commands.launch"),
-        # Else a configuration of the person's own for Accelerate decides: one process for all GPUs, FSDP, other GPUs.
-        *("--multi_gpu", "--gpu_ids", "all"),
-        *("--num_processes", str(len(order.devices)), "--num_machines", "1", "--mixed_precision", "no"),
-        *("--dynamo_backend", "no", "--module", WORKER_MODULE, folder),
+        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        # Named, or variables of the environment decide them.
+        *("--nnodes", "1", "--nproc-per-node", str(len(order.devices)), "--max-restarts", "0"),
+        *("--module", WORKER_MODULE, folder),
     ]
 
 

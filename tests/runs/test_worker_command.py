@@ -1,7 +1,9 @@
 import sys
+from pathlib import Path
 
 import pytest
 
+from engine.runs import worker_command
 from engine.runs.run import Run, RunFolder
 from engine.runs.worker_command import WorkerOrder, cap_log, start_worker, training_command
 from tests.runs.supervision import config_for, cpu, gpu
@@ -18,34 +20,48 @@ def test_one_process_trains_on_one_device(run):
     ]  # fmt: skip
 
 
-def test_accelerate_starts_one_process_for_each_device(run):
+def test_several_processes_are_started_one_for_each_device(run):
     config = config_for(run={"launcher": "accelerate"})
     command = training_command(WorkerOrder(run, config, (gpu(0), gpu(2)), 1))
 
-    assert command[command.index("--num_processes") + 1] == "2"
+    assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[-3:] == ["--module", "engine.training.worker", str(run.folder.path)]
     assert training_command(WorkerOrder(run, config, (cpu(),), 1)) == training_command(
         WorkerOrder(run, config_for(), (cpu(),), 1)
     )
 
 
-@pytest.mark.parametrize("kind", ["NO", "FSDP", "DEEPSPEED", "MULTI_GPU"])
-def test_a_configuration_of_accelerate_of_the_persons_own_decides_nothing(run, tmp_path, monkeypatch, kind):
-    from accelerate.commands import launch
+def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeypatch):
+    from torch.distributed.run import parse_args
 
-    own = tmp_path / "default_config.yaml"
-    own.write_text(
-        f"compute_environment: LOCAL_MACHINE\ndistributed_type: {kind}\ngpu_ids: '5'\nnum_processes: 1\n"
-        "num_machines: 1\nmixed_precision: fp16\nuse_cpu: false\nmachine_rank: 0\ndebug: false\n"
-    )
-    monkeypatch.setattr(launch, "default_config_file", str(own))
-    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(own))
+    for name, value in {"NNODES": "3", "NPROC_PER_NODE": "7", "MAX_RESTARTS": "5", "RDZV_ENDPOINT": "other:1"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
     command = training_command(WorkerOrder(run, config_for(run={"launcher": "accelerate"}), (gpu(0), gpu(2)), 1))
 
-    arguments, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(command[4:]))
+    arguments = parse_args(command[4:])
 
-    assert (arguments.multi_gpu, arguments.use_fsdp, arguments.use_deepspeed) == (True, False, False)
-    assert (arguments.gpu_ids, arguments.num_processes, arguments.mixed_precision) == ("all", 2, "no")
+    assert (arguments.standalone, arguments.nnodes, arguments.nproc_per_node) == (True, "1", "2")
+    assert (arguments.max_restarts, arguments.module, arguments.local_addr) == (0, True, "127.0.0.1")
+
+
+@pytest.mark.e2e
+def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_command, "WORKER_MODULE", "tests.training.meeting_ranks")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    config = config_for(run={"launcher": "accelerate"})
+    folders = [tmp_path / name for name in ("one", "other")]
+    launches = []
+    for folder in folders:
+        folder.mkdir()
+        order = WorkerOrder(Run(folder.name, "ann", RunFolder(folder)), config, (gpu(0), gpu(1)), 1)
+        launches.append(start_worker(order, training_command))
+
+    for launch, folder in zip(launches, folders, strict=True):
+        assert launch.wait(timeout=240) == 0, (folder / "worker.log").read_text()[-2000:]
+    met = [[(folder / f"sum-{rank}").read_text().split() for rank in range(2)] for folder in folders]
+    assert all(total == "3" for both in met for total, _ in both)
+    assert all(both[0] == both[1] for both in met)
+    assert met[0][0][1] != met[1][0][1], "two launches at one port"
 
 
 def test_one_process_sees_all_gpus_that_its_layers_are_spread_over(run):
