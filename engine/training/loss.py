@@ -18,6 +18,10 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_BYTES_CPU = 48 * 2**20
 _CHUNK_BYTES = 256 * 2**20
 
+# float16 holds nothing below 6e-8 and nothing above 65,504. The gradient at a position's logits is scaled until its absolute
+# values add up to this, so its product with weights of up to 100 is held with all its digits.
+_FLOAT16_SUM = 512.0
+
 _ORIGINAL_FORWARD = "_loratory_original_forward"
 
 
@@ -155,6 +159,8 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
+        scales = hidden.new_ones((hidden.shape[0], 1), dtype=torch.float32)
+        needs_scales = torch.float16 in (hidden.dtype, weight.dtype)
         for start, end in _chunks(hidden, weight.shape[0]):
             output = functional.linear(hidden[start:end].to(weight.dtype), weight, bias)
             logits = transform.apply(output.float())
@@ -166,13 +172,24 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
             slope = torch.exp(logits - normalizer) if transform.cap is not None else logits.sub_(normalizer).exp_()
             slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
             transform.chain_(slope, logits)
+            if needs_scales:  # the loss scale comes with the backward pass, when what is too small would be gone
+                scales[start:end] = _float16_scales(slope)
+                slope.mul_(scales[start:end])
             gradient[start:end] = output.copy_(slope) @ weight
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, scales if needs_scales else None)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
+        gradient, scales = ctx.saved_tensors
+        if gradient is None:
+            return None, None, None, None, None
         # In float32: 1 / tokens, rounded to the gradient's dtype, would scale every step a little wrong.
-        scaled = None if gradient is None else (gradient.float() * grad).to(gradient.dtype)
-        return scaled, None, None, None, None
+        factor = grad if scales is None else grad / scales
+        return (gradient.float() * factor).to(gradient.dtype), None, None, None, None
+
+
+def _float16_scales(slope: torch.Tensor) -> torch.Tensor:
+    """Return a power of two for each position that brings its gradient into the middle of float16's range, (n, 1)."""
+    sums = torch.linalg.vector_norm(slope, ord=1, dim=-1, keepdim=True).clamp_min(1e-30)
+    return torch.exp2(torch.log2(_FLOAT16_SUM / sums).floor())

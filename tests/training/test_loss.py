@@ -91,6 +91,23 @@ def test_bfloat16_gradients_are_scaled_in_float32():
     assert abs(float(ratio.mean()) - 1.0) < 2e-4
 
 
+@pytest.mark.parametrize("lead", [0.0, 8.0, 12.0, 15.0, 18.0])
+@pytest.mark.parametrize("cap", [None, 40.0])
+def test_float16_gradients_keep_what_the_loss_scale_saves(lead, cap):
+    """Where a model is sure of a token, the gradient is below what float16 holds until the loss scale is on it."""
+    tokens = 30
+    torch.manual_seed(5)
+    targets = torch.randint(WIDTH, (tokens,))
+    logits = torch.randint(-4, 5, (tokens, WIDTH)) / 4 + lead * functional.one_hot(targets, WIDTH)
+    low, whole = logits.half().requires_grad_(), logits.float().requires_grad_()
+    for hidden in (low, whole):
+        head = torch.nn.Linear(WIDTH, WIDTH, bias=False).requires_grad_(False).to(hidden.dtype)
+        head.weight.copy_(torch.eye(WIDTH))  # every product is exact in float16
+        (summed_loss(hidden, targets, head, LogitTransform(cap=cap)) * (65536.0 / tokens)).backward()
+
+    torch.testing.assert_close(low.grad.float(), whole.grad, rtol=5e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("through_logits", [False, True], ids=["projected", "through the logits"])
 def test_a_model_returns_the_loss_of_the_tokens_it_is_given(tiny_model_folder, through_logits):
     from transformers import AutoModelForCausalLM
