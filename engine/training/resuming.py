@@ -77,20 +77,22 @@ def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
     )
 
 
-def continued_order(
-    settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoint, warn: Callable[[str], None]
+def settled_order(
+    settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoint | None, warn: Callable[[str], None]
 ) -> RowOrder:
-    """Return the order that the checkpoint's rows had, in which no row of its epoch is repeated or skipped.
+    """Return the order of the run's rows: the checkpoint's, in which no row of its epoch is repeated or skipped.
 
     Args:
         settings: As this attempt would begin the run.
         rows_sha256: Of the training rows that this attempt has read.
-        checkpoint: What the run continues from.
+        checkpoint: What the run continues from; None where it begins.
         warn: Gets a sentence where the checkpoint does not record its order.
 
     Raises:
         RunError: If the rows are not the same, or this number of processes cannot share the steps evenly.
     """
+    if checkpoint is None:
+        return settings.order
     pinned = checkpoint.manifest.row_plan
     if pinned is None:
         order, before = _unrecorded_order(settings, checkpoint)

@@ -1,5 +1,6 @@
 """One attempt at one run, from the saved configuration to the saved adapter."""
 
+import contextlib
 import functools
 import random
 from dataclasses import replace
@@ -34,13 +35,13 @@ from engine.training.placement import Placement, choose_placement, passed_over
 from engine.training.plan import EpochPlanner
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
 from engine.training.reporting import RunEvents
-from engine.training.resuming import continued_order, find_checkpoint, open_checkpoint, row_plan
+from engine.training.resuming import find_checkpoint, open_checkpoint, row_plan, settled_order
 from engine.training.state_files import random_state
 from engine.training.steps import TrainerRows
 from engine.training.trackers import start_trackers
 from engine.training.trained_state import count_parameters, load_trained, save_adapter
 from engine.training.trainer import LoratoryTrainer
-from engine.training.warm_start import find_warm_start, load_warm_start
+from engine.training.warm_start import find_warm_start, load_warm_start, untrained_base
 
 Outcome = Literal["finished", "stopped"]
 
@@ -75,6 +76,7 @@ class TrainingSession:
         self._companions = ALONE
         self._precision: Precision | None = None
         self._row_plan: RowPlan | None = None
+        self._replaced: dict[str, torch.Tensor] = {}  # by a warm start
 
     def run(self) -> Outcome:
         """Train to the end, or until somebody stops it; returns which.
@@ -129,7 +131,9 @@ class TrainingSession:
         events.status("preparing", f"Preparing {config.method_name}.")
         model = add_adapter(model, config, source)
         if config.adapter.warm_start is not None and resumed_from is None:
-            load_warm_start(model, find_warm_start(config.adapter.warm_start, self._folder.path.parent))
+            self._replaced = load_warm_start(
+                model, find_warm_start(config.adapter.warm_start, self._folder.path.parent)
+            )
         assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
         for note in assembly.notes:
             events.warn(note, "batching")
@@ -155,7 +159,9 @@ class TrainingSession:
             events.status("evaluating", "Measuring the base model on held-out rows.", total)
             # Both start as something else than no change, so that the base is measured without them.
             off = self._config.adapter.method == "prefix_tuning" or self._config.adapter.warm_start is not None
-            first = trainer.measure_held_out(without_adapter=off)
+            with untrained_base(trainer.model, self._replaced) if off else contextlib.nullcontext():
+                first = trainer.measure_held_out()
+            self._replaced = {}
             check_held_out(0, first.loss)
             events.held_out(0, first, adapter_disabled=off)
             self._go_on()
@@ -214,15 +220,9 @@ class TrainingSession:
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> Assembly:
         """Give every process the order of rows that the first one begins or continues, whatever its own device does."""
         settings, resumed_from = assembly.setup.settings, self._resumed_from
-
-        def decide() -> str:
-            order = settings.order
-            if resumed_from is not None:
-                warn = functools.partial(self._events.warn, code="row_order")
-                order = continued_order(settings, rows_sha256, resumed_from, warn)
-            return order.model_dump_json()
-
-        order = RowOrder.model_validate_json(self._companions.first_decides(decide))
+        warn = functools.partial(self._events.warn, code="row_order")
+        decide = functools.partial(settled_order, settings, rows_sha256, resumed_from, warn)
+        order = RowOrder.model_validate_json(self._companions.first_decides(lambda: decide().model_dump_json()))
         settings = replace(settings, pinned_order=order)
         self._row_plan = row_plan(settings, rows_sha256)
         return replace(assembly, setup=replace(assembly.setup, settings=settings))

@@ -198,24 +198,19 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     # -- measurements -------------------------------------------------------------------------------------------------
 
-    def measure_held_out(self, *, without_adapter: bool = False) -> HeldOutLoss:
-        """Mean loss over the learned tokens of the held-out rows.
-
-        Args:
-            without_adapter: Measure the base model, where the adapter does not start as no change at all.
-        """
+    def measure_held_out(self) -> HeldOutLoss:
+        """Return the mean loss over the trained tokens of the held-out rows."""
         began = time.perf_counter()
         settings = self._setup.settings
         rows, lengths = self._rows.held_out, self._rows.held_out_lengths
         own = range(settings.rank, len(rows), settings.world_size)
         batches = StepBatches(rows, self._setup)
-        off = self.model.disable_adapter() if without_adapter else contextlib.nullcontext()
         was_training = self.model.training
         self.model.eval()
         _keep_int8_as_trained(self.model)
         summed = torch.zeros((), dtype=torch.float64)
         tokens = 0
-        with torch.no_grad(), off:
+        with torch.no_grad():
             for one in batches.measured(list(own), lengths):
                 self.hooks.between_passes()
                 summed += self._summed_loss(self.model, one.to(self.args.device)).cpu().double()  # MPS has no float64

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,11 @@ def find_warm_start(text: str, runs: Path) -> Path:
     )
 
 
-def load_warm_start(model: Any, folder: Path) -> None:
+def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     """Give a freshly made adapter the weights of an earlier one.
+
+    Returns:
+        What it replaced, by the parameter's name, for `untrained_base`.
 
     Raises:
         ConfigError: If the two are not of the same make.
@@ -85,6 +90,30 @@ def load_warm_start(model: Any, folder: Path) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+    return before
+
+
+@contextlib.contextmanager
+def untrained_base(model: Any, replaced: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Make a model its base within the block, whatever its adapter starts from.
+
+    Args:
+        model: With the adapter.
+        replaced: What `load_warm_start` replaced: trained biases are not the adapter's, and stay when it is off.
+    """
+    parameters = dict(model.named_parameters())
+    loaded = {name: parameters[name].data for name in replaced}
+    try:
+        for name, value in replaced.items():
+            parameters[name].data = value
+        with contextlib.ExitStack() as stack:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT warns of the biases
+                stack.enter_context(model.disable_adapter())
+            yield
+    finally:
+        for name, value in loaded.items():
+            parameters[name].data = value
 
 
 def _saved_modules(adapter_config: dict[str, Any]) -> list[str]:

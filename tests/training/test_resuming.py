@@ -9,7 +9,7 @@ from engine.errors import RunError, StorageError
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
 from engine.training.checkpoint import CheckpointFacts, forget_damaged, write_checkpoint
 from engine.training.plan import PlanSettings
-from engine.training.resuming import continued_order, find_checkpoint, open_checkpoint, row_plan
+from engine.training.resuming import find_checkpoint, open_checkpoint, row_plan, settled_order
 from engine.training.trainer import RANDOM_FILE
 
 
@@ -131,7 +131,7 @@ def checkpoint_of(folder, plan, processes=1):
 
 def continue_from(checkpoint, settings, rows="rows"):
     warnings = []
-    return continued_order(settings, rows, checkpoint, warnings.append), warnings
+    return settled_order(settings, rows, checkpoint, warnings.append), warnings
 
 
 @pytest.mark.parametrize("begun", ["joined", "padded"])

@@ -13,7 +13,7 @@ from engine.training.build import add_adapter, load_model
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
 from engine.training.trained_state import save_adapter
-from engine.training.warm_start import load_warm_start
+from engine.training.warm_start import load_warm_start, untrained_base
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 from tests.training.tiny_training import CPU, make_config
 
@@ -58,6 +58,31 @@ def test_what_goes_on_is_what_will_be_saved(base, tmp_path, adapter):
         expected = first(ids).logits
         torch.testing.assert_close(model.eval()(ids).logits, expected)
         torch.testing.assert_close(again(ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [{}, EMBEDDINGS, {"bias": "all"}, {"bias": "lora_only"}, {"use_dora": True}, {"use_dora": True, "bias": "all"}],
+    ids=str,
+)
+def test_the_base_beneath_a_warm_start_is_the_untrained_one(base, tmp_path, adapter, recwarn):
+    model = adapted(base, **adapter)
+    replaced = load_warm_start(model, earlier(base, tmp_path / "first", **adapter))
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    ids = torch.arange(10, 40).view(1, -1)
+    with torch.no_grad():
+        warm = model.eval()(ids).logits
+        recwarn.clear()
+        with untrained_base(model, replaced):
+            below = model(ids).logits
+        again = model(ids).logits
+
+    torch.testing.assert_close(below, plain(ids).logits)
+    assert torch.equal(again, warm)
+    assert not torch.allclose(warm, below, atol=1e-3)
+    assert not [warning for warning in recwarn if "disabling adapter" in str(warning.message)]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == replaced.keys()
 
 
 @pytest.mark.parametrize(
