@@ -8,10 +8,9 @@ from engine.data.access import shown_name
 from engine.data.json_lines_file import Line, read_lines
 from engine.data.problems import ProblemKind
 from engine.data.records import MAX_ROW_BYTES, Position, Record, bad_record, too_long
+from engine.data.row_source import DELIMITERS
 from engine.data.text_stream import TextStream
 from engine.errors import DatasetError
-
-DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 _NEVER_CLOSED = "a quotation mark opens here and is never closed"
 _NOT_CLOSED = "unexpected end of data"  # how Python's reader says it

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from engine.data.access import open_regular, shown_name
-from engine.data.delimited_file import DELIMITERS, DelimitedReader
+from engine.data.delimited_file import DelimitedReader
 from engine.data.file_endings import DATA_ENDINGS, EndingFamily, family_of
 from engine.data.folder_files import MAX_FILES, describes_data, files_below
 from engine.data.json_lines_file import JsonLinesReader
@@ -16,7 +16,7 @@ from engine.data.parquet_file import PARQUET_MAGIC, ParquetRows
 from engine.data.plain_text_file import PlainTextReader
 from engine.data.records import MAX_ROW_BYTES, Position, Record, json_record
 from engine.data.row_index import STRIDE, RowIndex
-from engine.data.row_source import RowSource, fingerprint_of, numbered_rows
+from engine.data.row_source import RowSource, SourceForm, SourceKind, fingerprint_of, numbered_rows
 from engine.data.text_stream import TextStream
 from engine.data.unpacked_file import UnpackedFile, gzipped_magic
 from engine.errors import DatasetError
@@ -47,21 +47,22 @@ class TextFileRows:
         self.columns: tuple[str, ...] = ()
         self._reader: _Reader
         text_kind = _kind_of_text(path, self._stream)
+        kind: SourceKind
+        delimiter = ""
         if text_kind in ("json_lines", "list_lines"):
-            self._reader = JsonLinesReader(self._stream)
-            self.kind = "JSON Lines" if text_kind == "json_lines" else "lists of turns, one on each line"
+            self._reader, kind = JsonLinesReader(self._stream), text_kind
         elif text_kind == "delimited":
             delimited = DelimitedReader(self._stream)
             self._reader, self.columns = delimited, delimited.columns
-            self.kind = f"CSV, {DELIMITERS[delimited.delimiter]} between cells"
+            kind, delimiter = text_kind, delimited.delimiter
         elif text_kind == "plain_text":
             plain = PlainTextReader(self._stream)
             self._reader, self.columns = plain, ("text",)
-            self.kind = f"plain text, a row for each {'paragraph' if plain.by_paragraph else 'line'}"
+            kind = "paragraphs" if plain.by_paragraph else "lines"
         else:
-            self._reader = JsonValuesReader(self._stream, array=text_kind == "json_array")
-            self.kind = "JSON array" if text_kind == "json_array" else "JSON objects over several lines"
-        self.kind += self._stream.wrapping
+            self._reader, kind = JsonValuesReader(self._stream, array=text_kind == "json_array"), text_kind
+        self.form = SourceForm(kind, self._stream.encoding, delimiter, self._stream.is_gzipped)
+        self.kind = self.form.words
         self._index = RowIndex(index_folder / f"{self.fingerprint()}.rows.json" if index_folder is not None else None)
 
     @property
@@ -121,6 +122,7 @@ class ManyFiles:
     def __init__(self, name: str, files: list[RowSource]) -> None:
         self.name = name
         self._files = files
+        self.form = files[0].form
         self.kind = f"{len(files)} files: {files[0].kind}"
         self.columns = files[0].columns
         self.size_bytes: int | None = sum(file.size_bytes or 0 for file in files)

@@ -13,6 +13,7 @@ from engine.data.arrow_rows import without_gaps
 from engine.data.hub_errors import explain_hub_error
 from engine.data.hub_files import HUB_ROOT, confined_to, require_hub_id, require_own_files
 from engine.data.records import Record
+from engine.data.row_source import SourceForm
 
 # What opens the file or address that a row names, such as Image, has this; Json has it too, and opens nothing.
 _DECODER = "decode_example"
@@ -32,7 +33,8 @@ class HubRows:
 
     def __init__(self, config: DatasetConfig, *, streaming: bool) -> None:
         self.name = shown_name(config.source)
-        self.kind = "Hub dataset"
+        self.form = SourceForm("hub")
+        self.kind = self.form.words
         self.notes: list[str] = []
         self.size_bytes: int | None = None
         self.bytes_read = 0

@@ -9,7 +9,7 @@ from engine.data.arrow_rows import batch_records, row_sizes, value_count
 from engine.data.gzip_pieces import MAX_RATIO, RATIO_COUNTS_FROM_BYTES
 from engine.data.parquet_pages import Page, read_pages
 from engine.data.records import MAX_ROW_BYTES, Record
-from engine.data.row_source import fingerprint_of
+from engine.data.row_source import SourceForm, fingerprint_of
 from engine.data.unpacked_file import UnpackedFile
 from engine.errors import DatasetError
 
@@ -51,7 +51,8 @@ class ParquetRows:
 
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
         self.name = shown_name(path.name)
-        self.kind = "Parquet" if unpacked is None else "Parquet, gzip"
+        self.form = SourceForm("parquet", is_gzipped=unpacked is not None)
+        self.kind = self.form.words
         self.notes: tuple[str, ...] = ()
         self._original = path
         self._unpacked = unpacked  # lives as long as these rows do

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from engine.data.access import open_regular
 from engine.data.records import Record
@@ -11,11 +11,45 @@ from engine.data.records import Record
 _FINGERPRINT_BLOCK_BYTES = 1 << 16
 
 
+SourceKind = Literal[
+    "json_lines", "list_lines", "json_array", "json_objects", "delimited", "lines", "paragraphs", "parquet", "hub"
+]
+_KIND_WORDS: dict[SourceKind, str] = {
+    "json_lines": "JSON Lines",
+    "list_lines": "lists of turns, one on each line",
+    "json_array": "JSON array",
+    "json_objects": "JSON objects over several lines",
+    "delimited": "CSV",
+    "lines": "plain text, a row for each line",
+    "paragraphs": "plain text, a row for each paragraph",
+    "parquet": "Parquet",
+    "hub": "Hub dataset",
+}
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+
+
+class SourceForm(NamedTuple):
+    """What rows come in; of several files, that of the first."""
+
+    kind: SourceKind
+    encoding: str = "utf-8"  # of Python's codec; a mark at the beginning is not part of it
+    delimiter: str = ""  # between the cells of a table
+    is_gzipped: bool = False
+
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        delimiter = f", {DELIMITERS[self.delimiter]} between cells" if self.delimiter else ""
+        encoding = "" if self.encoding == "utf-8" else f", {self.encoding.upper()}"
+        return f"{_KIND_WORDS[self.kind]}{delimiter}{encoding}{', gzip' if self.is_gzipped else ''}"
+
+
 class RowSource(Protocol):
     """Something that rows come from, in order and again."""
 
     name: str  # safe to show
-    kind: str  # in words, such as "JSON Lines, gzip"
+    form: SourceForm
+    kind: str  # the same in words, such as "JSON Lines, gzip"
     size_bytes: int | None
     columns: tuple[str, ...]  # where the source itself names them; else empty
 

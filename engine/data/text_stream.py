@@ -68,10 +68,14 @@ class TextStream:
         return not self._compressed and self._encoding.name == "utf-8"
 
     @property
-    def wrapping(self) -> str:
-        """What the text is wrapped in, to be read after its kind: "", or such as ", gzip"."""
-        encoding = "" if self._encoding.name == "utf-8" else f", {self._encoding.name.upper()}"
-        return encoding + (", gzip" if self._compressed else "")
+    def encoding(self) -> str:
+        """Of the file, by its byte order mark: a name of Python's codecs."""
+        return self._encoding.name
+
+    @property
+    def is_gzipped(self) -> bool:
+        """Whether the file is packed."""
+        return self._compressed
 
     def head(self, size: int = SNIFF_BYTES) -> bytes:
         """The first bytes of the stream."""

@@ -12,9 +12,9 @@ import numpy as np
 from engine.config.run import RunConfig
 from engine.data.access import ANY_FILE
 from engine.data.conversation import Conversation
-from engine.data.delimited_file import DELIMITERS
 from engine.data.examine import DatasetPart, DatasetReader, Examined
 from engine.data.files import data_files, open_file
+from engine.data.row_source import SourceKind
 from engine.data.source import SAMPLE_PREFIX, SourceOptions
 from engine.data.turn_lists import conversation_column, turn_list
 from engine.errors import DatasetError
@@ -27,6 +27,15 @@ _MOST_ARRAY_BYTES = 1 << 30
 # Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
 _ALL_MEASURED_TOKENS = 16_384
 _TEMPLATE_TOKENS = 40
+_SCRIPT_KINDS: Mapping[SourceKind, FileKind] = {
+    "json_lines": "json_lines",
+    "list_lines": "json_lines",
+    "json_array": "json_array",
+    "delimited": "delimited",
+    "paragraphs": "paragraphs",
+    "lines": "lines",
+    "parquet": "parquet",
+}
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -47,7 +56,7 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
             f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many for a script to name.",
             "Correct the file; `loratory inspect` says what is wrong with it.",
         )
-    described = part.source.kind
+    form = part.source.form
     repeated = len(look.digests) - len(np.unique(look.digests))
     facts = DataFacts(
         kind=kind,
@@ -55,9 +64,9 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         columns=part.detection.columns,
         fingerprint=hashlib.sha256(np.asarray(look.digests).astype("<u8").tobytes()).hexdigest(),
         files=files,
-        encoding="utf-16" if "UTF-16" in described else "utf-8-sig",
-        delimiter=next((mark for mark, name in DELIMITERS.items() if f", {name} between cells" in described), ","),
-        gzip="gzip" in described,
+        encoding="utf-8-sig" if form.encoding == "utf-8" else "utf-16",  # the codecs that look at the mark
+        delimiter=form.delimiter or ",",
+        gzip=form.is_gzipped,
         # Of a row that is left out, only the beginning is at hand.
         has_long_rows=look.longest_row_bytes > LONGEST_CELL_BYTES or bool(look.left_out),
         has_media=kind == "hub" and bool(part.source.notes),
@@ -217,8 +226,7 @@ def _unreadable(part: DatasetPart, row: int) -> DatasetError:
 
 def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, ...]]:
     source = config.dataset.source.strip()
-    described = part.source.kind
-    if described == "Hub dataset":
+    if part.source.form.kind == "hub":
         return "hub", ()
     if source.startswith(SAMPLE_PREFIX):
         return "json_lines", (str(SAMPLES_FOLDER / f"{source.removeprefix(SAMPLE_PREFIX)}.jsonl"),)
@@ -226,27 +234,14 @@ def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, .
     files = [path]
     if path.is_dir():
         files = data_files(path, config.dataset.split)
-    kinds = {_kind(open_file(file).kind) for file in files}
+    kinds = {_SCRIPT_KINDS.get(open_file(file).form.kind) for file in files}
     # An array is read as a whole by the script, and here to prove that.
     is_too_large = "json_array" in kinds and (part.source.size_bytes or 0) > _MOST_ARRAY_BYTES
     if len(kinds) != 1 or None in kinds or is_too_large:
         raise DatasetError(
-            f"{part.source.name} holds {described}, which a short script cannot read.",
+            f"{part.source.name} holds {part.source.kind}, which a short script cannot read.",
             "Write the rows into one JSONL file and train on that.",
         )
     kind = kinds.pop()
     assert kind is not None
     return kind, tuple(str(file) for file in files)
-
-
-def _kind(described: str) -> FileKind | None:
-    kinds: tuple[tuple[str, FileKind], ...] = (
-        ("JSON Lines", "json_lines"),
-        ("lists of turns, one on each line", "json_lines"),
-        ("JSON array", "json_array"),
-        ("CSV", "delimited"),
-        ("plain text, a row for each paragraph", "paragraphs"),
-        ("plain text", "lines"),
-        ("Parquet", "parquet"),
-    )
-    return next((kind for start, kind in kinds if described.startswith(start)), None)

@@ -13,7 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from engine.config.load import config_from_mapping
+from engine.data.row_source import SourceForm
 from engine.errors import DatasetError
+from engine.export.script_facts import look_at_data
 from engine.runs.event_log import EventWriter
 from engine.runs.events import DataReportData
 from engine.runs.provenance import Provenance
@@ -73,6 +76,27 @@ def test_a_file_is_read_as_the_run_reads_it(name, tiny_model_folder, home, tmp_p
     config = make_config(tiny_model_folder, str(tmp_path / name), {"max_length": 400}, **turns)
 
     assert sequences_of(config, home) == sequences_of_run(config, home)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "encoding", "delimiter", "is_packed"),
+    [
+        ("bar.csv", TABLE.replace(",", "|").encode(), "delimited", "utf-8-sig", "|", False),
+        ("packed.jsonl.gz", gzip.compress(LINES.encode()), "json_lines", "utf-8-sig", ",", True),
+        ("UTF-16.jsonl", LINES.encode("utf-16"), "json_lines", "utf-16", ",", False),
+        ("text.txt", PARAGRAPHS.encode(), "paragraphs", "utf-8-sig", ",", False),
+    ],
+)
+def test_how_a_file_is_read_does_not_depend_on_the_words_for_it(
+    home, tmp_path, monkeypatch, name, content, kind, encoding, delimiter, is_packed
+):
+    monkeypatch.setattr(SourceForm, "words", property(lambda _: "gzip, UTF-16, Parquet, semicolon between cells"))
+    file = tmp_path / name
+    file.write_bytes(content)
+
+    facts = look_at_data(config_from_mapping({"model": {"id": "a/b"}, "dataset": {"source": str(file)}}), home)
+
+    assert (facts.kind, facts.encoding, facts.delimiter, facts.gzip) == (kind, encoding, delimiter, is_packed)
 
 
 def test_parquet_and_folders_are_read_as_the_run_reads_them(tiny_model_folder, home, tmp_path):
