@@ -13,7 +13,7 @@ from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
+from engine.processes.identity import ProcessIdentity, boot_id
 from engine.processes.lock import FileLock
 
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]
@@ -44,7 +44,9 @@ class LeaseHolder(BaseModel):
 
 
 class LeaseBook:
-    """The leases of all devices, kept in the home so that every process of ours sees the same.
+    """The leases of this machine's devices, kept in the home, where every process of ours sees the same.
+
+    Machines that share a home have a folder each, named after the boot: their devices are different ones.
 
     Args:
         home: The Loratory home.
@@ -52,7 +54,8 @@ class LeaseBook:
     """
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.time) -> None:
-        self._folder = home.server / "leases"
+        self._folder = home.server / "leases" / boot_id()
+        self._runs = home.runs
         self._clock = clock
 
     def take(self, devices: Iterable[str], holder: LeaseHolder) -> None:
@@ -132,7 +135,7 @@ class LeaseBook:
         """The living process that holds a device for a run."""
         for file in self._folder.glob("*.json"):
             holder = _parse(file)
-            if holder is not None and holder.run_id == run_id and holder.process.is_alive():
+            if holder is not None and holder.run_id == run_id and self._holds(holder):
                 return holder
         return None
 
@@ -169,7 +172,16 @@ class LeaseBook:
 
     def _read(self, device: str) -> LeaseHolder | None:
         holder = _parse(self._file(device))
-        return holder if holder is not None and holder.process.is_alive() else None
+        return holder if holder is not None and self._holds(holder) else None
+
+    def _holds(self, holder: LeaseHolder) -> bool:
+        liveness = holder.process.liveness()
+        if liveness != "unknown":
+            return liveness == "alive"
+        # Of another container of this machine. A training worker's lock is seen from here; without one it counts as
+        # gone: most often its container was replaced by ours.
+        locks = self._runs.glob(f"*/{holder.run_id}/lock") if holder.run_id is not None else ()
+        return any(FileLock(lock).is_held_by_another() for lock in locks)
 
     def _file(self, device: str) -> Path:
         return self._folder / f"{device.replace(':', '-')}.json"

@@ -2,11 +2,12 @@
 
 import functools
 import os
+import platform
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -14,11 +15,14 @@ from pydantic import BaseModel, ConfigDict
 _START_TIME_TOLERANCE_SECONDS = 0.02  # two clock ticks; start times elsewhere come from clocks that are read anew
 
 
+Liveness = Literal["alive", "gone", "unknown"]
+
+
 class ProcessIdentity(BaseModel):
     """One process, for ever: what is signalled or believed alive is this one and no later bearer of its pid.
 
     `start_time` is in seconds: since boot on Linux (the kernel's own count, which no clock change moves), since the
-    epoch elsewhere.
+    epoch elsewhere. `host` and `pid_namespace` are empty in files of older versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -26,6 +30,8 @@ class ProcessIdentity(BaseModel):
     pid: int
     start_time: float
     boot_id: str
+    host: str = ""  # name of the machine, or of the container
+    pid_namespace: str = ""  # containers of one machine share its boot, and count pids on their own
 
     @classmethod
     def current(cls) -> Self:
@@ -38,14 +44,37 @@ class ProcessIdentity(BaseModel):
     def of(cls, pid: int) -> Self | None:
         """Identity of the process that bears `pid` now; None where there is none, or only a zombie is left of it."""
         start_time = _start_time_of_living(pid)
-        return None if start_time is None else cls(pid=pid, start_time=start_time, boot_id=boot_id())
+        if start_time is None:
+            return None
+        return cls(
+            pid=pid, start_time=start_time, boot_id=boot_id(), host=platform.node(), pid_namespace=_pid_namespace()
+        )
+
+    def liveness(self) -> Liveness:
+        """Whether this very process still runs: not a zombie, not a later process of the same pid, not before a reboot.
+
+        Unknown for a process of another host or container, whose pids mean nothing here.
+        """
+        if not self.is_of_this_boot():
+            return "unknown" if self.is_of_another_host() else "gone"
+        if self.pid_namespace not in ("", _pid_namespace()):
+            return "unknown"
+        start_time = _start_time_of_living(self.pid)
+        if start_time is not None and abs(start_time - self.start_time) <= _START_TIME_TOLERANCE_SECONDS:
+            return "alive"
+        return "gone"
 
     def is_alive(self) -> bool:
-        """Whether this very process still runs: not a zombie, not a later process of the same pid, not before a reboot."""
-        if self.boot_id != boot_id():
-            return False
-        start_time = _start_time_of_living(self.pid)
-        return start_time is not None and abs(start_time - self.start_time) <= _START_TIME_TOLERANCE_SECONDS
+        """Whether this very process is seen to run; false where that is unknown."""
+        return self.liveness() == "alive"
+
+    def is_of_another_host(self) -> bool:
+        """Whether it ran on another machine; one that was restarted, and has its name still, is the same."""
+        return not self.is_of_this_boot() and self.host not in ("", platform.node())
+
+    def is_of_this_boot(self) -> bool:
+        """Whether it ran on this machine since it was started last, in whichever container."""
+        return self.boot_id == boot_id()
 
     def is_suspended(self) -> bool:
         """Whether it is alive and stopped by SIGSTOP, SIGTSTP or a debugger, so that it cannot make progress."""
@@ -126,6 +155,14 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     # Derived from a clock, which drifts: minutes are coarse enough, and no machine restarts within one.
     return f"boot-{round(psutil.boot_time() / 60)}"
+
+
+@functools.cache
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path: `pid:[4026531836]`
+    except OSError:
+        return ""
 
 
 def _start_time_of_living(pid: int) -> float | None:

@@ -33,7 +33,7 @@ def with_energy(followed: FollowedRun, state: RunState, meter: Callable[[str], f
         meter: Joules that the devices of a lease have used so far, where they measure it.
     """
     began = state.energy_meter_joules
-    now = meter(followed.state.device) if began is not None and not followed.was_rebooted else None
+    now = meter(followed.state.device) if began is not None and followed.is_of_this_boot else None
     before = 0.0 if state.attempt == 1 else state.energy_joules
     total = None
     # Meters begin anew when their driver is loaded again.

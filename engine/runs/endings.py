@@ -32,6 +32,7 @@ class Evidence:
     exit_code: int | None = None  # negative for a signal; None where we were not its parent and cannot know
     out_of_memory_kills: int = 0  # by the kernel, on this machine, since the attempt began
     rebooted: bool = False
+    lost_host: str | None = None  # of a worker that ran on another machine and gives no sign any more
     cancel_requested: bool = False
     ended_by_us: EndedByUs | None = None
     silent_seconds: float = 0.0  # before we ended it
@@ -72,6 +73,13 @@ def judge(evidence: Evidence) -> Ending:
     if evidence.rebooted:
         return Ending(
             "interrupted", "machine_restarted", f"The machine was restarted after step {step}.", _resume(evidence)
+        )
+    if evidence.lost_host is not None:
+        return Ending(
+            "interrupted",
+            "host_lost",
+            f"The worker on {evidence.lost_host} gave no sign for {evidence.silent_seconds:.0f} seconds after step {step}.",
+            f"Make sure that it no longer runs there. {_resume(evidence)}",
         )
     if evidence.exit_code is None:
         if evidence.out_of_memory_kills:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.processes.identity import ProcessIdentity, boot_id, end_group
+from engine.processes.identity import ProcessIdentity, end_group
 from engine.runs.companion_failures import noted_failure
 from engine.runs.endings import EndedByUs, Evidence, judge, out_of_memory_kills
 from engine.runs.history import HistoryReader, RunHistory
@@ -56,10 +56,11 @@ class FollowedRun:
         self._history = HistoryReader.of_run(run)
         self._watch = ProgressWatch(run.folder, patience.silence)
         self._since = time.monotonic()
+        self._cancel_seen = state.cancel_seen
         self._ended_by_us: EndedByUs | None = None
         self._last_silence = Silence(0.0, 0.0, False)
         self._exit_code: int | None = None
-        self.was_rebooted = False  # known once it has ended
+        self.is_of_this_boot = True  # known once it has ended
 
     def look(self) -> RunState:
         """See how it is; the state that comes back differs from `state` where something changed.
@@ -80,7 +81,7 @@ class FollowedRun:
         """The worker of this attempt, alive or not, where it is known."""
         record = self.run.folder.read_worker()
         if record is not None and record.attempt == self.state.attempt:
-            return ProcessIdentity(pid=record.pid, start_time=record.start_time, boot_id=record.boot_id)
+            return record.identity
         return self.spawned
 
     def _is_alive(self) -> bool:
@@ -91,7 +92,11 @@ class FollowedRun:
             return True
         worker = self.worker()
         if worker is not None:
-            return worker.is_alive()
+            if not worker.is_of_another_host():
+                return worker.is_alive()  # within one machine, a lock that is free has no living worker
+            # A file server may not show the lock of another host's worker; what that writes shows it.
+            self._last_silence = self._watch.look(worker, is_training=self.state.state == "running")
+            return self._last_silence.seconds < self._patience.silence.idle_seconds
         # A former supervisor may have started a worker without having written it down: it would show itself soon.
         return self._has_not_reported() and time.monotonic() - self._since < self._patience.claim_seconds
 
@@ -130,30 +135,36 @@ class FollowedRun:
         folder = self.run.folder
         cap_log(folder.log)
         worker = self.worker()
+        self._note_cancel()
         reported = history.attempt == self.state.attempt
-        silent: dict[str, object] = _NOT_SILENT
+        noted: dict[str, object] = {"cancel_seen": self._cancel_seen, **_NOT_SILENT}
         if worker is not None:
             is_training = reported and history.last_step > 0
             silence = self._watch.look(worker, is_training=is_training)
             self._enforce(worker, silence)
-            silent = self._silent(silence)
+            noted |= self._silent(silence)
             if silence.is_suspended:
                 return self._changed(
                     state="running" if reported and self.state.state == "starting" else self.state.state,
                     reason="suspended",
                     cause="The worker process is suspended (SIGSTOP) and makes no progress.",
                     advice=f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
-                    **silent,
+                    **noted,
                 )
         if folder.cancel_request.exists():
-            return self._changed(
-                state="stopping", reason="cancel_requested", cause="Ends at once, as asked.", advice="", **silent
-            )
+            cause = "Ends at once, as asked."
+            return self._changed(state="stopping", reason="cancel_requested", cause=cause, advice="", **noted)
         if folder.stop_request.exists():
-            return self._changed(
-                state="stopping", reason="stop_requested", cause="Saves and stops, as asked.", advice="", **silent
-            )
-        return self._changed(state="running" if reported else "starting", reason=None, cause="", advice="", **silent)
+            cause = "Saves and stops, as asked."
+            return self._changed(state="stopping", reason="stop_requested", cause=cause, advice="", **noted)
+        return self._changed(state="running" if reported else "starting", reason=None, cause="", advice="", **noted)
+
+    def _note_cancel(self) -> None:
+        """Note when a cancel was first seen; the clock of a file server, which dates the request, may be another."""
+        if not self.run.folder.cancel_request.exists():
+            self._cancel_seen = None
+        elif self._cancel_seen is None:
+            self._cancel_seen = time.monotonic()
 
     def _silent(self, silence: Silence) -> dict[str, object]:
         """What people are told of a silence: since when, so that it need not be saved anew every second."""
@@ -176,17 +187,14 @@ class FollowedRun:
         self._end_group()
 
     def _cancel_is_overdue(self) -> bool:
-        try:
-            asked = self.run.folder.cancel_request.stat().st_mtime
-        except OSError:
-            return False
-        return abs(self._clock() - asked) > self._patience.cancel_seconds
+        seen = self._cancel_seen
+        return seen is not None and abs(time.monotonic() - seen) > self._patience.cancel_seconds
 
     def _end_group(self) -> None:
         """End what the worker started and left behind: no process of a run outlives it."""
         record = self.run.folder.read_worker()
         groups = {self._process.pid} if self._process is not None else set()
-        if record is not None and record.boot_id == boot_id():
+        if record is not None and record.is_of_this_boot():
             groups.add(record.process_group)
         for group in groups:
             end_group(group, (RUN_VARIABLE, self.run.id))
@@ -196,15 +204,19 @@ class FollowedRun:
         reported = history.attempt == self.state.attempt
         worker = self.worker()
         before, now = self.state.oom_kills, out_of_memory_kills()
-        self.was_rebooted = worker is not None and worker.boot_id != boot_id()
+        lost_host = worker.host if worker is not None and worker.is_of_another_host() else None
+        self.is_of_this_boot = worker is None or worker.is_of_this_boot()
         evidence = Evidence(
             finished_phase=history.finished_phase if reported else None,
             last_words=history.status.message if reported and history.status is not None else "",
             stopped_by=history.status.stopped_by if reported and history.status is not None else None,
             failed=(history.failed or noted_failure(folder.path)) if reported else None,
             exit_code=self._exit_code,
-            out_of_memory_kills=0 if before is None or now is None or self.was_rebooted else max(now - before, 0),
-            rebooted=self.was_rebooted,
+            out_of_memory_kills=0
+            if before is None or now is None or not self.is_of_this_boot
+            else max(now - before, 0),
+            rebooted=not self.is_of_this_boot and lost_host is None,
+            lost_host=lost_host,
             cancel_requested=folder.cancel_request.exists(),
             ended_by_us=self._ended_by_us,
             silent_seconds=self._last_silence.seconds,

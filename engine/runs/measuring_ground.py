@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.errors import StorageError
 from engine.paths import LoratoryHome
-from engine.processes.identity import boot_id, end_group
+from engine.processes.identity import end_group
 from engine.processes.lock import FileLock
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder
 
@@ -76,6 +76,6 @@ class MeasuringGround:
 
 def _end_worker(folder: RunFolder) -> None:
     worker = folder.read_worker()
-    if worker is not None and worker.boot_id == boot_id():
+    if worker is not None and worker.is_of_this_boot():
         worker.kill()
         end_group(worker.process_group, (RUN_VARIABLE, folder.path.name))

@@ -9,7 +9,7 @@ LiveReason = Literal["suspended", "stop_requested", "cancel_requested"]
 _QueueEnd = Literal["left_the_queue", "not_started"]
 _ReportedEnd = Literal["finished", "stopped_on_request", "cancelled", "sigterm", "sigint", "worker_failed"]
 _ObservedEnd = Literal[
-    "hung", "killed", "crashed", "signal", "exit_code", "out_of_memory", "machine_restarted", "unknown"
+    "hung", "killed", "crashed", "signal", "exit_code", "out_of_memory", "machine_restarted", "host_lost", "unknown"
 ]
 EndReason = Literal[_QueueEnd, _ReportedEnd, _ObservedEnd]
 Reason = Literal[WaitReason, LiveReason, EndReason]

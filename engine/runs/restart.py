@@ -1,7 +1,6 @@
 """Which runs go on by themselves after the machine was restarted: those that the restart ended, and nobody else."""
 
 from engine.errors import EngineError
-from engine.processes.identity import boot_id
 from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.event_log import last_event
 from engine.runs.events import StatusEvent
@@ -23,7 +22,7 @@ def goes_on_by_itself(folder: RunFolder, state: RunState) -> bool:
     if state.state not in ("stopped", "interrupted"):
         return False
     worker = folder.read_worker()
-    if worker is None or worker.attempt != state.attempt or worker.boot_id == boot_id():
+    if worker is None or worker.attempt != state.attempt or worker.is_of_this_boot():
         return False
     # What a person asked for holds, also where the restart was quicker than the worker.
     if stop_is_requested(folder) or cancel_is_requested(folder):

@@ -54,6 +54,8 @@ class RunState(BaseModel):
     silent_since: float | None = None  # when a worker whose silence is unusual last gave a sign
     silence_limit_seconds: float | None = None  # after how long a silence it is ended, as things are
 
+    cancel_seen: float | None = None  # monotonic seconds of this boot, when a supervisor first saw a request to cancel
+
     @property
     def is_final(self) -> bool:
         """Whether nothing more happens by itself."""
@@ -65,6 +67,11 @@ class WorkerRecord(ProcessIdentity):
 
     process_group: int
     attempt: int
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """The process alone."""
+        return ProcessIdentity.model_validate(self.model_dump())
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ class Supervisor:
         if self.role == "supervising":
             return "This server supervises the runs of this home."
         other = supervisor_of(self._home)
-        who = f"Another Loratory process (pid {other.process.pid})" if other is not None else "Another Loratory process"
+        where = f" on {other.process.host}" if other is not None and not other.process.is_of_this_boot() else ""
+        who = "Another Loratory process" + (f" (pid {other.process.pid}{where})" if other is not None else "")
         return f"{who} already supervises the runs of this home; this one refuses to, and takes over when it ends."
 
     def explain_standing_by(self) -> str:

@@ -38,6 +38,7 @@ def begun(before: RunState, attempt: int, device: str, meter_joules: float | Non
         "ended": None,
         "oom_kills": out_of_memory_kills(),
         "energy_meter_joules": meter_joules,
+        "cancel_seen": None,
         "silent_since": None,
         "silence_limit_seconds": None,
     }

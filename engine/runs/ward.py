@@ -162,7 +162,8 @@ class Ward:
                 worker = None
                 with self._complaints.noting(followed.run.id, "could not be looked at"):
                     worker = followed.worker()
-                return self._leases.holder_of(followed.run, worker)
+                if worker is None or not worker.is_of_another_host():  # whose devices are other ones
+                    return self._leases.holder_of(followed.run, worker)
         return None
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
