@@ -20,6 +20,7 @@ from engine.errors import DeviceError, EngineError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.processor import memory_now
 from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, check_model_folder, read_safetensors_header, shard_names
+from engine.training.attention import copy_shared_heads
 from engine.training.failure import is_out_of_memory
 from engine.training.quantization import quantization_of
 
@@ -244,6 +245,7 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
             f"{place.name} cannot be loaded ({type(error).__name__}).",
             "The log chat.log in the server folder says more; try another precision, or update transformers.",
         ) from error
+    copy_shared_heads(place.dtype, (0,) if place.device.kind == "cuda" else ())
     model.eval()
     model.requires_grad_(False)
     return model

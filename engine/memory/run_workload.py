@@ -123,11 +123,11 @@ def _kernel(
 ) -> AttentionKernel:
     """The kernel that PyTorch takes for what transformers calls `attention`.
 
-    Flash attention needs 16-bit floats and a GPU from Ampere on, and takes no mask. The memory-efficient kernel needs
-    equal head counts: with a mask transformers copies the heads, without one the slow path is what is left. So it is on
-    Apple's GPU, whose own kernel has no backward pass.
+    Flash attention needs 16-bit floats and a GPU from Ampere on, and takes no mask. The memory-efficient kernel needs equal
+    head counts, for which keys and values are copied, and Ampere for bfloat16. Apple's GPU is left with the slow path, since
+    its own kernel has no backward pass.
 
-    Source: `use_gqa_in_sdpa`, transformers/integrations/sdpa_attention.py; `sdp_utils.cpp` of PyTorch.
+    Source: `copy_shared_heads`, engine/training/attention.py; `sdp_utils.cpp` of PyTorch.
     """
     if attention == "eager":
         return "eager"
@@ -139,12 +139,10 @@ def _kernel(
         return "flash"
     if shape.head_dim > _LARGEST_HEAD:
         return "math"
-    if masked:
-        return "efficient"
     half = precision.compute == 2
-    if half and device.has_fast_bfloat16:
-        return "flash"
-    return "efficient" if shape.num_key_value_heads == shape.num_attention_heads else "math"
+    if half and not device.has_fast_bfloat16 and not precision.is_float16:
+        return "math"
+    return "flash" if half and device.has_fast_bfloat16 and not masked else "efficient"
 
 
 def _optimizer(config: RunConfig, device: Device) -> Optimizer:

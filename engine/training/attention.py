@@ -6,6 +6,7 @@ grows with the rows and not with what happens to stand beside them.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention f
 
 # Queries at once. A tile of scores in float32 stays in the processor's cache; smaller ones lose time between products.
 QUERY_TILE = 128
+
+FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support", and PyTorch's own kernel alike
 
 # What other attention functions understand and this one does not; a model that asks for it is trained with padding.
 _NOT_UNDERSTOOD = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -37,6 +40,73 @@ def register_joined_attention() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(JOINED_ATTENTION, joined_attention)
+
+
+def copy_shared_heads(compute: torch.dtype, cuda_indexes: Sequence[int]) -> None:
+    """Let transformers' sdpa serve grouped-query models with a fused kernel on these devices, now and for later models.
+
+    transformers hands rows without a mask to PyTorch with fewer key-value heads than query heads. Flash attention alone takes
+    that: at 16 bits, on GPUs since Ampere. Elsewhere PyTorch would write out the scores of all heads in float32.
+
+    Source: `use_gqa_in_sdpa`, transformers/integrations/sdpa_attention.py; `can_use_mem_efficient_attention`,
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    needed = not all(_takes_shared_heads(torch.device("cuda", index), compute) for index in cuda_indexes)
+    AttentionInterface.register("sdpa", sdpa_with_copied_heads if needed else sdpa_attention_forward)
+
+
+def sdpa_with_copied_heads(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (batch, heads, tokens, head_dim)
+    key: torch.Tensor,  # (batch, key-value heads, tokens, head_dim)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **asked: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' sdpa does, with a key-value head for each query head where there is no mask.
+
+    One new token shares the heads as they are: the queries of a group become its rows, and a long cache is not copied.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    batch, heads, tokens, size = query.shape
+    groups = heads // key.shape[1]
+    strange = any(asked.get(name) is not None for name in ("position_bias", "softcap"))
+    if groups == 1 or attention_mask is not None or strange:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
+        return output, None
+    if tokens == 1:
+        packed = functional.scaled_dot_product_attention(
+            query.reshape(batch, key.shape[1], groups, size),
+            key,
+            value,
+            dropout_p=asked.get("dropout", 0.0),
+            scale=asked.get("scaling"),
+        )
+        return packed.reshape(batch, 1, heads, value.shape[-1]), None
+    own = _OwnHeads(bool(getattr(module, "is_causal", True)))
+    output, _ = sdpa_attention_forward(
+        own, query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), None, **asked
+    )
+    return output, None
+
+
+@dataclass(frozen=True)
+class _OwnHeads:
+    """What transformers asks an attention module, of one whose query heads share nothing."""
+
+    is_causal: bool
+
+
+def _takes_shared_heads(device: torch.device, dtype: torch.dtype, *, masked: bool = False) -> bool:
+    """Whether PyTorch's attention has a fused kernel for fewer key-value heads than query heads; its flash kernel on CUDA."""
+    if device.type != "cuda":
+        return True  # as good as it gets
+    has_flash = torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+    return has_flash and dtype in (torch.float16, torch.bfloat16) and not masked
 
 
 def joined_attention(
@@ -89,6 +159,9 @@ def _attend_fused(
 ) -> torch.Tensor:
     length = q.shape[1]
     mask = None if window is None or window >= length else _allowed(length, window, q.device)
+    groups = q.shape[0] // k.shape[0]
+    if groups > 1 and not _takes_shared_heads(q.device, q.dtype, masked=mask is not None):
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
     output: torch.Tensor = functional.scaled_dot_product_attention(
         q.unsqueeze(0),
         k.unsqueeze(0),

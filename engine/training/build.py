@@ -10,6 +10,7 @@ from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
+from engine.training.attention import FLASH_CAPABILITY, copy_shared_heads
 from engine.training.placement import Placement
 from engine.training.precision import Precision
 from engine.training.quantization import quantization_of
@@ -18,8 +19,6 @@ from engine.training.targets import choose_ia3_targets, choose_saved_modules, ch
 
 # A schedule that ends at a share of the first learning rate instead of zero.
 _MIN_LEARNING_RATE_SHARE = 0.1
-
-_FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support"
 
 
 def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
@@ -58,6 +57,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
             f"{source.name} cannot be loaded for training ({type(error).__name__}: {reason[0][:200] if reason else ''}).",
             "Choose a causal language model whose weights are in safetensors files, or another precision or attention.",
         ) from error
+    copy_shared_heads(precision.compute, placement.torch_indexes)
     model.config.use_cache = False
     if placement.spread:
         keep_beside(model)
@@ -81,7 +81,7 @@ def choose_attention(config: RunConfig, precision: Precision, placement: Placeme
         placement.torch_device.type == "cuda"
         and precision.compute in (torch.bfloat16, torch.float16)
         and is_flash_attn_2_available()
-        and all(torch.cuda.get_device_capability(index) >= _FLASH_CAPABILITY for index in placement.torch_indexes)
+        and all(torch.cuda.get_device_capability(index) >= FLASH_CAPABILITY for index in placement.torch_indexes)
     ):
         return "flash_attention_2"
     return None

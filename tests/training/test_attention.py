@@ -3,8 +3,18 @@
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.training.attention import QUERY_TILE, JoinedRows, UnsupportedAttentionError, joined_attention
+from engine.training import attention
+from engine.training.attention import (
+    QUERY_TILE,
+    JoinedRows,
+    UnsupportedAttentionError,
+    copy_shared_heads,
+    joined_attention,
+    sdpa_with_copied_heads,
+)
 
 HEADS, KEY_VALUE_HEADS, SIZE = 6, 2, 16
 
@@ -105,3 +115,104 @@ def test_a_mask_is_refused_rather_than_overlooked():
         joined_attention(
             CausalModule(), *random_inputs((8,)), torch.ones(1, 1, 8, 8, dtype=torch.bool), joined_rows=JoinedRows((8,))
         )
+
+
+class SharingModule(CausalModule):
+    num_key_value_groups = HEADS // KEY_VALUE_HEADS
+
+
+@pytest.fixture
+def heads_given(monkeypatch):
+    """Query heads and key-value heads of each call of PyTorch's attention, and whether they are shared."""
+    calls = []
+    own = functional.scaled_dot_product_attention
+
+    def attend(query, key, value, **asked):
+        calls.append((query.shape[-3], key.shape[-3], asked.get("enable_gqa", False)))
+        return own(query, key, value, **asked)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attend)
+    return calls
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_copied_heads_attend_as_shared_ones_do(heads_given, tokens):
+    query, key, value = random_inputs((9,))
+    query = query[:, :, -tokens:]
+
+    expected, _ = sdpa_attention_forward(SharingModule(), query, key, value, None, scaling=0.3)
+    got, _ = sdpa_with_copied_heads(SharingModule(), query, key, value, None, scaling=0.3)
+
+    assert heads_given[0] == (HEADS, KEY_VALUE_HEADS, True)
+    # One token needs no copy of the cache: its queries become rows of the heads that they share.
+    assert heads_given[1] == ((KEY_VALUE_HEADS, KEY_VALUE_HEADS, False) if tokens == 1 else (HEADS, HEADS, False))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_mask_is_left_to_transformers():
+    query, key, value = random_inputs((9,))
+    mask = torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
+
+    expected, _ = sdpa_attention_forward(SharingModule(), query, key, value, mask)
+    got, _ = sdpa_with_copied_heads(SharingModule(), query, key, value, mask)
+
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "copied"),
+    [
+        ((7, 5), torch.float16, True),
+        ((8, 6), torch.float32, True),
+        ((8, 6), torch.bfloat16, False),
+        ((9, 0), torch.float16, False),
+    ],
+)
+def test_heads_are_copied_where_no_flash_kernel_takes_them_shared(monkeypatch, capability, dtype, copied):
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+
+    copy_shared_heads(dtype, (0,))
+
+    assert AttentionInterface()["sdpa"] is (sdpa_with_copied_heads if copied else sdpa_attention_forward)
+    copy_shared_heads(torch.float32, ())  # a model on the processor, afterwards
+    assert AttentionInterface()["sdpa"] is sdpa_attention_forward
+
+
+def test_a_whole_model_answers_the_same_with_copied_heads(monkeypatch, tiny_model_folder, heads_given):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder, attn_implementation="sdpa").eval()
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    ids = torch.arange(10, 30)[None]
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert any(shared for *_, shared in heads_given)
+    heads_given.clear()
+
+    monkeypatch.setattr(
+        AttentionInterface, "_global_mapping", AttentionInterface._global_mapping | {"sdpa": sdpa_with_copied_heads}
+    )
+    got = model.generate(ids, max_new_tokens=8, do_sample=False)
+
+    assert torch.equal(got, expected)
+    assert heads_given
+    assert not any(shared for *_, shared in heads_given)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_joined_rows_copy_heads_where_no_flash_kernel_takes_them(monkeypatch, heads_given, window):
+    inputs = random_inputs((15, 25))
+    given = {"sliding_window": window, "joined_rows": JoinedRows((15, 25))}
+    expected, _ = joined_attention(CausalModule(), *inputs, None, **given)
+    monkeypatch.setattr(attention, "_attend_tiled", attention._attend_fused)
+    monkeypatch.setattr(attention, "_takes_shared_heads", lambda *_, **__: False)
+
+    got, _ = joined_attention(CausalModule(), *inputs, None, **given)
+
+    assert heads_given == [(HEADS, HEADS, False)] * 2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("masked", "takes"), [(False, True), (True, False)])
+def test_the_flash_kernel_takes_no_mask(monkeypatch, masked, takes):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 6))
+
+    assert attention._takes_shared_heads(torch.device("cuda", 0), torch.bfloat16, masked=masked) is takes

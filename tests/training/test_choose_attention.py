@@ -6,7 +6,9 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.hardware.libraries import library_version
-from engine.memory.run_workload import has_flash_attention
+from engine.inspector.inventory import inventory_of
+from engine.memory.run_workload import has_flash_attention, workload_of_step
+from engine.models.catalog import find_in_catalog
 from engine.training import build
 from engine.training.build import choose_attention
 from engine.training.placement import Placement
@@ -48,6 +50,32 @@ def test_else_transformers_chooses(gpu, capability, installed, model):
 
 def test_what_was_asked_for_is_kept(gpu):
     assert chosen(gpu(AMPERE), attn_implementation="sdpa") == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [
+        (TURING, "float16", ("efficient", True)),
+        (AMPERE, "float32", ("efficient", True)),
+        (AMPERE, "bfloat16", ("flash", False)),
+        (TURING, "bfloat16", ("math", False)),  # no fused kernel has it there
+    ],
+)
+def test_the_estimate_counts_the_kernel_that_a_grouped_query_model_gets_without_a_mask(capability, dtype, expected):
+    shape = inventory_of(find_in_catalog("Qwen/Qwen2.5-0.5B-Instruct").config)
+    assert shape.num_key_value_heads < shape.num_attention_heads
+    device = Device("cuda", 0, "a GPU", 16 << 30, 16 << 30, has_fast_bfloat16=capability >= (8, 0))
+    config = config_from_mapping(
+        {
+            "model": {"id": "m", "compute_dtype": dtype, "attn_implementation": "sdpa"},
+            "dataset": {"source": "d"},
+            "training": {"per_device_train_batch_size": 1, "max_length": 2048},
+        }
+    )
+
+    workload = workload_of_step(shape, config, device)
+
+    assert (workload.attention, workload.expands_key_values) == expected
 
 
 @pytest.mark.parametrize(
