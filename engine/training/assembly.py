@@ -1,28 +1,27 @@
 """How rows go through a given model: decided by what it is, and then measured instead of believed."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from engine.config.run import RunConfig
 from engine.errors import ModelError
 from engine.inspector.architecture import read_attention
 from engine.models.batching import choose_batching
-from engine.training.attention import JOINED_ATTENTION, UnsupportedAttentionError, register_joined_attention
-from engine.training.batches import PassTensors, TokenRow, join, pad
+from engine.training.attention import JOINED_ATTENTION, register_joined_attention
+from engine.training.batches import PassTensors, TokenRow, join
+from engine.training.failure import is_out_of_memory
 from engine.training.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
 from engine.training.loss import attach_loss
 from engine.training.placement import Placement
 from engine.training.plan import PlanSettings
 from engine.training.precision import Precision
+from engine.training.probe import Probe, agrees
 from engine.training.quick_lora import make_lora_quick
 from engine.training.steps import TrainerSetup
-
-_PROBE_TOKENS = 64  # of each row that is tried
-_LOSS_TOLERANCE = 0.02  # of the mean loss; bfloat16 moves it by a tenth of that
 
 
 @dataclass(frozen=True)
@@ -47,33 +46,34 @@ def assemble(
     The choice is tried on a few rows: what our loss and our attention give must be what the model by itself gives.
 
     Raises:
-        ModelError: If packing is wanted and the model cannot keep joined rows apart, or Liger's kernels change its loss.
+        ModelError: If the loss is not finite, if packing is wanted and the model cannot keep joined rows apart, or if Liger's
+            kernels change its loss.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     notes: list[str] = []
     model.eval()
-    probe = [_cut(rows[index]) for index in (0, len(rows) // 2, 0)]
     autocast = _autocast(model, config, precision)
-    expected = _own_losses(causal_lm, model, probe, pad_token_id, autocast)
+    probe = Probe.of(model, rows, config.training.max_length, pad_token_id, autocast)
+    expected = probe.own_loss()
+    _require_finite(expected, causal_lm, precision)
     attach_loss(causal_lm)
-    if not _agrees(_loss(model, pad(probe, pad_token_id), autocast), expected):
+    if not agrees(probe.loss(probe.padded()), expected):
         attach_loss(causal_lm, through_logits=True)
-        notes.append("This model changes its logits in a way of its own, so that all of them are computed.")
-    notes.extend(
-        _with_liger(causal_lm, config, placement, lambda: _loss(model, pad(probe, pad_token_id), autocast), expected)
-    )
+        notes.append("This model changes its logits in a way of its own, so all of them are computed.")
+    notes.extend(_with_liger(causal_lm, config, placement, lambda: probe.loss(probe.padded()), expected))
     own_attention = str(causal_lm.config._attn_implementation)
     flash = own_attention.startswith("flash_attention")
     facts, kind = read_attention(causal_lm), placement.torch_device.type
     batching = choose_batching(facts, own_attention, config, kind)
     if batching == "joined":
+        apart = probe.attention_apart()
         if not flash:
             register_joined_attention()
             causal_lm.set_attn_implementation(JOINED_ATTENTION)
-        agrees = _joins(model, probe, expected, flash=flash, autocast=autocast)
-        batching = choose_batching(facts, own_attention, config, kind, trial_agrees=agrees)
+        joins = probe.joins(expected, apart, flash=flash)
+        batching = choose_batching(facts, own_attention, config, kind, trial_agrees=joins)
         if batching == "padded":
-            notes.append("This model does not keep joined rows apart, so that rows are padded.")
+            notes.append("This model does not keep joined rows apart, so its rows are padded.")
             causal_lm.set_attn_implementation(own_attention)
     joined = batching == "joined"
     if config.training.packing and not joined:
@@ -81,8 +81,7 @@ def assemble(
             f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention.",
             "Switch packing off, or set attn_implementation to auto.",
         )
-    try_rows = join(probe, flash=flash) if joined else pad(probe, pad_token_id)
-    notes.extend(_compiled(model, config, placement, try_rows, autocast))
+    notes.extend(_compiled(probe, config, placement, join(probe.rows, flash=flash) if joined else probe.padded()))
     settings = PlanSettings(
         seed=config.training.seed,
         per_device_train_batch_size=config.training.per_device_train_batch_size,
@@ -116,88 +115,54 @@ def _with_liger(
     refused = use_liger_kernels(causal_lm, config, placement)
     if refused is not None:
         return [refused]
-    if config.training.use_liger_kernel and not _agrees(loss(), expected):
+    if config.training.use_liger_kernel and not agrees(loss(), expected):
         raise ModelError(
             f"Liger's kernels change the loss of {type(causal_lm).__name__}.", "Switch training.use_liger_kernel off."
         )
     return []
 
 
-def _compiled(
-    model: Any, config: RunConfig, placement: Placement, probe: PassTensors, autocast: torch.dtype | None
-) -> list[str]:
+def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassTensors) -> list[str]:
     """Compile the layers where wanted, and try them forward and backward; returns what must be said."""
     refused = why_not_compiled(config, placement)
     if refused is not None:
         return [refused]
     if not config.training.torch_compile:
         return []
-    before = _loss(model, probe, autocast)
+    model, before = probe.model, probe.loss(rows)
     compile_layers(model)
-    one = probe.to(_device(model))
+    one = rows.to(next(model.parameters()).device)
     try:
-        with _casting(one, autocast):
+        with probe.casting():
             loss = model(**one.inputs, trained_tokens=one.trained)
         loss.backward()
-        works = _agrees(float(loss.detach()), before)
-    except Exception:  # compilers fail as anything
+        works = agrees(float(loss.detach()), before)
+    except Exception as error:  # compilers fail as anything
+        if is_out_of_memory(error):
+            raise
         works = False
     model.zero_grad(set_to_none=True)
     if works:
         return []
     leave_uncompiled(model)
-    return [f"torch.compile does not get along with {type(model).__name__} here, so that nothing is compiled."]
+    return [f"torch.compile fails on {type(model).__name__}; running without it."]
 
 
-@dataclass(frozen=True)
-class _CutRow:
-    input_ids: list[int]
-    labels: list[int]
+def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
+    """Refuse a model that cannot be trained as it is loaded; comparing its losses would say nothing.
 
-
-def _cut(row: TokenRow) -> _CutRow:
-    """The beginning of a row, all of it learned, so that every position is compared."""
-    ids = row.input_ids[:_PROBE_TOKENS]
-    return _CutRow(ids, list(ids))
-
-
-def _own_losses(
-    causal_lm: Any, model: Any, rows: Sequence[_CutRow], pad_token_id: int, autocast: torch.dtype | None
-) -> float:
-    """Summed loss of the rows by the model's own logits, each row by itself."""
-    total = 0.0
-    for row in rows:
-        one = pad([row], pad_token_id).to(_device(causal_lm))
-        with torch.no_grad(), _casting(one, autocast):
-            logits = model(**one.inputs).logits
-        flat = logits.reshape(-1, logits.shape[-1])[one.trained.positions].float()
-        total += float(functional.cross_entropy(flat, one.trained.targets, reduction="sum"))
-    return total
-
-
-def _loss(model: Any, one: PassTensors, autocast: torch.dtype | None) -> float:
-    one = one.to(_device(model))
-    with torch.no_grad(), _casting(one, autocast):
-        return float(model(**one.inputs, trained_tokens=one.trained))
-
-
-def _joins(model: Any, rows: Sequence[_CutRow], expected: float, *, flash: bool, autocast: torch.dtype | None) -> bool:
-    """Whether joined rows have the losses of separate ones. A row stands twice: seen again, it would be easy."""
-    try:
-        return _agrees(_loss(model, join(rows, flash=flash), autocast), expected)
-    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError):
-        return False
-
-
-def _agrees(got: float, expected: float) -> bool:
-    return abs(got - expected) <= _LOSS_TOLERANCE * abs(expected)
-
-
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device
-
-
-def _casting(one: PassTensors, autocast: torch.dtype | None) -> torch.autocast:
-    device = one.trained.targets.device.type
-    return torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None)
+    Raises:
+        ModelError: If its loss is NaN or infinite.
+    """
+    if math.isfinite(loss):
+        return
+    name = type(causal_lm).__name__
+    if precision.compute_name == "float32":
+        raise ModelError(
+            f"The loss of {name} is {loss} before any training, in float32.",
+            "Choose another model, or get its weights again: they hold NaN or infinity.",
+        )
+    raise ModelError(
+        f"The loss of {name} is {loss} before any training, in {precision.compute_name}.",
+        "Set model.compute_dtype to float32.",
+    )

@@ -1,0 +1,192 @@
+"""A few rows of a run, tried through its model before it trains: the same losses and the same attention, however computed.
+
+Joined rows are tried twice. Short ones go through the whole model, and their losses are compared. Then one that is longer than a
+tile of queries, and than a sliding window, goes through a few layers, and what attention gives is compared itself: a loss
+would hide in its mean what goes wrong beyond a window.
+"""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from engine.training.attention import QUERY_TILE, UnsupportedAttentionError
+from engine.training.batches import PassTensors, TokenRow, join, pad
+from engine.training.failure import is_out_of_memory
+
+_SHORT = 64  # tokens of each row whose loss is compared
+_PAST = 32  # tokens beyond the longest tile or window; attention to them is compared by itself too
+# Tokens of the longest row that is tried; a window of 1,024 is crossed on a processor, one of 4,096 on a GPU.
+_LONGEST_ON_PROCESSOR = 1024 + _PAST
+_LONGEST_ON_GPU = 4096 + _PAST
+_MOST_LAYERS = 8
+_LOSS_TOLERANCE = 0.02  # of the mean loss; bfloat16 moves it by a tenth of that
+_ATTENTION_TOLERANCE = 0.05  # of the norm of attention's output; bfloat16 moves it by a twentieth of that
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """Tokens, all of them trained: every position is compared."""
+
+    input_ids: list[int]
+
+    @property
+    def labels(self) -> list[int]:
+        return self.input_ids
+
+
+class _EnoughError(Exception):
+    """The layers that are compared have been computed."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is tried, and through what.
+
+    Attributes:
+        model: With its adapter.
+        causal_lm: The same without.
+        rows: Short ones. A row is there twice: seen again, it would be easy.
+        long_rows: A long one between short ones; none where rows of this run cross no tile and no window.
+        pad_token_id: Fills up padded rows.
+        autocast: What products are cast to; None where they are not.
+    """
+
+    model: Any
+    causal_lm: Any
+    rows: tuple[ProbeRow, ...]
+    long_rows: tuple[ProbeRow, ...]
+    pad_token_id: int
+    autocast: torch.dtype | None
+
+    @classmethod
+    def of(
+        cls, model: Any, rows: Sequence[TokenRow], max_length: int, pad_token_id: int, autocast: torch.dtype | None
+    ) -> "Probe":
+        """Choose rows among those of a run."""
+        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        first, middle = rows[0].input_ids, rows[len(rows) // 2].input_ids
+        short = tuple(ProbeRow(ids[:_SHORT]) for ids in (first, middle, first))
+        length = _crossing_length(causal_lm.config.get_text_config(), max_length, _device(model))
+        crossing = ProbeRow(list(itertools.islice(itertools.cycle([*first, *middle]), length)))
+        long = (short[0], crossing, short[1]) if length else ()
+        return cls(model, causal_lm, short, long, pad_token_id, autocast)
+
+    def padded(self) -> PassTensors:
+        """The short rows side by side."""
+        return pad(self.rows, self.pad_token_id)
+
+    def own_loss(self) -> float:
+        """Summed loss of the short rows by the model's own logits, each row by itself."""
+        total = 0.0
+        for row in self.rows:
+            one = pad([row], self.pad_token_id).to(_device(self.model))
+            with torch.no_grad(), self.casting():
+                logits = self.model(**one.inputs).logits
+            flat = logits.reshape(-1, logits.shape[-1])[one.trained.positions].float()
+            total += float(functional.cross_entropy(flat, one.trained.targets, reduction="sum"))
+        return total
+
+    def loss(self, one: PassTensors) -> float:
+        """Summed loss of a pass, by the loss that is attached to the model."""
+        one = one.to(_device(self.model))
+        with torch.no_grad(), self.casting():
+            return float(self.model(**one.inputs, trained_tokens=one.trained))
+
+    def attention_apart(self) -> list[list[torch.Tensor]]:
+        """What attention gives for each of the long rows by itself, by layer; the loss must be attached."""
+        return [self._attention(pad([row], self.pad_token_id)) for row in self.long_rows]
+
+    def joins(self, expected: float, apart: Sequence[Sequence[torch.Tensor]], *, flash: bool) -> bool:
+        """Whether joined rows have the losses and the attention of separate ones.
+
+        Args:
+            expected: `own_loss`.
+            apart: `attention_apart`.
+            flash: Rows are described as flash attention takes them.
+        """
+        try:
+            if not agrees(self.loss(join(self.rows, flash=flash)), expected):
+                return False
+            return not self.long_rows or self._attends_alike(self._attention(join(self.long_rows, flash=flash)), apart)
+        except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+
+    def casting(self) -> torch.autocast:
+        """The context of a pass."""
+        kind = _device(self.model).type
+        return torch.autocast(kind, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+    def _attends_alike(self, joined: Sequence[torch.Tensor], apart: Sequence[Sequence[torch.Tensor]]) -> bool:
+        lengths = [len(row.input_ids) for row in self.long_rows]
+        return all(
+            _differs(own, row[layer]) <= _ATTENTION_TOLERANCE
+            and _differs(own[-_PAST:], row[layer][-_PAST:]) <= _ATTENTION_TOLERANCE
+            for layer, whole in enumerate(joined)
+            for own, row in zip(whole[: sum(lengths)].split(lengths), apart, strict=True)
+        )
+
+    def _attention(self, one: PassTensors) -> list[torch.Tensor]:
+        """Outputs of attention for one sequence in the first layers, (tokens, features) each."""
+        found: list[torch.Tensor] = []
+        with _listening(self.causal_lm, found), contextlib.suppress(_EnoughError):
+            self.loss(one)
+        return found
+
+
+def agrees(got: float, expected: float) -> bool:
+    """Whether two losses are one, however they were computed."""
+    return abs(got - expected) <= _LOSS_TOLERANCE * abs(expected)
+
+
+def _crossing_length(text_config: Any, max_length: int, device: torch.device) -> int:
+    """Tokens that a row needs to cross every tile and window that rows of this run cross; 0 where they cross none."""
+    window = getattr(text_config, "sliding_window", None) or 0
+    most = _LONGEST_ON_PROCESSOR if device.type == "cpu" else _LONGEST_ON_GPU
+    crossed = [edge for edge in (QUERY_TILE, window) if 0 < edge < max_length and edge + _PAST <= most]
+    return max(crossed) + _PAST if crossed else 0
+
+
+@contextlib.contextmanager
+def _listening(causal_lm: Any, found: list[torch.Tensor]) -> Iterator[None]:
+    """Collect what attention gives until layers of every kind were computed, then end the pass with `_EnoughError`."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+    kinds = list(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    last = max(kinds.index(kind) for kind in set(kinds))
+    tried = layers[: min(last + 1, _MOST_LAYERS)]
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        answer = output[0] if isinstance(output, tuple) else output
+        found.append(answer.detach().flatten(0, 1).float())
+
+    def stop(_module: Any, _inputs: Any, _output: Any) -> None:
+        raise _EnoughError
+
+    attentions = (module for layer in tried for module in layer.modules() if hasattr(module, "is_causal"))
+    handles = [attention.register_forward_hook(keep) for attention in attentions]
+    handles.extend(layer.register_forward_hook(stop) for layer in tried[-1:])
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _differs(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far one is from the other, by its norm; infinite where either holds NaN."""
+    share = float((got - expected).norm() / expected.norm().clamp_min(1e-6))
+    return math.inf if math.isnan(share) else share
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device

@@ -1,0 +1,136 @@
+"""What is tried before a run trains: rows that cross a tile of queries and a window, memory that runs out, NaN."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.errors import ModelError
+from engine.models.source import ModelSource
+from engine.training import attention, probe
+from engine.training.assembly import assemble
+from engine.training.attention import QUERY_TILE
+from engine.training.build import add_adapter, load_model
+from engine.training.placement import Placement
+from engine.training.precision import choose_precision
+from tests.tiny_model import make_tiny_model
+from tests.training.tiny_training import CPU, make_config, make_rows
+
+WINDOW = 80  # more tokens than those whose loss is compared
+GEMMA = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "num_hidden_layers": 3}
+FAMILIES = {"llama": {}, "mistral": {"sliding_window": WINDOW}, "gemma3_text": GEMMA | {"sliding_window": WINDOW}}
+ROWS = make_rows(6, longest=60)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    return {
+        family: make_tiny_model(root / family, model_type=family, max_position_embeddings=4096, **values)
+        for family, values in FAMILIES.items()
+    }
+
+
+def assembled(folder, change=lambda _: None, **sections):
+    """A run of rows up to 200 tokens, tried on the processor; `change` gets the model before."""
+    config = make_config(folder, **({"training": {"max_length": 200}} | sections))
+    precision, source, placement = (
+        choose_precision(config, CPU),
+        ModelSource(str(folder), "tiny"),
+        Placement(CPU, torch.device("cpu")),
+    )
+    model = add_adapter(load_model(source, config, precision, placement), config, source)
+    change(model)
+    return assemble(model, config, precision, placement, ROWS, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_stay_apart_are_joined(folders, family, dtype):
+    made = assembled(folders[family], model={"compute_dtype": dtype})
+
+    assert (made.setup.settings.batching, made.notes) == ("joined", ())
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_attention_that_forgets_a_window_beyond_the_first_tokens_is_noticed(folders, family, monkeypatch):
+    own = attention.joined_attention
+    monkeypatch.setattr(
+        attention, "joined_attention", lambda *given, **named: own(*given, **named | {"sliding_window": None})
+    )
+
+    made = assembled(folders[family])
+
+    assert made.setup.settings.batching == "padded"
+    assert "apart" in made.notes[0]
+
+
+def test_attention_that_errs_in_its_second_tile_is_noticed(folders, monkeypatch):
+    monkeypatch.setattr(
+        attention,
+        "_tiles",
+        lambda length, _: [attention._Tile(s, min(s + QUERY_TILE, length), s) for s in range(0, length, QUERY_TILE)],
+    )
+
+    assert assembled(folders["llama"]).setup.settings.batching == "padded"
+    assert (
+        assembled(folders["llama"], training={"max_length": 100}).setup.settings.batching == "joined"
+    )  # has no second tile
+
+
+@pytest.mark.parametrize(
+    ("window", "max_length", "device", "expected"),
+    [
+        (None, QUERY_TILE, "cpu", 0),
+        (None, 2048, "cpu", QUERY_TILE + 32),
+        (64, 100, "cpu", 96),
+        (1024, 2048, "cpu", 1056),
+        (4096, 8192, "cpu", QUERY_TILE + 32),  # would take longer than it is worth
+        (4096, 8192, "cuda", 4128),
+        (4096, 2048, "cuda", QUERY_TILE + 32),  # no row reaches it
+    ],
+)
+def test_the_long_row_crosses_what_rows_of_the_run_cross(window, max_length, device, expected):
+    config = SimpleNamespace(sliding_window=window)
+
+    assert probe._crossing_length(config, max_length, torch.device(device)) == expected
+
+
+def test_a_few_layers_are_tried_with_the_long_row(folders, monkeypatch):
+    ran = []
+
+    def count(model):
+        for number, layer in enumerate(model.get_base_model().model.layers):
+            layer.register_forward_hook(
+                lambda _module, inputs, _output, number=number: ran.append((number, inputs[0].shape[1]))
+            )
+
+    assembled(folders["llama"], count)
+
+    assert {number for number, _ in ran} == {0, 1}  # for the short rows
+    assert {number for number, tokens in ran if tokens == QUERY_TILE + 32} == {0}
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory")]
+)
+def test_memory_that_runs_out_is_not_taken_for_attention_that_is_not_supported(folders, monkeypatch, error):
+    def run_out(*_, **__):
+        raise error
+
+    monkeypatch.setattr(attention, "joined_attention", run_out)
+
+    with pytest.raises(type(error), match="out of memory"):
+        assembled(folders["llama"])
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [("bfloat16", "compute_dtype to float32"), ("float32", "another model")])
+def test_a_loss_that_is_nan_from_the_start_is_said_as_that(folders, dtype, advice):
+    def spoil(model):
+        next(model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(ModelError) as caught:
+        assembled(folders["llama"], spoil, model={"compute_dtype": dtype})
+
+    assert "nan before any training" in caught.value.what
+    assert advice in caught.value.fix
