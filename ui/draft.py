@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
-from engine.hardware.devices import Device, choose_from
+from engine.hardware.devices import Device, device_options
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
-from engine.runs.preflight import machine_problems
+from engine.runs.preflight import machine_problems, most_likely
 from ui.form import Form
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     assumed = config if config is not None else _with_placeholder_dataset(mapping, problems)
     if assumed is not None:
         try:
-            chosen = choose_from(devices, assumed.run)
+            options = device_options(devices, assumed.run)
+            chosen = options[0] if shape is None else most_likely(shape, assumed, options)
             device = chosen[0]
             problems = [*problems, *machine_problems(assumed, chosen)]
             if shape is not None:

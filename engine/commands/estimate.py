@@ -9,7 +9,7 @@ from engine.commands.configs import load_config_argument
 from engine.commands.output import ProgressLine
 from engine.config.run import RunConfig
 from engine.hardware.device_problems import device_problems
-from engine.hardware.devices import Device, choose_device
+from engine.hardware.devices import Device, device_options, list_devices
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
@@ -17,6 +17,7 @@ from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
 from engine.runs.measurement import MeasuredStep, MeasurementJob
+from engine.runs.preflight import most_likely
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 
@@ -48,12 +49,13 @@ def estimate(
     run_config = load_config_argument(config, tuple(overrides or ()), home)
     if measure and memory_gib is not None:
         raise typer.BadParameter("a step can be measured on a device that is here only; leave out --memory-gib.")
-    device = choose_device(run_config.run) if memory_gib is None else _device_with(memory_gib)
+    options = device_options(list_devices(), run_config.run) if memory_gib is None else ((_device_with(memory_gib),),)
     inspector = Inspector(home)
     try:
         shape = inspector.module_inventory(run_config.model)
     finally:
         inspector.close()
+    device = most_likely(shape, run_config, options)[0]
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
     refusals = refusals_of(run_config, device) if memory_gib is None else ()

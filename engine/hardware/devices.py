@@ -1,6 +1,6 @@
 """Which devices there are, and which one a run gets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
@@ -11,7 +11,15 @@ from engine.hardware.processor import describe_processor, memory_now
 from engine.hardware.torch_build import installed_torch
 from engine.paths import LoratoryHome
 
-__all__ = ["Device", "choose_device", "choose_devices", "choose_from", "list_devices"]
+__all__ = [
+    "Device",
+    "choose_device",
+    "choose_devices",
+    "choose_from",
+    "device_options",
+    "first_that_fits",
+    "list_devices",
+]
 
 _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it somebody else is at work there
 
@@ -53,23 +61,33 @@ def choose_devices(run: RunSection) -> tuple[Device, ...]:
 def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...]:
     """Choose among `devices`, as `list_devices` gives them; several only where the run names several.
 
-    `auto` takes the first GPU of which at least half is free, else the one with the most free memory, else Apple's GPU,
-    else the processor. It passes over GPUs that PyTorch cannot use.
+    Raises:
+        DeviceError: If the run cannot have the devices that it names; see `device_options`.
+    """
+    return device_options(devices, run)[0]
+
+
+def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[Device, ...], ...]:
+    """Return every set of devices that a run may get, the best first; at least one. Several for `auto` alone.
+
+    `auto` prefers GPUs of which at least half is free, in their order, then those with the most free memory, else Apple's
+    GPU, else the processor. It passes over GPUs that PyTorch cannot use.
 
     Raises:
         DeviceError: If the run names a GPU that is not there or that PyTorch cannot use, names one twice, or names a MIG
-            instance beside another device.
+            instance beside another device; if there is no device at all.
     """
     gpus = {device.index: device for device in devices if device.kind == "cuda"}
-    processor = next(device for device in devices if device.kind == "cpu")
-    if run.devices == "cpu":
-        return (processor,)
-    usable = usable_gpus(devices)
-    if run.devices == "auto" and not usable:
-        return (next((device for device in devices if device.kind == "mps"), processor),)
-    if run.devices == "auto":
-        free = (gpu for gpu in usable if gpu.free_bytes >= gpu.total_bytes * _COUNTS_AS_FREE)
-        return (next(free, None) or max(usable, key=lambda gpu: gpu.free_bytes),)
+    if run.devices == "auto" and (usable := usable_gpus(devices)):
+        free = [gpu for gpu in usable if gpu.free_bytes >= gpu.total_bytes * _COUNTS_AS_FREE]
+        busy = sorted((gpu for gpu in usable if gpu not in free), key=lambda gpu: -gpu.free_bytes)
+        return tuple((gpu,) for gpu in (*free, *busy))
+    if isinstance(run.devices, str):
+        kinds = ("mps", "cpu") if run.devices == "auto" else ("cpu",)
+        found = next((device for kind in kinds for device in devices if device.kind == kind), None)
+        if found is None:
+            raise DeviceError("This machine shows no device to train on.", "Name a GPU in run.devices.")
+        return ((found,),)
     wanted = tuple(run.devices)
     missing = [index for index in wanted if index not in gpus]
     if missing or not wanted:
@@ -89,4 +107,16 @@ def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...
             f"run.devices names {list(wanted)}, of which one is a MIG instance; CUDA gives a process one instance alone.",
             "Name one device, or switch MIG off on GPUs that are to work together.",
         )
-    return chosen
+    return (chosen,)
+
+
+def first_that_fits(
+    options: Sequence[tuple[Device, ...]], needed: Callable[[Device], int | None]
+) -> tuple[Device, ...] | None:
+    """Return the first set of devices on each of which the memory is free that the run needs there.
+
+    Args:
+        options: As `device_options` gives them.
+        needed: Bytes that the run needs on a device; None where that is not known, and counts as nothing.
+    """
+    return next((option for option in options if all((needed(one) or 0) <= one.free_bytes for one in option)), None)

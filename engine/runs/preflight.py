@@ -13,7 +13,7 @@ from engine.data.report import CheckProgress, DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
 from engine.hardware.device_problems import device_problems
-from engine.hardware.devices import choose_from, list_devices
+from engine.hardware.devices import device_options, first_that_fits, list_devices
 from engine.hardware.lease import lease_name
 from engine.memory.allocator import DeviceNeed
 from engine.memory.estimate import GIB, Estimator
@@ -103,7 +103,8 @@ class Preflight:
             DatasetError: If the dataset cannot be read, or teaches nothing.
         """
         config = with_absolute_paths(config)
-        devices = choose_from(tuple(self._devices()), config.run)
+        options = device_options(tuple(self._devices()), config.run)
+        devices = options[0]
         problems = [*pair_problems(config), *machine_problems(config, devices)]
         if problems:
             raise ConfigError(problems)
@@ -114,7 +115,7 @@ class Preflight:
         if source.revision is not None:
             config = config.model_copy(update={"model": config.model.model_copy(update={"revision": source.revision})})
         on_progress("Measuring the model.")
-        predicted = self._predict(config, devices)
+        predicted = self._predict(config, options)
         on_progress("Checking the data.")
         report = self._inspector.check(
             config.dataset,
@@ -131,32 +132,86 @@ class Preflight:
                     **environment_facts(),
                     "model_source": source.hub_id or source.name,
                     "dataset_fingerprint": report.fingerprint or None,
-                    "predicted_bytes": predicted.expected_bytes if predicted is not None else None,
-                    "predicted_memory": predicted_figures(predicted, devices[0].kind)
-                    if predicted is not None
-                    else None,
+                    **_predicted_facts(predicted),
                 }
             ),
             report,
         )
 
-    def _predict(self, config: RunConfig, devices: tuple[Device, ...]) -> DeviceNeed | None:
+    def _predict(self, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> "Prediction | None":
         shape = self._inspector.module_inventory(config.model)
         try:
-            needs = needs_of(shape, config, devices)
+            return predict(shape, config, options)
         except MemoryUnknownError as error:
             # It may train all the same; what is lost is only the word on how much memory it takes.
             _log.warning("%s: %s", config.model.id, error.what)
             return None
-        for device, need in zip(devices, needs, strict=True):
+
+
+class Prediction(NamedTuple):
+    """What a run needs where the queue would start it, were all devices free of other runs."""
+
+    devices: tuple[Device, ...]
+    need: DeviceNeed  # on that of them where it is the most
+    by_name: dict[str, int]  # bytes on each kind of device that it may get
+
+
+def predict(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> Prediction:
+    """Return what a run needs on the first of its options that has room, by the rule of the queue.
+
+    Args:
+        shape: Of the model.
+        config: The run.
+        options: As `device_options` gives them.
+
+    Raises:
+        ConfigError: If there are more devices than layers to spread over them.
+        DeviceError: If each option is smaller than what the run needs there.
+        MemoryUnknownError: If the model's layers are like no others.
+    """
+    by_option = {option: needs_of(shape, config, option) for option in options}
+    by_name: dict[str, int] = {}
+    too_small: dict[tuple[Device, ...], DeviceError] = {}
+    for option, needs in by_option.items():
+        for device, need in zip(option, needs, strict=True):
+            by_name[device.name] = max(need.expected_bytes, by_name.get(device.name, 0))
             if need.expected_bytes > device.total_bytes:
-                where = f" on {lease_name(device)}" if config.run.spread_over > 1 else ""
-                raise DeviceError(
-                    f"This run needs about {need.expected_bytes / GIB:.1f} GiB{where}, and {device.name} has "
-                    f"{device.total_bytes / GIB:.1f} GiB in all.",
-                    "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
-                )
-        return max(needs, key=lambda need: need.expected_bytes)
+                too_small.setdefault(option, _too_small(config, device, need))
+    possible = [option for option in options if option not in too_small]
+    if not possible:
+        raise too_small[max(options, key=lambda option: option[0].total_bytes)]
+    chosen = first_that_fits(possible, lambda device: by_name[device.name]) or possible[0]
+    return Prediction(chosen, max(by_option[chosen], key=lambda need: need.expected_bytes), by_name)
+
+
+def most_likely(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> tuple[Device, ...]:
+    """Return the devices that the queue would give a run; the best where it fits none, or its needs are unknown."""
+    if len(options) == 1:
+        return options[0]
+    try:
+        return predict(shape, config, options).devices
+    except (DeviceError, MemoryUnknownError):
+        return options[0]
+
+
+def _too_small(config: RunConfig, device: Device, need: DeviceNeed) -> DeviceError:
+    where = f" on {lease_name(device)}" if config.run.spread_over > 1 else ""
+    return DeviceError(
+        f"This run needs about {need.expected_bytes / GIB:.1f} GiB{where}, and {device.name} has "
+        f"{device.total_bytes / GIB:.1f} GiB in all.",
+        "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
+    )
+
+
+def _predicted_facts(predicted: Prediction | None) -> dict[str, object]:
+    """The fields of `Provenance` that hold it."""
+    if predicted is None:
+        return {}
+    return {
+        "predicted_bytes": predicted.need.expected_bytes,
+        "predicted_on": predicted.by_name if len(predicted.by_name) > 1 else {},
+        "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
+    }
 
 
 def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) -> tuple[DeviceNeed, ...]:
@@ -166,10 +221,9 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
         ConfigError: If there are more devices than layers to spread over them.
         MemoryUnknownError: If the model's layers are like no others.
     """
-    estimator = Estimator(shape, devices[0])
     if config.run.spread_over == 1:
-        return (estimator.need(config),) * len(devices)
-    return estimator.spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
+        return tuple(Estimator(shape, device).need(config) for device in devices)
+    return Estimator(shape, devices[0]).spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
 
 
 def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:

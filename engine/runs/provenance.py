@@ -35,6 +35,7 @@ class Provenance(BaseModel):
     model_source: str | None = None  # what the configured model name meant: Hub id or folder name
     dataset_fingerprint: str | None = None  # sha256 of what the source held
     predicted_bytes: int | None = None  # memory that the estimate foretold for the process; what the queue waits for
+    predicted_on: dict[str, int] = {}  # the same by name of a device, where `auto` may choose among GPUs that differ
     predicted_memory: MemoryFigures | None = None  # all that it foretold and that will be measured
     copied_from: str | None = None  # run whose configuration this one started from
 

@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.config.run import RunSection
+from engine.errors import DeviceError
 from engine.files import write_atomically
 from engine.hardware.device import Device
-from engine.hardware.devices import usable_gpus
+from engine.hardware.devices import device_options, first_that_fits
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
@@ -74,6 +75,11 @@ class Waiting(NamedTuple):
     run_id: str
     section: RunSection
     needed_bytes: int | None  # None where no estimate was made
+    needed_on: Mapping[str, int] = {}  # the same by name of a device, where GPUs differ
+
+    def needs(self, device: Device) -> int | None:
+        """Bytes that it needs on a device."""
+        return self.needed_on.get(device.name, self.needed_bytes)
 
 
 @dataclass(frozen=True)
@@ -111,16 +117,17 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
     spoken_for: dict[str, str] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
         others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
-        options = _options(waiting.section, devices)
-        if not options:
-            reasons[waiting.run_id] = Why("device_missing", f"{_asked_for(waiting.section)} is not there.")
+        try:
+            options = _large_enough(waiting, device_options(devices, waiting.section))
+        except DeviceError as error:
+            reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
             continue
         free = [
             option
             for option in options
             if not any(lease_name(device) in others or lease_name(device) in spoken_for for device in option)
         ]
-        chosen = next((option for option in free if _fits(waiting, option)), None)
+        chosen = first_that_fits(free, waiting.needs)
         if chosen is not None:
             starts.append(Start(waiting.run_id, chosen))
             spoken_for.update((lease_name(device), waiting.run_id) for device in chosen)
@@ -135,29 +142,10 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
     return QueuePlan(tuple(starts), reasons, tuple(dict.fromkeys(wanted)))
 
 
-def _options(section: RunSection, devices: Sequence[Device]) -> list[tuple[Device, ...]]:
-    """Every set of devices that the run may execute on, the best first."""
-    gpus = {device.index: device for device in devices if device.kind == "cuda"}
-    if isinstance(section.devices, tuple):
-        named = tuple(gpus[index] for index in section.devices if index in gpus)
-        return [named] if named and len(named) == len(section.devices) else []
-    usable = usable_gpus(devices)
-    if section.devices == "auto" and usable:
-        by_free_memory = sorted(usable, key=lambda gpu: -gpu.free_bytes)
-        return [(gpu,) for gpu in by_free_memory]
-    has_apple = any(device.kind == "mps" for device in devices)
-    wanted = "mps" if section.devices == "auto" and has_apple else "cpu"
-    return [(device,) for device in devices if device.kind == wanted]
-
-
-def _fits(waiting: Waiting, option: tuple[Device, ...]) -> bool:
-    return waiting.needed_bytes is None or all(device.free_bytes >= waiting.needed_bytes for device in option)
-
-
-def _asked_for(section: RunSection) -> str:
-    if isinstance(section.devices, tuple):
-        return f"GPU {', '.join(str(index) for index in section.devices)}"
-    return "A device"
+def _large_enough(waiting: Waiting, options: Sequence[tuple[Device, ...]]) -> Sequence[tuple[Device, ...]]:
+    """Leave out GPUs on which the run can never fit; it waits for others, and leaves those to other runs."""
+    large = [option for option in options if all((waiting.needs(one) or 0) <= one.total_bytes for one in option)]
+    return large or options
 
 
 def _reason(
@@ -171,7 +159,7 @@ def _reason(
         device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
         return Why(
             "memory",
-            f"It needs {_gib(waiting.needed_bytes or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
+            f"It needs {_gib(waiting.needs(device) or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
             f"{_gib(device.total_bytes)} GiB free.",
         )
     names = [lease_name(device) for option in options for device in option]

@@ -147,9 +147,10 @@ class Ward:
                 config = self._config_of(run)
                 if config is None:
                     return None
-                self._needs[run_id] = Waiting(run_id, config.run, read_provenance(run.folder).predicted_bytes)
+                predicted = read_provenance(run.folder)
+                self._needs[run_id] = Waiting(run_id, config.run, predicted.predicted_bytes, predicted.predicted_on)
             needs = self._needs[run_id]
-            return needs._replace(needed_bytes=None) if start_anyway_is_requested(run.folder) else needs
+            return needs._replace(needed_bytes=None, needed_on={}) if start_anyway_is_requested(run.folder) else needs
         return None
 
     def holder(self, device: str) -> LeaseHolder | None:

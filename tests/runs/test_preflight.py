@@ -9,15 +9,17 @@ from engine.data.report import DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.device_problems import device_problems
-from engine.memory.estimate import estimate_memory
+from engine.hardware.devices import device_options
+from engine.memory.estimate import Estimator, estimate_memory
 from engine.memory.published_shapes import PublishedSizes, published_shape
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
 from engine.runs.launch import Launcher
-from engine.runs.preflight import Preflight
+from engine.runs.preflight import Preflight, most_likely
 from engine.runs.provenance import read_provenance
+from engine.runs.queue import Waiting, plan_starts
 from engine.runs.store import RunStore
-from tests.runs.supervision import config_for, cpu, gpu
+from tests.runs.supervision import GIB, config_for, cpu, gpu
 
 SHAPE = published_shape(
     "tiny",
@@ -320,3 +322,40 @@ def test_a_sweep_with_one_run_that_cannot_work_files_none(home, preflight):
     with pytest.raises(DatasetError):
         Launcher(RunStore(home, "ann"), preflight).start_all(configs, "sweep")
     assert RunStore(home, "ann").ids() == []
+
+
+def card(index: int, total_gib: float, free_gib: float, *, fast: bool = True) -> Device:
+    return Device("cuda", index, f"Card {index}", int(total_gib * GIB), int(free_gib * GIB), has_fast_bfloat16=fast)
+
+
+@pytest.mark.parametrize(
+    ("cards", "starts_on"),
+    [
+        ((card(0, 0.1, 0.1), card(1, 24, 24)), "Card 1"),  # the first is too small
+        ((card(0, 24, 0.1), card(1, 16, 9)), "Card 1"),  # the first is in use by other programs
+        ((card(0, 8, 5), card(1, 48, 40)), "Card 0"),  # both have room
+        ((card(0, 24, 0.1), card(1, 24, 0.1, fast=False)), "Card 0"),  # neither has: the run waits
+    ],
+)
+def test_a_run_is_checked_for_the_card_on_which_the_queue_starts_it(home, inspector, store, cards, starts_on):
+    preflight = Preflight(home, inspector, devices=lambda: (*cards, cpu()), resolve=resolve)
+
+    provenance = read_provenance(Launcher(store, preflight).start(config()).folder)
+    waits = Waiting("a", config().run, provenance.predicted_bytes, provenance.predicted_on)
+    plan = plan_starts([waits], (*cards, cpu()), {})
+
+    shape = inspector.module_inventory(None)
+    chosen = most_likely(shape, config(), device_options((*cards, cpu()), config().run))
+    assert [device.name for device in chosen] == [starts_on]
+    assert provenance.predicted_bytes == Estimator(shape, chosen[0]).need(config()).expected_bytes
+    assert provenance.predicted_on.keys() == {"Card 0", "Card 1"}
+    roomy = any(provenance.predicted_on[one.name] <= one.free_bytes for one in cards)
+    assert [device.name for start in plan.starts for device in start.devices] == ([starts_on] if roomy else [])
+
+
+def test_a_run_that_no_card_can_hold_is_refused_by_the_largest(home, inspector):
+    cards = (card(0, 0.1, 0.1), card(1, 0.2, 0.2))
+    preflight = Preflight(home, inspector, devices=lambda: (*cards, cpu()), resolve=resolve)
+
+    with pytest.raises(DeviceError, match=r"Card 1 has 0\.2 GiB in all"):
+        preflight.check(config())

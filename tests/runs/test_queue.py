@@ -81,6 +81,25 @@ def test_a_device_that_is_held_for_the_run_itself_keeps_only_others_from_it():
     assert other.reasons == {"other": ("device_in_use", "GPU 0 is in use for training (Run X).", "")}
 
 
+def test_a_run_needs_on_each_card_what_was_predicted_for_that_card():
+    needs_less_on_1 = waiting("a", 12)._replace(needed_on={"Test GPU 0": 12 * GIB, "Test GPU 1": 6 * GIB})
+    cards = [gpu(0, 8), gpu(1, 7), cpu()]
+
+    assert started(plan_starts([needs_less_on_1], cards, {})) == {"a": ["cuda:1"]}
+    plan = plan_starts([needs_less_on_1], cards, {"cuda:1": held_by()})
+    assert plan.reasons["a"].cause == "It needs 12.0 GiB, and Test GPU 0 has 8.0 of 24.0 GiB free."
+
+
+def test_a_card_that_is_too_small_for_a_run_is_left_to_others():
+    small = replace(gpu(0, 8), total_bytes=8 * GIB)
+    queue = [waiting("large", 12), waiting("little", 2)]
+
+    plan = plan_starts(queue, [small, gpu(1), cpu()], {"cuda:1": held_by()})
+
+    assert started(plan) == {"little": ["cuda:0"]}
+    assert plan.reasons["large"].reason == "device_in_use"
+
+
 def test_auto_passes_over_a_gpu_that_pytorch_cannot_use():
     blocked = replace(gpu(0, 20), obstacle=Obstacle("It has no kernels.", "Install others."))
 
@@ -102,7 +121,11 @@ def test_auto_waits_for_apples_gpu_where_there_is_one():
 def test_a_device_that_is_not_there_is_said():
     plan = plan_starts([waiting("a", devices=(3,))], [gpu(0), cpu()], {})
 
-    assert plan.reasons["a"] == ("device_missing", "GPU 3 is not there.", "")
+    assert plan.reasons["a"] == (
+        "device_missing",
+        "There is no CUDA device 3; there is 0 (Test GPU 0).",
+        "Set run.devices to one of these numbers, to auto, or to cpu.",
+    )
 
 
 def test_auto_never_falls_back_to_the_cpu_where_there_are_gpus():
