@@ -3,8 +3,10 @@
     EngineError
     ├── ConfigError          a RunConfig breaks its own rules; lists every problem
     ├── DatasetError         a source cannot be read, or holds nothing to learn from
+    │   └── DatasetAccessError    the Hub gives it only to those who are logged in, if there is one
     ├── ModelError           a model cannot be found, reached, read or trained
     │   ├── HubUnreachableError   the Hub did not answer, and this machine has no copy
+    │   ├── ModelAccessError      the Hub gives it only to those who are logged in, if there is one
     │   ├── MemoryUnknownError    its memory cannot be estimated; it may train all the same
     │   └── ModelLimitError       its files need more time, memory or room than those of any model in use
     ├── RunError             a run does not exist, or is not in a state that allows the request
@@ -59,12 +61,20 @@ class DatasetError(EngineError):
     """A dataset cannot be read, or holds nothing to learn from."""
 
 
+class DatasetAccessError(DatasetError):
+    """The Hub does not give a dataset to a process without a login: it is private, gated or does not exist."""
+
+
 class ModelError(EngineError):
     """A model cannot be found, reached, read or trained."""
 
 
 class HubUnreachableError(ModelError):
     """The Hub did not answer, and this machine has no copy; what the Hub would have said is unknown."""
+
+
+class ModelAccessError(ModelError):
+    """The Hub does not give a model to a process without a login: it is private, gated or does not exist."""
 
 
 class MemoryUnknownError(ModelError):

@@ -19,8 +19,10 @@ from engine.chat.contract import (
     PromptView,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
+from engine.config.model import ModelConfig
 from engine.config.run import RunSection
 from engine.data.conversation import Message
+from engine.data.source_name import hub_access
 from engine.errors import RunError, WorkerError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
@@ -145,7 +147,7 @@ class ChatSession:
             if former is not None and kept is None:
                 former.process.close()
             device = kept.device if kept is not None else self._choose(RunSection(devices=target.devices))
-            process = kept.process if kept is not None else self._new_process(device)
+            process = kept.process if kept is not None else self._new_process(device, plan.model)
             model = self._load_in(process, LoadRequest(plan=plan, device=device), loading, on_progress)
         except BaseException:
             with self._lock:
@@ -238,12 +240,13 @@ class ChatSession:
             raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
         return loaded
 
-    def _new_process(self, device: Device) -> JsonLinesProcess:
+    def _new_process(self, device: Device, model: ModelConfig) -> JsonLinesProcess:
         return JsonLinesProcess(
             WORKER_MODULE,
             log_file=self._home.server / "chat.log",
             arguments=(str(self._home.root),),
             environment=visible_only((device,)),
+            access=hub_access(model),
             restarts=False,
         )
 

@@ -21,6 +21,7 @@ from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, Steps, serve
+from engine.processes.environment import Access, give_up_access
 from engine.processes.json_lines import JsonObject
 
 _WARM_UP_TOKENS = 8
@@ -71,6 +72,7 @@ class ChatWorker:
             weights.exchange(plan, lambda message: tell("loading_adapter", message))
         else:
             source = resolve_model(plan.model, self._home, tell_fetching)
+            give_up_access(Access.HUB)
             place = ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(plan.model, asked.device))
             weights = Weights(plan, place, lambda message: tell("loading_model", message))
         folders = [trained.folder for trained in plan.trained.values()]

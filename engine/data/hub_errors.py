@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.access import shown_name
-from engine.errors import DatasetError, EngineError
+from engine.errors import DatasetAccessError, DatasetError, EngineError
 
 # By name, because the Hub's library chooses among HTTP libraries.
 _NO_CONNECTION = frozenset({"TransportError", "TimeoutException", "TimeoutError", "ConnectionError", "gaierror"})
@@ -21,7 +21,7 @@ def explain_hub_error(error: Exception, name: str) -> EngineError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     all_kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "GatedRepoError"}:
-        return DatasetError(
+        return DatasetAccessError(
             f"There is no dataset {name} on the Hub, or it is private or gated.",
             "Check the name; for a gated one, accept its terms on the Hub and log in with `hf auth login`.",
         )
@@ -36,7 +36,8 @@ def explain_hub_error(error: Exception, name: str) -> EngineError:
             "Check the path or the connection, or choose a file or one of the samples.",
         )
     if (status := next((code for link in chain if (code := _status(link))), None)) is not None:
-        return DatasetError(
+        kind = DatasetAccessError if status in (401, 403) else DatasetError
+        return kind(
             f"The Hub answered the request for {name} with HTTP {status}.",
             "Try again later; if it stays, look at the dataset's page on the Hub.",
         )

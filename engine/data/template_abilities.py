@@ -12,10 +12,10 @@ from engine.errors import ModelLimitError
 from engine.processes.confined import confined
 from engine.processes.time_limit import TimeLimitError, time_limit
 
-TEMPLATE_SECONDS = 3.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
+TEMPLATE_SECONDS = 2.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
 # What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several
 # times what rows of the largest size need.
-_RENDERING_SECONDS = 5.0
+_RENDERING_SECONDS = 3.0
 _RENDERING_SECONDS_PER_MB = 5.0
 _RENDERING_MEMORY_BYTES = 1 << 30
 _ALWAYS_FITS_CHARACTERS = 1_000_000

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from engine.chat.target import plan_load
 from engine.config.run import RunSection
+from engine.data.source_name import hub_access
 from engine.errors import RunError, StorageError
 from engine.evaluation.contract import (
     DataThen,
@@ -67,6 +68,7 @@ class EvaluationJob:
             purpose="evaluation",
             title=order.plan.tuned.name,
             device=order.device,
+            access=hub_access(order.plan.model, order.run.dataset),
         )
 
         on_progress(EvaluationProgress(message="Starting a process for the evaluation."))

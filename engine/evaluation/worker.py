@@ -17,6 +17,7 @@ from engine.chat.prompt import TalkingTokenizer, end_token_ids, load_chat_tokeni
 from engine.chat.weights import ModelPlace, Weights, memory_errors
 from engine.config.sampling import SamplingConfig
 from engine.data.prepare import PreparedDataset, prepare_dataset
+from engine.data.source_name import reads_from_hub
 from engine.data.tokenize import TokenizedRow
 from engine.errors import DatasetError, ModelError
 from engine.evaluation.contract import (
@@ -33,6 +34,7 @@ from engine.evaluation.scores import mean_scores, score_answer
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve
+from engine.processes.environment import Access, give_up_access
 from engine.processes.json_lines import CancelledRequestError, JsonObject
 
 
@@ -67,10 +69,13 @@ class EvaluationWorker:
         started = time.perf_counter()
         order = EvaluationOrder.model_validate(params)
         source = resolve_model(order.plan.model, self._home)
+        if not reads_from_hub(order.run.dataset):
+            give_up_access(Access.HUB)
         folder = Path(source.location)
         trained = [weights.folder for weights in order.plan.trained.values()]
         tokenizer = load_chat_tokenizer(trained, folder, source.name)
         data = self._read_data(order, tokenizer, request)
+        give_up_access(Access.HUB)
         rows = spread_evenly(data.held_out, order.settings.max_rows)
         place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.run import RunSection
+from engine.data.source_name import hub_access
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
 from engine.export.converter import find_converter
@@ -67,6 +68,7 @@ class ExportJob:
             title=order.plan.tuned.name,
             device=order.device,
             holds_device=order.settings.verify,
+            access=hub_access(order.plan.model),
         )
 
         on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))

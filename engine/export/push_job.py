@@ -22,6 +22,7 @@ from engine.models.folder import ModelPart
 from engine.models.hub_id import is_hub_id, is_revision
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome, typed_path
+from engine.processes.environment import Access
 from engine.processes.json_lines import CancelledRequestError, JsonLinesProcess
 from engine.processes.lock import FileLock
 from engine.processes.stoppable import ask_until_stopped
@@ -80,7 +81,11 @@ class PushJob:
         if plan.tuned is None:
             raise ModelError("A model without an adapter is as it was.", "Choose a run or an adapter to push.")
         process = JsonLinesProcess(
-            WORKER_MODULE, log_file=self._home.server / "push.log", environment=_ENVIRONMENT, restarts=False
+            WORKER_MODULE,
+            log_file=self._home.server / "push.log",
+            environment=_ENVIRONMENT,
+            access=(Access.HUB,),
+            restarts=False,
         )
         try:
             on_progress(PushProgress(phase="checking", message="Asking the Hub about your account."))

@@ -23,6 +23,7 @@ from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve
+from engine.processes.environment import Access, give_up_access
 from engine.processes.json_lines import JsonObject
 
 
@@ -42,7 +43,9 @@ class ExportWorker:
             told = ExportProgress(phase="fetching", message=progress.message, fraction=fraction)
             request.progress(told.model_dump(mode="json"))
 
-        export = ExportUnderWay(order, resolve_model(order.plan.model, self._home, tell_fetching), request)
+        source = resolve_model(order.plan.model, self._home, tell_fetching)
+        give_up_access(Access.HUB)
+        export = ExportUnderWay(order, source, request)
         notes: list[str] = []
         aside = order.folder
         try:

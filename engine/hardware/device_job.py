@@ -11,6 +11,7 @@ from engine.hardware.device import Device, visible_only
 from engine.hardware.hold import UNTIL_A_CHAT_LEAVES_SECONDS, Wait, hold_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
 from engine.paths import LoratoryHome
+from engine.processes.environment import Access
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.stoppable import ask_until_stopped
@@ -27,6 +28,7 @@ class DeviceJob:
         title: What people call it.
         device: The only one that the worker sees.
         holds_device: Off where the work needs none.
+        access: What the worker may log in to.
     """
 
     home: LoratoryHome
@@ -35,6 +37,7 @@ class DeviceJob:
     title: str
     device: Device
     holds_device: bool = True
+    access: frozenset[Access] = frozenset()
 
     def run(
         self,
@@ -64,6 +67,7 @@ class DeviceJob:
             log_file=self._log_file,
             arguments=(str(self.home.root),),
             environment=visible_only((self.device,)),
+            access=self.access,
             restarts=False,
         )
         try:

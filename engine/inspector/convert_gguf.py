@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from engine.errors import ModelError
 from engine.processes.answering import Request, serve
+from engine.processes.confined import lift_memory_limit
 from engine.processes.json_lines import JsonObject
 
 # Vocabularies whose merges were learned with every digit by itself; llama.cpp splits them so (llama-vocab.cpp,
@@ -109,4 +110,5 @@ def _first_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    lift_memory_limit()  # a data process may have started this one, whose weights need more than that may use
     serve({"convert": convert})

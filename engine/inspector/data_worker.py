@@ -47,6 +47,7 @@ def main() -> None:
             "columns": handlers.columns,
             "find": handlers.find,
             "check": handlers.check,
+            "fetch": handlers.fetch,
             "held_out": handlers.held_out,
             "render": handlers.render,
         }

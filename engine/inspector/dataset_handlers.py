@@ -68,6 +68,11 @@ class DatasetHandlers:
         steps = held_out_steps(dataset, self._options, seed=params["seed"], renderer=renderer, count=params["count"])
         return (yield from _watched(steps, request))
 
+    def fetch(self, params: JsonObject, _request: Request) -> JsonObject:
+        """Make a model of the Hub available on this machine; nothing but its configuration is read."""
+        resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart[params["part"]])
+        return {}
+
     def render(self, params: JsonObject, request: Request) -> JsonObject:
         examined = find_row(self._reader(params, request, streaming=True), params["row"])
         if examined.rendering is None:

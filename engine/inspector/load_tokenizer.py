@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from engine.data.template import FrozenTemplate, freeze_template
+from engine.data.template_abilities import rendering_confined
 from engine.errors import ModelError, ModelLimitError
 from engine.models.folder import check_template_length, check_tokenizer_files
 from engine.models.source import ModelSource
@@ -33,7 +34,8 @@ def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
                 f"The tokenizer of {source.name} does not tell which characters its tokens come from.",
                 "Choose a model with a tokenizer.json; without it, what is learned could not be marked exactly.",
             )
-        return tokenizer, freeze_template(tokenizer)
+        with rendering_confined(0):
+            return tokenizer, freeze_template(tokenizer)
 
 
 def open_tokenizer(source: ModelSource) -> Any:

@@ -11,12 +11,14 @@ from engine.config.model import ModelConfig
 from engine.data.access import shown_name
 from engine.data.page import DatasetColumns, DatasetPage, FoundRow, PageRequest, SearchProgress, searchable
 from engine.data.report import CheckProgress, DatasetReport, HeldOutRows
-from engine.data.source_name import is_on_hub
-from engine.errors import DatasetError, EngineError, ModelLimitError
+from engine.data.source_name import reads_from_hub
+from engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
 from engine.models.details import ModelDetails
+from engine.models.folder import ModelPart
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
+from engine.processes.environment import Access, has_hub_login
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.pool import ProcessPool
 
@@ -56,18 +58,21 @@ class Inspector:
         environment = {"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
         roots = tuple(str(root) for root in data_roots or ())
 
-        def pool(module: str, log_name: str, size: int, arguments: tuple[str, ...] = ()) -> ProcessPool:
+        def pool(module: str, log_name: str, size: int, *access: Access) -> ProcessPool:
+            arguments = roots if module == DATA_WORKER_MODULE else ()
             log = home.server / log_name
             same = (
-                JsonLinesProcess(module, arguments=arguments, log_file=log, environment=environment)
+                JsonLinesProcess(module, arguments=arguments, log_file=log, environment=environment, access=access)
                 for _ in range(size)
             )
             return ProcessPool(tuple(same), _explain_overrun)
 
-        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", _DATA_PROCESSES, roots)
+        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", _DATA_PROCESSES)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
         # program once more keeps previews answered meanwhile.
-        self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, roots)
+        self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1)
+        # What the Hub gives only to those who are logged in: a process that may log in, for one question.
+        self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, Access.HUB)
         self._models = pool(MODELS_WORKER_MODULE, "inspector.log", _MODELS_PROCESSES)
 
     def start(self) -> None:
@@ -81,11 +86,13 @@ class Inspector:
         """End the processes."""
         self._data.close()
         self._fetching.close()
+        self._logged_in.close()
         self._models.close()
 
     def stop_fetching(self) -> None:
         """End whatever is being fetched from the Hub; checks that wait for it end with a WorkerError."""
         self._fetching.close(timeout_seconds=0.5)
+        self._logged_in.close(timeout_seconds=0.5)
 
     @property
     def data_pid(self) -> int | None:
@@ -95,7 +102,7 @@ class Inspector:
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of all processes that live."""
-        return (*self._data.pids, *self._fetching.pids, *self._models.pids)
+        return (*self._data.pids, *self._fetching.pids, *self._logged_in.pids, *self._models.pids)
 
     def module_inventory(self, model: ModelConfig) -> ModelShape:
         """The modules of a model and their sizes, without loading a weight; at once where they were read before.
@@ -107,7 +114,7 @@ class Inspector:
         if known is not None:
             return known
         return ModelShape.model_validate(
-            self._models.call("module_inventory", {"model": model.model_dump(mode="json")})
+            self._call(self._models, "module_inventory", {"model": model.model_dump(mode="json")})
         )
 
     def model_details(self, model: ModelConfig) -> ModelDetails:
@@ -116,7 +123,8 @@ class Inspector:
         Raises:
             ModelError: If the model cannot be found, reached or read.
         """
-        return ModelDetails.model_validate(self._models.call("model_details", {"model": model.model_dump(mode="json")}))
+        params = {"model": model.model_dump(mode="json")}
+        return ModelDetails.model_validate(self._call(self._models, "model_details", params))
 
     def preview(
         self,
@@ -148,7 +156,7 @@ class Inspector:
         """
         page = PageRequest(first_row=first_row, count=count, search=searchable(search), rows=rows, brief=brief)
         params = _params(dataset, model, max_length) | {"page": page.model_dump(mode="json")}
-        return DatasetPage.model_validate(self._data.call("preview", params))
+        return DatasetPage.model_validate(self._call(self._data, "preview", params))
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         """The columns of a dataset that no format fits, and the format to begin with.
@@ -156,7 +164,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened.
         """
-        return DatasetColumns.model_validate(self._data.call("columns", _params(dataset, None, None)))
+        return DatasetColumns.model_validate(self._call(self._data, "columns", _params(dataset, None, None)))
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         """The next row that holds a text, in any case; progress, then at last where. Closing the iterator stops it.
@@ -170,7 +178,7 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or the text is too long.
         """
         params = _params(dataset, None, None) | {"text": searchable(text), "after_row": after_row}
-        for answer in self._data.stream("find", params):
+        for answer in self._stream(self._data, "find", params):
             if "result" in answer:
                 yield FoundRow.model_validate(answer["result"])
             else:
@@ -210,8 +218,7 @@ class Inspector:
     ) -> Iterator[CheckProgress | DatasetReport]:
         """The same step by step: progress, then at last the report. Closing the iterator stops the check."""
         params = _params(dataset, model, max_length) | {"seed": seed}
-        fetches = any(is_on_hub(source) for source in (dataset.source, *dataset.mix))
-        answers = (self._fetching if fetches else self._data).stream("check", params)
+        answers = self._stream(self._fetching if reads_from_hub(dataset) else self._data, "check", params)
         for answer in answers:
             if "result" in answer:
                 yield DatasetReport.model_validate(answer["result"])
@@ -235,7 +242,7 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         params = _params(dataset, model, max_length) | {"seed": seed, "count": count}
-        return HeldOutRows.model_validate(self._data.call("held_out", params))
+        return HeldOutRows.model_validate(self._call(self._data, "held_out", params))
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
@@ -246,8 +253,33 @@ class Inspector:
             DatasetError: If there is no such row, or it is left out; says why.
             ModelError: If the tokenizer cannot be loaded.
         """
-        answer = self._data.call("render", _params(dataset, model, max_length) | {"row": row})
+        answer = self._call(self._data, "render", _params(dataset, model, max_length) | {"row": row})
         return tuple(RenderedSequence.model_validate(sequence) for sequence in answer["sequences"])
+
+    def _call(self, pool: ProcessPool, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        result: dict[str, Any] = next(
+            answer["result"] for answer in self._stream(pool, method, params) if "result" in answer
+        )
+        return result
+
+    def _stream(self, pool: ProcessPool, method: str, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Ask a process without a login; what the Hub refuses it is fetched by one that has a login, and ends then."""
+        try:
+            yield from pool.stream(method, params)
+            return
+        except (ModelAccessError, DatasetAccessError) as error:
+            if not has_hub_login():
+                raise
+            refused = error
+        try:
+            if isinstance(refused, DatasetAccessError):
+                yield from self._logged_in.stream(method, params)
+                return
+            part = ModelPart.CONFIG if method == "module_inventory" else ModelPart.TOKENIZER
+            self._logged_in.call("fetch", {"model": params["model"], "part": part.name})
+        finally:
+            self._logged_in.close_if_unused()
+        yield from pool.stream(method, params)
 
 
 def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int | None) -> dict[str, Any]:
@@ -262,8 +294,9 @@ def _explain_overrun(params: Mapping[str, Any]) -> EngineError:
     """What a request's process was ended over: the model where it had one, else the dataset."""
     model, dataset = params.get("model"), params.get("dataset")
     if model is not None:
+        name = Path(model["id"]).name if Path(model["id"]).is_absolute() else model["id"]
         return ModelLimitError(
-            f"Reading the files of {shown_name(model['id'])} or rendering one row with its chat template took more time or "
+            f"Reading the files of {name} or rendering one row with its chat template took more time or "
             "memory than it may; it was stopped.",
             "Use the original files of the model, or choose another model.",
         )

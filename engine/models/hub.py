@@ -1,6 +1,7 @@
 """Models on the Hugging Face Hub: checked by their file list first, then fetched into the Hub's own cache.
 
-A token, where one is needed, is found by huggingface_hub itself (HF_TOKEN, or the login); it never passes through here.
+A token, where one is needed, is found by huggingface_hub itself (HF_TOKEN, or the login), in processes that were given
+access; it never passes through here.
 """
 
 import re
@@ -15,7 +16,7 @@ import huggingface_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils.tqdm import tqdm as hub_tqdm
 
-from engine.errors import HubUnreachableError, ModelError, StorageError
+from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
 from engine.files import write_atomically
 from engine.models.folder import (
     ADAPTER_CONFIG,
@@ -109,7 +110,7 @@ def fetch_from_hub(
     on_progress(ModelProgress("looking", f"Looking up {hub_id} on the Hub."))
     try:
         listing = _list_files(hub_id, revision, timeout_seconds)
-    except HubUnreachableError:
+    except (HubUnreachableError, ModelAccessError):  # a copy that is here may be read without a login
         if cached is not None:
             return cached
         raise

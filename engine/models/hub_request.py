@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from engine.errors import EngineError, HubUnreachableError, ModelError, StorageError
+from engine.errors import EngineError, HubUnreachableError, ModelAccessError, ModelError, StorageError
 
 Answer = TypeVar("Answer")
 
@@ -57,7 +57,7 @@ def hub_errors_explained(asked_for: str, revision: str | None = None) -> Iterato
     except EngineError:
         raise
     except GatedRepoError as error:
-        raise ModelError(
+        raise ModelAccessError(
             f"{asked_for} is gated: its owner asks you to accept terms first.",
             f"Accept them at https://huggingface.co/{asked_for} and log in with `hf auth login` or HF_TOKEN.",
         ) from error
@@ -67,7 +67,7 @@ def hub_errors_explained(asked_for: str, revision: str | None = None) -> Iterato
             "Leave the revision empty, or name a branch, tag or commit that it has.",
         ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(
+        raise ModelAccessError(
             f"There is no model {asked_for} on the Hub, or it is private.",
             "Check the id; for a private model log in with `hf auth login` or HF_TOKEN.",
         ) from error
@@ -94,7 +94,7 @@ def hub_errors_explained(asked_for: str, revision: str | None = None) -> Iterato
 def _refusal(asked_for: str, error: HfHubHTTPError) -> ModelError:
     status = error.response.status_code if error.response is not None else 0
     if status in (401, 403):
-        return ModelError(
+        return ModelAccessError(
             f"The Hub refuses access to {asked_for} (HTTP {status}).",
             "Check your token and its rights with `hf auth whoami`, then log in again.",
         )

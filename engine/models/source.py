@@ -67,6 +67,15 @@ def resolve_model(
     return _resolve_on_hub(entry.hub_id if entry else text, config.revision, on_progress, part)
 
 
+def may_need_hub(config: ModelConfig) -> bool:
+    """Return whether a model's name means one on the Hub that may ask for a login; the demo model never does."""
+    text = config.id.strip()
+    entry = find_in_catalog(text)
+    if entry is not None:
+        return entry.id != DEMO_MODEL_ID
+    return is_hub_id(text) and _local_path(text) is None
+
+
 def _local_path(text: str) -> Path | None:
     """What this names on disk: a folder or a regular file; None where it names nothing that could be read."""
     try:

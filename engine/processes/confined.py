@@ -20,29 +20,40 @@ OVERRUN_EXIT_CODES = frozenset({-DEADLINE_SIGNAL, -int(signal.SIGABRT)}) if DEAD
 
 @contextlib.contextmanager
 def confined(seconds: float, memory_bytes: int) -> Iterator[None]:
-    """Bound what the code inside computes and allocates; costs some 30 microseconds. Inside another, it adds no bound.
+    """Bound what the code inside computes and allocates; costs some 30 microseconds. Inside another, the smaller bound holds.
 
     Args:
         seconds: Of computing, of all threads together; the process ends after it.
         memory_bytes: Beyond what the process has allocated already.
     """
-    if not DEADLINE_SIGNAL or signal.getitimer(signal.ITIMER_PROF)[0]:
+    if not DEADLINE_SIGNAL:
         yield
         return
+    outer = signal.getitimer(signal.ITIMER_PROF)[0]
+    bound = min(seconds, outer) if outer else seconds
     with _headroom(memory_bytes):
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_PROF, bound)
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            used = bound - signal.setitimer(signal.ITIMER_PROF, 0)[0]
+            if outer:
+                signal.setitimer(signal.ITIMER_PROF, max(outer - used, 0.001))
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Bound what this process may allocate from now on, for good."""
+    """Bound what this process, and those that it starts, may allocate from now on."""
     allocated = _allocated_bytes()
     if allocated is not None:
-        limit = _within_hard_limit(allocated + memory_bytes)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (_within_limit(allocated + memory_bytes), hard))
+
+
+def lift_memory_limit() -> None:
+    """Drop the bound that this process got from the one that started it, for work that needs more."""
+    if sys.platform != "win32":
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 @contextlib.contextmanager
@@ -52,16 +63,16 @@ def _headroom(memory_bytes: int) -> Iterator[None]:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_within_hard_limit(allocated + memory_bytes), before[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (_within_limit(allocated + memory_bytes), before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _within_hard_limit(wanted: int) -> int:
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+def _within_limit(wanted: int) -> int:
+    present = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return wanted if present == resource.RLIM_INFINITY else min(wanted, present)
 
 
 def _allocated_bytes() -> int | None:

@@ -19,7 +19,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -27,6 +27,7 @@ from typing import Any
 
 import engine.errors
 from engine.errors import EngineError, ModelLimitError, WorkerError
+from engine.processes.environment import Access
 from engine.processes.identity import ProcessIdentity
 from engine.processes.life_line import LifeLine
 from engine.processes.spawn import spawn, worker_argv
@@ -101,7 +102,8 @@ class JsonLinesProcess:
     Args:
         module: Module that calls `serve`.
         log_file: Takes its stderr.
-        environment: Variables set beside the inherited ones.
+        environment: Variables set beside those that every process gets.
+        access: What the worker may log in to.
         restarts: Off for a worker whose memory is the point: once dead or closed, it answers no more.
     """
 
@@ -112,12 +114,14 @@ class JsonLinesProcess:
         log_file: Path,
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        access: Collection[Access] = (),
         restarts: bool = True,
     ) -> None:
         self._module = module
         self._arguments = arguments
         self._log_file = log_file
         self._environment = dict(environment or {})
+        self._access = tuple(access)
         self._restarts = restarts
         self._ids = itertools.count(1)
         # Guards `_running`, `_closed`, `_answers` and writes to the stdin of the worker; many threads may ask at once.
@@ -282,6 +286,7 @@ class JsonLinesProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 inherited=(line.given,) if line is not None else (),
+                access=self._access,
             )
         except WorkerError:
             if line is not None:

@@ -12,7 +12,7 @@ from engine.errors import EngineError, ModelLimitError
 from engine.processes.confined import OVERRUN_EXIT_CODES
 from engine.processes.json_lines import JsonLinesProcess, JsonObject, NotBegunError, ProcessEndedError
 
-_BEGINS_WITHIN_SECONDS = 0.4
+_BEGINS_WITHIN_SECONDS = 0.25
 _DEATHS = 3  # of processes, before a question that was never begun gives up
 _REMEMBERED = 64
 _KEPT_IDLE_SECONDS = 60.0
@@ -63,6 +63,11 @@ class ProcessPool:
         for process in self._processes:
             process.close(timeout_seconds)
 
+    def close_if_unused(self) -> None:
+        """End the processes where no question is under way; they start again with the next one."""
+        for process in self._processes:
+            process.close_if_unused()
+
     def call(self, method: str, params: JsonObject) -> JsonObject:
         """Ask and wait for the result; as `stream`."""
         for answer in self.stream(method, params):
@@ -95,6 +100,7 @@ class ProcessPool:
                 busy = process
             except ProcessEndedError as end:
                 if end.at_fault:
+                    process.start()  # its imports are over before the next question
                     raise self._at_fault(end, params) from end
                 deaths += 1
                 if deaths == _DEATHS:

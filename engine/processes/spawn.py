@@ -1,13 +1,13 @@
 """Starting processes of ours: argv as a list, their own session, output to a file, no secrets in argv."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from engine.errors import WorkerError
+from engine.processes.environment import Access, environment_for
 
 # How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: beside one other process a
 # step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and a step takes a quarter longer. So
@@ -28,16 +28,18 @@ def spawn(
     stdin: int = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     inherited: tuple[int, ...] = (),
+    access: Collection[Access] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that outlives us: own session, no inherited handles, stdout and stderr appended to `log_file`.
 
     Args:
         argv: The command, as a list; never through a shell.
         log_file: Takes stderr, and stdout unless `stdout` is given.
-        environment: Variables set beside those that we inherited.
+        environment: Variables set beside those that `engine.processes.environment` passes on.
         stdin: `subprocess.PIPE` for a worker that is asked questions.
         stdout: `subprocess.PIPE` for a worker that answers.
         inherited: Other descriptors that the process gets.
+        access: What it may log in to; no other secret of ours reaches it.
 
     Raises:
         WorkerError: If the process cannot be started.
@@ -50,7 +52,7 @@ def spawn(
                 stdin=stdin,
                 stdout=log if stdout is None else stdout,
                 stderr=log,
-                env={**OPENMP_ENVIRONMENT, **os.environ, **(environment or {})},
+                env={**OPENMP_ENVIRONMENT, **environment_for(access), **(environment or {})},
                 start_new_session=True,
                 close_fds=True,
                 pass_fds=inherited,

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
+from engine.data.source_name import hub_access
 from engine.hardware.device import Device, visible_only
+from engine.processes.environment import Access
 from engine.processes.spawn import spawn, worker_argv
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
 
 WORKER_MODULE = "engine.training.worker"
+
+SPACE_VARIABLE = "TRACKIO_SPACE_ID"  # names the Space on the Hub that Trackio sends figures to
 
 _LOG_BYTES_AT_MOST = 20_000_000
 _LOG_BYTES_KEPT = 5_000_000
@@ -59,7 +63,20 @@ def start_worker(order: WorkerOrder, command: WorkerCommand) -> subprocess.Popen
         RUN_VARIABLE: order.run.id,
         "PYTHONUNBUFFERED": "1",
     }
-    return spawn(command(order), log_file=order.run.folder.log, environment=environment)
+    access = access_for(order.config)
+    return spawn(command(order), log_file=order.run.folder.log, environment=environment, access=access)
+
+
+def access_for(config: RunConfig) -> frozenset[Access]:
+    """What a training worker may log in to: what its model, its data and its trackers need."""
+    access = set(hub_access(config.model, config.dataset))
+    if "wandb" in config.training.report_to:
+        access.add(Access.WANDB)
+    if "trackio" in config.training.report_to:
+        access.add(Access.TRACKIO)
+        if SPACE_VARIABLE in os.environ:
+            access.add(Access.HUB)  # where the Space is
+    return frozenset(access)
 
 
 def cap_log(log: Path) -> bool:

