@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
+from engine.chat.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.lora_branch import use_plain_branches
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.errors import ModelError
@@ -94,15 +95,20 @@ class AdaptedBase:
         self.switch_to(None)
         records = read_safetensors_header(weights.folder / ADAPTER_WEIGHTS, weights.name)
         config = _read_peft_config(weights)
+        resolve_patterns(config, base_module_names(self.model), weights.name)
         _check_fit(records, config, self.model, weights.name, self.name)
         before = {name: parameter.detach().clone() for name, parameter in self._biases(config)}
         with _peft_errors(weights.name, self.name):
             if weights.method == "prefix_tuning":
-                peft = PeftModel.from_pretrained(self.model, str(weights.folder), adapter_name=adapter_name)
+                peft = PeftModel.from_pretrained(
+                    self.model, str(weights.folder), adapter_name=adapter_name, config=config
+                )
             else:
                 if self._injected is None:
                     # Remembered before its weights are read, so that it can be taken off again whatever happens then.
                     self._injected = get_peft_model(self.model, config, adapter_name, autocast_adapter_dtype=False)
+                else:  # else PEFT would read the configuration again, patterns and all
+                    self._injected.add_adapter(adapter_name, config, autocast_adapter_dtype=False)
                 peft = self._injected
                 peft.load_adapter(str(weights.folder), adapter_name, autocast_adapter_dtype=False)
         peft.eval()

@@ -1,6 +1,5 @@
 """From what a person wants to talk to, to what has to be loaded: looked up on the disk, before any process starts."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
 from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
 from engine.models.demo import DEMO_MODEL_ID
+from engine.models.folder import read_config
 from engine.models.source import DEMO_HUB_ID
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
@@ -179,8 +179,8 @@ def _find_adapter(folder: Path, name: str | None = None) -> _Found:
                 "Save it anew with PEFT where you trust it; that writes safetensors.",
             )
         raise ModelError(f"The adapter {name} has no {ADAPTER_WEIGHTS}.", "Copy the whole adapter folder again.")
+    values = read_config(folder / ADAPTER_CONFIG, name)
     try:
-        values = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         peft_type = str(values["peft_type"])
         base = values.get("base_model_name_or_path") or ""
         revision = values.get("revision")

@@ -11,6 +11,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from engine.chat.adapter_patterns import resolve_patterns
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.errors import ModelError
 from engine.export.shards import DTYPES_BY_NAME, TensorPlan
@@ -122,6 +123,7 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
             modules.setdefault(path, {})[part] = tensor.float()
         else:
             _replace(merge, path, tensor)
+    resolve_patterns(config, list(modules), trained.name)
     for path, parts in modules.items():
         if f"{path}.weight" not in base.plans:
             raise NotByTensorError(f"the files of the base hold no {path}.weight")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from engine.chat.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.prompt import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
 from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.weights import ModelPlace, load_model, weights_bytes
@@ -154,14 +155,17 @@ def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtyp
 
 def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> None:
     """PEFT's own merge, for adapters whose tensors do not stand beside those of the files one to one."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     export.tell("writing", "Merging with the whole model in memory.")
     place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
     model = load_model(place, ModelConfig(id=export.source.name))
     untie(model)  # else what is merged into an embedding would change the output head too
+    config = PeftConfig.from_pretrained(str(export.trained.folder))
+    resolve_patterns(config, base_module_names(model), export.trained.name)
     try:
-        merged = PeftModel.from_pretrained(model, str(export.trained.folder)).merge_and_unload(safe_merge=True)
+        adapted = PeftModel.from_pretrained(model, str(export.trained.folder), config=config)
+        merged = adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"The adapter {export.trained.name} cannot be merged ({type(error).__name__}).",

@@ -1,16 +1,14 @@
 """Which modules an adapter lands on, decided as PEFT decides it, without PEFT."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import regex
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError, Problem
+from engine.models.module_patterns import PatternError, PatternMatcher, shortened
 from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape
 
 ALL_LINEAR = "all-linear"
-REGEX_TIMEOUT_SECONDS = 0.5
 
 # Where IA3 lands when the person leaves the choice to the model's family, and which of these rescale their input.
 # Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING and …_FEEDFORWARD_MODULES_MAPPING.
@@ -120,13 +118,11 @@ def _refuse_unknown_saved(shape: ModelShape, modules_to_save: Iterable[str]) -> 
         raise ConfigError([Problem("adapter.modules_to_save", problem)])
 
 
-def _matching_regex(modules: Iterable[ModuleShape], pattern: str) -> list[ModuleShape]:
+def _matching_regex(modules: Sequence[ModuleShape], pattern: str) -> list[ModuleShape]:
     """Match whole names, with a limit on time: some patterns would never end."""
     try:
-        compiled = regex.compile(pattern)
-        return [m for m in modules if compiled.fullmatch(m.name, timeout=REGEX_TIMEOUT_SECONDS)]
-    except regex.error as error:
-        message = f"{pattern!r} is no regular expression ({error}); list module names instead."
-    except TimeoutError:
-        message = f"the regular expression {pattern!r} takes too long to match; list module names instead."
-    raise ConfigError([Problem("adapter.target_modules", message)])
+        found = set(PatternMatcher().matching(pattern, [module.name for module in modules]))
+    except PatternError as error:
+        message = f"the regular expression {shortened(pattern)} {error}; list module names instead."
+        raise ConfigError([Problem("adapter.target_modules", message)]) from error
+    return [module for module in modules if module.name in found]

@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import regex
-
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError, Problem
+from engine.models.module_patterns import PatternError, PatternMatcher, shortened
 from engine.models.shape import EXPERT_PROJECTIONS
 
 ALL_LINEAR = "all-linear"
-
-_REGEX_SECONDS = 1.0
 
 _QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
 
@@ -148,13 +145,10 @@ def _output_head_name(model: Any) -> str | None:
 
 def _matching(pattern: str, names: Sequence[str]) -> list[str]:
     try:
-        compiled = regex.compile(pattern)
-        return [name for name in names if compiled.fullmatch(name, timeout=_REGEX_SECONDS)]
-    except regex.error as error:
-        message = f"{pattern!r} is no regular expression ({error}); name modules in a list instead."
-    except TimeoutError:
-        message = f"the regular expression {pattern!r} takes too long to match; name modules in a list instead."
-    raise ConfigError([Problem("adapter.target_modules", message)])
+        return PatternMatcher().matching(pattern, names)
+    except PatternError as error:
+        message = f"the regular expression {shortened(pattern)} {error}; name modules in a list instead."
+        raise ConfigError([Problem("adapter.target_modules", message)]) from error
 
 
 def _last_part(name: str) -> str:

@@ -1,7 +1,6 @@
 """Going on from an adapter that was trained before: its weights, with a new optimizer and a new schedule."""
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from engine.errors import ConfigError, Problem
+from engine.errors import ConfigError, ModelError, Problem
 from engine.files import resolve_inside
 from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
+from engine.models.folder import read_config
 from engine.paths import typed_path
 from engine.runs.store import RUN_ID
 
@@ -55,9 +55,9 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     from peft import set_peft_model_state_dict
 
     try:
-        earlier = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        earlier = read_config(folder / _CONFIG, folder.name)
         weights = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModelError) as error:
         raise _refusal(f"the adapter in {folder.name} cannot be read; it may be incomplete.") from error
     if initialization := initialization_from_base(earlier):
         raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")

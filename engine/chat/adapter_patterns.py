@@ -1,0 +1,105 @@
+"""The patterns of an adapter_config.json, resolved to names of modules: PEFT would match them without a limit on time."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftConfig
+from torch import nn
+
+from engine.errors import ModelError
+from engine.models.module_patterns import PLAIN_NAME, PatternError, PatternMatcher
+
+_ALL_LINEAR = "all-linear"
+_FIX = "Name the modules in a list in its adapter_config.json."
+# PEFT compiles each key for each module, and Python keeps 512 compiled patterns.
+_MAX_PATTERN_KEYS = 400
+_LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+
+
+def base_module_names(model: nn.Module) -> list[str]:
+    """Names of a base's modules, without what adapters that are on it already have put there."""
+    marks = (".base_layer", ".lora_", ".ia3_", ".modules_to_save", ".original_module")
+    return [name for name, _ in model.named_modules() if name and not any(mark in name for mark in marks)]
+
+
+def resolve_patterns(config: PeftConfig, names: Sequence[str], adapter: str) -> None:
+    """Replace every pattern of a configuration, in place, by names that it matches.
+
+    Args:
+        config: As PEFT read it.
+        names: Of the modules that an adapter may be put on.
+        adapter: What to call it in messages.
+
+    Raises:
+        ModelError: If a pattern is unusable or takes too long, or what should be a name is none.
+    """
+    settings: Any = config
+    matcher = PatternMatcher()
+    field = ""
+    try:
+        for field in ("target_modules", "exclude_modules", "feedforward_modules"):
+            pattern = getattr(settings, field, None)
+            if isinstance(pattern, str) and pattern != _ALL_LINEAR:
+                setattr(settings, field, set(matcher.matching(pattern, names)))
+        field = "layers_pattern"
+        _resolve_layers(settings, names, matcher)
+        for field in ("rank_pattern", "alpha_pattern"):
+            if values := getattr(settings, field, None):
+                setattr(settings, field, _resolve_keys(values, names, matcher))
+        field = "modules_to_save"
+        for name in getattr(settings, field, None) or ():
+            if not isinstance(name, str) or PLAIN_NAME.fullmatch(name) is None:
+                raise PatternError("is not a list of names")
+    except PatternError as error:
+        raise ModelError(f"The {field} of the adapter {adapter} {error}.", _FIX) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"The {field} of the adapter {adapter} is not of the form that PEFT writes.", _FIX) from error
+
+
+def _resolve_layers(settings: Any, names: Sequence[str], matcher: PatternMatcher) -> None:
+    """Choose among the targets those of the layers that are named; as PEFT's `check_target_module_exists` does."""
+    layers = getattr(settings, "layers_to_transform", None)
+    patterns = getattr(settings, "layers_pattern", None)
+    if layers is None or layers == [] or isinstance(settings.target_modules, str) or settings.target_modules is None:
+        if patterns:
+            settings.layers_pattern = None
+        return
+    wanted = {layers} if isinstance(layers, int) else set(layers)
+    if not all(isinstance(layer, int) for layer in wanted):
+        raise PatternError("stands beside layers_to_transform, which is not a list of numbers")
+    whole = [name for name in names if name in settings.target_modules]  # PEFT takes these whatever their layer
+    by_ending = [name for name in names if name.endswith(tuple(f".{target}" for target in settings.target_modules))]
+    chosen = set(whole)
+    for name in set(by_ending) - chosen:
+        index = _layer_index(name, [patterns] if isinstance(patterns, str) else list(patterns or ()), matcher)
+        if index in wanted:
+            chosen.add(name)
+    settings.target_modules, settings.layers_to_transform, settings.layers_pattern = chosen, None, None
+
+
+def _layer_index(name: str, patterns: Sequence[str], matcher: PatternMatcher) -> int | None:
+    if not patterns:
+        found = _LAYER_INDEX.match(name)
+        return int(found["idx"]) if found else None
+    for number in re.finditer(r"\.(\d+)\.", name):
+        # The first number in the name that a pattern stands before, as a whole part of the name.
+        before = name[: number.start()]
+        endings = [before[start:] for start in (0, *(dot.end() for dot in re.finditer(r"\.", before)))]
+        if any(matcher.matching(pattern, endings) for pattern in patterns):
+            return int(number[1])
+    return None
+
+
+def _resolve_keys(values: dict[str, Any], names: Sequence[str], matcher: PatternMatcher) -> dict[str, Any]:
+    """Keys that are names stay; others become the whole names that they match, in the same order."""
+    resolved: dict[str, Any] = {}
+    for key, value in values.items():
+        if PLAIN_NAME.fullmatch(key):
+            resolved[key] = value
+            continue
+        for name in matcher.matching(rf"(.*\.)?({key})$", names, whole=False):
+            resolved.setdefault(name, value)
+        if len(resolved) > max(_MAX_PATTERN_KEYS, len(values)):
+            raise PatternError(f"means more than {_MAX_PATTERN_KEYS} modules one by one")
+    return resolved
