@@ -1,5 +1,5 @@
-"""Every method on every precision, with and without checkpointing and packing, on the demo model: trains, saves, loads
-again and answers; or is refused with the reason."""
+"""Every method on every precision, with and without checkpointing and packing, on a model of two layers: trains, saves,
+loads again and answers; or is refused with the reason."""
 
 import itertools
 
@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config.load import config_from_mapping
 from engine.errors import ConfigError
-from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import ModelSource
 from engine.training.build import load_model
 from engine.training.placement import Placement
@@ -61,13 +60,8 @@ def name_of(cell):
 
 
 @pytest.fixture(scope="module")
-def demo_folder(demo_home):
-    return demo_home.models / DEMO_MODEL_ID
-
-
-@pytest.fixture(scope="module")
-def tokenizer(demo_folder):
-    return AutoTokenizer.from_pretrained(demo_folder)
+def tokenizer(tiny_model_folder):
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +83,7 @@ def base_of(bases, config):
     quantization = config.model.quantization
     if quantization not in bases:
         precision, placement = choose_precision(config, CPU), Placement(CPU, torch.device("cpu"))
-        bases[quantization] = load_model(ModelSource(config.model.id, "demo"), config, precision, placement)
+        bases[quantization] = load_model(ModelSource(config.model.id, "tiny"), config, precision, placement)
     base = bases[quantization]
     base.activation_checkpointing_disable()
     base.set_attn_implementation("sdpa")
@@ -105,8 +99,8 @@ def take_off(model):
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if not is_refused(*cell)], ids=name_of)
-def test_an_allowed_cell_trains_saves_loads_and_answers(cell, bases, demo_folder, tokenizer, rows, tmp_path):
-    config = cell_config(demo_folder, *cell)
+def test_an_allowed_cell_trains_saves_loads_and_answers(cell, bases, tiny_model_folder, tokenizer, rows, tmp_path):
+    config = cell_config(tiny_model_folder, *cell)
     training = make_training(config, rows, tmp_path / "out", base=base_of(bases, config))
     before = training.weights()
     training.trainer.train()
