@@ -248,7 +248,7 @@ def _description(home: LoratoryHome, run: "Run", summary: "RunSummary") -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
     facts = [
-        ("state", f"{summary.state}. {summary.cause} {summary.advice}".rstrip()),
+        ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
         ("method", summary.method),
         ("model", summary.model),
         ("dataset", summary.dataset),

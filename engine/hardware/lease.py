@@ -139,6 +139,15 @@ class LeaseBook:
                 return holder
         return None
 
+    def devices_of_run(self, run_id: str) -> tuple[str, ...]:
+        """Names of the devices that a living process holds for a run."""
+        found = {file.stem: _parse(file) for file in sorted(self._folder.glob("*.json"))}
+        return tuple(
+            stem.replace("-", ":")
+            for stem, holder in found.items()
+            if holder is not None and holder.run_id == run_id and self._holds(holder)
+        )
+
     def ask_to_give_way(self, device: str) -> bool:
         """Tell a holder that somebody waits; returns whether it is one that gives way.
 

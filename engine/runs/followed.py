@@ -157,7 +157,8 @@ class FollowedRun:
         if folder.stop_request.exists():
             cause = "Saves and stops, as asked."
             return self._changed(state="stopping", reason="stop_requested", cause=cause, advice="", **noted)
-        return self._changed(state="running" if reported else "starting", reason=None, cause="", advice="", **noted)
+        has_begun = reported or self.state.state == "running"  # also where its log was lost
+        return self._changed(state="running" if has_begun else "starting", reason=None, cause="", advice="", **noted)
 
     def _note_cancel(self) -> None:
         """Note when a cancel was first seen; the clock of a file server, which dates the request, may be another."""

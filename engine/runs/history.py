@@ -129,6 +129,9 @@ class HistoryReader:
         """Read on; the very same object comes back where nothing is new."""
         with self._reading:
             start = self._offset
+            if _size_of(self._path) < self._offset:  # deleted or cut: what is left is read from its beginning
+                self._forget_all()
+                start = -1
             if not self._has_begun:
                 self._begin()
             while (batch := read_lines(self._path, self._offset, _CHUNK_BYTES)).next_offset != self._offset:
@@ -139,6 +142,11 @@ class HistoryReader:
                 self._history = self._snapshot()
                 self._keep()
             return self._history
+
+    def _forget_all(self) -> None:
+        self._offset = self._attempt = 0
+        self._attempt_is_fresh = False
+        self._columns, self._said = GrowingColumns(), Said()
 
     def _begin(self) -> None:
         self._has_begun = True
@@ -240,6 +248,13 @@ class HistoryReader:
             last_time=said.last_time,
             next_offset=self._offset,
         )
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def read_history(path: Path) -> RunHistory:

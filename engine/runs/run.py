@@ -1,7 +1,6 @@
 """A run as it lies on the disk: the names of its files, and its state."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,8 @@ FINAL_STATES: frozenset[State] = frozenset({"completed", "stopped", "failed", "i
 STATE_FILE = "state.json"
 NOTES_FILE = "notes.json"
 EVENTS_FILE = "events.jsonl"
+
+_MOST_STATE_BYTES = 1_000_000
 
 ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
@@ -54,6 +55,7 @@ class RunState(BaseModel):
     silent_since: float | None = None  # when a worker whose silence is unusual last gave a sign
     silence_limit_seconds: float | None = None  # after how long a silence it is ended, as things are
 
+    notice: str = ""  # what a person should know of this state beside its cause
     cancel_seen: float | None = None  # monotonic seconds of this boot, when a supervisor first saw a request to cancel
 
     @property
@@ -176,12 +178,12 @@ class RunFolder:
             return None
 
     def read_state(self) -> RunState:
-        """Load the state. Where the file is missing or torn, tell it from the log and the worker's lock.
+        """Load the state. Where the file is missing or damaged, tell it from the log and the worker's lock.
 
         Raises:
             StorageError: If the file is there and cannot be read.
         """
-        return self.read_saved_state() or self._told_by_the_log(self.has_living_worker)
+        return self.read_saved_state() or self.state_by_other_files()
 
     def read_state_unclaimed(self) -> RunState:
         """The same for whoever holds the run's lock, and so keeps workers away.
@@ -189,7 +191,7 @@ class RunFolder:
         Raises:
             StorageError: If the file is there and cannot be read.
         """
-        return self.read_saved_state() or self._told_by_the_log(lambda: False)
+        return self.read_saved_state() or self.state_by_other_files(is_claimed_by_us=True)
 
     def read_state_as_offered(self) -> RunState:
         """The state, with `resumable_step` looked up anew: a checkpoint may have been damaged since the run ended.
@@ -205,42 +207,50 @@ class RunFolder:
             return state
         return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})
 
-    def _told_by_the_log(self, has_living_worker: Callable[[], bool]) -> RunState:
-        last = last_event(self.events)
-        if last is None:
+    def state_by_other_files(self, *, is_claimed_by_us: bool = False) -> RunState:
+        """What the log, `process.json`, the lock and the results show of a run whose state is missing or damaged.
+
+        Args:
+            is_claimed_by_us: Whether the caller holds the run's lock, and so keeps workers away.
+        """
+        lives = not is_claimed_by_us and self.has_living_worker()
+        if not lives and not self._has_begun():
             return RunState()
-        checkpoint = self.newest_checkpoint_step()
-        attempt = self.attempts_seen()
-        state = RunState(state="running", attempt=attempt, started=last.time, resumable_step=checkpoint)
-        if has_living_worker():
-            return state
-        ended: dict[str, object] = {
-            "state": "interrupted",
-            "reason": "unknown",
-            "cause": "It ended without a last word.",
-            "ended": last.time,
-        }
+        last = last_event(self.events)
+        # A worker that nothing but its lock or its results tell of had one attempt at least.
+        attempt = max(self.attempts_seen(), 1)
+        known: dict[str, object] = {"attempt": attempt, "resumable_step": self.newest_checkpoint_step()}
+        known["started"] = last.time if last is not None else None
+        if lives:
+            return RunState.model_validate({"state": "running", **known})
+        known |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without a last word."}
+        known["ended"] = last.time if last is not None else None
         if isinstance(last, StatusEvent) and last.data.phase in ("finished", "stopped"):
             stopped_by = last.data.stopped_by
-            ended |= {"state": "completed", "reason": "finished", "cause": ""}
+            known |= {"state": "completed", "reason": "finished", "cause": ""}
             if last.data.phase == "stopped":
-                ended |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
+                known |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
         elif isinstance(last, FailedEvent):
-            ended |= {"state": "failed", "reason": "worker_failed", "cause": last.data.what, "advice": last.data.fix}
-        return state.model_copy(update=ended)
+            known |= {"state": "failed", "reason": "worker_failed", "cause": last.data.what, "advice": last.data.fix}
+        return RunState.model_validate(known)
+
+    def _has_begun(self) -> bool:
+        """Whether any worker ever had the run, by whatever it left."""
+        return self.attempts_seen() > 0 or any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
 
     def read_saved_state(self) -> RunState | None:
-        """Load the state as it was saved; None where the file is missing or torn.
+        """Load the state as it was saved; None where the file is missing or damaged, or no longer readable by us.
 
         Raises:
-            StorageError: If it is there and cannot be read.
+            StorageError: If the disk or a file server fails.
         """
         try:
-            state = RunState.model_validate_json(self.state.read_bytes())
+            with self.state.open("rb") as file:
+                state = RunState.model_validate_json(file.read(_MOST_STATE_BYTES))
             if state.reason is None and state.cause:
                 state = state.model_copy(update={"reason": reason_of_old_cause(state.cause)})
             return state
-        except (FileNotFoundError, ValidationError):
+        except (FileNotFoundError, IsADirectoryError, PermissionError, ValidationError):
             return None
         except OSError as error:
             raise StorageError(
@@ -260,7 +270,7 @@ class RunFolder:
         """The worker that last claimed the run, alive or not; None where none has, or the record is torn."""
         try:
             return WorkerRecord.model_validate_json(self.process.read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (FileNotFoundError, IsADirectoryError, PermissionError, ValidationError):
             return None
 
     def worker_lock(self) -> FileLock:

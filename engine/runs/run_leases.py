@@ -65,6 +65,10 @@ class RunLeases:
         holder = self._book.holder_of_run(run.id)
         return holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
 
+    def devices_of(self, run: Run) -> str:
+        """What is held for a run at present, as its state names it."""
+        return ", ".join(self._book.devices_of_run(run.id))
+
     def holder_of(self, run: Run, worker: ProcessIdentity | None) -> LeaseHolder:
         """A run as the holder of its device, for those who wait for it; also where its worker has just ended."""
         try:

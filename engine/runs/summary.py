@@ -36,6 +36,7 @@ class RunSummary(BaseModel):
     reason: Reason | None = None
     cause: str = ""
     advice: str = ""
+    notice: str = ""  # what a person should know of its state beside these
     attempt: int = 0
     resumable_step: int | None = None
     device: str = ""
@@ -128,6 +129,7 @@ def _of_state(state: RunState) -> dict[str, Any]:
         "reason",
         "cause",
         "advice",
+        "notice",
         "attempt",
         "resumable_step",
         "device",

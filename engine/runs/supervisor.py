@@ -157,6 +157,7 @@ class Overseer:
             EngineError: If the home cannot be read or written.
         """
         self._ward.find_new()
+        self._ward.mend_states()
         self._ward.look_at_workers()
         self._ward.obey_requests()
         if starts_runs and self._ward.waiting:

@@ -2,18 +2,29 @@
 
 from engine.errors import EngineError
 from engine.runs.endings import out_of_memory_kills
-from engine.runs.event_log import last_event
 from engine.runs.reasons import Why
 from engine.runs.run import Run, RunFolder, RunState, State
 
 
-def recovered(folder: RunFolder, now: float) -> RunState:
-    """The state of a run that has none: new, or robbed of its file; then its log and its lock tell."""
-    attempt = folder.attempts_seen()
-    if attempt == 0:
-        return RunState(state="queued", changed=now)
-    last = last_event(folder.events)
-    return RunState(state="running", attempt=attempt, started=last.time if last is not None else now, changed=now)
+def recovered(folder: RunFolder, device: str, now: float) -> RunState:
+    """The state of a run that has none: new, or robbed of its file.
+
+    One that has ended goes through its end again, where all that is known of it is weighed.
+
+    Args:
+        folder: The run's.
+        device: What is leased for it at present.
+        now: Seconds since the epoch.
+    """
+    state = folder.state_by_other_files()
+    if state.state == "queued":
+        return RunState(changed=now)
+    return RunState(state="running", attempt=state.attempt, started=state.started or now, device=device, changed=now)
+
+
+def requeued(folder: RunFolder, now: float) -> RunState:
+    """The state of a run that waits and has none."""
+    return RunState(attempt=folder.attempts_seen(), resumable_step=folder.newest_checkpoint_step(), changed=now)
 
 
 def begun(before: RunState, attempt: int, device: str, meter_joules: float | None, now: float) -> RunState:
@@ -38,6 +49,7 @@ def begun(before: RunState, attempt: int, device: str, meter_joules: float | Non
         "ended": None,
         "oom_kills": out_of_memory_kills(),
         "energy_meter_joules": meter_joules,
+        "notice": "",
         "cancel_seen": None,
         "silent_since": None,
         "silence_limit_seconds": None,

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError
@@ -24,8 +23,9 @@ from engine.runs.requests import attempt_to_follow, forget_resume_request, resum
 from engine.runs.restart import goes_on_by_itself
 from engine.runs.run import Run, RunState, State
 from engine.runs.run_leases import RunLeases
+from engine.runs.state_files import StateFiles
 from engine.runs.store import RunStore, list_owners
-from engine.runs.transitions import begun, ended_waiting, put_back, recovered, why_not_started
+from engine.runs.transitions import begun, ended_waiting, put_back, recovered, requeued, why_not_started
 from engine.runs.worker_command import WorkerCommand, WorkerOrder, start_worker
 
 _EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the others wait for these
@@ -61,6 +61,7 @@ class Ward:
         self._clock = clock
         self._complaints = Complaints()
         self._leases = RunLeases(book, self._complaints.say)
+        self._states = StateFiles()
         self._owners: dict[str, OwnerFolder] = {}
         self._explained: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
@@ -84,7 +85,7 @@ class Ward:
     def _look_into(self, folder: OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
-            if run_id in folder.known:
+            if run_id in folder.known and not self._lost_its_state(run):
                 continue
             with self._complaints.noting(run_id, "cannot be supervised"):
                 self._take_in(run)
@@ -92,6 +93,25 @@ class Ward:
         for gone in folder.known - runs.keys():
             self._forget(gone)
         folder.known &= runs.keys()
+
+    def _lost_its_state(self, run: Run) -> bool:
+        """Whether something deleted or damaged the state of a run that has ended."""
+        if run.id in self.followed or run.id in self.waiting:
+            return False  # `mend_states` sees to those
+        with self._complaints.noting(run.id, "has a state that cannot be read"):
+            return not self._states.is_intact(run)
+        return False
+
+    def mend_states(self) -> None:
+        """Rebuild the state files of runs that are not over, where something deleted or damaged them."""
+        for followed in self.followed.values():
+            with self._complaints.noting(followed.run.id, "has a state that cannot be rebuilt"):
+                if not self._states.is_intact(followed.run):
+                    followed.state = self._states.rebuild(followed.run, followed.state)
+        for run in self.waiting.values():
+            with self._complaints.noting(run.id, "has a state that cannot be rebuilt"):
+                if not self._states.is_intact(run):
+                    self._states.rebuild(run, requeued(run.folder, self._clock()))
 
     def look_at_workers(self) -> None:
         """Look at every run with a worker, and save what changed."""
@@ -247,10 +267,14 @@ class Ward:
                     self._explained[run_id] = now
 
     def _take_in(self, run: Run) -> None:
-        state = run.folder.read_saved_state()
+        state = self._states.load(run)
         if state is None:
-            state = recovered(run.folder, self._clock())
-            self._save(run, state)
+            state = recovered(run.folder, self._leases.devices_of(run), self._clock())
+            is_new = state.state == "queued" and not run.folder.state.exists()
+            if is_new:
+                self._save(run, state)
+            else:
+                state = self._states.rebuild(run, state)
         if state.state == "queued":
             self._enqueue(run)
         elif not state.is_final:
@@ -314,8 +338,7 @@ class Ward:
         self._unqueue(run_id)
         self.followed.pop(run_id, None)
         self._complaints.forget(run_id)
+        self._states.forget(run_id)
 
     def _save(self, run: Run, state: RunState) -> None:
-        path: Path = run.folder.path
-        if path.is_dir():
-            run.folder.write_state(state)
+        self._states.save(run, state)

@@ -124,8 +124,10 @@ def render_trouble(observed: ObservedRun) -> str:
 
 
 def render_warnings(observed: ObservedRun) -> str:
-    """What the worker warned of, each thing once."""
+    """What is odd about the run's state and what the worker warned of, each thing once."""
     warned = dict.fromkeys(message.text for message in observed.history.messages if message.kind == "warning")
+    if observed.state.notice:
+        warned = {observed.state.notice: None, **warned}
     if not warned:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in warned)

@@ -1,0 +1,239 @@
+"""A state file that something deleted or damaged is rebuilt from what there is, and no run is started twice."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.hardware.lease import LeaseBook
+from engine.runs.control import request_cancel, request_stop
+from engine.runs.event_log import read_events
+from engine.runs.history import HistoryReader, read_history
+from engine.runs.run import Run
+from engine.runs.state_files import DAMAGED_STATE_FILE
+from engine.runs.store import RunStore
+from engine.runs.summary import summarize
+from engine.runs.supervisor import Overseer
+from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
+from ui.run_reader import RunReader
+from ui.views.run_view import render_warnings
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inside").write_text("x")
+
+
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("nothing"))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "garbage": lambda path: path.write_bytes(os.urandom(500)),
+    "zeros": lambda path: path.write_bytes(b"\0" * 300),
+    "wrong schema": lambda path: path.write_text('{"state": "dancing", "attempt": []}'),
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "long": lambda path: path.write_bytes(b'{"state": "' + b"x" * 3_000_000),
+    "a folder": make_folder,
+    "a dangling link": dangle,
+}
+LOST: dict[str, tuple[str, ...]] = {
+    "the state alone": (),
+    "the log as well": ("events.jsonl",),
+    "the worker's record as well": ("process.json",),
+    "both": ("events.jsonl", "process.json"),
+}
+
+
+@pytest.fixture(params=DAMAGE)
+def damage(request) -> Callable[[Run], None]:
+    return lambda run: DAMAGE[request.param](run.folder.state)
+
+
+@pytest.fixture(params=LOST)
+def lose(request) -> Callable[[Run], None]:
+    """Damages the state and loses other files with it."""
+
+    def lose(run: Run) -> None:
+        run.folder.state.write_bytes(b"")
+        for name in LOST[request.param]:
+            (run.folder.path / name).unlink()
+
+    return lose
+
+
+@pytest.fixture
+def overseer(home) -> Overseer:
+    return Overseer(home, fake_settings())
+
+
+def until(overseer: Overseer, condition: Callable[[], bool]) -> None:
+    wait_until(lambda: overseer.tick() or condition())
+
+
+def working(store: RunStore, overseer: Overseer) -> Run:
+    run = store.create(config_for("steps=5000 checkpoint=2"))
+    until(overseer, lambda: run.folder.read_state().state == "running")
+    wait_for_step(run, 3)
+    return run
+
+
+def ends_once(overseer: Overseer, run: Run) -> None:
+    request_cancel(run)
+    until(overseer, lambda: run.folder.read_state().is_final)
+    assert run.folder.read_state().state == "stopped"
+    assert executions(run) == ["1"]
+
+
+def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, overseer, damage):
+    run = working(store, overseer)
+    before = run.folder.read_saved_state()
+    damage(run)
+
+    overseer.tick()
+
+    after = run.folder.read_saved_state()
+    assert after is not None
+    assert after.notice.startswith("state.json was ")
+    assert after.model_copy(update={"notice": "", "changed": before.changed}) == before
+    kept = {path.name for path in run.folder.path.iterdir() if DAMAGED_STATE_FILE in path.name}
+    assert len(kept) == ("missing" not in after.notice)
+    ends_once(overseer, run)
+
+
+def test_a_run_at_work_whose_files_are_lost_is_never_shown_as_waiting_and_never_started_twice(
+    store, home, overseer, lose
+):
+    run = working(store, overseer)
+    lose(run)
+
+    assert run.folder.read_state().state == "running", "without any supervisor"
+    for _ in range(3):
+        overseer.tick()
+        assert run.folder.read_saved_state().state == "running"
+    ends_once(overseer, run)
+
+
+def test_a_server_that_starts_follows_a_run_at_work_whose_files_are_lost(store, home, overseer, lose):
+    run = working(store, overseer)
+    lose(run)
+    later = Overseer(home, fake_settings())
+
+    later.tick()
+
+    state = run.folder.read_saved_state()
+    assert (state.state, state.attempt, state.device) == ("running", 1, "cpu")
+    assert "rebuilt from" in state.notice
+    ends_once(later, run)
+    assert LeaseBook(home).holder("cpu") is None
+
+
+def test_a_log_that_was_lost_comes_back_and_shows_how_the_run_ended(store, home, overseer):
+    run = store.create(config_for("steps=60"))
+    until(overseer, lambda: run.folder.read_state().state == "running")
+    reader = HistoryReader.of_run(run)
+    wait_for_step(run, 3)
+    reader.update()
+    run.folder.events.unlink()
+
+    until(overseer, lambda: run.folder.read_state().is_final)
+
+    assert run.folder.read_state().state == "completed"
+    assert reader.update().last_step == read_history(run.folder.events).last_step == 60
+    numbers = [event.seq for event in read_events(run.folder.events).events]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+@pytest.mark.parametrize(
+    ("words", "ask", "state"),
+    [("steps=3", None, "completed"), ("steps=900", request_stop, "stopped"), ("steps=9 fail@2", None, "failed")],
+)
+def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, overseer, words, ask, state):
+    run = store.create(config_for(words))
+    until(overseer, lambda: run.folder.read_state().state in ("running", "completed", "failed"))
+    if ask is not None:
+        ask(run)
+    until(overseer, lambda: run.folder.read_state().is_final)
+    before = run.folder.read_saved_state()
+    run.folder.state.write_bytes(b"")
+
+    assert run.folder.read_state().state == state, "without any supervisor"
+    later = Overseer(home, fake_settings())
+    until(later, lambda: (run.folder.read_saved_state() or before).notice != "")
+    until(later, lambda: run.folder.read_saved_state().is_final)
+
+    after = run.folder.read_saved_state()
+    assert (after.state, after.reason, after.attempt) == (before.state, before.reason, before.attempt)
+    assert executions(run) == ["1"]
+
+
+def test_a_server_notices_an_ended_run_whose_state_is_damaged_while_it_works(store, home, overseer, monkeypatch):
+    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    run = store.create(config_for("steps=3"))
+    until(overseer, lambda: run.folder.read_state().is_final)
+    run.folder.state.write_bytes(b"")
+
+    until(overseer, lambda: run.folder.read_saved_state() is not None and run.folder.read_saved_state().is_final)
+
+    assert run.folder.read_saved_state().state == "completed"
+    assert executions(run) == ["1"]
+
+
+@pytest.mark.parametrize("left", ["adapter", "checkpoints", "worker.log"])
+def test_a_run_of_which_only_results_are_left_is_not_trained_again(store, home, overseer, left):
+    run = store.create(config_for("steps=4 checkpoint=2"))
+    until(overseer, lambda: run.folder.read_state().is_final)
+    for path in list(run.folder.path.iterdir()):
+        if path.name not in (left, "config.yaml", "executions"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    later = Overseer(home, fake_settings())
+
+    until(later, lambda: run.folder.read_saved_state() is not None and run.folder.read_saved_state().is_final)
+
+    assert run.folder.read_saved_state().state == "interrupted"
+    assert executions(run) == ["1"]
+
+
+@pytest.mark.parametrize("damage", [DAMAGE["empty"], DAMAGE["a folder"]], ids=["empty", "a folder"])
+def test_a_waiting_run_keeps_its_place_when_its_state_is_damaged(store, home, damage):
+    busy = Overseer(home, fake_settings(devices=lambda: ()))
+    run = store.create(config_for("steps=3"))
+    busy.tick()
+    damage(run.folder.state)
+
+    busy.tick()
+
+    assert (run.folder.read_saved_state().state, run.folder.read_saved_state().attempt) == ("queued", 0)
+    free = Overseer(home, fake_settings())
+    until(free, lambda: run.folder.read_state().is_final)
+    assert executions(run) == ["1"]
+
+
+def test_a_person_reads_one_sentence_about_it_until_the_next_attempt(store, home, overseer):
+    run = working(store, overseer)
+    run.folder.state.write_bytes(b"{")
+    overseer.tick()
+
+    observed = RunReader(store).observe(run.id)
+
+    assert render_warnings(observed).count("state.json was damaged (it is kept as state.json.damaged)") == 1
+    assert summarize(run).notice == observed.state.notice
+    ends_once(overseer, run)
+
+
+def test_damage_again_and_again_keeps_one_file_aside(store, home, overseer):
+    run = working(store, overseer)
+    for name in ("garbage", "a folder", "a folder", "empty", "a dangling link", "truncated"):
+        DAMAGE[name](run.folder.state)
+        overseer.tick()
+
+    aside = [path.name for path in run.folder.path.iterdir() if path.name.startswith("state.json")]
+    assert sorted(aside) == ["state.json", DAMAGED_STATE_FILE]
+    ends_once(overseer, run)
