@@ -161,7 +161,8 @@ def _check(
         steps = check_steps(config, SourceOptions(home=home), seed=seed)
         while True:
             try:
-                _show(line, next(steps))
+                if (step := next(steps)) is not None:
+                    _show(line, step)
             except StopIteration as end:
                 report: DatasetReport = end.value
                 return report

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from engine.config.dataset import DatasetConfig
 from engine.data.examine import DatasetReader, Examined, Renderer
+from engine.data.pace import Pace
 from engine.data.report import CheckProgress, DatasetReport, SourceReport
 from engine.data.source import SourceOptions
 from engine.data.split import draw_split
@@ -20,10 +21,9 @@ from engine.data.template import tokenizer_fingerprint
 from engine.errors import DatasetError, StorageError
 from engine.files import write_atomically
 
-_PROGRESS_SECONDS = 0.2
 _EXTREME_ROWS = 50
 
-Steps = Generator[CheckProgress, None, DatasetReport]
+Steps = Generator[CheckProgress | None, None, DatasetReport]  # None only gives the turn away
 
 
 def check_steps(
@@ -34,7 +34,7 @@ def check_steps(
     renderer: Renderer | None = None,
     on_kept: Callable[[Examined], None] | None = None,
 ) -> Steps:
-    """Check a dataset; yields its progress a few times a second, and closing it stops the check.
+    """Check a dataset; yields dozens of times a second, some of them with its progress, and closing it stops the check.
 
     Args:
         config: The dataset.
@@ -46,29 +46,30 @@ def check_steps(
     Raises:
         DatasetError: If the source cannot be read, or no row of it can be learned from.
     """
-    started = last = time.monotonic()
+    started = time.monotonic()
     reader = DatasetReader(config, options, renderer)
     cache_file = _cache_file(config, options, reader, seed, renderer)
     if on_kept is None and (known := _cached(cache_file)) is not None:
         return known
     tally = Tally(len(reader.parts))
+    pace = Pace()
     for examined in reader.rows():
         tally.add(examined)
         if on_kept is not None and examined.kind is None:
             on_kept(examined)
-        if tally.rows % 64 == 0 and (now := time.monotonic()) - last > _PROGRESS_SECONDS:
-            last = now
-            yield CheckProgress(
-                rows=tally.rows,
-                bytes_read=reader.bytes_read,
-                size_bytes=reader.size_bytes,
-                tokens=tally.total_tokens,
-            )
+        if pace.turn_is_over():
+            yield _progress(reader, tally) if pace.report_is_due() else None
     if not tally.kept:
         raise _nothing_kept(reader, tally)
     report = _report(config, reader, tally, seed, renderer, time.monotonic() - started)
     _remember(cache_file, report)
     return report
+
+
+def _progress(reader: DatasetReader, tally: Tally) -> CheckProgress:
+    return CheckProgress(
+        rows=tally.rows, bytes_read=reader.bytes_read, size_bytes=reader.size_bytes, tokens=tally.total_tokens
+    )
 
 
 def check_dataset(

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from engine.data.detect import Detection, detect_format
 from engine.data.oddities import Notice, oddities_of
 from engine.data.problems import ProblemKind, RowProblemError
 from engine.data.records import Record
-from engine.data.row_source import RowSource, numbered_rows
+from engine.data.row_source import RowSource, approach_row, numbered_rows, picked_rows
 from engine.data.source import SourceOptions, open_source
 from engine.data.template_abilities import rendering_confined
 from engine.data.tokenize import Rendering, RenderOptions, render_many
@@ -27,7 +27,7 @@ DETECTION_ROWS = 100
 
 _DETECTION_BYTES = 4 << 20
 _BATCH_ROWS = 64
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 16  # takes some tens of milliseconds to render and tokenize
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,28 @@ class DatasetReader:
 
     def rows(self, first_row: int = 0) -> Iterator[Examined]:
         """Rows from `first_row` on, numbered through all parts."""
+        return self.examined(self.records(first_row))
+
+    def examined(self, records: Iterable[tuple[int, Record]]) -> Iterator[Examined]:
+        """Convert and render rows, some of them at a time, each given with the number of its part."""
         batch: list[tuple[int, Record]] = []
         size = 0
-        for part, record in self.records(first_row):
+        for seen, (part, record) in enumerate(records, start=1):
             batch.append((part, record))
             size += record.size_bytes
             # Batches grow, so that the first row of a page need not wait for sixty-four.
-            if len(batch) >= min(_BATCH_ROWS, 1 + record.row - first_row) or size > _BATCH_BYTES:
+            if len(batch) >= min(_BATCH_ROWS, seen) or size > _BATCH_BYTES:
                 yield from self.examine(batch)
                 batch, size = [], 0
         yield from self.examine(batch)
+
+    def approach(self, first_row: int) -> Iterator[None]:
+        """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
+        return approach_row([part.source for part in self.parts], first_row)
+
+    def pick(self, rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
+        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+        return picked_rows([part.source for part in self.parts], rows)
 
     def records(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
         """The same as they stand in their files, each with the number of its part."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,7 +17,15 @@ from engine.data.parquet_file import PARQUET_MAGIC, ParquetRows
 from engine.data.plain_text_file import PlainTextReader
 from engine.data.records import MAX_ROW_BYTES, Position, Record, json_record
 from engine.data.row_index import STRIDE, RowIndex
-from engine.data.row_source import RowSource, SourceForm, SourceKind, fingerprint_of, numbered_rows
+from engine.data.row_source import (
+    RowSource,
+    SourceForm,
+    SourceKind,
+    approach_row,
+    fingerprint_of,
+    numbered_rows,
+    picked_rows,
+)
 from engine.data.text_stream import TextStream
 from engine.data.unpacked_file import UnpackedFile, gzipped_magic
 from engine.errors import DatasetError
@@ -81,8 +90,8 @@ class TextFileRows:
         """Rows from `first_row` on; what is passed over is read once, and never again after that."""
         if self.total_rows is not None and first_row >= self.total_rows:
             return
-        if first_row >= self._index.known_rows + STRIDE:
-            self._skim(first_row)
+        for _ in self._skim(first_row):
+            pass
         row = -1
         for record in self._reader.read(self._index.nearest(first_row)):
             row = record.row
@@ -93,19 +102,48 @@ class TextFileRows:
         if row >= 0 or first_row == 0:
             self._index.finish(row + 1)
 
-    def _skim(self, row: int) -> None:
+    def approach(self, first_row: int, /) -> Iterator[None]:
+        """Note where rows begin up to `first_row`, and unpack the file up to there, step by step."""
+        yield from self._skim(first_row)
+        if self.total_rows is None or first_row < self.total_rows:
+            yield from self._stream.approach(self._index.nearest(first_row).offset)
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Some rows, in one pass; rows between them are passed over by a jump, where the file allows one."""
+        wanted = frozenset(rows)
+        waiting = deque(rows)
+        while waiting:
+            for record in self._read_some(self._index.nearest(waiting[0]), wanted):
+                yield record
+                if record is None:
+                    continue
+                waiting.popleft()
+                if not waiting or (self._stream.seeks and self._index.nearest(waiting[0]).row > record.row):
+                    break
+            else:
+                if self.total_rows is None:  # there are fewer rows; now it is known how many
+                    yield from (None for _ in self.records(self._index.known_rows))
+                return
+
+    def _read_some(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
+        if isinstance(self._reader, JsonLinesReader):
+            return self._reader.read_some(start, wanted)
+        return (record if record.row in wanted else None for record in self._reader.read(start))
+
+    def _skim(self, row: int) -> Iterator[None]:
         """Note where rows begin, up to `row`, without reading what they say where that can be told."""
-        if not isinstance(self._reader, JsonLinesReader):
-            for record in self._reader.read(self._index.last):
-                if record.row % STRIDE == 0:
-                    self._index.saw(Position(record.row, record.line or 1, record.offset))
-                if record.row >= row:
-                    return
+        if self.total_rows is not None or row < self._index.known_rows + STRIDE:
             return
-        for position in self._reader.skim(self._index.last):
+        for position in self._positions(self._index.last):
             self._index.saw(position)
             if position.row >= row:
                 return
+            yield
+
+    def _positions(self, start: Position) -> Iterator[Position]:
+        if isinstance(self._reader, JsonLinesReader):
+            return self._reader.skim(start)
+        return (Position(record.row, record.line or 1, record.offset) for record in self._reader.read(start))
 
     def fingerprint(self) -> str:
         return fingerprint_of(self._path)
@@ -145,6 +183,14 @@ class ManyFiles:
         """Rows from `first_row` on, numbered through all files."""
         for _, record in numbered_rows(self._files, first_row):
             yield record
+
+    def approach(self, first_row: int, /) -> Iterator[None]:
+        """Do in small steps what has to be done before that row."""
+        return approach_row(self._files, first_row)
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Some rows, numbered through all files."""
+        return (found[1] if found is not None else None for found in picked_rows(self._files, rows))
 
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(file.fingerprint() for file in self._files).encode()).hexdigest()

@@ -13,8 +13,8 @@ from engine.data.split import draw_split
 
 def held_out_steps(
     config: DatasetConfig, options: SourceOptions, *, seed: int, renderer: Renderer, count: int
-) -> Generator[CheckProgress, None, HeldOutRows]:
-    """One pass over every row; yields its progress a few times a second, and closing it stops the pass.
+) -> Generator[CheckProgress | None, None, HeldOutRows]:
+    """One pass over every row; yields as `check_steps` does, and closing it stops the pass.
 
     Args:
         config: The dataset.

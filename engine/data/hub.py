@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.config.dataset import DatasetConfig
@@ -13,7 +13,7 @@ from engine.data.arrow_rows import without_gaps
 from engine.data.hub_errors import explain_hub_error
 from engine.data.hub_files import HUB_ROOT, confined_to, require_hub_id, require_own_files
 from engine.data.records import Record
-from engine.data.row_source import SourceForm
+from engine.data.row_source import SourceForm, picked
 
 # What opens the file or address that a row names, such as Image, has this; Json has it too, and opens nothing.
 _DECODER = "decode_example"
@@ -75,6 +75,16 @@ class HubRows:
             self._total_rows = row
         except Exception as error:  # a lost connection, a damaged file, rows that do not fit their columns
             raise explain_hub_error(error, self._config.source.strip()) from error
+
+    def approach(self, _first_row: int, /) -> Iterator[None]:
+        """Whatever comes before a row is passed over by the library itself."""
+        return iter(())
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Some rows: one by one where the dataset is here, else in one pass."""
+        if self._streaming:
+            return picked(self.records(rows[0]), rows)
+        return (next(self.records(row)) for row in rows if row < len(self._data))
 
     def fingerprint(self) -> str:
         known = getattr(self._data, "_fingerprint", None)

@@ -1,6 +1,6 @@
 """Rows of a JSONL file, one a line; streamed, whatever stands on a line."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from engine.data.records import MAX_ROW_BYTES, Position, Record, bad_record, json_record, too_long
 from engine.data.text_stream import TextStream
@@ -60,13 +60,19 @@ class JsonLinesReader:
 
     def read(self, start: Position) -> Iterator[Record]:
         """Rows from `start` on."""
+        return (record for record in self.read_some(start, None) if record is not None)
+
+    def read_some(self, start: Position, wanted: Container[int] | None) -> Iterator[Record | None]:
+        """Rows from `start` on, with None in place of those that are not wanted, which are not read."""
         row = start.row
         for line in read_lines(self._stream, start.offset, start.line):
-            position = Position(row, line.number, line.offset)
-            if line.size_bytes > len(line.data):
+            if wanted is not None and row not in wanted:
+                yield None
+            elif line.size_bytes > len(line.data):
+                position = Position(row, line.number, line.offset)
                 yield bad_record(position, line.data, "too_long", too_long(line.size_bytes))
             else:
-                yield json_record(position, line.data)
+                yield json_record(Position(row, line.number, line.offset), line.data)
             row += 1
 
     def skim(self, start: Position) -> Iterator[Position]:

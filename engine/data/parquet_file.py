@@ -1,6 +1,6 @@
 """Rows of a Parquet file, a few at a time, in bounded memory however much its pages grow when they are unpacked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -9,7 +9,7 @@ from engine.data.arrow_rows import batch_records, row_sizes, value_count
 from engine.data.gzip_pieces import MAX_RATIO, RATIO_COUNTS_FROM_BYTES
 from engine.data.parquet_pages import Page, read_pages
 from engine.data.records import MAX_ROW_BYTES, Record
-from engine.data.row_source import SourceForm, fingerprint_of
+from engine.data.row_source import SourceForm, fingerprint_of, picked
 from engine.data.unpacked_file import UnpackedFile
 from engine.errors import DatasetError
 
@@ -97,6 +97,19 @@ class ParquetRows:
             ) from error
         except (OSError, ValueError, ArrowException) as error:
             raise self._damaged() from error
+
+    def approach(self, _first_row: int, /) -> Iterator[None]:
+        """Nothing has to be read before a row but the beginning of its row group."""
+        return iter(())
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Some rows; row groups that hold none of them are not read."""
+        first = 0
+        for count in self._group_rows:
+            here = [row for row in rows if first <= row < first + count]
+            if here:
+                yield from picked(self.records(here[0]), here)
+            first += count
 
     def fingerprint(self) -> str:
         return fingerprint_of(self._original)

@@ -158,7 +158,7 @@ def prepare_dataset(
         except StopIteration as end:
             report: DatasetReport = end.value
             break
-        if on_progress is not None:
+        if on_progress is not None and progress is not None:
             on_progress(progress)
     weights = tuple(part.weight for part in report.parts)
     split = draw_split(digests, config, seed, parts=parts, weights=weights)

@@ -1,43 +1,39 @@
 """Finding the rows of a page: at a place, by a search, or by number, without reading more than that takes."""
 
-import time
-from collections.abc import Generator
-from itertools import islice
+from collections.abc import Generator, Iterator, Sequence
 
 from engine.data.conversation import Conversation
 from engine.data.examine import DatasetReader, Examined
+from engine.data.pace import Pace
 from engine.data.page import DatasetPage, FoundRow, PageRequest, PageRow, SearchProgress, page_row, sequence_view
 from engine.data.records import Record
 from engine.data.turns import learned_turns
 from engine.errors import DatasetError
 
-_TURN_SECONDS = 0.1
 _RAW_CHARACTERS = 2000
 
 
 def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, None, DatasetPage]:
-    """Read a page, giving the turn away while a search goes on."""
+    """Read a page, giving the turn away all the while."""
+    pace = Pace()
     next_row: int | None = None
+    records: list[tuple[int, Record]] = []
     if request.rows is not None:
-        chosen = [find_row(reader, row) for row in request.rows]
-    elif request.search:
-        chosen = []
-        needle = request.search.casefold()
-        last = time.monotonic()
-        for part, record in reader.records(request.first_row):
-            if needle in _searchable(record):
-                if len(chosen) == request.count:
-                    next_row = record.row
-                    break
-                chosen.extend(reader.examine([(part, record)]))
-            if (now := time.monotonic()) - last > _TURN_SECONDS:
-                last = now
-                yield
+        records = yield from _pick(reader, request.rows, pace)
     else:
-        records = list(islice(reader.records(request.first_row), request.count + 1))
-        chosen = reader.examine(records[: request.count])
-        if len(records) > request.count:
-            next_row = records[-1][1].row
+        for found in _on_page(reader, request):
+            if found is not None and len(records) == request.count:
+                next_row = found[1].row
+                break
+            if found is not None:
+                records.append(found)
+            if pace.turn_is_over():
+                yield
+    chosen: list[Examined] = []
+    for examined in reader.examined(records):
+        chosen.append(examined)
+        if pace.turn_is_over():
+            yield
     detection = reader.detection
     return DatasetPage(
         rows=tuple(_shown(examined, reader, brief=request.brief) for examined in chosen),
@@ -55,24 +51,49 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
     )
 
 
-def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[SearchProgress, None, FoundRow]:
+def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[tuple[int, Record] | None]:
+    """Rows from the first one on that the request means; None for each that is passed over."""
+    yield from reader.approach(request.first_row)
+    needle = request.search.casefold()
+    for part, record in reader.records(request.first_row):
+        yield (part, record) if not needle or needle in _searchable(record) else None
+
+
+def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[tuple[int, Record]]]:
+    """Rows with these numbers, in their order, from one pass over the data."""
+    found: dict[int, tuple[int, Record]] = {}
+    for one in reader.pick(sorted({row for row in rows if row >= 0})):
+        if one is not None:
+            found[one[1].row] = one
+        if pace.turn_is_over():
+            yield
+    missing = next((row for row in rows if row not in found), None)
+    if missing is not None:
+        raise _no_such_row(reader, missing)
+    return [found[row] for row in rows]
+
+
+def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[SearchProgress | None, None, FoundRow]:
     """Find the next row that holds a text, in any case: after a row, else from the first one up to that row.
 
-    Yields how far it has come some ten times a second, so that others get their turn; closing it stops the search.
+    Yields dozens of times a second, some of them with how far it has come; closing it stops the search.
     """
     needle = text.casefold()
     looked = 0
-    last = time.monotonic()
+    pace = Pace()
     for first, end in ((after_row + 1, None), (0, after_row + 1)):
+        for _ in reader.approach(first):
+            if pace.turn_is_over():
+                yield None
         for _, record in reader.records(first):
             if end is not None and record.row >= end:
                 break
             if needle in _searchable(record):
                 return FoundRow(row=record.row, from_top=end is not None)
             looked += 1
-            if (now := time.monotonic()) - last > _TURN_SECONDS:
-                last = now
-                yield SearchProgress(rows=looked, total_rows=reader.total_rows)
+            if pace.turn_is_over():
+                progress = SearchProgress(rows=looked, total_rows=reader.total_rows)
+                yield progress if pace.report_is_due() else None
     return FoundRow(row=None)
 
 
@@ -84,10 +105,14 @@ def find_row(reader: DatasetReader, row: int) -> Examined:
     """
     found = next(reader.rows(row), None) if row >= 0 else None
     if found is None:
-        total = reader.total_rows
-        rows = f"it has {total:,}, numbered from 0" if total is not None else "rows are numbered from 0"
-        raise DatasetError(f"There is no row {row:,} in this dataset; {rows}.", "Choose a smaller number.")
+        raise _no_such_row(reader, row)
     return found
+
+
+def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
+    total = reader.total_rows
+    rows = f"it has {total:,}, numbered from 0" if total is not None else "rows are numbered from 0"
+    return DatasetError(f"There is no row {row:,} in this dataset; {rows}.", "Choose a smaller number.")
 
 
 def _searchable(record: Record) -> str:

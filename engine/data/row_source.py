@@ -1,6 +1,7 @@
 """What every source of rows can do, and several of them read as one."""
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -68,6 +69,12 @@ class RowSource(Protocol):
     def records(self, first_row: int = 0) -> Iterator[Record]:
         """Rows from `first_row` on."""
 
+    def approach(self, first_row: int, /) -> Iterator[None]:
+        """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+
     def fingerprint(self) -> str:
         """Changes when the content does, as far as a quick look tells."""
 
@@ -80,6 +87,42 @@ def numbered_rows(sources: Sequence[RowSource], first_row: int = 0) -> Iterator[
             for record in source.records(max(0, first_row - start)):
                 yield number, record._replace(row=start + record.row) if start else record
         start += source.total_rows or 0
+
+
+def approach_row(sources: Sequence[RowSource], first_row: int) -> Iterator[None]:
+    """Do in small steps what `numbered_rows` has to do before it yields `first_row`."""
+    start = 0
+    for source in sources:
+        if source.total_rows is None or start + source.total_rows > first_row:
+            yield from source.approach(max(0, first_row - start))
+        if source.total_rows is None or start + source.total_rows > first_row:
+            return
+        start += source.total_rows
+
+
+def picked_rows(sources: Sequence[RowSource], rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
+    """Some rows of several sources as if these were one: see `RowSource.pick`."""
+    start = 0
+    waiting = deque(rows)
+    for number, source in enumerate(sources):
+        total = source.total_rows
+        here = [row - start for row in waiting if total is None or row < start + total]
+        for record in source.pick(here) if here else ():
+            if record is None:
+                yield None
+                continue
+            waiting.popleft()
+            yield number, record._replace(row=start + record.row)
+        start += source.total_rows or 0
+
+
+def picked(records: Iterator[Record], rows: Sequence[int]) -> Iterator[Record | None]:
+    """Pick rows, which ascend, out of records that begin at or before the first of them."""
+    wanted = frozenset(rows)
+    for record in records:
+        yield record if record.row in wanted else None
+        if record.row >= rows[-1]:
+            return
 
 
 def fingerprint_of(path: Path) -> str:

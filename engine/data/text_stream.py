@@ -1,10 +1,11 @@
 """A text file as a stream of UTF-8 bytes, whatever it is wrapped in: gzip, a byte order mark, UTF-16, old line ends."""
 
 import codecs
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from engine.data.access import open_regular, shown_name
 from engine.data.gzip_pieces import GZIP_MAGIC, unpacked_pieces
@@ -38,6 +39,13 @@ class _Encoding:
     mark_bytes: int  # length of the byte order mark
 
 
+class _Approached(NamedTuple):
+    """The stream unpacked up to an offset."""
+
+    offset: int
+    pieces: Iterator[bytes]  # what follows
+
+
 class TextStream:
     """A file opened as UTF-8. Offsets count bytes of the UTF-8 stream, after everything is unwrapped.
 
@@ -57,6 +65,7 @@ class TextStream:
             self._compressed = file.read(2) == GZIP_MAGIC
         self._encoding = _Encoding("utf-8", 0)
         self._old_line_ends = False
+        self._approached: _Approached | None = None
         start = self._sniff_start()
         self._refuse_other_files(start)
         self._encoding = _encoding_of(start)
@@ -92,15 +101,32 @@ class TextStream:
         Raises:
             DatasetError: If the file turns out to be damaged, or to be a decompression bomb.
         """
-        pieces = self._unwrapped(offset if self.seeks else 0)
-        skip = 0 if self.seeks else offset
+        for piece in self._pieces(offset):
+            if piece:
+                yield piece.replace(b"\r", b"\n") if self._old_line_ends else piece
+
+    def approach(self, offset: int) -> Iterator[None]:
+        """Unpack up to `offset` step by step; the next `chunks(offset)` continues from there."""
+        self._approached = None
+        if self.seeks or not offset:
+            return
+        pieces = self._pieces(offset)
         for piece in pieces:
-            if skip >= len(piece):
-                skip -= len(piece)
-                continue
-            rest = piece[skip:] if skip else piece
-            skip = 0
-            yield rest.replace(b"\r", b"\n") if self._old_line_ends else rest
+            if piece:
+                self._approached = _Approached(offset, itertools.chain((piece,), pieces))
+                return
+            yield
+
+    def _pieces(self, offset: int) -> Iterator[bytes]:
+        """The stream from `offset` on; what is unpacked before it comes as empty pieces."""
+        approached, self._approached = self._approached, None
+        if approached is not None and approached.offset == offset:
+            yield from approached.pieces
+            return
+        skip = 0 if self.seeks else offset
+        for piece in self._unwrapped(offset if self.seeks else 0):
+            yield piece[skip:]
+            skip = max(0, skip - len(piece))
 
     def _unwrapped(self, offset: int) -> Iterator[bytes]:
         with open_regular(self.path) as file:

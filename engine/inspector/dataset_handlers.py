@@ -132,5 +132,6 @@ def _watched(
             return result
         if request.is_cancelled():
             raise CancelledRequestError
-        tell(progress)
+        if progress is not None:
+            tell(progress)
         yield

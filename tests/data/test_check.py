@@ -11,6 +11,7 @@ from engine.data.check import check_dataset, check_steps
 from engine.data.examine import DatasetReader, Renderer
 from engine.data.source import SourceOptions
 from engine.data.tally import MAX_LISTED
+from engine.data.tokenize import render_many
 from engine.errors import DatasetError
 from tests.data.families import family, tokenizer_of
 
@@ -134,13 +135,14 @@ def test_a_damaged_cache_costs_time_and_nothing_else(file, home):
 
 
 def test_progress_grows_and_a_closed_check_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(check_module, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.pace._REPORT_SECONDS", 0.0)
     path = write_rows(tmp_path / "rows.jsonl", [row(number) for number in range(2000)])
     config = DatasetConfig(source=str(path))
 
     progress = list(check_steps(config, SourceOptions(), seed=1))
 
-    assert len(progress) > 10
+    assert len(progress) == 2000
     assert all(
         before.rows < after.rows and before.bytes_read <= after.bytes_read for before, after in pairwise(progress)
     )
@@ -151,6 +153,25 @@ def test_progress_grows_and_a_closed_check_stops(tmp_path, monkeypatch):
     steps.close()
     with pytest.raises(StopIteration):
         next(steps)
+
+
+def test_long_rows_are_tokenized_one_by_one_with_a_turn_for_others_between(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
+    long = " ".join(["adapter"] * 20_000)
+    path = write_rows(tmp_path / "rows.jsonl", [row(number, f"{number} {long}") for number in range(8)])
+    together = []
+
+    def render(examples, tokenizer, options):
+        together.append(len(examples))
+        return render_many(examples, tokenizer, options)
+
+    monkeypatch.setattr("engine.data.examine.render_many", render)
+    renderer = Renderer(tokenizer_of(family("qwen2.5")), 1024)
+
+    steps = check_steps(DatasetConfig(source=str(path)), SourceOptions(), seed=1, renderer=renderer)
+
+    assert sum(1 for _ in steps) == 8
+    assert max(together) == 1
 
 
 def test_lists_are_bounded_and_counts_are_not(tmp_path):

@@ -1,10 +1,12 @@
 """Pages of rows."""
 
+import gzip
 import json
 
 import pytest
 
 from engine.config.dataset import DatasetConfig
+from engine.data import text_stream
 from engine.data.examine import DatasetReader, Renderer
 from engine.data.page import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
 from engine.data.read_page import find_row, read_page, search_rows
@@ -56,6 +58,11 @@ def open_reader(path, home=None, renderer=None, **settings):
     return DatasetReader(DatasetConfig(source=str(path), **settings), SourceOptions(home=home), renderer)
 
 
+def at_every_row(monkeypatch):
+    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.pace._REPORT_SECONDS", 0.0)
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
 def test_any_place_of_any_kind_of_file_can_be_shown_before_and_after_it_is_indexed(files, home, name):
     for _ in range(2):
@@ -98,7 +105,7 @@ def test_search_looks_at_what_escapes_mean(tmp_path):
 
 
 def test_search_gives_its_turn_away(files, monkeypatch):
-    monkeypatch.setattr("engine.data.read_page._TURN_SECONDS", 0.0)
+    at_every_row(monkeypatch)
     steps = read_page(open_reader(files / "rows.jsonl"), PageRequest(search="no such words"))
 
     assert sum(1 for _ in steps) == COUNT
@@ -115,7 +122,7 @@ def found(reader, text, after_row):
 
 
 def test_a_search_goes_on_from_the_top_and_ends_where_it_began(files, monkeypatch):
-    monkeypatch.setattr("engine.data.read_page._TURN_SECONDS", 0.0)
+    at_every_row(monkeypatch)
     reader = open_reader(files / "rows.jsonl")
 
     assert found(reader, "ANSWER 12", 11)[0] == FoundRow(row=12)
@@ -239,3 +246,76 @@ def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
     assert row.conversation.messages[1].content.endswith("… and 300 more characters")
     assert sum(span.tokens for span in row.sequences[0].spans) == 20
     assert row.sequences[0].tokens > 100
+
+
+def unpacked_bytes(monkeypatch) -> list[int]:
+    """How much is unpacked from here on, piece by piece."""
+    sizes = []
+    original = text_stream.unpacked_pieces
+
+    def counted(*arguments):
+        for piece in original(*arguments):
+            sizes.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(text_stream, "unpacked_pieces", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_rows_of_a_gzipped_file_come_from_one_pass(files, home, tmp_path, monkeypatch, is_indexed):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress((files / "rows.jsonl").read_bytes()))
+    size = (files / "rows.jsonl").stat().st_size
+    monkeypatch.setattr(text_stream, "CHUNK_BYTES", 4096)
+    reader = open_reader(path, home)
+    if is_indexed:
+        assert sum(1 for _ in reader.rows()) == COUNT
+    wanted = tuple(range(COUNT - 1, 0, -25))[:200]
+    sizes = unpacked_bytes(monkeypatch)
+
+    shown = page(reader, rows=wanted)
+
+    assert [row.row for row in shown.rows] == list(wanted)
+    assert [row.conversation.messages[0].content for row in shown.rows] == [f"Question {row}" for row in wanted]
+    assert 0 < sum(sizes) <= size
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
+def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_are_named(files, home, name):
+    for _ in range(2):
+        reader = open_reader(files / name, home, mix={str(files / "rows.csv"): 1.0})
+        wanted = (COUNT + 8, 4 * STRIDE + 5, 7, COUNT - 1, 7, 2 * COUNT - 1)
+
+        shown = page(reader, rows=wanted)
+
+        assert [row.row for row in shown.rows] == list(wanted)
+        assert [row.conversation.messages[1].content for row in shown.rows] == [
+            f"Answer {row % COUNT}" for row in wanted
+        ]
+        with pytest.raises(DatasetError, match=f"There is no row {2 * COUNT:,} in this dataset; it has {2 * COUNT:,}"):
+            page(reader, rows=(3, 2 * COUNT))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_a_jump_into_a_file_that_was_never_read_gives_its_turn_away(files, monkeypatch, name):
+    at_every_row(monkeypatch)
+    row = 4 * STRIDE
+    steps = read_page(open_reader(files / name), PageRequest(first_row=row, count=1))
+
+    assert sum(1 for _ in steps) >= row
+
+
+def test_a_jump_into_a_gzipped_file_gives_its_turn_away_while_it_is_unpacked(files, home, tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress((files / "rows.jsonl").read_bytes()))
+    monkeypatch.setattr(text_stream, "CHUNK_BYTES", 1024)
+    reader = open_reader(path, home)
+    assert sum(1 for _ in reader.rows()) == COUNT
+    at_every_row(monkeypatch)
+    sizes = unpacked_bytes(monkeypatch)
+
+    steps = read_page(reader, PageRequest(first_row=4 * STRIDE, count=1))
+
+    assert sum(1 for _ in steps) >= 100
+    assert sum(sizes) <= (files / "rows.jsonl").stat().st_size
