@@ -33,6 +33,11 @@ ROLES: dict[str, Role] = {
 }
 
 
+# Of one row. The longest conversations in use have some hundred; each turn takes time of its own.
+MAX_TURNS = 5000
+MAX_CALLS = 1000  # of one turn
+
+
 class Converter:
     """Reads rows in one format.
 
@@ -99,6 +104,7 @@ class Converter:
         )
         if not good or not isinstance(history, list):
             raise RowProblemError("not_text", f"{name} is not a list of question and answer pairs")
+        _refuse_endless(history, str(name))
         return [(pair[0], pair[1]) for pair in history]
 
     def _prompt_completion(self, value: Mapping[str, Any]) -> Conversation:
@@ -135,6 +141,7 @@ class Converter:
             raise RowProblemError("not_text", f"{column} is {describe_kind(turns)}, not a list of turns")
         if not turns:
             raise RowProblemError("empty", f"{column} is an empty list")
+        _refuse_endless(turns, column)
         messages: list[Message] = []
         for number, turn in enumerate(turns, start=1):
             message = self._turn(turn, number)
@@ -206,6 +213,11 @@ class Converter:
         return found
 
 
+def _refuse_endless(turns: Sequence[Any], column: str) -> None:
+    if len(turns) > MAX_TURNS:
+        raise RowProblemError("too_long", f"{column} has {len(turns):,} turns; {MAX_TURNS:,} is the most")
+
+
 def _is_turns(value: Any) -> bool:
     """Whether a prompt or completion is a list of turns, or text that says one as JSON."""
     if isinstance(value, str):
@@ -263,6 +275,7 @@ def _calls_from(content: Any, number: int) -> tuple[ToolCall, ...]:
     calls = parsed if isinstance(parsed, list) else [parsed]
     if not calls:
         raise RowProblemError("tools", reason)
+    _refuse_many_calls(calls, number)
     return tuple(_call(call, reason) for call in calls)
 
 
@@ -275,7 +288,13 @@ def _openai_calls(turn: Mapping[str, Any], number: int) -> tuple[ToolCall, ...]:
     reason = f"a tool call in turn {number} has no function name"
     if not isinstance(calls, list):
         raise RowProblemError("tools", f"tool_calls of turn {number} is {describe_kind(calls)}, not a list")
+    _refuse_many_calls(calls, number)
     return tuple(_call(call, reason) for call in calls)
+
+
+def _refuse_many_calls(calls: Sequence[Any], number: int) -> None:
+    if len(calls) > MAX_CALLS:
+        raise RowProblemError("too_long", f"turn {number} makes {len(calls):,} calls; {MAX_CALLS:,} is the most")
 
 
 def _call(call: Any, reason: str) -> ToolCall:

@@ -88,6 +88,7 @@ def _tool_list_in_words(steps: Expressed, *, how_to_call: bool) -> Expressed:
 
 def _calls_in_words(steps: Expressed) -> Expressed:
     messages: list[Message] = []
+    responses: list[str] = []  # of tools, in a row
     completion_start = None
     for index, message in enumerate(steps.messages):
         if index == steps.completion_start:
@@ -97,11 +98,10 @@ def _calls_in_words(steps: Expressed) -> Expressed:
             content = f"{message.content}\n{words}" if message.content else words
             messages.append(replace(message, content=content, tool_calls=()))
         elif message.role == "tool":
-            content = f"<tool_response>\n{message.content}\n</tool_response>"
-            if messages and steps.messages[index - 1].role == "tool":
-                messages[-1] = replace(messages[-1], content=f"{messages[-1].content}\n{content}")
-            else:
-                messages.append(Message("user", content))
+            responses.append(f"<tool_response>\n{message.content}\n</tool_response>")
+            if index + 1 == len(steps.messages) or steps.messages[index + 1].role != "tool":
+                messages.append(Message("user", "\n".join(responses)))
+                responses = []
         else:
             messages.append(message)
     note = "The model's template has no tool calls; they are written in words (Hermes convention)."
@@ -189,23 +189,29 @@ def _with_accepted_system(steps: Expressed, abilities: TemplateAbilities) -> Exp
 
 
 def _with_merged_roles(steps: Expressed) -> Expressed:
-    messages: list[Message] = []
+    groups: list[list[Message]] = []
     completion_start = None
     for index, message in enumerate(steps.messages):
-        last = messages[-1] if messages else None
+        last = groups[-1][-1] if groups else None
         plain = not message.tool_calls and message.role in ("user", "assistant")
         if index == steps.completion_start:
-            completion_start = len(messages)
+            completion_start = len(groups)
         elif last is not None and plain and last.role == message.role and not last.tool_calls:
-            # What is not to be learned is not, nor what has become one turn with it.
-            both = last.is_learned and message.is_learned
-            messages[-1] = replace(last, content=f"{last.content}\n\n{message.content}", is_learned=both)
+            groups[-1].append(message)
             continue
-        messages.append(message)
-    if len(messages) == len(steps.messages):
+        groups.append([message])
+    if len(groups) == len(steps.messages):
         return steps
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
-    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+    return Expressed(tuple(map(_joined, groups)), steps.tools, completion_start, (*steps.notes, note))
+
+
+def _joined(group: list[Message]) -> Message:
+    """Turns of one role as one; what is not to be learned is not, nor what has become one turn with it."""
+    if len(group) == 1:
+        return group[0]
+    content = "\n\n".join(message.content for message in group)
+    return replace(group[0], content=content, is_learned=all(message.is_learned for message in group))
 
 
 def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:

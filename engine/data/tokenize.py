@@ -11,7 +11,8 @@ from engine.data.encode import Encoded, encode, encode_many
 from engine.data.oddities import Notice
 from engine.data.problems import RowProblemError
 from engine.data.tokenizer import ChatTokenizer, control_token_ids
-from engine.data.turns import RowPlan, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
+from engine.data.turn_renderer import Turn
+from engine.data.turns import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
 
 IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
 
@@ -213,7 +214,7 @@ def _mark_learned(
     if not sequence.learned:  # everything counts, except the first token: nothing comes before it to learn it from
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.learned
-    start = encoded.boundary(len(last.prompt), tokenizer)
+    start = encoded.boundary(last.start, tokenizer)
     if start is None:
         # A token reaches across the end of the prompt. The chat sends the prompt by itself, so it is tokenized by itself.
         encoded = encode(last.prompt, tokenizer)
@@ -227,11 +228,11 @@ def _mark_learned(
     learned[start:end] = [True] * (end - start)
     apart: list[Turn] = []
     for turn in earlier:
-        first = encoded.boundary(len(turn.prompt), tokenizer)
+        first = encoded.boundary(turn.start, tokenizer)
         if first is None:
             apart.append(turn)
             continue
-        after = bisect_left(encoded.starts, len(turn.prompt) + len(turn.answer))
+        after = bisect_left(encoded.starts, turn.start + len(turn.answer))
         until = encoded.turn_end(first, after, tokenizer) or after
         learned[first:until] = [True] * (until - first)
     return encoded, learned, apart

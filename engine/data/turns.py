@@ -2,34 +2,25 @@
 
 For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
 conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
-only where its text holds, character by character, each turn's own prompt followed by its own answer. A template that
+only where its text holds, character by character, each turn's own prompt followed by its own answer. Of a long conversation
+`engine.data.turn_renderer` asks for a bounded number of turns in whole, and proves those between by the turns around them. A template that
 rewrites earlier turns (Qwen3 drops their reasoning, gpt-oss ends them otherwise) fails that proof, and such turns get
 sequences of their own: nothing is masked by guesswork.
 """
 
-import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config.dataset import TrainOn
 from engine.data.conversation import Conversation, PlainText
-from engine.data.express import Expressed, express, tool_schema
+from engine.data.express import Expressed, express
 from engine.data.oddities import Notice
-from engine.data.problems import RowProblemError, shortened
-from engine.data.template_abilities import abilities_of, apply_template
+from engine.data.problems import RowProblemError
+from engine.data.template_abilities import abilities_of
 from engine.data.tokenizer import ChatTokenizer, control_token_pattern, control_token_texts
+from engine.data.turn_renderer import Turn, TurnRenderer
 
 _LOOK_EVERY_TURNS = 8
-_OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
-_CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One assistant turn: what the chat would send to get it, and what the model should answer."""
-
-    prompt: str
-    answer: str
+_MAX_CHARACTERS = 8 << 20  # of all sequences of a row; as tokens they take some thirty times as many bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ def plan_conversation(
         RowProblemError: If the template refuses the row, or no turn of it can be learned.
     """
     expressed = express(conversation, abilities_of(tokenizer))
-    renderer = _Renderer(expressed, tokenizer)
+    renderer = TurnRenderer(expressed, tokenizer)
     notices = _special_tokens_in_words(conversation, tokenizer)
     if train_on == "all":
         text = renderer.text(len(expressed.messages))
@@ -75,11 +66,13 @@ def plan_conversation(
     chosen = _chosen_turns(expressed, train_on)
     turns: list[Turn] = []
     beyond: list[int] = []
-    for number, index in enumerate(chosen):
-        if number % _LOOK_EVERY_TURNS == 0 and turns and _is_longer(turns[-1].prompt, tokenizer, max_length):
+    length = _Length(tokenizer, max_length)
+    rendered = renderer.turns(chosen)
+    for number in range(len(chosen)):
+        if number % _LOOK_EVERY_TURNS == 0 and turns and length.is_exceeded_by(turns[-1]):
             beyond = chosen[number:]
             break
-        turn = renderer.turn(index)
+        turn = next(rendered)
         if turn is not None:
             turns.append(turn)
     if not turns:
@@ -110,7 +103,7 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
         RowProblemError: If the template refuses the conversation.
     """
     expressed = express(conversation, abilities_of(tokenizer))
-    return _Renderer(expressed, tokenizer).prompt(len(expressed.messages))
+    return TurnRenderer(expressed, tokenizer).prompt(len(expressed.messages))
 
 
 def learned_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
@@ -156,7 +149,7 @@ def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenize
     return tuple(found)
 
 
-def _sequence_of(index: int, renderer: "_Renderer") -> SequencePlan | None:
+def _sequence_of(index: int, renderer: TurnRenderer) -> SequencePlan | None:
     """The sequence of one turn alone; None where the template refuses a turn that nobody is to learn anyway."""
     try:
         turn = renderer.turn(index)
@@ -165,91 +158,50 @@ def _sequence_of(index: int, renderer: "_Renderer") -> SequencePlan | None:
     return SequencePlan(turn.prompt + turn.answer, (turn,)) if turn is not None else None
 
 
-def _is_longer(text: str, tokenizer: ChatTokenizer, max_length: int | None) -> bool:
-    if max_length is None:
-        return False
-    return len(text) > max_length and len(tokenizer(text, add_special_tokens=False)["input_ids"]) > max_length
+class _Length:
+    """Whether prompts, each the beginning of the next, are longer than max_length; each is counted from the one before."""
 
-
-class _Renderer:
-    """One conversation under one template, rendered up to any of its turns."""
-
-    def __init__(self, expressed: Expressed, tokenizer: ChatTokenizer) -> None:
-        self._messages = expressed.messages
+    def __init__(self, tokenizer: ChatTokenizer, max_length: int | None) -> None:
         self._tokenizer = tokenizer
-        self._dicts = expressed.for_template(abilities_of(tokenizer))
-        self._tools = [tool_schema(tool) for tool in expressed.tools]
-        self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt does not let them say
+        self._max_length = max_length
+        self._characters = self._tokens = 0  # counted so far, to within some tokens
 
-    def text(self, count: int) -> str:
-        return apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=False)
+    def is_exceeded_by(self, turn: Turn) -> bool:
+        """Return whether the prompt of a turn has more than max_length tokens."""
+        if self._max_length is None or turn.start <= self._max_length:
+            return False
+        self._tokens += self._count(turn.base[self._characters : turn.base_length])
+        self._characters = turn.base_length
+        # Tokens that reach across where counting stopped are miscounted, by a few of a hundred.
+        return self._tokens > 0.9 * self._max_length and self._count(turn.prompt) > self._max_length
 
-    def prompt(self, count: int) -> str:
-        return apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=True)
-
-    def turn(self, index: int) -> Turn | None:
-        """The prompt and answer of the assistant turn at `index`; None where nothing comes before it to answer."""
-        if all(message.role == "assistant" for message in self._messages[:index]):
-            return None
-        message = self._messages[index]
-        prompt, whole = self.prompt(index), self.text(index + 1)
-        if whole.startswith(prompt):
-            return Turn(prompt, self._with_reasoning(whole[len(prompt) :], index))
-        shared = _shared_length(prompt, whole)
-        if not prompt[shared:].strip():
-            return Turn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
-        opened = _OPENED_TAG.search(prompt)
-        if opened is not None and whole.startswith(prompt[: opened.start()]):
-            # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
-            reasoning = (message.reasoning or "").strip("\n")
-            answer = whole[opened.start() :].lstrip("\n")
-            return Turn(prompt, f"{reasoning}\n</{opened[1]}>\n\n{answer}")
-        if message.reasoning and _CLOSED_TAG.search(prompt) and index not in self._without_reasoning:
-            # The prompt ends the reasoning before the answer begins: this template answers without.
-            self._without_reasoning.add(index)
-            bare = {key: value for key, value in self._dicts[index].items() if key != "reasoning_content"}
-            self._dicts[index] = bare | {"content": message.content}
-            return self.turn(index)
-        raise RowProblemError(
-            "template",
-            f"the model's chat template asks for an answer with {shortened(prompt[shared:], 40)!r}, "
-            "yet begins answers otherwise",
-        )
-
-    def left_out(self, text: str) -> tuple[Notice, ...]:
-        """Turns whose words do not come out of the template, and special tokens in people's words."""
-        lost: list[Notice] = []
-        for number, message in enumerate(self._messages, start=1):
-            words = message.content.strip()
-            is_after_the_end = number == len(self._messages) and message.role != "assistant"
-            if words and not is_after_the_end and words not in text and json.dumps(words)[1:-1] not in text:
-                shown = f"turn {number} ({message.role}: {shortened(words, 30)!r})"
-                lost.append(("template_leaves_out", f"{shown} is left out or changed by the model's chat template"))
-        lost.extend(
-            ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")
-            for index in sorted(self._without_reasoning)
-        )
-        return tuple(lost)
-
-    def _with_reasoning(self, answer: str, index: int) -> str:
-        """Put the reasoning before an answer whose template cut it out."""
-        reasoning = (self._messages[index].reasoning or "").strip()
-        if not reasoning or reasoning in answer or index in self._without_reasoning:
-            return answer
-        return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
-    """Group turns into as few sequences as the proof allows, in the order of their last turns."""
+    """Group turns into as few sequences as the proof allows, in the order of their last turns.
+
+    Raises:
+        RowProblemError: If they repeat so much of the conversation that it would take too much memory.
+    """
     sequences: list[SequencePlan] = []
     remaining = turns
+    size = 0
     while remaining:
         last = remaining[-1]
         text = last.prompt + last.answer
+        size += len(text)
+        if size > _MAX_CHARACTERS:
+            raise RowProblemError(
+                "too_long",
+                f"the model's chat template rewrites earlier turns, so each of {len(turns):,} turns needs the conversation "
+                f"up to it: more than {_MAX_CHARACTERS >> 20} million characters",
+            )
         learned: list[Turn] = []
         apart: list[Turn] = []
         for turn in remaining[:-1]:
-            fitting = _as_in(text, turn, tokenizer)
+            fitting = _as_in(text, last, turn, tokenizer)
             if fitting is None:
                 apart.append(turn)
             else:
@@ -259,31 +211,21 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
     return tuple(reversed(sequences))
 
 
-def _as_in(text: str, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
-    """The turn as it stands in a longer text, or None where the text holds something else."""
-    if not text.startswith(turn.prompt):
+def _as_in(text: str, last: Turn, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
+    """The turn as it stands in the text of a later one, or None where that text holds something else."""
+    if turn.base is not last.base:
+        is_beginning = text.startswith(turn.prompt)
+    else:
+        is_beginning = turn.base_length <= last.base_length and text.startswith(turn.call, turn.base_length)
+    if not is_beginning:
         return None
-    if text.startswith(turn.answer, len(turn.prompt)):
+    if text.startswith(turn.answer, turn.start):
         return turn
     # Phi-3's template closes only the whole text with eos, after the turn's own end.
     eos = tokenizer.eos_token
     if eos and turn.answer.endswith(eos):
-        shorter = Turn(turn.prompt, turn.answer[: -len(eos)])
+        shorter = replace(turn, answer=turn.answer[: -len(eos)])
         ends_itself = shorter.answer.rstrip().endswith(control_token_texts(tokenizer))
-        if ends_itself and text.startswith(shorter.answer, len(turn.prompt)):
+        if ends_itself and text.startswith(shorter.answer, turn.start):
             return shorter
     return None
-
-
-def _shared_length(first: str, second: str) -> int:
-    length = min(len(first), len(second))
-    if first[:length] == second[:length]:
-        return length
-    low, high = 0, length
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[:middle] == second[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

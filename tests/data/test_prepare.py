@@ -94,14 +94,15 @@ def test_nothing_to_learn_is_refused(tmp_path, home, tokenizer):
 
 
 def test_a_listener_that_raises_stops_the_work(tmp_path, home, tokenizer, monkeypatch):
-    monkeypatch.setattr("engine.data.check._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.pace._REPORT_SECONDS", 0.0)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "x", "output": "y"}\n' * 1000)
 
     def stop(progress):
         raise InterruptedError(progress.rows)
 
-    with pytest.raises(InterruptedError, match="64"):
+    with pytest.raises(InterruptedError, match="1"):
         prepare_dataset(
             DatasetConfig(source=str(path)),
             seed=1,

@@ -1,0 +1,159 @@
+"""Long conversations: the very plan that proving each turn by the whole conversation gives, in time that grows with their length."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from engine.data import turn_renderer
+from engine.data.conversation import Conversation, Message, ToolCall
+from engine.data.convert import MAX_CALLS, MAX_TURNS, Converter
+from engine.data.detect import Detection
+from engine.data.problems import RowProblemError
+from engine.data.template import DEFAULT_TEMPLATE
+from engine.data.turns import plan_conversation
+from tests.data import whole_turns
+from tests.data.conversations import TOOLS
+from tests.data.families import CORPUS, FAMILIES, sentencepiece_tokenizer, tokenizer_of
+
+WORDS = (*CORPUS.split(), "<think>", "ok", "OK\n", "\n\n", "  ", "é😀", "<|im_end|>", "### Response:\n")
+# Its turns are numbered from the end, and it shortens what is old: rendered in windows, neither comes out.
+BACKWARDS = (
+    "{% for m in messages %}{{ loop.revindex }} {{ m.role }}: {{ m.content }}\n{% endfor %}{{ messages|length }}"
+)
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.revindex < 40 else '…' }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+COUNTING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ loop.index }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {{ messages|length + 1 }}\n{% endif %}"
+)
+
+
+def tokenizers():
+    made = {one.name: tokenizer_of(one) for one in FAMILIES}
+    made["llama2"] = sentencepiece_tokenizer()
+    for name, template in {
+        "default": DEFAULT_TEMPLATE,
+        "backwards": BACKWARDS,
+        "forgetful": FORGETFUL,
+        "counting": COUNTING,
+    }.items():
+        made[name] = tokenizer_of(FAMILIES[1])
+        made[name].chat_template = template
+    return made
+
+
+TOKENIZERS = tokenizers()
+
+
+def conversation(draw: random.Random, turns: int) -> Conversation:
+    """Mostly questions and answers; some of everything else that conversations hold."""
+
+    def words() -> str:
+        return " ".join(draw.choices(WORDS, k=draw.choice((0, 1, 1, 2, 5, 12))))
+
+    kind = draw.choice(("plain", "plain", "reasoning", "mixed", "tools"))
+    messages = [Message("system", words())] if draw.random() < 0.5 else []
+    for number in range(turns):
+        messages.append(Message("user", words()))
+        if kind == "mixed" and draw.random() < 0.1:
+            messages.append(draw.choice((Message("user", words()), Message("system", words()))))
+        if kind == "tools" and draw.random() < 0.4:
+            messages.append(Message("assistant", words(), tool_calls=(ToolCall("find_rank", {"task": str(number)}),)))
+            messages.append(Message("tool", words() or "16"))
+        reasoning = words() if kind in ("reasoning", "mixed") and draw.random() < 0.5 else None
+        learned = kind != "mixed" or draw.random() < 0.8
+        messages.append(Message("assistant", words(), reasoning=reasoning, is_learned=learned))
+    return Conversation(tuple(messages), TOOLS if kind == "tools" else ())
+
+
+def described(plan):
+    """All that a plan says, whatever its classes."""
+    every = (*plan.sequences, *([plan.whole] if plan.whole else []))
+    sequences = [(one.text, [(turn.prompt, turn.answer) for turn in one.learned]) for one in every]
+    return sequences, plan.notes, plan.notices, plan.beyond_tokens
+
+
+def planned(plan, *arguments):
+    try:
+        return described(plan(*arguments))
+    except RowProblemError as problem:
+        return problem.kind, problem.problem
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_plan_is_the_one_that_whole_renderings_give(monkeypatch, name):
+    monkeypatch.setattr(turn_renderer, "_WHOLE_TURNS", 3)
+    draw = random.Random(f"turns of {name}")
+    tokenizer = TOKENIZERS[name]
+    for number in range(12):
+        talk = conversation(draw, draw.randint(4, 40))
+        train_on = draw.choice(("assistant", "assistant", "completion", "last_assistant"))
+        max_length = draw.choice((None, None, 64, 300))
+
+        expected = planned(whole_turns.plan_conversation, talk, tokenizer, train_on, max_length)
+
+        assert planned(plan_conversation, talk, tokenizer, train_on, max_length) == expected, (name, number)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1", "phi3", "deepseek-r1-distill", "llama2", "default"])
+def test_few_messages_are_rendered_for_each_turn_of_a_long_conversation(monkeypatch, name):
+    talk = Conversation(
+        tuple(Message(role, f"{role} {number}") for number in range(600) for role in ("user", "assistant"))
+    )
+    rendered = []
+    apply_template = turn_renderer.apply_template
+
+    def counted(tokenizer, messages, tools, *, prompt):
+        rendered.append(len(messages))
+        return apply_template(tokenizer, messages, tools, prompt=prompt)
+
+    monkeypatch.setattr(turn_renderer, "apply_template", counted)
+
+    plan_conversation(talk, TOKENIZERS[name], "assistant", 3000)
+
+    assert sum(rendered) < 50 * len(talk.messages)
+
+
+def test_a_template_that_needs_every_turn_in_whole_leaves_a_long_row_out_with_the_reason(monkeypatch):
+    monkeypatch.setattr(turn_renderer, "_MAX_WORK", 10_000)
+    talk = Conversation(tuple(Message(role, "word") for _ in range(300) for role in ("user", "assistant")))
+
+    with pytest.raises(RowProblemError, match="its 600 turns take too long to render") as refusal:
+        plan_conversation(talk, TOKENIZERS["counting"], "assistant", None)
+
+    assert refusal.value.kind == "too_long"
+    short = replace(talk, messages=talk.messages[:100])
+    assert plan_conversation(short, TOKENIZERS["counting"], "assistant", None).sequences
+
+
+def test_a_template_that_rewrites_turns_bounds_what_they_repeat(monkeypatch):
+    monkeypatch.setattr("engine.data.turns._MAX_CHARACTERS", 20_000)
+    talk = Conversation(tuple(Message(role, "word") for _ in range(100) for role in ("user", "assistant")))
+
+    with pytest.raises(RowProblemError, match="rewrites earlier turns"):
+        plan_conversation(talk, TOKENIZERS["qwen3"], "assistant", None)
+
+    assert plan_conversation(talk, TOKENIZERS["qwen2.5"], "assistant", None).sequences
+
+
+def test_turns_with_more_calls_than_anybody_makes_are_left_out():
+    converter = Converter(Detection("messages", "", {"messages": "messages"}))
+    calls = [{"function": {"name": "find", "arguments": {}}}] * (MAX_CALLS + 1)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": calls}]
+
+    with pytest.raises(RowProblemError, match="turn 2 makes 1,001 calls; 1,000 is the most"):
+        converter.convert({"messages": turns})
+
+
+def test_rows_with_more_turns_than_anybody_has_are_left_out():
+    converter = Converter(Detection("messages", "", {"messages": "messages"}))
+    turns = [{"role": role, "content": "a"} for _ in range(MAX_TURNS) for role in ("user", "assistant")]
+
+    with pytest.raises(RowProblemError, match=f"{2 * MAX_TURNS:,} turns; {MAX_TURNS:,} is the most") as refusal:
+        converter.convert({"messages": turns})
+
+    assert refusal.value.kind == "too_long"
+    assert len(converter.convert({"messages": turns[:MAX_TURNS]}).messages) == MAX_TURNS
