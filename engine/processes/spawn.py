@@ -1,5 +1,6 @@
 """Starting processes of ours: argv as a list, their own session, output to a file, no secrets in argv."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -45,6 +46,7 @@ def spawn(
         WorkerError: If the process cannot be started.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    cap_log(log_file)
     try:
         with log_file.open("ab") as log:
             return subprocess.Popen(
@@ -62,3 +64,22 @@ def spawn(
             f"The process {argv[-1]} could not be started ({error.strerror}).",
             "Free some memory or close other programs, then try again.",
         ) from error
+
+
+def cap_log(log: Path, most_bytes: int = 20_000_000) -> bool:
+    """Keep the newest quarter of a log that grew too long; returns whether it was cut.
+
+    The worker appends, and continues behind the new end. A line that it writes in this very moment may be lost.
+    """
+    try:
+        if log.stat().st_size <= most_bytes:
+            return False
+        with log.open("r+b") as file:
+            file.seek(-most_bytes // 4, os.SEEK_END)
+            tail = file.read()
+            file.seek(0)
+            file.write(b"(earlier output was removed)\n" + tail[tail.find(b"\n") + 1 :])
+            file.truncate()
+    except OSError:
+        return False
+    return True

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.processes.identity import ProcessIdentity, end_group
+from engine.processes.spawn import cap_log
 from engine.runs.companion_failures import noted_failure
 from engine.runs.endings import EndedByUs, Evidence, judge, out_of_memory_kills
 from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.progress_watch import ProgressWatch, Silence, SilenceLimits
 from engine.runs.run import RUN_VARIABLE, Run, RunState
-from engine.runs.worker_command import cap_log
 
 _HELD_BY_ANOTHER = 3  # exit code of a worker that found another one at work
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}

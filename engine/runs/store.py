@@ -24,6 +24,7 @@ from engine.runs.provenance import Provenance, describe_config
 from engine.runs.requests import resume_is_requested
 from engine.runs.run import Run, RunFolder
 
+KEYS_FOLDER = "keys"  # of requests to start: a repeated one returns its run
 RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DOOMED_PREFIX = ".deleted-"
@@ -216,7 +217,7 @@ class RunStore:
 
     def _key_file(self, key: str) -> Path:
         digest = hashlib.sha256(f"{self.owner}\0{key}".encode()).hexdigest()
-        return self.home.server / "keys" / digest
+        return self.home.server / KEYS_FOLDER / digest
 
     def _remember_key(self, key: str, run_id: str) -> None:
         path = self._key_file(key)

@@ -19,6 +19,7 @@ from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.runs.followed import Patience
+from engine.runs.housekeeping import Housekeeping
 from engine.runs.queue import QueueOrder, plan_starts
 from engine.runs.ward import Ward
 from engine.runs.worker_command import WorkerCommand, training_command
@@ -117,7 +118,7 @@ class Supervisor:
             except Exception as error:
                 complaint = _complain("The place of the present supervisor cannot be looked at", error, complaint)
         record = SupervisorRecord(process=ProcessIdentity.current(), since=time.time())
-        overseer = Overseer(self._home, self._settings)
+        overseer, housekeeping = Overseer(self._home, self._settings), Housekeeping(self._home)
         self._role = "supervising"
         announced = False
         while not self._ending.is_set():
@@ -126,6 +127,7 @@ class Supervisor:
                     write_atomically(self._home.server / "supervisor.json", record.model_dump_json())
                     announced = True
                 overseer.tick()
+                housekeeping.tick()
             except Exception as error:
                 # A full disk, a folder taken away: whatever it is, the runs still need somebody.
                 complaint = _complain("Runs cannot be supervised at present", error, complaint)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
@@ -17,9 +16,6 @@ from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
 WORKER_MODULE = "engine.training.worker"
 
 SPACE_VARIABLE = "TRACKIO_SPACE_ID"  # names the Space on the Hub that Trackio sends figures to
-
-_LOG_BYTES_AT_MOST = 20_000_000
-_LOG_BYTES_KEPT = 5_000_000
 
 
 class WorkerOrder(NamedTuple):
@@ -77,22 +73,3 @@ def access_for(config: RunConfig) -> frozenset[Access]:
         if SPACE_VARIABLE in os.environ:
             access.add(Access.HUB)  # where the Space is
     return frozenset(access)
-
-
-def cap_log(log: Path) -> bool:
-    """Keep the newest part of a log that grew too long; returns whether it was cut.
-
-    The worker appends, so that it goes on behind the new end. A line that it writes in this very moment may be lost.
-    """
-    try:
-        if log.stat().st_size <= _LOG_BYTES_AT_MOST:
-            return False
-        with log.open("r+b") as file:
-            file.seek(-_LOG_BYTES_KEPT, os.SEEK_END)
-            tail = file.read()
-            file.seek(0)
-            file.write(b"(earlier output was removed)\n" + tail[tail.find(b"\n") + 1 :])
-            file.truncate()
-    except OSError:
-        return False
-    return True

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.processes.spawn import cap_log
 from engine.runs import worker_command
 from engine.runs.run import Run, RunFolder
-from engine.runs.worker_command import WorkerOrder, cap_log, start_worker, training_command
+from engine.runs.worker_command import WorkerOrder, start_worker, training_command
 from tests.runs.supervision import config_for, cpu, gpu
 
 

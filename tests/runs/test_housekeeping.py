@@ -1,0 +1,119 @@
+"""Nothing in the server's folder grows without end."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.processes.identity import ProcessIdentity
+from engine.processes.spawn import spawn
+from engine.runs.housekeeping import Housekeeping
+from engine.runs.supervisor import Supervisor
+from tests.runs.supervision import config_for, fake_settings, wait_until
+
+DAY = 24 * 3600.0
+
+
+def long_log(home, name: str = "chat.log"):
+    log = home.server / name
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"line\n" * 1_200_000 + b"the newest\n")
+    return log
+
+
+def grow_old(path, days: float) -> None:
+    then = time.time() - days * DAY
+    os.utime(path, (then, then))
+
+
+def key_files(home):
+    return list((home.server / "keys").iterdir())
+
+
+@pytest.mark.parametrize("name", ["chat.log", "data_worker.log"])
+def test_a_log_of_a_process_that_lives_on_is_cut_while_it_lives(home, name):
+    log = long_log(home, name)
+
+    Housekeeping(home).tick()
+
+    assert log.stat().st_size < 1_500_000
+    assert log.read_bytes().endswith(b"line\nthe newest\n")
+
+
+def test_logs_are_looked_at_again_after_a_while_and_not_at_every_tick(home):
+    now = [0.0]
+    housekeeping = Housekeeping(home, clock=lambda: now[0])
+    housekeeping.tick()
+    log = long_log(home)
+    housekeeping.tick()
+    assert log.stat().st_size > 5_000_000
+
+    now[0] += 61.0
+    housekeeping.tick()
+
+    assert log.stat().st_size < 1_500_000
+
+
+def test_the_supervisor_keeps_house(home):
+    log = long_log(home)
+    supervisor = Supervisor(home, fake_settings())
+    supervisor.start()
+    wait_until(lambda: log.stat().st_size < 1_500_000)
+    supervisor.stop()
+
+
+def test_a_process_begins_with_a_bounded_log_where_nobody_supervises(tmp_path):
+    log = tmp_path / "worker.log"
+    log.write_bytes(b"line\n" * 5_000_000)
+
+    assert spawn([sys.executable, "-c", "print('hello')"], log_file=log).wait() == 0
+
+    assert log.stat().st_size < 6_000_000
+    assert log.read_bytes().endswith(b"line\nhello\n")
+
+
+def test_the_key_of_a_start_lives_as_long_as_its_run_and_no_longer(home, store):
+    run = store.create(config_for(), key="click")
+    (key,) = key_files(home)
+    grow_old(key, 400)
+    Housekeeping(home).tick()
+    assert store.create(config_for(), key="click").id == run.id, "the run is there, and so is its key"
+
+    run.folder.path.rename(store.folder / f".deleted-{run.id}")
+    Housekeeping(home).tick()
+
+    assert key_files(home) == []
+
+
+def test_a_key_whose_run_is_being_made_is_left_alone(home, store):
+    run = store.create(config_for(), key="click")
+    run.folder.path.rename(store.folder / f".new-{run.id}")
+
+    Housekeeping(home).tick()
+
+    assert len(key_files(home)) == 1
+
+
+@pytest.mark.parametrize(
+    ("identity", "days", "stays"),
+    [
+        ({"boot_id": "an earlier boot"}, 8, False),
+        ({"boot_id": "an earlier boot"}, 1, True),
+        ({"boot_id": "of another", "host": "another-host"}, 100, True),
+    ],
+)
+def test_leases_of_earlier_boots_are_removed_and_those_of_other_machines_are_not(
+    home, monkeypatch, identity, days, stays
+):
+    process = ProcessIdentity.current().model_copy(update=identity)
+    with monkeypatch.context() as there:
+        there.setattr("engine.hardware.lease.boot_id", lambda: identity["boot_id"])
+        LeaseBook(home).take(["cpu"], LeaseHolder(purpose="chat", title="qwen", process=process))
+    folder = home.server / "leases" / identity["boot_id"]
+    grow_old(folder, days)
+
+    Housekeeping(home).tick()
+
+    assert folder.exists() == stays
