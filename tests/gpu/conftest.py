@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +13,15 @@ import pytest
 
 from engine.models.demo import DEMO_MODEL_ID
 from engine.runs.run import Run
+from tests.gpu.cuda_training import SHAPES, save_in_shape, the_gpu
 from tests.training.worker_runs import WorkerRuns, write_questions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER_SECONDS = 300
+
+# What a shape needs: of the GPU, to make it in bfloat16 and to train it; and of the disk.
+_GPU_GIB = {"0.5B": 6, "1.5B": 10, "8B": 24}
+_DISK_GIB = {"0.5B": 2, "1.5B": 5, "8B": 24}
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +42,39 @@ def cuda_runs(home, demo_home, tmp_path) -> WorkerRuns:
     return WorkerRuns(home, demo_home.models / DEMO_MODEL_ID, write_questions(tmp_path / "questions.jsonl", 60))
 
 
+@pytest.fixture(scope="session")
+def in_shape(tmp_path_factory) -> Callable[[str], Path]:
+    """Makes folders of models with random weights in real shapes, each once; skips what is too large for this machine."""
+    made: dict[str, Path] = {}
+
+    def make(shape: str) -> Path:
+        root = tmp_path_factory.getbasetemp()
+        if the_gpu().total_bytes < _GPU_GIB[shape] * 2**30:
+            pytest.skip(f"a model of {shape} needs a GPU with {_GPU_GIB[shape]} GiB")
+        if shape not in made and shutil.disk_usage(root).free < _DISK_GIB[shape] * 2**30:
+            pytest.skip(f"a model of {shape} needs {_DISK_GIB[shape]} GiB of disk")
+        if shape not in made:
+            made[shape] = save_in_shape(root / f"shape-{list(SHAPES).index(shape)}", shape)
+        return made[shape]
+
+    return make
+
+
 @dataclass(frozen=True)
 class CudaWorkers:
     """Starts real workers as the supervisor does; forked ones could not use CUDA."""
 
     log: Path
 
-    def run(self, run: Run, fault: str = "") -> int:
-        """Run one attempt to its end; returns the exit code."""
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
+    def run(self, run: Run, fault: str = "", *, visible: str = "0") -> int:
+        """Run one attempt to its end; returns the exit code.
+
+        Args:
+            run: The run.
+            fault: Where it is to be killed.
+            visible: CUDA_VISIBLE_DEVICES.
+        """
+        environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
         if fault:
             environment["LORATORY_TEST_FAULT"] = fault
         with self.log.open("ab") as log:
@@ -57,6 +88,10 @@ class CudaWorkers:
                 timeout=WORKER_SECONDS,
                 check=False,
             ).returncode
+
+    def end_of_log(self) -> str:
+        """What the workers wrote last."""
+        return self.log.read_text(errors="replace")[-3000:]
 
 
 @pytest.fixture

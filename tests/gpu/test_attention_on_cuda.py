@@ -1,24 +1,23 @@
 """Which attention kernel is taken on CUDA, and that each gives the losses of a CPU in float32."""
 
-import importlib.util
-
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tests.gpu.cuda_training import auto_dtype, cuda_placement
+from engine.memory.run_workload import has_flash_attention
+from engine.training.attention import sdpa_with_copied_heads
+from tests.gpu.cuda_training import ROWS, auto_dtype, train_on_gpu
+from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 pytestmark = pytest.mark.gpu
 
-ROWS = make_rows(24)
-HAS_FLASH = importlib.util.find_spec("flash_attn") is not None
+HAS_FLASH = has_flash_attention()
 BFLOAT16_TOLERANCE = 0.02  # of the tiny model's losses, against float32
 
 
 def train(folder, tmp_path, **sections):
-    training = make_training(make_config(folder, **sections), ROWS, tmp_path / "out", placement=cuda_placement())
-    training.trainer.train()
-    return training
+    return train_on_gpu(folder, tmp_path / "out", **sections)
 
 
 @pytest.fixture
@@ -31,7 +30,8 @@ def on_the_processor(tiny_model_folder, tmp_path):
 def test_auto_takes_flash_attention_where_it_is_installed_else_sdpa(tiny_model_folder, tmp_path):
     training = train(tiny_model_folder, tmp_path, **auto_dtype())
 
-    assert training.assembly.attention == ("flash_attention_2" if HAS_FLASH else "sdpa")
+    is_flash_gpu = torch.cuda.get_device_capability(0) >= (8, 0)
+    assert training.assembly.attention == ("flash_attention_2" if HAS_FLASH and is_flash_gpu else "sdpa")
     assert training.trainer.model.config._attn_implementation == training.assembly.attention
 
 
@@ -48,7 +48,7 @@ def test_sdpa_in_float32_has_the_losses_of_the_processor(packing, tiny_model_fol
         assert training.losses == pytest.approx(on_the_processor, rel=1e-3)
 
 
-@pytest.mark.skipif(not HAS_FLASH, reason="flash_attn is not installed")
+@pytest.mark.skipif(not HAS_FLASH, reason="FlashAttention 2 is not installed")
 def test_flash_attention_joins_rows_and_has_the_losses_of_the_processor(tiny_model_folder, tmp_path, on_the_processor):
     training = train(tiny_model_folder, tmp_path, **auto_dtype(model={"attn_implementation": "flash_attention_2"}))
 
@@ -65,3 +65,48 @@ def test_float16_scales_its_loss_and_learns(tiny_model_folder, tmp_path):
     assert scaler.get_scale() > 1
     assert all(loss == loss for loss in training.losses)  # none is NaN
     assert {p.dtype for p in training.trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("window", [None, 32], ids=["whole rows", "a sliding window"])
+def test_packed_rows_have_the_losses_of_the_processor(window, tmp_path):
+    """Rows are longer than the window and than a tile of queries, and several of them are one sequence."""
+    family = {"model_type": "mistral", "sliding_window": window}
+    folder = make_tiny_model(tmp_path / "model", **family)
+    rows = make_rows(24, longest=200)
+    sections = {"training": {"packing": True, "max_length": 256, "max_steps": 6}}
+    on_the_processor = make_training(make_config(folder, **sections), rows, tmp_path / "processor")
+    on_the_processor.trainer.train()
+
+    training = train_on_gpu(folder, tmp_path / "out", rows, **{"model": {"attn_implementation": "sdpa"}} | sections)
+
+    assert training.assembly.setup.settings.batching == "joined"
+    assert training.assembly.notes == ()
+    assert training.losses == pytest.approx(on_the_processor.losses, rel=1e-3)
+
+
+def test_heads_that_share_keys_never_have_their_scores_written_out_in_float32(cuda, show):
+    """14 query heads on 2 key-value heads and 2,048 tokens: all scores in float32 take 235 MB."""
+    heads, shared, tokens, size = 14, 2, 2048, 64
+    scores_bytes = heads * tokens * tokens * 4
+    query = torch.randn(1, heads, tokens, size, device=cuda, requires_grad=True)
+    key, value = (torch.randn(1, shared, tokens, size, device=cuda, requires_grad=True) for _ in range(2))
+    module = torch.nn.Module()
+    module.num_key_value_groups = heads // shared
+
+    def attend(function):
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        output, _ = function(module, query, key, value, None)
+        gradients = torch.autograd.grad(output.square().sum(), (query, key, value))
+        torch.cuda.synchronize()
+        return output, gradients, torch.cuda.max_memory_allocated() - before
+
+    expected, expected_gradients, theirs = attend(sdpa_attention_forward)
+    got, gradients, ours = attend(sdpa_with_copied_heads)
+
+    show(ours_bytes=ours, transformers_bytes=theirs, scores_bytes=scores_bytes)
+    assert ours < scores_bytes
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    for own, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-2)

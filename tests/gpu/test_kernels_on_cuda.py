@@ -6,22 +6,19 @@ import pytest
 
 from engine.runs.checkpoints import newest_intact
 from engine.training.worker import EXIT_FINISHED
-from tests.gpu.cuda_training import auto_dtype, cuda_placement
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.training.worker_runs import losses_of, said
 
 pytestmark = pytest.mark.gpu
 
-ROWS = make_rows(24)
 TOLERANCE = 0.02  # of the losses in bfloat16
 RESUME_TOLERANCE = 0.01  # as in test_methods_on_cuda.py
 
 
 def train(folder, tmp_path, **training):
-    config = make_config(folder, **auto_dtype(training={"max_steps": 6, **training}))
-    made = make_training(config, ROWS, tmp_path / "-".join(training) / "out", placement=cuda_placement())
-    made.trainer.train()
-    return made
+    return train_on_gpu(
+        folder, tmp_path / "-".join(training) / "out", **auto_dtype(training={"max_steps": 6, **training})
+    )
 
 
 @pytest.mark.parametrize(("setting", "package"), [("torch_compile", "triton"), ("use_liger_kernel", "liger_kernel")])
@@ -40,10 +37,10 @@ def test_a_float16_run_goes_on_with_the_scale_of_its_loss(cuda_runs, cuda_worker
     sections = {"model": {"compute_dtype": "float16"}, "run": {"devices": "auto"}}
     whole, run = cuda_runs.create(**sections), cuda_runs.create(**sections)
 
-    assert cuda_workers.run(whole) == EXIT_FINISHED, cuda_workers.log.read_text()[-3000:]
+    assert cuda_workers.run(whole) == EXIT_FINISHED, cuda_workers.end_of_log()
     assert cuda_workers.run(run, "training:step-7=kill") < 0
     assert (newest_intact(run.folder.checkpoints).folder / "scaler.json").is_file()
-    assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.log.read_text()[-3000:]
+    assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
 
     assert said(run, "parameters")[-1].compute_dtype == "float16"
     for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):

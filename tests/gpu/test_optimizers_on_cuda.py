@@ -4,21 +4,34 @@ import pytest
 import torch
 
 from engine.training import state_files
-from tests.gpu.cuda_training import auto_dtype, cuda_placement
-from tests.training.tiny_training import make_config, make_rows, make_training
+from engine.training.worker import EXIT_FINISHED
+from tests.gpu.cuda_training import auto_dtype, train_on_gpu
+from tests.tiny_model import make_tiny_model
+from tests.training.tiny_training import make_rows
+from tests.training.worker_runs import losses_of, said
 
 pytestmark = pytest.mark.gpu
+
+RESUME_TOLERANCE = 0.01  # as in test_methods_on_cuda.py
 
 # bitsandbytes keeps tensors below 4,096 numbers at 32 bits; at rank 64, LoRA's matrices of the tiny model have that many.
 ADAPTER = {"r": 64, "lora_alpha": 64}
 
 
-def train(folder, tmp_path, optim, steps=4):
-    sections = auto_dtype(adapter=ADAPTER, training={"optim": optim, "max_steps": steps})
-    config = make_config(folder, **sections)
-    training = make_training(config, make_rows(16), tmp_path / optim, placement=cuda_placement())
-    training.trainer.train()
-    return training
+# It pages tensors from 100,000 numbers on: at rank 256 and 512 features, LoRA's matrices have 131,072.
+WIDE = {
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+WIDE_ADAPTER = {"r": 256, "lora_alpha": 256}
+
+
+def train(folder, tmp_path, optim, adapter=ADAPTER):
+    sections = auto_dtype(adapter=adapter, training={"optim": optim, "max_steps": 4})
+    return train_on_gpu(folder, tmp_path / optim, make_rows(16), **sections)
 
 
 def states_of(training):
@@ -36,11 +49,51 @@ def test_8_bit_optimizers_hold_bytes(optim, tiny_model_folder, tmp_path):
     assert training.losses[-1] < training.losses[0]
 
 
-def test_a_paged_optimizer_may_leave_the_gpu(tiny_model_folder, tmp_path):
-    """Paged memory is CUDA's managed memory: bitsandbytes marks such tensors, which PyTorch's allocator never sees."""
-    paged = train(tiny_model_folder, tmp_path, "paged_adamw_32bit")
+def test_adamw_is_fused(tiny_model_folder, tmp_path):
+    training = train(tiny_model_folder, tmp_path, "adamw_torch")
 
-    assert any(getattr(state["state1"], "is_paged", False) for state in states_of(paged))
+    assert training.trainer.optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("optim", ["paged_adamw_32bit", "paged_adamw_8bit"])
+def test_a_paged_optimizer_may_leave_the_gpu_also_after_a_checkpoint(optim, tmp_path, show):
+    """Paged memory is CUDA's managed memory: bitsandbytes marks such tensors, which PyTorch's allocator never sees."""
+    folder = make_tiny_model(tmp_path / "model", **WIDE)
+    training = train(folder, tmp_path, optim, WIDE_ADAPTER)
+    path = tmp_path / "optimizer.safetensors"
+    paged = [state for state in states_of(training) if getattr(state["state1"], "is_paged", False)]
+    before = [state["state1"].clone() for state in paged]
+    assert paged
+
+    state_files.save_optimizer(training.trainer.optimizer, path)
+    allocated = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    state_files.load_optimizer(training.trainer.optimizer, path)
+
+    state_bytes = sum(tensor.nbytes for tensor in before) * 2
+    beside = torch.cuda.max_memory_allocated() - allocated
+    show(paged_tensors=len(paged) * 2, paged_bytes=state_bytes, beside_bytes=beside)
+    again = [state for state in states_of(training) if getattr(state["state1"], "is_paged", False)]
+    assert len(again) == len(paged)
+    assert beside < state_bytes / 4
+    for was, now in zip(before, again, strict=True):
+        assert torch.equal(now["state1"].cpu(), was.cpu())
+
+
+@pytest.mark.e2e
+def test_a_killed_run_with_a_paged_optimizer_resumes_as_if_nothing_had_happened(cuda_runs, cuda_workers):
+    sections = {"adapter": WIDE_ADAPTER, "training": {"optim": "paged_adamw_32bit"}, "run": {"devices": "auto"}}
+    whole, run = cuda_runs.create(**sections), cuda_runs.create(**sections)
+
+    assert cuda_workers.run(whole) == EXIT_FINISHED, cuda_workers.end_of_log()
+    assert cuda_workers.run(run, "training:step-7=kill") < 0
+    assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
+
+    assert said(run, "resumed")[0].step == 5
+    for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
+        assert got == pytest.approx(wanted, rel=RESUME_TOLERANCE)
+    peaks = [said(made, "memory")[-1].peak_allocated_bytes for made in (whole, run)]
+    assert peaks[1] <= peaks[0] * 1.05
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"])
