@@ -74,6 +74,11 @@ def build_app(services: Services) -> gr.Blocks:
         page.wire(but=("adapter.r", "model.revision"))  # alpha comes along first; the revision is looked up first
         _wire_side_panel(page, side, advice)
         _wire_opening(app, page, model_tab, data_tab)
+
+        def leave(request: gr.Request) -> None:
+            services.checks.leave(request.session_hash or "")
+
+        app.unload(leave)
     # Gradio looks for work a thousand times a second, which costs an idle server 6% of a core; twenty times is enough.
     app._queue.sleep_when_free = _QUEUE_SECONDS
     app._queue.progress_update_sleep_when_free = _PROGRESS_SECONDS

@@ -1,6 +1,7 @@
 """Passes over whole datasets, in the background: one for each question, shared by every page that asks it."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from ui.form import model_of
 
 _REMEMBERED = 16
 _PAGES = 64  # whose questions are remembered
+_UNWANTED_SECONDS = 300.0  # after which a check that no page looks at ends; a hidden page looks once a minute
+_LEAVING_SECONDS = 10.0  # the same once its page was closed, because a reloaded one asks again
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class RunningCheck:
     report: DatasetReport | None = None
     error: EngineError | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    wanted_until: float = field(default_factory=lambda: time.monotonic() + _UNWANTED_SECONDS)
 
     @property
     def fetches(self) -> bool:
@@ -115,7 +119,21 @@ class DatasetChecks:
             if check is None or (check.waits and not waits):
                 check = self._begin(RunningCheck(question, waits=waits))
             self._checks.move_to_end(question.key)
+            _look_at(check)
             return check
+
+    def leave(self, page: str) -> None:
+        """End soon what a page that was closed waits for, unless another page does."""
+        with self._lock:
+            left = self._asked.pop(page, {})
+            waited_for = {key for asked in self._asked.values() for key in asked}
+            for key in left.keys() - waited_for:
+                if (check := self._checks.get(key)) is not None:
+                    check.wanted_until = min(check.wanted_until, time.monotonic() + _LEAVING_SECONDS)
+        if left:
+            timer = threading.Timer(_LEAVING_SECONDS, self._end_unwanted)
+            timer.daemon = True
+            timer.start()
 
     def read(self, question: CheckQuestion) -> RunningCheck:
         """Read all rows now, because a person says so, whatever came of it before."""
@@ -124,6 +142,7 @@ class DatasetChecks:
             check = self._checks.get(question.key)
             if check is None or not check.is_under_way:
                 check = self._begin(RunningCheck(question))
+            _look_at(check)
             return check
 
     def stop(self, question: CheckQuestion) -> None:
@@ -140,7 +159,10 @@ class DatasetChecks:
     def find(self, question: CheckQuestion) -> RunningCheck | None:
         """The check of this question, if it was ever asked."""
         with self._lock:
-            return self._checks.get(question.key)
+            check = self._checks.get(question.key)
+            if check is not None:
+                _look_at(check)
+            return check
 
     def _let_go(self, question: CheckQuestion, page: str) -> bool:
         """End what a page no longer waits for, and nobody else does; it is forgotten, for it was no person who stopped it.
@@ -166,6 +188,18 @@ class DatasetChecks:
             check.fetches and _identity(check.question.dataset) != _identity(question.dataset) for check in ended
         )
 
+    def _end_unwanted(self) -> None:
+        """End the checks that no page looks at any more, and forget them: nobody stopped them."""
+        with self._lock:
+            now = time.monotonic()
+            ended = [check for check in self._checks.values() if check.is_under_way and check.wanted_until <= now]
+            for check in ended:
+                check.stop.set()
+                del self._checks[check.question.key]
+            fetches = any(check.fetches and check.is_under_way for check in self._checks.values())
+        if not fetches and any(check.fetches for check in ended):
+            self._inspector.stop_fetching()
+
     def _begin(self, check: RunningCheck) -> RunningCheck:
         self._checks[check.question.key] = check
         self._checks.move_to_end(check.question.key)
@@ -177,6 +211,8 @@ class DatasetChecks:
 
     def _work(self, check: RunningCheck) -> None:
         def note(progress: CheckProgress) -> None:
+            if check.wanted_until <= time.monotonic():
+                self._end_unwanted()
             if check.stop.is_set():
                 raise CancelledRequestError
             check.progress = progress
@@ -192,6 +228,10 @@ class DatasetChecks:
             )
         except Exception as error:
             check.error = CancelledRequestError() if check.stop.is_set() else explained(error)
+
+
+def _look_at(check: RunningCheck) -> None:
+    check.wanted_until = time.monotonic() + _UNWANTED_SECONDS
 
 
 def _fetches(dataset: DatasetConfig) -> bool:

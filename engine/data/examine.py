@@ -17,7 +17,6 @@ from engine.data.problems import ProblemKind, RowProblemError
 from engine.data.records import Record
 from engine.data.row_source import RowSource, approach_row, numbered_rows, picked_rows
 from engine.data.source import SourceOptions, open_source
-from engine.data.template_abilities import rendering_confined
 from engine.data.tokenize import Rendering, RenderOptions, render_many
 from engine.data.tokenizer import ChatTokenizer
 from engine.data.unread_columns import unread_columns, unread_note
@@ -162,8 +161,7 @@ class DatasetReader:
             return examined
         options = RenderOptions(self._renderer.max_length, self.train_on)
         good = [(row.record.row, row.example) for row in examined if row.example is not None]
-        with rendering_confined(sum(record.size_bytes for _, record in records)):
-            renderings = iter(render_many(good, self._renderer.tokenizer, options))
+        renderings = iter(render_many(good, self._renderer.tokenizer, options))
         return [row if row.example is None else _with_rendering(row, next(renderings)) for row in examined]
 
     def _convert(self, record: Record, part: int) -> Examined:

@@ -10,6 +10,7 @@ from engine.data.conversation import Conversation, Example, Message, PlainText
 from engine.data.encode import Encoded, encode, encode_many
 from engine.data.oddities import Notice
 from engine.data.problems import RowProblemError
+from engine.data.template_abilities import rendering_confined
 from engine.data.tokenizer import ChatTokenizer, control_token_ids
 from engine.data.turn_renderer import Turn
 from engine.data.turns import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
@@ -110,18 +111,32 @@ def render_many(
 ) -> list[Rendering | RowProblemError]:
     """Render several rows, in order; quicker than one by one, because they are tokenized together."""
     plans: list[RowPlan | RowProblemError] = []
-    for _, example in examples:
-        try:
-            plans.append(_plan(example, tokenizer, options))
-        except RowProblemError as problem:
-            plans.append(problem)
-    encoded = _encode_plans([plan for plan in plans if isinstance(plan, RowPlan)], tokenizer)
+    with rendering_confined(sum(len(example.text()) for _, example in examples)):
+        for _, example in examples:
+            try:
+                plans.append(_plan(example, tokenizer, options))
+            except RowProblemError as problem:
+                plans.append(problem)
+    good = [plan for plan in plans if isinstance(plan, RowPlan)]
+    # Where a template rewrites earlier turns, a row has many sequences that hold most of it.
+    with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _measured(plan))):
+        return _finish_many(examples, plans, _encode_plans(good, tokenizer), tokenizer, options)
+
+
+def _finish_many(
+    examples: Sequence[tuple[int, Example]],
+    plans: Sequence[RowPlan | RowProblemError],
+    encoded: list[Encoded],
+    tokenizer: ChatTokenizer,
+    options: RenderOptions,
+) -> list[Rendering | RowProblemError]:
+    waiting = iter(encoded)
     renderings: list[Rendering | RowProblemError] = []
     for (row, _), plan in zip(examples, plans, strict=True):
         if isinstance(plan, RowProblemError):
             renderings.append(plan)
             continue
-        sequences = [encoded.pop(0) for _ in _measured(plan)]
+        sequences = [next(waiting) for _ in _measured(plan)]
         try:
             renderings.append(_finish(row, plan, sequences, tokenizer, options))
         except RowProblemError as problem:

@@ -1,6 +1,7 @@
 """Long conversations: the very plan that proving each turn by the whole conversation gives, in time that grows with their length."""
 
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from engine.data.convert import MAX_CALLS, MAX_TURNS, Converter
 from engine.data.detect import Detection
 from engine.data.problems import RowProblemError
 from engine.data.template import DEFAULT_TEMPLATE
+from engine.data.tokenize import RenderOptions, render_conversation
 from engine.data.turns import plan_conversation
 from tests.data import whole_turns
 from tests.data.conversations import TOOLS
@@ -157,3 +159,19 @@ def test_rows_with_more_turns_than_anybody_has_are_left_out():
 
     assert refusal.value.kind == "too_long"
     assert len(converter.convert({"messages": turns[:MAX_TURNS]}).messages) == MAX_TURNS
+
+
+def test_what_a_row_becomes_counts_for_the_time_that_it_may_take(monkeypatch):
+    allowed = []
+
+    def confined(size):
+        allowed.append(size)
+        return nullcontext()
+
+    monkeypatch.setattr("engine.data.tokenize.rendering_confined", confined)
+    talk = Conversation(tuple(Message(role, "word") for _ in range(50) for role in ("user", "assistant")))
+
+    rendering = render_conversation(0, talk, TOKENIZERS["qwen3"], RenderOptions(None))
+
+    assert len(rendering.rows) == 50
+    assert max(allowed) == sum(len(row.text) for row in rendering.rows)
