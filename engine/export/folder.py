@@ -14,6 +14,7 @@ import psutil
 from engine.errors import ModelError, StorageError
 from engine.export.contract import ExportedFile
 from engine.files import fsync_folder
+from engine.models.folder import named_templates
 
 # What a tokenizer may consist of; nothing else of a folder is taken along.
 TOKENIZER_FILES = (
@@ -81,13 +82,23 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Take the tokenizer along, with its template and without what only means something on this machine."""
-    for name in TOKENIZER_FILES:
+    """Copy the tokenizer with its templates, and without what only means something on this machine."""
+    for name in (*TOKENIZER_FILES, *named_templates(source)):
         if (source / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, target / name)
     config = target / "tokenizer_config.json"
     if config.is_file():
         rewrite_json(config)
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove everything in a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def rewrite_json(path: Path, **changes: object) -> None:
@@ -116,7 +127,9 @@ def list_files(folder: Path) -> tuple[ExportedFile, ...]:
 def to_disk(folder: Path) -> None:
     """Bring everything to the disk, before the folder gets its name."""
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_dir():
+            fsync_folder(path)
+        elif path.is_file():
             with path.open("rb") as file, contextlib.suppress(OSError):  # Windows syncs only what is open for writing
                 os.fsync(file.fileno())
     fsync_folder(folder)

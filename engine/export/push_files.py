@@ -10,6 +10,7 @@ from engine.config.push import PushKind
 from engine.errors import PushError
 from engine.export.contract import ExportedFile
 from engine.export.folder import TOKENIZER_FILES
+from engine.models.folder import is_named_template
 
 _CARD = "README.md"
 _ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
@@ -39,9 +40,11 @@ class Intended(NamedTuple):
 
 def is_intended(name: str, kind: PushKind) -> bool:
     """Whether a file of this name belongs to a result of this kind; all others stay here."""
+    if name in _ALWAYS or is_named_template(name):
+        return True
     if kind == "adapter":
-        return name in _ALWAYS or name in _ADAPTER_FILES
-    return name in _ALWAYS or name in _MODEL_FILES or _SHARD.fullmatch(name) is not None
+        return name in _ADAPTER_FILES
+    return name in _MODEL_FILES or _SHARD.fullmatch(name) is not None
 
 
 def is_weights(name: str, kind: PushKind) -> bool:

@@ -204,8 +204,8 @@ class PushJob:
         assert self._request.target.tuned is not None
         folder = plan.tuned.folder if plan.tuned is not None else Path()
         stamps = [
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(folder.glob("*"))
+            (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in sorted(folder.rglob("*"))
             if path.is_file()
         ]
         settings = self._request.settings.model_dump(include={"kind", "dtype", "verify"})

@@ -71,6 +71,8 @@ def _eos_line(facts: TokenizerFacts) -> str:
 _CLOCK = f'''
 def without_clock(template):
     """A template that says the date of all runs, {FROZEN_DATE.isoformat()}, where it would say today's."""
+    if isinstance(template, dict):  # several, with names
+        return {{name: without_clock(text) for name, text in template.items()}}
     fixed = datetime.date({FROZEN_DATE.year}, {FROZEN_DATE.month}, {FROZEN_DATE.day})
     call = r"""strftime_now\\(\\s*(["'])([^"']*)\\1\\s*\\)"""
     template = re.sub(call, lambda found: repr(fixed.strftime(found[2])), template)

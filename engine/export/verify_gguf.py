@@ -119,8 +119,10 @@ def _strange_header(reader: GGUFReader, written: WrittenGguf) -> Iterator[str]:
     vocabulary = written.tokenizer.get_vocab()
     if tokens is None or len(tokens.data) < len(vocabulary):
         yield "the vocabulary is smaller"
-    template = reader.get_field("tokenizer.chat_template")
-    if template is None or template.contents() != written.tokenizer.chat_template:
+    template, trained = reader.get_field("tokenizer.chat_template"), written.tokenizer.chat_template
+    if isinstance(trained, dict):  # several, with names: the file has the others under theirs
+        trained = trained.get("default")
+    if template is None or template.contents() != trained:
         yield "the chat template is not the trained one"
     eos = reader.get_field("tokenizer.ggml.eos_token_id")
     if eos is None or int(eos.contents()) != written.tokenizer.eos_token_id:

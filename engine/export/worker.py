@@ -13,7 +13,7 @@ from engine.errors import DeviceError, ModelError, StorageError, WorkerError
 from engine.export.card_facts import gather_facts
 from engine.export.comparison import ask_adapter, ask_merged, comparison_place, hear_run, tell_comparing
 from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
-from engine.export.folder import list_files, require_space, to_disk
+from engine.export.folder import empty_folder, list_files, require_space, to_disk
 from engine.export.gguf import WrittenGguf, finish, write_gguf
 from engine.export.model_card import write_card
 from engine.export.verify import QUESTIONS, Measured
@@ -116,8 +116,7 @@ def _write_exactly(
     export: ExportUnderWay, aside: Path, rounded: torch.dtype, measured: Measured, notes: list[str]
 ) -> torch.dtype:
     """Write once more what turned answers when it was rounded."""
-    for path in aside.iterdir():
-        path.unlink()
+    empty_folder(aside)
     short = str(rounded).removeprefix("torch.")
     notes[:] = [
         f"It was written in float32: rounded to the {short} of its base, it gave {measured.equal_answers} of the run's "

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import stat
 from enum import Enum
 from pathlib import Path
@@ -41,6 +42,10 @@ _TOKENIZER_SETTINGS = (
 UNPICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+# Chat templates with names of their own, for tools for instance; transformers reads them next to chat_template.jinja.
+_NAMED_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+
+
 class ModelPart(Enum):
     """What of a model somebody needs; each includes those before it."""
 
@@ -75,6 +80,17 @@ def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIG
         raise ModelError(
             f"{name} cannot be read ({error.strerror}).", "Check the permissions of the folder and its files."
         ) from error
+
+
+def is_named_template(name: str) -> bool:
+    """Return whether a file's path below a model's folder is that of a chat template with a name of its own."""
+    return _NAMED_TEMPLATE.fullmatch(name) is not None
+
+
+def named_templates(folder: Path) -> list[str]:
+    """Return the paths, below a model's folder, of its chat templates with names of their own."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.glob("*/*.jinja") if path.is_file())
+    return sorted(name for name in paths if is_named_template(name))
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from engine.models.folder import (
     WEIGHTS_INDEX,
     ModelPart,
     check_model_folder,
+    is_named_template,
     pickled_weights_error,
     read_config,
     refuse_own_code,
@@ -55,7 +56,7 @@ class HubSnapshot(NamedTuple):
 
 class _Listing(NamedTuple):
     commit: str
-    sizes: dict[str, int]  # bytes by file name, top folder only
+    sizes: dict[str, int]  # bytes by file name: the top folder, and chat templates with names of their own
 
 
 def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSnapshot | None:
@@ -116,7 +117,7 @@ def fetch_from_hub(
         raise
     _refuse_by_list(hub_id, listing, part)
     folder = _storage_folder(hub_id) / "snapshots" / listing.commit
-    for names in _groups_without_shards(part):
+    for names in _groups_without_shards(part, listing):
         _fetch_files(hub_id, listing, names, on_progress)
     refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
     if part is ModelPart.WEIGHTS:
@@ -133,7 +134,11 @@ def _list_files(hub_id: str, revision: str | None, timeout_seconds: float) -> _L
         info = within_seconds(
             timeout_seconds, lambda: HfApi().model_info(hub_id, revision=revision, files_metadata=True)
         )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
+    sizes = {
+        file.rfilename: file.size or 0
+        for file in info.siblings or ()
+        if "/" not in file.rfilename or is_named_template(file.rfilename)
+    }
     if info.sha is None or _COMMIT.fullmatch(info.sha) is None or not sizes:
         raise ModelError(f"{hub_id} is empty on the Hub.", "Check the id, or choose another model.")
     return _Listing(info.sha, sizes)
@@ -158,14 +163,14 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
         raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
 
 
-def _groups_without_shards(part: ModelPart) -> Iterator[Sequence[str]]:
+def _groups_without_shards(part: ModelPart, listing: _Listing) -> Iterator[Sequence[str]]:
     """Names to fetch, group after group: what makes a tokenizer look complete comes after all that belongs to it.
 
     A download that is cut off in between then never looks like a model without a chat template.
     """
     yield _CONFIG_FILES
     if part.value >= ModelPart.TOKENIZER.value:
-        yield _TOKENIZER_SIDE_FILES
+        yield [*_TOKENIZER_SIDE_FILES, *filter(is_named_template, listing.sizes)]
         yield [name for name in TOKENIZER_FILES if name != "tokenizer.json"]
         yield ["tokenizer.json"]
     if part is ModelPart.WEIGHTS:

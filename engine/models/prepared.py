@@ -131,9 +131,9 @@ def _make(folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progre
 
 def _write_manifest(made: Path, recipe: Recipe) -> None:
     records = {}
-    for path in sorted(made.iterdir()):
+    for path in sorted(path for path in made.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            records[path.name] = FileRecord(
+            records[path.relative_to(made).as_posix()] = FileRecord(
                 size_bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
             )
             with contextlib.suppress(OSError):  # Windows syncs only what is open for writing

@@ -109,6 +109,29 @@ def test_16_bits_that_turn_answers_are_taken_only_where_they_are_asked_for(home,
     assert f"it gave {chosen.verified.equal_answers} of the run's {ASKED} answers" in said
 
 
+@pytest.fixture
+def run_with_templates(run_of_close_calls, tmp_path) -> Path:
+    """A run whose tokenizer has a chat template for tools as well."""
+    run = shutil.copytree(run_of_close_calls, tmp_path / "run-with-templates")
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(run / "adapter")
+    assert (run / "adapter" / "additional_chat_templates" / "tool_use.jinja").is_file()
+    return run
+
+
+@pytest.mark.parametrize("settings", [{"kind": "adapter"}, {"kind": "merged"}], ids=str)
+def test_chat_templates_with_names_are_taken_along(home, run_with_templates, tmp_path, settings):
+    result = export(home, run_with_templates, tmp_path / "out", **settings)
+
+    trained = AutoTokenizer.from_pretrained(run_with_templates / "adapter").chat_template
+    assert trained.keys() == {"default", "tool_use"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == trained
+    assert "additional_chat_templates/tool_use.jinja" in {file.name for file in result.files}
+    if settings["kind"] == "merged":  # it was written twice, and nothing of the first time is left
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
+
+
 def test_16_bits_are_kept_where_answers_stay_or_nobody_compares(home, base, run_of_close_calls, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "base")

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import psutil
 import pytest
+from transformers import AutoTokenizer
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
@@ -69,6 +71,19 @@ def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path)
     assert result.verified is None
     # Two layers of seven matrices, the embedding and the head.
     assert any("Looked at: 16 tensors hold what the merged ones do" in note for note in result.notes)
+
+
+def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(run / "adapter")
+    checkout = make_checkout(tmp_path / "llama.cpp")
+
+    result = export(home, run, tmp_path / "out", checkout, keep_merged=True)
+
+    assert any("the vocabulary and the chat template too" in note for note in result.notes), result.notes
+    assert (tmp_path / "out" / "merged" / "additional_chat_templates" / "tool_use.jinja").is_file()
 
 
 def test_the_converter_is_told_where_prompts_begin_and_nothing_of_foreign_code(home, tmp_path):

@@ -38,6 +38,10 @@ def check(folder: Path, *, places: tuple[Path, ...] = (), token: str | None = TO
         "nested/adapter_model.safetensors",
         "model-1-of-2.safetensors",
         "modeling_custom.py",
+        "additional_chat_templates/deep/er.jinja",
+        "additional_chat_templates/../secret.jinja",
+        "additional_chat_templates/code.py",
+        "other/tool_use.jinja",
     ],
 )
 def test_nothing_else_is_intended(name):
@@ -51,6 +55,20 @@ def test_each_kind_has_its_own_weights():
     assert is_intended("model-00001-of-00002.safetensors", "merged")
     assert not is_intended("model.safetensors", "adapter")
     assert not is_intended("config.json", "adapter")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_chat_templates_with_names_are_sent_and_read_for_secrets_first(tmp_path, kind):
+    folder = {"adapter": adapter_folder, "merged": merged_folder}[kind](tmp_path / "out")
+    named = folder / "additional_chat_templates" / "tool_use.jinja"
+    named.parent.mkdir()
+    named.write_text("{{ tools }}")
+
+    assert "additional_chat_templates/tool_use.jinja" in {file.name for file in intended_files(folder, kind).files}
+    check(folder)
+    named.write_text("{# /home/somebody/secret #}")
+    with pytest.raises(PushError, match=r"tool_use\.jinja holds a path"):
+        check(folder)
 
 
 def test_what_is_left_out_is_said(tmp_path):

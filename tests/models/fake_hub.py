@@ -71,7 +71,7 @@ class FakeHub:
         if parts[:2] == ["api", "models"]:
             self._answer_api("/".join(parts[2:4]), parts[4:], request)
         elif len(parts) >= 5 and parts[2] == "resolve":
-            self._answer_file("/".join(parts[:2]), parts[4], request, with_body=with_body)
+            self._answer_file("/".join(parts[:2]), "/".join(parts[4:]), request, with_body=with_body)
         else:
             _send_refusal(request, 404, "RepoNotFound")
 

@@ -130,6 +130,18 @@ def test_a_tokenizer_cut_off_before_its_template_never_looks_complete(hub):
     assert "chat_template.jinja" in names(fetch_from_hub(MODEL, part=ModelPart.TOKENIZER).folder)
 
 
+def test_chat_templates_with_names_come_with_the_tokenizer_and_nothing_else_below_the_top_does(hub):
+    named = "additional_chat_templates/tool_use.jinja"
+    strays = ["additional_chat_templates/deep/er.jinja", "additional_chat_templates/code.py", "onnx/model.onnx"]
+    hub.repositories[MODEL] = {**model_files(), named: b"{{ tools }}", **dict.fromkeys(strays, b"no")}
+
+    folder = fetch_from_hub(MODEL, part=ModelPart.TOKENIZER).folder
+
+    assert (folder / named).read_bytes() == b"{{ tools }}"
+    assert not any((folder / name).exists() for name in strays)
+    assert fetch_from_hub(MODEL, part=ModelPart.CONFIG).folder == folder
+
+
 def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
     folder = fetch_from_hub(MODEL).folder
     (folder / "tokenizer_config.json").unlink()

@@ -63,6 +63,19 @@ def test_the_manifest_lists_every_file_with_size_and_hash(folder):
     assert manifest["files"].keys() == {"config.json", "model.safetensors"}
 
 
+def test_a_folder_with_folders_in_it_is_prepared_and_watched_too(folder):
+    def build_deep(target):
+        build(target)
+        (target / "additional_chat_templates").mkdir()
+        (target / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+
+    prepare_once(folder, RECIPE, build_deep)
+
+    assert is_prepared(folder, RECIPE)
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("other")
+    assert not is_prepared(folder, RECIPE)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
