@@ -230,8 +230,13 @@ def test_a_model_that_is_elsewhere_settles_its_template_where_the_script_runs(pl
     own = model_with(with_template("{{ strftime_now('%Y') }}"), plain_folder, tmp_path / "own")
     computed = model_with(with_template("{{ strftime_now(form) }}"), plain_folder, tmp_path / "computed")
 
+    clock = "{{ strftime_now('%d %m') }}"
+    named = model_with(
+        with_template({"default": clock, "tool_use": f"{clock}{{{{ tools }}}}"}), plain_folder, tmp_path / "2"
+    )
+
     assert away["load_tokenizer"](str(bare)).chat_template == DEFAULT_TEMPLATE
-    for model in (own, computed):
+    for model in (own, computed, named):
         frozen = load_tokenizer(ModelSource(str(model), "own"))[0].chat_template
         assert away["load_tokenizer"](str(model)).chat_template == frozen
         here = names_of(make_config(model, source), home)
