@@ -36,8 +36,8 @@ def adapters(tiny_model_folder, tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def load_base(folder: Path) -> AdaptedBase:
-    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder).eval(), "tiny")
+def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> AdaptedBase:
+    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval(), "tiny")
 
 
 def planned(folder: Path, method: str = "lora") -> PlannedWeights:
@@ -50,18 +50,19 @@ def logits(holder: AdaptedBase) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def reference(base: Path, adapter: Path | None) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(base).eval()
+def reference(base: Path, adapter: Path | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).eval()
     return model(input_ids=IDS).logits
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_tuned_and_base_are_each_exactly_what_peft_and_the_bare_model_give(tiny_model_folder, adapters, name):
-    holder = load_base(tiny_model_folder)
+def test_tuned_and_base_are_each_exactly_what_peft_and_the_bare_model_give(tiny_model_folder, adapters, name, dtype):
+    holder = load_base(tiny_model_folder, dtype)
     adapter = holder.attach(planned(adapters[name], METHODS[name]), "tuned")
-    tuned, base = reference(tiny_model_folder, adapters[name]), reference(tiny_model_folder, None)
+    tuned, base = reference(tiny_model_folder, adapters[name], dtype), reference(tiny_model_folder, None, dtype)
     assert not torch.allclose(tuned, base)
 
     for _ in range(2):  # to and fro

@@ -52,7 +52,7 @@ def generate(folder: str, adapter, dtype: torch.dtype, ids: tuple[int, ...]) -> 
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).eval()
+        model = PeftModel.from_pretrained(model, adapter).eval()
     prompt = torch.tensor([ids])
     with torch.inference_mode():
         out = model.generate(
