@@ -123,11 +123,14 @@ def _render_advice(draft: Draft) -> str:
 
 
 def _header(services: Services) -> str:
-    device = max(services.devices(), key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
+    devices = services.devices()
+    usable = (device for device in devices if device.obstacle is None)
+    device = max(usable, key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
+    unused = [f"{device.obstacle.what} {device.obstacle.fix}" for device in devices if device.obstacle is not None]
     states = [run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]]
     running = sum(state in LIVE_STATES for state in states)
     waiting = sum(state == "queued" for state in states)
-    return render_header(device, running, waiting, services.standing_by())
+    return render_header(device, running, waiting, " ".join(filter(None, [services.standing_by(), *unused])))
 
 
 def _header_news(services: Services, header: gr.HTML) -> Callable[[str, str], str | None]:

@@ -18,10 +18,12 @@ from engine.chat.target import LoadPlan, PlannedWeights
 from engine.config.model import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError
 from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
 from engine.hardware.processor import memory_now
 from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, check_model_folder, read_safetensors_header, shard_names
 from engine.training.attention import copy_shared_heads
 from engine.training.failure import is_out_of_memory
+from engine.training.placement import require_usable
 from engine.training.quantization import quantization_of
 
 Announce = Callable[[str], None]
@@ -216,9 +218,11 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
 
     Raises:
         ModelError: If they cannot be read.
-        DeviceError: If they are larger than the free memory.
+        DeviceError: If they are larger than the free memory, or torch cannot use the GPU.
     """
     check_model_folder(place.folder, place.name)
+    if place.device.kind == "cuda":
+        require_usable([device for device in list_devices() if device.kind == "cuda"], names_gpus=True)
     require_memory(place, config)
     arguments: dict[str, object] = {}
     quantization = quantization_of(config, place.dtype)

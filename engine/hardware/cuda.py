@@ -23,6 +23,7 @@ class NvmlSession(Protocol):
     """The part of pynvml that every question to the driver needs."""
 
     NVMLError: type[Exception]
+    NVMLError_NotSupported: type[Exception]
 
     def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
     def nvmlShutdown(self) -> None: ...  # noqa: N802
@@ -127,13 +128,14 @@ def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Liste
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if _is_cut(nvml, handle) else 0
+        now = _memory(nvml, handle, shared_memory) if not most else shared_memory
     except nvml.NVMLError:  # fallen off the bus, or not ours to see; the others still count
         return
-    if not _is_cut(nvml, handle):
-        device = _describe(index, name, (major, minor), _memory(nvml, handle, shared_memory))
-        yield _Listed(index, uuid, replace(device, uuid=uuid))
+    if not most:
+        yield _Listed(index, uuid, replace(_describe(index, name, (major, minor), now), uuid=uuid))
         return
-    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+    for number in range(most):
         try:
             instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
             own, own_name = _text(nvml.nvmlDeviceGetUUID(instance)), _text(nvml.nvmlDeviceGetName(instance))
@@ -156,7 +158,7 @@ def _is_cut(nvml: Nvml, handle: Any) -> bool:
 def _memory(nvml: Nvml, handle: Any, shared_memory: MemoryNow) -> MemoryNow:
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    except nvml.NVMLError:
+    except nvml.NVMLError_NotSupported:
         return shared_memory
     return MemoryNow(int(memory.total), int(memory.free))
 

@@ -11,6 +11,7 @@ from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
 from engine.training.attention import FLASH_CAPABILITY, copy_shared_heads
+from engine.training.failure import is_out_of_memory
 from engine.training.placement import Placement
 from engine.training.precision import Precision
 from engine.training.quantization import quantization_of
@@ -49,9 +50,9 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
         arguments["device_map"] = {"": placement.torch_device}
     try:
         model = AutoModelForCausalLM.from_pretrained(source.location, **arguments)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # broken or foreign files surface as nearly any exception
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()
         raise ModelError(
             f"{source.name} cannot be loaded for training ({type(error).__name__}: {reason[0][:200] if reason else ''}).",

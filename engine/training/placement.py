@@ -53,7 +53,7 @@ def choose_placement(config: RunConfig) -> Placement:
     processor = next(device for device in devices if device.kind == "cpu")
     gpus = in_torch_order([device for device in devices if device.kind == "cuda"])
     if config.run.devices != "cpu":
-        _require_usable(gpus, config.run.devices != "auto")
+        require_usable(gpus, names_gpus=config.run.devices != "auto")
     if torch.cuda.is_available() and config.run.devices != "cpu":
         if config.run.spread_over > 1:
             return _spread(gpus, config.run.spread_over, companions)
@@ -94,12 +94,12 @@ def in_torch_order(gpus: Sequence[Device]) -> list[Device]:
     return sorted(gpus, key=place)
 
 
-def _require_usable(gpus: Sequence[Device], names_gpus: bool) -> None:
-    """Refuse to train on the processor what has a GPU, which torch would do without a word.
+def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
+    """Refuse to compute on the processor what has a GPU, which torch would do without a word.
 
     Args:
         gpus: Those that the driver lists and CUDA_VISIBLE_DEVICES shows.
-        names_gpus: Whether the run asks for GPUs by number.
+        names_gpus: Whether there must be one.
 
     Raises:
         DeviceError: If torch cannot use them.
@@ -128,7 +128,7 @@ def _require_usable(gpus: Sequence[Device], names_gpus: bool) -> None:
         )
     if names_gpus or (nvml is not None and _names_devices(shown or "") and _count(nvml) > 0):
         raise DeviceError(
-            f"This run has a GPU, and this process sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}.",
+            f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}.",
             "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.",
         )
 

@@ -185,6 +185,15 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(worker, tin
         load(worker, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
 
 
+def test_a_gpu_that_torch_does_not_see_is_refused_in_words(worker, tiny_model_folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
+
+    with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES"):
+        load(worker, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))), gpu)
+
+
 def test_memory_that_runs_out_in_an_answer_is_said(worker, adapters, monkeypatch):
     load(worker, ChatTarget.of_run(adapters["lora"]))
 

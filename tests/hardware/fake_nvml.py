@@ -13,6 +13,10 @@ class FakeNvmlError(Exception):
     pass
 
 
+class FakeNotSupportedError(FakeNvmlError):
+    pass
+
+
 class Instance(NamedTuple):
     """A MIG instance, its memory in GiB."""
 
@@ -24,13 +28,14 @@ class FakeNvml:
     """A driver with the given GPUs: (name, compute capability, total GiB, free GiB); None for one that is lost.
 
     Args:
-        cards: The GPUs; memory None is not told.
+        cards: The GPUs; memory None is not told, and "?" fails.
         driver: Off where no driver is loaded.
         cuda: The newest CUDA that it runs, as NVML counts: 12040 is 12.4.
         instances: MIG instances by their number, of each GPU in MIG mode.
     """
 
     NVMLError = FakeNvmlError
+    NVMLError_NotSupported = FakeNotSupportedError
 
     def __init__(self, *cards, driver=True, cuda=13000, instances=None):
         self.cards, self.driver, self.cuda, self.instances = cards, driver, cuda, instances or {}
@@ -60,7 +65,7 @@ class FakeNvml:
 
     def nvmlDeviceGetMigMode(self, handle):  # noqa: N802
         if self.cards[handle][1] < (8, 0):
-            raise FakeNvmlError("not supported")
+            raise FakeNotSupportedError("not supported")
         return [int(handle in self.instances), 0]
 
     def nvmlDeviceGetMaxMigDeviceCount(self, handle):  # noqa: N802
@@ -84,8 +89,10 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
         total, free = self._memory(handle)
+        if total == "?":
+            raise FakeNvmlError("unknown error")
         if total is None:
-            raise FakeNvmlError("not supported")
+            raise FakeNotSupportedError("not supported")
         return SimpleNamespace(total=total * GIB, free=free * GIB, used=(total - free) * GIB)
 
     def _memory(self, handle):

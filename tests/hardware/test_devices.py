@@ -59,6 +59,12 @@ def test_a_gpu_that_shares_the_processors_memory_has_its_size():
     assert device.has_fast_bfloat16
 
 
+def test_a_gpu_whose_memory_cannot_be_read_is_not_given_that_of_the_machine():
+    nvml = FakeNvml(("NVIDIA A100", (8, 0), "?", "?"), RTX_4090)
+
+    assert [device.index for device in list_cuda_devices(nvml, RAM)] == [1]
+
+
 @pytest.mark.parametrize(
     ("setting", "indexes"),
     [("1", [1]), ("0, 1", [0, 1]), ("", []), ("-1", []), ("GPU-1a5e", [1]), ("10", []), ("0,-1,1", [0]), ("7,1", [])],

@@ -3,6 +3,8 @@
 import os
 from dataclasses import replace
 
+from engine.hardware.device import Device, Obstacle
+from engine.hardware.processor import describe_processor
 from engine.runs.supervisor import Supervisor, supervisor_of
 from tests.runs.supervision import fake_settings, wait_until
 from ui.build import _header
@@ -24,6 +26,16 @@ def test_a_server_that_stands_by_says_so_until_it_takes_over(services, home):
     finally:
         first.stop()
         second.stop()
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_reason_and_not_as_the_device(services):
+    obstacle = Obstacle("PyTorch has no kernels for it.", "Install another.")
+    gpu = Device("cuda", 0, "GTX 1080", 8 << 30, 8 << 30, has_fast_bfloat16=False, obstacle=obstacle)
+
+    html = _header(replace(services, devices=lambda: (gpu, describe_processor())))
+
+    assert "GTX 1080" not in html
+    assert "PyTorch has no kernels for it. Install another." in html
 
 
 def test_what_is_said_below_the_line_is_no_markup():
