@@ -11,7 +11,7 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.report import CheckProgress, DatasetReport
-from engine.data.source_name import is_on_hub
+from engine.data.source_name import reads_from_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.json_lines import CancelledRequestError
@@ -73,7 +73,7 @@ class RunningCheck:
     @property
     def fetches(self) -> bool:
         """Whether rows come from the Hub."""
-        return _fetches(self.question.dataset)
+        return reads_from_hub(self.question.dataset)
 
     @property
     def is_done(self) -> bool:
@@ -115,7 +115,7 @@ class DatasetChecks:
             self._inspector.stop_fetching()
         with self._lock:
             check = self._checks.get(question.key)
-            waits = _fetches(question.dataset) and _identity(question.dataset) not in self._fetched
+            waits = reads_from_hub(question.dataset) and _identity(question.dataset) not in self._fetched
             if check is None or (check.waits and not waits):
                 check = self._begin(RunningCheck(question, waits=waits))
             self._checks.move_to_end(question.key)
@@ -232,10 +232,6 @@ class DatasetChecks:
 
 def _look_at(check: RunningCheck) -> None:
     check.wanted_until = time.monotonic() + _UNWANTED_SECONDS
-
-
-def _fetches(dataset: DatasetConfig) -> bool:
-    return any(is_on_hub(source) for source in (dataset.source, *dataset.mix))
 
 
 def _identity(dataset: DatasetConfig) -> str:

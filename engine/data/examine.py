@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from engine.config.dataset import DatasetConfig
 from engine.data.conversation import Conversation, Example, Message, PlainText
@@ -81,6 +82,12 @@ class DatasetReader:
         self.weights = (1.0, *config.mix.values())
         self.train_on = config.train_on
         self._renderer = renderer
+
+    def with_renderer(self, renderer: Renderer | None) -> Self:
+        """Return a reader of the same opened sources that renders otherwise."""
+        other = copy(self)
+        other._renderer = renderer
+        return other
 
     @property
     def detection(self) -> Detection:

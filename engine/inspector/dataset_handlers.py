@@ -15,6 +15,7 @@ from engine.data.check import check_steps
 from engine.data.columns import read_columns
 from engine.data.examine import DatasetReader, Renderer
 from engine.data.held_out import held_out_steps
+from engine.data.open_readers import OpenReaders
 from engine.data.page import PageRequest
 from engine.data.read_page import find_row, read_page, search_rows
 from engine.data.source import SourceOptions
@@ -40,12 +41,15 @@ class DatasetHandlers:
     def __init__(self, home: LoratoryHome, access: DataAccess) -> None:
         self._home = home
         self._options = SourceOptions(access=access, home=home)
+        streamed = replace(self._options, streaming=True)
+        self._previews = OpenReaders(lambda dataset: DatasetReader(dataset, streamed))
         self._renderers = lru_cache(maxsize=4)(_load_renderer)  # a changed file is another key
 
     def preview(self, params: JsonObject, request: Request) -> Steps:
-        reader = self._reader(params, request, streaming=True)
-        page = read_page(reader, PageRequest.model_validate(params["page"]))
-        return (yield from _watched(page, request))
+        wanted = PageRequest.model_validate(params["page"])
+        # Chosen rows come from a pass over all of them, for which a dataset of the Hub was fetched.
+        reader = self._reader(params, request, streaming=wanted.rows is None)
+        return (yield from _watched(read_page(reader, wanted), request))
 
     def columns(self, params: JsonObject, _request: Request) -> JsonObject:
         dataset = DatasetConfig.model_validate(params["dataset"])
@@ -83,7 +87,9 @@ class DatasetHandlers:
 
     def _reader(self, params: JsonObject, request: Request, *, streaming: bool) -> DatasetReader:
         dataset, renderer = self._asked(params, request)
-        return DatasetReader(dataset, replace(self._options, streaming=streaming), renderer)
+        if streaming:
+            return self._previews.get(dataset, renderer)
+        return DatasetReader(dataset, self._options, renderer)
 
     def _asked(self, params: JsonObject, request: Request) -> tuple[DatasetConfig, Renderer | None]:
         dataset = DatasetConfig.model_validate(params["dataset"])

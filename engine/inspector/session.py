@@ -242,7 +242,8 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         params = _params(dataset, model, max_length) | {"seed": seed, "count": count}
-        return HeldOutRows.model_validate(self._call(self._data, "held_out", params))
+        pool = self._fetching if reads_from_hub(dataset) else self._data
+        return HeldOutRows.model_validate(self._call(pool, "held_out", params))
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int

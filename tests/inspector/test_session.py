@@ -136,7 +136,7 @@ def test_a_hub_dataset_is_fetched_beside_the_previews_and_the_fetch_can_be_ended
 def test_errors_keep_their_class_and_words(inspector, dataset, place, model):
     with pytest.raises(DatasetError, match="outside"):
         inspector.preview(DatasetConfig(source="/etc/hosts"))
-    with pytest.raises(DatasetError, match="cannot be opened"):
+    with pytest.raises(DatasetError, match="was not found"):
         inspector.check(dataset.model_copy(update={"source": str(place.uploads / "none.jsonl")}))
     with pytest.raises(DatasetError, match="Row 7 is left out: the answer is empty"):
         inspector.render(dataset, model, row=7)
