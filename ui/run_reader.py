@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, EngineError, StorageError
+from engine.errors import ConfigError, StorageError
 from engine.runs.control import cancel_is_requested, start_anyway_is_requested, stop_is_requested
 from engine.runs.history import HistoryReader, RunHistory
 from engine.runs.index import Glance, RunIndex
@@ -65,7 +65,7 @@ class ObservedRun:
         # Nothing changes while a worker says nothing, and still the page says for how long.
         since = self.state.silent_since
         silent = "" if since is None else f"{(time.time() - since) // _SILENCE_SHOWN_SECONDS:.0f}"
-        told = f"{self.state.changed}:{self.state.state}:{silent}"
+        told = f"{self.state.changed}:{self.state.state}:{silent}:{self.state.notice}"
         return f"{self.run.id}:{self.history.next_offset}:{told}:{asked}:{self.title}"
 
     @property
@@ -104,7 +104,7 @@ class RunReader:
         self._runs = runs
         self._lock = threading.Lock()  # guards what stands below: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
-        self._fixed: dict[str, tuple[RunConfig | None, Provenance]] = {}
+        self._fixed: dict[str, tuple[RunConfig, Provenance]] = {}
         self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])  # when, of which folder, what
         self._catching_up: threading.Thread | None = None
         self._index = RunIndex(runs, self._history_of)
@@ -226,12 +226,10 @@ class RunReader:
             config = run.folder.read_config()
         except (ConfigError, StorageError):
             config = None
-        try:
-            provenance = read_provenance(run.folder)
-        except EngineError:
-            provenance = Provenance()
-        with self._lock:
-            self._fixed[run.id] = (config, provenance)
+        provenance = read_provenance(run.folder)
+        if config is not None:  # what cannot be read now may be mended
+            with self._lock:
+                self._fixed[run.id] = (config, provenance)
         return config, provenance
 
 

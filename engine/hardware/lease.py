@@ -105,7 +105,9 @@ class LeaseBook:
         with self._open():
             for device in wanted:
                 present = self._read(device)
-                if present is None or present.process != giver or present.run_id != holder.run_id:
+                # The first of several may have been passed on before the disk was full.
+                is_ours = present is not None and present.process in (giver, holder.process)
+                if present is None or not is_ours or present.run_id != holder.run_id:
                     raise DeviceError(f"{device_words(device)} is no longer ours to pass on.", "Try again.")
             stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
             for device in wanted:

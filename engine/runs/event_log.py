@@ -184,7 +184,7 @@ def read_lines(path: Path, offset: int = 0, max_bytes: int | None = None) -> Lin
             chunk = file.read() if max_bytes is None else file.read(max_bytes)
             if max_bytes is not None and chunk and b"\n" not in chunk:
                 chunk += file.readline()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return LineBatch([], offset)
     end = chunk.rfind(b"\n") + 1
     return LineBatch(chunk[:end].split(b"\n")[:-1], offset + end)
@@ -219,7 +219,7 @@ def last_event(path: Path) -> Event | None:
                 if length == size:
                     return None
                 length = min(size, length * 8)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         pass
     return None
 

@@ -60,6 +60,11 @@ class RunLeases:
         except (EngineError, OSError) as error:
             self._complain(run.id, f"The device of {run.id} could not be leased again: {error}")
 
+    def keep(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
+        """Lease the devices of a living worker again where something deleted or damaged the lease."""
+        if run.id not in self._ours and any(self._book.holder(device) is None for device in devices):
+            self.hold_again(run, worker, devices)
+
     def worker_of(self, run: Run) -> ProcessIdentity | None:
         """The worker of a run, where a former supervisor wrote it down with the lease."""
         holder = self._book.holder_of_run(run.id)

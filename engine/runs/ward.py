@@ -120,7 +120,10 @@ class Ward:
                 self._look_at(followed)
 
     def _look_at(self, followed: FollowedRun) -> None:
-        self._leases.pass_on(followed.run, followed.worker())
+        worker = followed.worker()
+        self._leases.pass_on(followed.run, worker)
+        if worker is not None and followed.state.device and worker.is_alive():
+            self._leases.keep(followed.run, worker, followed.state.device.split(", "))
         state = followed.look()
         if state == followed.state:
             return

@@ -174,3 +174,18 @@ def test_a_word_to_give_way_that_nobody_repeats_is_forgotten(home):
     assert not book.is_asked_to_give_way(ourselves)
     book.ask_to_give_way("cpu")
     assert book.is_asked_to_give_way(ourselves)
+
+
+def test_devices_that_a_full_disk_let_pass_on_in_part_are_passed_on_once_there_is_room(
+    book, another_process, monkeypatch
+):
+    ourselves, worker = ProcessIdentity.current(), holder(another_process, run_id="run-1")
+    book.take(["cuda:0", "cuda:1"], holder(ourselves, run_id="run-1"))
+    with monkeypatch.context() as full:
+        full.setattr("engine.hardware.lease.write_atomically", full_at(2))
+        with pytest.raises(StorageError):
+            book.hand_over(["cuda:0", "cuda:1"], ourselves, worker)
+
+    book.hand_over(["cuda:0", "cuda:1"], ourselves, worker)
+
+    assert [book.holder(name).process for name in ("cuda:0", "cuda:1")] == [another_process] * 2

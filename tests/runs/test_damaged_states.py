@@ -228,6 +228,21 @@ def test_a_person_reads_one_sentence_about_it_until_the_next_attempt(store, home
     ends_once(overseer, run)
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["deleted", "emptied"])
+def test_the_lease_of_a_run_at_work_comes_back(store, home, overseer, spoil):
+    run = working(store, overseer)
+    holder = LeaseBook(home).holder("cpu")
+    (lease,) = (home.server / "leases").glob("*/cpu.json")
+    spoil(lease)
+    assert LeaseBook(home).holder("cpu") is None
+
+    overseer.tick()
+
+    again = LeaseBook(home).holder("cpu")
+    assert (again.process, again.run_id) == (holder.process, run.id)
+    ends_once(overseer, run)
+
+
 def test_damage_again_and_again_keeps_one_file_aside(store, home, overseer):
     run = working(store, overseer)
     for name in ("garbage", "a folder", "a folder", "empty", "a dangling link", "truncated"):

@@ -229,3 +229,14 @@ def test_rows_that_the_run_never_saw_are_listed_with_the_reason():
     assert "data-pick" not in shown
     assert render_left_out(None) == ""
     assert render_left_out(DatasetReport.model_construct(dropped=0, problems=())) == ""
+
+
+def test_a_configuration_that_was_damaged_for_a_moment_is_read_again(store):
+    run = write_run(store, a_config(), InventedRun())
+    whole, reader = run.folder.config.read_bytes(), RunReader(store)
+    run.folder.config.write_bytes(b"model: [")
+    assert reader.observe(run.id).config is None
+
+    run.folder.config.write_bytes(whole)
+
+    assert reader.observe(run.id).config is not None
