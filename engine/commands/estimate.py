@@ -17,7 +17,7 @@ from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
 from engine.runs.measurement import MeasuredStep, MeasurementJob
-from engine.runs.preflight import most_likely
+from engine.runs.prediction import most_likely
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 

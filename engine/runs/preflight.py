@@ -10,14 +10,10 @@ from engine.config.model import ModelConfig
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.data.report import CheckProgress, DatasetReport
-from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, Problem
+from engine.errors import ConfigError, DatasetError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
 from engine.hardware.device_problems import device_problems
-from engine.hardware.devices import device_options, first_that_fits, list_devices
-from engine.hardware.lease import lease_name
-from engine.memory.allocator import DeviceNeed
-from engine.memory.estimate import GIB, Estimator
-from engine.memory.run_workload import workload_of_run
+from engine.hardware.devices import device_options, list_devices
 from engine.models.folder import ModelPart
 from engine.models.progress import ModelProgress
 from engine.models.shape import ModelShape
@@ -25,6 +21,7 @@ from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.runs.absolute_paths import with_absolute_paths
 from engine.runs.peaks import predicted_figures
+from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts
 
 _log = logging.getLogger(__name__)
@@ -148,61 +145,6 @@ class Preflight:
             return None
 
 
-class Prediction(NamedTuple):
-    """What a run needs where the queue would start it, were all devices free of other runs."""
-
-    devices: tuple[Device, ...]
-    need: DeviceNeed  # on that of them where it is the most
-    by_name: dict[str, int]  # bytes on each kind of device that it may get
-
-
-def predict(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> Prediction:
-    """Return what a run needs on the first of its options that has room, by the rule of the queue.
-
-    Args:
-        shape: Of the model.
-        config: The run.
-        options: As `device_options` gives them.
-
-    Raises:
-        ConfigError: If there are more devices than layers to spread over them.
-        DeviceError: If each option is smaller than what the run needs there.
-        MemoryUnknownError: If the model's layers are like no others.
-    """
-    by_option = {option: needs_of(shape, config, option) for option in options}
-    by_name: dict[str, int] = {}
-    too_small: dict[tuple[Device, ...], DeviceError] = {}
-    for option, needs in by_option.items():
-        for device, need in zip(option, needs, strict=True):
-            by_name[device.name] = max(need.expected_bytes, by_name.get(device.name, 0))
-            if need.expected_bytes > device.total_bytes:
-                too_small.setdefault(option, _too_small(config, device, need))
-    possible = [option for option in options if option not in too_small]
-    if not possible:
-        raise too_small[max(options, key=lambda option: option[0].total_bytes)]
-    chosen = first_that_fits(possible, lambda device: by_name[device.name]) or possible[0]
-    return Prediction(chosen, max(by_option[chosen], key=lambda need: need.expected_bytes), by_name)
-
-
-def most_likely(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> tuple[Device, ...]:
-    """Return the devices that the queue would give a run; the best where it fits none, or its needs are unknown."""
-    if len(options) == 1:
-        return options[0]
-    try:
-        return predict(shape, config, options).devices
-    except (DeviceError, MemoryUnknownError):
-        return options[0]
-
-
-def _too_small(config: RunConfig, device: Device, need: DeviceNeed) -> DeviceError:
-    where = f" on {lease_name(device)}" if config.run.spread_over > 1 else ""
-    return DeviceError(
-        f"This run needs about {need.expected_bytes / GIB:.1f} GiB{where}, and {device.name} has "
-        f"{device.total_bytes / GIB:.1f} GiB in all.",
-        "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
-    )
-
-
 def _predicted_facts(predicted: Prediction | None) -> dict[str, object]:
     """The fields of `Provenance` that hold it."""
     if predicted is None:
@@ -212,18 +154,6 @@ def _predicted_facts(predicted: Prediction | None) -> dict[str, object]:
         "predicted_on": predicted.by_name if len(predicted.by_name) > 1 else {},
         "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
     }
-
-
-def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) -> tuple[DeviceNeed, ...]:
-    """What is expected on each of the run's devices, in order.
-
-    Raises:
-        ConfigError: If there are more devices than layers to spread over them.
-        MemoryUnknownError: If the model's layers are like no others.
-    """
-    if config.run.spread_over == 1:
-        return tuple(Estimator(shape, device).need(config) for device in devices)
-    return Estimator(shape, devices[0]).spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
 
 
 def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:

@@ -11,7 +11,7 @@ from engine.runs.event_log import EventWriter
 from engine.runs.events import MemoryData, StatusData
 from engine.runs.history import read_history
 from engine.runs.peaks import MemoryFigures, chief_prediction, predicted_figures, step_prediction
-from engine.runs.preflight import needs_of
+from engine.runs.prediction import needs_of
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize

@@ -15,7 +15,8 @@ from engine.memory.published_shapes import PublishedSizes, published_shape
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
 from engine.runs.launch import Launcher
-from engine.runs.preflight import Preflight, most_likely
+from engine.runs.prediction import most_likely
+from engine.runs.preflight import Preflight
 from engine.runs.provenance import read_provenance
 from engine.runs.queue import Waiting, plan_starts
 from engine.runs.store import RunStore
@@ -167,7 +168,7 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(home, stor
     def fail(*_args):
         raise MemoryUnknownError("Layers like no others.", "It may train all the same.")
 
-    monkeypatch.setattr("engine.runs.preflight.needs_of", fail)
+    monkeypatch.setattr("engine.runs.prediction.needs_of", fail)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
     run = Launcher(store, preflight).start(config())
 
