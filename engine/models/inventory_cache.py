@@ -13,7 +13,6 @@ from engine.errors import ModelError, StorageError
 from engine.files import write_atomically
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
-from engine.models.hub import cached_snapshot
 from engine.models.progress import OnModelProgress, nobody_listens
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
@@ -48,6 +47,8 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
             return cached_inventory(entry.config, home)
         path = Path(model.id).expanduser() / "config.json"
         if not path.is_file():
+            from engine.models.hub import cached_snapshot  # commands start without huggingface_hub
+
             snapshot = cached_snapshot(model.id, model.revision, ModelPart.CONFIG)
             if snapshot is None:
                 return None
