@@ -13,6 +13,7 @@ from engine.errors import ModelError
 from engine.models.architectures import is_causal_lm, is_known_model_type
 from engine.models.batching import AttentionFacts
 from engine.models.shape import AttentionSupport
+from engine.processes.time_limit import TimeLimitError
 
 _LARGEST = {  # far beyond anything published, and small enough to be built without weights in seconds
     "hidden_size": 1_000_000,
@@ -112,6 +113,8 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
     _require_given_sizes(values)
     try:
         config = _read_as_transformers_does(values)
+    except (TimeLimitError, MemoryError):
+        raise
     except Exception as error:
         # Configuration classes validate by whatever they raise.
         reason = " ".join(str(error).split())[:200]

@@ -20,7 +20,7 @@ from engine.data.page import PageRequest
 from engine.data.read_page import find_row, read_page, search_rows
 from engine.data.source import SourceOptions
 from engine.data.tokenize import RenderedRow
-from engine.errors import DatasetError, ModelLimitError
+from engine.errors import DatasetError
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.inspector.session import RenderedSequence
 from engine.models.folder import ModelPart, tokenizer_files_fingerprint
@@ -97,9 +97,6 @@ class DatasetHandlers:
             return dataset, None
         source = resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart.TOKENIZER)
         files = tokenizer_files_fingerprint(Path(source.location))
-        for subject, what, fix in params.get("overruns", ()):
-            if subject == files:
-                raise ModelLimitError(what, fix)
         request.work_with(files)
         return dataset, replace(self._renderers(source, files), max_length=params["max_length"])
 

@@ -12,12 +12,18 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from engine.config.model import ModelConfig
-from engine.errors import ModelError
+from engine.errors import ModelError, ModelLimitError
 from engine.inspector.architecture import Sizes, build_config, read_attention, read_sizes
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from engine.models.progress import OnModelProgress, nobody_listens
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
+from engine.processes.confined import confined
+from engine.processes.time_limit import TimeLimitError, time_limit
+
+# The largest models in use take half a second and some megabytes.
+_SECONDS = 4.0
+_MEMORY_BYTES = 1 << 30
 
 _GATE_NAMES = frozenset(
     {
@@ -56,7 +62,20 @@ def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
 
     Raises:
         ModelError: If it describes no causal language model that transformers knows, or one of absurd size.
+        ModelLimitError: If building it takes far longer, or far more memory, than any model in use.
     """
+    try:
+        with confined(2 * _SECONDS, _MEMORY_BYTES), time_limit(_SECONDS):
+            return _inventory_of(values)
+    except (TimeLimitError, MemoryError) as error:
+        raise ModelLimitError(
+            f"The configuration of this {str(values.get('model_type'))[:80]} model describes more modules than can be "
+            "listed in the time and memory of any model in use.",
+            "Use the config.json of the original model.",
+        ) from error
+
+
+def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
     config = build_config(values)
     sizes = read_sizes(config)
     model = _build(config)
@@ -80,6 +99,8 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (TimeLimitError, MemoryError):
+        raise
     except Exception as error:
         # Constructors divide, index and assert on whatever the configuration says.
         raise ModelError(

@@ -27,15 +27,14 @@ def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
     Raises:
         ModelError: If there is none, or it cannot say which characters its tokens come from.
     """
-    with confined(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
-        tokenizer = open_tokenizer(source)
-        if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(
-                f"The tokenizer of {source.name} does not tell which characters its tokens come from.",
-                "Choose a model with a tokenizer.json; without it, what is learned could not be marked exactly.",
-            )
-        with rendering_confined(0):
-            return tokenizer, freeze_template(tokenizer)
+    tokenizer = open_tokenizer(source)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"The tokenizer of {source.name} does not tell which characters its tokens come from.",
+            "Choose a model with a tokenizer.json; without it, what is learned could not be marked exactly.",
+        )
+    with rendering_confined(0):
+        return tokenizer, freeze_template(tokenizer)
 
 
 def open_tokenizer(source: ModelSource) -> Any:
@@ -46,7 +45,8 @@ def open_tokenizer(source: ModelSource) -> Any:
     """
     check_tokenizer_files(Path(source.location), source.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, local_files_only=True, trust_remote_code=False)
+        with confined(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
+            tokenizer = AutoTokenizer.from_pretrained(source.location, local_files_only=True, trust_remote_code=False)
     except MemoryError as error:
         raise ModelLimitError(
             f"The tokenizer of {source.name} needs more memory than it may use.", "Use the original files of the model."

@@ -1,11 +1,15 @@
 """The inspector's process for models: reads their modules and describes them. Holds no weights, no GPU."""
 
+import hashlib
+import json
+
 import torch
 
 from engine.config.model import ModelConfig
 from engine.hardware.torch_build import note_architectures
 from engine.inspector.details import model_details
 from engine.inspector.inventory import module_inventory
+from engine.models.inventory_cache import architecture_values
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve
 from engine.processes.json_lines import JsonObject
@@ -21,11 +25,17 @@ class ModelHandlers:
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
 
-    def module_inventory(self, params: JsonObject, _request: Request) -> JsonObject:
-        return module_inventory(ModelConfig.model_validate(params["model"]), self._home).model_dump(mode="json")
+    def module_inventory(self, params: JsonObject, request: Request) -> JsonObject:
+        return module_inventory(self._model(params, request), self._home).model_dump(mode="json")
 
-    def model_details(self, params: JsonObject, _request: Request) -> JsonObject:
-        return model_details(ModelConfig.model_validate(params["model"]), self._home).model_dump(mode="json")
+    def model_details(self, params: JsonObject, request: Request) -> JsonObject:
+        return model_details(self._model(params, request), self._home).model_dump(mode="json")
+
+    def _model(self, params: JsonObject, request: Request) -> ModelConfig:
+        model = ModelConfig.model_validate(params["model"])
+        values = json.dumps(architecture_values(model, self._home), sort_keys=True)
+        request.work_with(hashlib.sha256(values.encode()).hexdigest())
+        return model
 
 
 def main() -> None:

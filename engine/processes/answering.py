@@ -11,12 +11,12 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from queue import Queue
 from typing import BinaryIO, Protocol
 
 import engine.errors
-from engine.errors import EngineError, WorkerError
+from engine.errors import EngineError, ModelLimitError, WorkerError
 from engine.processes.json_lines import JsonObject
 from engine.processes.life_line import end_with_asker
 
@@ -31,7 +31,11 @@ class Request(Protocol):
         """Whether the caller no longer wants the answer; long handlers look often."""
 
     def work_with(self, subject: str) -> None:
-        """Name what the request works with, which the asker remembers where it ends this process."""
+        """Name what the request works with, which the asker remembers where it overruns.
+
+        Raises:
+            ModelLimitError: If it is known to overrun.
+        """
 
 
 Steps = Generator[None, None, JsonObject]  # each `yield` gives the turn away; the returned value is the result
@@ -55,7 +59,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
             message = requests.get()
             if message is None:
                 return
-            request = _ServedRequest(int(message["id"]), asker)
+            request = _ServedRequest(int(message["id"]), asker, message["params"].get("overruns", ()))
             if request.is_withdrawn():
                 continue
             request.take_turn()
@@ -110,9 +114,10 @@ class _Asker:
 
 
 class _ServedRequest:
-    def __init__(self, request_id: int, asker: _Asker) -> None:
+    def __init__(self, request_id: int, asker: _Asker, overruns: Sequence[Sequence[str]]) -> None:
         self._id = request_id
         self._asker = asker
+        self._overruns = {subject: (what, fix) for subject, what, fix in overruns}
 
     def progress(self, value: JsonObject) -> None:
         self._send({"progress": value})
@@ -122,6 +127,8 @@ class _ServedRequest:
 
     def work_with(self, subject: str) -> None:
         self._send({"subject": subject})
+        if subject in self._overruns:
+            raise ModelLimitError(*self._overruns[subject])
 
     def is_withdrawn(self) -> bool:
         """Whether the asker took it back before it began."""

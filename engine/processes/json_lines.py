@@ -137,6 +137,11 @@ class JsonLinesProcess:
         return running.process.pid if running is not None and running.process.poll() is None else None
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the worker lives and its imports are over."""
+        return self.pid is not None and self._running is not None and self._running.heard is not None
+
+    @property
     def requests(self) -> int:
         """How many requests are under way."""
         return len(self._answers)

@@ -51,6 +51,11 @@ class ProcessPool:
         """Process ids of all that live."""
         return tuple(pid for process in self._processes if (pid := process.pid) is not None)
 
+    @property
+    def ready(self) -> int:
+        """How many of them live and have their imports behind them."""
+        return sum(process.is_ready for process in self._processes)
+
     def start(self) -> None:
         """Start the first process now, so that the first question need not wait for its imports."""
         self._processes[0].start()
@@ -79,8 +84,7 @@ class ProcessPool:
     def stream(self, method: str, params: JsonObject) -> Iterator[JsonObject]:
         """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the question.
 
-        Progress begins again where a question is asked again. The worker gets `overruns` as well, one for each subject that
-        is known to end its process.
+        Progress begins again where a question is asked again. What is known to overrun goes along as `overruns`.
 
         Raises:
             EngineError: As raised by the handler, of the same class.

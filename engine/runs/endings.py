@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from engine.processes.confined import DEADLINE_SIGNAL
 from engine.runs.events import FailedData
 from engine.runs.reasons import STOP_REASONS, EndReason, StoppedBy
 from engine.runs.run import State
@@ -134,6 +135,13 @@ def _by_exit_code(evidence: Evidence, code: int) -> Ending:
             "sigterm" if name == "SIGTERM" else "signal",
             f"The worker was asked to end from outside ({name}) after step {step} and could not save.",
             _resume(evidence),
+        )
+    if -code == DEADLINE_SIGNAL:
+        return Ending(
+            "failed",
+            "signal",
+            "Reading the model's tokenizer, or rendering a batch of rows, took more computing time than it may.",
+            "Use the original tokenizer and chat template of the model, or split very long rows, and start a new run.",
         )
     if name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE"):
         return Ending(

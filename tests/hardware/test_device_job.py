@@ -54,3 +54,32 @@ def test_what_looks_for_a_stop_ends_by_itself(job):
     answer = job.run("wait", {}, stopped, lambda _: stopped.set(), lambda _: None)
 
     assert answer == {"cancelled": True}
+
+
+ASKER = """
+import sys, threading
+from pathlib import Path
+from engine.hardware.device import Device
+from engine.hardware.device_job import DeviceJob
+from engine.paths import LoratoryHome
+
+cpu = Device("cpu", 0, "Test CPU", 2**30, 2**30, has_fast_bfloat16=True)
+job = DeviceJob(LoratoryHome(Path(sys.argv[1])), "tests.processes.confined_worker", "export", "a run", cpu)
+job.run("stick", {"seconds": 3600}, threading.Event(), lambda told: print(told, flush=True), lambda _: None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process whose interpreter is stuck")
+@pytest.mark.timeout(60)
+def test_an_orphan_stuck_in_a_library_does_not_keep_its_device(job, home):
+    asker = subprocess.Popen([sys.executable, "-c", ASKER, str(home.root)], stdout=subprocess.PIPE)
+    assert asker.stdout is not None
+    assert b"pid" in asker.stdout.readline()
+    holder = LeaseBook(home).holder("cpu")
+    assert holder is not None
+
+    asker.kill()
+    asker.communicate()
+
+    assert holder.process.wait(timeout_seconds=5)
+    assert LeaseBook(home).holder("cpu") is None

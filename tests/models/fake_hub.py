@@ -21,6 +21,7 @@ class FakeHub:
         commits: Branch or tag → commit.
         asked: How often each kind of request came: info, tree, head, get, search.
         lost: Names of files that are listed, but not given.
+        gated: Repositories that are given to those who send this fake's `token` alone.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,8 @@ class FakeHub:
         self.queries: list[dict[str, list[str]]] = []
         self.tokens: set[str] = set()
         self.lost: set[str] = set()
+        self.gated: set[str] = set()
+        self.token = "hf_secret"
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -79,6 +82,9 @@ class FakeHub:
         if repository in self.refusals:
             _send_refusal(request, *self.refusals[repository])
             return
+        if repository in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}":
+            _send_refusal(request, 401, "GatedRepo")
+            return
         if repository not in self.repositories:
             _send_refusal(request, 404, "RepoNotFound")
             return
@@ -106,6 +112,9 @@ class FakeHub:
         content = self.repositories.get(repository, {}).get(name)
         if repository in self.refusals:
             _send_refusal(request, *self.refusals[repository])
+            return
+        if repository in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}":
+            _send_refusal(request, 401, "GatedRepo")
             return
         if content is None or name in self.lost:
             _send_refusal(request, 404, "EntryNotFound")

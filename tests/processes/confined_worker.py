@@ -4,7 +4,6 @@ import os
 import re
 import time
 
-from engine.errors import ModelLimitError
 from engine.processes.answering import Request, Steps, serve
 from engine.processes.confined import confined
 from engine.processes.json_lines import JsonObject
@@ -12,9 +11,6 @@ from engine.processes.json_lines import JsonObject
 
 def stick(params: JsonObject, request: Request) -> JsonObject:
     """Never end, and let no other thread run."""
-    for subject, what, fix in params.get("overruns", ()):
-        if subject == "sticky":
-            raise ModelLimitError(what, fix)
     request.work_with("sticky")
     request.progress({"pid": os.getpid()})
     with confined(params["seconds"], 1 << 30):

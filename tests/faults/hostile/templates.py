@@ -9,7 +9,7 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "format": ("{{ '{:>2000000000}'.format(1) }}", "needs more memory"),
     "center": ("{{ 'x'|center(10**9) }}", "memory|characters"),
     "list": ("{{ [1] * 10**9 }}", "needs more memory"),
-    "join": ("{{ ['aaaaaaaa'] * 10**6 | int }}{{ (['a' * 1000] * 2000000)|join }}", "memory|characters"),
+    "join": ("{{ ['aaaaaaaa'] * 10**6 | int }}{{ (['a' * 1000] * 2000000)|join }}", "memory|characters|computed"),
     "loops": (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "computed for more than",

@@ -72,3 +72,13 @@ def _resident_bytes(pid: int) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
     return 0
+
+
+def wait_until_calm(inspector: Inspector, good: Callable[[], None]) -> None:
+    """Wait until all data processes answer: what an earlier attack ended has then started again."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        good()
+        if inspector._data.ready == len(inspector._data.pids):
+            return
+        time.sleep(0.05)
