@@ -9,13 +9,13 @@ from typing import Any, Literal
 from engine.data.problems import RowProblemError, shortened
 from engine.data.tokenizer import ChatTokenizer, TokenizerState
 from engine.errors import ModelLimitError
-from engine.processes.confined import confined
+from engine.processes.confined import confined, renew_deadline
 from engine.processes.time_limit import TimeLimitError, time_limit
 
 TEMPLATE_SECONDS = 2.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
 # What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several
 # times what rows of the largest size need.
-_RENDERING_SECONDS = 3.0
+_RENDERING_SECONDS = 5.0
 _RENDERING_SECONDS_PER_MB = 5.0
 _RENDERING_MEMORY_BYTES = 1 << 30
 _ALWAYS_FITS_CHARACTERS = 1_000_000
@@ -53,7 +53,16 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
 
 def rendering_confined(size_bytes: int) -> AbstractContextManager[None]:
     """Bound what rendering and tokenizing rows of this size computes and allocates; it ends the process that exceeds it."""
-    return confined(_RENDERING_SECONDS + _RENDERING_SECONDS_PER_MB * size_bytes / 1e6, _RENDERING_MEMORY_BYTES)
+    return confined(_rendering_seconds(size_bytes), _RENDERING_MEMORY_BYTES)
+
+
+def next_row_confined(size_bytes: int) -> None:
+    """Inside `rendering_confined`: give the next row its own time."""
+    renew_deadline(_rendering_seconds(size_bytes))
+
+
+def _rendering_seconds(size_bytes: int) -> float:
+    return _RENDERING_SECONDS + _RENDERING_SECONDS_PER_MB * size_bytes / 1e6
 
 
 def _overrun(tokenizer: ChatTokenizer, what: str) -> ModelLimitError:

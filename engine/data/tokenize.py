@@ -10,7 +10,7 @@ from engine.data.conversation import Conversation, Example, Message, PlainText
 from engine.data.encode import Encoded, encode, encode_many
 from engine.data.oddities import Notice
 from engine.data.problems import RowProblemError
-from engine.data.template_abilities import rendering_confined
+from engine.data.template_abilities import next_row_confined, rendering_confined
 from engine.data.tokenizer import ChatTokenizer, control_token_ids
 from engine.data.turn_renderer import Turn
 from engine.data.turns import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
@@ -111,8 +111,10 @@ def render_many(
 ) -> list[Rendering | RowProblemError]:
     """Render several rows, in order; quicker than one by one, because they are tokenized together."""
     plans: list[RowPlan | RowProblemError] = []
-    with rendering_confined(sum(len(example.text()) for _, example in examples)):
-        for _, example in examples:
+    sizes = [len(example.text()) for _, example in examples]
+    with rendering_confined(sum(sizes)):
+        for (_, example), size in zip(examples, sizes, strict=True):
+            next_row_confined(size)
             try:
                 plans.append(_plan(example, tokenizer, options))
             except RowProblemError as problem:
