@@ -22,6 +22,7 @@ from engine.models.folder import ModelPart
 from engine.models.inventory_cache import known_inventory
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
+from engine.runs.checkpoints import list_checkpoints
 from engine.runs.history import read_history
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
@@ -105,6 +106,10 @@ def _groups_rows(config: RunConfig, home: LoratoryHome, run: RunFolder | None, d
     """Whether steps hold rows of like length: where rows are padded, as the run said or as it would be on this device."""
     if config.training.packing or config.training.train_sampling_strategy != "group_by_length":
         return False
+    if run is not None:
+        newest = next(reversed(list_checkpoints(run.checkpoints)), None)
+        if newest is not None and newest.manifest.row_plan is not None:  # it may have begun on another kind of device
+            return newest.manifest.row_plan.order.groups_by_length
     known = read_history(run.events).parameters if run is not None else None
     if known is not None and known.batching:
         return known.batching == "padded"

@@ -3,9 +3,25 @@
 import random
 from collections.abc import Sequence
 
+from engine.config.training import TrainingConfig
+from engine.data.prepare import PreparedDataset
+from engine.training.plan import EpochPlanner, PlanSettings
+from engine.training.steps import TrainerRows
+
 # Measuring shall not cost more than learning: what is measured on the way holds at most so many tokens.
 _MEASURED_TOKENS_ALWAYS = 16_384
 _MEASURED_SHARE = 0.03  # of all tokens that are learned from
+
+
+def choose_rows(data: PreparedDataset, training: TrainingConfig, settings: PlanSettings) -> TrainerRows:
+    """Return the rows to train on and those to measure on."""
+    lengths = data.train.lengths()
+    epochs = training.num_train_epochs
+    if training.max_steps > 0:
+        epochs = training.max_steps / EpochPlanner(lengths, settings).steps_per_epoch
+    measured = choose_measured(data.held_out.lengths(), int(sum(lengths) * epochs), training.seed)
+    held_out = [data.held_out[index] for index in measured]
+    return TrainerRows(data.train, lengths, held_out, [len(row.input_ids) for row in held_out])
 
 
 def choose_measured(lengths: Sequence[int], learned_tokens: int, seed: int) -> list[int]:

@@ -29,19 +29,17 @@ from engine.training.callback import RunCallback, keeps_best
 from engine.training.companions import ALONE
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import check_held_out, check_loss
-from engine.training.held_out import choose_measured
+from engine.training.held_out import choose_rows
 from engine.training.hooks import HeldOutLoss, LoggedStep, TrainerHooks
 from engine.training.interruption import Interruption
 from engine.training.pinned_data import require_pinned_data
 from engine.training.placement import Placement, choose_placement, passed_over
-from engine.training.plan import EpochPlanner
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
 from engine.training.reporting import RunEvents
 from engine.training.resuming import find_checkpoint, open_checkpoint, row_plan, settled_order
 from engine.training.state_files import random_state
-from engine.training.steps import TrainerRows
 from engine.training.trackers import start_trackers
-from engine.training.trained_state import count_parameters, load_trained, save_adapter
+from engine.training.trained_state import count_parameters, load_trained, parameters_line, save_adapter
 from engine.training.trainer import LoratoryTrainer
 from engine.training.warm_start import find_warm_start, load_warm_start, untrained_base
 
@@ -269,11 +267,7 @@ class TrainingSession:
 
     def _say_parameters(self, model: Any, precision: Precision, placement: Placement, assembly: Assembly) -> None:
         trainable, total = count_parameters(model)
-        # The line that PEFT prints, for the log.
-        print(
-            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}",
-            flush=True,
-        )
+        print(parameters_line(trainable, total), flush=True)
         self._events.say(
             ParametersData(
                 trainable=trainable,
@@ -296,17 +290,7 @@ class TrainingSession:
         placement: Placement,
     ) -> LoratoryTrainer:
         training = self._config.training
-        lengths = data.train.lengths()
-        epochs = training.num_train_epochs
-        if training.max_steps > 0:
-            epochs = training.max_steps / EpochPlanner(lengths, assembly.setup.settings).steps_per_epoch
-        measured = choose_measured(data.held_out.lengths(), int(sum(lengths) * epochs), training.seed)
-        rows = TrainerRows(
-            train=data.train,
-            train_lengths=lengths,
-            held_out=[data.held_out[index] for index in measured],
-            held_out_lengths=[len(data.held_out[index].input_ids) for index in measured],
-        )
+        rows = choose_rows(data, training, assembly.setup.settings)
         progress = lambda: self._trainer.progress if self._trainer else None  # noqa: E731
         return LoratoryTrainer(
             model=model,

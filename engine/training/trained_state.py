@@ -71,6 +71,11 @@ def _is_adapter(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
+def parameters_line(trainable: int, total: int) -> str:
+    """Return the line that PEFT prints, for the log."""
+    return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"
+
+
 def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable parameters and all of them, packed weights counted as what they hold, as PEFT counts."""
     if hasattr(model, "get_nb_trainable_parameters"):

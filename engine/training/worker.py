@@ -56,6 +56,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _prepare_environment() -> None:
     """Apply settings that must precede the import of torch."""
+    # A person's own settings of Accelerate, or its launcher's, would choose another precision, FSDP or DeepSpeed.
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads both
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

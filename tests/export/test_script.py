@@ -22,7 +22,12 @@ from engine.data.prepare import prepare_dataset
 from engine.export.script import gather_script_facts, write_script
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
+from engine.runs.event_log import EventWriter
+from engine.runs.events import ParametersData
+from engine.runs.run import RunFolder
+from engine.training.checkpoint import CheckpointFacts, write_checkpoint
 from engine.training.plan import EpochPlanner, PlanSettings
+from engine.training.resuming import row_plan
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number: {n}."}]}
@@ -209,6 +214,25 @@ def test_a_script_takes_the_rows_in_the_runs_order(tiny_model_folder, home, tmp_
         assert [sorted(step) for step in steps] == [sorted(step) for step in planned]
         if strategy == "group_by_length" and batching == "padded":
             assert batches == [list(one.rows) for step in planner.steps(epoch) for one in step.passes]
+
+
+@pytest.mark.parametrize("begun", ["padded", "joined"])
+def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_model_folder, home, tmp_path, begun):
+    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "chat.jsonl", CHAT)))
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    settings = PlanSettings(7, 2, 3, 64, batching=begun, train_sampling_strategy="group_by_length")
+    other = "joined" if begun == "padded" else "padded"
+    with EventWriter(run.events, 2) as events:
+        events.append(
+            ParametersData(
+                trainable=1, total=2, compute_dtype="float32", device="cpu", attn_implementation="sdpa", batching=other
+            )
+        )
+    facts = CheckpointFacts(5, row_plan=row_plan(settings, "rows"))
+    write_checkpoint(run.checkpoints, facts, lambda folder: (folder / "progress.json").write_text("{}"))
+
+    assert gather_script_facts(config, home, run).model.grouped == (begun == "padded")
 
 
 def test_what_is_done_otherwise_stands_at_the_head(tiny_model_folder, home, tmp_path):

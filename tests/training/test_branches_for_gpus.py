@@ -215,6 +215,17 @@ def test_joined_rows_attend_the_same_by_pytorchs_kernel(monkeypatch, window, hea
     torch.testing.assert_close(fused_gradients, tiled_gradients, rtol=1e-3, atol=1e-4)
 
 
+def test_settings_of_accelerate_of_the_persons_own_decide_nothing(monkeypatch):
+    foreign = {"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "true"}
+    before = dict(os.environ) | foreign | {"RANK": "1"}
+    monkeypatch.setattr(os, "environ", before)
+
+    worker._prepare_environment()
+
+    assert not foreign.keys() & before.keys()
+    assert before["RANK"] == "1"
+
+
 def test_the_worker_asks_for_an_allocator_that_wastes_little(monkeypatch):
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK"):
         monkeypatch.delenv(name, raising=False)
