@@ -18,6 +18,7 @@ from engine.chat.lora_branch import use_plain_branches
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.errors import ModelError
 from engine.models.folder import TensorRecord, read_safetensors_header
+from engine.training.failure import is_out_of_memory
 
 _KEY_PREFIX = "base_model.model."
 _WRONG_BASE_FIX = "Load it with the model that it was trained on."
@@ -257,7 +258,7 @@ def _peft_errors(name: str, base_name: str) -> Iterator[None]:
             warnings.simplefilter("ignore")  # what PEFT warns of here is checked, and refused in words
             yield
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise ModelError(
             f"The adapter {name} does not fit {base_name} ({type(error).__name__}).", _WRONG_BASE_FIX

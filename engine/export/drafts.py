@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 
 from engine.chat.contract import PromptView
 from engine.chat.weights import BranchWeights
+from engine.training.failure import is_out_of_memory
 
 
 def draft_answers(
@@ -41,7 +42,9 @@ def draft_answers(
     try:
         with torch.inference_mode():
             written = branch.holder.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-    except (torch.cuda.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return [()] * len(prompts)
     return [_until_end(row, end_ids) for row in written[:, ids.shape[1] :].tolist()]
 

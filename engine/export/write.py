@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from engine.chat.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.prompt import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
 from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
-from engine.chat.weights import ModelPlace, load_model, weights_bytes
+from engine.chat.weights import ModelPlace, load_model, memory_errors, weights_bytes
 from engine.config.export import ExportDtype
 from engine.config.model import ModelConfig
 from engine.errors import ModelError
@@ -164,8 +164,9 @@ def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> Non
     config = PeftConfig.from_pretrained(str(export.trained.folder))
     resolve_patterns(config, base_module_names(model), export.trained.name)
     try:
-        adapted = PeftModel.from_pretrained(model, str(export.trained.folder), config=config)
-        merged = adapted.merge_and_unload(safe_merge=True)
+        with memory_errors(place):
+            adapted = PeftModel.from_pretrained(model, str(export.trained.folder), config=config)
+            merged = adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"The adapter {export.trained.name} cannot be merged ({type(error).__name__}).",

@@ -15,6 +15,7 @@ from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_
 from engine.models.folder import read_config
 from engine.paths import typed_path
 from engine.runs.store import RUN_ID
+from engine.training.failure import is_out_of_memory
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -80,6 +81,8 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     try:
         result = set_peft_model_state_dict(model, weights)
     except (RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _refusal("its weights have other shapes than this run's: it belongs to another model.") from error
     unexpected = list(getattr(result, "unexpected_keys", None) or [])
     if unexpected:

@@ -118,6 +118,16 @@ def test_an_adapter_costs_no_second_copy_of_the_weights(tiny_model_folder, adapt
     assert after - before == adapter.size_bytes
 
 
+def test_memory_that_runs_out_is_not_taken_for_an_adapter_that_does_not_fit(tiny_model_folder, adapters, monkeypatch):
+    def load_adapter(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(PeftModel, "load_adapter", load_adapter)
+
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        load_base(tiny_model_folder).attach(planned(adapters["lora"]), "tuned")
+
+
 def test_an_adapter_of_another_size_of_model_is_refused_in_words(tiny_model_folder, tmp_path):
     wider = make_tiny_model(tmp_path / "wider", hidden_size=96)
     adapter = make_adapter(wider, tmp_path / "run-7", lora())

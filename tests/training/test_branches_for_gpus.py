@@ -20,6 +20,7 @@ from engine.training import attention, build, placement, worker
 from engine.training.attention import JoinedRows, joined_attention
 from engine.training.build import load_model, optimizer_name, training_arguments
 from engine.training.companions import Companions
+from engine.training.failure import explain
 from engine.training.loss import _chunks
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import choose_precision
@@ -70,6 +71,27 @@ def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected
 
     assert loaded[0].get("device_map") == expected
     assert ("kept beside" in loaded) is bool(where.spread)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory"),
+    ],
+    ids=str,
+)
+def test_memory_that_runs_out_while_a_model_is_loaded_is_not_taken_for_a_broken_model(error, monkeypatch):
+    def from_pretrained(*_, **__):
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    config = make_config(Path("m"))
+
+    with pytest.raises(RuntimeError) as caught:
+        load_model(ModelSource("m", "m"), config, choose_precision(config, ON_CPU.device), ON_CPU)
+
+    assert explain(caught.value, None).cause == "out_of_memory"
 
 
 def test_int8_layers_write_nothing_into_the_log(tiny_model_folder, tmp_path, caplog):

@@ -85,6 +85,17 @@ def test_the_base_beneath_a_warm_start_is_the_untrained_one(base, tmp_path, adap
     assert trained == replaced.keys()
 
 
+def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base, tmp_path, monkeypatch):
+    def set_state(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    folder, model = earlier(base, tmp_path / "first"), adapted(base)
+    monkeypatch.setattr(peft, "set_peft_model_state_dict", set_state)
+
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        load_warm_start(model, folder)
+
+
 @pytest.mark.parametrize(
     ("was", "is_", "words"),
     [
