@@ -26,8 +26,6 @@ STATE_FILE = "state.json"
 NOTES_FILE = "notes.json"
 EVENTS_FILE = "events.jsonl"
 
-_MOST_STATE_BYTES = 1_000_000
-
 ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
 
@@ -213,11 +211,11 @@ class RunFolder:
         Args:
             is_claimed_by_us: Whether the caller holds the run's lock, and so keeps workers away.
         """
+        if not self._has_begun():
+            return RunState()  # a worker that has the lock alone has not yet said which attempt it is
         lives = not is_claimed_by_us and self.has_living_worker()
-        if not lives and not self._has_begun():
-            return RunState()
         last = last_event(self.events)
-        # A worker that nothing but its lock or its results tell of had one attempt at least.
+        # A worker that nothing but its results tell of had one attempt at least.
         attempt = max(self.attempts_seen(), 1)
         known: dict[str, object] = {"attempt": attempt, "resumable_step": self.newest_checkpoint_step()}
         known["started"] = last.time if last is not None else None
@@ -239,18 +237,17 @@ class RunFolder:
         return self.attempts_seen() > 0 or any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
 
     def read_saved_state(self) -> RunState | None:
-        """Load the state as it was saved; None where the file is missing or damaged, or no longer readable by us.
+        """Load the state as it was saved; None where the file is missing or damaged.
 
         Raises:
-            StorageError: If the disk or a file server fails.
+            StorageError: If it is there and cannot be read.
         """
         try:
-            with self.state.open("rb") as file:
-                state = RunState.model_validate_json(file.read(_MOST_STATE_BYTES))
+            state = RunState.model_validate_json(self.state.read_bytes())
             if state.reason is None and state.cause:
                 state = state.model_copy(update={"reason": reason_of_old_cause(state.cause)})
             return state
-        except (FileNotFoundError, IsADirectoryError, PermissionError, ValidationError):
+        except (FileNotFoundError, IsADirectoryError, ValidationError):
             return None
         except OSError as error:
             raise StorageError(

@@ -5,6 +5,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from engine.errors import StorageError
 from engine.runs.run import Run, RunState
 
 DAMAGED_STATE_FILE = "state.json.damaged"  # the newest alone
@@ -34,12 +35,17 @@ class StateFiles:
             self._note(run)
 
     def load(self, run: Run) -> RunState | None:
-        """Return the state as it was saved; None where the file is missing or damaged.
+        """Return the state as it was saved; None where the file is missing, damaged, or closed to us.
 
         Raises:
-            StorageError: If it is there and cannot be read now.
+            StorageError: If the disk or a file server fails at present.
         """
-        state = run.folder.read_saved_state()
+        try:
+            state = run.folder.read_saved_state()
+        except StorageError:
+            if os.access(run.folder.state, os.R_OK):
+                raise
+            return None
         if state is not None:
             self._note(run)
         return state
@@ -48,7 +54,7 @@ class StateFiles:
         """Whether a state can be read, or the run was deleted.
 
         Raises:
-            StorageError: If the file is there and cannot be read now.
+            StorageError: If the disk or a file server fails at present.
         """
         known = self._stamps.get(run.id)
         if known is not None and _stamp_of(run.folder.state) == known:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import StorageError
 from engine.hardware.lease import LeaseBook
 from engine.runs.control import request_cancel, request_stop
 from engine.runs.event_log import read_events
 from engine.runs.history import HistoryReader, read_history
-from engine.runs.run import Run
+from engine.runs.run import Run, RunFolder
 from engine.runs.state_files import DAMAGED_STATE_FILE
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
@@ -19,6 +20,10 @@ from engine.runs.supervisor import Overseer
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
 from ui.run_reader import RunReader
 from ui.views.run_view import render_warnings
+
+
+def refuse(_: object) -> None:
+    raise StorageError("The state cannot be read (Permission denied).", "Check the permissions of the run's folder.")
 
 
 def make_folder(path: Path) -> None:
@@ -105,6 +110,22 @@ def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, ove
     assert after.model_copy(update={"notice": "", "changed": before.changed}) == before
     kept = {path.name for path in run.folder.path.iterdir() if DAMAGED_STATE_FILE in path.name}
     assert len(kept) == ("missing" not in after.notice)
+    ends_once(overseer, run)
+
+
+def test_a_state_that_lost_its_permissions_is_rebuilt_and_a_disk_that_fails_is_waited_for(
+    store, home, overseer, monkeypatch
+):
+    run = working(store, overseer)
+    with monkeypatch.context() as failing:
+        failing.setattr(RunFolder, "read_saved_state", refuse)
+        os.utime(run.folder.state)
+        overseer.tick()
+        assert run.folder.path.joinpath(DAMAGED_STATE_FILE).exists() is False
+        failing.setattr("os.access", lambda *_: False)  # the tests may run as root, to whom no file is closed
+        overseer.tick()
+
+    assert run.folder.read_saved_state().notice.startswith("state.json was damaged")
     ends_once(overseer, run)
 
 

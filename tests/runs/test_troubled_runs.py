@@ -254,7 +254,9 @@ def test_a_silence_is_written_down_while_it_lasts(store, start_supervisor):
     start_supervisor(patience=Patience(silence=limits, cancel_seconds=0.5))
     run = store.create(config_for("steps=20 hang@3"))
 
-    wait_until(lambda: run.folder.read_state().silent_since is not None and _last_step(run) == 3)
+    wait_until(lambda: _last_step(run) == 3)
+    said = read_history(run.folder.events).last_time - 0.2  # a silence before it is another one
+    wait_until(lambda: (run.folder.read_state().silent_since or 0.0) > said)
     state = run.folder.read_state()
     assert (state.state, state.silence_limit_seconds) == ("running", 600)
     request_cancel(run)
