@@ -83,9 +83,9 @@ def test_all_other_patterns_of_an_adapter_never_hang_it_either(pattern, hostile,
         {"rank_pattern": {f"{pattern}{number}": 4 for number in range(300)}},
         {"modules_to_save": [pattern]},
     ):
-        started = time.monotonic()
+        started = time.process_time()  # of computing, whatever runs beside this test
         refused(hostile, base, **values)
-        assert time.monotonic() - started < ANSWERED_WITHIN_SECONDS / 2, values
+        assert time.process_time() - started < ANSWERED_WITHIN_SECONDS / 2, values
         base.detach_all()
         shutil.rmtree(hostile.folder)
 
