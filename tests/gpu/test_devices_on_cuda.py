@@ -38,7 +38,8 @@ def test_the_driver_and_torch_tell_the_same_of_each_gpu():
         free, _ = torch.cuda.mem_get_info(index)
         assert gpu.name == properties.name.removeprefix("NVIDIA ")
         assert gpu.capability == (properties.major, properties.minor)
-        assert gpu.has_fast_bfloat16 == torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(index):
+            assert gpu.has_fast_bfloat16 == torch.cuda.is_bf16_supported(including_emulation=False)
         assert gpu.total_bytes == pytest.approx(properties.total_memory, rel=0.05)
         assert gpu.free_bytes == pytest.approx(free, rel=0.05, abs=1024 * MIB)
         assert gpu.uuid == f"GPU-{properties.uuid}"
