@@ -110,6 +110,11 @@ class LoratoryHome:
         return self.root / "uploads"
 
     @property
+    def transfers(self) -> Path:
+        """Files on their way into or out of the page; swept after hours."""
+        return self.root / "transfers"
+
+    @property
     def cache(self) -> Path:
         """What can be computed again: module inventories, dataset reports."""
         return self.root / "cache"

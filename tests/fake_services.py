@@ -15,6 +15,7 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from ui.checks import DatasetChecks
 from ui.services import KnownShapes, Services
 from ui.tokenizers import Tokenizers
+from ui.transfers import Transfers
 
 
 def fake_services(root: Path, seconds_per_step: float = 0.25) -> Services:
@@ -25,6 +26,7 @@ def fake_services(root: Path, seconds_per_step: float = 0.25) -> Services:
     runs = RunStore(home, "somebody")
     return Services(
         home=home,
+        transfers=Transfers(home),
         inspector=inspector,  # type: ignore[arg-type]
         shapes=KnownShapes(inspector),  # type: ignore[arg-type]
         runs=runs,

@@ -1,5 +1,6 @@
 """The page: header, tabs in the order of the work, and the side panel that never leaves."""
 
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -79,6 +80,9 @@ def build_app(services: Services) -> gr.Blocks:
             services.checks.leave(request.session_hash or "")
 
         app.unload(leave)
+    # Gradio counts its last 10,000 events anew, with pandas, after each one; nothing here reads the counts.
+    app._queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
+    app._queue.ANALYTICS_MAX_EVENTS = 1
     # Gradio looks for work a thousand times a second, which costs an idle server 6% of a core; twenty times is enough.
     app._queue.sleep_when_free = _QUEUE_SECONDS
     app._queue.progress_update_sleep_when_free = _PROGRESS_SECONDS

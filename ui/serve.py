@@ -4,8 +4,6 @@ import gc
 import signal
 import threading
 
-from starlette.middleware import Middleware
-
 from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
@@ -15,15 +13,12 @@ from engine.runs.measuring_ground import MeasuringGround
 from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervisor import Supervisor
-from engine.serve.guard import OwnPageOnly
-from ui.build import build_app
 from ui.checks import DatasetChecks
+from ui.launch import launch
 from ui.result_work import ResultWork
 from ui.services import KnownShapes, Services
-from ui.theme import STYLESHEETS, build_theme
 from ui.tokenizers import Tokenizers
-
-MAX_UPLOAD = "4gb"
+from ui.transfers import Transfers
 
 
 def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = False) -> None:
@@ -39,6 +34,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     chat = ChatSession(home)
     services = Services(
         home=home,
+        transfers=Transfers(home),
         inspector=inspector,
         shapes=KnownShapes(inspector),
         runs=runs,
@@ -56,22 +52,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     if supervisor.start() == "standing_by":
         print(supervisor.explain_role(), flush=True)
     try:
-        app = build_app(services)
-        app.launch(
-            server_name=host,
-            server_port=port,
-            inbrowser=open_browser,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=build_theme(),
-            css_paths=STYLESHEETS,
-            footer_links=[],
-            ssr_mode=False,
-            enable_monitoring=False,
-            max_file_size=MAX_UPLOAD,
-            app_kwargs={"middleware": [Middleware(OwnPageOnly)]},
-        )
+        app = launch(services, host, port, open_browser=open_browser)
         gc.freeze()  # what the imports made stays for good; no collection needs to look at it again
         gc.enable()
         inspector.start()

@@ -19,6 +19,7 @@ from ui.background import BackgroundWork, Job
 from ui.checks import DatasetChecks
 from ui.result_work import ResultWork
 from ui.tokenizers import Tokenizers
+from ui.transfers import Transfers
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Services:
     """What the page stands on."""
 
     home: LoratoryHome
+    transfers: Transfers
     inspector: Inspector
     shapes: KnownShapes
     runs: RunStore

@@ -2,9 +2,9 @@
 
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.serve.address import LOOPBACK_HOSTS
 from engine.serve.contract import ErrorBody
@@ -12,6 +12,24 @@ from engine.serve.contract import ErrorBody
 _FOREIGN = "This endpoint answers programs on this computer, and no page of another site."
 _PAGE_FOREIGN = "Loratory answers its own page and programs on this computer. A page of another site may not ask it."
 _PAGE_NAME = "Loratory is reached as 127.0.0.1 or localhost only. Open it under one of these names."
+
+_NOTHING = "default-src 'none'; frame-ancestors 'none'"  # for answers that are not a page
+_FORWARDED = (b"x-forwarded-", b"x-gradio-server", b"forwarded")
+
+
+def restricted(send: Send) -> Send:
+    """Add headers that limit what a browser does with an answer; a policy that the answer has already stays."""
+
+    async def send_restricted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.setdefault("Content-Security-Policy", _NOTHING)
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers["X-Frame-Options"] = "SAMEORIGIN"
+            headers["Referrer-Policy"] = "no-referrer"
+        await send(message)
+
+    return send_restricted
 
 
 class LocalProgramsOnly:
@@ -30,11 +48,15 @@ class LocalProgramsOnly:
         if scope["type"] != "http":
             return
         refusal = _refusal(scope["method"], Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, send)
+        await (refusal or self._app)(scope, receive, restricted(send))
 
 
 class OwnPageOnly:
-    """The same for the page: it is asked by itself alone, and opened by whoever clicks a link to it."""
+    """The same for the page: it is asked by itself alone, and opened by a click on a link to it.
+
+    What a proxy says about a request is ignored, because a browser's page can say it as well; `GRADIO_ROOT_PATH` names
+    the address of a page that is behind one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -50,11 +72,17 @@ class OwnPageOnly:
         if foreign is None and not opens_page and not _comes_from_itself(headers):
             foreign = _PAGE_FOREIGN
         if foreign is None:
-            await self._app(scope, receive, send)
+            await self._app(_without_forwarded(scope), receive, restricted(send))
         elif scope["type"] == "http":
-            await PlainTextResponse(foreign, 403)(scope, receive, send)
+            await PlainTextResponse(foreign, 403)(scope, receive, restricted(send))
         else:
             await send({"type": "websocket.close", "code": 1008})
+
+
+def _without_forwarded(scope: Scope) -> Scope:
+    own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED)]
+    plain = {"http": "http", "websocket": "ws"}[scope["type"]]  # uvicorn believes in X-Forwarded-Proto
+    return {**scope, "headers": own, "scheme": plain}
 
 
 def _is_called_by_its_name(headers: Headers) -> bool:

@@ -33,6 +33,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     page = open_page(browser, address)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: "Content Security Policy" in said.text and errors.append(said.text))
     page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
     yield page
     page.context.close()

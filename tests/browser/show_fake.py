@@ -16,29 +16,16 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
-from ui.build import build_app
+from ui.launch import launch
 from ui.services import Services
-from ui.theme import STYLESHEETS, build_theme
 
 
 @contextmanager
 def shown(services: Services, port: int | None = None) -> Iterator[str]:
     """Serve the page on `services`; gives its address."""
-    app = build_app(services)
-    _, address, _ = app.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        quiet=True,
-        share=False,
-        prevent_thread_lock=True,
-        theme=build_theme(),
-        css_paths=STYLESHEETS,
-        footer_links=[],
-        ssr_mode=False,
-        enable_monitoring=False,
-    )
+    app = launch(services, "127.0.0.1", port)
     try:
-        yield address
+        yield app.local_url
     finally:
         app.close(verbose=False)
 

@@ -12,11 +12,11 @@ from engine.export.records import ExportRecord
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.errors import shown_in_place
-from ui.tabs import export_archive
 from ui.tabs.chat_choice import FINAL
 from ui.tabs.export import ExportTab
 from ui.tabs.export_archive import make_archive
 from ui.tabs.export_forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
+from ui.transfers import Transfers
 from ui.views.adapter_files import list_files, loading_script
 from ui.views.export_result import render_record, render_verification
 
@@ -260,12 +260,12 @@ def test_a_fully_trained_model_is_loaded_without_peft(tmp_path):
     assert "peft" not in script
 
 
-def test_the_archive_holds_the_files_and_nothing_that_a_link_leads_to(run, tmp_path):
+def test_the_archive_holds_the_files_and_nothing_that_a_link_leads_to(run, services, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     (run.folder.adapter / "link.txt").symlink_to(secret)
 
-    path = make_archive(run.folder.adapter, tmp_path / "out", "faq: rank 16 / <b>")
+    path = make_archive(run.folder.adapter, "faq: rank 16 / <b>", services.transfers)
 
     assert path.name == "faq-rank-16-b.zip"
     with zipfile.ZipFile(path) as archive:
@@ -277,9 +277,9 @@ def test_the_archive_holds_the_files_and_nothing_that_a_link_leads_to(run, tmp_p
     assert [file.name for file in list_files(run.folder.adapter)] == sorted(name.split("/", 1)[1] for name in names)
 
 
-def test_what_is_too_large_for_a_download_says_where_it_lies(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_archive, "_LARGEST_ARCHIVE_BYTES", 1000)
+def test_what_is_too_large_for_a_download_says_where_it_lies(run, services):
+    transfers = Transfers(services.home, largest_file_bytes=1000)
 
     with pytest.raises(StorageError, match="Copy its folder"):
-        make_archive(run.folder.adapter, tmp_path / "out", "faq")
-    assert not list((tmp_path).glob("out/*"))
+        make_archive(run.folder.adapter, "faq", transfers)
+    assert not services.home.transfers.exists()

@@ -6,7 +6,6 @@ import pytest
 from engine.errors import ConfigError, EngineError, Problem
 from ui.errors import shown_as_message, shown_in_place, trouble
 from ui.pick import pickable, picked
-from ui.uploads import keep_upload
 from ui.views.length_histogram import render_length_histogram
 from ui.views.quantities import count, duration, gib, plural, size
 
@@ -97,27 +96,3 @@ def test_the_histogram_marks_what_the_cut_takes():
 
 def test_no_rows_make_no_histogram():
     assert render_length_histogram([0, 1], [0], 10) == ""
-
-
-@pytest.mark.parametrize("name", ["../../etc/passwd", "-rf", "a b\n.jsonl", "x" * 300 + ".csv", "…", "‮cod.exe"])
-def test_an_upload_gets_a_safe_name_inside_its_folder(tmp_path, name):
-    incoming = tmp_path / "in"
-    incoming.mkdir()
-    uploaded = incoming / name.replace("/", "_")[-200:]
-    uploaded.write_text("{}")
-
-    kept = keep_upload(uploaded, tmp_path / "uploads")
-
-    assert kept.parent == tmp_path / "uploads"
-    assert len(kept.name) <= 130
-    assert not kept.name.startswith(("-", "."))
-    assert kept.read_text() == "{}"
-
-
-def test_a_second_upload_of_the_same_name_does_not_replace_the_first(tmp_path):
-    kept = []
-    for content in ("one", "two"):
-        (tmp_path / "rows.jsonl").write_text(content)
-        kept.append(keep_upload(tmp_path / "rows.jsonl", tmp_path / "uploads"))
-
-    assert [path.read_text() for path in kept] == ["one", "two"]

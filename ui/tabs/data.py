@@ -16,7 +16,6 @@ from ui.pick import pick_list, pickable, picked
 from ui.tabs.fetching import FetchingPart
 from ui.tabs.reading import ReadingPart
 from ui.tabs.rows import RowsPart
-from ui.uploads import keep_upload
 from ui.views.dataset import (
     render_facts,
     render_format,
@@ -232,7 +231,7 @@ class DataTab:
         return self.fetching.updates(question.model if question is not None else None, again=True)
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
-        return _with_source(str(keep_upload(Path(file), self._page.services.home.uploads))) if file else {}
+        return _with_source(str(self._page.services.transfers.keep_upload(Path(file)))) if file else {}
 
 
 def _opening(source: str | None, shown_source: str) -> Any:

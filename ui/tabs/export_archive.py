@@ -1,6 +1,8 @@
 """A folder that was written, as one download."""
 
+import contextlib
 import hashlib
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import gradio as gr
 from engine.errors import StorageError
 from ui.errors import shown_as_message
 from ui.page import Page
+from ui.transfers import Transfers
 from ui.views.adapter_files import list_files
 from ui.views.quantities import size
 
@@ -24,7 +27,6 @@ element.addEventListener('click', async (event) => {
   setTimeout(() => { button.textContent = 'Copy'; }, 1600);
 });
 """
-_LARGEST_ARCHIVE_BYTES = 4 * 10**9
 
 
 class ArchivePart:
@@ -42,9 +44,7 @@ class ArchivePart:
 
         def archive(*values: Any) -> Any:
             folder, title = find(*values)
-            # Inside the page's own cache a file is served as it stands, and swept with the rest.
-            key = hashlib.sha256(str(folder).encode()).hexdigest()
-            path = make_archive(folder, Path(self.download.GRADIO_CACHE) / key, title)
+            path = make_archive(folder, title, self._page.services.transfers)
             label = f"Download {path.name} ({size(path.stat().st_size)})"
             return gr.update(value=str(path), label=label, visible=True)
 
@@ -57,31 +57,32 @@ class ArchivePart:
         ).then(lambda: gr.update(value="Make a .zip", interactive=True), None, self.make, **quick)  # fmt: skip
 
 
-def make_archive(folder: Path, target: Path, title: str) -> Path:
+def make_archive(folder: Path, title: str, transfers: Transfers) -> Path:
     """Pack the files of a result into one .zip; safetensors do not shrink, so they are stored as they are.
 
+    Args:
+        folder: The result.
+        title: What the file is named for.
+        transfers: Where it is written: Gradio serves what lies there as it is.
+
     Raises:
-        StorageError: If it would be too large for one download, or the disk is full.
+        StorageError: If it would be too large for one download, or there is no room for it.
     """
     files = list_files(folder)
-    total = sum(file.bytes for file in files)
-    if total > _LARGEST_ARCHIVE_BYTES:
-        raise StorageError(
-            f"The result is {size(total)}, too large for one download.", "Copy its folder from the path shown above."
-        )
-    name = (
-        "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in title).strip("-")[:60] or "result"
-    )
-    while "--" in name:
-        name = name.replace("--", "-")
-    try:
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = target / f"{name}.zip"
-        unfinished = path.with_suffix(".unfinished")
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for file in files:
-                archive.write(folder / file.name, f"{name}/{file.name}")
-        unfinished.replace(path)
-    except OSError as error:
-        raise StorageError(f"The .zip cannot be written ({error.strerror}).", "Free some space.") from error
+    name = re.sub(r"\W+", "-", title).strip("-")[:60] or "result"
+    target = transfers.home.transfers / hashlib.sha256(str(folder).encode()).hexdigest()
+    path = target / f"{name}.zip"
+    unfinished = path.with_suffix(".unfinished")
+    too_large = "Copy its folder from the path shown above."
+    with transfers.room_for(sum(file.bytes for file in files), instead=too_large):
+        try:
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                for file in files:
+                    archive.write(folder / file.name, f"{name}/{file.name}")
+            unfinished.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise StorageError(f"The .zip cannot be written ({error.strerror}).", "Free some space.") from error
     return path

@@ -1,0 +1,76 @@
+"""A page session over HTTP: what a browser sends when it opens the page, and nothing drawn."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import httpx
+
+_API = "/gradio_api"
+
+
+class PageClient:
+    """One open page. Its values follow the answers, as the components of a browser do.
+
+    Args:
+        http: Connected to the server.
+        config: The layout, as `read_config` gives it.
+    """
+
+    def __init__(self, http: httpx.Client, config: dict[str, Any]) -> None:
+        self._http = http
+        self._events = config["dependencies"]
+        self._values = {part["id"]: part["props"].get("value") for part in config["components"]}
+        self.session = uuid.uuid4().hex
+
+    @classmethod
+    @contextmanager
+    def opened(cls, http: httpx.Client, config: dict[str, Any]) -> Iterator[Self]:
+        """Open a page, with the stream that keeps it alive, and fire what a browser fires on its own; closes it."""
+        page = cls(http, config)
+        with http.stream("GET", f"{_API}/heartbeat/{page.session}") as alive:
+            beats = alive.iter_lines()  # held, because the stream ends with its iterator
+            next(beats)
+            http.get("/").raise_for_status()
+            for event in page._events:
+                if any(target[1] == "load" for target in event["targets"]):
+                    page._fire_chain(event)
+            yield page
+
+    def _fire_chain(self, event: dict[str, Any]) -> None:
+        self.fire(event)
+        for following in self._events:
+            if following["trigger_after"] == event["id"]:
+                self._fire_chain(following)
+
+    def fire(self, event: dict[str, Any], event_data: Any = None) -> list[Any]:
+        """Send one event with the values that the page has; returns what came for its outputs."""
+        body = {
+            "data": [self._values[part] for part in event["inputs"]],
+            "fn_index": event["id"],
+            "session_hash": self.session,
+            "event_data": event_data,
+            "trigger_id": event["targets"][0][0] if event["targets"] else None,
+        }
+        answered = self._queued(body) if event["queue"] else self._http.post(f"{_API}/run/predict", json=body).json()
+        data: list[Any] = answered["data"]
+        for part, value in zip(event["outputs"], data, strict=True):
+            is_update = isinstance(value, dict) and value.get("__type__") == "update"
+            if not is_update:
+                self._values[part] = value
+            elif "value" in value:
+                self._values[part] = value["value"]
+        return data
+
+    def _queued(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._http.post(f"{_API}/queue/join", json=body).raise_for_status()
+        with self._http.stream("GET", f"{_API}/queue/data", params={"session_hash": self.session}) as stream:
+            messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
+        return next(dict(message["output"]) for message in messages if message["msg"] == "process_completed")
+
+
+def read_config(http: httpx.Client) -> dict[str, Any]:
+    """The layout of the page: its components and events."""
+    return dict(http.get("/config").json())

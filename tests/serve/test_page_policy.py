@@ -1,0 +1,127 @@
+"""What every answer of the page carries, what a request may hold, and what of a request is not believed."""
+
+import http.client
+import json
+import re
+from base64 import b64encode
+from hashlib import sha256
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.browser.show_fake import shown
+from tests.fake_services import fake_services
+from ui.transfers import Transfers
+
+JSON = {"Content-Type": "application/json"}
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory):
+    services = fake_services(tmp_path_factory.mktemp("home") / ".hidden")
+    object.__setattr__(services, "transfers", Transfers(services.home, 1000, 500_000))
+    return services
+
+
+@pytest.fixture(scope="module")
+def place(services):
+    with shown(services) as address:
+        yield urlsplit(address).netloc
+
+
+def ask(place: str, method: str, path: str, body: bytes | None = None, **headers: str):
+    connection = http.client.HTTPConnection(place, timeout=30)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return response.status, response.read().decode(), {name.lower(): value for name, value in response.getheaders()}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", {}, 200),
+        ("GET", "/config", {}, 200),
+        ("GET", "/gradio_api/info", {}, 200),
+        ("GET", "/static/img/logo.svg", {}, 200),
+        ("GET", "/nothing/here", {}, 404),
+        ("GET", "/gradio_api/file=/etc/passwd", {}, 403),
+        ("GET", "/", {"Host": "evil.example"}, 403),
+        ("OPTIONS", "/", {"Origin": "https://evil.example", "Access_Control_Request_Method": "POST"}, 403),
+        ("POST", "/gradio_api/run/predict", JSON, 422),
+    ],
+)
+def test_every_answer_says_what_a_browser_may_do_with_it(place, method, path, headers, status):
+    body = b"{}" if method == "POST" else None
+    answered, _, told = ask(place, method, path, body, **headers)
+
+    assert answered == status
+    assert told["x-content-type-options"] == "nosniff"
+    assert told["x-frame-options"] == "SAMEORIGIN"
+    assert told["referrer-policy"] == "no-referrer"
+    assert "frame-ancestors" in told["content-security-policy"]
+    assert "access-control-allow-origin" not in told
+
+
+def test_the_page_runs_its_own_scripts_and_no_others(place):
+    _, html, told = ask(place, "GET", "/")
+
+    scripts = dict(part.strip().split(" ", 1) for part in told["content-security-policy"].split(";"))["script-src"]
+    inline = re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", html, re.DOTALL)
+    hashes = {f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in inline}
+    assert len(inline) >= 4
+    assert set(scripts.split()) == {"'self'", "'unsafe-eval'", *hashes}
+    assert "http" not in told["content-security-policy"]
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-Host", "X-Gradio-Server", "X-Forwarded-Proto", "Forwarded"])
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info"])
+def test_what_a_request_says_of_a_proxy_is_not_believed(place, path, header):
+    value = {"X-Gradio-Server": "http://evil.example", "X-Forwarded-Proto": "https"}.get(header, "evil.example")
+
+    _, plain, _ = ask(place, "GET", path)
+    _, told, _ = ask(place, "GET", path, **{header: value})
+
+    assert "evil.example" not in told
+    assert re.findall(r'"root":"[^"]*"', told) == re.findall(r'"root":"[^"]*"', plain)
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(place):
+    """The bodies are announced and never sent."""
+    for path, length, status, words in (
+        ("/gradio_api/upload", 200_000, 413, "the page moves files of at most 1.0 kB"),
+        ("/gradio_api/queue/join", 17_000_000, 413, "at most 16 MB"),
+        ("/gradio_api/component_server", 17_000_000, 413, "at most 16 MB"),
+    ):
+        answered, said, _ = ask(place, "POST", path, None, Content_Length=str(length), **MULTIPART)
+
+        assert answered == status
+        assert words in said
+
+
+def test_a_request_of_unknown_length_is_refused(place):
+    connection = http.client.HTTPConnection(place, timeout=30)
+    connection.request("POST", "/gradio_api/upload", iter([b"--x--"]), MULTIPART, encode_chunked=True)
+
+    assert connection.getresponse().status == 411
+
+
+def test_an_upload_arrives_below_the_home_and_no_further_one_where_there_is_no_room(place, services):
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="rows.jsonl"\r\n\r\n{}\r\n--x--\r\n'
+    status, said, _ = ask(place, "POST", "/gradio_api/upload", body, **MULTIPART)
+    assert status == 200
+    (path,) = json.loads(said)
+    assert path.startswith(str(services.home.transfers))
+
+    (services.home.transfers / "large.zip").write_bytes(b"x" * 499_999)
+    status, said, _ = ask(place, "POST", "/gradio_api/upload", body, **MULTIPART)
+    assert status == 413
+    assert "Delete datasets that you no longer need" in said
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["deep_link?session_hash=x", "file=http://127.0.0.1:1/", "file=https://example.org/", "proxy=http://x", "runs"],
+)
+def test_routes_that_the_page_does_not_use_are_not_offered(place, path):
+    assert ask(place, "GET", f"/gradio_api/{path}")[0] == 404

@@ -1,0 +1,109 @@
+"""What a browser may do on the page, how large a request may be, and which of Gradio's routes are not offered."""
+
+import hashlib
+import re
+from base64 import b64encode
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.errors import StorageError
+from ui.transfers import Transfers
+
+_LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
+_LARGEST_FRAME_BYTES = 100_000  # of an upload, around the file
+_UPLOAD = "/gradio_api/upload"
+# They copy a page's values into a file, fetch any address, or list what other people ran.
+_NOT_OFFERED = ("/gradio_api/deep_link", "/gradio_api/proxy=", "/gradio_api/file=http", "/gradio_api/runs")
+_INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+_TOO_LARGE = f"A request may be at most {_LARGEST_BODY_BYTES // 1_000_000} MB. Shorten what was typed or opened."
+_NO_LENGTH = "The request does not say how long it is. Send Content-Length with it."
+
+
+class PagePolicy:
+    """Refuses what is too large before it is read, and gives the page its content security policy.
+
+    Gradio builds its components with `new Function` and styles elements in place, so both stay allowed. Its inline
+    scripts are allowed by their hashes: a script in what a model, a dataset or a file says is not run.
+
+    Args:
+        app: Answers what is not refused.
+        transfers: Knows the room for uploads.
+    """
+
+    def __init__(self, app: ASGIApp, transfers: Transfers) -> None:
+        self._app = app
+        self._transfers = transfers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = _length(scope)
+        if scope["path"].startswith(_NOT_OFFERED):
+            await PlainTextResponse("Not found", 404)(scope, receive, send)
+        elif scope["method"] == "POST" and length is None:
+            await PlainTextResponse(_NO_LENGTH, 411)(scope, receive, send)
+        elif scope["path"].rstrip("/") == _UPLOAD:
+            await self._receive_upload(length or 0, scope, receive, send)
+        elif (length or 0) > _LARGEST_BODY_BYTES:
+            await PlainTextResponse(_TOO_LARGE, 413)(scope, receive, send)
+        else:
+            await self._app(scope, receive, _DocumentPolicy(send))
+
+    async def _receive_upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
+        instead = "Copy it to this computer and give its path."
+        try:
+            with self._transfers.room_for(max(0, length - _LARGEST_FRAME_BYTES), instead=instead):
+                await self._app(scope, receive, send)
+        except StorageError as error:
+            await PlainTextResponse(str(error), 413)(scope, receive, send)
+
+
+class _DocumentPolicy:
+    """Holds an HTML document until its inline scripts are known."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if Headers(scope=message).get("content-type", "").startswith("text/html"):
+                self._start = message
+                return
+        elif self._start is not None:
+            self._body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            MutableHeaders(scope=self._start)["Content-Security-Policy"] = policy_for(self._body)
+            await self._send(self._start)
+            message = {**message, "body": self._body}
+        await self._send(message)
+
+
+def policy_for(document: bytes) -> str:
+    """The content security policy of an HTML document, with the hashes of its own inline scripts."""
+    scripts = dict.fromkeys(_INLINE_SCRIPT.findall(document))
+    hashes = " ".join(f"'sha256-{b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts)
+    return (
+        "default-src 'self'; "
+        f"script-src 'self' 'unsafe-eval' {hashes}; "
+        "style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; "
+        "font-src 'self' data:; "
+        "connect-src 'self'; "
+        "object-src 'none'; "
+        "base-uri 'self'; "
+        "form-action 'self'; "
+        "frame-src 'none'; "
+        "frame-ancestors 'self'"
+    )
+
+
+def _length(scope: Scope) -> int | None:
+    value = Headers(scope=scope).get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() else None

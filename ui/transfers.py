@@ -1,0 +1,144 @@
+"""Files on their way into and out of the page: in one folder below the home, limited in size, and swept."""
+
+import contextlib
+import filecmp
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.errors import StorageError
+from engine.paths import LoratoryHome
+from ui.views.quantities import size
+
+LARGEST_FILE_BYTES = 4 * 10**9
+_LARGEST_TOTAL_BYTES = 20 * 10**9
+_KEPT_SECONDS = 6 * 3600  # uploads leave at once for their own folder; a download is fetched by then
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """What uploads and downloads take on the disk.
+
+    Args:
+        home: Files pass through `home.transfers`; datasets that were uploaded stay in `home.uploads`.
+        largest_file_bytes: Of one upload or download.
+        largest_total_bytes: Of both folders together.
+    """
+
+    home: LoratoryHome
+    largest_file_bytes: int = LARGEST_FILE_BYTES
+    largest_total_bytes: int = _LARGEST_TOTAL_BYTES
+    _expected: list[int] = field(default_factory=list)  # bytes of each file that is being written
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # guards _expected: requests and handlers of all pages
+
+    def prepare(self) -> None:
+        """Make the folder, for this user alone, and let Gradio use it; call it before any component is built.
+
+        Raises:
+            StorageError: If it cannot be made.
+        """
+        folder = self.home.transfers
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError as error:
+            raise StorageError(
+                f"The folder {folder} cannot be used ({error.strerror}).", "Make it writable, then start again."
+            ) from error
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        self.sweep()
+
+    def sweep(self, now: float | None = None) -> None:
+        """Remove what has been there for six hours, also of servers that were killed.
+
+        Args:
+            now: Seconds since the epoch; the clock's where None.
+        """
+        oldest = (time.time() if now is None else now) - _KEPT_SECONDS
+        for folder, _, names in os.walk(self.home.transfers, topdown=False):
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(OSError):  # another server sweeps as well
+                    if path.lstat().st_mtime < oldest:
+                        path.unlink()
+            if Path(folder) != self.home.transfers:
+                with contextlib.suppress(OSError):  # still in use
+                    Path(folder).rmdir()
+
+    @contextmanager
+    def room_for(self, bytes_: int, *, instead: str) -> Iterator[None]:
+        """Hold room for a file while it is written.
+
+        Args:
+            bytes_: Of the file.
+            instead: What to do with one that is too large.
+
+        Raises:
+            StorageError: If it is too large, the limit of all files is reached, or the disk is full.
+        """
+        if bytes_ > self.largest_file_bytes:
+            raise StorageError(
+                f"The file is {size(bytes_)}; the page moves files of at most {size(self.largest_file_bytes)}.", instead
+            )
+        with self._lock:
+            self._require_room(bytes_)
+            self._expected.append(bytes_)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._expected.remove(bytes_)
+
+    def keep_upload(self, uploaded: Path) -> Path:
+        """Move an uploaded dataset to its own folder, under a safe version of its name; the same file is kept once.
+
+        Raises:
+            StorageError: If it cannot be kept.
+        """
+        folder = self.home.uploads
+        name = re.sub(r"[^\w.-]+", "-", uploaded.name).lstrip("-.")[-120:] or "upload"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            target = folder / name
+            number = 1
+            while target.exists():
+                if filecmp.cmp(uploaded, target, shallow=False):
+                    uploaded.unlink()
+                    return target
+                number += 1
+                target = folder / f"{number}-{name}"
+            shutil.move(uploaded, target)
+        except OSError as error:
+            raise StorageError(
+                f"The upload {name} cannot be kept ({error.strerror}).", "Free some space, then upload it again."
+            ) from error
+        return target
+
+    def _require_room(self, bytes_: int) -> None:
+        used = sum(map(_bytes_below, (self.home.transfers, self.home.uploads))) + sum(self._expected)
+        if used + bytes_ > self.largest_total_bytes:
+            raise StorageError(
+                f"Uploads and downloads take {size(used)} of at most {size(self.largest_total_bytes)}; there is no room "
+                f"for {size(bytes_)} more.",
+                "Delete datasets that you no longer need from the folder uploads in the Loratory home.",
+            )
+        free = shutil.disk_usage(self.home.root).free
+        if bytes_ > free:
+            raise StorageError(f"The disk has {size(free)} free; {size(bytes_)} are needed.", "Free some space.")
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # swept meanwhile
+                total += Path(place, name).lstat().st_size
+    return total
