@@ -1,52 +1,18 @@
 """A setting's pydantic Field into a labelled, bounded, explained Gradio component."""
 
 import contextlib
-from abc import ABCMeta
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
 import gradio as gr
-from gradio.component_meta import ComponentMeta
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from engine.config.run import RunConfig
+from ui.components import Dropdown, FieldChoices, FieldSlider, Radio
 
 # A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
 _LARGEST_SLIDER = 1024
-
-
-class _WithoutStub(ComponentMeta):  # type: ignore[misc]  # Gradio's types are not read
-    """Of a component that is Gradio's but for its Python: Gradio would write a stub for editors beside our source."""
-
-    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
-        return ABCMeta.__new__(cls, name, bases, attributes)
-
-
-class FieldSlider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
-    """A slider whose box may hold anything while a person types; the panel says what is wrong with it.
-
-    Gradio's own raises for an emptied box and for a number beyond its ends, in every event that reads the form.
-    """
-
-    def get_block_name(self) -> str:
-        return "slider"
-
-    def preprocess(self, payload: float | None) -> float | None:
-        return payload
-
-
-class FieldChoices(gr.CheckboxGroup, metaclass=_WithoutStub):  # type: ignore[misc]
-    """Boxes whose choices may have changed while an answer was under way; what no longer fits the panel says.
-
-    Gradio's own raises for what is no choice any more, in every event that reads the form.
-    """
-
-    def get_block_name(self) -> str:
-        return "checkboxgroup"
-
-    def preprocess(self, payload: list[str]) -> list[str]:
-        return payload
 
 
 def field_of(name: str) -> FieldInfo:
@@ -97,7 +63,7 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     if get_origin(kind) is Literal:
         choices = [str(value) for value in get_args(kind)]
         shared = {"choices": choices, "value": default, **shared}
-        return gr.Radio(**shared) if len(choices) <= 4 else gr.Dropdown(**shared)
+        return Radio(**shared) if len(choices) <= 4 else Dropdown(**shared)
     if kind is bool:
         return gr.Checkbox(**{"value": default, **shared})
     if _is_number_or_nothing(field):

@@ -26,6 +26,7 @@ from engine.evaluation.blind_test import (
     read_judgements,
 )
 from ui.answering import Answering
+from ui.components import Radio
 from ui.errors import trouble
 from ui.held_out import HeldOutPrompts, RowPrompt
 from ui.page import Page
@@ -70,7 +71,7 @@ class BlindTestPart:
         gr.HTML(_LEAD)
         self.absent = gr.HTML(_NOT_LOADED, elem_id="blind-absent")
         with gr.Column(visible=False, elem_id="blind") as self.panel:
-            self.source = gr.Radio(
+            self.source = Radio(
                 [HELD_OUT, OWN], value=HELD_OUT, label="Questions", elem_id="blind-source", container=False
             )
             self.question = gr.Textbox(

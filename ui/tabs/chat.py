@@ -9,6 +9,7 @@ from gradio.components.base import Component
 from engine.chat.contract import ChatState, LoadedModel, LoadProgress
 from engine.errors import EngineError
 from ui.announced import Done, announced
+from ui.components import Radio
 from ui.errors import shown_in_place, trouble
 from ui.held_out import HeldOutPrompts
 from ui.page import Page
@@ -35,7 +36,7 @@ class ChatTab:
         self._tab = page.tab_here()
         prompts = HeldOutPrompts(page.services.inspector)
         gr.HTML(_LEAD)
-        self.mode = gr.Radio(
+        self.mode = Radio(
             [TALK, BLIND_TEST, MEASURE], value=TALK, show_label=False, container=False, elem_id="chat-mode"
         )
         self.choice = ChatChoice(page)

@@ -12,6 +12,7 @@ from engine.config.model import ModelConfig, Quantization
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
+from ui.components import Dropdown
 from ui.page import Page
 from ui.run_reader import can_be_talked_to
 from ui.views.run_choice import run_choices
@@ -50,10 +51,10 @@ class ChatChoice:
     def __init__(self, page: Page) -> None:
         self._page = page
         with gr.Row(equal_height=False, elem_id="chat-choice"):
-            self.run = gr.Dropdown(
+            self.run = Dropdown(
                 list(_OTHERS), value=A_MODEL, label="Talk to", scale=3, min_width=260, elem_id="chat-run"
             )
-            self.checkpoint = gr.Dropdown(
+            self.checkpoint = Dropdown(
                 [(FINAL_WORDS, FINAL)], value=FINAL, label="Which state of it", scale=2, min_width=180,
                 visible=False, elem_id="chat-checkpoint",
             )  # fmt: skip
@@ -66,11 +67,11 @@ class ChatChoice:
                 max_lines=1, elem_id="chat-model",
             )  # fmt: skip
         with gr.Row(equal_height=False, elem_id="chat-beside") as self.beside:
-            self.against = gr.Dropdown(
+            self.against = Dropdown(
                 [("its base alone", NOTHING)], value=NOTHING, label="Beside it", scale=3, min_width=260,
                 visible=False, elem_id="chat-against",
             )  # fmt: skip
-            self.precision = gr.Dropdown(
+            self.precision = Dropdown(
                 list(_PRECISIONS), value=AS_TRAINED, label="Load the frozen weights in", scale=2, min_width=180,
                 elem_id="chat-precision",
             )  # fmt: skip

@@ -11,6 +11,7 @@ from engine.config.load import section_from_mapping
 from engine.config.push import PushConfig
 from engine.errors import EngineError, RunError
 from engine.export.records import ExportRecord, read_records
+from ui.components import Dropdown, Radio
 from ui.errors import shown_as_message, shown_in_place, trouble
 from ui.page import Page
 from ui.pick import pick_list, picked
@@ -46,12 +47,12 @@ class ExportTab:
         self.empty = gr.HTML(_EMPTY, elem_id="export-empty")
         with gr.Column(visible=False, elem_id="export") as self.whole:
             with gr.Row(elem_id="export-what"):
-                self.run = gr.Dropdown([], label="Run", scale=3, min_width=260, elem_id="export-run")
-                self.checkpoint = gr.Dropdown(
+                self.run = Dropdown([], label="Run", scale=3, min_width=260, elem_id="export-run")
+                self.checkpoint = Dropdown(
                     [(FINAL_WORDS, FINAL)], value=FINAL, label="Which state of it", scale=2, min_width=180,
                     elem_id="export-checkpoint",
                 )  # fmt: skip
-            self.form = gr.Radio(list(FORMS), value=ADAPTER, show_label=False, container=False, elem_id="export-form")
+            self.form = Radio(list(FORMS), value=ADAPTER, show_label=False, container=False, elem_id="export-form")
             self.forms = ExportForms(page)
             self.text = TextPart(page)
             with gr.Row(elem_id="export-buttons") as self.buttons:

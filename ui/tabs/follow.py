@@ -14,8 +14,8 @@ from engine.runs.peaks import step_prediction
 from engine.runs.requests import request_resume
 from engine.runs.run import LIVE_STATES, Run
 from ui.chart import chart
+from ui.components import FieldSlider
 from ui.errors import shown_as_message
-from ui.fields import FieldSlider
 from ui.live import asking, news, place
 from ui.page import Page
 from ui.rendered import Rendered

@@ -9,9 +9,10 @@ import gradio as gr
 from engine.memory.estimate import Estimator, Verdict
 from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
+from ui.components import FieldChoices, Radio
 from ui.draft import Draft
 from ui.errors import shown_as_message
-from ui.fields import FieldChoices, field_of
+from ui.fields import field_of
 from ui.form import ALL_LINEAR
 from ui.page import EVERY_LAYER, Page, overridden
 from ui.pick import pick_list, pickable, picked
@@ -40,8 +41,8 @@ class MethodTab:
         self._page = page
         form = page.form
         self.lead = gr.HTML(f'<h2>How the model will learn</h2><p class="lead">{_LEADS["lora"]}</p>')
-        self.choice = gr.Radio(list(_CHOICES), value="LoRA", show_label=False, elem_id="method-choice")
-        form.register("adapter.method", gr.Radio(list(_LEADS), value="lora", visible=False))
+        self.choice = Radio(list(_CHOICES), value="LoRA", show_label=False, elem_id="method-choice")
+        form.register("adapter.method", Radio(list(_LEADS), value="lora", visible=False))
         form.register("adapter.warm_start", gr.State(None))
         self.begins = pick_list(elem_id="begins-with")
         with gr.Column(visible=True) as self.lora, gr.Row():

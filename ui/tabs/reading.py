@@ -8,6 +8,7 @@ import gradio as gr
 from engine.config.dataset import DatasetConfig
 from engine.data.detect import FORMATS
 from engine.data.page import DatasetColumns, DatasetPage
+from ui.components import Dropdown
 from ui.page import Page
 from ui.tabs.mix import MixPart
 
@@ -35,7 +36,7 @@ class ReadingPart:
                 form.setting("dataset.train_on", scale=3, min_width=320, choices=_TRAIN_ON)
             with gr.Row(visible=False, elem_id="mapping") as self._mapping:
                 self.roles = [
-                    gr.Dropdown([], label=f"Column {number + 1}", visible=False, min_width=150)
+                    Dropdown([], label=f"Column {number + 1}", visible=False, min_width=150)
                     for number in range(_MOST_ROLES)
                 ]
             with gr.Accordion("Split and sample", open=False, elem_id="split") as self._fold:

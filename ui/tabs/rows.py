@@ -7,6 +7,7 @@ import gradio as gr
 from engine.data.page import DatasetPage
 from engine.data.report import DatasetReport
 from ui.checks import CheckQuestion, question_of
+from ui.components import Dropdown, Radio
 from ui.errors import explained, trouble
 from ui.page import Page
 from ui.pick import pick_list, picked
@@ -45,7 +46,7 @@ class RowsPart:
                 0, label="Row", precision=0, minimum=0, container=False, min_width=90, elem_id="row"
             )
             self.next = gr.Button("Next →", size="sm", min_width=90, scale=0)
-            self.view = gr.Radio(
+            self.view = Radio(
                 [("As tokens", "tokens"), ("As a conversation", "conversation")],
                 value="tokens",
                 show_label=False,
@@ -53,7 +54,7 @@ class RowsPart:
                 elem_id="row-view",
             )
         with gr.Row(elem_id="row-finding"):
-            self.listing = gr.Dropdown(
+            self.listing = Dropdown(
                 listing_choices(None),
                 value="all",
                 label="Show",

@@ -11,6 +11,7 @@ from engine.runs.selection import select_runs
 from engine.runs.summary import RunSummary
 from engine.runs.table import summaries_csv
 from ui.chart import chart
+from ui.components import Dropdown, Radio
 from ui.fields import changed_by_hand
 from ui.page import Page
 from ui.pick import pick_list, picked
@@ -79,16 +80,16 @@ class RunsTab:
                 min_width=220,
                 elem_id="runs-search",
             )
-            self.state = gr.Dropdown(
+            self.state = Dropdown(
                 list(FILTERS), value="All", label="State", scale=1, min_width=130, elem_id="runs-state"
             )
-            self.method = gr.Dropdown(
+            self.method = Dropdown(
                 [ANY_METHOD], value=ANY_METHOD, label="Method", scale=1, min_width=160, elem_id="runs-method"
             )
-            self.model = gr.Dropdown(
+            self.model = Dropdown(
                 [ANY_MODEL], value=ANY_MODEL, label="Model", scale=1, min_width=150, elem_id="runs-model"
             )
-            self.order = gr.Dropdown(
+            self.order = Dropdown(
                 list(ORDERS), value=next(iter(ORDERS)), label="Order", scale=1, min_width=190, elem_id="runs-order"
             )
         self.table = pick_list(NO_RUNS, elem_id="runs-table")
@@ -99,7 +100,7 @@ class RunsTab:
             gr.HTML(_COMPARISON)
             self.overlay = chart(elem_id="overlay-chart")
             with gr.Row(elem_classes="chart-controls"):
-                self.against = gr.Radio(
+                self.against = Radio(
                     [("by step", "step"), ("by tokens", "tokens"), ("by time", "time")],
                     value="step", show_label=False, container=False, elem_id="overlay-against",
                 )  # fmt: skip

@@ -15,6 +15,7 @@ from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.sampling import SamplingConfig
 from engine.errors import EngineError, RunError
 from ui.answering import Answering
+from ui.components import Radio
 from ui.errors import UNEXPECTED, shown_as_message, shown_in_place, trouble
 from ui.held_out import HeldOutPrompts, RowPrompt
 from ui.page import STORAGE_KEY, Page
@@ -51,7 +52,7 @@ class TalkPart:
         self._answering = Answering(page.services.chat)
         self.transcript = pick_list(elem_id="transcript", autoscroll=True)
         with gr.Column(visible=False, elem_id="talk") as self.panel:
-            self.branches = gr.Radio(
+            self.branches = Radio(
                 [SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, show_label=False, container=False,
                 elem_id="chat-branches",
             )  # fmt: skip

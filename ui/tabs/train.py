@@ -10,6 +10,7 @@ from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.hardware.lease import lease_name
 from ui.checks import CheckQuestion
+from ui.components import Dropdown, Radio
 from ui.draft import Draft
 from ui.errors import shown_as_message, trouble
 from ui.page import Page
@@ -41,7 +42,7 @@ class TrainTab:
         self._page = page
         self._tab = page.tab_here()
         with gr.Row(equal_height=True, elem_id="train-top"):
-            self.view = gr.Radio(
+            self.view = Radio(
                 [SET_UP, FOLLOW],
                 value=SET_UP,
                 label="Set up a run, or follow one",
@@ -51,7 +52,7 @@ class TrainTab:
                 scale=0,
                 min_width=190,
             )
-            choice = gr.Dropdown(
+            choice = Dropdown(
                 [], label="Run", show_label=False, container=False, visible=False, elem_id="follow-run", min_width=260
             )
         self._entered = gr.State(False)

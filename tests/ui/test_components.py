@@ -1,0 +1,30 @@
+"""What a page sends that is not offered is refused without saying what is."""
+
+import gradio as gr
+import pytest
+
+from ui.build import build_app
+from ui.components import Dropdown, Radio
+
+
+@pytest.mark.parametrize("kind", [Dropdown, Radio])
+@pytest.mark.parametrize("sent", ["run-of-nobody", ["run-of-nobody"]])
+def test_an_unknown_choice_is_refused_without_the_list_of_choices(kind, sent):
+    component = kind([("A run of another person", "secret-run")], label="Run", render=False)
+
+    with pytest.raises(gr.Error) as refused:
+        component.preprocess(sent)
+
+    assert "“Run”" in refused.value.message
+    assert "secret-run" not in refused.value.message
+    assert refused.value.__cause__ is None
+    assert component.preprocess("secret-run") == "secret-run"
+    assert component.preprocess(None) is None
+
+
+def test_every_choice_of_the_page_is_of_these(services):
+    app = build_app(services)
+
+    choices = [block for block in app.blocks.values() if isinstance(block, gr.Dropdown | gr.Radio)]
+    assert len(choices) > 20
+    assert [block.elem_id for block in choices if not isinstance(block, Dropdown | Radio)] == []
