@@ -40,6 +40,9 @@ _TOKENIZER_SETTINGS = (
     "generation_config.json",
 )
 UNPICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CONVERT = (
+    "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors)."
+)
 
 
 # Chat templates with names of their own, for tools for instance; transformers reads them next to chat_template.jinja.
@@ -195,7 +198,8 @@ def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
     """List the tensors of a safetensors file, and prove that the file is whole; no weight is read.
 
     Raises:
-        ModelError: If the header is oversized or damaged, or the file shorter or longer than its header says.
+        ModelError: If the file is a pickle, its header is oversized or damaged, or the file shorter or longer than
+            its header says.
     """
     fix = "Download or copy that file again."
     size_bytes = path.stat().st_size
@@ -203,6 +207,8 @@ def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
         prefix = file.read(8)
         header_bytes = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or header_bytes > min(size_bytes - 8, MAX_SAFETENSORS_HEADER_BYTES):
+            if _begins_as_pickle(prefix):
+                raise pickled_file_error(name, path.name)
             raise ModelError(
                 f"{path.name} of {name} is damaged: its header claims {header_bytes:,} bytes, the file has {size_bytes:,}.",
                 fix,
@@ -230,7 +236,7 @@ def shard_names(index: Path, name: str) -> tuple[str, ...]:
     """File names of the shards that a weights index lists, each a plain name in the same folder.
 
     Raises:
-        ModelError: If the index is damaged or points out of its folder.
+        ModelError: If the index is damaged, points out of its folder, or lists pickles.
     """
     weight_map = _read_json_object(index, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -239,14 +245,31 @@ def shard_names(index: Path, name: str) -> tuple[str, ...]:
     for shard in names:
         if Path(shard).name != shard or "\\" in shard:
             raise ModelError(f"{index.name} of {name} points out of its folder.", "Choose another copy of this model.")
+        if shard.endswith(UNPICKLED_SUFFIXES):
+            raise pickled_file_error(name, shard)
     return names
+
+
+def pickled_file_error(name: str, file: str) -> ModelError:
+    """Why a pickle among safetensors is refused."""
+    return ModelError(
+        f"{file} of {name} is a pickle file, which can run code when it is read; Loratory reads safetensors only.",
+        _CONVERT,
+    )
 
 
 def pickled_weights_error(name: str, example: str) -> ModelError:
     """Why weights in pickle files are refused."""
     return ModelError(
         f"{name} has its weights only as pickle files ({example}), which can run code when they are read.",
-        "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors).",
+        _CONVERT,
+    )
+
+
+def _begins_as_pickle(start: bytes) -> bool:
+    """Whether a file is a pickle, or the zip of pickles that `torch.save` writes."""
+    return start.startswith(b"PK\x03\x04") or (
+        start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import struct
 import tempfile
 from pathlib import Path
@@ -72,6 +73,32 @@ def test_pickled_weights_are_refused_unread(folder, suffix):
 
     assert "pickle" in error.what
     assert "safetensors" in error.fix
+
+
+def test_a_pickle_in_an_index_of_safetensors_is_called_what_it_is(folder):
+    (folder / "model.safetensors").unlink()
+    for shard in ("model-00001-of-00001.bin", "model-00001-of-00001.safetensors"):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+        for content in (
+            pickle.dumps({"w": 1}, 2),
+            pickle.dumps({"w": 1}, 5),
+            b"PK\x03\x04" + b"\0" * 26 + b"archive/data.pkl",
+        ):
+            (folder / shard).write_bytes(content)
+
+            error = refusal(folder)
+
+            assert f"{shard} of mine is a pickle file" in error.what
+            assert "safetensors" in error.fix
+
+
+def test_weights_whose_length_begins_like_a_pickle_are_no_pickle(folder):
+    header = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"about": ""}}
+    about = "x" * (0x0280 - len(json.dumps(header)))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes({**header, "__metadata__": {"about": about}}))
+    assert (folder / "model.safetensors").read_bytes()[:2] == b"\x80\x02"
+
+    check_model_folder(folder, "mine")
 
 
 def test_pickled_weights_beside_safetensors_are_ignored(folder):

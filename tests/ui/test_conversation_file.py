@@ -7,7 +7,15 @@ from base64 import b64decode
 import pytest
 
 from engine.errors import DatasetError
-from ui.views.conversation_file import as_json, as_markdown, read_conversation, render_links, save, turns_of
+from ui.views.conversation_file import (
+    as_json,
+    as_markdown,
+    open_conversation,
+    read_conversation,
+    render_links,
+    save,
+    turns_of,
+)
 from ui.views.transcript import Answer, Turn
 
 TURNS = [
@@ -44,7 +52,24 @@ def test_the_links_hold_the_files_themselves(saved):
     assert "Nothing was said" in render_links(save([], "", "", {}))
 
 
-@pytest.mark.parametrize("content", [b"", b"{}x", b'{"turns": [{"question": 1}]}', b"[]", b"\xff", b" " * 4_000_001])
+@pytest.mark.parametrize("content", [b"", b"{}x", b'{"turns": [{"question": 1}]}', b"[]", b"\xff"])
 def test_other_files_are_refused(content):
     with pytest.raises(DatasetError, match="no conversation"):
         read_conversation(content)
+
+
+def test_a_saved_file_is_opened_again(tmp_path, saved):
+    (tmp_path / "saved.json").write_text(as_json(saved))
+
+    assert open_conversation(tmp_path / "saved.json") == saved
+    with pytest.raises(DatasetError, match="cannot be read"):
+        open_conversation(tmp_path / "gone.json")
+
+
+def test_of_a_file_that_is_too_large_no_more_than_the_limit_is_read(tmp_path):
+    huge = tmp_path / "huge.json"
+    with huge.open("wb") as file:
+        file.truncate(10**12)  # sparse; read whole, it would not fit into memory
+
+    with pytest.raises(DatasetError, match="larger than 4 MB"):
+        open_conversation(huge)

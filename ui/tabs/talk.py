@@ -23,7 +23,7 @@ from ui.pick import pick_list, picked
 from ui.tabs.chat_choice import ChatChoice
 from ui.tabs.sampling import SamplingPart, read_sampling
 from ui.views.chat_state import loaded_words
-from ui.views.conversation_file import as_json, read_conversation, render_links, save, turns_of
+from ui.views.conversation_file import as_json, open_conversation, read_conversation, render_links, save, turns_of
 from ui.views.prompt import render_prompt
 from ui.views.suggestions import render_suggestions, some_prompts
 from ui.views.transcript import Answer, Turn, messages_of, render_transcript
@@ -285,7 +285,7 @@ class TalkPart:
         return found, system or saved.system, self._render(found), *_shown_buttons(found)
 
     def _open(self, path: str) -> tuple[Any, ...]:
-        saved = read_conversation(Path(path).read_bytes())
+        saved = open_conversation(Path(path))
         turns = turns_of(saved)
         return turns, saved.system, self._render(turns)
 

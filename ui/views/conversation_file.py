@@ -4,6 +4,7 @@ import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,15 +101,32 @@ def turns_of(saved: SavedConversation) -> list[Turn]:
     ]
 
 
-def read_conversation(content: bytes) -> SavedConversation:
-    """Open a file that was saved before.
+def open_conversation(path: Path) -> SavedConversation:
+    """Open a file that was saved before; of a larger one, no more than the limit is read.
 
     Raises:
-        DatasetError: If it is no conversation of ours.
+        DatasetError: If it cannot be read, is too large, or is not a conversation of ours.
     """
     try:
-        if len(content) > _LARGEST_BYTES:
-            raise ValueError
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise DatasetError(f"That file cannot be read ({error.strerror}).", "Choose it again.") from error
+    if len(content) > _LARGEST_BYTES:
+        raise DatasetError(
+            f"That file is larger than {_LARGEST_BYTES // 10**6} MB, the most that a saved conversation may have.",
+            "Choose a .json file that was saved here.",
+        )
+    return read_conversation(content)
+
+
+def read_conversation(content: bytes) -> SavedConversation:
+    """Read what `as_json` wrote.
+
+    Raises:
+        DatasetError: If it is not a conversation of ours.
+    """
+    try:
         return SavedConversation.model_validate_json(content)
     except (ValidationError, ValueError) as error:
         raise DatasetError(
