@@ -1,6 +1,6 @@
 // Draws the Plotly figure that the component's value holds, as JSON. Plotly.react keeps zoom and hidden lines across
 // updates (layout.uirevision), which the page's stock plot component, built anew each time, does not.
-// Colours such as var(--chart-blue) are looked up in the stylesheet, so light and dark need no answer from the server.
+// Colours such as var(--series-blue) are looked up in the stylesheet, so light and dark need no answer from the server.
 const place = element.querySelector('.chart');
 
 const waiting = place.querySelector('p');

@@ -38,7 +38,7 @@ def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str
     """A figure as the browser draws it.
 
     Args:
-        traces: Plotly traces as plain values; colours may be CSS variables such as `var(--chart-blue)`.
+        traces: Plotly traces as plain values; colours may be CSS variables such as `var(--series-blue)`.
         layout: Plotly layout, with `height` in pixels.
         label: One sentence that says what the chart shows, for those who do not see it.
     """

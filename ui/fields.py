@@ -35,12 +35,6 @@ def label_of(name: str) -> str:
     return title if title.lower().replace(" ", "_") == term else f"{title} ({term})"
 
 
-def is_advanced(name: str) -> bool:
-    """Whether the setting is folded away at first."""
-    extra = field_of(name).json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("advanced"))
-
-
 def component_for(name: str, **presentation: Any) -> Any:
     """Build the component of one setting; label, help, bounds and default come from its Field.
 

@@ -49,33 +49,28 @@ class AdapterConfig(Section):
         (),
         label="Modules trained in full",
         help="Modules trained and saved whole beside the adapter, for example embed_tokens and lm_head after adding tokens.",
-        advanced=True,
         max_length=50,
     )
     bias: AdapterBias = setting(
         "none",
         label="Biases",
         help="Which biases are trained as well. With anything but none, switching the adapter off no longer gives the base.",
-        advanced=True,
     )
     use_rslora: bool = setting(
         False,
         label="Rank-stabilized scaling",
         help="Scales by lora_alpha / √r instead of lora_alpha / r, which keeps high ranks effective.",
-        advanced=True,
     )
     use_dora: bool = setting(
         False,
         label="DoRA",
         help="Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third.",
-        advanced=True,
     )
     feedforward_modules: tuple[str, ...] = setting(
         (),
         label="IA3 feed-forward modules",
         help="Which of IA3's target modules are feed-forward: their input is rescaled instead of their output. "
         "Empty lets the model's family decide.",
-        advanced=True,
         max_length=50,
     )
     num_virtual_tokens: int = setting(
@@ -90,6 +85,5 @@ class AdapterConfig(Section):
         label="Start from an adapter",
         help="A run's id, or a folder with an adapter of the same make: training goes on from its weights, with a fresh "
         "optimizer. Empty starts a new one.",
-        advanced=True,
         max_length=1000,
     )

@@ -24,7 +24,7 @@ class DatasetConfig(Section):
     )
     split: str = setting("train", label="Split", help="Which split of a Hub dataset is trained on.", max_length=200)
     revision: str | None = setting(
-        None, label="Revision", help="Branch, tag or commit of a Hub dataset.", advanced=True, max_length=200
+        None, label="Revision", help="Branch, tag or commit of a Hub dataset.", max_length=200
     )
     format: DatasetFormat = setting(
         "auto",
@@ -42,7 +42,6 @@ class DatasetConfig(Section):
         help="More datasets beside the first, each with a weight: 1 trains on all of its rows once, 0.5 on half of them, "
         "2 on each of them twice. Each is read from its train split; format and column mapping hold where they fit it, "
         "else it is looked at by itself.",
-        advanced=True,
         max_length=20,
     )
     eval_fraction: float = setting(

@@ -38,13 +38,11 @@ class ExportConfig(Section):
         False,
         label="Keep the merged model",
         help="The GGUF file is made from a merged model; keep that beside it, in a folder named merged.",
-        advanced=True,
     )
     max_shard_gb: float = setting(
         5.0,
         label="Largest weight file, in GB",
         help="Larger models are divided into several files.",
-        advanced=True,
         gt=0,
         le=1000,
     )
@@ -52,5 +50,4 @@ class ExportConfig(Section):
         True,
         label="Verify",
         help="Load what was written and compare its answers with the run's. Takes as long as a short chat.",
-        advanced=True,
     )

@@ -22,7 +22,6 @@ class ModelConfig(Section):
         None,
         label="Revision",
         help="Branch, tag or commit on the Hub. Empty means the default branch, pinned to its commit when a run starts.",
-        advanced=True,
         max_length=200,
     )
     quantization: Quantization = setting(
@@ -34,17 +33,14 @@ class ModelConfig(Section):
         True,
         label="Double quantization",
         help="Also quantizes the scales of nf4 and fp4 blocks: saves about 0.4 bits per weight for no measurable loss.",
-        advanced=True,
     )
     compute_dtype: ComputeDtype = setting(
         "auto",
         label="Compute precision",
         help="auto takes bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs, and says which.",
-        advanced=True,
     )
     attn_implementation: AttentionImplementation = setting(
         "auto",
         label="Attention kernel",
         help="auto takes flash attention where it is installed and fits the model, else PyTorch's fused sdpa.",
-        advanced=True,
     )

@@ -26,19 +26,16 @@ class PushConfig(Section):
         "auto",
         label="Precision of the merged weights",
         help=MERGED_DTYPE_HELP,
-        advanced=True,
     )
     verify: bool = setting(
         True,
         label="Verify before it is sent",
         help="Load what was written and compare its answers with the run's; what differs is not sent.",
-        advanced=True,
     )
     revision: str | None = setting(
         None,
         label="Branch",
         help="The branch to commit to, made where it is missing. Empty takes the main branch.",
-        advanced=True,
         min_length=1,
         max_length=100,
     )
@@ -46,7 +43,6 @@ class PushConfig(Section):
         None,
         label="Commit message",
         help="What the repository's history says of this push. Empty names the run.",
-        advanced=True,
         min_length=1,
         max_length=200,
     )

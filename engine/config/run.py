@@ -27,23 +27,20 @@ class RunSection(Section):
         label="Device",
         help="auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG "
         "instance j of GPU i as 100 * (i + 1) + j.",
-        advanced=True,
     )
     resume_after_restart: bool = setting(
         False,
         label="Resume by itself",
         help="Goes on from the newest checkpoint when the machine was restarted in the middle; otherwise one click does.",
-        advanced=True,
     )
     launcher: Launcher = setting(
-        "local", label="Launcher", help="local starts one process; accelerate starts one per device.", advanced=True
+        "local", label="Launcher", help="local starts one process; accelerate starts one per device."
     )
     device_map: DeviceMap = setting(
         "none",
         label="Spread over GPUs",
         help="balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU "
         "cannot hold. They work in turn, so that it is no faster than one; none keeps the whole model on each device.",
-        advanced=True,
     )
 
     @property

@@ -22,7 +22,6 @@ def setting(
     *,
     label: str,
     help: str,  # noqa: A002 - the one help text, under the name that Typer and people use
-    advanced: bool = False,
     **bounds: Any,
 ) -> Any:
     """Declare one setting: its default, bounds, plain-word label and help text stand here and nowhere else.
@@ -31,13 +30,11 @@ def setting(
         default: The default value; leave out when the person must give one.
         label: Plain words shown on the form; the field's own name stands beside it where the two differ.
         help: One or two sentences: what it does and how to choose. Shown by the form, `--help`, messages and docs.
-        advanced: Folded away on the form.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length`, `pattern` … as pydantic takes them.
     """
     return Field(
         default,
         title=label,
         description=help,
-        json_schema_extra={"advanced": advanced},
         **bounds,
     )

@@ -73,14 +73,11 @@ class TrainingConfig(Section):
         ge=0,
         le=MAX_STEPS_BOUND,
     )
-    weight_decay: float = setting(
-        0.0, label="Weight decay", help="Pulls trained weights towards zero.", advanced=True, ge=0, le=1
-    )
+    weight_decay: float = setting(0.0, label="Weight decay", help="Pulls trained weights towards zero.", ge=0, le=1)
     max_grad_norm: float = setting(
         1.0,
         label="Clip gradients at",
         help="Longer gradients are scaled down to this norm. 0 switches clipping off.",
-        advanced=True,
         ge=0,
         le=1000,
     )
@@ -101,7 +98,6 @@ class TrainingConfig(Section):
         label="Order of rows",
         help="Where rows are padded, group_by_length puts rows of like length into one step, so that little is computed "
         "for padding; random does not. Joined and packed rows have no padding and always come at random.",
-        advanced=True,
     )
     gradient_checkpointing: bool = setting(
         False,
@@ -113,32 +109,28 @@ class TrainingConfig(Section):
         label="Liger kernels",
         help="Fused kernels for norms, rotary embeddings and gated layers on CUDA, from the package liger-kernel. Where "
         "they cannot be used, the run says so and takes the model's own.",
-        advanced=True,
     )
     torch_compile: bool = setting(
         False,
         label="Compile layers",
         help="Lets torch.compile fuse what lies between the matrix products, on CUDA. Takes a minute before the first "
         "step, so that it pays in long runs; where it cannot be used, the run says so.",
-        advanced=True,
     )
     optim: Optimizer = setting(
         "adamw_torch",
         label="Optimizer",
         help="adamw_8bit and the paged ones hold their state in fewer or movable bytes and need a CUDA device.",
-        advanced=True,
     )
     seed: int = setting(
         42, label="Seed", help="Fixes the order of rows, the held-out part and the initial adapter.", ge=0, le=2**32 - 1
     )
     logging_steps: int = setting(
-        1, label="Log every", help="Steps between two points of the loss curve.", advanced=True, ge=1, le=1_000_000
+        1, label="Log every", help="Steps between two points of the loss curve.", ge=1, le=1_000_000
     )
     eval_steps: int | None = setting(
         None,
         label="Measure held-out loss every",
         help="Steps between two measurements. Empty measures before the first step and about ten times on the way.",
-        advanced=True,
         ge=1,
         le=MAX_STEPS_BOUND,
     )
@@ -146,7 +138,6 @@ class TrainingConfig(Section):
         None,
         label="Checkpoint every",
         help="Steps between two checkpoints. Empty saves about five times on the way and at the end.",
-        advanced=True,
         ge=1,
         le=MAX_STEPS_BOUND,
     )
@@ -154,7 +145,6 @@ class TrainingConfig(Section):
         2,
         label="Checkpoints kept",
         help="Older checkpoints are deleted beyond this number.",
-        advanced=True,
         ge=1,
         le=1000,
     )
@@ -162,7 +152,6 @@ class TrainingConfig(Section):
         None,
         label="Stop early after",
         help="Ends the run when the held-out loss has not improved for so many measurements. Empty never does.",
-        advanced=True,
         ge=1,
         le=10_000,
     )
@@ -170,14 +159,12 @@ class TrainingConfig(Section):
         False,
         label="Keep the best",
         help="Ends with the weights of the lowest held-out loss instead of the last ones. Stopping early always does.",
-        advanced=True,
     )
     report_to: tuple[TrackerName, ...] = setting(
         (),
         label="Trackers",
         help="Where else the curves go. tensorboard and trackio keep them on this machine; wandb sends them, with all "
         "settings, to Weights & Biases. Each needs its own package (the `trackers` extra).",
-        advanced=True,
     )
 
     @field_validator("max_steps")

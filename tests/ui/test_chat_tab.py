@@ -167,9 +167,13 @@ def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
 
 def test_wrong_sampling_settings_are_listed_together(tab, run):
     with pytest.raises(ConfigError) as caught:
-        read_sampling((9.0, 0.0, 64, None, 0, 1.0, False))
+        read_sampling((9.0, 0.0, "many", None, 0, 1.0, False))
 
-    assert [problem.field for problem in caught.value.problems] == ["temperature", "top_p"]
+    assert [tuple(problem) for problem in caught.value.problems] == [
+        ("temperature", "9.0 is out of range; it must be at most 5.0."),
+        ("top_p", "0.0 is out of range; it must be above 0.0."),
+        ("max_new_tokens", "'many' is not a whole number."),
+    ]
     assert read_sampling((None,) * 7).temperature == 0.3
     assert read_sampling((0.8, None, None, None, None, None, True)).greedy
 

@@ -6,7 +6,7 @@ import pytest
 from engine.config.load import config_from_mapping, setting_names
 from engine.config.run import RunConfig
 from ui.build import build_app
-from ui.fields import component_for, field_of, is_advanced, label_of
+from ui.fields import component_for, field_of, label_of
 from ui.form import Form
 
 
@@ -155,9 +155,8 @@ def test_the_term_stands_beside_plain_words_only_where_they_differ():
     assert label_of("training.learning_rate") == "Learning rate"
 
 
-def test_rarely_needed_settings_are_known_as_such():
-    assert is_advanced("adapter.use_dora")
-    assert not is_advanced("adapter.r")
+def test_a_setting_carries_nothing_that_no_part_reads():
+    assert {repr(field_of(name).json_schema_extra) for name in setting_names()} == {"None"}
 
 
 def test_the_form_names_settings_in_sections_of_the_configuration():

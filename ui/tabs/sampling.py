@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from pydantic import ValidationError
 
+from engine.config.load import section_from_mapping
 from engine.config.sampling import SamplingConfig
-from engine.errors import ConfigError, Problem
 from ui.fields import component_of_field, number_of
 
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
@@ -61,8 +60,4 @@ def read_sampling(values: Sequence[Any]) -> SamplingConfig:
     given = {name: value for name, value in named if value is not None}
     if greedy:
         given["temperature"] = 0.0
-    try:
-        return SamplingConfig.model_validate(given)
-    except ValidationError as error:
-        problems = [Problem(str(item["loc"][0]), f"{item['input']!r}: {item['msg']}.") for item in error.errors()]
-        raise ConfigError(problems) from None
+    return section_from_mapping(SamplingConfig, given)
