@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from engine.errors import EngineError
 from engine.memory.advice import Advice, advise
 from engine.runs.run import LIVE_STATES
 from ui.draft import Draft
@@ -95,18 +96,29 @@ def _wire_side_panel(page: Page, side: gr.Column, advice: gr.HTML) -> None:
     change = gr.State({})
 
     def apply(event: gr.EventData, *values: Any) -> dict[str, Any]:
-        draft = page.draft(values)
-        known = _advice(draft)
-        wanted = picked(event)
-        for candidate in (*known.changes, *known.limits) if known is not None else ():
-            if candidate.change == wanted:
-                return overridden(draft.mapping, candidate.overrides)
-        return {}
+        return with_advice(page.draft(values), picked(event))
 
     applied = advice.click(
         shown_as_message(apply), page.form.components, change, show_progress="hidden", api_visibility="private"
     )
     page.fill_after(applied, change)
+
+
+def with_advice(draft: Draft, kind: str) -> dict[str, Any]:
+    """The settings of a draft with one advised change.
+
+    Args:
+        draft: The draft.
+        kind: Of the change; its words have figures that follow the free memory, also after they were drawn.
+
+    Raises:
+        EngineError: If that is not advised now.
+    """
+    known = _advice(draft)
+    for candidate in (*known.changes, *known.limits) if known is not None else ():
+        if candidate.kind == kind:
+            return overridden(draft.mapping, candidate.overrides)
+    raise EngineError("This change does not help any more: settings or free memory have changed.", "Choose another.")
 
 
 def _show_beside(event: gr.SelectData) -> Any:

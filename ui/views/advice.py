@@ -23,7 +23,7 @@ def _table(title: str, changes: Sequence[AdvisedChange]) -> str:
     if not changes:
         return ""
     rows = "".join(
-        f"<tr {pickable(change.change)}><td>{escape(change.change)}"
+        f"<tr {pickable(change.kind)}><td>{escape(change.change)}"
         f'<span class="under">{escape(change.cost)}</span></td>'
         f'<td class="r"><span class="{_mark(change.verdict)}">{gib(change.needed_bytes)}</span></td></tr>'
         for change in changes
