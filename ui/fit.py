@@ -13,6 +13,7 @@ from engine.memory.estimate import Verdict
 from engine.memory.methods import compare_methods
 from engine.models.catalog import list_catalog
 from engine.models.shape import ModelShape
+from ui.errors import explained
 
 _log = logging.getLogger(__name__)
 _METHODS = ("LoRA", "QLoRA", "Full fine-tuning")
@@ -35,7 +36,8 @@ class FitTable:
         self._devices = devices
         self._verdicts: dict[str, tuple[Verdict | None, ...]] = {}
         self._worker: threading.Thread | None = None
-        self._lock = threading.Lock()  # guards the two above: handlers of several pages, and the worker
+        self._is_done = False
+        self._lock = threading.Lock()  # guards the three above: handlers of several pages, and the worker
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -47,29 +49,49 @@ class FitTable:
         return device.name if device is not None else "this computer"
 
     def verdicts(self, model_id: str) -> tuple[Verdict | None, ...]:
-        """One verdict a method; None while it is not known yet. The first question starts the work."""
+        """One verdict a method; None while it is not known, or cannot be. The first question starts the work."""
         with self._lock:
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="fit-table", daemon=True)
                 self._worker.start()
             return self._verdicts.get(model_id, (None,) * len(_METHODS))
 
+    def is_pending(self, model_id: str) -> bool:
+        """Whether the verdicts of a model are still to come."""
+        with self._lock:
+            return not self._is_done and model_id not in self._verdicts
+
+    @property
+    def progress(self) -> tuple[int, bool]:
+        """How many models are worked out, and whether these are all."""
+        with self._lock:
+            return len(self._verdicts), self._is_done
+
     def _device(self) -> Device | None:
         devices = [device for device in self._devices() if device.obstacle is None]
         return max(devices, key=lambda device: (device.kind == "cuda", device.total_bytes), default=None)
 
     def _work(self) -> None:
-        device = self._device()
-        if device is None:
-            return
-        for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
-            model = ModelConfig(id=entry.id)
-            try:
-                config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
-                needs = compare_methods(self._shape_of(model), config, device)
-            except EngineError as error:
-                _log.warning("%s is left out of the fit table: %s", entry.id, error.what)
-                continue
-            known = {need.method: need.verdict for need in needs}
+        try:
+            device = self._device()
+            if device is None:
+                return
+            for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
+                verdicts = self._judge(ModelConfig(id=entry.id), device)
+                with self._lock:
+                    self._verdicts[entry.id] = verdicts
+        except Exception as error:
+            explained(error)
+        finally:
             with self._lock:
-                self._verdicts[entry.id] = tuple(known.get(method) for method in _METHODS)
+                self._is_done = True
+
+    def _judge(self, model: ModelConfig, device: Device) -> tuple[Verdict | None, ...]:
+        try:
+            config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
+            needs = compare_methods(self._shape_of(model), config, device)
+        except EngineError as error:
+            _log.warning("%s is left out of the fit table: %s", model.id, error.what)
+            return (None,) * len(_METHODS)
+        known = {need.method: need.verdict for need in needs}
+        return tuple(known.get(method) for method in _METHODS)

@@ -1,12 +1,15 @@
 """Talking: load, stream side by side, stop, and the exact prompt."""
 
+import json
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from gradio import EventData
 
 from engine.errors import ConfigError
 from tests.invented_runs import InventedRun, a_config, write_run
+from ui.held_out import RowPrompt
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
 from ui.tabs.judging import Judging
@@ -130,6 +133,28 @@ def test_a_question_can_be_asked_again_or_edited(tab, run):
     assert (before, question) == (turns[:1], "two?")
     assert "two?" not in html
     assert tab.talk._edit(pick("edit:7"), turns)[0] == {"__type__": "update"}
+
+
+def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
+    """What follows in another event comes too late for a reload, or over what was pressed meanwhile."""
+    load(tab, run.id)
+    drawn = tab.talk._drawn
+    row, kept, again = (drawn.index(part) for part in (tab.talk._row, tab.talk._kept, tab.talk.again))
+    prompt = RowPrompt(7, "one?", "The reference.")
+
+    first, *_, last = ask(tab, "one?", row=prompt)
+
+    assert (first[row], last[row]) == (None, gr.skip())
+    assert last[again]["visible"]
+    assert json.loads(last[kept])["turns"][0]["reference"] == "The reference."
+
+
+def test_a_question_that_was_not_answered_keeps_its_reference(tab):
+    prompt = RowPrompt(7, "one?", "The reference.")
+
+    (step,) = ask(tab, "one?", row=prompt)
+
+    assert step[tab.talk._drawn.index(tab.talk._row)] == prompt
 
 
 def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, tmp_path):

@@ -1,10 +1,16 @@
 """The Model tab on fakes: a revision is looked up, and the tokenizer is on its way once a model is picked."""
 
+import json
+import threading
+
 import gradio as gr
 import pytest
 
 from engine.config.model import ModelConfig
+from engine.errors import ModelError
+from engine.models.catalog import list_catalog
 from tests.invented_runs import a_config
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, wait_for
 from ui.fit import FitTable
 from ui.tabs.model import ModelTab
 
@@ -42,6 +48,48 @@ def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
     assert warm_start_after("another/model") is None
     assert warm_start_after(MODEL) == gr.skip()
     assert warm_start_after("nowhere/to-be-found") == gr.skip()
+
+
+def test_after_a_model_that_cannot_be_read_none_is_chosen(tab):
+    page = tab._page
+    details, change, described = tab._choose("nowhere/to-be-found", MODEL, "what stood there")
+
+    filled = dict(zip(page.form.names, page._change(change, *values(tab)), strict=True))
+    draft = page.draft([filled[name] if filled[name] != gr.skip() else value for name, value in zip(page.form.names, values(tab), strict=True)])  # fmt: skip
+    assert "cannot be reached" in details
+    assert described == ""
+    assert draft.missing == ("Choose a model.",)
+    assert draft.config is None
+
+
+def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(services, laid_out):
+    goes_on = threading.Semaphore(0)
+
+    def learn(model):
+        assert goes_on.acquire(timeout=PATIENCE_SECONDS)
+        if model.id == list_catalog()[-1].id:
+            raise ModelError("It cannot be reached.", "Check the connection.")
+        return services.shapes.learn(model)
+
+    fits = FitTable(learn, services.devices)
+    tab = laid_out(lambda page: ModelTab(page, fits))
+    count = len(list_catalog())
+    assert tab._filter("", "").count("…</span>") == 3 * count
+    first = json.loads(tab._fits_news("fits", ""))
+    assert first["submit"]
+    assert tab._fits_news("fits", first["stamp"]) is None
+
+    goes_on.release()
+    wait_for(lambda: tab._fits_news("fits", first["stamp"]) is not None)
+    html, question = tab._fill_fits("", "")
+    assert html.count("…</span>") == 3 * (count - 1)
+    assert question == gr.skip()
+    goes_on.release(count - 1)
+    wait_for(lambda: fits.progress == (count, True))
+    html, question = tab._fill_fits("", "")
+    assert "…</span>" not in html
+    assert html.count("–</span>") == 3
+    assert question == ""
 
 
 def test_a_revision_that_cannot_be_read_says_so_beside_the_model(tab, services, monkeypatch):

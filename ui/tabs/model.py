@@ -14,6 +14,7 @@ from ui.errors import explained, trouble
 from ui.fields import changed_by_hand
 from ui.fit import FitTable
 from ui.form import model_of
+from ui.live import asking, news
 from ui.page import Page
 from ui.pick import pick_list, picked
 from ui.tabs.fetching import FetchingPart
@@ -28,6 +29,7 @@ _NOT_CHOSEN = (
     '<div class="empty"><b>Nothing chosen yet</b>Pick a row above. If you are new here, take '
     "SmolLM2-135M-Instruct: it trains on any computer in a few minutes.</div>"
 )
+_FITS_SECONDS = 1.0  # between two looks at the verdicts that are being worked out
 
 
 class Found(NamedTuple):
@@ -62,6 +64,7 @@ class ModelTab:
             )
         self.hub = pick_list(elem_id="hub-results")
         self.catalog = pick_list(elem_id="catalog", elem_classes="scroll tall")
+        self._fits_asking = asking(self._fits_news, _FITS_SECONDS, question="fits", elem_id="fits-live")
         form.register("model.id", gr.Textbox(visible=False))
         self.details = gr.HTML(elem_id="model-details")
         self.fetching = FetchingPart(page, "model")
@@ -82,6 +85,15 @@ class ModelTab:
             self._filter,
             [self.search, form["model.id"]],
             self.catalog,
+            trigger_mode="always_last",
+            queue=False,
+            **quick,
+        )
+        new_verdicts: Any = self._fits_asking.submit
+        new_verdicts(
+            self._fill_fits,
+            [self.search, form["model.id"]],
+            [self.catalog, self._fits_asking],
             trigger_mode="always_last",
             queue=False,
             **quick,
@@ -205,13 +217,23 @@ class ModelTab:
     def _filter(self, query: str, chosen: str | None) -> str:
         return render_catalog(search_catalog(query or ""), chosen or "", self._fits)
 
+    def _fits_news(self, _question: str, seen: str) -> str | None:
+        stamp = "{}:{}".format(*self._fits.progress)
+        return None if stamp == seen else news(stamp, {}, submit=True)
+
+    def _fill_fits(self, query: str, chosen: str | None) -> tuple[str, str]:
+        """The catalogue with the verdicts that are known now; once these are all, nothing is asked any more."""
+        _, is_done = self._fits.progress
+        return self._filter(query, chosen), "" if is_done else gr.skip()
+
     def _choose(self, wanted: str, current: str | None, described: str) -> tuple[str, dict[str, Any], str]:
         if not wanted or len(wanted) > 400:
             return gr.skip(), {}, described
         model = _model(wanted, None)
         details = self.describe(model)
         if self._page.services.shapes.get(wanted, None) is None:
-            return details, {}, ""  # it could not be read: the form keeps what it had
+            # It could not be read. The model from before would look like the one that was asked for.
+            return details, {"model": {"id": "", "revision": None}}, ""
         # Targets of one model rarely exist in another, and an adapter never fits one.
         adapter = {"target_modules": "all-linear"} | ({} if wanted == current else {"warm_start": None})
         return details, {"model": {"id": wanted, "revision": None}, "adapter": adapter}, _name(model)

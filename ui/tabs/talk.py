@@ -85,7 +85,10 @@ class TalkPart:
     @property
     def _drawn(self) -> list[Any]:
         """What `ask` yields."""
-        return [self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear]
+        return [
+            self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
+            self.suggestions, self._row, self._kept, self.links,
+        ]  # fmt: skip
 
     def wire(self, loaded: Dependency) -> None:
         """Connect the events; `loaded` has just loaded something, which prompts are looked for."""
@@ -100,11 +103,9 @@ class TalkPart:
             "concurrency_limit": None,
             **slow,
         }  # fmt: skip
-        asked = gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking)
+        gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking)
         taken_back = self.again.click(_take_back, self.turns, [self.turns, self.question, self._row], **quick)
-        for answered in (asked, taken_back.then(**asking)):
-            kept = answered.then(lambda: ("", None), None, [self.suggestions, self._row], **quick)
-            kept.then(self._keep, [self.turns, self.sampling.system], [self._kept, self.links], **quick)
+        taken_back.then(**asking)
         self.stop.click(self._stop, None, None, **quick)
         cleared = self.clear.click(
             lambda: ("", [], "", gr.update(visible=False), gr.update(visible=False), "", ""),
@@ -179,7 +180,8 @@ class TalkPart:
             asked = self._branches(branches)
             turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked), reference)]
             requests = _requests(turns, asked, system, read_sampling(sampling))
-            yield self._render(turns, writing=True), turns, "", "", off, gr.update(visible=True), gone, gone
+            begun = self._render(turns, writing=True), turns, "", "", off, gr.update(visible=True), gone, gone
+            yield *begun, "", None, gr.skip(), gr.skip()
             for chunk in self._answering.chunks(requests, request.session_hash or ""):
                 turns = [*before, turns[-1].with_chunk(chunk)]
                 if chunk.done or time.monotonic() - drawn > _REDRAW_SECONDS:
@@ -193,9 +195,11 @@ class TalkPart:
         answered = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
         # Where nothing was answered, the question goes back to where it was typed.
         turns = [*before, turns[-1].ended()] if answered else before
-        typed = gr.skip() if answered else question
+        typed, asked_row = (gr.skip(), gr.skip()) if answered else (question, row)
         on = gr.update(interactive=True)
-        yield self._render(turns), turns, typed, problem, on, gone, *_shown_buttons(turns)
+        ended = self._render(turns), turns, typed, problem, on, gone, *_shown_buttons(turns)
+        # All in one answer: whatever is pressed next, or a reload, finds the conversation kept.
+        yield *ended, gr.skip(), asked_row, *self._keep(turns, system)
 
     def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
         state = self._page.services.chat.state

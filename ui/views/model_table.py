@@ -31,8 +31,9 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: FitTable)
 
 def _row(entry: CatalogEntry, is_chosen: bool, fits: FitTable) -> str:
     marks = []
-    for verdict in fits.verdicts(entry.id):
-        css, words = _MARKS.get(verdict or "", ("soft", "…"))
+    verdicts, unknown = fits.verdicts(entry.id), "…" if fits.is_pending(entry.id) else "–"
+    for verdict in verdicts:
+        css, words = _MARKS.get(verdict or "", ("soft", unknown))
         marks.append(f'<td><span class="{css}">{words}</span></td>')
     about = f"{entry.about} The Hub asks for your consent first." if entry.gated else entry.about
     context = f"{entry.context_length:,}" if entry.context_length else "–"
