@@ -4,7 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from engine.config.dataset import DatasetConfig
@@ -99,8 +99,9 @@ class DatasetChecks:
         self._inspector = inspector
         self._checks: OrderedDict[str, RunningCheck] = OrderedDict()
         self._fetched: set[str] = set()  # datasets of the Hub that a person wanted to be read
+        self._refused: OrderedDict[str, EngineError] = OrderedDict()  # why no row could be shown, by key
         self._asked: OrderedDict[str, dict[str, CheckQuestion]] = OrderedDict()  # what each page waits for, by key
-        self._lock = threading.Lock()  # guards the three above: handlers of many pages ask at once
+        self._lock = threading.Lock()  # guards the four above: handlers of many pages ask at once
 
     def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
         """Get the check of this question, started now unless there is one already or it needs a person's word.
@@ -163,6 +164,30 @@ class DatasetChecks:
             if check is not None:
                 _look_at(check)
             return check
+
+    def note_opening(self, question: CheckQuestion, error: EngineError | None) -> None:
+        """Remember why no row of a dataset could be shown, until one can.
+
+        Args:
+            question: How it was opened.
+            error: None where it could be.
+        """
+        with self._lock:
+            self._refused.pop(question.key, None)
+            if error is not None:
+                self._refused[question.key] = error
+            while len(self._refused) > _REMEMBERED:
+                self._refused.popitem(last=False)
+
+    def trouble(self, question: CheckQuestion) -> EngineError | None:
+        """Why a run cannot train on this, as far as its rows were looked at; what was stopped is no trouble."""
+        with self._lock:
+            for key in (question.key, replace(question, model=None).key):
+                check = self._checks.get(key)
+                error = self._refused.get(key) or (check.error if check is not None else None)
+                if error is not None and not isinstance(error, CancelledRequestError):
+                    return error
+        return None
 
     def _let_go(self, question: CheckQuestion, page: str) -> bool:
         """End what a page no longer waits for, and nobody else does; it is forgotten, for it was no person who stopped it.

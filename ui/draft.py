@@ -12,6 +12,7 @@ from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from engine.runs.prediction import most_likely
 from engine.runs.preflight import machine_problems
+from ui.checks import question_of
 from ui.form import Form
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     config, problems = _checked(mapping)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
+    problems = [*problems, *_dataset_problems(services, mapping)]
     devices = services.devices()
     device: Device | None = None
     estimate: MemoryEstimate | None = None
@@ -82,6 +84,13 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         estimate=estimate,
         estimate_error=trouble,
     )
+
+
+def _dataset_problems(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """What is known to be wrong with the dataset's files; nothing is opened to find out."""
+    question = question_of(mapping)
+    trouble = services.checks.trouble(question) if question is not None else None
+    return [Problem("dataset.source", f"{trouble.what} {trouble.fix}")] if trouble is not None else []
 
 
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:

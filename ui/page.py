@@ -48,6 +48,8 @@ class Page:
     wants_run: gr.State = field(init=False)  # whether Train is to show the chosen run when it comes to the front
     tabs: gr.Tabs = field(init=False)
     reader: RunReader = field(init=False)  # what all tabs know about runs
+    # What keeps the chosen dataset from being trained on; a tab that finds out puts it here, and the panel follows.
+    data_trouble: gr.Textbox = field(init=False)
     _views: list[tuple[Component, DraftView]] = field(default_factory=list)
     _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
     _fill_views: list[tuple[Component, FillView]] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Page:
         self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=STORAGE_KEY)
         self.copied_from = gr.BrowserState("", storage_key="loratory-copied-from", secret=STORAGE_KEY)
         self.wants_run = gr.State(False)
+        self.data_trouble = gr.Textbox("", visible=False)
         self._restored = gr.Checkbox(False, visible=False)
 
     def on_draft(self, component: Component, view: DraftView) -> None:
@@ -136,6 +139,10 @@ class Page:
             api_visibility="private",
         )
         self._follow(refreshed)
+        found: Any = self.data_trouble.change
+        self.refresh_after(
+            found(lambda: None, None, None, show_progress="hidden", queue=False, api_visibility="private")
+        )
 
     def restore(self, app: gr.Blocks) -> Dependency:
         """When the page opens, bring back the draft that this browser had, and draw all views of it.

@@ -29,12 +29,12 @@ class Visitor:
         names = ["samples", "summary", "fetching", "fetch_again", "fetch_key", "reading", "mapping"]
         names += [f"role{number}" for number in range(5)]
         names += ["fold", "seen_columns", "opened", "row", "shown", "source"]
-        names += ["facts", "lengths", "list", "listing", "stop", "read", "poll", "seen"]
+        names += ["facts", "lengths", "list", "listing", "stop", "read", "poll", "seen", "trouble"]
         told = self.tab._open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
         return dict(zip(names, told, strict=True))
 
     def tick(self, seen="", listing="all", **settings):
-        names = ["facts", "lengths", "list", "listing", "stop", "read", "poll", "seen"]
+        names = ["facts", "lengths", "list", "listing", "stop", "read", "poll", "seen", "trouble"]
         return dict(zip(names, self.tab._tick(seen, listing, 0, *self.values(**settings)), strict=True))
 
 

@@ -8,6 +8,8 @@ import pytest
 from engine.errors import ModelError
 from engine.models.progress import ModelProgress
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on, wait_for
+from ui.build import build_app
+from ui.tabs.data import DataTab
 from ui.tabs.reading import _keep_mapping, _map_columns
 from ui.tokenizers import Tokenizers, key_of
 
@@ -35,6 +37,46 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
     assert told["reading"]["visible"]
     assert told["fold"]["open"]
     assert not told["mapping"]["visible"]
+
+
+def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_another_is_chosen(visitor):
+    page = visitor.tab._page
+    told = visitor.open(dataset__source="missing/data")
+
+    broken = page.draft(visitor.values(dataset__source="missing/data"))
+    assert told["trouble"] == "missing/data does not exist."
+    assert [tuple(problem) for problem in broken.problems] == [
+        ("dataset.source", "missing/data does not exist. Check the path.")
+    ]
+    assert visitor.open(dataset__source="rows.jsonl")["trouble"] == ""
+    assert page.draft(visitor.values(dataset__source="rows.jsonl")).problems == ()
+
+
+def test_a_dataset_that_can_be_opened_after_all_is_no_trouble_any_more(visitor, monkeypatch):
+    source = {"dataset__source": "missing/data"}
+    visitor.open(**source)
+    inspector = visitor.tab._page.services.inspector
+    page_of = inspector.preview
+    monkeypatch.setattr(
+        inspector, "preview", lambda dataset, *rest, **more: page_of(question_on("found").dataset, *rest, **more)
+    )
+
+    assert visitor.open(**source)["trouble"] == ""
+    assert visitor.tab._page.draft(visitor.values(**source)).problems == ()
+
+
+def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services):
+    """Answers of several events arrive in any order; Gradio orders those of one."""
+    app = build_app(services)
+    tab = next(function.fn.__self__ for function in app.fns.values() if getattr(function.fn, "__name__", "") == "_open")
+
+    openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab._open]
+    asking = [function for function in app.fns.values() if tab._asked in function.outputs]
+    assert len(openings) == 1
+    assert openings[0].trigger_mode == "always_last"
+    assert openings[0].concurrency_limit is None
+    assert len(asking) > 10
+    assert all(function.outputs == [tab._asked] for function in asking)
 
 
 def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(visitor):

@@ -7,6 +7,8 @@ import pytest
 
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
+from tests.fake_inspector import FakeInspector
+from ui.checks import DatasetChecks
 from ui.draft import read_draft
 from ui.form import Form
 from ui.page import targets_update
@@ -84,7 +86,9 @@ def form() -> Form:
 
 def draft_of(form: Form, shape: ModelShape | None, **given: object):
     services = SimpleNamespace(
-        shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None), devices=list_devices
+        shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None),
+        checks=DatasetChecks(FakeInspector()),
+        devices=list_devices,
     )
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}

@@ -10,11 +10,13 @@ import pytest
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.data_tab_visitor import wait_for
 from ui.build import build_app
 from ui.draft import read_draft
 from ui.fields import label_of
-from ui.tabs.start import Started, render_reason, start_key, why_not
+from ui.tabs.start import Started, StartPart, render_reason, start_key, why_not
 from ui.tabs.train import FOLLOW, TrainTab, _view_after
+from ui.views.side_panel import render_side_panel
 
 PAGE = SimpleNamespace(session_hash="page-1")
 
@@ -210,16 +212,33 @@ def test_a_preset_fills_the_form(tab):
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
     values = values_of(tab, a_config(training__max_steps=-1))
 
-    plan, clock = tab.count(PAGE, *values)
+    plan, clock, _ = tab.count(PAGE, *values)
     assert "Counting tokens" in plan
     deadline = time.monotonic() + 20
     while clock["active"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-        plan, clock = tab.count(PAGE, *values)
+        plan, clock, _ = tab.count(PAGE, *values)
 
     assert "<b>117</b>" in plan
-    assert tab.count(PAGE, *values) == (plan, clock)
+    assert tab.count(PAGE, *values) == (plan, clock, "")
+
+
+def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_told_once(tab, services, monkeypatch):
+    def refuse(*_args, **_rest):
+        raise DatasetError("rows.jsonl cannot be read.", "Check the file.")
+
+    monkeypatch.setattr(services.inspector, "check", refuse)
+    values = values_of(tab, a_config(dataset__source="rows.jsonl"))
+    assert why_not(tab._page.draft(values)) is None
+
+    wait_for(lambda: tab.count(PAGE, *values)[2] == "rows.jsonl cannot be read.")
+
+    draft = tab._page.draft(values)
+    assert why_not(draft) == "One setting needs your attention."
+    reason, panel, plan = render_reason(draft), render_side_panel(draft), tab.count(PAGE, *values)[0]
+    assert [text.count("rows.jsonl cannot be read. Check the file.") for text in (reason, panel, plan)] == [1, 1, 0]
+    assert why_not(tab._page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
 
 
 def test_counting_waits_until_a_box_is_left(services):
@@ -255,3 +274,15 @@ def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
     speed = tab._known_speed(draft)
     assert speed is not None
     assert speed.run_title == "faq before"
+
+
+def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
+    app = build_app(services)
+    start = next(one.fn.__self__ for one in app.fns.values() if getattr(one.fn, "__func__", None) is StartPart.begin)
+    (clearing,) = [one for one in app.fns.values() if one.targets == [(start._draft._id, "change")]]
+
+    assert clearing.outputs == [start.problems]
+    assert clearing.fn() == ""
+    drafts = [start._page.draft(start._page.form.updates(a_config(dataset__source=name).model_dump(mode="json"))) for name in ("bad", "bad", "good")]  # fmt: skip
+    keys = [dict(start._page._views)[start._draft](draft) for draft in drafts]
+    assert keys[0] == keys[1] != keys[2]

@@ -76,6 +76,7 @@ class DataTab:
         self._change = gr.State({})
         self._shown_source = gr.State("")
         self._seen = gr.State("")  # which answer of a check the page shows
+        self._asked = gr.Textbox("", visible=False)  # changes with each wish to open the dataset once more
 
     def wire(self) -> None:
         """Connect the events."""
@@ -89,10 +90,13 @@ class DataTab:
         for changed in self.reading.wire():
             self.open_after(changed)
         self.rows.wire()
+        self._wire_opening()
         self.poll.tick(
             self._tick,
             [self._seen, *self.rows.inputs, *values],
-            [*self._check_outputs, self.poll, self._seen],
+            [*self._check_outputs, self.poll, self._seen, page.data_trouble],
+            trigger_mode="once",
+            concurrency_limit=None,
             **_QUIET,
         )
         self.stop.click(self._stop, values, None, **_QUIET)
@@ -105,9 +109,16 @@ class DataTab:
         self.open_after(page.form["model.id"].change(lambda: None, None, None, **_QUIET))
 
     def open_after(self, event: Any) -> None:
-        """Open the chosen dataset anew after an event: its first row, its format, and a check in the background."""
-        source = self._page.form["dataset.source"]
-        opening = event.then(_opening, [source, self._shown_source], self.summary, queue=False, **_QUIET)
+        """Open the chosen dataset after an event: its first row, its format, and a check in the background."""
+        event.then(None, None, self._asked, js="() => crypto.randomUUID()", **_QUIET)
+
+    def _wire_opening(self) -> None:
+        # One event, whatever asks: Gradio then sends the next question after the answer to the last one. Answers of
+        # several events arrive in any order, and an old one could be drawn over the rows of a dataset chosen since.
+        source, asked = self._page.form["dataset.source"], self._asked
+        opening = asked.change(
+            _opening, [source, self._shown_source], self.summary, trigger_mode="always_last", queue=False, **_QUIET
+        )
         opening.then(
             self._open,
             [self.rows.number, self.rows.view, self._shown_source, *self.rows.inputs, *self._page.form.components],
@@ -123,8 +134,10 @@ class DataTab:
                 *self._check_outputs,
                 self.poll,
                 self._seen,
+                self._page.data_trouble,
             ],
             trigger_mode="always_last",
+            concurrency_limit=None,
             **_QUIET,
         )
 
@@ -138,18 +151,21 @@ class DataTab:
         wanted = question_of(self._page.form.mapping(values))
         if wanted is None:
             nothing = [*self.fetching.updates(None), *self.reading.hidden()]
-            return [render_samples(""), _EMPTY, *nothing, *self._no_rows("")]
+            return [render_samples(""), _EMPTY, *nothing, *self._no_rows("", "")]
         source = wanted.dataset.source
         samples = render_samples(source)
         fetching = self.fetching.updates(wanted.model)
         question = self._page.services.tokenizers.answerable(wanted)
-        number = int(row or 0) if source == shown_source else 0
+        number, checks = int(row or 0) if source == shown_source else 0, self._page.services.checks
         try:
             shown = self.rows.preview(question, number)
         except Exception as error:
+            trouble = explained(error)
+            checks.note_opening(question, trouble)
             settings = self.reading.of_columns(wanted.dataset, self._columns(wanted.dataset))
-            return [samples, _went_wrong(explained(error)), *fetching, *settings, *self._no_rows(source)]
-        check = self._page.services.checks.ask(question, request.session_hash or "")
+            return [samples, _went_wrong(trouble), *fetching, *settings, *self._no_rows(source, trouble.what)]
+        checks.note_opening(question, None)
+        check = checks.ask(question, request.session_hash or "")
         return [
             samples,
             render_format(source, shown),
@@ -162,12 +178,18 @@ class DataTab:
             *self._render_check(check, listing, list_page, shown),
             gr.Timer(active=check.is_under_way),
             _state_of(check),
+            self._trouble(question),
         ]
 
-    def _no_rows(self, source: str) -> list[Any]:
+    def _no_rows(self, source: str, trouble: str) -> list[Any]:
         """There is nothing to look at."""
         hidden = gr.update(visible=False)
-        return [hidden, gr.skip(), "", source, "", "", "", gr.skip(), hidden, hidden, gr.Timer(active=False), ""]
+        idle = gr.Timer(active=False)
+        return [hidden, gr.skip(), "", source, "", "", "", gr.skip(), hidden, hidden, idle, "", trouble]
+
+    def _trouble(self, question: CheckQuestion) -> str:
+        error = self._page.services.checks.trouble(question)
+        return error.what if error is not None else ""
 
     def _columns(self, dataset: DatasetConfig) -> DatasetColumns | None:
         """The columns of a dataset that cannot be read so; None where it cannot be opened at all."""
@@ -185,10 +207,10 @@ class DataTab:
             is_under_way = check is not None and check.is_under_way
             if check is not None and is_under_way:
                 seen_now = [_progress_of(check), *[gr.skip()] * 5]
-                return [*seen_now, gr.Timer(active=True), gr.skip()]
-            return [*[gr.skip()] * 6, gr.Timer(active=False), gr.skip()]
+                return [*seen_now, gr.Timer(active=True), gr.skip(), gr.skip()]
+            return [*[gr.skip()] * 6, gr.Timer(active=False), gr.skip(), gr.skip()]
         shown = self._render_check(check, listing, list_page)
-        return [*shown, gr.Timer(active=check.is_under_way), _state_of(check)]
+        return [*shown, gr.Timer(active=check.is_under_way), _state_of(check), self._trouble(check.question)]
 
     def _render_check(
         self, check: RunningCheck, listing: str, list_page: int, page: DatasetPage | None = None

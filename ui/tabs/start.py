@@ -73,8 +73,10 @@ class StartPart:
         self.goes_to = gr.State("")
         self.timer = gr.Timer(_LOOK_SECONDS, active=False)
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
-        page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None))
+        page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
         page.on_draft(self.reason, render_reason)
+        self._draft = gr.Textbox("", visible=False)  # what a refusal was about
+        page.on_draft(self._draft, _draft_key)
 
     def wire(self) -> Dependency:
         """Connect the events; after the one that comes back, a run may have been filed and be the chosen one."""
@@ -86,6 +88,8 @@ class StartPart:
             self.problems, page.chosen_run, self._token, self.start, self.sweep, self._pending, self.timer,
             self.goes_to,
         ]  # fmt: skip
+        changed: Any = self._draft.change
+        changed(lambda: "", None, self.problems, **quick)
         named = [self._token, page.copied_from]
         self.start.click(self.begin, [*named, *form.components], outputs, trigger_mode="once", **quick)
         self.sweep.click(
@@ -174,6 +178,11 @@ def start_key(token: str, configs: Sequence[RunConfig]) -> str:
     """Names one start: the same draft from the same browser, however often it is sent."""
     drafts = "\0".join(config.model_dump_json() for config in configs)
     return hashlib.sha256(f"{token}\0{drafts}".encode()).hexdigest()
+
+
+def _draft_key(draft: Draft) -> str:
+    """The same for the same draft; a refusal of another one stands on the page no longer."""
+    return hashlib.sha256(repr(draft.mapping).encode()).hexdigest()
 
 
 def why_not(draft: Draft) -> str | None:

@@ -108,7 +108,12 @@ class TrainTab:
             # Counting reads every row: it waits until the box is left, or Enter is pressed.
             self._count_after(gr.on([box.submit, box.blur], lambda: None, None, None, queue=False, **quick))
         self._counting.tick(
-            self.count, form.components, [self.plan, self._counting], trigger_mode="once", queue=False, **quick
+            self.count,
+            form.components,
+            [self.plan, self._counting, self._page.data_trouble],
+            trigger_mode="once",
+            queue=False,
+            **quick,
         )
         shown = [self.setup, self.follow_column, self.follow.choice]
         self.view.change(_columns_of, self.view, shown, queue=False, **quick)
@@ -168,21 +173,24 @@ class TrainTab:
         report = check.report if check is not None else None
         return render_plan(config or draft.assumed, report, self._known_speed(draft))
 
-    def count(self, request: gr.Request, *values: Any) -> tuple[Any, Any]:
-        """Have the tokens counted where nobody has yet, behind the page; the clock looks how far it has come."""
-        draft = self._page.draft(values)
+    def count(self, request: gr.Request, *values: Any) -> tuple[Any, Any, Any]:
+        """Have the tokens counted where they are not yet, behind the page; the clock looks how far it has come."""
+        draft, checks = self._page.draft(values), self._page.services.checks
         if draft.config is None:
-            return gr.skip(), gr.update(active=False)
-        check = self._page.services.checks.ask(_question(draft.config), request.session_hash or "")
+            return gr.skip(), gr.update(active=False), gr.skip()
+        question = _question(draft.config)
+        trouble = checks.trouble(question)
+        if trouble is not None:  # the reason beside the start button and the panel say it
+            return self._plan(draft), gr.update(active=False), trouble.what
+        check = checks.ask(question, request.session_hash or "")
         if check.waits or check.was_stopped:
             untold = '<p class="small">Its tokens are counted once all rows were read: Data has the button for it.</p>'
-            return f"{self._plan(draft)}{untold}", gr.update(active=False)
+            return f"{self._plan(draft)}{untold}", gr.update(active=False), gr.skip()
         if check.is_done:
-            plan = self._plan(draft) if check.error is None else trouble(check.error)
-            return plan, gr.update(active=False)
+            return self._plan(draft), gr.update(active=False), check.error.what if check.error is not None else ""
         rows = check.progress.rows if check.progress is not None else 0
         counted = f'<p class="small" role="status">Counting tokens: {rows:,} rows so far …</p>'
-        return f"{self._plan(draft)}{counted}", gr.update(active=True)
+        return f"{self._plan(draft)}{counted}", gr.update(active=True), gr.skip()
 
     def _known_speed(self, draft: Draft) -> KnownSpeed | None:
         """Throughput of the newest run that was like this draft; a guess from other hardware would be none."""
