@@ -224,6 +224,13 @@ def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
     assert tab.count(PAGE, *values) == (plan, clock, "")
 
 
+def test_every_count_fills_all_of_its_outputs(services, tab):
+    counts = [one for one in build_app(services).fns.values() if getattr(one.fn, "__func__", None) is TrainTab.count]
+
+    assert len(counts) > 3
+    assert {len(one.outputs) for one in counts} == {len(tab.count(PAGE, *values_of(tab, a_config())))}
+
+
 def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_told_once(tab, services, monkeypatch):
     def refuse(*_args, **_rest):
         raise DatasetError("rows.jsonl cannot be read.", "Check the file.")

@@ -138,7 +138,7 @@ class TrainTab:
         event.then(
             self.count,
             self._page.form.components,
-            [self.plan, self._counting],
+            [self.plan, self._counting, self._page.data_trouble],
             trigger_mode="always_last",
             show_progress="hidden",
             queue=False,
