@@ -110,7 +110,7 @@ class DataTab:
 
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset after an event: its first row, its format, and a check in the background."""
-        event.then(None, None, self._asked, js="() => crypto.randomUUID()", **_QUIET)
+        event.then(None, None, self._asked, js="() => String(Math.random())", **_QUIET)
 
     def _wire_opening(self) -> None:
         # One event, whatever asks: Gradio then sends the next question after the answer to the last one. Answers of
