@@ -40,9 +40,14 @@ class PageClient:
             yield page
 
     def _fire_chain(self, event: dict[str, Any]) -> None:
-        self.fire(event)
+        changed = []
+        if event["backend_fn"]:
+            self.fire(event)
+        else:  # the browser's alone; ours give their outputs another value
+            changed = [[part, "change"] for part in event["outputs"]]
+            self._values.update(dict.fromkeys(event["outputs"], uuid.uuid4().hex))
         for following in self._events:
-            if following["trigger_after"] == event["id"]:
+            if following["trigger_after"] == event["id"] or any(target in changed for target in following["targets"]):
                 self._fire_chain(following)
 
     def fire(self, event: dict[str, Any], event_data: Any = None) -> list[Any]:
