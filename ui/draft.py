@@ -13,6 +13,7 @@ from engine.models.shape import ModelShape
 from engine.runs.prediction import most_likely
 from engine.runs.preflight import machine_problems
 from ui.checks import question_of
+from ui.errors import explained
 from ui.form import Form
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
             problems = [*problems, *machine_problems(assumed, chosen)]
             if shape is not None:
                 estimate = estimate_memory(shape, assumed, device)
-        except EngineError as error:
-            trouble = error
+        except Exception as error:
+            trouble = explained(error)
     return Draft(
         mapping=mapping,
         config=config,

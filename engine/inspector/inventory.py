@@ -13,6 +13,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from engine.config.model import ModelConfig
 from engine.errors import ModelError, ModelLimitError
+from engine.inspector.answer_cache import read_answer_cache
 from engine.inspector.architecture import Sizes, build_config, read_attention, read_sizes
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from engine.models.progress import OnModelProgress, nobody_listens
@@ -89,6 +90,7 @@ def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
         tie_word_embeddings=any(module.is_output_head and module.tied_to for module in modules),
         rotary=_is_rotary(model),
         attention_support=read_attention(model).support,
+        **read_answer_cache(model)._asdict(),
         modules=modules,
         # Architectures that do not say have it built in: plain ones use GELU, gated ones SiLU.
         **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from engine.config.adapter import AdapterConfig
 from engine.config.run import RunConfig
-from engine.errors import MemoryUnknownError
 from engine.hardware.device import Device
 from engine.memory.allocator import DeviceNeed, need_on_device
 from engine.memory.components import describe_components
@@ -27,7 +26,7 @@ def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> Mem
 
     Raises:
         ConfigError: If the adapter matches no module of the model, or a setting is absurd.
-        ModelError: If the model's shape lacks what a decoder needs; MemoryUnknownError if its layers are like no others.
+        ModelError: If the model's shape lacks what a decoder needs; MemoryUnknownError if it has no layers of known size.
     """
     return Estimator(shape, device).estimate(config)
 
@@ -139,14 +138,7 @@ class Estimator:
     def _found(
         self, structure: ModelStructure, workload: Workload, targets: AdapterTargets, counts: TrainableCount
     ) -> Peak:
-        try:
-            return find_peak(structure, workload, self.device.name, targets, counts)
-        except (ArithmeticError, AssertionError, LookupError) as error:
-            # Layers of an architecture that nobody has foreseen; tests play those of every model that there is.
-            raise MemoryUnknownError(
-                f"The layers of {self.shape.architecture} are unlike all that the memory estimate knows.",
-                "It may train all the same; what a run takes is shown while it trains.",
-            ) from error
+        return find_peak(structure, workload, self.device.name, targets, counts)
 
     def _adapted(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         for known, targets, counts in self._known:

@@ -12,6 +12,9 @@ from engine.memory.structure import LayerStructure, ModelStructure
 from engine.memory.tape import Tape
 from engine.memory.targets import AdapterTargets
 from engine.memory.workload import Precision, Workload
+from engine.models.shape import ModelShape
+
+PIECE_TOKENS = 512  # engine/chat/weights.py
 
 _NO_TARGETS = AdapterTargets(modules=())
 
@@ -38,20 +41,34 @@ def inference_bytes(structure: ModelStructure, workload: Workload, device_name: 
     Args:
         workload: As `inference_workload` gives it.
 
-    Source: `DynamicCache` in transformers/cache_utils.py: keys and values of every layer, and those of one layer twice
-    while new ones are put behind them; `GenerationMixin`, which asks for the logits of the last position and casts them
-    to 32 bits.
+    Source: `Answer`, engine/chat/answer.py, which reads the prompt in pieces and asks for the logits of its last position;
+    `AdaptedBase.forward`, which casts them to 32 bits.
     """
-    shape, width = structure.shape, workload.precision.compute
+    shape = structure.shape
     passage = max(_passage(structure, workload, layer) for layer in structure.layers)
     logits = shape.vocab_size * (workload.precision.head + 4)
-    cache = 2 * workload.tokens * shape.num_key_value_heads * shape.head_dim * width
     return (
         sum(base_weight_bytes(structure, workload))
-        + cache * (shape.num_hidden_layers + 1)
+        + cache_bytes(shape, workload)
         + max(passage, logits)
         + workspace_bytes(workload, device_name)
     )
+
+
+def cache_bytes(shape: ModelShape, workload: Workload) -> int:
+    """Bytes of what the layers remember of a conversation, at most.
+
+    A layer that sees all tokens keeps the keys and values of all. One with a window keeps what its window lacks of the last
+    piece, in the tensor that has both. The largest of these is there twice, while new ones are put behind it. States of
+    constant size are held at 32 bits.
+
+    Source: `DynamicLayer`, `DynamicSlidingWindowLayer` and `LinearAttentionLayer`, transformers/cache_utils.py.
+    """
+    tokens = workload.tokens
+    limits = (None,) * shape.num_hidden_layers if shape.kept_tokens is None else shape.kept_tokens
+    kept = [tokens if window is None else min(tokens, window - 1 + PIECE_TOKENS) for window in limits]
+    a_token = 2 * shape.num_key_value_heads * shape.head_dim * workload.precision.compute
+    return a_token * (sum(kept) + max(kept, default=0)) + 4 * shape.state_elements
 
 
 def _passage(structure: ModelStructure, workload: Workload, layer: LayerStructure) -> int:

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from engine.errors import ModelError
+from engine.errors import MemoryUnknownError
 from engine.models.shape import ModelShape, ModuleShape
 
 _LAYER = re.compile(r"^(.*?\.(\d+))\.(.+)$")
 _ATTENTION = re.compile(r"(^|\.)[a-z_]*(attn|attention)[a-z_0-9]*(\.|$)", re.IGNORECASE)
 _ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out", "proj")
 _MLP_OUTPUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "wo", "out_proj", "output_linear")
+_MAY_TRAIN = "Train it without an estimate: what a run takes is shown while it trains."
 _PARALLEL_TYPES = frozenset({"gpt_neox", "gptj", "codegen", "falcon", "phi", "cohere", "cohere2", "gpt_neox_japanese"})
 
 
@@ -87,9 +88,10 @@ def read_structure(shape: ModelShape) -> ModelStructure:
     """Group the modules of a model into kinds of layers, and give each module its role.
 
     Raises:
-        ModelError: If it has no layers.
+        MemoryUnknownError: If it has no layers, or one with a product of unknown size.
     """
     by_layer, outside = _grouped(shape)
+    _require_sizes(shape, by_layer)
     kinds: Counter[tuple[object, ...]] = Counter()
     first: dict[tuple[object, ...], list[tuple[str, ModuleShape]]] = {}
     for members in by_layer.values():
@@ -117,7 +119,7 @@ def decoder_layers(shape: ModelShape) -> dict[str, tuple[ModuleShape, ...]]:
     """The modules of each layer of the language model by the layer's name, in order.
 
     Raises:
-        ModelError: If it has no layers.
+        MemoryUnknownError: If it has no layers.
     """
     by_layer, _ = _grouped(shape)
     return {name: tuple(module for _, module in members) for name, members in by_layer.items()}
@@ -135,11 +137,16 @@ def _grouped(shape: ModelShape) -> tuple[dict[str, list[tuple[str, ModuleShape]]
             by_layer.setdefault(match[1], []).append((match[3], module))
     by_layer = _of_decoder(by_layer, shape)
     if not by_layer:
-        raise ModelError(
-            f"No layers were found among the modules of {shape.architecture}.",
-            "Its memory cannot be estimated; what a run takes is shown while it trains.",
-        )
+        raise MemoryUnknownError(f"No layers were found among the modules of {shape.architecture}.", _MAY_TRAIN)
     return by_layer, outside
+
+
+def _require_sizes(shape: ModelShape, by_layer: dict[str, list[tuple[str, ModuleShape]]]) -> None:
+    for members in by_layer.values():
+        for _, module in members:
+            if module.kind in ("linear", "conv1d") and min(module.in_features, module.out_features) < 1:
+                size = f"{module.in_features} × {module.out_features}"
+                raise MemoryUnknownError(f"{module.name} of {shape.architecture} has a size of {size}.", _MAY_TRAIN)
 
 
 def _of_decoder(

@@ -18,7 +18,7 @@ from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 
-_INVENTORY_VERSION = 3  # raise it when engine.inspector.inventory reads the same architecture differently
+_INVENTORY_VERSION = 4  # raise it when engine.inspector.inventory reads the same architecture differently
 
 # Say nothing about sizes, and differ between copies of one model.
 _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"})

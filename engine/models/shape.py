@@ -78,6 +78,10 @@ class ModelShape(BaseModel):
     final_logit_softcapping: float | None = None  # Gemma 2
     attn_logit_softcapping: float | None = None
     attention_support: AttentionSupport = AttentionSupport()
+    # In a conversation: for each layer that keeps keys and values, of how many tokens at most; None is of all. Without a
+    # list, every layer keeps all.
+    kept_tokens: tuple[int | None, ...] | None = None
+    state_elements: int = 0  # of all layers that keep a state of constant size instead, or beside it
     modules: tuple[ModuleShape, ...] = ()
 
     @property

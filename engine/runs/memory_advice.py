@@ -1,6 +1,7 @@
 """What the memory estimate advises a run that ran out of memory."""
 
 import dataclasses
+import logging
 
 from engine.config.run import RunConfig
 from engine.errors import EngineError
@@ -11,6 +12,8 @@ from engine.memory.estimate import Estimator
 from engine.memory.result import GIB
 from engine.models.inventory_cache import known_inventory
 from engine.paths import LoratoryHome
+
+_log = logging.getLogger(__name__)
 
 # A run that was expected to fit and did not needs clearly less than before, whatever the device seemed to have.
 _ROOM_SHARE = 0.9
@@ -33,6 +36,9 @@ def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | Non
         room = min(device.total_bytes, round(need * _ROOM_SHARE))
         changes = advise(shape, config, dataclasses.replace(device, free_bytes=room)).changes
     except (EngineError, OSError, MemoryError):
+        return None
+    except Exception:  # why a run ended is said without advice as well
+        _log.exception("no advice on the memory of %s", config.model.id)
         return None
     best = next((change for change in changes if change.verdict == "fits"), changes[0] if changes else None)
     if best is None or best.needed_bytes >= need:

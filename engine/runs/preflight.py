@@ -10,7 +10,7 @@ from engine.config.model import ModelConfig
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.data.report import CheckProgress, DatasetReport
-from engine.errors import ConfigError, DatasetError, MemoryUnknownError, Problem
+from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
 from engine.hardware.device_problems import device_problems
 from engine.hardware.devices import device_options, list_devices
@@ -142,6 +142,11 @@ class Preflight:
         except MemoryUnknownError as error:
             # It may train all the same; what is lost is only the word on how much memory it takes.
             _log.warning("%s: %s", config.model.id, error.what)
+            return None
+        except EngineError:
+            raise
+        except Exception:  # a mistake in the estimate keeps nobody from training
+            _log.exception("the memory of %s could not be estimated", config.model.id)
             return None
 
 

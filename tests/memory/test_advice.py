@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config.load import config_from_mapping, with_overrides
-from engine.errors import ConfigError, EngineError, MemoryUnknownError, ModelError
+from engine.errors import ConfigError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
 from engine.memory.advice import advise
@@ -187,19 +187,23 @@ def test_a_model_without_a_size_gives_a_message_and_no_number(shape, size):
         estimate_memory(shape.model_copy(update={size: 0}), config_from_mapping(mapping()), gpu(8))
 
 
-def test_a_model_unlike_all_others_gives_a_message_and_may_train(shape):
-    norms = tuple(m.model_copy(update={"out_features": -1, "parameters": 0}) for m in shape.modules if m.kind == "norm")
-    strange = shape.model_copy(update={"modules": (*norms, *(m for m in shape.modules if m.kind != "norm"))})
-    broken = strange.model_copy(
-        update={
-            "modules": tuple(
-                m.model_copy(update={"in_features": 0}) if m.name.endswith("down_proj") else m for m in strange.modules
-            )
-        }
-    )
+def test_a_product_of_unknown_size_gives_a_message_and_may_train(shape):
+    unsized = [m.model_copy(update={"in_features": 0}) if m.name.endswith("down_proj") else m for m in shape.modules]
 
-    with pytest.raises(MemoryUnknownError) as caught:
-        estimate_memory(broken, config_from_mapping(mapping()), gpu(8))
+    with pytest.raises(MemoryUnknownError, match=r"down_proj of Qwen3ForCausalLM has a size of 0 ×") as caught:
+        estimate_memory(shape.model_copy(update={"modules": tuple(unsized)}), config_from_mapping(mapping()), gpu(8))
 
-    assert isinstance(caught.value, EngineError)
-    assert "may train" in caught.value.fix
+    assert "while it trains" in caught.value.fix
+
+
+@pytest.mark.parametrize("mistake", [AssertionError, KeyError, ZeroDivisionError])
+def test_a_mistake_of_the_estimate_is_not_laid_to_the_model(shape, mistake, monkeypatch):
+    def fail(*_):
+        raise mistake("a mistake of ours")
+
+    monkeypatch.setattr("engine.memory.estimate.find_peak", fail)
+
+    with pytest.raises(mistake, match="a mistake of ours"):
+        estimate_memory(shape, config_from_mapping(mapping()), gpu(8))
+    with pytest.raises(mistake):
+        compare_methods(shape, config_from_mapping(mapping()), gpu(8))

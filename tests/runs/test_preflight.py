@@ -164,15 +164,24 @@ def test_a_run_larger_than_the_whole_device_is_refused(home, store):
         Launcher(store, preflight).start(config())
 
 
-def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(home, store, inspector, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [(MemoryUnknownError("Layers of unknown size.", "It may train all the same."), "Layers of unknown size"),
+     (AssertionError("a mistake of ours"), "a mistake of ours")],
+    ids=["unknown to the estimate", "a mistake of the estimate"],
+)  # fmt: skip
+def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(
+    home, store, inspector, monkeypatch, caplog, error, logged
+):
     def fail(*_args):
-        raise MemoryUnknownError("Layers like no others.", "It may train all the same.")
+        raise error
 
     monkeypatch.setattr("engine.runs.prediction.needs_of", fail)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
     run = Launcher(store, preflight).start(config())
 
     assert read_provenance(run.folder).predicted_bytes is None
+    assert logged in caplog.text
 
 
 APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, has_fast_bfloat16=True)

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from engine.errors import MemoryUnknownError
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
 from tests.fake_inspector import FakeInspector
 from ui.checks import DatasetChecks
 from ui.draft import read_draft
+from ui.errors import UNEXPECTED
 from ui.form import Form
 from ui.page import targets_update
 from ui.tabs.method import method_choice, render_method_table, render_trainable
@@ -239,3 +241,22 @@ def test_targets_are_shown_as_the_modules_of_the_model(targets, choices, value):
 
     assert update["choices"] == choices
     assert update["value"] == value
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(MemoryUnknownError("It has a layer of size 0.", "Train it."), "It has a layer of size 0."),
+     (AssertionError("a mistake of ours"), UNEXPECTED.what)],
+    ids=["unknown to the estimate", "a mistake of the estimate"],
+)  # fmt: skip
+def test_a_run_whose_memory_cannot_be_estimated_can_start(form, monkeypatch, error, words):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("ui.draft.estimate_memory", fail)
+    draft = draft_of(form, small_shape(), model__id="m", dataset__source="d", adapter__target_modules=list(NAMES))
+
+    assert draft.estimate_error is not None
+    assert draft.estimate_error.what == words
+    assert "a mistake of ours" not in render_side_panel(draft)
+    assert why_not(draft) is None

@@ -11,10 +11,10 @@ from gradio.context import Context
 from gradio.events import Dependency
 
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, EngineError, Problem
+from engine.errors import ConfigError, EngineError, MemoryUnknownError, Problem
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from ui.draft import Draft
-from ui.errors import trouble
+from ui.errors import UNEXPECTED, trouble
 from ui.page import STORAGE_KEY, Page
 from ui.starts import Starts, StartUnderWay
 from ui.views.quantities import gib
@@ -194,8 +194,10 @@ def why_not(draft: Draft) -> str | None:
         return "One setting needs your attention." if count == 1 else f"{count} settings need your attention."
     if draft.config is None:
         return "The settings are not complete yet."
-    if draft.estimate_error is not None:
-        return draft.estimate_error.what
+    error = draft.estimate_error
+    # A run whose memory cannot be estimated may train all the same.
+    if error is not None and error is not UNEXPECTED and not isinstance(error, MemoryUnknownError):
+        return error.what
     estimate = draft.estimate
     if estimate is not None and estimate.expected_bytes > estimate.total_bytes:
         return (
