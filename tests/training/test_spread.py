@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import ConfigError, DeviceError
@@ -67,21 +68,25 @@ def put(module, device):
                 tensors[name] = pretended
 
 
+class KeepIndexes(TorchFunctionMode):
+    """Puts what `torch.tensor` makes where it was asked to: for pretended tensors it forgets the number of the device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if func is torch.tensor and device is not None and torch.device(device).index is not None:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(device)
+        return func(*args, **kwargs)
+
+
 @pytest.fixture
-def pretended_devices(monkeypatch):
-    """Devices named `meta:0` and `meta:1`: without autocast, and kept apart by `torch.tensor`, which drops the index."""
-    make = torch.tensor
-
-    def make_there(data, *, device=None, **options):
-        is_pretended = device is not None and torch.device(device).index is not None
-        return make(data, **options).to(device) if is_pretended else make(data, device=device, **options)
-
+def no_autocast(monkeypatch):
+    """Pretended devices have no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch, "tensor", make_there)
 
 
 @pytest.fixture
-def spread(pretended_devices):
+def spread(no_autocast):
     """A model over two pretended devices as the worker prepares it, and a batch on the first."""
     with contextlib.ExitStack() as stack:
 
@@ -103,6 +108,7 @@ def spread(pretended_devices):
                 model.enable_input_require_grads()
             batch = pad(make_rows(2), 0)
             stack.enter_context(FakeTensorMode())
+            stack.enter_context(KeepIndexes())
             put(model, "meta:0")
             for name, device in places.items():
                 put(causal_lm.get_submodule(name), f"meta:{device}")
