@@ -337,7 +337,7 @@ def _read_json_object(path: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a JSON object of usual size"
         raise ModelError(
-            f"{path.name} of {name} cannot be read ({reason}).", "Download or copy that file again."
+            f"The {path.name} of {name} cannot be read ({reason}).", "Download or copy that file again."
         ) from error
     return value
 
