@@ -1,19 +1,90 @@
 """An inspector under attack: how long it takes to answer, what its processes hold, and how others fare meanwhile."""
 
-import os
+import json
+import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
+from engine.paths import LoratoryHome
+from tests.tiny_model import make_tiny_model
 
-ANSWERED_WITHIN_SECONDS = 10.0
-OTHERS_WAIT_AT_MOST_SECONDS = 2.0
+ROWS = 100
 PEAK_BYTES = 2_000_000_000
+# Tell an answer from a hang on a busy machine. `tests.benchmarks.hostile_inputs` measures against the limits that a person
+# would notice, 10 s for the answer and 2 s for others.
+_HANGS_AFTER_SECONDS = 90.0
+
+HostileFile = str | bytes | Callable[[Path], None]  # text, bytes, or what writes the file
+
+
+@dataclass(frozen=True)
+class Target:
+    """An inspector that is attacked, and what must continue to work meanwhile."""
+
+    inspector: Inspector
+    dataset: DatasetConfig
+    good_model: ModelConfig
+
+    def preview(self, model: ModelConfig, count: int = 3) -> str:
+        """Return what is wrong with the rows of a page."""
+        page = self.inspector.preview(self.dataset, model, 64, count=count)
+        return " ".join(row.problem or "" for row in page.rows)
+
+    def good_page(self) -> None:
+        """Ask for a page of the good model, which has nothing wrong with it."""
+        page = self.inspector.preview(self.dataset, self.good_model, 64, count=3)
+        assert all(row.sequences and not row.problem for row in page.rows)
+
+    def wait_until_calm(self) -> None:
+        """Wait until all data processes answer: what an earlier attack ended has then started again."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            self.good_page()
+            if self.inspector._data.ready == len(self.inspector._data.pids):
+                return
+            time.sleep(0.05)
+
+
+@contextmanager
+def attacked_inspector(folder: Path) -> Iterator[Target]:
+    """Start an inspector with a dataset and a good model, all below an empty folder."""
+    home = LoratoryHome(folder / "home")
+    home.make_writable()
+    rows = [{"instruction": f"Question of row {n:03d}?", "output": f"Answer {n}."} for n in range(ROWS)]
+    data = home.root / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = ModelConfig(id=str(make_tiny_model(folder / "good-model")))
+    target = Target(Inspector(home), DatasetConfig(source=str(data)), model)
+    try:
+        target.good_page()
+        yield target
+    finally:
+        target.inspector.close()
+
+
+def make_hostile_model(good: ModelConfig, folder: Path, **files: HostileFile) -> ModelConfig:
+    """Copy the good model, with other files in it; `a__b_json` names `a/b.json`."""
+    copy = folder / "hostile-model"
+    shutil.copytree(good.id, copy)
+    for name, content in files.items():
+        path = copy / name.replace("__", "/").replace("_json", ".json").replace("_jinja", ".jinja")
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content(path)
+    return ModelConfig(id=str(copy))
 
 
 class Attack(NamedTuple):
@@ -62,11 +133,10 @@ def attack(inspector: Inspector, hostile: Callable[[], str], good: Callable[[], 
 
 
 def require_survived(came: Attack) -> None:
-    """Fail where the attack had any effect on others; on a machine with more to do than it has cores, all takes longer."""
-    slowdown = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert came.seconds < ANSWERED_WITHIN_SECONDS * slowdown
+    """Fail where the attack hung, took the memory, or kept others waiting."""
+    assert came.seconds < _HANGS_AFTER_SECONDS
     assert came.peak_bytes < PEAK_BYTES
-    assert came.waited_seconds < OTHERS_WAIT_AT_MOST_SECONDS * slowdown
+    assert came.waited_seconds < _HANGS_AFTER_SECONDS / 3
 
 
 def _resident_bytes(pid: int) -> int:
@@ -74,13 +144,3 @@ def _resident_bytes(pid: int) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
     return 0
-
-
-def wait_until_calm(inspector: Inspector, good: Callable[[], None]) -> None:
-    """Wait until all data processes answer: what an earlier attack ended has then started again."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        good()
-        if inspector._data.ready == len(inspector._data.pids):
-            return
-        time.sleep(0.05)
