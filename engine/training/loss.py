@@ -159,8 +159,9 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
-        scales = hidden.new_ones((hidden.shape[0], 1), dtype=torch.float32)
-        needs_scales = torch.float16 in (hidden.dtype, weight.dtype)
+        # In float16 the loss scale comes with the backward pass, when a gradient that is too small would be gone.
+        needs_scales = wants_gradient and torch.float16 in (hidden.dtype, weight.dtype)
+        scales = hidden.new_ones((hidden.shape[0], 1), dtype=torch.float32) if needs_scales else None
         for start, end in _chunks(hidden, weight.shape[0]):
             output = functional.linear(hidden[start:end].to(weight.dtype), weight, bias)
             logits = transform.apply(output.float())
@@ -172,11 +173,11 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
             slope = torch.exp(logits - normalizer) if transform.cap is not None else logits.sub_(normalizer).exp_()
             slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
             transform.chain_(slope, logits)
-            if needs_scales:  # the loss scale comes with the backward pass, when what is too small would be gone
+            if scales is not None:
                 scales[start:end] = _float16_scales(slope)
                 slope.mul_(scales[start:end])
             gradient[start:end] = output.copy_(slope) @ weight
-        ctx.save_for_backward(gradient, scales if needs_scales else None)
+        ctx.save_for_backward(gradient, scales)
         return total
 
     @staticmethod

@@ -49,6 +49,7 @@ def loaded(monkeypatch):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     monkeypatch.setattr(build, "plan_spread", lambda source, config, devices: {"layers": len(devices)})
     monkeypatch.setattr(build, "keep_beside", lambda model: asked.append("kept beside"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (8, 6))
     return asked
 
 
