@@ -1,6 +1,7 @@
 """Fixtures that every room shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
     items.sort(key=lambda item: (item.path in slow, item.path.name not in LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """The environment as it was, for the next test: what runs in a worker gives up its login for good."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if not name.startswith("PYTEST_")})
 
 
 @pytest.fixture
