@@ -2,6 +2,7 @@
 
 from engine.memory.tensors_at_peak import TensorsAtPeak
 from engine.memory.workload import Workload
+from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 
 MIB = 2**20
 
@@ -14,6 +15,11 @@ _PROCESS_ITSELF = 590 * MIB
 _HOLES_OF_KEPT = 0.075
 _HOLES_OF_LAYER = 1.8
 _HOLES_OF_MANY_SIZES = 1.75
+# oneDNN compiles a product for each size of a pass, forward and backward, and both its cache and PyTorch's keep it: code,
+# tables and buffers of 0.58 MiB each (the heap of runs of ever new lengths, at capacities of 64, 256 and 1,024). The first
+# size is part of the process itself.
+_COMPILED_PRODUCT = round(0.58 * MIB)
+_PRODUCTS_OF_A_SIZE = 40
 # Rows of many lengths leave more holes than rows of one: runs on real rows that come near max_length were measured up to a
 # quarter above what is expected.
 _MARGIN = 0.27
@@ -28,4 +34,11 @@ def process_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> tuple[int, int
     if workload.precision.autocast is not None or workload.base == "int8":
         holes *= _HOLES_OF_MANY_SIZES
     expected = _PROCESS_ITSELF + tensors.mapped_bytes + tensors.allocated_bytes + round(holes)
+    expected += compiled_products_bytes(workload.pass_sizes)
     return expected, round(expected * (1 + _MARGIN))
+
+
+def compiled_products_bytes(pass_sizes: int) -> int:
+    """Return what compiled products of further sizes than the first hold, within the capacity that our workers set."""
+    products = min(PRODUCT_CACHE_CAPACITY, _PRODUCTS_OF_A_SIZE * pass_sizes)
+    return _COMPILED_PRODUCT * max(0, products - _PRODUCTS_OF_A_SIZE)

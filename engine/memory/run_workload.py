@@ -31,7 +31,19 @@ _LARGEST_HEAD = 256
 def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
     """Describe the passes of a run: the one of the longest rows, and whatever may take more in a shorter one."""
     step = workload_of_step(shape, config, device)
-    return replace(step, loss=replace(step.loss, covers_shorter=True))
+    return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=_pass_sizes(config, device, step))
+
+
+def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
+    """Return for how many sizes of a pass products are compiled: 16-bit ones on a CPU, by oneDNN.
+
+    Source: `use_mkldnn_matmul`, aten/src/ATen/native/mkldnn/Matmul.cpp; 32-bit products go to MKL, which keeps none.
+    """
+    if device.kind != "cpu" or step.precision.compute != 2:
+        return 1
+    largest = step.tokens // step.fills_up_to if step.joined else step.length
+    passes = config.training.max_steps * config.training.gradient_accumulation_steps
+    return min(largest, passes) if passes > 0 else largest
 
 
 def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:

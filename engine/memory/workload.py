@@ -96,6 +96,7 @@ class Workload:
         accumulates: Gradients of earlier passes wait while a pass is under way.
         fused_norms: Kernels that keep one tensor per norm, and rotate in place.
         keeps_cache: Keys and values of all layers are kept in a cache although nothing reads it.
+        pass_sizes: Sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere.
         data_parallel: Devices that each hold the whole model and average their gradients (DDP).
         sharded: Devices that share weights, gradients and optimizer state among them (FSDP).
         holds_embeddings: The device looks tokens up; else hidden states arrive from another one, and gradients go back.
@@ -122,6 +123,7 @@ class Workload:
     fused_norms: bool = False
     keeps_cache: bool = False
     gptq_group_size: int = 128
+    pass_sizes: int = 1
     data_parallel: int = 1
     sharded: int = 1
     holds_embeddings: bool = True

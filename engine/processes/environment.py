@@ -24,7 +24,7 @@ _PASSED = frozenset(
         # Where models and data are kept, and whether the Hub may be asked.
         *("HF_HOME", "HF_ENDPOINT", "HF_ASSETS_CACHE", "HUGGINGFACE_HUB_CACHE", "HUGGINGFACE_ASSETS_CACHE"),
         *("TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE", "TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "DO_NOT_TRACK"),
-        *("USE_TORCH", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+        *("USE_TORCH", "LRU_CACHE_CAPACITY", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     }
 )
 # Settings of the libraries that compute, of caches of the Hub's libraries, of languages, and our own.
@@ -42,7 +42,7 @@ _PASSED_PREFIXES = (
         "ACCELERATE_",
     ),
     *("CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_"),
-    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "VECLIB_", "MALLOC_"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "VECLIB_", "MALLOC_", "ONEDNN_"),
 )
 _SECRET_WORD = re.compile(
     r"(^|_)(API)?(TOKENS?|KEYS?|SECRETS?|PASS|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(_|$)", re.IGNORECASE

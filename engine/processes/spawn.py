@@ -14,6 +14,14 @@ from engine.processes.environment import Access, environment_for
 # step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and a step takes a quarter longer. So
 # they look for a moment, some 20 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
 OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+# On a CPU, 16-bit products are compiled for each size of batch. oneDNN and PyTorch each keep the newest 1,024 of them, up
+# to 600 MB, unless these say otherwise.
+PRODUCT_CACHE_CAPACITY = 128
+PRODUCT_CACHE_ENVIRONMENT = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRODUCT_CACHE_CAPACITY),
+    "LRU_CACHE_CAPACITY": str(PRODUCT_CACHE_CAPACITY),
+}
+LIBRARY_ENVIRONMENT = {**OPENMP_ENVIRONMENT, **PRODUCT_CACHE_ENVIRONMENT}
 
 
 def worker_argv(module: str, arguments: Sequence[str] = ()) -> list[str]:
@@ -54,7 +62,7 @@ def spawn(
                 stdin=stdin,
                 stdout=log if stdout is None else stdout,
                 stderr=log,
-                env={**OPENMP_ENVIRONMENT, **environment_for(access), **(environment or {})},
+                env={**LIBRARY_ENVIRONMENT, **environment_for(access), **(environment or {})},
                 start_new_session=True,
                 close_fds=True,
                 pass_fds=inherited,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, StorageError
-from engine.processes.spawn import OPENMP_ENVIRONMENT
+from engine.processes.spawn import LIBRARY_ENVIRONMENT
 from engine.runs.companion_failures import forget_failures, note_failure, noted_failure
 from engine.runs.event_log import EventWriter
 from engine.runs.run import RunFolder
@@ -65,7 +65,7 @@ def _prepare_environment() -> None:
     # What Apple's GPU lacks a kernel for is computed by the processor, instead of ending the run.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     # As `engine.processes.spawn` sets it; here for workers that a person or a cluster starts.
-    for name, value in OPENMP_ENVIRONMENT.items():
+    for name, value in LIBRARY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -2,7 +2,8 @@
 
 Each cell is a real run of the demo model by the real worker, two optimizer steps on rows of full length: method × batch ×
 length × gradient checkpointing. By default 28 cells, in which every method meets every batch and every length, with and without
-checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. Prints each cell as soon as it is
+checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. `--varied` runs other cells: many
+steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. Prints each cell as soon as it is
 known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
 fails is named, counts in no mean, and makes the command fail. Measure on a machine that does nothing else.
 
@@ -19,23 +20,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor
 from engine.inspector.inventory import module_inventory
-from engine.memory.estimate import estimate_memory
+from engine.memory.estimate import Estimator, describe_peak
 from engine.memory.result import MemoryEstimate
+from engine.memory.run_workload import workload_of_run
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.spawn import spawn, worker_argv
 from engine.runs.event_log import read_events
 from engine.runs.events import FailedEvent, MemoryEvent
 from engine.runs.store import RunStore
+from tests.benchmarks.training_trial import ALPACA
 
 MIB = 2**20
 METHODS: dict[str, tuple[str, ...]] = {
@@ -61,26 +64,43 @@ class Cell(NamedTuple):
     batch_size: int
     length: int
     checkpointing: bool
+    steps: int = 2
+    rows: Literal["longest", "alpaca"] = "longest"
+    overrides: tuple[str, ...] = ()
 
     def config(self, dataset: Path, model: str) -> RunConfig:
         """What is run."""
+        varied = self.rows == "alpaca"
         sections: dict[str, dict[str, object]] = {
             "model": {"id": model},
             "adapter": {},
-            "dataset": {"source": str(dataset), "format": "text", "train_on": "all", "eval_fraction": 0},
+            "dataset": {"source": str(ALPACA), "max_samples": self.steps * self.batch_size, "eval_fraction": 0}
+            if varied
+            else {"source": str(dataset), "format": "text", "train_on": "all", "eval_fraction": 0},
             "training": {
                 "per_device_train_batch_size": self.batch_size,
-                "gradient_accumulation_steps": 2,
+                "gradient_accumulation_steps": 1 if varied else 2,
                 "max_length": self.length,
                 "gradient_checkpointing": self.checkpointing,
-                "max_steps": 2,
+                "max_steps": self.steps,
             },
         }
-        for override in METHODS[self.method]:
+        for override in (*METHODS[self.method], *self.overrides):
             key, _, value = override.partition("=")
             section, _, field = key.partition(".")
             sections[section][field] = value
         return config_from_mapping(sections)
+
+
+VARIED_CELLS = (
+    Cell("LoRA", 2, 512, False, 32, "alpaca", ("adapter.lora_dropout=0.05",)),
+    Cell("LoRA", 2, 256, False, 16, "alpaca"),
+    Cell("LoRA", 2, 512, False, 16, "alpaca", ("model.compute_dtype=float32",)),
+    Cell("LoRA", 4, 512, True, 16, "alpaca"),
+    Cell("Prefix tuning", 2, 512, False, 16, "alpaca"),
+    Cell("IA3", 2, 512, False, 16, "alpaca"),
+    Cell("QLoRA", 2, 512, False, 16, "alpaca"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +141,11 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--cells", default="", help="such as 0-5 or 3,7")
     parser.add_argument("--all", action="store_true", help="every cell of the grid, which takes much longer")
+    parser.add_argument("--varied", action="store_true", help="the cells on rows of many lengths instead")
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    chosen = list(_chosen(options.cells, whole=options.all))
+    chosen = list(_chosen(options))
     if options.list:
         for number, cell in chosen:
             print(number, *cell)
@@ -154,12 +175,13 @@ def main() -> int:
     return 1 if failed or not results else 0
 
 
-def _chosen(text: str, *, whole: bool) -> Iterator[tuple[int, Cell]]:
-    grid = cells()
-    if not text:
+def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
+    grid: Sequence[Cell] = VARIED_CELLS if options.varied else cells()
+    if not options.cells:
+        whole = options.all or options.varied
         yield from ((number, grid[number]) for number in (range(len(grid)) if whole else default_cells()))
         return
-    for part in text.split(","):
+    for part in options.cells.split(","):
         first, _, last = part.partition("-")
         for number in range(int(first), int(last or first) + 1):
             yield number, grid[number]
@@ -172,13 +194,21 @@ def write_rows(path: Path) -> Path:
     return path
 
 
+def predict(cell: Cell, config: RunConfig, shape: ModelShape, device: Device) -> MemoryEstimate:
+    """Predict the run; of rows that are cut to one length it is known that all passes have one size."""
+    workload = workload_of_run(shape, config, device)
+    if cell.rows == "longest":
+        workload = dataclasses.replace(workload, pass_sizes=1)
+    return describe_peak(Estimator(shape, device).peak(workload), workload, device)
+
+
 def measure(cell: Cell, config: RunConfig, shape: ModelShape, device: Device, home: LoratoryHome) -> Result:
     """Predict, run, and read the peak from the run's own events.
 
     Raises:
         RuntimeError: If the run failed.
     """
-    estimate: MemoryEstimate = estimate_memory(shape, config, device)
+    estimate = predict(cell, config, shape, device)
     store = RunStore(home, "memory-grid")
     run = store.create(config)
     began = time.monotonic()

@@ -37,6 +37,19 @@ def test_variables_are_added_and_no_open_file_is_inherited(tmp_path, monkeypatch
         assert run(tmp_path, code, environment={"ADDED": "1"}) == "yes 1\nclosed\n"
 
 
+def test_caches_of_compiled_products_are_bounded_unless_the_person_set_them(tmp_path, monkeypatch):
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    code = f"import os; print(*(os.environ.get(name) for name in {names}))"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    first, second = run(tmp_path, code).split()
+    assert int(first) == int(second) < 1024
+
+    for name in names:
+        monkeypatch.setenv(name, "777")
+    assert run(tmp_path, code).splitlines()[-1] == "777 777"
+
+
 def test_what_cannot_be_started_is_one_clear_error(tmp_path):
     with pytest.raises(WorkerError, match="could not be started"):
         spawn(["/nonexistent/program"], log_file=tmp_path / "log")

@@ -15,6 +15,7 @@ from torch import distributed
 
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
+from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 from engine.runs import memory_advice
 from engine.training import attention, build, placement, worker
 from engine.training.attention import JoinedRows, joined_attention
@@ -247,6 +248,19 @@ def test_settings_of_accelerate_of_the_persons_own_decide_nothing(monkeypatch):
 
     assert not foreign.keys() & before.keys()
     assert before["RANK"] == "1"
+
+
+def test_the_worker_bounds_what_is_kept_of_compiled_products(monkeypatch):
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    before = {name: value for name, value in os.environ.items() if name not in names}
+    monkeypatch.setattr(os, "environ", before)
+
+    worker._prepare_environment()
+
+    assert {before[name] for name in names} == {str(PRODUCT_CACHE_CAPACITY)}
+    before["LRU_CACHE_CAPACITY"] = "777"
+    worker._prepare_environment()
+    assert before["LRU_CACHE_CAPACITY"] == "777"
 
 
 def test_the_worker_asks_for_an_allocator_that_wastes_little(monkeypatch):
