@@ -45,7 +45,7 @@ Handler = Callable[[JsonObject, Request], "JsonObject | Steps"]
 def serve(handlers: Mapping[str, Handler]) -> None:
     """Answer requests from stdin until it closes; to be called by the worker module.
 
-    Stray prints of libraries go to stderr, so that they cannot disturb the answers. The process ends with its asker.
+    Stray prints of libraries go to stderr and cannot disturb the answers. The process ends with its asker.
     """
     end_with_asker()
     asker = _Asker(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))

@@ -42,7 +42,7 @@ def confined(seconds: float, memory_bytes: int) -> Iterator[None]:
 
 
 def renew_deadline(seconds: float) -> None:
-    """Count the time anew from here, for the next of several pieces of work inside `confined`; does nothing outside."""
+    """Restart the time limit, for the next of several pieces of work inside `confined`; does nothing outside."""
     if DEADLINE_SIGNAL and signal.getitimer(signal.ITIMER_PROF)[0]:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -1,6 +1,6 @@
-"""A few processes that answer the same questions, so that one question that takes long, or ends its process, delays no other.
+"""A few processes that answer the same questions: one that takes long, or ends its process, delays no other.
 
-Questions change nothing, so that each can be asked again: of another process where the first is busy with one long step,
+Questions change nothing, so each can be asked again: of another process where the first is busy with one long step,
 and once more where the process ended while it worked on something else.
 """
 
@@ -57,7 +57,7 @@ class ProcessPool:
         return sum(process.is_ready for process in self._processes)
 
     def start(self) -> None:
-        """Start the first process now, so that the first question need not wait for its imports."""
+        """Start the first process now, and save the first question the wait for its imports."""
         self._processes[0].start()
 
     def close(self, timeout_seconds: float = 5.0) -> None:

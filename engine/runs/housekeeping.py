@@ -1,4 +1,4 @@
-"""What would grow without end in the server's folder, bounded now and then by whoever supervises."""
+"""Bound the size of what the server's folder collects: logs, keys of starts, old leases."""
 
 import contextlib
 import time

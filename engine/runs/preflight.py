@@ -145,7 +145,7 @@ class Preflight:
             return None
         except EngineError:
             raise
-        except Exception:  # a mistake in the estimate keeps nobody from training
+        except Exception:  # a mistake in the estimate must not block training
             _log.exception("the memory of %s could not be estimated", config.model.id)
             return None
 
