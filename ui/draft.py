@@ -90,8 +90,9 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
 def _dataset_problems(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
     """What is known to be wrong with the dataset's files; nothing is opened to find out."""
     question = question_of(mapping)
-    trouble = services.checks.trouble(question) if question is not None else None
-    return [Problem("dataset.source", f"{trouble.what} {trouble.fix}")] if trouble is not None else []
+    if question is None or services.checks.trouble(question) is None:
+        return []
+    return [Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
 
 
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:

@@ -46,7 +46,7 @@ def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_ano
     broken = page.draft(visitor.values(dataset__source="missing/data"))
     assert told["trouble"] == "missing/data does not exist."
     assert [tuple(problem) for problem in broken.problems] == [
-        ("dataset.source", "missing/data does not exist. Check the path.")
+        ("dataset.source", "cannot be trained on. The Data tab shows the reason.")
     ]
     assert visitor.open(dataset__source="rows.jsonl")["trouble"] == ""
     assert page.draft(visitor.values(dataset__source="rows.jsonl")).problems == ()

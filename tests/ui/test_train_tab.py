@@ -244,7 +244,8 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_told_once
     draft = tab._page.draft(values)
     assert why_not(draft) == "One setting needs your attention."
     reason, panel, plan = render_reason(draft), render_side_panel(draft), tab.count(PAGE, *values)[0]
-    assert [text.count("rows.jsonl cannot be read. Check the file.") for text in (reason, panel, plan)] == [1, 1, 0]
+    assert [text.count("The Data tab shows the reason.") for text in (reason, panel, plan)] == [1, 1, 0]
+    assert not any("rows.jsonl cannot be read" in text for text in (reason, panel, plan))
     assert why_not(tab._page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
 
 

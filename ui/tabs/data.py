@@ -87,6 +87,7 @@ class DataTab:
             self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **_QUIET),
         ):
             self.open_after(page.change_after(chosen, self._change))
+        self.samples.click(lambda: "", None, self.own, **_QUIET)
         for changed in self.reading.wire():
             self.open_after(changed)
         self.rows.wire()
