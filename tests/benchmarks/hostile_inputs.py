@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.hostile_inputs`: what files written to stop this program do to it.
 
 Attacks one inspector with each template, tokenizer and configuration of `tests/faults/hostile`, in turn, while previews of a
-good model are asked for without a pause. Prints for each the seconds until it was answered (wanted: 10), the peak of all
-the inspector's processes together (wanted: 2 GB), the longest wait for a good preview (wanted: 2 s), and the answer.
+good model are asked for without a pause. Prints for each the seconds until it was answered (wanted: 10), the peak of the
+inspector's largest process (wanted: 2 GB), the longest wait for a good preview (wanted: 2 s), and the answer.
 """
 
 import argparse

@@ -92,7 +92,7 @@ class Attack(NamedTuple):
 
     message: str  # the error, or what the answer says
     seconds: float
-    peak_bytes: int  # of all processes of the inspector together, at one time
+    peak_bytes: int  # resident, of the largest process of the inspector
     waited_seconds: float  # the longest that a good question beside it took
 
 
@@ -114,7 +114,7 @@ def attack(inspector: Inspector, hostile: Callable[[], str], good: Callable[[], 
 
     def watch() -> None:
         while not done.is_set():
-            peaks.append(sum(map(_resident_bytes, inspector.pids)))
+            peaks.append(max(map(_resident_bytes, inspector.pids), default=0))
             done.wait(0.02)
 
     watching = threading.Thread(target=watch, daemon=True)
