@@ -65,7 +65,7 @@ class Inspector:
                 JsonLinesProcess(module, arguments=arguments, log_file=log, environment=environment, access=access)
                 for _ in range(size)
             )
-            return ProcessPool(tuple(same), _explain_overrun)
+            return ProcessPool(tuple(same), _explain_overrun, spare=module == DATA_WORKER_MODULE)
 
         self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", _DATA_PROCESSES)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same

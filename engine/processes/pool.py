@@ -15,7 +15,7 @@ from engine.processes.json_lines import JsonLinesProcess, JsonObject, NotBegunEr
 _BEGINS_WITHIN_SECONDS = 0.25
 _DEATHS = 3  # of processes, before a question that was never begun gives up
 _REMEMBERED = 64
-_KEPT_IDLE_SECONDS = 60.0
+_KEPT_IDLE_SECONDS = 600.0
 
 
 class Overrun(NamedTuple):
@@ -32,12 +32,21 @@ class ProcessPool:
     Args:
         processes: The same program, several times; the first is kept.
         explain: Says for people what a question's process was ended over: gets its parameters.
+        spare: Whether the second starts after the first answer, before it is needed: no question then waits for imports.
     """
 
-    def __init__(self, processes: tuple[JsonLinesProcess, ...], explain: Callable[[JsonObject], EngineError]) -> None:
+    def __init__(
+        self,
+        processes: tuple[JsonLinesProcess, ...],
+        explain: Callable[[JsonObject], EngineError],
+        *,
+        spare: bool = False,
+    ) -> None:
         self._processes = processes
         self._explain = explain
-        self._lock = threading.Lock()  # guards `_overruns` and `_idle_timer`
+        self._spares = processes[1:2] if spare else ()
+        self._lock = threading.Lock()  # guards `_overruns`, `_idle_timer` and `_is_closed`
+        self._is_closed = False
         self._overruns: dict[str, Overrun] = {}
         self._idle_timer: threading.Timer | None = None
 
@@ -63,6 +72,7 @@ class ProcessPool:
     def close(self, timeout_seconds: float = 5.0) -> None:
         """End the processes; questions under way end with a WorkerError."""
         with self._lock:
+            self._is_closed = True
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
         for process in self._processes:
@@ -98,7 +108,10 @@ class ProcessPool:
             asked = {**params, "overruns": list(self._overruns.copy().values())}
             begins_within = _BEGINS_WITHIN_SECONDS if len(self._processes) > 1 else None
             try:
-                yield from process.stream(method, asked, begins_within=begins_within)
+                for answer in process.stream(method, asked, begins_within=begins_within):
+                    if "result" in answer:
+                        self._start_spare()
+                    yield answer
                 return
             except NotBegunError:
                 busy = process
@@ -115,15 +128,25 @@ class ProcessPool:
             finally:
                 self._end_idle_ones_later()
 
+    def _start_spare(self) -> None:
+        with self._lock:
+            if not self._is_closed:
+                for process in self._spares:
+                    process.start()
+
     def _choose(self, busy: JsonLinesProcess | None) -> JsonLinesProcess:
-        """The first that is free; else one that moves on; else one that is not started; else the least asked."""
+        """Return the first process that keeps up; else one that is not started; else the one with the fewest questions.
+
+        The first has the tokenizers that were asked about before, so it is preferred to an idle spare one.
+        """
         offered = [process for process in self._processes if process is not busy]
         started = [process for process in offered if process.pid is not None]
-        free = [process for process in started if not process.requests]
-        moving = [process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS]
+        keeping_up = [process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS]
         not_started = [process for process in offered if process.pid is None]
-        best = free or moving or not_started[:1] or offered
-        return min(best, key=lambda process: process.requests)
+        for best in (keeping_up, not_started):
+            if best:
+                return best[0]
+        return min(offered, key=lambda process: process.requests)
 
     def _at_fault(self, end: ProcessEndedError, params: JsonObject) -> EngineError:
         if end.exit_code not in OVERRUN_EXIT_CODES:

@@ -79,6 +79,17 @@ def test_one_process_is_enough_while_it_keeps_up(pool):
     assert len(pool.pids) == 1
 
 
+def test_a_spare_process_is_ready_before_it_is_needed(tmp_path):
+    pool = ProcessPool((a_process(tmp_path), a_process(tmp_path)), lambda params: ModelLimitError("", ""), spare=True)
+    first = pool.call("echo", {})["pid"]
+    assert len(pool.pids) == 2
+
+    assert [pool.call("echo", {})["pid"] for _ in range(3)] == [first] * 3, "a spare process knows no tokenizer yet"
+
+    pool.close(timeout_seconds=0.5)
+    assert pool.pids == ()
+
+
 def test_closing_ends_what_is_under_way_and_starts_nothing_anew(pool):
     counting = pool.stream("count", {"to": 1_000_000})
     next(counting)
