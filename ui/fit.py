@@ -9,8 +9,8 @@ from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.hardware.devices import Device, list_devices
+from engine.memory.compare import compare_methods
 from engine.memory.estimate import Verdict
-from engine.memory.methods import compare_methods
 from engine.models.catalog import list_catalog
 from engine.models.shape import ModelShape
 from ui.errors import explained

@@ -12,8 +12,8 @@ from engine.hardware.device_problems import device_problems
 from engine.hardware.devices import Device, device_options, list_devices
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
+from engine.memory.compare import MethodNeed, compare_methods
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
-from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
 from engine.runs.measurement import MeasuredStep, MeasurementJob

@@ -15,8 +15,8 @@ from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
 from engine.memory.advice import advise
+from engine.memory.compare import compare_methods
 from engine.memory.estimate import estimate_memory
-from engine.memory.methods import compare_methods
 from engine.models.catalog import find_in_catalog
 from engine.models.shape import ModelShape
 

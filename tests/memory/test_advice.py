@@ -7,9 +7,9 @@ from engine.errors import ConfigError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
 from engine.memory.advice import advise
+from engine.memory.compare import compare_methods
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.memory.limits import largest_that_fits
-from engine.memory.methods import compare_methods
 from engine.memory.several_devices import share_among
 from engine.models.catalog import find_in_catalog
 

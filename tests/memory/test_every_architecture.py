@@ -12,8 +12,8 @@ from engine.errors import ModelError
 from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
 from engine.memory.advice import advise
+from engine.memory.compare import compare_methods
 from engine.memory.estimate import estimate_memory
-from engine.memory.methods import compare_methods
 
 GPU = Device(
     kind="cuda",

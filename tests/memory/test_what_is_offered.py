@@ -11,7 +11,7 @@ from engine.hardware.device import Device
 from engine.hardware.device_problems import device_problems
 from engine.inspector.inventory import inventory_of
 from engine.memory.advice import AdvisedChange, advise
-from engine.memory.methods import MethodNeed, compare_methods
+from engine.memory.compare import MethodNeed, compare_methods
 from engine.models.catalog import find_in_catalog
 
 GIB = 2**30

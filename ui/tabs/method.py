@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from engine.memory.compare import MethodNeed, compare_methods
 from engine.memory.estimate import Estimator, Verdict
-from engine.memory.methods import MethodNeed, compare_methods
 from engine.memory.several_devices import DeviceShare, share_among
 from ui.components import FieldChoices, Radio
 from ui.draft import Draft
