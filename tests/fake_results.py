@@ -16,7 +16,7 @@ from engine.evaluation.contract import (
     evaluation_file,
 )
 from engine.export.contract import ExportedFile, ExportProgress, ExportRequest, ExportResult, Verification
-from engine.export.push_contract import PushProgress, PushRequest, PushResult
+from engine.export.push.contract import PushProgress, PushRequest, PushResult
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import CancelledRequestError
 from tests.fake_inspector import QUESTIONS

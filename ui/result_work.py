@@ -14,8 +14,8 @@ from engine.evaluation.contract import EvaluationRequest, EvaluationResult
 from engine.evaluation.job import EvaluationJob
 from engine.export.contract import ExportRequest, ExportResult
 from engine.export.job import ExportJob
-from engine.export.push_contract import PushRequest, PushResult
-from engine.export.push_job import PushJob
+from engine.export.push.contract import PushRequest, PushResult
+from engine.export.push.job import PushJob
 from engine.export.records import ExportRecord, keep_record
 from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.run import Run

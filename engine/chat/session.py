@@ -32,7 +32,7 @@ from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
 
-WORKER_MODULE = "engine.chat.worker"
+WORKER_MODULE = "engine.chat.worker.main"
 
 _LEAVING_SECONDS = 3.0  # a run that has just ended still holds its device until its process is gone
 _LOOK_SECONDS = 1.0

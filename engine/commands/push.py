@@ -8,7 +8,7 @@ from engine.commands.chat import find_target, with_choices
 from engine.commands.output import ProgressLine, print_json, words_of_bytes
 from engine.config.export import ExportDtype
 from engine.config.push import PushConfig
-from engine.export.push_contract import PushProgress, PushRequest, PushResult
+from engine.export.push.contract import PushProgress, PushRequest, PushResult
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
 
@@ -44,7 +44,7 @@ def push(
     The token comes from HF_TOKEN or from `hf auth login`, and is kept nowhere.
     """
     from engine.config.load import section_from_mapping
-    from engine.export.push_job import PushJob
+    from engine.export.push.job import PushJob
 
     values = {
         "kind": "merged" if merged else "adapter",

@@ -29,7 +29,7 @@ def script(
     from engine.commands.named_path import named_path
     from engine.config.load import config_to_yaml
     from engine.errors import RunError, StorageError
-    from engine.export.script import gather_script_facts, write_script
+    from engine.export.script.write import gather_script_facts, write_script
     from engine.runs.store import RunStore
 
     home = LoratoryHome.from_environment()

@@ -27,7 +27,7 @@ from engine.runs.history import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder
 
-WORKER_MODULE = "engine.evaluation.worker"
+WORKER_MODULE = "engine.evaluation.worker.main"
 
 OnEvaluationProgress = Callable[[EvaluationProgress], None]
 

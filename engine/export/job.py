@@ -8,15 +8,15 @@ from engine.config.run import RunSection
 from engine.data.source_name import hub_access
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
-from engine.export.converter import find_converter
 from engine.export.folder import made_aside
+from engine.export.gguf.converter import find_converter
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.run import RunFolder
 
-WORKER_MODULE = "engine.export.worker"
+WORKER_MODULE = "engine.export.worker.main"
 
 OnExportProgress = Callable[[ExportProgress], None]
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from engine.chat.contract import AdapterChoice, ChatTarget
-from engine.chat.prompt import end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.target import plan_load
-from engine.chat.weights import ModelPlace, Weights
+from engine.chat.worker.prompt import end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.weights import ModelPlace, Weights
 from engine.config.model import ModelConfig
 from engine.data.conversation import Message
-from engine.export.drafts import draft_answers
-from engine.export.verify import ANSWER_TOKENS, QUESTIONS, hear
+from engine.export.worker.drafts import draft_answers
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, hear
 from engine.hardware.processor import describe_processor
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome

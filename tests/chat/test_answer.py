@@ -5,11 +5,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.chat.adapter import AdaptedBase
-from engine.chat.answer import Answer, AnswerRules
 from engine.chat.contract import ChatChunk
 from engine.chat.target import PlannedWeights
-from engine.chat.weights import BranchWeights
+from engine.chat.worker.adapter import AdaptedBase
+from engine.chat.worker.answer import Answer, AnswerRules
+from engine.chat.worker.weights import BranchWeights
 from engine.config.sampling import SamplingConfig
 from engine.errors import ModelError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
@@ -139,7 +139,7 @@ def test_answers_that_take_turns_are_the_same_as_alone(both, tokenizer):
 
 def test_a_long_prompt_is_read_in_pieces_and_answered_the_same(base, tokenizer, monkeypatch):
     expected = tokens_of(Answer("base", base, rules(), tokenizer))
-    monkeypatch.setattr("engine.chat.answer.PIECE_TOKENS", 10)
+    monkeypatch.setattr("engine.chat.worker.answer.PIECE_TOKENS", 10)
     answer = Answer("base", base, rules(), tokenizer)
 
     assert [answer.advance() for _ in range(3)] == [None, None, None]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.chat import precision
-from engine.chat.precision import choose_dtype
+from engine.chat.worker import precision
+from engine.chat.worker.precision import choose_dtype
 from engine.config.model import ModelConfig
 from engine.hardware.device import Device
 

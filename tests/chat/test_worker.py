@@ -5,8 +5,8 @@ import torch
 
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.target import LoadRequest, plan_load
-from engine.chat.weights import ModelPlace, memory_errors
-from engine.chat.worker import ChatWorker
+from engine.chat.worker.main import ChatWorker
+from engine.chat.worker.weights import ModelPlace, memory_errors
 from engine.config.model import ModelConfig
 from engine.config.sampling import SamplingConfig
 from engine.data.conversation import Message
@@ -177,7 +177,7 @@ def test_an_answer_ends_when_another_model_takes_its_place(worker, adapters):
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(worker, tiny_model_folder, monkeypatch):
     from engine.hardware.cuda import MemoryNow
 
-    monkeypatch.setattr("engine.chat.weights.memory_now", lambda: MemoryNow(2**30, 1000))
+    monkeypatch.setattr("engine.chat.worker.weights.memory_now", lambda: MemoryNow(2**30, 1000))
 
     with pytest.raises(
         DeviceError, match=r"needs 0\.0 GiB for its weights; Test CPU has 0\.0 GiB free\. Load it with nf4"
@@ -200,7 +200,7 @@ def test_memory_that_runs_out_in_an_answer_is_said(worker, adapters, monkeypatch
     def no_memory(self):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("engine.chat.answer.Answer.advance", no_memory)
+    monkeypatch.setattr("engine.chat.worker.answer.Answer.advance", no_memory)
 
     with pytest.raises(DeviceError, match="The memory of Test CPU ran out"):
         answer(worker, "tuned")

@@ -9,7 +9,7 @@ from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.errors import PushError
 from engine.export.contract import ExportedFile
-from engine.export.push_contract import PushProgress, PushResult
+from engine.export.push.contract import PushProgress, PushResult
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 
@@ -46,7 +46,7 @@ class FakeJob:
 def job(monkeypatch, home):
     monkeypatch.setattr(FakeJob, "requests", [])
     monkeypatch.setattr(FakeJob, "error", None)
-    monkeypatch.setattr("engine.export.push_job.PushJob", FakeJob)
+    monkeypatch.setattr("engine.export.push.job.PushJob", FakeJob)
     return FakeJob
 
 

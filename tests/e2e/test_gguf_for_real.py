@@ -12,7 +12,7 @@ from engine.chat.contract import ChatTarget
 from engine.config.export import ExportConfig
 from engine.export.contract import ExportRequest
 from engine.export.job import ExportJob
-from engine.export.verify import ANSWER_TOKENS, QUESTIONS
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
 from engine.hardware.processor import describe_processor
 from engine.models.demo import DEMO_MODEL_ID
 from engine.paths import local_owner

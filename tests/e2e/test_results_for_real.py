@@ -15,7 +15,7 @@ from engine.data.conversation import Conversation, Message
 from engine.data.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
 from engine.export.contract import ExportRequest, ExportResult
 from engine.export.job import ExportJob
-from engine.export.verify import QUESTIONS
+from engine.export.worker.verify import QUESTIONS
 from engine.hardware.processor import describe_processor
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.demo import DEMO_MODEL_ID

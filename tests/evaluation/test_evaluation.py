@@ -19,8 +19,8 @@ from engine.data.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
 from engine.evaluation.contract import DataThen, EvaluationOrder, EvaluationRequest, EvaluationResult
 from engine.evaluation.job import EvaluationJob, read_evaluation
-from engine.evaluation.rows import decode, split_at_answer, spread_evenly
-from engine.evaluation.worker import EvaluationWorker
+from engine.evaluation.worker.main import EvaluationWorker
+from engine.evaluation.worker.rows import decode, split_at_answer, spread_evenly
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
@@ -122,7 +122,7 @@ def test_losses_are_those_of_plain_cross_entropy(home, base, data, tmp_path, met
 def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):
     whole = evaluate(home, order_of(run)).losses
 
-    monkeypatch.setattr("engine.chat.weights.PIECE_TOKENS", 7)
+    monkeypatch.setattr("engine.chat.worker.weights.PIECE_TOKENS", 7)
 
     for branch, measured in evaluate(home, order_of(run)).losses.items():
         assert measured.loss == pytest.approx(whole[branch].loss, rel=1e-5)
@@ -179,7 +179,7 @@ def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
 
 
 def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypatch):
-    from engine.chat.answer import Answer
+    from engine.chat.worker.answer import Answer
 
     advanced, advance = [], Answer.advance
 

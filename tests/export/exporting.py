@@ -8,7 +8,7 @@ from engine.config.export import ExportConfig
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.export.contract import ExportOrder, ExportResult
 from engine.export.folder import made_aside
-from engine.export.worker import ExportWorker
+from engine.export.worker.main import ExportWorker
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import make_adapter
 from tests.recorded_request import RecordedRequest

@@ -191,7 +191,7 @@ def test_nothing_tells_where_somebody_keeps_files(home, run, tmp_path, kind):
 
 def test_a_damaged_export_does_not_pass(home, run, tmp_path, monkeypatch):
     """The check itself is checked: a merge that leaves one layer out is found."""
-    import engine.export.write as write
+    import engine.export.worker.write as write
 
     real = write.plan_merge
 

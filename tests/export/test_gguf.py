@@ -14,10 +14,10 @@ from engine.chat.target import plan_load
 from engine.config.export import ExportConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
-from engine.export.converter import CHECKOUT_VARIABLE, find_converter
 from engine.export.folder import made_aside
+from engine.export.gguf.converter import CHECKOUT_VARIABLE, find_converter
 from engine.export.job import ExportJob
-from engine.export.worker import ExportWorker
+from engine.export.worker.main import ExportWorker
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
@@ -29,7 +29,7 @@ from tests.tiny_model import make_tiny_model
 
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch):
-    monkeypatch.setattr("engine.export.worker.has_llama_cpp", lambda: False)
+    monkeypatch.setattr("engine.export.worker.main.has_llama_cpp", lambda: False)
     monkeypatch.delenv(CHECKOUT_VARIABLE, raising=False)
 
 

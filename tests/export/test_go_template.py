@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.chat.prompt import render_prompt
+from engine.chat.worker.prompt import render_prompt
 from engine.data.conversation import Message
 from engine.errors import ModelError
-from engine.export.go_template import GoTemplate, NotTranslatableError, sample_conversations, translate
+from engine.export.gguf.go_template import GoTemplate, NotTranslatableError, sample_conversations, translate
 from tests.data.families import FAMILIES, tokenizer_of
 from tests.tiny_model import make_tiny_tokenizer
 

@@ -19,8 +19,8 @@ from engine.config.push import PushConfig
 from engine.errors import HubUnreachableError, ModelError, PushError, RunError
 from engine.export.contract import ExportResult, Verification
 from engine.export.folder import list_files
-from engine.export.push_contract import PushRequest
-from engine.export.push_job import PushJob
+from engine.export.push.contract import PushRequest
+from engine.export.push.job import PushJob
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.export.hub_stand_in import TOKEN, Fault, HubStandIn

@@ -9,9 +9,9 @@ from huggingface_hub import HfApi, constants
 
 from engine.config.push import PushConfig
 from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.export.hub_answers import Patience, hub_client
-from engine.export.push_contract import UploadOrder
-from engine.export.push_upload import HubPush
+from engine.export.push.contract import UploadOrder
+from engine.export.push.hub_answers import Patience, hub_client
+from engine.export.push.upload import HubPush
 from tests.export.hub_stand_in import TOKEN, Blob, Fault, HubStandIn, StoredRepository
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
 

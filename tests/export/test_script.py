@@ -19,7 +19,7 @@ from engine.config.load import config_from_mapping, config_from_yaml
 from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.data.prepare import prepare_dataset
-from engine.export.script import gather_script_facts, write_script
+from engine.export.script.write import gather_script_facts, write_script
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 from engine.runs.event_log import EventWriter

@@ -15,8 +15,8 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.data.source_name import hub_access
 from engine.errors import EngineError
-from engine.export.converter import Converter, convert
-from engine.export.push_job import WORKER_MODULE as PUSH_WORKER
+from engine.export.gguf.converter import Converter, convert
+from engine.export.push.job import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
 from engine.inspector.session import Inspector
 from engine.models.demo import _download_wheel
@@ -128,7 +128,7 @@ def test_the_conversions_of_gguf_files_get_none(shown, home, tmp_path):
     target = tmp_path / "made.gguf"
     assert shown.secrets_after(lambda: convert(converter, tmp_path, target, "f16", lambda _: None)) == set()
 
-    listener = JsonLinesProcess("engine.export.llama_listener", log_file=tmp_path / "log", restarts=False)
+    listener = JsonLinesProcess("engine.export.gguf.worker.llama", log_file=tmp_path / "log", restarts=False)
     assert shown.secrets_after(lambda: listener.call("listen", {})) == set()
 
 

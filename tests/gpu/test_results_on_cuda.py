@@ -9,17 +9,17 @@ import torch
 from engine.chat.contract import ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.chat.target import plan_load
-from engine.chat.weights import ModelPlace, Weights
+from engine.chat.worker.weights import ModelPlace, Weights
 from engine.config.evaluation import EvaluationConfig
 from engine.config.export import ExportConfig
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.sampling import SamplingConfig
 from engine.data.conversation import Message
 from engine.evaluation.contract import EvaluationOrder, EvaluationResult
-from engine.evaluation.worker import EvaluationWorker
+from engine.evaluation.worker.main import EvaluationWorker
 from engine.export.contract import ExportOrder, ExportResult
 from engine.export.folder import made_aside
-from engine.export.worker import ExportWorker
+from engine.export.worker.main import ExportWorker
 from engine.hardware.processor import describe_processor
 from engine.runs.run import RunFolder
 from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning

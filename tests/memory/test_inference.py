@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from engine.chat import weights
+from engine.chat.worker import weights
 from engine.config.load import config_from_mapping
 from engine.inspector.inventory import inventory_of
 from engine.memory import inference

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.load import config_from_mapping
 from engine.errors import ModelError
-from engine.export.script_model import look_at_model
+from engine.export.script.model_facts import look_at_model
 from engine.hardware.device import Device
 from engine.inspector.architecture import read_attention
 from engine.inspector.inventory import inventory_of

@@ -46,7 +46,7 @@ class TextPart:
         if observed.config is None:
             raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
         # Brings the readers of all data formats along, which would double what our own part of the start takes.
-        from engine.export.script import gather_script_facts, write_script
+        from engine.export.script.write import gather_script_facts, write_script
 
         facts = gather_script_facts(observed.config, self._page.services.home, observed.run.folder)
         return write_script(observed.config, facts)

@@ -9,9 +9,9 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from engine.chat.adapter import AdaptedBase
-from engine.chat.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.target import AdapterChoice, ChatTarget, PlannedWeights, plan_load
+from engine.chat.worker.adapter import AdaptedBase
+from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError, ModelError
 from engine.memory.targets import find_targets

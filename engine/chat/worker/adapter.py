@@ -1,0 +1,265 @@
+"""Adapters on a base that stays what it is: checked against it, attached to it, switched off and taken off again."""
+
+import inspect
+import warnings
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import Cache, PreTrainedModel
+
+from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
+from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from engine.chat.worker.lora_branch import use_plain_branches
+from engine.errors import ModelError
+from engine.models.folder import TensorRecord, read_safetensors_header
+from engine.training.failure import is_out_of_memory
+
+_KEY_PREFIX = "base_model.model."
+_WRONG_BASE_FIX = "Load it with the model that it was trained on."
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias of the base that an adapter overwrites, because it was trained with `bias` other than none."""
+
+    parameter: nn.Parameter
+    of_base: torch.Tensor
+    trained: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter in memory: injected into the base's layers, or keys and values that stand before every sequence."""
+
+    name: str
+    peft: PeftModel
+    size_bytes: int
+    is_prefix: bool
+    biases: tuple[Bias, ...]
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of the context that the adapter takes."""
+        return int(self.peft.peft_config[self.name].num_virtual_tokens) if self.is_prefix else 0
+
+
+@dataclass
+class AdaptedBase:
+    """A base model with any number of adapters, of which one or none is in force.
+
+    Switching touches two flags of each adapted layer: PEFT's `disable_adapter` and `set_adapter` also go through the
+    gradients of every tensor, which takes longer than a token of a small model.
+    """
+
+    model: PreTrainedModel
+    name: str
+    _injected: PeftModel | None = None
+    _layers: tuple[nn.Module, ...] = ()
+    _in_force: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.model.forward).parameters
+        self._keeps_some = "logits_to_keep" in parameters
+
+    def forward(self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Run the model with the adapter that is in force.
+
+        Args:
+            ids: Shape (1, tokens).
+            cache: What came before, and takes these tokens in; None where `ids` is everything.
+            positions: Of the tokens whose logits are wanted, shape (n,); None for the last one.
+
+        Returns:
+            Logits of the tokens that follow those, shape (1, n or 1, vocabulary).
+        """
+        if positions is None:
+            positions = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        remembered = {"cache": cache} if cache is not None else {}
+        # A tensor, although the last position could be asked for by number: that takes a view of the hidden states, for
+        # which torch copies a frozen output layer before it multiplies, which here takes as long as the whole prompt.
+        kept = {"logits_to_keep": positions if ids.shape[1] > 1 else 1} if self._keeps_some else {}
+        logits: torch.Tensor = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept).logits
+        return logits if self._keeps_some else logits[:, positions]
+
+    def attach(self, weights: PlannedWeights, adapter_name: str) -> Adapter:
+        """Put an adapter beside those that are there; none is in force afterwards.
+
+        Raises:
+            ModelError: If it was made for another model, is damaged, or cannot stand beside the others.
+        """
+        self.switch_to(None)
+        records = read_safetensors_header(weights.folder / ADAPTER_WEIGHTS, weights.name)
+        config = _read_peft_config(weights)
+        resolve_patterns(config, base_module_names(self.model), weights.name)
+        _check_fit(records, config, self.model, weights.name, self.name)
+        before = {name: parameter.detach().clone() for name, parameter in self._biases(config)}
+        # As PEFT loads it by default. In the base's 16 bits it would be rounded, and on a processor no quicker.
+        in_float32 = self.model.device.type == "cpu"
+        with _peft_errors(weights.name, self.name):
+            if weights.method == "prefix_tuning":
+                peft = PeftModel.from_pretrained(
+                    self.model, str(weights.folder), adapter_name=adapter_name, config=config
+                )
+            else:
+                if self._injected is None:
+                    # Remembered before its weights are read, so that it can be taken off again whatever happens then.
+                    self._injected = get_peft_model(self.model, config, adapter_name, autocast_adapter_dtype=in_float32)
+                else:  # else PEFT would read the configuration again, patterns and all
+                    self._injected.add_adapter(adapter_name, config, autocast_adapter_dtype=in_float32)
+                peft = self._injected
+                peft.load_adapter(str(weights.folder), adapter_name, autocast_adapter_dtype=in_float32)
+        peft.eval()
+        self._layers = tuple(
+            module for module in self.model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        )
+        use_plain_branches(self._layers)
+        tensors = get_peft_model_state_dict(peft, adapter_name=adapter_name, save_embedding_layers=False)
+        _require_all_keys(tensors.keys(), records, weights.name)
+        changed = tuple(
+            Bias(parameter, before[name], parameter.detach().clone())
+            for name, parameter in self._biases(config)
+            if not torch.equal(parameter, before[name])
+        )
+        adapter = Adapter(
+            name=adapter_name,
+            peft=peft,
+            size_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+            is_prefix=weights.method == "prefix_tuning",
+            biases=changed,
+        )
+        self._set_in_force(None)
+        for bias in changed:
+            bias.parameter.data = bias.of_base
+        return adapter
+
+    def detach_all(self) -> None:
+        """Give the base back as it was."""
+        self.switch_to(None)
+        if self._injected is not None:
+            self.model = self._injected.unload()
+            self._injected = None
+        self._layers = ()
+
+    def switch_to(self, adapter: Adapter | None) -> None:
+        """Put one adapter in force, or none; takes microseconds."""
+        if adapter is self._in_force:
+            return
+        if self._in_force is not None:
+            for bias in self._in_force.biases:
+                bias.parameter.data = bias.of_base
+        if adapter is not None:
+            for bias in adapter.biases:
+                bias.parameter.data = bias.trained
+        self._set_in_force(adapter)
+
+    def _set_in_force(self, adapter: Adapter | None) -> None:
+        disabled = adapter is None or adapter.is_prefix
+        for layer in self._layers:
+            layer._disable_adapters = disabled
+            if adapter is not None and not disabled:
+                layer._active_adapter = [adapter.name]
+        self._in_force = adapter
+
+    def _biases(self, config: PeftConfig) -> Iterator[tuple[str, nn.Parameter]]:
+        """Biases that loading an adapter may overwrite; by their names before anything was injected."""
+        if getattr(config, "bias", "none") != "none":
+            for name, parameter in self.model.named_parameters():
+                if name.endswith(".bias"):
+                    yield name.replace(".base_layer.", "."), parameter
+
+
+def _read_peft_config(weights: PlannedWeights) -> PeftConfig:
+    try:
+        config = PeftConfig.from_pretrained(str(weights.folder))
+    except Exception as error:  # PEFT raises whatever its dataclasses do
+        raise ModelError(
+            f"The configuration of the adapter {weights.name} cannot be read ({type(error).__name__}).",
+            "Copy the adapter folder again, or update PEFT if a newer one wrote it.",
+        ) from error
+    if config.is_prompt_learning and weights.method != "prefix_tuning":
+        raise ModelError(
+            f"{weights.name} is a {weights.peft_type} adapter, which the chat does not know.",
+            "Choose a LoRA, IA3 or prefix tuning adapter.",
+        )
+    config.inference_mode = True
+    return config
+
+
+def _check_fit(
+    records: tuple[TensorRecord, ...], config: PeftConfig, model: PreTrainedModel, name: str, base_name: str
+) -> None:
+    """Compare shapes before anything is injected, so that a misfit is told in words and the base stays untouched."""
+    if config.is_prompt_learning:
+        layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        if config.num_layers != layers:
+            raise ModelError(
+                f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}.",
+                _WRONG_BASE_FIX,
+            )
+    for record in records:
+        path, marker = _module_path(record.name)
+        if not marker:
+            continue
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as error:
+            raise ModelError(
+                f"The adapter {name} has weights for {path}, which {base_name} does not have.", _WRONG_BASE_FIX
+            ) from error
+        if isinstance(module, BaseTunerLayer):
+            module = module.get_base_layer()
+        rank = getattr(config, "r", None)
+        if marker in ("lora_A", "lora_B") and rank is not None and not config.rank_pattern:
+            found = record.shape[0] if marker == "lora_A" else record.shape[1]
+            if found != rank:
+                raise ModelError(
+                    f"The configuration of the adapter {name} says rank {rank}, its weights have rank {found}.",
+                    "Copy adapter_config.json and the weights from the same training.",
+                )
+        wanted = {"lora_A": ("in_features", -1), "lora_B": ("out_features", 0)}.get(marker)
+        if wanted is not None and getattr(module, wanted[0], record.shape[wanted[1]]) != record.shape[wanted[1]]:
+            raise ModelError(
+                f"The adapter {name} was trained on a model of another size: {path} has "
+                f"{getattr(module, wanted[0]):,} {wanted[0]} in {base_name}, {record.shape[wanted[1]]:,} in the adapter.",
+                _WRONG_BASE_FIX,
+            )
+
+
+def _module_path(key: str) -> tuple[str, str]:
+    """The adapted module that a LoRA or IA3 tensor belongs to, and which of its tensors it is; empty for other keys."""
+    path = key.removeprefix(_KEY_PREFIX)
+    for marker in ("lora_A", "lora_B", "ia3_l"):
+        head, found, _ = path.partition(f".{marker}")
+        if found:
+            return head, marker
+    return "", ""
+
+
+def _require_all_keys(expected: Set[str], records: tuple[TensorRecord, ...], name: str) -> None:
+    """A tensor that the file lacks would stay random, and PEFT only warns of it."""
+    missing = sorted(expected - {record.name for record in records})
+    if missing:
+        raise ModelError(
+            f"The adapter {name} lacks {len(missing)} of its {len(expected)} tensors, first {missing[0]}.",
+            "Copy adapter_config.json and the weights from the same training.",
+        )
+
+
+@contextmanager
+def _peft_errors(name: str, base_name: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT warns of here is checked, and refused in words
+            yield
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"The adapter {name} does not fit {base_name} ({type(error).__name__}).", _WRONG_BASE_FIX
+        ) from error

@@ -1,0 +1,151 @@
+"""The process that holds a model and answers: `python -P -m engine.chat.worker.main HOME`, JSON lines on stdio."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from engine.chat.contract import Branch, ChatRequest, LoadedModel, LoadPhase, LoadProgress
+from engine.chat.target import LoadPlan, LoadRequest
+from engine.chat.worker.answer import Answer, AnswerRules
+from engine.chat.worker.precision import choose_dtype
+from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, memory_errors
+from engine.errors import RunError
+from engine.hardware.device import Device
+from engine.models.progress import ModelProgress
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+from engine.processes.answering import Request, Steps, serve
+from engine.processes.environment import Access, give_up_access
+from engine.processes.json_lines import JsonObject
+
+_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    weights: Weights
+    tokenizer: TalkingTokenizer
+    context_length: int | None
+
+    def answers(self, ask: ChatRequest) -> list[Answer]:
+        """An answer to begin for each branch that is asked."""
+        prompt = render_prompt(ask.messages, ask.tools, self.tokenizer)
+        started = []
+        for branch in ask.branches:
+            weights = self.weights.branch(branch)
+            end_ids = end_token_ids(self.tokenizer, weights.holder.model.generation_config)
+            rules = AnswerRules(prompt.ids, end_ids, ask.sampling, self.context_length)
+            started.append(Answer(branch, weights, rules, self.tokenizer))
+        return started
+
+
+class ChatWorker:
+    """Answers the questions of `ChatSession`."""
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._home = home
+        self._loaded: _Loaded | None = None
+        self._device: Device | None = None
+
+    def load(self, params: JsonObject, request: Request) -> JsonObject:
+        """Load a plan; only its adapters where the base stands in memory already."""
+        started = time.perf_counter()
+        asked = LoadRequest.model_validate(params)
+        plan, self._device = asked.plan, asked.device
+
+        def tell(phase: LoadPhase, message: str, fraction: float | None = None) -> None:
+            progress = LoadProgress(phase=phase, message=message, fraction=fraction)
+            request.progress(progress.model_dump(mode="json"))
+
+        def tell_fetching(progress: ModelProgress) -> None:
+            done, total = progress.done_bytes, progress.total_bytes
+            tell("fetching", progress.message, done / total if done is not None and total else None)
+
+        if self._loaded is not None and self._loaded.weights.plan.model == plan.model:
+            weights = self._loaded.weights
+            weights.exchange(plan, lambda message: tell("loading_adapter", message))
+        else:
+            source = resolve_model(plan.model, self._home, tell_fetching)
+            give_up_access(Access.HUB)
+            place = ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(plan.model, asked.device))
+            weights = Weights(plan, place, lambda message: tell("loading_model", message))
+        folders = [trained.folder for trained in plan.trained.values()]
+        tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
+        model = next(weights.holders()).model
+        context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self._loaded = _Loaded(weights, tokenizer, context)
+        branches: tuple[Branch, ...] = (*plan.trained,) or ("base",)
+        for branch in branches:
+            _warm_up(weights.branch(branch), weights.place)
+        tell("ready", f"{weights.place.name} is ready.", 1.0)
+        return self._describe(plan, time.perf_counter() - started).model_dump(mode="json")
+
+    def generate(self, params: JsonObject, request: Request) -> Steps:
+        """Write an answer on each branch, one token a turn."""
+        ask = ChatRequest.model_validate(params)
+        loaded = self._require_loaded()
+        answers = loaded.answers(ask)
+        while answers:
+            for answer in answers:
+                if self._loaded is not loaded:
+                    raise RunError("Another model was loaded while this answer was written.", "Ask again.")
+                with memory_errors(loaded.weights.place):
+                    chunk = answer.stop() if request.is_cancelled() else answer.advance()
+                if chunk is not None:
+                    request.progress(chunk.model_dump(mode="json"))
+                yield
+            answers = [answer for answer in answers if not answer.done]
+        return {}
+
+    def prompt(self, params: JsonObject, _: Request) -> JsonObject:
+        """What the model would read."""
+        ask = ChatRequest.model_validate(params)
+        return render_prompt(ask.messages, ask.tools, self._require_loaded().tokenizer).model_dump(mode="json")
+
+    def _require_loaded(self) -> _Loaded:
+        if self._loaded is None:
+            raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
+        return self._loaded
+
+    def _describe(self, plan: LoadPlan, seconds: float) -> LoadedModel:
+        loaded = self._require_loaded()
+        place = loaded.weights.place
+        return LoadedModel(
+            name=place.name,
+            method=plan.method_name,
+            branches=loaded.weights.offered,
+            device=place.device.name,
+            dtype=str(place.dtype).removeprefix("torch."),
+            quantization=plan.model.quantization,
+            weights_bytes=loaded.weights.size_bytes,
+            adapter_bytes=loaded.weights.adapter_bytes,
+            context_length=loaded.context_length,
+            load_seconds=seconds,
+            notes=plan.notes,
+        )
+
+
+def _warm_up(branch: BranchWeights, place: ModelPlace) -> None:
+    """Read a few tokens, so that the first answer does not wait for pages and kernels that are touched once."""
+    ids = torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.long, device=branch.holder.model.device)
+    with torch.inference_mode(), memory_errors(place):
+        branch.next_logits(ids, branch.new_cache())
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    worker = ChatWorker(LoratoryHome(Path(sys.argv[1])))
+    serve({"load": worker.load, "generate": worker.generate, "prompt": worker.prompt})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The prompt as training saw it, and the tokens that end an answer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import GenerationConfig
+
+from engine.chat.contract import PromptView
+from engine.chat.worker.text_stream import Decoder
+from engine.data.conversation import Conversation, Message
+from engine.data.problems import RowProblemError
+from engine.data.template import stop_token_ids
+from engine.data.template_abilities import rendering_confined
+from engine.data.tokenize import prompt_ids
+from engine.data.tokenizer import ChatTokenizer
+from engine.data.turns import prompt_text
+from engine.errors import ModelError
+from engine.inspector.load_tokenizer import load_tokenizer
+from engine.models.source import ModelSource
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+class TalkingTokenizer(Decoder, ChatTokenizer, Protocol):
+    """A tokenizer that renders prompts and reads answers back."""
+
+
+def load_chat_tokenizer(trained: Sequence[Path], base: Path, name: str) -> TalkingTokenizer:
+    """Load the tokenizer with the template that training froze; where nothing was trained, freeze the base's own.
+
+    Args:
+        trained: Folders of trained weights, the most wanted first; the first with a tokenizer in it counts.
+        base: Folder of the base model.
+        name: Of the base, for messages.
+
+    Raises:
+        ModelError: If the tokenizer cannot be read.
+    """
+    folder = next((folder for folder in trained if (folder / TOKENIZER_CONFIG).is_file()), base)
+    tokenizer: TalkingTokenizer
+    tokenizer, _ = load_tokenizer(ModelSource(str(folder), name))
+    return tokenizer
+
+
+def render_prompt(messages: Sequence[Message], tools: Sequence[Any], tokenizer: ChatTokenizer) -> PromptView:
+    """Turn a conversation into exactly what the model reads to answer it.
+
+    Raises:
+        ModelError: If the chat template refuses the conversation, or overruns.
+    """
+    try:
+        with rendering_confined(sum(len(message.content) for message in messages)):
+            text = prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer)
+            ids = prompt_ids(messages, tokenizer, tools)
+    except RowProblemError as error:
+        raise ModelError(
+            f"The model's chat template refuses this conversation: {error.problem}.",
+            "Change the turn that it names, or leave the system prompt out.",
+        ) from error
+    return PromptView(text=text, ids=tuple(ids))
+
+
+def end_token_ids(tokenizer: ChatTokenizer, generation: GenerationConfig | None) -> frozenset[int]:
+    """Tokens that end an answer: those of the template that was trained on, and those that the model's makers name."""
+    named = generation.eos_token_id if generation is not None else None
+    made = named if isinstance(named, list) else [named]
+    return frozenset([*stop_token_ids(tokenizer), *(token for token in made if token is not None)])

@@ -1,0 +1,302 @@
+"""The models in memory: loaded once, answering as base and as tuned from one copy of the weights wherever that can be."""
+
+import gc
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
+
+from engine.chat.contract import Branch
+from engine.chat.target import LoadPlan, PlannedWeights
+from engine.chat.worker.adapter import AdaptedBase, Adapter
+from engine.config.model import ModelConfig
+from engine.errors import DeviceError, EngineError, ModelError
+from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
+from engine.hardware.processor import memory_now
+from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, check_model_folder, read_safetensors_header, shard_names
+from engine.training.attention import copy_shared_heads
+from engine.training.failure import is_out_of_memory
+from engine.training.placement import require_usable
+from engine.training.quantization import quantization_of
+
+Announce = Callable[[str], None]
+
+# Bytes of a weight in memory: 4 bits and the scales of its block of 64; 8 bits and a scale per row.
+_QUANTIZED_BYTES = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}
+_GIB = 1024**3
+
+# A long text is read in pieces: other answers go on meanwhile, a stop is seen, and logits stay small.
+PIECE_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where a model's folder is, what people call it, and on which device in which precision it is wanted."""
+
+    folder: Path
+    name: str
+    device: Device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class BranchWeights:
+    """What answers on one branch: a model, and the adapter that is in force while it does."""
+
+    holder: AdaptedBase
+    adapter: Adapter | None = None
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of the context that the branch takes before the first token."""
+        return self.adapter.virtual_tokens if self.adapter is not None else 0
+
+    def new_cache(self) -> Cache | None:
+        """An empty memory for one answer; with prefix tuning it begins with the learned keys and values.
+
+        None for the few architectures that keep their state in another way; they read everything anew for each token.
+        """
+        if self.adapter is not None and self.adapter.is_prefix:
+            cache: Cache = self.adapter.peft.get_prompt(batch_size=1, max_cache_len=-1)
+            return cache
+        if not self.holder.model._supports_default_dynamic_cache():
+            return None
+        return DynamicCache(config=self.holder.model.config.get_text_config(decoder=True))
+
+    def summed_loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
+        """Sum of -log p over the learned tokens of a sequence, in nats.
+
+        The sequence is read in pieces, so that no more than one piece's logits are in memory.
+
+        Args:
+            ids: The tokens.
+            labels: The same where a token is learned, else -100; the first token has nothing to be foretold from.
+        """
+        self.holder.switch_to(self.adapter)
+        device = self.holder.model.device
+        cache = self.new_cache()
+        step = PIECE_TOKENS if cache is not None else len(ids)
+        total = 0.0
+        for start in range(0, len(ids), step):
+            end = min(start + step, len(ids))
+            positions = [index for index in range(start, end) if index + 1 < len(ids) and labels[index + 1] >= 0]
+            piece = torch.tensor([list(ids[start:end])], device=device)
+            # Even a piece in which nothing is learned has to be read; it is then asked for one token's logits.
+            wanted = torch.tensor([index - start for index in positions] or [0], device=device)
+            logits = self.holder.forward(piece, cache, wanted)[0]
+            if positions:
+                targets = torch.tensor([labels[index + 1] for index in positions], device=device)
+                total += float(functional.cross_entropy(logits.float(), targets, reduction="sum"))
+        return total
+
+    def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Read a whole sequence at once; returns the logits after the tokens at `positions`, (positions, vocabulary)."""
+        self.holder.switch_to(self.adapter)
+        device = self.holder.model.device
+        piece, wanted = torch.tensor([list(ids)], device=device), torch.tensor(list(positions), device=device)
+        logits: torch.Tensor = self.holder.forward(piece, self.new_cache(), wanted)[0]
+        return logits.float()
+
+    def next_logits(self, ids: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+        """Read `ids`, shape (1, tokens), after what the cache holds; returns logits of the next token, (1, vocabulary)."""
+        self.holder.switch_to(self.adapter)
+        logits: torch.Tensor = self.holder.forward(ids, cache)[:, -1]
+        return logits.float()
+
+
+class Weights:
+    """A base and what was trained on it.
+
+    Args:
+        plan: What is wanted.
+        place: Where the base is, and where it goes.
+        announce: Told in words what is being read.
+
+    Raises:
+        ModelError: If something cannot be read or does not belong together.
+        DeviceError: If memory is too small.
+    """
+
+    def __init__(self, plan: LoadPlan, place: ModelPlace, announce: Announce) -> None:
+        self.place = place
+        self.plan = plan
+        self._announce = announce
+        self._base: AdaptedBase | None = None
+        self._branches: dict[Branch, BranchWeights] = {}
+        self._load_trained(plan)
+
+    @property
+    def offered(self) -> tuple[Branch, ...]:
+        """Branches that can be asked."""
+        return ("base", *self.plan.trained)
+
+    def exchange(self, plan: LoadPlan, announce: Announce) -> None:
+        """Take the adapters off and put those of another plan on, or leave everything as it was.
+
+        Raises:
+            ModelError: If the new ones cannot be read or do not fit.
+            DeviceError: If memory is too small.
+        """
+        former, self._announce = self.plan, announce
+        try:
+            self._load_trained(plan)
+        except EngineError:
+            self._load_trained(former)
+            raise
+
+    def branch(self, branch: Branch) -> BranchWeights:
+        """What answers on a branch.
+
+        A fully trained model needs its base only for comparison, so that one is loaded when it is first asked.
+
+        Raises:
+            DeviceError: If there is no memory for a second model.
+        """
+        if branch == "base" and branch not in self._branches:
+            self._branches[branch] = BranchWeights(self._need_base())
+        return self._branches[branch]
+
+    def holders(self) -> Iterator[AdaptedBase]:
+        """Every model in memory, once."""
+        yield from {id(weights.holder): weights.holder for weights in self._branches.values()}.values()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weights in memory, adapters included."""
+        tensors: dict[int, int] = {
+            tensor.data_ptr(): tensor.nbytes
+            for holder in self.holders()
+            for tensor in (*holder.model.parameters(), *holder.model.buffers())
+        }
+        prefixes = (adapter.size_bytes for adapter in self._adapters() if adapter.is_prefix)
+        return sum(tensors.values()) + sum(prefixes)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapters alone."""
+        return sum(adapter.size_bytes for adapter in self._adapters())
+
+    def _adapters(self) -> Iterator[Adapter]:
+        return (weights.adapter for weights in self._branches.values() if weights.adapter is not None)
+
+    def _load_trained(self, plan: LoadPlan) -> None:
+        self._branches = {}
+        if self._base is not None:
+            self._base.detach_all()
+        gc.collect()  # adapters and their layers refer to each other
+        branches = {branch: self._load_one(branch, trained) for branch, trained in plan.trained.items()}
+        if self._base is not None or not branches:
+            branches["base"] = BranchWeights(self._need_base())
+        self.plan, self._branches = plan, branches
+
+    def _load_one(self, branch: Branch, trained: PlannedWeights) -> BranchWeights:
+        if trained.method == "full":
+            self._announce(f"Reading the weights of {trained.name}.")
+            place = ModelPlace(trained.folder, trained.name, self.place.device, self.place.dtype)
+            return BranchWeights(AdaptedBase(load_model(place, self.plan.model), trained.name))
+        base = self._need_base()
+        self._announce(f"Reading the adapter {trained.name}.")
+        with memory_errors(self.place):
+            return BranchWeights(base, base.attach(trained, branch))
+
+    def _need_base(self) -> AdaptedBase:
+        if self._base is None:
+            self._announce(f"Reading the weights of {self.place.name}.")
+            self._base = AdaptedBase(load_model(self.place, self.plan.model), self.place.name)
+        return self._base
+
+
+def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
+    """Load a model's weights onto its device, ready to answer.
+
+    Raises:
+        ModelError: If they cannot be read.
+        DeviceError: If they are larger than the free memory, or torch cannot use the GPU.
+    """
+    check_model_folder(place.folder, place.name)
+    if place.device.kind == "cuda":
+        require_usable([device for device in list_devices() if device.kind == "cuda"], names_gpus=True)
+    require_memory(place, config)
+    arguments: dict[str, object] = {}
+    quantization = quantization_of(config, place.dtype)
+    if quantization is not None:
+        arguments["quantization_config"] = quantization
+    if config.attn_implementation != "auto":
+        arguments["attn_implementation"] = config.attn_implementation
+    try:
+        with memory_errors(place):
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                place.folder,
+                dtype=place.dtype,
+                device_map={"": place.device.torch_name},
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **arguments,
+            )
+    except EngineError:
+        raise
+    except Exception as error:  # transformers raises whatever its backends do; the log keeps the story
+        traceback.print_exc()
+        raise ModelError(
+            f"{place.name} cannot be loaded ({type(error).__name__}).",
+            "The log chat.log in the server folder says more; try another precision, or update transformers.",
+        ) from error
+    copy_shared_heads(place.dtype, (0,) if place.device.kind == "cuda" else ())
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def require_memory(place: ModelPlace, config: ModelConfig) -> None:
+    """Compare the weights with the free memory, before loading takes it all.
+
+    Raises:
+        DeviceError: If they are larger.
+    """
+    needed = weights_bytes(place, config)
+    free = torch.cuda.mem_get_info()[0] if place.device.kind == "cuda" else memory_now().free_bytes
+    if needed > free:
+        other = "Choose a smaller model." if config.quantization != "none" else "Load it with nf4 quantization."
+        raise DeviceError(
+            f"{place.name} needs {needed / _GIB:.1f} GiB for its weights; {place.device.name} has {free / _GIB:.1f} GiB "
+            "free.",
+            other,
+        )
+
+
+def weights_bytes(place: ModelPlace, config: ModelConfig) -> int:
+    """Bytes that the weights take once loaded, from the headers of their files."""
+    index = place.folder / WEIGHTS_INDEX
+    names = shard_names(index, place.name) if index.is_file() else (SINGLE_WEIGHTS,)
+    total = 0.0
+    for name in names:
+        for record in read_safetensors_header(place.folder / name, place.name):
+            # Only matrices inside the layers are quantized; embeddings and norms stay as they are.
+            quantized = len(record.shape) == 2 and "embed" not in record.name and "lm_head" not in record.name
+            per_element = _QUANTIZED_BYTES.get(config.quantization) if quantized else None
+            total += math.prod(record.shape) * (per_element or place.dtype.itemsize)
+    return int(total)
+
+
+@contextmanager
+def memory_errors(place: ModelPlace) -> Iterator[None]:
+    """Say in words that memory ran out, on whatever device."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if place.device.kind == "cuda":
+            torch.cuda.empty_cache()
+        raise DeviceError(
+            f"The memory of {place.device.name} ran out with {place.name}.",
+            "Unload it, then load it with nf4 quantization or keep the conversation shorter.",
+        ) from error

@@ -1,0 +1,196 @@
+"""The process that evaluates: `python -P -m engine.evaluation.worker.main HOME`, JSON lines on stdio."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from engine.chat.contract import Branch
+from engine.chat.worker.answer import Answer, AnswerRules
+from engine.chat.worker.precision import choose_dtype
+from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer
+from engine.chat.worker.weights import ModelPlace, Weights, memory_errors
+from engine.config.sampling import SamplingConfig
+from engine.data.prepare import PreparedDataset, prepare_dataset
+from engine.data.source_name import reads_from_hub
+from engine.data.tokenize import TokenizedRow
+from engine.errors import DatasetError, ModelError
+from engine.evaluation.contract import (
+    AnsweredRow,
+    BranchAnswer,
+    BranchLoss,
+    DataThen,
+    EvaluationOrder,
+    EvaluationProgress,
+    EvaluationResult,
+)
+from engine.evaluation.worker.rows import PromptAndReference, decode, split_at_answer, spread_evenly
+from engine.evaluation.worker.scores import mean_scores, score_answer
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+from engine.processes.answering import Request, serve
+from engine.processes.environment import Access, give_up_access
+from engine.processes.json_lines import CancelledRequestError, JsonObject
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One evaluation under way."""
+
+    order: EvaluationOrder
+    request: Request
+    weights: Weights
+    tokenizer: TalkingTokenizer
+
+    def tell(self, message: str, fraction: float | None = None) -> None:
+        """Report, and end here if the person has stopped it."""
+        self.end_if_stopped()
+        self.request.progress(EvaluationProgress(message=message, fraction=fraction).model_dump(mode="json"))
+
+    def end_if_stopped(self) -> None:
+        """Cheap enough for every token."""
+        if self.request.is_cancelled():
+            raise CancelledRequestError()
+
+
+class EvaluationWorker:
+    """Answers the orders of `engine.evaluation.job`."""
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._home = home
+
+    def evaluate(self, params: JsonObject, request: Request) -> JsonObject:
+        """Measure losses on the held-out rows, then let every branch answer some of them."""
+        started = time.perf_counter()
+        order = EvaluationOrder.model_validate(params)
+        source = resolve_model(order.plan.model, self._home)
+        if not reads_from_hub(order.run.dataset):
+            give_up_access(Access.HUB)
+        folder = Path(source.location)
+        trained = [weights.folder for weights in order.plan.trained.values()]
+        tokenizer = load_chat_tokenizer(trained, folder, source.name)
+        data = self._read_data(order, tokenizer, request)
+        give_up_access(Access.HUB)
+        rows = spread_evenly(data.held_out, order.settings.max_rows)
+        place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
+
+        def announce(message: str) -> None:
+            request.progress(EvaluationProgress(message=message).model_dump(mode="json"))
+
+        evaluation = _Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
+        with memory_errors(place), torch.inference_mode():
+            losses = _measure_losses(evaluation, rows)
+            answered = _answer(evaluation, rows)
+        result = EvaluationResult(
+            losses=losses,
+            rows=len({row.row for row in rows}),
+            scores={
+                branch: mean_scores([row.answers[branch].scores for row in answered]) for branch in losses if answered
+            },
+            answered=tuple(sorted(answered, key=_worth)),
+            seconds=time.perf_counter() - started,
+            notes=(*order.plan.notes, *_changes(data, order.data_then)),
+        )
+        return result.model_dump(mode="json")
+
+    def _read_data(self, order: EvaluationOrder, tokenizer: TalkingTokenizer, request: Request) -> PreparedDataset:
+        request.progress(EvaluationProgress(message="Reading the held-out rows.").model_dump(mode="json"))
+        config = order.run
+        prepared = prepare_dataset(
+            config.dataset,
+            seed=config.training.seed,
+            max_length=config.training.max_length,
+            tokenizer=tokenizer,
+            home=self._home,
+        )
+        if not prepared.held_out:
+            raise DatasetError(
+                "This run held no rows out of training, so that nothing can be measured on them.",
+                "Train with dataset.eval_fraction above 0.",
+            )
+        return prepared
+
+
+def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
+    """Warn where the data is not what it was: the split is then another, and rows may have been trained on."""
+    now = DataThen(train_rows=len(data.train), held_out_rows=len(data.held_out), fingerprint=data.report.fingerprint)
+    recorded = then.model_dump(exclude_none=True)
+    if all(getattr(now, name) == value for name, value in recorded.items()):
+        return ()
+    return (
+        "The data has changed since this run was trained: some of the rows measured here may have been trained on, so that "
+        "the tuned model may look better than it is.",
+    )
+
+
+def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> dict[Branch, BranchLoss]:
+    """Row by row and branch by branch, so that adapters are only switched and never moved."""
+    branches = evaluation.weights.offered
+    summed: dict[Branch, float] = dict.fromkeys(branches, 0.0)
+    # The first token of a sequence has nothing to be foretold from, and no loss.
+    tokens = sum(label >= 0 for row in rows for label in row.labels[1:])
+    for number, row in enumerate(rows, start=1):
+        for branch in branches:
+            evaluation.end_if_stopped()
+            summed[branch] += evaluation.weights.branch(branch).summed_loss(row.input_ids, row.labels)
+        evaluation.tell(f"Measuring the loss, row {number:,} of {len(rows):,}.", number / len(rows))
+    return {branch: BranchLoss.of(total / tokens, tokens) for branch, total in summed.items()}
+
+
+def _answer(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:
+    """Let every branch write an answer to some of the rows."""
+    parted = [(row, part) for row in rows if (part := split_at_answer(row)) is not None]
+    chosen = spread_evenly(parted, evaluation.order.settings.answered_rows)
+    answered = []
+    for number, (row, part) in enumerate(chosen, start=1):
+        reference = decode(part.reference_ids, evaluation.tokenizer)
+        answers = dict(_answers(evaluation, part, reference))
+        if answers:
+            prompt = evaluation.tokenizer.decode(part.prompt_ids)
+            answered.append(AnsweredRow(row=row.row, prompt=prompt, reference=reference, answers=answers))
+        evaluation.tell(f"Answering, row {number:,} of {len(chosen):,}.", number / len(chosen))
+    return answered
+
+
+def _answers(
+    evaluation: _Evaluation, part: PromptAndReference, reference: str
+) -> Iterator[tuple[Branch, BranchAnswer]]:
+    weights, tokenizer = evaluation.weights, evaluation.tokenizer
+    sampling = SamplingConfig(temperature=0, max_new_tokens=evaluation.order.settings.max_new_tokens)
+    for branch in weights.offered:
+        answering = weights.branch(branch)
+        model = answering.holder.model
+        context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        rules = AnswerRules(part.prompt_ids, end_token_ids(tokenizer, model.generation_config), sampling, context)
+        try:
+            answer = Answer(branch, answering, rules, tokenizer)
+        except ModelError:  # the row fills the whole context
+            return
+        while not answer.done:
+            evaluation.end_if_stopped()
+            answer.advance()
+        text = decode(answer.tokens, tokenizer)
+        yield branch, BranchAnswer(text=text, tokens=len(answer.tokens), scores=score_answer(text, reference))
+
+
+def _worth(row: AnsweredRow) -> float:
+    """How good the tuned answer is; the worst rows are looked at first."""
+    judged: Branch = "tuned" if "tuned" in row.answers else "base"
+    return row.answers[judged].scores.chrf
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    serve({"evaluate": EvaluationWorker(LoratoryHome(Path(sys.argv[1]))).evaluate})
+
+
+if __name__ == "__main__":
+    main()

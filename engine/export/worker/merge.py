@@ -1,0 +1,195 @@
+"""Working an adapter into its base's weights, one tensor at a time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.utils.other import get_pattern_key
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
+from engine.chat.worker.adapter_patterns import resolve_patterns
+from engine.errors import ModelError
+from engine.export.worker.shards import DTYPES_BY_NAME, TensorPlan
+from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, read_safetensors_header, shard_names
+
+_KEY_PREFIX = "base_model.model."
+_FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
+Change = Callable[[torch.Tensor], torch.Tensor]  # float32 in, float32 out
+
+
+class NotByTensorError(Exception):
+    """This adapter cannot be merged from the files alone; says why. The whole model has to be in memory then."""
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """The weight files of a base model, read one tensor at a time."""
+
+    folder: Path
+    places: Mapping[str, Path]  # file of each tensor, in the order of the files
+    plans: Mapping[str, TensorPlan]
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> "BaseFiles":
+        """List what the files hold.
+
+        Raises:
+            ModelError: If a file is damaged, or holds what cannot be merged into.
+        """
+        index = folder / WEIGHTS_INDEX
+        files = shard_names(index, name) if index.is_file() else (SINGLE_WEIGHTS,)
+        places: dict[str, Path] = {}
+        plans: dict[str, TensorPlan] = {}
+        for file in files:
+            for record in read_safetensors_header(folder / file, name):
+                if record.dtype not in DTYPES_BY_NAME:
+                    raise ModelError(
+                        f"{name} holds {record.dtype} weights, which cannot be merged into.",
+                        "Export the adapter, or train on a model in 16 or 32 bits.",
+                    )
+                places[record.name] = folder / file
+                plans[record.name] = TensorPlan(record.name, DTYPES_BY_NAME[record.dtype], record.shape)
+        return cls(folder, places, plans)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor."""
+        with safe_open(self.places[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which precision most of the weights are."""
+        sizes: dict[torch.dtype, int] = {}
+        for plan in self.plans.values():
+            if plan.dtype in _FLOATS:
+                sizes[plan.dtype] = sizes.get(plan.dtype, 0) + plan.size_bytes
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+@dataclass
+class Merge:
+    """The weights of base and adapter together.
+
+    Args:
+        base: Where the base is read.
+        dtype: Precision of what is written; None keeps that of each tensor.
+    """
+
+    base: BaseFiles
+    dtype: torch.dtype | None
+    changes: dict[str, Change] = field(default_factory=dict)
+    added: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # tensors that the base has not, such as an untied head
+
+    def plans(self) -> list[TensorPlan]:
+        """What will be written, in the order of the base's files."""
+        own = [plan._replace(dtype=self._written_dtype(plan.dtype)) for plan in self.base.plans.values()]
+        fallback = self.dtype or self.base.dtype
+        return own + [TensorPlan(name, fallback, tuple(tensor.shape)) for name, tensor in self.added.items()]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor of the merged model: computed in float32, rounded once."""
+        if name in self.added:
+            return self.added[name].to(self.dtype or self.base.dtype)
+        tensor = self.base.read(name)
+        written = self._written_dtype(tensor.dtype)
+        change = self.changes.get(name)
+        return tensor.to(written) if change is None else change(tensor.float()).to(written)
+
+    def _written_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.dtype if self.dtype is not None and dtype in _FLOATS else dtype
+
+
+def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | None) -> Merge:
+    """Decide what becomes of each tensor of the base.
+
+    Raises:
+        NotByTensorError: If the adapter does something that the files alone do not show.
+    """
+    config = PeftConfig.from_pretrained(str(trained.folder))
+    merge = Merge(base, dtype)
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(trained.folder / ADAPTER_WEIGHTS).items():
+        path, part = _split(key.removeprefix(_KEY_PREFIX))
+        if part:
+            modules.setdefault(path, {})[part] = tensor.float()
+        else:
+            _replace(merge, path, tensor)
+    resolve_patterns(config, list(modules), trained.name)
+    for path, parts in modules.items():
+        if f"{path}.weight" not in base.plans:
+            raise NotByTensorError(f"the files of the base hold no {path}.weight")
+        if trained.method == "ia3":
+            _add_ia3(merge, path, parts, config)
+        else:
+            _add_lora(merge, path, parts, config)
+    return merge
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Module and part of an adapter's tensor; whole name and nothing for a tensor that was trained itself."""
+    for part in ("lora_A", "lora_B", "lora_magnitude_vector", "ia3_l"):
+        path, found, rest = key.partition(f".{part}")
+        if found and rest in ("", ".weight"):
+            return path, part
+    if any(mark in key for mark in ("lora_", "ia3_", "trainable_tokens")):
+        raise NotByTensorError(f"it has {key.rsplit('.', 1)[-1]} tensors")
+    return key, ""
+
+
+def _replace(merge: Merge, name: str, tensor: torch.Tensor) -> None:
+    """A tensor that was trained itself takes the place of the base's: a bias, or a module that was saved whole."""
+    name = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    if name in merge.base.plans:
+        if merge.base.plans[name].shape != tuple(tensor.shape):
+            raise NotByTensorError(f"{name} has another shape than in the base")
+        merge.changes[name] = lambda _: tensor.float()
+    else:
+        merge.added[name] = tensor
+
+
+def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: Any) -> None:
+    """W + scaling · B A (Hu et al. 2021, section 4.1, arXiv:2106.09685); with DoRA its columns get learned lengths."""
+    a, b = parts["lora_A"], parts["lora_B"]  # (r, in_features), (out_features, r)
+    if a.dim() != 2 or b.dim() != 2:
+        raise NotByTensorError(f"{path} is no linear layer")
+    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
+    rank = a.shape[0]
+    # Rank-stabilized: Kalajdzievski 2023, arXiv:2312.03732.
+    scaling = alpha / rank**0.5 if config.use_rslora else alpha / rank
+    shape = merge.base.plans[f"{path}.weight"].shape
+    transposed = bool(config.fan_in_fan_out)
+    expected = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
+    if shape != expected:
+        raise NotByTensorError(f"{path}.weight is {shape} in the base and {expected} in the adapter")
+    magnitude = parts.get("lora_magnitude_vector")  # (out_features,)
+
+    def change(weight: torch.Tensor) -> torch.Tensor:
+        weight = weight.T if transposed else weight
+        merged = weight + scaling * (b @ a)
+        if magnitude is not None:  # Liu et al. 2024, equation 5, arXiv:2402.09353
+            merged = merged * (magnitude / merged.norm(p=2, dim=1)).view(-1, 1)
+        return merged.T if transposed else merged
+
+    merge.changes[f"{path}.weight"] = change
+
+
+def _add_ia3(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: Any) -> None:
+    """Rescaled outputs scale the rows of W and the bias, rescaled inputs its columns (Liu et al. 2022, arXiv:2205.05638)."""
+    scale = parts["ia3_l"]  # (out_features, 1), or (1, in_features) for feed-forward modules
+    transposed = bool(config.fan_in_fan_out)
+    shape = merge.base.plans[f"{path}.weight"].shape
+    factor = scale.T if transposed else scale
+    if scale.dim() != 2 or torch.broadcast_shapes(shape, factor.shape) != torch.Size(shape):
+        raise NotByTensorError(f"{path}.weight does not fit its scale")
+    merge.changes[f"{path}.weight"] = lambda weight: weight * factor
+    if scale.shape[1] == 1 and f"{path}.bias" in merge.base.plans:
+        merge.changes[f"{path}.bias"] = lambda bias: bias * scale.flatten()

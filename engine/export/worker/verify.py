@@ -1,0 +1,187 @@
+"""What was written, loaded as anybody would load it, and compared with the live run, logit by logit and word by word."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from engine.chat.contract import PromptView
+from engine.chat.worker.prompt import end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.weights import BranchWeights, Weights
+from engine.data.conversation import Message
+from engine.export.worker.drafts import draft_answers
+
+ANSWER_TOKENS = 16
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Explain in one sentence what a learning rate is.",
+    "Write a haiku about rain.",
+    "Name three fruits.",
+    "What does lora_alpha do?",
+    "Translate to German: Good morning, my friend.",
+    "How many legs does a spider have?",
+    "Give me a tip for better sleep.",
+    "What is 12 times 8?",
+    "Summarize the story of Romeo and Juliet in two sentences.",
+    "Why is the sky blue?",
+    "List the steps to make tea.",
+    "Who wrote Hamlet?",
+    "Suggest a name for a small bakery.",
+    "What is the difference between RAM and a hard disk?",
+    "Finish the sentence: The early bird",
+    "Describe the colour green to someone who cannot see.",
+    "Is a tomato a fruit or a vegetable?",
+    "Write a polite reply to an invitation that you cannot accept.",
+    "What should I check before I train a model on my own data?",
+)
+
+# How far above the measured effect of rounding a difference may lie: both are extremes of random errors.
+_MARGIN = 2.0
+
+OnAnswer = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One prompt, with what the live run answers to it."""
+
+    prompt: PromptView
+    answer: tuple[int, ...]
+    logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer, all read at once
+
+
+class Measured(NamedTuple):
+    """How far two models are apart."""
+
+    largest_difference: float  # between two logits
+    equal_answers: int
+
+
+class Listener:
+    """Keeps what the live run says, to hold it against what was written.
+
+    Args:
+        live: The branch of the run.
+        folder: Of the trained weights, whose tokenizer renders the prompts.
+        on_answer: Told the share of prompts that have been answered.
+    """
+
+    def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer) -> None:
+        tokenizer = load_chat_tokenizer([folder], live.place.folder, live.place.name)
+        branch = live.branch("tuned")
+        end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
+        prompts = [render_prompt((Message("user", question),), (), tokenizer) for question in QUESTIONS]
+        heard: list[Heard] = []
+        for draft, prompt in zip(draft_answers(branch, prompts, end_ids, ANSWER_TOKENS), prompts, strict=True):
+            heard.append(hear(branch, prompt, end_ids, draft))
+            on_answer(len(heard) / len(prompts))
+        self.heard = tuple(heard)
+        self.end_ids = end_ids
+
+    def compare(self, written: BranchWeights, on_answer: OnAnswer) -> Measured:
+        """Ask another model the same.
+
+        Its greedy answer is the run's if at each place, after the words before it, the same token comes first.
+        """
+        difference, equal = 0.0, 0
+        for number, heard in enumerate(self.heard, start=1):
+            logits = _logits(written, heard.prompt, heard.answer)
+            difference = max(difference, float((logits - heard.logits).abs().max()))
+            equal += torch.equal(logits.argmax(dim=-1), heard.logits.argmax(dim=-1))
+            on_answer(number / len(self.heard))
+        return Measured(difference, equal)
+
+    def rounding_effect(self, live: BranchWeights, written: torch.dtype) -> float:
+        """How far logits move when every number moves at random by up to a unit in its last place.
+
+        What a rounding error of one weight does to a logit depends on the model, so it is measured on the model itself,
+        which is of no use afterwards, except for precisions that are coarser. The numbers are the weights, in the precision
+        to which they were rounded, and what each module computes: merged weights add up in another order than base and
+        adapter do.
+
+        Args:
+            live: The branch that was listened to; its weights are disturbed.
+            written: Precision to which weights were rounded.
+        """
+        model = live.holder.model
+        random = torch.Generator(model.device).manual_seed(0)
+        computed = torch.finfo(model.dtype).eps
+        with torch.inference_mode():
+            for parameter in model.parameters():
+                if parameter.is_floating_point():
+                    parameter.copy_(_moved(parameter, max(torch.finfo(written).eps, computed), random))
+        effect = 0.0
+        with _results_moved(model, computed, random):
+            for heard in self.heard:
+                logits = _logits(live, heard.prompt, heard.answer)
+                effect = max(effect, float((logits - heard.logits).abs().max()))
+        return _MARGIN * effect
+
+
+def hear(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]) -> Heard:
+    """The greedy answer to one prompt; what a draft has right need not be written token by token.
+
+    Reading a draft at once tells the token that comes first at each of its places. As far as it is the draft's, that is
+    the answer, as in speculative decoding (Leviathan et al. 2023, section 2, arXiv:2211.17192); from there it goes on alone.
+    """
+    answer: tuple[int, ...] = ()
+    if draft:
+        logits = _logits(branch, prompt, draft)
+        first = logits.argmax(dim=-1).tolist()
+        right = next((place for place, token in enumerate(draft) if token != first[place]), len(draft))
+        answer = tuple(first[: right + 1])
+        if right == len(draft) and _is_over(answer, end_ids):
+            return Heard(prompt, answer, logits)
+    answer = _answer(branch, prompt, end_ids, answer)
+    return Heard(prompt, answer, _logits(branch, prompt, answer))
+
+
+def _answer(
+    branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], begun: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The greedy answer, continued token by token as the chat gives it."""
+    device = branch.holder.model.device
+    answer = list(begun)
+    with torch.inference_mode():
+        cache = branch.new_cache()
+        unread = [*prompt.ids, *answer]
+        while not _is_over(answer, end_ids):
+            answer.append(int(branch.next_logits(torch.tensor([unread], device=device), cache).argmax(dim=-1)))
+            unread = answer[-1:] if cache is not None else [*prompt.ids, *answer]
+    return tuple(answer)
+
+
+def _is_over(answer: Sequence[int], end_ids: frozenset[int]) -> bool:
+    return len(answer) == ANSWER_TOKENS or (len(answer) > 0 and answer[-1] in end_ids)
+
+
+def _logits(branch: BranchWeights, prompt: PromptView, answer: Sequence[int]) -> torch.Tensor:
+    """The logits before each token of an answer, (answer tokens, vocabulary); both sides read the same ids in one pass."""
+    first = len(prompt.ids) - 1
+    with torch.inference_mode():
+        return branch.logits_at([*prompt.ids, *answer[:-1]], range(first, first + len(answer))).cpu()
+
+
+def _moved(values: torch.Tensor, unit: float, random: torch.Generator) -> torch.Tensor:
+    noise = torch.rand(values.shape, generator=random, device=values.device)
+    return (values.float() * (1 + unit * (2 * noise - 1))).to(values.dtype)
+
+
+@contextmanager
+def _results_moved(model: torch.nn.Module, unit: float, random: torch.Generator) -> Iterator[None]:
+    """While it lasts, every number that a module without modules inside it returns is off by a random part of `unit`."""
+
+    def move(_module: torch.nn.Module, _arguments: object, result: object) -> object:
+        is_number = isinstance(result, torch.Tensor) and result.is_floating_point()
+        return _moved(result, unit, random) if is_number else result
+
+    hooks = [module.register_forward_hook(move) for module in model.modules() if not any(module.children())]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

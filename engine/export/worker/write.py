@@ -1,0 +1,187 @@
+"""Writing what is taken away: an adapter as it is, or a complete model with the adapter worked in."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
+from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from engine.chat.worker.prompt import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
+from engine.chat.worker.weights import ModelPlace, load_model, memory_errors, weights_bytes
+from engine.config.export import ExportDtype
+from engine.config.model import ModelConfig
+from engine.errors import ModelError
+from engine.export.contract import ExportOrder, ExportPhase, ExportProgress
+from engine.export.folder import copy_tokenizer, rewrite_json
+from engine.export.worker.merge import BaseFiles, Merge, NotByTensorError, plan_merge
+from engine.export.worker.shards import ShardWriter
+from engine.export.worker.tied_weights import say_untied, tied_weights, untie, untie_changed
+from engine.models.source import ModelSource
+from engine.processes.answering import Request
+from engine.processes.json_lines import CancelledRequestError
+
+_TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass
+class ExportUnderWay:
+    """An order, the base that it needs, and who waits for it."""
+
+    order: ExportOrder
+    source: ModelSource
+    request: Request
+
+    @property
+    def trained(self) -> PlannedWeights:
+        assert self.order.plan.tuned is not None  # `engine.export.job` asks for nothing else
+        return self.order.plan.tuned
+
+    def with_dtype(self, dtype: ExportDtype | None) -> "ExportUnderWay":
+        """The same with merged weights in this precision, unless the person chose one."""
+        settings = self.order.settings
+        if dtype is None or settings.dtype != "auto":
+            return self
+        order = self.order.model_copy(update={"settings": settings.model_copy(update={"dtype": dtype})})
+        return replace(self, order=order)
+
+    def tell(self, phase: ExportPhase, message: str, fraction: float | None = None) -> None:
+        """Report, and end here if the person has stopped it."""
+        if self.request.is_cancelled():
+            raise CancelledRequestError()
+        progress = ExportProgress(phase=phase, message=message, fraction=fraction)
+        self.request.progress(progress.model_dump(mode="json"))
+
+
+def needed_bytes(export: ExportUnderWay) -> int:
+    """Room that the export takes on the disk."""
+    trained_bytes = sum(path.stat().st_size for path in export.trained.folder.iterdir() if path.is_file())
+    if export.order.settings.kind == "adapter":
+        return trained_bytes
+    dtype = _TORCH_DTYPES.get(export.order.settings.dtype, torch.float32)
+    place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
+    merged_bytes = trained_bytes + weights_bytes(place, ModelConfig(id=export.source.name))
+    # A GGUF file is made from a merged model, and both are there for a while.
+    return 2 * merged_bytes if export.order.settings.kind == "gguf" else merged_bytes
+
+
+def write_adapter(export: ExportUnderWay, aside: Path) -> torch.dtype:
+    """Copy the adapter with its tokenizer, naming its base as others find it.
+
+    Returns:
+        The precision of what was written.
+    """
+    export.tell("writing", "Copying the adapter.")
+    source = export.trained.folder
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        shutil.copyfile(source / name, aside / name)
+    base = {"base_model_name_or_path": export.source.hub_id or export.source.name, "revision": export.source.revision}
+    rewrite_json(aside / ADAPTER_CONFIG, **base)
+    _write_tokenizer(export, aside)
+    return torch.float32
+
+
+def _write_tokenizer(export: ExportUnderWay, aside: Path) -> None:
+    if (export.trained.folder / TOKENIZER_CONFIG).is_file():
+        copy_tokenizer(export.trained.folder, aside)
+        return
+    tokenizer = load_chat_tokenizer([], Path(export.source.location), export.source.name)
+    tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
+
+
+def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch.dtype:
+    """Write a complete model: merged weights, configuration, tokenizer, and where answers end.
+
+    Args:
+        export: What is wanted.
+        aside: The folder to fill.
+        notes: Takes what the person should know.
+
+    Returns:
+        The precision of what was written.
+
+    Raises:
+        ModelError: If the base or the adapter cannot be merged.
+    """
+    trained, base = export.trained, Path(export.source.location)
+    if trained.method == "full":
+        files = BaseFiles.open(trained.folder, trained.name)
+    else:
+        files = BaseFiles.open(base, export.source.name)
+    dtype = _TORCH_DTYPES.get(export.order.settings.dtype)
+    quantization = export.order.plan.model.quantization
+    if quantization != "none":
+        notes.append(
+            f"The adapter was trained on {quantization} weights and is merged into the unquantized ones, as is usual; "
+            "its answers can differ a little from those on the quantized model."
+        )
+    untied = False
+    try:
+        untied = _merge_by_tensor(export, files, aside, dtype)
+    except NotByTensorError as reason:
+        notes.append(f"Merged with the whole model in memory, because {reason}.")
+        _merge_whole(export, aside, dtype or files.dtype)
+    for name in ("config.json", "generation_config.json"):
+        folder = trained.folder if trained.method == "full" else base
+        if (folder / name).is_file() and not (aside / name).is_file():
+            shutil.copyfile(folder / name, aside / name)
+    written = dtype or files.dtype
+    rewrite_json(aside / "config.json", dtype=str(written).removeprefix("torch."))
+    if untied:
+        say_untied(aside / "config.json")
+    _write_tokenizer(export, aside)
+    _write_ends(export, aside)
+    return written
+
+
+def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtype: torch.dtype | None) -> bool:
+    """Write the weights; returns whether an output head and an embedding that were one are two now."""
+    merge = Merge(files, dtype) if export.trained.method == "full" else plan_merge(export.trained, files, dtype)
+    untied = export.trained.method != "full" and untie_changed(merge, tied_weights(files.folder))
+    plans = merge.plans()
+    total, done = sum(plan.size_bytes for plan in plans), 0
+
+    def count(written_bytes: int) -> None:
+        nonlocal done
+        done += written_bytes
+        export.tell("writing", f"Writing merged weights, {done / 1e9:.1f} of {total / 1e9:.1f} GB.", done / total)
+
+    limit = int(export.order.settings.max_shard_gb * 1e9)
+    ShardWriter(aside, limit, count).write(plans, merge.read)
+    return untied
+
+
+def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> None:
+    """PEFT's own merge, for adapters whose tensors do not stand beside those of the files one to one."""
+    from peft import PeftConfig, PeftModel
+
+    export.tell("writing", "Merging with the whole model in memory.")
+    place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
+    model = load_model(place, ModelConfig(id=export.source.name))
+    untie(model)  # else what is merged into an embedding would change the output head too
+    config = PeftConfig.from_pretrained(str(export.trained.folder))
+    resolve_patterns(config, base_module_names(model), export.trained.name)
+    try:
+        with memory_errors(place):
+            adapted = PeftModel.from_pretrained(model, str(export.trained.folder), config=config)
+            merged = adapted.merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(
+            f"The adapter {export.trained.name} cannot be merged ({type(error).__name__}).",
+            "Export the adapter instead.",
+        ) from error
+    merged.save_pretrained(aside, max_shard_size=int(export.order.settings.max_shard_gb * 1e9))
+
+
+def _write_ends(export: ExportUnderWay, aside: Path) -> None:
+    """Other programs must end answers where ours do: at the token that the template puts after them."""
+    tokenizer = load_chat_tokenizer([aside], aside, export.trained.name)
+    path = aside / "generation_config.json"
+    generation = GenerationConfig.from_pretrained(aside) if path.is_file() else GenerationConfig()
+    ends = sorted(end_token_ids(tokenizer, generation))
+    if not path.is_file():
+        generation.save_pretrained(aside)
+    # The base's other settings stay as its makers wrote them, also those that transformers reads and refuses to write.
+    rewrite_json(path, eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=tokenizer.pad_token_id)
