@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.adapter import AdapterConfig
 from engine.inspector.inventory import inventory_of
-from engine.memory.evaluate import evaluate, main
-from engine.memory.measurements import read_measurements
 from engine.memory.targets import find_targets
 from engine.memory.trainable import count_trainable
 from engine.models.catalog import find_in_catalog
 from engine.training.targets import choose_targets
+from tests.benchmarks.published.evaluate import evaluate, main
+from tests.benchmarks.published.measurements import read_measurements
 
 SMALL = {
     "hidden_size": 64,

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from engine.memory.evaluate import compare, evaluate
-from engine.memory.gpu_names import GIB, cuda_context_bytes, is_before_ampere, is_hopper, memory_of_gpu
-from engine.memory.measured_workload import device_of_point, shape_of_point, workload_of_point
-from engine.memory.measurements import MeasuredPoint, read_measurements
-from engine.memory.published_shapes import known_sizes
+from engine.memory.gpu_names import cuda_context_bytes, is_hopper
+from tests.benchmarks.published.evaluate import compare, evaluate
+from tests.benchmarks.published.gpus import GIB, is_before_ampere, memory_of_gpu
+from tests.benchmarks.published.measurements import MeasuredPoint, read_measurements
+from tests.benchmarks.published.shapes import known_sizes
+from tests.benchmarks.published.workloads import device_of_point, shape_of_point, workload_of_point
 
 GIVEN = {
     "id": "one",

@@ -4,8 +4,8 @@ import pytest
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError
-from engine.memory.published_shapes import PublishedSizes, published_shape
 from engine.memory.targets import find_targets
+from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 
 SHAPE = published_shape(
     "tiny",

@@ -11,7 +11,6 @@ from engine.hardware.device import Device
 from engine.hardware.device_problems import device_problems
 from engine.hardware.devices import device_options
 from engine.memory.estimate import Estimator, estimate_memory
-from engine.memory.published_shapes import PublishedSizes, published_shape
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
 from engine.runs.launch import Launcher
@@ -20,6 +19,7 @@ from engine.runs.preflight import Preflight
 from engine.runs.provenance import read_provenance
 from engine.runs.queue import Waiting, plan_starts
 from engine.runs.store import RunStore
+from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.runs.supervision import GIB, config_for, cpu, gpu
 
 SHAPE = published_shape(

@@ -1,11 +1,14 @@
-"""Shapes of decoders that published measurements name, from a handful of sizes and without transformers.
+"""Build shapes of decoders from a handful of published sizes, without transformers.
 
-The page takes the real architecture's inventory; a measurement in a table gives sizes, or no more than a name, and was
-often made with an older transformers in which every expert was a module of its own.
+The product takes the inventory of the real architecture. A measurement in a table gives sizes, or only a name, and was
+often made with an older transformers, in which each expert was a module. `models.json` has the sizes known by name.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -36,87 +39,6 @@ class PublishedSizes(BaseModel):
     attention_dropout: float = 0.0
 
 
-_KNOWN: Mapping[str, PublishedSizes] = {
-    "mixtral-8x7b": PublishedSizes(
-        model_type="mixtral",
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        num_experts=8,
-        num_experts_per_tok=2,
-        max_position_embeddings=32768,
-    ),
-    "mixtral-8x22b": PublishedSizes(
-        model_type="mixtral",
-        hidden_size=6144,
-        intermediate_size=16384,
-        num_hidden_layers=56,
-        num_attention_heads=48,
-        num_key_value_heads=8,
-        vocab_size=32768,
-        num_experts=8,
-        num_experts_per_tok=2,
-        max_position_embeddings=65536,
-    ),
-    "santacoder": PublishedSizes(
-        model_type="gpt_bigcode",
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_key_value_heads=1,
-        vocab_size=49280,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-        embedding_dropout=0.1,
-        hidden_dropout=0.1,
-        attention_dropout=0.1,
-    ),
-    "llama-2-70b": PublishedSizes(
-        hidden_size=8192,
-        intermediate_size=28672,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        max_position_embeddings=4096,
-    ),
-    "mistral-7b": PublishedSizes(
-        model_type="mistral",
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        max_position_embeddings=32768,
-    ),
-    "llama-3-8b": PublishedSizes(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        max_position_embeddings=8192,
-    ),
-    "gpt2": PublishedSizes(
-        model_type="gpt2",
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        vocab_size=50257,
-        tie_word_embeddings=True,
-        max_position_embeddings=1024,
-        embedding_dropout=0.1,
-        hidden_dropout=0.1,
-        attention_dropout=0.1,
-    ),
-}
 _SAME_SHAPE = re.compile(r"(-(hf|instruct|chat|it|base|gptq|awq|int4|int8|unsloth|bnb|4bit|8bit))+$")
 # A suffix such as -Instruct or -GPTQ changes no shape; these do.
 _OTHER_SIZES = re.compile(r"distil|gpt2[-_](medium|large|xl)")
@@ -135,9 +57,15 @@ def known_sizes(model_id: str) -> PublishedSizes | None:
     if entry is not None:
         return PublishedSizes.model_validate(dict(entry.config))
     name = model_id.rsplit("/", 1)[-1].casefold()
-    found = next((sizes for part, sizes in _KNOWN.items() if part in name), None)
+    found = next((sizes for part, sizes in _models_by_name().items() if part in name), None)
     # Of these families one size bears the bare name; the others add theirs to it.
     return None if found is not None and _OTHER_SIZES.search(name) else found
+
+
+@cache
+def _models_by_name() -> dict[str, PublishedSizes]:
+    entries = json.loads(Path(__file__).with_name("models.json").read_text(encoding="utf-8"))
+    return {name: PublishedSizes.model_validate(sizes) for name, sizes in entries.items()}
 
 
 def _bare_name(model_id: str) -> str:

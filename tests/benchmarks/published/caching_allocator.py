@@ -19,8 +19,8 @@ from engine.memory.persistent import is_quantized, quantized_bytes, unquantized_
 from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets
 from engine.memory.trainable import TrainableCount
-from engine.memory.whole_step import StepStream, play_step
 from engine.memory.workload import Optimizer, Workload
+from tests.benchmarks.published.allocation_trace import StepStream, play_step
 
 _SMALLEST = 512
 _SMALL = 2**20

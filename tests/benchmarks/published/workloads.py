@@ -6,25 +6,6 @@ from typing import Literal
 from engine.config.adapter import AdapterConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
-from engine.memory.gpu_names import is_before_ampere, memory_of_gpu
-from engine.memory.measurements import MeasuredPoint, observations
-from engine.memory.published_shapes import (
-    PublishedSizes,
-    dropouts_of,
-    guess_model_type,
-    known_sizes,
-    published_shape,
-)
-from engine.memory.setting_words import (
-    MethodKind,
-    base_format,
-    has_double_quant,
-    is_float16,
-    is_nothing,
-    method_kind,
-    parts_of,
-    width_of_dtype,
-)
 from engine.memory.workload import (
     AttentionKernel,
     BaseFormat,
@@ -36,6 +17,25 @@ from engine.memory.workload import (
     Workload,
 )
 from engine.models.shape import ModelShape
+from tests.benchmarks.published.gpus import is_before_ampere, memory_of_gpu
+from tests.benchmarks.published.measurements import MeasuredPoint, observations
+from tests.benchmarks.published.setting_words import (
+    MethodKind,
+    base_format,
+    has_double_quant,
+    is_float16,
+    is_nothing,
+    method_kind,
+    parts_of,
+    width_of_dtype,
+)
+from tests.benchmarks.published.shapes import (
+    PublishedSizes,
+    dropouts_of,
+    guess_model_type,
+    known_sizes,
+    published_shape,
+)
 
 # Memory of a device of which nothing is known, or only what its own measurement contradicts: no limit.
 _UNKNOWN_BYTES = 1024 * 2**30

@@ -1,0 +1,5 @@
+import sys
+
+from tests.benchmarks.published.evaluate import main
+
+sys.exit(main())

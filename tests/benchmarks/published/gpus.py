@@ -1,0 +1,48 @@
+"""Memory and generation of a GPU, from the name that a published measurement gives.
+
+`gpu_memory.json` has, for each model, the GiB that programs see; several where it was sold with several sizes. Source: data
+sheets, less what error correction and the driver reserve.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from engine.memory.gpu_names import words_of_gpu
+
+GIB = 2**30
+# Programs see at most this share of a size that is part of a name.
+_VISIBLE_SHARE = 0.99
+_SAME_SIZE = 0.12
+_BEFORE_AMPERE = frozenset(
+    "T4 P4 P40 P100 V100 1060 1070 1080 1650 1660 2060 2070 2080 8000 TITAN TURING QUADRO".split()
+)
+
+
+def memory_of_gpu(name: str) -> int | None:
+    """Bytes that programs see of a GPU's memory; the most that it was ever sold with, unless the name says how much.
+
+    Returns:
+        None where neither the model is known nor a size is given.
+    """
+    table = _memory_table()
+    known = next((sizes for word in words_of_gpu(name) if (sizes := table.get(word))), ())
+    said = re.search(r"(\d+)\s*GI?B", name.upper())
+    if said is None:
+        return round(max(known) * GIB) if known else None
+    like = [size for size in known if abs(size / int(said[1]) - 1) <= _SAME_SIZE]
+    nearest = min(like, key=lambda size: abs(size - int(said[1])), default=int(said[1]) * _VISIBLE_SHARE)
+    return round(nearest * GIB)
+
+
+def is_before_ampere(name: str) -> bool:
+    """Whether it has neither bfloat16 nor flash attention."""
+    words = words_of_gpu(name)
+    return not _BEFORE_AMPERE.isdisjoint(words) and "ADA" not in words
+
+
+@cache
+def _memory_table() -> dict[str, list[float]]:
+    table: dict[str, list[float]] = json.loads(Path(__file__).with_name("gpu_memory.json").read_text(encoding="utf-8"))
+    return table
