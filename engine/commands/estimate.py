@@ -13,8 +13,8 @@ from engine.hardware.devices import Device, device_options, list_devices
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
 from engine.memory.compare import MethodNeed, compare_methods
+from engine.memory.device.several_devices import DeviceShare, share_among
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
-from engine.memory.several_devices import DeviceShare, share_among
 from engine.paths import LoratoryHome
 from engine.runs.measurement import MeasuredStep, MeasurementJob
 from engine.runs.prediction import most_likely

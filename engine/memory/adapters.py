@@ -1,6 +1,6 @@
 """Linear layers with their adapter: LoRA as PEFT and as Loratory run it, DoRA, and IA3."""
 
-from engine.memory.operations import (
+from engine.memory.autograd.operations import (
     add,
     assign,
     cast,
@@ -10,13 +10,13 @@ from engine.memory.operations import (
     scale,
     share,
 )
-from engine.memory.projections import autocast_linear, base_projection, is_quantized
-from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient
+from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient
+from engine.memory.layers.projections import autocast_linear, base_projection, is_quantized
+from engine.memory.layers.step_context import StepContext
 from engine.models.shape import ModuleShape
 
 
-def project(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def project(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """Send x through one linear layer, adapter included."""
     adapter = r.workload.adapter
     if module.name not in r.target_names:
@@ -28,7 +28,7 @@ def project(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
     return _with_lora(r, x, module)
 
 
-def _with_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def _with_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """`base(x) + lora_B(lora_A(dropout(x))) * scaling`, with PEFT's casts to and from the adapter's own precision.
 
     Keeps the cast x, the dropout mask, and the product with A.
@@ -60,7 +60,7 @@ def _with_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
         return scope.returns(assign(tape, result, cast(tape, result, answered)))
 
 
-def _low_rank(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def _low_rank(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """`lora_B(lora_A(x)) * scaling`."""
     rank = r.workload.adapter.r
     with r.tape.scope() as scope:
@@ -70,7 +70,7 @@ def _low_rank(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
 
 
 def _through_both(
-    r: Rehearsal, x: Value, module: ModuleShape, matrices: tuple[Parameter, Parameter], *, x_is_temporary: bool = True
+    r: StepContext, x: Value, module: ModuleShape, matrices: tuple[Parameter, Parameter], *, x_is_temporary: bool = True
 ) -> Value:
     """`lora_B(lora_A(x))`; an x that no variable holds is let go as soon as A has read it."""
     tape = r.tape
@@ -81,7 +81,7 @@ def _through_both(
         return scope.returns(autocast_linear(r, down, matrices[1], module.out_features))
 
 
-def _dora_part(r: Rehearsal, x: Value, result: Value, module: ModuleShape) -> Value:
+def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> Value:
     """`(m/|W + BA| - 1) * base + m/|W + BA| * low_rank * scaling`, with matrices of W's size for the norm.
 
     Keeps the base result and the low-rank result; with dropout the base result is computed again from the weight.
@@ -132,7 +132,7 @@ def _dora_part(r: Rehearsal, x: Value, result: Value, module: ModuleShape) -> Va
         return scope.returns(both)
 
 
-def _written_out_weight(r: Rehearsal, module: ModuleShape, width: int) -> Value:
+def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Value:
     """The base weight at x's precision: a copy where it is quantized or held in another."""
     quantized = is_quantized(r, module)
     elements = module.in_features * module.out_features
@@ -142,7 +142,7 @@ def _written_out_weight(r: Rehearsal, module: ModuleShape, width: int) -> Value:
     return r.tape.value(elements if copied else 0, width, group=Group.WEIGHT_COPIES)
 
 
-def _as_value(r: Rehearsal, parameter: Parameter) -> Value:
+def _as_value(r: StepContext, parameter: Parameter) -> Value:
     """A weight as an operand of pointwise operations, which make the first tensor on the tape."""
     tape, size = r.tape, parameter.elements * parameter.width
     return tape.operation(
@@ -153,7 +153,7 @@ def _as_value(r: Rehearsal, parameter: Parameter) -> Value:
     )
 
 
-def _with_quick_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """Loratory's own branch: added into the layer's result in place, at the result's precision.
 
     Keeps the layer's input, the product with A, both matrices at the result's precision, and on CUDA the dropout mask.
@@ -199,7 +199,7 @@ def _with_quick_lora(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
         return scope.returns(tape.operation_in_place(result, (result, narrow, a, b), backward=backward, saved=saved))
 
 
-def _widened(r: Rehearsal, gradient: Storage, parameter: Parameter) -> Storage:
+def _widened(r: StepContext, gradient: Storage, parameter: Parameter) -> Storage:
     size = parameter.elements * parameter.width
     if gradient.size == size:
         return gradient
@@ -208,7 +208,7 @@ def _widened(r: Rehearsal, gradient: Storage, parameter: Parameter) -> Storage:
     return wide
 
 
-def _with_ia3(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def _with_ia3(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """A learned vector times the output, or times the input of feed-forward layers; keeps the factor that it rescales.
 
     Source: `Linear.forward` in peft/tuners/ia3/layer.py, `Linear4bit.forward` in peft/tuners/ia3/bnb.py.

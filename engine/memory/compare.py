@@ -8,13 +8,12 @@ from pydantic import BaseModel, ConfigDict
 from engine.config.run import RunConfig
 from engine.errors import EngineError, Problem
 from engine.hardware.device import Device
-from engine.memory.allocator import need_on_device
+from engine.memory.config_changes import Changed, as_overrides, new_problems, with_changes
+from engine.memory.device.device_need import TensorsAtPeak, need_on_device
 from engine.memory.estimate import Estimator, judge
 from engine.memory.inference import inference_bytes, inference_workload
 from engine.memory.result import Verdict
 from engine.memory.run_workload import workload_of_run
-from engine.memory.tensors_at_peak import TensorsAtPeak
-from engine.memory.variants import Changed, as_overrides, new_problems, with_changes
 from engine.models.shape import ModelShape
 
 

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from engine.config.adapter import AdapterConfig
-from engine.memory.embedding import embed
-from engine.memory.layers import decoder_layer, residual_width
+from engine.memory.autograd.tape import Tape
+from engine.memory.layers.decoder import decoder_layer, residual_width
+from engine.memory.layers.embedding import embed
+from engine.memory.layers.step_context import StepContext
 from engine.memory.peak import workspace_bytes
 from engine.memory.persistent import base_weight_bytes
-from engine.memory.rehearsal import Rehearsal
 from engine.memory.structure import LayerStructure, ModelStructure
-from engine.memory.tape import Tape
 from engine.memory.targets import AdapterTargets
 from engine.memory.workload import Precision, Workload
 from engine.models.shape import ModelShape
@@ -81,7 +81,7 @@ def _passage(structure: ModelStructure, workload: Workload, layer: LayerStructur
     return r.tape.peak + passing.arguments
 
 
-def _empty_stage(structure: ModelStructure, workload: Workload) -> Rehearsal:
+def _empty_stage(structure: ModelStructure, workload: Workload) -> StepContext:
     tape = Tape()
     tape.records_gradients = False
-    return Rehearsal(tape, workload, structure, _NO_TARGETS, frozenset())
+    return StepContext(tape, workload, structure, _NO_TARGETS, frozenset())

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from engine.memory.formulas import ceil_divide
 from engine.memory.workload import Optimizer
 
 TensorShape = tuple[int, ...]
@@ -62,7 +61,7 @@ def state_of_tensor(shape: TensorShape, optimizer: Optimizer) -> int:
     if kind == "adamw_8bit":
         if elements < SMALLEST_EIGHT_BIT:
             return 2 * elements * 4
-        return 2 * (elements + ceil_divide(elements, EIGHT_BIT_BLOCK) * 4)
+        return 2 * (elements + -(-elements // EIGHT_BIT_BLOCK) * 4)
     if kind == "sgd_momentum":
         return elements * optimizer.state_width
     if kind == "adafactor":

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from engine.memory.embedding import embed, input_needs_gradient
-from engine.memory.layers import decoder_layer, residual_width
-from engine.memory.losses import head_and_loss, positions_of_larger_chunks, trained_positions
-from engine.memory.norms import normalize
-from engine.memory.rehearsal import Rehearsal
+from engine.memory.autograd.tape import Tape
+from engine.memory.autograd.tensors import Group, Parameter, Value
+from engine.memory.layers.decoder import decoder_layer, residual_width
+from engine.memory.layers.embedding import embed, input_needs_gradient
+from engine.memory.layers.losses import head_and_loss, positions_of_larger_chunks, trained_positions
+from engine.memory.layers.norms import normalize
+from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure, ModelStructure
-from engine.memory.tape import Tape
 from engine.memory.targets import AdapterTargets
-from engine.memory.tensors import Group, Parameter, Value
 from engine.memory.workload import Workload
 
 Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]
@@ -88,9 +88,9 @@ def rehearse_step(
     """
     names = targets.names
 
-    def stage() -> Rehearsal:
+    def stage() -> StepContext:
         tape = Tape(adds_in_place=not as_dispatch_mode, sees_scratch=not as_dispatch_mode)
-        return Rehearsal(tape, workload, structure, targets, names)
+        return StepContext(tape, workload, structure, targets, names)
 
     width = residual_width(stage())
     embedding = _embedding_stretch(stage())
@@ -99,7 +99,7 @@ def rehearse_step(
     return _put_together(embedding, layers, head, stage())
 
 
-def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stage: Rehearsal) -> StepPeaks:
+def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stage: StepContext) -> StepPeaks:
     workload, structure = stage.workload, stage.structure
     alive = embedding.kept.plus(embedding.while_layers_run).plus(embedding.while_forward)
     forward = embedding.forward_peak
@@ -158,7 +158,7 @@ def _higher(one: Held, other: Held) -> Held:
     return one if one.total >= other.total else other
 
 
-def _embedding_stretch(r: Rehearsal) -> Stretch:
+def _embedding_stretch(r: StepContext) -> Stretch:
     """What is computed before the first layer. Positions and mask stay as long as a layer may be run again."""
     r.put_prefixes(r.structure.num_layers)
     x, passing = embed(r)
@@ -171,7 +171,7 @@ def _embedding_stretch(r: Rehearsal) -> Stretch:
 
 
 def _layer_stretches(
-    stage: Callable[[], Rehearsal], structure: ModelStructure, workload: Workload, width: int
+    stage: Callable[[], StepContext], structure: ModelStructure, workload: Workload, width: int
 ) -> list[Stretch]:
     """One stretch for each kind of layer; the first layer apart where its input is of another kind than the others'."""
     stretches = []
@@ -189,7 +189,7 @@ def _layer_stretches(
     return stretches
 
 
-def _layer_stretch(r: Rehearsal, layer: LayerStructure, width: int, *, needs_gradient: bool) -> Stretch:
+def _layer_stretch(r: StepContext, layer: LayerStructure, width: int, *, needs_gradient: bool) -> Stretch:
     tape, workload = r.tape, r.workload
     x = _input(r, width, needs_gradient=needs_gradient)
     r.put_prefixes(1)
@@ -209,14 +209,14 @@ def _layer_stretch(r: Rehearsal, layer: LayerStructure, width: int, *, needs_gra
     return replace(stretch, input_let_go_bytes=lets_go)
 
 
-def _input(r: Rehearsal, width: int, *, needs_gradient: bool) -> Value:
+def _input(r: StepContext, width: int, *, needs_gradient: bool) -> Value:
     """What the previous stretch has computed."""
     x = r.tape.value(r.tokens * r.structure.shape.hidden_size, width)
     x.producer = Parameter(x.elements, width, trainable=True) if needs_gradient else None
     return x
 
 
-def _measured(r: Rehearsal, output: Value, *, start: Held, input_bytes: int) -> Stretch:
+def _measured(r: StepContext, output: Value, *, start: Held, input_bytes: int) -> Stretch:
     """Measure the forward pass that is through, then the backward pass from a gradient of the output.
 
     The gradient of the input, `input_bytes`, is what arrives at the stretch before and counts there.
@@ -239,7 +239,7 @@ def _measured(r: Rehearsal, output: Value, *, start: Held, input_bytes: int) -> 
     return Stretch(kept, output_bytes, forward_peak, peak, left, while_forward=while_forward)
 
 
-def _head_stretches(stage: Callable[[], Rehearsal], width: int) -> Stretch:
+def _head_stretches(stage: Callable[[], StepContext], width: int) -> Stretch:
     """The step's own head; for a run, each of its peaks as high as with the larger chunks of a shorter step."""
     own = stage()
     loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
@@ -256,7 +256,7 @@ def _head_stretches(stage: Callable[[], Rehearsal], width: int) -> Stretch:
     )
 
 
-def _head_stretch(r: Rehearsal, width: int) -> Stretch:
+def _head_stretch(r: StepContext, width: int) -> Stretch:
     """Final norm, output head and loss, forward and backward."""
     tape, structure = r.tape, r.structure
     hidden = _input(r, width, needs_gradient=True)

@@ -8,7 +8,7 @@ from engine.errors import DeviceError, MemoryUnknownError
 from engine.hardware.device import Device
 from engine.hardware.devices import first_that_fits
 from engine.hardware.lease import lease_name
-from engine.memory.allocator import DeviceNeed
+from engine.memory.device.device_need import DeviceNeed
 from engine.memory.estimate import GIB, Estimator
 from engine.memory.run_workload import workload_of_run
 from engine.models.shape import ModelShape

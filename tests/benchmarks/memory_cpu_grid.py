@@ -7,7 +7,7 @@ steps on Alpaca rows, each of another length, of which only the first was looked
 known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
 fails is named, counts in no mean, and makes the command fail. Measure on a machine that does nothing else.
 
-The constants of `engine/memory/process.py` were found on runs of this grid: it tells how well they hold on this machine and
+The constants of `engine/memory/device/device_need.py` were found on runs of this grid: it tells how well they hold on this machine and
 with these libraries, not how well they would foretell other models.
 """
 

@@ -8,9 +8,9 @@ from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
 from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
+from engine.memory.config_changes import largest_that_fits
+from engine.memory.device.several_devices import share_among
 from engine.memory.estimate import Estimator, estimate_memory
-from engine.memory.limits import largest_that_fits
-from engine.memory.several_devices import share_among
 from engine.models.catalog import find_in_catalog
 
 GIB = 2**30

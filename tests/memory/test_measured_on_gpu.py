@@ -4,8 +4,7 @@ import pytest
 
 from engine.config.adapter import AdapterConfig
 from engine.hardware.device import Device
-from engine.memory.allocator import need_on_device
-from engine.memory.tensors_at_peak import TensorsAtPeak
+from engine.memory.device.device_need import TensorsAtPeak, need_on_device
 from engine.memory.workload import Workload
 from engine.runs.events import MemoryData
 from tests.memory.measured_on_gpu import assert_predicted

@@ -5,9 +5,9 @@ import pytest
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
-from engine.memory.allocator import need_on_device
+from engine.memory.device.device_need import need_on_device
 from engine.memory.estimate import Estimator
-from engine.memory.losses import chunk_sizes, positions_of_larger_chunks
+from engine.memory.layers.losses import chunk_sizes, positions_of_larger_chunks
 from engine.memory.run_workload import CHUNK_BYTES, CHUNK_BYTES_CPU, workload_of_step
 from engine.models.catalog import find_in_catalog
 

@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.errors import ConfigError, DeviceError
 from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
+from engine.memory.device.layer_split import divide
 from engine.memory.estimate import Estimator
 from engine.memory.run_workload import workload_of_run
-from engine.memory.spread import divide
 from engine.models.source import ModelSource
 from engine.training import placement
 from engine.training.batches import PassTensors, pad

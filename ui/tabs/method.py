@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from engine.memory.compare import MethodNeed, compare_methods
+from engine.memory.device.several_devices import DeviceShare, share_among
 from engine.memory.estimate import Estimator, Verdict
-from engine.memory.several_devices import DeviceShare, share_among
 from ui.components import FieldChoices, Radio
 from ui.draft import Draft
 from ui.errors import shown_as_message

@@ -6,15 +6,15 @@ depends on the order of all requests, so here they are all played.
 
 from typing import NamedTuple
 
-from engine.memory.embedding import embed
-from engine.memory.layers import decoder_layer
-from engine.memory.losses import head_and_loss
-from engine.memory.norms import normalize
-from engine.memory.rehearsal import Rehearsal
+from engine.memory.autograd.tape import Tape
+from engine.memory.autograd.tensors import Group, Storage, Value
+from engine.memory.layers.decoder import decoder_layer
+from engine.memory.layers.embedding import embed
+from engine.memory.layers.losses import head_and_loss
+from engine.memory.layers.norms import normalize
+from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure, ModelStructure
-from engine.memory.tape import Tape
 from engine.memory.targets import AdapterTargets
-from engine.memory.tensors import Group, Storage, Value
 from engine.memory.workload import Workload
 
 
@@ -63,7 +63,7 @@ class RecordingTape(Tape):
 def play_step(structure: ModelStructure, workload: Workload, targets: AdapterTargets) -> StepStream:
     """Play forward and backward pass of all layers, then let go of everything but the gradients."""
     tape = RecordingTape()
-    r = Rehearsal(tape, workload, structure, targets, targets.names)
+    r = StepContext(tape, workload, structure, targets, targets.names)
     r.put_prefixes(structure.num_layers)
     embedded, passing = embed(r)
     inputs_embeds = tape.allocate(passing.inputs_embeds)
@@ -96,7 +96,7 @@ def play_step(structure: ModelStructure, workload: Workload, targets: AdapterTar
     return StepStream(tape.requests, after_forward, after_backward)
 
 
-def _next_layer(r: Rehearsal, x: Value, layer: LayerStructure, embedded: Value) -> Value:
+def _next_layer(r: StepContext, x: Value, layer: LayerStructure, embedded: Value) -> Value:
     def forward() -> Value:
         return decoder_layer(r, x, layer)
 

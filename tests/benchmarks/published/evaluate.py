@@ -13,12 +13,16 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.errors import EngineError
 from engine.hardware.device import Device
-from engine.memory.allocator import PROCESS_MARGIN, DeviceNeed, need_on_device
-from engine.memory.gpu_names import cuda_context_bytes
+from engine.memory.device.device_need import (
+    PROCESS_MARGIN,
+    DeviceNeed,
+    TensorsAtPeak,
+    cuda_context_bytes,
+    need_on_device,
+)
 from engine.memory.peak import predict_peak
 from engine.memory.structure import read_structure
 from engine.memory.targets import find_targets
-from engine.memory.tensors_at_peak import TensorsAtPeak
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.measurements import (
     MeasuredKind,

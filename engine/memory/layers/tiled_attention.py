@@ -5,9 +5,9 @@ Source: `joined_attention` and `_TiledAttention`, engine/training/attention.py; 
 
 from typing import NamedTuple
 
-from engine.memory.operations import clone, concatenate
-from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Gradients, Storage, Value, needs_gradient
+from engine.memory.autograd.operations import clone, concatenate
+from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient
+from engine.memory.layers.step_context import StepContext
 
 QUERY_TILE = 128
 
@@ -36,7 +36,7 @@ class _Tile(NamedTuple):
     keys: int  # up to its last query
 
 
-def attend_row_by_row(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
+def attend_row_by_row(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """Attend within each of the joined rows; outputs of several rows are joined and laid out by tokens."""
     tape, shape = r.tape, r.structure.shape
     lengths = r.workload.row_lengths
@@ -63,7 +63,7 @@ def attend_row_by_row(r: Rehearsal, query: Value, key: Value, value: Value) -> V
         return scope.returns(clone(tape, joined))
 
 
-def _split(r: Rehearsal, x: Value, rows: int) -> Value:
+def _split(r: StepContext, x: Value, rows: int) -> Value:
     """`x[0].split(lengths)`: views; the gradients of the rows are joined, and that again for the batch dimension."""
     tape, size = r.tape, x.elements * x.width
     result = tape.alias(x)
@@ -79,7 +79,7 @@ def _tiles(length: int) -> list[_Tile]:
     return [_Tile(min(start + QUERY_TILE, length) - start, min(start + QUERY_TILE, length)) for start in starts]
 
 
-def _attend(r: Rehearsal, row: _Row, query: Value, key: Value, value: Value) -> Value:
+def _attend(r: StepContext, row: _Row, query: Value, key: Value, value: Value) -> Value:
     tape = r.tape
     one_tile = row.length <= QUERY_TILE
     needs = [needs_gradient(part) for part in (query, key, value)]
@@ -105,7 +105,7 @@ def _attend(r: Rehearsal, row: _Row, query: Value, key: Value, value: Value) -> 
         return scope.returns(tape.operation_in_place(output, (query, key, value), backward=backward, saved=saved))
 
 
-def _probabilities(r: Rehearsal, row: _Row, tile: _Tile) -> Value:
+def _probabilities(r: StepContext, row: _Row, tile: _Tile) -> Value:
     """Queries at 32 bits, scores, their softmax, and that at the row's own precision."""
     tape = r.tape
     elements = row.heads * tile.queries * row.size
@@ -124,7 +124,7 @@ def _probabilities(r: Rehearsal, row: _Row, tile: _Tile) -> Value:
     return result
 
 
-def _backward(r: Rehearsal, row: _Row) -> tuple[Storage, Storage, Storage]:
+def _backward(r: StepContext, row: _Row) -> tuple[Storage, Storage, Storage]:
     tape, width = r.tape, row.width
     one_tile = row.length <= QUERY_TILE
     of_query = tape.allocate(row.query_bytes)

@@ -1,6 +1,6 @@
 """softmax(QKᵀ)V, operation by operation, for each kernel that may be taken."""
 
-from engine.memory.operations import (
+from engine.memory.autograd.operations import (
     add,
     assign,
     cast,
@@ -9,9 +9,9 @@ from engine.memory.operations import (
     pointwise,
     scale,
 )
-from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Gradients, Storage, Value, needs_gradient
-from engine.memory.tiled_attention import attend_row_by_row
+from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient
+from engine.memory.layers.step_context import StepContext
+from engine.memory.layers.tiled_attention import attend_row_by_row
 
 _EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
 _MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
@@ -19,7 +19,7 @@ _MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
 _SOFTMAX_AS_WIDE_AS_SCORES = frozenset({"gpt2"})
 
 
-def attention_kernel(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
+def attention_kernel(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """Attend with the kernel of this step."""
     tape, workload = r.tape, r.workload
     target = workload.precision.autocast
@@ -35,7 +35,7 @@ def attention_kernel(r: Rehearsal, query: Value, key: Value, value: Value) -> Va
         return scope.returns(_fused(r, query, key, value))
 
 
-def _repeat_heads(r: Rehearsal, x: Value) -> Value:
+def _repeat_heads(r: StepContext, x: Value) -> Value:
     """Copy each key-value head for the query heads that share it (`repeat_kv`); its gradient is summed back."""
     shape, tape = r.structure.shape, r.tape
     groups = shape.num_attention_heads // shape.num_key_value_heads
@@ -45,12 +45,12 @@ def _repeat_heads(r: Rehearsal, x: Value) -> Value:
     return tape.operation((x,), elements=x.elements * groups, width=x.width, backward=lambda _: (tape.allocate(back),))
 
 
-def _score_elements(r: Rehearsal) -> int:
+def _score_elements(r: StepContext) -> int:
     workload = r.workload
     return workload.batch_size * r.structure.shape.num_attention_heads * workload.length * workload.key_length
 
 
-def _eager(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
+def _eager(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """Attention written out: scores of every head, batch × heads × length × length, several times.
 
     Keeps the probabilities at 32 bits and again at compute precision.
@@ -76,7 +76,7 @@ def _eager(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
         return scope.returns(assign(tape, answer, clone(tape, answer)))
 
 
-def _math(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
+def _math(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """PyTorch's fallback where no fused kernel fits: the same written out, at 32 bits throughout.
 
     Source: `_scaled_dot_product_attention_math`, aten/src/ATen/native/transformers/attention.cpp.
@@ -96,7 +96,7 @@ def _math(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
         return scope.returns(clone(tape, narrow_answer))
 
 
-def _matmul(r: Rehearsal, left: Value, right: Value, elements: int) -> Value:
+def _matmul(r: StepContext, left: Value, right: Value, elements: int) -> Value:
     """Batched product: keeps both sides where the other needs a gradient."""
     tape, target = r.tape, r.workload.precision.autocast
     with tape.scope() as scope:
@@ -115,7 +115,7 @@ def _matmul(r: Rehearsal, left: Value, right: Value, elements: int) -> Value:
         return scope.returns(result)
 
 
-def _soft_capped(r: Rehearsal, scores: Value) -> Value:
+def _soft_capped(r: StepContext, scores: Value) -> Value:
     """Gemma 2: divide, tanh, multiply."""
     tape = r.tape
     with tape.scope() as scope:
@@ -125,7 +125,7 @@ def _soft_capped(r: Rehearsal, scores: Value) -> Value:
         return scope.returns(scale(tape, bounded))
 
 
-def _softmax(r: Rehearsal, scores: Value) -> Value:
+def _softmax(r: StepContext, scores: Value) -> Value:
     """Softmax at 32 bits, then back. CUDA does both in one kernel from float16 alone; else the scores are cast before.
 
     Source: `softmax` in aten/src/ATen/native/SoftMax.cpp; `grad * output` in cuda/SoftMax.cu.
@@ -150,7 +150,7 @@ def _softmax(r: Rehearsal, scores: Value) -> Value:
         return scope.returns(cast(tape, probabilities, width))
 
 
-def _fused(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
+def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """A kernel that never writes the scores out: keeps queries, keys, values, its answer and one number a row.
 
     Flash attention accumulates the gradient of queries at 32 bits, and writes those of keys and values for every query
@@ -197,7 +197,7 @@ def _fused(r: Rehearsal, query: Value, key: Value, value: Value) -> Value:
         return scope.returns(answer)
 
 
-def _written_out_mask(r: Rehearsal, width: int) -> Value:
+def _written_out_mask(r: StepContext, width: int) -> Value:
     """True and false as 0 and -inf, anew in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
     workload = r.workload
     columns = workload.key_length

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunConfig
-from engine.memory.allocator import need_on_device
+from engine.memory.device.device_need import need_on_device
 from engine.memory.estimate import Estimator, judge
 from engine.memory.result import Verdict
 from engine.memory.run_workload import workload_of_run

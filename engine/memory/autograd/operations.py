@@ -6,8 +6,8 @@ tests under tests/memory. `tape` holds the bytes; widths are bytes per element.
 
 from collections.abc import Sequence
 
-from engine.memory.tape import Tape
-from engine.memory.tensors import Gradients, Parameter, Storage, Value, needs_gradient
+from engine.memory.autograd.tape import Tape
+from engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient
 
 
 def cast(tape: Tape, x: Value, width: int) -> Value:

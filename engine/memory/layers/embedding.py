@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from engine.memory.operations import dropout
-from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Parameter, Value
+from engine.memory.autograd.operations import dropout
+from engine.memory.autograd.tensors import Parameter, Value
+from engine.memory.layers.step_context import StepContext
 from engine.memory.workload import Workload
 
 
@@ -20,7 +20,7 @@ class Passing(NamedTuple):
     arguments: int
 
 
-def embed(r: Rehearsal) -> tuple[Value, Passing]:
+def embed(r: StepContext) -> tuple[Value, Passing]:
     """Look the tokens up; the angles of the rotary embedding stay through the step.
 
     Source: `LlamaModel.forward`, which holds `inputs_embeds` and `position_embeddings` while the layers run;
@@ -67,7 +67,7 @@ def input_needs_gradient(workload: Workload) -> bool:
     return workload.checkpointing != "none" and workload.trains_adapter
 
 
-def _argument_bytes(r: Rehearsal) -> int:
+def _argument_bytes(r: StepContext) -> int:
     workload = r.workload
     # Joined rows bring their positions along.
     positions = 0 if workload.joined else r.position_count * 8

@@ -1,9 +1,7 @@
 """The attention block around its kernel: projections, norms over heads, rotation, a learned prefix."""
 
 from engine.memory.adapters import project
-from engine.memory.attention_kernels import attention_kernel
-from engine.memory.norms import normalize
-from engine.memory.operations import (
+from engine.memory.autograd.operations import (
     add,
     assign,
     concatenate,
@@ -13,12 +11,14 @@ from engine.memory.operations import (
     scale,
     split_heads,
 )
-from engine.memory.rehearsal import Rehearsal
+from engine.memory.autograd.tensors import Value
+from engine.memory.layers.attention_kernels import attention_kernel
+from engine.memory.layers.norms import normalize
+from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure
-from engine.memory.tensors import Value
 
 
-def attend(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
+def attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Project, rotate, attend, project back."""
     tape, shape = r.tape, r.structure.shape
     with tape.scope() as scope:
@@ -45,7 +45,7 @@ def attend(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         return scope.returns(result)
 
 
-def _queries_keys_values(r: Rehearsal, x: Value, layer: LayerStructure) -> tuple[Value, Value, Value]:
+def _queries_keys_values(r: StepContext, x: Value, layer: LayerStructure) -> tuple[Value, Value, Value]:
     """Three projections, or one that is cut in three."""
     tape, shape = r.tape, r.structure.shape
     projected = [project(r, x, module) for module in layer.attention_inputs]
@@ -60,7 +60,7 @@ def _queries_keys_values(r: Rehearsal, x: Value, layer: LayerStructure) -> tuple
     return query, key, value
 
 
-def rotate(r: Rehearsal, x: Value) -> Value:
+def rotate(r: StepContext, x: Value) -> Value:
     """Rotary position embedding: `x * cos + rotate_half(x) * sin`. A fused kernel needs one new tensor.
 
     Source: `apply_rotary_pos_emb`, transformers/models/llama/modeling_llama.py.
@@ -82,7 +82,7 @@ def rotate(r: Rehearsal, x: Value) -> Value:
         return scope.returns(result)
 
 
-def _after_prefix(r: Rehearsal, own: Value) -> Value:
+def _after_prefix(r: StepContext, own: Value) -> Value:
     """Keys or values with the learned ones before them: a new tensor in the cache.
 
     Source: `DynamicLayer.update`, transformers/cache_utils.py, which PEFT fills before the forward pass.

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 
+from engine.memory.autograd.tape import Tape
+from engine.memory.autograd.tensors import Group, Parameter, Storage, Value
 from engine.memory.structure import ModelStructure
-from engine.memory.tape import Tape
 from engine.memory.targets import AdapterTargets
-from engine.memory.tensors import Group, Parameter, Storage, Value
 from engine.memory.workload import Workload
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class StepContext:
     """The tape, the step, the model, and where its adapter sits."""
 
     tape: Tape

@@ -10,13 +10,12 @@ each operation what it allocates, keeps and frees.
 import contextlib
 from collections.abc import Callable, Sequence
 
-from engine.memory.live_bytes import LiveBytes
-from engine.memory.scope import Scope
-from engine.memory.tensors import (
+from engine.memory.autograd.tensors import (
     Backward,
     Checkpoint,
     Gradients,
     Group,
+    LiveBytes,
     Node,
     Parameter,
     Producer,
@@ -29,6 +28,28 @@ from engine.memory.tensors import (
 
 class _SavedEverythingError(Exception):
     """Recomputation has reached the last tensor that the backward pass asks for."""
+
+
+class Scope:
+    """The local variables of one Python function: they go out of scope when it ends, except what it returns."""
+
+    __slots__ = ("_outer", "_results", "_tape")
+
+    def __init__(self, tape: "Tape") -> None:
+        self._tape = tape
+        self._results: tuple[Value, ...] = ()
+
+    def __enter__(self) -> "Scope":
+        self._outer = self._tape.enter_scope()
+        return self
+
+    def returns(self, value: Value) -> Value:
+        """Hand a value to the caller's scope."""
+        self._results += (value,)
+        return value
+
+    def __exit__(self, *_: object) -> None:
+        self._tape.leave_scope(self._outer, self._results)
 
 
 class Tape(LiveBytes):
@@ -74,7 +95,7 @@ class Tape(LiveBytes):
                 self.release(value.storage)
 
     def scope(self) -> Scope:
-        """Enter a Python function: what it still holds at its end goes out of scope, except what it returns."""
+        """Enter a Python function."""
         return Scope(self)
 
     def enter_scope(self) -> list[Value]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from engine.memory.adapters import project
-from engine.memory.operations import (
+from engine.memory.autograd.operations import (
     add,
     add_number,
     assign,
@@ -16,9 +16,9 @@ from engine.memory.operations import (
     scale,
     share,
 )
-from engine.memory.rehearsal import Rehearsal
+from engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient
+from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure
-from engine.memory.tensors import Gradients, Parameter, Storage, Value, needs_gradient
 from engine.models.shape import ModuleShape
 
 # Routers that answer at 32 bits, so that answers are weighted and summed at 32 bits: `MixtralTopKRouter`.
@@ -26,7 +26,7 @@ _SCORES_AT_32_BITS = frozenset({"mixtral"})
 _MOST_EXPERTS_PLAYED = 8  # more are played in groups; only scratch within one expert is coarser then
 
 
-def feed_forward(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
+def feed_forward(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Widen, activate, narrow; with experts, each token by some of them."""
     tape = r.tape
     with tape.scope() as scope:
@@ -49,7 +49,7 @@ def feed_forward(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         return scope.returns(result)
 
 
-def _opened(r: Rehearsal, x: Value, shared: Value) -> Value:
+def _opened(r: StepContext, x: Value, shared: Value) -> Value:
     """`sigmoid(gate(x)) * shared(x)`: how much each token takes of the expert that all tokens ask.
 
     Source: `Qwen2MoeSparseMoeBlock.forward`, transformers/models/qwen2_moe/modeling_qwen2_moe.py.
@@ -61,7 +61,7 @@ def _opened(r: Rehearsal, x: Value, shared: Value) -> Value:
         return scope.returns(multiply(tape, shared, share_of_it))
 
 
-def _dense(r: Rehearsal, x: Value, layer: LayerStructure, output: ModuleShape) -> Value:
+def _dense(r: StepContext, x: Value, layer: LayerStructure, output: ModuleShape) -> Value:
     tape = r.tape
     with tape.scope() as scope:
         inner = _gated(r, x, layer.mlp_inputs) if r.structure.shape.gated_mlp else _plain(r, x, layer.mlp_inputs)
@@ -70,7 +70,7 @@ def _dense(r: Rehearsal, x: Value, layer: LayerStructure, output: ModuleShape) -
         return scope.returns(result)
 
 
-def _gated(r: Rehearsal, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
+def _gated(r: StepContext, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
     """`act(gate(x)) * up(x)`: keeps the gate, its activation and up.
 
     Source: `LlamaMLP.forward`; `Phi3MLP.forward` computes gate and up in one product and cuts it.
@@ -86,7 +86,7 @@ def _gated(r: Rehearsal, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
         return scope.returns(multiply(tape, active, up))
 
 
-def _gate_of_one(r: Rehearsal, together: Value) -> Value:
+def _gate_of_one(r: StepContext, together: Value) -> Value:
     tape = r.tape
     with tape.scope() as scope:
         half = together.elements // 2
@@ -97,7 +97,7 @@ def _gate_of_one(r: Rehearsal, together: Value) -> Value:
         return scope.returns(multiply(tape, up, active))
 
 
-def _activated(r: Rehearsal, x: Value) -> Value:
+def _activated(r: StepContext, x: Value) -> Value:
     """One kernel, which keeps x; GPT-2's gelu is written out, one operation after the other.
 
     Source: `NewGELUActivation` in transformers/activations.py.
@@ -121,7 +121,7 @@ def _activated(r: Rehearsal, x: Value) -> Value:
         return scope.returns(multiply(tape, half, raised))
 
 
-def _plain(r: Rehearsal, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
+def _plain(r: StepContext, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
     tape = r.tape
     with tape.scope() as scope:
         wide = project(r, x, inputs[0])
@@ -139,7 +139,7 @@ class _Expert:
     inner: int
 
 
-def _experts(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
+def _experts(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Route every token to some experts: their inputs are copies of its state, their answers are weighted and summed.
 
     Tokens are taken to be spread evenly, as the routers' balancing loss aims at.
@@ -162,12 +162,12 @@ def _experts(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         return scope.returns(summed)
 
 
-def _asked_rows(r: Rehearsal) -> int:
+def _asked_rows(r: StepContext) -> int:
     """Tokens, each as often as experts are asked about it; where a model does not say how many, one is."""
     return r.tokens * max(1, r.structure.shape.num_experts_per_token)
 
 
-def _stacked_experts(r: Rehearsal, x: Value, scores: Value, inner: int) -> Value:
+def _stacked_experts(r: StepContext, x: Value, scores: Value, inner: int) -> Value:
     """All experts at once, on copies of the tokens that are sorted by expert; their answers are weighted and summed.
 
     Source: `grouped_mm_experts_forward`, transformers/integrations/moe.py.
@@ -196,7 +196,7 @@ def _stacked_experts(r: Rehearsal, x: Value, scores: Value, inner: int) -> Value
         return scope.returns(cast(tape, summed, x.width))
 
 
-def _grouped_linear(r: Rehearsal, x: Value, weight: Parameter, ends: Value) -> Value:
+def _grouped_linear(r: StepContext, x: Value, weight: Parameter, ends: Value) -> Value:
     """One product for all experts, of rows that are sorted by expert."""
     tape, rows = r.tape, _asked_rows(r)
     x_size, x_needs = x.elements * x.width, needs_gradient(x)
@@ -211,7 +211,7 @@ def _grouped_linear(r: Rehearsal, x: Value, weight: Parameter, ends: Value) -> V
     return tape.operation((x, weight), elements=rows * out_features, width=x.width, backward=backward, saved=saved)
 
 
-def _route(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
+def _route(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Router logits, their softmax at 32 bits, and the weights of the chosen experts."""
     tape, shape = r.tape, r.structure.shape
     with tape.scope() as scope:
@@ -227,7 +227,7 @@ def _route(r: Rehearsal, x: Value, layer: LayerStructure) -> Value:
         return scope.returns(chosen if stays_wide else cast(tape, chosen, x.width))
 
 
-def _shares_of_chosen(r: Rehearsal, probabilities: Value) -> Value:
+def _shares_of_chosen(r: StepContext, probabilities: Value) -> Value:
     """`topk`, which keeps where they stood, divided in place by their sum: both factors are kept."""
     tape = r.tape
     rows = _asked_rows(r)
@@ -263,7 +263,7 @@ def _count_experts(layer: LayerStructure) -> int:
     return len(names)
 
 
-def _ask_expert(r: Rehearsal, x: Value, expert: _Expert, rows: int, scores: Value) -> Value:
+def _ask_expert(r: StepContext, x: Value, expert: _Expert, rows: int, scores: Value) -> Value:
     tape, hidden = r.tape, r.structure.shape.hidden_size
     with tape.scope() as scope:
         taken = _taken_at_index(r, x, rows * hidden)
@@ -280,7 +280,7 @@ def _ask_expert(r: Rehearsal, x: Value, expert: _Expert, rows: int, scores: Valu
         return scope.returns(multiply(tape, answer, weights))
 
 
-def _taken_at_index(r: Rehearsal, x: Value, elements: int, index: Value | None = None) -> Value:
+def _taken_at_index(r: StepContext, x: Value, elements: int, index: Value | None = None) -> Value:
     """`x[tokens]`: a copy, which keeps the index; its gradient is a tensor of x's size."""
     tape, size = r.tape, x.elements * x.width
     return tape.operation(
@@ -292,7 +292,7 @@ def _taken_at_index(r: Rehearsal, x: Value, elements: int, index: Value | None =
     )
 
 
-def _added_at_index(r: Rehearsal, target: Value, answer: Value) -> Value:
+def _added_at_index(r: StepContext, target: Value, answer: Value) -> Value:
     """`target.index_add_(…)`, in place; the answer's gradient is gathered from the target's."""
     tape, size = r.tape, answer.elements * answer.width
     needs_target = needs_gradient(target)

@@ -1,12 +1,12 @@
 """Normalization layers, operation by operation."""
 
-from engine.memory.operations import cast, multiply, pointwise, scale
-from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Gradients, Parameter, Storage, Value
+from engine.memory.autograd.operations import cast, multiply, pointwise, scale
+from engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value
+from engine.memory.layers.step_context import StepContext
 from engine.models.shape import ModuleShape
 
 
-def normalize(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+def normalize(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """Apply a norm over the last dimension of x."""
     if norm.class_name.startswith("Gemma") and not r.workload.fused_norms:
         return _gemma_norm(r, x, norm)
@@ -15,7 +15,7 @@ def normalize(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
     return layer_norm(r, x, norm)
 
 
-def rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+def rms_norm(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """Root-mean-square norm as transformers writes it: at 32 bits, one operation after the other.
 
     Keeps x at 32 bits (x itself where it has 32 bits already) and one factor per row; with trained weights also the
@@ -36,7 +36,7 @@ def rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
         return scope.returns(multiply(tape, narrow, weight))
 
 
-def _gemma_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+def _gemma_norm(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """The same, multiplied at 32 bits by one more than the weight, which is kept; narrowed last.
 
     Source: `Gemma2RMSNorm.forward`, transformers/models/gemma2/modeling_gemma2.py, which all of the family have.
@@ -54,7 +54,7 @@ def _gemma_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
         return scope.returns(cast(tape, wide, x.width))
 
 
-def _at_32_bits(r: Rehearsal, weight: Parameter) -> Value:
+def _at_32_bits(r: StepContext, weight: Parameter) -> Value:
     """`weight.float()`: the weight itself where it has 32 bits already."""
     tape, size = r.tape, weight.elements * weight.width
     if weight.width < 4:
@@ -64,7 +64,7 @@ def _at_32_bits(r: Rehearsal, weight: Parameter) -> Value:
     return itself
 
 
-def _normalized(r: Rehearsal, x: Value, width: int) -> Value:
+def _normalized(r: StepContext, x: Value, width: int) -> Value:
     """x at 32 bits over the root of its mean square."""
     tape = r.tape
     with tape.scope() as scope:
@@ -78,7 +78,7 @@ def _normalized(r: Rehearsal, x: Value, width: int) -> Value:
         return scope.returns(multiply(tape, wide, inverse))
 
 
-def _fused_rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+def _fused_rms_norm(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """One kernel: keeps x itself and one factor per row.
 
     Source: `Fast_RMS_Layernorm`, unsloth/kernels/rms_layernorm.py; `LigerRMSNormFunction`, liger_kernel/ops/rms_norm.py.
@@ -98,7 +98,7 @@ def _fused_rms_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
     return result
 
 
-def _square(r: Rehearsal, x: Value) -> Value:
+def _square(r: StepContext, x: Value) -> Value:
     """`x.pow(2)`; its gradient `grad * (2 * x.pow(1))` holds two tensors beside the result."""
     tape, size = r.tape, x.elements * x.width
 
@@ -113,7 +113,7 @@ def _square(r: Rehearsal, x: Value) -> Value:
     return tape.operation((x,), elements=x.elements, width=x.width, backward=backward, saved=(x,))
 
 
-def _mean(r: Rehearsal, x: Value, rows: int) -> Value:
+def _mean(r: StepContext, x: Value, rows: int) -> Value:
     """Mean over the last dimension; its gradient is written out at x's size."""
     tape, size = r.tape, x.elements * x.width
 
@@ -123,7 +123,7 @@ def _mean(r: Rehearsal, x: Value, rows: int) -> Value:
     return tape.operation((x,), elements=rows, width=x.width, backward=backward)
 
 
-def layer_norm(r: Rehearsal, x: Value, norm: ModuleShape) -> Value:
+def layer_norm(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """`torch.nn.LayerNorm`, one kernel: keeps x, and mean and inverse deviation per row.
 
     Under autocast on CUDA it computes and answers at 32 bits.

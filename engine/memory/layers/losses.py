@@ -1,15 +1,15 @@
 """From the last hidden state to the loss: the largest tensors of many steps."""
 
 from engine.memory.adapters import project
-from engine.memory.operations import add, assign, cast, clone, narrow, pointwise, scale, share
-from engine.memory.projections import autocast_linear
-from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Gradients, Group, Storage, Value
+from engine.memory.autograd.operations import add, assign, cast, clone, narrow, pointwise, scale, share
+from engine.memory.autograd.tensors import Gradients, Group, Storage, Value
+from engine.memory.layers.projections import autocast_linear
+from engine.memory.layers.step_context import StepContext
 from engine.memory.workload import Workload
 from engine.models.shape import ModuleShape
 
 
-def head_and_loss(r: Rehearsal, hidden: Value) -> tuple[Value, Value | None]:
+def head_and_loss(r: StepContext, hidden: Value) -> tuple[Value, Value | None]:
     """Play the output head and the loss; returns the loss, and the logits where somebody keeps them."""
     tape = r.tape
     tape.group = Group.LOSS
@@ -24,7 +24,7 @@ def head_and_loss(r: Rehearsal, hidden: Value) -> tuple[Value, Value | None]:
         tape.group = Group.ACTIVATIONS
 
 
-def head_module(r: Rehearsal) -> ModuleShape:
+def head_module(r: StepContext) -> ModuleShape:
     """The output head; where it is tied, a linear layer on the embedding's weight."""
     shape = r.structure.shape
     head = r.structure.head
@@ -40,7 +40,7 @@ def head_module(r: Rehearsal) -> ModuleShape:
     )
 
 
-def _full_logits(r: Rehearsal, hidden: Value) -> tuple[Value, Value | None]:
+def _full_logits(r: StepContext, hidden: Value) -> tuple[Value, Value | None]:
     """All logits, upcast to 32 bits, then cross-entropy.
 
     Source: `ForCausalLMLoss`, transformers/loss/loss_utils.py; before transformers 4.49 it shifted the logits, later
@@ -66,7 +66,7 @@ def _full_logits(r: Rehearsal, hidden: Value) -> tuple[Value, Value | None]:
         return scope.returns(value), scope.returns(logits)
 
 
-def _shifted(r: Rehearsal, logits: Value) -> Value:
+def _shifted(r: StepContext, logits: Value) -> Value:
     """`logits[..., :-1, :].contiguous()`: a copy forward, and a second one of its gradient backward."""
     tape = r.tape
     with tape.scope() as scope:
@@ -75,7 +75,7 @@ def _shifted(r: Rehearsal, logits: Value) -> Value:
         return scope.returns(clone(tape, narrow(tape, logits, fewer)))
 
 
-def _soft_capped(r: Rehearsal, logits: Value) -> Value:
+def _soft_capped(r: StepContext, logits: Value) -> Value:
     tape = r.tape
     divided = scale(tape, logits)
     tape.drop(logits)
@@ -86,7 +86,7 @@ def _soft_capped(r: Rehearsal, logits: Value) -> Value:
     return result
 
 
-def _cross_entropy(r: Rehearsal, logits: Value, labels: Value) -> Value:
+def _cross_entropy(r: StepContext, logits: Value, labels: Value) -> Value:
     """Log-softmax and negative log-likelihood; autocast computes both at 32 bits.
 
     Keeps the log-probabilities; the backward pass holds them with two gradients of their size.
@@ -116,7 +116,7 @@ def _cross_entropy(r: Rehearsal, logits: Value, labels: Value) -> Value:
         return scope.returns(loss)
 
 
-def _fused_cross_entropy(r: Rehearsal, logits: Value) -> Value:
+def _fused_cross_entropy(r: StepContext, logits: Value) -> Value:
     """A kernel that keeps the logits and one number a row, and writes the gradient over the logits.
 
     Source: `Fast_CrossEntropyLoss`, unsloth/kernels/cross_entropy_loss.py, also in fms-acceleration.
@@ -133,7 +133,7 @@ def _fused_cross_entropy(r: Rehearsal, logits: Value) -> Value:
     return loss
 
 
-def _linear_fused(r: Rehearsal, hidden: Value) -> Value:
+def _linear_fused(r: StepContext, hidden: Value) -> Value:
     """Head and loss in one function that computes its gradients forward, chunk by chunk, and holds no more logits.
 
     Source: `fused_linear_cross_entropy_forward`, liger_kernel/ops/fused_linear_cross_entropy.py (arXiv:2410.10989).
@@ -158,7 +158,7 @@ def _linear_fused(r: Rehearsal, hidden: Value) -> Value:
         return scope.returns(loss)
 
 
-def _trained_positions(r: Rehearsal, hidden: Value) -> Value:
+def _trained_positions(r: StepContext, hidden: Value) -> Value:
     """Loratory's loss: the positions that are trained are picked out and go through the head chunk by chunk.
 
     Over a frozen head the gradient is made while the logits are there; over a trained one each chunk is checkpointed.
@@ -203,12 +203,12 @@ def positions_of_larger_chunks(positions: int, vocab_size: int, chunk_bytes: int
     return max(1, (chunks - 1) * chunk_bytes // (vocab_size * 4)) if chunks > 1 else None
 
 
-def _chunks(r: Rehearsal, positions: int) -> list[int]:
+def _chunks(r: StepContext, positions: int) -> list[int]:
     loss = r.workload.loss
     return chunk_sizes(loss.chunks_of or positions, r.structure.shape.vocab_size, loss.chunk_bytes)
 
 
-def _frozen_head(r: Rehearsal, chosen: Value, positions: int) -> Value:
+def _frozen_head(r: StepContext, chosen: Value, positions: int) -> Value:
     """Variables of one chunk are assigned anew only once the next one's are there."""
     tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
     sizes = _chunks(r, positions)
@@ -251,7 +251,7 @@ def _frozen_head(r: Rehearsal, chosen: Value, positions: int) -> Value:
         return scope.returns(tape.operation((chosen,), elements=1, width=4, backward=backward, saved=(gradient,)))
 
 
-def _capped_without_gradient(r: Rehearsal, logits: Value) -> Value:
+def _capped_without_gradient(r: StepContext, logits: Value) -> Value:
     """`tanh(logits / cap) * cap` where nothing is recorded."""
     tape = r.tape
     divided = tape.value(logits.elements, 4)
@@ -262,7 +262,7 @@ def _capped_without_gradient(r: Rehearsal, logits: Value) -> Value:
     return result
 
 
-def _checkpointed_chunks(r: Rehearsal, chosen: Value, positions: int) -> Value:
+def _checkpointed_chunks(r: StepContext, chosen: Value, positions: int) -> Value:
     """Each chunk through head and loss, kept as nothing but its input, and run again in the backward pass."""
     tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
     weight = r.weight(shape.vocab_size * shape.hidden_size, precision.head)

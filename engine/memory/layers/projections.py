@@ -1,13 +1,13 @@
 """Linear layers in the format that their base weights are held in: dense, 4-bit, 8-bit."""
 
-from engine.memory.formulas import dequantized_scale_bytes
-from engine.memory.operations import cast, linear
-from engine.memory.rehearsal import Rehearsal
-from engine.memory.tensors import Gradients, Group, Parameter, Storage, Value
+from engine.memory.autograd.operations import cast, linear
+from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value
+from engine.memory.layers.step_context import StepContext
+from engine.memory.persistent import dequantized_scale_bytes
 from engine.models.shape import ModuleShape
 
 
-def base_projection(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def base_projection(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """Send x through one linear layer without its adapter."""
     if not is_quantized(r, module):
         return _dense(r, x, module)
@@ -16,12 +16,12 @@ def base_projection(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
     return _four_bit(r, x, module)
 
 
-def is_quantized(r: Rehearsal, module: ModuleShape) -> bool:
+def is_quantized(r: StepContext, module: ModuleShape) -> bool:
     """Whether this layer's weight is held in the base's quantized format."""
     return r.workload.base != "dense" and module.is_quantizable and not module.is_output_head
 
 
-def _dense(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def _dense(r: StepContext, x: Value, module: ModuleShape) -> Value:
     precision = r.workload.precision
     width = precision.head if module.is_output_head else precision.weights
     weight = r.weight(module.in_features * module.out_features, width)
@@ -30,7 +30,7 @@ def _dense(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
 
 
 def autocast_linear(
-    r: Rehearsal, x: Value, weight: Parameter, out_features: int, bias: Parameter | None = None
+    r: StepContext, x: Value, weight: Parameter, out_features: int, bias: Parameter | None = None
 ) -> Value:
     """A matrix product; under autocast both sides are cast first.
 
@@ -46,7 +46,7 @@ def autocast_linear(
         return scope.returns(linear(tape, x, r.cast_weight(weight, target), out_features, bias))
 
 
-def _four_bit(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """A 4-bit layer: the weight is written out at compute precision, forward and backward, and let go.
 
     The packed weight is an attribute of the autograd node, so nothing is saved.
@@ -78,7 +78,7 @@ def _four_bit(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
         return scope.returns(cast(tape, product, x.width))
 
 
-def _int8(r: Rehearsal, x: Value, module: ModuleShape) -> Value:
+def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """An 8-bit layer. It keeps its input as an attribute of the autograd node, out of checkpointing's reach.
 
     On CUDA the input is quantized row by row and multiplied as integers; on the CPU the weight is written out.

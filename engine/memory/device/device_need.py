@@ -1,0 +1,137 @@
+"""From tensors to what a device must have: the allocator's reserve, the process itself, and a bound.
+
+Tensors are predicted to a fraction of a percent. What PyTorch's allocator holds beyond them depends on the order of
+large and small requests; how much that is was found by playing steps through `caching_allocator.py` in
+`tests/benchmarks/published`.
+"""
+
+import re
+from typing import NamedTuple
+
+from engine.hardware.device import Device
+from engine.memory.workload import Workload
+from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
+
+MIB = 2**20
+
+# With expandable segments, which the worker asks for: half of a few hundred steps of all methods and sizes, played
+# through, stay below the first share of the tensors, nine in ten below the second.
+_EXPANDABLE_RESERVE = (0.02, 0.065)
+# Beyond the allocator: libraries that take memory of their own, and the driver's accounting.
+PROCESS_MARGIN = 200 * MIB
+# Nobody has measured runs on Apple's GPU.
+_APPLE_MARGIN = 0.25
+
+# Python with PyTorch, transformers and PEFT imported, a tokenizer, and rows of a few thousand tokens: measured as the
+# peak of runs, less what the other lines here account for.
+_PROCESS_ITSELF = 590 * MIB
+# Tensors come from the C library, which cuts their holes up for small objects that stay, so that a hole does not serve
+# the next tensor of its size. What is lost grows with what passes through a layer, more than with what is kept. Where
+# casts and integer products bring tensors of many sizes, nearly twice as much is lost.
+_HOLES_OF_KEPT = 0.075
+_HOLES_OF_LAYER = 1.8
+_HOLES_OF_MANY_SIZES = 1.75
+# oneDNN compiles a product for each size of a pass, forward and backward, and both its cache and PyTorch's keep it: code,
+# tables and buffers of 0.58 MiB each (the heap of runs of ever new lengths, at capacities of 64, 256 and 1,024). The first
+# size is part of the process itself.
+_COMPILED_PRODUCT = round(0.58 * MIB)
+_PRODUCTS_OF_A_SIZE = 40
+# Rows of many lengths leave more holes than rows of one: runs on real rows that come near max_length were measured up to a
+# quarter above what is expected.
+_MARGIN = 0.27
+
+_HOPPER = frozenset("H100 H200 H800 H20 GH200".split())
+# By the number of multiprocessors: 141 MiB on a T4, about 500 MiB on an A100, by published measurements.
+_LARGE_CONTEXT = frozenset("H100 H200 H800 H20 GH200 B100 B200 GB200 B300 GB300 A100 A800 5090".split())
+_SMALL_CONTEXT = frozenset("T4 P4 P40 P100 1060 1070 1080 1650 1660 2060 2070 2080 QUADRO".split())
+
+
+class TensorsAtPeak(NamedTuple):
+    """Bytes.
+
+    Attributes:
+        allocated_bytes: All tensors that are alive.
+        passing_bytes: Of these, activations and what the loss needs: what comes and goes within a step.
+        layer_bytes: How high one layer reaches, forward and backward together, above what is alive around it.
+        paged_bytes: Optimizer state in memory that the driver moves.
+        mapped_bytes: Weights in mapped files that quantized ones were made from, and that stay mapped for others' sake.
+        uncertain_bytes: Of the passing ones, how many more there may be where layers are not played in detail.
+    """
+
+    allocated_bytes: int
+    passing_bytes: int = 0
+    layer_bytes: int = 0
+    paged_bytes: int = 0
+    mapped_bytes: int = 0
+    uncertain_bytes: int = 0
+
+
+class DeviceNeed(NamedTuple):
+    """Bytes."""
+
+    allocated_bytes: int  # tensors
+    reserved_bytes: int  # held by the allocator
+    reserved_bound_bytes: int  # nine runs in ten stay below
+    expected_bytes: int  # of the process
+    needed_bytes: int  # nine runs in ten stay below
+
+
+def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -> DeviceNeed:
+    """Add to the tensors what surrounds them on this device; on CUDA in expandable segments."""
+    allocated_bytes, paged_bytes = tensors.allocated_bytes, tensors.paged_bytes
+    if workload.device == "cpu":
+        expected, needed = process_on_cpu(tensors, workload)
+        needed += tensors.uncertain_bytes
+        if device.kind == "mps":
+            needed = round(needed * (1 + _APPLE_MARGIN))
+        return DeviceNeed(allocated_bytes, allocated_bytes, allocated_bytes, expected, needed)
+    context = cuda_context_bytes(device.name)
+    expected_share, most = _EXPANDABLE_RESERVE
+    reserved = round(allocated_bytes * (1 + expected_share))
+    bound = round(allocated_bytes * (1 + most)) + 40 * MIB  # two pages of its pools
+    bound += tensors.uncertain_bytes
+    expected = reserved + paged_bytes + context
+    needed = bound + paged_bytes + context + PROCESS_MARGIN
+    return DeviceNeed(allocated_bytes, reserved, bound, expected, needed)
+
+
+def process_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> tuple[int, int]:
+    """Expected bytes of the process, as the system counts its resident set, and a bound that nine in ten stay below.
+
+    The constants are those of glibc, and were measured by `python -m tests.benchmarks.memory_cpu_grid`.
+    """
+    holes = _HOLES_OF_KEPT * tensors.passing_bytes + _HOLES_OF_LAYER * tensors.layer_bytes
+    if workload.precision.autocast is not None or workload.base == "int8":
+        holes *= _HOLES_OF_MANY_SIZES
+    expected = _PROCESS_ITSELF + tensors.mapped_bytes + tensors.allocated_bytes + round(holes)
+    expected += compiled_products_bytes(workload.pass_sizes)
+    return expected, round(expected * (1 + _MARGIN))
+
+
+def compiled_products_bytes(pass_sizes: int) -> int:
+    """Return what compiled products of further sizes than the first hold, within the capacity that our workers set."""
+    products = min(PRODUCT_CACHE_CAPACITY, _PRODUCTS_OF_A_SIZE * pass_sizes)
+    return _COMPILED_PRODUCT * max(0, products - _PRODUCTS_OF_A_SIZE)
+
+
+def words_of_gpu(name: str) -> frozenset[str]:
+    """The parts of a GPU's name, in capitals: "NVIDIA A100-SXM4-80GB" → NVIDIA, A100, SXM4, 80GB.
+
+    What is written together is taken apart: "RTX4090Ti" → RTX, 4090, TI.
+    """
+    apart = re.sub(r"NVIDIA|TESLA|GEFORCE|QUADRO|RTX|GTX", r" \g<0> ", name.upper())
+    apart = re.sub(r"(?<=\d{4})(TI|SUPER|D|LAPTOP|MOBILE)\b", r" \1", apart)
+    return frozenset(re.findall(r"[A-Z0-9]+", apart))
+
+
+def is_hopper(name: str) -> bool:
+    """Whether it is of the generation for which cuBLAS wants larger workspaces."""
+    return not _HOPPER.isdisjoint(words_of_gpu(name))
+
+
+def cuda_context_bytes(name: str) -> int:
+    """What a CUDA process holds beside PyTorch's allocator: the context and the kernels that a training step loads."""
+    words = words_of_gpu(name)
+    if not _LARGE_CONTEXT.isdisjoint(words):
+        return 500 * 2**20
+    return (145 if not _SMALL_CONTEXT.isdisjoint(words) else 330) * 2**20
