@@ -7,7 +7,7 @@ import sys
 
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
-from engine.serve.address import refuse_unless_usable
+from engine.serve.guard import refuse_unless_usable
 from ui.quick_import import import_without_stubs
 
 

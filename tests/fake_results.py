@@ -15,8 +15,16 @@ from engine.evaluation.contract import (
     MeanScores,
     evaluation_file,
 )
-from engine.export.contract import ExportedFile, ExportProgress, ExportRequest, ExportResult, Verification
-from engine.export.push.contract import PushProgress, PushRequest, PushResult
+from engine.export.contract import (
+    ExportedFile,
+    ExportProgress,
+    ExportRequest,
+    ExportResult,
+    PushProgress,
+    PushRequest,
+    PushResult,
+    Verification,
+)
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import CancelledRequestError
 from tests.fake_inspector import QUESTIONS

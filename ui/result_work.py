@@ -12,9 +12,8 @@ from engine.config.push import PushConfig
 from engine.errors import StorageError
 from engine.evaluation.contract import EvaluationRequest, EvaluationResult
 from engine.evaluation.job import EvaluationJob
-from engine.export.contract import ExportRequest, ExportResult
+from engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult
 from engine.export.job import ExportJob
-from engine.export.push.contract import PushRequest, PushResult
 from engine.export.push.job import PushJob
 from engine.export.records import ExportRecord, keep_record
 from engine.paths import LoratoryHome, data_folders, typed_path

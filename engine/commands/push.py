@@ -8,7 +8,7 @@ from engine.commands.chat import find_target, with_choices
 from engine.commands.output import ProgressLine, print_json, words_of_bytes
 from engine.config.export import ExportDtype
 from engine.config.push import PushConfig
-from engine.export.push.contract import PushProgress, PushRequest, PushResult
+from engine.export.contract import PushProgress, PushRequest, PushResult
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
 

@@ -42,8 +42,8 @@ def serve(
     """
     from engine.chat.session import ChatSession
     from engine.chat.target import plan_load
+    from engine.serve.endpoint import Listening, serve_model
     from engine.serve.model import ServedModel
-    from engine.serve.server import Listening, serve_model
 
     home = LoratoryHome.from_environment()
     target = with_choices(find_target(run, RunStore(home, local_owner())), checkpoint, model)

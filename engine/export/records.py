@@ -7,8 +7,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from engine.chat.contract import Value
 from engine.errors import StorageError
-from engine.export.contract import ExportedFile, ExportResult, Verification
-from engine.export.push.contract import PushResult
+from engine.export.contract import ExportedFile, ExportResult, PushResult, Verification
 
 
 class ExportRecord(Value):

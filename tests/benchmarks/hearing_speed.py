@@ -19,8 +19,7 @@ from engine.chat.worker.prompt import end_token_ids, load_chat_tokenizer, render
 from engine.chat.worker.weights import ModelPlace, Weights
 from engine.config.model import ModelConfig
 from engine.data.conversation import Message
-from engine.export.worker.drafts import draft_answers
-from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, hear
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, hear
 from engine.hardware.processor import describe_processor
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.chat.worker import precision
-from engine.chat.worker.precision import choose_dtype
+from engine.chat.worker import weights
+from engine.chat.worker.weights import choose_dtype
 from engine.config.model import ModelConfig
 from engine.hardware.device import Device
 
@@ -20,8 +20,8 @@ from engine.hardware.device import Device
     ],
 )
 def test_auto_is_what_the_device_answers_quickly_in(monkeypatch, kind, bfloat16, expected):
-    monkeypatch.setattr(precision, "faster_dtype_on_this_processor", lambda: torch.float32)
-    monkeypatch.setattr(precision, "this_processor_has_bfloat16", lambda: False)
+    monkeypatch.setattr(weights, "faster_dtype_on_this_processor", lambda: torch.float32)
+    monkeypatch.setattr(weights, "this_processor_has_bfloat16", lambda: False)
     device = Device(kind, 0, "a device", 8 << 30, 8 << 30, bfloat16)
 
     assert choose_dtype(ModelConfig(id="m"), device) is expected
@@ -30,7 +30,7 @@ def test_auto_is_what_the_device_answers_quickly_in(monkeypatch, kind, bfloat16,
 
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_a_processor_with_instructions_answers_in_bfloat16_without_a_measurement(monkeypatch, is_fast):
-    monkeypatch.setattr(precision, "faster_dtype_on_this_processor", lambda: pytest.fail("measured"))
-    monkeypatch.setattr(precision, "this_processor_has_bfloat16", lambda: True)
+    monkeypatch.setattr(weights, "faster_dtype_on_this_processor", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(weights, "this_processor_has_bfloat16", lambda: True)
 
     assert choose_dtype(ModelConfig(id="m"), Device("cpu", 0, "it", 8 << 30, 8 << 30, is_fast)) is torch.bfloat16

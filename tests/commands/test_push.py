@@ -8,8 +8,7 @@ import pytest
 from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.errors import PushError
-from engine.export.contract import ExportedFile
-from engine.export.push.contract import PushProgress, PushResult
+from engine.export.contract import ExportedFile, PushProgress, PushResult
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 

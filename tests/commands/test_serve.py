@@ -9,7 +9,7 @@ from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.paths import local_owner
 from engine.runs.store import RunStore
-from engine.serve.server import Listening
+from engine.serve.endpoint import Listening
 from tests.chat.tiny_adapters import lora, make_adapter
 
 MODULES = ("engine.commands.serve", "engine.commands.presets")
@@ -24,7 +24,7 @@ def served(monkeypatch):
         calls.append((model, host, port))
         on_listening(Listening(f"http://{host}:{port}/v1", (model.name, "base")))
 
-    monkeypatch.setattr("engine.serve.server.serve_model", note)
+    monkeypatch.setattr("engine.serve.endpoint.serve_model", note)
     return calls
 
 

@@ -19,8 +19,7 @@ from engine.data.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
 from engine.evaluation.contract import DataThen, EvaluationOrder, EvaluationRequest, EvaluationResult
 from engine.evaluation.job import EvaluationJob, read_evaluation
-from engine.evaluation.worker.main import EvaluationWorker
-from engine.evaluation.worker.rows import decode, split_at_answer, spread_evenly
+from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer, spread_evenly
 from engine.hardware.processor import describe_processor
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning

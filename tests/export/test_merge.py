@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from engine.chat.target import PlannedWeights
 from engine.errors import ModelError
-from engine.export.worker.merge import BaseFiles, NotByTensorError, plan_merge
+from engine.export.worker.merge import BaseFiles, NotByTensorError, plan_merge, say_untied, tied_weights, untie_changed
 from engine.export.worker.shards import ShardWriter
-from engine.export.worker.tied_weights import say_untied, tied_weights, untie_changed
 from tests.chat.tiny_adapters import ia3, lora, make_adapter
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 

@@ -17,9 +17,8 @@ from engine.chat.contract import ChatTarget
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.push import PushConfig
 from engine.errors import HubUnreachableError, ModelError, PushError, RunError
-from engine.export.contract import ExportResult, Verification
+from engine.export.contract import ExportResult, PushRequest, Verification
 from engine.export.folder import list_files
-from engine.export.push.contract import PushRequest
 from engine.export.push.job import PushJob
 from engine.processes.json_lines import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter

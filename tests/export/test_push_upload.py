@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, constants
 
 from engine.config.push import PushConfig
 from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.export.push.contract import UploadOrder
+from engine.export.contract import UploadOrder
 from engine.export.push.hub_answers import Patience, hub_client
 from engine.export.push.upload import HubPush
 from tests.export.hub_stand_in import TOKEN, Blob, Fault, HubStandIn, StoredRepository

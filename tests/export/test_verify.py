@@ -10,8 +10,7 @@ from engine.chat.target import plan_load
 from engine.chat.worker.prompt import load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights
 from engine.data.conversation import Message
-from engine.export.worker.drafts import draft_answers
-from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, hear
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, hear
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
 from tests.export.exporting import write_run

@@ -9,8 +9,8 @@ import uvicorn
 
 from engine.chat.contract import ChatChunk, ChatRequest, ChatState, ChatTarget, LoadedModel, PromptView
 from engine.config.model import ModelConfig
-from engine.serve.address import bound_socket
 from engine.serve.endpoint import build_endpoint
+from engine.serve.guard import bound_socket
 from engine.serve.model import ServedModel
 
 TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))

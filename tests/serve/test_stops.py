@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from engine.serve.stops import StopScanner
+from engine.serve.answers import StopScanner
 
 
 def scan(pieces, stops):

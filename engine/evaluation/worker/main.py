@@ -1,41 +1,138 @@
 """The process that evaluates: `python -P -m engine.evaluation.worker.main HOME`, JSON lines on stdio."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import CHRF
 from transformers.utils import logging as transformers_logging
 
 from engine.chat.contract import Branch
 from engine.chat.worker.answer import Answer, AnswerRules
-from engine.chat.worker.precision import choose_dtype
 from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer
-from engine.chat.worker.weights import ModelPlace, Weights, memory_errors
+from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.sampling import SamplingConfig
 from engine.data.prepare import PreparedDataset, prepare_dataset
 from engine.data.source_name import reads_from_hub
-from engine.data.tokenize import TokenizedRow
+from engine.data.tokenize import IGNORED_LABEL, TokenizedRow
+from engine.data.tokenizer import ChatTokenizer
 from engine.errors import DatasetError, ModelError
 from engine.evaluation.contract import (
     AnsweredRow,
+    AnswerScores,
     BranchAnswer,
     BranchLoss,
     DataThen,
     EvaluationOrder,
     EvaluationProgress,
     EvaluationResult,
+    MeanScores,
 )
-from engine.evaluation.worker.rows import PromptAndReference, decode, split_at_answer, spread_evenly
-from engine.evaluation.worker.scores import mean_scores, score_answer
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve
 from engine.processes.environment import Access, give_up_access
 from engine.processes.json_lines import CancelledRequestError, JsonObject
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+class _WordsOfAnyScript:
+    """Words in lower case, as rouge-score's own tokenizer has them, which keeps only a to z and digits."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())
+
+
+def score_answer(answer: str, reference: str) -> AnswerScores:
+    """Compare one answer with its reference."""
+    return AnswerScores(
+        exact=" ".join(answer.split()) == " ".join(reference.split()),
+        rouge_l=rouge_l(answer, reference),
+        chrf=chrf(answer, reference),
+    )
+
+
+def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
+    """Means over rows."""
+    count = max(len(scores), 1)
+    return MeanScores(
+        exact=sum(score.exact for score in scores) / count,
+        rouge_l=sum(score.rouge_l for score in scores) / count,
+        chrf=sum(score.chrf for score in scores) / count,
+        rows=len(scores),
+    )
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """F1 of the longest common subsequence of words, from 0 to 1.
+
+    Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
+    """
+    return float(_rouge().score(target=reference, prediction=answer)["rougeL"].fmeasure)
+
+
+def chrf(answer: str, reference: str) -> float:
+    """F2 of character n-grams up to six, from 0 to 1; sacrebleu itself counts to 100.
+
+    Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
+    """
+    return float(_chrf().sentence_score(answer, [reference]).score) / 100
+
+
+@lru_cache(maxsize=1)
+def _rouge() -> RougeScorer:
+    return RougeScorer(["rougeL"], tokenizer=_WordsOfAnyScript())
+
+
+@lru_cache(maxsize=1)
+def _chrf() -> CHRF:
+    return CHRF()
+
+
+Item = TypeVar("Item")
+
+
+class PromptAndReference(NamedTuple):
+    """The last answer of a sequence, and everything before it."""
+
+    prompt_ids: tuple[int, ...]
+    reference_ids: tuple[int, ...]
+
+
+def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
+    """So many of the items, from the first to the last at equal distances; all where there are fewer."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def split_at_answer(row: TokenizedRow) -> PromptAndReference | None:
+    """Part a sequence at its last learned run of tokens; None where nothing stands before it, as in plain text."""
+    learned = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
+    if not learned:
+        return None
+    end = learned[-1] + 1
+    start = end - 1
+    while start > 0 and row.labels[start - 1] != IGNORED_LABEL:
+        start -= 1
+    if start == 0:
+        return None
+    return PromptAndReference(tuple(row.input_ids[:start]), tuple(row.input_ids[start:end]))
+
+
+def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
+    """Tokens as a person reads them, without control tokens."""
+    controls = set(tokenizer.all_special_ids)
+    return tokenizer.decode([token for token in ids if token not in controls]).strip()
 
 
 @dataclass(frozen=True)

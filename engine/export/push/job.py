@@ -13,10 +13,18 @@ from engine.chat.target import LoadPlan, plan_load
 from engine.config.export import ExportConfig
 from engine.errors import ModelError, PushError, RunError
 from engine.export.card_facts import gather_facts
-from engine.export.contract import ExportProgress, ExportRequest, ExportResult
+from engine.export.contract import (
+    ExportProgress,
+    ExportRequest,
+    ExportResult,
+    PushProgress,
+    PushRequest,
+    PushResult,
+    UploadOrder,
+    UploadResult,
+)
 from engine.export.job import ExportJob
 from engine.export.model_card import write_card
-from engine.export.push.contract import PushProgress, PushRequest, PushResult, UploadOrder, UploadResult
 from engine.files import write_atomically
 from engine.models.folder import ModelPart
 from engine.models.hub_id import is_hub_id, is_revision

@@ -11,8 +11,7 @@ from huggingface_hub.utils._runtime import is_xet_available
 
 from engine.config.push import PushConfig, PushKind
 from engine.errors import HubUnreachableError, PushError
-from engine.export.contract import ExportedFile
-from engine.export.push.contract import HubAccount, PushPhase, PushProgress, UploadOrder, UploadResult
+from engine.export.contract import ExportedFile, HubAccount, PushPhase, PushProgress, UploadOrder, UploadResult
 from engine.export.push.files import intended_files, is_weights
 from engine.export.push.hub_answers import (
     PATIENCE,

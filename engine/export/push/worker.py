@@ -13,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import HfApi
 
 from engine.config.push import PushConfig
-from engine.export.push.contract import PushProgress, UploadOrder
+from engine.export.contract import PushProgress, UploadOrder
 from engine.export.push.files import intended_files, refuse_private_content
 from engine.export.push.hub_answers import hub_client, no_token
 from engine.export.push.upload import HubPush

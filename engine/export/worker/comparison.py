@@ -8,8 +8,7 @@ import torch
 
 from engine.chat.target import LoadPlan
 from engine.chat.worker.adapter import AdaptedBase
-from engine.chat.worker.precision import choose_dtype
-from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, load_model, weights_bytes
+from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, load_model, weights_bytes
 from engine.config.model import ModelConfig
 from engine.export.worker.verify import Listener, Measured, OnAnswer
 from engine.export.worker.write import ExportUnderWay

@@ -16,9 +16,17 @@ from engine.config.model import ModelConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportPhase, ExportProgress
 from engine.export.folder import copy_tokenizer, rewrite_json
-from engine.export.worker.merge import BaseFiles, Merge, NotByTensorError, plan_merge
+from engine.export.worker.merge import (
+    BaseFiles,
+    Merge,
+    NotByTensorError,
+    plan_merge,
+    say_untied,
+    tied_weights,
+    untie,
+    untie_changed,
+)
 from engine.export.worker.shards import ShardWriter
-from engine.export.worker.tied_weights import say_untied, tied_weights, untie, untie_changed
 from engine.models.source import ModelSource
 from engine.processes.answering import Request
 from engine.processes.json_lines import CancelledRequestError
