@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.runs.control import cancel_is_requested, stop_is_requested
-from engine.runs.event_log import EventWriter
-from engine.runs.events import StatusData
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance
 from engine.runs.run import Run, RunState, State
 from engine.runs.store import RunStore

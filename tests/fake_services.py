@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from engine.paths import LoratoryHome
-from engine.runs.events import FailedData
+from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore
 from tests.fake_chat import FakeChatSession
 from tests.fake_inspector import FakeInspector

@@ -9,8 +9,7 @@ from pathlib import Path
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile, sha256_of
-from engine.runs.event_log import EventWriter
-from engine.runs.events import (
+from engine.runs.history.events import (
     CheckpointData,
     DataReportData,
     EvalData,
@@ -21,6 +20,7 @@ from engine.runs.events import (
     StepData,
     WarningData,
 )
+from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance
 from engine.runs.reasons import Reason
 from engine.runs.run import Run, RunState, State

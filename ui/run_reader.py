@@ -11,12 +11,18 @@ from pathlib import Path
 from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, StorageError
-from engine.runs.control import cancel_is_requested, start_anyway_is_requested, stop_is_requested
-from engine.runs.history import HistoryReader, RunHistory
+from engine.runs.control import (
+    ResumeRequest,
+    cancel_is_requested,
+    resume_requests,
+    start_anyway_is_requested,
+    stop_is_requested,
+)
+from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import RunHistory
 from engine.runs.index import Glance, RunIndex
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.provenance import Provenance, read_provenance, run_title
-from engine.runs.requests import ResumeRequest, resume_requests
 from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary

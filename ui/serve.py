@@ -8,11 +8,10 @@ from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher
-from engine.runs.measurement import MeasurementJob
-from engine.runs.measuring_ground import MeasuringGround
+from engine.runs.memory_measurement import MeasurementJob, MeasuringGround
 from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision.supervisor import Supervisor
 from ui.checks import DatasetChecks
 from ui.launch import launch
 from ui.result_work import ResultWork

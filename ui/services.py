@@ -13,7 +13,7 @@ from engine.memory.estimate import MemoryEstimate
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
-from engine.runs.measurement import MeasuredStep
+from engine.runs.memory_measurement import MeasuredStep
 from engine.runs.store import RunStore
 from ui.background import BackgroundWork, Job
 from ui.checks import DatasetChecks

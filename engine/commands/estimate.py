@@ -16,7 +16,7 @@ from engine.memory.compare import MethodNeed, compare_methods
 from engine.memory.device.several_devices import DeviceShare, share_among
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
-from engine.runs.measurement import MeasuredStep, MeasurementJob
+from engine.runs.memory_measurement import MeasuredStep, MeasurementJob
 from engine.runs.prediction import most_likely
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}

@@ -72,7 +72,7 @@ def move(
     from typing import get_args
 
     from engine.errors import RunError
-    from engine.runs.queue import QueueMove, QueueOrder
+    from engine.runs.supervision.queue import QueueMove, QueueOrder
 
     if where not in get_args(QueueMove):
         raise typer.BadParameter(f"{where!r} is not one of {', '.join(get_args(QueueMove))}.", param_hint="WHERE")

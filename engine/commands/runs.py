@@ -18,9 +18,9 @@ from engine.paths import LoratoryHome, local_owner
 
 if TYPE_CHECKING:
     from engine.runs.run import Run, State
-    from engine.runs.selection import SortKey
     from engine.runs.store import RunStore
     from engine.runs.summary import RunSummary
+    from engine.runs.table import SortKey
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
@@ -51,8 +51,7 @@ def list_runs(
 ) -> None:
     """List the runs, newest first."""
     from engine.runs.index import RunIndex
-    from engine.runs.selection import RunQuery, select_runs
-    from engine.runs.table import summaries_csv
+    from engine.runs.table import RunQuery, select_runs, summaries_csv
 
     store = _store()
     query = RunQuery(
@@ -84,7 +83,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: how it stands and why, and its figures."""
-    from engine.runs.history import HistoryReader
+    from engine.runs.history.reader import HistoryReader
     from engine.runs.summary import summarize
     from engine.runs.table import steps_csv
 
@@ -124,7 +123,7 @@ def resume(run_id: RunId, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped, interrupted or failed, from its newest checkpoint, and follow it."""
     from engine.commands.output import ProgressLine
     from engine.commands.train import follow_to_the_end, report
-    from engine.runs.requests import request_resume
+    from engine.runs.control import request_resume
 
     store = _store()
     run = store.get(run_id)
@@ -157,7 +156,7 @@ def delete(
 def _store() -> "RunStore":
     """The runs of this person, their states brought up to date where no server does so."""
     from engine.runs.store import RunStore
-    from engine.runs.supervisor import reconcile
+    from engine.runs.supervision.supervisor import reconcile
 
     home = LoratoryHome.from_environment()
     reconcile(home)
@@ -166,7 +165,7 @@ def _store() -> "RunStore":
 
 def _settle(home: LoratoryHome, run: "Run", seconds: float) -> None:
     """Give a request a moment to be obeyed."""
-    from engine.runs.supervisor import reconcile
+    from engine.runs.supervision.supervisor import reconcile
 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not run.folder.read_state().is_final:
@@ -175,7 +174,7 @@ def _settle(home: LoratoryHome, run: "Run", seconds: float) -> None:
 
 
 def _wait_until_queued(home: LoratoryHome, run: "Run") -> None:
-    from engine.runs.supervisor import reconcile
+    from engine.runs.supervision.supervisor import reconcile
 
     deadline = time.monotonic() + _SETTLE_SECONDS
     while run.folder.read_state().is_final and time.monotonic() < deadline:
@@ -198,7 +197,7 @@ def _states(given: "list[str] | tuple[str, ...]") -> "tuple[State, ...]":
 def _sort_key(given: str) -> "SortKey":
     from typing import get_args
 
-    from engine.runs.selection import SortKey
+    from engine.runs.table import SortKey
 
     known: tuple[SortKey, ...] = get_args(SortKey)
     for name in known:

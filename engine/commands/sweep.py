@@ -61,7 +61,7 @@ def sweep(
 
 
 def _print_results(summaries: "list[RunSummary]") -> None:
-    from engine.runs.selection import best_by_held_out_loss
+    from engine.runs.table import best_by_held_out_loss
 
     best = best_by_held_out_loss(summaries)
     rows = [

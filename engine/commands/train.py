@@ -19,10 +19,10 @@ from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
 
 if TYPE_CHECKING:
-    from engine.runs.history import RunHistory
+    from engine.runs.history.run_history import RunHistory
     from engine.runs.run import Run
     from engine.runs.summary import RunSummary
-    from engine.runs.supervisor import SupervisorSettings
+    from engine.runs.supervision.supervisor import SupervisorSettings
 
 _LOOK_SECONDS = 0.25
 
@@ -75,9 +75,9 @@ def follow_to_the_end(
     Raises:
         KeyboardInterrupt: At the second Ctrl+C; the run goes on, and a server or the next command finds it.
     """
-    from engine.runs.history import HistoryReader
+    from engine.runs.history.reader import HistoryReader
     from engine.runs.summary import summarize
-    from engine.runs.supervisor import Supervisor
+    from engine.runs.supervision.supervisor import Supervisor
 
     supervisor = Supervisor(home, settings)
     if supervisor.start() == "standing_by":
@@ -170,7 +170,7 @@ def _show(line: ProgressLine, state: str, cause: str, history: "RunHistory") -> 
         message = history.status.message if history.status is not None else ""
         line.show(message or "Starting the worker.")
     else:
-        from engine.runs.pace import seconds_left
+        from engine.runs.history.run_history import seconds_left
 
         parts = [f"step {step:,} of {total:,}", f"loss {words_of_loss(history.steps.last('loss'))}"]
         if history.tuned_evals:

@@ -23,7 +23,7 @@ from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
 from engine.paths import LoratoryHome
-from engine.runs.history import read_history
+from engine.runs.history.reader import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder
 

@@ -16,7 +16,8 @@ from engine.data.source_name import is_on_hub
 from engine.evaluation.contract import EvaluationResult
 from engine.evaluation.job import read_evaluation
 from engine.models.catalog import find_in_catalog
-from engine.runs.history import RunHistory, read_history
+from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RunFolder
 

@@ -7,7 +7,7 @@ import yaml
 from engine.config.run import RunConfig
 from engine.evaluation.contract import EvaluationResult
 from engine.export.card_facts import CardFacts, data_names, hub_datasets, loss_curve
-from engine.runs.history import RunHistory
+from engine.runs.history.run_history import RunHistory
 
 _ADAPTER_CODE = """\
 from peft import PeftModel

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import StorageError
 from engine.files import write_atomically
-from engine.runs.history import HistoryReader, RunHistory
+from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import RunHistory
 from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Run
 from engine.runs.store import RunStore, folder_size_bytes
 from engine.runs.summary import RunSummary, summarize

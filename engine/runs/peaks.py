@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from engine.memory.device.device_need import DeviceNeed
-from engine.runs.events import MemoryData
+from engine.runs.history.events import MemoryData
 
 PeakKind = Literal["allocated", "reserved", "process"]
 

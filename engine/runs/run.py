@@ -15,8 +15,8 @@ from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.runs.checkpoints import offered_checkpoints
-from engine.runs.event_log import last_event
-from engine.runs.events import FailedEvent, StatusEvent
+from engine.runs.history.events import FailedEvent, StatusEvent
+from engine.runs.history.log import last_event
 from engine.runs.reasons import STOP_REASONS, Reason, reason_of_old_cause
 
 State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted"]

@@ -19,9 +19,9 @@ from engine.errors import RunError, StorageError
 from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.lock import FileLock
-from engine.runs.history_cache import cached_history_path
+from engine.runs.control import resume_is_requested
+from engine.runs.history.reader import cached_history_path
 from engine.runs.provenance import Provenance, describe_config
-from engine.runs.requests import resume_is_requested
 from engine.runs.run import Run, RunFolder
 
 KEYS_FOLDER = "keys"  # of requests to start: a repeated one returns its run

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.runs.history import HistoryReader, RunHistory
+from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import RunHistory
 from engine.runs.notes import RunNotes, read_notes
 from engine.runs.peaks import MemoryFigures, chief_prediction, measured_figures
 from engine.runs.provenance import Provenance, describe_config, read_provenance

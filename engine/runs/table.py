@@ -1,14 +1,114 @@
-"""Runs and their steps as CSV, for spreadsheets and notebooks."""
+"""Finding runs among thousands: search in words, filters, order. Pure; the rows come from the index."""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-from engine.runs.history import RunHistory
-from engine.runs.steps import StepColumn
+from engine.config.load import setting_names
+from engine.config.run import RunConfig
+from engine.runs.history.run_history import RunHistory
+from engine.runs.history.steps import StepColumn
+from engine.runs.run import State
 from engine.runs.summary import RunSummary
+
+SortKey = Literal[
+    "created", "name", "state", "method", "model", "steps", "final_loss", "eval_loss", "tokens_per_second",
+    "peak_memory_bytes", "seconds", "size_bytes",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunQuery:
+    """Which runs, and in which order. Empty fields restrict nothing."""
+
+    words: str = ""  # each must occur in the id, name, note, tags, model, dataset, method or state
+    states: Collection[State] = ()
+    methods: Collection[str] = ()
+    models: Collection[str] = ()
+    tags: Collection[str] = ()
+    sort: SortKey = "created"
+    descending: bool = True
+
+
+def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSummary]:
+    """The rows that a query wants, in its order; rows without a value for the order come last."""
+    words = query.words.casefold().split()
+    found = [summary for summary in summaries if _matches(summary, query, words)]
+    valued = [(value, summary) for summary in found if (value := _sort_value(summary, query.sort)) is not None]
+    valued.sort(key=lambda pair: pair[0], reverse=query.descending)
+    without = [summary for summary in found if _sort_value(summary, query.sort) is None]
+    return [summary for _, summary in valued] + without
+
+
+def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
+    """The run with the lowest held-out loss; None where none has one.
+
+    Losses compare only between runs that hold out the same rows: the caller chooses which runs to ask about.
+    """
+    measured = [summary for summary in summaries if summary.best_eval_loss is not None]
+    return min(measured, key=lambda summary: summary.best_eval_loss or 0.0, default=None)
+
+
+@dataclass(frozen=True)
+class SettingDifference:
+    """One setting that is not the same in all of the compared runs."""
+
+    setting: str  # dotted
+    values: Mapping[str, Any]  # by run id
+
+
+def differing_settings(configs: Mapping[str, RunConfig]) -> list[SettingDifference]:
+    """The settings that differ between runs, in the order of the form; names and devices of the run do not count.
+
+    Args:
+        configs: By run id.
+    """
+    plain = {run_id: config.model_dump(mode="json") for run_id, config in configs.items()}
+    differences = []
+    for name in setting_names():
+        section, _, field = name.partition(".")
+        if section == "run":
+            continue
+        values = {run_id: config[section][field] for run_id, config in plain.items()}
+        first = next(iter(values.values()), None)
+        if any(value != first for value in values.values()):
+            differences.append(SettingDifference(name, values))
+    return differences
+
+
+def _matches(summary: RunSummary, query: RunQuery, words: Sequence[str]) -> bool:
+    if query.states and summary.state not in query.states:
+        return False
+    if query.methods and summary.method not in query.methods:
+        return False
+    if query.models and summary.model not in query.models:
+        return False
+    if query.tags and not set(query.tags) <= set(summary.tags):
+        return False
+    if not words:
+        return True
+    text = "\n".join(
+        (
+            summary.id,
+            summary.name,
+            summary.note,
+            *summary.tags,
+            summary.model,
+            summary.dataset,
+            summary.method,
+            summary.state,
+        )
+    ).casefold()
+    return all(word in text for word in words)
+
+
+def _sort_value(summary: RunSummary, key: SortKey) -> float | str | None:
+    value: float | str | None = getattr(summary, key)
+    return value.casefold() if isinstance(value, str) else value
+
 
 _WHOLE_NUMBERS = ("step", "tokens", "trained_tokens", "memory_bytes")
 

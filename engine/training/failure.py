@@ -9,8 +9,8 @@ import torch
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, StorageError
 from engine.paths import LoratoryHome
-from engine.runs.events import FailedData
-from engine.runs.memory_advice import advice_on_memory
+from engine.runs.history.events import FailedData
+from engine.runs.prediction import advice_on_memory
 
 Cause = Literal["out_of_memory", "diverged", "disk_full", "config", "dataset", "model", "killed", "unexpected"]
 

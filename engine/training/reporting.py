@@ -10,8 +10,7 @@ from typing import Protocol
 from engine.errors import StorageError
 from engine.processes.peak_memory import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
-from engine.runs.event_log import EventWriter
-from engine.runs.events import (
+from engine.runs.history.events import (
     AnyEventData,
     CheckpointData,
     EvalData,
@@ -21,6 +20,7 @@ from engine.runs.events import (
     StepData,
     WarningData,
 )
+from engine.runs.history.log import EventWriter
 from engine.runs.reasons import StoppedBy
 from engine.runs.run import EVENTS_FILE
 from engine.training import faults

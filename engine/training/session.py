@@ -17,7 +17,7 @@ from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model
 from engine.processes.environment import Access, give_up_access
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
-from engine.runs.events import DataReportData, ParametersData, ResumedData
+from engine.runs.history.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
 from engine.training import checkpoint as checkpoints
 from engine.training import faults

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, StorageError
 from engine.processes.spawn import LIBRARY_ENVIRONMENT
-from engine.runs.companion_failures import forget_failures, note_failure, noted_failure
-from engine.runs.event_log import EventWriter
+from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
 from engine.runs.run import RunFolder
 
 if TYPE_CHECKING:
-    from engine.runs.events import FailedData
+    from engine.runs.history.events import FailedData
     from engine.training.companions import Companions
 
 EXIT_FINISHED = 0
@@ -78,7 +77,7 @@ def _prepare_environment() -> None:
 
 def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     """Train; without a writer as one of several processes that is not the first."""
-    from engine.runs.events import StatusData
+    from engine.runs.history.events import StatusData
 
     if writer is not None:
         writer.append(StatusData(phase="loading_model", message="Starting."))

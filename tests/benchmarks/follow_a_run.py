@@ -14,8 +14,8 @@ from pathlib import Path
 import gradio as gr
 from playwright.sync_api import Page, Response
 
-from engine.runs.event_log import EventWriter
-from engine.runs.events import EvalData, StatusData, StepData
+from engine.runs.history.events import EvalData, StatusData, StepData
+from engine.runs.history.log import EventWriter
 from engine.runs.run import Run
 from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.show_fake import shown

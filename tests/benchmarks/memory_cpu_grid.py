@@ -35,8 +35,8 @@ from engine.memory.run_workload import workload_of_run
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.spawn import spawn, worker_argv
-from engine.runs.event_log import read_events
-from engine.runs.events import FailedEvent, MemoryEvent
+from engine.runs.history.events import FailedEvent, MemoryEvent
+from engine.runs.history.log import read_events
 from engine.runs.store import RunStore
 from tests.benchmarks.training_trial import ALPACA
 

@@ -18,17 +18,15 @@ import numpy as np
 
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.paths import LoratoryHome
-from engine.runs.event_log import EventWriter
-from engine.runs.events import EvalData, StatusData, StepData, StepEvent
-from engine.runs.history import HistoryReader
-from engine.runs.history_cache import HistoryCache
+from engine.runs.history.events import EvalData, StatusData, StepData, StepEvent
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import HistoryCache, HistoryReader
+from engine.runs.history.steps import smooth, thin
 from engine.runs.index import RunIndex
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import RunFolder, RunState
-from engine.runs.selection import RunQuery, select_runs
-from engine.runs.smoothing import smooth
 from engine.runs.store import RunStore
-from engine.runs.thinning import thin
+from engine.runs.table import RunQuery, select_runs
 
 CHART_POINTS = 1000
 ROUNDS = 5

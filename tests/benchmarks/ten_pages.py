@@ -20,7 +20,7 @@ from engine.paths import LoratoryHome
 from engine.runs.control import request_stop
 from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Supervisor, SupervisorSettings
+from engine.runs.supervision.supervisor import Supervisor, SupervisorSettings
 from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.cli import run_command
-from engine.runs.measurement import MeasuredStep
+from engine.runs.memory_measurement import MeasuredStep
 
 
 def write_config(tmp_path, tiny_model_folder):

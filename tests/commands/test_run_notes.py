@@ -7,9 +7,9 @@ import pytest
 from engine.cli import run_command
 from engine.paths import local_owner
 from engine.runs.control import start_anyway_is_requested
-from engine.runs.queue import QueueOrder
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
+from engine.runs.supervision.queue import QueueOrder
 from tests.runs.supervision import config_for
 
 MODULES = ("engine.commands.runs", "engine.commands.run_notes")

@@ -7,12 +7,12 @@ import pytest
 from engine.cli import run_command
 from engine.paths import local_owner
 from engine.runs.control import request_stop
-from engine.runs.event_log import EventWriter
-from engine.runs.events import StepData
+from engine.runs.history.events import StepData
+from engine.runs.history.log import EventWriter
 from engine.runs.notes import change_notes
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import config_for, fake_settings, wait_for_state, wait_until
 
 MODULES = ("engine.commands.runs", "engine.commands.presets", "engine.commands.train")

@@ -9,12 +9,12 @@ import pytest
 from engine.commands.output import ProgressLine
 from engine.commands.train import follow_to_the_end, report, result_json
 from engine.errors import RunError
-from engine.runs.event_log import last_event
-from engine.runs.history import read_history
+from engine.runs.history.log import last_event
+from engine.runs.history.reader import read_history
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
-from engine.runs.supervisor import Supervisor, reconcile
+from engine.runs.supervision.supervisor import Supervisor, reconcile
 from tests.runs.supervision import REPOSITORY, config_for, fake_settings, wait_for_state, wait_until
 
 PROMISED_KEYS = {

@@ -21,7 +21,7 @@ from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import ModelSource
 from engine.paths import LoratoryHome, local_owner
-from engine.runs.history import read_history
+from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
 from engine.serve.model import ServedModel
 from tests.e2e.test_scripts_for_real import assert_same_losses, executed, loratory

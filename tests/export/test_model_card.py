@@ -13,7 +13,7 @@ from engine.evaluation.contract import BranchLoss, EvaluationResult, MeanScores,
 from engine.export.card_facts import data_names, gather_facts, hub_datasets, loss_curve
 from engine.export.model_card import write_card
 from engine.paths import local_owner
-from engine.runs.history import read_history
+from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 

@@ -22,8 +22,8 @@ from engine.data.prepare import prepare_dataset
 from engine.export.script.write import gather_script_facts, write_script
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
-from engine.runs.event_log import EventWriter
-from engine.runs.events import ParametersData
+from engine.runs.history.events import ParametersData
+from engine.runs.history.log import EventWriter
 from engine.runs.run import RunFolder
 from engine.training.checkpoint import CheckpointFacts, write_checkpoint
 from engine.training.plan import EpochPlanner, PlanSettings

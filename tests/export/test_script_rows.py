@@ -17,8 +17,8 @@ from engine.config.load import config_from_mapping
 from engine.data.row_source import SourceForm
 from engine.errors import DatasetError
 from engine.export.script.data_facts import look_at_data
-from engine.runs.event_log import EventWriter
-from engine.runs.events import DataReportData
+from engine.runs.history.events import DataReportData
+from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.data.test_hub import FakeHub

@@ -4,7 +4,7 @@ import sys
 import time
 
 from engine.paths import LoratoryHome
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import fake_settings
 
 if __name__ == "__main__":

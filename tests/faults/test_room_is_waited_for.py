@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.events import AnyEventData
-from engine.runs.progress_watch import ProgressWatch, SilenceLimits
+from engine.runs.history.events import AnyEventData
 from engine.runs.run import RunFolder
+from engine.runs.supervision.progress_watch import ProgressWatch, SilenceLimits
 from engine.training import reporting
 
 LOOKS = 10

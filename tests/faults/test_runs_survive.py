@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from engine.executors.local import WorkerOrder
 from engine.processes.identity import ProcessIdentity
-from engine.runs.event_log import read_events
-from engine.runs.history import read_history
-from engine.runs.requests import request_resume
+from engine.runs.control import request_resume
+from engine.runs.history.log import read_events
+from engine.runs.history.reader import read_history
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.runs.worker_command import WorkerOrder
 from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, wait_for_state, wait_until
 
 KNOWN_WITHIN_SECONDS = 10

@@ -15,6 +15,7 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.data.source_name import hub_access
 from engine.errors import EngineError
+from engine.executors.local import WorkerOrder, start_worker, training_command
 from engine.export.gguf.converter import Converter, convert
 from engine.export.push.job import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
@@ -25,7 +26,6 @@ from engine.models.progress import nobody_listens
 from engine.processes.environment import Access
 from engine.processes.json_lines import JsonLinesProcess
 from engine.runs.run import Run, RunFolder
-from engine.runs.worker_command import WorkerOrder, start_worker, training_command
 from tests.runs.supervision import config_for, cpu
 
 pytestmark = pytest.mark.skipif(

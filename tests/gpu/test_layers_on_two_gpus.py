@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from engine.executors.local import WorkerOrder, start_worker, training_command
 from engine.hardware.devices import list_devices
 from engine.runs.checkpoints import newest_intact
-from engine.runs.worker_command import WorkerOrder, start_worker, training_command
 from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement
 from engine.training.worker import EXIT_FINISHED

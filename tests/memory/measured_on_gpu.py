@@ -8,7 +8,7 @@ def assert_predicted(need, memory):
 
     Args:
         need: `engine.memory.device.device_need.DeviceNeed` of the run.
-        memory: `engine.runs.events.MemoryData`, the run's last.
+        memory: `engine.runs.history.events.MemoryData`, the run's last.
     """
     error = need.allocated_bytes / memory.peak_allocated_bytes - 1
     assert abs(error) <= WITHIN, f"tensors: {error:+.1%}"

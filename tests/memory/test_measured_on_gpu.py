@@ -6,7 +6,7 @@ from engine.config.adapter import AdapterConfig
 from engine.hardware.device import Device
 from engine.memory.device.device_need import TensorsAtPeak, need_on_device
 from engine.memory.workload import Workload
-from engine.runs.events import MemoryData
+from engine.runs.history.events import MemoryData
 from tests.memory.measured_on_gpu import assert_predicted
 
 MIB = 2**20

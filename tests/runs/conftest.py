@@ -3,7 +3,7 @@
 import pytest
 
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import fake_settings
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from engine.errors import RunError
 from engine.runs.control import cancel_is_requested, stop_is_requested
-from engine.runs.event_log import EventWriter
-from engine.runs.events import (
+from engine.runs.history.events import (
     CheckpointData,
     EvalData,
     FailedData,
@@ -26,6 +25,7 @@ from engine.runs.events import (
     StatusData,
     StepData,
 )
+from engine.runs.history.log import EventWriter
 from engine.runs.run import RunFolder
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
+from engine.executors.local import WorkerOrder
 from engine.hardware.device import Device
 from engine.processes.identity import ProcessIdentity
-from engine.runs.followed import Patience
-from engine.runs.history import read_history
-from engine.runs.progress_watch import SilenceLimits
+from engine.runs.history.reader import read_history
 from engine.runs.run import Run, RunState, WorkerRecord
-from engine.runs.supervisor import SupervisorSettings
-from engine.runs.worker_command import WorkerOrder
+from engine.runs.supervision.progress_watch import SilenceLimits
+from engine.runs.supervision.supervisor import SupervisorSettings
+from engine.runs.supervision.worker_monitor import Patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIB = 2**30

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.complaints import Complaints
+from engine.runs.supervision.scheduler import Complaints
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -10,13 +10,13 @@ import pytest
 from engine.errors import StorageError
 from engine.hardware.lease import LeaseBook
 from engine.runs.control import request_cancel, request_stop
-from engine.runs.event_log import read_events
-from engine.runs.history import HistoryReader, read_history
+from engine.runs.history.log import read_events
+from engine.runs.history.reader import HistoryReader, read_history
 from engine.runs.run import Run, RunFolder
-from engine.runs.state_files import DAMAGED_STATE_FILE
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
-from engine.runs.supervisor import Overseer
+from engine.runs.supervision.state_files import DAMAGED_STATE_FILE
+from engine.runs.supervision.supervisor import Overseer
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
 from ui.run_reader import RunReader
 from ui.views.run_view import render_warnings
@@ -196,7 +196,7 @@ def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, overseer, wor
 
 
 def test_a_server_notices_an_ended_run_whose_state_is_damaged_while_it_works(store, home, overseer, monkeypatch):
-    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
     until(overseer, lambda: run.folder.read_state().is_final)
     run.folder.state.write_bytes(b"")

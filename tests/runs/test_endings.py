@@ -2,8 +2,8 @@ import signal
 
 import pytest
 
-from engine.runs.endings import Ending, Evidence, judge, out_of_memory_kills
-from engine.runs.events import FailedData
+from engine.runs.history.events import FailedData
+from engine.runs.supervision.diagnosis import Ending, Evidence, judge, out_of_memory_kills
 
 FAILED = FailedData(cause="diverged", what="The loss is not a number.", fix="Lower the learning rate.")
 

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.event_log import EventWriter, iterate_events, last_event, read_events
-from engine.runs.events import CheckpointData, EvalData, StatusData, StepData, WarningData
+from engine.runs.history.events import CheckpointData, EvalData, StatusData, StepData, WarningData
+from engine.runs.history.log import EventWriter, iterate_events, last_event, read_events
 
 
 def step(number: int, loss: float = 2.0) -> StepData:

@@ -5,18 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.executors.local import WorkerOrder
 from engine.hardware.lease import LeaseBook
 from engine.processes.identity import ProcessIdentity
-from engine.runs.control import request_cancel
-from engine.runs.event_log import EventWriter
-from engine.runs.events import StatusData
-from engine.runs.history import read_history
-from engine.runs.queue import Waiting
-from engine.runs.requests import request_resume
+from engine.runs.control import request_cancel, request_resume
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import read_history
 from engine.runs.run import Run, RunState
-from engine.runs.supervisor import Overseer, reconcile
-from engine.runs.ward import Ward
-from engine.runs.worker_command import WorkerOrder
+from engine.runs.supervision.queue import Waiting
+from engine.runs.supervision.scheduler import Ward
+from engine.runs.supervision.supervisor import Overseer, reconcile
 from tests.runs.supervision import (
     config_for,
     cpu,

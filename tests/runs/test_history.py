@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from engine.runs.event_log import EventWriter, read_lines
-from engine.runs.events import (
+from engine.runs.history.events import (
     CheckpointData,
     EvalData,
     FailedData,
@@ -14,8 +13,9 @@ from engine.runs.events import (
     StepData,
     WarningData,
 )
-from engine.runs.history import HistoryReader, read_history
-from engine.runs.pace import seconds_left, seconds_per_step
+from engine.runs.history.log import EventWriter, read_lines
+from engine.runs.history.reader import HistoryReader, read_history
+from engine.runs.history.run_history import seconds_left, seconds_per_step
 
 
 def step(number: int, loss: float | None = None, **values: object) -> StepData:
@@ -111,7 +111,7 @@ def test_following_reads_only_what_is_new_and_nothing_new_is_the_same_object(log
         opened.append(offset)
         return read_lines(path, offset, max_bytes)
 
-    monkeypatch.setattr("engine.runs.history.read_lines", remembering)
+    monkeypatch.setattr("engine.runs.history.reader.read_lines", remembering)
     second = reader.update()
 
     assert min(opened) == first.next_offset, "nothing before the offset is read again"

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from engine.runs import history_cache
-from engine.runs.event_log import EventWriter
-from engine.runs.events import EvalData, ResumedData, StepData
-from engine.runs.history import HistoryReader, read_history
-from engine.runs.history_cache import cached_history_path
+from engine.runs.history import reader
+from engine.runs.history.events import EvalData, ResumedData, StepData
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import HistoryReader, cached_history_path, read_history
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for
@@ -16,7 +15,7 @@ from tests.runs.supervision import config_for
 @pytest.fixture
 def run(home, monkeypatch):
     """A run of fifty steps whose history is long enough to be kept."""
-    monkeypatch.setattr(history_cache, "_WORTHWHILE_BYTES", 1000)
+    monkeypatch.setattr(reader, "_WORTHWHILE_BYTES", 1000)
     run = RunStore(home, "ann").create(config_for("A run"))
     write_steps(run, 1, 50)
     return run
@@ -34,8 +33,8 @@ def forbid_parsing(monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a line was parsed that had been read before")
 
-    monkeypatch.setattr("engine.runs.history.parse_event", refuse)
-    monkeypatch.setattr("engine.runs.history.rows_of_plain_steps", refuse)
+    monkeypatch.setattr("engine.runs.history.reader.parse_event", refuse)
+    monkeypatch.setattr("engine.runs.history.reader.rows_of_plain_steps", refuse)
 
 
 def test_another_reader_begins_where_the_first_one_stood(run, monkeypatch):
@@ -104,7 +103,7 @@ def test_a_growing_log_is_not_saved_at_every_look(run, monkeypatch):
     reader = HistoryReader.of_run(run)
     reader.update()
     saves = []
-    monkeypatch.setattr(history_cache.np, "savez", lambda *_, **__: saves.append(1))
+    monkeypatch.setattr(reader.np, "savez", lambda *_, **__: saves.append(1))
     write_steps(run, 51, 52)
     reader.update()
     assert not saves

@@ -9,8 +9,7 @@ import pytest
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.processes.spawn import spawn
-from engine.runs.housekeeping import Housekeeping
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision.supervisor import Housekeeping, Supervisor
 from tests.runs.supervision import config_for, fake_settings, wait_until
 
 DAY = 24 * 3600.0

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from engine.runs.event_log import EventWriter
-from engine.runs.events import EvalData, MemoryData, StatusData, StepData
+from engine.runs.history.events import EvalData, MemoryData, StatusData, StepData
+from engine.runs.history.log import EventWriter
 from engine.runs.index import RunIndex
 from engine.runs.notes import change_notes
 from engine.runs.provenance import Provenance, run_title

@@ -14,13 +14,12 @@ from engine.inspector.inventory import module_inventory
 from engine.memory.estimate import estimate_memory
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import CancelledRequestError
-from engine.runs.event_log import read_events
-from engine.runs.events import FailedData, FailedEvent
-from engine.runs.measurement import MeasurementJob, worst_case
-from engine.runs.measuring_ground import MeasuringGround
+from engine.runs.history.events import FailedData, FailedEvent
+from engine.runs.history.log import read_events
+from engine.runs.memory_measurement import MeasurementJob, MeasuringGround, worst_case
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.store import list_owners
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import fake_settings, fake_worker_command, wait_until
 
 
@@ -107,7 +106,7 @@ def test_memory_that_ran_out_is_told_with_the_advice(home, tiny_model_folder, mo
         }
     )  # fmt: skip
     monkeypatch.setattr(
-        "engine.runs.measurement.read_events", lambda *_: read_events(home.root / "no").__class__((failed,), 0)
+        "engine.runs.memory_measurement.read_events", lambda *_: read_events(home.root / "no").__class__((failed,), 0)
     )
 
     with pytest.raises(DeviceError) as caught:

@@ -11,10 +11,11 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.inventory import module_inventory
-from engine.runs import followed, memory_advice, transitions
-from engine.runs.memory_advice import advice_on_memory
+from engine.runs import prediction
+from engine.runs.prediction import advice_on_memory
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision import transitions, worker_monitor
+from engine.runs.supervision.supervisor import Supervisor
 from engine.training.failure import explain
 from tests.runs.supervision import fake_settings, wait_for_state, wait_until
 
@@ -48,7 +49,7 @@ def test_the_first_advice_keeps_the_result_and_has_figures(known, home):
 
 
 def test_a_gpu_that_is_full_gets_the_estimates_words(known, home, monkeypatch):
-    monkeypatch.setattr(memory_advice, "list_devices", lambda: (GPU,))
+    monkeypatch.setattr(prediction, "list_devices", lambda: (GPU,))
     config = config_for(known, training={"per_device_train_batch_size": 64})
 
     failed = explain(torch.OutOfMemoryError("CUDA out of memory."), config, home)
@@ -68,7 +69,7 @@ def test_the_estimate_itself_may_fail_without_hiding_the_cause(known, home, monk
     def out_of_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(memory_advice, "advise", out_of_memory)
+    monkeypatch.setattr(prediction, "advise", out_of_memory)
 
     assert explain(MemoryError(), config_for(known), home).cause == "out_of_memory"
 
@@ -77,7 +78,7 @@ def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words
     kills = itertools.count()
     # The kernel's count when the attempt begins, and when it ends.
     monkeypatch.setattr(transitions, "out_of_memory_kills", lambda: 0)
-    monkeypatch.setattr(followed, "out_of_memory_kills", lambda: next(kills) + 1)
+    monkeypatch.setattr(worker_monitor, "out_of_memory_kills", lambda: next(kills) + 1)
     run = RunStore(home, "ann").create(
         config_for(known, run={"name": "steps=100"}, training={"per_device_train_batch_size": 64})
     )

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.control import request_cancel
-from engine.runs.requests import request_resume, resume_is_requested
+from engine.runs.control import request_cancel, request_resume, resume_is_requested
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore, list_owners
-from engine.runs.supervisor import Overseer
+from engine.runs.supervision.supervisor import Overseer
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_until
 
 
@@ -53,7 +52,7 @@ def test_a_folder_out_of_reach_stops_the_supervision_of_nobody_else(store, home,
 
 
 def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
-    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
     away = take_away(store)
     overseer = Overseer(home, fake_settings())
@@ -67,7 +66,7 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
 
 @pytest.mark.parametrize("has_begun", [False, True], ids=["while its run waits", "while its run is at work"])
 def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch, has_begun):
-    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     run, away = store.create(config_for("steps=60")), home.root / "away"
     devices = [cpu()] if has_begun else []
     overseer = Overseer(home, fake_settings(devices=lambda: devices))

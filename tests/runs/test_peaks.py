@@ -7,9 +7,9 @@ from engine.hardware.device import Device
 from engine.inspector.inventory import inventory_of
 from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
-from engine.runs.event_log import EventWriter
-from engine.runs.events import MemoryData, StatusData
-from engine.runs.history import read_history
+from engine.runs.history.events import MemoryData, StatusData
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import read_history
 from engine.runs.peaks import MemoryFigures, chief_prediction, predicted_figures, step_prediction
 from engine.runs.prediction import needs_of
 from engine.runs.provenance import Provenance

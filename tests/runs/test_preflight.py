@@ -17,8 +17,8 @@ from engine.runs.launch import Launcher
 from engine.runs.prediction import most_likely
 from engine.runs.preflight import Preflight
 from engine.runs.provenance import read_provenance
-from engine.runs.queue import Waiting, plan_starts
 from engine.runs.store import RunStore
+from engine.runs.supervision.queue import Waiting, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.runs.supervision import GIB, config_for, cpu, gpu
 

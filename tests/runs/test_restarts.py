@@ -7,14 +7,13 @@ import pytest
 
 from engine.errors import StorageError
 from engine.paths import LoratoryHome
-from engine.runs.control import request_cancel, request_stop
-from engine.runs.event_log import EventWriter
-from engine.runs.events import StatusData
-from engine.runs.history import read_history
-from engine.runs.requests import request_resume
+from engine.runs.control import request_cancel, request_resume, request_stop
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import read_history
 from engine.runs.run import Run, RunFolder, RunState
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Overseer
+from engine.runs.supervision.supervisor import Overseer
 from tests.runs.supervision import (
     config_for,
     executions,
@@ -186,7 +185,7 @@ def test_a_run_goes_on_once_there_is_room_to_say_so(restarted, home, make_room, 
 
 
 def test_the_same_server_tries_again(restarted, home, make_room, monkeypatch):
-    monkeypatch.setattr("engine.runs.owner_folder._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     said(restarted, BY_SIGTERM)
     restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
     overseer = Overseer(home, fake_settings())

@@ -4,16 +4,17 @@ import pytest
 
 from engine.errors import StorageError
 from engine.paths import LoratoryHome
-from engine.runs.control import request_cancel, request_stop
-from engine.runs.requests import (
+from engine.runs.control import (
     ResumeRequest,
     attempt_to_follow,
+    request_cancel,
     request_resume,
+    request_stop,
     resume_is_requested,
     resume_requests,
 )
 from engine.runs.run import Run, RunState
-from engine.runs.supervisor import Overseer
+from engine.runs.supervision.supervisor import Overseer
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until
 
 

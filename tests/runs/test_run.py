@@ -5,8 +5,8 @@ import pytest
 
 from engine.errors import RunError
 from engine.processes.identity import ProcessIdentity
-from engine.runs.event_log import EventWriter
-from engine.runs.events import StatusData
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
 from engine.runs.run import ATTEMPT_VARIABLE, RunFolder, RunState
 
 

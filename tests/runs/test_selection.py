@@ -1,8 +1,7 @@
 import random
 
-from engine.runs.selection import RunQuery, best_by_held_out_loss, differing_settings, select_runs
 from engine.runs.summary import RunSummary
-from engine.runs.table import summaries_csv
+from engine.runs.table import RunQuery, best_by_held_out_loss, differing_settings, select_runs, summaries_csv
 from tests.runs.supervision import config_for
 
 

@@ -8,10 +8,10 @@ import pytest
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.runs.control import request_cancel
-from engine.runs.followed import FollowedRun, Patience
-from engine.runs.progress_watch import SilenceLimits
 from engine.runs.run import RunState, WorkerRecord
-from engine.runs.supervisor import Overseer
+from engine.runs.supervision.progress_watch import SilenceLimits
+from engine.runs.supervision.supervisor import Overseer
+from engine.runs.supervision.worker_monitor import FollowedRun, Patience
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until
 
 ELSEWHERE = {"host": "another-host", "boot_id": "of another host"}

@@ -8,7 +8,7 @@ from engine.errors import RunError
 from engine.runs.control import request_start_anyway
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
-from engine.runs.supervisor import Supervisor
+from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import GIB, config_for, cpu, fake_settings, wait_for_state, wait_until
 
 

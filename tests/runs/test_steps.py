@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from engine.runs.events import StepData
-from engine.runs.smoothing import smooth
-from engine.runs.steps import COLUMNS, GrowingColumns, row_of
+from engine.runs.history.events import StepData
+from engine.runs.history.steps import COLUMNS, GrowingColumns, row_of, smooth
 
 
 def a_step(step, **changes) -> StepData:

@@ -9,9 +9,9 @@ import yaml
 
 from engine.config.load import config_from_yaml
 from engine.errors import RunError, StorageError
-from engine.runs.event_log import EventWriter
-from engine.runs.events import StatusData
-from engine.runs.history_cache import cached_history_path
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import cached_history_path
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import Run, RunState
 from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners

@@ -10,12 +10,11 @@ import pytest
 from engine.errors import RunError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
-from engine.runs.control import request_cancel, request_stop
-from engine.runs.history import read_history
+from engine.runs.control import request_cancel, request_resume, request_stop
+from engine.runs.history.reader import read_history
 from engine.runs.provenance import Provenance
-from engine.runs.queue import QueueOrder
-from engine.runs.requests import request_resume
 from engine.runs.run import RunFolder
+from engine.runs.supervision.queue import QueueOrder
 from tests.runs.supervision import (
     GIB,
     config_for,

@@ -5,9 +5,9 @@ import os
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.runs.control import request_cancel
-from engine.runs.followed import Patience
 from engine.runs.run import RunState, WorkerRecord
-from engine.runs.supervisor import is_supervised, reconcile, supervisor_of
+from engine.runs.supervision.supervisor import is_supervised, reconcile, supervisor_of
+from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import (
     config_for,
     executions,

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.runs.smoothing import GrowingAverage, smooth
-from engine.runs.thinning import thin
+from engine.runs.history.steps import GrowingAverage, smooth, thin
 
 
 def test_a_short_curve_is_drawn_whole():

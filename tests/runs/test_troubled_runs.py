@@ -10,15 +10,14 @@ from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
-from engine.runs.companion_failures import note_failure
-from engine.runs.control import request_cancel, request_stop
-from engine.runs.events import FailedData
-from engine.runs.followed import Patience
-from engine.runs.history import read_history
-from engine.runs.progress_watch import SilenceLimits
-from engine.runs.requests import request_resume
+from engine.runs.control import request_cancel, request_resume, request_stop
+from engine.runs.history.events import FailedData
+from engine.runs.history.log import note_failure
+from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder, RunState
-from engine.runs.supervisor import Overseer, is_supervised
+from engine.runs.supervision.progress_watch import SilenceLimits
+from engine.runs.supervision.supervisor import Overseer, is_supervised
+from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import config_for, cpu, fake_settings, gpu, wait_for_state, wait_until, worker_of
 
 

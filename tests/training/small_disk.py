@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from engine.runs.event_log import EventWriter, read_events
-from engine.runs.events import StepData
+from engine.runs.history.events import StepData
+from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
 from engine.training.checkpoint import CheckpointFacts, replace_folder, write_checkpoint
 

@@ -16,7 +16,7 @@ from torch import distributed
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
 from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
-from engine.runs import memory_advice
+from engine.runs import prediction
 from engine.training import attention, build, placement, worker
 from engine.training.attention import JoinedRows, joined_attention
 from engine.training.build import load_model, optimizer_name, training_arguments
@@ -189,9 +189,9 @@ def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):
     ],
 )
 def test_advice_on_memory_is_for_the_device_that_was_used(monkeypatch, devices, asked, expected):
-    monkeypatch.setattr(memory_advice, "list_devices", lambda: devices)
+    monkeypatch.setattr(prediction, "list_devices", lambda: devices)
 
-    assert memory_advice._device_of(make_config(Path("m"), run={"devices": asked})) == expected
+    assert prediction._device_of(make_config(Path("m"), run={"devices": asked})) == expected
 
 
 def test_a_gpu_keeps_the_mask_of_dropout_instead_of_a_seed():

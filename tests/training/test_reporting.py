@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.event_log import EventWriter, read_events
-from engine.runs.events import StatusData
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
 from engine.training.failure import CancelledError, explain
 from engine.training.reporting import RunEvents

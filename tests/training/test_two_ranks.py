@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from engine.runs.checkpoints import MANIFEST, describe_files, read_manifest
-from engine.runs.companion_failures import note_failure, noted_failure
-from engine.runs.events import FailedData
+from engine.runs.history.events import FailedData
+from engine.runs.history.log import note_failure, noted_failure
 from engine.training import faults
 from engine.training.trainer import PROGRESS_FILE
 from engine.training.worker import EXIT_FINISHED

@@ -6,8 +6,8 @@ import gradio as gr
 import pytest
 
 from engine.runs.control import request_start_anyway, request_stop
-from engine.runs.event_log import EventWriter
-from engine.runs.events import StepData
+from engine.runs.history.events import StepData
+from engine.runs.history.log import EventWriter
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 from ui.build import build_app
 from ui.tabs.drawn import Drawn

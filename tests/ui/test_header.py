@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from engine.hardware.device import Device, Obstacle
 from engine.hardware.processor import describe_processor
-from engine.runs.supervisor import Supervisor, supervisor_of
+from engine.runs.supervision.supervisor import Supervisor, supervisor_of
 from tests.runs.supervision import fake_settings, wait_until
 from ui.build import _header
 from ui.views.header import render_header

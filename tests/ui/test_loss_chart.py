@@ -7,9 +7,10 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from engine.runs.event_log import EventWriter
-from engine.runs.events import EvalData, StatusData, StepData
-from engine.runs.history import RunHistory, read_history
+from engine.runs.history.events import EvalData, StatusData, StepData
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import RunHistory
 from ui.views.loss_chart import ChartView, NamedHistory, loss_figure, overlay_figure, small_figures
 
 

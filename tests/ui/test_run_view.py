@@ -8,10 +8,10 @@ import pytest
 
 from engine.data.problems import RowProblem
 from engine.data.report import DatasetReport
-from engine.runs.events import FailedData, MemoryData
+from engine.runs.control import request_resume
+from engine.runs.history.events import FailedData, MemoryData
 from engine.runs.peaks import MemoryFigures
 from engine.runs.provenance import Provenance
-from engine.runs.requests import request_resume
 from engine.runs.store import RunStore
 from tests.invented_runs import GIB, InventedRun, a_config, write_run
 from ui.run_reader import ObservedRun, RunReader, log_tail

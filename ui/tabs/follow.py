@@ -9,9 +9,8 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 
 from engine.errors import EngineError
-from engine.runs.control import request_cancel, request_start_anyway, request_stop
+from engine.runs.control import request_cancel, request_resume, request_start_anyway, request_stop
 from engine.runs.peaks import step_prediction
-from engine.runs.requests import request_resume
 from engine.runs.run import LIVE_STATES, Run
 from ui.chart import chart
 from ui.components import FieldSlider

@@ -6,8 +6,8 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.runs.control import request_start_anyway, request_stop
-from engine.runs.queue import QueueMove, QueueOrder
 from engine.runs.summary import RunSummary
+from engine.runs.supervision.queue import QueueMove, QueueOrder
 from ui.errors import shown_as_message
 from ui.page import Page
 from ui.pick import pick_list, picked

@@ -7,9 +7,8 @@ from gradio.events import Dependency
 
 from engine.errors import EngineError
 from engine.runs.electricity import read_electricity
-from engine.runs.selection import select_runs
 from engine.runs.summary import RunSummary
-from engine.runs.table import summaries_csv
+from engine.runs.table import select_runs, summaries_csv
 from ui.chart import chart
 from ui.components import Dropdown, Radio
 from ui.fields import changed_by_hand

@@ -7,10 +7,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engine.runs.events import EvalData
-from engine.runs.history import RunHistory
-from engine.runs.steps import StepColumn
-from engine.runs.thinning import thin
+from engine.runs.history.events import EvalData
+from engine.runs.history.run_history import RunHistory
+from engine.runs.history.steps import StepColumn, thin
 from ui.chart import figure_json
 from ui.views.quantities import GIB
 

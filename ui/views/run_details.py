@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from engine.config.run import RunConfig
 from engine.runs.electricity import Electricity, energy_words
-from engine.runs.selection import differing_settings
 from engine.runs.summary import RunSummary
+from engine.runs.table import differing_settings
 from ui.run_reader import ObservedRun
 from ui.views.loss_chart import SERIES
 from ui.views.quantities import GIB, count, duration, size

@@ -6,8 +6,8 @@ from html import escape
 from typing import NamedTuple
 
 from engine.runs.run import State
-from engine.runs.selection import RunQuery, SortKey, best_by_held_out_loss
 from engine.runs.summary import RunSummary
+from engine.runs.table import RunQuery, SortKey, best_by_held_out_loss
 from ui.pick import pickable
 from ui.views.quantities import duration, plural
 from ui.views.run_view import short_name, state_mark

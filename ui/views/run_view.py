@@ -6,7 +6,7 @@ from html import escape
 
 from engine.config.run import RunConfig
 from engine.data.report import DatasetReport
-from engine.runs.pace import seconds_left
+from engine.runs.history.run_history import seconds_left
 from engine.runs.peaks import PeakKind, compare_peaks
 from engine.runs.run import RunState, State
 from ui.run_reader import ObservedRun

@@ -23,7 +23,7 @@ from engine.models.inventory_cache import known_inventory
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.checkpoints import list_checkpoints
-from engine.runs.history import read_history
+from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
 

@@ -19,7 +19,7 @@ from engine.export.script.text import imports_of, literal
 from engine.export.script.tokenizer import tokenizer_code
 from engine.export.script.training import ModelFacts, model_code, trainer_code
 from engine.paths import LoratoryHome
-from engine.runs.history import read_history
+from engine.runs.history.reader import read_history
 from engine.runs.provenance import environment_facts, read_provenance, run_title
 from engine.runs.run import RunFolder
 

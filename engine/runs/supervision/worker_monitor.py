@@ -5,13 +5,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from engine.errors import EngineError
+from engine.hardware.processor import describe_processor
+from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity, end_group
 from engine.processes.spawn import cap_log
-from engine.runs.companion_failures import noted_failure
-from engine.runs.endings import EndedByUs, Evidence, judge, out_of_memory_kills
-from engine.runs.history import HistoryReader, RunHistory
-from engine.runs.progress_watch import ProgressWatch, Silence, SilenceLimits
+from engine.runs.history.log import noted_failure
+from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import RunHistory
+from engine.runs.prediction import advice_on_memory
 from engine.runs.run import RUN_VARIABLE, Run, RunState
+from engine.runs.supervision.diagnosis import EndedByUs, Evidence, judge, out_of_memory_kills
+from engine.runs.supervision.progress_watch import ProgressWatch, Silence, SilenceLimits
 
 _HELD_BY_ANOTHER = 3  # exit code of a worker that found another one at work
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
@@ -245,3 +250,35 @@ class FollowedRun:
         if all(getattr(self.state, name) == value for name, value in changes.items()):
             return self.state
         return self.state.model_copy(update={**changes, "changed": self._clock()})
+
+
+def with_advice(followed: FollowedRun, state: RunState, home: LoratoryHome) -> RunState:
+    """Where the system ended a worker for want of RAM: what the estimate would change, in figures.
+
+    The estimate of a run on a GPU is of the GPU's memory, and says nothing of what filled the RAM.
+    """
+    if state.reason != "out_of_memory" or state.device != "cpu":
+        return state
+    try:
+        advice = advice_on_memory(followed.run.folder.read_config(), home, describe_processor())
+    except EngineError:
+        advice = None
+    return state if advice is None else state.model_copy(update={"advice": advice})
+
+
+def with_energy(followed: FollowedRun, state: RunState, meter: Callable[[str], float | None]) -> RunState:
+    """Add what the GPUs measured in this attempt; where one attempt was not measured, the whole is unknown.
+
+    Args:
+        followed: The attempt, as it stood before its end.
+        state: As it stands now.
+        meter: Joules that the devices of a lease have used so far, where they measure it.
+    """
+    began = state.energy_meter_joules
+    now = meter(followed.state.device) if began is not None and followed.is_of_this_boot else None
+    before = 0.0 if state.attempt == 1 else state.energy_joules
+    total = None
+    # Meters begin anew when their driver is loaded again.
+    if began is not None and now is not None and before is not None and now >= began:
+        total = before + now - began
+    return state.model_copy(update={"energy_joules": total, "energy_meter_joules": None})

@@ -1,95 +1,154 @@
 """What happened in a run so far, across its attempts: curves, held-out losses, checkpoints, warnings."""
 
+import contextlib
+import hashlib
 import itertools
-import math
+import os
+import secrets
 import threading
-from dataclasses import dataclass
+import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.runs.event_log import parse_event, read_lines
-from engine.runs.events import (
-    CheckpointData,
+from engine.runs.history.events import (
     CheckpointEvent,
-    DataReportData,
     DataReportEvent,
-    EvalData,
     EvalEvent,
     Event,
-    FailedData,
     FailedEvent,
-    MemoryData,
     MemoryEvent,
-    ParametersData,
     ParametersEvent,
     ResumedEvent,
-    StatusData,
     StatusEvent,
     StepEvent,
     WarningEvent,
 )
-from engine.runs.history_cache import HistoryCache, ReadSoFar
+from engine.runs.history.log import parse_event, read_lines
+from engine.runs.history.run_history import Message, RunHistory, Said
+from engine.runs.history.steps import (
+    COLUMNS,
+    Array,
+    GrowingColumns,
+    looks_like_step,
+    row_of,
+    rows_of_plain_steps,
+)
 from engine.runs.peaks import higher
 from engine.runs.run import Run
-from engine.runs.said import Message, Said
-from engine.runs.steps import GrowingColumns, StepSeries, looks_like_step, row_of, rows_of_plain_steps
+
+_VERSION = 1
+_WORTHWHILE_BYTES = 8_000_000  # below it parsing takes no time that a person would notice
+_GROWN_BY = 0.125  # share of the log that is new; so the whole of a run's saves stays below ten times its last one
+_FINGERPRINT_BYTES = 4096
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    version: int
+    offset: int
+    attempt: int
+    attempt_is_fresh: bool
+    fingerprint: str
+    said: Said
+
+
+class ReadSoFar(NamedTuple):
+    """Where a reader of a log stands."""
+
+    offset: int  # byte after the last line that is in here
+    attempt: int
+    attempt_is_fresh: bool
+    columns: Array  # (columns, steps)
+    said: Said
+
+
+class HistoryCache:
+    """Keeps how far one log was read, for whoever reads it next.
+
+    Args:
+        path: The cache's file.
+        log: The event log that it is about.
+    """
+
+    def __init__(self, path: Path, log: Path) -> None:
+        self._path = path
+        self._log = log
+        self._saved_offset = 0
+
+    @classmethod
+    def of_run(cls, run: Run) -> "HistoryCache":
+        """The cache of a run, in its home's cache folder."""
+        return cls(cached_history_path(run), run.folder.events)
+
+    def load(self) -> ReadSoFar | None:
+        """What was saved, where it still is the beginning of the log."""
+        try:
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                facts = _Facts.model_validate_json(saved["facts"].tobytes())
+                if facts.version != _VERSION or facts.fingerprint != _fingerprint(self._log, facts.offset):
+                    return None
+                columns: Array = saved["columns"]
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, ValidationError):
+            return None
+        if columns.dtype != np.float64 or columns.ndim != 2 or columns.shape[0] != len(COLUMNS):
+            return None
+        self._saved_offset = facts.offset
+        return ReadSoFar(facts.offset, facts.attempt, facts.attempt_is_fresh, columns, facts.said)
+
+    def is_worth_saving(self, offset: int) -> bool:
+        """Whether so much is new since the last save that the next reader would feel it."""
+        new = offset - self._saved_offset
+        return new > _WORTHWHILE_BYTES and new > offset * _GROWN_BY
+
+    def save(self, read: ReadSoFar) -> None:
+        """Keep it; a cache that cannot be written costs time, not truth."""
+        self._saved_offset = read.offset
+        facts = _Facts(
+            version=_VERSION,
+            offset=read.offset,
+            attempt=read.attempt,
+            attempt_is_fresh=read.attempt_is_fresh,
+            fingerprint=_fingerprint(self._log, read.offset),
+            said=read.said,
+        )
+        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                words = np.frombuffer(facts.model_dump_json().encode(), dtype=np.uint8)
+                np.savez(file, columns=read.columns, facts=words)
+            temporary.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def cached_history_path(run: Run) -> Path:
+    """Where the history of a run is cached; the file may be missing."""
+    home = run.folder.path.parents[2]  # home/runs/owner/run
+    return home / "cache" / "runs" / run.owner / f"{run.id}.npz"
+
+
+def _fingerprint(log: Path, offset: int) -> str:
+    """Of the bytes at both ends of what was read: a log that was cut or replaced has another one."""
+    try:
+        with log.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < offset:
+                return "shorter"
+            file.seek(0)
+            first = file.read(min(offset, _FINGERPRINT_BYTES))
+            file.seek(max(0, offset - _FINGERPRINT_BYTES))
+            last = file.read(min(offset, _FINGERPRINT_BYTES))
+    except OSError:
+        return "missing"
+    return hashlib.sha256(b"%d\n" % offset + first + last).hexdigest()
+
 
 _CHUNK_BYTES = 1_000_000
-
-
-@dataclass(frozen=True)
-class RunHistory:
-    """A run up to some moment."""
-
-    steps: StepSeries
-    evals: tuple[EvalData, ...] = ()  # in order of their steps; of step 0 there may be one more, of the base model
-    checkpoints: tuple[CheckpointData, ...] = ()
-    messages: tuple[Message, ...] = ()  # the newest thousand
-    status: StatusData | None = None  # the newest phase
-    total_steps: int | None = None
-    parameters: ParametersData | None = None
-    data_report: DataReportData | None = None
-    memory: MemoryData | None = None
-    failed: FailedData | None = None  # of the newest attempt
-    attempt: int = 0  # the newest that has reported
-    first_time: float | None = None
-    last_time: float | None = None  # of the newest event
-    next_offset: int = 0  # bytes of the log that are in here
-
-    @property
-    def last_step(self) -> int:
-        """The newest logged step; 0 before the first."""
-        return int(self.steps.last("step") or 0)
-
-    @property
-    def base_eval(self) -> EvalData | None:
-        """The held-out measurement before the first update."""
-        return next((point for point in self.evals if point.step == 0 or point.adapter_disabled), None)
-
-    @property
-    def tuned_evals(self) -> tuple[EvalData, ...]:
-        """The held-out measurements of the model in training."""
-        return tuple(point for point in self.evals if point.step > 0 and not point.adapter_disabled)
-
-    @property
-    def best_eval(self) -> EvalData | None:
-        """The lowest held-out loss since the first update."""
-        finite = [point for point in self.tuned_evals if math.isfinite(point.eval_loss)]
-        return min(finite, key=lambda point: point.eval_loss, default=None)
-
-    @property
-    def finished_phase(self) -> Literal["finished", "stopped"] | None:
-        """Whether the newest attempt said good-bye, and how."""
-        if self.status is not None and self.status.phase in ("finished", "stopped"):
-            return "finished" if self.status.phase == "finished" else "stopped"
-        return None
-
-    def mean_tokens_per_second(self) -> float | None:
-        """Throughput of the training itself; loading, evaluations and saves do not count."""
-        tokens, seconds = self.steps.throughput
-        return tokens / seconds if seconds > 0 else None
 
 
 class HistoryReader:

@@ -1,32 +1,43 @@
 """All runs of a home that are not over: those that wait and those with a worker. The only writer of state.json."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError
+from engine.executors.local import RunLeases, WorkerCommand, WorkerOrder, start_worker
 from engine.hardware.device import Device
 from engine.hardware.energy import energy_so_far_joules
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
-from engine.runs.attempt_end import with_advice, with_energy
-from engine.runs.complaints import Complaints
-from engine.runs.control import cancel_is_requested, clear_requests, start_anyway_is_requested, stop_is_requested
-from engine.runs.followed import FollowedRun, Patience
-from engine.runs.owner_folder import OwnerFolder
+from engine.runs.control import (
+    attempt_to_follow,
+    cancel_is_requested,
+    clear_requests,
+    forget_resume_request,
+    resume_requests,
+    start_anyway_is_requested,
+    stop_is_requested,
+)
 from engine.runs.provenance import read_provenance, run_title
-from engine.runs.queue import Waiting
 from engine.runs.reasons import Why
-from engine.runs.requests import attempt_to_follow, forget_resume_request, resume_requests
-from engine.runs.restart import goes_on_by_itself
 from engine.runs.run import Run, RunState, State
-from engine.runs.run_leases import RunLeases
-from engine.runs.state_files import StateFiles
 from engine.runs.store import RunStore, list_owners
-from engine.runs.transitions import begun, ended_waiting, put_back, recovered, requeued, why_not_started
-from engine.runs.worker_command import WorkerCommand, WorkerOrder, start_worker
+from engine.runs.supervision.queue import Waiting
+from engine.runs.supervision.state_files import OwnerFolder, StateFiles
+from engine.runs.supervision.transitions import (
+    begun,
+    ended_waiting,
+    goes_on_by_itself,
+    put_back,
+    recovered,
+    requeued,
+    why_not_started,
+)
+from engine.runs.supervision.worker_monitor import FollowedRun, Patience, with_advice, with_energy
 
 _EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the others wait for these
 _EXPLAIN_SECONDS = 10.0
@@ -345,3 +356,32 @@ class Ward:
 
     def _save(self, run: Run, state: RunState) -> None:
         self._states.save(run, state)
+
+
+_log = logging.getLogger(__name__)
+
+
+class Complaints:
+    """Remembers what was said about each run or owner, so that nothing is repeated twice a second."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, dict[str, str]] = {}  # by whom it concerns, and by what was tried
+
+    def say(self, about: str, text: str, tried: str = "") -> None:
+        """Log what went wrong, unless it was the last thing that was said of the same attempt at the same thing."""
+        said = self._said.setdefault(about, {})
+        if said.get(tried) != text:
+            _log.error(text)
+        said[tried] = text
+
+    @contextlib.contextmanager
+    def noting(self, about: str, what: str) -> Iterator[None]:
+        """Go on after the block whatever goes wrong in it; it is logged as `about what: why`."""
+        try:
+            yield
+        except (EngineError, OSError) as error:
+            self.say(about, f"{about} {what}: {error}", tried=what)
+
+    def forget(self, about: str) -> None:
+        """It is gone."""
+        self._said.pop(about, None)

@@ -1,5 +1,6 @@
 """The thread that starts workers, follows them, and alone says how runs stand."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import EngineError
+from engine.executors.local import WorkerCommand, training_command
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
@@ -18,11 +20,11 @@ from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
-from engine.runs.followed import Patience
-from engine.runs.housekeeping import Housekeeping
-from engine.runs.queue import QueueOrder, plan_starts
-from engine.runs.ward import Ward
-from engine.runs.worker_command import WorkerCommand, training_command
+from engine.processes.spawn import cap_log
+from engine.runs.store import KEYS_FOLDER, RUN_ID
+from engine.runs.supervision.queue import QueueOrder, plan_starts
+from engine.runs.supervision.scheduler import Ward
+from engine.runs.supervision.worker_monitor import Patience
 
 Role = Literal["stopped", "supervising", "standing_by"]
 
@@ -215,3 +217,44 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
         _log.error("Runs could not be brought up to date: %s", error)
     finally:
         lock.release()
+
+
+_LOOK_SECONDS = 60.0
+_SWEEP_SECONDS = 3600.0
+_LOG_BYTES = 5_000_000  # of each log of a helper process, which may live for weeks
+_KEY_WAITS_SECONDS = 24 * 3600.0  # for its run, which is made a moment after it
+
+
+class Housekeeping:
+    """Cuts logs and removes what refers to nothing any more.
+
+    Args:
+        home: The Loratory home.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
+        self._home = home
+        self._clock = clock
+        self._looked = self._swept = float("-inf")
+
+    def tick(self) -> None:
+        """Do what is due; costs nothing in between."""
+        now = self._clock()
+        if now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            for log in self._home.server.glob("*.log"):
+                cap_log(log, _LOG_BYTES)
+        if now - self._swept >= _SWEEP_SECONDS:
+            self._swept = now
+            self._sweep_keys()
+            LeaseBook(self._home).sweep()
+
+    def _sweep_keys(self) -> None:
+        """Forget keys whose run was deleted; a request that comes back with one of them starts another run anyway."""
+        runs = {path.name for path in self._home.runs.glob("*/*") if RUN_ID.fullmatch(path.name)}
+        for key in (self._home.server / KEYS_FOLDER).glob("*"):
+            with contextlib.suppress(OSError):
+                is_old = time.time() - key.stat().st_mtime > _KEY_WAITS_SECONDS
+                if is_old and key.read_text(encoding="ascii", errors="replace") not in runs:
+                    key.unlink(missing_ok=True)

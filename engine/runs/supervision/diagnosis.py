@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engine.processes.confined import DEADLINE_SIGNAL
-from engine.runs.events import FailedData
+from engine.runs.history.events import FailedData
 from engine.runs.reasons import STOP_REASONS, EndReason, StoppedBy
 from engine.runs.run import State
 

@@ -1,9 +1,12 @@
 """One worst step, really taken: the longest rows, the full batch, by the very worker that would train."""
 
 import json
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
@@ -11,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig, RunSection
-from engine.errors import DeviceError, RunError, WorkerError
+from engine.errors import DeviceError, RunError, StorageError, WorkerError
+from engine.executors.local import WorkerCommand, WorkerOrder, start_worker, training_command
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_devices
@@ -21,11 +25,10 @@ from engine.memory.result import MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity, end_group
 from engine.processes.json_lines import CancelledRequestError
-from engine.runs.event_log import read_events
-from engine.runs.events import Event, FailedEvent, MemoryEvent, StatusEvent, StepEvent
-from engine.runs.measuring_ground import MeasuringGround
-from engine.runs.run import RUN_VARIABLE, Run, RunState
-from engine.runs.worker_command import WorkerCommand, WorkerOrder, start_worker, training_command
+from engine.processes.lock import FileLock
+from engine.runs.history.events import Event, FailedEvent, MemoryEvent, StatusEvent, StepEvent
+from engine.runs.history.log import read_events
+from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 
 _STEPS = 2  # the second one has the optimizer's state
 _LOOK_SECONDS = 0.25
@@ -242,3 +245,74 @@ def _end(process: Popen[bytes], run: Run) -> None:
         process.kill()
     process.wait()
     end_group(process.pid, (RUN_VARIABLE, run.id))
+
+
+_OWNER = "measurements"
+_LOCK = "measuring.lock"  # beside the worker's own
+
+
+@dataclass(frozen=True)
+class MeasuringPlace:
+    """A run folder for one measurement; whoever measures holds its lock for life."""
+
+    run: Run
+    lock: FileLock
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self.lock.release()
+        shutil.rmtree(self.run.folder.path, ignore_errors=True)
+
+
+class MeasuringGround:
+    """The run folders of measurements: as deep below the home as those of runs, and not among them.
+
+    Args:
+        home: The Loratory home.
+    """
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._folder = home.cache / _OWNER
+        self._guard_path = home.server / "measurements.lock"  # nothing is swept between being made and being locked
+
+    def make(self) -> MeasuringPlace:
+        """Make an empty run folder that stays until it is cleared, or until the process that asks has ended.
+
+        Raises:
+            StorageError: If the home cannot be written.
+        """
+        run_id = f"measurement-{secrets.token_hex(6)}"
+        folder = RunFolder(self._folder / run_id)
+        with FileLock(self._guard_path):
+            lock = FileLock(folder.path / _LOCK)
+            lock.acquire()  # makes the folder as well
+            try:
+                folder.control.mkdir(mode=0o700)
+            except OSError as error:
+                lock.release()
+                raise StorageError(
+                    f"A folder for the measurement cannot be made ({error.strerror}).",
+                    "Free some space, or check LORATORY_HOME.",
+                ) from error
+        return MeasuringPlace(Run(id=run_id, owner=_OWNER, folder=folder), lock)
+
+    def sweep(self) -> None:
+        """End and remove what measurements left whose process is gone.
+
+        Raises:
+            StorageError: If the home cannot be written.
+        """
+        if not self._folder.is_dir():
+            return
+        with FileLock(self._guard_path):
+            for path in list(self._folder.iterdir()):
+                if not FileLock(path / _LOCK).is_held_by_another():
+                    _end_worker(RunFolder(path))
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _end_worker(folder: RunFolder) -> None:
+    worker = folder.read_worker()
+    if worker is not None and worker.is_of_this_boot():
+        worker.kill()
+        end_group(worker.process_group, (RUN_VARIABLE, folder.path.name))
