@@ -26,8 +26,7 @@ from engine.data.source_name import hub_access
 from engine.errors import RunError, WorkerError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
-from engine.hardware.hold import Wait, hold_devices
-from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess

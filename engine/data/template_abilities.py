@@ -9,8 +9,7 @@ from typing import Any, Literal
 from engine.data.problems import RowProblemError, shortened
 from engine.data.tokenizer import ChatTokenizer, TokenizerState
 from engine.errors import ModelLimitError
-from engine.processes.confined import confined, renew_deadline
-from engine.processes.time_limit import TimeLimitError, time_limit
+from engine.processes.limits import TimeLimitError, confined, renew_deadline, time_limit
 
 TEMPLATE_SECONDS = 2.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
 # What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several

@@ -6,12 +6,13 @@ GPU 1 has the index 202, which stays its own when other instances come and go.
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from engine.hardware.device import Capability, Device, MemoryNow
-from engine.hardware.torch_build import Driver, TorchBuild
+from engine.hardware.libraries import Driver, TorchBuild
 
 Answer = TypeVar("Answer")
 
@@ -203,3 +204,66 @@ def _is_called(one: _Listed, name: str) -> bool:
 
 def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+_MILLIJOULES = 1000.0
+_GPU = re.compile(r"cuda:(\d+)")
+
+
+class EnergyMeter(NvmlSession, Protocol):
+    """The part of pynvml that is used here."""
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802 - NVML's own name
+
+
+def energy_so_far_joules(devices: str, nvml: EnergyMeter | None = None) -> float | None:
+    """Joules that these GPUs have used since their driver was loaded; a run's share is the difference of two readings.
+
+    Args:
+        devices: As leases name them: "cuda:0", "cuda:0, cuda:1", "cpu".
+        nvml: The binding; None takes the installed one.
+
+    Returns:
+        None where there is no meter: for the processor, older GPUs, and slices of a shared one.
+
+    Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption.
+    """
+    meter: EnergyMeter | None = nvml if nvml is not None else load_nvml()  # type: ignore[assignment]
+    indexes = [int(found[1]) for name in devices.split(", ") if (found := _GPU.fullmatch(name)) is not None]
+    if meter is None or not indexes:
+        return None
+
+    def joules() -> float:
+        handles = [device_handle(meter, index) for index in indexes]
+        return sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / _MILLIJOULES
+
+    return ask_driver(meter, joules)
+
+
+class ProcessMeter(NvmlSession, Protocol):
+    """The part of pynvml that is used here."""
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...  # noqa: N802 - NVML's own name
+
+
+def gpu_process_bytes(index: int, nvml: ProcessMeter | None = None) -> int | None:
+    """What this process takes of a GPU now; None where the driver does not tell, as on Windows.
+
+    In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
+
+    Args:
+        index: Of the device, as `engine.hardware.cuda` numbers them. This process must have used it.
+        nvml: The binding; None takes the installed one.
+
+    Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses and nvmlProcessInfo_t.
+    """
+    meter: ProcessMeter | None = nvml if nvml is not None else load_nvml()  # type: ignore[assignment]
+    if meter is None:
+        return None
+
+    def processes() -> list[Any]:
+        return list(meter.nvmlDeviceGetComputeRunningProcesses(device_handle(meter, index)))
+
+    found = ask_driver(meter, processes) or []
+    ours = [process for process in found if process.pid == os.getpid()] or (found if len(found) == 1 else [])
+    return int(ours[0].usedGpuMemory) if ours and ours[0].usedGpuMemory else None

@@ -8,8 +8,15 @@ from typing import Any
 
 from engine.errors import WorkerError
 from engine.hardware.device import Device, visible_only
-from engine.hardware.hold import UNTIL_A_CHAT_LEAVES_SECONDS, Wait, hold_devices
-from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
+from engine.hardware.lease import (
+    UNTIL_A_CHAT_LEAVES_SECONDS,
+    LeaseBook,
+    LeaseHolder,
+    Purpose,
+    Wait,
+    hold_devices,
+    lease_name,
+)
 from engine.paths import LoratoryHome
 from engine.processes.environment import Access
 from engine.processes.identity import ProcessIdentity

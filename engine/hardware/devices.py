@@ -7,8 +7,8 @@ from engine.errors import DeviceError
 from engine.hardware.apple import list_apple_gpus, this_system
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.device import Device
+from engine.hardware.libraries import installed_torch
 from engine.hardware.processor import describe_processor, memory_now
-from engine.hardware.torch_build import installed_torch
 from engine.paths import LoratoryHome
 
 __all__ = [

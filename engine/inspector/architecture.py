@@ -13,7 +13,7 @@ from engine.errors import ModelError
 from engine.models.architectures import is_causal_lm, is_known_model_type
 from engine.models.batching import AttentionFacts
 from engine.models.shape import AttentionSupport
-from engine.processes.time_limit import TimeLimitError
+from engine.processes.limits import TimeLimitError
 
 _LARGEST = {  # far beyond anything published, and small enough to be built without weights in seconds
     "hidden_size": 1_000_000,

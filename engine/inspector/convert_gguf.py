@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from engine.errors import ModelError
 from engine.processes.answering import Request, serve
-from engine.processes.confined import lift_memory_limit
 from engine.processes.json_lines import JsonObject
+from engine.processes.limits import lift_memory_limit
 
 # Vocabularies whose merges were learned with every digit by itself; llama.cpp splits them so (llama-vocab.cpp,
 # LLAMA_VOCAB_PRE_TYPE_SMOLLM and its neighbours), transformers reads them with GPT-2's split alone.

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.data.access import DataAccess
 from engine.paths import LoratoryHome
 from engine.processes.answering import serve
-from engine.processes.confined import limit_memory
+from engine.processes.limits import limit_memory
 
 # What rows, tokenizers and indexes of rows may take beyond the imports; reading itself stays below a third of it. Each core
 # brings threads whose stacks count, although they are hardly touched.

@@ -19,8 +19,7 @@ from engine.models.inventory_cache import architecture_values, cached_inventory,
 from engine.models.progress import OnModelProgress, nobody_listens
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
-from engine.processes.confined import confined
-from engine.processes.time_limit import TimeLimitError, time_limit
+from engine.processes.limits import TimeLimitError, confined, time_limit
 
 # The largest models in use take half a second and some megabytes.
 _SECONDS = 4.0

@@ -10,7 +10,7 @@ from engine.data.template_abilities import rendering_confined
 from engine.errors import ModelError, ModelLimitError
 from engine.models.folder import check_template_length, check_tokenizer_files
 from engine.models.source import ModelSource
-from engine.processes.confined import confined
+from engine.processes.limits import confined
 
 # Reading a vocabulary of the largest size and turning it into a fast tokenizer take less than half of each.
 _LOAD_SECONDS = 20.0

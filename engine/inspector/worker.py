@@ -6,7 +6,7 @@ import json
 import torch
 
 from engine.config.model import ModelConfig
-from engine.hardware.torch_build import note_architectures
+from engine.hardware.libraries import note_architectures
 from engine.inspector.details import model_details
 from engine.inspector.inventory import module_inventory
 from engine.models.inventory_cache import architecture_values

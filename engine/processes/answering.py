@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol
 import engine.errors
 from engine.errors import EngineError, ModelLimitError, WorkerError
 from engine.processes.json_lines import JsonObject
-from engine.processes.life_line import end_with_asker
+from engine.processes.spawn import end_with_asker
 
 
 class Request(Protocol):

@@ -29,8 +29,7 @@ import engine.errors
 from engine.errors import EngineError, ModelLimitError, WorkerError
 from engine.processes.environment import Access
 from engine.processes.identity import ProcessIdentity
-from engine.processes.life_line import LifeLine
-from engine.processes.spawn import spawn, worker_argv
+from engine.processes.spawn import LifeLine, spawn, worker_argv
 
 JsonObject = dict[str, Any]
 

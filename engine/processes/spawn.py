@@ -1,11 +1,13 @@
-"""Starting processes of ours: argv as a list, their own session, output to a file, no secrets in argv."""
+"""Start our processes: argv as a list, a session of their own, output to a file, no secrets in argv."""
 
+import contextlib
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from engine.errors import WorkerError
 from engine.processes.environment import Access, environment_for
@@ -91,3 +93,46 @@ def cap_log(log: Path, most_bytes: int = 20_000_000) -> bool:
     except OSError:
         return False
     return True
+
+
+LIFE_LINE = "LORATORY_LIFE_LINE"
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class LifeLine(NamedTuple):
+    """A pipe by which a worker ends with its asker, even where the asker is killed and the worker is stuck in C code.
+
+    Nothing is ever written to it. The kernel closes `held`, the asker's end, when the asker ends in whatever way, and then
+    sends the worker, which has `given`, a signal that ends it; neither Python nor the interpreter's lock takes part.
+    """
+
+    given: int
+    held: int
+
+    @classmethod
+    def make(cls) -> "LifeLine | None":
+        """Make one; None where the system has no such signal, and workers only notice that their stdin closes."""
+        return None if sys.platform == "win32" else cls(*os.pipe())
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What the worker needs to find its end."""
+        return {LIFE_LINE: str(self.given)}
+
+
+def end_with_asker() -> None:
+    """Arrange in a worker that it ends with its asker; does nothing where it was started without a life line."""
+    name = os.environ.pop(LIFE_LINE, None)
+    if name is None or sys.platform == "win32":
+        return
+    end = int(name)
+    with contextlib.suppress(OSError):
+        os.set_inheritable(end, False)
+        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO, which ends a process
+        closed = select.poll()
+        closed.register(end, select.POLLIN)
+        if closed.poll(0):  # it was gone before
+            os._exit(0)

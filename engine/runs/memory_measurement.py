@@ -19,8 +19,7 @@ from engine.executors.local import WorkerCommand, WorkerOrder, start_worker, tra
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_devices
-from engine.hardware.hold import UNTIL_A_CHAT_LEAVES_SECONDS, Wait, hold_devices
-from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
 from engine.memory.result import MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity, end_group

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import torch
 
-from engine.hardware.gpu_process import gpu_process_bytes
+from engine.hardware.cuda import gpu_process_bytes
 from engine.training.placement import Placement
 
 

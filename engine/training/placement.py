@@ -12,8 +12,8 @@ from engine.hardware.apple import list_apple_gpus, this_system
 from engine.hardware.cuda import Nvml, ask_driver, driver_version, list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
+from engine.hardware.libraries import TorchBuild, installed_torch
 from engine.hardware.processor import memory_now
-from engine.hardware.torch_build import TorchBuild, installed_torch
 from engine.paths import LoratoryHome
 from engine.training.companions import ALONE, Companions
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.errors import StorageError
-from engine.processes.peak_memory import peak_process_bytes
+from engine.processes.limits import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
 from engine.runs.history.events import (
     AnyEventData,

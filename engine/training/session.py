@@ -11,7 +11,7 @@ import torch
 
 from engine.data.prepare import PreparedDataset, prepare_dataset
 from engine.data.source_name import reads_from_hub
-from engine.hardware.torch_build import note_architectures
+from engine.hardware.libraries import note_architectures
 from engine.inspector.load_tokenizer import load_tokenizer
 from engine.models.progress import ModelProgress
 from engine.models.source import resolve_model

@@ -61,7 +61,7 @@ def _main() -> None:
     from engine.data.check import check_dataset
     from engine.data.source import SourceOptions
     from engine.errors import DatasetError
-    from engine.processes.peak_memory import peak_process_bytes
+    from engine.processes.limits import peak_process_bytes
 
     answers = {}
     for name, path in json.load(sys.stdin).items():

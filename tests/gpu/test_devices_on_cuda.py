@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
+from engine.hardware.cuda import gpu_process_bytes
 from engine.hardware.device import visible_only
 from engine.hardware.devices import list_devices
-from engine.hardware.gpu_process import gpu_process_bytes
-from engine.hardware.torch_build import installed_torch, note_architectures
+from engine.hardware.libraries import installed_torch, note_architectures
 from engine.training.placement import in_torch_order
 from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.gpu.cuda_training import the_gpu

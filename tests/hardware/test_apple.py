@@ -6,9 +6,9 @@ from engine.config.run import RunSection
 from engine.errors import DeviceError
 from engine.hardware import apple, devices
 from engine.hardware.apple import AppleSystem, list_apple_gpus, this_system
+from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device, MemoryNow, visible_only
 from engine.hardware.devices import choose_from, list_devices
-from engine.hardware.energy import energy_so_far_joules
 from engine.hardware.lease import device_words, lease_name
 
 GIB = 1024**3

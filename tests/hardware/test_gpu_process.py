@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.hardware.gpu_process import gpu_process_bytes
+from engine.hardware.cuda import gpu_process_bytes
 
 
 class Driver:

@@ -7,8 +7,7 @@ import threading
 import pytest
 
 from engine.errors import DeviceError
-from engine.hardware.hold import Wait, hold_devices
-from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import CancelledRequestError
 

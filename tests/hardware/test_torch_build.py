@@ -8,7 +8,7 @@ import torch
 
 from engine.hardware.cuda import list_cuda_devices
 from engine.hardware.device import MemoryNow
-from engine.hardware.torch_build import Driver, TorchBuild, installed_torch, note_architectures
+from engine.hardware.libraries import Driver, TorchBuild, installed_torch, note_architectures
 from tests.hardware.fake_nvml import GTX_1080, RTX_4090, FakeNvml
 
 FOR_CUDA_13 = TorchBuild("2.13.0+cu130", "13.0", ("sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "compute_120"))
@@ -80,7 +80,7 @@ def test_architectures_are_known_once_a_process_with_torch_has_noted_them(home):
 
 def test_finding_out_imports_no_torch(home):
     code = (
-        "import sys; from engine.hardware.torch_build import installed_torch; from engine.paths import LoratoryHome;"
+        "import sys; from engine.hardware.libraries import installed_torch; from engine.paths import LoratoryHome;"
         "assert installed_torch(LoratoryHome.located()).version; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

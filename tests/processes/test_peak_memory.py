@@ -3,10 +3,10 @@ import sys
 
 import pytest
 
-from engine.processes.peak_memory import peak_process_bytes
+from engine.processes.limits import peak_process_bytes
 
 SAY_PEAK = """
-from engine.processes.peak_memory import peak_process_bytes
+from engine.processes.limits import peak_process_bytes
 before = peak_process_bytes()
 held = b"x" * (64 << 20)
 print(before, peak_process_bytes())

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engine.processes.time_limit import TimeLimitError, time_limit
+from engine.processes.limits import TimeLimitError, time_limit
 
 needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGVTALRM"), reason="this platform has no such timer")
 

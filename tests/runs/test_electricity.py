@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import ConfigError
-from engine.hardware.energy import energy_so_far_joules
+from engine.hardware.cuda import energy_so_far_joules
 from engine.runs.electricity import Electricity, energy_of, energy_words, read_electricity, save_electricity
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary, summarize

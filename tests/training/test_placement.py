@@ -6,10 +6,10 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.errors import DeviceError
 from engine.hardware import devices as hardware
-from engine.hardware import torch_build
+from engine.hardware import libraries
 from engine.hardware.apple import AppleSystem
 from engine.hardware.device import Device, MemoryNow
-from engine.hardware.torch_build import TorchBuild
+from engine.hardware.libraries import TorchBuild
 from engine.training import placement
 from engine.training.placement import choose_placement, passed_over
 from tests.hardware.fake_nvml import GTX_1080, RTX_4090, FakeNvml
@@ -88,7 +88,7 @@ def driver(monkeypatch):
     def install(nvml: FakeNvml, build: TorchBuild, *, sees_gpus: bool = False, shown: str | None = None) -> None:
         for module in (placement, hardware):
             monkeypatch.setattr(module, "load_nvml", lambda: nvml)
-        monkeypatch.setattr(torch_build, "_build_on_disk", lambda: build)
+        monkeypatch.setattr(libraries, "_build_on_disk", lambda: build)
         monkeypatch.setattr(torch, "__version__", build.version)
         monkeypatch.setattr(torch.version, "cuda", build.cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: sees_gpus)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engine.processes.confined import DEADLINE_SIGNAL
+from engine.processes.limits import DEADLINE_SIGNAL
 from engine.runs.history.events import FailedData
 from engine.runs.reasons import STOP_REASONS, EndReason, StoppedBy
 from engine.runs.run import State

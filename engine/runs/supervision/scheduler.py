@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError
 from engine.executors.local import RunLeases, WorkerCommand, WorkerOrder, start_worker
+from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
-from engine.hardware.energy import energy_so_far_joules
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity

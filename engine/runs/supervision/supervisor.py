@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.errors import EngineError
 from engine.executors.local import WorkerCommand, training_command
 from engine.files import write_atomically
+from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
-from engine.hardware.energy import energy_so_far_joules
 from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity

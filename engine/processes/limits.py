@@ -1,15 +1,20 @@
-"""Hard bounds on code that reads what strangers wrote: they hold where the interpreter is stuck in a library's C code.
+"""Limits on memory and computing time of code that reads untrusted input, and the peak memory of this process.
 
-The kernel keeps them. Too much memory is a `MemoryError` in Python; in other languages it ends the process (SIGABRT). Too
+The kernel enforces `confined`, also while the interpreter is stuck in a library's C code. Too much memory is a `MemoryError` in Python; in other languages it ends the process (SIGABRT). Too
 much computing ends the process with `DEADLINE_SIGNAL`, without asking Python; whoever asked that process knows what it
 was working on. On Linux both bounds hold, on macOS the one on time, on Windows none.
 """
 
 import contextlib
+import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+
+import psutil
 
 if sys.platform != "win32":
     import resource
@@ -87,3 +92,48 @@ def _allocated_bytes() -> int | None:
         return None
     pages = int(Path("/proc/self/statm").read_bytes().split()[5])
     return pages * resource.getpagesize()
+
+
+class TimeLimitError(Exception):
+    """The code inside `time_limit` computed for longer than it may."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt pure Python code that computes for more than `seconds`.
+
+    The clock counts this process's computing time, not waiting, so a busy machine does not interrupt good code. It
+    works in the main thread of a POSIX process, where signals arrive; elsewhere the code runs without a bound.
+
+    Raises:
+        TimeLimitError: Out of the code inside, when its time is up.
+    """
+    if not hasattr(signal, "SIGVTALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGVTALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise TimeLimitError
+
+
+def peak_process_bytes() -> int:
+    """The most that this process ever held in RAM, its starter not counted."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":
+        # Rather than ru_maxrss, in which a process inherits what the one that started it had held.
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        if (found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)) is not None:
+            return int(found[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
