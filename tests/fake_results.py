@@ -28,7 +28,7 @@ from engine.export.contract import (
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import CancelledRequestError
 from tests.fake_inspector import QUESTIONS
-from ui.result_work import ResultWork
+from ui.backend.results import ResultWork
 
 STEPS = 8
 

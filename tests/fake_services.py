@@ -12,10 +12,10 @@ from tests.fake_launcher import FakeLauncher, a_device
 from tests.fake_measurement import FakeMeasurement
 from tests.fake_results import fake_results
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.checks import DatasetChecks
+from ui.backend.dataset_checks import DatasetChecks
+from ui.backend.tokenizers import Tokenizers
+from ui.backend.transfers import Transfers
 from ui.services import KnownShapes, Services
-from ui.tokenizers import Tokenizers
-from ui.transfers import Transfers
 
 
 def fake_services(root: Path, seconds_per_step: float = 0.25) -> Services:

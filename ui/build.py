@@ -11,22 +11,22 @@ import gradio as gr
 from engine.errors import EngineError
 from engine.memory.advice import Advice, advise
 from engine.runs.run import LIVE_STATES
+from ui.backend.fit_table import FitTable
+from ui.backend.rendered import Rendered
 from ui.draft import Draft
 from ui.errors import shown_as_message
-from ui.fit import FitTable
 from ui.live import asking, news, place
 from ui.measure import MeasureStep
 from ui.page import Page, overridden
 from ui.pick import pick_list, picked
-from ui.rendered import Rendered
 from ui.services import Services
-from ui.tabs.chat import ChatTab
-from ui.tabs.data import DataTab
-from ui.tabs.export import ExportTab
+from ui.tabs.chat.tab import ChatTab
+from ui.tabs.data.tab import DataTab
+from ui.tabs.export.tab import ExportTab
 from ui.tabs.method import MethodTab
 from ui.tabs.model import ModelTab
-from ui.tabs.runs import RunsTab
-from ui.tabs.train import TrainTab
+from ui.tabs.runs.tab import RunsTab
+from ui.tabs.train.tab import TrainTab
 from ui.views.advice import render_advice
 from ui.views.header import render_header
 from ui.views.side_panel import OPENING_PANEL, render_side_panel

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-_SCRIPT = Path(__file__).with_name("chart.js").read_text(encoding="utf-8")
+_SCRIPT = (Path(__file__).parent / "assets" / "chart.js").read_text(encoding="utf-8")
 _TEMPLATE = '<div class="chart" role="img" data-waiting="{waiting}"><p class="small">Loading the chart …</p></div>'
 
 

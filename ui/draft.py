@@ -12,7 +12,7 @@ from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from engine.runs.prediction import most_likely
 from engine.runs.preflight import machine_problems
-from ui.checks import question_of
+from ui.backend.dataset_checks import question_of
 from ui.errors import explained
 from ui.form import Form
 

@@ -8,12 +8,12 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from engine.serve.guard import OwnPageOnly
+from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
+from ui.gradio_internals import keep_little
 from ui.policy import PagePolicy
 from ui.services import Services
-from ui.sessions import keep_little
 from ui.theme import STYLESHEETS, build_theme
-from ui.transfers import LARGEST_FILE_BYTES, Transfers
 
 _SWEEP_SECONDS = 600
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-_ASK = Path(__file__).with_name("live.js").read_text(encoding="utf-8")
+_ASK = (Path(__file__).parent / "assets" / "live.js").read_text(encoding="utf-8")
 # Registers a component under its elem_id, so that an answer can be put into it.
 PLACE = """
 (window.loratoryPlaces ??= {})[element.parentElement.closest('[id]').id] = (value) => { props.value = value; };

@@ -8,7 +8,7 @@ import gradio as gr
 from engine.errors import ConfigError, Problem
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import MeasuredStep
-from ui.background import Work
+from ui.backend.background import Work
 from ui.draft import Draft
 from ui.errors import shown_as_message
 from ui.page import Page

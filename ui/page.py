@@ -14,10 +14,10 @@ from gradio.events import Dependency
 from engine.config.load import with_overrides
 from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
+from ui.backend.run_reader import RunReader
 from ui.draft import Draft, read_draft
 from ui.fields import changed_by_hand
 from ui.form import ALL_LINEAR, Form, model_of
-from ui.run_reader import RunReader
 from ui.services import Services
 
 # What the browser keeps is no secret; a fixed key lets it be read again after the server was restarted.

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import StorageError
-from ui.transfers import Transfers
+from ui.backend.transfers import Transfers
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
 _LARGEST_FRAME_BYTES = 100_000  # of an upload, around the file

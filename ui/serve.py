@@ -12,12 +12,12 @@ from engine.runs.memory_measurement import MeasurementJob, MeasuringGround
 from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
-from ui.checks import DatasetChecks
+from ui.backend.dataset_checks import DatasetChecks
+from ui.backend.results import ResultWork
+from ui.backend.tokenizers import Tokenizers
+from ui.backend.transfers import Transfers
 from ui.launch import launch
-from ui.result_work import ResultWork
 from ui.services import KnownShapes, Services
-from ui.tokenizers import Tokenizers
-from ui.transfers import Transfers
 
 
 def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = False) -> None:

@@ -15,11 +15,11 @@ from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
 from engine.runs.memory_measurement import MeasuredStep
 from engine.runs.store import RunStore
-from ui.background import BackgroundWork, Job
-from ui.checks import DatasetChecks
-from ui.result_work import ResultWork
-from ui.tokenizers import Tokenizers
-from ui.transfers import Transfers
+from ui.backend.background import BackgroundWork, Job
+from ui.backend.dataset_checks import DatasetChecks
+from ui.backend.results import ResultWork
+from ui.backend.tokenizers import Tokenizers
+from ui.backend.transfers import Transfers
 
 
 @dataclass

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
-STYLESHEETS = tuple(sorted(Path(__file__).parent.glob("*.css"), reverse=True))  # style.css first
+STYLESHEETS = tuple(sorted((Path(__file__).parent / "assets").glob("*.css"), reverse=True))  # style.css first
 
 # Paper, ink and one accent. Every other colour on the page belongs to a chart.
 _ACCENT = gr.themes.Color(

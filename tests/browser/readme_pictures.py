@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.real_server import ROOT, real_server
 
-PICTURES = ROOT / "ui" / "pictures"
+PICTURES = ROOT / ".github" / "pictures"
 SETTLE_MILLISECONDS = 1200
 PATIENCE_MILLISECONDS = 180_000
 

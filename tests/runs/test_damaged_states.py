@@ -18,7 +18,7 @@ from engine.runs.summary import summarize
 from engine.runs.supervision.state_files import DAMAGED_STATE_FILE
 from engine.runs.supervision.supervisor import Overseer
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
-from ui.run_reader import RunReader
+from ui.backend.run_reader import RunReader
 from ui.views.run_view import render_warnings
 
 

@@ -9,7 +9,7 @@ from engine.runs.history.log import EventWriter, last_event
 from engine.runs.run import RunState
 from engine.runs.supervision.transitions import goes_on_by_itself
 from tests.runs.supervision import config_for, move_to_an_earlier_boot
-from ui.run_reader import RunReader
+from ui.backend.run_reader import RunReader
 from ui.views.queue import render_queue
 
 RESUMES = {"resume_after_restart": True}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services
-from ui.transfers import Transfers
+from ui.backend.transfers import Transfers
 
 JSON = {"Content-Type": "application/json"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}

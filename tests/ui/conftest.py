@@ -5,14 +5,14 @@ import pytest
 
 from tests.fake_services import fake_services
 from tests.ui.data_tab_visitor import Visitor
-from ui.fit import FitTable
+from ui.backend.fit_table import FitTable
 from ui.form import Form
 from ui.page import Page
 from ui.services import Services
-from ui.tabs.data import DataTab
+from ui.tabs.data.tab import DataTab
 from ui.tabs.method import MethodTab
 from ui.tabs.model import ModelTab
-from ui.tabs.train import TrainTab
+from ui.tabs.train.tab import TrainTab
 
 
 @pytest.fixture

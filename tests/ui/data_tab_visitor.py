@@ -7,8 +7,8 @@ from engine.config.model import ModelConfig
 from engine.data.problems import RowProblem
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
-from ui.checks import CheckQuestion
-from ui.tabs.data import DataTab
+from ui.backend.dataset_checks import CheckQuestion
+from ui.tabs.data.tab import DataTab
 
 PAGE = SimpleNamespace(session_hash="page-1")
 MODEL = ModelConfig(id="some/model")

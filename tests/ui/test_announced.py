@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from engine.errors import RunError
-from ui.announced import Done, announced
-from ui.rendered import Rendered
+from ui.backend.rendered import Rendered
+from ui.backend.streaming import Done, announced
 
 
 def test_what_is_announced_comes_in_order_and_the_result_last():

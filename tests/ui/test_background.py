@@ -7,7 +7,7 @@ import pytest
 from engine.errors import EngineError, ModelError, RunError, StorageError
 from engine.evaluation.contract import EvaluationProgress
 from engine.processes.json_lines import CancelledRequestError
-from ui.background import BackgroundWork
+from ui.backend.background import BackgroundWork
 from ui.errors import UNEXPECTED
 
 WAIT_SECONDS = 10

@@ -7,10 +7,10 @@ import pytest
 
 from engine.evaluation.blind_test import judgements_file, read_judgements
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.tabs.blind_test import HELD_OUT, OWN
-from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import AS_TRAINED, FINAL, NOTHING, Chosen
-from ui.tabs.judging import Judging
+from ui.tabs.chat.blind_test import HELD_OUT, OWN
+from ui.tabs.chat.choice import AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.chat.judging import Judging
+from ui.tabs.chat.tab import ChatTab
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1")

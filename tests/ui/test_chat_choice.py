@@ -8,9 +8,9 @@ from engine.chat.contract import ChatTarget
 from engine.config.model import ModelConfig
 from engine.errors import ModelError, RunError
 from tests.invented_runs import InventedRun, a_config, write_adapter, write_run
-from ui.tabs import chat_choice
-from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.chat import choice as chat_choice
+from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.chat.tab import ChatTab
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(choice, run):
 
 
 def test_a_run_that_was_chosen_is_proposed_however_old_it_is(choice, services, run, monkeypatch):
-    monkeypatch.setattr("ui.run_reader._OFFERED_AT_ONCE", 1)
+    monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
 
     offered, *_ = choice.offer(run.id, newer.id, "")

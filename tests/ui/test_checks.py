@@ -10,8 +10,8 @@ from engine.config.model import ModelConfig
 from engine.data.report import CheckProgress
 from tests.fake_inspector import a_report
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from ui.backend.dataset_checks import DatasetChecks
 from ui.build import build_app
-from ui.checks import DatasetChecks
 
 
 class HeldInspector:
@@ -102,7 +102,7 @@ def test_fetching_ends_once_the_page_has_gone_on_to_other_data(checks, inspector
 
 
 def test_a_pass_whose_page_was_closed_ends(checks, inspector, monkeypatch):
-    monkeypatch.setattr("ui.checks._LEAVING_SECONDS", 0.0)
+    monkeypatch.setattr("ui.backend.dataset_checks._LEAVING_SECONDS", 0.0)
     checks.ask(with_length(512), "page")
     wait_for(lambda: inspector.under_way == [512])
 
@@ -118,7 +118,7 @@ def test_a_pass_goes_on_for_another_page_and_for_one_that_was_reloaded(checks, i
     reloaded = checks.ask(with_length(1024), "reloaded")
     checks.leave("reloaded")
     assert checks.ask(with_length(1024), "reloaded again") is reloaded
-    monkeypatch.setattr("ui.checks._LEAVING_SECONDS", 0.0)
+    monkeypatch.setattr("ui.backend.dataset_checks._LEAVING_SECONDS", 0.0)
 
     checks.leave("one")
     closed = checks.ask(with_length(256), "closed")
@@ -130,7 +130,7 @@ def test_a_pass_goes_on_for_another_page_and_for_one_that_was_reloaded(checks, i
 
 
 def test_a_pass_that_no_page_looks_at_ends_by_itself(checks, inspector, monkeypatch):
-    monkeypatch.setattr("ui.checks._UNWANTED_SECONDS", 0.0)
+    monkeypatch.setattr("ui.backend.dataset_checks._UNWANTED_SECONDS", 0.0)
     forgotten = checks.ask(with_length(512), "page")
 
     assert forgotten.stop.wait(PATIENCE_SECONDS)
@@ -138,7 +138,7 @@ def test_a_pass_that_no_page_looks_at_ends_by_itself(checks, inspector, monkeypa
 
 
 def test_fetching_for_a_page_that_was_closed_ends(checks, inspector, monkeypatch):
-    monkeypatch.setattr("ui.checks._LEAVING_SECONDS", 0.0)
+    monkeypatch.setattr("ui.backend.dataset_checks._LEAVING_SECONDS", 0.0)
     checks.read(with_length(512, "owner/data"))
     checks.ask(with_length(512, "owner/data"), "page")
 

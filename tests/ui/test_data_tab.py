@@ -8,10 +8,10 @@ import pytest
 from engine.errors import ModelError
 from engine.models.progress import ModelProgress
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on, wait_for
+from ui.backend.tokenizers import Tokenizers, key_of
 from ui.build import build_app
-from ui.tabs.data import DataTab
-from ui.tabs.reading import _keep_mapping, _map_columns
-from ui.tokenizers import Tokenizers, key_of
+from ui.tabs.data.dataset_format import _keep_mapping, _map_columns
+from ui.tabs.data.tab import DataTab
 
 # What stays in reach when something fails
 

@@ -9,7 +9,7 @@ from engine.data.report import CheckProgress
 from engine.errors import WorkerError
 from tests.fake_inspector import FakeInspector
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
-from ui.checks import DatasetChecks
+from ui.backend.dataset_checks import DatasetChecks
 
 
 def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor, services):

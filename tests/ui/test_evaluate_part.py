@@ -7,8 +7,8 @@ from engine.evaluation.contract import EvaluationRequest
 from tests.fake_results import FakeEvaluation, an_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.errors import shown_in_place
-from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.chat.choice import A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.chat.tab import ChatTab
 from ui.views.evaluation import pages_of, render_answered, render_evaluation
 
 WAIT_SECONDS = 10

@@ -11,12 +11,12 @@ from engine.errors import StorageError
 from engine.export.records import ExportRecord
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
+from ui.backend.transfers import Transfers
 from ui.errors import shown_in_place
-from ui.tabs.chat_choice import FINAL
-from ui.tabs.export import ExportTab
-from ui.tabs.export_archive import make_archive
-from ui.tabs.export_forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
-from ui.transfers import Transfers
+from ui.tabs.chat.choice import FINAL
+from ui.tabs.export.archive import make_archive
+from ui.tabs.export.forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
+from ui.tabs.export.tab import ExportTab
 from ui.views.adapter_files import list_files, loading_script
 from ui.views.export_result import render_record, render_verification
 
@@ -66,7 +66,7 @@ def test_what_was_wrong_with_a_start_stays_in_sight(tab, run):
 
 
 def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, monkeypatch):
-    monkeypatch.setattr("ui.run_reader._OFFERED_AT_ONCE", 1)
+    monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
 
     offered, *_ = tab._offer(run.id, newer.id)

@@ -10,9 +10,9 @@ from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 from ui.build import build_app
-from ui.tabs.drawn import Drawn
-from ui.tabs.follow import FollowPart
-from ui.tabs.train import TrainTab
+from ui.tabs.train.drawn import Drawn
+from ui.tabs.train.follow import FollowPart
+from ui.tabs.train.tab import TrainTab
 
 NOTHING = gr.skip()
 
@@ -198,7 +198,7 @@ def test_the_log_is_read_only_where_it_is_open(follow, invent):
 
 
 def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
-    import ui.tabs.follow as module
+    import ui.tabs.train.follow as module
 
     drawn = []
     monkeypatch.setattr(module, "loss_figure", lambda *arguments: drawn.append(arguments) or "{}")

@@ -11,7 +11,7 @@ from engine.errors import ModelError
 from engine.models.catalog import list_catalog
 from tests.invented_runs import a_config
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, wait_for
-from ui.fit import FitTable
+from ui.backend.fit_table import FitTable
 from ui.tabs.model import ModelTab
 
 MODEL = "some/model"

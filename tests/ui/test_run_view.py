@@ -14,7 +14,7 @@ from engine.runs.peaks import MemoryFigures
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import GIB, InventedRun, a_config, write_run
-from ui.run_reader import ObservedRun, RunReader, log_tail
+from ui.backend.run_reader import ObservedRun, RunReader, log_tail
 from ui.views.run_view import (
     render_heading,
     render_left_out,

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from tests.page_client import PageClient, read_config
+from ui.gradio_internals import PageSession, PageSessions
 from ui.launch import launch
-from ui.sessions import PageSession, PageSessions
 
 PATIENCE_SECONDS = 30  # generous: a timed test would only measure the machine
 

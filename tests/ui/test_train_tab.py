@@ -14,8 +14,8 @@ from tests.ui.data_tab_visitor import wait_for
 from ui.build import build_app
 from ui.draft import read_draft
 from ui.fields import label_of
-from ui.tabs.start import Started, StartPart, render_reason, start_key, why_not
-from ui.tabs.train import FOLLOW, TrainTab, _view_after
+from ui.tabs.train.start import Started, StartPart, render_reason, start_key, why_not
+from ui.tabs.train.tab import FOLLOW, TrainTab, _view_after
 from ui.views.side_panel import render_side_panel
 
 PAGE = SimpleNamespace(session_hash="page-1")

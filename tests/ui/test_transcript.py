@@ -4,7 +4,7 @@ from engine.chat.contract import ChatChunk
 from engine.data.conversation import Conversation, Message
 from tests.fake_inspector import FakeInspector
 from tests.invented_runs import a_config
-from ui.held_out import HeldOutPrompts, RowPrompt, row_prompt
+from ui.backend.held_out import HeldOutPrompts, RowPrompt, row_prompt
 from ui.views.suggestions import render_suggestions, some_prompts
 from ui.views.transcript import Answer, Turn, messages_of, render_transcript
 

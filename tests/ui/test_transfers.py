@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.errors import StorageError
-from ui.transfers import Transfers
+from ui.backend.transfers import Transfers
 
 HOURS = 3600
 

@@ -10,14 +10,14 @@ from engine.errors import EngineError
 from engine.models.catalog import search_catalog
 from engine.models.details import ModelDetails
 from engine.models.hub_search import search_hub
+from ui.backend.fit_table import FitTable
 from ui.errors import explained, trouble
 from ui.fields import changed_by_hand
-from ui.fit import FitTable
 from ui.form import model_of
 from ui.live import asking, news
 from ui.page import Page
 from ui.pick import pick_list, picked
-from ui.tabs.fetching import FetchingPart
+from ui.tabs.tokenizer_status import FetchingPart
 from ui.views.model_table import render_catalog, render_hub_results
 from ui.views.quantities import count, size
 

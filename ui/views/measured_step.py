@@ -3,7 +3,7 @@
 from html import escape
 
 from engine.runs.memory_measurement import MeasuredStep
-from ui.background import Work
+from ui.backend.background import Work
 from ui.errors import trouble
 from ui.views.quantities import gib
 

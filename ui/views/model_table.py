@@ -5,7 +5,7 @@ from html import escape
 
 from engine.models.catalog import CatalogEntry
 from engine.models.hub_search import HubModel
-from ui.fit import FitTable
+from ui.backend.fit_table import FitTable
 from ui.pick import pickable
 from ui.views.quantities import count
 

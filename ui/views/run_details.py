@@ -8,7 +8,7 @@ from engine.config.run import RunConfig
 from engine.runs.electricity import Electricity, energy_words
 from engine.runs.summary import RunSummary
 from engine.runs.table import differing_settings
-from ui.run_reader import ObservedRun
+from ui.backend.run_reader import ObservedRun
 from ui.views.loss_chart import SERIES
 from ui.views.quantities import GIB, count, duration, size
 from ui.views.run_table import best_of, held_out_cell, when

@@ -7,7 +7,7 @@ from engine.config.load import config_to_yaml
 from engine.data.report import DatasetReport
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.history.log import read_lines
-from ui.run_reader import ObservedRun
+from ui.backend.run_reader import ObservedRun
 from ui.views.dataset import render_facts, render_lengths, render_problems
 from ui.views.quantities import plural, size
 

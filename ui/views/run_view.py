@@ -9,7 +9,7 @@ from engine.data.report import DatasetReport
 from engine.runs.history.run_history import seconds_left
 from engine.runs.peaks import PeakKind, compare_peaks
 from engine.runs.run import RunState, State
-from ui.run_reader import ObservedRun
+from ui.backend.run_reader import ObservedRun
 from ui.views.dataset import render_problems
 from ui.views.quantities import GIB, count, duration, plural, size
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from html import escape
 
-from ui.held_out import RowPrompt
+from ui.backend.held_out import RowPrompt
 
 _LONGEST = 240
 

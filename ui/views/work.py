@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from ui.background import Work
+from ui.backend.background import Work
 from ui.errors import trouble
 
 

@@ -10,7 +10,7 @@ from engine.data.detect import FORMATS
 from engine.data.page import DatasetColumns, DatasetPage
 from ui.components import Dropdown
 from ui.page import Page
-from ui.tabs.mix import MixPart
+from ui.tabs.data.dataset_mix import MixPart
 
 _TRAIN_ON = [
     ("every answer", "assistant"),

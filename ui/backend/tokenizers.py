@@ -11,8 +11,8 @@ from engine.models.progress import ModelProgress, OnModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import CancelledRequestError
-from ui.background import BackgroundWork, Work
-from ui.checks import CheckQuestion
+from ui.backend.background import BackgroundWork, Work
+from ui.backend.dataset_checks import CheckQuestion
 from ui.views.quantities import size
 
 Resolve = Callable[[ModelConfig, OnModelProgress], object]

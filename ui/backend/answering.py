@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from engine.chat.contract import ChatChunk, ChatRequest
 from engine.chat.session import ChatSession
-from ui.announced import Done, announced
+from ui.backend.streaming import Done, announced
 
 
 class Answering:

@@ -6,12 +6,12 @@ import gradio as gr
 
 from engine.data.page import DatasetPage
 from engine.data.report import DatasetReport
-from ui.checks import CheckQuestion, question_of
+from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.components import Dropdown, Radio
 from ui.errors import explained, trouble
 from ui.page import Page
 from ui.pick import pick_list, picked
-from ui.tabs.row_search import SearchPart
+from ui.tabs.data.row_search import SearchPart
 from ui.views.dataset import render_row
 from ui.views.row_lists import (
     LISTINGS,

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from engine.evaluation.contract import EvaluationResult, evaluation_file
 from engine.runs.store import RunStore
-from ui.run_reader import RunReader
-from ui.tabs.chat_choice import FINAL, FINAL_WORDS
+from ui.backend.run_reader import RunReader
+from ui.tabs.chat.choice import FINAL, FINAL_WORDS
 from ui.views.evaluation import MeasuredRun
 
 _NEWEST_RUNS = 300

@@ -13,10 +13,10 @@ from gradio.events import Dependency
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, MemoryUnknownError, Problem
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
+from ui.backend.starts import Starts, StartUnderWay
 from ui.draft import Draft
 from ui.errors import UNEXPECTED, trouble
 from ui.page import STORAGE_KEY, Page
-from ui.starts import Starts, StartUnderWay
 from ui.views.quantities import gib
 
 _LOOK_SECONDS = 0.5

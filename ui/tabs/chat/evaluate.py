@@ -8,12 +8,12 @@ from gradio.events import Dependency
 from engine.config.evaluation import EvaluationConfig
 from engine.config.load import section_from_mapping
 from engine.errors import EngineError, RunError
+from ui.backend.evaluations import MeasuredRuns
 from ui.errors import shown_as_message, shown_in_place
 from ui.fields import component_of_field, number_of
-from ui.measured import MeasuredRuns
 from ui.page import Page
 from ui.pick import pick_list, picked
-from ui.tabs.chat_choice import A_FOLDER, A_MODEL, FINAL, ChatChoice
+from ui.tabs.chat.choice import A_FOLDER, A_MODEL, FINAL, ChatChoice
 from ui.views.evaluation import (
     NO_RESULT,
     NOT_MEASURED,

@@ -14,14 +14,14 @@ from gradio.events import Dependency
 from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.sampling import SamplingConfig
 from engine.errors import EngineError, RunError
-from ui.answering import Answering
+from ui.backend.answering import Answering
+from ui.backend.held_out import HeldOutPrompts, RowPrompt
 from ui.components import Radio
 from ui.errors import UNEXPECTED, shown_as_message, shown_in_place, trouble
-from ui.held_out import HeldOutPrompts, RowPrompt
 from ui.page import STORAGE_KEY, Page
 from ui.pick import pick_list, picked
-from ui.tabs.chat_choice import ChatChoice
-from ui.tabs.sampling import SamplingPart, read_sampling
+from ui.tabs.chat.choice import ChatChoice
+from ui.tabs.chat.sampling import SamplingPart, read_sampling
 from ui.views.chat_state import loaded_words
 from ui.views.conversation_file import as_json, open_conversation, read_conversation, render_links, save, turns_of
 from ui.views.prompt import render_prompt

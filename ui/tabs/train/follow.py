@@ -12,15 +12,15 @@ from engine.errors import EngineError
 from engine.runs.control import request_cancel, request_resume, request_start_anyway, request_stop
 from engine.runs.peaks import step_prediction
 from engine.runs.run import LIVE_STATES, Run
+from ui.backend.rendered import Rendered
+from ui.backend.run_reader import ObservedRun, log_tail
 from ui.chart import chart
 from ui.components import FieldSlider
 from ui.errors import shown_as_message
 from ui.live import asking, news, place
 from ui.page import Page
-from ui.rendered import Rendered
-from ui.run_reader import ObservedRun, log_tail
-from ui.tabs.confirmation import Confirmation, render_question
-from ui.tabs.drawn import CURVES, NOTHING, Drawn, Question, gone
+from ui.tabs.runs.confirmation import Confirmation, render_question
+from ui.tabs.train.drawn import CURVES, NOTHING, Drawn, Question, gone
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
 from ui.views.run_choice import run_choices
 from ui.views.run_view import (

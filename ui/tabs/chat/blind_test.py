@@ -25,15 +25,15 @@ from engine.evaluation.blind_test import (
     keep_judgement,
     read_judgements,
 )
-from ui.answering import Answering
+from ui.backend.answering import Answering
+from ui.backend.held_out import HeldOutPrompts, RowPrompt
 from ui.components import Radio
 from ui.errors import trouble
-from ui.held_out import HeldOutPrompts, RowPrompt
 from ui.page import Page
-from ui.tabs.chat_choice import FINAL, ChatChoice
-from ui.tabs.judging import Judging, compared
-from ui.tabs.sampling import read_sampling
-from ui.tabs.talk import TalkPart
+from ui.tabs.chat.choice import FINAL, ChatChoice
+from ui.tabs.chat.judging import Judging, compared
+from ui.tabs.chat.sampling import read_sampling
+from ui.tabs.chat.talk import TalkPart
 from ui.views.blind_test import render_pair, render_revealed, render_same_words, render_tally, render_writing
 from ui.views.quantities import plural
 

@@ -13,8 +13,8 @@ from engine.runs.notes import change_notes
 from engine.runs.store import folder_size_bytes
 from ui.errors import shown_as_message, trouble
 from ui.page import Page
-from ui.tabs.confirmation import Confirmation, render_question
-from ui.tabs.follow import FollowPart
+from ui.tabs.runs.confirmation import Confirmation, render_question
+from ui.tabs.train.follow import FollowPart
 from ui.views.quantities import size
 from ui.views.run_details import render_run_details
 from ui.views.run_record import render_record

@@ -9,13 +9,13 @@ from engine.config.dataset import DatasetConfig
 from engine.data.file_endings import DATA_ENDINGS
 from engine.data.page import DatasetColumns, DatasetPage
 from engine.errors import EngineError
-from ui.checks import CheckQuestion, RunningCheck, question_of
+from ui.backend.dataset_checks import CheckQuestion, RunningCheck, question_of
 from ui.errors import explained, shown_as_message, trouble
 from ui.page import Page
 from ui.pick import pick_list, pickable, picked
-from ui.tabs.fetching import FetchingPart
-from ui.tabs.reading import ReadingPart
-from ui.tabs.rows import RowsPart
+from ui.tabs.data.dataset_format import ReadingPart
+from ui.tabs.data.row_viewer import RowsPart
+from ui.tabs.tokenizer_status import FetchingPart
 from ui.views.dataset import (
     render_facts,
     render_format,

@@ -14,9 +14,9 @@ from ui.components import Dropdown, Radio
 from ui.fields import changed_by_hand
 from ui.page import Page
 from ui.pick import pick_list, picked
-from ui.tabs.electricity import ElectricityPart
-from ui.tabs.one_run import OneRunPart
-from ui.tabs.queue import QueuePart
+from ui.tabs.runs.electricity import ElectricityPart
+from ui.tabs.runs.one_run import OneRunPart
+from ui.tabs.runs.queue import QueuePart
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, NamedHistory, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
 from ui.views.run_table import (

@@ -6,7 +6,7 @@ from typing import Self
 from engine.chat.contract import Branch, ChatState, ChatTarget
 from engine.errors import RunError
 from engine.evaluation.blind_test import Judgement, Pair
-from ui.held_out import RowPrompt
+from ui.backend.held_out import RowPrompt
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from engine.config.load import section_from_mapping
 from engine.config.push import PushConfig
 from engine.errors import EngineError, RunError
 from engine.export.records import ExportRecord, read_records
+from ui.backend.run_reader import ObservedRun, can_be_talked_to
 from ui.components import Dropdown, Radio
 from ui.errors import shown_as_message, shown_in_place, trouble
 from ui.page import Page
 from ui.pick import pick_list, picked
-from ui.run_reader import ObservedRun, can_be_talked_to
-from ui.tabs.chat_choice import FINAL, FINAL_WORDS
-from ui.tabs.export_archive import COPY_SCRIPT, ArchivePart
-from ui.tabs.export_forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML, ExportForms, why_not
-from ui.tabs.export_text import TextPart
+from ui.tabs.chat.choice import FINAL, FINAL_WORDS
+from ui.tabs.export.archive import COPY_SCRIPT, ArchivePart
+from ui.tabs.export.forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML, ExportForms, why_not
+from ui.tabs.export.text import TextPart
 from ui.views.adapter_files import loading_script, render_command_line, render_script
 from ui.views.export_result import NOTHING_MADE, render_record, render_records
 from ui.views.run_choice import run_choices

@@ -5,10 +5,10 @@ from typing import Any
 import gradio as gr
 
 from engine.config.model import ModelConfig
-from ui.background import Work
+from ui.backend.background import Work
+from ui.backend.tokenizers import key_of
 from ui.live import asking, news, place
 from ui.page import Page
-from ui.tokenizers import key_of
 from ui.views.work import render_work, stamp_of
 
 _LOOK_SECONDS = 0.5

@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import StorageError
+from ui.backend.transfers import Transfers
 from ui.errors import shown_as_message
 from ui.page import Page
-from ui.transfers import Transfers
 from ui.views.adapter_files import list_files
 from ui.views.quantities import size
 

@@ -18,7 +18,7 @@ from engine.export.push.job import PushJob
 from engine.export.records import ExportRecord, keep_record
 from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.run import Run
-from ui.background import BackgroundWork, Job, Work
+from ui.backend.background import BackgroundWork, Job, Work
 
 _NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9_.]+")
 

@@ -9,14 +9,14 @@ from engine.config.presets import find_preset, list_presets
 from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.hardware.lease import lease_name
-from ui.checks import CheckQuestion
+from ui.backend.dataset_checks import CheckQuestion
 from ui.components import Dropdown, Radio
 from ui.draft import Draft
 from ui.errors import shown_as_message, trouble
 from ui.page import Page
 from ui.pick import pick_list, picked
-from ui.tabs.follow import FollowPart
-from ui.tabs.start import StartPart
+from ui.tabs.train.follow import FollowPart
+from ui.tabs.train.start import StartPart
 from ui.views.presets import render_presets
 from ui.views.run_plan import KnownSpeed, render_plan
 

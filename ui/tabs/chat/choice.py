@@ -12,9 +12,9 @@ from engine.config.model import ModelConfig, Quantization
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
+from ui.backend.run_reader import can_be_talked_to
 from ui.components import Dropdown
 from ui.page import Page
-from ui.run_reader import can_be_talked_to
 from ui.views.run_choice import run_choices
 
 A_MODEL = "a-model"

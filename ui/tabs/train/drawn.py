@@ -12,7 +12,7 @@ from ui.views.run_view import NO_RUN
 
 
 class Drawn(NamedTuple):
-    """What one look at a run puts on the page, in the order of `ui.tabs.follow.FollowPart.outputs`."""
+    """What one look at a run puts on the page, in the order of `ui.tabs.train.follow.FollowPart.outputs`."""
 
     live: Any
     heading: Any

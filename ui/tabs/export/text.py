@@ -8,10 +8,10 @@ import gradio as gr
 
 from engine.config.load import config_to_yaml
 from engine.errors import EngineError, RunError, StorageError
+from ui.backend.run_reader import ObservedRun
 from ui.errors import trouble
 from ui.page import Page
-from ui.run_reader import ObservedRun
-from ui.tabs.export_archive import COPY_SCRIPT
+from ui.tabs.export.archive import COPY_SCRIPT
 from ui.views.adapter_files import render_copyable
 
 SCRIPT_FILE, YAML_FILE = "train.py", "config.yaml"

@@ -8,16 +8,16 @@ from gradio.components.base import Component
 
 from engine.chat.contract import ChatState, LoadedModel, LoadProgress
 from engine.errors import EngineError
-from ui.announced import Done, announced
+from ui.backend.held_out import HeldOutPrompts
+from ui.backend.streaming import Done, announced
 from ui.components import Radio
 from ui.errors import shown_in_place, trouble
-from ui.held_out import HeldOutPrompts
 from ui.page import Page
-from ui.tabs.blind_test import BlindTestPart
-from ui.tabs.chat_choice import ChatChoice, Chosen
-from ui.tabs.evaluate import EvaluatePart
-from ui.tabs.judging import Judging
-from ui.tabs.talk import TalkPart
+from ui.tabs.chat.blind_test import BlindTestPart
+from ui.tabs.chat.choice import ChatChoice, Chosen
+from ui.tabs.chat.evaluate import EvaluatePart
+from ui.tabs.chat.judging import Judging
+from ui.tabs.chat.talk import TalkPart
 from ui.views.chat_state import render_chat_state, render_loading
 
 TALK, BLIND_TEST, MEASURE = "Talk", "Blind test", "Measure"
