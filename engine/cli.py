@@ -18,10 +18,8 @@ from engine.errors import EngineError
 
 # Each module registers its commands. They import their rooms when they are called, so that `--help` comes at once.
 COMMAND_MODULES = (
-    "engine.commands.ui",
     "engine.commands.train",
-    "engine.commands.sweep",
-    "engine.commands.presets",
+    "engine.commands.configs",
     "engine.commands.models",
     "engine.commands.data",
     "engine.commands.estimate",
@@ -31,8 +29,6 @@ COMMAND_MODULES = (
     "engine.commands.serve",
     "engine.commands.evaluate",
     "engine.commands.export",
-    "engine.commands.push",
-    "engine.commands.script",
 )
 
 _INTERRUPTED_EXIT_CODE = 130

@@ -1,13 +1,16 @@
-"""CONFIG on the command line: a YAML file, a preset's name, or a run's id."""
+"""`loratory presets`, and what CONFIG means on a command line: a YAML file, a preset's name, or a run's id."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from engine.commands.named_path import named_path
+import typer
+
+from engine.commands.output import AsJson, print_json, print_table
 from engine.config.load import config_from_mapping, mapping_from_file, with_overrides
 from engine.config.presets import find_preset
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem, RunError
+from engine.errors import ConfigError, Problem, RunError, StorageError
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
 
@@ -49,3 +52,68 @@ def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
             message = known.replace("there is no file or preset", "there is no file, preset or run", 1)
             raise ConfigError([Problem("", message)]) from None
     return mapping_from_file(run.folder.config)
+
+
+_SHOWN_CHARACTERS = 60
+
+
+def named_path(text: str | Path) -> Path:
+    """The path that a person named, so that asking what is there cannot fail any more; it need not exist.
+
+    Raises:
+        StorageError: If nothing could be there: the name is too long, ~ names nobody, or a folder on the way is closed.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # of expanduser
+        person = Path(text).parts[0]
+        raise _refusal(text, f"{_short(person)} is the home of nobody here") from error
+    except OSError as error:
+        raise _refusal(text, error.strerror or type(error).__name__) from error
+    except ValueError as error:  # a NUL byte, or half of a character
+        raise _refusal(text, "it holds characters that no path has") from error
+    return path
+
+
+def _refusal(text: str | Path, reason: str) -> StorageError:
+    return StorageError(f"The path {_short(str(text))} cannot be used ({reason}).", "Check its name and permissions.")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `loratory` program."""
+    app.command("presets")(presets)
+
+
+def presets(
+    as_json: AsJson = False,
+) -> None:
+    """List the presets: start one with `loratory train NAME`."""
+    from engine.config.presets import list_presets
+
+    known = list_presets()
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": preset.name,
+                    "title": preset.title,
+                    "about": preset.about,
+                    "memory_gib": preset.memory_gib,
+                    "config": preset.load().model_dump(mode="json"),
+                }
+                for preset in known
+            ]
+        )
+    else:
+        rows = [
+            (preset.name, "CPU" if preset.memory_gib is None else f"{preset.memory_gib:g} GiB", preset.title)
+            for preset in known
+        ]
+        print_table(("name", "device", "what it is"), rows)

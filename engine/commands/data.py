@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.commands.output import ProgressLine, print_json, words_of_seconds
+from engine.commands.output import AsJson, ProgressLine, print_json, words_of_seconds
 from engine.errors import ConfigError, Problem
 from engine.paths import LoratoryHome
 
@@ -33,7 +33,6 @@ TrainOnOption = Annotated[str, typer.Option("--train-on", help="assistant, last_
 SubsetOption = Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub dataset.")]
 SplitOption = Annotated[str, typer.Option("--split", help="Split of a Hub dataset.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a Hub dataset.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +54,7 @@ def inspect(
     tokens: Annotated[
         bool, typer.Option(help="Count tokens; without --model, with the demo model if it is here.")
     ] = True,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
     from engine.config.model import ModelConfig
@@ -83,7 +82,7 @@ def render(
     subset: SubsetOption = None,
     split: SplitOption = "train",
     revision: RevisionOption = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show one row exactly as training sees it: its text, its tokens, and which of them are learned."""
     from engine.inspector.session import Inspector

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.commands.configs import load_config_argument
-from engine.commands.output import ProgressLine
+from engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine
 from engine.config.run import RunConfig
 from engine.hardware.device_problems import device_problems
 from engine.hardware.devices import Device, device_options, list_devices
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def estimate(
-    config: Annotated[str, typer.Argument(help="A YAML file, a preset's name, or a run's id.")],
+    config: ConfigName,
     memory_gib: Annotated[
         float | None,
         typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1, max=1e6),
@@ -39,10 +39,8 @@ def estimate(
     measure: Annotated[
         bool, typer.Option("--measure", help="Take one worst step on the device, and say what it really took.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say how much memory a run needs, in which phase, and what would make it fit."""
     home = LoratoryHome.from_environment()

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from engine.chat.contract import ChatTarget
-from engine.commands.output import ProgressLine, print_json, print_table
+from engine.commands.output import AsJson, CheckpointName, ProgressLine, print_json, print_table
 from engine.config.evaluation import EvaluationConfig
 from engine.evaluation.contract import EvaluationRequest, EvaluationResult
 from engine.paths import LoratoryHome, local_owner
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")],
-    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint of the run, such as step-40.")] = None,
+    checkpoint: CheckpointName = None,
     rows: Annotated[
         int | None, typer.Option("--rows", help=EvaluationConfig.model_fields["max_rows"].description)
     ] = None,
@@ -31,7 +31,7 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help=EvaluationConfig.model_fields["max_new_tokens"].description)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure base and tuned on the held-out rows, and let both answer some of them."""
     from engine.config.load import section_from_mapping

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.commands.output import AsJson
 from engine.models.catalog import CatalogEntry, search_catalog
 
 
@@ -18,7 +19,7 @@ def models(
     on_hub: Annotated[
         bool, typer.Option("--hub", help="Search the Hugging Face Hub instead of the catalogue.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list on stdout, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List models that can be fine-tuned; any of their ids goes into model.id."""
     rows = _hub_rows(query) if on_hub else [_catalog_row(entry) for entry in search_catalog(query)]

@@ -1,4 +1,4 @@
-"""What commands print: one JSON object on stdout, tables for people, a line of progress on stderr."""
+"""Options that commands share, and what they print: JSON on stdout, tables, a line of progress on stderr."""
 
 import json
 import math
@@ -6,11 +6,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
+import typer
 from pydantic import BaseModel
 
 from engine.errors import RunError
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")]
+ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, a preset's name, or a run's id.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")]
+CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="A checkpoint of the run, such as step-40.")]
+BaseModelName = Annotated[
+    str | None, typer.Option("--model", help="The base model, where the adapter's own is not here.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 
 _BAR_CELLS = 24
 _PLAIN_SECONDS = 10.0

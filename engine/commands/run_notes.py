@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.commands.output import print_json
-from engine.commands.runs import AsJson, RunId
+from engine.commands.output import AsJson, RunId, print_json
 from engine.paths import LoratoryHome, local_owner
 
 if TYPE_CHECKING:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.commands.output import (
+    AsJson,
+    RunId,
     confirm,
     print_json,
     print_table,
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from engine.runs.summary import RunSummary
     from engine.runs.table import SortKey
 
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 
 _SETTLE_SECONDS = 15.0
 

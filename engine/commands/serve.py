@@ -1,5 +1,6 @@
-"""`loratory serve`: an OpenAI-compatible endpoint, so that any client can try a run."""
+"""`loratory serve` and `ui`: an OpenAI-compatible endpoint for any client, and the page."""
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ import typer
 
 from engine.chat.contract import ChatTarget, LoadProgress
 from engine.commands.chat import find_target, with_choices
-from engine.commands.output import ProgressLine, print_json
+from engine.commands.output import BaseModelName, CheckpointName, ProgressLine, print_json
 from engine.config.model import Quantization
 from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
@@ -16,8 +17,9 @@ from engine.runs.store import RunStore
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the `loratory` program."""
+    """Add the commands to the `loratory` program."""
     app.command("serve")(serve)
+    app.command("ui")(ui)
 
 
 def serve(
@@ -26,9 +28,9 @@ def serve(
     ],
     host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes any that is free.")] = 8000,
-    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint of the run, such as step-40.")] = None,
+    checkpoint: CheckpointName = None,
     base: Annotated[bool, typer.Option("--base", help="Serve the base alone, without what was trained.")] = False,
-    model: Annotated[str | None, typer.Option(help="The base model, where the adapter's own is not here.")] = None,
+    model: BaseModelName = None,
     quantization: Annotated[
         Quantization | None, typer.Option(help="none, nf4, fp4 or int8; as the run was trained unless given.")
     ] = None,
@@ -84,3 +86,15 @@ def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
 def _show(line: ProgressLine, progress: LoadProgress) -> None:
     if progress.phase != "ready":
         line.show(progress.message, progress.fraction)
+
+
+def ui(
+    host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 7860,
+    opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
+) -> None:
+    """Open the Loratory page in a browser."""
+    # The page stands above the engine, which must not know it: it is found by name when somebody asks for it.
+    page = importlib.import_module("app")
+    arguments = ["--host", host, "--port", str(port), *(["--open"] if opens_browser else [])]
+    raise typer.Exit(page.main(arguments))

@@ -8,15 +8,14 @@ import pytest
 
 from engine.chat.contract import ChatChunk, LoadedModel, PromptView
 from engine.cli import run_command
-from engine.commands.chat import find_target
-from engine.commands.terminal_conversation import TerminalConversation
+from engine.commands.chat import TerminalConversation, find_target
 from engine.config.load import config_from_mapping
 from engine.config.sampling import SamplingConfig
 from engine.errors import ModelError, RunError
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 
-MODULES = ("engine.commands.chat", "engine.commands.presets")
+MODULES = ("engine.commands.chat", "engine.commands.configs")
 MODEL = LoadedModel(
     name="tiny",
     method="LoRA",

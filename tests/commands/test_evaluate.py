@@ -19,7 +19,7 @@ from engine.evaluation.contract import (
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 
-MODULES = ("engine.commands.evaluate", "engine.commands.presets")
+MODULES = ("engine.commands.evaluate", "engine.commands.configs")
 
 SCORES = AnswerScores(exact=False, rouge_l=0.25, chrf=0.5)
 RESULT = EvaluationResult(

@@ -12,7 +12,7 @@ from engine.export.contract import ExportedFile, ExportProgress, ExportResult, V
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 
-MODULES = ("engine.commands.export", "engine.commands.presets")
+MODULES = ("engine.commands.export", "engine.commands.configs")
 
 
 class FakeJob:

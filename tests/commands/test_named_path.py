@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.cli import run_command
-from engine.commands.named_path import named_path
+from engine.commands.configs import named_path
 from engine.errors import StorageError
 
 NOBODY = "~nobody-of-that-name/x"

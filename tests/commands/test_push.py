@@ -12,7 +12,7 @@ from engine.export.contract import ExportedFile, PushProgress, PushResult
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 
-MODULES = ("engine.commands.push", "engine.commands.presets")
+MODULES = ("engine.commands.export", "engine.commands.configs")
 
 
 class FakeJob:

@@ -15,7 +15,7 @@ from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import config_for, fake_settings, wait_for_state, wait_until
 
-MODULES = ("engine.commands.runs", "engine.commands.presets", "engine.commands.train")
+MODULES = ("engine.commands.runs", "engine.commands.configs", "engine.commands.train")
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ def test_a_model_that_was_spread_is_spread_by_the_script_too(tiny_model_folder, 
 
 
 def test_the_command_prints_a_script_or_the_settings_and_overwrites_nothing(home, tiny_model_folder, tmp_path, capsys):
-    modules = ("engine.commands.script", "engine.commands.presets")
+    modules = ("engine.commands.export", "engine.commands.configs")
     chosen = ["script", "quickstart-cpu", "--set", f"model.id={tiny_model_folder}"]
 
     assert run_command(chosen, modules) == 0
