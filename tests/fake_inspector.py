@@ -5,22 +5,25 @@ from collections.abc import Callable, Iterator
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.conversation import Conversation, Message
-from engine.data.page import (
+from engine.data.contract import (
+    CheckProgress,
     DatasetColumns,
     DatasetPage,
+    DatasetReport,
     FoundRow,
+    HeldOutRows,
+    Histogram,
     PageRow,
+    RowProblem,
     SearchProgress,
     SequenceView,
+    TokenLengths,
     TokenSpan,
     searchable,
 )
-from engine.data.problems import RowProblem
-from engine.data.report import CheckProgress, DatasetReport, HeldOutRows, Histogram, TokenLengths
+from engine.data.conversation import Conversation, Message
 from engine.errors import EngineError, ModelError
-from engine.models.details import ModelDetails
-from engine.models.shape import ModelShape, ModuleShape
+from engine.models.shape import ModelDetails, ModelShape, ModuleShape
 
 QUESTIONS = (
     ("What does lora_alpha do?", "It scales the adapter's update: the product of the two matrices is multiplied by "

@@ -22,7 +22,7 @@ from engine.chat.target import LoadPlan, LoadRequest, plan_load
 from engine.config.model import ModelConfig
 from engine.config.run import RunSection
 from engine.data.conversation import Message
-from engine.data.source_name import hub_access
+from engine.data.hub import hub_access
 from engine.errors import RunError, WorkerError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device

@@ -11,8 +11,7 @@ from engine.paths import LoratoryHome
 if TYPE_CHECKING:
     from engine.config.dataset import DatasetConfig
     from engine.config.model import ModelConfig
-    from engine.data.problems import RowProblem
-    from engine.data.report import CheckProgress, DatasetReport
+    from engine.data.contract import CheckProgress, DatasetReport, RowProblem
     from engine.inspector.session import RenderedSequence
 
 _SHOWN_PROBLEMS = 20
@@ -147,7 +146,7 @@ def _check(
 ) -> "DatasetReport":
     """Check in this process where no tokenizer is needed, else in the one that has them."""
     from engine.config.training import TrainingConfig
-    from engine.data.check import check_steps
+    from engine.data.passes.check import check_steps
     from engine.data.source import SourceOptions
     from engine.inspector.session import Inspector
 
@@ -220,7 +219,7 @@ def _problem_lines(title: str, problems: "tuple[RowProblem, ...]", count: int) -
 
 def sequence_text(sequence: "RenderedSequence") -> str:
     """A sequence for people, with what is learned between ⟦ and ⟧."""
-    from engine.data.tokenize import IGNORED_LABEL
+    from engine.data.render.tokenize import IGNORED_LABEL
 
     text = ""
     learning = False

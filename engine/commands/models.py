@@ -37,7 +37,7 @@ def _catalog_row(entry: CatalogEntry) -> dict[str, Any]:
 
 
 def _hub_rows(query: str) -> list[dict[str, Any]]:
-    from engine.models.hub_search import search_hub
+    from engine.models.hub import search_hub
 
     return [
         {

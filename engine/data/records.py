@@ -1,14 +1,53 @@
-"""A row as its file holds it, before anybody asks what it means; and how JSON becomes one."""
+"""A row as its source holds it, why it may be left out, and what every source of rows can do."""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping
-from json import JSONDecoder
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
-from engine.data.problems import ProblemKind, RowProblemError, shortened
-from engine.data.turn_lists import conversation_column
+ProblemKind = Literal[
+    "not_json",
+    "not_utf8",
+    "not_an_object",
+    "too_long",
+    "too_deep",
+    "duplicate_key",
+    "bad_text",
+    "bad_number",
+    "weight",
+    "csv",
+    "missing_column",
+    "not_text",
+    "empty",
+    "unknown_role",
+    "no_assistant_turn",
+    "nothing_to_learn",
+    "tools",
+    "template",
+    "template_leaves_out",
+    "special_token",
+    "cut_away",
+    "unanswered",
+    "order",
+]
+
+
+class RowProblemError(Exception):
+    """A row cannot be learned from; `problem` says why in words that name the value."""
+
+    def __init__(self, kind: ProblemKind, problem: str) -> None:
+        super().__init__(problem)
+        self.kind: ProblemKind = kind
+        self.problem = problem
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """A piece of somebody's text that is safe to show in one line."""
+    piece = text[: limit * 2]
+    clean = "".join(letter if letter.isprintable() else " " for letter in piece).strip()
+    return clean if len(clean) <= limit and len(text) <= limit * 2 else f"{clean[: limit - 1]}…"
+
 
 # Far beyond any max_length (some two million tokens), and small enough that a few copies of it do no harm.
 MAX_ROW_BYTES = 8 << 20
@@ -65,46 +104,6 @@ def bad_record(position: Position, raw: bytes, kind: ProblemKind, problem: str) 
     return Record(position.row, position.line, None, raw[:1000], position.offset, kind, problem)
 
 
-def json_record(position: Position, raw: bytes) -> Record:
-    """Read one JSON value as a row, a list of turns as one with a column of that; never raises."""
-    try:
-        value = parse_json(raw)
-    except RowProblemError as problem:
-        return bad_record(position, raw, problem.kind, problem.problem)
-    column = conversation_column(value)
-    if column is not None:
-        value = {column: value}
-    if not isinstance(value, dict):
-        return bad_record(
-            position, raw, "not_an_object", f"the row is {describe_kind(value)}, not an object with columns"
-        )
-    return Record(position.row, position.line, value, raw, position.offset)
-
-
-def parse_json(raw: bytes) -> Any:
-    """Read JSON as strictly as data deserves: a key given twice is a mistake, not a choice.
-
-    Raises:
-        RowProblemError: With the reason, in words.
-    """
-    if len(raw) > MAX_ROW_BYTES:
-        raise RowProblemError("too_long", too_long(len(raw)))
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RowProblemError(
-            "not_utf8", f"not UTF-8: byte 0x{raw[error.start]:02X} at position {error.start + 1}"
-        ) from error
-    try:
-        return _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise RowProblemError("not_json", f"not valid JSON: {_why(error)}") from error
-    except RecursionError as error:
-        raise RowProblemError("too_deep", "it is nested too deeply") from error
-    except ValueError as error:  # Python refuses to read integers of more than 4,300 digits
-        raise RowProblemError("bad_number", "it holds a number with thousands of digits") from error
-
-
 def too_long(size_bytes: int) -> str:
     """Why a row of that size is not read."""
     return f"the row is {size_bytes / 1e6:,.0f} MB long; {MAX_ROW_BYTES >> 20} MiB is the most"
@@ -125,31 +124,116 @@ def describe_kind(value: Any) -> str:
     return "an object" if isinstance(value, Mapping) else "text" if isinstance(value, str) else type(value).__name__
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise RowProblemError("duplicate_key", f"the key {shortened(twice, 30)!r} is given twice")
-    return value
+SourceKind = Literal[
+    "json_lines", "list_lines", "json_array", "json_objects", "delimited", "lines", "paragraphs", "parquet", "hub"
+]
+
+_KIND_WORDS: dict[SourceKind, str] = {
+    "json_lines": "JSON Lines",
+    "list_lines": "lists of turns, one on each line",
+    "json_array": "JSON array",
+    "json_objects": "JSON objects over several lines",
+    "delimited": "CSV",
+    "lines": "plain text, a row for each line",
+    "paragraphs": "plain text, a row for each paragraph",
+    "parquet": "Parquet",
+    "hub": "Hub dataset",
+}
+
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
-_DECODER = JSONDecoder(object_pairs_hook=_without_duplicates)
+class SourceForm(NamedTuple):
+    """What rows come in; of several files, that of the first."""
 
-_REASONS = (
-    ("Unterminated string", "it ends inside a string"),
-    ("Expecting value", "a value is missing or misspelt"),
-    ("Expecting property name", "a key in double quotes is missing"),
-    ("Expecting ':'", "a colon is missing"),
-    ("Expecting ','", "a comma or a closing bracket is missing"),
-    ("Invalid control character", "a control character stands inside a string"),
-    ("Invalid \\", "a backslash stands before the wrong character"),
-    ("Extra data", "there is more after its end"),
-    ("Illegal trailing comma", "a comma stands before the closing bracket"),
-)
+    kind: SourceKind
+    encoding: str = "utf-8"  # of Python's codec; a mark at the beginning is not part of it
+    delimiter: str = ""  # between the cells of a table
+    is_gzipped: bool = False
+
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        delimiter = f", {DELIMITERS[self.delimiter]} between cells" if self.delimiter else ""
+        encoding = "" if self.encoding == "utf-8" else f", {self.encoding.upper()}"
+        return f"{_KIND_WORDS[self.kind]}{delimiter}{encoding}{', gzip' if self.is_gzipped else ''}"
 
 
-def _why(error: json.JSONDecodeError) -> str:
-    reason = next((words for start, words in _REASONS if error.msg.startswith(start)), error.msg.lower())
-    if error.pos >= len(error.doc.rstrip()) and not reason.startswith("it ends"):
-        return "it ends too early"
-    return f"{reason} (character {error.pos + 1:,})"
+class RowSource(Protocol):
+    """Something that rows come from, in order and again."""
+
+    name: str  # safe to show
+    form: SourceForm
+    kind: str  # the same in words, such as "JSON Lines, gzip"
+    size_bytes: int | None
+    columns: tuple[str, ...]  # where the source itself names them; else empty
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is odd about it as a whole; complete once it has been read to its end."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How far the reading under way has come."""
+
+    @property
+    def total_rows(self) -> int | None:
+        """Rows, where that is known; once it has been read to its end, it is."""
+
+    def records(self, first_row: int = 0) -> Iterator[Record]:
+        """Rows from `first_row` on."""
+
+    def approach(self, first_row: int, /) -> Iterator[None]:
+        """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+
+    def fingerprint(self) -> str:
+        """Changes when the content does, as far as a quick look tells."""
+
+
+def numbered_rows(sources: Sequence[RowSource], first_row: int = 0) -> Iterator[tuple[int, Record]]:
+    """Rows of several sources as if they were one, from `first_row` on, each with the number of its source."""
+    start = 0
+    for number, source in enumerate(sources):
+        if source.total_rows is None or start + source.total_rows > first_row:
+            for record in source.records(max(0, first_row - start)):
+                yield number, record._replace(row=start + record.row) if start else record
+        start += source.total_rows or 0
+
+
+def approach_row(sources: Sequence[RowSource], first_row: int) -> Iterator[None]:
+    """Do in small steps what `numbered_rows` has to do before it yields `first_row`."""
+    start = 0
+    for source in sources:
+        if source.total_rows is None or start + source.total_rows > first_row:
+            yield from source.approach(max(0, first_row - start))
+        if source.total_rows is None or start + source.total_rows > first_row:
+            return
+        start += source.total_rows
+
+
+def picked_rows(sources: Sequence[RowSource], rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
+    """Some rows of several sources as if these were one: see `RowSource.pick`."""
+    start = 0
+    waiting = deque(rows)
+    for number, source in enumerate(sources):
+        total = source.total_rows
+        here = [row - start for row in waiting if total is None or row < start + total]
+        for record in source.pick(here) if here else ():
+            if record is None:
+                yield None
+                continue
+            waiting.popleft()
+            yield number, record._replace(row=start + record.row)
+        start += source.total_rows or 0
+
+
+def picked(records: Iterator[Record], rows: Sequence[int]) -> Iterator[Record | None]:
+    """Pick rows, which ascend, out of records that begin at or before the first of them."""
+    wanted = frozenset(rows)
+    for record in records:
+        yield record if record.row in wanted else None
+        if record.row >= rows[-1]:
+            return

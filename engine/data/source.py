@@ -1,14 +1,29 @@
-"""Where rows come from: a sample, a file, a folder or the Hub, told apart by the name that the person gave."""
+"""Where rows come from: a sample, a file, a folder or the Hub, told apart by the name."""
 
+import hashlib
+import itertools
+import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.dataset import DatasetConfig
-from engine.data.access import ANY_FILE, DataAccess, shown_name
-from engine.data.files import open_file, open_folder
-from engine.data.row_source import RowSource
-from engine.data.source_name import is_on_hub
+from engine.data.files import open_file
+from engine.data.files.access import (
+    ANY_FILE,
+    DataAccess,
+    shown_name,
+)
+from engine.data.files.endings import DATA_ENDINGS, family_of
+from engine.data.hub import is_on_hub
+from engine.data.records import (
+    Record,
+    RowSource,
+    approach_row,
+    numbered_rows,
+    picked_rows,
+)
 from engine.errors import DatasetError
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
@@ -51,7 +66,7 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     if name.startswith(SAMPLE_PREFIX):
         return open_file(_sample_path(name), options.cache_folder)
     if is_on_hub(name):
-        from engine.data.hub import HubRows
+        from engine.data.hub.rows import HubRows
 
         return HubRows(config, streaming=options.streaming)
     path = options.access.resolve(name)
@@ -68,3 +83,136 @@ def _sample_path(name: str) -> Path:
             f"There is no sample {shown_name(sample, 40)!r}.", f"The samples are {', '.join(list_samples())}."
         )
     return path
+
+
+# What stands beside the data in a repository and is no data: words about it, and what libraries note down.
+_DOCUMENT = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|citation|contributing|code[_-]of[_-]conduct|data(set)?[_-]?card)"
+    r"(?![a-z]).*|.*[_-](readme|licen[cs]e)",
+    re.IGNORECASE,
+)
+
+_NOTED_DOWN = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"}
+)
+
+MAX_FILES = 4096  # each is opened before the first row is read
+
+MAX_ENTRIES = 50_000
+
+
+def describes_data(file: Path) -> bool:
+    """Whether a file is a README, a licence or the like by its name, or what a library notes down about a dataset."""
+    name = file.name.lower()
+    is_document = family_of(file.name) == "text" and _DOCUMENT.fullmatch(file.stem) is not None
+    return is_document or name in _NOTED_DOWN
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files, and links that may lead to some; hidden ones and those of hidden folders are left out.
+
+    Raises:
+        DatasetError: If there is more in it than anybody keeps in a folder of data.
+    """
+    waiting = [folder]
+    seen = 0
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    seen += 1
+                    if seen > MAX_ENTRIES:
+                        raise DatasetError(
+                            f"The folder {shown_name(folder.name)} holds more than {MAX_ENTRIES:,} files and folders.",
+                            "Choose the folder further down that holds the data alone.",
+                        )
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    else:
+                        yield Path(entry.path)
+        except OSError:  # a folder of somebody else's
+            continue
+
+
+class ManyFiles:
+    """The files of a folder, one after the other, as one source.
+
+    Args:
+        name: Of the folder.
+        files: In order.
+    """
+
+    def __init__(self, name: str, files: list[RowSource]) -> None:
+        self.name = name
+        self._files = files
+        self.form = files[0].form
+        self.kind = f"{len(files)} files: {files[0].kind}"
+        self.columns = files[0].columns
+        self.size_bytes: int | None = sum(file.size_bytes or 0 for file in files)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return list(itertools.chain.from_iterable(file.notes for file in self._files))
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(file.bytes_read for file in self._files)
+
+    @property
+    def total_rows(self) -> int | None:
+        totals = [file.total_rows for file in self._files]
+        known = [total for total in totals if total is not None]
+        return sum(known) if len(known) == len(totals) else None
+
+    def records(self, first_row: int = 0) -> Iterator[Record]:
+        """Rows from `first_row` on, numbered through all files."""
+        for _, record in numbered_rows(self._files, first_row):
+            yield record
+
+    def approach(self, first_row: int, /) -> Iterator[None]:
+        """Do in small steps what has to be done before that row."""
+        return approach_row(self._files, first_row)
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Some rows, numbered through all files."""
+        return (found[1] if found is not None else None for found in picked_rows(self._files, rows))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(file.fingerprint() for file in self._files).encode()).hexdigest()
+
+
+def data_files(folder: Path, split: str) -> list[Path]:
+    """The data files of a folder in the order in which they are read: those named after the split, else all.
+
+    What describes a dataset, such as its README or licence, is data only where nothing else is.
+
+    Raises:
+        DatasetError: If there is more in the folder than anybody keeps in one of data.
+    """
+    found = sorted(file for file in files_below(folder) if family_of(file.name) is not None)
+    inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(folder)]
+    data = [file for file in inside if not describes_data(file)] or inside
+    return [file for file in data if split and file.name.lower().startswith(split.lower())] or data
+
+
+def open_folder(path: Path, split: str, index_folder: Path | None = None) -> RowSource:
+    """Open the data files of a folder: those named after the split, else all.
+
+    Raises:
+        DatasetError: If it holds none, or too many, or one of them cannot be read.
+    """
+    files = data_files(path, split)
+    if not files:
+        raise DatasetError(
+            f"The folder {shown_name(path.name)} holds no data files.",
+            f"Data files end in {', '.join(DATA_ENDINGS)}, also with .gz.",
+        )
+    if len(files) > MAX_FILES:
+        raise DatasetError(
+            f"The folder {shown_name(path.name)} holds {len(files):,} data files; {MAX_FILES:,} is the most.",
+            "Put the rows into fewer files, or choose a folder further down.",
+        )
+    opened = [open_file(file, index_folder) for file in files]
+    return opened[0] if len(opened) == 1 else ManyFiles(shown_name(path.name), opened)

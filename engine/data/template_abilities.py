@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from engine.data.problems import RowProblemError, shortened
-from engine.data.tokenizer import ChatTokenizer, TokenizerState
+from engine.data.records import RowProblemError, shortened
+from engine.data.render.tokens import ChatTokenizer, TokenizerState
 from engine.errors import ModelLimitError
 from engine.processes.limits import TimeLimitError, confined, renew_deadline, time_limit
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from engine.chat.target import plan_load
 from engine.config.run import RunSection
-from engine.data.source_name import hub_access
+from engine.data.hub import hub_access
 from engine.errors import RunError, StorageError
 from engine.evaluation.contract import (
     DataThen,

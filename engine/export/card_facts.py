@@ -12,7 +12,7 @@ from engine.chat.target import LoadPlan
 from engine.config.dataset import DatasetConfig
 from engine.config.export import ExportKind
 from engine.config.run import RunConfig
-from engine.data.source_name import is_on_hub
+from engine.data.hub import is_on_hub
 from engine.evaluation.contract import EvaluationResult
 from engine.evaluation.job import read_evaluation
 from engine.models.catalog import find_in_catalog

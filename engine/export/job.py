@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.run import RunSection
-from engine.data.source_name import hub_access
+from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
 from engine.export.folder import made_aside

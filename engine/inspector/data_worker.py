@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.data.access import DataAccess
+from engine.data.files.access import DataAccess
 from engine.paths import LoratoryHome
 from engine.processes.answering import serve
 from engine.processes.limits import limit_memory
@@ -36,7 +36,7 @@ def torch_hidden() -> Iterator[None]:
 def main() -> None:
     """Answer until stdin closes."""
     with torch_hidden():
-        from engine.inspector.dataset_handlers import DatasetHandlers
+        from engine.inspector.worker.data import DatasetHandlers
 
     limit_memory(_MEMORY_BYTES)
     roots = tuple(Path(root) for root in sys.argv[1:])

@@ -8,22 +8,30 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.access import shown_name
-from engine.data.page import DatasetColumns, DatasetPage, FoundRow, PageRequest, SearchProgress, searchable
-from engine.data.report import CheckProgress, DatasetReport, HeldOutRows
-from engine.data.source_name import reads_from_hub
+from engine.data.contract import (
+    CheckProgress,
+    DatasetColumns,
+    DatasetPage,
+    DatasetReport,
+    FoundRow,
+    HeldOutRows,
+    PageRequest,
+    SearchProgress,
+    searchable,
+)
+from engine.data.files.access import shown_name
+from engine.data.hub import reads_from_hub
 from engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
-from engine.models.details import ModelDetails
 from engine.models.folder import ModelPart
 from engine.models.inventory_cache import known_inventory
-from engine.models.shape import ModelShape
+from engine.models.shape import ModelDetails, ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.environment import Access, has_hub_login
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.pool import ProcessPool
 
-DATA_WORKER_MODULE = "engine.inspector.data_worker"
-MODELS_WORKER_MODULE = "engine.inspector.worker"
+DATA_WORKER_MODULE = "engine.inspector.worker.data"
+MODELS_WORKER_MODULE = "engine.inspector.worker.models"
 
 _DATA_PROCESSES = 3  # at most; the first answers alone until it is busy with one long step
 _MODELS_PROCESSES = 2

@@ -7,8 +7,8 @@ import torch
 
 from engine.config.model import ModelConfig
 from engine.hardware.libraries import note_architectures
-from engine.inspector.details import model_details
-from engine.inspector.inventory import module_inventory
+from engine.inspector.worker.inventory import module_inventory
+from engine.inspector.worker.models import model_details
 from engine.models.inventory_cache import architecture_values
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve

@@ -12,8 +12,15 @@ from pathlib import Path
 
 from engine.errors import ModelError
 from engine.models.gguf import CONVERSION, convert_gguf
-from engine.models.prepared import Recipe, is_prepared, prepare_once, sha256_of
-from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
+from engine.models.prepared import (
+    ModelProgress,
+    OnModelProgress,
+    Recipe,
+    is_prepared,
+    nobody_listens,
+    prepare_once,
+    sha256_of,
+)
 from engine.paths import LoratoryHome
 from engine.processes.environment import Access
 from engine.processes.spawn import cap_log, spawn, worker_argv

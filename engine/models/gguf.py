@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 
 from engine.errors import ModelError
-from engine.models.prepared import Recipe, prepare_once
-from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
+from engine.models.prepared import ModelProgress, OnModelProgress, Recipe, nobody_listens, prepare_once
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess, JsonObject
 
@@ -57,7 +56,7 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
         ModelError: If the file is damaged or of an architecture that cannot be read.
         WorkerError: If the process died, for instance because memory ran out.
     """
-    converter = JsonLinesProcess("engine.inspector.convert_gguf", log_file=home.server / "convert_gguf.log")
+    converter = JsonLinesProcess("engine.inspector.worker.convert_gguf", log_file=home.server / "convert_gguf.log")
 
     def tell(progress: JsonObject) -> None:
         on_progress(ModelProgress("converting", str(progress["message"])))

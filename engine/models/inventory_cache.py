@@ -13,12 +13,12 @@ from engine.errors import ModelError, StorageError
 from engine.files import write_atomically
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
-from engine.models.progress import OnModelProgress, nobody_listens
+from engine.models.prepared import OnModelProgress, nobody_listens
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 
-_INVENTORY_VERSION = 4  # raise it when engine.inspector.inventory reads the same architecture differently
+_INVENTORY_VERSION = 4  # raise it when engine.inspector.worker.inventory reads the same architecture differently
 
 # Say nothing about sizes, and differ between copies of one model.
 _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"})
@@ -47,7 +47,7 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
             return cached_inventory(entry.config, home)
         path = Path(model.id).expanduser() / "config.json"
         if not path.is_file():
-            from engine.models.hub import cached_snapshot  # commands start without huggingface_hub
+            from engine.models.hub import cached_snapshot
 
             snapshot = cached_snapshot(model.id, model.revision, ModelPart.CONFIG)
             if snapshot is None:

@@ -11,13 +11,32 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import StorageError
 from engine.files import fsync_folder
-from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
 from engine.processes.lock import FileLock
+
+ModelPhase = Literal["waiting", "looking", "downloading", "unpacking", "converting", "verifying", "ready"]
+
+
+class ModelProgress(NamedTuple):
+    """One moment of it. `message` says it in words; byte counts are there where they are known."""
+
+    phase: ModelPhase
+    message: str
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+OnModelProgress = Callable[[ModelProgress], None]
+
+
+def nobody_listens(_: ModelProgress) -> None:
+    """Stands in where nobody asked for progress."""
+
 
 MANIFEST_NAME = "MANIFEST.json"
 

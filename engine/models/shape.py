@@ -1,8 +1,11 @@
-"""A model as the memory estimate sees it: its modules and their sizes, without a single weight."""
+"""What is known about a model: its modules and sizes, its details, and patterns over the names of its modules."""
 
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import regex
 from pydantic import BaseModel, ConfigDict
 
 # How single projections of experts were called before transformers stacked them, and the router. PEFT takes these names to
@@ -106,3 +109,78 @@ class ModelShape(BaseModel):
             and not module.is_output_head
             and module.name.rsplit(".", 1)[-1] not in excluded
         )
+
+
+class ModelDetails(BaseModel):
+    """One model, described from its configuration, its tokenizer and its files; no weight is read for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    hub_id: str | None
+    architecture: str  # class name in transformers
+    parameters: int
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int | None  # context in tokens
+    dtype: str  # in which its weights are stored, where the configuration says; "" where not
+    vocab_size: int  # rows of the embedding, which may be more than the tokenizer has
+    num_experts: int = 0
+    linear_names: tuple[str, ...]  # last name parts that `target_modules` can name
+    license: str | None = None
+    size_bytes: int | None = None  # of the weights on this machine; None where they are not here yet
+    tokenizer_missing: str | None = None  # why the three below are not known, in two sentences
+    tokenizer_tokens: int | None = None
+    special_tokens: dict[str, str] = {}  # bos, eos, pad, unk; those that it has
+    chat_template: str | None = None  # as published; None where it has none
+
+
+PLAIN_NAME = re.compile(r"[\w.-]+")  # matches itself alone, save that a dot stands for any character
+
+_MAX_CHARACTERS = 2_000
+
+
+class PatternError(Exception):
+    """A pattern is not a regular expression, is too long, or takes too long; says which, to stand behind the pattern."""
+
+
+class PatternMatcher:
+    """Matches any number of patterns, all together within a limit: each may be harmless, and their number not.
+
+    Args:
+        seconds: Of computing, for all of them.
+    """
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self._ends = time.process_time() + seconds  # the clock of `regex` as well
+
+    def matching(self, pattern: str, names: Iterable[str], *, whole: bool = True) -> list[str]:
+        """Return the names that match.
+
+        Args:
+            pattern: A regular expression.
+            names: Of modules.
+            whole: Off where it is enough that the beginning of a name matches.
+
+        Raises:
+            PatternError: If the pattern is unusable.
+        """
+        if len(pattern) > _MAX_CHARACTERS:
+            raise PatternError(f"has {len(pattern):,} characters; {_MAX_CHARACTERS:,} are the most")
+        try:
+            compiled = regex.compile(pattern)
+            match = compiled.fullmatch if whole else compiled.match
+            return [name for name in names if match(name, timeout=max(self._ends - time.process_time(), 0.001))]
+        except regex.error as error:
+            raise PatternError(f"is not a regular expression ({error})") from error
+        except TimeoutError as error:
+            raise PatternError("takes too long to match") from error
+        except (RecursionError, MemoryError, OverflowError) as error:
+            raise PatternError("is too deeply nested") from error
+
+
+def shortened(pattern: str) -> str:
+    """A pattern for a message."""
+    return repr(pattern if len(pattern) <= 100 else f"{pattern[:99]}…")

@@ -1,6 +1,7 @@
-"""Where a model comes from: the catalogue, the Hub, a folder or a GGUF file, all ending in a folder that loads as any other."""
+"""Where a model comes from: the catalogue, the Hub, a folder or a GGUF file; all end in a folder that loads as any other."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +11,27 @@ from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared, prepare_demo
 from engine.models.folder import ModelPart, check_model_folder
 from engine.models.gguf import prepare_gguf
-from engine.models.hub_id import is_hub_id, is_revision
-from engine.models.progress import ModelProgress, OnModelProgress, nobody_listens
+from engine.models.prepared import ModelProgress, OnModelProgress, nobody_listens
 from engine.paths import LoratoryHome
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+
+_MAX_HUB_ID_LENGTH = 96
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether this is formed like a Hub id: `name` or `owner/name`."""
+    if len(text) > _MAX_HUB_ID_LENGTH or "--" in text or ".." in text or text.endswith((".git", ".gguf")):
+        return False
+    return _HUB_ID.fullmatch(text) is not None
+
+
+def is_revision(text: str) -> bool:
+    """Whether this is formed like a branch, tag or commit."""
+    return _REVISION.fullmatch(text) is not None and ".." not in text
+
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -91,7 +110,7 @@ def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgres
             f"{text!r} is neither in the catalogue, nor a folder, nor a Hub id.",
             "Give a name such as Qwen/Qwen3-0.6B, or check the path.",
         )
-    from engine.models.hub import fetch_from_hub  # most calls need no huggingface_hub, and so wait for none
+    from engine.models.hub import fetch_from_hub
 
     try:
         snapshot = fetch_from_hub(text, revision, part, on_progress)

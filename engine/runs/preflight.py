@@ -11,7 +11,7 @@ from engine.config.model import ModelConfig
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.config.section import Section
-from engine.data.report import CheckProgress, DatasetReport
+from engine.data.contract import CheckProgress, DatasetReport
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
@@ -19,7 +19,7 @@ from engine.hardware.device_problems import device_problems
 from engine.hardware.devices import device_options, list_devices
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart
-from engine.models.progress import ModelProgress
+from engine.models.prepared import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, typed_path

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.config.load import config_from_mapping, mapping_from_file
 from engine.config.run import RunConfig
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 from engine.errors import RunError, StorageError
 from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 from engine.errors import RunError, StorageError
 from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome

@@ -9,7 +9,7 @@ import torch
 
 from engine.config.run import RunConfig
 from engine.errors import ModelError
-from engine.inspector.architecture import read_attention
+from engine.inspector.worker.architecture import read_attention
 from engine.models.batching import choose_batching
 from engine.training.attention import JOINED_ATTENTION, register_joined_attention
 from engine.training.batches import PassTensors, TokenRow, join

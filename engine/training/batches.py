@@ -17,7 +17,7 @@ JOINED_MULTIPLE = 16
 
 
 class TokenRow(Protocol):
-    """What a row must have; see `engine.data.tokenize.TokenizedRow`."""
+    """What a row must have; see `engine.data.render.tokenize.TokenizedRow`."""
 
     @property
     def input_ids(self) -> list[int]: ...

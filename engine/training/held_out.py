@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from engine.config.training import TrainingConfig
-from engine.data.prepare import PreparedDataset
+from engine.data.passes.prepare import PreparedDataset
 from engine.training.plan import EpochPlanner, PlanSettings
 from engine.training.steps import TrainerRows
 

@@ -1,7 +1,7 @@
 """A run learns from the data that it was filed with, in every attempt."""
 
 from engine.config.dataset import DatasetConfig
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 from engine.errors import DatasetError
 from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder

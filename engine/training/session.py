@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from engine.data.prepare import PreparedDataset, prepare_dataset
-from engine.data.source_name import reads_from_hub
+from engine.data.hub import reads_from_hub
+from engine.data.passes.prepare import PreparedDataset, prepare_dataset
 from engine.hardware.libraries import note_architectures
-from engine.inspector.load_tokenizer import load_tokenizer
-from engine.models.progress import ModelProgress
+from engine.inspector.worker.load_tokenizer import load_tokenizer
+from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.processes.environment import Access, give_up_access
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.device.layer_split import DevicePart
 from engine.memory.estimate import Estimator
 from engine.memory.run_workload import workload_of_run

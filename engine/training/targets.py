@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 from engine.config.adapter import AdapterConfig
 from engine.errors import ConfigError, Problem
-from engine.models.module_patterns import PatternError, PatternMatcher, shortened
-from engine.models.shape import EXPERT_PROJECTIONS
+from engine.models.shape import EXPERT_PROJECTIONS, PatternError, PatternMatcher, shortened
 
 ALL_LINEAR = "all-linear"
 

@@ -13,7 +13,7 @@ from typing import Any
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
 from engine.memory.estimate import estimate_memory

@@ -28,7 +28,7 @@ from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor
-from engine.inspector.inventory import module_inventory
+from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import Estimator, describe_peak
 from engine.memory.result import MemoryEstimate
 from engine.memory.run_workload import workload_of_run

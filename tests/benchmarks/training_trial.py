@@ -139,8 +139,8 @@ def config_for(recipe: Recipe) -> Any:
 
 def prepare(config: Any) -> Prepared:
     """Find the model and tokenize the rows."""
-    from engine.data.prepare import prepare_dataset
-    from engine.inspector.load_tokenizer import load_tokenizer
+    from engine.data.passes.prepare import prepare_dataset
+    from engine.inspector.worker.load_tokenizer import load_tokenizer
     from engine.models.source import resolve_model
     from engine.paths import LoratoryHome
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from engine.models.progress import ModelProgress
+from engine.models.prepared import ModelProgress
 from tests.browser.chromium import open_page, open_tab
 from tests.browser.data_scenes import make_files
 from tests.browser.real_server import real_server

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from engine.commands.models import register
 from engine.models.catalog import list_catalog
-from engine.models.hub_search import HubModel
+from engine.models.hub import HubModel
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_people_get_one_line_for_each_model(run):
 
 def test_the_hub_is_searched_on_demand(run, monkeypatch):
     found = HubModel(id="org/model", parameters=None, tags=("license:mit",), gated=True)
-    monkeypatch.setattr("engine.models.hub_search.search_hub", lambda query: (found,))
+    monkeypatch.setattr("engine.models.hub.search_hub", lambda query: (found,))
 
     (row,) = json.loads(run("model", "--hub", "--json").stdout)
 

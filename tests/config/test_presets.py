@@ -8,7 +8,7 @@ from engine.config.load import config_from_mapping, config_from_yaml, config_to_
 from engine.config.presets import Preset, find_preset, list_presets
 from engine.errors import ConfigError
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.catalog import find_in_catalog
 

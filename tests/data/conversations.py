@@ -3,7 +3,7 @@
 import dataclasses
 
 from engine.data.conversation import Conversation, Message, ToolCall
-from engine.data.tokenize import IGNORED_LABEL, RenderOptions
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 
 ALL = RenderOptions(None)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 
 MAX_SECONDS = 5.0
 MAX_GROWN_BYTES = 500 << 20
@@ -58,7 +58,7 @@ def _main() -> None:
     import pyarrow.parquet  # noqa: F401  # its memory belongs to no case
 
     from engine.config.dataset import DatasetConfig
-    from engine.data.check import check_dataset
+    from engine.data.passes.check import check_dataset
     from engine.data.source import SourceOptions
     from engine.errors import DatasetError
     from engine.processes.limits import peak_process_bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.access import DataAccess, open_regular, shown_name
+from engine.data.files.access import DataAccess, open_regular, shown_name
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
 

@@ -8,11 +8,11 @@ import pyarrow.parquet
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.arrow_rows import without_gaps
-from engine.data.check import check_dataset
 from engine.data.conversation import ToolCall
-from engine.data.examine import DatasetReader
-from engine.data.hub import HubRows
+from engine.data.files.arrow_rows import without_gaps
+from engine.data.hub.rows import HubRows
+from engine.data.passes.check import check_dataset
+from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 
 

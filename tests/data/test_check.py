@@ -7,11 +7,10 @@ import pytest
 
 from engine.config.dataset import DatasetConfig
 from engine.data import check as check_module
-from engine.data.check import check_dataset, check_steps
-from engine.data.examine import DatasetReader, Renderer
+from engine.data.passes.check import MAX_LISTED, check_dataset, check_steps
+from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.render.tokenize import render_many
 from engine.data.source import SourceOptions
-from engine.data.tally import MAX_LISTED
-from engine.data.tokenize import render_many
 from engine.errors import DatasetError
 from tests.data.families import family, tokenizer_of
 
@@ -135,8 +134,8 @@ def test_a_damaged_cache_costs_time_and_nothing_else(file, home):
 
 
 def test_progress_grows_and_a_closed_check_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("engine.data.pace._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.passes.reader._REPORT_SECONDS", 0.0)
     path = write_rows(tmp_path / "rows.jsonl", [row(number) for number in range(2000)])
     config = DatasetConfig(source=str(path))
 
@@ -156,7 +155,7 @@ def test_progress_grows_and_a_closed_check_stops(tmp_path, monkeypatch):
 
 
 def test_long_rows_are_tokenized_one_by_one_with_a_turn_for_others_between(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
     long = " ".join(["adapter"] * 20_000)
     path = write_rows(tmp_path / "rows.jsonl", [row(number, f"{number} {long}") for number in range(8)])
     together = []
@@ -165,7 +164,7 @@ def test_long_rows_are_tokenized_one_by_one_with_a_turn_for_others_between(tmp_p
         together.append(len(examples))
         return render_many(examples, tokenizer, options)
 
-    monkeypatch.setattr("engine.data.examine.render_many", render)
+    monkeypatch.setattr("engine.data.passes.reader.render_many", render)
     renderer = Renderer(tokenizer_of(family("qwen2.5")), 1024)
 
     steps = check_steps(DatasetConfig(source=str(path)), SourceOptions(), seed=1, renderer=renderer)

@@ -3,11 +3,10 @@
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.conversation import Conversation, Message, PlainText, ToolCall
-from engine.data.convert import Converter
-from engine.data.detect import detect_format
-from engine.data.oddities import oddities_of
-from engine.data.problems import RowProblemError
+from engine.data.conversation import Conversation, Message, PlainText, ToolCall, oddities_of
+from engine.data.formats.convert import Converter
+from engine.data.formats.detect import detect_format
+from engine.data.records import RowProblemError
 
 
 def convert(row, **settings):

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from engine.data import text_stream
-from engine.data.delimited_file import DelimitedReader
+from engine.data.files import text_stream
+from engine.data.files.delimited import DelimitedReader
+from engine.data.files.text_stream import TextStream
 from engine.data.records import Position
-from engine.data.text_stream import TextStream
 from engine.errors import DatasetError
 
 START = Position(0, 1, 0)

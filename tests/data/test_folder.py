@@ -3,9 +3,8 @@
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data import files, folder_files
-from engine.data.files import data_files
-from engine.data.source import SourceOptions, open_source
+from engine.data import source
+from engine.data.source import SourceOptions, data_files, open_source
 from engine.errors import DatasetError
 
 
@@ -39,9 +38,9 @@ def test_links_that_lead_outside_or_in_a_circle_are_left_alone(tmp_path):
 
 
 def test_a_folder_with_far_too_much_in_it_is_refused_without_walking_through_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_files, "MAX_ENTRIES", 20)
+    monkeypatch.setattr(source, "MAX_ENTRIES", 20)
     opened = []
-    monkeypatch.setattr(files, "open_file", lambda *arguments: opened.append(arguments))
+    monkeypatch.setattr(source, "open_file", lambda *arguments: opened.append(arguments))
     for number in range(30):
         (tmp_path / "home" / f"{number}").mkdir(parents=True)
         put(tmp_path / "home" / f"{number}" / "rows.jsonl")
@@ -54,8 +53,8 @@ def test_a_folder_with_far_too_much_in_it_is_refused_without_walking_through_it(
 
 
 def test_a_folder_with_too_many_data_files_is_refused_before_one_is_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_FILES", 3)
-    monkeypatch.setattr(files, "open_file", lambda *_: pytest.fail("a file was opened"))
+    monkeypatch.setattr(source, "MAX_FILES", 3)
+    monkeypatch.setattr(source, "open_file", lambda *_: pytest.fail("a file was opened"))
     for number in range(4):
         put(tmp_path / f"{number}.jsonl")
 

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.examine import Renderer
-from engine.data.held_out import held_out_steps
-from engine.data.prepare import prepare_dataset
-from engine.data.report import HeldOutRows
+from engine.data.contract import HeldOutRows
+from engine.data.passes.prepare import held_out_steps, prepare_dataset
+from engine.data.passes.reader import Renderer
 from engine.data.source import SourceOptions
 from tests.data.families import family, tokenizer_of
 

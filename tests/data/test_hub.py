@@ -16,9 +16,9 @@ from datasets.exceptions import (
 from datasets.table import CastError
 
 from engine.config.dataset import DatasetConfig
-from engine.data.check import check_dataset
-from engine.data.examine import DatasetReader
-from engine.data.file_endings import DATA_ENDINGS
+from engine.data.files.endings import DATA_ENDINGS
+from engine.data.passes.check import check_dataset
+from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 

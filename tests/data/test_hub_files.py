@@ -5,9 +5,9 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.access import DataAccess
-from engine.data.hub import HubRows
-from engine.data.hub_files import confined_to, require_hub_id, require_own_files
+from engine.data.files.access import DataAccess
+from engine.data.hub import confined_to, require_hub_id, require_own_files
+from engine.data.hub.rows import HubRows
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
 from tests.data.dataset_hub import DatasetHub

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from engine.data import text_stream
-from engine.data.json_lines_file import JsonLinesReader, read_lines
+from engine.data.files import text_stream
+from engine.data.files.json_files import JsonLinesReader
+from engine.data.files.text_stream import TextStream, read_lines
 from engine.data.records import Position
-from engine.data.text_stream import TextStream
 
 START = Position(0, 1, 0)
 
@@ -40,8 +40,8 @@ def test_blank_lines_come_back_only_where_asked_for(tmp_path):
 
 @pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
 def test_a_line_beyond_the_bound_is_not_held(tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr("engine.data.json_lines_file.MAX_ROW_BYTES", 100)
-    monkeypatch.setattr("engine.data.records.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("engine.data.files.json_files.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("engine.data.files.text_stream.MAX_ROW_BYTES", 100)
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"a": "x" * 500}) + '\n{"a": 1}\n' + json.dumps({"a": "y" * 500}))

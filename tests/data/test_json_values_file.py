@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from engine.data import text_stream
-from engine.data.json_values_file import JsonValuesReader
+from engine.data.files import text_stream
+from engine.data.files.json_files import JsonValuesReader
+from engine.data.files.text_stream import TextStream
 from engine.data.records import Position
-from engine.data.text_stream import TextStream
 from engine.errors import DatasetError
 
 START = Position(0, 1, 0)
@@ -142,7 +142,7 @@ def test_trailing_commas_and_an_empty_array_make_no_rows(tmp_path):
 
 
 def test_a_row_beyond_the_bound_is_passed_over_without_being_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.json_values_file.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("engine.data.files.json_files.MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", 256)
     path = tmp_path / "rows.json"
     path.write_text('[{"a": "' + "x" * 5000 + '"},\n{"a": "' + 'x\\n\\"' * 500 + '"},\n{"a": 1}]')
@@ -168,7 +168,7 @@ def test_brackets_that_never_match_take_no_time_to_speak_of(tmp_path, inside):
 
 
 def test_endless_nesting_ends_the_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.json_values_file._MAX_DEPTH", 1000)
+    monkeypatch.setattr("engine.data.files.json_files._MAX_DEPTH", 1000)
     path = tmp_path / "rows.json"
     path.write_text("[" * 5000)
 

@@ -6,10 +6,11 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.check import check_dataset
-from engine.data.examine import DatasetReader
 from engine.data.files import open_file
-from engine.data.records import Position, json_record
+from engine.data.files.json_files import json_record
+from engine.data.passes.check import check_dataset
+from engine.data.passes.reader import DatasetReader
+from engine.data.records import Position
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 

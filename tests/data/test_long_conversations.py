@@ -8,12 +8,12 @@ import pytest
 
 from engine.data import turn_renderer
 from engine.data.conversation import Conversation, Message, ToolCall
-from engine.data.convert import MAX_CALLS, MAX_TURNS, Converter
-from engine.data.detect import Detection
-from engine.data.problems import RowProblemError
-from engine.data.template import DEFAULT_TEMPLATE
-from engine.data.tokenize import RenderOptions, render_conversation
-from engine.data.turns import plan_conversation
+from engine.data.formats.convert import MAX_CALLS, MAX_TURNS, Converter
+from engine.data.formats.detect import Detection
+from engine.data.records import RowProblemError
+from engine.data.render.sequence_plan import plan_conversation
+from engine.data.render.template import DEFAULT_TEMPLATE
+from engine.data.render.tokenize import RenderOptions, render_conversation
 from tests.data import whole_turns
 from tests.data.conversations import TOOLS
 from tests.data.families import CORPUS, FAMILIES, sentencepiece_tokenizer, tokenizer_of
@@ -132,7 +132,7 @@ def test_a_template_that_needs_every_turn_in_whole_leaves_a_long_row_out_with_th
 
 
 def test_a_template_that_rewrites_turns_bounds_what_they_repeat(monkeypatch):
-    monkeypatch.setattr("engine.data.turns._MAX_CHARACTERS", 20_000)
+    monkeypatch.setattr("engine.data.render.sequence_plan._MAX_CHARACTERS", 20_000)
     talk = Conversation(tuple(Message(role, "word") for _ in range(100) for role in ("user", "assistant")))
 
     with pytest.raises(RowProblemError, match="rewrites earlier turns"):
@@ -168,7 +168,7 @@ def test_what_a_row_becomes_counts_for_the_time_that_it_may_take(monkeypatch):
         allowed.append(size)
         return nullcontext()
 
-    monkeypatch.setattr("engine.data.tokenize.rendering_confined", confined)
+    monkeypatch.setattr("engine.data.render.tokenize.rendering_confined", confined)
     talk = Conversation(tuple(Message(role, "word") for _ in range(50) for role in ("user", "assistant")))
 
     rendering = render_conversation(0, talk, TOKENIZERS["qwen3"], RenderOptions(None))

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.check import check_dataset
+from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
 from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
 

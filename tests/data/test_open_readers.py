@@ -5,9 +5,9 @@ from itertools import islice
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.examine import DatasetReader, Renderer
-from engine.data.open_readers import OpenReaders
+from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
+from engine.inspector.worker.data import OpenReaders
 from tests.data.families import family, tokenizer_of
 from tests.data.test_hub import FakeHub
 

@@ -11,9 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.arrow_rows import plain_type, row_sizes
-from engine.data.parquet_file import ParquetRows
-from engine.data.parquet_pages import read_pages
+from engine.data.files.arrow_rows import plain_type, row_sizes
+from engine.data.files.parquet import ParquetRows, read_pages
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
 from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured

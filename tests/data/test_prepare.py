@@ -5,8 +5,8 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.examine import DatasetReader, Renderer
-from engine.data.prepare import prepare_dataset
+from engine.data.passes.prepare import prepare_dataset
+from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from tests.data.families import family, tokenizer_of
@@ -94,8 +94,8 @@ def test_nothing_to_learn_is_refused(tmp_path, home, tokenizer):
 
 
 def test_a_listener_that_raises_stops_the_work(tmp_path, home, tokenizer, monkeypatch):
-    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("engine.data.pace._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.passes.reader._REPORT_SECONDS", 0.0)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "x", "output": "y"}\n' * 1000)
 

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data import text_stream
-from engine.data.examine import DatasetReader, Renderer
-from engine.data.page import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
-from engine.data.read_page import find_row, read_page, search_rows
-from engine.data.row_index import STRIDE, RowIndex
+from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
+from engine.data.files import text_stream
+from engine.data.files.text_file import STRIDE, RowIndex
+from engine.data.passes.page import find_row, read_page, search_rows
+from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from tests.data.families import family, tokenizer_of
@@ -59,8 +59,8 @@ def open_reader(path, home=None, renderer=None, **settings):
 
 
 def at_every_row(monkeypatch):
-    monkeypatch.setattr("engine.data.pace._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("engine.data.pace._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.data.passes.reader._REPORT_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
@@ -235,8 +235,8 @@ def test_a_damaged_index_is_made_anew(tmp_path):
 
 
 def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.page.MAX_SHOWN_CHARACTERS", 100)
-    monkeypatch.setattr("engine.data.page.MAX_SHOWN_TOKENS", 20)
+    monkeypatch.setattr("engine.data.passes.page.MAX_SHOWN_CHARACTERS", 100)
+    monkeypatch.setattr("engine.data.passes.page.MAX_SHOWN_TOKENS", 20)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "Why?", "completion": "one " * 100}))
     renderer = Renderer(tokenizer_of(family("qwen2.5")), None)

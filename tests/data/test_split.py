@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.split import Split, draw_split
+from engine.data.passes.split import Split, draw_split
 
 
 def split(digests, *, seed=1, parts=(), weights=(1.0,), **settings):

@@ -5,11 +5,11 @@ import time
 import pytest
 
 from engine.data.conversation import Conversation, Message
-from engine.data.problems import RowProblemError
-from engine.data.template import freeze_template, stop_token_ids, tokenizer_fingerprint
-from engine.data.template_abilities import abilities_of, apply_template
-from engine.data.tokenize import RenderOptions, prompt_ids, render_conversation
-from engine.data.tokenizer import control_token_ids, control_token_pattern
+from engine.data.records import RowProblemError
+from engine.data.render.adapt import abilities_of
+from engine.data.render.template import apply_template, freeze_template, stop_token_ids, tokenizer_fingerprint
+from engine.data.render.tokenize import RenderOptions, prompt_ids, render_conversation
+from engine.data.render.tokens import control_token_ids, control_token_pattern
 from engine.errors import ModelError, ModelLimitError
 from tests.data.families import bpe_tokenizer, family, template_text, tokenizer_of
 
@@ -100,7 +100,7 @@ def test_a_computed_date_format_is_frozen_too():
 
 
 def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
-    monkeypatch.setattr("engine.data.template_abilities.TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr("engine.data.render.template.TEMPLATE_SECONDS", 0.2)
     tokenizer = tokenizer_of(family("qwen2.5"))
     tokenizer.chat_template = (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"

@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
-from engine.data import text_stream
-from engine.data.text_stream import TextStream
+from engine.data.files import text_stream
+from engine.data.files.text_stream import TextStream
 from engine.errors import DatasetError
 
 TEXT = '{"a": "é 語 😀"}\n{"a": 2}\n'

@@ -11,10 +11,10 @@ import pytest
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.data.conversation import Conversation
-from engine.data.examine import DatasetReader, Renderer
-from engine.data.prepare import prepare_dataset
+from engine.data.passes.prepare import prepare_dataset
+from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.render.tokenize import IGNORED_LABEL, prompt_ids
 from engine.data.source import SourceOptions
-from engine.data.tokenize import IGNORED_LABEL, prompt_ids
 from tests.data.families import FAMILIES, tokenizer_of
 
 MAX_LENGTH = 700

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.check import check_dataset
-from engine.data.detect import detect_format, likeliest_format
-from engine.data.examine import DatasetReader
+from engine.data.formats.detect import detect_format, likeliest_format
+from engine.data.formats.turns import turn_list
+from engine.data.passes.check import check_dataset
+from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
-from engine.data.turn_lists import turn_list
 from engine.errors import DatasetError
 
 TURNS = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Answer"}]

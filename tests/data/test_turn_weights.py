@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 
 from engine.data.conversation import Conversation, Message
-from engine.data.examine import digest_of
-from engine.data.express import express
-from engine.data.problems import RowProblemError
-from engine.data.template_abilities import abilities_of
-from engine.data.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
-from engine.data.turns import learned_turns
+from engine.data.passes.reader import digest_of
+from engine.data.records import RowProblemError
+from engine.data.render.adapt import abilities_of, express
+from engine.data.render.sequence_plan import learned_turns
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
 from tests.data.conversations import ALL, WITH_TOOLS, talk
 from tests.data.families import FAMILIES, tokenizer_of
 from tests.data.test_convert import convert

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.check import check_dataset
-from engine.data.detect import detect_format
+from engine.data.formats.detect import detect_format
+from engine.data.formats.unread import unread_columns
+from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
-from engine.data.unread_columns import unread_columns
 
 QA = {"question": "Who wrote the first program?", "answer": "Ada Lovelace."}
 TALK = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Ada Lovelace did."}]

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data import turns as turns_module
-from engine.data.check import check_dataset
 from engine.data.conversation import Conversation, Message
-from engine.data.examine import Renderer
-from engine.data.problems import RowProblemError
+from engine.data.passes.check import check_dataset
+from engine.data.passes.reader import Renderer
+from engine.data.records import RowProblemError
+from engine.data.render import sequence_plan
+from engine.data.render.tokenize import RenderOptions, render_conversation
 from engine.data.source import SourceOptions
-from engine.data.tokenize import RenderOptions, render_conversation
 from tests.data.conversations import ALL, talk
 from tests.data.families import FAMILIES, family, sentencepiece_tokenizer, tokenizer_of
 
@@ -77,7 +77,7 @@ def test_a_turn_far_beyond_the_cut_that_the_template_refuses_costs_no_row(tokeni
 def test_where_the_end_cannot_be_rendered_the_length_is_estimated(tokenizers, monkeypatch):
     tokenizer = tokenizers["qwen2.5"]
     known = render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows[0].uncut_tokens
-    monkeypatch.setattr(turns_module, "_sequence_of", lambda index, renderer: None)
+    monkeypatch.setattr(sequence_plan, "_sequence_of", lambda index, renderer: None)
 
     (row,) = render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows
 

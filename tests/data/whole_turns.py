@@ -8,13 +8,12 @@ import re
 from dataclasses import dataclass
 
 from engine.config.dataset import TrainOn
-from engine.data.conversation import Conversation
-from engine.data.express import Expressed, express, tool_schema
-from engine.data.oddities import Notice
-from engine.data.problems import RowProblemError, shortened
-from engine.data.template_abilities import abilities_of, apply_template
-from engine.data.tokenizer import ChatTokenizer, control_token_texts
-from engine.data.turns import _chosen_turns, _special_tokens_in_words
+from engine.data.conversation import Conversation, Notice
+from engine.data.records import RowProblemError, shortened
+from engine.data.render.adapt import Expressed, abilities_of, express, tool_schema
+from engine.data.render.sequence_plan import _chosen_turns, _special_tokens_in_words
+from engine.data.render.template import apply_template
+from engine.data.render.tokens import ChatTokenizer, control_token_texts
 
 _LOOK_EVERY_TURNS = 8
 _OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")

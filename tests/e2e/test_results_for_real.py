@@ -12,12 +12,12 @@ from engine.chat.contract import ChatTarget
 from engine.chat.session import ChatSession
 from engine.config.export import ExportConfig
 from engine.data.conversation import Conversation, Message
-from engine.data.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
 from engine.export.contract import ExportRequest, ExportResult
 from engine.export.job import ExportJob
 from engine.export.worker.verify import QUESTIONS
 from engine.hardware.processor import describe_processor
-from engine.inspector.load_tokenizer import load_tokenizer
+from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import ModelSource
 from engine.paths import LoratoryHome, local_owner

@@ -13,9 +13,9 @@ from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.evaluation import EvaluationConfig
 from engine.config.load import config_from_mapping, config_to_yaml
-from engine.data.prepare import prepare_dataset
-from engine.data.template import freeze_template
-from engine.data.tokenize import TokenizedRow
+from engine.data.passes.prepare import prepare_dataset
+from engine.data.render.template import freeze_template
+from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
 from engine.evaluation.contract import DataThen, EvaluationOrder, EvaluationRequest, EvaluationResult
 from engine.evaluation.job import EvaluationJob, read_evaluation

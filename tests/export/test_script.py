@@ -18,9 +18,9 @@ from engine.cli import run_command
 from engine.config.load import config_from_mapping, config_from_yaml
 from engine.config.presets import find_preset
 from engine.config.run import RunSection
-from engine.data.prepare import prepare_dataset
+from engine.data.passes.prepare import prepare_dataset
 from engine.export.script.write import gather_script_facts, write_script
-from engine.inspector.load_tokenizer import load_tokenizer
+from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 from engine.runs.history.events import ParametersData
 from engine.runs.history.log import EventWriter

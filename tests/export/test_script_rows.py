@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from engine.config.load import config_from_mapping
-from engine.data.row_source import SourceForm
+from engine.data.records import SourceForm
 from engine.errors import DatasetError
 from engine.export.script.data_facts import look_at_data
 from engine.runs.history.events import DataReportData

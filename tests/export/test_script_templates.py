@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from engine.data.template import DEFAULT_TEMPLATE
-from engine.inspector.load_tokenizer import load_tokenizer
+from engine.data.render.template import DEFAULT_TEMPLATE
+from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 from tests.data.families import FAMILIES, family, sentencepiece_tokenizer, template_text, tokenizer_of
 from tests.data.test_unusual_templates import MOVING_SYSTEM

@@ -13,7 +13,7 @@ from engine.chat.contract import ChatTarget
 from engine.chat.session import ChatSession
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.source_name import hub_access
+from engine.data.hub import hub_access
 from engine.errors import EngineError
 from engine.executors.local import WorkerOrder, start_worker, training_command
 from engine.export.gguf.converter import Converter, convert
@@ -22,7 +22,7 @@ from engine.hardware.device_job import DeviceJob
 from engine.inspector.session import Inspector
 from engine.models.demo import _download_wheel
 from engine.models.gguf import convert_gguf
-from engine.models.progress import nobody_listens
+from engine.models.prepared import nobody_listens
 from engine.processes.environment import Access
 from engine.processes.json_lines import JsonLinesProcess
 from engine.runs.run import Run, RunFolder

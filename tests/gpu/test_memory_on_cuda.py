@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config.model import ModelConfig
-from engine.inspector.inventory import module_inventory
+from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import Estimator
 from engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import CELLS, sections_of, the_gpu, write_long_answers

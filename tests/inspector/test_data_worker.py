@@ -5,14 +5,14 @@ import sys
 
 PROGRAM = """
 import sys
-from engine.inspector.data_worker import torch_hidden
+from engine.inspector.worker.data import DatasetHandlers, torch_hidden
 
 with torch_hidden():
-    from engine.inspector.dataset_handlers import DatasetHandlers
-from engine.data.access import DataAccess
+    from engine.inspector.worker.load_tokenizer import load_tokenizer
+from engine.data.files.access import DataAccess
 from engine.paths import LoratoryHome
 
-handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess())
+handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(), load_tokenizer)
 dataset = {"source": "sample:lab-chats"}
 params = {"dataset": dataset, "model": {"id": sys.argv[1]}, "max_length": 256, "row": 0}
 
@@ -21,7 +21,7 @@ class Request:
 
 (sequence,) = handlers.render(params, Request())["sequences"]
 assert sequence["labels"]
-from engine.data.hub import _import_datasets
+from engine.data.hub.rows import _import_datasets
 
 datasets = _import_datasets()
 rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])

@@ -8,8 +8,7 @@ import pytest
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
-from engine.data.page import FoundRow, SearchProgress
-from engine.data.report import CheckProgress, DatasetReport
+from engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress
 from engine.errors import DatasetError, ModelError
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome

@@ -5,7 +5,7 @@ import pytest
 from engine.config.load import config_from_mapping, with_overrides
 from engine.errors import ConfigError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
 from engine.memory.config_changes import largest_that_fits

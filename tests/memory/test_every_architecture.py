@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from engine.config.load import config_from_mapping
 from engine.errors import ModelError
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
 from engine.memory.estimate import estimate_memory

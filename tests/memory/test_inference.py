@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from engine.chat.worker import weights
 from engine.config.load import config_from_mapping
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory import inference
 from engine.memory.inference import cache_bytes, inference_workload
 from engine.memory.run_workload import workload_of_run

@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.presets import Preset, list_presets
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
 

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.adapter import AdapterConfig
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.targets import find_targets
 from engine.memory.trainable import count_trainable
 from engine.models.catalog import find_in_catalog

@@ -4,7 +4,7 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.device.device_need import need_on_device
 from engine.memory.estimate import Estimator
 from engine.memory.layers.losses import chunk_sizes, positions_of_larger_chunks

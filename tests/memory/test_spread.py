@@ -4,7 +4,7 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
 from engine.memory.device.layer_split import shape_of_part
 from engine.memory.device.several_devices import share_among

@@ -100,7 +100,7 @@ def add_adapter(model, adapter):
 
 def shape_of(case):
     """The inventory that the estimate sees."""
-    from engine.inspector.inventory import inventory_of
+    from engine.inspector.worker.inventory import inventory_of
 
     return inventory_of(build_config(case).to_dict())
 

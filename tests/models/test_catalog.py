@@ -6,7 +6,7 @@ import pytest
 
 from engine.models.architectures import is_causal_lm, is_known_model_type
 from engine.models.catalog import find_in_catalog, list_catalog, search_catalog
-from engine.models.hub_id import is_hub_id
+from engine.models.source import is_hub_id
 
 
 def test_the_demo_model_comes_first_and_ids_are_unique():

@@ -10,10 +10,8 @@ from engine.config.model import ModelConfig
 from engine.errors import HubUnreachableError, ModelError, StorageError
 from engine.models.catalog import list_catalog
 from engine.models.folder import ModelPart
-from engine.models.hub import cached_snapshot, fetch_from_hub
-from engine.models.hub_id import is_hub_id, is_revision
-from engine.models.hub_search import search_hub
-from engine.models.source import resolve_model
+from engine.models.hub import cached_snapshot, fetch_from_hub, search_hub
+from engine.models.source import is_hub_id, is_revision, resolve_model
 from tests.models.fake_hub import COMMIT, NEXT_COMMIT, FakeHub
 from tests.models.model_files import LLAMA_CONFIG, model_files, safetensors_bytes
 

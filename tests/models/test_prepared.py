@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ModelError, StorageError
-from engine.models.prepared import MANIFEST_NAME, Recipe, is_prepared, prepare_once
-from engine.models.progress import ModelProgress
+from engine.models.prepared import MANIFEST_NAME, ModelProgress, Recipe, is_prepared, prepare_once
 from tests.models.interrupted_maker import RECIPE
 
 REPOSITORY = Path(__file__).parents[2]

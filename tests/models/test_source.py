@@ -129,7 +129,7 @@ def test_a_home_without_room_is_told_before_the_download(home, monkeypatch):
 
 def test_light_modules_load_neither_torch_nor_the_hub_client():
     code = (
-        "import sys; import engine.models.source, engine.models.catalog, engine.models.details, "
+        "import sys; import engine.models.source, engine.models.catalog, engine.models.shape, "
         "engine.models.inventory_cache, engine.models.architectures; engine.models.catalog.list_catalog(); "
         "engine.models.architectures.is_causal_lm('llama');"
         "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub', 'numpy'}) or 0)"

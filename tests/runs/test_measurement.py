@@ -10,7 +10,7 @@ from engine.config.load import config_from_mapping
 from engine.errors import DeviceError, RunError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
-from engine.inspector.inventory import module_inventory
+from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import estimate_memory
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import CancelledRequestError

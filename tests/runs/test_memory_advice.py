@@ -10,7 +10,7 @@ import torch
 
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
-from engine.inspector.inventory import module_inventory
+from engine.inspector.worker.inventory import module_inventory
 from engine.runs import prediction
 from engine.runs.prediction import advice_on_memory
 from engine.runs.store import RunStore

@@ -5,7 +5,7 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.device_problems import device_problems

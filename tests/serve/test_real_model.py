@@ -18,7 +18,7 @@ from engine.chat.session import ChatSession
 from engine.config.model import ModelConfig
 from engine.config.sampling import SamplingConfig
 from engine.data.conversation import Conversation, Message
-from engine.data.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
 from engine.hardware.processor import describe_processor
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
@@ -85,7 +85,7 @@ def test_it_reads_what_the_chat_reads_and_training_taught(client, session, adapt
     )
     served = answer.model_extra["prompt_token_ids"]
 
-    from engine.inspector.load_tokenizer import load_tokenizer
+    from engine.inspector.worker.load_tokenizer import load_tokenizer
 
     tokenizer, _ = load_tokenizer(ModelSource(str(adapter), "my-adapter"))
     row = Conversation((*TURNS, Message("assistant", "A number.")))

@@ -10,8 +10,8 @@ from engine.config.load import config_from_mapping
 from engine.errors import ModelError
 from engine.export.script.model_facts import look_at_model
 from engine.hardware.device import Device
-from engine.inspector.architecture import read_attention
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.architecture import read_attention
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.run_workload import workload_of_step
 from engine.models.batching import AttentionFacts, choose_batching, expected_attention
 from engine.models.inventory_cache import remember_inventory

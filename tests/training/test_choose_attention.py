@@ -6,7 +6,7 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.hardware.libraries import library_version
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.run_workload import has_flash_attention, workload_of_step
 from engine.models.catalog import find_in_catalog
 from engine.training import build

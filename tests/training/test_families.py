@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from engine.config.adapter import AdapterConfig
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource
 from engine.training import assembly
 from engine.training.build import add_adapter, load_model

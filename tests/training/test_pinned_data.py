@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.data.check import check_dataset
+from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import ConfigError, DeviceError
 from engine.hardware.device import Device
-from engine.inspector.inventory import inventory_of
+from engine.inspector.worker.inventory import inventory_of
 from engine.memory.device.layer_split import divide
 from engine.memory.estimate import Estimator
 from engine.memory.run_workload import workload_of_run

@@ -4,7 +4,7 @@ import time
 from types import SimpleNamespace
 
 from engine.config.model import ModelConfig
-from engine.data.problems import RowProblem
+from engine.data.contract import RowProblem
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
 from ui.backend.dataset_checks import CheckQuestion

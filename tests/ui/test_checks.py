@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 
 from engine.config.model import ModelConfig
-from engine.data.report import CheckProgress
+from engine.data.contract import CheckProgress
 from tests.fake_inspector import a_report
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
 from ui.backend.dataset_checks import DatasetChecks

@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from engine.errors import ModelError
-from engine.models.progress import ModelProgress
+from engine.models.prepared import ModelProgress
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on, wait_for
 from ui.backend.tokenizers import Tokenizers, key_of
 from ui.build import build_app

@@ -3,7 +3,7 @@
 import gradio as gr
 import pytest
 
-from engine.data.problems import RowProblem
+from engine.data.contract import RowProblem
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, some_report, wait_for
 from ui.views.row_lists import PAGE_ROWS, ListPage, listing_choices, render_counts, render_problem_list
 

@@ -5,7 +5,7 @@ import time
 
 import gradio as gr
 
-from engine.data.report import CheckProgress
+from engine.data.contract import CheckProgress
 from engine.errors import WorkerError
 from tests.fake_inspector import FakeInspector
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for

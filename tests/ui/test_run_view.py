@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.data.problems import RowProblem
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport, RowProblem
 from engine.runs.control import request_resume
 from engine.runs.history.events import FailedData, MemoryData
 from engine.runs.peaks import MemoryFigures

@@ -10,8 +10,8 @@ from typing import Any, Self
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.config.training import TrainingConfig
-from engine.data.report import CheckProgress, DatasetReport
-from engine.data.source_name import reads_from_hub
+from engine.data.contract import CheckProgress, DatasetReport
+from engine.data.hub import reads_from_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.json_lines import CancelledRequestError

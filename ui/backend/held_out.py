@@ -5,7 +5,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from engine.config.run import RunConfig
-from engine.data.page import MAX_SHOWN_CHARACTERS, PageRow
+from engine.data.contract import PageRow
+from engine.data.passes.page import MAX_SHOWN_CHARACTERS
 from engine.inspector.session import Inspector
 
 _REMEMBERED = 8

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.config.model import ModelConfig
 from engine.models.folder import ModelPart
-from engine.models.progress import ModelProgress, OnModelProgress
+from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import CancelledRequestError

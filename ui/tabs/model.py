@@ -8,8 +8,8 @@ import gradio as gr
 from engine.config.model import ModelConfig
 from engine.errors import EngineError
 from engine.models.catalog import search_catalog
-from engine.models.details import ModelDetails
-from engine.models.hub_search import search_hub
+from engine.models.hub import search_hub
+from engine.models.shape import ModelDetails
 from ui.backend.fit_table import FitTable
 from ui.errors import explained, trouble
 from ui.fields import changed_by_hand

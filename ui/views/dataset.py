@@ -2,8 +2,7 @@
 
 from html import escape
 
-from engine.data.page import DatasetPage
-from engine.data.report import CheckProgress, DatasetReport
+from engine.data.contract import CheckProgress, DatasetPage, DatasetReport
 from ui.views.length_histogram import render_length_histogram
 from ui.views.notices import render_notices
 from ui.views.quantities import count, plural, size

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from engine.models.catalog import CatalogEntry
-from engine.models.hub_search import HubModel
+from engine.models.hub import HubModel
 from ui.backend.fit_table import FitTable
 from ui.pick import pickable
 from ui.views.quantities import count

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple, get_args
 
-from engine.data.page import PageRow
-from engine.data.problems import RowProblem
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport, PageRow, RowProblem
 from ui.pick import pickable
 from ui.views.quantities import plural
 

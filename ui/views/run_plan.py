@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 from ui.views.quantities import count, duration, plural
 
 

@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 
 from engine.config.load import config_to_yaml
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.history.log import read_lines
 from ui.backend.run_reader import ObservedRun

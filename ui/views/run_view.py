@@ -5,7 +5,7 @@ import time
 from html import escape
 
 from engine.config.run import RunConfig
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetReport
 from engine.runs.history.run_history import seconds_left
 from engine.runs.peaks import PeakKind, compare_peaks
 from engine.runs.run import RunState, State

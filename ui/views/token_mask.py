@@ -2,7 +2,7 @@
 
 from html import escape
 
-from engine.data.page import PageRow, SequenceView, TokenSpan
+from engine.data.contract import PageRow, SequenceView, TokenSpan
 from ui.views.quantities import plural
 
 # A page shows about this much of a row; nobody reads more, and a browser should not have to lay it out.

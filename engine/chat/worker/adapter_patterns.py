@@ -8,7 +8,7 @@ from peft import PeftConfig
 from torch import nn
 
 from engine.errors import ModelError
-from engine.models.module_patterns import PLAIN_NAME, PatternError, PatternMatcher
+from engine.models.shape import PLAIN_NAME, PatternError, PatternMatcher
 
 _ALL_LINEAR = "all-linear"
 _FIX = "Name the modules in a list in its adapter_config.json."

@@ -16,7 +16,7 @@ from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
 from engine.hardware.device import Device
-from engine.models.progress import ModelProgress
+from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, Steps, serve

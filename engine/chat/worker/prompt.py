@@ -8,14 +8,13 @@ from transformers import GenerationConfig
 
 from engine.chat.contract import PromptView
 from engine.data.conversation import Conversation, Message
-from engine.data.problems import RowProblemError
-from engine.data.template import stop_token_ids
-from engine.data.template_abilities import rendering_confined
-from engine.data.tokenize import prompt_ids
-from engine.data.tokenizer import ChatTokenizer
-from engine.data.turns import prompt_text
+from engine.data.records import RowProblemError
+from engine.data.render.sequence_plan import prompt_text
+from engine.data.render.template import rendering_confined, stop_token_ids
+from engine.data.render.tokenize import prompt_ids
+from engine.data.render.tokens import ChatTokenizer
 from engine.errors import ModelError
-from engine.inspector.load_tokenizer import load_tokenizer
+from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 
 _INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that do not make a character, or do not yet

@@ -20,10 +20,10 @@ from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.sampling import SamplingConfig
-from engine.data.prepare import PreparedDataset, prepare_dataset
-from engine.data.source_name import reads_from_hub
-from engine.data.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.data.tokenizer import ChatTokenizer
+from engine.data.hub import reads_from_hub
+from engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from engine.data.render.tokens import ChatTokenizer
 from engine.errors import DatasetError, ModelError
 from engine.evaluation.contract import (
     AnsweredRow,

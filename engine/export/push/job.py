@@ -27,8 +27,7 @@ from engine.export.job import ExportJob
 from engine.export.model_card import write_card
 from engine.files import write_atomically
 from engine.models.folder import ModelPart
-from engine.models.hub_id import is_hub_id, is_revision
-from engine.models.source import resolve_model
+from engine.models.source import is_hub_id, is_revision, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.processes.environment import Access
 from engine.processes.json_lines import CancelledRequestError, JsonLinesProcess

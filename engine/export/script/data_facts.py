@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from engine.config.run import RunConfig
-from engine.data.access import ANY_FILE
 from engine.data.conversation import Conversation
-from engine.data.examine import DatasetPart, DatasetReader, Examined
-from engine.data.files import data_files, open_file
-from engine.data.row_source import SourceKind
-from engine.data.source import SAMPLE_PREFIX, SourceOptions
-from engine.data.turn_lists import conversation_column, turn_list
+from engine.data.files import open_file
+from engine.data.files.access import ANY_FILE
+from engine.data.formats.turns import conversation_column, turn_list
+from engine.data.passes.reader import DatasetPart, DatasetReader, Examined
+from engine.data.records import SourceKind
+from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
 from engine.export.script.rows import LONGEST_CELL_BYTES, DataFacts, FileKind, rows_code
 from engine.export.script.text import imports_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.run import RunConfig
-from engine.data.template import DEFAULT_TEMPLATE
+from engine.data.render.template import DEFAULT_TEMPLATE
 from engine.errors import EngineError
 from engine.export.script.tokenizer import TokenizerFacts
 from engine.export.script.training import ModelFacts

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.data.template import DEFAULT_TEMPLATE, FROZEN_DATE
+from engine.data.render.template import DEFAULT_TEMPLATE, FROZEN_DATE
 from engine.export.script.text import literal
 
 

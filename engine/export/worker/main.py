@@ -19,7 +19,7 @@ from engine.export.model_card import write_card
 from engine.export.worker.comparison import ask_adapter, ask_merged, comparison_place, hear_run, tell_comparing
 from engine.export.worker.verify import QUESTIONS, Measured
 from engine.export.worker.write import ExportUnderWay, needed_bytes, write_adapter, write_merged
-from engine.models.progress import ModelProgress
+from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve

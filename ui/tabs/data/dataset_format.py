@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 
 from engine.config.dataset import DatasetConfig
-from engine.data.detect import FORMATS
-from engine.data.page import DatasetColumns, DatasetPage
+from engine.data.contract import DatasetColumns, DatasetPage
+from engine.data.formats.detect import FORMATS
 from ui.components import Dropdown
 from ui.page import Page
 from ui.tabs.data.dataset_mix import MixPart

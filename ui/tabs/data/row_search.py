@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine.data.page import MAX_SEARCH_CHARACTERS, FoundRow, SearchProgress
+from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, SearchProgress
 from ui.backend.dataset_checks import question_of
 from ui.errors import explained, trouble
 from ui.page import Page

@@ -4,8 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine.data.page import DatasetPage
-from engine.data.report import DatasetReport
+from engine.data.contract import DatasetPage, DatasetReport
 from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.components import Dropdown, Radio
 from ui.errors import explained, trouble

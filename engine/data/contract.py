@@ -1,0 +1,229 @@
+"""The values of previews and checks: pages of rows, and the report that `loratory inspect` prints as JSON."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.config.dataset import TrainOn
+from engine.data.conversation import Conversation
+from engine.data.formats.detect import Format
+from engine.data.records import ProblemKind
+from engine.errors import DatasetError
+
+
+class RowProblem(BaseModel):
+    """What is wrong with one row. `row` counts from 0 over everything that is not blank, `line` from 1 as editors do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    row: int
+    line: int | None  # None where the source has no lines (Parquet, the Hub)
+    problem: str
+    kind: ProblemKind
+    dropped: bool = True  # False: the row stays, and this is worth knowing
+    sample: str = ""  # how the row begins
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Histogram(_Part):
+    """How many sequences have which length: `counts[i]` of them from `edges[i]` up to, not with, `edges[i + 1]` tokens."""
+
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+class TokenLengths(_Part):
+    """Lengths of sequences in tokens, before they are cut at max_length."""
+
+    min: int
+    p50: int
+    p95: int
+    max: int
+    over_max_length: int  # sequences that are cut
+    histogram: Histogram
+
+
+class SourceReport(_Part):
+    """One of the sources of a mixture; a dataset of one source has one."""
+
+    source: str
+    kind: str
+    format: Format
+    rows: int
+    kept: int
+    weight: float
+
+
+class DatasetReport(_Part):
+    """One pass over every row. `kept + dropped == rows`; `trained_tokens + masked_tokens == total_tokens`."""
+
+    source: str
+    kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
+    format: Format
+    format_reason: str
+    format_sure: bool
+    columns: tuple[str, ...]  # of the dataset
+    column_map: dict[str, str]  # which of them is read as what
+    fingerprint: str  # sha256 over what the kept rows say, in order
+
+    parts: tuple[SourceReport, ...] = ()
+
+    rows: int
+    kept: int
+    dropped: int
+    problems: tuple[RowProblem, ...]  # of dropped rows, the first MAX_LISTED of them
+    problem_counts: dict[str, int]  # of all dropped rows, by kind
+    notices: tuple[RowProblem, ...] = ()  # about rows that stay, the first MAX_LISTED of them
+    notice_counts: dict[str, int] = {}
+    notes: tuple[str, ...] = ()  # about all rows: what the template cannot say, what was assumed
+
+    duplicates: int  # rows that repeat an earlier one exactly
+    duplicate_rows: tuple[int, ...] = ()  # the first MAX_LISTED of them
+    train_rows: int
+    held_out_rows: int
+
+    model: str | None = None  # whose tokenizer counted; None: no tokens were counted, and the fields below are None
+    max_length: int | None = None
+    train_on: TrainOn = "assistant"
+    sequences: int | None = None  # more than rows kept, where a template needs several sequences for one row
+    token_lengths: TokenLengths | None = None
+    total_tokens: int | None = None
+    trained_tokens: int | None = None
+    masked_tokens: int | None = None
+    lost_trained_tokens: int | None = None  # cut away at max_length
+    longest_rows: tuple[int, ...] = ()
+    shortest_rows: tuple[int, ...] = ()
+
+    size_bytes: int | None = None
+    seconds: float = 0.0
+
+
+class CheckProgress(_Part):
+    """How far a pass has come."""
+
+    rows: int
+    bytes_read: int
+    size_bytes: int | None  # None where the size is not known
+    tokens: int = 0
+
+    @property
+    def fraction(self) -> float | None:
+        """From 0 to 1, where the size is known."""
+        return min(1.0, self.bytes_read / self.size_bytes) if self.size_bytes else None
+
+
+class HeldOutRows(BaseModel):
+    """Rows that were kept back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: tuple[int, ...]  # of the dataset, from 0; spread evenly over all that were held out
+    total: int
+
+
+MAX_SEARCH_CHARACTERS = 1000
+
+
+class PageRequest(_Part):
+    """Which rows to show."""
+
+    first_row: int = Field(0, ge=0)
+    count: int = Field(10, ge=1, le=200)
+    search: str = Field("", max_length=MAX_SEARCH_CHARACTERS)  # only rows that hold this text, in any case
+    rows: tuple[int, ...] | None = Field(None, max_length=200)  # exactly these instead, in this order
+    brief: bool = False  # how long sequences are, without their text: enough for a list
+
+
+class TokenSpan(_Part):
+    """Neighbouring tokens of one kind, joined to one piece of text."""
+
+    text: str
+    tokens: int
+    trained: bool
+    special: bool  # a control token, which stands alone
+    ids: tuple[int, ...] = ()  # of each token
+    lengths: tuple[int, ...] = ()  # of each token's text in characters; 0 where the token before has its character
+
+
+class SequenceView(_Part):
+    """One training sequence of a row, up to the cut at max_length.
+
+    Spans end after MAX_SHOWN_TOKENS; the counts are those of the whole sequence.
+    """
+
+    spans: tuple[TokenSpan, ...]
+    tokens: int
+    trained_tokens: int
+    uncut_tokens: int  # length before the cut
+
+
+class PageRow(_Part):
+    """A row, or why it is left out."""
+
+    row: int
+    line: int | None
+    conversation: Conversation | None = None
+    text: str | None = None  # of plain text
+    raw: str = ""  # how the row begins in its file
+    problem: str | None = None  # why the row is left out
+    notices: tuple[str, ...] = ()
+    learned_turns: tuple[int, ...] = ()  # of the conversation, from 0: which of them `train_on` means
+    sequences: tuple[SequenceView, ...] = ()  # empty without a model
+
+
+class DatasetPage(_Part):
+    """Rows of a dataset, in order."""
+
+    rows: tuple[PageRow, ...]
+    first_row: int
+    next_row: int | None = None  # where the next page begins; None after the last row
+    total_rows: int | None  # None until the whole dataset has been seen
+    format: Format
+    format_reason: str
+    format_sure: bool
+    columns: tuple[str, ...]
+    column_map: dict[str, str]
+    notes: tuple[str, ...] = ()
+    kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
+    download_bytes: int | None = None  # what reading all rows fetches from the Hub first, where that is known
+
+
+class DatasetColumns(_Part):
+    """The columns of a dataset, in the order in which they are seen; known also where no format fits them."""
+
+    columns: tuple[str, ...]
+    format: Format  # the chosen one, or the one to begin with
+
+
+class SearchProgress(_Part):
+    """How far a search has come."""
+
+    rows: int  # looked at so far
+    total_rows: int | None  # None until that is known
+
+    @property
+    def fraction(self) -> float | None:
+        """From 0 to 1, where the number of rows is known."""
+        return min(1.0, self.rows / self.total_rows) if self.total_rows else None
+
+
+class FoundRow(_Part):
+    """Where a search ended."""
+
+    row: int | None  # None where no row holds the text
+    from_top: bool = False  # found only after beginning at the first row again
+
+
+def searchable(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        DatasetError: If it is too long to be searched for.
+    """
+    if len(text) > MAX_SEARCH_CHARACTERS:
+        raise DatasetError(
+            f"The text to find has {len(text):,} characters; {MAX_SEARCH_CHARACTERS:,} are the most.",
+            "Search for a shorter part of it.",
+        )
+    return text

@@ -1,0 +1,240 @@
+"""Opening files: which may be read, what gzip holds, and whether a file is still the same."""
+
+import gzip
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import time
+import unicodedata
+import weakref
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from engine.errors import DatasetError
+
+_ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class DataAccess:
+    """Where datasets may lie.
+
+    Args:
+        roots: Folders that a path must end up in, symlinks followed; None lets any regular file be read, as suits the
+            terminal, where a person reads with their own rights.
+    """
+
+    roots: tuple[Path, ...] | None = None
+
+    def resolve(self, source: str) -> Path:
+        """Find the file or folder that `source` names.
+
+        Raises:
+            DatasetError: If it is an address, lies outside the allowed folders, or is not there.
+        """
+        if _ADDRESS.match(source):
+            raise DatasetError(
+                f"{shown_name(source)} is an address, and Loratory fetches none.",
+                "Download the file and choose it, or give the id of a dataset on the Hub.",
+            )
+        if "\0" in source:
+            raise DatasetError("The dataset's name holds a NUL byte.", "Type it again.")
+        if self.roots is not None:
+            # Before anything else, so that a refusal does not tell whether such a file exists.
+            self._refuse_outside(Path(source).expanduser())
+        try:
+            path = Path(source).expanduser().resolve(strict=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DatasetError(
+                f"The file or folder {shown_name(source)} was not found.",
+                "Check the path. A dataset on the Hub is named owner/name, a sample sample:NAME.",
+            ) from error
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or "it cannot be resolved"
+            raise DatasetError(
+                f"The dataset {shown_name(source)} cannot be opened ({reason.lower()}).",
+                "Choose a file, a folder, the id of a dataset on the Hub, or sample:NAME.",
+            ) from error
+        if self.roots is not None:
+            self._refuse_outside(path)
+        return path
+
+    def _refuse_outside(self, path: Path) -> None:
+        try:
+            resolved = path.resolve()
+        except (OSError, RuntimeError):  # a name too long, or links in a circle: nothing inside either
+            resolved = None
+        if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in self.roots or ()):
+            raise DatasetError(
+                "That dataset lies outside the folders that this page may read.",
+                "Upload the file instead, or name its folder in LORATORY_DATA and start Loratory again.",
+            )
+
+
+ANY_FILE = DataAccess()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, never waiting on a pipe and never reading a device.
+
+    Raises:
+        DatasetError: If it is no regular file, or cannot be read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DatasetError(f"{shown_name(path.name)} is no regular file.", "Choose a file with rows in it.")
+        return os.fdopen(descriptor, "rb")
+    except OSError as error:
+        raise DatasetError(
+            f"The dataset {shown_name(path.name)} cannot be read ({(error.strerror or 'I/O error').lower()}).",
+            "Check its permissions.",
+        ) from error
+
+
+def shown_name(name: str, limit: int = 80) -> str:
+    """A file's name, safe to show: one line, no invisible or direction-changing characters, not endless."""
+    clean = "".join(
+        letter if letter.isprintable() and unicodedata.bidirectional(letter) not in _BIDI_CONTROLS else "�"
+        for letter in name[: limit * 4]
+    )
+    return clean if len(clean) <= limit else f"{clean[: limit // 2]}…{clean[-limit // 3 :]}"
+
+
+_BIDI_CONTROLS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+
+_FINGERPRINT_BLOCK_BYTES = 1 << 16
+
+
+def fingerprint_of(path: Path) -> str:
+    """Sha256 over a file's size, time of change, and its first, middle and last 64 KiB."""
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns}".encode())
+        middle, end = (size - _FINGERPRINT_BLOCK_BYTES) // 2, size - _FINGERPRINT_BLOCK_BYTES
+        for offset in sorted({0, max(0, middle), max(0, end)}):
+            file.seek(offset)
+            digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+# Text shrinks three- to tenfold, very repetitive text a hundredfold; a bomb does a thousandfold.
+MAX_RATIO = 200
+
+RATIO_COUNTS_FROM_BYTES = 64 << 20
+
+_PIECE_BYTES = 1 << 20
+
+
+def unpacked_pieces(file: BinaryIO, name: str, piece_bytes: int = _PIECE_BYTES) -> Iterator[bytes]:
+    """Unpack a file from its beginning.
+
+    Args:
+        file: At its beginning.
+        name: Of the file, for errors.
+        piece_bytes: The most that is unpacked at a time.
+
+    Raises:
+        DatasetError: If it is damaged, or a decompression bomb.
+    """
+    produced = 0
+    unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
+    while True:
+        try:
+            piece = unpacked.read(piece_bytes)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DatasetError(
+                f"{shown_name(name)} is damaged: its compressed data breaks off or is wrong after {produced:,} bytes.",
+                "Download or compress it again.",
+            ) from error
+        if not piece:
+            return
+        produced += len(piece)
+        if produced > RATIO_COUNTS_FROM_BYTES and produced > MAX_RATIO * max(file.tell(), 1):
+            raise DatasetError(
+                f"{shown_name(name)} grows more than {MAX_RATIO}-fold when it is unpacked.",
+                "Unpack it yourself if you trust it, and choose the unpacked file.",
+            )
+        yield piece
+
+
+_FOLDER = "unpacked"
+
+_KEPT_SECONDS = 7 * 24 * 3600.0
+
+
+def gzipped_magic(path: Path, size: int = 4) -> bytes:
+    """The first bytes of what a gzip file holds; empty for any other file, and for one that is damaged."""
+    with open_regular(path) as file:
+        if file.read(2) != GZIP_MAGIC:
+            return b""
+        file.seek(0)
+        try:
+            return next(unpacked_pieces(file, path.name, size), b"")
+        except DatasetError:
+            return b""
+
+
+class UnpackedFile:
+    """What a gzip file holds, as a file of its own.
+
+    What nobody has read for a week is removed when another is unpacked; without a cache folder, it goes with this object.
+
+    Args:
+        path: The gzip file.
+        cache_folder: Where it is kept for the next reader; None keeps it nowhere.
+
+    Raises:
+        DatasetError: If it is damaged, a decompression bomb, or too large for the disk.
+    """
+
+    def __init__(self, path: Path, cache_folder: Path | None) -> None:
+        if cache_folder is None:
+            self.path = _write(path, Path(tempfile.gettempdir()))
+            weakref.finalize(self, self.path.unlink, missing_ok=True)
+            return
+        folder = cache_folder / _FOLDER
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = folder / fingerprint_of(path)
+        try:
+            os.utime(self.path)
+        except OSError:
+            _remove_old(folder)
+            _write(path, folder).replace(self.path)
+
+
+def _write(path: Path, folder: Path) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="loratory-", suffix=".part", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as target, open_regular(path) as file:
+            for piece in unpacked_pieces(file, path.name):
+                target.write(piece)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = (error.strerror or "I/O error").lower()
+            raise DatasetError(
+                f"{shown_name(path.name)} cannot be unpacked ({reason}).",
+                "Make room on the disk, or unpack it yourself.",
+            ) from error
+        raise
+    return Path(name)
+
+
+def _remove_old(folder: Path) -> None:
+    oldest = time.time() - _KEPT_SECONDS
+    for file in folder.iterdir():
+        try:
+            if file.stat().st_mtime < oldest:
+                file.unlink()
+        except OSError:  # another process was quicker, or reads it
+            continue

@@ -1,0 +1,197 @@
+"""Rows of a CSV or TSV file: delimiter found by looking, quoted cells over several lines, lost quotes survived."""
+
+import csv
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from engine.data.files.access import shown_name
+from engine.data.files.text_stream import Line, TextStream, read_lines
+from engine.data.records import DELIMITERS, MAX_ROW_BYTES, Position, ProblemKind, Record, bad_record, too_long
+from engine.errors import DatasetError
+
+_NEVER_CLOSED = "a quotation mark opens here and is never closed"
+
+_NOT_CLOSED = "unexpected end of data"  # how Python's reader says it
+
+_VEILED_RETURN = "\udc0d"  # half a character, which text in UTF-8 never holds
+
+_MAX_LINES_OF_A_ROW = 5000  # a quoted cell that goes on for longer has lost its closing quote
+
+
+class DelimitedReader:
+    """A CSV file with its delimiter and header known.
+
+    Args:
+        stream: The file.
+
+    Raises:
+        DatasetError: If the header is empty, or names a column twice.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        csv.field_size_limit(MAX_ROW_BYTES)
+        self.columns: tuple[str, ...] = ()
+        self.delimiter = _sniff_delimiter(stream.head().decode("utf-8", "replace"))
+        self.columns = self._read_header()
+
+    def read(self, start: Position) -> Iterator[Record]:
+        """Rows from `start` on; `Position(0, 1, 0)` begins after the header."""
+        lines = _Lines(read_lines(self._stream, start.offset, start.line, blank=True))
+        if start.offset == 0:
+            self._next_row(lines, -1)
+        row = start.row
+        while (record := self._next_row(lines, row)) is not None:
+            yield record
+            row += 1
+
+    def _read_header(self) -> tuple[str, ...]:
+        record = self._next_cells(_Lines(read_lines(self._stream, blank=True)))
+        cells = record.cells if record is not None else []
+        named = any(cell.strip() for cell in cells)
+        columns = tuple(cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1))
+        name = shown_name(self._stream.path.name)
+        if any("\r" in column.replace("\r\n", "") for column in columns):
+            raise DatasetError(
+                f"The first line of {name} goes on behind a carriage return, which ends lines in some files.",
+                "Save it with one kind of line ends.",
+            )
+        if not named:
+            raise DatasetError(f"The first line of {name} names no columns.", "Put the columns' names there.")
+        twice = [column for column, count in Counter(columns).items() if count > 1]
+        if twice:
+            raise DatasetError(
+                f"The column {shown_name(twice[0])!r} stands twice in the header of {name}.",
+                "Rename one of the two, so that it is clear which is meant.",
+            )
+        return columns
+
+    def _next_row(self, lines: "_Lines", row: int) -> Record | None:
+        found = self._next_cells(lines)
+        if found is None:
+            return None
+        position = Position(row, found.first.number, found.first.offset)
+        if found.kind is not None:
+            return bad_record(position, found.raw, found.kind, found.problem)
+        cells = found.cells
+        if len(cells) > len(self.columns):
+            problem = f"it has {len(cells)} cells, and the header names {len(self.columns)} columns"
+            return bad_record(position, found.raw, "csv", problem)
+        # Cells that are missing at the end are missing columns, and reported as such if they are needed.
+        value = dict(zip(self.columns, cells, strict=False))
+        return Record(row, found.first.number, value, found.raw, found.first.offset)
+
+    def _next_cells(self, lines: "_Lines") -> "_Cells | None":
+        """The cells of the next row, over as many lines as its quotes stay open."""
+        first = lines.next()
+        if first is None:
+            return None
+        if first.size_bytes > len(first.data):
+            return _Cells(first, first.data, kind="too_long", problem=too_long(first.size_bytes))
+        taken = [first]
+        try:
+            # Over several lines a closing quote must stand where one may; else another row's quote closed this one's.
+            cells = next(csv.reader(_texts_of(taken, lines), delimiter=self.delimiter, strict=True))
+        except UnicodeDecodeError as error:
+            lines.push_back(taken[1:])
+            before = sum(len(line.data) + 1 for line in taken[:-1])
+            problem = f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {before + error.start + 1}"
+            return _Cells(first, first.data, kind="not_utf8", problem=problem)
+        except csv.Error as error:
+            lines.push_back(taken[1:])
+            if len(taken) == 1 and _NOT_CLOSED not in str(error):
+                return self._cells_of_an_odd_line(first)
+            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
+        if len(taken) > 1 and self.columns and len(cells) != len(self.columns):
+            lines.push_back(taken[1:])  # the other lines get their chance
+            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
+        return _Cells(first, b"\n".join(line.data for line in taken), _shown(cells))
+
+    def _cells_of_an_odd_line(self, line: Line) -> "_Cells":
+        """The cells of a line with a quotation mark where none may stand, which is taken for an ordinary letter."""
+        try:
+            return _Cells(line, line.data, _shown(next(csv.reader([_text_of(line)], delimiter=self.delimiter))))
+        except csv.Error as error:
+            return _Cells(line, line.data, kind="csv", problem=f"not readable as CSV: {error}")
+
+
+def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
+    """The lines of a row for the reader, which asks for no more than it needs; those it gets are added to `taken`."""
+    yield _text_of(taken[0])
+    size = taken[0].size_bytes
+    while len(taken) < _MAX_LINES_OF_A_ROW and (line := lines.next_with_blanks()) is not None:
+        taken.append(line)
+        size += line.size_bytes + 1
+        if size > MAX_ROW_BYTES:
+            return
+        yield _text_of(line)
+
+
+def _text_of(line: Line) -> str:
+    """A line with its end; any other carriage return is veiled, for the reader would end the row there."""
+    text = line.data.decode("utf-8")
+    if "\r" in text:
+        bare = text.rstrip("\r")
+        text = bare.replace("\r", _VEILED_RETURN) + text[len(bare) :]
+    return text + "\n"
+
+
+def _shown(cells: list[str]) -> list[str]:
+    return [cell.replace(_VEILED_RETURN, "\r") if _VEILED_RETURN in cell else cell for cell in cells]
+
+
+class _Cells:
+    """What was read of one row."""
+
+    def __init__(
+        self,
+        first: Line,
+        raw: bytes,
+        cells: list[str] | None = None,
+        *,
+        kind: ProblemKind | None = None,
+        problem: str = "",
+    ) -> None:
+        self.first = first
+        self.raw = raw
+        self.cells = cells or []
+        self.kind = kind
+        self.problem = problem
+
+
+class _Lines:
+    """Lines, with the possibility to put some back."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+        self._waiting: deque[Line] = deque()
+
+    def next(self) -> Line | None:
+        """The next line that is not blank."""
+        while (line := self.next_with_blanks()) is not None:
+            if line.data and not line.data.isspace():
+                return line
+        return None
+
+    def next_with_blanks(self) -> Line | None:
+        """The next line inside a quoted cell, where blank ones count."""
+        return self._waiting.popleft() if self._waiting else next(self._lines, None)
+
+    def push_back(self, lines: list[Line]) -> None:
+        self._waiting.extendleft(reversed(lines))
+
+
+def _sniff_delimiter(head: str) -> str:
+    """The character that cuts the first lines into the same number of cells, at least two; a comma if none does."""
+    lines = [line.rstrip("\r").replace("\r", _VEILED_RETURN) for line in head.split("\n") if line.strip()][:20]
+    best, best_score = ",", (0, 0)
+    for delimiter in DELIMITERS:
+        try:
+            rows = [row for row in csv.reader([f"{line}\n" for line in lines], delimiter=delimiter) if row]
+        except csv.Error:
+            continue
+        width = len(rows[0]) if rows else 0
+        score = (width if width > 1 else 0, sum(len(row) == width for row in rows))
+        if score > best_score:
+            best, best_score = delimiter, score
+    return best

@@ -1,0 +1,295 @@
+"""Rows of JSON files: one a line, in an array, or as objects over several lines; streamed."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Container, Iterator
+from json import JSONDecoder
+from typing import Any
+
+from engine.data.files.text_stream import TextStream, read_lines
+from engine.data.formats.turns import conversation_column
+from engine.data.records import (
+    MAX_ROW_BYTES,
+    Position,
+    Record,
+    RowProblemError,
+    bad_record,
+    describe_kind,
+    shortened,
+    too_long,
+)
+from engine.errors import DatasetError
+
+
+def json_record(position: Position, raw: bytes) -> Record:
+    """Read one JSON value as a row, a list of turns as one with a column of that; never raises."""
+    try:
+        value = parse_json(raw)
+    except RowProblemError as problem:
+        return bad_record(position, raw, problem.kind, problem.problem)
+    column = conversation_column(value)
+    if column is not None:
+        value = {column: value}
+    if not isinstance(value, dict):
+        return bad_record(
+            position, raw, "not_an_object", f"the row is {describe_kind(value)}, not an object with columns"
+        )
+    return Record(position.row, position.line, value, raw, position.offset)
+
+
+def parse_json(raw: bytes) -> Any:
+    """Read JSON as strictly as data deserves: a key given twice is a mistake, not a choice.
+
+    Raises:
+        RowProblemError: With the reason, in words.
+    """
+    if len(raw) > MAX_ROW_BYTES:
+        raise RowProblemError("too_long", too_long(len(raw)))
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowProblemError(
+            "not_utf8", f"not UTF-8: byte 0x{raw[error.start]:02X} at position {error.start + 1}"
+        ) from error
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise RowProblemError("not_json", f"not valid JSON: {_why(error)}") from error
+    except RecursionError as error:
+        raise RowProblemError("too_deep", "it is nested too deeply") from error
+    except ValueError as error:  # Python refuses to read integers of more than 4,300 digits
+        raise RowProblemError("bad_number", "it holds a number with thousands of digits") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise RowProblemError("duplicate_key", f"the key {shortened(twice, 30)!r} is given twice")
+    return value
+
+
+_DECODER = JSONDecoder(object_pairs_hook=_without_duplicates)
+
+_REASONS = (
+    ("Unterminated string", "it ends inside a string"),
+    ("Expecting value", "a value is missing or misspelt"),
+    ("Expecting property name", "a key in double quotes is missing"),
+    ("Expecting ':'", "a colon is missing"),
+    ("Expecting ','", "a comma or a closing bracket is missing"),
+    ("Invalid control character", "a control character stands inside a string"),
+    ("Invalid \\", "a backslash stands before the wrong character"),
+    ("Extra data", "there is more after its end"),
+    ("Illegal trailing comma", "a comma stands before the closing bracket"),
+)
+
+
+def _why(error: json.JSONDecodeError) -> str:
+    reason = next((words for start, words in _REASONS if error.msg.startswith(start)), error.msg.lower())
+    if error.pos >= len(error.doc.rstrip()) and not reason.startswith("it ends"):
+        return "it ends too early"
+    return f"{reason} (character {error.pos + 1:,})"
+
+
+class JsonLinesReader:
+    """A JSONL file.
+
+    Args:
+        stream: The file.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+
+    def read(self, start: Position) -> Iterator[Record]:
+        """Rows from `start` on."""
+        return (record for record in self.read_some(start, None) if record is not None)
+
+    def read_some(self, start: Position, wanted: Container[int] | None) -> Iterator[Record | None]:
+        """Rows from `start` on, with None in place of those that are not wanted, which are not read."""
+        row = start.row
+        for line in read_lines(self._stream, start.offset, start.line):
+            if wanted is not None and row not in wanted:
+                yield None
+            elif line.size_bytes > len(line.data):
+                position = Position(row, line.number, line.offset)
+                yield bad_record(position, line.data, "too_long", too_long(line.size_bytes))
+            else:
+                yield json_record(Position(row, line.number, line.offset), line.data)
+            row += 1
+
+    def skim(self, start: Position) -> Iterator[Position]:
+        """Where rows begin, from `start` on, without reading what they say."""
+        row = start.row
+        for line in read_lines(self._stream, start.offset, start.line):
+            yield Position(row, line.number, line.offset)
+            row += 1
+
+
+# A whole string at once, so that brackets inside of it do not count. JSON strings hold no line feeds, so one that is
+# never closed ends with its line, and the rows after it are found again. A string may also go on in the next chunk.
+_TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
+
+_STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')
+
+_TRAILING_BACKSLASHES = re.compile(rb"\\*\Z")
+
+_QUOTE, _COMMA, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'",{[}]'
+
+_PARTNER = {_CLOSE_OBJECT: _OPEN_OBJECT, _CLOSE_ARRAY: _OPEN_ARRAY}
+
+_SPACE = b" \t\r\n"
+
+_MAX_DEPTH = 1_000_000
+
+
+class JsonValuesReader:
+    """Cuts a stream of JSON into its rows, holding one row at a time.
+
+    Args:
+        stream: The file.
+        array: Whether the rows stand in one array; else they follow each other.
+    """
+
+    def __init__(self, stream: TextStream, array: bool) -> None:
+        self._stream = stream
+        self._array = array
+        self.notes: list[str] = []  # what is odd about the file as a whole, once it has been read to its end
+
+    def read(self, start: Position) -> Iterator[Record]:
+        """Rows from `start` on; `Position(0, 1, 0)` begins with the file."""
+        scanner = _Scanner(start, self._array)
+        chunks = self._stream.chunks(start.offset)
+        for chunk in chunks:
+            yield from scanner.feed(chunk)
+            if scanner.after_end is not None:
+                break
+        yield from scanner.end()
+        if not self._array:
+            return
+        if scanner.after_end is None:
+            self.notes = ["The file ends without the bracket that closes its array; it may be cut off."]
+        elif scanner.after_end.strip(_SPACE) or any(chunk.strip(_SPACE) for chunk in chunks):
+            self.notes = ["There is more after the end of the array, which is not read."]
+
+
+class _Scanner:
+    """Which brackets are open, and the bytes of the row under way."""
+
+    def __init__(self, start: Position, array: bool) -> None:
+        self._row, self._line, self._offset = start  # of the beginning of `_held`
+        self._base = 1 if array else 0  # open brackets between rows
+        self._open = bytearray(b"[" if array and start.offset > 0 else b"")
+        self._open_counts = {bracket: self._open.count(bracket) for bracket in (_OPEN_OBJECT, _OPEN_ARRAY)}
+        self._held = b""  # the row under way, from its first byte on
+        self._dropped = self._dropped_lines = 0  # bytes and line ends that were let go because it is too long
+        self._in_string = False
+        self._escaped = False  # the chunk ended with a backslash inside a string
+        self.after_end: bytes | None = None  # what follows the array in the chunk that closed it
+
+    def feed(self, chunk: bytes) -> Iterator[Record]:
+        """Rows that end in this chunk."""
+        item = 0  # in `chunk`: where the row under way, or its continuation, begins
+        for token in _TOKEN.finditer(chunk, self._skip_string(chunk) if self._in_string else 0):
+            start, end = token.span()
+            mark = chunk[start]
+            if mark == _QUOTE:
+                if end == len(chunk):
+                    self._in_string = not _is_closed(token.group())
+                    self._escaped = self._in_string and _ends_escaped(token.group())
+            elif mark == _COMMA:
+                if len(self._open) == self._base:
+                    yield from self._finish(chunk[item:start], b",")
+                    item = end
+            elif mark in (_OPEN_OBJECT, _OPEN_ARRAY):
+                if self._base and not self._open:
+                    self._take(chunk[item:end])
+                    self._forget()
+                    item = end
+                if len(self._open) >= _MAX_DEPTH:
+                    raise DatasetError(
+                        f"Line {self._line:,} opens more than {_MAX_DEPTH:,} brackets inside one another.",
+                        "This is no dataset; choose another file.",
+                    )
+                self._open.append(mark)
+                self._open_counts[mark] += 1
+            elif self._close(mark):
+                if self._base and not self._open:
+                    yield from self._finish(chunk[item:start], b"")
+                    self.after_end = chunk[end:]
+                    return
+                if not self._base and not self._open:
+                    yield from self._finish(chunk[item:end], b"")
+                    item = end
+        self._take(chunk[item:])
+
+    def end(self) -> Iterator[Record]:
+        """What is left when the file ends."""
+        if self.after_end is None:
+            yield from self._finish(b"", b"")
+
+    def _close(self, mark: int) -> bool:
+        """Close the bracket that `mark` belongs to, and those inside of it that were forgotten."""
+        wanted = _PARTNER[mark]
+        inside_row = self._open_counts[wanted] - (self._base if wanted == _OPEN_ARRAY else 0)
+        if len(self._open) > self._base and not inside_row:
+            return False  # a stray bracket; its row will not be valid
+        partner = self._open.rfind(wanted)  # found near the end, or never looked for
+        if partner < 0:
+            return False
+        for bracket in self._open[partner:]:
+            self._open_counts[bracket] -= 1
+        del self._open[partner:]
+        return True
+
+    def _skip_string(self, chunk: bytes) -> int:
+        start = 1 if self._escaped else 0
+        match = _STRING_REST.match(chunk, start)
+        if match is None:
+            self._escaped = _ends_escaped(chunk[start:])
+            return len(chunk)
+        self._in_string = self._escaped = False
+        return match.end()
+
+    def _take(self, piece: bytes) -> None:
+        if not self._held and not self._dropped:
+            # Leading space belongs to no row; moving past it keeps line and offset those of the row itself.
+            bare = piece.lstrip(_SPACE)
+            space = piece[: len(piece) - len(bare)]
+            self._line += space.count(b"\n")
+            self._offset += len(space)
+            piece = bare
+        room = MAX_ROW_BYTES - len(self._held)
+        self._held += piece[:room]
+        if len(piece) > room:
+            self._dropped += len(piece) - room
+            self._dropped_lines += piece.count(b"\n", room)
+
+    def _finish(self, piece: bytes, separator: bytes) -> Iterator[Record]:
+        self._take(piece)
+        raw = self._held.rstrip(_SPACE)
+        if raw or self._dropped:
+            position = Position(self._row, self._line, self._offset)
+            if self._dropped:
+                reason = f"{too_long(len(raw) + self._dropped)}, or a bracket or quotation mark is missing in it"
+                yield bad_record(position, raw, "too_long", reason)
+            else:
+                yield json_record(position, raw)
+            self._row += 1
+        self._held += separator
+        self._forget()
+
+    def _forget(self) -> None:
+        self._line += self._held.count(b"\n") + self._dropped_lines
+        self._offset += len(self._held) + self._dropped
+        self._held, self._dropped, self._dropped_lines = b"", 0, 0
+
+
+def _is_closed(string: bytes) -> bool:
+    return len(string) > 1 and string.endswith(b'"') and not _ends_escaped(string[:-1])
+
+
+def _ends_escaped(text: bytes) -> bool:
+    match = _TRAILING_BACKSLASHES.search(text)
+    return match is not None and len(match.group()) % 2 == 1

@@ -1,0 +1,53 @@
+"""Rows of a plain text file: its paragraphs where blank lines part them, else its lines."""
+
+from collections.abc import Iterator
+
+from engine.data.files.text_stream import Line, TextStream, read_lines
+from engine.data.records import MAX_ROW_BYTES, Position, Record, bad_record, too_long
+
+TEXT_COLUMN = "text"
+
+
+class PlainTextReader:
+    """A text file.
+
+    Args:
+        stream: The file.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        lines = stream.head().rstrip().split(b"\n")
+        self.by_paragraph = any(not line.strip() for line in lines)
+
+    def read(self, start: Position) -> Iterator[Record]:
+        """Rows from `start` on."""
+        row = start.row
+        lines: list[Line] = []
+        size_bytes = 0
+        for line in read_lines(self._stream, start.offset, start.line, blank=self.by_paragraph):
+            if line.data and not line.data.isspace():
+                if size_bytes <= MAX_ROW_BYTES:  # of what is too long, the beginning is enough
+                    lines.append(line)
+                size_bytes += line.size_bytes + 1
+                if self.by_paragraph:
+                    continue
+            if lines:
+                yield _record(row, lines, size_bytes)
+                lines, size_bytes = [], 0
+                row += 1
+        if lines:
+            yield _record(row, lines, size_bytes)
+
+
+def _record(row: int, lines: list[Line], size_bytes: int) -> Record:
+    position = Position(row, lines[0].number, lines[0].offset)
+    raw = b"\n".join(line.data for line in lines)
+    if size_bytes - 1 > MAX_ROW_BYTES:
+        return bad_record(position, raw, "too_long", too_long(size_bytes))
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8: byte 0x{raw[error.start]:02X} at position {error.start + 1}"
+        return bad_record(position, raw, "not_utf8", problem)
+    return Record(row, position.line, {TEXT_COLUMN: text.replace("\r\n", "\n").rstrip("\r")}, raw, position.offset)

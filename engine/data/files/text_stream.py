@@ -1,0 +1,229 @@
+"""A text file as a stream of UTF-8 bytes and lines, without gzip, byte order mark, UTF-16 or old line ends."""
+
+import codecs
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from engine.data.files.access import GZIP_MAGIC, open_regular, shown_name, unpacked_pieces
+from engine.data.records import MAX_ROW_BYTES
+from engine.errors import DatasetError
+
+CHUNK_BYTES = 1 << 20
+
+SNIFF_BYTES = 1 << 16
+
+_NOT_TEXT: tuple[tuple[bytes, str], ...] = (
+    (b"PK\x03\x04", "a zip archive (or an Excel workbook)"),
+    (b"\x80\x02", "a pickle, which is never opened because it can run code"),
+    (b"\x80\x03", "a pickle, which is never opened because it can run code"),
+    (b"\x80\x04", "a pickle, which is never opened because it can run code"),
+    (b"\x80\x05", "a pickle, which is never opened because it can run code"),
+    (b"BZh", "compressed with bzip2"),
+    (b"\xfd7zXZ\x00", "compressed with xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"SQLite format 3\x00", "an SQLite database"),
+    (b"ARROW1", "an Arrow file"),
+    (b"GGUF", "a GGUF model"),
+)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    name: str  # of Python's codec
+    mark_bytes: int  # length of the byte order mark
+
+
+class _Approached(NamedTuple):
+    """The stream unpacked up to an offset."""
+
+    offset: int
+    pieces: Iterator[bytes]  # what follows
+
+
+class TextStream:
+    """A file opened as UTF-8. Offsets count bytes of the UTF-8 stream, after everything is unwrapped.
+
+    Args:
+        path: A regular file.
+
+    Raises:
+        DatasetError: If it cannot be read, or is no text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes_read = 0  # of the file on disk, for progress
+        with open_regular(path) as file:
+            self.size_bytes = file.seek(0, 2)
+            file.seek(0)
+            self._compressed = file.read(2) == GZIP_MAGIC
+        self._encoding = _Encoding("utf-8", 0)
+        self._old_line_ends = False
+        self._approached: _Approached | None = None
+        start = self._sniff_start()
+        self._refuse_other_files(start)
+        self._encoding = _encoding_of(start)
+        self._old_line_ends = b"\r" in self.head() and b"\n" not in self.head()
+
+    @property
+    def seeks(self) -> bool:
+        """Whether an offset of the stream is one of the file."""
+        return not self._compressed and self._encoding.name == "utf-8"
+
+    @property
+    def encoding(self) -> str:
+        """Of the file, by its byte order mark: a name of Python's codecs."""
+        return self._encoding.name
+
+    @property
+    def is_gzipped(self) -> bool:
+        """Whether the file is packed."""
+        return self._compressed
+
+    def head(self, size: int = SNIFF_BYTES) -> bytes:
+        """The first bytes of the stream."""
+        head = b""
+        for chunk in self.chunks():
+            head += chunk
+            if len(head) >= size:
+                break
+        return head[:size]
+
+    def chunks(self, offset: int = 0) -> Iterator[bytes]:
+        """The stream from `offset` on, in pieces of about a megabyte.
+
+        Raises:
+            DatasetError: If the file turns out to be damaged, or to be a decompression bomb.
+        """
+        for piece in self._pieces(offset):
+            if piece:
+                yield piece.replace(b"\r", b"\n") if self._old_line_ends else piece
+
+    def approach(self, offset: int) -> Iterator[None]:
+        """Unpack up to `offset` step by step; the next `chunks(offset)` continues from there."""
+        self._approached = None
+        if self.seeks or not offset:
+            return
+        pieces = self._pieces(offset)
+        for piece in pieces:
+            if piece:
+                self._approached = _Approached(offset, itertools.chain((piece,), pieces))
+                return
+            yield
+
+    def _pieces(self, offset: int) -> Iterator[bytes]:
+        """The stream from `offset` on; what is unpacked before it comes as empty pieces."""
+        approached, self._approached = self._approached, None
+        if approached is not None and approached.offset == offset:
+            yield from approached.pieces
+            return
+        skip = 0 if self.seeks else offset
+        for piece in self._unwrapped(offset if self.seeks else 0):
+            yield piece[skip:]
+            skip = max(0, skip - len(piece))
+
+    def _unwrapped(self, offset: int) -> Iterator[bytes]:
+        with open_regular(self.path) as file:
+            if self._encoding.name == "utf-8":
+                yield from self._raw(file, offset + self._encoding.mark_bytes)
+                return
+            decoder = codecs.getincrementaldecoder(self._encoding.name)(errors="surrogatepass")
+            for piece in self._raw(file, self._encoding.mark_bytes):
+                yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
+            try:
+                yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
+            except UnicodeDecodeError:
+                return  # the last character is cut in half; its row is cut off as well, and says so
+
+    def _raw(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
+        if not self._compressed:
+            file.seek(offset)
+            while piece := file.read(CHUNK_BYTES):
+                self.bytes_read = file.tell()
+                yield piece
+            return
+        yield from self._decompressed(file, offset)
+
+    def _decompressed(self, file: BinaryIO, skip: int) -> Iterator[bytes]:
+        for piece in unpacked_pieces(file, self.path.name, CHUNK_BYTES):
+            self.bytes_read = file.tell()
+            yield piece[skip:]
+            skip = max(0, skip - len(piece))
+
+    def _sniff_start(self) -> bytes:
+        with open_regular(self.path) as file:
+            return next(self._raw(file, 0), b"")[:SNIFF_BYTES]
+
+    def _refuse_other_files(self, start: bytes) -> None:
+        for magic, what in _NOT_TEXT:
+            if start.startswith(magic):
+                raise DatasetError(
+                    f"{shown_name(self.path.name)} is {what}.",
+                    "Export the rows as JSON, JSONL, CSV or Parquet, and choose that file.",
+                )
+
+
+def _encoding_of(start: bytes) -> _Encoding:
+    if start.startswith(codecs.BOM_UTF8):
+        return _Encoding("utf-8", 3)
+    if start.startswith(codecs.BOM_UTF16_LE):
+        return _Encoding("utf-16-le", 2)
+    if start.startswith(codecs.BOM_UTF16_BE):
+        return _Encoding("utf-16-be", 2)
+    # Without a mark: data files hold much ASCII, of which UTF-16 makes every other byte zero.
+    first, second = start[::2].count(0), start[1::2].count(0)
+    many, few = len(start) // 8, 1 + len(start) // 100
+    if len(start) >= 4 and second > many and first <= few:
+        return _Encoding("utf-16-le", 0)
+    if len(start) >= 4 and first > many and second <= few:
+        return _Encoding("utf-16-be", 0)
+    return _Encoding("utf-8", 0)
+
+
+class Line:
+    """One line of a file: its bytes up to the bound, and how long it really is."""
+
+    __slots__ = ("data", "number", "offset", "size_bytes")
+
+    def __init__(self, data: bytes, number: int, offset: int, size_bytes: int) -> None:
+        self.data = data
+        self.number = number  # from 1
+        self.offset = offset
+        self.size_bytes = size_bytes
+
+
+def read_lines(stream: TextStream, offset: int = 0, number: int = 1, *, blank: bool = False) -> Iterator[Line]:
+    """Lines, split at line feeds alone, so that U+2028 inside a string does no harm; blank ones only where asked for.
+
+    A line beyond MAX_ROW_BYTES is not held in memory; only its beginning comes back, with its true size.
+    """
+    kept = b""  # beginning of a line that goes on in the next chunk
+    beyond = 0  # bytes of that line that were dropped
+    for chunk in stream.chunks(offset):
+        first, *others = chunk.split(b"\n")
+        room = MAX_ROW_BYTES - len(kept)
+        kept += first[:room]
+        beyond += max(0, len(first) - room)
+        if not others:
+            continue
+        size = len(kept) + beyond
+        if blank or (kept and not kept.isspace()):
+            yield Line(kept, number, offset, size)
+        number += 1
+        offset += size + 1
+        kept = others.pop()
+        beyond = 0
+        for data in others:
+            if blank or (data and not data.isspace()):
+                yield Line(data, number, offset, len(data))
+            number += 1
+            offset += len(data) + 1
+    if kept and not kept.isspace():
+        yield Line(kept, number, offset, len(kept) + beyond)

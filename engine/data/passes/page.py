@@ -1,0 +1,228 @@
+"""The rows of a page, at a place, by a search or by number, as conversations and as trained tokens."""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, islice
+from typing import Any
+
+from engine.config.dataset import DatasetConfig
+from engine.data.contract import (
+    DatasetColumns,
+    DatasetPage,
+    FoundRow,
+    PageRequest,
+    PageRow,
+    SearchProgress,
+    SequenceView,
+    TokenSpan,
+)
+from engine.data.conversation import Conversation, Example, PlainText
+from engine.data.formats.detect import likeliest_format
+from engine.data.passes.reader import DatasetReader, Examined, Pace, head_of, printable_names
+from engine.data.records import Record
+from engine.data.render.sequence_plan import learned_turns
+from engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
+from engine.data.source import SourceOptions, open_source
+from engine.errors import DatasetError
+
+_RAW_CHARACTERS = 2000
+
+
+def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, None, DatasetPage]:
+    """Read a page, giving the turn away all the while."""
+    pace = Pace()
+    next_row: int | None = None
+    records: list[tuple[int, Record]] = []
+    if request.rows is not None:
+        records = yield from _pick(reader, request.rows, pace)
+    else:
+        for found in _on_page(reader, request):
+            if found is not None and len(records) == request.count:
+                next_row = found[1].row
+                break
+            if found is not None:
+                records.append(found)
+            if pace.turn_is_over():
+                yield
+    chosen: list[Examined] = []
+    for examined in reader.examined(records):
+        chosen.append(examined)
+        if pace.turn_is_over():
+            yield
+    detection = reader.detection
+    return DatasetPage(
+        rows=tuple(_page_row(examined, reader, brief=request.brief) for examined in chosen),
+        first_row=request.first_row,
+        next_row=next_row,
+        total_rows=reader.total_rows,
+        kind=reader.parts[0].source.kind,
+        format=detection.format,
+        format_reason=detection.reason,
+        format_sure=detection.sure,
+        columns=reader.columns,
+        column_map=dict(detection.columns),
+        notes=tuple(reader.notes()),
+        download_bytes=_download_bytes(reader),
+    )
+
+
+def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[tuple[int, Record] | None]:
+    """Rows from the first one on that the request means; None for each that is passed over."""
+    yield from reader.approach(request.first_row)
+    needle = request.search.casefold()
+    for part, record in reader.records(request.first_row):
+        yield (part, record) if not needle or needle in _searchable(record) else None
+
+
+def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[tuple[int, Record]]]:
+    """Rows with these numbers, in their order, from one pass over the data."""
+    found: dict[int, tuple[int, Record]] = {}
+    for one in reader.pick(sorted({row for row in rows if row >= 0})):
+        if one is not None:
+            found[one[1].row] = one
+        if pace.turn_is_over():
+            yield
+    missing = next((row for row in rows if row not in found), None)
+    if missing is not None:
+        raise _no_such_row(reader, missing)
+    return [found[row] for row in rows]
+
+
+def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[SearchProgress | None, None, FoundRow]:
+    """Find the next row that holds a text, in any case: after a row, else from the first one up to that row.
+
+    Yields dozens of times a second, some of them with how far it has come; closing it stops the search.
+    """
+    needle = text.casefold()
+    looked = 0
+    pace = Pace()
+    for first, end in ((after_row + 1, None), (0, after_row + 1)):
+        for _ in reader.approach(first):
+            if pace.turn_is_over():
+                yield None
+        for _, record in reader.records(first):
+            if end is not None and record.row >= end:
+                break
+            if needle in _searchable(record):
+                return FoundRow(row=record.row, from_top=end is not None)
+            looked += 1
+            if pace.turn_is_over():
+                progress = SearchProgress(rows=looked, total_rows=reader.total_rows)
+                yield progress if pace.report_is_due() else None
+    return FoundRow(row=None)
+
+
+def find_row(reader: DatasetReader, row: int) -> Examined:
+    """Read one row.
+
+    Raises:
+        DatasetError: If the dataset has no such row.
+    """
+    found = next(reader.rows(row), None) if row >= 0 else None
+    if found is None:
+        raise _no_such_row(reader, row)
+    return found
+
+
+def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
+    total = reader.total_rows
+    rows = f"it has {total:,}, numbered from 0" if total is not None else "rows are numbered from 0"
+    return DatasetError(f"There is no row {row:,} in this dataset; {rows}.", "Choose a smaller number.")
+
+
+def _searchable(record: Record) -> str:
+    if isinstance(record.raw, bytes) and record.raw:
+        text = record.raw.decode("utf-8", "replace")
+        # JSON may write any character as an escape; those rows are searched in what they mean.
+        return text.casefold() if "\\u" not in text or record.value is None else str(record.value).casefold()
+    return str(record.value).casefold()
+
+
+def _download_bytes(reader: DatasetReader) -> int | None:
+    """What reading every row fetches first; None where nothing is fetched, or nobody says how much."""
+    sizes = [getattr(part.source, "download_bytes", None) for part in reader.parts]
+    return sum(size for size in sizes if size) or None
+
+
+def _page_row(examined: Examined, reader: DatasetReader, *, brief: bool) -> PageRow:
+    record = examined.record
+    raw = record.sample(_RAW_CHARACTERS)
+    if examined.example is None:
+        return PageRow(row=record.row, line=record.line, raw=raw, problem=examined.problem)
+    shown = page_row(record.row, record.line, examined.example, raw)
+    sequences = examined.rendering.rows if examined.rendering is not None else ()
+    example = examined.example
+    return shown.model_copy(
+        update={
+            "learned_turns": learned_turns(example, reader.train_on) if isinstance(example, Conversation) else (),
+            "sequences": tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
+            "notices": tuple(notice for _, notice in examined.notices),
+        }
+    )
+
+
+# What a page shows of one row; more than anybody reads, and a bound on what is sent.
+MAX_SHOWN_CHARACTERS = 50_000
+
+MAX_SHOWN_TOKENS = 20_000
+
+
+def page_row(row: int, line: int | None, example: Example, raw: str) -> PageRow:
+    """A good row without its tokens."""
+    if isinstance(example, PlainText):
+        return PageRow(row=row, line=line, text=_shown(example.content), raw=raw)
+    assert isinstance(example, Conversation)
+    if any(len(message.content) > MAX_SHOWN_CHARACTERS for message in example.messages):
+        messages = tuple(replace(message, content=_shown(message.content)) for message in example.messages)
+        example = replace(example, messages=messages)
+    return PageRow(row=row, line=line, conversation=example, raw=raw)
+
+
+def _shown(text: str) -> str:
+    more = len(text) - MAX_SHOWN_CHARACTERS
+    return text if more <= 0 else f"{text[:MAX_SHOWN_CHARACTERS]}… and {more:,} more characters"
+
+
+def sequence_view(rendered: RenderedRow, *, brief: bool = False) -> SequenceView:
+    """Join the tokens of a sequence into spans.
+
+    Args:
+        rendered: The sequence.
+        brief: Count only, without spans.
+    """
+    tokens = zip(rendered.pieces, rendered.labels, rendered.special, rendered.input_ids, strict=True)
+    shown = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
+    spans: list[TokenSpan] = []
+    # A control token stands alone, so its own place is part of what tells it from its neighbours.
+    for (trained, place), group in groupby(
+        shown, lambda one: (one[1][1] != IGNORED_LABEL, one[0] if one[1][2] else None)
+    ):
+        members = [token for _, token in group]
+        spans.append(
+            TokenSpan(
+                text="".join(piece for piece, _, _, _ in members),
+                tokens=len(members),
+                trained=trained,
+                special=place is not None,
+                ids=tuple(token for _, _, _, token in members),
+                lengths=tuple(len(piece) for piece, _, _, _ in members),
+            )
+        )
+    return SequenceView(
+        spans=tuple(spans),
+        tokens=len(rendered.input_ids),
+        trained_tokens=rendered.trained_tokens,
+        uncut_tokens=rendered.uncut_tokens,
+    )
+
+
+def read_columns(config: DatasetConfig, options: SourceOptions) -> DatasetColumns:
+    """Look at the first rows of the first source.
+
+    Raises:
+        DatasetError: If it cannot be opened.
+    """
+    source = open_source(config, options)
+    rows: list[Mapping[str, Any]] = [record.value for record in head_of(source) if record.value is not None]
+    names = source.columns or tuple(dict.fromkeys(name for row in rows for name in row))
+    return DatasetColumns(columns=printable_names(names), format=likeliest_format(config, rows))

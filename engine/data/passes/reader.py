@@ -1,0 +1,318 @@
+"""A dataset with its formats decided: every row read, converted, rendered, and accounted for."""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+from engine.config.dataset import DatasetConfig
+from engine.data.conversation import Conversation, Example, Message, Notice, PlainText, oddities_of
+from engine.data.formats.convert import Converter
+from engine.data.formats.detect import Detection, detect_format
+from engine.data.formats.unread import unread_columns, unread_note
+from engine.data.records import (
+    ProblemKind,
+    Record,
+    RowProblemError,
+    RowSource,
+    approach_row,
+    numbered_rows,
+    picked_rows,
+)
+from engine.data.render.tokenize import Rendering, RenderOptions, render_many
+from engine.data.render.tokens import ChatTokenizer
+from engine.data.source import SourceOptions, open_source
+from engine.errors import DatasetError
+
+_TURN_SECONDS = 0.03
+
+_REPORT_SECONDS = 0.2
+
+
+class Pace:
+    """The clock of one pass, cheap enough to be looked at for every row."""
+
+    def __init__(self) -> None:
+        self._turn = self._report = time.monotonic()
+
+    def turn_is_over(self) -> bool:
+        """Return whether to yield now; the next turn begins with the yes."""
+        now = time.monotonic()
+        if now - self._turn < _TURN_SECONDS:
+            return False
+        self._turn = now
+        return True
+
+    def report_is_due(self) -> bool:
+        """Return whether to report progress now, which is less often than turns end."""
+        if self._turn - self._report < _REPORT_SECONDS:
+            return False
+        self._report = self._turn
+        return True
+
+
+DETECTION_ROWS = 100
+
+_DETECTION_BYTES = 4 << 20
+
+_BATCH_ROWS = 64
+
+_BATCH_BYTES = 1 << 16  # takes some tens of milliseconds to render and tokenize
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """How rows become tokens.
+
+    Args:
+        tokenizer: With its frozen template.
+        max_length: Where sequences are cut, in tokens.
+        model: What to call the model in reports.
+        notes: What was settled about the tokenizer, for reports.
+    """
+
+    tokenizer: ChatTokenizer
+    max_length: int | None
+    model: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One row, kept (`example`, and `rendering` where there is a renderer) or left out (`kind` and `problem`)."""
+
+    record: Record
+    part: int  # which of the mixed sources it comes from
+    example: Example | None = None
+    rendering: Rendering | None = None
+    notices: tuple[Notice, ...] = ()  # what is odd about a row that is kept
+    digest: int = 0  # 64 bits of what the row says: equal for exact duplicates
+    kind: ProblemKind | None = None
+    problem: str = ""
+
+
+class DatasetReader:
+    """Reads a dataset, or several that are mixed.
+
+    Args:
+        config: The dataset.
+        options: How to open its sources.
+        renderer: Also renders each row, where given.
+
+    Raises:
+        DatasetError: If a source cannot be read, holds no rows, or no format fits it.
+    """
+
+    def __init__(self, config: DatasetConfig, options: SourceOptions, renderer: Renderer | None = None) -> None:
+        self.parts = [DatasetPart(config, options)]
+        own = {"subset": None, "revision": None, "split": DatasetConfig.model_fields["split"].default, "mix": {}}
+        for source in config.mix:
+            other = config.model_copy(update={"source": source, **own})
+            self.parts.append(DatasetPart(other, options, of_a_mix=True))
+        self.weights = (1.0, *config.mix.values())
+        self.train_on = config.train_on
+        self._renderer = renderer
+
+    def with_renderer(self, renderer: Renderer | None) -> Self:
+        """Return a reader of the same opened sources that renders otherwise."""
+        other = copy(self)
+        other._renderer = renderer
+        return other
+
+    @property
+    def detection(self) -> Detection:
+        return self.parts[0].detection
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Of all parts, in the order in which they are seen."""
+        return tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
+
+    @property
+    def total_rows(self) -> int | None:
+        """Rows, once that is known."""
+        totals = [part.source.total_rows for part in self.parts]
+        known = [total for total in totals if total is not None]
+        return sum(known) if len(known) == len(totals) else None
+
+    @property
+    def size_bytes(self) -> int | None:
+        sizes = [part.source.size_bytes for part in self.parts]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(part.source.bytes_read for part in self.parts)
+
+    def notes(self) -> list[str]:
+        """What is worth knowing about the dataset as a whole."""
+        notes = list(self._renderer.notes) if self._renderer is not None else []
+        for part in self.parts:
+            notes.extend(part.source.notes)
+            if part.unread:
+                where = f" of {part.source.name}" if len(self.parts) > 1 else ""
+                notes.append(unread_note(part.unread, where))
+        if any(part.detection.format == "text" for part in self.parts) and self.train_on != "all":
+            notes.append("Plain text has no assistant's part, so all of it is learned.")
+        return notes
+
+    def fingerprint(self) -> str:
+        """Changes when the content of any source does, as far as a quick look tells."""
+        prints = [part.source.fingerprint() for part in self.parts]
+        return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
+
+    def rows(self, first_row: int = 0) -> Iterator[Examined]:
+        """Rows from `first_row` on, numbered through all parts."""
+        return self.examined(self.records(first_row))
+
+    def examined(self, records: Iterable[tuple[int, Record]]) -> Iterator[Examined]:
+        """Convert and render rows, some of them at a time, each given with the number of its part."""
+        batch: list[tuple[int, Record]] = []
+        size = 0
+        for seen, (part, record) in enumerate(records, start=1):
+            batch.append((part, record))
+            size += record.size_bytes
+            # Batches grow, so that the first row of a page need not wait for sixty-four.
+            if len(batch) >= min(_BATCH_ROWS, seen) or size > _BATCH_BYTES:
+                yield from self.examine(batch)
+                batch, size = [], 0
+        yield from self.examine(batch)
+
+    def approach(self, first_row: int) -> Iterator[None]:
+        """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
+        return approach_row([part.source for part in self.parts], first_row)
+
+    def pick(self, rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
+        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+        return picked_rows([part.source for part in self.parts], rows)
+
+    def records(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
+        """The same as they stand in their files, each with the number of its part."""
+        return numbered_rows([part.source for part in self.parts], first_row)
+
+    def examine(self, records: Sequence[tuple[int, Record]]) -> list[Examined]:
+        """Convert and render some rows, each given with the number of its part."""
+        examined = [self._convert(record, part) for part, record in records]
+        if self._renderer is None:
+            return examined
+        options = RenderOptions(self._renderer.max_length, self.train_on)
+        good = [(row.record.row, row.example) for row in examined if row.example is not None]
+        renderings = iter(render_many(good, self._renderer.tokenizer, options))
+        return [row if row.example is None else _with_rendering(row, next(renderings)) for row in examined]
+
+    def _convert(self, record: Record, part: int) -> Examined:
+        if record.value is None:
+            return Examined(record, part, kind=record.kind, problem=record.problem)
+        try:
+            example = self.parts[part].converter.convert(record.value)
+            return Examined(record, part, example, notices=oddities_of(example), digest=digest_of(example))
+        except RowProblemError as problem:
+            return Examined(record, part, kind=problem.kind, problem=problem.problem)
+
+
+def _with_rendering(row: Examined, rendering: Rendering | RowProblemError) -> Examined:
+    if isinstance(rendering, RowProblemError):
+        return Examined(row.record, row.part, kind=rendering.kind, problem=rendering.problem)
+    return replace(row, rendering=rendering, notices=(*row.notices, *rendering.notices))
+
+
+class DatasetPart:
+    """One source with its format.
+
+    Args:
+        config: Names the source, and the format and the mapping where a person chose them.
+        options: How to open it.
+        of_a_mix: They were chosen for another source; where they do not fit this one, it is looked at by itself.
+
+    Raises:
+        DatasetError: If it cannot be read, holds no rows, or no format fits it.
+    """
+
+    def __init__(self, config: DatasetConfig, options: SourceOptions, *, of_a_mix: bool = False) -> None:
+        self.source: RowSource = open_source(config, options)
+        head = head_of(self.source)
+        if not head:
+            what = "names columns and holds no rows" if self.source.columns else "holds no rows"
+            raise DatasetError(f"{self.source.name} {what}.", "Choose a dataset with rows in it.")
+        rows: list[Mapping[str, Any]] = [record.value for record in head if record.value is not None]
+        if not rows:
+            first = head[0]
+            where = f"line {first.line:,}" if first.line is not None else f"row {first.row:,}"
+            raise DatasetError(
+                f"None of the first {len(head):,} rows of {self.source.name} can be read; {where}: {first.problem}.",
+                f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
+            )
+        self.columns = printable_names(
+            self.source.columns or tuple(dict.fromkeys(name for row in rows for name in row))
+        )
+        self.detection: Detection = (
+            _detect_by_itself(config, rows, self.source.name) if of_a_mix else detect_format(config, rows)
+        )
+        self.converter = Converter(self.detection)
+        self.unread = printable_names(unread_columns(self.detection, config.column_map, rows))
+
+
+def _detect_by_itself(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], name: str) -> Detection:
+    with contextlib.suppress(DatasetError):
+        return detect_format(config, rows)
+    try:
+        return detect_format(config.model_copy(update={"format": "auto", "column_map": {}}), rows)
+    except DatasetError as error:
+        raise DatasetError(
+            f"{name}, which is mixed in, has no format of its own: {error.what}",
+            "Rename its columns to those of a known format, or to those of the first dataset.",
+        ) from error
+
+
+def head_of(source: RowSource) -> list[Record]:
+    """The first rows: enough to tell the format, and never more than a few megabytes of them."""
+    head: list[Record] = []
+    size = 0
+    for record in source.records():
+        head.append(record)
+        size += record.size_bytes
+        if len(head) >= DETECTION_ROWS or size > _DETECTION_BYTES:
+            break
+    return head
+
+
+def printable_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns that can be sent and shown, whatever letters a file puts into them."""
+    return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
+
+
+def digest_of(example: Example) -> int:
+    """64 bits that are equal for rows that say exactly the same.
+
+    Raises:
+        RowProblemError: If its text cannot be written as UTF-8.
+    """
+    try:
+        data = _canonical(example).encode()
+    except UnicodeEncodeError as error:
+        raise RowProblemError("bad_text", "its text holds half of a character (a lone surrogate)") from error
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def _canonical(example: Example) -> str:
+    if isinstance(example, PlainText):
+        return example.content
+    assert isinstance(example, Conversation)
+    if not example.tools and all(map(_is_plain, example.messages)):
+        # The common case, without building a dictionary for every turn.
+        return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
+    told = asdict(example)
+    for message in told["messages"]:
+        if message["is_learned"]:  # what goes without saying is left out
+            del message["is_learned"]
+    return json.dumps(told, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _is_plain(message: Message) -> bool:
+    return not message.tool_calls and message.role != "tool" and not message.reasoning and message.is_learned

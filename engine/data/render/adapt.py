@@ -1,0 +1,362 @@
+"""A conversation in the terms of one chat template: its own where it has them, plain words where it has none.
+
+What a template cannot express is written into the turns, in the Hermes convention that most open models know, so that
+nothing is lost in silence: tools in the system turn, a call as `<tool_call>` in the assistant's turn, its result as
+`<tool_response>` in a user's turn, reasoning as `<think>` before the answer. A system turn that a template does not take
+opens the first user turn; turns of one role in a row become one, where a template wants roles to alternate.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from engine.data.conversation import Conversation, Message, ToolCall
+from engine.data.records import RowProblemError
+from engine.data.render.template import ChatMessages, apply_template
+from engine.data.render.tokens import ChatTokenizer, TokenizerState
+
+
+@dataclass(frozen=True)
+class TemplateAbilities:
+    """What a template takes as it is; what it does not take, `engine.data.render.adapt` puts into words."""
+
+    system: bool
+    later_system: bool  # a system turn in the middle
+    repeated_roles: bool  # two turns of one role in a row
+    tool_list: bool
+    tool_calls: bool  # calls and their results
+    parallel_calls: bool  # several calls in one turn
+    text_arguments: bool  # joins a call's arguments as text, and fails on an object
+    text_parts: bool  # wants content as a list of parts, and leaves out what is plain text
+    reasoning: Literal["field", "inline", "none"]  # a field of its own, as <think> in the content, or cut out
+
+
+_A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
+
+
+@lru_cache(maxsize=16)
+def _probe(state: TokenizerState) -> TemplateAbilities:
+    return _Probe(state.tokenizer).abilities()
+
+
+def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
+    """Find out, once per tokenizer and template, what the template can express."""
+    return _probe(TokenizerState(tokenizer))
+
+
+class _Probe:
+    """Renders short conversations of unmistakable words and looks which of them come out."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text_parts = False
+
+    def abilities(self) -> TemplateAbilities:
+        question = [{"role": "user", "content": _A}]
+        if not self._shows(question, _A):
+            self._text_parts = True
+            self._text_parts = self._shows(question, _A)
+        user, answer = {"role": "user", "content": _A}, {"role": "assistant", "content": _B}
+        system = {"role": "system", "content": _C}
+        object_calls = self._takes_calls(calls=1, as_text=False)
+        text_calls = not object_calls and self._takes_calls(calls=1, as_text=True)
+        return TemplateAbilities(
+            system=self._shows([system, user, answer], _A, _B, _C),
+            later_system=self._shows([user, answer, system, user, answer], _C),
+            repeated_roles=self._shows([user, {"role": "user", "content": _D}, answer], _A, _B, _D),
+            tool_list=self._shows_tools(),
+            tool_calls=object_calls or text_calls,
+            parallel_calls=self._takes_calls(calls=2, as_text=text_calls),
+            text_arguments=text_calls,
+            text_parts=self._text_parts,
+            reasoning=self._reasoning(user),
+        )
+
+    def _shows(self, messages: ChatMessages, *words: str, tools: list[Any] | None = None) -> bool:
+        if self._text_parts:
+            messages = [message | {"content": as_parts(message["content"])} for message in messages]
+        try:
+            text = apply_template(self._tokenizer, messages, tools or [], prompt=False)
+        except RowProblemError:
+            return False
+        return all(word in text for word in words)
+
+    def _shows_tools(self) -> bool:
+        messages = [{"role": "user", "content": _A}]
+        return self._shows(messages, _A, _B, _C, _D, tools=[probe_tool(_B, _C, _D)])
+
+    def _takes_calls(self, *, calls: int, as_text: bool) -> bool:
+        numbers = [f"{number:05d}" for number in range(calls)]
+        arguments = [{_C: f"{_D}{number}"} for number in numbers]
+        asked = [
+            {
+                "id": f"call{number}",
+                "type": "function",
+                "function": {"name": f"{_B}{number}", "arguments": json.dumps(given) if as_text else given},
+            }
+            for number, given in zip(numbers, arguments, strict=True)
+        ]
+        answers = [
+            {"role": "tool", "name": f"{_B}{number}", "tool_call_id": f"call{number}", "content": f"{_E}{number}"}
+            for number in numbers
+        ]
+        messages: ChatMessages = [
+            {"role": "user", "content": _A},
+            {"role": "assistant", "content": "", "tool_calls": asked},
+            *answers,
+            {"role": "assistant", "content": f"{_A}{_B}"},
+        ]
+        words = [f"{word}{number}" for number in numbers for word in (_B, _D, _E)]
+        # The listed tool has a name of its own, so that it cannot pass for the one that is called.
+        return self._shows(messages, *words, _C, f"{_A}{_B}", tools=[probe_tool(_E, "parameter", "description")])
+
+    def _reasoning(self, user: dict[str, Any]) -> Literal["field", "inline", "none"]:
+        if self._shows([user, {"role": "assistant", "content": _B, "reasoning_content": _C}], _B, _C):
+            return "field"
+        inline = {"role": "assistant", "content": f"<think>\n{_C}\n</think>\n\n{_B}"}
+        return "inline" if self._shows([user, inline], _B, _C) else "none"
+
+
+def as_parts(content: str) -> list[dict[str, str]]:
+    """Text as the only part of a message, for templates of models that also take pictures."""
+    return [{"type": "text", "text": content}]
+
+
+def probe_tool(name: str, parameter: str, description: str) -> dict[str, Any]:
+    """A tool's JSON schema with one text parameter."""
+    properties = {parameter: {"type": "string", "description": description}}
+    parameters = {"type": "object", "properties": properties, "required": [parameter]}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+_TOOLS_IN_WORDS = """# Tools
+
+You may call one or more functions to assist with the user query. You are provided with function signatures within \
+<tools></tools> XML tags:
+<tools>
+{tools}
+</tools>"""
+
+_CALLS_IN_WORDS = """
+
+For each function call, return a JSON object with the function's name and arguments within <tool_call></tool_call> \
+XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>"""
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """A conversation as a template takes it. `turns[i]` is the turn that message i became; notes say what was changed."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...]
+    completion_start: int | None
+    notes: tuple[str, ...] = ()
+
+    def for_template(self, abilities: TemplateAbilities, count: int | None = None) -> ChatMessages:
+        """The first `count` messages as the dictionaries that chat templates read."""
+        return [_as_dict(message, abilities) for message in self.messages[:count]]
+
+
+def express(conversation: Conversation, abilities: TemplateAbilities) -> Expressed:
+    """Put a conversation into the terms of a template."""
+    steps = Expressed(conversation.messages, conversation.tools, conversation.completion_start)
+    has_calls = any(message.tool_calls or message.role == "tool" for message in steps.messages)
+    if steps.tools and not abilities.tool_list:
+        steps = _tool_list_in_words(steps, how_to_call=not abilities.tool_calls)
+    if has_calls:
+        steps = _with_identified_calls(steps) if abilities.tool_calls else _calls_in_words(steps)
+        if abilities.tool_calls and not abilities.parallel_calls:
+            steps = _calls_one_by_one(steps)
+    if any(message.role == "system" for message in steps.messages):
+        steps = _with_accepted_system(steps, abilities)
+    if not abilities.repeated_roles:
+        steps = _with_merged_roles(steps)
+    return steps
+
+
+def tool_schema(tool: Any) -> Any:
+    """A tool in the wrapping that templates expect: `{"type": "function", "function": {…}}`."""
+    if isinstance(tool, dict) and "function" not in tool and "name" in tool:
+        return {"type": "function", "function": tool}
+    return tool
+
+
+def call_in_words(call: ToolCall) -> str:
+    """A call in the Hermes convention."""
+    arguments = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
+
+
+def _tool_list_in_words(steps: Expressed, *, how_to_call: bool) -> Expressed:
+    listed = "\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
+    words = _TOOLS_IN_WORDS.format(tools=listed) + (_CALLS_IN_WORDS if how_to_call else "")
+    note = "The model's template lists no tools; they are written into the system turn (Hermes convention)."
+    first = steps.messages[0] if steps.messages else None
+    if first is not None and first.role == "system":
+        messages = (replace(first, content=f"{first.content}\n\n{words}"), *steps.messages[1:])
+        return Expressed(messages, (), steps.completion_start, (*steps.notes, note))
+    completion = steps.completion_start + 1 if steps.completion_start is not None else None
+    return Expressed((Message("system", words), *steps.messages), (), completion, (*steps.notes, note))
+
+
+def _calls_in_words(steps: Expressed) -> Expressed:
+    messages: list[Message] = []
+    responses: list[str] = []  # of tools, in a row
+    completion_start = None
+    for index, message in enumerate(steps.messages):
+        if index == steps.completion_start:
+            completion_start = len(messages)
+        if message.tool_calls:
+            words = "\n".join(call_in_words(call) for call in message.tool_calls)
+            content = f"{message.content}\n{words}" if message.content else words
+            messages.append(replace(message, content=content, tool_calls=()))
+        elif message.role == "tool":
+            responses.append(f"<tool_response>\n{message.content}\n</tool_response>")
+            if index + 1 == len(steps.messages) or steps.messages[index + 1].role != "tool":
+                messages.append(Message("user", "\n".join(responses)))
+                responses = []
+        else:
+            messages.append(message)
+    note = "The model's template has no tool calls; they are written in words (Hermes convention)."
+    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+
+
+def _with_identified_calls(steps: Expressed) -> Expressed:
+    """Give every call an id and every result the id and name of its call, for templates that print or demand them."""
+    messages: list[Message] = []
+    waiting: list[ToolCall] = []
+    count = 0
+    for message in steps.messages:
+        if message.tool_calls:
+            calls = []
+            for call in message.tool_calls:
+                calls.append(call if call.id else replace(call, id=f"call{count:05d}"))
+                count += 1
+            waiting = [*waiting, *calls] if messages and messages[-1].role == "assistant" else list(calls)
+            messages.append(replace(message, tool_calls=tuple(calls)))
+        elif message.role == "tool":
+            asked = next((call for call in waiting if call.id == message.tool_call_id), waiting[0] if waiting else None)
+            if asked is not None:
+                waiting.remove(asked)
+                message = replace(message, tool_call_id=asked.id, name=message.name or asked.name)
+            messages.append(message)
+        else:
+            waiting = []
+            messages.append(message)
+    return replace(steps, messages=tuple(messages))
+
+
+def _calls_one_by_one(steps: Expressed) -> Expressed:
+    """Split a turn of several calls into call, result, call, result, for templates that take one call at a time."""
+    messages: list[Message] = []
+    starts: list[int] = []
+    index = 0
+    while index < len(steps.messages):
+        message = steps.messages[index]
+        starts.append(len(messages))
+        index += 1
+        if len(message.tool_calls) < 2:
+            messages.append(message)
+            continue
+        results: list[Message] = []
+        while index < len(steps.messages) and steps.messages[index].role == "tool":
+            starts.append(len(messages))
+            results.append(steps.messages[index])
+            index += 1
+        for position, call in enumerate(message.tool_calls):
+            said = message if position == 0 else Message("assistant", is_learned=message.is_learned)
+            messages.append(replace(said, tool_calls=(call,)))
+            messages.extend(result for result in results if result.tool_call_id == call.id)
+    if len(messages) == len(steps.messages):
+        return steps
+    completion = starts[steps.completion_start] if steps.completion_start is not None else None
+    note = "The model's template takes one tool call at a time; turns with several are split."
+    return Expressed(tuple(messages), steps.tools, completion, (*steps.notes, note))
+
+
+def _with_accepted_system(steps: Expressed, abilities: TemplateAbilities) -> Expressed:
+    """Move system turns that the template does not take into the user turn that follows."""
+    messages: list[Message] = []
+    completion_start = None
+    held: list[str] = []
+    for index, message in enumerate(steps.messages):
+        if index == steps.completion_start:
+            completion_start = len(messages)
+        accepted = abilities.system if index == 0 else abilities.later_system
+        if message.role == "system" and not accepted:
+            held.append(message.content)
+        elif held:
+            if message.role == "user":
+                messages.append(replace(message, content="\n\n".join([*held, message.content])))
+            else:
+                messages.extend([Message("user", "\n\n".join(held)), message])
+            held = []
+        else:
+            messages.append(message)
+    if held:
+        messages.append(Message("user", "\n\n".join(held)))
+    if messages == list(steps.messages):
+        return steps
+    note = "The model's template does not take a system turn there; its words open the user's turn that follows."
+    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+
+
+def _with_merged_roles(steps: Expressed) -> Expressed:
+    groups: list[list[Message]] = []
+    completion_start = None
+    for index, message in enumerate(steps.messages):
+        last = groups[-1][-1] if groups else None
+        plain = not message.tool_calls and message.role in ("user", "assistant")
+        if index == steps.completion_start:
+            completion_start = len(groups)
+        elif last is not None and plain and last.role == message.role and not last.tool_calls:
+            groups[-1].append(message)
+            continue
+        groups.append([message])
+    if len(groups) == len(steps.messages):
+        return steps
+    note = "The model's template wants roles to alternate; turns of one role in a row are joined."
+    return Expressed(tuple(map(_joined, groups)), steps.tools, completion_start, (*steps.notes, note))
+
+
+def _joined(group: list[Message]) -> Message:
+    """Turns of one role as one; what is not to be learned is not, nor what has become one turn with it."""
+    if len(group) == 1:
+        return group[0]
+    content = "\n\n".join(message.content for message in group)
+    return replace(group[0], content=content, is_learned=all(message.is_learned for message in group))
+
+
+def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": message.role, "content": message.content}
+    reasoning = (message.reasoning or "").strip()
+    if reasoning and abilities.reasoning == "field":
+        said["reasoning_content"] = reasoning
+    elif reasoning:
+        said["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.content}"
+    if abilities.text_parts:
+        said["content"] = as_parts(said["content"])
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call, abilities)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        said["tool_call_id"] = message.tool_call_id
+        said["name"] = message.name
+        said = {key: value for key, value in said.items() if value is not None}
+    return said
+
+
+def _arguments(call: ToolCall, abilities: TemplateAbilities) -> Any:
+    if abilities.text_arguments and not isinstance(call.arguments, str):
+        return json.dumps(call.arguments, ensure_ascii=False)
+    return call.arguments

@@ -1,0 +1,230 @@
+"""Which text a conversation becomes, and which part of it the model learns to say; proved turn by turn.
+
+For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
+conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
+only where its text holds, character by character, each turn's own prompt followed by its own answer. Of a long conversation
+`engine.data.render.turn_renderer` asks for a bounded number of turns in whole, and proves those between by the turns around them. A template that
+rewrites earlier turns (Qwen3 drops their reasoning, gpt-oss ends them otherwise) fails that proof, and such turns get
+sequences of their own: nothing is masked by guesswork.
+"""
+
+from dataclasses import dataclass, replace
+
+from engine.config.dataset import TrainOn
+from engine.data.conversation import Conversation, Notice, PlainText
+from engine.data.records import RowProblemError
+from engine.data.render.adapt import Expressed, abilities_of, express
+from engine.data.render.tokens import ChatTokenizer, control_token_pattern, control_token_texts
+from engine.data.render.turn_renderer import Turn, TurnRenderer
+
+_LOOK_EVERY_TURNS = 8
+
+_MAX_CHARACTERS = 8 << 20  # of all sequences of a row; as tokens they take some thirty times as many bytes
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """Text of one training sequence. `learned` are the turns whose answers count, the last of them ending the text."""
+
+    text: str
+    learned: tuple[Turn, ...]  # in order; empty where everything counts
+    plain: bool = False  # plain text, to which the tokenizer adds what it adds by itself
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """All sequences of a row, with what is worth knowing about them."""
+
+    sequences: tuple[SequencePlan, ...]
+    notes: tuple[str, ...] = ()  # about the template: the same for many rows
+    notices: tuple[Notice, ...] = ()  # about this row
+    beyond_tokens: int = 0  # about how many tokens would be learned from turns that lie beyond max_length
+    whole: SequencePlan | None = None  # the sequence of the last of those turns: to be measured, and not learned
+
+
+def plan_conversation(
+    conversation: Conversation, tokenizer: ChatTokenizer, train_on: TrainOn, max_length: int | None = None
+) -> RowPlan:
+    """Decide the sequences of a conversation.
+
+    Args:
+        conversation: Of any length.
+        tokenizer: With a frozen template.
+        train_on: Which turns are learned.
+        max_length: Turns that lie beyond it are not looked at: proving a turn takes longer the later it stands.
+
+    Raises:
+        RowProblemError: If the template refuses the row, or no turn of it can be learned.
+    """
+    expressed = express(conversation, abilities_of(tokenizer))
+    renderer = TurnRenderer(expressed, tokenizer)
+    notices = _special_tokens_in_words(conversation, tokenizer)
+    if train_on == "all":
+        text = renderer.text(len(expressed.messages))
+        return RowPlan((SequencePlan(text, ()),), expressed.notes, notices + renderer.left_out(text))
+    chosen = _chosen_turns(expressed, train_on)
+    turns: list[Turn] = []
+    beyond: list[int] = []
+    length = _Length(tokenizer, max_length)
+    rendered = renderer.turns(chosen)
+    for number in range(len(chosen)):
+        if number % _LOOK_EVERY_TURNS == 0 and turns and length.is_exceeded_by(turns[-1]):
+            beyond = chosen[number:]
+            break
+        turn = next(rendered)
+        if turn is not None:
+            turns.append(turn)
+    if not turns:
+        marked = any(not message.is_learned for message in expressed.messages)
+        reason = (
+            "its weights leave no turn to learn" if marked else "no assistant turn says anything that could be learned"
+        )
+        raise RowProblemError("nothing_to_learn", reason)
+    sequences = _share_sequences(turns, tokenizer)
+    if beyond:  # the text ends early, and says nothing about what the template leaves out
+        rest = "\n".join(expressed.messages[index].content for index in beyond)
+        beyond_tokens = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
+        return RowPlan(sequences, expressed.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))
+    return RowPlan(sequences, expressed.notes, notices + renderer.left_out(sequences[-1].text))
+
+
+def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
+    """Plain text as one sequence that ends with the end-of-sequence token."""
+    eos = tokenizer.eos_token or ""
+    text = plain.content if eos and plain.content.endswith(eos) else plain.content + eos
+    return RowPlan((SequencePlan(text, (), plain=True),))
+
+
+def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
+    """What the chat sends to get the next answer: the conversation so far, and the template's call for the assistant.
+
+    Raises:
+        RowProblemError: If the template refuses the conversation.
+    """
+    expressed = express(conversation, abilities_of(tokenizer))
+    return TurnRenderer(expressed, tokenizer).prompt(len(expressed.messages))
+
+
+def learned_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
+    """Indexes of the turns that count, as far as the conversation by itself tells; no template is asked."""
+    messages = conversation.messages
+    if train_on == "all":
+        return tuple(range(len(messages)))
+    asked = next((index for index, message in enumerate(messages) if message.role != "assistant"), len(messages))
+    # What the assistant says before anybody else is read and not learned: nothing asks for it.
+    return tuple(index for index in _chosen_turns(conversation, train_on) if index > asked)
+
+
+def _chosen_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list[int]:
+    """Indexes of the assistant turns that count; what the data marks as only read does not."""
+    return [index for index in _meant_turns(expressed, train_on) if expressed.messages[index].is_learned]
+
+
+def _meant_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list[int]:
+    """Indexes of the assistant turns that a setting means."""
+    messages = expressed.messages
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
+    if train_on == "last_assistant":
+        return answers[-1:]
+    if train_on == "completion":
+        start = expressed.completion_start
+        if start is None:
+            asked = [index for index, message in enumerate(messages) if message.role == "user"]
+            before_answer = [index for index in asked if answers and index < answers[-1]]
+            start = before_answer[-1] + 1 if before_answer else 0
+        return [index for index in answers if index >= start]
+    return answers
+
+
+def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[Notice, ...]:
+    """Control tokens that the data itself holds: the model will read them as such, wherever they stand."""
+    pattern = control_token_pattern(tokenizer)
+    found: list[Notice] = []
+    for number, message in enumerate(conversation.messages, start=1):
+        match = pattern.search(message.content)
+        if match is not None:
+            reason = f"turn {number} ({message.role}) holds {match.group()}, which the model reads as a special token"
+            found.append(("special_token", reason))
+    return tuple(found)
+
+
+def _sequence_of(index: int, renderer: TurnRenderer) -> SequencePlan | None:
+    """The sequence of one turn alone; None where the template refuses a turn that nobody is to learn anyway."""
+    try:
+        turn = renderer.turn(index)
+    except RowProblemError:
+        return None
+    return SequencePlan(turn.prompt + turn.answer, (turn,)) if turn is not None else None
+
+
+class _Length:
+    """Whether prompts, each the beginning of the next, are longer than max_length; each is counted from the one before."""
+
+    def __init__(self, tokenizer: ChatTokenizer, max_length: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._characters = self._tokens = 0  # counted so far, to within some tokens
+
+    def is_exceeded_by(self, turn: Turn) -> bool:
+        """Return whether the prompt of a turn has more than max_length tokens."""
+        if self._max_length is None or turn.start <= self._max_length:
+            return False
+        self._tokens += self._count(turn.base[self._characters : turn.base_length])
+        self._characters = turn.base_length
+        # Tokens that reach across where counting stopped are miscounted, by a few of a hundred.
+        return self._tokens > 0.9 * self._max_length and self._count(turn.prompt) > self._max_length
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
+    """Group turns into as few sequences as the proof allows, in the order of their last turns.
+
+    Raises:
+        RowProblemError: If they repeat so much of the conversation that it would take too much memory.
+    """
+    sequences: list[SequencePlan] = []
+    remaining = turns
+    size = 0
+    while remaining:
+        last = remaining[-1]
+        text = last.prompt + last.answer
+        size += len(text)
+        if size > _MAX_CHARACTERS:
+            raise RowProblemError(
+                "too_long",
+                f"the model's chat template rewrites earlier turns, so each of {len(turns):,} turns needs the conversation "
+                f"up to it: more than {_MAX_CHARACTERS >> 20} million characters",
+            )
+        learned: list[Turn] = []
+        apart: list[Turn] = []
+        for turn in remaining[:-1]:
+            fitting = _as_in(text, last, turn, tokenizer)
+            if fitting is None:
+                apart.append(turn)
+            else:
+                learned.append(fitting)
+        sequences.append(SequencePlan(text, (*learned, last)))
+        remaining = apart
+    return tuple(reversed(sequences))
+
+
+def _as_in(text: str, last: Turn, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
+    """The turn as it stands in the text of a later one, or None where that text holds something else."""
+    if turn.base is not last.base:
+        is_beginning = text.startswith(turn.prompt)
+    else:
+        is_beginning = turn.base_length <= last.base_length and text.startswith(turn.call, turn.base_length)
+    if not is_beginning:
+        return None
+    if text.startswith(turn.answer, turn.start):
+        return turn
+    # Phi-3's template closes only the whole text with eos, after the turn's own end.
+    eos = tokenizer.eos_token
+    if eos and turn.answer.endswith(eos):
+        shorter = replace(turn, answer=turn.answer[: -len(eos)])
+        ends_itself = shorter.answer.rstrip().endswith(control_token_texts(tokenizer))
+        if ends_itself and text.startswith(shorter.answer, turn.start):
+            return shorter
+    return None

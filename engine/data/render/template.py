@@ -1,0 +1,249 @@
+"""The one chat template of a run: made complete and frozen before the first row, saved with the adapter, used by the chat."""
+
+import hashlib
+import json
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from engine.data.records import RowProblemError, shortened
+from engine.data.render.tokens import ChatTokenizer, control_token_ids
+from engine.errors import ModelError, ModelLimitError
+from engine.processes.confined import confined, renew_deadline
+from engine.processes.time_limit import TimeLimitError, time_limit
+
+FROZEN_DATE = date(2025, 1, 1)
+
+# For base models: headings that every tokenizer can spell, and the end-of-sequence token after each answer.
+DEFAULT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{{ message['content'] + '\n\n' }}"
+    "{%- elif message['role'] == 'user' -%}{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}"
+    "{%- else -%}{{ raise_exception('this template has no ' + message['role'] + ' turn') }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '### Response:\n' }}{%- endif -%}"
+)
+
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)""")
+
+_DATE_MACRO = "{%- macro strftime_now(format) -%}" + FROZEN_DATE.isoformat() + "{%- endmacro -%}"
+
+_EOS_CANDIDATES = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]")
+
+_PAD_CANDIDATES = (
+    "<pad>",
+    "<|pad|>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|fim_pad|>",
+    "<|vision_pad|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<unk>",
+    "<|reserved_special_token_0|>",
+    "<0x00>",  # the byte zero, which no text holds; in SentencePiece vocabularies
+    "Ā",  # the same in byte-level ones
+)
+
+
+@dataclass(frozen=True)
+class FrozenTemplate:
+    """What was settled about a tokenizer, to be told to the person and saved with the adapter."""
+
+    notes: tuple[str, ...]  # what differs from the tokenizer as it was published, in sentences
+    warnings: tuple[str, ...] = ()  # those of them that a person may not have wanted
+
+
+def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
+    """Make a tokenizer complete, in place: a template, a fixed date in it, an eos token, and a pad token of its own.
+
+    Saving the tokenizer afterwards saves the very template that training used, so that every other program renders the
+    same prompts. Calling it twice changes nothing more.
+
+    Returns:
+        What was changed.
+
+    Raises:
+        ModelError: If the tokenizer has no token that could end an answer.
+        ModelLimitError: If its template overruns on a plain conversation.
+    """
+    notes: list[str] = []
+    warnings: list[str] = []
+    _settle_eos(tokenizer, notes)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _default_template(tokenizer)
+        warnings.append(
+            "This model has no chat template; Loratory's plain one (### Instruction, ### Response) is used "
+            "and saved with the adapter."
+        )
+        notes.extend(warnings)
+    _freeze_date(tokenizer, notes)
+    _settle_pad(tokenizer, notes)
+    return FrozenTemplate(tuple(notes), tuple(warnings))
+
+
+def _default_template(tokenizer: ChatTokenizer) -> str:
+    """The documented default, with the begin-of-sequence token in front where the tokenizer itself would put it."""
+    ids = list(tokenizer("a")["input_ids"])
+    starts_with_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    return ("{{- bos_token -}}" if starts_with_bos else "") + DEFAULT_TEMPLATE
+
+
+def _freeze_date(tokenizer: ChatTokenizer, notes: list[str]) -> None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        frozen: Any = {name: _without_clock(text) for name, text in template.items()}
+    else:
+        frozen = _without_clock(template)
+    if frozen != template:
+        tokenizer.chat_template = frozen
+        notes.append(
+            f"The model's template asks for today's date; it is fixed at {FROZEN_DATE.isoformat()}, so that training, "
+            "resuming and chat see the same prompts."
+        )
+
+
+def _without_clock(template: str) -> str:
+    """Replace calls of strftime_now by the fixed date; a call whose format is computed gets a macro of that name."""
+
+    def fixed(match: re.Match[str]) -> str:
+        return repr(FROZEN_DATE.strftime(match["format"]))
+
+    frozen = _DATE_CALL.sub(fixed, template)
+    if re.search(r"strftime_now\s*\(", frozen) and _DATE_MACRO not in frozen:
+        frozen = _DATE_MACRO + frozen
+    return frozen
+
+
+def _settle_eos(tokenizer: ChatTokenizer, notes: list[str]) -> None:
+    if tokenizer.eos_token_id is not None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    for candidate in _EOS_CANDIDATES:
+        if candidate in vocabulary:
+            tokenizer.eos_token = candidate
+            notes.append(f"The tokenizer names no end-of-sequence token; {candidate} is used.")
+            return
+    raise ModelError(
+        "This model's tokenizer has no token that ends an answer.",
+        "Choose another model, or set eos_token in its tokenizer_config.json.",
+    )
+
+
+def _settle_pad(tokenizer: ChatTokenizer, notes: list[str]) -> None:
+    """Give padding a token that no answer must end with."""
+    learnt = {tokenizer.eos_token_id, *stop_token_ids(tokenizer)}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in learnt:
+        return
+    vocabulary = tokenizer.get_vocab()
+    for candidate in _PAD_CANDIDATES:
+        if candidate in vocabulary and vocabulary[candidate] not in learnt:
+            tokenizer.pad_token = candidate
+            notes.append(f"Padding uses the token {candidate}, because the tokenizer has none that is free for it.")
+            return
+    raise ModelError(
+        "This model's tokenizer has no token that padding could use.",
+        "Choose another model, or set pad_token in its tokenizer_config.json.",
+    )
+
+
+def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
+    """Changes when the tokenizer renders or splits anything differently."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    settled = [tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token]
+    return hashlib.sha256(f"{json.dumps(settled)}{words}".encode()).hexdigest()
+
+
+def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    """Tokens that end an answer: what the template puts after the assistant's words, and the end-of-sequence token.
+
+    Raises:
+        ModelLimitError: If the template overruns.
+    """
+    stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    word = "answer"
+    try:
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": word}]
+        text = apply_template(tokenizer, turns, [], prompt=False)
+    except RowProblemError:  # a template that refuses a plain conversation; then only eos is known
+        return tuple(stops)
+    tail = text[text.rfind(word) + len(word) :]
+    controls = control_token_ids(tokenizer)
+    for token_id in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token_id in controls:
+            if token_id not in stops:
+                stops.append(token_id)
+            break
+    return tuple(stops)
+
+
+TEMPLATE_SECONDS = 2.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
+
+# What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several
+# times what rows of the largest size need.
+_RENDERING_SECONDS = 5.0
+
+_RENDERING_SECONDS_PER_MB = 5.0
+
+_RENDERING_MEMORY_BYTES = 1 << 30
+
+_ALWAYS_FITS_CHARACTERS = 1_000_000
+
+_LONGER_THAN_INPUT = 10  # times; escaping in JSON makes text up to six times as long
+
+ChatMessages = list[dict[str, Any]]
+
+
+def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list[Any], *, prompt: bool) -> str:
+    """Render with the frozen template; `prompt` adds what asks the assistant for an answer.
+
+    Raises:
+        RowProblemError: With the template's own words, if it refuses.
+        ModelLimitError: If it computes for too long, needs too much memory or writes too much.
+    """
+    try:
+        with time_limit(TEMPLATE_SECONDS):
+            text = tokenizer.apply_chat_template(
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt
+            )
+    except TimeLimitError as error:
+        raise _overrun(tokenizer, f"computed for more than {TEMPLATE_SECONDS:.0f} seconds on one row") from error
+    except MemoryError as error:
+        raise _overrun(tokenizer, "needs more memory for one row than it may use") from error
+    except Exception as error:  # templates raise jinja errors, TypeErrors, whatever their authors and data make happen
+        words = str(error).strip().splitlines()
+        raise RowProblemError(
+            "template",
+            f"the model's chat template refuses it: {shortened(words[0] if words else 'no reason given', 120)}",
+        ) from error
+    if len(text) > _ALWAYS_FITS_CHARACTERS and len(text) > _LONGER_THAN_INPUT * len(json.dumps([messages, tools])):
+        raise _overrun(tokenizer, f"turns one row into {len(text):,} characters, which is far more than the row has")
+    return str(text)
+
+
+def rendering_confined(size_bytes: int) -> AbstractContextManager[None]:
+    """Bound what rendering and tokenizing rows of this size computes and allocates; it ends the process that exceeds it."""
+    return confined(_rendering_seconds(size_bytes), _RENDERING_MEMORY_BYTES)
+
+
+def next_row_confined(size_bytes: int) -> None:
+    """Inside `rendering_confined`: give the next row its own time."""
+    renew_deadline(_rendering_seconds(size_bytes))
+
+
+def _rendering_seconds(size_bytes: int) -> float:
+    return _RENDERING_SECONDS + _RENDERING_SECONDS_PER_MB * size_bytes / 1e6
+
+
+def _overrun(tokenizer: ChatTokenizer, what: str) -> ModelLimitError:
+    name = getattr(tokenizer, "name_or_path", "") or "this model"
+    return ModelLimitError(
+        f"The chat template of {name} {what}; it was stopped.",
+        "Use the original chat template of the model, or choose another model.",
+    )

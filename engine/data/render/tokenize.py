@@ -1,0 +1,253 @@
+"""The one renderer: a row becomes text, `input_ids` and `labels`, for the preview, the checks, the trainer and the chat."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from engine.config.dataset import TrainOn
+from engine.data.conversation import Conversation, Example, Message, Notice, PlainText
+from engine.data.records import RowProblemError
+from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
+from engine.data.render.template import next_row_confined, rendering_confined
+from engine.data.render.tokens import ChatTokenizer, Encoded, control_token_ids, encode, encode_many
+from engine.data.render.turn_renderer import Turn
+
+IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """The settings that decide what is learned from a row."""
+
+    max_length: int | None  # where sequences are cut, in tokens; None cuts none
+    train_on: TrainOn = "assistant"
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    """One training sequence. `labels[i]` is `input_ids[i]` where the token is learned, else -100."""
+
+    row: int  # of the dataset, from 0
+    part: int  # from 0: a row whose turns cannot share one text has several sequences
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def trained_tokens(self) -> int:
+        return len(self.labels) - self.labels.count(IGNORED_LABEL)
+
+
+@dataclass(frozen=True)
+class RenderedRow(TokenizedRow):
+    """A training sequence with everything that a person wants to see of it; cut at `max_length` as training does."""
+
+    encoded: Encoded  # before the cut
+    tokenizer: ChatTokenizer
+    lost_trained_tokens: int = 0  # learned tokens beyond the cut
+    beyond_tokens: int = 0  # length with those turns of the conversation that left no sequence, if it is greater
+
+    @property
+    def text(self) -> str:
+        """The text, also what lies beyond the cut, up to the last turn that was looked at."""
+        return self.encoded.text
+
+    @property
+    def uncut_tokens(self) -> int:
+        """Length before the cut, of the whole conversation."""
+        return max(len(self.encoded.ids), self.beyond_tokens)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The tokens as the vocabulary spells them."""
+        return self.tokenizer.convert_ids_to_tokens(self.input_ids)
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The text that each token stands for; joined, the text up to the cut."""
+        return self.encoded.pieces()[: len(self.input_ids)]
+
+    @cached_property
+    def special(self) -> list[bool]:
+        """Which tokens are control tokens."""
+        controls = control_token_ids(self.tokenizer)
+        return [token in controls for token in self.input_ids]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """All sequences of one row."""
+
+    rows: tuple[RenderedRow, ...]
+    notes: tuple[str, ...] = ()  # about the template: the same for many rows
+    notices: tuple[Notice, ...] = ()  # about this row
+
+
+def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> Rendering:
+    """Turn one row into what the model is trained on.
+
+    Args:
+        row: Number of the row in the dataset, carried through.
+        example: From `engine.data.formats.convert`.
+        tokenizer: With a frozen template.
+        options: What counts, and where to cut.
+
+    Returns:
+        One sequence, or several where the template rewrites earlier turns.
+
+    Raises:
+        RowProblemError: If the template refuses the row, if nothing in it can be learned, or if the cut leaves nothing.
+    """
+    rendering = render_many([(row, example)], tokenizer, options)[0]
+    if isinstance(rendering, RowProblemError):
+        raise rendering
+    return rendering
+
+
+def render_many(
+    examples: Sequence[tuple[int, Example]], tokenizer: ChatTokenizer, options: RenderOptions
+) -> list[Rendering | RowProblemError]:
+    """Render several rows, in order; quicker than one by one, because they are tokenized together."""
+    plans: list[RowPlan | RowProblemError] = []
+    sizes = [len(example.text()) for _, example in examples]
+    with rendering_confined(sum(sizes)):
+        for (_, example), size in zip(examples, sizes, strict=True):
+            next_row_confined(size)
+            try:
+                plans.append(_plan(example, tokenizer, options))
+            except RowProblemError as problem:
+                plans.append(problem)
+    good = [plan for plan in plans if isinstance(plan, RowPlan)]
+    # Where a template rewrites earlier turns, a row has many sequences that hold most of it.
+    with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _measured(plan))):
+        return _finish_many(examples, plans, _encode_plans(good, tokenizer), tokenizer, options)
+
+
+def _finish_many(
+    examples: Sequence[tuple[int, Example]],
+    plans: Sequence[RowPlan | RowProblemError],
+    encoded: list[Encoded],
+    tokenizer: ChatTokenizer,
+    options: RenderOptions,
+) -> list[Rendering | RowProblemError]:
+    waiting = iter(encoded)
+    renderings: list[Rendering | RowProblemError] = []
+    for (row, _), plan in zip(examples, plans, strict=True):
+        if isinstance(plan, RowProblemError):
+            renderings.append(plan)
+            continue
+        sequences = [next(waiting) for _ in _measured(plan)]
+        try:
+            renderings.append(_finish(row, plan, sequences, tokenizer, options))
+        except RowProblemError as problem:
+            renderings.append(problem)
+    return renderings
+
+
+def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Sequence[object] = ()) -> list[int]:
+    """The chat's prompt: exactly what stood before the answer in training, for the same conversation so far.
+
+    Raises:
+        RowProblemError: If the template refuses the conversation.
+    """
+    return encode(prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer), tokenizer).ids
+
+
+def _plan(example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> RowPlan:
+    if isinstance(example, PlainText):
+        return plan_text(example, tokenizer)
+    return plan_conversation(example, tokenizer, options.train_on, options.max_length)
+
+
+def _measured(plan: RowPlan) -> tuple[SequencePlan, ...]:
+    """The sequences of a plan, and after them the one that only its length is asked of."""
+    return plan.sequences if plan.whole is None else (*plan.sequences, plan.whole)
+
+
+def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
+    """Tokenize the sequences of all plans, in order; only plain text gets the tokenizer's own bos in front."""
+    sequences = [sequence for plan in plans for sequence in _measured(plan)]
+    conversations = iter(encode_many([s.text for s in sequences if not s.plain], tokenizer))
+    plain = iter(encode_many([s.text for s in sequences if s.plain], tokenizer, add_special_tokens=True))
+    return [next(plain) if sequence.plain else next(conversations) for sequence in sequences]
+
+
+def _finish(
+    row: int, plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
+) -> Rendering:
+    pending = list(zip(plan.sequences, sequences, strict=False))
+    rendered: list[RenderedRow] = []
+    lost = plan.beyond_tokens
+    beyond = _whole_length(plan, sequences, tokenizer)
+    for sequence, first_encoded in pending:
+        encoded, learned, apart = _mark_learned(sequence, first_encoded, tokenizer)
+        for turn in apart:
+            alone = SequencePlan(turn.prompt + turn.answer, (turn,))
+            pending.append((alone, encode(alone.text, tokenizer)))
+        cut = len(encoded.ids) if options.max_length is None else options.max_length
+        ids, kept = encoded.ids[:cut], learned[:cut]
+        lost_here = sum(learned[cut:])
+        lost += lost_here
+        if any(kept):
+            labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, kept, strict=True)]
+            rendered.append(RenderedRow(row, len(rendered), ids, labels, encoded, tokenizer, lost_here))
+        else:
+            beyond = max(beyond, len(encoded.ids))
+    if rendered:
+        if lost > sum(one.lost_trained_tokens for one in rendered):  # of turns that left no sequence behind
+            others = lost - sum(one.lost_trained_tokens for one in rendered[:-1])
+            rendered[-1] = replace(rendered[-1], lost_trained_tokens=others)
+        longest = max(range(len(rendered)), key=lambda index: rendered[index].uncut_tokens)
+        if beyond > rendered[longest].uncut_tokens:
+            rendered[longest] = replace(rendered[longest], beyond_tokens=beyond)
+        return Rendering(tuple(rendered), plan.notes, plan.notices)
+    if lost:
+        raise RowProblemError(
+            "cut_away", f"everything to learn lies beyond max_length ({options.max_length:,} tokens) and is cut away"
+        )
+    raise RowProblemError("nothing_to_learn", "no token of it would be learned")
+
+
+def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
+    """Tokens of the whole conversation, where turns of it lie so far beyond max_length that they were not looked at."""
+    if plan.whole is not None:
+        return len(_mark_learned(plan.whole, sequences[-1], tokenizer)[0].ids)
+    return max(len(encoded.ids) for encoded in sequences) + plan.beyond_tokens if plan.beyond_tokens else 0
+
+
+def _mark_learned(
+    sequence: SequencePlan, encoded: Encoded, tokenizer: ChatTokenizer
+) -> tuple[Encoded, list[bool], list[Turn]]:
+    """Decide which tokens of a sequence are learned.
+
+    Returns:
+        The tokens; which of them are learned; and turns whose prompt, tokenized by itself, gives other tokens than those
+        in this sequence, so that they need one of their own.
+    """
+    if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
+        del encoded.ids[-1], encoded.starts[-1], encoded.ends[-1]  # some tokenizers add eos by themselves
+    if not sequence.learned:  # everything counts, except the first token: nothing comes before it to learn it from
+        return encoded, [index > 0 for index in range(len(encoded.ids))], []
+    *earlier, last = sequence.learned
+    start = encoded.boundary(last.start, tokenizer)
+    if start is None:
+        # A token reaches across the end of the prompt. The chat sends the prompt by itself, so it is tokenized by itself.
+        encoded = encode(last.prompt, tokenizer)
+        start = len(encoded.ids)
+        encoded.append(last.answer, tokenizer)
+    end = encoded.turn_end(start, len(encoded.ids), tokenizer)
+    if end is None:
+        encoded.append(tokenizer.eos_token or "", tokenizer)
+        end = len(encoded.ids)
+    learned = [False] * len(encoded.ids)
+    learned[start:end] = [True] * (end - start)
+    apart: list[Turn] = []
+    for turn in earlier:
+        first = encoded.boundary(turn.start, tokenizer)
+        if first is None:
+            apart.append(turn)
+            continue
+        after = bisect_left(encoded.starts, turn.start + len(turn.answer))
+        until = encoded.turn_end(first, after, tokenizer) or after
+        learned[first:until] = [True] * (until - first)
+    return encoded, learned, apart

@@ -1,0 +1,238 @@
+"""The inspector's process for data: previews, checks and renders rows. It needs tokenizers and no torch."""
+
+import contextlib
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.data.contract import PageRequest
+from engine.data.files.access import DataAccess
+from engine.data.hub import is_on_hub
+from engine.data.passes.check import check_steps
+from engine.data.passes.page import find_row, read_columns, read_page, search_rows
+from engine.data.passes.prepare import held_out_steps
+from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.render.template import FrozenTemplate
+from engine.data.render.tokenize import RenderedRow
+from engine.data.source import SourceOptions
+from engine.errors import DatasetError
+from engine.inspector.session import RenderedSequence
+from engine.models.folder import ModelPart, tokenizer_files_fingerprint
+from engine.models.source import ModelSource, resolve_model
+from engine.paths import LoratoryHome
+from engine.processes.answering import Request, Steps, serve
+from engine.processes.confined import limit_memory
+from engine.processes.json_lines import CancelledRequestError, JsonObject
+
+_KEPT = 4
+
+_KEPT_SECONDS = 300.0  # a branch of a dataset may move; an address that the Hub signed is good for longer
+
+
+class _Opened(NamedTuple):
+    reader: DatasetReader
+    since: float
+
+
+class OpenReaders:
+    """The last few readers whose rows all come from the Hub; what is here is opened each time, for it may change.
+
+    Args:
+        open_reader: Opens a dataset without a renderer.
+        clock: Of seconds.
+    """
+
+    def __init__(
+        self, open_reader: Callable[[DatasetConfig], DatasetReader], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._open = open_reader
+        self._clock = clock
+        self._opened: OrderedDict[str, _Opened] = OrderedDict()
+
+    def get(self, config: DatasetConfig, renderer: Renderer | None) -> DatasetReader:
+        """Return a reader for this dataset and renderer.
+
+        Raises:
+            DatasetError: If it has to be opened, and cannot be.
+        """
+        if not all(map(is_on_hub, (config.source, *config.mix))):
+            return self._open(config).with_renderer(renderer)
+        key = config.model_dump_json(exclude={"eval_fraction", "max_samples"})  # which say nothing of single rows
+        known = self._opened.pop(key, None)
+        if known is None or self._clock() - known.since > _KEPT_SECONDS:
+            known = _Opened(self._open(config), self._clock())
+        self._opened[key] = known
+        while len(self._opened) > _KEPT:
+            self._opened.popitem(last=False)
+        return known.reader.with_renderer(renderer)
+
+
+LoadTokenizer = Callable[[ModelSource], tuple[Any, FrozenTemplate]]
+
+
+class DatasetHandlers:
+    """Answers questions about data.
+
+    Args:
+        home: Holds models and caches.
+        access: Which files may be read.
+        load: Loads a tokenizer: `engine.inspector.worker.load_tokenizer`, which takes transformers in.
+    """
+
+    def __init__(self, home: LoratoryHome, access: DataAccess, load: LoadTokenizer) -> None:
+        self._home = home
+        self._load = load
+        self._options = SourceOptions(access=access, home=home)
+        streamed = replace(self._options, streaming=True)
+        self._previews = OpenReaders(lambda dataset: DatasetReader(dataset, streamed))
+        self._renderers = lru_cache(maxsize=4)(self._load_renderer)  # a changed file is another key
+
+    def preview(self, params: JsonObject, request: Request) -> Steps:
+        wanted = PageRequest.model_validate(params["page"])
+        # Chosen rows come from a pass over all of them, for which a dataset of the Hub was fetched.
+        reader = self._reader(params, request, streaming=wanted.rows is None)
+        return (yield from _watched(read_page(reader, wanted), request))
+
+    def columns(self, params: JsonObject, _request: Request) -> JsonObject:
+        dataset = DatasetConfig.model_validate(params["dataset"])
+        return read_columns(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
+
+    def find(self, params: JsonObject, request: Request) -> Steps:
+        reader = self._reader(params, request, streaming=True)
+        steps = search_rows(reader, params["text"], params["after_row"])
+        return (yield from _watched(steps, request, tell=_teller(request)))
+
+    def check(self, params: JsonObject, request: Request) -> Steps:
+        dataset, renderer = self._asked(params, request)
+        steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
+        return (yield from _watched(steps, request, tell=_teller(request)))
+
+    def held_out(self, params: JsonObject, request: Request) -> Steps:
+        dataset, renderer = self._asked(params, request)
+        if renderer is None:
+            raise ValueError("held-out rows need a model")
+        steps = held_out_steps(dataset, self._options, seed=params["seed"], renderer=renderer, count=params["count"])
+        return (yield from _watched(steps, request))
+
+    def fetch(self, params: JsonObject, _request: Request) -> JsonObject:
+        """Make a model of the Hub available on this machine; nothing but its configuration is read."""
+        resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart[params["part"]])
+        return {}
+
+    def render(self, params: JsonObject, request: Request) -> JsonObject:
+        examined = find_row(self._reader(params, request, streaming=True), params["row"])
+        if examined.rendering is None:
+            raise DatasetError(
+                f"Row {params['row']:,} is left out: {examined.problem}.", "Choose another row, or correct this one."
+            )
+        return {"sequences": [_sequence(rendered) for rendered in examined.rendering.rows]}
+
+    def _reader(self, params: JsonObject, request: Request, *, streaming: bool) -> DatasetReader:
+        dataset, renderer = self._asked(params, request)
+        if streaming:
+            return self._previews.get(dataset, renderer)
+        return DatasetReader(dataset, self._options, renderer)
+
+    def _asked(self, params: JsonObject, request: Request) -> tuple[DatasetConfig, Renderer | None]:
+        dataset = DatasetConfig.model_validate(params["dataset"])
+        if params["model"] is None:
+            return dataset, None
+        source = resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart.TOKENIZER)
+        files = tokenizer_files_fingerprint(Path(source.location))
+        request.work_with(files)
+        return dataset, replace(self._renderers(source, files), max_length=params["max_length"])
+
+    def _load_renderer(self, source: ModelSource, _files: str) -> Renderer:
+        tokenizer, frozen = self._load(source)
+        return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
+
+
+def _teller(request: Request) -> Callable[[BaseModel], None]:
+    return lambda progress: request.progress(progress.model_dump(mode="json"))
+
+
+def _sequence(rendered: RenderedRow) -> JsonObject:
+    return RenderedSequence(
+        row=rendered.row,
+        part=rendered.part,
+        text=rendered.text,
+        input_ids=tuple(rendered.input_ids),
+        labels=tuple(rendered.labels),
+        tokens=tuple(rendered.tokens),
+        pieces=tuple(rendered.pieces),
+        uncut_tokens=rendered.uncut_tokens,
+    ).model_dump(mode="json")
+
+
+def _watched(
+    steps: Generator[Any, None, BaseModel], request: Request, tell: Callable[[Any], None] = lambda _: None
+) -> Steps:
+    """Go through long work step by step, so that others are answered between; ends early when nobody wants the answer."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            result: JsonObject = end.value.model_dump(mode="json")
+            return result
+        if request.is_cancelled():
+            raise CancelledRequestError
+        if progress is not None:
+            tell(progress)
+        yield
+
+
+# What rows, tokenizers and indexes of rows may take beyond the imports; reading itself stays below a third of it. Each core
+# brings threads whose stacks count, although they are hardly touched.
+_MEMORY_BYTES = (5 << 28) + (os.cpu_count() or 1) * (16 << 20)
+
+
+@contextlib.contextmanager
+def torch_hidden() -> Iterator[None]:
+    """Let transformers believe that torch is not installed; what it found out while being imported, it never asks again.
+
+    Importing a tokenizer takes torch in as well, where there is one: 240 MB and two seconds for nothing used here.
+    """
+    known = sys.modules.get("torch")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # what Python's import system reads as "not there"
+    try:
+        yield
+    finally:
+        if known is None:
+            del sys.modules["torch"]
+        else:
+            sys.modules["torch"] = known
+
+
+def main() -> None:
+    """Answer until stdin closes."""
+    with torch_hidden():
+        from engine.inspector.worker.load_tokenizer import load_tokenizer
+
+    limit_memory(_MEMORY_BYTES)
+    roots = tuple(Path(root) for root in sys.argv[1:])
+    handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(roots or None), load_tokenizer)
+    serve(
+        {
+            "preview": handlers.preview,
+            "columns": handlers.columns,
+            "find": handlers.find,
+            "check": handlers.check,
+            "fetch": handlers.fetch,
+            "held_out": handlers.held_out,
+            "render": handlers.render,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

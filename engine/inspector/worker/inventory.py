@@ -1,0 +1,273 @@
+"""The modules of a model, read off the real architecture, built on the meta device from its configuration alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from engine.config.model import ModelConfig
+from engine.errors import ModelError, ModelLimitError
+from engine.inspector.worker.architecture import Sizes, build_config, read_attention, read_sizes
+from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
+from engine.models.prepared import OnModelProgress, nobody_listens
+from engine.models.shape import ModelShape, ModuleKind, ModuleShape
+from engine.paths import LoratoryHome
+from engine.processes.limits import TimeLimitError, confined, time_limit
+
+# The largest models in use take half a second and some megabytes.
+_SECONDS = 4.0
+
+_MEMORY_BYTES = 1 << 30
+
+_GATE_NAMES = frozenset(
+    {
+        "gate_proj",
+        "gate_up_proj",
+        "w3",
+        "wi_1",
+        "linear_v",
+        "v1",
+        "c_fc_1",
+        "gate_linear",
+        "up_gate_proj",
+        "input_linear",
+    }
+)
+
+
+def module_inventory(
+    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = nobody_listens
+) -> ModelShape:
+    """Module inventory of a catalogue entry, a folder (config.json is enough), a Hub id or a GGUF file.
+
+    Raises:
+        ModelError: If the model cannot be found, or its configuration describes none.
+    """
+    values = architecture_values(model, home, on_progress)
+    shape = cached_inventory(values, home)
+    if shape is None:
+        shape = inventory_of(values)
+        remember_inventory(values, shape, home)
+    return shape
+
+
+def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
+    """Module inventory of what a config.json describes.
+
+    Raises:
+        ModelError: If it describes no causal language model that transformers knows, or one of absurd size.
+        ModelLimitError: If building it takes far longer, or far more memory, than any model in use.
+    """
+    try:
+        with confined(2 * _SECONDS, _MEMORY_BYTES), time_limit(_SECONDS):
+            return _inventory_of(values)
+    except (TimeLimitError, MemoryError) as error:
+        raise ModelLimitError(
+            f"The configuration of this {str(values.get('model_type'))[:80]} model describes more modules than can be "
+            "listed in the time and memory of any model in use.",
+            "Use the config.json of the original model.",
+        ) from error
+
+
+def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
+    config = build_config(values)
+    sizes = read_sizes(config)
+    model = _build(config)
+    modules = tuple(_list_modules(model, sizes))
+    gated = _has_gate(modules, sizes)
+    return ModelShape(
+        architecture=type(model).__name__,
+        model_type=str(config.model_type),
+        num_parameters=sum(module.parameters for module in modules),
+        gated_mlp=gated,
+        tie_word_embeddings=any(module.is_output_head and module.tied_to for module in modules),
+        rotary=_is_rotary(model),
+        attention_support=read_attention(model).support,
+        **read_answer_cache(model)._asdict(),
+        modules=modules,
+        # Architectures that do not say have it built in: plain ones use GELU, gated ones SiLU.
+        **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),
+    )
+
+
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (TimeLimitError, MemoryError):
+        raise
+    except Exception as error:
+        # Constructors divide, index and assert on whatever the configuration says.
+        raise ModelError(
+            f"The configuration describes no {config.model_type} model that transformers can build "
+            f"({type(error).__name__}: {_first_line(error)}).",
+            "Use the config.json of the original model.",
+        ) from error
+    return model
+
+
+class _Head(NamedTuple):
+    module: nn.Module | None
+    unquantized: frozenset[str]  # names of modules that bitsandbytes is told to leave alone
+
+
+def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]:
+    """Every module that owns parameters, and every norm, in order of registration: as `named_modules` goes."""
+    head = _Head(model.get_output_embeddings(), frozenset(get_keys_to_not_convert(model)))
+    owners: dict[int, str] = {}  # id of a parameter → the module that had it first
+    for name, module in model.named_modules():
+        own = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
+        if not own and not _is_norm(module):
+            continue
+        new = [parameter for parameter in own.values() if owners.setdefault(id(parameter), name) == name]
+        tied = next((owners[id(parameter)] for parameter in own.values() if owners[id(parameter)] != name), None)
+        yield _describe(name, module, own, sizes).model_copy(
+            update={
+                "parameters": sum(parameter.numel() for parameter in new),
+                "tied_to": tied,
+                "is_output_head": module is head.module,
+                "is_quantizable": _is_replaced_by_bitsandbytes(name, module, head.unquantized),
+            }
+        )
+
+
+def _describe(name: str, module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> ModuleShape:
+    kind, in_features, out_features = _kind_and_features(module, own, sizes)
+    return ModuleShape(
+        name=name,
+        kind=kind,
+        class_name=type(module).__name__,
+        parameters=0,
+        in_features=in_features,
+        out_features=out_features,
+        has_bias="bias" in own,
+        bare_parameters={key: tuple(parameter.shape) for key, parameter in own.items()}
+        if kind in ("experts", "router", "other")
+        else {},
+    )
+
+
+def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> tuple[ModuleKind, int, int]:
+    # A router may be a Linear that returns several tensors, and takes no adapter.
+    if isinstance(module, nn.Linear) and "Router" not in type(module).__name__:
+        return "linear", module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return "conv1d", module.nx, module.nf
+    if isinstance(module, nn.Embedding):
+        return "embedding", module.num_embeddings, module.embedding_dim
+    if _is_norm(module):
+        width = max((parameter.shape[-1] for parameter in own.values() if parameter.dim()), default=0)
+        return "norm", width, width
+    # Experts stand in one parameter of shape (experts, …, …): transformers/integrations/moe.py.
+    if sizes.num_experts and any(tensor.dim() == 3 and "Expert" in type(module).__name__ for tensor in own.values()):
+        return "experts", sizes.hidden_size, sizes.moe_intermediate_size
+    weight = own.get("weight")
+    if weight is not None and weight.dim() == 2:
+        rows, columns = weight.shape
+        if sizes.num_experts and rows == sizes.num_experts:
+            return "router", columns, rows
+        return "other", columns, rows
+    return "other", 0, 0
+
+
+def _is_norm(module: nn.Module) -> bool:
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return True
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    return (
+        "Norm" in type(module).__name__
+        and all(parameter.dim() <= 1 for parameter in own)
+        and not list(module.children())
+    )
+
+
+def _is_replaced_by_bitsandbytes(name: str, module: nn.Module, unquantized: frozenset[str]) -> bool:
+    """Source: transformers/integrations/bitsandbytes.py, replace_with_bnb_linear."""
+    if not (isinstance(module, Conv1D) or type(module) is nn.Linear):
+        return False
+    return bool(should_convert_module(name, list(unquantized)))
+
+
+def _has_gate(modules: Sequence[ModuleShape], sizes: Sizes) -> bool:
+    """Whether the feed-forward part multiplies two projections: by name, or by one projection of twice the width."""
+    for module in modules:
+        if module.name.rsplit(".", 1)[-1] in _GATE_NAMES or not _GATE_NAMES.isdisjoint(module.bare_parameters):
+            return True
+        if module.kind == "linear" and not module.is_output_head and module.out_features == 2 * sizes.intermediate_size:
+            return True
+    return False
+
+
+def _is_rotary(model: PreTrainedModel) -> bool:
+    if any("Rotary" in type(module).__name__ for module in model.modules()):
+        return True
+    return bool(getattr(model.config, "rotary_dim", None))  # GPT-J and CodeGen rotate without a module of that name
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no reason given"
+
+
+# Under which names configurations keep the sizes of a state space.
+_STATE_NAMES: Mapping[str, tuple[str, ...]] = {
+    "inner": ("mamba_d_ssm", "mamba_intermediate_size"),
+    "expansion": ("mamba_expand", "expand"),
+    "heads": ("mamba_num_heads", "mamba_n_heads", "n_mamba_heads"),
+    "head_size": ("mamba_head_dim", "mamba_d_head", "mamba_headdim"),
+    "state": ("mamba_d_state", "ssm_state_size", "state_size"),
+    "kernel": ("mamba_d_conv", "conv_kernel", "mamba_conv_kernel"),
+    "groups": ("mamba_n_groups", "mamba_ngroups", "n_groups"),
+}
+
+
+class AnswerCache(NamedTuple):
+    """As the fields of a ModelShape of the same names."""
+
+    kept_tokens: tuple[int | None, ...]
+    state_elements: int
+
+
+def read_answer_cache(model: PreTrainedModel) -> AnswerCache:
+    """Return what the cache of one answer holds, by the layers of the cache that transformers makes for this model.
+
+    A model that does not take such a cache reads everything again for each token, and keeps nothing.
+
+    Source: `BranchWeights.new_cache`, engine/chat/weights.py; `DynamicCache`, transformers/cache_utils.py.
+    """
+    if not model._supports_default_dynamic_cache():
+        return AnswerCache((), 0)
+    text = model.config.get_text_config(decoder=True)
+    layers = DynamicCache(config=text).layers
+    kept = tuple(getattr(layer, "sliding_window", None) for layer in layers if isinstance(layer, DynamicLayer))
+    with_state = sum(hasattr(layer, "recurrent_states") for layer in layers)
+    return AnswerCache(kept, with_state * _state_elements(text))
+
+
+def _state_elements(text: PreTrainedConfig) -> int:
+    """Elements of one layer's state: of its convolution, and of its recurrence; 0 for a kind that is not known.
+
+    Source: `torch_chunk_gated_delta_rule` in modeling_qwen3_next.py; `FalconH1Mixer` and `MambaMixer`; `Lfm2ShortConv`.
+    """
+    if getattr(text, "linear_num_value_heads", None):  # a delta rule
+        keys = text.linear_num_key_heads * text.linear_key_head_dim
+        values = text.linear_num_value_heads * text.linear_value_head_dim
+        return int((2 * keys + values) * text.linear_conv_kernel_dim + values * text.linear_key_head_dim)
+    if getattr(text, "conv_L_cache", None):  # a convolution alone
+        return int(text.hidden_size * text.conv_L_cache)
+    sizes = {size: _first(text, names) for size, names in _STATE_NAMES.items()}
+    inner = sizes["inner"] or sizes["heads"] * sizes["head_size"] or int(sizes["expansion"] * text.hidden_size)
+    channels = inner + 2 * sizes["groups"] * sizes["state"]
+    return int(channels * sizes["kernel"] + inner * sizes["state"])
+
+
+def _first(text: PreTrainedConfig, names: tuple[str, ...]) -> Any:
+    found = (getattr(text, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int | float)), 0)
