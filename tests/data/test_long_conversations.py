@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.data import turn_renderer
+from engine.data.render import turn_renderer
 from engine.data.conversation import Conversation, Message, ToolCall
 from engine.data.formats.convert import MAX_CALLS, MAX_TURNS, Converter
 from engine.data.formats.detect import Detection
