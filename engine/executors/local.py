@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
-from engine.data.source_name import hub_access
+from engine.data.hub import hub_access
 from engine.errors import EngineError
 from engine.hardware.device import Device, visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.data.render import turn_renderer
 from engine.data.conversation import Conversation, Message, ToolCall
 from engine.data.formats.convert import MAX_CALLS, MAX_TURNS, Converter
 from engine.data.formats.detect import Detection
 from engine.data.records import RowProblemError
+from engine.data.render import turn_renderer
 from engine.data.render.sequence_plan import plan_conversation
 from engine.data.render.template import DEFAULT_TEMPLATE
 from engine.data.render.tokenize import RenderOptions, render_conversation

@@ -11,8 +11,7 @@ from typing import Any
 from engine.data.records import RowProblemError, shortened
 from engine.data.render.tokens import ChatTokenizer, control_token_ids
 from engine.errors import ModelError, ModelLimitError
-from engine.processes.confined import confined, renew_deadline
-from engine.processes.time_limit import TimeLimitError, time_limit
+from engine.processes.limits import TimeLimitError, confined, renew_deadline, time_limit
 
 FROZEN_DATE = date(2025, 1, 1)
 

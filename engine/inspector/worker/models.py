@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.config.model import ModelConfig
 from engine.errors import ModelError
-from engine.hardware.torch_build import note_architectures
+from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.inventory import module_inventory
 from engine.inspector.worker.load_tokenizer import open_tokenizer
 from engine.models.catalog import find_in_catalog

@@ -15,7 +15,7 @@ from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat
 from engine.config.dataset import DatasetConfig
 from engine.config.export import ExportDtype
 from engine.data.conversation import Conversation, Message
-from engine.data.examine import DatasetReader
+from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import EngineError
 from engine.export.gguf.converter import WrittenType, convert, find_converter, require_known_architecture
