@@ -68,10 +68,10 @@ def print_speed(
             ours, theirs = [], []
             for round_number in range(options.rounds + 1):
                 mine = ask(session, (branch,), options.tokens)[-1]
-                other = plain.call("generate", {"ids": list(ids), "tokens": mine.tokens})
+                answer = plain.call("generate", {"ids": list(ids), "tokens": mine.tokens})
                 if round_number:  # the first round warms both up
                     ours.append((mine.first_token_seconds, mine.tokens_per_second))
-                    theirs.append((other["first_token_seconds"], other["tokens_per_second"]))
+                    theirs.append((answer["first_token_seconds"], answer["tokens_per_second"]))
         finally:
             plain.close()
         print(f"{branch}: {len(ids)} prompt tokens, {options.tokens} answered, {loaded.dtype} on {loaded.device}")

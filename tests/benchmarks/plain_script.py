@@ -54,7 +54,7 @@ def train_plain(recipe: Recipe) -> Trial:
     losses: list[float] = []
     held_out: dict[str, float] = {}
 
-    class Plain(SFTTrainer):  # type: ignore[misc]
+    class Plain(SFTTrainer):
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs, start_time)
             if "loss" not in logs:

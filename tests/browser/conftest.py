@@ -32,9 +32,14 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     """A page without a memory, whose console must stay free of errors."""
     page = open_page(browser, address)
     errors: list[str] = []
+
+    def note(words: str, is_error: bool) -> None:
+        if is_error:
+            errors.append(words)
+
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: "Content Security Policy" in said.text and errors.append(said.text))
-    page.on("response", lambda response: response.status >= 500 and errors.append(f"{response.status} {response.url}"))
+    page.on("console", lambda message: note(message.text, "Content Security Policy" in message.text))
+    page.on("response", lambda response: note(f"{response.status} {response.url}", response.status >= 500))
     yield page
     page.context.close()
     assert errors == []

@@ -175,7 +175,7 @@ def test_an_answer_ends_when_another_model_takes_its_place(worker, adapters):
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(worker, tiny_model_folder, monkeypatch):
-    from engine.hardware.cuda import MemoryNow
+    from engine.hardware.device import MemoryNow
 
     monkeypatch.setattr("engine.chat.worker.weights.memory_now", lambda: MemoryNow(2**30, 1000))
 

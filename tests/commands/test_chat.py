@@ -39,7 +39,7 @@ class Echo:
         self.requests = []
         self.target = None
         self.unloaded = False
-        self.interrupt_after = None
+        self.interrupt_after: int | None = None
         Echo.sessions.append(self)
 
     def load(self, target, on_progress=None):

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import os
 import time
+from typing import Any
 
 import numpy
 import pyarrow as pa
@@ -93,7 +94,7 @@ def rows_of(path, first_row=0):
 
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}], ids=str)
 def test_rows_are_what_was_written_from_every_place(tmp_path, options):
-    rows = [
+    rows: list[Any] = [
         {
             "text": f"row {number} " * (number % 50),
             "turns": [{"role": "user", "content": f"{number}"}, {"role": "assistant", "content": None}][: number % 3],

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -35,7 +35,7 @@ CALLS = [
 ]
 TOOLS = json.dumps([{"name": "find", "description": "Finds", "parameters": {"type": "object", "properties": {}}}])
 
-ROWS = {
+ROWS: dict[str, list[Any]] = {
     "alpaca": [
         {"instruction": f"Add {n}", "input": "to 1" if n % 2 else "", "output": str(n + 1) * n, "system": "Be exact."}
         for n in range(1, 9)

@@ -1,5 +1,7 @@
 """Templates and tokenizers with ways of their own, and rows from which nobody could learn."""
 
+from typing import Any
+
 import pytest
 
 from engine.data.conversation import Conversation, Message, PlainText
@@ -139,7 +141,7 @@ def test_a_sentencepiece_tokenizer_keeps_prompts_and_answers_apart(conversation)
 def test_a_tokenizer_that_adds_eos_by_itself_adds_no_second_one():
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = tokenizer_of(family("llama3"))
+    tokenizer: Any = tokenizer_of(family("llama3"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|begin_of_text|> $A <|eot_id|>",
         special_tokens=[("<|begin_of_text|>", tokenizer.bos_token_id), ("<|eot_id|>", tokenizer.eos_token_id)],
@@ -153,7 +155,7 @@ def test_a_tokenizer_that_adds_eos_by_itself_adds_no_second_one():
 
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
 def test_turns_far_beyond_the_cut_cost_no_time_and_are_counted_as_lost(name):
-    tokenizer = tokenizer_of(family(name))
+    tokenizer: Any = tokenizer_of(family(name))
     talk_of = lambda count: talk(*(f"{number} what does it do" for number in range(2 * count)))  # noqa: E731
     rendered = []
     apply = tokenizer.apply_chat_template

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def run(base, data, tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "run", base, data, lora())
 
 
-def order_of(run: Path, **settings: object) -> EvaluationOrder:
+def order_of(run: Path, **settings: Any) -> EvaluationOrder:
     plan = plan_load(ChatTarget.of_run(run))
     from engine.runs.run import RunFolder
 

@@ -1,6 +1,7 @@
 """What tests of exports share: a run on a tiny base, and its export without a process of its own."""
 
 from pathlib import Path
+from typing import Any
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
@@ -16,7 +17,7 @@ from tests.recorded_request import RecordedRequest
 ASKED = 4  # questions, where the fixture `few_questions` is used
 
 
-def write_run(folder: Path, base: Path, adapter_config: object, method: str = "lora", **model: object) -> Path:
+def write_run(folder: Path, base: Path, adapter_config: object, method: str = "lora", **model: Any) -> Path:
     config = config_from_mapping(
         {
             "model": {"id": str(base), **model},
@@ -30,7 +31,7 @@ def write_run(folder: Path, base: Path, adapter_config: object, method: str = "l
     return folder
 
 
-def export(home, run: Path, folder: Path, request=None, **settings: object) -> ExportResult:
+def export(home, run: Path, folder: Path, request=None, **settings: Any) -> ExportResult:
     with made_aside(folder) as aside:
         order = ExportOrder(
             plan=plan_load(ChatTarget.of_run(run)),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -43,7 +44,7 @@ def run(base, tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "run", base, lora())
 
 
-def export(home, run: Path, folder: Path, checkout: Path, request=None, **settings: object) -> ExportResult:
+def export(home, run: Path, folder: Path, checkout: Path, request=None, **settings: Any) -> ExportResult:
     with made_aside(folder) as aside:
         order = ExportOrder(
             plan=plan_load(ChatTarget.of_run(run)),

@@ -59,7 +59,7 @@ def test_each_kind_has_its_own_weights():
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_chat_templates_with_names_are_sent_and_read_for_secrets_first(tmp_path, kind):
-    folder = {"adapter": adapter_folder, "merged": merged_folder}[kind](tmp_path / "out")
+    folder = (adapter_folder if kind == "adapter" else merged_folder)(tmp_path / "out")
     named = folder / "additional_chat_templates" / "tool_use.jinja"
     named.parent.mkdir()
     named.write_text("{{ tools }}")

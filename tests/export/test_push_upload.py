@@ -324,4 +324,4 @@ def test_the_client_of_others_is_given_back(hub):
     with hub_client():
         pass
 
-    assert type(huggingface_hub.utils.get_session().send).__name__ == "method"
+    assert type(huggingface_hub.get_session().send).__name__ == "method"

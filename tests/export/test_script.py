@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def write_lines(path: Path, rows: list) -> Path:
     return path
 
 
-def make_config(model: Path, source: str, training: dict | None = None, adapter: dict | None = None, **dataset: object):
+def make_config(model: Path, source: str, training: dict | None = None, adapter: dict | None = None, **dataset: Any):
     return config_from_mapping(
         {
             "model": {"id": str(model), "compute_dtype": "float32"},
@@ -68,7 +69,8 @@ def sequences_of(config, home) -> tuple[list, list]:
     names = names_of(config, home)
     options = argparse.Namespace(model=names["MODEL"], data=names["DATA"])
     parts = names["prepare"](names["load_tokenizer"](options.model), options)
-    return tuple([(one["input_ids"], one["labels"]) for one in part] for part in parts)
+    train, held_out = ([(one["input_ids"], one["labels"]) for one in part] for part in parts)
+    return train, held_out
 
 
 def sequences_of_run(config, home) -> tuple[list, list]:
@@ -80,7 +82,8 @@ def sequences_of_run(config, home) -> tuple[list, list]:
         tokenizer=tokenizer,
         home=home,
     )
-    return tuple([(row.input_ids, row.labels) for row in part] for part in (data.train, data.held_out))
+    train, held_out = ([(row.input_ids, row.labels) for row in part] for part in (data.train, data.held_out))
+    return train, held_out
 
 
 def assert_whole(text: str, folder: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -20,6 +20,7 @@ from engine.export.script.data_facts import look_at_data
 from engine.runs.history.events import DataReportData
 from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance
+from engine.runs.run import RunFolder
 from engine.runs.store import RunStore
 from tests.data.test_hub import FakeHub
 from tests.export.test_script import (
@@ -44,7 +45,7 @@ def table_of_turns() -> str:
     return file.getvalue()
 
 
-FILES = {
+FILES: dict[str, Any] = {
     "bar.csv": TABLE.replace(",", "|"),
     "tab.tsv": TABLE.replace(",", "\t") + "\t\n",
     "spaced header.csv": TABLE.replace("prompt,completion", "prompt, completion "),
@@ -254,7 +255,7 @@ def test_a_script_stops_where_its_rows_have_changed(tiny_model_folder, home, tmp
     assert "6 rows" in capsys.readouterr().out
 
 
-def filed_run(config, home, fingerprint: str, report: DataReportData) -> Path:
+def filed_run(config, home, fingerprint: str, report: DataReportData) -> RunFolder:
     """A run that has read its rows."""
     run = RunStore(home, "ann").create(config, Provenance(dataset_fingerprint=fingerprint))
     EventWriter(run.folder.events, 1).append(report)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -93,7 +94,7 @@ MELTING = [
     {"messages": [asked(f"{n} ?"), said("is a rank of an adapter"), asked("and ?"), said(f"a number and {n}")]}
     for n in range(12)
 ]
-ROWS = {
+ROWS: dict[str, Any] = {
     "two turns": TWO_TURNS,
     "reasoning": REASONED,
     "reasoning in fields": REASONED_IN_FIELDS,

@@ -1,6 +1,7 @@
 """What the run answers is heard quickly: drafted for all prompts at once, and told exactly whatever the drafts are worth."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def count_passes(branch: BranchWeights, monkeypatch) -> list[int]:
     passes: list[int] = []
     forward = branch.holder.model.forward
 
-    def counted(*args: object, **kwargs: object) -> object:
+    def counted(*args: object, **kwargs: Any) -> object:
         passes.append(kwargs["input_ids"].shape[1])
         return forward(*args, **kwargs)
 
@@ -117,7 +118,7 @@ def test_where_memory_holds_no_batch_it_is_written_token_by_token(error, branche
     branch, prompts = branches("lora")
     written = [hear(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]]
 
-    def refuse(**_: object) -> None:
+    def refuse(**_: Any) -> None:
         raise error
 
     monkeypatch.setattr(branch.holder.model, "generate", refuse)

@@ -24,7 +24,7 @@ class FullDisk:
     def __init__(self) -> None:
         self.has_room = False
 
-    def append(self, data: AnyEventData) -> AnyEventData:
+    def append(self, data: AnyEventData) -> object:
         if not self.has_room:
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise StorageError(

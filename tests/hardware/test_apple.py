@@ -1,5 +1,8 @@
 """Apple's GPU, on systems that are made up: listed on Macs with Apple's own chip and nowhere else."""
 
+import platform
+import sys
+
 import pytest
 
 from engine.config.run import RunSection
@@ -48,8 +51,8 @@ def test_there_is_none_elsewhere(system):
 
 def test_this_systems_chip_is_asked_for_without_failing(monkeypatch):
     assert apple._chip() == "" or this_system().platform == "darwin"  # Linux has no such call
-    monkeypatch.setattr(apple.sys, "platform", "darwin")
-    monkeypatch.setattr(apple.platform, "mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
     monkeypatch.setattr(apple, "_chip", lambda: "Apple M3")
 
     assert this_system()[2:] == ("14.5", "Apple M3")

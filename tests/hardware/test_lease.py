@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,8 @@ def another_process():
     process.wait()
 
 
-def holder(process: ProcessIdentity | None = None, **values: object) -> LeaseHolder:
-    defaults: dict[str, object] = {
+def holder(process: ProcessIdentity | None = None, **values: Any) -> LeaseHolder:
+    defaults: dict[str, Any] = {
         "purpose": "training",
         "title": "Run A",
         "process": process or ProcessIdentity.current(),

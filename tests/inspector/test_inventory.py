@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from engine.inspector.worker.models import inventory, model_details
 from engine.models.catalog import find_in_catalog
 from engine.models.inventory_cache import architecture_values, cached_inventory, known_inventory
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -28,7 +29,7 @@ LLAMA = {
     "vocab_size": 256,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128, "vocab_size": 200}
-SMALL_CONFIGS = {
+SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "gpt2": GPT2,
     "gemma2": {**LLAMA, "model_type": "gemma2", "head_dim": 16},

@@ -4,6 +4,7 @@ import contextlib
 import random
 import types
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -89,7 +90,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
 
 
 def _config(overrides, batch, length):
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "model": {"id": "tiny"},
         "adapter": {"r": 7},
         "dataset": {"source": "rows"},

@@ -1,5 +1,7 @@
 """What a model remembers while it answers: the estimate against the cache of a real model, filled as the chat fills it."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
@@ -14,13 +16,13 @@ from tests.training.tiny_training import CPU
 
 PIECE = 32
 LENGTH = 160
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 211, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
 LINEAR = ["linear_attention", "full_attention"] * 2
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "llama": {},
     "mistral": {"sliding_window": 48},
     "gemma3_text": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2},

@@ -87,7 +87,7 @@ def test_a_spare_process_is_ready_before_it_is_needed(tmp_path):
     assert [pool.call("echo", {})["pid"] for _ in range(3)] == [first] * 3, "a spare process knows no tokenizer yet"
 
     pool.close(timeout_seconds=0.5)
-    assert pool.pids == ()
+    assert not pool.pids
 
 
 def test_closing_ends_what_is_under_way_and_starts_nothing_anew(pool):
@@ -98,7 +98,7 @@ def test_closing_ends_what_is_under_way_and_starts_nothing_anew(pool):
 
     with pytest.raises(WorkerError):
         list(counting)
-    assert pool.pids == ()
+    assert not pool.pids
 
 
 def test_too_much_memory_is_an_error_and_the_worker_lives_on(tmp_path):

@@ -1,5 +1,6 @@
 import os
 import sys
+from typing import Any
 
 import pytest
 
@@ -7,7 +8,7 @@ from engine.errors import WorkerError
 from engine.processes.spawn import spawn, worker_argv
 
 
-def run(tmp_path, code: str, **values: object) -> str:
+def run(tmp_path, code: str, **values: Any) -> str:
     log = tmp_path / "deep" / "worker.log"
     assert spawn([sys.executable, "-c", code], log_file=log, **values).wait() == 0
     return log.read_text()

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
@@ -40,9 +41,9 @@ def fake_worker_command(order: WorkerOrder) -> list[str]:
     ]
 
 
-def fake_settings(**changes: object) -> SupervisorSettings:
+def fake_settings(**changes: Any) -> SupervisorSettings:
     """A quick supervisor with one CPU and fake workers."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "command": fake_worker_command,
         "devices": lambda: (cpu(),),
         "patience": Patience(
@@ -56,7 +57,7 @@ def fake_settings(**changes: object) -> SupervisorSettings:
     return SupervisorSettings(**{**values, **changes})
 
 
-def config_for(name: str = "steps=5", **sections: dict[str, object]) -> RunConfig:
+def config_for(name: str = "steps=5", **sections: dict[str, Any]) -> RunConfig:
     """A valid configuration whose name tells the fake worker what to do."""
     run = {"name": name, **sections.pop("run", {})}
     return config_from_mapping(

@@ -1,6 +1,7 @@
 """A configuration that is filed from one working folder and read in another."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
-def config(model: str = "some/model", **sections: dict[str, object]) -> RunConfig:
+def config(model: str = "some/model", **sections: dict[str, Any]) -> RunConfig:
     return config_from_mapping({"model": {"id": model}, "dataset": {"source": "rows.jsonl"}, **sections})
 
 

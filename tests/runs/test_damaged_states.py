@@ -58,7 +58,7 @@ LOST: dict[str, tuple[str, ...]] = {
 
 
 @pytest.fixture(params=DAMAGE)
-def damage(request) -> Callable[[Run], None]:
+def damage(request) -> Callable[[Run], object]:
     return lambda run: DAMAGE[request.param](run.folder.state)
 
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,12 @@ from engine.runs.history.reader import HistoryReader, read_history
 from engine.runs.history.run_history import seconds_left, seconds_per_step
 
 
-def step(number: int, loss: float | None = None, **values: object) -> StepData:
+def step(number: int, loss: float | None = None, **values: Any) -> StepData:
     defaults = {"epoch": number / 10, "learning_rate": 1e-4, "tokens": number * 100, "tokens_per_second": 500.0}
     return StepData(step=number, loss=1 / number if loss is None else loss, **{**defaults, **values})
 
 
-def held_out(number: int, loss: float, **values: object) -> EvalData:
+def held_out(number: int, loss: float, **values: Any) -> EvalData:
     return EvalData(step=number, eval_loss=loss, eval_tokens=10, rows=2, seconds=1.0, **values)
 
 

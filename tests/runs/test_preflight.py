@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ SHAPE = published_shape(
 class FakeInspector:
     """Answers as the inspector process does, and counts how often it was asked."""
 
-    def __init__(self, **report: object) -> None:
+    def __init__(self, **report: Any) -> None:
         self.report = report
         self.checks = 0
 
@@ -42,7 +43,7 @@ class FakeInspector:
         self.checks += 1
         if dataset.source == "missing.jsonl":
             raise DatasetError("missing.jsonl is not there.", "Check the path.")
-        values: dict[str, object] = {
+        values: dict[str, Any] = {
             "source": dataset.source, "fingerprint": "f" * 64, "rows": 10, "kept": 10, "dropped": 0, "train_rows": 9,
             "held_out_rows": 1, "trained_tokens": 500, "kind": "JSON Lines", "format": "alpaca", "format_reason": "",
             "format_sure": True, "columns": ("instruction", "output"), "column_map": {}, "problems": (),
@@ -67,7 +68,7 @@ def preflight(home, inspector):
     return Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
 
 
-def config(**sections: dict[str, object]) -> RunConfig:
+def config(**sections: dict[str, Any]) -> RunConfig:
     return config_from_mapping({"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, **sections})
 
 

@@ -1,12 +1,13 @@
 import random
+from typing import Any
 
 from engine.runs.summary import RunSummary
 from engine.runs.table import RunQuery, best_by_held_out_loss, differing_settings, select_runs, summaries_csv
 from tests.runs.supervision import config_for
 
 
-def row(number: int, **values: object) -> RunSummary:
-    defaults: dict[str, object] = {"id": f"run-{number}", "owner": "ann", "name": f"Run {number}", "state": "completed",
+def row(number: int, **values: Any) -> RunSummary:
+    defaults: dict[str, Any] = {"id": f"run-{number}", "owner": "ann", "name": f"Run {number}", "state": "completed",
                                    "created": float(number)}  # fmt: skip
     return RunSummary(**{**defaults, **values})
 

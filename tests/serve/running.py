@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -97,7 +98,7 @@ class SaidSession:
         self.phase = "empty"
 
     @staticmethod
-    def _chunk(request: ChatRequest, text: str, tokens: int, **values: object) -> ChatChunk:
+    def _chunk(request: ChatRequest, text: str, tokens: int, **values: Any) -> ChatChunk:
         branch = request.branches[0]
         return ChatChunk(branch=branch, text=text, tokens=tokens, tokens_per_second=1.0, prompt_tokens=7, **values)
 

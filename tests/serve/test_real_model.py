@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -54,7 +55,7 @@ def client(session, adapter):
         yield OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=60)
 
 
-def say(client: OpenAI, model: str, **values: object) -> str:
+def say(client: OpenAI, model: str, **values: Any) -> str:
     stream = client.chat.completions.create(model=model, messages=ASKED, stream=True, **values)
     return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 

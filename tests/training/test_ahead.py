@@ -89,10 +89,10 @@ def test_every_tensor_of_a_pass_is_pinned_and_copied_without_waiting(monkeypatch
 def test_batches_are_made_ahead_where_the_processor_has_nothing_else_to_do(
     device, expected, tiny_model_folder, monkeypatch
 ):
+    from engine.models.source import ModelSource
     from engine.training import assembly
     from engine.training.build import add_adapter, load_model
     from engine.training.precision import choose_precision
-    from tests.training.tiny_training import ModelSource
 
     config = make_config(tiny_model_folder)
     precision, source = choose_precision(config, CPU), ModelSource(str(tiny_model_folder), "tiny")

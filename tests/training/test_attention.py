@@ -23,7 +23,7 @@ class CausalModule(torch.nn.Module):
     is_causal = True
 
 
-def random_inputs(lengths, dtype=torch.float32):
+def random_inputs(lengths, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(sum(lengths))
 
     def make(heads):
@@ -32,10 +32,10 @@ def random_inputs(lengths, dtype=torch.float32):
     return make(HEADS), make(KEY_VALUE_HEADS), make(KEY_VALUE_HEADS)
 
 
-def row_by_row(query, key, value, lengths, scale, window=None):
+def row_by_row(inputs, lengths, scale, window=None):
     """The definition: each row through PyTorch's attention by itself."""
     outputs = []
-    for q, k, v in zip(*(part[0].split(lengths, dim=1) for part in (query, key, value)), strict=True):
+    for q, k, v in zip(*(part[0].split(lengths, dim=1) for part in inputs), strict=True):
         length = q.shape[1]
         distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
         allowed = (distance >= 0) & (distance < (window or length))
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_separate_rows(lengths, window):
     joined, probabilities = joined_attention(
         CausalModule(), *inputs, None, scaling=0.3, sliding_window=window, joined_rows=JoinedRows(lengths)
     )
-    expected = row_by_row(*again, lengths, 0.3, window)
+    expected = row_by_row(again, lengths, 0.3, window)
     (joined * weights).sum().backward()
     (expected * weights).sum().backward()
 
@@ -68,7 +68,7 @@ def test_values_and_gradients_are_those_of_separate_rows(lengths, window):
 def test_bfloat16_is_as_exact_as_the_fused_kernel():
     lengths = (70, 200)
     inputs = random_inputs(lengths, torch.bfloat16)
-    exact = row_by_row(*(part.double() for part in inputs), lengths, 0.25)
+    exact = row_by_row([part.double() for part in inputs], lengths, 0.25)
 
     joined, _ = joined_attention(CausalModule(), *inputs, None, scaling=0.25, joined_rows=JoinedRows(lengths))
 

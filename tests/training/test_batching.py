@@ -1,6 +1,7 @@
 """Whether rows are joined or padded: the trainer, the estimate and the exported script answer alike for every family."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tests.training.tiny_training import CPU, Row
 
 GPU = Device("cuda", 0, "a GPU", 80 << 30, 80 << 30, has_fast_bfloat16=True)
 OLD_GPU = Device("cuda", 0, "an old GPU", 16 << 30, 16 << 30, has_fast_bfloat16=False)
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 211, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
@@ -33,7 +34,7 @@ GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 128, "n_positions": 5
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16}
 JOINED, PADDED = "joined", "padded"
 # Every family of the catalogue and of published measurements, and one of each reason not to join.
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "llama": ({}, JOINED),
     "mistral": ({"sliding_window": 16}, JOINED),
     "mixtral": (EXPERTS, JOINED),

@@ -1,14 +1,15 @@
 """Kernels of others: used where they are asked for and can be, said where not, and measured before they are believed."""
 
+import importlib.util
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
 
 from engine.errors import ModelError
 from engine.hardware.device import Device
-from engine.training import kernels
 from engine.training.assembly import _with_liger
 from engine.training.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
 from engine.training.placement import Placement
@@ -24,7 +25,7 @@ def installed(monkeypatch):
     """Says which packages there are."""
 
     def set_installed(*names: str) -> None:
-        monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if name in names else None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in names else None)
 
     return set_installed
 
@@ -33,7 +34,7 @@ def installed(monkeypatch):
 def liger(monkeypatch, installed):
     """A stand-in for liger_kernel that writes down what it was told to replace."""
     calls = []
-    patches = types.ModuleType("liger_kernel.transformers.monkey_patch")
+    patches: Any = types.ModuleType("liger_kernel.transformers.monkey_patch")
     patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": object()}
     patches._apply_liger_kernel_to_instance = lambda **given: calls.append(given)
     for name in ("liger_kernel", "liger_kernel.transformers"):

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -244,7 +245,7 @@ def test_a_plan_needs_rows():
         EpochPlanner([], make_settings())
 
 
-BEGINNINGS = {
+BEGINNINGS: dict[str, dict[str, Any]] = {
     "joined": {"train_sampling_strategy": "group_by_length"},
     "padded": {"batching": "padded"},
     "grouped": GROUPED,

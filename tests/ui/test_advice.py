@@ -1,6 +1,7 @@
 """What would make a run fit, and what room is left: every row can be picked, and does what it says."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from ui.draft import Draft
 from ui.views.advice import render_advice
 
 GIB = 2**30
-DRAFT = {
+DRAFT: dict[str, Any] = {
     "model": {"id": "Qwen/Qwen3-4B", "quantization": "nf4"},
     "dataset": {"source": "-"},
     "training": {

@@ -164,8 +164,7 @@ def test_all_mistakes_stand_in_the_panel_together(form):
 
 def test_what_the_device_cannot_run_stands_in_the_panel_beside_its_memory(form):
     wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": "paged_adamw_8bit"}
-    wanted["adapter__target_modules"] = list(NAMES)
-    draft = draft_of(form, small_shape(), **wanted)
+    draft = draft_of(form, small_shape(), **wanted, adapter__target_modules=list(NAMES))
     panel = render_side_panel(draft)
 
     assert draft.config is not None  # it may be saved for another machine

@@ -141,7 +141,7 @@ def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
 
 
 def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
-    slow = FakeExport(services.results.export, pace_seconds=5)  # type: ignore[arg-type]
+    slow = FakeExport(services.results.export, pace_seconds=5)
     services.results.exporting.start(run.id, "An export", slow)
 
     shown = tab.look(run.id, ADAPTER, 0, "")

@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def store(home) -> RunStore:
 def observe(store):
     """Observe an invented run."""
 
-    def make(**story: object) -> ObservedRun:
+    def make(**story: Any) -> ObservedRun:
         run = write_run(store, a_config(), InventedRun(**story))
         return RunReader(store).observe(run.id)
 

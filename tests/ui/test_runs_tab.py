@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -32,8 +33,15 @@ def history(services):
 
 
 def listed(tab: RunsTab, last=None, **asked: str) -> tuple:
-    query = {"words": "", "state": "All", "method": ANY_METHOD, "model": ANY_MODEL, "order": "Newest first", **asked}
-    return tab.list_runs(*query.values(), "", [], 100, last)
+    query: dict[str, Any] = {
+        "words": "",
+        "state": "All",
+        "method": ANY_METHOD,
+        "model": ANY_MODEL,
+        "order": "Newest first",
+        **asked,
+    }
+    return tab.list_runs(*query.values(), "", [], 100, last)  # type: ignore[call-arg]
 
 
 def table_of(tab: RunsTab, **asked: str) -> str:

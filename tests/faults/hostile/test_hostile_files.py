@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def of_bytes(size: int, unit: bytes = b"[") -> object:
     return write
 
 
-def settings(**values: object) -> object:
+def settings(**values: Any) -> object:
     """What changes a JSON file."""
 
     def write(path: Path) -> None:
@@ -38,7 +39,7 @@ def settings(**values: object) -> object:
     return write
 
 
-def without_template(**values: object) -> object:
+def without_template(**values: Any) -> object:
     """What puts a template into tokenizer_config.json, and takes the one of its own file away."""
 
     def write(path: Path) -> None:
@@ -61,7 +62,7 @@ def slow_pre_tokenizer(path: Path) -> None:
     path.write_text(json.dumps(values))
 
 
-TOKENIZERS = {
+TOKENIZERS: dict[str, tuple[Any, Any]] = {
     "300_mb_of_arrays": ({"tokenizer_json": of_bytes(300_000_000)}, r"tokenizer\.json of hostile-model has 300 MB"),
     "90_mb_of_arrays": ({"tokenizer_json": of_bytes(90_000_000)}, "hostile-model"),
     "90_mb_of_pairs": ({"tokenizer_json": of_bytes(90_000_000, b"[[],")}, "hostile-model"),
@@ -79,7 +80,7 @@ TOKENIZERS = {
     "slow_pre_tokenizer": ({"tokenizer_json": slow_pre_tokenizer}, "hostile-model"),
 }
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[Any, Any]] = {
     "a_billion_layers": (settings(num_hidden_layers=10**9), "num_hidden_layers|more modules"),
     "many_experts": (
         settings(
