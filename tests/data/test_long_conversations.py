@@ -12,7 +12,7 @@ from engine.data.formats.detect import Detection
 from engine.data.records import RowProblemError
 from engine.data.render import turn_renderer
 from engine.data.render.sequence_plan import plan_conversation
-from engine.data.render.template import DEFAULT_TEMPLATE
+from engine.data.render.template import DEFAULT_TEMPLATE, apply_template
 from engine.data.render.tokenize import RenderOptions, render_conversation
 from tests.data import whole_turns
 from tests.data.conversations import TOOLS
@@ -106,7 +106,6 @@ def test_few_messages_are_rendered_for_each_turn_of_a_long_conversation(monkeypa
         tuple(Message(role, f"{role} {number}") for number in range(600) for role in ("user", "assistant"))
     )
     rendered = []
-    apply_template = turn_renderer.apply_template
 
     def counted(tokenizer, messages, tools, *, prompt):
         rendered.append(len(messages))

@@ -8,6 +8,7 @@ import pytest
 from engine.config.dataset import DatasetConfig
 from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
 from engine.data.files import text_stream
+from engine.data.files.access import unpacked_pieces
 from engine.data.files.text_file import STRIDE, RowIndex
 from engine.data.passes.page import find_row, read_page, search_rows
 from engine.data.passes.reader import DatasetReader, Renderer
@@ -106,7 +107,7 @@ def test_search_looks_at_what_escapes_mean(tmp_path):
 
 def test_search_gives_its_turn_away(files, monkeypatch):
     at_every_row(monkeypatch)
-    steps = read_page(open_reader(files / "rows.jsonl"), PageRequest(search="no such words"))
+    steps = read_page(open_reader(files / "rows.jsonl"), PageRequest(search="no such words"))  # type: ignore[call-arg]
 
     assert sum(1 for _ in steps) == COUNT
 
@@ -251,7 +252,7 @@ def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
 def unpacked_bytes(monkeypatch) -> list[int]:
     """How much is unpacked from here on, piece by piece."""
     sizes = []
-    original = text_stream.unpacked_pieces
+    original = unpacked_pieces
 
     def counted(*arguments):
         for piece in original(*arguments):
@@ -301,7 +302,7 @@ def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_
 def test_a_jump_into_a_file_that_was_never_read_gives_its_turn_away(files, monkeypatch, name):
     at_every_row(monkeypatch)
     row = 4 * STRIDE
-    steps = read_page(open_reader(files / name), PageRequest(first_row=row, count=1))
+    steps = read_page(open_reader(files / name), PageRequest(first_row=row, count=1))  # type: ignore[call-arg]
 
     assert sum(1 for _ in steps) >= row
 
@@ -315,7 +316,7 @@ def test_a_jump_into_a_gzipped_file_gives_its_turn_away_while_it_is_unpacked(fil
     at_every_row(monkeypatch)
     sizes = unpacked_bytes(monkeypatch)
 
-    steps = read_page(reader, PageRequest(first_row=4 * STRIDE, count=1))
+    steps = read_page(reader, PageRequest(first_row=4 * STRIDE, count=1))  # type: ignore[call-arg]
 
     assert sum(1 for _ in steps) >= 100
     assert sum(sizes) <= (files / "rows.jsonl").stat().st_size

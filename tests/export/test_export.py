@@ -192,11 +192,10 @@ def test_nothing_tells_where_somebody_keeps_files(home, run, tmp_path, kind):
 def test_a_damaged_export_does_not_pass(home, run, tmp_path, monkeypatch):
     """The check itself is checked: a merge that leaves one layer out is found."""
     import engine.export.worker.write as write
-
-    real = write.plan_merge
+    from engine.export.worker.merge import plan_merge
 
     def forgetful(*arguments):
-        merge = real(*arguments)
+        merge = plan_merge(*arguments)
         del merge.changes["model.layers.1.mlp.down_proj.weight"]
         return merge
 

@@ -14,8 +14,9 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from engine.config.model import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
+from engine.inspector.worker import inventory
 from engine.inspector.worker.inventory import inventory_of, module_inventory
-from engine.inspector.worker.models import inventory, model_details
+from engine.inspector.worker.models import model_details
 from engine.models.catalog import find_in_catalog
 from engine.models.inventory_cache import architecture_values, cached_inventory, known_inventory
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from engine.memory import losses, run_workload
+from engine.memory import run_workload
+from engine.memory.layers import losses
 from engine.training import batches, loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, rehearsed, trace

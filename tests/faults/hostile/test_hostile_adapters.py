@@ -9,7 +9,8 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from engine.chat.target import AdapterChoice, ChatTarget, PlannedWeights, plan_load
+from engine.chat.contract import AdapterChoice, ChatTarget
+from engine.chat.target import PlannedWeights, plan_load
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.config.adapter import AdapterConfig
@@ -41,7 +42,7 @@ def hostile(adapter, tmp_path):
         file.write_text(json.dumps(json.loads(file.read_text()) | values))
         return PlannedWeights(folder=folder, name=folder.name, method="lora", peft_type="LORA")
 
-    make.folder = folder
+    make.folder = folder  # type: ignore[attr-defined]
     return make
 
 
