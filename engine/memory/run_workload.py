@@ -17,11 +17,11 @@ from engine.memory.workload import (
 from engine.models.batching import FLASH_ATTENTION, AttentionFacts, choose_batching, expected_attention
 from engine.models.shape import ModelShape
 
-# engine/training/loss.py
+# engine/training/ops/loss.py
 CHUNK_BYTES_CPU = 48 * 2**20
 CHUNK_BYTES = 256 * 2**20
 
-# engine/training/batches.py
+# engine/training/batching/batches.py
 JOINED_MULTIPLE = 16
 
 # Fused kernels take heads up to this size.
@@ -139,7 +139,7 @@ def _kernel(
     head counts, for which keys and values are copied, and Ampere for bfloat16. Apple's GPU is left with the slow path, since
     its own kernel has no backward pass.
 
-    Source: `copy_shared_heads`, engine/training/attention.py; `sdp_utils.cpp` of PyTorch.
+    Source: `copy_shared_heads`, engine/training/ops/attention.py; `sdp_utils.cpp` of PyTorch.
     """
     if attention == "eager":
         return "eager"

@@ -11,17 +11,17 @@ from engine.config.run import RunConfig
 from engine.errors import ModelError
 from engine.inspector.worker.architecture import read_attention
 from engine.models.batching import choose_batching
-from engine.training.attention import JOINED_ATTENTION, register_joined_attention
-from engine.training.batches import PassTensors, TokenRow, join
+from engine.training.batching.batches import PassTensors, TokenRow, join
+from engine.training.batching.plan import PlanSettings
+from engine.training.batching.probe import Probe, agrees
+from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
-from engine.training.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
-from engine.training.loss import attach_loss
+from engine.training.ops.attention import JOINED_ATTENTION, register_joined_attention
+from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
+from engine.training.ops.loss import attach_loss
 from engine.training.placement import Placement
-from engine.training.plan import PlanSettings
 from engine.training.precision import Precision
-from engine.training.probe import Probe, agrees
 from engine.training.quick_lora import make_lora_quick
-from engine.training.steps import TrainerSetup
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
-from engine.training.attention import FLASH_CAPABILITY, copy_shared_heads
 from engine.training.failure import is_out_of_memory
+from engine.training.layer_split import keep_beside, plan_spread
+from engine.training.ops.attention import FLASH_CAPABILITY, copy_shared_heads
 from engine.training.placement import Placement
-from engine.training.precision import Precision
-from engine.training.quantization import quantization_of
-from engine.training.spread import keep_beside, plan_spread
+from engine.training.precision import Precision, quantization_of
 from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
 
 # A schedule that ends at a share of the first learning rate instead of zero.
@@ -157,7 +156,7 @@ def training_arguments(
         output_dir=str(output_folder),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
-        # One batch of the trainer's loop is one optimizer step of ours; `engine.training.plan` divides it.
+        # One batch of the trainer's loop is one optimizer step of ours; `engine.training.batching.plan` divides it.
         per_device_train_batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,
@@ -185,7 +184,7 @@ def training_arguments(
         max_length=None,
         packing=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,  # it would pin when a batch is asked for; `engine.training.ahead` does so before
+        dataloader_pin_memory=False,  # it would pin when a batch is asked for; `engine.training.batching.steps` does so before
         dataset_kwargs={"skip_prepare_dataset": True},
         average_tokens_across_devices=True,
     )

@@ -15,7 +15,7 @@ from engine.hardware.devices import list_devices
 from engine.hardware.libraries import TorchBuild, installed_torch
 from engine.hardware.processor import memory_now
 from engine.paths import LoratoryHome
-from engine.training.companions import ALONE, Companions
+from engine.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Placement:
 
     device: Device  # the first of `spread`, where layers are spread
     torch_device: torch.device
-    companions: Companions = ALONE
+    companions: ProcessGroup = SINGLE_PROCESS
     spread: tuple[Device, ...] = ()  # devices that one model's layers are divided among, as torch numbers them
 
     @property
@@ -47,7 +47,7 @@ def choose_placement(config: RunConfig) -> Placement:
         DeviceError: If torch cannot use the GPU that the run has, if layers are to be spread over more GPUs than this process
             sees, or by several processes.
     """
-    companions = Companions.from_environment()
+    companions = ProcessGroup.from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     devices = list_devices()
     processor = next(device for device in devices if device.kind == "cpu")
@@ -142,7 +142,7 @@ def _count(nvml: Nvml) -> int:
     return ask_driver(nvml, nvml.nvmlDeviceGetCount) or 0
 
 
-def _spread(gpus: Sequence[Device], wanted: int, companions: Companions) -> Placement:
+def _spread(gpus: Sequence[Device], wanted: int, companions: ProcessGroup) -> Placement:
     if companions.world_size > 1:
         raise DeviceError(
             f"run.device_map divides layers within one process, and a launcher started {companions.world_size} of them.",

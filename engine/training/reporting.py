@@ -26,8 +26,8 @@ from engine.runs.run import EVENTS_FILE
 from engine.training import faults
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
-from engine.training.hooks import HeldOutLoss, LoggedStep
 from engine.training.trackers import Trackers
+from engine.training.trainer import HeldOutLoss, LoggedStep
 
 RESERVE_FILE = ".reserve"
 
@@ -41,7 +41,7 @@ _STOP_PATIENCE_SECONDS = 20.0
 
 
 class Requests(Protocol):
-    """Who wants the run to end; see `engine.training.interruption`."""
+    """Who wants the run to end; see `engine.training.signals`."""
 
     def check_cancel(self) -> None: ...
 

@@ -3,50 +3,73 @@
 import contextlib
 import functools
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from engine.config.dataset import DatasetConfig
+from engine.config.run import RunConfig
+from engine.data.contract import DatasetReport
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from engine.errors import DatasetError
 from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
 from engine.processes.environment import Access, give_up_access
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 from engine.runs.history.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
-from engine.training import checkpoint as checkpoints
+from engine.runs.run import RunFolder
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
-from engine.training.attempt import Attempt
-from engine.training.best_weights import go_back_to_best
+from engine.training.batching.plan import row_plan, settled_order
+from engine.training.batching.steps import choose_rows
 from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
-from engine.training.callback import RunCallback, keeps_best
-from engine.training.companions import ALONE
+from engine.training.callbacks import RunCallback, keeps_best
+from engine.training.checkpoints import folder as checkpoints
+from engine.training.checkpoints.folder import (
+    find_checkpoint,
+    go_back_to_best,
+    open_checkpoint,
+)
+from engine.training.checkpoints.state_files import random_state
+from engine.training.checkpoints.trained_weights import count_parameters, load_trained, parameters_line, save_adapter
+from engine.training.checkpoints.warm_start import find_warm_start, load_warm_start, untrained_base
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import check_held_out, check_loss
-from engine.training.held_out import choose_rows
-from engine.training.hooks import HeldOutLoss, LoggedStep, TrainerHooks
-from engine.training.interruption import Interruption
-from engine.training.pinned_data import require_pinned_data
 from engine.training.placement import Placement, choose_placement, passed_over
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
+from engine.training.process_group import SINGLE_PROCESS
 from engine.training.reporting import RunEvents
-from engine.training.resuming import find_checkpoint, open_checkpoint, row_plan, settled_order
-from engine.training.state_files import random_state
+from engine.training.signals import StopRequests
 from engine.training.trackers import start_trackers
-from engine.training.trained_state import count_parameters, load_trained, parameters_line, save_adapter
-from engine.training.trainer import LoratoryTrainer
-from engine.training.warm_start import find_warm_start, load_warm_start, untrained_base
+from engine.training.trainer import HeldOutLoss, LoggedStep, LoratoryTrainer, TrainerHooks
 
 Outcome = Literal["finished", "stopped"]
 
 # How long processes wait for one that measures, saves, or waits for room on the disk.
 _PATIENCE = timedelta(days=2)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attempt is about."""
+
+    folder: RunFolder
+    home: LoratoryHome
+    config: RunConfig
+    number: int
+
+
+def home_of(folder: Path) -> LoratoryHome:
+    """The home that a run directory stands in: `<home>/runs/<owner>/<run>`."""
+    return LoratoryHome(folder.resolve().parents[2])
 
 
 class StoppedBeforeTrainingError(BaseException):
@@ -62,7 +85,7 @@ class TrainingSession:
         interruption: Asked whether to go on.
     """
 
-    def __init__(self, attempt: Attempt, events: RunEvents, interruption: Interruption) -> None:
+    def __init__(self, attempt: Attempt, events: RunEvents, interruption: StopRequests) -> None:
         self._attempt = attempt
         self._config = attempt.config
         self._folder = attempt.folder
@@ -73,7 +96,7 @@ class TrainingSession:
         self._measured: tuple[int, float] | None = None
         self._trainer: LoratoryTrainer | None = None
         self._resumed_from: Checkpoint | None = None
-        self._companions = ALONE
+        self._companions = SINGLE_PROCESS
         self._precision: Precision | None = None
         self._row_plan: RowPlan | None = None
         self._replaced: dict[str, torch.Tensor] = {}  # by a warm start
@@ -112,7 +135,7 @@ class TrainingSession:
             events.warn(note, "device")
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
         events.status("loading_model", f"Looking for {config.model.id}.")
-        source = self._companions.first_goes_first(
+        source = self._companions.main_process_first(
             lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress)
         )
         if not reads_from_hub(config.dataset):
@@ -217,7 +240,7 @@ class TrainingSession:
                 self._events.say(ResumedData(step=found.step if found else 0, checkpoint=name or None))
             return name
 
-        name = self._companions.first_decides(find)
+        name = self._companions.broadcast_from_main(find)
         return open_checkpoint(folder / name) if name else None
 
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> Assembly:
@@ -225,7 +248,7 @@ class TrainingSession:
         settings, resumed_from = assembly.setup.settings, self._resumed_from
         warn = functools.partial(self._events.warn, code="row_order")
         decide = functools.partial(settled_order, settings, rows_sha256, resumed_from, warn)
-        order = RowOrder.model_validate_json(self._companions.first_decides(lambda: decide().model_dump_json()))
+        order = RowOrder.model_validate_json(self._companions.broadcast_from_main(lambda: decide().model_dump_json()))
         settings = replace(settings, pinned_order=order)
         self._row_plan = row_plan(settings, rows_sha256)
         return replace(assembly, setup=replace(assembly.setup, settings=settings))
@@ -347,3 +370,21 @@ class TrainingSession:
             checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
             checkpoints.forget_damaged(self._folder.checkpoints)
         self._companions.wait()
+
+
+def require_pinned_data(folder: RunFolder, dataset: DatasetConfig, report: DatasetReport) -> None:
+    """Refuse to train on other rows than were checked when the run was filed.
+
+    Steps, held-out rows and the estimate were all drawn from those; after a resume, a checkpoint's place in the data would
+    mean other rows.
+
+    Raises:
+        DatasetError: If the rows that are kept are not the same, in the same order.
+    """
+    pinned = read_provenance(folder).dataset_fingerprint
+    if pinned is None or not report.fingerprint or pinned == report.fingerprint:
+        return
+    raise DatasetError(
+        f"The rows of {dataset.source} are no longer those that this run was filed with; {report.kept:,} are usable now.",
+        "Put the data back as it was and resume, or start a new run. For a dataset on the Hub, set dataset.revision.",
+    )

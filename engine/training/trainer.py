@@ -8,10 +8,10 @@ them, and checkpoints that are pickled in place.
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -19,21 +19,65 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
-from engine.training import faults, state_files
-from engine.training.ahead import StepsAhead
-from engine.training.batches import PassTensors
+from engine.training import faults
+from engine.training.batching.batches import PassTensors
+from engine.training.batching.plan import EpochPlanner
+from engine.training.batching.steps import (
+    PrefetchedSteps,
+    StepBatch,
+    StepBatches,
+    StepOrder,
+    TrainerRows,
+    TrainerSetup,
+    unchanged,
+)
+from engine.training.callbacks import SkippedSteps
+from engine.training.checkpoints import state_files
+from engine.training.checkpoints.trained_weights import load_trained, save_trained
 from engine.training.failure import check_held_out
-from engine.training.hooks import HeldOutLoss, LoggedStep, Progress, TrainerHooks
-from engine.training.overflow import SkippedSteps
-from engine.training.plan import EpochPlanner
-from engine.training.steps import StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup, unchanged
-from engine.training.trained_state import load_trained, save_trained
 
-OPTIMIZER_FILE = "optimizer.safetensors"
-SCHEDULER_FILE = "scheduler.json"
-RANDOM_FILE = "random-{rank}.safetensors"  # one for each process
-SCALER_FILE = "scaler.json"
-PROGRESS_FILE = "progress.json"
+
+class HeldOutLoss(NamedTuple):
+    """One measurement: mean over `tokens` trained tokens of `rows` rows, in nats."""
+
+    loss: float
+    tokens: int
+    rows: int
+    seconds: float
+
+
+class LoggedStep(NamedTuple):
+    """What is known at a logged step; `loss` is the mean over the steps since the last one."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None  # None also where the loss scaler skipped the step
+    tokens: int
+    trained_tokens: int
+    tokens_per_second: float
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; saved with every checkpoint."""
+
+    tokens: int = 0  # learned and masked, padding not counted
+    trained_tokens: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    measurements_since_best: int = 0
+
+
+@dataclass
+class TrainerHooks:
+    """What others do when something happened; each may raise to end the run."""
+
+    logged: Callable[[LoggedStep], None] = lambda _: None
+    measured: Callable[[int, HeldOutLoss], None] = lambda _step, _loss: None
+    save: Callable[[], None] = lambda: None
+    between_passes: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -49,7 +93,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     """Trains a prepared model on tokenized rows.
 
     Args:
-        model: With adapter, or fully trainable; its loss must be attached (`engine.training.loss`).
+        model: With adapter, or fully trainable; its loss must be attached (`engine.training.ops.loss`).
         args: From `engine.training.build`.
         tokenizer: Saved with what is trained.
         rows: What to learn from, and what to measure on.
@@ -73,7 +117,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.hooks = hooks
         self.progress = Progress()
         self._interval = _Interval()
-        self._ahead: StepsAhead | None = None
+        self._ahead: PrefetchedSteps | None = None
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         forward = _causal_lm(model).forward
@@ -125,7 +169,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         if self._setup.makes_ahead:
             if self._ahead is None or self._ahead.steps is not epoch_iterator:
                 self._stop_making()
-                self._ahead = StepsAhead(epoch_iterator, pins=self.args.device.type == "cuda")
+                self._ahead = PrefetchedSteps(epoch_iterator, pins=self.args.device.type == "cuda")
             epoch_iterator = self._ahead
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
@@ -273,26 +317,26 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._interval.paused_seconds += time.perf_counter() - began
 
     def write_state(self, folder: Path, random_states: Sequence[bytes]) -> None:
-        """Write everything that the next step depends on; see `engine.training.checkpoint` for how it gets its name.
+        """Write everything that the next step depends on; see `engine.training.checkpoints.folder` for how it gets its name.
 
         Args:
             folder: Where to.
             random_states: Of all processes, by rank.
         """
         save_trained(self.model, self.processing_class, folder)
-        state_files.save_optimizer(self.optimizer, folder / OPTIMIZER_FILE)
-        state_files.save_plain(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
+        state_files.save_optimizer(self.optimizer, folder / state_files.OPTIMIZER_FILE)
+        state_files.save_plain(self.lr_scheduler.state_dict(), folder / state_files.SCHEDULER_FILE)
         for rank, state in enumerate(random_states):
-            (folder / RANDOM_FILE.format(rank=rank)).write_bytes(state)
+            (folder / state_files.RANDOM_FILE.format(rank=rank)).write_bytes(state)
         scaler = getattr(self.accelerator, "scaler", None)
         if scaler is not None:
-            state_files.save_plain(scaler.state_dict(), folder / SCALER_FILE)
-        state_files.save_plain(vars(self.progress), folder / PROGRESS_FILE)
+            state_files.save_plain(scaler.state_dict(), folder / state_files.SCALER_FILE)
+        state_files.save_plain(vars(self.progress), folder / state_files.PROGRESS_FILE)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def restore_progress(self, folder: Path) -> None:
         """Take up what a checkpoint says of the run so far; `train` takes it up with all the rest."""
-        self.progress = Progress(**state_files.load_plain(folder / PROGRESS_FILE))
+        self.progress = Progress(**state_files.load_plain(folder / state_files.PROGRESS_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -302,19 +346,19 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             folder = Path(checkpoint)
-            state_files.load_optimizer(self.optimizer, folder / OPTIMIZER_FILE)
-            self.lr_scheduler.load_state_dict(state_files.load_plain(folder / SCHEDULER_FILE))
+            state_files.load_optimizer(self.optimizer, folder / state_files.OPTIMIZER_FILE)
+            self.lr_scheduler.load_state_dict(state_files.load_plain(folder / state_files.SCHEDULER_FILE))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            own = Path(checkpoint) / RANDOM_FILE.format(rank=self._setup.settings.rank)
+            own = Path(checkpoint) / state_files.RANDOM_FILE.format(rank=self._setup.settings.rank)
             if own.is_file():  # fewer processes may have written it
                 state_files.load_random_state(own)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
-        if checkpoint is not None and scaler is not None and (Path(checkpoint) / SCALER_FILE).is_file():
-            scaler.load_state_dict(state_files.load_plain(Path(checkpoint) / SCALER_FILE))
+        if checkpoint is not None and scaler is not None and (Path(checkpoint) / state_files.SCALER_FILE).is_file():
+            scaler.load_state_dict(state_files.load_plain(Path(checkpoint) / state_files.SCALER_FILE))
 
 
 def _causal_lm(model: Any) -> Any:

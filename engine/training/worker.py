@@ -22,7 +22,8 @@ from engine.runs.run import RunFolder
 
 if TYPE_CHECKING:
     from engine.runs.history.events import FailedData
-    from engine.training.companions import Companions
+    from engine.training.process_group import ProcessGroup
+import ctypes
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
@@ -81,18 +82,17 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
 
     if writer is not None:
         writer.append(StatusData(phase="loading_model", message="Starting."))
-    from engine.training.allocator import keep_freed_memory
+    from engine.training.worker import keep_freed_memory
 
     keep_freed_memory()
-    from engine.training.attempt import Attempt, home_of
-    from engine.training.companions import Companions, FirstProcessFailedError
     from engine.training.failure import CancelledError, explain
-    from engine.training.interruption import Interruption
+    from engine.training.process_group import MainProcessFailedError, ProcessGroup
     from engine.training.reporting import RunEvents, SilentEvents
-    from engine.training.session import TrainingSession
+    from engine.training.session import Attempt, TrainingSession, home_of
+    from engine.training.signals import StopRequests
 
-    companions = Companions.from_environment()
-    interruption = Interruption(folder, companions.world_size)
+    companions = ProcessGroup.from_environment()
+    interruption = StopRequests(folder, companions.world_size)
     interruption.listen()
     events = RunEvents(writer, folder.path, interruption) if writer is not None else SilentEvents()
     config = None
@@ -103,7 +103,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         events.last_memory()
         events.stopped("Cancelled.", "cancel")
         return EXIT_CANCELLED
-    except FirstProcessFailedError:
+    except MainProcessFailedError:
         print("The first process failed and reports why.", file=sys.stderr)
         return EXIT_FAILED
     except BaseException as error:
@@ -122,7 +122,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     return EXIT_FINISHED
 
 
-def _first_cause(failed: "FailedData", companions: "Companions", run: Path) -> "FailedData":
+def _first_cause(failed: "FailedData", companions: "ProcessGroup", run: Path) -> "FailedData":
     """What another process said, where this one only knows that it has lost a companion."""
     if companions.world_size == 1 or failed.cause != "unexpected":
         return failed
@@ -134,3 +134,26 @@ def _first_cause(failed: "FailedData", companions: "Companions", run: Path) -> "
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_BYTES = 2**31 - 1  # mallopt takes an int
+
+
+def keep_freed_memory() -> bool:
+    """Let large tensors on a CPU reuse memory that earlier ones freed; returns whether the system can.
+
+    glibc maps every block beyond 32 MiB anew and unmaps it when it is freed. The kernel then clears each page again, in
+    every layer of every step, which costs a tenth of a training step.
+
+    Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # a C library without it, such as musl
+        return False
+    results = [mallopt(option, _LARGEST_BYTES) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+    return results == [1, 1]

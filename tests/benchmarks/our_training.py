@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.training.assembly import Assembly, assemble
-from engine.training.batches import join
+from engine.training.batching.batches import join
+from engine.training.batching.plan import EpochPlanner
+from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
-from engine.training.hooks import LoggedStep, TrainerHooks
 from engine.training.placement import Placement, choose_placement
-from engine.training.plan import EpochPlanner
 from engine.training.precision import Precision, choose_precision
-from engine.training.steps import TrainerRows
-from engine.training.trainer import LoratoryTrainer
+from engine.training.trainer import LoggedStep, LoratoryTrainer, TrainerHooks
 from tests.benchmarks.training_trial import (
     LEARNING_RATE,
     WARM_UP_STEPS,

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from engine.training.plan import EpochPlanner, PlanSettings
+from engine.training.batching.plan import EpochPlanner, PlanSettings
 from tests.benchmarks.training_trial import (
     ALPHA,
     LEARNING_RATE,

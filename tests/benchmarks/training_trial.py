@@ -212,7 +212,7 @@ def main() -> None:
 
         result = train_plain(recipe)
     else:
-        from engine.training.allocator import keep_freed_memory
+        from engine.training.worker import keep_freed_memory
 
         keep_freed_memory()  # before torch, as the worker does
         from tests.benchmarks.our_training import train_bare, train_ours

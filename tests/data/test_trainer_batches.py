@@ -86,13 +86,12 @@ def trainer_of(tmp_path_factory):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from engine.models.source import ModelSource
+    from engine.training.batching.plan import PlanSettings
+    from engine.training.batching.steps import TrainerRows, TrainerSetup
     from engine.training.build import add_adapter, training_arguments
-    from engine.training.hooks import TrainerHooks
     from engine.training.placement import choose_placement
-    from engine.training.plan import PlanSettings
     from engine.training.precision import choose_precision
-    from engine.training.steps import TrainerRows, TrainerSetup
-    from engine.training.trainer import LoratoryTrainer
+    from engine.training.trainer import LoratoryTrainer, TrainerHooks
 
     def build(config: RunConfig, tokenizer, prepared, batch: Batch):
         torch.manual_seed(0)

@@ -13,9 +13,9 @@ from engine.config.load import config_from_mapping
 from engine.errors import ConfigError
 from engine.models.source import ModelSource
 from engine.training.build import load_model
+from engine.training.checkpoints.trained_weights import save_adapter
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
-from engine.training.trained_state import save_adapter
 from tests.training.tiny_training import CPU, Row, make_training
 
 pytestmark = [

@@ -26,9 +26,8 @@ from engine.models.source import ModelSource
 from engine.runs.history.events import ParametersData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunFolder
-from engine.training.checkpoint import CheckpointFacts, write_checkpoint
-from engine.training.plan import EpochPlanner, PlanSettings
-from engine.training.resuming import row_plan
+from engine.training.batching.plan import EpochPlanner, PlanSettings, row_plan
+from engine.training.checkpoints.folder import CheckpointFacts, write_checkpoint
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number: {n}."}]}

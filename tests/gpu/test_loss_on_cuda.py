@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.training.loss import summed_loss
+from engine.training.ops.loss import summed_loss
 
 pytestmark = pytest.mark.gpu
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training import state_files
+from engine.training.checkpoints import state_files
 from engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model

@@ -47,7 +47,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
     from transformers import AutoModelForCausalLM
 
     from engine.training.assembly import assemble
-    from engine.training.batches import join, pad
+    from engine.training.batching.batches import join, pad
     from engine.training.build import add_adapter, load_model
     from engine.training.placement import Placement
     from engine.training.precision import choose_precision

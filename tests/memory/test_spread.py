@@ -73,7 +73,7 @@ def test_the_device_with_the_head_carries_the_logits(estimator):
         one.part.has_head: one.peak.phase_bytes["forward"] - one.peak.persistent.total - one.peak.kept_bytes
         for one in played
     }
-    chunk = 256 * 2**20  # of logits, engine/training/loss.py
+    chunk = 256 * 2**20  # of logits, engine/training/ops/loss.py
     assert beside[False] < chunk < beside[True]
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from engine.memory import run_workload
 from engine.memory.layers import losses
-from engine.training import batches, loss
+from engine.training.batching import batches
+from engine.training.ops import loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, rehearsed, trace
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
-from engine.training.checkpoint import CheckpointFacts, replace_folder, write_checkpoint
+from engine.training.checkpoints.folder import CheckpointFacts, replace_folder, write_checkpoint
 
 DISK_BYTES = 4 << 20
 WEIGHTS = b"\1" * (1 << 20)

@@ -6,8 +6,8 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.training import attention
-from engine.training.attention import (
+from engine.training.ops import attention
+from engine.training.ops.attention import (
     QUERY_TILE,
     JoinedRows,
     UnsupportedAttentionError,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.training.batches import JOINED_MULTIPLE, join, pad
+from engine.training.batching.batches import JOINED_MULTIPLE, join, pad
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config.training import TrainingConfig
-from engine.training.callback import Cadence
+from engine.training.callbacks import Cadence
 
 
 def at(predicate, total):

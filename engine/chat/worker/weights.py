@@ -22,10 +22,10 @@ from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.processor import memory_now, this_processor_has_bfloat16
 from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, check_model_folder, read_safetensors_header, shard_names
-from engine.training.attention import copy_shared_heads
 from engine.training.failure import is_out_of_memory
+from engine.training.ops.attention import copy_shared_heads
 from engine.training.placement import require_usable
-from engine.training.quantization import quantization_of
+from engine.training.precision import quantization_of
 
 # One row times this matrix: larger than processor caches, as a model's weights are, so that memory sets the pace.
 _OUT_FEATURES, _IN_FEATURES = 8192, 2048

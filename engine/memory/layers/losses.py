@@ -163,7 +163,7 @@ def _trained_positions(r: StepContext, hidden: Value) -> Value:
 
     Over a frozen head the gradient is made while the logits are there; over a trained one each chunk is checkpointed.
 
-    Source: engine/training/loss.py.
+    Source: engine/training/ops/loss.py.
     """
     tape, shape, workload = r.tape, r.structure.shape, r.workload
     positions = trained_positions(workload)

@@ -1,6 +1,6 @@
 """Loratory's attention on the CPU, row by row in tiles of queries.
 
-Source: `joined_attention` and `_TiledAttention`, engine/training/attention.py; each step below stands for one there.
+Source: `joined_attention` and `_TiledAttention`, engine/training/ops/attention.py; each step below stands for one there.
 """
 
 from typing import NamedTuple

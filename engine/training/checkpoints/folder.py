@@ -10,17 +10,26 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from engine.errors import RunError, StorageError
 from engine.files import fsync_folder, write_atomically
 from engine.runs.checkpoints import (
     MANIFEST,
     Checkpoint,
     Manifest,
     RowPlan,
+    cannot_read,
+    damage,
     describe_files,
     list_checkpoints,
+    read_manifest_strictly,
+    step_of,
 )
 from engine.training import faults
+from engine.training.checkpoints.trained_weights import load_trained
+from engine.training.process_group import ProcessGroup
+from engine.training.reporting import RunEvents
 
 _UNFINISHED_PREFIX = ".unfinished-"
 _DOOMED_PREFIX = ".old-"
@@ -174,3 +183,110 @@ def _to_disk(folder: Path) -> None:
             finally:
                 os.close(descriptor)
     fsync_folder(folder)
+
+
+def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that can be gone on from; None where none was ever written.
+
+    Newer ones that are damaged are set aside under another name, so that nobody is offered them.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        warn: Told of each checkpoint that is passed over, before it is set aside.
+
+    Raises:
+        RunError: If there are checkpoints and all of them are damaged. They are set aside, so that a person who resumes
+            once more begins anew.
+        StorageError: If a file is there and cannot be read; then everything stays where it is.
+    """
+    damaged: list[tuple[Path, str]] = []
+    found = None
+    for step, path in _newest_first(folder):
+        manifest = _manifest(path)
+        wrong = ["its manifest is missing or torn"] if manifest is None else damage(Checkpoint(step, path, manifest))
+        if manifest is not None and not wrong:
+            found = Checkpoint(step, path, manifest)
+            break
+        damaged.append((path, wrong[0]))
+    for path, reason in damaged:
+        aside = name_aside(path)
+        warn(f"{path.name} is damaged ({reason}) and was passed over; it is set aside as {aside.name}.")
+        path.rename(aside)
+    if damaged and found is None:
+        names = ", ".join(path.name for path, _ in damaged)
+        raise RunError(
+            f"None of this run's checkpoints is as it was written ({names}; {damaged[0][1]}).",
+            "Resume once more to begin anew at step 0, or first put a copy of one into the run's checkpoints folder.",
+        )
+    return found
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint that another process has found and verified.
+
+    Raises:
+        StorageError: If this process cannot read it.
+    """
+    manifest, step = _manifest(path), step_of(path.name)
+    if manifest is None or step is None:
+        raise StorageError(
+            f"The first process resumes from {path.name}, which this process cannot see.",
+            "Put the home folder where every process of the run reads it, then resume.",
+        )
+    return Checkpoint(step, path, manifest)
+
+
+def _newest_first(folder: Path) -> list[tuple[int, Path]]:
+    try:
+        steps = [(step_of(path.name), path) for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise cannot_read(folder.name, error) from error
+    return sorted(((step, path) for step, path in steps if step is not None), reverse=True)
+
+
+def _manifest(path: Path) -> Manifest | None:
+    try:
+        return read_manifest_strictly(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise cannot_read(path.name, error) from error
+
+
+def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvents, companions: ProcessGroup) -> None:
+    """Give the model its best weights; report that, or why the last ones stay.
+
+    Args:
+        trainer: At the end of its training; its progress says where the held-out loss was lowest.
+        last_step: The step whose weights the model has.
+        folder: The run's checkpoints.
+        events: For the report.
+        companions: The first process verifies the checkpoint for all.
+    """
+    best_step = trainer.progress.best_step
+    if best_step in (None, last_step):
+        return
+    name = companions.broadcast_from_main(lambda: _usable_checkpoint(best_step, folder, events))
+    if not name:
+        return
+    load_trained(trainer.model, folder / name)
+    events.status("saving", f"Going back to step {best_step:,}, whose held-out loss was the lowest.")
+
+
+def _usable_checkpoint(step: int, folder: Path, events: RunEvents) -> str:
+    """Return the name of the checkpoint of a step; empty where it cannot be used, which is reported."""
+    found = next((checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step == step), None)
+    try:
+        wrong = "it is missing" if found is None else "; ".join(damage(found))
+    except StorageError as error:
+        wrong = error.what
+    if found is not None and not wrong:
+        return found.folder.name
+    events.warn(
+        f"The held-out loss was lowest at step {step:,}, whose checkpoint cannot be used ({wrong}); the run ends with the "
+        "last weights.",
+        "best_is_lost",
+    )
+    return ""

@@ -1,13 +1,17 @@
 """Steps as the training loop takes them: looked up, joined or padded, in the order that was planned."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from engine.training.batches import PassTensors, TokenRow, join, pad
-from engine.training.plan import EpochPlanner, PlanSettings, Step, join_rows
+from engine.config.training import TrainingConfig
+from engine.data.passes.prepare import PreparedDataset
+from engine.training.batching.batches import PassTensors, TokenRow, join, pad
+from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
 
 
 @dataclass(frozen=True)
@@ -113,3 +117,80 @@ class StepOrder:
 def unchanged(batch: Any) -> Any:
     """What a loader does with a batch that is complete."""
     return batch
+
+
+class PrefetchedSteps:
+    """Steps in their order, each looked up and put together by a thread before it is asked for.
+
+    A thread and no process: nothing is copied between the two, and nothing random is drawn, so that the run is the same
+    bit by bit. One step is enough, for a step takes far longer than its batch.
+
+    Args:
+        steps: Used by the thread alone from now on.
+        pins: Keep the batches in memory that CUDA copies from without waiting.
+    """
+
+    def __init__(self, steps: Iterator[StepBatch], *, pins: bool) -> None:
+        self.steps = steps
+        self._pins = pins
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="steps-ahead")
+        self._next: Future[StepBatch | None] | None = None
+
+    def __iter__(self) -> "PrefetchedSteps":
+        return self
+
+    def __next__(self) -> StepBatch:
+        present = self._next or self._thread.submit(self._make)
+        step = present.result()
+        if step is None:
+            self.close()
+            raise StopIteration
+        self._next = self._thread.submit(self._make)
+        return step
+
+    def close(self) -> None:
+        """End the thread; what it has made is dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self) -> StepBatch | None:
+        step = next(self.steps, None)
+        return step.pinned() if step is not None and self._pins else step
+
+
+# Measuring shall not cost more than learning: what is measured on the way holds at most so many tokens.
+_MEASURED_TOKENS_ALWAYS = 16_384
+_MEASURED_SHARE = 0.03  # of all tokens that are learned from
+
+
+def choose_rows(data: PreparedDataset, training: TrainingConfig, settings: PlanSettings) -> TrainerRows:
+    """Return the rows to train on and those to measure on."""
+    lengths = data.train.lengths()
+    epochs = training.num_train_epochs
+    if training.max_steps > 0:
+        epochs = training.max_steps / EpochPlanner(lengths, settings).steps_per_epoch
+    measured = choose_measured(data.held_out.lengths(), int(sum(lengths) * epochs), training.seed)
+    held_out = [data.held_out[index] for index in measured]
+    return TrainerRows(data.train, lengths, held_out, [len(row.input_ids) for row in held_out])
+
+
+def choose_measured(lengths: Sequence[int], learned_tokens: int, seed: int) -> list[int]:
+    """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
+
+    Args:
+        lengths: Tokens of each held-out row.
+        learned_tokens: Tokens that the whole run learns from, masked ones and repetitions included.
+        seed: Of the draw.
+    """
+    budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * learned_tokens))
+    order = list(range(len(lengths)))
+    if sum(lengths) <= budget:
+        return order
+    random.Random(seed).shuffle(order)  # noqa: S311 - a draw, no secret
+    chosen: list[int] = []
+    tokens = 0
+    for index in order:
+        if chosen and tokens + lengths[index] > budget:
+            break
+        chosen.append(index)
+        tokens += lengths[index]
+    return sorted(chosen)

@@ -15,7 +15,7 @@ from engine.training.failure import CancelledError
 REPEAT_SECONDS = 5.0
 
 
-class Interruption:
+class StopRequests:
     """Whether the run shall save and end, or end at once.
 
     A first SIGTERM or SIGINT asks to save and end, as `control/stop` does. Another one within five seconds is the same

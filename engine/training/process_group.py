@@ -15,12 +15,12 @@ _Result = TypeVar("_Result")
 _DECIDED, _FAILED = b"+", b"-"
 
 
-class FirstProcessFailedError(Exception):
+class MainProcessFailedError(Exception):
     """The first process failed where this one waited for it, and reports the cause for the whole run."""
 
 
 @dataclass(frozen=True)
-class Companions:
+class ProcessGroup:
     """This process's place among those that a launcher (Accelerate, torchrun, Slurm) started.
 
     Only the first reads requests, speaks and writes; all decide alike.
@@ -30,7 +30,7 @@ class Companions:
     world_size: int = 1
 
     @classmethod
-    def from_environment(cls) -> "Companions":
+    def from_environment(cls) -> "ProcessGroup":
         """Read what launchers set."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
@@ -43,18 +43,18 @@ class Companions:
         if self.world_size > 1:
             distributed.barrier()
 
-    def first_decides(self, decide: Callable[[], str]) -> str:
+    def broadcast_from_main(self, decide: Callable[[], str]) -> str:
         """Return in every process what `decide` returns in the first; the others do not call it.
 
         Raises:
-            FirstProcessFailedError: In the others, if `decide` failed in the first, where its own error continues.
+            MainProcessFailedError: In the others, if `decide` failed in the first, where its own error continues.
         """
         if self.world_size == 1:
             return decide()
         if not self.is_first:
             outcome = self.gather(_FAILED)[0]  # what the others give is not read
             if not outcome.startswith(_DECIDED):
-                raise FirstProcessFailedError
+                raise MainProcessFailedError
             return outcome.removeprefix(_DECIDED).decode()
         try:
             value = decide()
@@ -65,11 +65,11 @@ class Companions:
         self.gather(_DECIDED + value.encode())
         return value
 
-    def first_goes_first(self, act: Callable[[], _Result]) -> _Result:
+    def main_process_first(self, act: Callable[[], _Result]) -> _Result:
         """Call something that makes files in the first process, and then in the others, which find the files.
 
         Raises:
-            FirstProcessFailedError: In the others, if it failed in the first.
+            MainProcessFailedError: In the others, if it failed in the first.
         """
         results: list[_Result] = []
 
@@ -77,7 +77,7 @@ class Companions:
             results.append(act())
             return ""
 
-        self.first_decides(decide)
+        self.broadcast_from_main(decide)
         return results[0] if results else act()
 
     def any(self, flag: bool) -> bool:
@@ -106,4 +106,4 @@ class Companions:
         return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 
 
-ALONE = Companions()
+SINGLE_PROCESS = ProcessGroup()

@@ -14,6 +14,12 @@ from safetensors.torch import save, save_file
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 _PAGED_STATE = frozenset({"state1", "state2"})  # Optimizer2State.init_state, bitsandbytes/optim/optimizer.py
 
+OPTIMIZER_FILE = "optimizer.safetensors"
+SCHEDULER_FILE = "scheduler.json"
+RANDOM_FILE = "random-{rank}.safetensors"  # one for each process
+SCALER_FILE = "scaler.json"
+PROGRESS_FILE = "progress.json"
+
 
 def save_optimizer(optimizer: Any, path: Path) -> None:
     """Write an optimizer's state; any optimizer whose state is made of tensors and plain values, however nested."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engine.config.run import RunConfig
-from engine.training.attention import JOINED_ATTENTION, joined_attention
+from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
 from engine.training.placement import Placement
 
 

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
-from engine.training.attention import JoinedRows
-from engine.training.loss import TrainedTokens
+from engine.training.ops.attention import JoinedRows
+from engine.training.ops.loss import TrainedTokens
 
 IGNORED_LABEL = -100
 
