@@ -2,6 +2,14 @@
 
 from dataclasses import replace
 
+from engine.config.rules import (
+    JOINED_MULTIPLE,
+    LOSS_CHUNK_BYTES,
+    LOSS_CHUNK_BYTES_CPU,
+    DtypeName,
+    choose_compute_dtype,
+    optimizer_name,
+)
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.device_problems import version_parts
@@ -16,13 +24,6 @@ from engine.memory.workload import (
 )
 from engine.models.batching import FLASH_ATTENTION, AttentionFacts, choose_batching, expected_attention
 from engine.models.shape import ModelShape
-
-# engine/training/ops/loss.py
-CHUNK_BYTES_CPU = 48 * 2**20
-CHUNK_BYTES = 256 * 2**20
-
-# engine/training/batching/batches.py
-JOINED_MULTIPLE = 16
 
 # Fused kernels take heads up to this size.
 _LARGEST_HEAD = 256
@@ -72,7 +73,9 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
         # With a mask, transformers copies keys and values to every head.
         expands_key_values=attention == "efficient" or (attention == "cpu_flash" and masked),
         checkpointing=checkpointing,
-        loss=Loss(path="trained_positions", chunk_bytes=CHUNK_BYTES_CPU if device.kind == "cpu" else CHUNK_BYTES),
+        loss=Loss(
+            path="trained_positions", chunk_bytes=LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
+        ),
         optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
         data_parallel=_companions(config),
@@ -87,20 +90,17 @@ def _companions(config: RunConfig) -> int:
 
 
 def compute_width_bytes(config: RunConfig, device: Device) -> int:
-    """Bytes per element of what a run computes in, and holds frozen weights in that are not quantized.
+    """Return the bytes per element of matrix products, and of frozen weights that are not quantized."""
+    return 4 if _compute_dtype(config, device) == "float32" else 2
 
-    Source: engine/training/precision.py.
-    """
-    asked = config.model.compute_dtype
-    if asked == "auto":
-        return 2 if device.has_fast_bfloat16 or device.kind == "cuda" else 4
-    return 4 if asked == "float32" else 2
+
+def _compute_dtype(config: RunConfig, device: Device) -> DtypeName:
+    return choose_compute_dtype(config.model.compute_dtype, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)
 
 
 def _precision(config: RunConfig, device: Device) -> Precision:
     """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
-    asked, width = config.model.compute_dtype, compute_width_bytes(config, device)
-    is_float16 = asked == "float16" or (asked == "auto" and width == 2 and not device.has_fast_bfloat16)
+    width, is_float16 = compute_width_bytes(config, device), _compute_dtype(config, device) == "float16"
     trains_everything = config.adapter.method == "none"
     frozen = 4 if trains_everything else width
     autocasts = width == 2 and (is_float16 or not _is_plain_lora(config))
@@ -158,10 +158,10 @@ def _kernel(
 
 
 def _optimizer(config: RunConfig, device: Device) -> Optimizer:
-    """Source: `optimizer_name`, engine/training/build.py; transformers/trainer_optimizer.py."""
-    name = config.training.optim
+    """Source: transformers/trainer_optimizer.py."""
+    name = optimizer_name(config.training.optim, device.kind)
     if name == "adamw_torch":
-        return Optimizer("adamw", fused=device.kind != "mps", foreach=False)
+        return Optimizer("adamw", foreach=False)
     if name == "adamw_torch_fused":
         return Optimizer("adamw", fused=True)
     if name == "adamw_8bit":

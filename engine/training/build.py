@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available
 
+from engine.config.rules import optimizer_name
 from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
@@ -165,7 +166,7 @@ def training_arguments(
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        optim=optimizer_name(training, placement),
+        optim=optimizer_name(training.optim, placement.torch_device.type),
         activation_checkpointing=training.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         seed=training.seed,
@@ -192,13 +193,3 @@ def training_arguments(
         # One process that sees several GPUs would copy the model to all of them at each pass (nn.DataParallel).
         arguments._n_gpu = 1
     return arguments
-
-
-def optimizer_name(training: TrainingConfig, placement: Placement) -> str:
-    """Return the name of the optimizer as transformers knows it.
-
-    AdamW's fused kernel does what the plain one does: on a CPU in a third of the time, on CUDA without its temporaries.
-    """
-    if training.optim == "adamw_torch" and placement.torch_device.type in ("cpu", "cuda"):
-        return "adamw_torch_fused"
-    return training.optim

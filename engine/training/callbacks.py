@@ -1,53 +1,14 @@
 """When a run logs, measures, saves and stops: decided after every optimizer step."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from engine.config.rules import Cadence, keeps_best
 from engine.config.training import TrainingConfig
 from engine.training.failure import DivergedError
-
-_MEASUREMENTS = 10  # on the way, where the person leaves it open
-_CHECKPOINTS = 5
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """At which steps of a run what happens."""
-
-    total_steps: int
-    eval_steps: int | None  # None: nothing is held out
-    save_steps: int
-
-    @classmethod
-    def of(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
-        """Fill in what the settings leave open.
-
-        Args:
-            training: The settings.
-            total_steps: Of the whole run.
-            measures: Whether there are held-out rows.
-        """
-        every = training.eval_steps or max(1, math.ceil(total_steps / _MEASUREMENTS))
-        saves = training.save_steps or max(1, math.ceil(total_steps / _CHECKPOINTS))
-        return cls(total_steps, every if measures else None, saves)
-
-    def measures_at(self, step: int) -> bool:
-        """Whether the held-out loss is measured after this step; always after the last."""
-        return self.eval_steps is not None and (step % self.eval_steps == 0 or step >= self.total_steps)
-
-    def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is written after this step; always after the last."""
-        return step % self.save_steps == 0 or step >= self.total_steps
-
-
-def keeps_best(training: TrainingConfig) -> bool:
-    """Whether a run ends with the weights of its lowest held-out loss."""
-    return training.load_best_model_at_end or training.early_stopping_patience is not None
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]

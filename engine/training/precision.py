@@ -2,16 +2,14 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from engine.config.model import ModelConfig
+from engine.config.rules import DtypeName, choose_compute_dtype
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
-
-DtypeName = Literal["bfloat16", "float16", "float32"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -42,26 +40,21 @@ class Precision:
 
 
 def choose_precision(config: RunConfig, device: Device, begun_in: str | None = None) -> Precision:
-    """Choose as the settings say; `auto` takes bfloat16 where the device multiplies it faster.
+    """Choose the precision of a run by its settings and device.
 
-    A run that is resumed goes on in what it began in, wherever that can be computed: another rounding is another trajectory.
-
-    Without it, NVIDIA's GPUs take float16, which tensor cores have had for longest; CPUs and Apple's GPU take float32, which
-    they are built for.
+    A resumed run continues in the precision that it began in, wherever that can be computed: another rounding is another
+    trajectory.
 
     Args:
         config: Of the run.
-        device: The one that it takes.
-        begun_in: What the checkpoint was computed in that it goes on from.
+        device: Where it trains.
+        begun_in: Compute precision of the checkpoint that the run continues from.
     """
     asked = config.model.compute_dtype
     if asked == "auto" and begun_in is not None and _trains_in(begun_in, device):
         compute = _DTYPES[begun_in]
-    elif asked == "auto":
-        fallback = torch.float16 if device.kind == "cuda" else torch.float32
-        compute = torch.bfloat16 if device.has_fast_bfloat16 else fallback
     else:
-        compute = _DTYPES[asked]
+        compute = _DTYPES[choose_compute_dtype(asked, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
     trains_everything = config.adapter.method == "none"
     return Precision(
         compute=compute,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from engine.config.dataset import DatasetConfig
+from engine.config.rules import keeps_best, optimizer_name
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.data.hub import reads_from_hub
@@ -30,8 +31,8 @@ from engine.training import faults
 from engine.training.assembly import Assembly, assemble
 from engine.training.batching.plan import row_plan, settled_order
 from engine.training.batching.steps import choose_rows
-from engine.training.build import add_adapter, load_model, optimizer_name, training_arguments
-from engine.training.callbacks import RunCallback, keeps_best
+from engine.training.build import add_adapter, load_model, training_arguments
+from engine.training.callbacks import RunCallback
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.folder import (
     find_checkpoint,
@@ -298,7 +299,7 @@ class TrainingSession:
                 compute_dtype=precision.compute_name,
                 device=placement.device_name,
                 attn_implementation=assembly.attention,
-                optim=optimizer_name(self._config.training, placement),
+                optim=optimizer_name(self._config.training.optim, placement.torch_device.type),
                 batching=assembly.setup.settings.batching,
             )
         )

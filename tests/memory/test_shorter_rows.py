@@ -3,12 +3,13 @@
 import pytest
 
 from engine.config.load import config_from_mapping
+from engine.config.rules import LOSS_CHUNK_BYTES, LOSS_CHUNK_BYTES_CPU
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.device.device_need import need_on_device
 from engine.memory.estimate import Estimator
 from engine.memory.layers.losses import chunk_sizes, positions_of_larger_chunks
-from engine.memory.run_workload import CHUNK_BYTES, CHUNK_BYTES_CPU, workload_of_step
+from engine.memory.run_workload import workload_of_step
 from engine.models.catalog import find_in_catalog
 
 GIB = 2**30
@@ -50,7 +51,7 @@ def config_of(sections, *, length, batch):
 
 def edges(estimator, batch):
     """Lengths up to which a batch goes in one, two, three and four chunks."""
-    chunk_bytes = CHUNK_BYTES if estimator.device.kind == "cuda" else CHUNK_BYTES_CPU
+    chunk_bytes = LOSS_CHUNK_BYTES if estimator.device.kind == "cuda" else LOSS_CHUNK_BYTES_CPU
     fit = [chunks * chunk_bytes // (4 * estimator.shape.vocab_size) for chunks in (1, 2, 3, 4)]
     return [positions // batch + 1 for positions in fit]
 

@@ -4,7 +4,6 @@ import pytest
 
 from engine.memory import run_workload
 from engine.memory.layers import losses
-from engine.training.batching import batches
 from engine.training.ops import loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, rehearsed, trace
@@ -95,8 +94,8 @@ CHUNKED = {
 def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides, chunks, monkeypatch):
     logits = BATCH * (LENGTH - 1) * VOCABULARY * 4
     chunk_bytes = -(-logits // chunks)
-    monkeypatch.setattr(loss, "_CHUNK_BYTES_CPU", chunk_bytes)
-    monkeypatch.setattr(run_workload, "CHUNK_BYTES_CPU", chunk_bytes)
+    monkeypatch.setattr(loss, "LOSS_CHUNK_BYTES_CPU", chunk_bytes)
+    monkeypatch.setattr(run_workload, "LOSS_CHUNK_BYTES_CPU", chunk_bytes)
     assert len(losses.chunk_sizes(BATCH * (LENGTH - 1), VOCABULARY, chunk_bytes)) == chunks
     own = prepare(overrides)
 
@@ -109,8 +108,3 @@ def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides,
     assert abs(beyond) <= a_number_a_row, (
         f"{beyond} bytes beyond; a norm's factors and a chunk's targets are {a_number_a_row}"
     )
-
-
-def test_the_estimate_knows_the_trainers_numbers():
-    assert (run_workload.CHUNK_BYTES, run_workload.CHUNK_BYTES_CPU) == (loss._CHUNK_BYTES, loss._CHUNK_BYTES_CPU)
-    assert run_workload.JOINED_MULTIPLE == batches.JOINED_MULTIPLE

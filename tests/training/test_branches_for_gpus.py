@@ -13,12 +13,13 @@ import torch
 import transformers
 from torch import distributed
 
+from engine.config.rules import optimizer_name
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
 from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 from engine.runs import prediction
 from engine.training import build, placement, worker
-from engine.training.build import load_model, optimizer_name, training_arguments
+from engine.training.build import load_model, training_arguments
 from engine.training.checkpoints.state_files import load_plain, random_state
 from engine.training.failure import explain
 from engine.training.ops import attention
@@ -129,7 +130,7 @@ def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
     ],
 )
 def test_processors_and_cuda_have_a_fused_kernel_for_the_same_optimizer(where, optim, expected):
-    assert optimizer_name(make_config(Path("m"), training={"optim": optim}).training, where) == expected
+    assert optimizer_name(optim, where.torch_device.type) == expected
 
 
 @pytest.mark.parametrize(

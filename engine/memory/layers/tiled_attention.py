@@ -5,11 +5,10 @@ Source: `joined_attention` and `_TiledAttention`, engine/training/ops/attention.
 
 from typing import NamedTuple
 
+from engine.config.rules import QUERY_TILE
 from engine.memory.autograd.operations import clone, concatenate
 from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient
 from engine.memory.layers.step_context import StepContext
-
-QUERY_TILE = 128
 
 
 class _Row(NamedTuple):

@@ -6,14 +6,11 @@ from typing import Any, Protocol
 
 import torch
 
+from engine.config.rules import JOINED_MULTIPLE
 from engine.training.ops.attention import JoinedRows
 from engine.training.ops.loss import TrainedTokens
 
 IGNORED_LABEL = -100
-
-# Joined tokens are filled up to a multiple of this. A CPU's matrix library compiles a kernel for every new size, which
-# costs more than a few tokens.
-JOINED_MULTIPLE = 16
 
 
 class TokenRow(Protocol):

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from engine.config.rules import QUERY_TILE
 from engine.training.batching.batches import PassTensors, TokenRow, join, pad
 from engine.training.failure import is_out_of_memory
-from engine.training.ops.attention import QUERY_TILE, UnsupportedAttentionError
+from engine.training.ops.attention import UnsupportedAttentionError
 
 _SHORT = 64  # tokens of each row whose loss is compared
 _PAST = 32  # tokens beyond the longest tile or window; attention to them is compared by itself too

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention functions
+from engine.config.rules import QUERY_TILE
 
-# Queries at once. A tile of scores in float32 stays in the processor's cache; smaller ones lose time between products.
-QUERY_TILE = 128
+JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention functions
 
 FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support", and PyTorch's own kernel alike
 

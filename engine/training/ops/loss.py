@@ -14,9 +14,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Bytes of one chunk's logits in float32. On a CPU they should not be much wider than its caches.
-_CHUNK_BYTES_CPU = 48 * 2**20
-_CHUNK_BYTES = 256 * 2**20
+from engine.config.rules import LOSS_CHUNK_BYTES, LOSS_CHUNK_BYTES_CPU
 
 # float16 holds nothing below 6e-8 and nothing above 65,504. The gradient at a position's logits is scaled until its absolute
 # values add up to this, so its product with weights of up to 100 is held with all its digits.
@@ -138,7 +136,7 @@ def _chunk_loss(
 
 
 def _chunks(hidden: torch.Tensor, vocabulary: int) -> list[tuple[int, int]]:
-    chunk_bytes = _CHUNK_BYTES_CPU if hidden.device.type == "cpu" else _CHUNK_BYTES
+    chunk_bytes = LOSS_CHUNK_BYTES_CPU if hidden.device.type == "cpu" else LOSS_CHUNK_BYTES
     count = max(1, -(-hidden.shape[0] * vocabulary * 4 // chunk_bytes))
     size = max(1, -(-hidden.shape[0] // count))  # even chunks: a small last one would waste a product
     return [(start, min(start + size, hidden.shape[0])) for start in range(0, hidden.shape[0], size)]

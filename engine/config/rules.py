@@ -1,0 +1,93 @@
+"""What follows from settings and the kind of device: one rule each for trainer, memory estimate and exported script.
+
+Whether rows are joined or padded depends on the model too; that rule is in `engine.models.batching`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config.model import ComputeDtype
+from engine.config.training import Optimizer, TrainingConfig
+
+DtypeName = Literal["bfloat16", "float16", "float32"]
+
+# Bytes of one chunk's logits in float32. On a CPU they should not be much wider than its caches.
+LOSS_CHUNK_BYTES_CPU = 48 * 2**20
+LOSS_CHUNK_BYTES = 256 * 2**20
+
+# Joined tokens are filled up to a multiple of this. A CPU's matrix library compiles a kernel for every new size, which
+# costs more than a few tokens.
+JOINED_MULTIPLE = 16
+
+# Queries at once in our attention on a CPU. A tile of scores in float32 stays in the processor's cache; smaller ones lose
+# time between products.
+QUERY_TILE = 128
+
+_MEASUREMENTS = 10  # during a run, where the setting is empty
+_CHECKPOINTS = 5
+
+
+def choose_compute_dtype(asked: ComputeDtype, device_kind: str, *, has_fast_bfloat16: bool) -> DtypeName:
+    """Return the precision of matrix products: `auto` is bfloat16 where the device multiplies it faster.
+
+    Otherwise NVIDIA's GPUs take float16, which tensor cores have had for longest; CPUs and Apple's GPU take float32, which
+    they are built for.
+    """
+    if asked != "auto":
+        return asked
+    if has_fast_bfloat16:
+        return "bfloat16"
+    return "float16" if device_kind == "cuda" else "float32"
+
+
+def optimizer_name(optim: Optimizer, device_kind: str) -> Optimizer:
+    """Return the optimizer's name in transformers.
+
+    AdamW's fused kernel does what the plain one does: on a CPU in a third of the time, on CUDA without its temporaries.
+    """
+    return "adamw_torch_fused" if optim == "adamw_torch" and device_kind in ("cpu", "cuda") else optim
+
+
+def eval_interval(total_steps: int, eval_steps: int | None) -> int:
+    """Return the steps between two measurements of the held-out loss."""
+    return eval_steps or max(1, math.ceil(total_steps / _MEASUREMENTS))
+
+
+def save_interval(total_steps: int, save_steps: int | None) -> int:
+    """Return the steps between two checkpoints."""
+    return save_steps or max(1, math.ceil(total_steps / _CHECKPOINTS))
+
+
+def keeps_best(training: TrainingConfig) -> bool:
+    """Return whether a run ends with the weights of its lowest held-out loss."""
+    return training.load_best_model_at_end or training.early_stopping_patience is not None
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """At which steps of a run its held-out loss is measured and a checkpoint is written."""
+
+    total_steps: int
+    eval_steps: int | None  # None: there are no held-out rows
+    save_steps: int
+
+    @classmethod
+    def of(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
+        """Fill in the intervals that the settings leave empty.
+
+        Args:
+            training: The settings.
+            total_steps: Of the whole run.
+            measures: Whether there are held-out rows.
+        """
+        every = eval_interval(total_steps, training.eval_steps)
+        return cls(total_steps, every if measures else None, save_interval(total_steps, training.save_steps))
+
+    def measures_at(self, step: int) -> bool:
+        """Return whether the held-out loss is measured after this step; always after the last."""
+        return self.eval_steps is not None and (step % self.eval_steps == 0 or step >= self.total_steps)
+
+    def saves_at(self, step: int) -> bool:
+        """Return whether a checkpoint is written after this step; always after the last."""
+        return step % self.save_steps == 0 or step >= self.total_steps
