@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from engine.config.objectives import objective_of
 from engine.config.rules import (
     JOINED_MULTIPLE,
     LOSS_CHUNK_BYTES,
@@ -58,7 +59,7 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
     checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
     return Workload(
         adapter=adapter,
-        batch_size=training.per_device_train_batch_size,
+        batch_size=objective_of(config).sequences_at_once(training.per_device_train_batch_size),
         length=training.max_length,
         # Apple's GPU shares the processor's memory, without a context or workspaces of its own.
         device="cuda" if device.kind == "cuda" else "cpu",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import ModelError
 from engine.inspector.worker.architecture import read_attention
@@ -16,6 +17,7 @@ from engine.training.batching.plan import PlanSettings
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
+from engine.training.objectives import TRAINING_OBJECTIVES
 from engine.training.ops.attention import JOINED_ATTENTION, register_joined_attention
 from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
 from engine.training.ops.loss import attach_loss
@@ -92,10 +94,13 @@ def assemble(
         train_sampling_strategy=config.training.train_sampling_strategy,
         world_size=placement.companions.world_size,
         rank=placement.companions.rank,
+        sequences_per_row=objective_of(config).sequences_per_example,
     )
     name = own_attention if not joined or flash else f"{own_attention}, row by row"
     makes_ahead = placement.torch_device.type != "cpu"
-    return Assembly(TrainerSetup(settings, pad_token_id, flash, autocast, makes_ahead), name, tuple(notes))
+    objective = TRAINING_OBJECTIVES[objective_of(config).name]
+    setup = TrainerSetup(settings, pad_token_id, flash, autocast, makes_ahead, objective)
+    return Assembly(setup, name, tuple(notes))
 
 
 def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtype | None:

@@ -24,10 +24,10 @@ from engine.runs.history.log import EventWriter
 from engine.runs.reasons import StoppedBy
 from engine.runs.run import EVENTS_FILE
 from engine.training import faults
+from engine.training.callbacks import HeldOutLoss, LoggedStep
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
 from engine.training.trackers import Trackers
-from engine.training.trainer import HeldOutLoss, LoggedStep
 
 RESERVE_FILE = ".reserve"
 

@@ -32,7 +32,7 @@ from engine.training.assembly import Assembly, assemble
 from engine.training.batching.plan import row_plan, settled_order
 from engine.training.batching.steps import choose_rows
 from engine.training.build import add_adapter, load_model, training_arguments
-from engine.training.callbacks import RunCallback
+from engine.training.callbacks import HeldOutLoss, LoggedStep, RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.folder import (
     find_checkpoint,
@@ -50,7 +50,7 @@ from engine.training.process_group import SINGLE_PROCESS
 from engine.training.reporting import RunEvents
 from engine.training.signals import StopRequests
 from engine.training.trackers import start_trackers
-from engine.training.trainer import HeldOutLoss, LoggedStep, LoratoryTrainer, TrainerHooks
+from engine.training.trainer import LoratoryTrainer
 
 Outcome = Literal["finished", "stopped"]
 

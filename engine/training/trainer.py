@@ -8,10 +8,10 @@ them, and checkpoints that are pickled in place.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -31,53 +31,10 @@ from engine.training.batching.steps import (
     TrainerSetup,
     unchanged,
 )
-from engine.training.callbacks import SkippedSteps
+from engine.training.callbacks import HeldOutLoss, LoggedStep, Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.trained_weights import load_trained, save_trained
 from engine.training.failure import check_held_out
-
-
-class HeldOutLoss(NamedTuple):
-    """One measurement: mean over `tokens` trained tokens of `rows` rows, in nats."""
-
-    loss: float
-    tokens: int
-    rows: int
-    seconds: float
-
-
-class LoggedStep(NamedTuple):
-    """What is known at a logged step; `loss` is the mean over the steps since the last one."""
-
-    step: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    grad_norm: float | None  # None also where the loss scaler skipped the step
-    tokens: int
-    trained_tokens: int
-    tokens_per_second: float
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; saved with every checkpoint."""
-
-    tokens: int = 0  # learned and masked, padding not counted
-    trained_tokens: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    measurements_since_best: int = 0
-
-
-@dataclass
-class TrainerHooks:
-    """What others do when something happened; each may raise to end the run."""
-
-    logged: Callable[[LoggedStep], None] = lambda _: None
-    measured: Callable[[int, HeldOutLoss], None] = lambda _step, _loss: None
-    save: Callable[[], None] = lambda: None
-    between_passes: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -192,7 +149,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
         """All passes of one optimizer step, forward and backward; returns the mean loss over its trained tokens."""
         model.train()
-        total = self._over_all_processes(inputs.trained_tokens)
+        total = self._over_all_processes(sum(map(self._setup.objective.count, inputs.passes)))
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         for number, cpu_pass in enumerate(inputs.passes):
             self.hooks.between_passes()
@@ -213,7 +170,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
     def _summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
-        if one.trained_tokens == 0:  # a row whose learned part was only its first token
+        objective = self._setup.objective
+        if objective.count(one) == 0:  # a row whose only trained token is its first
             if not torch.is_grad_enabled():
                 return torch.zeros((), device=self.args.device)
             if self.accelerator.num_processes == 1:
@@ -228,8 +186,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             else contextlib.nullcontext()
         )
         with context:
-            loss: torch.Tensor = model(**one.inputs, trained_tokens=one.trained)
-        return loss
+            return objective.summed_loss(model, one)
 
     def _loss_scale(self) -> torch.Tensor | None:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -258,7 +215,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             for one in batches.measured(list(own), lengths):
                 self.hooks.between_passes()
                 summed += self._summed_loss(self.model, one.to(self.args.device)).cpu().double()  # MPS has no float64
-                tokens += one.trained_tokens
+                tokens += self._setup.objective.count(one)
         self.model.train(was_training)
         if settings.world_size > 1:
             both = torch.tensor([float(summed), float(tokens)], dtype=torch.float64, device=self.args.device)

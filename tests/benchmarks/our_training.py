@@ -10,9 +10,10 @@ from engine.training.batching.batches import join
 from engine.training.batching.plan import EpochPlanner
 from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
+from engine.training.callbacks import LoggedStep, TrainerHooks
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import Precision, choose_precision
-from engine.training.trainer import LoggedStep, LoratoryTrainer, TrainerHooks
+from engine.training.trainer import LoratoryTrainer
 from tests.benchmarks.training_trial import (
     LEARNING_RATE,
     WARM_UP_STEPS,

@@ -89,9 +89,10 @@ def trainer_of(tmp_path_factory):
     from engine.training.batching.plan import PlanSettings
     from engine.training.batching.steps import TrainerRows, TrainerSetup
     from engine.training.build import add_adapter, training_arguments
+    from engine.training.callbacks import TrainerHooks
     from engine.training.placement import choose_placement
     from engine.training.precision import choose_precision
-    from engine.training.trainer import LoratoryTrainer, TrainerHooks
+    from engine.training.trainer import LoratoryTrainer
 
     def build(config: RunConfig, tokenizer, prepared, batch: Batch):
         torch.manual_seed(0)

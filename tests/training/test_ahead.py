@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from engine.hardware.device import Device
 from engine.training.batching.batches import join, pad
 from engine.training.batching.steps import PrefetchedSteps, StepBatch
+from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement
-from engine.training.trainer import TrainerHooks
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
 ROWS = make_rows(13)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from engine.runs.run import RunFolder
+from engine.training.callbacks import Progress
 from engine.training.checkpoints.folder import CheckpointFacts, go_back_to_best, write_checkpoint
 from engine.training.process_group import SINGLE_PROCESS
-from engine.training.trainer import Progress
 
 
 class Events:

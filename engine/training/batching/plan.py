@@ -37,6 +37,7 @@ class PlanSettings:
     train_sampling_strategy: SamplingStrategy = "random"
     world_size: int = 1  # processes that share each step
     rank: int = 0
+    sequences_per_row: int = 1  # of the objective's examples
     pinned_order: RowOrder | None = None  # of the run's beginning, which may have been on another device
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class PlanSettings:
     @property
     def tokens_per_pass(self) -> int:
         """The most that one pass may hold: what a batch of the longest rows would."""
-        return self.per_device_train_batch_size * self.max_length
+        return self.per_device_train_batch_size * self.sequences_per_row * self.max_length
 
 
 class Pass(NamedTuple):

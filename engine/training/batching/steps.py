@@ -12,6 +12,7 @@ from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import PreparedDataset
 from engine.training.batching.batches import PassTensors, TokenRow, join, pad
 from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
+from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TrainerSetup:
         pad_token_id: Fills up padded rows.
         autocast: Dtype that products are cast to; None where every weight is already held in the right one.
         makes_ahead: The next step's batch is made while this one is learned. A processor has no hands free for it.
+        objective: How a pass becomes a loss.
     """
 
     settings: PlanSettings
@@ -41,6 +43,7 @@ class TrainerSetup:
     flash: bool = False
     autocast: torch.dtype | None = None
     makes_ahead: bool = False
+    objective: TrainingObjective = TRAINING_OBJECTIVES["sft"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class StepBatches:
             yield self._tensors(tuple(rows[start : start + size]))
 
     def _tensors(self, numbers: Sequence[int]) -> PassTensors:
-        rows = [self._rows[number] for number in numbers]
+        rows = [one for number in numbers for one in self._setup.objective.sequences(self._rows[number])]
         if self._setup.settings.batching == "joined":
             return join(rows, flash=self._setup.flash)
         return pad(rows, self._setup.pad_token_id)
