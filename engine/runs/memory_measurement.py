@@ -25,7 +25,7 @@ from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity, end_group
 from engine.processes.json_lines import CancelledRequestError
 from engine.processes.lock import FileLock
-from engine.runs.history.events import Event, FailedEvent, MemoryEvent, StatusEvent, StepEvent
+from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 
@@ -143,15 +143,24 @@ class MeasurementJob:
     def _follow(
         self, process: Popen[bytes], run: Run, device: Device, on_progress: OnMeasurementProgress
     ) -> MeasuredStep:
-        offset, steps = 0, list[StepEvent]()
+        offset, steps = 0, list[Event]()
         while True:
-            ended = process.poll() is not None  # asked first, so that what is read afterwards is all there is
+            ended = process.poll() is not None  # asked first, so what is read afterwards is all there is
             batch = read_events(run.folder.events, offset)
             offset = batch.next_offset
             for event in batch.events:
-                self._note(event, steps, on_progress)
-                if isinstance(event, MemoryEvent) and steps and steps[-1].data.step >= _STEPS:
-                    return self._result(event, steps, device)
+                match event.data:
+                    case FailedData() as failed:
+                        kind = DeviceError if failed.cause == "out_of_memory" else RunError
+                        raise kind(failed.what, failed.fix)
+                    case StepData(step=step):
+                        steps.append(event)
+                        fraction = step / (_STEPS + 1)
+                        on_progress(MeasurementProgress(message=f"Step {step} of {_STEPS} done.", fraction=fraction))
+                    case StatusData(message=message) if message:
+                        on_progress(MeasurementProgress(message=message))
+                    case MemoryData() as memory if len(steps) >= _STEPS:
+                        return self._result(memory, steps, device)
             if self._stopped.is_set():
                 raise CancelledRequestError
             if ended:
@@ -161,23 +170,12 @@ class MeasurementJob:
                 )
             time.sleep(_LOOK_SECONDS)
 
-    def _note(self, event: Event, steps: list[StepEvent], on_progress: OnMeasurementProgress) -> None:
-        if isinstance(event, FailedEvent):
-            kind = DeviceError if event.data.cause == "out_of_memory" else RunError
-            raise kind(event.data.what, event.data.fix)
-        if isinstance(event, StepEvent):
-            steps.append(event)
-            message = f"Step {event.data.step} of {_STEPS} is done."
-            on_progress(MeasurementProgress(message=message, fraction=event.data.step / (_STEPS + 1)))
-        elif isinstance(event, StatusEvent) and event.data.message:
-            on_progress(MeasurementProgress(message=event.data.message))
-
-    def _result(self, event: MemoryEvent, steps: list[StepEvent], device: Device) -> MeasuredStep:
-        data, estimate, training = event.data, self._estimate, self._config.training
+    def _result(self, data: MemoryData, steps: list[Event], device: Device) -> MeasuredStep:
+        estimate, training = self._estimate, self._config.training
         reserved = data.peak_reserved_bytes if device.kind != "cpu" else None
         # The driver's figure for one process is not known to PyTorch: on a GPU the allocator's is compared.
         outside = estimate.expected_bytes - estimate.reserved_bytes if reserved is not None else 0
-        seconds = steps[-1].time - steps[-2].time if len(steps) > 1 else 0.0
+        seconds = steps[-1].time - steps[-2].time
         return MeasuredStep(
             device_name=device.name,
             measured_bytes=reserved if reserved is not None else data.peak_process_bytes,

@@ -99,17 +99,3 @@ def step_prediction(
     """The counterpart of the memory that each step reports: of tensors on a GPU, of the process on a processor."""
     tensors = predicted.of("allocated") if predicted is not None else None
     return tensors or chief_prediction(predicted, memory, predicted_process_bytes)
-
-
-def higher(one: MemoryData | None, other: MemoryData) -> MemoryData:
-    """The peaks of several attempts: each is a process of its own, which counts from nothing."""
-    if one is None:
-        return other
-    names = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_process_bytes", "peak_device_process_bytes")
-    peaks = {
-        name: max(known)
-        if (known := [v for v in (getattr(one, name), getattr(other, name)) if v is not None])
-        else None
-        for name in names
-    }
-    return other.model_copy(update=peaks)

@@ -15,7 +15,7 @@ from engine.files import write_atomically
 from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.runs.checkpoints import offered_checkpoints
-from engine.runs.history.events import FailedEvent, StatusEvent
+from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import last_event
 from engine.runs.reasons import STOP_REASONS, Reason, reason_of_old_cause
 
@@ -223,13 +223,13 @@ class RunFolder:
             return RunState.model_validate({"state": "running", **known})
         known |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without a last word."}
         known["ended"] = last.time if last is not None else None
-        if isinstance(last, StatusEvent) and last.data.phase in ("finished", "stopped"):
-            stopped_by = last.data.stopped_by
+        data = last.data if last is not None else None
+        if isinstance(data, StatusData) and data.phase in ("finished", "stopped"):
             known |= {"state": "completed", "reason": "finished", "cause": ""}
-            if last.data.phase == "stopped":
-                known |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
-        elif isinstance(last, FailedEvent):
-            known |= {"state": "failed", "reason": "worker_failed", "cause": last.data.what, "advice": last.data.fix}
+            if data.phase == "stopped":
+                known |= {"state": "stopped", "reason": STOP_REASONS[data.stopped_by or "request"]}
+        elif isinstance(data, FailedData):
+            known |= {"state": "failed", "reason": "worker_failed", "cause": data.what, "advice": data.fix}
         return RunState.model_validate(known)
 
     def _has_begun(self) -> bool:

@@ -11,9 +11,9 @@ from engine.errors import StorageError
 from engine.processes.limits import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
 from engine.runs.history.events import (
-    AnyEventData,
     CheckpointData,
     EvalData,
+    EventData,
     MemoryData,
     Phase,
     StatusData,
@@ -79,7 +79,7 @@ class RunEvents:
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
 
-    def say(self, data: AnyEventData) -> None:
+    def say(self, data: EventData) -> None:
         """Write one event, however long the disk is full."""
         self.when_there_is_room(lambda: self._append(data))
 
@@ -225,7 +225,7 @@ class RunEvents:
                 )
             )
 
-    def _append(self, data: AnyEventData) -> None:
+    def _append(self, data: EventData) -> None:
         faults.reached("events:append")
         self.last_seq = self._writer.append(data).seq
 
@@ -246,7 +246,7 @@ class SilentEvents(RunEvents):
         self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
 
-    def say(self, data: AnyEventData) -> None:
+    def say(self, data: EventData) -> None:
         """Say nothing."""
 
     def last_memory(self) -> None:

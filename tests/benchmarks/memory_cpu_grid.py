@@ -35,7 +35,7 @@ from engine.memory.run_workload import workload_of_run
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.spawn import spawn, worker_argv
-from engine.runs.history.events import FailedEvent, MemoryEvent
+from engine.runs.history.events import FailedData, MemoryData
 from engine.runs.history.log import read_events
 from engine.runs.store import RunStore
 from tests.benchmarks.training_trial import ALPACA
@@ -218,8 +218,8 @@ def measure(cell: Cell, config: RunConfig, shape: ModelShape, device: Device, ho
         )
         process.wait(timeout=_LONGEST_SECONDS)
         events = read_events(run.folder.events, 0).events
-        peaks = [event.data.peak_process_bytes for event in events if isinstance(event, MemoryEvent)]
-        failures = [event.data.what for event in events if isinstance(event, FailedEvent)]
+        peaks = [event.data.peak_process_bytes for event in events if isinstance(event.data, MemoryData)]
+        failures = [event.data.what for event in events if isinstance(event.data, FailedData)]
         if process.returncode or failures or not peaks:
             raise RuntimeError(f"{cell}: {failures or process.returncode}")
     except subprocess.TimeoutExpired:

@@ -18,7 +18,7 @@ import numpy as np
 
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.paths import LoratoryHome
-from engine.runs.history.events import EvalData, StatusData, StepData, StepEvent
+from engine.runs.history.events import EvalData, Event, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import HistoryCache, HistoryReader
 from engine.runs.history.steps import smooth, thin
@@ -139,8 +139,7 @@ def make_runs(home: LoratoryHome, count: int, owner: str = "bench") -> None:
         )
         run.state.write_text(RunState(state="completed", started=1.0, ended=2.0).model_dump_json())
         lines = [
-            StepEvent(seq=step, attempt=1, time=float(step), data=step_data(step)).model_dump_json()
-            for step in range(1, 11)
+            Event.of(step_data(step), seq=step, attempt=1, time=float(step)).model_dump_json() for step in range(1, 11)
         ]
         run.events.write_text("\n".join(lines) + "\n")
         with EventWriter(run.events, 1) as events:
@@ -158,7 +157,7 @@ def write_long_log(log: Path, steps: int) -> None:
         events.append(EvalData(step=0, eval_loss=3.0, eval_tokens=1, rows=1, seconds=1.0))
     with log.open("ab") as file:
         for number in range(1, steps + 1):
-            event = StepEvent(seq=number + 2, attempt=1, time=1.7e9 + number, data=step_data(number))
+            event = Event.of(step_data(number), seq=number + 2, attempt=1, time=1.7e9 + number)
             file.write(event.model_dump_json().encode() + b"\n")
 
 

@@ -8,8 +8,18 @@ import threading
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.history.events import CheckpointData, EvalData, StatusData, StepData, WarningData
+from engine.runs.history import events
+from engine.runs.history.events import (
+    EVENT_KINDS,
+    CheckpointData,
+    EvalData,
+    EventData,
+    StatusData,
+    StepData,
+    WarningData,
+)
 from engine.runs.history.log import EventWriter, iterate_events, last_event, read_events
+from engine.runs.history.reader import read_history
 
 
 def step(number: int, loss: float = 2.0) -> StepData:
@@ -244,3 +254,22 @@ def test_a_log_that_is_lost_under_its_writer_comes_back_with_the_next_event(log,
         writer.append(WarningData(message="Odd."))
 
     assert [event.seq for event in read_events(log).events] == [2, 3]
+
+
+def test_a_new_kind_of_event_is_one_class(log, monkeypatch):
+    """Files that a new kind touches: its class; who reports it; the history that keeps it; the view that shows it."""
+    monkeypatch.setattr(events, "EVENT_KINDS", dict(EVENT_KINDS))
+
+    class SampleData(EventData):
+        kind = "sample_of_a_test"
+
+        text: str
+
+    with EventWriter(log, attempt=2) as writer:
+        writer.append(SampleData(text="An answer."))
+
+    (read,) = read_events(log).events
+    assert read.kind == "sample_of_a_test"
+    assert read.attempt == 2
+    assert read.data == SampleData(text="An answer.")
+    assert read_history(log).attempt == 2

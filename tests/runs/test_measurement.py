@@ -15,7 +15,7 @@ from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import estimate_memory
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import CancelledRequestError
-from engine.runs.history.events import FailedData, FailedEvent
+from engine.runs.history.events import Event, FailedData
 from engine.runs.history.log import read_events
 from engine.runs.memory_measurement import MeasurementJob, MeasuringGround, worst_case
 from engine.runs.run import RunState, WorkerRecord
@@ -100,12 +100,8 @@ def test_a_measurement_can_be_stopped(home, tiny_model_folder):
 
 
 def test_memory_that_ran_out_is_told_with_the_advice(home, tiny_model_folder, monkeypatch):
-    failed = FailedEvent.model_validate(
-        {
-            "v": 1, "seq": 1, "attempt": 1, "time": 0.0, "kind": "failed",
-            "data": FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve max_length.").model_dump(),
-        }
-    )  # fmt: skip
+    ran_out = FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve max_length.")
+    failed = Event.of(ran_out, seq=1, attempt=1, time=0.0)
     monkeypatch.setattr(
         "engine.runs.memory_measurement.read_events", lambda *_: read_events(home.root / "no").__class__((failed,), 0)
     )

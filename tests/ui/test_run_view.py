@@ -152,7 +152,7 @@ def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
     on_gpu = replace(
         observed,
         provenance=Provenance(predicted_bytes=12 * GIB, predicted_memory=predicted),
-        history=replace(observed.history, memory=measured),
+        history=observed.history.model_copy(update={"memory": measured}),
     )
 
     assert cells(render_memory(on_gpu)) == [
@@ -168,7 +168,7 @@ def test_a_run_that_kept_one_prediction_is_not_compared_with_what_it_did_not_pre
     old = replace(
         observed,
         provenance=Provenance.model_validate_json(f'{{"predicted_bytes": {4 * GIB}}}'),
-        history=replace(observed.history, memory=measured),
+        history=observed.history.model_copy(update={"memory": measured}),
     )
 
     assert cells(render_memory(old)) == [

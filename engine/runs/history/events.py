@@ -1,26 +1,70 @@
-"""What a worker says while it runs: one typed event a line, in the order in which things happened.
+"""What a worker reports while it runs: one typed event per line, in the order in which things happened.
 
 Line: `{"v":1,"seq":41,"attempt":1,"time":1764000000.5,"kind":"step","data":{…}}`. Later versions may add kinds and
-fields; readers skip kinds that they do not know and ignore fields that they do not know.
+fields; readers skip kinds and fields that they do not know.
+
+A new kind is one class here: `EventData` registers it, so the log writes and reads it. Whoever reports it and whoever
+shows it name the class; `reader.py` keeps it where it belongs to the history.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, model_validator
 
 from engine.runs.reasons import StoppedBy, stopped_by_of_old_words
 
 EVENT_VERSION = 1
+EVENT_KINDS: dict[str, type["EventData"]] = {}  # by the name in the log
 
 Phase = Literal["loading_model", "reading_data", "preparing", "training", "evaluating", "saving", "finished", "stopped"]
 
 
 class EventData(BaseModel):
+    """The content of one event; each subclass is a kind."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+    kind: ClassVar[str]
+    may_be_lost: ClassVar[bool] = False  # in a power cut: frequent, and the next one says nearly the same
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        EVENT_KINDS[cls.kind] = cls
+
+
+class Event(BaseModel):
+    """One line of the log: an envelope that is the same for all kinds, around the content of one."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    v: int = EVENT_VERSION
+    seq: int
+    attempt: int
+    time: float  # seconds since the epoch
+    kind: str
+    data: SerializeAsAny[EventData]
+
+    @classmethod
+    def of(cls, data: EventData, *, seq: int, attempt: int, time: float) -> "Event":
+        """Put the content of an event into its envelope."""
+        return cls(seq=seq, attempt=attempt, time=time, kind=data.kind, data=data)
+
+
+def parse_event(line: bytes) -> Event | None:
+    """Return one event; None where the line is torn, foreign, or of a kind that this version does not know."""
+    try:
+        values = pydantic_core.from_json(line)
+        kind = EVENT_KINDS[values["kind"]]
+        return Event.model_validate({**values, "data": kind.model_validate(values["data"])})
+    except (ValidationError, ValueError, KeyError, TypeError):
+        return None
 
 
 class StatusData(EventData):
     """The worker entered a phase; `message` says it in words. `total_steps` once it is known."""
+
+    kind = "status"
 
     phase: Phase
     message: str = ""
@@ -38,6 +82,9 @@ class StatusData(EventData):
 class StepData(EventData):
     """One logged optimizer step. `step` counts from 1; losses are means over trained tokens in nats."""
 
+    kind = "step"
+    may_be_lost = True
+
     step: int
     epoch: float
     loss: float
@@ -52,6 +99,8 @@ class StepData(EventData):
 class EvalData(EventData):
     """Held-out loss. `step` 0 measures before the first update: the base model, where the adapter starts at zero."""
 
+    kind = "eval"
+
     step: int
     eval_loss: float
     eval_tokens: int  # trained tokens that the mean is over
@@ -63,6 +112,8 @@ class EvalData(EventData):
 class CheckpointData(EventData):
     """A complete checkpoint now stands at `checkpoints/<name>`."""
 
+    kind = "checkpoint"
+
     step: int
     name: str
     size_bytes: int
@@ -71,6 +122,9 @@ class CheckpointData(EventData):
 
 class MemoryData(EventData):
     """Peaks of the worker so far. On a CPU only `peak_process_bytes` is known."""
+
+    kind = "memory"
+    may_be_lost = True
 
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
@@ -81,6 +135,8 @@ class MemoryData(EventData):
 
 class ParametersData(EventData):
     """Counts as PEFT's `print_trainable_parameters` gives them, and what the worker chose where `auto` was asked."""
+
+    kind = "parameters"
 
     trainable: int
     total: int
@@ -94,6 +150,8 @@ class ParametersData(EventData):
 class DataReportData(EventData):
     """What the trainer really got."""
 
+    kind = "data_report"
+
     train_rows: int
     eval_rows: int
     dropped_rows: int
@@ -103,12 +161,18 @@ class DataReportData(EventData):
 
 
 class WarningData(EventData):
+    """Something probably unwanted; training continues."""
+
+    kind = "warning"
+
     message: str
     code: str = ""
 
 
 class FailedData(EventData):
     """Why the worker gave up: `what` happened and how to `fix` it, in words. Details stand in worker.log."""
+
+    kind = "failed"
 
     cause: Literal["out_of_memory", "diverged", "disk_full", "config", "dataset", "model", "killed", "unexpected"]
     what: str
@@ -118,93 +182,7 @@ class FailedData(EventData):
 class ResumedData(EventData):
     """A later attempt continues from `step`; steps beyond it of earlier attempts no longer count."""
 
+    kind = "resumed"
+
     step: int
     checkpoint: str | None = None
-
-
-class _Envelope(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
-
-    v: int = EVENT_VERSION
-    seq: int
-    attempt: int
-    time: float  # seconds since the epoch
-
-
-class StatusEvent(_Envelope):
-    kind: Literal["status"] = "status"
-    data: StatusData
-
-
-class StepEvent(_Envelope):
-    kind: Literal["step"] = "step"
-    data: StepData
-
-
-class EvalEvent(_Envelope):
-    kind: Literal["eval"] = "eval"
-    data: EvalData
-
-
-class CheckpointEvent(_Envelope):
-    kind: Literal["checkpoint"] = "checkpoint"
-    data: CheckpointData
-
-
-class MemoryEvent(_Envelope):
-    kind: Literal["memory"] = "memory"
-    data: MemoryData
-
-
-class ParametersEvent(_Envelope):
-    kind: Literal["parameters"] = "parameters"
-    data: ParametersData
-
-
-class DataReportEvent(_Envelope):
-    kind: Literal["data_report"] = "data_report"
-    data: DataReportData
-
-
-class WarningEvent(_Envelope):
-    kind: Literal["warning"] = "warning"
-    data: WarningData
-
-
-class FailedEvent(_Envelope):
-    kind: Literal["failed"] = "failed"
-    data: FailedData
-
-
-class ResumedEvent(_Envelope):
-    kind: Literal["resumed"] = "resumed"
-    data: ResumedData
-
-
-Event = Annotated[
-    StatusEvent
-    | StepEvent
-    | EvalEvent
-    | CheckpointEvent
-    | MemoryEvent
-    | ParametersEvent
-    | DataReportEvent
-    | WarningEvent
-    | FailedEvent
-    | ResumedEvent,
-    Field(discriminator="kind"),
-]
-AnyEventData = (
-    StatusData
-    | StepData
-    | EvalData
-    | CheckpointData
-    | MemoryData
-    | ParametersData
-    | DataReportData
-    | WarningData
-    | FailedData
-    | ResumedData
-)
-
-EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)

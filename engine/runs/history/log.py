@@ -8,39 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from engine.errors import StorageError
 from engine.files import fsync_folder, write_atomically
-from engine.runs.history.events import (
-    EVENT_ADAPTER,
-    AnyEventData,
-    CheckpointData,
-    CheckpointEvent,
-    DataReportData,
-    DataReportEvent,
-    EvalData,
-    EvalEvent,
-    Event,
-    FailedData,
-    FailedEvent,
-    MemoryData,
-    MemoryEvent,
-    ParametersData,
-    ParametersEvent,
-    ResumedData,
-    ResumedEvent,
-    StatusData,
-    StatusEvent,
-    StepData,
-    StepEvent,
-    WarningData,
-    WarningEvent,
-)
+from engine.runs.history.events import Event, EventData, FailedData, parse_event
 
-# Steps come many times a second, and the next one says nearly the same: a power cut may take the last few. Everything
-# else is rare and must be on the disk before the worker goes on.
-_MAY_BE_LOST_IN_A_POWER_CUT = (StepData, MemoryData)
 _TAIL_BYTES = 65_536
 
 
@@ -75,7 +48,7 @@ class EventWriter:
         self._is_settled = False  # whether `_seq` and `_size` are those of the file
         self._settle()
 
-    def append(self, data: AnyEventData) -> Event:
+    def append(self, data: EventData) -> Event:
         """Write one event; it is on the disk when this returns, except for steps and memory, which may wait.
 
         A signal handler may raise at any point within: the event is then whole in the log or not in it at all.
@@ -87,14 +60,14 @@ class EventWriter:
         with self._writing:
             if not self._is_settled or self._was_changed():
                 self._settle()
-            event = _event_of(data, self._seq + 1, self._attempt, time.time())
+            event = Event.of(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
             line = event.model_dump_json().encode() + b"\n"
             self._is_settled = False  # whatever ends this block early
             try:
                 rest = line
                 while rest:  # a second round only where the disk became full in the middle of the line
                     rest = rest[os.write(self._descriptor, rest) :]
-                if not isinstance(data, _MAY_BE_LOST_IN_A_POWER_CUT):
+                if not data.may_be_lost:
                     os.fsync(self._descriptor)
             except OSError as error:
                 with contextlib.suppress(OSError):
@@ -224,17 +197,6 @@ def last_event(path: Path) -> Event | None:
     return None
 
 
-def parse_event(line: bytes) -> Event | None:
-    """One event, or None where the line is torn, foreign, or of a kind that this version does not know."""
-    try:
-        return _adapter.validate_json(line)
-    except ValidationError:
-        return None
-
-
-_adapter: TypeAdapter[Event] = EVENT_ADAPTER
-
-
 def _end_of_last_line(path: Path) -> int:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -247,30 +209,6 @@ def _end_of_last_line(path: Path) -> int:
                 return start + newline + 1
             position = start
     return 0
-
-
-def _event_of(data: AnyEventData, seq: int, attempt: int, now: float) -> Event:
-    match data:
-        case StepData():
-            return StepEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case StatusData():
-            return StatusEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case EvalData():
-            return EvalEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case CheckpointData():
-            return CheckpointEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case MemoryData():
-            return MemoryEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case ParametersData():
-            return ParametersEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case DataReportData():
-            return DataReportEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case WarningData():
-            return WarningEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case FailedData():
-            return FailedEvent(seq=seq, attempt=attempt, time=now, data=data)
-        case ResumedData():
-            return ResumedEvent(seq=seq, attempt=attempt, time=now, data=data)
 
 
 def _cannot_write(error: OSError) -> StorageError:

@@ -1,10 +1,9 @@
-"""What a run said besides its steps: measurements, checkpoints, words. Small, however long the run is."""
+"""What happened in a run so far, across its attempts: curves, held-out losses, checkpoints, messages."""
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,57 +11,33 @@ from engine.runs.history.events import (
     CheckpointData,
     DataReportData,
     EvalData,
+    Event,
     FailedData,
     MemoryData,
     ParametersData,
+    ResumedData,
     StatusData,
+    WarningData,
 )
 from engine.runs.history.steps import StepSeries
 
-_REMEMBERED_MESSAGES = 1000
+_MAX_MESSAGES = 1000
+_PACE_STEPS = 200
 
 
 class Message(NamedTuple):
-    """Something that was said in words."""
+    """A line of text from the worker."""
 
     time: float
     kind: Literal["status", "warning", "failed", "resumed"]
     text: str
 
 
-class Said(BaseModel):
-    """What has been said so far; grows while a log is read."""
+class HistoryFacts(BaseModel):
+    """What a run reported besides its steps. Small, however long the run is."""
 
-    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
-    evals: list[EvalData] = []
-    checkpoints: list[CheckpointData] = []
-    messages: list[Message] = []
-    status: StatusData | None = None
-    total_steps: int | None = None
-    parameters: ParametersData | None = None
-    data_report: DataReportData | None = None
-    memory: MemoryData | None = None
-    failed: FailedData | None = None
-    first_time: float | None = None
-    last_time: float | None = None
-
-    def say(self, message: Message) -> None:
-        """Remember words; the oldest are forgotten beyond a thousand."""
-        self.messages.append(message)
-        del self.messages[:-_REMEMBERED_MESSAGES]
-
-    def forget_beyond(self, step: int) -> None:
-        """A later attempt went on from `step`: what came after it no longer counts."""
-        self.evals = [point for point in self.evals if point.step <= step]
-        self.checkpoints = [known for known in self.checkpoints if known.step <= step]
-
-
-@dataclass(frozen=True)
-class RunHistory:
-    """A run up to some moment."""
-
-    steps: StepSeries
     evals: tuple[EvalData, ...] = ()  # in order of their steps; of step 0 there may be one more, of the base model
     checkpoints: tuple[CheckpointData, ...] = ()
     messages: tuple[Message, ...] = ()  # the newest thousand
@@ -76,6 +51,70 @@ class RunHistory:
     first_time: float | None = None
     last_time: float | None = None  # of the newest event
     next_offset: int = 0  # bytes of the log that are in here
+
+    def with_event(self, event: Event) -> Self:
+        """Add one event; the values of steps are kept elsewhere."""
+        changes: dict[str, object] = {"last_time": event.time}
+        if self.first_time is None:
+            changes["first_time"] = event.time
+        if event.attempt > self.attempt:
+            changes |= {"attempt": event.attempt, "failed": None}
+        match event.data:
+            case EvalData() as point:
+                changes["evals"] = (*self.evals, point)
+            case CheckpointData() as saved:
+                changes["checkpoints"] = (*(known for known in self.checkpoints if known.step != saved.step), saved)
+            case StatusData() as status:
+                changes |= {"status": status, "total_steps": status.total_steps or self.total_steps}
+            case MemoryData() as memory:
+                changes["memory"] = memory if self.memory is None else _highest(self.memory, memory)
+            case ParametersData() as parameters:
+                changes["parameters"] = parameters
+            case DataReportData() as report:
+                changes["data_report"] = report
+            case FailedData() as failed:
+                changes["failed"] = failed
+        message = _message_of(event)
+        if message is not None:
+            changes["messages"] = (*self.messages, message)[-_MAX_MESSAGES:]
+        return self.model_copy(update=changes)
+
+    def up_to(self, step: int) -> Self:
+        """Drop what came after a step: a later attempt continued from there."""
+        evals = tuple(point for point in self.evals if point.step <= step)
+        checkpoints = tuple(known for known in self.checkpoints if known.step <= step)
+        return self.model_copy(update={"evals": evals, "checkpoints": checkpoints})
+
+
+def _message_of(event: Event) -> Message | None:
+    match event.data:
+        case StatusData(message=text) if text:
+            return Message(event.time, "status", text)
+        case WarningData(message=text):
+            return Message(event.time, "warning", text)
+        case FailedData(what=what, fix=fix):
+            return Message(event.time, "failed", f"{what} {fix}")
+        case ResumedData(step=step):
+            return Message(event.time, "resumed", f"Continued from step {step}.")
+    return None
+
+
+def _highest(one: MemoryData, other: MemoryData) -> MemoryData:
+    """Return the peaks of several attempts: each is a process of its own, which counts from zero."""
+    peaks = {
+        name: max((value for value in (getattr(one, name), getattr(other, name)) if value is not None), default=None)
+        for name in MemoryData.model_fields
+        if name.startswith("peak_")
+    }
+    return other.model_copy(update=peaks)
+
+
+class RunHistory(HistoryFacts):
+    """A run up to some moment."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    steps: StepSeries
 
     @property
     def last_step(self) -> int:
@@ -100,7 +139,7 @@ class RunHistory:
 
     @property
     def finished_phase(self) -> Literal["finished", "stopped"] | None:
-        """Whether the newest attempt said good-bye, and how."""
+        """How the newest attempt ended, where it reported that it saved and ended."""
         if self.status is not None and self.status.phase in ("finished", "stopped"):
             return "finished" if self.status.phase == "finished" else "stopped"
         return None
@@ -111,19 +150,16 @@ class RunHistory:
         return tokens / seconds if seconds > 0 else None
 
 
-_LOOKED_AT_STEPS = 200
-
-
 def seconds_per_step(history: RunHistory) -> float | None:
-    """Wall-clock seconds of a step lately, evaluations and saves spread over the steps; None before the second one."""
-    steps, times = history.steps.column("step")[-_LOOKED_AT_STEPS:], history.steps.column("time")[-_LOOKED_AT_STEPS:]
+    """Return the wall-clock seconds of a recent step, evaluations and saves spread over the steps; None before the second one."""
+    steps, times = history.steps.column("step")[-_PACE_STEPS:], history.steps.column("time")[-_PACE_STEPS:]
     if len(steps) < 2 or steps[-1] <= steps[0] or times[-1] <= times[0]:
         return None
     return float((times[-1] - times[0]) / (steps[-1] - steps[0]))
 
 
 def seconds_left(history: RunHistory, clock: Callable[[], float] = time.time) -> float | None:
-    """Seconds until the last step; None while nobody can know.
+    """Seconds until the last step; None while it is unknown.
 
     Args:
         history: Of a run that trains.

@@ -2,7 +2,7 @@
 
 from engine.errors import EngineError
 from engine.runs.control import cancel_is_requested, stop_is_requested
-from engine.runs.history.events import StatusEvent
+from engine.runs.history.events import StatusData
 from engine.runs.history.log import last_event
 from engine.runs.reasons import ENDED_BY_THE_SYSTEM, STOP_REASONS, Reason, Why
 from engine.runs.run import Run, RunFolder, RunState, State
@@ -107,7 +107,7 @@ def goes_on_by_itself(folder: RunFolder, state: RunState) -> bool:
 
 def _logged_reason(folder: RunFolder) -> Reason | None:
     last = last_event(folder.events)
-    stopped_by = last.data.stopped_by if isinstance(last, StatusEvent) else None
+    stopped_by = last.data.stopped_by if last is not None and isinstance(last.data, StatusData) else None
     return STOP_REASONS[stopped_by] if stopped_by is not None else None
 
 
