@@ -156,7 +156,7 @@ class MeasurementJob:
                     case StepData(step=step):
                         steps.append(event)
                         fraction = step / (_STEPS + 1)
-                        on_progress(MeasurementProgress(message=f"Step {step} of {_STEPS} done.", fraction=fraction))
+                        on_progress(MeasurementProgress(message=f"Step {step} of {_STEPS} is done.", fraction=fraction))
                     case StatusData(message=message) if message:
                         on_progress(MeasurementProgress(message=message))
                     case MemoryData() as memory if len(steps) >= _STEPS:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.runs.history import reader
+from engine.runs.history import reader as reader_module
 from engine.runs.history.events import EvalData, ResumedData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import HistoryReader, cached_history_path, read_history
@@ -15,7 +15,7 @@ from tests.runs.supervision import config_for
 @pytest.fixture
 def run(home, monkeypatch):
     """A run of fifty steps whose history is long enough to be kept."""
-    monkeypatch.setattr(reader, "_WORTHWHILE_BYTES", 1000)
+    monkeypatch.setattr(reader_module, "_WORTHWHILE_BYTES", 1000)
     run = RunStore(home, "ann").create(config_for("A run"))
     write_steps(run, 1, 50)
     return run
@@ -103,7 +103,11 @@ def test_a_growing_log_is_not_saved_at_every_look(run, monkeypatch):
     reader = HistoryReader.of_run(run)
     reader.update()
     saves = []
+<<<<<<< HEAD
     monkeypatch.setattr(np, "savez", lambda *_, **__: saves.append(1))
+=======
+    monkeypatch.setattr(reader_module.np, "savez", lambda *_, **__: saves.append(1))
+>>>>>>> 726dd73 (tests: name the history reader's module)
     write_steps(run, 51, 52)
     reader.update()
     assert not saves

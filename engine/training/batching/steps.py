@@ -12,6 +12,7 @@ from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import PreparedDataset
 from engine.training.batching.batches import PassTensors, TokenRow, join, pad
 from engine.training.methods.base import MethodTrainer
+from engine.training.methods.base import MethodTrainer
 from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
 from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
 
