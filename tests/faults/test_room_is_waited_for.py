@@ -24,11 +24,7 @@ class FullDisk:
     def __init__(self) -> None:
         self.has_room = False
 
-<<<<<<< HEAD
     def append(self, data: EventData) -> object:
-=======
-    def append(self, data: EventData) -> EventData:
->>>>>>> 3a5b784 (runs: give every kind of event one class and one envelope)
         if not self.has_room:
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise StorageError(

@@ -103,11 +103,7 @@ def test_a_growing_log_is_not_saved_at_every_look(run, monkeypatch):
     reader = HistoryReader.of_run(run)
     reader.update()
     saves = []
-<<<<<<< HEAD
     monkeypatch.setattr(np, "savez", lambda *_, **__: saves.append(1))
-=======
-    monkeypatch.setattr(reader_module.np, "savez", lambda *_, **__: saves.append(1))
->>>>>>> 726dd73 (tests: name the history reader's module)
     write_steps(run, 51, 52)
     reader.update()
     assert not saves
