@@ -23,7 +23,7 @@ from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_li
 from engine.training.ops.loss import attach_loss
 from engine.training.placement import Placement
 from engine.training.precision import Precision
-from engine.training.methods.registry import method_trainer
+from engine.training.quick_lora import make_lora_quick
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from engine.training.layer_split import keep_beside, plan_spread
 from engine.training.ops.attention import FLASH_CAPABILITY, copy_shared_heads
 from engine.training.placement import Placement
 from engine.training.precision import Precision, quantization_of
-from engine.training.methods.registry import method_trainer
+from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
 
 # A schedule that ends at a share of the first learning rate instead of zero.
 _MIN_LEARNING_RATE_SHARE = 0.1

@@ -104,7 +104,8 @@ def test_losses_that_are_not_numbers_survive(log):
         writer.append(step(2, loss=float("inf")))
 
     first, second = read_events(log).events
-    assert isinstance(first.data, StepData) and isinstance(second.data, StepData)
+    assert isinstance(first.data, StepData)
+    assert isinstance(second.data, StepData)
     assert first.data.loss != first.data.loss
     assert second.data.loss == float("inf")
 

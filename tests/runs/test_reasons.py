@@ -96,5 +96,6 @@ def test_a_log_of_an_older_version_still_says_who_stopped_the_worker(store, mess
 
     last = last_event(run.folder.events)
 
-    assert last is not None and isinstance(last.data, StatusData)
+    assert last is not None
+    assert isinstance(last.data, StatusData)
     assert (last.data.message, last.data.stopped_by) == (message, stopped_by)

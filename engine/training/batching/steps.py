@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +11,6 @@ import torch
 from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import PreparedDataset
 from engine.training.batching.batches import PassTensors, TokenRow, join, pad
-from engine.training.methods.base import MethodTrainer
-from engine.training.methods.base import MethodTrainer
 from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
 from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
 
