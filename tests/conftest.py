@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from engine.paths import LoratoryHome
+from tests.fork_server import forking_workers
 
 TESTS_AT_ONCE = 2  # more would run real workers into each other's memory and patience
 LONGEST = ("test_results_for_real.py", "test_training_grid.py", "test_main_road.py", "test_gguf_for_real.py")
@@ -46,6 +47,13 @@ def environment() -> Iterator[None]:
         if not name.startswith("PYTEST_"):
             del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if not name.startswith("PYTEST_")})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Heavy workers are forked from a process that has imported what takes them seconds."""
+    with forking_workers():
+        yield
 
 
 @pytest.fixture

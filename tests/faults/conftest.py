@@ -9,9 +9,7 @@ from tests.training.worker_runs import WorkerRuns, write_questions
 @pytest.fixture(scope="session")
 def workers():
     """Starts real workers."""
-    forking = ForkingWorkers()
-    yield forking
-    forking.close()
+    return ForkingWorkers()
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def workers():
     """Starts real workers."""
-    forking = ForkingWorkers()
-    yield forking
-    forking.close()
+    return ForkingWorkers()
 
 
 @pytest.fixture

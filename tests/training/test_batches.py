@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.config.rules import JOINED_MULTIPLE
-from engine.training.batching.batches import join, pad
+from engine.training.batches import JOINED_MULTIPLE, join, pad
 
 
 @dataclass

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
-from tests.training.forking_workers import REPOSITORY
+from tests.fork_server import REPOSITORY
 from tests.training.worker_runs import events_of, history_of, losses_of, said
 
 pytestmark = pytest.mark.e2e

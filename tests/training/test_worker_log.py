@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from engine.training.worker import EXIT_FINISHED
-from tests.training.forking_workers import REPOSITORY
+from tests.fork_server import REPOSITORY
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,7 @@ from engine.runs.checkpoints import MANIFEST, read_manifest
 from engine.runs.control import request_stop
 from engine.training import faults
 from engine.training.worker import EXIT_FINISHED
-from tests.training.forking_workers import REPOSITORY
+from tests.fork_server import REPOSITORY
 from tests.training.worker_runs import history_of, losses_of, said, write_questions
 
 pytestmark = pytest.mark.e2e

@@ -1,0 +1,209 @@
+"""Heavy worker processes without their seconds of imports: they are forked from one process that has imported everything.
+
+A forked worker has imported and computed nothing more than a new one, and is in every respect a process of its own: a child
+of the test's, with its own session, descriptors, environment and exit code. A worker whose environment could have changed
+what an import does is started anew, and so is each one that a `loratory` command or a server started by a test needs.
+
+Run as a script, this file serves; imported, it is the client.
+"""
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.chat import session as chat
+from engine.evaluation import job as evaluation
+from engine.executors import local as training
+from engine.export import job as export
+from engine.inspector import session as inspector
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORKERS = (
+    chat.WORKER_MODULE,
+    evaluation.WORKER_MODULE,
+    export.WORKER_MODULE,
+    inspector.MODELS_WORKER_MODULE,
+    training.WORKER_MODULE,
+)
+_IMPORTS = (*WORKERS, "engine.training.session")  # which a training worker imports late
+
+_MOST_BYTES = 1 << 18  # of one order
+_MOST_DESCRIPTORS = 16
+_MOST_SERVERS = 3
+_FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
+_SET_CHILD_SUBREAPER = 36  # of prctl
+# Variables that no import reads, so a worker's may differ from its server's.
+_READ_LATE = ("LORATORY_", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER", "PYTHONUNBUFFERED", "HOME", "TMPDIR")
+
+Environment = dict[str, str]
+
+
+class ForkServer:
+    """A process that has imported what heavy workers need, and forks them.
+
+    Args:
+        environment: The variables that it starts with.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, str(theirs.fileno())],
+            env={**environment, "PYTHONPATH": str(REPOSITORY)},
+            cwd=REPOSITORY,
+            pass_fds=(theirs.fileno(),),
+        )
+        theirs.close()
+
+    def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int:
+        """Start a worker as a child of this process.
+
+        Args:
+            argv: Its command line.
+            environment: All of its variables.
+            descriptors: What it gets, by the number that it gets it under.
+
+        Returns:
+            Its process id.
+        """
+        order = {
+            "module": argv[3],
+            "arguments": argv[4:],
+            "environment": environment,
+            "folder": str(Path.cwd()),
+            "targets": list(descriptors),
+        }
+        _adopt_orphans(True)  # the process between the server and the worker ends at once
+        try:
+            socket.send_fds(self._socket, [json.dumps(order).encode()], list(descriptors.values()))
+            return int(self._socket.recv(_MOST_BYTES))
+        finally:
+            _adopt_orphans(False)
+
+    def close(self) -> None:
+        """End the server; workers live on."""
+        self._socket.close()
+        self._process.wait()
+
+
+class ForkServers:
+    """One server for each environment in which imports could differ; each starts when it is first needed."""
+
+    def __init__(self) -> None:
+        self._servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
+        self._lock = threading.Lock()  # one worker at a time
+
+    def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int | None:
+        """Start a worker and return its process id; None where only a new process will do."""
+        if (
+            argv[:3] != [sys.executable, "-P", "-m"]
+            or argv[3] not in WORKERS
+            or environment.get("CUDA_VISIBLE_DEVICES")
+        ):
+            return None
+        early = frozenset((name, value) for name, value in environment.items() if not name.startswith(_READ_LATE))
+        with self._lock:
+            if early not in self._servers:
+                if len(self._servers) == _MOST_SERVERS:
+                    return None
+                self._servers[early] = ForkServer(environment)
+            return self._servers[early].fork(argv, environment, descriptors)
+
+    def close(self) -> None:
+        """End all servers."""
+        for server in self._servers.values():
+            server.close()
+
+
+@contextmanager
+def forking_workers() -> Iterator[None]:
+    """Fork heavy workers wherever this process starts one with `subprocess`."""
+    if sys.platform != "linux":
+        yield
+        return
+    servers = ForkServers()
+    original = subprocess._fork_exec  # type: ignore[attr-defined]
+
+    def fork_exec(*given: Any) -> int:
+        argv = [os.fsdecode(word) for word in given[0]]
+        kept, variables = given[3], given[5] or ()
+        stdin, stdout, stderr, failure = given[6], given[9], given[11], given[13]
+        if -1 in (stdin, stdout, stderr) or not variables:
+            return original(*given)
+        environment = dict(os.fsdecode(variable).split("=", 1) for variable in variables)
+        others = {number: number for number in kept if number != failure}
+        pid = servers.fork(argv, environment, {0: stdin, 1: stdout, 2: stderr, **others})
+        return original(*given) if pid is None else pid
+
+    subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
+    yield
+    subprocess._fork_exec = original  # type: ignore[attr-defined]
+    servers.close()
+
+
+def _adopt_orphans(do: bool) -> None:
+    """Make processes below this one its children when their parents end."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, int(do), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _serve(server: socket.socket) -> None:
+    for module in _IMPORTS:
+        importlib.import_module(module)
+    for module in WORKERS:
+        del sys.modules[module]  # each is run as a program
+    gc.collect()
+    gc.freeze()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(server, _MOST_BYTES, _MOST_DESCRIPTORS)
+        if not message:
+            return
+        ours, theirs = os.pipe()
+        parent = os.fork()
+        if parent == 0:
+            worker = os.fork()
+            if worker == 0:
+                server.detach()
+                _become_worker(json.loads(message), descriptors)
+                return
+            os.write(theirs, str(worker).encode())
+            os._exit(0)
+        os.waitpid(parent, 0)
+        server.send(os.read(ours, 100))
+        for descriptor in (ours, theirs, *descriptors):
+            os.close(descriptor)
+
+
+def _become_worker(order: dict[str, Any], descriptors: list[int]) -> None:
+    os.setsid()
+    given = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _FIRST_FREE_DESCRIPTOR) for descriptor in descriptors]
+    os.closerange(3, _FIRST_FREE_DESCRIPTOR)
+    for target, descriptor in zip(order["targets"], given, strict=True):
+        os.dup2(descriptor, target)
+    os.closerange(_FIRST_FREE_DESCRIPTOR, _FIRST_FREE_DESCRIPTOR + _MOST_DESCRIPTORS)
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    sys.argv = [order["module"], *order["arguments"]]
+    random.seed()
+    np.random.seed()  # torch begins with the same seed in every process
+    runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))
