@@ -1,64 +1,50 @@
 """Settings that are fine alone and cannot work together."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
+from engine.config.methods.base import PairRule
+from engine.config.methods.registry import METHODS, method_rules
 from engine.config.run import RunConfig
 from engine.errors import Problem
 
 
-class PairRule(NamedTuple):
-    """A refusal that involves several fields; `explain` returns the message, or None where the pair is fine."""
+def _method_with_checkpointing(config: RunConfig) -> str | None:
+    method = config.adapter.traits
+    if method.gradient_checkpointing or not config.training.gradient_checkpointing:
+        return None
+    return (
+        f"{method.label} cannot be combined with gradient checkpointing, {method.checkpointing_conflict}; "
+        "switch one of the two off."
+    )
 
-    field: str  # where the problem is shown
-    involves: tuple[str, ...]  # every field that `explain` reads
-    explain: Callable[[RunConfig], str | None]
 
-
-def _prefix_with_checkpointing(config: RunConfig) -> str | None:
-    if config.adapter.method == "prefix_tuning" and config.training.gradient_checkpointing:
-        return (
-            "prefix tuning cannot be combined with gradient checkpointing, which drops the learned keys and values; "
-            "switch one of the two off."
-        )
+def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
+    tokens, training = config.adapter.traits.count_virtual_tokens(config.adapter), config.training
+    if tokens >= training.max_length:
+        return f"{tokens} virtual tokens leave no room in rows of {training.max_length} tokens; use fewer, 10 to 50 is usual."
     return None
 
 
-def _prefix_fills_the_context(config: RunConfig) -> str | None:
-    adapter, training = config.adapter, config.training
-    if adapter.method == "prefix_tuning" and adapter.num_virtual_tokens >= training.max_length:
-        return (
-            f"{adapter.num_virtual_tokens} virtual tokens leave no room in rows of {training.max_length} tokens; "
-            "use fewer, 10 to 50 is usual."
-        )
+def _virtual_tokens_with_packing(config: RunConfig) -> str | None:
+    if config.adapter.traits.virtual_tokens != "none" and config.training.packing:
+        return "packing joins rows, and only the first of them would see the virtual tokens; switch packing off."
     return None
 
 
-def _prefix_with_packing(config: RunConfig) -> str | None:
-    if config.adapter.method == "prefix_tuning" and config.training.packing:
-        return "packing joins rows, and only the first of them would see the learned prefix; switch packing off."
-    return None
+def _method_on_quantized(config: RunConfig) -> str | None:
+    method, quantization = config.adapter.traits, config.model.quantization
+    if quantization == "none" or quantization in method.quantization:
+        return None
+    return (
+        f"{method.label} cannot be trained on {quantization} weights; set quantization to none, or the method to "
+        f"{_first_on(quantization)}."
+    )
 
 
-def _full_on_quantized(config: RunConfig) -> str | None:
-    if config.adapter.method == "none" and config.model.quantization != "none":
-        return (
-            f"full fine-tuning cannot train {config.model.quantization} weights; choose quantization none, or a LoRA."
-        )
-    return None
-
-
-def _biases_of_quantized_layers(config: RunConfig) -> str | None:
-    if config.adapter.method == "lora" and config.adapter.bias != "none" and config.model.quantization != "none":
-        return (
-            f"bitsandbytes rounds the biases beside {config.model.quantization} weights to 16 bits at every pass, so that "
-            "most of what they learn is lost; set bias to none, or quantization to none."
-        )
-    return None
+def _first_on(quantization: str) -> str:
+    return next(method.name for method in METHODS.values() if quantization in method.quantization)
 
 
 def _warm_start_without_adapter(config: RunConfig) -> str | None:
-    if config.adapter.method == "none" and config.adapter.warm_start is not None:
+    if config.adapter.traits.trains_all and config.adapter.warm_start is not None:
         return "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
     return None
 
@@ -72,16 +58,6 @@ def _best_without_held_out(config: RunConfig) -> str | None:
 def _early_stopping_without_held_out(config: RunConfig) -> str | None:
     if config.training.early_stopping_patience is not None and config.dataset.eval_fraction == 0:
         return "stopping early needs a held-out loss; set dataset.eval_fraction above 0, or leave this empty."
-    return None
-
-
-def _feedforward_outside_targets(config: RunConfig) -> str | None:
-    adapter = config.adapter
-    if adapter.method != "ia3" or not adapter.feedforward_modules or isinstance(adapter.target_modules, str):
-        return None
-    outside = [name for name in adapter.feedforward_modules if name not in adapter.target_modules]
-    if outside:
-        return f"{', '.join(outside)} must be among target_modules too; add them there, or take them out here."
     return None
 
 
@@ -125,16 +101,15 @@ PAIR_RULES: tuple[PairRule, ...] = (
     PairRule(
         "training.gradient_checkpointing",
         ("adapter.method", "training.gradient_checkpointing"),
-        _prefix_with_checkpointing,
+        _method_with_checkpointing,
     ),
     PairRule(
         "adapter.num_virtual_tokens",
         ("adapter.method", "adapter.num_virtual_tokens", "training.max_length"),
-        _prefix_fills_the_context,
+        _virtual_tokens_fill_the_context,
     ),
-    PairRule("training.packing", ("adapter.method", "training.packing"), _prefix_with_packing),
-    PairRule("model.quantization", ("adapter.method", "model.quantization"), _full_on_quantized),
-    PairRule("adapter.bias", ("adapter.method", "adapter.bias", "model.quantization"), _biases_of_quantized_layers),
+    PairRule("training.packing", ("adapter.method", "training.packing"), _virtual_tokens_with_packing),
+    PairRule("model.quantization", ("adapter.method", "model.quantization"), _method_on_quantized),
     PairRule("adapter.warm_start", ("adapter.method", "adapter.warm_start"), _warm_start_without_adapter),
     PairRule(
         "training.load_best_model_at_end",
@@ -146,15 +121,11 @@ PAIR_RULES: tuple[PairRule, ...] = (
         ("training.early_stopping_patience", "dataset.eval_fraction"),
         _early_stopping_without_held_out,
     ),
-    PairRule(
-        "adapter.feedforward_modules",
-        ("adapter.method", "adapter.feedforward_modules", "adapter.target_modules"),
-        _feedforward_outside_targets,
-    ),
     PairRule("run.device_map", ("run.device_map", "run.devices"), _spread_over_one_device),
     PairRule("run.launcher", ("run.device_map", "run.launcher"), _spread_by_several_processes),
     PairRule("training.optim", ("run.device_map", "training.optim"), _spread_with_paged_optimizer),
     PairRule("dataset.train_on", ("dataset.format", "dataset.train_on"), _completion_of_conversations),
+    *method_rules(),
 )
 
 

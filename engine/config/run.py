@@ -61,9 +61,5 @@ class RunConfig(Section):
 
     @property
     def method_name(self) -> str:
-        """How people call the method: QLoRA is LoRA on a 4-bit base."""
-        names = {"lora": "LoRA", "ia3": "IA3", "prefix_tuning": "Prefix tuning", "none": "Full fine-tuning"}
-        name = names[self.adapter.method]
-        if self.adapter.method == "lora" and self.model.quantization in ("nf4", "fp4"):
-            return "QLoRA"
-        return name if self.model.quantization == "none" else f"{name} on {self.model.quantization}"
+        """Name of the method on this base, such as QLoRA for LoRA on four bits."""
+        return self.adapter.traits.display_name(self.model.quantization)

@@ -1,0 +1,163 @@
+"""What a PEFT method is, as far as it is known without PEFT: settings, traits, and the words for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from engine.config.adapter import AdapterConfig
+    from engine.config.run import RunConfig
+
+VirtualTokens = Literal["none", "keys_and_values", "inputs"]
+
+FOUR_BIT = ("nf4", "fp4")
+QUANTIZED = frozenset({*FOUR_BIT, "int8"})
+
+
+class PairRule(NamedTuple):
+    """A refusal that involves several fields; `explain` returns the message, or None where the pair is fine."""
+
+    field: str  # where the problem is shown
+    involves: tuple[str, ...]  # every field that `explain` reads
+    explain: Callable[[RunConfig], str | None]
+
+
+class Source(str):
+    """Python source in the arguments of an exported script, which takes it as it is."""
+
+    __slots__ = ()
+
+
+class ComparedRow(NamedTuple):
+    """One row of the table of methods: what is set together with the method."""
+
+    name: str
+    quantization: str
+    gradient_checkpointing: bool | None = None  # None leaves it as it is
+
+
+class PeftMethod:
+    """One PEFT method. A subclass states its traits and overrides what differs.
+
+    Attributes:
+        name: Value of `adapter.method`.
+        label: Name on the page and in messages.
+        help: One or two short sentences: what it does, how to choose.
+        four_bit_label: Name on a base of four bits, where people have one for it, with `four_bit_help`.
+        peft_type: `peft_type` in adapter_config.json; empty where PEFT is not used.
+        peft_class: PEFT's configuration class.
+        fields: Settings of the adapter section that it reads, in the order of the form.
+        advanced: Those of `fields` that few people change.
+        defaults: Defaults of settings that differ from those of the fields, which several methods share.
+        same_on_warm_start: Fields of PEFT's configuration that must be equal for weights to mean the same.
+        trains_all: The whole model is trained, without an adapter.
+        mergeable: PEFT can merge the adapter into the base's weights.
+        virtual_tokens: Whether learned positions come before every sequence, as keys and values or as inputs.
+        starts_as_identity: Before the first step the adapted model computes what its base computes.
+        quantization: Quantized formats of frozen weights that it can be trained on.
+        layer_kinds: Kinds of modules that it can adapt.
+        checkpointing_conflict: Why gradient checkpointing cannot be used, as a clause; empty where it can.
+        tensor_marks: Parts of names by which its tensors and modules are told from those of the base.
+        why_not_mergeable: A clause for messages, where it is not.
+        rules: Settings of its own that cannot work together.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    help: ClassVar[str]
+    four_bit_label: ClassVar[str] = ""
+    four_bit_help: ClassVar[str] = ""
+    peft_type: ClassVar[str] = ""
+    peft_class: ClassVar[str] = ""
+    fields: ClassVar[tuple[str, ...]] = ()
+    advanced: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    same_on_warm_start: ClassVar[tuple[str, ...]] = ()
+    trains_all: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+    virtual_tokens: ClassVar[VirtualTokens] = "none"
+    starts_as_identity: ClassVar[bool] = True
+    quantization: ClassVar[frozenset[str]] = QUANTIZED
+    layer_kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})
+    checkpointing_conflict: ClassVar[str] = ""
+    why_not_mergeable: ClassVar[str] = ""
+    tensor_marks: ClassVar[tuple[str, ...]] = ()
+    rules: ClassVar[tuple[PairRule, ...]] = ()
+
+    @property
+    def adapts_layers(self) -> bool:
+        """Whether it changes chosen layers, so that target modules matter."""
+        return "target_modules" in self.fields
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether it can be combined with gradient checkpointing."""
+        return not self.checkpointing_conflict
+
+    @property
+    def compared(self) -> tuple[ComparedRow, ...]:
+        """Its rows in the table of methods."""
+        return (ComparedRow(self.label, "none", None if self.gradient_checkpointing else False),)
+
+    def display_name(self, quantization: str) -> str:
+        """Return the name that people use for the method on a base of this quantization."""
+        if self.four_bit_label and quantization in FOUR_BIT:
+            return self.four_bit_label
+        return self.label if quantization == "none" else f"{self.label} on {quantization}"
+
+    def summary(self, adapter: AdapterConfig) -> str:
+        """Return the settings that tell two runs of this method apart, such as `r 16`."""
+        del adapter
+        return ""
+
+    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
+        """Return rows of the model card: a name and a value each."""
+        rows = [("Virtual tokens", f"{adapter.num_virtual_tokens}")] if self.virtual_tokens != "none" else []
+        if self.adapts_layers:
+            targets = adapter.target_modules
+            rows.append(("Layers", targets if isinstance(targets, str) else ", ".join(targets)))
+        return rows
+
+    def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
+        """Return the arguments of PEFT's configuration class, except for the modules that it chooses.
+
+        The trainer and the exported script use the same ones.
+        """
+        return {name: getattr(adapter, name) for name in self.fields if name not in _CHOSEN_MODULES}
+
+    def script_lines(self, adapter: AdapterConfig) -> list[str]:
+        """Return the lines of an exported script that come before PEFT's configuration."""
+        del adapter
+        return []
+
+    def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
+        """Return the same arguments for an exported script, with the modules that get an adapter."""
+        arguments = self.peft_arguments(adapter)
+        if self.adapts_layers:
+            arguments["target_modules"] = adapter.target_modules
+            if adapter.modules_to_save:
+                arguments["modules_to_save"] = adapter.modules_to_save
+        return arguments
+
+    def count_virtual_tokens(self, adapter: AdapterConfig) -> int:
+        """Return how many learned positions come before every sequence."""
+        return adapter.num_virtual_tokens if self.virtual_tokens != "none" else 0
+
+    def has_dropout(self, adapter: AdapterConfig) -> bool:
+        """Return whether training draws random numbers in the adapter."""
+        return any(getattr(adapter, name) for name in self.fields if name.endswith("dropout"))
+
+    def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
+        """Return whether everything it trains is multiplied in the dtype of the frozen weights, without autocast."""
+        del adapter
+        return False
+
+    def script_differences(self, adapter: AdapterConfig) -> list[str]:
+        """Return sentences on what an exported script does otherwise than the run."""
+        if self.has_dropout(adapter):
+            return ["Dropout draws other random numbers than the run did, so that losses differ by chance."]
+        return []
+
+
+_CHOSEN_MODULES = frozenset({"target_modules", "modules_to_save", "feedforward_modules"})

@@ -1,0 +1,88 @@
+"""IA3: Liu et al. 2022 (arXiv:2205.05638)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine.config.methods.base import PairRule, PeftMethod, Source
+from engine.config.section import Section, setting
+
+if TYPE_CHECKING:
+    from engine.config.adapter import AdapterConfig
+    from engine.config.run import RunConfig
+
+# Endings of the names of feed-forward layers, where the person leaves the choice to the model's family.
+# Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.
+FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
+
+
+class Ia3Settings(Section):
+    """Settings of IA3."""
+
+    feedforward_modules: tuple[str, ...] = setting(
+        (),
+        label="IA3 feed-forward modules",
+        help="Which of IA3's target modules are feed-forward: their input is rescaled instead of their output. "
+        "Empty lets the model's family decide.",
+        max_length=50,
+    )
+
+
+class Ia3(PeftMethod):
+    """One learned vector for each chosen layer."""
+
+    name = "ia3"
+    label = "IA3"
+    help = "IA3 learns to rescale keys, values and feed-forward activations: very few parameters, a high learning rate."
+    peft_type = "IA3"
+    peft_class = "IA3Config"
+    fields = ("target_modules", "modules_to_save", "feedforward_modules")
+    advanced = ("modules_to_save", "feedforward_modules")
+    tensor_marks = ("ia3_",)
+
+    def script_lines(self, adapter: AdapterConfig) -> list[str]:
+        """Return lines that find the feed-forward modules by their names."""
+        wanted = list(adapter.feedforward_modules or FEEDFORWARD_ENDINGS)
+        return [
+            "    linear = [",
+            "        name",
+            "        for name, module in model.named_modules()",
+            "        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()",
+            "    ]",
+            f"    wanted = {json.dumps(wanted)}",
+            '    feedforward = [end for end in wanted if any(f".{name}".endswith(f".{end}") for name in linear)]',
+        ]
+
+    def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
+        """Return the arguments; PEFT wants feed-forward modules among the targets."""
+        arguments = super().script_arguments(adapter)
+        chosen = json.dumps(adapter.target_modules)
+        if adapter.target_modules == "all-linear":
+            chosen = '(name.rsplit(".", 1)[-1] for name in linear)'
+        targets = Source(f"sorted({{*{chosen}, *feedforward}})")
+        return arguments | {"target_modules": targets, "feedforward_modules": Source("feedforward")}
+
+    def card_rows(self, adapter: object) -> list[tuple[str, str]]:
+        """Return no rows: the method's name is all there is to know."""
+        del adapter
+        return []
+
+
+def _feedforward_outside_targets(config: RunConfig) -> str | None:
+    adapter = config.adapter
+    if not isinstance(adapter.traits, Ia3) or isinstance(adapter.target_modules, str):
+        return None
+    outside = [name for name in adapter.feedforward_modules if name not in adapter.target_modules]
+    if outside:
+        return f"{', '.join(outside)} must be among target_modules too; add them there, or take them out here."
+    return None
+
+
+Ia3.rules = (
+    PairRule(
+        "adapter.feedforward_modules",
+        ("adapter.method", "adapter.feedforward_modules", "adapter.target_modules"),
+        _feedforward_outside_targets,
+    ),
+)

@@ -1,0 +1,121 @@
+"""LoRA with its variants DoRA and rank-stabilized scaling: Hu et al. 2021 (arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.config.methods.base import ComparedRow, PairRule, PeftMethod
+from engine.config.section import Section, setting
+
+if TYPE_CHECKING:
+    from engine.config.adapter import AdapterConfig
+    from engine.config.run import RunConfig
+
+AdapterBias = Literal["none", "all", "lora_only"]
+
+
+class LoraSettings(Section):
+    """Settings of LoRA."""
+
+    lora_alpha: int = setting(
+        32,
+        label="Alpha",
+        help="Strength of the adapter: its update is multiplied by lora_alpha / r. Twice the rank is the usual choice.",
+        ge=1,
+        le=4096,
+    )
+    lora_dropout: float = setting(
+        0.0,
+        label="Dropout",
+        help="Share of adapter inputs dropped while training, against memorising small datasets. Costs speed.",
+        ge=0.0,
+        lt=1.0,
+    )
+    bias: AdapterBias = setting(
+        "none",
+        label="Biases",
+        help="Which biases are trained as well. With anything but none, switching the adapter off no longer gives the base.",
+    )
+    use_rslora: bool = setting(
+        False,
+        label="Rank-stabilized scaling",
+        help="Scales by lora_alpha / √r instead of lora_alpha / r, which keeps high ranks effective.",
+    )
+    use_dora: bool = setting(
+        False,
+        label="DoRA",
+        help="Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third.",
+    )
+
+
+class Lora(PeftMethod):
+    """Two thin matrices next to each chosen layer."""
+
+    name = "lora"
+    label = "LoRA"
+    help = "LoRA trains two thin matrices next to each chosen layer and leaves the model itself untouched."
+    four_bit_label = "QLoRA"  # Dettmers et al. 2023 (arXiv:2305.14314)
+    four_bit_help = "QLoRA is LoRA on a model whose frozen weights are held in four bits."
+    peft_type = "LORA"
+    peft_class = "LoraConfig"
+    fields = (
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "modules_to_save",
+        "bias",
+        "use_rslora",
+        "use_dora",
+    )
+    advanced = ("modules_to_save", "bias", "use_rslora", "use_dora")
+    layer_kinds = frozenset({"linear", "conv1d", "embedding"})
+    same_on_warm_start = ("r", "lora_alpha", "use_rslora", "use_dora", "bias")
+    tensor_marks = ("lora_",)
+
+    @property
+    def compared(self) -> tuple[ComparedRow, ...]:
+        """Return a row for each format of the frozen weights."""
+        return (
+            ComparedRow("LoRA", "none"),
+            ComparedRow("LoRA on int8", "int8"),
+            ComparedRow("QLoRA", "nf4", False),
+            ComparedRow("QLoRA with checkpointing", "nf4", True),
+        )
+
+    def summary(self, adapter: AdapterConfig) -> str:
+        """Return the rank."""
+        return f"r {adapter.r}"
+
+    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
+        """Return rank, alpha, dropout and layers."""
+        numbers = f"{adapter.r}, {adapter.lora_alpha}, {adapter.lora_dropout:g}"
+        return [("Rank, alpha, dropout", numbers), *super().card_rows(adapter)]
+
+    def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
+        """Return the arguments of `LoraConfig`; switches that are off are left out."""
+        arguments = super().peft_arguments(adapter)
+        optional = {"lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
+        return {name: value for name, value in arguments.items() if value != optional.get(name, ...)}
+
+    def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
+        """Return whether the two matrices are all that is trained: `engine.training.quick_lora` does its own casts."""
+        return not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
+
+
+def _biases_of_quantized_layers(config: RunConfig) -> str | None:
+    if (
+        isinstance(config.adapter.traits, Lora)
+        and config.adapter.bias != "none"
+        and config.model.quantization != "none"
+    ):
+        return (
+            f"bitsandbytes rounds the biases of layers with {config.model.quantization} weights to 16 bits at every pass, "
+            "which loses most of what they learn; set bias to none, or quantization to none."
+        )
+    return None
+
+
+Lora.rules = (
+    PairRule("adapter.bias", ("adapter.method", "adapter.bias", "model.quantization"), _biases_of_quantized_layers),
+)

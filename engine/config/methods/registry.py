@@ -1,0 +1,44 @@
+"""All PEFT methods, in the order in which people choose among them. A new one is added here."""
+
+from collections.abc import Iterable
+
+from engine.config.methods.base import PairRule, PeftMethod
+from engine.config.methods.full import FullFineTuning
+from engine.config.methods.ia3 import Ia3, Ia3Settings
+from engine.config.methods.lora import Lora, LoraSettings
+from engine.config.methods.prefix_tuning import PrefixTuning
+from engine.config.methods.shared import SharedSettings
+
+_ALL: tuple[PeftMethod, ...] = (
+    Lora(),
+    Ia3(),
+    PrefixTuning(),
+    FullFineTuning(),
+)
+
+METHODS: dict[str, PeftMethod] = {method.name: method for method in _ALL}
+DEFAULT_METHOD = _ALL[0]
+FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_all)
+
+
+class MethodSettings(  # fields come in the order of these classes, the last one first
+    Ia3Settings,
+    LoraSettings,
+    SharedSettings,
+):
+    """Settings of all methods; each reads those in its `fields` and ignores the others."""
+
+
+def method_of_peft_type(peft_type: str) -> PeftMethod | None:
+    """Return the method of an adapter_config.json, or None for a method that Loratory does not train."""
+    return next((method for method in _ALL if method.peft_type == peft_type), None)
+
+
+def method_rules() -> Iterable[PairRule]:
+    """Iterate over the rules of all methods."""
+    return (rule for method in _ALL for rule in method.rules)
+
+
+def tensor_marks() -> tuple[str, ...]:
+    """Return the parts of names by which tensors and modules of adapters are told from those of their base."""
+    return tuple(dict.fromkeys(mark for method in _ALL for mark in method.tensor_marks))
