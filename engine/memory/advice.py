@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from engine.config.methods.registry import DEFAULT_METHOD
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.memory.config_changes import Changed, as_overrides, largest_that_fits, new_problems, with_changes
@@ -146,7 +147,7 @@ class _Adviser:
         smaller = self._smaller_batch(batch or 1)
         if smaller is not None:
             found.append(smaller)
-        if not training.gradient_checkpointing and config.adapter.method != "prefix_tuning":
+        if not training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
             settings = (Changed("training", "gradient_checkpointing", True),)
             found.append(
                 _Candidate(
@@ -192,7 +193,7 @@ class _Adviser:
                 found.append(
                     _Candidate("optimizer_8bit", "Optimizer state in 8 bits", "nearly the same result", settings)
                 )
-        if config.adapter.method == "none":
+        if config.adapter.traits.trains_all:
             return found
         if compute_width_bytes(config, self._device) == 4:
             settings = (Changed("model", "compute_dtype", "bfloat16"),)
@@ -215,20 +216,21 @@ class _Adviser:
     def _biases_left_alone(self) -> tuple[Changed, ...]:
         """What has to go with quantized weights, beside which a LoRA cannot train biases."""
         adapter = self._config.adapter
-        learns_biases = adapter.method in ("lora", "none") and adapter.bias != "none"
+        method = adapter.traits
+        learns_biases = adapter.bias != "none" and ("bias" in method.fields or method.trains_all)
         return (Changed("adapter", "bias", "none"),) if learns_biases else ()
 
     def _another_result(self, longest: int | None) -> list[_Candidate]:
         """Changes after which another thing is learned, or less of it."""
         adapter, training = self._config.adapter, self._config.training
         found = []
-        if adapter.method == "lora" and adapter.use_dora:
+        if "use_dora" in adapter.traits.fields and adapter.use_dora:
             settings = (Changed("adapter", "use_dora", False),)
             found.append(
                 _Candidate("without_dora", "LoRA without DoRA", "faster; at low ranks often a little worse", settings)
             )
-        if adapter.method == "none":
-            lora = (Changed("adapter", "method", "lora"),)
+        if adapter.traits.trains_all:
+            lora = (Changed("adapter", "method", DEFAULT_METHOD.name),)
             qlora = (*lora, Changed("model", "quantization", "nf4"), *self._biases_left_alone())
             found.append(_Candidate("lora", "Train a LoRA instead of everything", "learns less that is new", lora))
             found.append(_Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns less that is new", qlora))

@@ -1,10 +1,12 @@
 """All methods side by side for one model and one set of rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from engine.config.adapter import AdapterConfig
+from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig
 from engine.errors import EngineError, Problem
 from engine.hardware.device import Device
@@ -36,27 +38,16 @@ class _Method(NamedTuple):
     changes: tuple[Changed, ...]
 
 
-def _trains(method: str) -> Changed:
-    return Changed("adapter", "method", method)
+def _compared(adapter: AdapterConfig) -> Iterator[_Method]:
+    """Yield every row: full fine-tuning first, then the methods in their order."""
+    for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
+        adapted = tuple(Changed("adapter", name, value) for name, value in adapter.changes_for(method.name).items())
+        for row in method.compared:
+            changes = (*adapted, Changed("model", "quantization", row.quantization))
+            if row.gradient_checkpointing is not None:
+                changes = (*changes, Changed("training", "gradient_checkpointing", row.gradient_checkpointing))
+            yield _Method(row.name, changes)
 
-
-def _weights(quantization: str) -> Changed:
-    return Changed("model", "quantization", quantization)
-
-
-def _checkpoints(switched_on: bool) -> Changed:
-    return Changed("training", "gradient_checkpointing", switched_on)
-
-
-_METHODS = (
-    _Method("Full fine-tuning", (_trains("none"), _weights("none"))),
-    _Method("LoRA", (_trains("lora"), _weights("none"))),
-    _Method("LoRA on int8", (_trains("lora"), _weights("int8"))),
-    _Method("QLoRA", (_trains("lora"), _weights("nf4"), _checkpoints(False))),
-    _Method("QLoRA with checkpointing", (_trains("lora"), _weights("nf4"), _checkpoints(True))),
-    _Method("IA3", (_trains("ia3"), _weights("none"))),
-    _Method("Prefix tuning", (_trains("prefix_tuning"), _weights("none"), _checkpoints(False))),
-)
 
 # What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
 _REPAIRS: Mapping[str, Changed] = {
@@ -71,7 +62,10 @@ def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tup
     The others stay as they are, except where they cannot be combined with the method.
     """
     estimator = Estimator(shape, device)
-    return (*(_training(estimator, config, method) for method in _METHODS), _inference(estimator, config))
+    return (
+        *(_training(estimator, config, method) for method in _compared(config.adapter)),
+        _inference(estimator, config),
+    )
 
 
 def _training(estimator: Estimator, config: RunConfig, method: _Method) -> MethodNeed:

@@ -18,7 +18,7 @@ class Changed(NamedTuple):
 
     section: Literal["model", "adapter", "training"]
     field: str
-    value: str | int | bool
+    value: str | int | float | bool
 
 
 def with_changes(config: RunConfig, changes: Iterable[Changed]) -> RunConfig:
@@ -26,7 +26,7 @@ def with_changes(config: RunConfig, changes: Iterable[Changed]) -> RunConfig:
 
     What the new values make of the others is not checked: `new_problems` tells.
     """
-    sections: dict[str, dict[str, str | int | bool]] = {}
+    sections: dict[str, dict[str, str | float | bool]] = {}
     for change in changes:
         sections.setdefault(change.section, {})[change.field] = change.value
     return config.model_copy(

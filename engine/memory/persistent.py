@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.memory.optimizers import optimizer_state_bytes
 from engine.memory.structure import ModelStructure
-from engine.memory.trainable import TrainableCount
 from engine.memory.workload import Workload
 from engine.models.shape import ModuleShape
+
+if TYPE_CHECKING:  # whose rules for methods read this module
+    from engine.memory.trainable import TrainableCount
 
 _BLOCK = 64  # weights that share one scale in bitsandbytes' 4-bit formats
 _NESTED_BLOCK = 256  # scales that share one scale under double quantization
@@ -80,14 +83,14 @@ def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
     return four_bit_bytes(elements, double_quant=workload.double_quant)
 
 
-def persistent_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> Persistent:
+def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> Persistent:
     """Everything that does not move during a step."""
     weights, unquantized = base_weight_bytes(structure, workload)
     on_device, paged = optimizer_state_bytes(counts.shapes, workload.optimizer)
     return Persistent(
         weights=weights,
         unquantized=unquantized,
-        adapter=counts.added * workload.precision.adapter,
+        adapter=counts.added * workload.precision.adapter + counts.resident * 4,
         optimizer=on_device,
         paged=paged,
         mapped=_mapped_bytes(structure, workload),
@@ -116,7 +119,7 @@ def _mapped_bytes(structure: ModelStructure, workload: Workload) -> int:
     return sum(module.in_features * module.out_features * 2 for module in quantized)
 
 
-def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
+def gradient_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:
     """All gradients: each as wide as its weight."""
     if not workload.trains_adapter:
         return sum(base_weight_bytes(structure, workload))

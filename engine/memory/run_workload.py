@@ -54,7 +54,7 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
-    masked = not joined and (training.per_device_train_batch_size > 1 or adapter.method == "prefix_tuning")
+    masked = not joined and (training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens != "none")
     attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)
     checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
     return Workload(
@@ -102,9 +102,9 @@ def _compute_dtype(config: RunConfig, device: Device) -> DtypeName:
 def _precision(config: RunConfig, device: Device) -> Precision:
     """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
     width, is_float16 = compute_width_bytes(config, device), _compute_dtype(config, device) == "float16"
-    trains_everything = config.adapter.method == "none"
+    trains_everything = config.adapter.traits.trains_all
     frozen = 4 if trains_everything else width
-    autocasts = width == 2 and (is_float16 or not _is_plain_lora(config))
+    autocasts = width == 2 and (is_float16 or not config.adapter.traits.trains_in_compute_dtype(config.adapter))
     return Precision(
         weights=frozen,
         embeddings=frozen,
@@ -115,12 +115,6 @@ def _precision(config: RunConfig, device: Device) -> Precision:
         autocast=2 if autocasts else None,
         is_float16=is_float16,
     )
-
-
-def _is_plain_lora(config: RunConfig) -> bool:
-    """Whether LoRA's own matrices are all that is trained, so that no product needs a cast."""
-    adapter = config.adapter
-    return adapter.method == "lora" and not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
 
 
 def has_flash_attention() -> bool:

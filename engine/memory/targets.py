@@ -9,26 +9,12 @@ from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, Pat
 
 ALL_LINEAR = "all-linear"
 
-# Where IA3 lands when the person leaves the choice to the model's family, and which of these rescale their input.
-# Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING and …_FEEDFORWARD_MODULES_MAPPING.
-_IA3_FEEDFORWARD_ENDINGS = (
-    "down_proj",
-    "mlp.c_proj",
-    "mlp.dense_4h_to_h",
-    "dense_4h_to_h",
-    "fc2",
-    "fc_out",
-    "w2",
-    "mlp.experts.down_proj",
-)
-
 
 @dataclass(frozen=True)
 class AdapterTargets:
-    """Modules that get adapter weights; `feedforward` holds those whose input IA3 rescales."""
+    """Modules that get adapter weights, and modules that are trained in full."""
 
     modules: tuple[ModuleShape, ...]
-    feedforward: frozenset[str] = frozenset()
     saved_in_full: tuple[ModuleShape, ...] = ()
 
     @property
@@ -44,7 +30,7 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
 
     Source: PEFT `check_target_module_exists` and `_maybe_include_all_linear_layers` (peft/tuners/tuners_utils.py).
     """
-    if adapter.method not in ("lora", "ia3"):
+    if not adapter.traits.adapts_layers:
         return AdapterTargets(modules=())
     _refuse_unknown_saved(shape, adapter.modules_to_save)
     saved = tuple(module for module in shape.modules if _is_saved_in_full(module.name, adapter.modules_to_save))
@@ -58,8 +44,7 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     else:
         modules = tuple(m for m in adaptable if _ends_with_one_of(m.name, wanted))
     _refuse_experts(shape, modules)
-    if adapter.method == "ia3":
-        modules = tuple(m for m in modules if m.kind in ("linear", "conv1d"))
+    modules = tuple(module for module in modules if module.kind in adapter.traits.layer_kinds)
     if not modules:
         known = ", ".join(shape.linear_names()) or "none at all"
         shown = wanted if isinstance(wanted, str) else ", ".join(wanted)
@@ -71,11 +56,7 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
                 )
             ]
         )
-    feedforward: frozenset[str] = frozenset()
-    if adapter.method == "ia3":
-        endings = adapter.feedforward_modules or _IA3_FEEDFORWARD_ENDINGS
-        feedforward = frozenset(m.name for m in modules if m.name.endswith(tuple(endings)))
-    return AdapterTargets(modules, feedforward, saved)
+    return AdapterTargets(modules, saved)
 
 
 def _refuse_experts(shape: ModelShape, modules: Iterable[ModuleShape]) -> None:

@@ -143,10 +143,11 @@ class Workload:
 
     @property
     def key_length(self) -> int:
-        """Positions that each row attends to: its own, and before them those of a learned prefix."""
-        prefix = self.adapter.num_virtual_tokens if self.adapter.method == "prefix_tuning" else 0
-        return self.length + prefix
+        """Positions that each row attends to: its own, and before them learned keys and values."""
+        method = self.adapter.traits
+        in_cache = method.virtual_tokens == "keys_and_values"
+        return self.length + (method.count_virtual_tokens(self.adapter) if in_cache else 0)
 
     @property
     def trains_adapter(self) -> bool:
-        return self.adapter.method != "none"
+        return not self.adapter.traits.trains_all

@@ -140,7 +140,6 @@ def targets_of_part(targets: AdapterTargets, part: DevicePart) -> AdapterTargets
     """What of an adapter stands on one device."""
     return AdapterTargets(
         modules=tuple(module for module in targets.modules if module.name in part.modules),
-        feedforward=targets.feedforward,
         saved_in_full=tuple(module for module in targets.saved_in_full if module.name in part.modules),
     )
 

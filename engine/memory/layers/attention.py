@@ -1,6 +1,5 @@
 """The attention block around its kernel: projections, norms over heads, rotation, a learned prefix."""
 
-from engine.memory.adapters import project
 from engine.memory.autograd.operations import (
     add,
     assign,
@@ -15,6 +14,7 @@ from engine.memory.autograd.tensors import Value
 from engine.memory.layers.attention_kernels import attention_kernel
 from engine.memory.layers.norms import normalize
 from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.registry import project
 from engine.memory.structure import LayerStructure
 
 
@@ -35,7 +35,7 @@ def attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
             rotated_query, rotated_key = rotate(r, query), rotate(r, key)
             tape.drop(query, key)
             query, key = rotated_query, rotated_key
-        if r.workload.adapter.method == "prefix_tuning":
+        if r.workload.adapter.traits.virtual_tokens == "keys_and_values":
             key, value = assign(tape, key, _after_prefix(r, key)), assign(tape, value, _after_prefix(r, value))
         answer = attention_kernel(r, query, key, value)
         assert layer.attention_output is not None

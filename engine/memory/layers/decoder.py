@@ -8,13 +8,13 @@ one activation a product, and a recurrence the states that it is known to write 
 import math
 from collections.abc import Sequence
 
-from engine.memory.adapters import project
 from engine.memory.autograd.operations import add, assign, cast, pointwise
 from engine.memory.autograd.tensors import Gradients, Storage, Value
 from engine.memory.layers.attention import attend
 from engine.memory.layers.feedforward import feed_forward
 from engine.memory.layers.norms import normalize
 from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.registry import project
 from engine.memory.structure import LayerStructure
 from engine.models.shape import ModuleShape
 

@@ -40,7 +40,7 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
         tape.use(r.position_count * 8, angles * 4 * 4)
         tape.value(angles, width)
         tape.value(angles, width)
-    if workload.adapter.method == "prefix_tuning":
+    if workload.adapter.traits.virtual_tokens == "keys_and_values":
         # The attention mask with a place for each learned position, and the part of it that is new.
         columns = workload.key_length + workload.adapter.num_virtual_tokens
         mask = tape.value(workload.batch_size * columns, 4)

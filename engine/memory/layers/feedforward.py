@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from engine.memory.adapters import project
 from engine.memory.autograd.operations import (
     add,
     add_number,
@@ -18,6 +17,7 @@ from engine.memory.autograd.operations import (
 )
 from engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient
 from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.registry import project
 from engine.memory.structure import LayerStructure
 from engine.models.shape import ModuleShape
 

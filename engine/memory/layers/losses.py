@@ -1,10 +1,10 @@
 """From the last hidden state to the loss: the largest tensors of many steps."""
 
-from engine.memory.adapters import project
 from engine.memory.autograd.operations import add, assign, cast, clone, narrow, pointwise, scale, share
 from engine.memory.autograd.tensors import Gradients, Group, Storage, Value
 from engine.memory.layers.projections import autocast_linear
 from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.registry import project
 from engine.memory.workload import Workload
 from engine.models.shape import ModuleShape
 

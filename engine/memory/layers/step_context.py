@@ -75,7 +75,7 @@ class StepContext:
     @property
     def prefix_elements(self) -> int:
         """Learned keys, or values, of one layer for all rows."""
-        if self.workload.adapter.method != "prefix_tuning":
+        if self.workload.adapter.traits.virtual_tokens != "keys_and_values":
             return 0
         shape = self.structure.shape
         tokens = self.workload.batch_size * self.workload.adapter.num_virtual_tokens

@@ -1,31 +1,38 @@
-"""Linear layers with their adapter: LoRA as PEFT and as Loratory run it, DoRA, and IA3."""
+"""LoRA as PEFT and as Loratory run it, and DoRA."""
 
-from engine.memory.autograd.operations import (
-    add,
-    assign,
-    cast,
-    clone,
-    dropout,
-    multiply,
-    scale,
-    share,
-)
+from engine.config.adapter import AdapterConfig
+from engine.memory.autograd.operations import add, assign, cast, clone, dropout, multiply, scale, share
 from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient
 from engine.memory.layers.projections import autocast_linear, base_projection, is_quantized
 from engine.memory.layers.step_context import StepContext
-from engine.models.shape import ModuleShape
+from engine.memory.methods.base import MemoryRule
+from engine.memory.optimizers import TensorShape
+from engine.models.shape import ModelShape, ModuleShape
 
 
-def project(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """Send x through one linear layer, adapter included."""
-    adapter = r.workload.adapter
-    if module.name not in r.target_names:
-        return base_projection(r, x, module)
-    if adapter.method == "ia3":
-        return _with_ia3(r, x, module)
-    if r.workload.lora_branch == "quick" and not adapter.use_dora:
-        return _with_quick_lora(r, x, module)
-    return _with_lora(r, x, module)
+class LoraMemory(MemoryRule):
+    """Two matrices for each layer, and with DoRA a vector."""
+
+    def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
+        """A is (r, in_features), B is (out_features, r): Hu et al. 2021, section 4.1."""
+        low_rank = ((adapter.r, module.in_features), (module.out_features, adapter.r))
+        # DoRA's magnitude has one entry per row of W: https://arxiv.org/abs/2402.09353, equation 5.
+        return (*low_rank, (module.out_features,)) if adapter.use_dora else low_rank
+
+    def trained_biases(
+        self, shape: ModelShape, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]
+    ) -> tuple[TensorShape, ...]:
+        """Source: PEFT `LoraModel._mark_only_adapters_as_trainable`."""
+        if adapter.bias == "none":
+            return ()
+        chosen = shape.modules if adapter.bias == "all" else targets
+        return tuple((module.bias_parameters,) for module in chosen if module.has_bias)
+
+    def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
+        """Use Loratory's own branch where the trainer does."""
+        if r.workload.lora_branch == "quick" and not r.workload.adapter.use_dora:
+            return _with_quick_lora(r, x, module)
+        return _with_lora(r, x, module)
 
 
 def _with_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
@@ -142,17 +149,6 @@ def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Valu
     return r.tape.value(elements if copied else 0, width, group=Group.WEIGHT_COPIES)
 
 
-def _as_value(r: StepContext, parameter: Parameter) -> Value:
-    """A weight as an operand of pointwise operations, which make the first tensor on the tape."""
-    tape, size = r.tape, parameter.elements * parameter.width
-    return tape.operation(
-        (parameter,),
-        elements=parameter.elements,
-        width=parameter.width,
-        backward=lambda _: (tape.allocate(size),),
-    )
-
-
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """Loratory's own branch: added into the layer's result in place, at the result's precision.
 
@@ -206,37 +202,3 @@ def _widened(r: StepContext, gradient: Storage, parameter: Parameter) -> Storage
     wide = r.tape.allocate(size)
     r.tape.release(gradient)
     return wide
-
-
-def _with_ia3(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """A learned vector times the output, or times the input of feed-forward layers; keeps the factor that it rescales.
-
-    Source: `Linear.forward` in peft/tuners/ia3/layer.py, `Linear4bit.forward` in peft/tuners/ia3/bnb.py.
-    """
-    tape, workload = r.tape, r.workload
-    feedforward = module.name in r.targets.feedforward
-    quantized = is_quantized(r, module)
-    vector = r.adapter_weight(module.in_features if feedforward else module.out_features)
-    with tape.scope() as scope:
-        factor = _as_value(r, vector)
-        widens = quantized and not r.peft_sees_autocast and x.width != 4
-        inner = cast(tape, x, 4) if widens else tape.alias(x)
-        if feedforward:
-            if not quantized:
-                inner = assign(tape, inner, cast(tape, inner, workload.precision.adapter))
-            scaled = multiply(tape, inner, factor)
-            if not quantized:
-                scaled = assign(tape, scaled, cast(tape, scaled, x.width))
-            result = base_projection(r, scaled, module)
-            tape.drop(scaled)
-        else:
-            result = base_projection(r, inner, module)
-            answered = result.width  # which casting x has widened already
-            result = assign(tape, result, multiply(tape, result, factor))
-            if not quantized:
-                result = assign(tape, result, cast(tape, result, answered))
-        if quantized and workload.base in ("nf4", "fp4"):
-            result = assign(tape, result, clone(tape, result))
-        if widens and not feedforward:
-            result = assign(tape, result, cast(tape, result, answered))
-        return scope.returns(result)

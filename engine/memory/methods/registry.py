@@ -1,0 +1,24 @@
+"""The memory rule of each PEFT method. The rule of a new method is added here."""
+
+from engine.memory.autograd.tensors import Value
+from engine.memory.layers.projections import base_projection
+from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.base import MemoryRule
+from engine.memory.methods.ia3 import Ia3Memory
+from engine.memory.methods.lora import LoraMemory
+from engine.memory.methods.prefix_tuning import PrefixTuningMemory
+from engine.models.shape import ModuleShape
+
+MEMORY_RULES: dict[str, MemoryRule] = {
+    "lora": LoraMemory(),
+    "ia3": Ia3Memory(),
+    "prefix_tuning": PrefixTuningMemory(),
+    "none": MemoryRule(),
+}
+
+
+def project(r: StepContext, x: Value, module: ModuleShape) -> Value:
+    """Send x through one linear layer, adapter included."""
+    if module.name not in r.target_names:
+        return base_projection(r, x, module)
+    return MEMORY_RULES[r.workload.adapter.method].project(r, x, module)
