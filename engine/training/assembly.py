@@ -17,13 +17,13 @@ from engine.training.batching.plan import PlanSettings
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
+from engine.training.methods.registry import method_trainer
 from engine.training.objectives import TRAINING_OBJECTIVES
 from engine.training.ops.attention import JOINED_ATTENTION, register_joined_attention
 from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
 from engine.training.ops.loss import attach_loss
 from engine.training.placement import Placement
 from engine.training.precision import Precision
-from engine.training.quick_lora import make_lora_quick
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ def assemble(
     name = own_attention if not joined or flash else f"{own_attention}, row by row"
     makes_ahead = placement.torch_device.type != "cpu"
     objective = TRAINING_OBJECTIVES[objective_of(config).name]
-    setup = TrainerSetup(settings, pad_token_id, flash, autocast, makes_ahead, objective)
+    setup = TrainerSetup(
+        settings, pad_token_id, flash, autocast, makes_ahead, objective, method_trainer(config.adapter.method)
+    )
     return Assembly(setup, name, tuple(notes))
 
 
 def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtype | None:
-    """Make LoRA quick; whatever trains beside it is held in float32 and must be cast for each product."""
-    quick = make_lora_quick(model) if config.adapter.method == "lora" else 0
+    """Speed the adapter up; what else is trained is held in float32 and must be cast for each product."""
+    quick = method_trainer(config.adapter.method).speed_up(model)
     if precision.compute is torch.float32:
         return None
-    inside = sum(p.requires_grad for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name)
-    trained = sum(p.requires_grad for p in model.parameters())
-    return None if quick * 2 == inside == trained else precision.compute
+    return None if quick == sum(p.requires_grad for p in model.parameters()) else precision.compute
 
 
 def _with_liger(

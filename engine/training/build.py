@@ -13,10 +13,10 @@ from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
 from engine.training.failure import is_out_of_memory
 from engine.training.layer_split import keep_beside, plan_spread
+from engine.training.methods.registry import method_trainer
 from engine.training.ops.attention import FLASH_CAPABILITY, copy_shared_heads
 from engine.training.placement import Placement
 from engine.training.precision import Precision, quantization_of
-from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
 
 # A schedule that ends at a share of the first learning rate instead of zero.
 _MIN_LEARNING_RATE_SHARE = 0.1
@@ -98,12 +98,14 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
     """
     from peft import get_peft_model
 
-    if config.adapter.method == "none":
+    if config.adapter.traits.trains_all:
         model.requires_grad_(True)
         _train_in_float32(model)
         return model
     try:
-        adapted = get_peft_model(model, _peft_config(model, config))
+        adapted = get_peft_model(
+            model, method_trainer(config.adapter.method).peft_config(model, config.adapter, source)
+        )
     except ValueError as error:  # a target that is no linear layer, a family that PEFT has no prefix for …
         reason = str(error).strip().splitlines()[0][:300]
         raise ConfigError([Problem("adapter", f"PEFT cannot put this adapter on {source.name}: {reason}")]) from error
@@ -119,29 +121,6 @@ def _train_in_float32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-
-
-def _peft_config(model: Any, config: RunConfig) -> Any:
-    from peft import IA3Config, LoraConfig, PrefixTuningConfig
-
-    adapter = config.adapter
-    if adapter.method == "prefix_tuning":
-        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=adapter.num_virtual_tokens)
-    to_save = choose_saved_modules(model, adapter)
-    if adapter.method == "ia3":
-        targets = choose_ia3_targets(model, adapter)
-        return IA3Config(task_type="CAUSAL_LM", modules_to_save=to_save, **targets._asdict())
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        target_modules=choose_targets(model, adapter),
-        modules_to_save=to_save,
-        bias=adapter.bias,
-        use_rslora=adapter.use_rslora,
-        use_dora=adapter.use_dora,
-    )
 
 
 def training_arguments(

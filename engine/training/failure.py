@@ -174,9 +174,9 @@ def _smaller(config: RunConfig) -> str:
             f"Set per_device_train_batch_size to {rows // 2} and gradient_accumulation_steps to "
             f"{math.ceil(rows * accumulate / (rows // 2))}: the same result in smaller passes."
         )
-    if not training.gradient_checkpointing and config.adapter.method != "prefix_tuning":
+    if not training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
         return "Switch gradient_checkpointing on: a third slower, and far less memory."
-    if config.model.quantization == "none" and config.adapter.method == "lora":
+    if config.model.quantization == "none" and "nf4" in config.adapter.traits.quantization:
         return "Set quantization to nf4: the frozen weights take a quarter."
     return f"Set max_length to {max(8, training.max_length // 2)}: the longest rows need the most memory."
 

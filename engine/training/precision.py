@@ -55,7 +55,7 @@ def choose_precision(config: RunConfig, device: Device, begun_in: str | None = N
         compute = _DTYPES[begun_in]
     else:
         compute = _DTYPES[choose_compute_dtype(asked, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
-    trains_everything = config.adapter.method == "none"
+    trains_everything = config.adapter.traits.trains_all
     return Precision(
         compute=compute,
         frozen=torch.float32 if trains_everything else compute,

@@ -185,7 +185,8 @@ class TrainingSession:
         if resumed_from is None and trainer.measures:
             events.status("evaluating", "Measuring the base model on held-out rows.", total)
             # Both start as something else than no change, so that the base is measured without them.
-            off = self._config.adapter.method == "prefix_tuning" or self._config.adapter.warm_start is not None
+            adapter = self._config.adapter
+            off = not adapter.traits.starts_as_identity or adapter.warm_start is not None
             with untrained_base(trainer.model, self._replaced) if off else contextlib.nullcontext():
                 first = trainer.measure_held_out()
             self._replaced = {}

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from engine.config.adapter import AdapterConfig
+from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.errors import ConfigError, Problem
 from engine.models.shape import EXPERT_PROJECTIONS, PatternError, PatternMatcher, shortened
 
 ALL_LINEAR = "all-linear"
 
 _QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
-
-# What IA3 treats as feed-forward where the person leaves it to the model's family.
-# Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.
-_FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
 
 
 def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
@@ -113,7 +110,7 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> Ia3Targets:
     head = _output_head_name(model)
     names = [name for name in linear_module_names(model) if name != head]
     targeted = [name for name in names if chosen == ALL_LINEAR or any(_ends_with(name, t) for t in chosen)]
-    wanted = adapter.feedforward_modules or _FEEDFORWARD_ENDINGS
+    wanted = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
     feedforward = {ending for ending in wanted if any(_ends_with(name, ending) for name in targeted)}
     if chosen == ALL_LINEAR:
         chosen = [_last_part(name) for name in targeted]

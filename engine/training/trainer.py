@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from engine.training import faults
@@ -95,6 +95,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
         self.add_callback(self._skipped)
+        self.add_callback(_MethodSteps(self))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -160,6 +161,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 summed = self._summed_loss(model, one)
                 # Averaged by tokens over the whole step, as TRL does; DDP divides by the processes once more.
                 part = summed * (self.accelerator.num_processes / max(1, total))
+                if is_last and (penalty := self._setup.method.penalty(self.model)) is not None:
+                    part = part + penalty
                 if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
                     part = part * float("nan")
                 self.accelerator.backward(part)
@@ -316,6 +319,20 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         scaler = getattr(self.accelerator, "scaler", None)
         if checkpoint is not None and scaler is not None and (Path(checkpoint) / state_files.SCALER_FILE).is_file():
             scaler.load_state_dict(state_files.load_plain(Path(checkpoint) / state_files.SCALER_FILE))
+
+
+class _MethodSteps(TrainerCallback):  # type: ignore[misc]
+    """Calls the PEFT method before the first step and after each, while gradients are still there."""
+
+    def __init__(self, trainer: LoratoryTrainer) -> None:
+        self._trainer = trainer
+        self._method = trainer._setup.method
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._method.begin(self._trainer.model, self._trainer.total_steps)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._method.after_optimizer_step(self._trainer.model, int(state.global_step) + 1)
 
 
 def _causal_lm(model: Any) -> Any:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import PreparedDataset
 from engine.training.batching.batches import PassTensors, TokenRow, join, pad
 from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
+from engine.training.methods.base import MethodTrainer
 from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
 
 
@@ -34,6 +35,7 @@ class TrainerSetup:
         flash: Joined rows are described as flash attention takes them.
         pad_token_id: Fills up padded rows.
         autocast: Dtype that products are cast to; None where every weight is already held in the right one.
+        method: What the PEFT method does in training.
         makes_ahead: The next step's batch is made while this one is learned. A processor has no hands free for it.
         objective: How a pass becomes a loss.
     """
@@ -44,6 +46,7 @@ class TrainerSetup:
     autocast: torch.dtype | None = None
     makes_ahead: bool = False
     objective: TrainingObjective = TRAINING_OBJECTIVES["sft"]
+    method: MethodTrainer = field(default_factory=MethodTrainer)
 
 
 @dataclass(frozen=True)

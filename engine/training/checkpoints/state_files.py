@@ -23,9 +23,7 @@ PROGRESS_FILE = "progress.json"
 
 def save_optimizer(optimizer: Any, path: Path) -> None:
     """Write an optimizer's state; any optimizer whose state is made of tensors and plain values, however nested."""
-    tensors: dict[str, torch.Tensor] = {}
-    structure = _without_tensors(optimizer.state_dict(), tensors)
-    _save(path, tensors, structure)
+    save_nested(optimizer.state_dict(), path)
 
 
 def load_optimizer(optimizer: Any, path: Path) -> None:
@@ -34,13 +32,25 @@ def load_optimizer(optimizer: Any, path: Path) -> None:
     Raises:
         ValueError: If the parameters differ.
     """
-    tensors, structure = _load(path)
-    state = _with_tensors(structure, tensors)
+    state = load_nested(path)
     inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
     if getattr(inner, "is_paged", False):
         _load_paged(inner, state)
     else:
         optimizer.load_state_dict(state)
+
+
+def save_nested(values: Any, path: Path) -> None:
+    """Write tensors and plain values, nested in mappings and lists."""
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _without_tensors(values, tensors)
+    _save(path, tensors, structure)
+
+
+def load_nested(path: Path) -> Any:
+    """Read what `save_nested` wrote."""
+    tensors, structure = _load(path)
+    return _with_tensors(structure, tensors)
 
 
 def _load_paged(optimizer: Any, state: Any) -> None:

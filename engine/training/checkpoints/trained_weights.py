@@ -7,7 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER
+from engine.training.methods.registry import trainer_of_model
+from engine.training.state_files import load_nested, load_plain, save_nested
 
+_ADAPTER_CONFIG = "adapter_config.json"
+_METHOD_STATE = "method.safetensors"  # what the method keeps besides the weights
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MODEL_WEIGHTS = "*.safetensors"
 
@@ -22,6 +26,9 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | 
         dtype: Rounds a fully trained model; None keeps the float32 that training goes on from.
     """
     save_adapter(model, tokenizer, folder / ADAPTER_SUBFOLDER, dtype)
+    state = trainer_of_model(model).state(model)
+    if state:
+        save_nested(state, folder / _METHOD_STATE)
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -30,7 +37,8 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | 
     if _is_adapter(model):
         # PEFT would ask the Hub whether the vocabulary grew. It cannot have: embeddings that are trained are either
         # adapted or among modules_to_save, and both are saved.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        with trainer_of_model(model).saving(model):
+            model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     elif dtype is None:
         model.save_pretrained(str(folder))
@@ -53,9 +61,10 @@ def load_trained(model: Any, checkpoint: Path) -> None:
     """
     folder = checkpoint / ADAPTER_SUBFOLDER
     if _is_adapter(model):
-        from peft import set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_file(folder / _ADAPTER_WEIGHTS))
+        trainer, config = trainer_of_model(model), load_plain(folder / _ADAPTER_CONFIG)
+        trainer.load_weights(model, load_file(folder / _ADAPTER_WEIGHTS), config)
+        if (checkpoint / _METHOD_STATE).is_file():
+            trainer.load_state(model, load_nested(checkpoint / _METHOD_STATE))
         return
     weights: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob(_MODEL_WEIGHTS)):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from engine.config.methods.registry import method_of_peft_type, tensor_marks
 from engine.errors import ConfigError, ModelError, Problem
 from engine.files import resolve_inside
 from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
@@ -16,12 +17,10 @@ from engine.models.folder import read_config
 from engine.paths import typed_path
 from engine.runs.store import RUN_ID
 from engine.training.failure import is_out_of_memory
+from engine.training.methods.registry import trainer_of_model
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
-
-# What must be the same for the weights to mean the same.
-_SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens", "bias")
 
 
 def find_warm_start(text: str, runs: Path) -> Path:
@@ -53,8 +52,6 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         ConfigError: If the two are not of the same make.
     """
-    from peft import set_peft_model_state_dict
-
     try:
         earlier = read_config(folder / _CONFIG, folder.name)
         weights = load_file(folder / _WEIGHTS)
@@ -63,7 +60,7 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     if initialization := initialization_from_base(earlier):
         raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")
     now = model.peft_config["default"].to_dict()
-    for name in _SAME:
+    for name in ("peft_type", *_same_settings(now["peft_type"])):
         was, is_ = earlier.get(name), now.get(name)
         is_ = getattr(is_, "value", is_)
         if was is not None and is_ is not None and was != is_:
@@ -79,7 +76,7 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
         raise _refusal(f"it holds {foreign[0].removeprefix('base_model.model.')}, which this run does not train.")
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     try:
-        result = set_peft_model_state_dict(model, weights)
+        result = trainer_of_model(model).load_weights(model, weights, earlier)
     except (RuntimeError, KeyError) as error:
         if is_out_of_memory(error):
             raise
@@ -124,7 +121,16 @@ def _saved_modules(adapter_config: dict[str, Any]) -> list[str]:
 
 
 def _module(name: str) -> str:
-    return name.removeprefix("base_model.model.").split(".lora_")[0].split(".ia3_")[0]
+    module = name.removeprefix("base_model.model.")
+    for mark in tensor_marks():
+        module = module.split(f".{mark}")[0]
+    return module
+
+
+def _same_settings(peft_type: Any) -> tuple[str, ...]:
+    """Return what must be equal for weights to mean the same."""
+    method = method_of_peft_type(str(getattr(peft_type, "value", peft_type)))
+    return method.same_on_warm_start if method is not None else ()
 
 
 def _refusal(message: str) -> ConfigError:
