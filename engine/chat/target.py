@@ -1,9 +1,10 @@
 """From what a person wants to talk to, to what has to be loaded: looked up on the disk, before any process starts."""
 
 from pathlib import Path
-from typing import Literal
 
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
+from engine.config.methods.base import PeftMethod
+from engine.config.methods.registry import METHODS, method_of_peft_type
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.errors import ModelError, RunError
@@ -21,24 +22,24 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLED_ADAPTER_WEIGHTS = "adapter_model.bin"
 
-TunedMethod = Literal["lora", "ia3", "prefix_tuning", "other", "full"]
-
-_METHOD_OF_PEFT_TYPE: dict[str, TunedMethod] = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix_tuning"}
-_METHOD_NAMES: dict[TunedMethod, str] = {
-    "lora": "LoRA",
-    "ia3": "IA3",
-    "prefix_tuning": "Prefix tuning",
-    "full": "Full fine-tuning",
-}
-
 
 class PlannedWeights(Value):
     """A folder with an adapter, or with a fully trained model."""
 
     folder: Path
     name: str  # of the run or the folder, for messages
-    method: TunedMethod
+    method: str  # by name; empty where it is not one that Loratory trains
     peft_type: str = ""  # as the adapter's own configuration says
+
+    @property
+    def traits(self) -> PeftMethod | None:
+        """The method; None where it is not one that Loratory trains."""
+        return METHODS.get(self.method)
+
+    @property
+    def is_whole_model(self) -> bool:
+        """Whether the folder holds a model without an adapter."""
+        return self.traits is not None and self.traits.trains_all
 
 
 class LoadPlan(Value):
@@ -60,11 +61,10 @@ class LoadPlan(Value):
         """How people call what was trained; empty for a base alone."""
         if self.tuned is None:
             return ""
-        name = _METHOD_NAMES.get(self.tuned.method, self.tuned.peft_type)
-        quantization = self.model.quantization
-        if self.tuned.method == "lora" and quantization in ("nf4", "fp4"):
-            return "QLoRA"
-        return name if quantization == "none" else f"{name} on {quantization}"
+        traits, quantization = self.tuned.traits, self.model.quantization
+        if traits is not None:
+            return traits.display_name(quantization)
+        return self.tuned.peft_type if quantization == "none" else f"{self.tuned.peft_type} on {quantization}"
 
 
 class LoadRequest(Value):
@@ -165,8 +165,8 @@ def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
 
 
 def _describe(folder: Path, name: str, config: RunConfig) -> PlannedWeights:
-    if config.adapter.method == "none":
-        return PlannedWeights(folder=folder, name=name, method="full")
+    if config.adapter.traits.trains_all:
+        return PlannedWeights(folder=folder, name=name, method=config.adapter.method)
     return _find_adapter(folder, name).weights
 
 
@@ -197,9 +197,9 @@ def _find_adapter(folder: Path, name: str | None = None) -> _Found:
     # The demo model stands under its catalogue name where the Hub cannot be reached.
     if base == DEMO_HUB_ID and revision is None:
         base = DEMO_MODEL_ID
-    method = _METHOD_OF_PEFT_TYPE.get(peft_type, "other")
+    method = method_of_peft_type(peft_type)
     return _Found(
-        weights=PlannedWeights(folder=folder, name=name, method=method, peft_type=peft_type),
+        weights=PlannedWeights(folder=folder, name=name, method=method.name if method else "", peft_type=peft_type),
         model=ModelConfig(id=base, revision=revision if isinstance(revision, str) else None),
     )
 

@@ -101,14 +101,10 @@ class ExportJob:
 def _refuse_impossible(plan: LoadPlan, request: ExportRequest) -> None:
     if plan.tuned is None:
         raise ModelError("A model without an adapter is as it was.", "Choose a run or an adapter to take away.")
-    kind, method = request.settings.kind, plan.tuned.method
-    if kind in ("merged", "gguf") and method == "prefix_tuning":
-        raise ModelError(
-            "Prefix tuning cannot be merged: it learns keys and values that stand before every sequence, and no weight of "
-            "the model could hold them.",
-            "Export the adapter instead.",
-        )
-    if kind == "adapter" and method == "full":
+    kind, traits = request.settings.kind, plan.tuned.traits
+    if kind in ("merged", "gguf") and traits is not None and not traits.mergeable:
+        raise ModelError(f"{traits.label} cannot be merged: {traits.why_not_mergeable}.", "Export the adapter instead.")
+    if kind == "adapter" and plan.tuned.is_whole_model:
         raise ModelError(
             f"{plan.tuned.name} trained the whole model, so that there is no adapter.", "Export it as merged instead."
         )

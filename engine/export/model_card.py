@@ -77,7 +77,8 @@ def _front_matter(facts: CardFacts) -> dict[str, object]:
         matter["datasets"] = list(datasets)
     matter["library_name"] = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}[facts.kind]
     matter["pipeline_tag"] = "text-generation"
-    method = [facts.config.adapter.method] if facts.config and facts.config.adapter.method != "none" else []
+    adapter = facts.config.adapter if facts.config is not None else None
+    method = [adapter.method] if adapter is not None and not adapter.traits.trains_all else []
     matter["tags"] = ["loratory", *method]
     return matter
 
@@ -91,7 +92,7 @@ def _training(config: RunConfig, facts: CardFacts) -> tuple[str, ...]:
         *_data_rows(facts),
         ("Learned from", config.dataset.train_on.replace("_", " ")),
         ("Method", facts.method),
-        *_method_rows(config),
+        *config.adapter.traits.card_rows(config.adapter),
         *([("Base weights", quantization)] if quantization != "none" else []),
         ("Length", length),
         (
@@ -120,21 +121,6 @@ def _data_rows(facts: CardFacts) -> list[tuple[str, str]]:
     if fingerprint:
         rows.append(("Data's fingerprint", f"`{fingerprint[:16]}`"))
     return rows
-
-
-def _method_rows(config: RunConfig) -> list[tuple[str, str]]:
-    adapter = config.adapter
-    if adapter.method == "lora":
-        targets = (
-            adapter.target_modules if isinstance(adapter.target_modules, str) else ", ".join(adapter.target_modules)
-        )
-        return [
-            ("Rank, alpha, dropout", f"{adapter.r}, {adapter.lora_alpha}, {adapter.lora_dropout:g}"),
-            ("Layers", targets),
-        ]
-    if adapter.method == "prefix_tuning":
-        return [("Virtual tokens", f"{adapter.num_virtual_tokens}")]
-    return []
 
 
 def _result_rows(history: RunHistory | None, last_step: int | None) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
     if (
         device.kind == "cpu"
         and model.quantization == "int8"
-        and config.adapter.method == "lora"
+        and "use_dora" in config.adapter.traits.fields
         and config.adapter.use_dora
     ):
         message = "PEFT cannot read back the lengths of int8 weights on a CPU, which DoRA needs; nf4 is the nearest."

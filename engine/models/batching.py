@@ -89,7 +89,9 @@ def choose_batching(
         trial_agrees: Whether joined rows had the losses of separate rows when the trainer tried both. None before the
             trial: the answer is then the one for a trial that agrees, as it does with transformers' own architectures.
     """
-    if trial_agrees is False or config.adapter.method == "prefix_tuning":  # a prefix stands before the first row only
+    if (
+        trial_agrees is False or config.adapter.traits.virtual_tokens != "none"
+    ):  # they would come before the first row only
         return "padded"
     if not facts.sees_rows_apart:
         return "padded"

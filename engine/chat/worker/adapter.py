@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from engine.config.methods.registry import METHODS, tensor_marks
 from engine.errors import ModelError
 from engine.models.folder import TensorRecord, read_safetensors_header
 from engine.training.failure import is_out_of_memory
@@ -100,12 +101,12 @@ class AdaptedBase:
         records = read_safetensors_header(weights.folder / ADAPTER_WEIGHTS, weights.name)
         config = _read_peft_config(weights)
         resolve_patterns(config, base_module_names(self.model), weights.name)
-        _check_fit(records, config, self.model, weights.name, self.name)
+        _check_fit(records, config, self.model, weights, self.name)
         before = {name: parameter.detach().clone() for name, parameter in self._biases(config)}
         # As PEFT loads it by default. In the base's 16 bits it would be rounded, and on a processor no quicker.
         in_float32 = self.model.device.type == "cpu"
         with _peft_errors(weights.name, self.name):
-            if weights.method == "prefix_tuning":
+            if config.is_prompt_learning:
                 peft = PeftModel.from_pretrained(
                     self.model, str(weights.folder), adapter_name=adapter_name, config=config
                 )
@@ -133,7 +134,7 @@ class AdaptedBase:
             name=adapter_name,
             peft=peft,
             size_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-            is_prefix=weights.method == "prefix_tuning",
+            is_prefix=config.is_prompt_learning,
             biases=changed,
         )
         self._set_in_force(None)
@@ -185,19 +186,25 @@ def _read_peft_config(weights: PlannedWeights) -> PeftConfig:
             f"The configuration of the adapter {weights.name} cannot be read ({type(error).__name__}).",
             "Copy the adapter folder again, or update PEFT if a newer one wrote it.",
         ) from error
-    if config.is_prompt_learning and weights.method != "prefix_tuning":
+    if config.is_prompt_learning and weights.traits is None:
+        known = ", ".join(method.label for method in METHODS.values() if not method.trains_all)
         raise ModelError(
-            f"{weights.name} is a {weights.peft_type} adapter, which the chat does not know.",
-            "Choose a LoRA, IA3 or prefix tuning adapter.",
+            f"{weights.name} is a {weights.peft_type} adapter, which the chat cannot load.",
+            f"Choose an adapter of one of these methods: {known}.",
         )
     config.inference_mode = True
     return config
 
 
 def _check_fit(
-    records: tuple[TensorRecord, ...], config: PeftConfig, model: PreTrainedModel, name: str, base_name: str
+    records: tuple[TensorRecord, ...],
+    config: PeftConfig,
+    model: PreTrainedModel,
+    weights: PlannedWeights,
+    base_name: str,
 ) -> None:
     """Compare shapes before anything is injected, so that a misfit is told in words and the base stays untouched."""
+    name = weights.name
     if config.is_prompt_learning:
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         if config.num_layers != layers:
@@ -217,7 +224,7 @@ def _check_fit(
             ) from error
         if isinstance(module, BaseTunerLayer):
             module = module.get_base_layer()
-        rank = getattr(config, "r", None)
+        rank = getattr(config, "r", None) if weights.traits is not None and "r" in weights.traits.fields else None
         if marker in ("lora_A", "lora_B") and rank is not None and not config.rank_pattern:
             found = record.shape[0] if marker == "lora_A" else record.shape[1]
             if found != rank:
@@ -235,12 +242,12 @@ def _check_fit(
 
 
 def _module_path(key: str) -> tuple[str, str]:
-    """The adapted module that a LoRA or IA3 tensor belongs to, and which of its tensors it is; empty for other keys."""
-    path = key.removeprefix(_KEY_PREFIX)
-    for marker in ("lora_A", "lora_B", "ia3_l"):
-        head, found, _ = path.partition(f".{marker}")
+    """Return the adapted module that an adapter's tensor belongs to, and the tensor's own name; empty for other keys."""
+    path = key.removeprefix(_KEY_PREFIX) if key.startswith(_KEY_PREFIX) else ""
+    for mark in tensor_marks():
+        head, found, rest = path.partition(f".{mark}")
         if found:
-            return head, marker
+            return head, mark + rest.partition(".")[0]
     return "", ""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from peft import PeftConfig
 from torch import nn
 
+from engine.config.methods.registry import tensor_marks
 from engine.errors import ModelError
 from engine.models.shape import PLAIN_NAME, PatternError, PatternMatcher
 
@@ -19,7 +20,8 @@ _LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
 
 def base_module_names(model: nn.Module) -> list[str]:
     """Names of a base's modules, without what adapters that are on it already have put there."""
-    marks = (".base_layer", ".lora_", ".ia3_", ".modules_to_save", ".original_module")
+    adapters = (f".{mark}" for mark in tensor_marks())
+    marks = (".base_layer", ".modules_to_save", ".original_module", *adapters)
     return [name for name, _ in model.named_modules() if name and not any(mark in name for mark in marks)]
 
 

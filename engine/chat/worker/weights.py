@@ -234,7 +234,7 @@ class Weights:
         self.plan, self._branches = plan, branches
 
     def _load_one(self, branch: Branch, trained: PlannedWeights) -> BranchWeights:
-        if trained.method == "full":
+        if trained.is_whole_model:
             self._announce(f"Reading the weights of {trained.name}.")
             place = ModelPlace(trained.folder, trained.name, self.place.device, self.place.dtype)
             return BranchWeights(AdaptedBase(load_model(place, self.plan.model), trained.name))

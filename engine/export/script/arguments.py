@@ -13,7 +13,7 @@ def arguments_code(config: RunConfig, facts: ModelFacts) -> str:
     measures = config.dataset.eval_fraction > 0
     keeps_best = measures and (training.load_best_model_at_end or training.early_stopping_patience is not None)
     optim = "adamw_torch_fused" if training.optim == "adamw_torch" else training.optim
-    casts = facts.compute == "bfloat16" and _trains_beside_lora(config)
+    casts = facts.compute == "bfloat16" and not config.adapter.traits.trains_in_compute_dtype(config.adapter)
     values: list[tuple[str, str]] = [
         ("output_dir", "options.output"),
         ("num_train_epochs", f"{training.num_train_epochs:g}"),
@@ -78,10 +78,3 @@ def arguments_code(config: RunConfig, facts: ModelFacts) -> str:
         ("dataloader_pin_memory", "False"),
     ]
     return "".join(f"        {name}={value},\n" for name, value in values)
-
-
-def _trains_beside_lora(config: RunConfig) -> bool:
-    """Whether anything but LoRA's two matrices is trained: that is held in float32 and cast for each product."""
-    adapter = config.adapter
-    plain = adapter.method == "lora" and not adapter.use_dora and adapter.bias == "none"
-    return not plain or bool(adapter.modules_to_save)

@@ -226,7 +226,7 @@ def _end_lines(config: RunConfig, model: ModelFacts) -> list[str]:
             "        trainer.evaluate()",
         ]
     saved = "trainer.model"
-    if config.adapter.method == "none" and model.compute != "float32":
+    if config.adapter.traits.trains_all and model.compute != "float32":
         saved = f"trainer.model.to(torch.{model.compute})"
     return [
         *lines,

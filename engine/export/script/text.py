@@ -3,6 +3,10 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.config.methods.base import Source
+from engine.config.methods.registry import METHODS
 
 _PLAIN_IMPORTS = (
     "argparse",
@@ -19,11 +23,12 @@ _PLAIN_IMPORTS = (
     "random",
     "re",
 )
+_PEFT_CLASSES = sorted(method.peft_class for method in METHODS.values() if method.peft_class)
 # Module, names; a line is written for those that the script uses.
 _NAMED_IMPORTS = (("pathlib", ("Path",)),)
 _THIRD_IMPORTS = (
     ("datasets", ("Dataset", "load_dataset")),
-    ("peft", ("IA3Config", "LoraConfig", "PrefixTuningConfig", "get_peft_model", "set_peft_model_state_dict")),
+    ("peft", (*_PEFT_CLASSES, "get_peft_model", "set_peft_model_state_dict")),
     ("pyarrow.parquet", ("ParquetFile",)),
     ("safetensors.torch", ("load_file",)),
     ("torch.nn.functional", ("cross_entropy",)),
@@ -42,6 +47,13 @@ def literal(value: str | Sequence[str] | Mapping[str, str]) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
     return "[" + ", ".join(literal(one) for one in value) + "]"
+
+
+def argument(value: Any) -> str:
+    """Return a setting as Python source."""
+    if isinstance(value, Source):
+        return value
+    return literal(value) if isinstance(value, str | tuple) else repr(value)
 
 
 def imports_of(body: str) -> str:

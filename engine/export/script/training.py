@@ -4,10 +4,8 @@ from dataclasses import dataclass
 
 from engine.config.run import RunConfig
 from engine.export.script.rows import DataFacts
-from engine.export.script.text import literal
+from engine.export.script.text import argument, literal
 from engine.export.script.tokenizer import TokenizerFacts
-
-_FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class ModelFacts:
 def model_code(config: RunConfig, facts: ModelFacts) -> str:
     """`load_model` and, where there is an adapter, `add_adapter`."""
     adapter, quantization = config.adapter, config.model.quantization
-    arguments = [f"dtype=torch.{'float32' if adapter.method == 'none' else facts.compute}"]
+    arguments = [f"dtype=torch.{'float32' if adapter.traits.trains_all else facts.compute}"]
     if facts.revision:
         arguments.append(f"revision={literal(facts.revision)} if name == MODEL else None")
     if config.model.attn_implementation != "auto":
@@ -54,13 +52,13 @@ def model_code(config: RunConfig, facts: ModelFacts) -> str:
     ]
     if quantization in ("nf4", "fp4") and facts.on_cpu:
         lines.append(_UNPACKED)
-    if adapter.method == "none":
+    if adapter.traits.trains_all:
         lines.append("    return model")
     else:
         lines += [*_adapter_lines(config), *_WARM_START[bool(facts.warm_start)]]
         # Trained weights are held in float32, whatever the frozen ones are.
         lines.append(_FLOAT32)
-    about = "The model, all of which is trained" if adapter.method == "none" else "The frozen model with its adapter"
+    about = "The model, all of which is trained" if adapter.traits.trains_all else "The frozen model with its adapter"
     return f'def load_model(name):\n    """{about}."""\n' + "\n".join(lines) + "\n"
 
 
@@ -101,46 +99,16 @@ _WARM_START = {
 
 
 def _adapter_lines(config: RunConfig) -> list[str]:
-    adapter = config.adapter
-    if adapter.method == "prefix_tuning":
-        settings = [f"num_virtual_tokens={adapter.num_virtual_tokens}"]
-        return _peft("PrefixTuningConfig", settings)
-    targets = adapter.target_modules
-    saved = [f"modules_to_save={literal(adapter.modules_to_save)}"] if adapter.modules_to_save else []
-    if adapter.method == "ia3":
-        wanted = list(adapter.feedforward_modules or _FEEDFORWARD_ENDINGS)
-        chosen = '(name.rsplit(".", 1)[-1] for name in linear)' if targets == "all-linear" else literal(targets)
-        lines = [
-            "    linear = [",
-            "        name",
-            "        for name, module in model.named_modules()",
-            "        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()",
-            "    ]",
-            f"    wanted = {literal(wanted)}",
-            '    feedforward = [end for end in wanted if any(f".{name}".endswith(f".{end}") for name in linear)]',
-        ]
-        settings = [
-            f"target_modules=sorted({{*{chosen}, *feedforward}})",
-            "feedforward_modules=feedforward",
-            *saved,
-        ]
-        return lines + _peft("IA3Config", settings)
-    settings = [
-        f"r={adapter.r}",
-        f"lora_alpha={adapter.lora_alpha}",
-        *([f"lora_dropout={adapter.lora_dropout}"] if adapter.lora_dropout else []),
-        f"target_modules={literal(targets)}",
-        *saved,
-        *([f'bias="{adapter.bias}"'] if adapter.bias != "none" else []),
-        *(["use_rslora=True"] if adapter.use_rslora else []),
-        *(["use_dora=True"] if adapter.use_dora else []),
-    ]
-    return _peft("LoraConfig", settings)
-
-
-def _peft(name: str, settings: list[str]) -> list[str]:
+    """The lines that put the adapter on the model, with the arguments of the trainer."""
+    adapter, method = config.adapter, config.adapter.traits
+    lines = method.script_lines(adapter)
+    settings = [f"{name}={argument(value)}" for name, value in method.script_arguments(adapter).items()]
     inside = "".join(f"        {setting},\n" for setting in ('task_type="CAUSAL_LM"', *settings))
-    return [f"    settings = {name}(\n{inside}    )", "    model = get_peft_model(model, settings)"]
+    return [
+        *lines,
+        f"    settings = {method.peft_class}(\n{inside}    )",
+        "    model = get_peft_model(model, settings)",
+    ]
 
 
 def trainer_code(config: RunConfig, facts: ModelFacts, data: DataFacts) -> str:
@@ -160,7 +128,7 @@ def trainer_code(config: RunConfig, facts: ModelFacts, data: DataFacts) -> str:
             '            if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):\n'
             "                module.train()  # else its inputs would be rounded as well, as they are not in training\n",
         )
-    if config.adapter.method == "prefix_tuning" or config.adapter.warm_start:
+    if not config.adapter.traits.starts_as_identity or config.adapter.warm_start:
         evaluate = evaluate.replace(
             "        with torch.no_grad(), self.compute_loss_context_manager():",
             "        # Before the first step the base is measured without what is to be trained.\n"

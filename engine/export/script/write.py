@@ -130,11 +130,10 @@ def _results(run: RunFolder) -> Iterator[str]:
 
 def _differences(config: RunConfig, model: ModelFacts) -> Iterator[str]:
     training, adapter = config.training, config.adapter
-    if adapter.method == "lora" and adapter.lora_dropout:
-        yield "Dropout draws other random numbers than the run did, so that losses differ by chance."
+    yield from adapter.traits.script_differences(adapter)
     if config.dataset.mix:
         yield f"It trains on {config.dataset.source} alone; the run mixed {', '.join(config.dataset.mix)} in as well."
-    if adapter.method == "prefix_tuning" and config.dataset.eval_fraction:
+    if not adapter.traits.starts_as_identity and config.dataset.eval_fraction:
         yield "The measurement before the first step is of the base model, as in the run."
     if training.early_stopping_patience is not None or training.load_best_model_at_end:
         yield "Checkpoints are saved at every measurement, because transformers goes back to saved ones only."

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.worker.adapter_patterns import resolve_patterns
+from engine.config.methods.registry import tensor_marks
 from engine.errors import ModelError
 from engine.export.folder import rewrite_json
 from engine.export.worker.shards import DTYPES_BY_NAME, TensorPlan
@@ -130,7 +131,7 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
     for path, parts in modules.items():
         if f"{path}.weight" not in base.plans:
             raise NotByTensorError(f"the files of the base hold no {path}.weight")
-        if trained.method == "ia3":
+        if "ia3_l" in parts:
             _add_ia3(merge, path, parts, config)
         else:
             _add_lora(merge, path, parts, config)
@@ -143,7 +144,7 @@ def _split(key: str) -> tuple[str, str]:
         path, found, rest = key.partition(f".{part}")
         if found and rest in ("", ".weight"):
             return path, part
-    if any(mark in key for mark in ("lora_", "ia3_", "trainable_tokens")):
+    if any(mark in key for mark in (*tensor_marks(), "trainable_tokens")):
         raise NotByTensorError(f"it has {key.rsplit('.', 1)[-1]} tensors")
     return key, ""
 

@@ -114,7 +114,7 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
         ModelError: If the base or the adapter cannot be merged.
     """
     trained, base = export.trained, Path(export.source.location)
-    if trained.method == "full":
+    if trained.is_whole_model:
         files = BaseFiles.open(trained.folder, trained.name)
     else:
         files = BaseFiles.open(base, export.source.name)
@@ -132,7 +132,7 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
         notes.append(f"Merged with the whole model in memory, because {reason}.")
         _merge_whole(export, aside, dtype or files.dtype)
     for name in ("config.json", "generation_config.json"):
-        folder = trained.folder if trained.method == "full" else base
+        folder = trained.folder if trained.is_whole_model else base
         if (folder / name).is_file() and not (aside / name).is_file():
             shutil.copyfile(folder / name, aside / name)
     written = dtype or files.dtype
@@ -146,8 +146,8 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
 
 def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtype: torch.dtype | None) -> bool:
     """Write the weights; returns whether an output head and an embedding that were one are two now."""
-    merge = Merge(files, dtype) if export.trained.method == "full" else plan_merge(export.trained, files, dtype)
-    untied = export.trained.method != "full" and untie_changed(merge, tied_weights(files.folder))
+    merge = Merge(files, dtype) if export.trained.is_whole_model else plan_merge(export.trained, files, dtype)
+    untied = not export.trained.is_whole_model and untie_changed(merge, tied_weights(files.folder))
     plans = merge.plans()
     total, done = sum(plan.size_bytes for plan in plans), 0
 

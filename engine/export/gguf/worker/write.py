@@ -53,7 +53,7 @@ def write_gguf(export: ExportUnderWay, aside: Path, notes: list[str]) -> Written
     """
     order = export.order
     converter = find_converter(order.llama_cpp)
-    base = export.trained.folder if export.trained.method == "full" else Path(export.source.location)
+    base = export.trained.folder if export.trained.is_whole_model else Path(export.source.location)
     require_known_architecture(converter, base, export.source.name)
     merged = aside / MERGED_FOLDER
     merged.mkdir()
