@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.config.load import config_from_mapping
+from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.devices import Device, device_options
@@ -110,9 +111,10 @@ def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None)
             mapping["adapter"]["target_modules"] = "all-linear"
         return []
     names = set(shape.linear_names())
+    method = METHODS.get(str(mapping["adapter"].get("method")))
     if set(targets) == names:
         mapping["adapter"]["target_modules"] = "all-linear"
-    elif not targets and mapping["adapter"].get("method") in ("lora", "ia3"):
+    elif not targets and method is not None and method.adapts_layers:
         return [Problem("adapter.target_modules", "no layer gets an adapter; tick at least one.")]
     elif len(targets) == 1 and targets[0] not in names:
         mapping["adapter"]["target_modules"] = targets[0]  # a regular expression, carried as a single choice

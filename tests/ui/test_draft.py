@@ -207,7 +207,7 @@ def test_trainable_parameters_follow_the_targets(form):
         ("lora", "nf4", "QLoRA"),
         ("lora", "int8", "LoRA"),
         ("ia3", "nf4", "IA3"),
-        ("none", "none", "Full"),
+        ("none", "none", "Full fine-tuning"),
     ],
 )
 def test_the_choice_of_method_is_named_as_people_name_it(form, method, quantization, choice):

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 
 from engine.config.dataset import DatasetConfig
+from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.errors import EngineError
@@ -16,7 +17,7 @@ from engine.models.shape import ModelShape
 from ui.errors import explained
 
 _log = logging.getLogger(__name__)
-_METHODS = ("LoRA", "QLoRA", "Full fine-tuning")
+_METHODS = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
 
 
 class FitTable:

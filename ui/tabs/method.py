@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
+from engine.config.adapter import AdapterConfig
+from engine.config.methods.base import FOUR_BIT
+from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.memory.compare import MethodNeed, compare_methods
 from engine.memory.device.several_devices import DeviceShare, share_among
 from engine.memory.estimate import Estimator, Verdict
@@ -18,20 +21,57 @@ from ui.page import EVERY_LAYER, Page, overridden
 from ui.pick import pick_list, pickable, picked
 from ui.views.quantities import gib
 
-_CHOICES = ("LoRA", "QLoRA", "IA3", "Prefix tuning", "Full")
-_LEADS = {
-    "lora": "LoRA trains two thin matrices beside each chosen layer and leaves the model itself untouched.",
-    "ia3": "IA3 learns to rescale keys, values and feed-forward activations: very few parameters, a high learning rate.",
-    "prefix_tuning": "Prefix tuning learns keys and values that stand before every sequence. It cannot be merged.",
-    "none": "Full fine-tuning changes every weight. It needs by far the most memory, and a small learning rate.",
-}
+# How far the sliders go; larger values can be typed.
+_SLIDER_ENDS = {"r": 256, "lora_alpha": 512, "lora_dropout": 0.5, "num_virtual_tokens": 256}
+# Settings that a change of method may change, because methods have other defaults for them.
+_SHARED_DEFAULTS = sorted({name for method in METHODS.values() for name in method.defaults})
 _FITS: dict[Verdict | None, str] = {
     "fits": '<span class="yes">yes</span>',
     "tight": '<span class="tight">tight</span>',
     "does_not_fit": '<span class="no">no</span>',
     None: "–",
 }
-_QLORA_LEAD = "QLoRA is LoRA beside a model whose frozen weights are held in four bits."
+
+
+class _Choice(NamedTuple):
+    """One entry of the list of methods."""
+
+    method: str
+    help: str
+    four_bit: bool = False  # the name promises four bits
+
+
+def _choices() -> dict[str, _Choice]:
+    choices = {}
+    for method in METHODS.values():
+        choices[method.label] = _Choice(method.name, method.help)
+        if method.four_bit_label:
+            choices[method.four_bit_label] = _Choice(method.name, method.four_bit_help, four_bit=True)
+    return choices
+
+
+_CHOICES = _choices()
+
+
+class _FieldGroup(NamedTuple):
+    """Settings that the same methods read."""
+
+    methods: tuple[str, ...]
+    fields: list[str]
+
+
+def _field_groups(*, advanced: bool) -> list[_FieldGroup]:
+    """Group all settings of methods by who reads them, in the order of the methods."""
+    readers: dict[str, list[str]] = {}
+    is_advanced = {name for method in METHODS.values() for name in method.advanced}
+    for method in METHODS.values():
+        for name in method.fields:
+            if (name in is_advanced) == advanced:
+                readers.setdefault(name, []).append(method.name)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, methods in readers.items():
+        groups.setdefault(tuple(methods), []).append(name)
+    return [_FieldGroup(methods, fields) for methods, fields in groups.items()]
 
 
 class MethodTab:
@@ -40,42 +80,20 @@ class MethodTab:
     def __init__(self, page: Page) -> None:
         self._page = page
         form = page.form
-        self.lead = gr.HTML(f'<h2>How the model will learn</h2><p class="lead">{_LEADS["lora"]}</p>')
-        self.choice = Radio(list(_CHOICES), value="LoRA", show_label=False, elem_id="method-choice")
-        form.register("adapter.method", Radio(list(_LEADS), value="lora", visible=False))
+        self.lead = gr.HTML(f'<h2>How the model will learn</h2><p class="lead">{DEFAULT_METHOD.help}</p>')
+        self.choice = Radio(list(_CHOICES), value=DEFAULT_METHOD.label, show_label=False, elem_id="method-choice")
+        form.register("adapter.method", Radio(list(METHODS), value=DEFAULT_METHOD.name, visible=False))
         form.register("adapter.warm_start", gr.State(None))
         self.begins = pick_list(elem_id="begins-with")
-        with gr.Column(visible=True) as self.lora, gr.Row():
-            form.setting("adapter.r", maximum=256, elem_id="rank")
-            with gr.Column(min_width=160):
-                form.setting("adapter.lora_alpha", maximum=512)
-                self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False)
-            form.setting("adapter.lora_dropout", maximum=0.5)
-        with gr.Column(visible=False) as self.prefix:
-            form.setting("adapter.num_virtual_tokens", maximum=256)
-        with gr.Column(visible=True) as self.targets:
-            form.register(
-                "adapter.target_modules",
-                FieldChoices(
-                    EVERY_LAYER,
-                    value=[ALL_LINEAR],
-                    label="Layers that get an adapter (target_modules)",
-                    info="The model's own linear layers, without the output head.",
-                    elem_id="targets",
-                ),
-            )
+        self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False, render=False)
+        for group in _field_groups(advanced=False):
+            self._lay_out(group)
         form.setting("model.quantization", elem_id="quantization")
         self.trainable = gr.HTML(elem_id="trainable")
         with gr.Accordion("Rarely needed", open=False):
-            with gr.Row():
-                form.setting("adapter.bias")
-                form.setting("model.double_quant")
-            with gr.Row():
-                form.setting("adapter.use_rslora")
-                form.setting("adapter.use_dora")
-            with gr.Row():
-                form.setting("adapter.modules_to_save")
-                form.setting("adapter.feedforward_modules")
+            for group in _field_groups(advanced=True):
+                self._lay_out(group)
+            form.setting("model.double_quant")
             with gr.Row():
                 form.setting("model.compute_dtype")
                 form.setting("model.attn_implementation")
@@ -86,18 +104,42 @@ class MethodTab:
         page.on_draft(self.choice, method_choice)
         page.on_draft(self.begins, lambda draft: render_begins_with(page.begins_with(draft)))
         page.on_fill(self.linked, is_linked)
-        page.on_draft(self.lora, lambda draft: gr.update(visible=_method(draft) == "lora"))
-        page.on_draft(self.prefix, lambda draft: gr.update(visible=_method(draft) == "prefix_tuning"))
-        page.on_draft(self.targets, lambda draft: gr.update(visible=_method(draft) in ("lora", "ia3")))
         page.on_draft_later(self.table, render_method_table)
+
+    def _lay_out(self, group: _FieldGroup) -> None:
+        """Place the settings of one group, which is in sight for the methods that read it."""
+        with gr.Column(visible=DEFAULT_METHOD.name in group.methods) as column:
+            with gr.Row():
+                for name in group.fields:
+                    if name == "target_modules":
+                        continue
+                    with gr.Column(min_width=160):
+                        ends = {"maximum": _SLIDER_ENDS[name]} if name in _SLIDER_ENDS else {}
+                        elem_id = {"elem_id": "rank"} if name == "r" else {}
+                        self._page.form.setting(f"adapter.{name}", **ends, **elem_id)
+                        if name == "lora_alpha":
+                            self.linked.render()
+            if "target_modules" in group.fields:
+                self._page.form.register(
+                    "adapter.target_modules",
+                    FieldChoices(
+                        EVERY_LAYER,
+                        value=[ALL_LINEAR],
+                        label="Layers that get an adapter (target_modules)",
+                        info="The model's own linear layers, without the output head.",
+                        elem_id="targets",
+                    ),
+                )
+        self._page.on_draft(column, lambda draft: gr.update(visible=_method(draft) in group.methods))
 
     def wire(self) -> None:
         """Connect the events."""
         page, form = self._page, self._page.form
+        shared = [form[f"adapter.{name}"] for name in _SHARED_DEFAULTS]
         chosen = self.choice.input(
             _settings_of_choice,
-            [self.choice, form["model.quantization"]],
-            [form["adapter.method"], form["model.quantization"]],
+            [self.choice, form["model.quantization"], form["adapter.method"], *shared],
+            [form["model.quantization"], form["adapter.method"], *shared],
             show_progress="hidden",
             queue=False,
             api_visibility="private",
@@ -172,31 +214,34 @@ def _why_unknown(draft: Draft) -> str:
 
 
 def _method(draft: Draft) -> str:
-    return str(draft.mapping["adapter"].get("method", "lora"))
+    return str(draft.mapping["adapter"].get("method", DEFAULT_METHOD.name))
 
 
 def method_choice(draft: Draft) -> str:
-    """Which of the five names people use describes the draft."""
-    method = _method(draft)
-    if method == "lora":
-        return "QLoRA" if draft.mapping["model"].get("quantization") in ("nf4", "fp4") else "LoRA"
-    return {"ia3": "IA3", "prefix_tuning": "Prefix tuning"}.get(method, "Full")
+    """Return the entry of the list of methods that describes the draft."""
+    method = METHODS[_method(draft)]
+    in_four_bits = draft.mapping["model"].get("quantization") in FOUR_BIT
+    return method.four_bit_label if in_four_bits and method.four_bit_label else method.label
 
 
-def _settings_of_choice(choice: str, quantization: str) -> tuple[str, str]:
-    if choice == "QLoRA":
-        return "lora", quantization if quantization in ("nf4", "fp4") else "nf4"
-    if choice == "Full":
-        return "none", "none"
-    if choice == "LoRA":
-        return "lora", "none" if quantization in ("nf4", "fp4") else quantization
-    return ("ia3" if choice == "IA3" else "prefix_tuning"), quantization
+def _settings_of_choice(choice: str, quantization: str, former: str, *shared: Any) -> list[Any]:
+    """Return quantization, method and shared settings after a choice; values that a person gave stay."""
+    chosen = _CHOICES[choice]
+    method = METHODS[chosen.method]
+    if chosen.four_bit and quantization not in FOUR_BIT:
+        quantization = FOUR_BIT[0]
+    elif quantization not in method.quantization or (
+        method.four_bit_label and not chosen.four_bit and quantization in FOUR_BIT
+    ):
+        quantization = "none"
+    values = dict(zip(_SHARED_DEFAULTS, shared, strict=True))
+    changes = AdapterConfig.model_construct(method=former, **values).changes_for(method.name)
+    return [quantization, method.name, *(changes.get(name, value) for name, value in values.items())]
 
 
 def render_lead(draft: Draft) -> str:
     """Heading, and one sentence on the chosen method."""
-    lead = _QLORA_LEAD if method_choice(draft) == "QLoRA" else _LEADS.get(_method(draft), "")
-    return f'<h2>How the model will learn</h2><p class="lead">{lead}</p>'
+    return f'<h2>How the model will learn</h2><p class="lead">{_CHOICES[method_choice(draft)].help}</p>'
 
 
 def render_begins_with(words: str) -> str:

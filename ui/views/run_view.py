@@ -186,12 +186,7 @@ def render_timeline(observed: ObservedRun) -> str:
 
 def method_words(config: RunConfig) -> str:
     """`QLoRA, r 16` and its like."""
-    words = config.method_name
-    if config.adapter.method == "lora":
-        words += f", r {config.adapter.r}"
-    if config.adapter.method == "prefix_tuning":
-        words += f", {plural(config.adapter.num_virtual_tokens, 'virtual token')}"
-    return words
+    return ", ".join(filter(None, (config.method_name, config.adapter.traits.summary(config.adapter))))
 
 
 def short_name(identifier: str) -> str:

@@ -3,6 +3,8 @@
 from html import escape
 from typing import Any
 
+from engine.config.adapter import AdapterConfig
+from engine.config.methods.registry import METHODS
 from ui.draft import Draft
 from ui.errors import trouble
 from ui.fields import field_of
@@ -24,14 +26,11 @@ def render_side_panel(draft: Draft, begins_with: str = "") -> str:
 
 def _chosen(draft: Draft, begins_with: str) -> str:
     model, adapter, data = (draft.mapping[name] for name in ("model", "adapter", "dataset"))
-    method = {"lora": "LoRA", "ia3": "IA3", "prefix_tuning": "Prefix tuning", "none": "Full fine-tuning"}.get(
-        str(adapter.get("method")), "not chosen"
-    )
-    quantization = model.get("quantization", "none")
-    if quantization != "none":
-        method = "QLoRA" if method == "LoRA" and quantization in ("nf4", "fp4") else f"{method} on {quantization}"
-    if adapter.get("method") == "lora":
-        method += f", r {_value(draft, 'adapter.r')}"
+    traits = METHODS.get(str(adapter.get("method")))
+    method = "not chosen"
+    if traits is not None:
+        words = traits.summary(AdapterConfig.model_construct(**adapter))
+        method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
     length = (
         f"{_value(draft, 'training.max_length'):,} tokens, batch {_value(draft, 'training.per_device_train_batch_size')}"
         f" × {_value(draft, 'training.gradient_accumulation_steps')}"

@@ -113,12 +113,11 @@ class ExportForms:
 
 def why_not(form: str, config: RunConfig | None) -> str:
     """Why a run's result cannot be had in a form; "" where it can."""
-    method = config.adapter.method if config is not None else ""
-    if method == "prefix_tuning" and form in (MERGED, GGUF):
-        return (
-            "Prefix tuning cannot be merged: it learned keys and values that stand before every sequence, and no weight of "
-            "the model could hold them. Take the adapter instead."
-        )
-    if method == "none" and form == ADAPTER:
+    if config is None:
+        return ""
+    method = config.adapter.traits
+    if not method.mergeable and form in (MERGED, GGUF):
+        return f"{method.label} cannot be merged: {method.why_not_mergeable}. Export the adapter instead."
+    if method.trains_all and form == ADAPTER:
         return "This run trained the whole model, so that there is no adapter. Take the merged model instead."
     return ""

@@ -137,7 +137,9 @@ class OneRunPart:
         except EngineError as error:
             return trouble(error), "", gone, gone, gone
         can_delete = observed.state.is_final and not observed.resume_requested
-        can_continue = observed.has_adapter and observed.config is not None and observed.config.adapter.method != "none"
+        can_continue = (
+            observed.has_adapter and observed.config is not None and not observed.config.adapter.traits.trains_all
+        )
         asked = gr.skip() if can_delete else gone
         return facts, record, gr.update(visible=can_continue), gr.update(visible=can_delete), asked
 
