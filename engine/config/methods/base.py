@@ -140,6 +140,16 @@ class PeftMethod:
                 arguments["modules_to_save"] = adapter.modules_to_save
         return arguments
 
+    def script_steps_lines(self, adapter: AdapterConfig) -> list[str]:
+        """Return the lines of a script's `main` that need `steps`, the number of optimizer steps."""
+        del adapter
+        return []
+
+    def script_callback(self, adapter: AdapterConfig) -> tuple[str, str] | None:
+        """Return name and code of the callback of transformers that training needs, or None."""
+        del adapter
+        return None
+
     def count_virtual_tokens(self, adapter: AdapterConfig) -> int:
         """Return how many learned positions come before every sequence."""
         return adapter.num_virtual_tokens if self.virtual_tokens != "none" else 0

@@ -178,10 +178,12 @@ def _split_lines(config: RunConfig, run: RunRows | None) -> Iterator[str]:
 def _step_lines(config: RunConfig) -> Iterator[str]:
     training = config.training
     measures = config.dataset.eval_fraction > 0
-    if training.save_steps is not None and (training.eval_steps is not None or not measures):
+    needed = config.adapter.traits.script_steps_lines(config.adapter)
+    if not needed and training.save_steps is not None and (training.eval_steps is not None or not measures):
         return  # nobody asks how many steps there are
     if training.max_steps > 0:
         yield f"    steps = {training.max_steps}"
+        yield from needed
         return
     yield "    steps_per_epoch = math.ceil(len(Batches(train, None)) / ACCUMULATE)"
     epochs = training.num_train_epochs
@@ -190,6 +192,7 @@ def _step_lines(config: RunConfig) -> Iterator[str]:
         if epochs != math.floor(epochs)
         else (f"    steps = {int(epochs)} * steps_per_epoch")
     )
+    yield from needed
 
 
 def _trainer_lines(config: RunConfig, model: ModelFacts) -> list[str]:
@@ -206,8 +209,13 @@ def _trainer_lines(config: RunConfig, model: ModelFacts) -> list[str]:
     ]
     if config.dataset.eval_fraction > 0:
         lines.append("        eval_dataset=Dataset.from_list(evaluation),")
-        if config.training.early_stopping_patience is not None:
-            lines.append(f"        callbacks=[EarlyStoppingCallback({config.training.early_stopping_patience})],")
+    callbacks = []
+    if config.dataset.eval_fraction > 0 and config.training.early_stopping_patience is not None:
+        callbacks.append(f"EarlyStoppingCallback({config.training.early_stopping_patience})")
+    if (own := config.adapter.traits.script_callback(config.adapter)) is not None:
+        callbacks.append(f"{own[0]}()")
+    if callbacks:
+        lines.append(f"        callbacks=[{', '.join(callbacks)}],")
     lines.append("    )")
     if config.model.quantization != "none":
         lines += [

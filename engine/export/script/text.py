@@ -33,7 +33,10 @@ _THIRD_IMPORTS = (
     ("safetensors.torch", ("load_file",)),
     ("torch.nn.functional", ("cross_entropy",)),
     ("torch.utils.data", ("DataLoader", "IterableDataset")),
-    ("transformers", ("AutoModelForCausalLM", "AutoTokenizer", "BitsAndBytesConfig", "EarlyStoppingCallback")),
+    (
+        "transformers",
+        ("AutoModelForCausalLM", "AutoTokenizer", "BitsAndBytesConfig", "EarlyStoppingCallback", "TrainerCallback"),
+    ),
     ("trl", ("SFTConfig", "SFTTrainer")),
 )
 

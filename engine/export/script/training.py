@@ -135,6 +135,9 @@ def trainer_code(config: RunConfig, facts: ModelFacts, data: DataFacts) -> str:
             "        off = self.model.disable_adapter() if self.state.global_step == 0 else contextlib.nullcontext()\n"
             "        with torch.no_grad(), self.compute_loss_context_manager(), off:",
         )
+    callback = config.adapter.traits.script_callback(config.adapter)
+    if callback is not None:
+        pieces.append(callback[1])
     pieces.append(_TRAINER + evaluate)
     if measures and data.held_out_draw:
         pieces.append(_DRAW)
