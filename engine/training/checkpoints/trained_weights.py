@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER
+from engine.training.checkpoints.state_files import load_nested, load_plain, save_nested
 from engine.training.methods.registry import trainer_of_model
-from engine.training.state_files import load_nested, load_plain, save_nested
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _METHOD_STATE = "method.safetensors"  # what the method keeps besides the weights
