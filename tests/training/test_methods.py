@@ -1,0 +1,160 @@
+"""Every PEFT method of the registry on a model of two layers: trains, resumes bit by bit, loads with plain PEFT, merges."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from engine.config.methods.registry import METHODS
+from engine.inspector.worker.inventory import inventory_of
+from engine.memory.targets import find_targets
+from engine.memory.trainable import count_trainable
+from engine.training.callbacks import RunCallback
+from engine.training.checkpoints.state_files import random_state
+from engine.training.checkpoints.trained_weights import save_adapter
+from engine.training.trainer import TrainerHooks
+from tests.training.tiny_training import make_config, make_rows, make_training
+
+pytestmark = [
+    # PEFT passes the prefix under transformers' earlier name for it.
+    pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*GenerationMixin:UserWarning"),
+]
+
+ROWS = make_rows(12)
+ADAPTERS = [name for name, method in METHODS.items() if not method.trains_all]
+STEPS, SAVED_AT = 8, 3
+
+# What a method needs on so small a model, and settings that only some runs have.
+SETTINGS: dict[str, dict[str, object]] = {
+    "lora": {"r": 4, "lora_dropout": 0.1},
+    "adalora": {"init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 3, "lora_dropout": 0.1},
+    "prefix_tuning": {"num_virtual_tokens": 5},
+    "prompt_tuning": {"num_virtual_tokens": 5},
+    "p_tuning": {"num_virtual_tokens": 5, "encoder_hidden_size": 32},
+}
+
+
+def config_of(folder, method, **training):
+    adapter = {"method": method, **SETTINGS.get(method, {})}
+    config = make_config(folder, training={"max_steps": STEPS, **training})
+    mapping = config.model_dump(mode="json")
+    return type(config).model_validate({**mapping, "adapter": adapter})
+
+
+def train(folder, method, output, *, save_at=None, resume_from=None, **training):
+    """Train to the end; write the state of step `save_at` to `output`."""
+    config = config_of(folder, method, **({"save_steps": save_at} if save_at else {}) | training)
+    trained = []
+
+    def save():
+        trainer = trained[0].trainer
+        if save_at and trainer.state.global_step == save_at:
+            output.mkdir(exist_ok=True)
+            trainer.write_state(output, [random_state()])
+
+    callback = RunCallback(config.training, False, lambda: False, lambda: None)
+    trained.append(make_training(config, ROWS, output, hooks=TrainerHooks(save=save), callbacks=(callback,)))
+    trained[0].trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return trained[0]
+
+
+def logits_of(model):
+    model.eval()
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm.set_attn_implementation("sdpa")  # Loratory's own takes joined rows only
+    ids = torch.tensor([ROWS[0].input_ids])
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+@pytest.fixture(params=ADAPTERS)
+def method(request):
+    return request.param
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, tiny_model_folder, tmp_path):
+    whole = train(tiny_model_folder, method, tmp_path / "state", save_at=SAVED_AT)
+    again = train(tiny_model_folder, method, tmp_path / "other", resume_from=tmp_path / "state", save_steps=SAVED_AT)
+
+    assert again.losses == whole.losses[SAVED_AT:]
+    for name, weight in again.weights().items():
+        assert torch.equal(weight, whole.weights()[name]), name
+
+
+def test_a_saved_adapter_computes_the_same_with_plain_peft(method, tiny_model_folder, tmp_path):
+    training = train(tiny_model_folder, method, tmp_path / "state", save_at=STEPS - 1)
+    expected = logits_of(training.trainer.model)
+    save_adapter(training.trainer.model, training.trainer.processing_class, tmp_path / "adapter")
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+    before = logits_of(base)
+    reloaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+
+    assert torch.allclose(logits_of(reloaded), expected, atol=1e-5)
+    assert not torch.allclose(expected, before, atol=1e-3)
+
+
+def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, tiny_model_folder, tmp_path):
+    training = train(tiny_model_folder, method, tmp_path / "state")
+    expected = logits_of(training.trainer.model)
+    model = training.trainer.model
+    if not METHODS[method].mergeable:
+        assert not hasattr(model.base_model, "merge_and_unload")
+        return
+    for module in model.modules():
+        module.__dict__.pop("forward", None)  # Loratory's own branch does not know of merged weights
+
+    merged = model.merge_and_unload(safe_merge=True)
+
+    assert torch.allclose(logits_of(merged), expected, atol=1e-4)
+
+
+def test_a_fresh_adapter_changes_nothing_where_the_method_says_so(method, tiny_model_folder, tmp_path):
+    training = make_training(config_of(tiny_model_folder, method), ROWS, tmp_path)
+    model = training.trainer.model
+    fresh = logits_of(model)
+    with model.disable_adapter():
+        base = logits_of(model)
+
+    assert torch.allclose(fresh, base, atol=1e-6) == METHODS[method].starts_as_identity
+
+
+def test_the_estimate_counts_the_parameters_that_peft_counts(method, tiny_model_folder, tmp_path):
+    config = config_of(tiny_model_folder, method)
+    model = make_training(config, ROWS, tmp_path).trainer.model
+    shape = inventory_of(json.loads((tiny_model_folder / "config.json").read_text()))
+
+    counted = count_trainable(shape, config.adapter, find_targets(shape, config.adapter))
+
+    assert (counted.trainable, counted.total) == model.get_nb_trainable_parameters()
+
+
+def test_the_settings_of_a_method_are_those_of_its_configuration(method, tiny_model_folder, tmp_path):
+    config = config_of(tiny_model_folder, method)
+    training = make_training(config, ROWS, tmp_path)
+    save_adapter(training.trainer.model, training.trainer.processing_class, tmp_path / "adapter")
+
+    written = PeftConfig.from_pretrained(str(tmp_path / "adapter")).to_dict()
+
+    assert written["peft_type"] == METHODS[method].peft_type
+    for name, value in METHODS[method].peft_arguments(config.adapter).items():
+        assert written[name] == value or name == "total_step", name
+
+
+def test_every_tensor_of_an_adapter_bears_a_mark_of_its_method(method, tiny_model_folder, tmp_path):
+    training = make_training(config_of(tiny_model_folder, method), ROWS, tmp_path)
+    save_adapter(training.trainer.model, training.trainer.processing_class, tmp_path / "adapter")
+
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+
+    if METHODS[method].adapts_layers:
+        assert all(any(mark in name for mark in METHODS[method].tensor_marks) for name in names)
+    else:
+        assert set(names) == {"prompt_embeddings"}
+    shutil.rmtree(tmp_path / "adapter")
