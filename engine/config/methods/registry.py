@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from engine.config.methods.adalora import AdaLora, AdaLoraSettings
 from engine.config.methods.base import PairRule, PeftMethod
 from engine.config.methods.full import FullFineTuning
 from engine.config.methods.ia3 import Ia3, Ia3Settings
@@ -11,6 +12,7 @@ from engine.config.methods.shared import SharedSettings
 
 _ALL: tuple[PeftMethod, ...] = (
     Lora(),
+    AdaLora(),
     Ia3(),
     PrefixTuning(),
     FullFineTuning(),
@@ -22,6 +24,7 @@ FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_a
 
 
 class MethodSettings(  # fields come in the order of these classes, the last one first
+    AdaLoraSettings,
     Ia3Settings,
     LoraSettings,
     SharedSettings,

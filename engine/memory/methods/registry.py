@@ -3,6 +3,7 @@
 from engine.memory.autograd.tensors import Value
 from engine.memory.layers.projections import base_projection
 from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.adalora import AdaLoraMemory
 from engine.memory.methods.base import MemoryRule
 from engine.memory.methods.ia3 import Ia3Memory
 from engine.memory.methods.lora import LoraMemory
@@ -11,6 +12,7 @@ from engine.models.shape import ModuleShape
 
 MEMORY_RULES: dict[str, MemoryRule] = {
     "lora": LoraMemory(),
+    "adalora": AdaLoraMemory(),
     "ia3": Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
     "none": MemoryRule(),

@@ -3,12 +3,14 @@
 from typing import Any
 
 from engine.config.methods.registry import method_of_peft_type
+from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
 from engine.training.methods.ia3 import Ia3Trainer
 from engine.training.methods.lora import LoraTrainer
 
 METHOD_TRAINERS: dict[str, MethodTrainer] = {
     "lora": LoraTrainer(),
+    "adalora": AdaLoraTrainer(),
     "ia3": Ia3Trainer(),
 }
 _PLAIN = MethodTrainer()
