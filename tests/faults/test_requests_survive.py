@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from engine.runs.checkpoints import list_checkpoints, newest_intact
 from engine.runs.control import request_cancel, request_stop
-from engine.training.interruption import REPEAT_SECONDS
+from engine.training.signals import REPEAT_SECONDS
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.training.worker_runs import losses_of, said
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.history.events import AnyEventData
+from engine.runs.history.events import EventData
 from engine.runs.run import RunFolder
 from engine.runs.supervision.progress_watch import ProgressWatch, SilenceLimits
 from engine.training import reporting
@@ -24,7 +24,7 @@ class FullDisk:
     def __init__(self) -> None:
         self.has_room = False
 
-    def append(self, data: AnyEventData) -> object:
+    def append(self, data: EventData) -> object:
         if not self.has_room:
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise StorageError(

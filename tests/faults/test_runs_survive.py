@@ -14,6 +14,7 @@ import pytest
 from engine.executors.local import WorkerOrder
 from engine.processes.identity import ProcessIdentity
 from engine.runs.control import request_resume
+from engine.runs.history.events import StepData
 from engine.runs.history.log import read_events
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunState
@@ -74,9 +75,9 @@ def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(sto
     with server():
         state = wait_for_state(run, "completed", "failed", "interrupted")
 
-    steps = [event for event in read_events(run.folder.events).events if event.kind == "step"]
+    steps = [event.data for event in read_events(run.folder.events).events if isinstance(event.data, StepData)]
     assert state.state == "completed"
-    assert [event.data.step for event in steps] == list(range(1, 61))
+    assert [step.step for step in steps] == list(range(1, 61))
     assert [event.seq for event in read_events(run.folder.events).events] == list(
         range(1, len(read_events(run.folder.events).events) + 1)
     )

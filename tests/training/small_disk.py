@@ -11,10 +11,10 @@ import threading
 import time
 from pathlib import Path
 
-from engine.runs.history.events import StepData
+from engine.runs.history.events import CheckpointData, StepData, WarningData
 from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
-from engine.training.checkpoint import CheckpointFacts, replace_folder, write_checkpoint
+from engine.training.checkpoints.folder import CheckpointFacts, replace_folder, write_checkpoint
 
 DISK_BYTES = 4 << 20
 WEIGHTS = b"\1" * (1 << 20)
@@ -87,10 +87,10 @@ def main(disk: Path) -> None:
     result = {
         "told": told,
         "codes": codes(log),
-        "steps": [event.data.step for event in said if event.kind == "step"],
+        "steps": [event.data.step for event in said if isinstance(event.data, StepData)],
         "seqs": [event.seq for event in said],
         "whole": read_events(log).next_offset == log.stat().st_size,
-        "checkpoints": [event.data.name for event in said if event.kind == "checkpoint"],
+        "checkpoints": [event.data.name for event in said if isinstance(event.data, CheckpointData)],
         "adapter_bytes": (adapter / "weights").stat().st_size,
         "left": sorted(path.name for path in disk.iterdir()),
     }
@@ -99,7 +99,7 @@ def main(disk: Path) -> None:
 
 def codes(log: Path) -> list[str]:
     """Codes of the warnings so far."""
-    return [event.data.code for event in read_events(log).events if event.kind == "warning"]
+    return [event.data.code for event in read_events(log).events if isinstance(event.data, WarningData)]
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import torch
 from transformers import TrainerCallback
 
 from engine.hardware.device import Device
-from engine.training.ahead import StepsAhead
-from engine.training.batches import join, pad
-from engine.training.hooks import TrainerHooks
+from engine.training.batching.batches import join, pad
+from engine.training.batching.steps import PrefetchedSteps, StepBatch
+from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement
-from engine.training.steps import StepBatch
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
 ROWS = make_rows(13)
@@ -39,7 +38,7 @@ def test_steps_come_in_order_and_one_is_made_before_it_is_asked_for():
             wanted.release()
             yield StepBatch((pad([ROWS[number]], 0),))
 
-    ahead = StepsAhead(steps(), pins=False)
+    ahead = PrefetchedSteps(steps(), pins=False)
     first = next(ahead)
     assert wanted.acquire(timeout=10)
     assert wanted.acquire(timeout=10)  # the second one, which nobody has asked for
@@ -54,7 +53,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_step_is_asked_for():
         yield StepBatch(())
         raise OSError("the file is gone")
 
-    ahead = StepsAhead(steps(), pins=False)
+    ahead = PrefetchedSteps(steps(), pins=False)
     next(ahead)
     with pytest.raises(OSError, match="the file is gone"):
         next(ahead)
@@ -128,7 +127,7 @@ class StopAfter(TrainerCallback):
 
 
 def test_a_resumed_run_goes_on_bit_by_bit(tiny_model_folder, tmp_path):
-    from engine.training.state_files import random_state
+    from engine.training.checkpoints.state_files import random_state
 
     whole = make(tiny_model_folder, tmp_path, ahead=False)
     whole.trainer.train()

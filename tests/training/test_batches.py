@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.training.batches import JOINED_MULTIPLE, join, pad
+from engine.config.rules import JOINED_MULTIPLE
+from engine.training.batching.batches import join, pad
 
 
 @dataclass

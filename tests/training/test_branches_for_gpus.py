@@ -13,20 +13,22 @@ import torch
 import transformers
 from torch import distributed
 
+from engine.config.rules import optimizer_name
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
 from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 from engine.runs import prediction
-from engine.training import attention, build, placement, worker
-from engine.training.attention import JoinedRows, joined_attention
-from engine.training.build import load_model, optimizer_name, training_arguments
-from engine.training.companions import Companions
+from engine.training import build, placement, worker
+from engine.training.build import load_model, training_arguments
+from engine.training.checkpoints.state_files import load_plain, random_state
 from engine.training.failure import explain
-from engine.training.loss import _chunks
+from engine.training.ops import attention
+from engine.training.ops.attention import JoinedRows, joined_attention
+from engine.training.ops.loss import _chunks
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import choose_precision
+from engine.training.process_group import ProcessGroup
 from engine.training.quick_dropout import DropoutMask
-from engine.training.state_files import load_plain, random_state
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
@@ -128,7 +130,7 @@ def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
     ],
 )
 def test_processors_and_cuda_have_a_fused_kernel_for_the_same_optimizer(where, optim, expected):
-    assert optimizer_name(make_config(Path("m"), training={"optim": optim}).training, where) == expected
+    assert optimizer_name(optim, where.torch_device.type) == expected
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_the_scale_of_the_loss_survives_a_checkpoint(tiny_model_folder, tmp_path
 def test_companions_speak_on_the_device_that_their_backend_takes(monkeypatch, backend, expected):
     monkeypatch.setattr(distributed, "get_backend", lambda: backend)
 
-    assert Companions(0, 2)._device == expected
+    assert ProcessGroup(0, 2)._device == expected
 
 
 def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from engine.config.rules import Cadence
 from engine.config.training import TrainingConfig
-from engine.training.callback import Cadence
 
 
 def at(predicate, total):

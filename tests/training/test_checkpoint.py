@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.runs.checkpoints import MANIFEST, damage, is_intact, list_checkpoints, newest_intact
-from engine.training.checkpoint import (
+from engine.training.checkpoints.folder import (
     CheckpointFacts,
     replace_folder,
     restore_folder,

@@ -11,9 +11,9 @@ from engine.models.source import ModelSource
 from engine.runs.run import RunFolder
 from engine.training.build import load_model
 from engine.training.failure import CancelledError
-from engine.training.interruption import REPEAT_SECONDS, Interruption
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
+from engine.training.signals import REPEAT_SECONDS, StopRequests
 from tests.training.tiny_training import CPU, make_config
 
 SECOND_REQUEST = REPEAT_SECONDS + 1.0
@@ -40,7 +40,7 @@ def signals_restored():
 
 
 def listening(tmp_path, clock, world_size=1):
-    interruption = Interruption(RunFolder(tmp_path), world_size, clock)
+    interruption = StopRequests(RunFolder(tmp_path), world_size, clock)
     interruption.listen()
     return interruption
 

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from engine.runs.run import RunFolder
-from engine.training.best_weights import go_back_to_best
-from engine.training.checkpoint import CheckpointFacts, write_checkpoint
-from engine.training.companions import ALONE
-from engine.training.hooks import Progress
+from engine.training.callbacks import Progress
+from engine.training.checkpoints.folder import CheckpointFacts, go_back_to_best, write_checkpoint
+from engine.training.process_group import SINGLE_PROCESS
 
 
 class Events:
@@ -34,10 +33,12 @@ def folder(tmp_path):
 def end_with_the_best_of(folder, monkeypatch, best_step):
     """Ends a run of six steps; returns its voice and the checkpoints that were loaded."""
     loaded = []
-    monkeypatch.setattr("engine.training.best_weights.load_trained", lambda _model, path: loaded.append(path.name))
+    monkeypatch.setattr(
+        "engine.training.checkpoints.folder.load_trained", lambda _model, path: loaded.append(path.name)
+    )
     events = Events()
     trainer = SimpleNamespace(model=None, progress=Progress(best_step=best_step))
-    go_back_to_best(trainer, 6, folder.checkpoints, events, ALONE)
+    go_back_to_best(trainer, 6, folder.checkpoints, events, SINGLE_PROCESS)
     return events, loaded
 
 

@@ -11,7 +11,7 @@ import torch
 from engine.errors import ModelError
 from engine.hardware.device import Device
 from engine.training.assembly import _with_liger
-from engine.training.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
+from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
 from engine.training.placement import Placement
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.training import loss as loss_module
-from engine.training.loss import LogitTransform, TrainedTokens, attach_loss, summed_loss
+from engine.training.ops import loss as loss_module
+from engine.training.ops.loss import LogitTransform, TrainedTokens, attach_loss, summed_loss
 
 VOCABULARY, WIDTH = 97, 24
 
@@ -13,7 +13,7 @@ VOCABULARY, WIDTH = 97, 24
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Seven positions at a time, so that several chunks are needed."""
-    monkeypatch.setattr(loss_module, "_CHUNK_BYTES_CPU", 7 * VOCABULARY * 4)
+    monkeypatch.setattr(loss_module, "LOSS_CHUNK_BYTES_CPU", 7 * VOCABULARY * 4)
 
 
 def make_head(*, trained: bool, bias: bool = False) -> torch.nn.Linear:

@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from engine.training.callbacks import LOOK_STEPS, MOST_SKIPPED_IN_A_ROW, SkippedSteps, TrainerHooks
 from engine.training.failure import DivergedError, check_loss
-from engine.training.hooks import TrainerHooks
-from engine.training.overflow import LOOK_STEPS, MOST_SKIPPED_IN_A_ROW, SkippedSteps
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 ROWS = make_rows(13)

@@ -4,6 +4,7 @@ import pytest
 
 from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
+from engine.runs.history.events import FailedData
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
@@ -30,7 +31,7 @@ def test_data_that_changed_since_the_run_was_filed_ends_it_with_the_reason(worke
 
     assert workers.run(filed.folder.path) == EXIT_FAILED
 
-    failed = [event for event in events_of(filed) if event.kind == "failed"][-1].data
+    failed = [event.data for event in events_of(filed) if isinstance(event.data, FailedData)][-1]
     assert failed.cause == "dataset"
     assert "no longer those that this run was filed with" in failed.what
     assert "start a new run" in failed.fix

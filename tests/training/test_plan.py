@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.training.plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
+from engine.training.batching.plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
 
 
 def make_settings(**values) -> PlanSettings:

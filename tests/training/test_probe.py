@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from engine.config.rules import QUERY_TILE
 from engine.errors import ModelError
 from engine.models.source import ModelSource
-from engine.training import attention, probe
 from engine.training.assembly import assemble
-from engine.training.attention import QUERY_TILE
+from engine.training.batching import probe
 from engine.training.build import add_adapter, load_model
+from engine.training.ops import attention
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
 from tests.tiny_model import make_tiny_model

@@ -7,10 +7,15 @@ import pytest
 
 from engine.errors import RunError, StorageError
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
-from engine.training.checkpoint import CheckpointFacts, forget_damaged, write_checkpoint
-from engine.training.plan import PlanSettings
-from engine.training.resuming import find_checkpoint, open_checkpoint, row_plan, settled_order
-from engine.training.trainer import RANDOM_FILE
+from engine.training.batching.plan import PlanSettings, row_plan, settled_order
+from engine.training.checkpoints.folder import (
+    CheckpointFacts,
+    find_checkpoint,
+    forget_damaged,
+    open_checkpoint,
+    write_checkpoint,
+)
+from engine.training.checkpoints.state_files import RANDOM_FILE
 
 
 def fill(folder):

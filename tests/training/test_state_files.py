@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.optimization import Adafactor, get_cosine_schedule_with_warmup
 
-from engine.training.state_files import (
+from engine.training.checkpoints.state_files import (
     load_optimizer,
     load_plain,
     load_random_state,

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from engine.training.build import add_adapter
-from engine.training.hooks import TrainerHooks
-from engine.training.state_files import random_state
+from engine.training.callbacks import TrainerHooks
+from engine.training.checkpoints.state_files import random_state
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 ROWS = make_rows(13)

@@ -12,7 +12,7 @@ from engine.runs.checkpoints import MANIFEST, describe_files, read_manifest
 from engine.runs.history.events import FailedData
 from engine.runs.history.log import note_failure, noted_failure
 from engine.training import faults
-from engine.training.trainer import PROGRESS_FILE
+from engine.training.checkpoints.state_files import PROGRESS_FILE
 from engine.training.worker import EXIT_FINISHED
 from tests.fork_server import REPOSITORY
 from tests.training.tiny_training import make_config, make_training

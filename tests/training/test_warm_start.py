@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from engine.errors import ConfigError
 from engine.models.source import ModelSource
 from engine.training.build import add_adapter, load_model
+from engine.training.checkpoints.trained_weights import save_adapter
+from engine.training.checkpoints.warm_start import load_warm_start, untrained_base
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
-from engine.training.trained_state import save_adapter
-from engine.training.warm_start import load_warm_start, untrained_base
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 from tests.training.tiny_training import CPU, make_config
 

@@ -13,11 +13,11 @@ from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
 from engine.training.assembly import Assembly, assemble
+from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
-from engine.training.hooks import LoggedStep, TrainerHooks
+from engine.training.callbacks import LoggedStep, TrainerHooks
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
-from engine.training.steps import TrainerRows
 from engine.training.trainer import LoratoryTrainer
 
 CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from engine.training.companions import Companions
 from engine.training.placement import Placement
+from engine.training.process_group import ProcessGroup
 from tests.training.tiny_training import CPU, Row, make_config, make_training
 
 ROWS = [
@@ -22,7 +22,7 @@ EPOCHS = 6  # in some of them the first process has nothing to learn, in others 
 
 
 def main(model: str, folder: str, head: str, rows: str) -> None:
-    companions = Companions.from_environment()
+    companions = ProcessGroup.from_environment()
     torch.set_num_threads(1)
     one_row = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": EPOCHS}
     adapter = {"method": "none"} if head == "trained" else {}
