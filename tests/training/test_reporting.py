@@ -17,8 +17,8 @@ from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
 from engine.training.failure import CancelledError, explain
 from engine.training.reporting import RunEvents
-from tests.training import small_disk
 from tests.fork_server import REPOSITORY
+from tests.training import small_disk
 
 
 class Requests:
