@@ -3,7 +3,7 @@
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 ProblemKind = Literal[
@@ -104,6 +104,21 @@ def bad_record(position: Position, raw: bytes, kind: ProblemKind, problem: str) 
     return Record(position.row, position.line, None, raw[:1000], position.offset, kind, problem)
 
 
+def not_utf8(error: UnicodeDecodeError, before: int = 0) -> str:
+    """Why text is not read whose decoding failed, `before` bytes after the beginning of its row."""
+    return f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {before + error.start + 1}"
+
+
+def known_sum(values: Iterable[int | None]) -> int | None:
+    """The sum, where every value is known."""
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
+
+
 def too_long(size_bytes: int) -> str:
     """Why a row of that size is not read."""
     return f"the row is {size_bytes / 1e6:,.0f} MB long; {MAX_ROW_BYTES >> 20} MiB is the most"
@@ -124,39 +139,20 @@ def describe_kind(value: Any) -> str:
     return "an object" if isinstance(value, Mapping) else "text" if isinstance(value, str) else type(value).__name__
 
 
-SourceKind = Literal[
-    "json_lines", "list_lines", "json_array", "json_objects", "delimited", "lines", "paragraphs", "parquet", "hub"
-]
-
-_KIND_WORDS: dict[SourceKind, str] = {
-    "json_lines": "JSON Lines",
-    "list_lines": "lists of turns, one on each line",
-    "json_array": "JSON array",
-    "json_objects": "JSON objects over several lines",
-    "delimited": "CSV",
-    "lines": "plain text, a row for each line",
-    "paragraphs": "plain text, a row for each paragraph",
-    "parquet": "Parquet",
-    "hub": "Hub dataset",
-}
-
-DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
-
-
 class SourceForm(NamedTuple):
     """What rows come in; of several files, that of the first."""
 
-    kind: SourceKind
+    kind: str  # such as "json_lines"; exported scripts have their own code for each
+    label: str  # the same for people
     encoding: str = "utf-8"  # of Python's codec; a mark at the beginning is not part of it
     delimiter: str = ""  # between the cells of a table
     is_gzipped: bool = False
 
     @property
     def words(self) -> str:
-        """The same for people."""
-        delimiter = f", {DELIMITERS[self.delimiter]} between cells" if self.delimiter else ""
+        """The whole form for people."""
         encoding = "" if self.encoding == "utf-8" else f", {self.encoding.upper()}"
-        return f"{_KIND_WORDS[self.kind]}{delimiter}{encoding}{', gzip' if self.is_gzipped else ''}"
+        return f"{self.label}{encoding}{', gzip' if self.is_gzipped else ''}"
 
 
 class RowSource(Protocol):

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.dataset import DatasetConfig
-from engine.data.files import open_file
+from engine.data.files import DATA_ENDINGS, kind_of, open_file
 from engine.data.files.access import (
     ANY_FILE,
     DataAccess,
     shown_name,
 )
-from engine.data.files.endings import DATA_ENDINGS, family_of
+from engine.data.files.plain_text import PLAIN_TEXT
 from engine.data.hub import is_on_hub
 from engine.data.records import (
     Record,
     RowSource,
     approach_row,
+    known_sum,
     numbered_rows,
     picked_rows,
 )
@@ -104,7 +105,7 @@ MAX_ENTRIES = 50_000
 def describes_data(file: Path) -> bool:
     """Whether a file is a README, a licence or the like by its name, or what a library notes down about a dataset."""
     name = file.name.lower()
-    is_document = family_of(file.name) == "text" and _DOCUMENT.fullmatch(file.stem) is not None
+    is_document = kind_of(file.name) is PLAIN_TEXT and _DOCUMENT.fullmatch(file.stem) is not None
     return is_document or name in _NOTED_DOWN
 
 
@@ -162,9 +163,7 @@ class ManyFiles:
 
     @property
     def total_rows(self) -> int | None:
-        totals = [file.total_rows for file in self._files]
-        known = [total for total in totals if total is not None]
-        return sum(known) if len(known) == len(totals) else None
+        return known_sum(file.total_rows for file in self._files)
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
         """Rows from `first_row` on, numbered through all files."""
@@ -191,7 +190,7 @@ def data_files(folder: Path, split: str) -> list[Path]:
     Raises:
         DatasetError: If there is more in the folder than anybody keeps in one of data.
     """
-    found = sorted(file for file in files_below(folder) if family_of(file.name) is not None)
+    found = sorted(file for file in files_below(folder) if kind_of(file.name) is not None)
     inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(folder)]
     data = [file for file in inside if not describes_data(file)] or inside
     return [file for file in data if split and file.name.lower().startswith(split.lower())] or data

@@ -16,7 +16,7 @@ from datasets.exceptions import (
 from datasets.table import CastError
 
 from engine.config.dataset import DatasetConfig
-from engine.data.files.endings import DATA_ENDINGS
+from engine.data.files import DATA_ENDINGS
 from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions

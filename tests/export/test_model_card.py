@@ -10,7 +10,7 @@ from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.dataset import DatasetConfig
 from engine.config.load import config_from_mapping
-from engine.data.files.endings import DATA_ENDINGS
+from engine.data.files import DATA_ENDINGS
 from engine.evaluation.contract import BranchLoss, EvaluationResult, MeanScores, evaluation_file
 from engine.export.card_facts import data_names, gather_facts, hub_datasets, loss_curve
 from engine.export.model_card import write_card

@@ -1,31 +1,75 @@
-"""The file kinds: the one table of endings, and opening a file by its content."""
+"""The file kinds and the one table of their endings. To add a kind, write its module and name it here."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from engine.data.files.access import UnpackedFile, gzipped_magic, open_regular, shown_name
-from engine.data.files.endings import family_of
-from engine.data.files.parquet import PARQUET_MAGIC, ParquetRows
+from engine.data.files.access import UnpackedFile, gzipped_start, open_regular, shown_name
+from engine.data.files.delimited import DELIMITED
+from engine.data.files.json_files import JSON, JSON_LINES
+from engine.data.files.kinds import BinaryKind, TextKind, TextStart
+from engine.data.files.parquet import PARQUET
+from engine.data.files.plain_text import PLAIN_TEXT
 from engine.data.files.text_file import TextFileRows
 from engine.data.files.text_stream import TextStream
 from engine.data.records import RowSource
 from engine.errors import DatasetError
 
+BINARY_KINDS: tuple[BinaryKind, ...] = (PARQUET,)
+TEXT_KINDS: tuple[TextKind, ...] = (JSON_LINES, JSON, DELIMITED, PLAIN_TEXT)  # the last one takes every text
+
+_KINDS: tuple[BinaryKind | TextKind, ...] = (*BINARY_KINDS, *TEXT_KINDS)
+_KIND_OF_ENDING = {ending: kind for kind in _KINDS for ending in kind.endings}
+# Files that are named by mistake: not read, and not a dataset on the Hub either.
+_OTHER_FILES = frozenset(
+    ".7z .arrow .bin .bz2 .db .doc .docx .feather .gguf .gz .h5 .html .ipynb .npy .npz .ods .odt .orc .pdf .pickle .pkl "
+    ".pt .rtf .safetensors .sqlite .tar .tgz .xls .xlsx .xml .xz .yaml .yml .zip .zst".split()
+)
+
+DATA_ENDINGS = tuple(sorted(_KIND_OF_ENDING))
+
+_MAGIC_BYTES = 8
+
+
+def kind_of(name: str) -> BinaryKind | TextKind | None:
+    """Return the kind that a file's name means, also where it is gzipped; None where the ending says nothing."""
+    return _KIND_OF_ENDING.get(PurePath(name.lower().removesuffix(".gz")).suffix)
+
+
+def names_file(name: str) -> bool:
+    """Return whether a name ends as only files do, and so means no dataset on the Hub."""
+    return kind_of(name) is not None or PurePath(name.lower()).suffix in _OTHER_FILES
+
 
 def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
-    """Open one file by what is in it.
+    """Open one file by its content.
+
+    Args:
+        path: A regular file.
+        index_folder: Keeps indexes of rows and unpacked files; None keeps none.
 
     Raises:
         DatasetError: If it cannot be read, or holds no rows.
     """
     with open_regular(path) as file:
-        magic = file.read(4)
-    if magic == PARQUET_MAGIC:
-        return ParquetRows(path)
-    if gzipped_magic(path) == PARQUET_MAGIC:
-        return ParquetRows(path, UnpackedFile(path, index_folder))
-    if family_of(path.name) == "parquet":
-        TextStream(path)  # says what it is instead, where that can be told
+        start = file.read(_MAGIC_BYTES)
+    kind = _binary_kind(start)
+    if kind is not None:
+        return kind.open(path, None)
+    kind = _binary_kind(gzipped_start(path, _MAGIC_BYTES))
+    if kind is not None:
+        return kind.open(path, UnpackedFile(path, index_folder))
+    stream = TextStream(path)  # raises where it can tell what the file is instead
+    named = kind_of(path.name)
+    if isinstance(named, BinaryKind):
         raise DatasetError(
-            f"{shown_name(path.name)} is no Parquet file, whatever its name says.", "Choose the right file."
+            f"{shown_name(path.name)} is not a {named.label} file, despite its extension.", "Choose the right file."
         )
-    return TextFileRows(path, index_folder)
+    head = stream.head().lstrip()
+    if not head:
+        raise DatasetError(f"{shown_name(path.name)} is empty.", "Choose a file with rows in it.")
+    kinds = (named,) if named is not None and named.trusts_ending else TEXT_KINDS
+    readers = (kind.recognize(TextStart(stream, head, named)) for kind in kinds)
+    return TextFileRows(stream, next(reader for reader in readers if reader is not None), index_folder)
+
+
+def _binary_kind(start: bytes) -> BinaryKind | None:
+    return next((kind for kind in BINARY_KINDS if start.startswith(kind.magics)), None)

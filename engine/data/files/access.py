@@ -172,7 +172,7 @@ _FOLDER = "unpacked"
 _KEPT_SECONDS = 7 * 24 * 3600.0
 
 
-def gzipped_magic(path: Path, size: int = 4) -> bytes:
+def gzipped_start(path: Path, size: int) -> bytes:
     """The first bytes of what a gzip file holds; empty for any other file, and for one that is damaged."""
     with open_regular(path) as file:
         if file.read(2) != GZIP_MAGIC:

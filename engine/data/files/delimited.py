@@ -1,14 +1,26 @@
 """Rows of a CSV or TSV file: delimiter found by looking, quoted cells over several lines, lost quotes survived."""
 
 import csv
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
 
 from engine.data.files.access import shown_name
+from engine.data.files.kinds import TextKind, TextReader, TextStart
 from engine.data.files.text_stream import Line, TextStream, read_lines
-from engine.data.records import DELIMITERS, MAX_ROW_BYTES, Position, ProblemKind, Record, bad_record, too_long
+from engine.data.records import (
+    MAX_ROW_BYTES,
+    Position,
+    ProblemKind,
+    Record,
+    SourceForm,
+    bad_record,
+    not_utf8,
+    too_long,
+)
 from engine.errors import DatasetError
 
+_DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _NEVER_CLOSED = "a quotation mark opens here and is never closed"
 
 _NOT_CLOSED = "unexpected end of data"  # how Python's reader says it
@@ -18,7 +30,7 @@ _VEILED_RETURN = "\udc0d"  # half a character, which text in UTF-8 never holds
 _MAX_LINES_OF_A_ROW = 5000  # a quoted cell that goes on for longer has lost its closing quote
 
 
-class DelimitedReader:
+class DelimitedReader(TextReader):
     """A CSV file with its delimiter and header known.
 
     Args:
@@ -31,8 +43,10 @@ class DelimitedReader:
     def __init__(self, stream: TextStream) -> None:
         self._stream = stream
         csv.field_size_limit(MAX_ROW_BYTES)
-        self.columns: tuple[str, ...] = ()
         self.delimiter = _sniff_delimiter(stream.head().decode("utf-8", "replace"))
+        self.form = SourceForm(
+            "delimited", f"CSV, {_DELIMITERS[self.delimiter]} between cells", delimiter=self.delimiter
+        )
         self.columns = self._read_header()
 
     def read(self, start: Position) -> Iterator[Record]:
@@ -95,8 +109,7 @@ class DelimitedReader:
         except UnicodeDecodeError as error:
             lines.push_back(taken[1:])
             before = sum(len(line.data) + 1 for line in taken[:-1])
-            problem = f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {before + error.start + 1}"
-            return _Cells(first, first.data, kind="not_utf8", problem=problem)
+            return _Cells(first, first.data, kind="not_utf8", problem=not_utf8(error, before))
         except csv.Error as error:
             lines.push_back(taken[1:])
             if len(taken) == 1 and _NOT_CLOSED not in str(error):
@@ -185,7 +198,7 @@ def _sniff_delimiter(head: str) -> str:
     """The character that cuts the first lines into the same number of cells, at least two; a comma if none does."""
     lines = [line.rstrip("\r").replace("\r", _VEILED_RETURN) for line in head.split("\n") if line.strip()][:20]
     best, best_score = ",", (0, 0)
-    for delimiter in DELIMITERS:
+    for delimiter in _DELIMITERS:
         try:
             rows = [row for row in csv.reader([f"{line}\n" for line in lines], delimiter=delimiter) if row]
         except csv.Error:
@@ -195,3 +208,18 @@ def _sniff_delimiter(head: str) -> str:
         if score > best_score:
             best, best_score = delimiter, score
     return best
+
+
+def _recognize(start: TextStart) -> DelimitedReader | None:
+    if start.named is DELIMITED:
+        return DelimitedReader(start.stream)
+    try:
+        reader = DelimitedReader(start.stream)
+    except DatasetError:
+        return None
+    rows = list(itertools.islice(reader.read(Position(0, 1, 0)), 5))
+    width = len(reader.columns)
+    return reader if width > 1 and rows and all(len(row.value or ()) == width for row in rows) else None
+
+
+DELIMITED = TextKind("CSV", (".csv", ".tab", ".tsv"), _recognize)

@@ -3,10 +3,11 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from json import JSONDecoder
 from typing import Any
 
+from engine.data.files.kinds import TextKind, TextReader, TextStart
 from engine.data.files.text_stream import TextStream, read_lines
 from engine.data.formats.turns import conversation_column
 from engine.data.records import (
@@ -14,8 +15,10 @@ from engine.data.records import (
     Position,
     Record,
     RowProblemError,
+    SourceForm,
     bad_record,
     describe_kind,
+    not_utf8,
     shortened,
     too_long,
 )
@@ -49,9 +52,7 @@ def parse_json(raw: bytes) -> Any:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowProblemError(
-            "not_utf8", f"not UTF-8: byte 0x{raw[error.start]:02X} at position {error.start + 1}"
-        ) from error
+        raise RowProblemError("not_utf8", not_utf8(error)) from error
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -92,22 +93,31 @@ def _why(error: json.JSONDecodeError) -> str:
     return f"{reason} (character {error.pos + 1:,})"
 
 
-class JsonLinesReader:
+class JsonLinesReader(TextReader):
     """A JSONL file.
 
     Args:
         stream: The file.
+        lists: Whether its lines are lists of turns.
     """
 
-    def __init__(self, stream: TextStream) -> None:
+    def __init__(self, stream: TextStream, *, lists: bool = False) -> None:
         self._stream = stream
+        self.form = (
+            SourceForm("list_lines", "lists of turns, one on each line")
+            if lists
+            else SourceForm("json_lines", "JSON Lines")
+        )
 
     def read(self, start: Position) -> Iterator[Record]:
         """Rows from `start` on."""
-        return (record for record in self.read_some(start, None) if record is not None)
+        return (record for record in self._read(start, None) if record is not None)
 
-    def read_some(self, start: Position, wanted: Container[int] | None) -> Iterator[Record | None]:
-        """Rows from `start` on, with None in place of those that are not wanted, which are not read."""
+    def pick(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
+        """Rows from `start` on, with None in place of those that are not wanted, which are not parsed."""
+        return self._read(start, wanted)
+
+    def _read(self, start: Position, wanted: frozenset[int] | None) -> Iterator[Record | None]:
         row = start.row
         for line in read_lines(self._stream, start.offset, start.line):
             if wanted is not None and row not in wanted:
@@ -119,7 +129,7 @@ class JsonLinesReader:
                 yield json_record(Position(row, line.number, line.offset), line.data)
             row += 1
 
-    def skim(self, start: Position) -> Iterator[Position]:
+    def positions(self, start: Position) -> Iterator[Position]:
         """Where rows begin, from `start` on, without reading what they say."""
         row = start.row
         for line in read_lines(self._stream, start.offset, start.line):
@@ -144,7 +154,7 @@ _SPACE = b" \t\r\n"
 _MAX_DEPTH = 1_000_000
 
 
-class JsonValuesReader:
+class JsonValuesReader(TextReader):
     """Cuts a stream of JSON into its rows, holding one row at a time.
 
     Args:
@@ -155,7 +165,11 @@ class JsonValuesReader:
     def __init__(self, stream: TextStream, array: bool) -> None:
         self._stream = stream
         self._array = array
-        self.notes: list[str] = []  # what is odd about the file as a whole, once it has been read to its end
+        self.form = (
+            SourceForm("json_array", "JSON array")
+            if array
+            else SourceForm("json_objects", "JSON objects over several lines")
+        )
 
     def read(self, start: Position) -> Iterator[Record]:
         """Rows from `start` on; `Position(0, 1, 0)` begins with the file."""
@@ -293,3 +307,46 @@ def _is_closed(string: bytes) -> bool:
 def _ends_escaped(text: bytes) -> bool:
     match = _TRAILING_BACKSLASHES.search(text)
     return match is not None and len(match.group()) % 2 == 1
+
+
+def _recognize_lines(start: TextStart) -> JsonLinesReader | None:
+    first = start.head[:1]
+    is_named = start.named in (JSON, JSON_LINES)
+    if first == b"[":
+        has_lists = (is_named or start.named is None) and _has_list_lines(start)
+        return JsonLinesReader(start.stream, lists=True) if has_lists else None
+    if first == b"{":
+        is_lines = start.named is JSON_LINES or _ends_on_first_line(start)
+        return JsonLinesReader(start.stream) if is_lines else None
+    return JsonLinesReader(start.stream) if is_named else None
+
+
+def _recognize_values(start: TextStart) -> JsonValuesReader | None:
+    first = start.head[:1]
+    if first == b"[":
+        return JsonValuesReader(start.stream, array=True) if start.named in (JSON, JSON_LINES, None) else None
+    return JsonValuesReader(start.stream, array=False) if first == b"{" else None
+
+
+def _ends_on_first_line(start: TextStart) -> bool:
+    line = start.head.split(b"\n", 1)[0].strip()
+    return line.endswith(b"}") or len(line) == len(start.head) == len(start.stream.head())
+
+
+def _has_list_lines(start: TextStart) -> bool:
+    """Whether a file that begins with a bracket has a list on each line, and not one array over all of them."""
+    head = start.head
+    if b"\n" not in head:
+        head = start.stream.head(MAX_ROW_BYTES + 1).lstrip()
+        if b"\n" not in head and len(head) > MAX_ROW_BYTES:
+            return False
+    first, _, rest = head.partition(b"\n")
+    if not first.rstrip().endswith(b"]"):
+        return False
+    if rest.strip():
+        return rest.lstrip()[:1] in (b"[", b"{")
+    return start.named is JSON_LINES and json_record(Position(0, 1, 0), first).value is not None
+
+
+JSON_LINES = TextKind("JSON Lines", (".jsonl", ".jsonlines", ".ndjson"), _recognize_lines)
+JSON = TextKind("JSON", (".json",), _recognize_values)

@@ -13,6 +13,7 @@ from engine.data.files.access import (
     shown_name,
 )
 from engine.data.files.arrow_rows import batch_records, row_sizes, value_count
+from engine.data.files.kinds import BinaryKind
 from engine.data.records import MAX_ROW_BYTES, Record, SourceForm, picked
 from engine.errors import DatasetError
 
@@ -194,7 +195,7 @@ class ParquetRows:
 
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
         self.name = shown_name(path.name)
-        self.form = SourceForm("parquet", is_gzipped=unpacked is not None)
+        self.form = SourceForm("parquet", "Parquet", is_gzipped=unpacked is not None)
         self.kind = self.form.words
         self.notes: tuple[str, ...] = ()
         self._original = path
@@ -374,3 +375,6 @@ def _rows_at_once(row_bytes: float, most: int) -> int:
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__
+
+
+PARQUET = BinaryKind("Parquet", (".parquet",), (PARQUET_MAGIC,), ParquetRows)

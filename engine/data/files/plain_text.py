@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
+from engine.data.files.kinds import TextKind, TextReader
 from engine.data.files.text_stream import Line, TextStream, read_lines
-from engine.data.records import MAX_ROW_BYTES, Position, Record, bad_record, too_long
+from engine.data.records import MAX_ROW_BYTES, Position, Record, SourceForm, bad_record, not_utf8, too_long
 
 TEXT_COLUMN = "text"
 
 
-class PlainTextReader:
+class PlainTextReader(TextReader):
     """A text file.
 
     Args:
@@ -18,19 +19,25 @@ class PlainTextReader:
     def __init__(self, stream: TextStream) -> None:
         self._stream = stream
         lines = stream.head().rstrip().split(b"\n")
-        self.by_paragraph = any(not line.strip() for line in lines)
+        self._by_paragraph = any(not line.strip() for line in lines)
+        self.columns = (TEXT_COLUMN,)
+        self.form = (
+            SourceForm("paragraphs", "plain text, a row for each paragraph")
+            if self._by_paragraph
+            else SourceForm("lines", "plain text, a row for each line")
+        )
 
     def read(self, start: Position) -> Iterator[Record]:
         """Rows from `start` on."""
         row = start.row
         lines: list[Line] = []
         size_bytes = 0
-        for line in read_lines(self._stream, start.offset, start.line, blank=self.by_paragraph):
+        for line in read_lines(self._stream, start.offset, start.line, blank=self._by_paragraph):
             if line.data and not line.data.isspace():
                 if size_bytes <= MAX_ROW_BYTES:  # of what is too long, the beginning is enough
                     lines.append(line)
                 size_bytes += line.size_bytes + 1
-                if self.by_paragraph:
+                if self._by_paragraph:
                     continue
             if lines:
                 yield _record(row, lines, size_bytes)
@@ -48,6 +55,10 @@ def _record(row: int, lines: list[Line], size_bytes: int) -> Record:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        problem = f"not UTF-8: byte 0x{raw[error.start]:02X} at position {error.start + 1}"
-        return bad_record(position, raw, "not_utf8", problem)
+        return bad_record(position, raw, "not_utf8", not_utf8(error))
     return Record(row, position.line, {TEXT_COLUMN: text.replace("\r\n", "\n").rstrip("\r")}, raw, position.offset)
+
+
+PLAIN_TEXT = TextKind(
+    "plain text", (".txt", ".text", ".md"), lambda start: PlainTextReader(start.stream), trusts_ending=True
+)

@@ -1,27 +1,19 @@
 """Rows of one text file, with an index of where they begin."""
 
-import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
 
 from pydantic import BaseModel, ValidationError
 
 from engine.data.files.access import fingerprint_of, shown_name
-from engine.data.files.delimited import DelimitedReader
-from engine.data.files.endings import EndingFamily, family_of
-from engine.data.files.json_files import JsonLinesReader, JsonValuesReader, json_record
-from engine.data.files.plain_text import PlainTextReader
+from engine.data.files.kinds import TextReader
 from engine.data.files.text_stream import TextStream
 from engine.data.records import (
-    MAX_ROW_BYTES,
     Position,
     Record,
-    SourceForm,
-    SourceKind,
 )
-from engine.errors import DatasetError, StorageError
+from engine.errors import StorageError
 from engine.files import write_atomically
 
 STRIDE = 1024
@@ -91,53 +83,28 @@ class RowIndex:
         self.total_rows = saved.total_rows
 
 
-TextKind = Literal["json_lines", "list_lines", "json_array", "json_objects", "delimited", "plain_text"]
-
-
-class _Reader(Protocol):
-    def read(self, start: Position) -> Iterator[Record]: ...
-
-
 class TextFileRows:
     """Rows of one text file.
 
     Args:
-        path: A regular file.
+        stream: The file.
+        reader: Cuts it into rows.
         index_folder: Where its row index is kept; None keeps none.
-
-    Raises:
-        DatasetError: If it is empty, or no text with rows in it.
     """
 
-    def __init__(self, path: Path, index_folder: Path | None = None) -> None:
-        self.name = shown_name(path.name)
-        self._stream = TextStream(path)
-        self._path = path
-        self.size_bytes: int | None = self._stream.size_bytes
-        self.columns: tuple[str, ...] = ()
-        self._reader: _Reader
-        text_kind = _kind_of_text(path, self._stream)
-        kind: SourceKind
-        delimiter = ""
-        if text_kind in ("json_lines", "list_lines"):
-            self._reader, kind = JsonLinesReader(self._stream), text_kind
-        elif text_kind == "delimited":
-            delimited = DelimitedReader(self._stream)
-            self._reader, self.columns = delimited, delimited.columns
-            kind, delimiter = text_kind, delimited.delimiter
-        elif text_kind == "plain_text":
-            plain = PlainTextReader(self._stream)
-            self._reader, self.columns = plain, ("text",)
-            kind = "paragraphs" if plain.by_paragraph else "lines"
-        else:
-            self._reader, kind = JsonValuesReader(self._stream, array=text_kind == "json_array"), text_kind
-        self.form = SourceForm(kind, self._stream.encoding, delimiter, self._stream.is_gzipped)
+    def __init__(self, stream: TextStream, reader: TextReader, index_folder: Path | None = None) -> None:
+        self.name = shown_name(stream.path.name)
+        self._stream = stream
+        self._reader = reader
+        self.size_bytes: int | None = stream.size_bytes
+        self.columns = reader.columns
+        self.form = reader.form._replace(encoding=stream.encoding, is_gzipped=stream.is_gzipped)
         self.kind = self.form.words
         self._index = RowIndex(index_folder / f"{self.fingerprint()}.rows.json" if index_folder is not None else None)
 
     @property
     def notes(self) -> Sequence[str]:
-        return self._reader.notes if isinstance(self._reader, JsonValuesReader) else []
+        return self._reader.notes
 
     @property
     def bytes_read(self) -> int:
@@ -174,7 +141,7 @@ class TextFileRows:
         wanted = frozenset(rows)
         waiting = deque(rows)
         while waiting:
-            for record in self._read_some(self._index.nearest(waiting[0]), wanted):
+            for record in self._reader.pick(self._index.nearest(waiting[0]), wanted):
                 yield record
                 if record is None:
                     continue
@@ -186,72 +153,15 @@ class TextFileRows:
                     yield from (None for _ in self.records(self._index.known_rows))
                 return
 
-    def _read_some(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
-        if isinstance(self._reader, JsonLinesReader):
-            return self._reader.read_some(start, wanted)
-        return (record if record.row in wanted else None for record in self._reader.read(start))
-
     def _skim(self, row: int) -> Iterator[None]:
         """Note where rows begin, up to `row`, without reading what they say where that can be told."""
         if self.total_rows is not None or row < self._index.known_rows + STRIDE:
             return
-        for position in self._positions(self._index.last):
+        for position in self._reader.positions(self._index.last):
             self._index.saw(position)
             if position.row >= row:
                 return
             yield
 
-    def _positions(self, start: Position) -> Iterator[Position]:
-        if isinstance(self._reader, JsonLinesReader):
-            return self._reader.skim(start)
-        return (Position(record.row, record.line or 1, record.offset) for record in self._reader.read(start))
-
     def fingerprint(self) -> str:
-        return fingerprint_of(self._path)
-
-
-def _kind_of_text(path: Path, stream: TextStream) -> TextKind:
-    head = stream.head()
-    start = head.lstrip()
-    if not start:
-        raise DatasetError(f"{shown_name(path.name)} is empty.", "Choose a file with rows in it.")
-    family = family_of(path.name)
-    first_line = start.split(b"\n", 1)[0].strip()
-    if family == "text":
-        return "plain_text"
-    if start[:1] == b"[" and family != "delimited":
-        return "list_lines" if _has_list_lines(stream, family) else "json_array"
-    if start[:1] == b"{":
-        ends_there = first_line.endswith(b"}") or len(first_line) == len(start) == len(head)
-        if family == "json_lines" or ends_there:
-            return "json_lines"
-        return "json_objects"
-    if family in ("json", "json_lines"):
-        return "json_lines"
-    if family == "delimited":
-        return "delimited"
-    return "delimited" if _looks_delimited(stream) else "plain_text"
-
-
-def _has_list_lines(stream: TextStream, family: EndingFamily | None) -> bool:
-    """Whether a file that begins with a bracket has a list on each line, and is no array over all of them."""
-    head = stream.head().lstrip()
-    if b"\n" not in head:
-        head = stream.head(MAX_ROW_BYTES + 1).lstrip()
-        if b"\n" not in head and len(head) > MAX_ROW_BYTES:
-            return False
-    first, _, rest = head.partition(b"\n")
-    if not first.rstrip().endswith(b"]"):
-        return False
-    if rest.strip():
-        return rest.lstrip()[:1] in (b"[", b"{")
-    return family == "json_lines" and json_record(Position(0, 1, 0), first).value is not None
-
-
-def _looks_delimited(stream: TextStream) -> bool:
-    try:
-        reader = DelimitedReader(stream)
-    except DatasetError:
-        return False
-    rows = list(itertools.islice(reader.read(Position(0, 1, 0)), 5))
-    return len(reader.columns) > 1 and bool(rows) and all(len(row.value or ()) == len(reader.columns) for row in rows)
+        return fingerprint_of(self._stream.path)

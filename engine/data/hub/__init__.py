@@ -11,8 +11,8 @@ from typing import Any
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
+from engine.data.files import names_file
 from engine.data.files.access import shown_name
-from engine.data.files.endings import names_file
 from engine.errors import DatasetError
 from engine.models.source import is_hub_id, may_need_hub
 from engine.processes.environment import Access

@@ -33,7 +33,7 @@ class HubRows:
 
     def __init__(self, config: DatasetConfig, *, streaming: bool) -> None:
         self.name = shown_name(config.source)
-        self.form = SourceForm("hub")
+        self.form = SourceForm("hub", "Hub dataset")
         self.kind = self.form.words
         self.notes: list[str] = []
         self.size_bytes: int | None = None

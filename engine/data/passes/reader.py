@@ -21,6 +21,7 @@ from engine.data.records import (
     RowProblemError,
     RowSource,
     approach_row,
+    known_sum,
     numbered_rows,
     picked_rows,
 )
@@ -136,15 +137,11 @@ class DatasetReader:
     @property
     def total_rows(self) -> int | None:
         """Rows, once that is known."""
-        totals = [part.source.total_rows for part in self.parts]
-        known = [total for total in totals if total is not None]
-        return sum(known) if len(known) == len(totals) else None
+        return known_sum(part.source.total_rows for part in self.parts)
 
     @property
     def size_bytes(self) -> int | None:
-        sizes = [part.source.size_bytes for part in self.parts]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        return known_sum(part.source.size_bytes for part in self.parts)
 
     @property
     def bytes_read(self) -> int:

@@ -15,7 +15,6 @@ from engine.data.files import open_file
 from engine.data.files.access import ANY_FILE
 from engine.data.formats.turns import conversation_column, turn_list
 from engine.data.passes.reader import DatasetPart, DatasetReader, Examined
-from engine.data.records import SourceKind
 from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
 from engine.export.script.rows import LONGEST_CELL_BYTES, DataFacts, FileKind, rows_code
@@ -27,7 +26,7 @@ _MOST_ARRAY_BYTES = 1 << 30
 # Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
 _ALL_MEASURED_TOKENS = 16_384
 _TEMPLATE_TOKENS = 40
-_SCRIPT_KINDS: Mapping[SourceKind, FileKind] = {
+_SCRIPT_KINDS: Mapping[str, FileKind] = {
     "json_lines": "json_lines",
     "list_lines": "json_lines",
     "json_array": "json_array",

@@ -7,7 +7,7 @@ import gradio as gr
 
 from engine.config.dataset import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
-from engine.data.files.endings import DATA_ENDINGS
+from engine.data.files import DATA_ENDINGS
 from engine.errors import EngineError
 from ui.backend.dataset_checks import CheckQuestion, RunningCheck, question_of
 from ui.errors import explained, shown_as_message, trouble
