@@ -6,7 +6,8 @@ from pydantic import Field
 
 from engine.config.section import Section, setting
 
-DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+DataFormatName = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 
 

@@ -2,9 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.config.dataset import TrainOn
+from engine.config.dataset import DataFormatName, TrainOn
 from engine.data.conversation import Conversation
-from engine.data.formats.detect import Format
 from engine.data.records import ProblemKind
 from engine.errors import DatasetError
 
@@ -49,7 +48,7 @@ class SourceReport(_Part):
 
     source: str
     kind: str
-    format: Format
+    format: DataFormatName
     rows: int
     kept: int
     weight: float
@@ -60,7 +59,7 @@ class DatasetReport(_Part):
 
     source: str
     kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
-    format: Format
+    format: DataFormatName
     format_reason: str
     format_sure: bool
     columns: tuple[str, ...]  # of the dataset
@@ -179,7 +178,7 @@ class DatasetPage(_Part):
     first_row: int
     next_row: int | None = None  # where the next page begins; None after the last row
     total_rows: int | None  # None until the whole dataset has been seen
-    format: Format
+    format: DataFormatName
     format_reason: str
     format_sure: bool
     columns: tuple[str, ...]
@@ -193,7 +192,7 @@ class DatasetColumns(_Part):
     """The columns of a dataset, in the order in which they are seen; known also where no format fits them."""
 
     columns: tuple[str, ...]
-    format: Format  # the chosen one, or the one to begin with
+    format: DataFormatName  # the chosen one, or the one to begin with
 
 
 class SearchProgress(_Part):

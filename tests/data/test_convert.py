@@ -4,8 +4,7 @@ import pytest
 
 from engine.config.dataset import DatasetConfig
 from engine.data.conversation import Conversation, Message, PlainText, ToolCall, oddities_of
-from engine.data.formats.convert import Converter
-from engine.data.formats.detect import detect_format
+from engine.data.formats import Converter, detect_format
 from engine.data.records import RowProblemError
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.config.dataset import DatasetConfig
-from engine.data.formats.detect import detect_format, likeliest_format
+from engine.data.formats import detect_format, likeliest_format
 from engine.errors import DatasetError
 
 TALK = [{"from": "human", "value": "x"}]

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from engine.data.conversation import Conversation, Message, ToolCall
-from engine.data.formats.convert import MAX_CALLS, MAX_TURNS, Converter
-from engine.data.formats.detect import Detection
+from engine.data.formats import Converter
+from engine.data.formats.base import Detection
+from engine.data.formats.turns import MAX_CALLS, MAX_TURNS
 from engine.data.records import RowProblemError
 from engine.data.render import turn_renderer
 from engine.data.render.sequence_plan import plan_conversation

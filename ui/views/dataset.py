@@ -3,24 +3,17 @@
 from html import escape
 
 from engine.data.contract import CheckProgress, DatasetPage, DatasetReport
+from engine.data.formats import FORMATS
 from ui.views.length_histogram import render_length_histogram
 from ui.views.notices import render_notices
 from ui.views.quantities import count, plural, size
 from ui.views.row_lists import problem_row
 from ui.views.token_mask import render_conversation, render_tokens
 
-FORMAT_NAMES = {
-    "alpaca": "Alpaca",
-    "sharegpt": "ShareGPT",
-    "messages": "messages",
-    "prompt_completion": "prompt and completion",
-    "text": "plain text",
-}
-
 
 def render_format(source: str, page: DatasetPage) -> str:
     """One sentence: what the file is, and why we think so."""
-    name = FORMAT_NAMES.get(page.format, page.format)
+    name = FORMATS[page.format].label
     sure = "is" if page.format_sure else "looks like"
     return (
         f'<h2>What the model will learn from</h2><p class="lead"><b>{escape(short_name(source))}</b> {sure} {escape(name)}: '

@@ -1,9 +1,42 @@
-"""Lists of turns, whether a file holds them as JSON or as text that is JSON."""
+"""Lists of turns, as JSON or as text that is JSON: how they are recognized, and their turns read."""
 
+import contextlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from engine.data.conversation import Message, Role, ToolCall
+from engine.data.records import RowProblemError, describe_kind, shortened
+
+ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "developer": "system",
+    "observation": "tool",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+
+# Who speaks in a turn, by which rows that are single turns are told from others.
+_SPEAKERS = frozenset({"user", "assistant", "system", "human", "gpt", "tool"})
+
+# Of one row. The longest conversations in use have some hundred; each turn takes time of its own.
+MAX_TURNS = 5000
+
+MAX_CALLS = 1000  # of one turn
 
 # A turn names its speaker and what is said; so it is told from other objects.
 _FIELDS = (("role", ("content", "tool_calls", "function_call")), ("from", ("value",)))
@@ -47,3 +80,201 @@ def conversation_column(turns: Any) -> str | None:
     if not isinstance(turns, list) or not turns or not all(is_turn(turn) for turn in turns):
         return None
     return "messages" if "role" in turns[0] else "conversations"
+
+
+def are_single_turns(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each row is one turn of a conversation that nobody put together."""
+    speaker = names.get("role") or names.get("from")
+    is_said = "content" in names or "value" in names
+    said = [row.get(speaker) for row in rows] if speaker is not None and is_said else []
+    return bool(said) and all(isinstance(role, str) and role.strip().lower() in _SPEAKERS for role in said)
+
+
+def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_fields: Sequence[str]) -> list[Message]:
+    """Return the turns that a cell holds, as a list or as JSON text.
+
+    Args:
+        turns: The cell.
+        column: Its name, for errors.
+        role_fields: Names under which a turn may have its role.
+        content_fields: Names under which it may have its words.
+
+    Raises:
+        RowProblemError: If it does not hold a list of turns.
+    """
+    if isinstance(turns, str) and turns.lstrip().startswith("["):
+        turns = _parsed(turns, f"{column} is text, and not the JSON list of turns that it looks like")
+    if not isinstance(turns, list):
+        raise RowProblemError("not_text", f"{column} is {describe_kind(turns)}, not a list of turns")
+    if not turns:
+        raise RowProblemError("empty", f"{column} is an empty list")
+    refuse_endless(turns, column)
+    messages: list[Message] = []
+    for number, turn in enumerate(turns, start=1):
+        message = _turn(turn, number, role_fields, content_fields)
+        last = messages[-1] if messages else None
+        is_call_alone = last is not None and message.tool_calls and last.role == "assistant" and not message.content
+        if last is not None and is_call_alone and last.is_learned == message.is_learned:
+            # Words and the call that follows them are one turn of the assistant.
+            messages[-1] = replace(last, tool_calls=(*last.tool_calls, *message.tool_calls))
+        else:
+            messages.append(message)
+    return messages
+
+
+def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Sequence[str]) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowProblemError(
+            "not_an_object", f"turn {number} is {describe_kind(turn)}, not an object with role and content"
+        )
+    said = next((turn[name] for name in role_fields if name in turn), None)
+    if said is None:
+        raise RowProblemError("unknown_role", f"turn {number} has no role")
+    tag = said.strip().lower() if isinstance(said, str) else ""
+    if tag not in ROLES:
+        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(said), 30)!r}")
+    role = ROLES[tag]
+    content = next((turn[name] for name in content_fields if name in turn), None)
+    is_learned = role != "assistant" or _is_learned(turn, number)
+    if tag == "function_call":
+        return Message("assistant", tool_calls=_calls_from(content, number), is_learned=is_learned)
+    calls = _openai_calls(turn, number) if role == "assistant" else ()
+    if content is None and not (calls or turn.get("reasoning_content")):
+        raise RowProblemError("not_text", f"turn {number} has no content")
+    words = "" if content is None else _content(content, number, role)
+    if role == "tool":
+        return Message(
+            role,
+            words,
+            name=_optional_text(turn.get("name")),
+            tool_call_id=_optional_text(turn.get("tool_call_id")),
+        )
+    if role != "assistant":
+        return Message(role, words)
+    message = replace(answer(words), tool_calls=calls, is_learned=is_learned)
+    reasoning = next(
+        (turn[name] for name in ("reasoning_content", "thinking", "reasoning") if isinstance(turn.get(name), str)),
+        None,
+    )
+    return replace(message, reasoning=reasoning) if reasoning and not message.reasoning else message
+
+
+def refuse_endless(turns: Sequence[Any], column: str) -> None:
+    if len(turns) > MAX_TURNS:
+        raise RowProblemError("too_long", f"{column} has {len(turns):,} turns; {MAX_TURNS:,} is the most")
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a prompt or completion is a list of turns, or text that says one as JSON."""
+    if isinstance(value, str):
+        return looks_like_turns(value) and conversation_column(turn_list(value)) is not None
+    return isinstance(value, list)
+
+
+def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
+    """What `weight` says of an assistant's turn: 1 is learned, 0 is only read.
+
+    Source: OpenAI's guide to fine-tuning, "Multi-turn chat examples"; Mistral's has the same.
+    """
+    weight = turn.get("weight")
+    if not isinstance(weight, int | float) or math.isnan(weight):  # a column that most rows leave empty
+        return True
+    if weight not in (0, 1):
+        raise RowProblemError("weight", f"turn {number} has the weight {weight:g}; 1 is learned, and 0 is only read")
+    return bool(weight)
+
+
+def answer(words: str) -> Message:
+    """An assistant turn; a reasoning block that opens it becomes its reasoning."""
+    opened = words.lstrip()
+    if opened.startswith("<think>") and "</think>" in opened:
+        reasoning, _, rest = opened.removeprefix("<think>").partition("</think>")
+        return Message("assistant", rest.lstrip("\n"), reasoning=reasoning.strip() or None)
+    return Message("assistant", words)
+
+
+def _content(content: Any, number: int, role: Role) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = []
+        for part in content:
+            if isinstance(part, str):
+                parts.append(part)
+            elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                parts.append(part["text"])
+            else:
+                kind = part.get("type") if isinstance(part, Mapping) else describe_kind(part)
+                raise RowProblemError(
+                    "not_text", f"turn {number} holds a part of type {shortened(str(kind), 30)}, not text"
+                )
+        return "".join(parts)
+    if role == "tool" and isinstance(content, Mapping):
+        return json.dumps(content, ensure_ascii=False)
+    raise RowProblemError("not_text", f"the content of turn {number} is {describe_kind(content)}, not text")
+
+
+def _calls_from(content: Any, number: int) -> tuple[ToolCall, ...]:
+    """The calls of a ShareGPT function_call turn: an object or a list of them, usually as JSON text."""
+    reason = f"the function call in turn {number} is not a JSON object with a name"
+    parsed = _parsed(content, reason) if isinstance(content, str) else content
+    calls = parsed if isinstance(parsed, list) else [parsed]
+    if not calls:
+        raise RowProblemError("tools", reason)
+    _refuse_many_calls(calls, number)
+    return tuple(_call(call, reason) for call in calls)
+
+
+def _openai_calls(turn: Mapping[str, Any], number: int) -> tuple[ToolCall, ...]:
+    calls = turn.get("tool_calls")
+    if calls is None and isinstance(turn.get("function_call"), Mapping):
+        calls = [turn["function_call"]]
+    if not calls:
+        return ()
+    reason = f"a tool call in turn {number} has no function name"
+    if not isinstance(calls, list):
+        raise RowProblemError("tools", f"tool_calls of turn {number} is {describe_kind(calls)}, not a list")
+    _refuse_many_calls(calls, number)
+    return tuple(_call(call, reason) for call in calls)
+
+
+def _refuse_many_calls(calls: Sequence[Any], number: int) -> None:
+    if len(calls) > MAX_CALLS:
+        raise RowProblemError("too_long", f"turn {number} makes {len(calls):,} calls; {MAX_CALLS:,} is the most")
+
+
+def _call(call: Any, reason: str) -> ToolCall:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+        raise RowProblemError("tools", reason)
+    arguments = function.get("arguments", function.get("parameters", {}))
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):  # else kept as the text that it is
+            arguments = json.loads(arguments)
+    return ToolCall(name, {} if arguments is None else arguments, _optional_text(call.get("id")))
+
+
+def tool_schemas(tools: Any, column: str) -> tuple[Any, ...]:
+    if isinstance(tools, str):
+        if not tools.strip():
+            return ()
+        tools = _parsed(tools, f"{column} is not valid JSON")
+    if tools is None:
+        return ()
+    listed = tools if isinstance(tools, list) else [tools]
+    parsed = [_parsed(tool, f"{column} is not valid JSON") if isinstance(tool, str) else tool for tool in listed]
+    if not all(isinstance(tool, Mapping) for tool in parsed):
+        raise RowProblemError("tools", f"{column} is not a list of objects")
+    return tuple(parsed)
+
+
+def _parsed(text: str, reason: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowProblemError("tools", f"{reason}: {shortened(text, 30)!r}") from error
+
+
+def _optional_text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

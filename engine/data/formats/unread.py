@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.data.files.access import shown_name
-from engine.data.formats.column_names import ANSWER_NAMES, MATERIAL_NAMES, SYSTEM_NAMES, plain_text
-from engine.data.formats.detect import FORMATS, TURN_FIELDS, Detection
+from engine.data.formats import FORMATS
+from engine.data.formats.base import TURN_FIELDS, Detection
+from engine.data.formats.columns import ANSWER_NAMES, MATERIAL_NAMES, SYSTEM_NAMES, plain_text
 from engine.data.formats.turns import is_turn, turn_list
 
-_ROLES = frozenset(column.role for columns in FORMATS.values() for column in columns)
+_ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
 _TELLING = (
     _ROLES

@@ -17,7 +17,7 @@ from engine.data.contract import (
     TokenSpan,
 )
 from engine.data.conversation import Conversation, Example, PlainText
-from engine.data.formats.detect import likeliest_format
+from engine.data.formats import likeliest_format
 from engine.data.passes.reader import DatasetReader, Examined, Pace, head_of, printable_names
 from engine.data.records import Record
 from engine.data.render.sequence_plan import learned_turns

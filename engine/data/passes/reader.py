@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from engine.config.dataset import DatasetConfig
 from engine.data.conversation import Conversation, Example, Message, Notice, PlainText, oddities_of
-from engine.data.formats.convert import Converter
-from engine.data.formats.detect import Detection, detect_format
+from engine.data.formats import FORMATS, Converter, detect_format
+from engine.data.formats.base import Detection
 from engine.data.formats.unread import unread_columns, unread_note
 from engine.data.records import (
     ProblemKind,
@@ -155,7 +155,7 @@ class DatasetReader:
             if part.unread:
                 where = f" of {part.source.name}" if len(self.parts) > 1 else ""
                 notes.append(unread_note(part.unread, where))
-        if any(part.detection.format == "text" for part in self.parts) and self.train_on != "all":
+        if not all(FORMATS[part.detection.format].has_turns for part in self.parts) and self.train_on != "all":
             notes.append("Plain text has no assistant's part, so all of it is learned.")
         return notes
 

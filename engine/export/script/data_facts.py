@@ -13,6 +13,7 @@ from engine.config.run import RunConfig
 from engine.data.conversation import Conversation
 from engine.data.files import open_file
 from engine.data.files.access import ANY_FILE
+from engine.data.formats import FORMATS
 from engine.data.formats.turns import conversation_column, turn_list
 from engine.data.passes.reader import DatasetPart, DatasetReader, Examined
 from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
@@ -103,12 +104,12 @@ class _Look:
         self._columns = columns
         roles = ("conversations", "messages", "prompt", "completion")
         self._turn_columns = [columns[role] for role in roles if role in columns]
-        self._may_be_words = part.detection.format == "prompt_completion"
+        self._may_be_words = bool(FORMATS[part.detection.format].may_hold_turns)
         self._role_names = (columns.get("from", "from"), columns.get("role", "role"))
         self._content_names = (columns.get("value", "value"), columns.get("content", "content"))
         self.digests = array("Q")
         self.tags: dict[str, None] = {}
-        self.turn_fields = ("from", "value") if part.detection.format == "sharegpt" else ("role", "content")
+        self.turn_fields = FORMATS[part.detection.format].turn_fields
         self.turn_columns: dict[str, None] = {}
         self.json_columns: dict[str, None] = {}
         self.left_out: list[int] = []

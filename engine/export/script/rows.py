@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config.run import RunConfig
-from engine.data.formats.convert import ROLES
-from engine.data.formats.detect import TURN_FIELDS
+from engine.data.formats.base import TURN_FIELDS
+from engine.data.formats.turns import ROLES
 from engine.export.script.text import literal
 
 FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs", "parquet", "hub"]

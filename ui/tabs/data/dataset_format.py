@@ -7,7 +7,7 @@ import gradio as gr
 
 from engine.config.dataset import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
-from engine.data.formats.detect import FORMATS
+from engine.data.formats import FORMATS
 from ui.components import Dropdown
 from ui.page import Page
 from ui.tabs.data.dataset_mix import MixPart
@@ -18,7 +18,7 @@ _TRAIN_ON = [
     ("completion", "completion"),
     ("everything", "all"),
 ]
-_MOST_ROLES = max(len(columns) for columns in FORMATS.values())
+_MOST_ROLES = max(len(format_.columns) for format_ in FORMATS.values())
 _NOTHING = "(none)"
 _UNSEEN = {"format": "auto", "columns": []}
 
@@ -96,7 +96,7 @@ class ReadingPart:
         return self._boxes(seen, dataset.column_map, mapping=True, fold=gr.skip())
 
     def _boxes(self, seen: Mapping[str, Any], column_map: Mapping[str, str], *, mapping: bool, fold: Any) -> list[Any]:
-        roles = FORMATS.get(seen["format"], ())
+        roles = FORMATS[seen["format"]].columns if seen["format"] in FORMATS else ()
         names = seen["columns"]
         boxes: list[Any] = []
         for column in roles:
@@ -116,7 +116,7 @@ class ReadingPart:
 
 
 def _roles_of(format_: str) -> tuple[str, ...]:
-    return tuple(column.role for column in FORMATS.get(format_, ()))  # type: ignore[call-overload]
+    return tuple(column.role for column in FORMATS[format_].columns) if format_ in FORMATS else ()
 
 
 def _keep_mapping(format_: str, column_map: Mapping[str, str] | None) -> dict[str, str]:

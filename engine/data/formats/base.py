@@ -1,0 +1,191 @@
+"""What every data format is made of: its columns, how it is detected, and how a row becomes a conversation."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from engine.config.dataset import DataFormatName
+from engine.data.conversation import Conversation, Example, Message
+from engine.data.formats.columns import Names, Rows, system_column
+from engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
+from engine.data.records import RowProblemError, describe_kind, shortened
+
+
+class Column(NamedTuple):
+    """A column that a format knows."""
+
+    role: str  # its name in the format, and on the left of a mapping
+    required: bool
+    about: str
+
+
+SYSTEM = Column("system", False, "system prompt")
+TOOLS = Column("tools", False, "functions that the assistant may call")
+
+# Names of a turn's own fields, which a mapping may rename as well.
+TURN_FIELDS = ("from", "value", "role", "content")
+
+
+class Table(NamedTuple):
+    """What a format is detected by."""
+
+    names: Names  # as they are, and without case and spaces
+    rows: Rows  # the first that could be read
+
+
+class Evidence(IntEnum):
+    """What speaks for a format; of formats that fit as many rows, the least value is chosen."""
+
+    TURNS = 0  # a list of turns under one of its usual names
+    COLUMNS = 1  # the columns of the format by their own names
+    SIMILAR_COLUMNS = 2  # columns that look like a question and its answer
+    OTHER_TURNS = 3  # a list of turns under any other name
+    TEXT = 4
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How rows are read. `columns` maps the roles of the format to the names of this dataset's columns."""
+
+    format: DataFormatName
+    reason: str
+    columns: Mapping[str, str]
+    sure: bool = True  # False: a guess from names; the page then offers the mapping
+    evidence: Evidence = Evidence.COLUMNS
+
+
+class DataFormat(ABC):
+    """One way in which the rows of a dataset hold conversations or text.
+
+    Attributes:
+        name: As configs have it.
+        label: The same for people.
+        columns: Those that the format knows.
+        turn_column: Role of the column that is the whole conversation; empty where a format has none.
+        turn_fields: Where a turn of it has its role and its words.
+        has_turns: Off where rows are plain text, in which no part is the assistant's.
+        may_hold_turns: Roles whose columns hold text, or a list of turns instead.
+    """
+
+    name: DataFormatName
+    label: str
+    columns: tuple[Column, ...]
+    turn_column: str = ""
+    turn_fields: tuple[str, str] = ("role", "content")
+    has_turns: bool = True
+    may_hold_turns: tuple[str, ...] = ()
+
+    @abstractmethod
+    def detect(self, table: Table) -> list[Detection]:
+        """Return the ways in which the rows may be of this format."""
+
+    @abstractmethod
+    def convert(self, row: "Cells") -> Example:
+        """Read one row.
+
+        Raises:
+            RowProblemError: With the reason why nothing can be learned from it.
+        """
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Roles of the columns without which nothing can be read."""
+        return tuple(column.role for column in self.columns if column.required)
+
+    def optional_column(self, role: str, found: Detection, table: Table) -> str | None:
+        """Return a column under another name that can have an optional role; such as the system prompt."""
+        if role != SYSTEM.role:
+            return None
+        conversations = (turn_list(row.get(column)) or [{}] for row in table.rows for column in found.columns.values())
+        if any(turns[0].get("role", turns[0].get("from")) == "system" for turns in conversations):
+            return None  # the conversations already begin with them
+        return system_column(table.names, table.rows)
+
+    def detected(
+        self, columns: Mapping[str, str], reason: str, table: Table, *, evidence: Evidence, sure: bool = True
+    ) -> Detection:
+        """Return a detection with the optional columns added; those under other names are a guess."""
+        found = Detection(self.name, reason, columns, sure, evidence)
+        all_columns = dict(columns)
+        guessed = []
+        for column in self.columns:
+            if column.role in all_columns:
+                continue
+            own = table.names.get(column.role)
+            name = own if own not in all_columns.values() else None  # such as the question, which an input may be
+            if name is None:
+                name = self.optional_column(column.role, replace(found, columns=all_columns), table)
+            if name is not None:
+                all_columns[column.role] = name
+                guessed += [f"{name} is read as {column.role}"] if name != own else []
+        reason = "; ".join([reason, *guessed])
+        return replace(found, columns=all_columns, reason=reason, sure=sure and not guessed)
+
+
+class Cells:
+    """The cells of a dataset's rows by their roles.
+
+    Args:
+        columns: Names of columns by their roles.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self.value: Mapping[str, Any] = {}  # the row that is read
+        self._role_fields = (columns.get("from", "from"), columns.get("role", "role"))
+        self._content_fields = (columns.get("value", "value"), columns.get("content", "content"))
+
+    def required(self, role: str) -> Any:
+        """Return the cell of a role.
+
+        Raises:
+            RowProblemError: If the row has no such column.
+        """
+        name = self.columns[role]
+        if name not in self.value:
+            wanted = name.strip().lower()
+            name = next((other for other in self.value if other.strip().lower() == wanted), name)
+        if name not in self.value:
+            shown = ", ".join(shortened(column, 20) for column in list(self.value)[:6]) or "none"
+            raise RowProblemError("missing_column", f"there is no {name}; the columns of this row are {shown}")
+        return self.value[name]
+
+    def text(self, role: str, *, optional: bool = False) -> str:
+        """Return the text of a role; empty where an optional one is missing.
+
+        Raises:
+            RowProblemError: If it is not text, or is missing and not optional.
+        """
+        name = self.columns.get(role)
+        if name is None:
+            return ""
+        found = self.value.get(name) if optional else self.required(role)
+        is_missing = found is None or (isinstance(found, float) and math.isnan(found))  # pandas writes NaN for it
+        if is_missing and optional:
+            return ""
+        if not isinstance(found, str):
+            raise RowProblemError("not_text", f"{name} is {describe_kind(found)}, not text")
+        return found
+
+    def turns(self, role: str) -> list[Message]:
+        """Return the turns of a role's column.
+
+        Raises:
+            RowProblemError: If it does not hold a list of them.
+        """
+        return list_of_turns(self.required(role), self.columns[role], self._role_fields, self._content_fields)
+
+    def conversation(self, turns: Sequence[Message]) -> Conversation:
+        """Return turns with the system and tools columns, where the format has them and the row fills them."""
+        system = self.text("system", optional=True)
+        messages = list(turns)
+        if system.strip():
+            if messages and messages[0].role == "system":
+                messages[0] = Message("system", f"{system}\n\n{messages[0].content}")
+            else:
+                messages.insert(0, Message("system", system))
+        name = self.columns.get("tools")
+        return Conversation(tuple(messages), tool_schemas(self.value.get(name), name) if name else ())

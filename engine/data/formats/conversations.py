@@ -1,0 +1,83 @@
+"""Formats whose rows hold one list of turns: ShareGPT's from and value, and OpenAI's role and content."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.data.conversation import Conversation
+from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
+from engine.data.formats.turns import begins_like_turns, is_turn, turn_list
+
+_USUAL_NAMES = (("conversations", "conversation"), ("messages", "message"), ("dialog", "dialogue"))
+# Columns that may hold lists of turns without being the conversation.
+_NO_CONVERSATION = frozenset({"history", "tools", "prompt", "completion"})
+
+
+class TurnLists(DataFormat):
+    """A list of turns in one column; which format it is, the fields of its first turn decide."""
+
+    def convert(self, row: Cells) -> Conversation:
+        return row.conversation(row.turns(self.turn_column))
+
+    def fits(self, turns: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether a list of turns is of this format."""
+        has_from = "from" in turns[0] or "value" in turns[0]
+        return has_from == ("from" in self.turn_fields)
+
+    def detect(self, table: Table) -> list[Detection]:
+        found = []
+        for names in _USUAL_NAMES:
+            name = next((table.names[name] for name in names if name in table.names), "")
+            turns = _first_turns(name, table)
+            if turns is not None and self.fits(turns):
+                found.append(self._detected_turns(name, table, Evidence.TURNS))
+        other = {
+            name: turns
+            for plain, name in table.names.items()
+            if plain not in _NO_CONVERSATION and (turns := _first_turns(name, table)) and is_turn(turns[0])
+        }
+        if len(other) == 1:
+            ((name, turns),) = other.items()
+            found += [self._detected_turns(name, table, Evidence.OTHER_TURNS)] if self.fits(turns) else []
+        return found
+
+    def _detected_turns(self, name: str, table: Table, evidence: Evidence) -> Detection:
+        reason = f"a list {name} of {' and '.join(self.turn_fields)}"
+        sure = evidence is Evidence.TURNS
+        return self.detected({self.turn_column: name}, reason, table, evidence=evidence, sure=sure)
+
+
+class ShareGPT(TurnLists):
+    """Turns of from and value."""
+
+    name = "sharegpt"
+    label = "ShareGPT"
+    turn_column = "conversations"
+    turn_fields = ("from", "value")
+    columns = (Column("conversations", True, "list of turns, each with from and value"), SYSTEM, TOOLS)
+
+
+class Messages(TurnLists):
+    """Turns of role and content."""
+
+    name = "messages"
+    label = "messages"
+    turn_column = "messages"
+    columns = (Column("messages", True, "list of turns, each with role and content"), SYSTEM, TOOLS)
+
+    def detect(self, table: Table) -> list[Detection]:
+        found = super().detect(table)
+        for names in _USUAL_NAMES:
+            name = next((table.names[name] for name in names if name in table.names), "")
+            if _first_turns(name, table) is None and any(begins_like_turns(row.get(name)) for row in table.rows):
+                # Text that only looks like JSON is not text to learn: each row then says what is wrong with it.
+                reason = f"a list {name} that is not valid JSON"
+                found.append(Detection(self.name, reason, {"messages": name}, sure=False, evidence=Evidence.TURNS))
+        return found
+
+
+def _first_turns(name: str, table: Table) -> list[Any] | None:
+    return next((turns for row in table.rows if (turns := turn_list(row.get(name))) is not None), None)
+
+
+SHAREGPT = ShareGPT()
+MESSAGES = Messages()
