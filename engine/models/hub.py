@@ -3,11 +3,12 @@
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
@@ -17,7 +18,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, field
 
 from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
 from engine.files import write_atomically
-from engine.hub_errors import hub_errors_explained, within_seconds
+from engine.hub_errors import hub_errors_explained
 from engine.models.architectures import is_causal_lm
 from engine.models.folder import (
     ADAPTER_CONFIG,
@@ -34,6 +35,8 @@ from engine.models.folder import (
     shard_names,
 )
 from engine.models.prepared import ModelProgress, OnModelProgress, nobody_listens
+
+Answer = TypeVar("Answer")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -131,9 +134,28 @@ def fetch_from_hub(
     return HubSnapshot(folder, listing.commit)
 
 
+def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """Wait so long for an answer and no longer, whatever it hangs on: name lookup, a proxy or a slow server.
+
+    Raises:
+        TimeoutError: If there is no answer in time; the question is then left to itself.
+        Exception: Whatever `ask` raises.
+    """
+    answer: Future[Answer] = Future()
+
+    def put() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=put, daemon=True).start()
+    return answer.result(seconds)
+
+
 def _list_files(hub_id: str, revision: str | None, timeout_seconds: float) -> _Listing:
     with hub_errors_explained(hub_id, revision):
-        info = within_seconds(
+        info = _within_seconds(
             timeout_seconds, lambda: HfApi().model_info(hub_id, revision=revision, files_metadata=True)
         )
     sizes = {
@@ -320,4 +342,4 @@ def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> 
         return TypeAdapter(tuple[HubModel, ...]).validate_json(response.content)
 
     with hub_errors_explained(f"The search for {query.strip()!r}"):
-        return within_seconds(timeout_seconds, ask)
+        return _within_seconds(timeout_seconds, ask)

@@ -114,10 +114,13 @@ REFUSALS = {
     "no network": (ConnectionError("no network"), "Hub cannot be reached"),
     "too slow": (httpx.ReadTimeout("slow"), "Hub cannot be reached (ReadTimeout)"),
     "nothing answers": (httpx.ConnectError("refused"), "Hub cannot be reached"),
-    "a server in trouble": (http_error(503), "answered the request for someone/data with HTTP 503"),
+    "a server in trouble": (http_error(503), "The Hub is out of order (HTTP 503)"),
     "split": (ValueError('Unknown split "x". Should be one of ["train"].\nmore'), "Unknown split"),
     "script": (RuntimeError("Dataset scripts are no longer supported"), "scripts are no longer supported"),
-    "disk": (OSError(errno.ENOSPC, "No space left on device"), "fetched or read (no space left on device)"),
+    "disk": (
+        OSError(errno.ENOSPC, "No space left on device"),
+        "cannot be stored in the Hub's cache (no space left on device)",
+    ),
     "no data files": (DataFilesNotFoundError("at /root/cwd"), "holds no data files"),
     "empty": (EmptyDatasetError("x"), "holds no data files"),
     "a lost connection while it is fetched": (
@@ -155,7 +158,7 @@ def test_what_the_hub_refuses_is_said_in_two_sentences(hub, error, words, where)
 
 
 def test_offline_a_name_that_is_no_file_says_both(monkeypatch):
-    with pytest.raises(DatasetError, match=r"no file here, and the Hub cannot be reached|There is no dataset"):
+    with pytest.raises(DatasetError, match=r"not a file here, and the Hub cannot be reached|There is no dataset"):
         DatasetReader(DatasetConfig(source="nobody/nothing-here"), SourceOptions())
 
 

@@ -156,7 +156,7 @@ def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
         (401, "GatedRepo", ModelError, "gated"),
         (403, "", ModelError, "refuses access"),
         (418, "", ModelError, "HTTP 418"),
-        (429, "", HubUnreachableError, "too many requests"),
+        (429, "", HubUnreachableError, "Rate limited"),
         (500, "", HubUnreachableError, "out of order"),
         (503, "", HubUnreachableError, "out of order"),
     ],

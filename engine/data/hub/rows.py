@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,12 +13,14 @@ from engine.data.files.access import shown_name
 from engine.data.files.arrow_rows import without_gaps
 from engine.data.hub import HUB_ROOT, confined_to, require_hub_id, require_own_files
 from engine.data.records import Record, SourceForm, picked
-from engine.hub_errors import explain_hub_error
+from engine.errors import DatasetError, EngineError
+from engine.hub_errors import DATASET, error_chain, find_fault
 
 # What opens the file or address that a row names, such as Image, has this; Json has it too, and opens nothing.
 _DECODER = "decode_example"
 
 _PLAIN_FEATURES = ("Json",)
+_LOCAL_PATH = re.compile(r"(?<![\w:/.@-])(?:[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+[^\s'\"]*")
 
 
 class HubRows:
@@ -74,7 +77,7 @@ class HubRows:
                 row += 1
             self._total_rows = row
         except Exception as error:  # a lost connection, a damaged file, rows that do not fit their columns
-            raise explain_hub_error(error, self._config.source.strip()) from error
+            raise _explain(error, self._config.source.strip()) from error
 
     def approach(self, _first_row: int, /) -> Iterator[None]:
         """Whatever comes before a row is passed over by the library itself."""
@@ -109,7 +112,7 @@ class HubRows:
             builder.download_and_prepare()
             return builder.as_dataset(split=self._config.split)
         except Exception as error:  # whatever a repository makes the library stumble over
-            raise explain_hub_error(error, hub_id) from error
+            raise _explain(error, hub_id) from error
 
 
 def _import_datasets() -> Any:
@@ -153,3 +156,54 @@ def _holds_media(feature: Any) -> bool:
     if inner is not None:
         return _holds_media(inner)
     return hasattr(feature, _DECODER) and type(feature).__name__ not in _PLAIN_FEATURES
+
+
+def _explain(error: Exception, name: str) -> EngineError:
+    """Return what an error of the `datasets` library, or of what it stands on, means for a dataset."""
+    chain = list(error_chain(error))
+    for link in chain:  # an error of ours that the library wrapped
+        if isinstance(link, EngineError):
+            return link
+    name = shown_name(name)
+    fault = find_fault(error)
+    if fault is not None:
+        return DATASET.explain(fault, name)
+    reason = _reason(chain[-1])
+    for kinds, what, fix in _CONTENT_ERRORS:
+        if kinds & {kind.__name__ for kind in type(error).__mro__ + type(chain[-1]).__mro__}:
+            return DatasetError(what.format(name=name, reason=reason), fix)
+    return DatasetError(
+        f"{name} cannot be read: {reason}.", "Choose another revision, or download its files and choose those."
+    )
+
+
+# Kinds of errors by name, as the library has no module that is light to import.
+_CONTENT_ERRORS = (
+    (
+        {"DataFilesNotFoundError", "EmptyDatasetError"},
+        "{name} holds no data files that can be read.",
+        "Choose a dataset that is stored as Parquet, JSON, CSV, Arrow or text.",
+    ),
+    (
+        {"DatasetBuildError", "CastError", "ArrowException"},
+        "The data files of {name} cannot be read as rows: {reason}.",
+        "Choose another subset or revision, or download the files and choose those that are whole.",
+    ),
+    ({"DatasetsError"}, "{name} is not what its description says: {reason}.", "Choose another revision or dataset."),
+    # No such subset or split; the library's message lists those that exist.
+    ({"ValueError"}, "{name} cannot be opened: {reason}.", "Correct the subset, split or revision."),
+    # A repository that needs its own Python code.
+    ({"RuntimeError"}, "{name} cannot be opened: {reason}.", "Choose a dataset that is stored as files."),
+    (
+        {"OSError"},
+        "The files of {name} could not be fetched or read ({reason}).",
+        "Check the permissions of the cache of Hugging Face, and try again.",
+    ),
+)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of a message, without paths of this machine."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = _LOCAL_PATH.sub("(a file)", lines[0])[:200].rstrip(".: ") if lines else ""
+    return words or type(error).__name__
