@@ -200,6 +200,6 @@ def hub_errors_explained(name: str, revision: str | None = None) -> Iterator[Non
     except EngineError:
         raise
     except Exception as error:
-        # What is not in the table comes from a network library, and is no answer at all.
+        # What is not in the table comes from a network library, and means no answer at all.
         found = find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__)
         raise MODEL.explain(found, name, revision) from error

@@ -140,7 +140,7 @@ class TokenSpan(_Part):
     text: str
     tokens: int
     trained: bool
-    special: bool  # a control token, which stands alone
+    special: bool  # a control token, which has a span of its own
     ids: tuple[int, ...] = ()  # of each token
     lengths: tuple[int, ...] = ()  # of each token's text in characters; 0 where the token before has its character
 

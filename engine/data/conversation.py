@@ -68,7 +68,7 @@ Notice = tuple[ProblemKind, str]
 
 
 def oddities_of(example: Example) -> tuple[Notice, ...]:
-    """Look at the order of a conversation's turns: who speaks first, twice, to nobody, or says nothing."""
+    """Return warnings about the turns of a conversation: their order, empty ones, calls without results."""
     if isinstance(example, PlainText):
         return ()
     roles = [message.role for message in example.messages]
@@ -89,7 +89,9 @@ def _look_closely(conversation: Conversation) -> list[Notice]:
     found: list[Notice] = []
     spoken = [message for message in messages if message.role != "system"]
     if spoken and spoken[0].role == "assistant":
-        found.append(("order", "the assistant speaks first; nothing asks for that turn, so it is read and not learned"))
+        found.append(
+            ("order", "the assistant speaks first; nothing asks for that turn, so it is context and not trained")
+        )
     for number, message in enumerate(messages, start=1):
         if _asks_nothing(message):
             found.append(("empty", f"turn {number} is the user's, and it is empty"))

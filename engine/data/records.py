@@ -34,7 +34,7 @@ ProblemKind = Literal[
 
 
 class RowProblemError(Exception):
-    """A row cannot be learned from; `problem` says why in words that name the value."""
+    """A row cannot be trained on; `problem` is the reason, with the value."""
 
     def __init__(self, kind: ProblemKind, problem: str) -> None:
         super().__init__(problem)
@@ -43,7 +43,7 @@ class RowProblemError(Exception):
 
 
 def shortened(text: str, limit: int = 60) -> str:
-    """A piece of somebody's text that is safe to show in one line."""
+    """Return the beginning of a text, safe to show in one line."""
     piece = text[: limit * 2]
     clean = "".join(letter if letter.isprintable() else " " for letter in piece).strip()
     return clean if len(clean) <= limit and len(text) <= limit * 2 else f"{clean[: limit - 1]}…"
@@ -67,7 +67,7 @@ class Record(NamedTuple):
     row: int
     line: int | None  # None where the source has no lines
     value: Mapping[str, Any] | None
-    raw: bytes | str = b""  # how it stands in the file; for sources without text, empty
+    raw: bytes | str = b""  # as it is in the file; empty for sources without text
     offset: int = 0
     kind: ProblemKind | None = None
     problem: str = ""
@@ -186,7 +186,7 @@ class RowSource(Protocol):
         """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
 
     def fingerprint(self) -> str:
-        """Changes when the content does, as far as a quick look tells."""
+        """Return a hash that changes when the content does, as far as size, time and samples show."""
 
 
 def numbered_rows(sources: Sequence[RowSource], first_row: int = 0) -> Iterator[tuple[int, Record]]:

@@ -1,4 +1,4 @@
-"""Where rows come from: a sample, a file, a folder or the Hub, told apart by the name."""
+"""Where rows come from: a sample, a file, a folder or the Hub, by the name of the source."""
 
 import hashlib
 import itertools
@@ -35,7 +35,7 @@ _SAMPLE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What opening a source depends on beside its name.
+    """What opening a source depends on, apart from its name.
 
     Args:
         access: Which files may be read.
@@ -61,7 +61,7 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     """Open the source that a config names.
 
     Raises:
-        DatasetError: If it is not there, may not be read, or is no dataset.
+        DatasetError: If it is not there, may not be read, or is not a dataset.
     """
     name = config.source.strip()
     if name.startswith(SAMPLE_PREFIX):
@@ -81,12 +81,12 @@ def _sample_path(name: str) -> Path:
     path = SAMPLES_FOLDER / f"{sample}.jsonl"
     if not _SAMPLE_NAME.match(sample) or not path.is_file():
         raise DatasetError(
-            f"There is no sample {shown_name(sample, 40)!r}.", f"The samples are {', '.join(list_samples())}."
+            f"Unknown sample {shown_name(sample, 40)!r}.", f"The samples are {', '.join(list_samples())}."
         )
     return path
 
 
-# What stands beside the data in a repository and is no data: words about it, and what libraries note down.
+# Files of a repository that describe its data: documents, and what libraries write.
 _DOCUMENT = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|citation|contributing|code[_-]of[_-]conduct|data(set)?[_-]?card)"
     r"(?![a-z]).*|.*[_-](readme|licen[cs]e)",
@@ -103,7 +103,7 @@ MAX_ENTRIES = 50_000
 
 
 def describes_data(file: Path) -> bool:
-    """Whether a file is a README, a licence or the like by its name, or what a library notes down about a dataset."""
+    """Return whether a file is a README, a licence or the like by its name, or a library's description of a dataset."""
     name = file.name.lower()
     is_document = kind_of(file.name) is PLAIN_TEXT and _DOCUMENT.fullmatch(file.stem) is not None
     return is_document or name in _NOTED_DOWN
@@ -113,7 +113,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     """Files, and links that may lead to some; hidden ones and those of hidden folders are left out.
 
     Raises:
-        DatasetError: If there is more in it than anybody keeps in a folder of data.
+        DatasetError: If it holds more than MAX_ENTRIES files and folders.
     """
     waiting = [folder]
     seen = 0
@@ -133,7 +133,7 @@ def files_below(folder: Path) -> Iterator[Path]:
                         waiting.append(Path(entry.path))
                     else:
                         yield Path(entry.path)
-        except OSError:  # a folder of somebody else's
+        except OSError:  # another user's folder
             continue
 
 
@@ -188,7 +188,7 @@ def data_files(folder: Path, split: str) -> list[Path]:
     What describes a dataset, such as its README or licence, is data only where nothing else is.
 
     Raises:
-        DatasetError: If there is more in the folder than anybody keeps in one of data.
+        DatasetError: If the folder holds more than MAX_ENTRIES files and folders.
     """
     found = sorted(file for file in files_below(folder) if kind_of(file.name) is not None)
     inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(folder)]

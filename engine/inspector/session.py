@@ -1,4 +1,4 @@
-"""Asking the inspector: the processes that know tokenizers and model modules, so that the page needs neither."""
+"""Asking the inspector: processes that know tokenizers and model modules, which the page does not import."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ class RenderedSequence(BaseModel):
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     tokens: tuple[str, ...]  # as the vocabulary spells them
-    pieces: tuple[str, ...]  # the text that each stands for
+    pieces: tuple[str, ...]  # the text of each
     uncut_tokens: int
 
 
@@ -57,7 +57,7 @@ class Inspector:
 
     Args:
         home: Holds models, caches and the processes' logs.
-        data_roots: Folders that datasets may be read from, beside the samples and the Hub; None reads any regular file.
+        data_roots: Folders that datasets may be read from, besides the samples and the Hub; None reads any regular file.
     """
 
     def __init__(self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None) -> None:
@@ -84,9 +84,9 @@ class Inspector:
         self._models = pool(MODELS_WORKER_MODULE, "inspector.log", _MODELS_PROCESSES)
 
     def start(self) -> None:
-        """Start the data process now, so that its imports are over before the first question.
+        """Start the data process now, to have its imports done before the first request.
 
-        The other one waits for a model that was never seen here: it takes torch in, which others need more at that time.
+        The models process waits for a model that was never seen here: it imports torch, and CPU time is short at the start.
         """
         self._data.start()
 
@@ -180,7 +180,7 @@ class Inspector:
         Args:
             dataset: Which, and how it is read.
             text: At most 1,000 characters.
-            after_row: The search begins behind it, and goes on from the first row up to it.
+            after_row: The search begins after it, and continues from the first row up to it.
 
         Raises:
             DatasetError: If the dataset cannot be read, or the text is too long.
@@ -211,7 +211,7 @@ class Inspector:
             on_progress: Told a few times a second; raising out of it stops the check.
 
         Raises:
-            DatasetError: If the dataset cannot be read, or nothing in it can be learned.
+            DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
         for step in self.check_steps(dataset, model, max_length, seed=seed):
@@ -246,7 +246,7 @@ class Inspector:
             count: How many at most, spread evenly.
 
         Raises:
-            DatasetError: If the dataset cannot be read, or nothing in it can be learned.
+            DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
         params = _params(dataset, model, max_length) | {"seed": seed, "count": count}

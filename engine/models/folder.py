@@ -50,7 +50,7 @@ _NAMED_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 
 
 class ModelPart(Enum):
-    """What of a model somebody needs; each includes those before it."""
+    """How much of a model is needed; each includes those before it."""
 
     CONFIG = 1  # sizes and architecture: the memory estimate
     TOKENIZER = 2  # text into tokens: previews and checks
@@ -66,7 +66,7 @@ class TensorRecord(NamedTuple):
 
 
 def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIGHTS) -> None:
-    """Make sure that `folder` holds what is needed of a model, and that loading it runs nobody's code.
+    """Make sure that `folder` holds what is needed of a model, and that loading it runs no code of its own.
 
     Args:
         folder: A model folder as `save_pretrained` writes it.
@@ -106,7 +106,7 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def tokenizer_files_fingerprint(folder: Path) -> str:
-    """Changes when a file of a tokenizer does, as far as sizes and times tell; nothing is read."""
+    """Return a hash that changes when a file of a tokenizer does, by sizes and times; nothing is read."""
     found = []
     with contextlib.suppress(OSError):
         for path in _tokenizer_files(folder):
@@ -179,8 +179,8 @@ def _check_size(path: Path, name: str) -> None:
 def refuse_own_code(config: dict[str, Any], name: str) -> None:
     """Refuse a model that would have to bring its own Python code.
 
-    A repository may carry code for older releases beside an architecture that transformers knows; that one is fine,
-    because the code is never looked at.
+    A repository may carry code for older releases of an architecture that transformers knows; that is fine, as the code
+    is never used.
 
     Raises:
         ModelError: If `auto_map` points to code and transformers does not know the architecture by itself.
@@ -275,7 +275,7 @@ def _begins_as_pickle(start: bytes) -> bool:
 
 def _check(folder: Path, name: str, part: ModelPart) -> None:
     if not folder.is_dir():
-        raise ModelError(f"There is no folder {name}.", "Check the path, or choose a model from the catalogue.")
+        raise ModelError(f"The folder {name} does not exist.", "Check the path, or choose a model from the catalogue.")
     if not _is_file(folder / "config.json"):
         if _is_file(folder / ADAPTER_CONFIG):
             raise ModelError(
@@ -323,7 +323,7 @@ def _base_of_adapter(folder: Path) -> str:
         base = _read_json_object(folder / ADAPTER_CONFIG, folder.name).get("base_model_name_or_path")
     except ModelError:
         return ""
-    # A base given as a path tells where somebody keeps files; a Hub id or a name does not.
+    # A base given as a path reveals where files are kept; a Hub id or a name does not.
     return f" for {base}" if isinstance(base, str) and base and not Path(base).is_absolute() and len(base) < 200 else ""
 
 

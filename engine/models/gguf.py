@@ -1,10 +1,10 @@
-"""GGUF files: told by their first bytes, and turned once into a folder that everything else loads."""
+"""GGUF files: recognized by their first bytes, and converted once into a folder that everything else loads."""
 
 import hashlib
 from pathlib import Path
 
 from engine.errors import ModelError
-from engine.models.prepared import ModelProgress, OnModelProgress, Recipe, nobody_listens, prepare_once
+from engine.models.prepared import ModelProgress, OnModelProgress, Recipe, ignore_progress, prepare_once
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess, JsonObject
 
@@ -14,12 +14,12 @@ _MAGIC = b"GGUF"
 _GROWTH = 4  # bfloat16 against the four bits that most files hold, with their scales
 
 
-def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = nobody_listens) -> Path:
+def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
     """Folder with the dense form of a person's own GGUF file, converted on first use.
 
     Raises:
-        ModelError: If the file is no readable GGUF of a causal language model.
-        StorageError: If there is no room for it.
+        ModelError: If the file is not a readable GGUF file of a causal language model.
+        StorageError: If the disk has no space for it.
     """
     check_gguf(gguf)
     status = gguf.stat()

@@ -34,7 +34,7 @@ from engine.models.folder import (
     refuse_own_code,
     shard_names,
 )
-from engine.models.prepared import ModelProgress, OnModelProgress, nobody_listens
+from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
 
 Answer = TypeVar("Answer")
 
@@ -65,7 +65,7 @@ class _Listing(NamedTuple):
 
 
 def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSnapshot | None:
-    """The model in the Hub's cache, if everything that is needed of it is there; asks nobody.
+    """The model in the Hub's cache, if everything that is needed of it is there; no request is made.
 
     Args:
         hub_id: Such as Qwen/Qwen3-0.6B.
@@ -90,7 +90,7 @@ def fetch_from_hub(
     hub_id: str,
     revision: str | None = None,
     part: ModelPart = ModelPart.WEIGHTS,
-    on_progress: OnModelProgress = nobody_listens,
+    on_progress: OnModelProgress = ignore_progress,
     *,
     timeout_seconds: float = 10.0,
 ) -> HubSnapshot:
@@ -108,7 +108,7 @@ def fetch_from_hub(
     Raises:
         HubUnreachableError: If the Hub cannot be reached and the cache does not hold what is needed.
         ModelError: If the model is missing, gated, or cannot be trained safely.
-        StorageError: If there is no room for it.
+        StorageError: If the disk has no space for it.
     """
     cached = cached_snapshot(hub_id, revision, part)
     if cached is not None and (cached.commit == revision or constants.HF_HUB_OFFLINE):
@@ -138,7 +138,7 @@ def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
     """Wait so long for an answer and no longer, whatever it hangs on: name lookup, a proxy or a slow server.
 
     Raises:
-        TimeoutError: If there is no answer in time; the question is then left to itself.
+        TimeoutError: If there is no answer in time; the request is then abandoned.
         Exception: Whatever `ask` raises.
     """
     answer: Future[Answer] = Future()
@@ -179,7 +179,7 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
                 f"{hub_id} holds GGUF files only.",
                 "Download one of them and give its path, or choose the original model.",
             )
-        raise ModelError(f"{hub_id} has no config.json, so it is no transformers model.", "Choose another model.")
+        raise ModelError(f"{hub_id} has no config.json, so it is not a transformers model.", "Choose another model.")
     if part is ModelPart.WEIGHTS and SINGLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
         pickled = sorted(name for name in names if name.endswith(UNPICKLED_SUFFIXES))
         if pickled:
@@ -246,7 +246,7 @@ def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnM
 
 
 def _remember_revision(hub_id: str, revision: str, commit: str) -> None:
-    """Note where a branch stood, as huggingface_hub does, so that it is found again without a network."""
+    """Record the commit of a branch, as huggingface_hub does, to find it again without a network."""
     if revision == commit:
         return
     reference = _reference(hub_id, revision)
@@ -279,7 +279,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 class _SilentBar(hub_tqdm):
-    """huggingface_hub draws nothing; progress goes to whoever asked for it."""
+    """A progress bar that huggingface_hub does not draw."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Module inventories that were made before, kept on disk so that an estimate needs neither torch nor a second."""
+"""A cache of module inventories on disk, with which an estimate needs neither torch nor a second."""
 
 import hashlib
 import importlib.metadata
@@ -13,7 +13,7 @@ from engine.errors import ModelError, StorageError
 from engine.files import write_atomically
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
-from engine.models.prepared import OnModelProgress, nobody_listens
+from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
@@ -25,7 +25,7 @@ _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "
 
 
 def architecture_values(
-    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = nobody_listens
+    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
 ) -> dict[str, JsonValue]:
     """What a model's config.json says, from the catalogue, a folder, or the Hub; no weights are fetched for it.
 

@@ -34,8 +34,8 @@ class ModelProgress(NamedTuple):
 OnModelProgress = Callable[[ModelProgress], None]
 
 
-def nobody_listens(_: ModelProgress) -> None:
-    """Stands in where nobody asked for progress."""
+def ignore_progress(_: ModelProgress) -> None:
+    """Report no progress."""
 
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -63,7 +63,7 @@ class Manifest(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What a folder is made from; a folder made from anything else is made anew."""
+    """What a folder is made from; a folder made from anything else is rebuilt."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -92,15 +92,15 @@ def is_prepared(folder: Path, recipe: Recipe) -> bool:
 
 
 def prepare_once(
-    folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progress: OnModelProgress = nobody_listens
+    folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progress: OnModelProgress = ignore_progress
 ) -> Path:
     """Make `folder` with `build` unless it is there already; returns it.
 
     Args:
-        folder: Where the finished folder stands; its parent is created.
+        folder: The finished folder; its parent is created.
         recipe: What it is made from.
-        build: Fills an empty folder that it is given; may leave its own scraps beside it, under the same parent.
-        on_progress: Told when somebody else is making it, and when it is verified.
+        build: Fills an empty folder that it is given; may leave temporary files next to it, under the same parent.
+        on_progress: Called when another process is making it, and when it is verified.
 
     Raises:
         StorageError: If the disk is full or cannot be written; nothing is left behind then.
@@ -115,7 +115,7 @@ def prepare_once(
             on_progress(ModelProgress("waiting", "Another process is preparing this model; waiting for it."))
             lock.acquire()
         try:
-            if is_prepared(folder, recipe):  # whoever held the lock before us made it
+            if is_prepared(folder, recipe):  # the previous holder of the lock made it
                 return folder
             _sweep(folder)
             _require_space(folder.parent, recipe.needed_bytes)
@@ -179,7 +179,7 @@ def _workplace_prefix(folder: Path) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what interrupted makers left; only ever called by the holder of the lock, so nobody is using it."""
+    """Remove what interrupted builds left; called by the holder of the lock alone, so none of it is in use."""
     for stale in folder.parent.glob(f"{_workplace_prefix(folder)}*"):
         shutil.rmtree(stale, ignore_errors=True)
 

@@ -31,7 +31,9 @@ class ModuleShape(BaseModel):
     tied_to: str | None = None  # name of the module whose weight it shares
     is_output_head: bool = False
     is_quantizable: bool = False  # whether bitsandbytes replaces it; experts held as bare parameters stay as they are
-    bare_parameters: Mapping[str, tuple[int, ...]] = {}  # shapes, of modules that are no known layer, such as experts
+    bare_parameters: Mapping[
+        str, tuple[int, ...]
+    ] = {}  # shapes, of modules that are not a known layer, such as experts
 
     @property
     def bias_parameters(self) -> int:
@@ -47,7 +49,7 @@ class AttentionSupport(BaseModel):
     has_flash: bool = True
     passes_arguments: bool = True  # attention functions can be registered, and get what belongs to the batch
     is_causal: bool = True  # a token sees none after it
-    is_stateful: bool = False  # a state goes from token to token beside attention
+    is_stateful: bool = False  # a state is passed from token to token besides attention
 
 
 class ModelShape(BaseModel):
@@ -67,7 +69,7 @@ class ModelShape(BaseModel):
     vocab_size: int
     max_position_embeddings: int | None = None
     hidden_act: str = "silu"
-    gated_mlp: bool = True  # SwiGLU-like: gate and up beside each other
+    gated_mlp: bool = True  # SwiGLU-like: gate and up side by side
     tie_word_embeddings: bool = False
     num_experts: int = 0  # 0 for dense models
     num_experts_per_token: int = 0
@@ -84,12 +86,12 @@ class ModelShape(BaseModel):
     # In a conversation: for each layer that keeps keys and values, of how many tokens at most; None is of all. Without a
     # list, every layer keeps all.
     kept_tokens: tuple[int | None, ...] | None = None
-    state_elements: int = 0  # of all layers that keep a state of constant size instead, or beside it
+    state_elements: int = 0  # of all layers that keep a state of constant size instead, or as well
     modules: tuple[ModuleShape, ...] = ()
 
     @property
     def has_stacked_experts(self) -> bool:
-        """Whether experts are stacked in single parameters, which are no linear layers."""
+        """Whether experts are stacked in single parameters, which are not linear layers."""
         return any(module.kind == "experts" for module in self.modules)
 
     def linear_names(self) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ class ModelShape(BaseModel):
         return tuple(seen)
 
     def all_linear(self) -> tuple[ModuleShape, ...]:
-        """Every linear layer but the output head; beside stacked experts, those alone that PEFT does not take for them."""
+        """Return every linear layer but the output head; with stacked experts, without those that PEFT takes for them."""
         excluded = EXPERT_PROJECTIONS if self.has_stacked_experts else frozenset()
         return tuple(
             module
@@ -137,13 +139,13 @@ class ModelDetails(BaseModel):
     chat_template: str | None = None  # as published; None where it has none
 
 
-PLAIN_NAME = re.compile(r"[\w.-]+")  # matches itself alone, save that a dot stands for any character
+PLAIN_NAME = re.compile(r"[\w.-]+")  # matches itself alone, except that a dot matches any character
 
 _MAX_CHARACTERS = 2_000
 
 
 class PatternError(Exception):
-    """A pattern is not a regular expression, is too long, or takes too long; says which, to stand behind the pattern."""
+    """A pattern is not a regular expression, is too long, or takes too long; the message follows the pattern."""
 
 
 class PatternMatcher:

@@ -11,7 +11,7 @@ from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared, prepare_demo
 from engine.models.folder import ModelPart, check_model_folder
 from engine.models.gguf import prepare_gguf
-from engine.models.prepared import ModelProgress, OnModelProgress, nobody_listens
+from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
 from engine.paths import LoratoryHome
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -39,18 +39,18 @@ _DEMO_HUB_TIMEOUT_SECONDS = 4.0
 
 
 class ModelSource(NamedTuple):
-    """A model that stands ready on this machine."""
+    """A model that is ready on this machine."""
 
     location: str  # folder, as from_pretrained takes it
     name: str  # what people call it: catalogue name, Hub id, or the folder's or file's own name
-    hub_id: str | None = None  # where others find it; belongs into an adapter's base_model_name_or_path
+    hub_id: str | None = None  # where it is published; belongs into an adapter's base_model_name_or_path
     revision: str | None = None  # commit on the Hub; None for what came from elsewhere
 
 
 def resolve_model(
     config: ModelConfig,
     home: LoratoryHome,
-    on_progress: OnModelProgress = nobody_listens,
+    on_progress: OnModelProgress = ignore_progress,
     part: ModelPart = ModelPart.WEIGHTS,
 ) -> ModelSource:
     """Make a model available on this machine; the second time at once and without a network.
@@ -63,7 +63,7 @@ def resolve_model(
 
     Raises:
         ModelError: If it cannot be found or reached, or cannot be trained safely.
-        StorageError: If there is no room for it.
+        StorageError: If the disk has no space for it.
     """
     text = config.id.strip()
     if any(not character.isprintable() for character in text):
@@ -82,7 +82,7 @@ def resolve_model(
     if path is not None:
         raise ModelError(f"{text} is a single file.", "Give the folder that holds the model, or a .gguf file.")
     if text.lower().endswith(".gguf"):
-        raise ModelError(f"There is no file {text}.", "Check the path.")
+        raise ModelError(f"The file {text} does not exist.", "Check the path.")
     return _resolve_on_hub(entry.hub_id if entry else text, config.revision, on_progress, part)
 
 
@@ -100,7 +100,7 @@ def _local_path(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
         return path if path.is_dir() or path.is_file() else None
-    except (OSError, RuntimeError):  # a name that no file can have; ~name of nobody
+    except (OSError, RuntimeError):  # a name that no file can have; ~name of an unknown user
         return None
 
 

@@ -140,7 +140,7 @@ def test_all_wrong_arguments_are_listed_together(run, file):
 def test_a_row_that_is_not_there_is_said_to_be_missing(run, file, tiny_model_folder):
     result = run("render", file, *MAP, "--row", 99, "--model", tiny_model_folder)
 
-    assert "There is no row 99" in str(result.exception)
+    assert "Row 99 does not exist" in str(result.exception)
 
 
 def test_a_template_that_rewrites_turns_gives_all_sequences(run, tmp_path, tiny_model_folder):

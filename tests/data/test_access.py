@@ -85,13 +85,13 @@ def test_a_nul_byte_is_refused():
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path):
     os.mkfifo(tmp_path / "rows.jsonl")
 
-    with pytest.raises(DatasetError, match="no regular file"):
+    with pytest.raises(DatasetError, match="not a regular file"):
         open_source(DatasetConfig(source=str(tmp_path / "rows.jsonl")), SourceOptions())
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this platform has no such device")
 def test_a_device_is_refused():
-    with pytest.raises(DatasetError, match="no regular file"):
+    with pytest.raises(DatasetError, match="not a regular file"):
         open_regular(Path("/dev/zero"))
 
 

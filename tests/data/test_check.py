@@ -270,7 +270,7 @@ def test_plain_text_is_learned_whole_whatever_train_on_says(tmp_path):
     report = check_dataset(DatasetConfig(source=str(path)), SourceOptions(), renderer=renderer)
 
     assert report.masked_tokens == 2  # the first token of each row, which nothing comes before
-    assert any("all of it is learned" in note for note in report.notes)
+    assert any("all of it is trained" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(

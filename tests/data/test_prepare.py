@@ -89,7 +89,7 @@ def test_nothing_to_learn_is_refused(tmp_path, home, tokenizer):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "x", "output": ""}\n')
 
-    with pytest.raises(DatasetError, match="nothing to learn"):
+    with pytest.raises(DatasetError, match="Nothing to train on"):
         prepare(path, home, tokenizer)
 
 

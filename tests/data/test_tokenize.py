@@ -146,7 +146,7 @@ def test_a_cut_keeps_what_comes_before_it_and_counts_what_is_lost(one, tokenizer
     assert cut.lost_trained_tokens == end - start - 2
     assert cut.uncut_tokens == len(whole.input_ids)
 
-    with pytest.raises(RowProblemError, match="cut away") as problem:
+    with pytest.raises(RowProblemError, match="truncated by max_length") as problem:
         render_conversation(0, conversation, tokenizer, RenderOptions(start))
     assert problem.value.kind == "cut_away"
 

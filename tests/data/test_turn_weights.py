@@ -52,7 +52,7 @@ def test_a_weight_between_is_refused_with_its_turn():
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "weight": 0.5}]
 
     with pytest.raises(
-        RowProblemError, match=r"turn 2 has the weight 0\.5; 1 is learned, and 0 is only read"
+        RowProblemError, match=r"turn 2 has the weight 0\.5; 1 is trained, and 0 is context only"
     ) as refused:
         convert({"messages": turns})
     assert refused.value.kind == "weight"
@@ -81,9 +81,9 @@ def test_what_is_only_read_stands_in_the_text_and_is_not_learned(family):
 def test_the_setting_and_the_weights_both_hold():
     tokenizer = tokenizer_of(FAMILIES[1])
 
-    with pytest.raises(RowProblemError, match="its weights leave no turn to learn"):
+    with pytest.raises(RowProblemError, match="every assistant turn has weight 0"):
         render_conversation(0, with_unlearned(TWO_TURNS, 1, 3), tokenizer, ALL)
-    with pytest.raises(RowProblemError, match="its weights leave no turn to learn"):
+    with pytest.raises(RowProblemError, match="every assistant turn has weight 0"):
         render_conversation(0, with_unlearned(TWO_TURNS, 3), tokenizer, RenderOptions(None, "last_assistant"))
     assert learned_turns(with_unlearned(TWO_TURNS, 1), "assistant") == (3,)
     assert learned_turns(with_unlearned(TWO_TURNS, 1), "all") == (0, 1, 2, 3)

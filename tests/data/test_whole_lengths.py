@@ -46,7 +46,7 @@ def test_it_is_so_whatever_is_learned(tokenizers, train_on):
     (whole,) = render_conversation(0, prompt, tokenizer, RenderOptions(None, train_on)).rows
 
     if train_on == "last_assistant":
-        with pytest.raises(RowProblemError, match="cut away"):
+        with pytest.raises(RowProblemError, match="truncated by max_length"):
             render_conversation(0, prompt, tokenizer, RenderOptions(200, train_on))
         return
     (cut,) = render_conversation(0, prompt, tokenizer, RenderOptions(200, train_on)).rows

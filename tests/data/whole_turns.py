@@ -81,7 +81,7 @@ def plan_conversation(
     if not turns:
         marked = any(not message.is_learned for message in expressed.messages)
         reason = (
-            "its weights leave no turn to learn" if marked else "no assistant turn says anything that could be learned"
+            "every assistant turn has weight 0" if marked else "every assistant turn is empty"
         )
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)

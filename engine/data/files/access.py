@@ -39,13 +39,13 @@ class DataAccess:
         """
         if _ADDRESS.match(source):
             raise DatasetError(
-                f"{shown_name(source)} is an address, and Loratory fetches none.",
+                f"{shown_name(source)} is an address; Loratory reads files and Hub datasets only.",
                 "Download the file and choose it, or give the id of a dataset on the Hub.",
             )
         if "\0" in source:
             raise DatasetError("The dataset's name holds a NUL byte.", "Type it again.")
         if self.roots is not None:
-            # Before anything else, so that a refusal does not tell whether such a file exists.
+            # Before anything else: a refusal must not reveal whether such a file exists.
             self._refuse_outside(Path(source).expanduser())
         try:
             path = Path(source).expanduser().resolve(strict=True)
@@ -83,14 +83,14 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading, never waiting on a pipe and never reading a device.
 
     Raises:
-        DatasetError: If it is no regular file, or cannot be read.
+        DatasetError: If it is not a regular file, or cannot be read.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise DatasetError(f"{shown_name(path.name)} is no regular file.", "Choose a file with rows in it.")
+            raise DatasetError(f"{shown_name(path.name)} is not a regular file.", "Choose a file with rows in it.")
         return os.fdopen(descriptor, "rb")
     except OSError as error:
         raise DatasetError(
@@ -187,7 +187,7 @@ def gzipped_start(path: Path, size: int) -> bytes:
 class UnpackedFile:
     """What a gzip file holds, as a file of its own.
 
-    What nobody has read for a week is removed when another is unpacked; without a cache folder, it goes with this object.
+    Files not read for a week are removed when another is unpacked; without a cache folder, it is removed with this object.
 
     Args:
         path: The gzip file.

@@ -30,14 +30,14 @@ def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
 
 
 def row_sizes(array: Any) -> Any:
-    """Bytes that each row of an Arrow array stands for, as int64 numbers."""
+    """Return the bytes that each row of an Arrow array takes once written out, as int64."""
     from pyarrow import BaseExtensionType, compute, types
 
     kind = array.type
     if types.is_dictionary(kind):
         values = row_sizes(array.dictionary)
         indices = compute.fill_null(array.indices, -1).to_numpy(zero_copy_only=False)
-        return numpy.append(values, 0)[indices]  # the last stands for no value
+        return numpy.append(values, 0)[indices]  # the last one is for null
     if types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
         return compute.fill_null(compute.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(numpy.int64)
     if types.is_struct(kind):
@@ -90,8 +90,8 @@ def _written_out(batch: Any, start: int, end: int, first_row: int) -> Iterator[R
 def without_gaps(value: Any) -> Any:
     """A value of Arrow's without the keys that hold nothing, at any depth.
 
-    All structs of a column have the same fields. What an object did not have is null there, so that tools would get
-    parameters, and calls arguments, that only others have. A null that was meant cannot be told from that.
+    All structs of a column have the same fields. What an object did not have is null there, and would give tools the
+    parameters, and calls the arguments, of other rows. An intended null cannot be distinguished from that.
     """
     if isinstance(value, dict):
         return {key: without_gaps(item) for key, item in value.items() if item is not None}

@@ -27,7 +27,7 @@ _NOT_CLOSED = "unexpected end of data"  # how Python's reader says it
 
 _VEILED_RETURN = "\udc0d"  # half a character, which text in UTF-8 never holds
 
-_MAX_LINES_OF_A_ROW = 5000  # a quoted cell that goes on for longer has lost its closing quote
+_MAX_LINES_OF_A_ROW = 5000  # a longer quoted cell has lost its closing quote
 
 
 class DelimitedReader(TextReader):
@@ -67,7 +67,7 @@ class DelimitedReader(TextReader):
         name = shown_name(self._stream.path.name)
         if any("\r" in column.replace("\r\n", "") for column in columns):
             raise DatasetError(
-                f"The first line of {name} goes on behind a carriage return, which ends lines in some files.",
+                f"The first line of {name} contains a carriage return, which ends lines in some files.",
                 "Save it with one kind of line ends.",
             )
         if not named:
@@ -75,8 +75,8 @@ class DelimitedReader(TextReader):
         twice = [column for column, count in Counter(columns).items() if count > 1]
         if twice:
             raise DatasetError(
-                f"The column {shown_name(twice[0])!r} stands twice in the header of {name}.",
-                "Rename one of the two, so that it is clear which is meant.",
+                f"The column {shown_name(twice[0])!r} appears twice in the header of {name}.",
+                "Rename one of the two.",
             )
         return columns
 
@@ -104,7 +104,7 @@ class DelimitedReader(TextReader):
             return _Cells(first, first.data, kind="too_long", problem=too_long(first.size_bytes))
         taken = [first]
         try:
-            # Over several lines a closing quote must stand where one may; else another row's quote closed this one's.
+            # Over several lines, a closing quote must end a cell; else another row's quote closed this one's.
             cells = next(csv.reader(_texts_of(taken, lines), delimiter=self.delimiter, strict=True))
         except UnicodeDecodeError as error:
             lines.push_back(taken[1:])
@@ -121,7 +121,7 @@ class DelimitedReader(TextReader):
         return _Cells(first, b"\n".join(line.data for line in taken), _shown(cells))
 
     def _cells_of_an_odd_line(self, line: Line) -> "_Cells":
-        """The cells of a line with a quotation mark where none may stand, which is taken for an ordinary letter."""
+        """The cells of a line with a misplaced quotation mark, which is read as an ordinary character."""
         try:
             return _Cells(line, line.data, _shown(next(csv.reader([_text_of(line)], delimiter=self.delimiter))))
         except csv.Error as error:

@@ -79,10 +79,10 @@ _REASONS = (
     ("Expecting property name", "a key in double quotes is missing"),
     ("Expecting ':'", "a colon is missing"),
     ("Expecting ','", "a comma or a closing bracket is missing"),
-    ("Invalid control character", "a control character stands inside a string"),
-    ("Invalid \\", "a backslash stands before the wrong character"),
+    ("Invalid control character", "a control character is inside a string"),
+    ("Invalid \\", "a backslash precedes the wrong character"),
     ("Extra data", "there is more after its end"),
-    ("Illegal trailing comma", "a comma stands before the closing bracket"),
+    ("Illegal trailing comma", "a comma precedes the closing bracket"),
 )
 
 
@@ -138,7 +138,7 @@ class JsonLinesReader(TextReader):
 
 
 # A whole string at once, so that brackets inside of it do not count. JSON strings hold no line feeds, so one that is
-# never closed ends with its line, and the rows after it are found again. A string may also go on in the next chunk.
+# never closed ends with its line, and the rows after it are found again. A string may also continue in the next chunk.
 _TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
 
 _STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')
@@ -159,7 +159,7 @@ class JsonValuesReader(TextReader):
 
     Args:
         stream: The file.
-        array: Whether the rows stand in one array; else they follow each other.
+        array: Whether the rows are in one array; else they follow each other.
     """
 
     def __init__(self, stream: TextStream, array: bool) -> None:
@@ -197,7 +197,7 @@ class _Scanner:
         self._open = bytearray(b"[" if array and start.offset > 0 else b"")
         self._open_counts = {bracket: self._open.count(bracket) for bracket in (_OPEN_OBJECT, _OPEN_ARRAY)}
         self._held = b""  # the row under way, from its first byte on
-        self._dropped = self._dropped_lines = 0  # bytes and line ends that were let go because it is too long
+        self._dropped = self._dropped_lines = 0  # bytes and line ends that were dropped because it is too long
         self._in_string = False
         self._escaped = False  # the chunk ended with a backslash inside a string
         self.after_end: bytes | None = None  # what follows the array in the chunk that closed it
@@ -224,7 +224,7 @@ class _Scanner:
                 if len(self._open) >= _MAX_DEPTH:
                     raise DatasetError(
                         f"Line {self._line:,} opens more than {_MAX_DEPTH:,} brackets inside one another.",
-                        "This is no dataset; choose another file.",
+                        "Choose another file.",
                     )
                 self._open.append(mark)
                 self._open_counts[mark] += 1

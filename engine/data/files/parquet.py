@@ -108,7 +108,7 @@ class _Compact:
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):  # the truth of a field stands in its head
+        if kind in (1, 2):  # a boolean field is its own head
             return kind == 1
         if kind == 3:
             return self._byte()
@@ -178,8 +178,8 @@ class _Column(NamedTuple):
     path: str
     open_bytes: int  # its dictionary and its largest page, unpacked
     packed_bytes: int  # of those two
-    row_bytes: float  # about the most that a row takes beside what it shares with others
-    sharing_values: int  # how many values may stand for one entry of the dictionary; 0 where that is no danger
+    row_bytes: float  # about the most that a row takes apart from shared values
+    sharing_values: int  # how many values may repeat one entry of the dictionary; 0 where that is harmless
 
 
 class ParquetRows:
@@ -221,7 +221,7 @@ class ParquetRows:
         """Rows from `first_row` on.
 
         Raises:
-            DatasetError: If the file is damaged, or would take more memory than its size lets anybody expect.
+            DatasetError: If the file is damaged, or decompresses to far more than its size.
         """
         from pyarrow import ArrowException
 
@@ -281,7 +281,7 @@ class ParquetRows:
                 row += batch.num_rows
 
     def _largest_row(self, metadata: Any, group: int, column: _Column) -> int:
-        """Bytes of the largest row that shares values with others; nothing is written out for that."""
+        """Return the bytes of the largest row that shares values, without writing any out."""
         largest = seen = 0
         with self._open(metadata, [column.path]) as reader:
             rows = _rows_at_once(column.row_bytes, _SHARED_BATCH_ROWS)
@@ -316,7 +316,7 @@ class ParquetRows:
             value_bytes = max(value_bytes, page.unpacked_bytes / (1 if page.is_prefixed else max(1, page.values)))
         if nested and values > _RATIO_COUNTS_FROM_VALUES:
             self._refuse_growth(2 * values, packed, "lists")
-        # A list's values stand in the file one by one, and one row may hold all of them; so the average has to do.
+        # One row may hold all values of a list column; the average has to do.
         row_bytes = own_bytes / max(1, metadata.row_group(group).num_rows) if nested else value_bytes
         at_once = shared_values if nested else min(shared_values, _BATCH_ROWS)
         sharing = dictionary.unpacked_bytes * at_once > _BATCH_BYTES
@@ -350,7 +350,7 @@ class ParquetRows:
         if tail[4:] != PARQUET_MAGIC or int.from_bytes(tail[:4], "little") > min(size, _MAX_FOOTER_BYTES):
             raise self._damaged()
         try:
-            # Else a row group is read as a whole, and held beside what is made of it.
+            # Else a whole row group is read, and held together with what is made of it.
             reading = {"memory_map": False, "pre_buffer": False, "buffer_size": 1 << 20}
             return ParquetFile(self._path, metadata=metadata, read_dictionary=shared, **reading)
         except (OSError, ValueError, ArrowException) as error:
@@ -363,7 +363,7 @@ class ParquetRows:
 
     def _too_large(self, what: str) -> DatasetError:
         return DatasetError(
-            f"The {what} of the Parquet file {self.name} grow beyond all measure when they are unpacked.",
+            f"The {what} of the Parquet file {self.name} decompress to far more than their size on disk.",
             "Export it again with smaller pages and row groups, or as JSONL.",
         )
 

@@ -154,7 +154,7 @@ class TextFileRows:
                 return
 
     def _skim(self, row: int) -> Iterator[None]:
-        """Note where rows begin, up to `row`, without reading what they say where that can be told."""
+        """Note where rows begin, up to `row`, without parsing them where the kind allows."""
         if self.total_rows is not None or row < self._index.known_rows + STRIDE:
             return
         for position in self._reader.positions(self._index.last):

@@ -54,7 +54,7 @@ class TextStream:
         path: A regular file.
 
     Raises:
-        DatasetError: If it cannot be read, or is no text.
+        DatasetError: If it cannot be read, or is not text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -200,11 +200,11 @@ class Line:
 
 
 def read_lines(stream: TextStream, offset: int = 0, number: int = 1, *, blank: bool = False) -> Iterator[Line]:
-    """Lines, split at line feeds alone, so that U+2028 inside a string does no harm; blank ones only where asked for.
+    """Split a stream into lines at line feeds alone, as U+2028 may be inside a string; blank ones only where asked for.
 
     A line beyond MAX_ROW_BYTES is not held in memory; only its beginning comes back, with its true size.
     """
-    kept = b""  # beginning of a line that goes on in the next chunk
+    kept = b""  # beginning of a line that continues in the next chunk
     beyond = 0  # bytes of that line that were dropped
     for chunk in stream.chunks(offset):
         first, *others = chunk.split(b"\n")

@@ -35,16 +35,16 @@ class Converter:
         """Read one row.
 
         Raises:
-            RowProblemError: With the reason why nothing can be learned from it.
+            RowProblemError: With the reason why it cannot be trained on.
         """
         self._cells.value = value
         example = self._format.convert(self._cells)
         if isinstance(example, Conversation):
             answers = [message for message in example.messages if message.role == "assistant"]
             if not answers:
-                raise RowProblemError("no_assistant_turn", "there is no assistant turn to learn from")
+                raise RowProblemError("no_assistant_turn", "it has no assistant turn")
             if all(message.is_empty for message in answers):
-                raise RowProblemError("empty", "the answer is empty, so there is nothing to learn")
+                raise RowProblemError("empty", "the answer is empty")
         return example
 
 
@@ -167,7 +167,7 @@ def _chosen(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str]
         )
     found = _exact_and_plain(names)
     columns = {column.role: found[column.role] for column in format_.columns if column.role in found}
-    # A role that is mapped to no column at all is left out, whatever the columns are called.
+    # A role that is mapped to no column at all is left out, whatever the names of the columns.
     columns = {role: column for role, column in (columns | dict(mapped)).items() if column}
     missing = [role for role in format_.required if role not in columns]
     if missing:

@@ -87,7 +87,7 @@ class DataFormat(ABC):
         """Read one row.
 
         Raises:
-            RowProblemError: With the reason why nothing can be learned from it.
+            RowProblemError: With the reason why it cannot be trained on.
         """
 
     @property

@@ -25,7 +25,7 @@ ANSWER_NAMES = {
 
 _ASKING_NAMES = ("instruction", "prompt", "question", "query")
 
-_GENERAL_NAMES = ("instruction", "prompt")  # these may say what to do with a question that stands beside them
+_GENERAL_NAMES = ("instruction", "prompt")  # these may say what to do with a question in another column
 
 
 def is_missing(value: Any) -> bool:
@@ -34,7 +34,7 @@ def is_missing(value: Any) -> bool:
 
 
 def plain_text(text: str) -> str:
-    """Text as it is compared: line ends and spaces alike."""
+    """Return text as it is compared: with single spaces."""
     return " ".join(text.split())
 
 
@@ -57,13 +57,13 @@ def material_column(asked: str, names: Names, rows: Rows) -> str | None:
 
 
 def question_and_answer(names: Names, rows: Rows) -> tuple[str, str] | None:
-    """The columns of the question and its answer under whatever names; None where there is no such pair.
+    """Return the columns of the question and its answer, by their names; None where there is no such pair.
 
     Of several questions, one that says all that another says goes before it.
     """
     answers = {name: _answer(name, names, rows) for name in ANSWER_NAMES if name in names}
     pairs = [(names[name], answer) for name, answer in answers.items() if answer is not None]
-    # What a question is about is no question where there is one.
+    # Material is not the question where there is one.
     asked = [
         pair for pair in pairs if _name_of(pair[0], names) not in MATERIAL_NAMES and _filled(pair[0], rows)
     ] or pairs

@@ -30,7 +30,7 @@ ROLES: dict[str, Role] = {
     "ipython": "tool",
 }
 
-# Who speaks in a turn, by which rows that are single turns are told from others.
+# Roles by which rows that are single turns are recognized.
 _SPEAKERS = frozenset({"user", "assistant", "system", "human", "gpt", "tool"})
 
 # Of one row. The longest conversations in use have some hundred; each turn takes time of its own.
@@ -38,7 +38,7 @@ MAX_TURNS = 5000
 
 MAX_CALLS = 1000  # of one turn
 
-# A turn names its speaker and what is said; so it is told from other objects.
+# A turn has a role and content, which other objects do not.
 _FIELDS = (("role", ("content", "tool_calls", "function_call")), ("from", ("value",)))
 
 _BEGINS_LIKE_TURNS = re.compile(r"\s*\[\s*\{")
@@ -76,14 +76,14 @@ def is_turn(value: Any) -> bool:
 
 
 def conversation_column(turns: Any) -> str | None:
-    """What to call the column of a row that is nothing but a list of turns; None where it is no such list."""
+    """Return the name of the column for a row that is a bare list of turns; None where it is not one."""
     if not isinstance(turns, list) or not turns or not all(is_turn(turn) for turn in turns):
         return None
     return "messages" if "role" in turns[0] else "conversations"
 
 
 def are_single_turns(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether each row is one turn of a conversation that nobody put together."""
+    """Return whether each row is a single turn of a conversation."""
     speaker = names.get("role") or names.get("from")
     is_said = "content" in names or "value" in names
     said = [row.get(speaker) for row in rows] if speaker is not None and is_said else []
@@ -180,7 +180,7 @@ def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
     if not isinstance(weight, int | float) or math.isnan(weight):  # a column that most rows leave empty
         return True
     if weight not in (0, 1):
-        raise RowProblemError("weight", f"turn {number} has the weight {weight:g}; 1 is learned, and 0 is only read")
+        raise RowProblemError("weight", f"turn {number} has the weight {weight:g}; 1 is trained, and 0 is context only")
     return bool(weight)
 
 

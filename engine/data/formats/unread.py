@@ -1,4 +1,4 @@
-"""Columns whose text nobody reads, though it says something that the rest of the row does not."""
+"""Columns whose text the conversion leaves out although the rest of the row does not repeat it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _TELLING = (
     | {name for names in ANSWER_NAMES.values() for name in names}
 )
 
-# Words in the names of columns that say something about a row and are no part of it.
+# Words in the names of columns that describe a row and are not part of it.
 _ABOUT_ROWS = frozenset(
     """
     id ids uid uuid guid idx index key hash md5 sha sha1 sha256 url urls uri link links source sources origin src

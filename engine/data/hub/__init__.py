@@ -38,7 +38,7 @@ def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> froz
 def _is_there(name: str) -> bool:
     try:
         return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, a home that nobody has
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, an unknown home
         return False
 
 
@@ -46,7 +46,7 @@ HUB_ROOT = "hf://datasets/"
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
-# Others open what a row or a name inside an archive points to, or need libraries that nobody installed for them. "cache" is
+# The rest open what a row or a name inside an archive points to, or need libraries that are not installed. "cache" is
 # what this library itself fetched before.
 _READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
 
@@ -77,9 +77,9 @@ def require_hub_id(name: str) -> str:
 
 @contextmanager
 def confined_to(hub_id: str) -> Iterator[None]:
-    """While it lasts, a README that names files outside its own repository is refused before anybody looks for them.
+    """Refuse a README that names files outside its own repository, before they are looked for.
 
-    Looking alone would already ask any address that the README names, and tell which files there are here.
+    Looking alone would request any address that the README names, and reveal which files exist here.
     """
     _install_confinement()
     token = _CONFINED_TO.set(hub_id)

@@ -159,7 +159,7 @@ def _holds_media(feature: Any) -> bool:
 
 
 def _explain(error: Exception, name: str) -> EngineError:
-    """Return what an error of the `datasets` library, or of what it stands on, means for a dataset."""
+    """Return what an error of the `datasets` library, or of a library below it, means for a dataset."""
     chain = list(error_chain(error))
     for link in chain:  # an error of ours that the library wrapped
         if isinstance(link, EngineError):

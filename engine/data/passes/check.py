@@ -175,7 +175,7 @@ def check_steps(
         on_kept: Gets every row that is kept, in order; the pass is then made whatever the cache holds.
 
     Raises:
-        DatasetError: If the source cannot be read, or no row of it can be learned from.
+        DatasetError: If the source cannot be read, or no row of it can be trained on.
     """
     started = time.monotonic()
     reader = DatasetReader(config, options, renderer)
@@ -278,7 +278,7 @@ def _nothing_kept(reader: DatasetReader, tally: Tally) -> DatasetError:
     name = reader.parts[0].source.name
     rows = f"none of the {tally.rows:,} rows" if tally.rows > 1 else "the only row"
     return DatasetError(
-        f"There is nothing to learn in {name}: {rows} can be used; {where}: {first.problem}.",
+        f"Nothing to train on in {name}: {rows} can be used; {where}: {first.problem}.",
         f"It was read as {reader.detection.format.replace('_', ' ')}. Correct the data, or choose another format, "
         "column mapping or max_length.",
     )
@@ -302,9 +302,9 @@ def _cache_file(
 
 @lru_cache(maxsize=1)
 def _code_fingerprint() -> str:
-    """Changes with any file of this room, so that a report never outlives the code that made it."""
+    """Return a hash of this package's code: a report never outlives the code that made it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

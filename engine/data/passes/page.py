@@ -127,7 +127,7 @@ def find_row(reader: DatasetReader, row: int) -> Examined:
 def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
     total = reader.total_rows
     rows = f"it has {total:,}, numbered from 0" if total is not None else "rows are numbered from 0"
-    return DatasetError(f"There is no row {row:,} in this dataset; {rows}.", "Choose a smaller number.")
+    return DatasetError(f"Row {row:,} does not exist in this dataset; {rows}.", "Choose a smaller number.")
 
 
 def _searchable(record: Record) -> str:
@@ -139,7 +139,7 @@ def _searchable(record: Record) -> str:
 
 
 def _download_bytes(reader: DatasetReader) -> int | None:
-    """What reading every row fetches first; None where nothing is fetched, or nobody says how much."""
+    """Return the bytes that are fetched before every row can be read; None where none, or not known."""
     sizes = [getattr(part.source, "download_bytes", None) for part in reader.parts]
     return sum(size for size in sizes if size) or None
 
@@ -161,7 +161,7 @@ def _page_row(examined: Examined, reader: DatasetReader, *, brief: bool) -> Page
     )
 
 
-# What a page shows of one row; more than anybody reads, and a bound on what is sent.
+# Bounds on what a page shows of one row.
 MAX_SHOWN_CHARACTERS = 50_000
 
 MAX_SHOWN_TOKENS = 20_000
@@ -193,7 +193,7 @@ def sequence_view(rendered: RenderedRow, *, brief: bool = False) -> SequenceView
     tokens = zip(rendered.pieces, rendered.labels, rendered.special, rendered.input_ids, strict=True)
     shown = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
     spans: list[TokenSpan] = []
-    # A control token stands alone, so its own place is part of what tells it from its neighbours.
+    # A control token has a span of its own, so its position is part of the key.
     for (trained, place), group in groupby(
         shown, lambda one: (one[1][1] != IGNORED_LABEL, one[0] if one[1][2] else None)
     ):

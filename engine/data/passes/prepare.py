@@ -134,7 +134,7 @@ def prepare_dataset(
         on_progress: Told a few times a second how far it has come; may raise to stop.
 
     Raises:
-        DatasetError: If the source cannot be read, or nothing in it can be learned.
+        DatasetError: If the source cannot be read, or nothing in it can be trained on.
     """
     store = TokenStore()
     digests = array("Q")
@@ -183,7 +183,7 @@ def held_out_steps(
         count: How many rows at most.
 
     Raises:
-        DatasetError: If the source cannot be read, or no row of it can be learned from.
+        DatasetError: If the source cannot be read, or no row of it can be trained on.
     """
     rows, digests, parts = array("q"), array("Q"), array("b")
 

@@ -156,11 +156,11 @@ class DatasetReader:
                 where = f" of {part.source.name}" if len(self.parts) > 1 else ""
                 notes.append(unread_note(part.unread, where))
         if not all(FORMATS[part.detection.format].has_turns for part in self.parts) and self.train_on != "all":
-            notes.append("Plain text has no assistant's part, so all of it is learned.")
+            notes.append("Plain text has no assistant turns, so all of it is trained.")
         return notes
 
     def fingerprint(self) -> str:
-        """Changes when the content of any source does, as far as a quick look tells."""
+        """Return a hash that changes when the content of any source does, as far as size, time and samples show."""
         prints = [part.source.fingerprint() for part in self.parts]
         return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
 
@@ -175,7 +175,7 @@ class DatasetReader:
         for seen, (part, record) in enumerate(records, start=1):
             batch.append((part, record))
             size += record.size_bytes
-            # Batches grow, so that the first row of a page need not wait for sixty-four.
+            # Batches grow: the first row of a page need not wait for sixty-four.
             if len(batch) >= min(_BATCH_ROWS, seen) or size > _BATCH_BYTES:
                 yield from self.examine(batch)
                 batch, size = [], 0
@@ -190,7 +190,7 @@ class DatasetReader:
         return picked_rows([part.source for part in self.parts], rows)
 
     def records(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
-        """The same as they stand in their files, each with the number of its part."""
+        """Yield rows as they are in their files, each with the number of its part."""
         return numbered_rows([part.source for part in self.parts], first_row)
 
     def examine(self, records: Sequence[tuple[int, Record]]) -> list[Examined]:
@@ -268,7 +268,7 @@ def _detect_by_itself(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], 
 
 
 def head_of(source: RowSource) -> list[Record]:
-    """The first rows: enough to tell the format, and never more than a few megabytes of them."""
+    """Return the first rows: enough to detect the format, and at most a few megabytes."""
     head: list[Record] = []
     size = 0
     for record in source.records():
@@ -293,7 +293,7 @@ def digest_of(example: Example) -> int:
     try:
         data = _canonical(example).encode()
     except UnicodeEncodeError as error:
-        raise RowProblemError("bad_text", "its text holds half of a character (a lone surrogate)") from error
+        raise RowProblemError("bad_text", "its text contains half of a character (a lone surrogate)") from error
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 

@@ -67,8 +67,8 @@ def _draw_sample(count: int, max_samples: int | None, seed: int) -> Positions:
 def _draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) -> NDArray[np.bool_]:
     """Which of the rows are held out: those whose mixed digests are the smallest.
 
-    Equal rows have equal digests and so stay together; a row's place does not depend on where it stands, and hardly on
-    what other rows there are.
+    Equal rows have equal digests and so stay together; whether a row is held out does not depend on its position, and
+    hardly on the other rows.
     """
     nothing = np.zeros(len(digests), dtype=np.bool_)
     if eval_fraction <= 0 or len(digests) < 2:
@@ -94,7 +94,7 @@ def _draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int)
 
 
 def _mixed(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """Digests scattered anew by a seed (the finalizer of SplitMix64, Steele et al. 2014, figure 16)."""
+    """Scatter digests by a seed (the finalizer of SplitMix64, Steele et al. 2014, figure 16)."""
     mixed = digests ^ np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed ^= mixed >> np.uint64(shift)

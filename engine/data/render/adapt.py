@@ -1,7 +1,7 @@
 """A conversation in the terms of one chat template: its own where it has them, plain words where it has none.
 
-What a template cannot express is written into the turns, in the Hermes convention that most open models know, so that
-nothing is lost in silence: tools in the system turn, a call as `<tool_call>` in the assistant's turn, its result as
+What a template cannot express is written into the turns, in the Hermes convention that most open models know, and
+nothing is lost silently: tools in the system turn, a call as `<tool_call>` in the assistant's turn, its result as
 `<tool_response>` in a user's turn, reasoning as `<think>` before the answer. A system turn that a template does not take
 opens the first user turn; turns of one role in a row become one, where a template wants roles to alternate.
 """
@@ -108,7 +108,7 @@ class _Probe:
             {"role": "assistant", "content": f"{_A}{_B}"},
         ]
         words = [f"{word}{number}" for number in numbers for word in (_B, _D, _E)]
-        # The listed tool has a name of its own, so that it cannot pass for the one that is called.
+        # The listed tool has another name, to be distinguished from the one that is called.
         return self._shows(messages, *words, _C, f"{_A}{_B}", tools=[probe_tool(_E, "parameter", "description")])
 
     def _reasoning(self, user: dict[str, Any]) -> Literal["field", "inline", "none"]:

@@ -51,7 +51,7 @@ def plan_conversation(
         conversation: Of any length.
         tokenizer: With a frozen template.
         train_on: Which turns are learned.
-        max_length: Turns that lie beyond it are not looked at: proving a turn takes longer the later it stands.
+        max_length: Turns beyond it are not rendered: verifying a turn takes longer the later it comes.
 
     Raises:
         RowProblemError: If the template refuses the row, or no turn of it can be learned.
@@ -76,9 +76,7 @@ def plan_conversation(
             turns.append(turn)
     if not turns:
         marked = any(not message.is_learned for message in expressed.messages)
-        reason = (
-            "its weights leave no turn to learn" if marked else "no assistant turn says anything that could be learned"
-        )
+        reason = "every assistant turn has weight 0" if marked else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
     if beyond:  # the text ends early, and says nothing about what the template leaves out
@@ -106,12 +104,12 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
 
 
 def learned_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
-    """Indexes of the turns that count, as far as the conversation by itself tells; no template is asked."""
+    """Return the indexes of trained turns, as far as the conversation itself decides; no template is rendered."""
     messages = conversation.messages
     if train_on == "all":
         return tuple(range(len(messages)))
     asked = next((index for index, message in enumerate(messages) if message.role != "assistant"), len(messages))
-    # What the assistant says before anybody else is read and not learned: nothing asks for it.
+    # An opening assistant turn is context only: nothing asks for it.
     return tuple(index for index in _chosen_turns(conversation, train_on) if index > asked)
 
 
@@ -137,7 +135,7 @@ def _meant_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list
 
 
 def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[Notice, ...]:
-    """Control tokens that the data itself holds: the model will read them as such, wherever they stand."""
+    """Warn about control tokens in the data itself, which the model reads as such."""
     pattern = control_token_pattern(tokenizer)
     found: list[Notice] = []
     for number, message in enumerate(conversation.messages, start=1):
@@ -149,7 +147,7 @@ def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenize
 
 
 def _sequence_of(index: int, renderer: TurnRenderer) -> SequencePlan | None:
-    """The sequence of one turn alone; None where the template refuses a turn that nobody is to learn anyway."""
+    """Return the sequence of one turn alone; None where the template refuses it, as it is not trained anyway."""
     try:
         turn = renderer.turn(index)
     except RowProblemError:
@@ -211,7 +209,7 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
 
 
 def _as_in(text: str, last: Turn, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
-    """The turn as it stands in the text of a later one, or None where that text holds something else."""
+    """Return the turn as it is in the text of a later one, or None where that text differs."""
     if turn.base is not last.base:
         is_beginning = text.startswith(turn.prompt)
     else:

@@ -52,7 +52,7 @@ _PAD_CANDIDATES = (
 
 @dataclass(frozen=True)
 class FrozenTemplate:
-    """What was settled about a tokenizer, to be told to the person and saved with the adapter."""
+    """What was decided about a tokenizer, shown to the person and saved with the adapter."""
 
     notes: tuple[str, ...]  # what differs from the tokenizer as it was published, in sentences
     warnings: tuple[str, ...] = ()  # those of them that a person may not have wanted
@@ -61,8 +61,8 @@ class FrozenTemplate:
 def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
     """Make a tokenizer complete, in place: a template, a fixed date in it, an eos token, and a pad token of its own.
 
-    Saving the tokenizer afterwards saves the very template that training used, so that every other program renders the
-    same prompts. Calling it twice changes nothing more.
+    Saving the tokenizer afterwards saves the template that training used; every other program then renders the same
+    prompts. Calling it twice changes nothing more.
 
     Returns:
         What was changed.
@@ -102,8 +102,8 @@ def _freeze_date(tokenizer: ChatTokenizer, notes: list[str]) -> None:
     if frozen != template:
         tokenizer.chat_template = frozen
         notes.append(
-            f"The model's template asks for today's date; it is fixed at {FROZEN_DATE.isoformat()}, so that training, "
-            "resuming and chat see the same prompts."
+            f"The model's template asks for today's date; it is fixed at {FROZEN_DATE.isoformat()}, and "
+            "training, resuming and chat see the same prompts."
         )
 
 

@@ -64,7 +64,7 @@ class RenderedRow(TokenizedRow):
 
     @cached_property
     def pieces(self) -> list[str]:
-        """The text that each token stands for; joined, the text up to the cut."""
+        """The text of each token; joined, the text up to the cut."""
         return self.encoded.pieces()[: len(self.input_ids)]
 
     @cached_property
@@ -203,9 +203,9 @@ def _finish(
         return Rendering(tuple(rendered), plan.notes, plan.notices)
     if lost:
         raise RowProblemError(
-            "cut_away", f"everything to learn lies beyond max_length ({options.max_length:,} tokens) and is cut away"
+            "cut_away", f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
         )
-    raise RowProblemError("nothing_to_learn", "no token of it would be learned")
+    raise RowProblemError("nothing_to_learn", "no token of it would be trained")
 
 
 def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
@@ -222,7 +222,7 @@ def _mark_learned(
 
     Returns:
         The tokens; which of them are learned; and turns whose prompt, tokenized by itself, gives other tokens than those
-        in this sequence, so that they need one of their own.
+        in this sequence, and which need a sequence of their own.
     """
     if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
         del encoded.ids[-1], encoded.starts[-1], encoded.ends[-1]  # some tokenizers add eos by themselves

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 class ChatTokenizer(Protocol):
     """The part of transformers' fast tokenizers that decides what a model sees.
 
-    `freeze_template` (engine.data.render.template) makes one ready; the loader does it, so that everybody works with the same.
+    `freeze_template` (engine.data.render.template) prepares one; the loader calls it, and all processes use the same.
     """
 
     chat_template: Any  # Jinja text, or named texts

@@ -1,7 +1,7 @@
 """One conversation under one chat template, rendered up to any of its turns.
 
 A turn is proved by two renderings of the whole conversation up to it, which for each turn of a long conversation takes
-time that grows with the square of its turns. So only the first turns of a long one, and some of the others, are rendered in
+time that grows with the square of its turns. Only the first turns of a long one, and some of the rest, are rendered in
 whole. Those between are rendered with the beginning of the conversation and a few turns before them, and what they add, one
 after the other, has to be exactly what the whole conversation has there.
 """

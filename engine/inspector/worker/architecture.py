@@ -68,7 +68,7 @@ _SAID_BY = {"num_hidden_layers": ("layers_block_type", "hybrid_override_pattern"
 
 
 class Sizes(NamedTuple):
-    """What of a ModelShape stands in the configuration, by the same names."""
+    """The fields of a ModelShape that the configuration gives, by the same names."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -109,7 +109,7 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
         )
     if not is_causal_lm(model_type):
         raise ModelError(
-            f"{model_type!r} is no causal language model.",
+            f"{model_type!r} is not a causal language model.",
             "Choose a model that generates text, such as Qwen/Qwen3-0.6B.",
         )
     _require_given_sizes(values)

@@ -177,7 +177,7 @@ def _sequence(rendered: RenderedRow) -> JsonObject:
 def _watched(
     steps: Generator[Any, None, BaseModel], request: Request, tell: Callable[[Any], None] = lambda _: None
 ) -> Steps:
-    """Go through long work step by step, so that others are answered between; ends early when nobody wants the answer."""
+    """Do long work step by step, with other requests answered in between; ends early when it is cancelled."""
     while True:
         try:
             progress = next(steps)

@@ -16,7 +16,7 @@ from engine.config.model import ModelConfig
 from engine.errors import ModelError, ModelLimitError
 from engine.inspector.worker.architecture import Sizes, build_config, read_attention, read_sizes
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
-from engine.models.prepared import OnModelProgress, nobody_listens
+from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
 from engine.processes.limits import TimeLimitError, confined, time_limit
@@ -43,7 +43,7 @@ _GATE_NAMES = frozenset(
 
 
 def module_inventory(
-    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = nobody_listens
+    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
 ) -> ModelShape:
     """Module inventory of a catalogue entry, a folder (config.json is enough), a Hub id or a GGUF file.
 
@@ -115,7 +115,7 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
 
 class _Head(NamedTuple):
     module: nn.Module | None
-    unquantized: frozenset[str]  # names of modules that bitsandbytes is told to leave alone
+    unquantized: frozenset[str]  # names of modules that bitsandbytes leaves unquantized
 
 
 def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]:
@@ -165,7 +165,7 @@ def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes
     if _is_norm(module):
         width = max((parameter.shape[-1] for parameter in own.values() if parameter.dim()), default=0)
         return "norm", width, width
-    # Experts stand in one parameter of shape (experts, …, …): transformers/integrations/moe.py.
+    # Experts are one parameter of shape (experts, …, …): transformers/integrations/moe.py.
     if sizes.num_experts and any(tensor.dim() == 3 and "Expert" in type(module).__name__ for tensor in own.values()):
         return "experts", sizes.hidden_size, sizes.moe_intermediate_size
     weight = own.get("weight")

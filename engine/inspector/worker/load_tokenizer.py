@@ -1,4 +1,4 @@
-"""Loading a tokenizer the one way that everybody does: complete, and with its template frozen."""
+"""The one way to load a tokenizer: complete, and with its template frozen."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
     tokenizer = open_tokenizer(source)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"The tokenizer of {source.name} does not tell which characters its tokens come from.",
+            f"The tokenizer of {source.name} does not report which characters its tokens come from.",
             "Choose a model with a tokenizer.json; without it, what is learned could not be marked exactly.",
         )
     with rendering_confined(0):

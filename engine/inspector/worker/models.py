@@ -17,7 +17,7 @@ from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 from engine.models.folder import ModelPart, read_config
 from engine.models.inventory_cache import architecture_values
-from engine.models.prepared import OnModelProgress, nobody_listens
+from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelDetails
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
@@ -32,7 +32,7 @@ _DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 M
 
 
 def model_details(
-    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = nobody_listens
+    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
 ) -> ModelDetails:
     """Describe a model; fetches its configuration and tokenizer, never its weights.
 
@@ -96,7 +96,7 @@ def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _license_of(folder: Path) -> str | None:
-    """What the model card beside the weights says in its front matter."""
+    """Return the licence in the front matter of the model card."""
     card = folder / "README.md"
     try:
         if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
