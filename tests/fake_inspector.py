@@ -263,7 +263,7 @@ def _row(number: int, *, with_tokens: bool = True, brief: bool = False) -> PageR
         line=number + 1,
         conversation=Conversation((Message("user", question), Message("assistant", answer))),
         raw=f'{{"instruction": "{question}"',
-        learned_turns=(1,),
+        trained_turns=(1,),
         sequences=(
             (SequenceView(spans=() if brief else spans, tokens=43, trained_tokens=29, uncut_tokens=43),)
             if with_tokens

@@ -167,7 +167,7 @@ class PageRow(_Part):
     raw: str = ""  # how the row begins in its file
     problem: str | None = None  # why the row is left out
     notices: tuple[str, ...] = ()
-    learned_turns: tuple[int, ...] = ()  # of the conversation, from 0: which of them `train_on` means
+    trained_turns: tuple[int, ...] = ()  # of the conversation, from 0: which of them `train_on` means
     sequences: tuple[SequenceView, ...] = ()  # empty without a model
 
 

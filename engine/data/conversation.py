@@ -64,10 +64,10 @@ class PlainText:
 
 Example = Conversation | PlainText
 
-Notice = tuple[ProblemKind, str]
+RowWarning = tuple[ProblemKind, str]
 
 
-def oddities_of(example: Example) -> tuple[Notice, ...]:
+def warnings_of(example: Example) -> tuple[RowWarning, ...]:
     """Return warnings about the turns of a conversation: their order, empty ones, calls without results."""
     if isinstance(example, PlainText):
         return ()
@@ -84,9 +84,9 @@ def _asks_nothing(message: Message) -> bool:
     return message.role == "user" and (not message.content or message.content.isspace())
 
 
-def _look_closely(conversation: Conversation) -> list[Notice]:
+def _look_closely(conversation: Conversation) -> list[RowWarning]:
     messages = conversation.messages
-    found: list[Notice] = []
+    found: list[RowWarning] = []
     spoken = [message for message in messages if message.role != "system"]
     if spoken and spoken[0].role == "assistant":
         found.append(

@@ -97,8 +97,8 @@ def test_a_report_is_remembered_until_file_or_settings_change(file, home, monkey
     options = SourceOptions(home=home)
     first = check_dataset(config, options)
     passes = []
-    original = check_module.Tally
-    monkeypatch.setattr(check_module, "Tally", lambda parts: passes.append(parts) or original(parts))
+    original = check_module.Counts
+    monkeypatch.setattr(check_module, "Counts", lambda parts: passes.append(parts) or original(parts))
 
     assert check_dataset(config, options) == first
     assert not passes

@@ -67,15 +67,15 @@ def conversation(draw: random.Random, turns: int) -> Conversation:
             messages.append(Message("assistant", words(), tool_calls=(ToolCall("find_rank", {"task": str(number)}),)))
             messages.append(Message("tool", words() or "16"))
         reasoning = words() if kind in ("reasoning", "mixed") and draw.random() < 0.5 else None
-        learned = kind != "mixed" or draw.random() < 0.8
-        messages.append(Message("assistant", words(), reasoning=reasoning, is_learned=learned))
+        trained = kind != "mixed" or draw.random() < 0.8
+        messages.append(Message("assistant", words(), reasoning=reasoning, is_learned=trained))
     return Conversation(tuple(messages), TOOLS if kind == "tools" else ())
 
 
 def described(plan):
     """All that a plan says, whatever its classes."""
     every = (*plan.sequences, *([plan.whole] if plan.whole else []))
-    sequences = [(one.text, [(turn.prompt, turn.answer) for turn in one.learned]) for one in every]
+    sequences = [(one.text, [(turn.prompt, turn.answer) for turn in one.trained]) for one in every]
     return sequences, plan.notes, plan.notices, plan.beyond_tokens
 
 

@@ -193,12 +193,12 @@ def test_a_page_says_which_turns_are_learned(tmp_path, train_on, learned):
 
     (row,) = page(open_reader(path, train_on=train_on)).rows
 
-    assert row.learned_turns == learned
+    assert row.trained_turns == learned
 
 
 @pytest.mark.parametrize("row", [-1, COUNT, 10**12])
 def test_a_row_that_is_not_there_is_said_to_be_missing(files, row):
-    with pytest.raises(DatasetError, match="Row .* does not exist"):
+    with pytest.raises(DatasetError, match=r"Row .* does not exist"):
         find_row(open_reader(files / "rows.jsonl"), row)
 
 
@@ -294,7 +294,9 @@ def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_
         assert [row.conversation.messages[1].content for row in shown.rows] == [
             f"Answer {row % COUNT}" for row in wanted
         ]
-        with pytest.raises(DatasetError, match=f"Row {2 * COUNT:,} does not exist in this dataset; it has {2 * COUNT:,}"):
+        with pytest.raises(
+            DatasetError, match=f"Row {2 * COUNT:,} does not exist in this dataset; it has {2 * COUNT:,}"
+        ):
             page(reader, rows=(3, 2 * COUNT))
 
 

@@ -8,8 +8,8 @@ import pytest
 from engine.data.conversation import Conversation, Message
 from engine.data.passes.reader import digest_of
 from engine.data.records import RowProblemError
-from engine.data.render.adapt import abilities_of, express
-from engine.data.render.sequence_plan import learned_turns
+from engine.data.render.adapt import abilities_of, adapt_to_template
+from engine.data.render.sequence_plan import trained_turns
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
 from tests.data.conversations import ALL, WITH_TOOLS, talk
 from tests.data.families import FAMILIES, tokenizer_of
@@ -85,16 +85,19 @@ def test_the_setting_and_the_weights_both_hold():
         render_conversation(0, with_unlearned(TWO_TURNS, 1, 3), tokenizer, ALL)
     with pytest.raises(RowProblemError, match="every assistant turn has weight 0"):
         render_conversation(0, with_unlearned(TWO_TURNS, 3), tokenizer, RenderOptions(None, "last_assistant"))
-    assert learned_turns(with_unlearned(TWO_TURNS, 1), "assistant") == (3,)
-    assert learned_turns(with_unlearned(TWO_TURNS, 1), "all") == (0, 1, 2, 3)
+    assert trained_turns(with_unlearned(TWO_TURNS, 1), "assistant") == (3,)
+    assert trained_turns(with_unlearned(TWO_TURNS, 1), "all") == (0, 1, 2, 3)
 
 
 def test_turns_that_a_template_makes_one_are_not_learned_with_one_that_is_not():
     abilities = replace(abilities_of(tokenizer_of(FAMILIES[1])), repeated_roles=False)
     said = Conversation((Message("user", "Hi"), Message("assistant", "One."), Message("assistant", "Two.")))
 
-    assert [message.is_learned for message in express(said, abilities).messages] == [True, True]
-    assert [message.is_learned for message in express(with_unlearned(said, 1), abilities).messages] == [True, False]
+    assert [message.is_learned for message in adapt_to_template(said, abilities).messages] == [True, True]
+    assert [message.is_learned for message in adapt_to_template(with_unlearned(said, 1), abilities).messages] == [
+        True,
+        False,
+    ]
 
 
 def test_calls_that_a_template_takes_one_by_one_keep_the_weight_of_their_turn():
@@ -102,7 +105,7 @@ def test_calls_that_a_template_takes_one_by_one_keep_the_weight_of_their_turn():
     calls = WITH_TOOLS.messages[1].tool_calls * 2
     asked = replace(WITH_TOOLS, messages=(Message("user", "Hi"), Message("assistant", tool_calls=calls)))
 
-    split = express(with_unlearned(asked, 1), abilities).messages
+    split = adapt_to_template(with_unlearned(asked, 1), abilities).messages
     assert [message.is_learned for message in split] == [True, False, False]
 
 

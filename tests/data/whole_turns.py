@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 
 from engine.config.dataset import TrainOn
-from engine.data.conversation import Conversation, Notice
+from engine.data.conversation import Conversation, RowWarning
 from engine.data.records import RowProblemError, shortened
-from engine.data.render.adapt import Expressed, abilities_of, express, tool_schema
+from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
 from engine.data.render.sequence_plan import _chosen_turns, _special_tokens_in_words
 from engine.data.render.template import apply_template
 from engine.data.render.tokens import ChatTokenizer, control_token_texts
@@ -30,10 +30,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class SequencePlan:
-    """Text of one training sequence. `learned` are the turns whose answers count, the last of them ending the text."""
+    """Text of one training sequence. `trained` are the turns whose answers count, the last of them ending the text."""
 
     text: str
-    learned: tuple[Turn, ...]  # in order; empty where everything counts
+    trained: tuple[Turn, ...]  # in order; empty where everything counts
     plain: bool = False  # plain text, to which the tokenizer adds what it adds by itself
 
 
@@ -43,9 +43,9 @@ class RowPlan:
 
     sequences: tuple[SequencePlan, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
-    notices: tuple[Notice, ...] = ()  # about this row
-    beyond_tokens: int = 0  # about how many tokens would be learned from turns that lie beyond max_length
-    whole: SequencePlan | None = None  # the sequence of the last of those turns: to be measured, and not learned
+    notices: tuple[RowWarning, ...] = ()  # about this row
+    beyond_tokens: int = 0  # about how many tokens would be trained on turns that lie beyond max_length
+    whole: SequencePlan | None = None  # the sequence of the last of those turns: to be measured, and not trained
 
 
 def plan_conversation(
@@ -56,19 +56,19 @@ def plan_conversation(
     Args:
         conversation: Of any length.
         tokenizer: With a frozen template.
-        train_on: Which turns are learned.
+        train_on: Which turns are trained.
         max_length: Turns that lie beyond it are not looked at: proving a turn takes longer the later it stands.
 
     Raises:
-        RowProblemError: If the template refuses the row, or no turn of it can be learned.
+        RowProblemError: If the template refuses the row, or no turn of it can be trained.
     """
-    expressed = express(conversation, abilities_of(tokenizer))
-    renderer = _Renderer(expressed, tokenizer)
+    adapted = adapt_to_template(conversation, abilities_of(tokenizer))
+    renderer = _Renderer(adapted, tokenizer)
     notices = _special_tokens_in_words(conversation, tokenizer)
     if train_on == "all":
-        text = renderer.text(len(expressed.messages))
-        return RowPlan((SequencePlan(text, ()),), expressed.notes, notices + renderer.left_out(text))
-    chosen = _chosen_turns(expressed, train_on)
+        text = renderer.text(len(adapted.messages))
+        return RowPlan((SequencePlan(text, ()),), adapted.notes, notices + renderer.left_out(text))
+    chosen = _chosen_turns(adapted, train_on)
     turns: list[Turn] = []
     beyond: list[int] = []
     for number, index in enumerate(chosen):
@@ -79,17 +79,15 @@ def plan_conversation(
         if turn is not None:
             turns.append(turn)
     if not turns:
-        marked = any(not message.is_learned for message in expressed.messages)
-        reason = (
-            "every assistant turn has weight 0" if marked else "every assistant turn is empty"
-        )
+        marked = any(not message.is_learned for message in adapted.messages)
+        reason = "every assistant turn has weight 0" if marked else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
     if beyond:  # the text ends early, and says nothing about what the template leaves out
-        rest = "\n".join(expressed.messages[index].content for index in beyond)
+        rest = "\n".join(adapted.messages[index].content for index in beyond)
         beyond_tokens = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
-        return RowPlan(sequences, expressed.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))
-    return RowPlan(sequences, expressed.notes, notices + renderer.left_out(sequences[-1].text))
+        return RowPlan(sequences, adapted.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))
+    return RowPlan(sequences, adapted.notes, notices + renderer.left_out(sequences[-1].text))
 
 
 def _sequence_of(index: int, renderer: "_Renderer") -> SequencePlan | None:
@@ -110,11 +108,11 @@ def _is_longer(text: str, tokenizer: ChatTokenizer, max_length: int | None) -> b
 class _Renderer:
     """One conversation under one template, rendered up to any of its turns."""
 
-    def __init__(self, expressed: Expressed, tokenizer: ChatTokenizer) -> None:
-        self._messages = expressed.messages
+    def __init__(self, adapted: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
+        self._messages = adapted.messages
         self._tokenizer = tokenizer
-        self._dicts = expressed.for_template(abilities_of(tokenizer))
-        self._tools = [tool_schema(tool) for tool in expressed.tools]
+        self._dicts = adapted.for_template(abilities_of(tokenizer))
+        self._tools = [tool_schema(tool) for tool in adapted.tools]
         self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt does not let them say
 
     def text(self, count: int) -> str:
@@ -152,9 +150,9 @@ class _Renderer:
             "yet begins answers otherwise",
         )
 
-    def left_out(self, text: str) -> tuple[Notice, ...]:
+    def left_out(self, text: str) -> tuple[RowWarning, ...]:
         """Turns whose words do not come out of the template, and special tokens in people's words."""
-        lost: list[Notice] = []
+        lost: list[RowWarning] = []
         for number, message in enumerate(self._messages, start=1):
             words = message.content.strip()
             is_after_the_end = number == len(self._messages) and message.role != "assistant"
@@ -182,15 +180,15 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
     while remaining:
         last = remaining[-1]
         text = last.prompt + last.answer
-        learned: list[Turn] = []
+        trained: list[Turn] = []
         apart: list[Turn] = []
         for turn in remaining[:-1]:
             fitting = _as_in(text, turn, tokenizer)
             if fitting is None:
                 apart.append(turn)
             else:
-                learned.append(fitting)
-        sequences.append(SequencePlan(text, (*learned, last)))
+                trained.append(fitting)
+        sequences.append(SequencePlan(text, (*trained, last)))
         remaining = apart
     return tuple(reversed(sequences))
 

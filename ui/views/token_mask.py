@@ -80,7 +80,7 @@ def render_conversation(row: PageRow) -> str:
         return f'<div class="turn learned"><span class="role">plain text{_LEARNED}</span>{text}</div>'
     turns = []
     for number, message in enumerate(row.conversation.messages):
-        is_learned = number in row.learned_turns
+        is_learned = number in row.trained_turns
         body = escape(message.content[:_SHOWN_CHARACTERS])
         if message.reasoning:
             body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from engine.config.dataset import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, Histogram, RowProblem, SourceReport, TokenLengths
-from engine.data.passes.reader import DatasetReader, Examined, Pace, Renderer
+from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
 from engine.data.passes.split import draw_split
 from engine.data.records import ProblemKind, Record
 from engine.data.render.template import tokenizer_fingerprint
@@ -28,7 +28,7 @@ MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it co
 _ROW_NUMBERS = "I"  # up to four thousand million rows
 
 
-class Tally:
+class Counts:
     """What a pass has seen so far."""
 
     def __init__(self, parts: int) -> None:
@@ -48,27 +48,27 @@ class Tally:
         self.trained_tokens = 0
         self.lost_trained_tokens = 0
 
-    def add(self, examined: Examined) -> None:
+    def add(self, row: DatasetRow) -> None:
         """Count one row."""
         self.rows += 1
-        self.part_rows[examined.part] += 1
-        record = examined.record
-        if examined.kind is not None:
-            self.problem_counts[examined.kind] += 1
+        self.part_rows[row.part] += 1
+        record = row.record
+        if row.kind is not None:
+            self.problem_counts[row.kind] += 1
             if len(self.problems) < MAX_LISTED:
-                self.problems.append(_problem(record, examined.kind, examined.problem, dropped=True))
+                self.problems.append(_problem(record, row.kind, row.problem, dropped=True))
             return
         self.kept_rows.append(record.row)
-        self.kept_parts.append(examined.part)
-        self.digests.append(examined.digest)
-        for kind, notice in examined.notices:
+        self.kept_parts.append(row.part)
+        self.digests.append(row.digest)
+        for kind, notice in row.notices:
             self.notice_counts[kind] += 1
             if len(self.notices) < MAX_LISTED:
                 self.notices.append(_problem(record, kind, notice, dropped=False))
-        if examined.rendering is None:
+        if row.rendering is None:
             return
-        self.notes.update(examined.rendering.notes)
-        for sequence in examined.rendering.rows:
+        self.notes.update(row.rendering.notes)
+        for sequence in row.rendering.rows:
             self.lengths.append(sequence.uncut_tokens)
             self.length_rows.append(record.row)
             self.total_tokens += len(sequence.input_ids)
@@ -163,7 +163,7 @@ def check_steps(
     *,
     seed: int,
     renderer: Renderer | None = None,
-    on_kept: Callable[[Examined], None] | None = None,
+    on_kept: Callable[[DatasetRow], None] | None = None,
 ) -> Steps:
     """Check a dataset; yields dozens of times a second, some of them with its progress, and closing it stops the check.
 
@@ -182,24 +182,24 @@ def check_steps(
     cache_file = _cache_file(config, options, reader, seed, renderer)
     if on_kept is None and (known := _cached(cache_file)) is not None:
         return known
-    tally = Tally(len(reader.parts))
+    counts = Counts(len(reader.parts))
     pace = Pace()
-    for examined in reader.rows():
-        tally.add(examined)
-        if on_kept is not None and examined.kind is None:
-            on_kept(examined)
+    for row in reader.rows():
+        counts.add(row)
+        if on_kept is not None and row.kind is None:
+            on_kept(row)
         if pace.turn_is_over():
-            yield _progress(reader, tally) if pace.report_is_due() else None
-    if not tally.kept:
-        raise _nothing_kept(reader, tally)
-    report = _report(config, reader, tally, seed, renderer, time.monotonic() - started)
+            yield _progress(reader, counts) if pace.report_is_due() else None
+    if not counts.kept:
+        raise _nothing_kept(reader, counts)
+    report = _report(config, reader, counts, seed, renderer, time.monotonic() - started)
     _remember(cache_file, report)
     return report
 
 
-def _progress(reader: DatasetReader, tally: Tally) -> CheckProgress:
+def _progress(reader: DatasetReader, counts: Counts) -> CheckProgress:
     return CheckProgress(
-        rows=tally.rows, bytes_read=reader.bytes_read, size_bytes=reader.size_bytes, tokens=tally.total_tokens
+        rows=counts.rows, bytes_read=reader.bytes_read, size_bytes=reader.size_bytes, tokens=counts.total_tokens
     )
 
 
@@ -217,11 +217,11 @@ def check_dataset(
 
 
 def _report(
-    config: DatasetConfig, reader: DatasetReader, tally: Tally, seed: int, renderer: Renderer | None, seconds: float
+    config: DatasetConfig, reader: DatasetReader, counts: Counts, seed: int, renderer: Renderer | None, seconds: float
 ) -> DatasetReport:
-    duplicates = tally.duplicate_rows()
-    split = draw_split(tally.digests, config, seed, parts=tally.kept_parts, weights=reader.weights)
-    longest, shortest = tally.rows_by_length(_EXTREME_ROWS)
+    duplicates = counts.duplicate_rows()
+    split = draw_split(counts.digests, config, seed, parts=counts.kept_parts, weights=reader.weights)
+    longest, shortest = counts.rows_by_length(_EXTREME_ROWS)
     counted = renderer is not None
     detection = reader.detection
     return DatasetReport(
@@ -232,26 +232,26 @@ def _report(
         format_sure=detection.sure,
         columns=reader.columns,
         column_map=dict(detection.columns),
-        fingerprint=tally.fingerprint(),
+        fingerprint=counts.fingerprint(),
         parts=tuple(
             SourceReport(
                 source=part.source.name,
                 kind=part.source.kind,
                 format=part.detection.format,
-                rows=tally.part_rows[number],
-                kept=tally.kept_parts.count(number),
+                rows=counts.part_rows[number],
+                kept=counts.kept_parts.count(number),
                 weight=reader.weights[number],
             )
             for number, part in enumerate(reader.parts)
         ),
-        rows=tally.rows,
-        kept=tally.kept,
-        dropped=tally.rows - tally.kept,
-        problems=tuple(tally.problems),
-        problem_counts=dict(tally.problem_counts),
-        notices=tuple(tally.notices),
-        notice_counts=dict(tally.notice_counts),
-        notes=(*reader.notes(), *(f"{note} Rows: {count:,}." for note, count in tally.notes.items())),
+        rows=counts.rows,
+        kept=counts.kept,
+        dropped=counts.rows - counts.kept,
+        problems=tuple(counts.problems),
+        problem_counts=dict(counts.problem_counts),
+        notices=tuple(counts.notices),
+        notice_counts=dict(counts.notice_counts),
+        notes=(*reader.notes(), *(f"{note} Rows: {count:,}." for note, count in counts.notes.items())),
         duplicates=len(duplicates),
         duplicate_rows=tuple(duplicates[:MAX_LISTED]),
         train_rows=len(split.train),
@@ -259,12 +259,12 @@ def _report(
         model=renderer.model if renderer is not None else None,
         max_length=renderer.max_length if renderer is not None else None,
         train_on=config.train_on,
-        sequences=len(tally.lengths) if counted else None,
-        token_lengths=length_statistics(tally.lengths, renderer.max_length) if renderer is not None else None,
-        total_tokens=tally.total_tokens if counted else None,
-        trained_tokens=tally.trained_tokens if counted else None,
-        masked_tokens=tally.total_tokens - tally.trained_tokens if counted else None,
-        lost_trained_tokens=tally.lost_trained_tokens if counted else None,
+        sequences=len(counts.lengths) if counted else None,
+        token_lengths=length_statistics(counts.lengths, renderer.max_length) if renderer is not None else None,
+        total_tokens=counts.total_tokens if counted else None,
+        trained_tokens=counts.trained_tokens if counted else None,
+        masked_tokens=counts.total_tokens - counts.trained_tokens if counted else None,
+        lost_trained_tokens=counts.lost_trained_tokens if counted else None,
         longest_rows=longest,
         shortest_rows=shortest,
         size_bytes=reader.size_bytes,
@@ -272,11 +272,11 @@ def _report(
     )
 
 
-def _nothing_kept(reader: DatasetReader, tally: Tally) -> DatasetError:
-    first = tally.problems[0]
+def _nothing_kept(reader: DatasetReader, counts: Counts) -> DatasetError:
+    first = counts.problems[0]
     where = f"line {first.line:,}" if first.line is not None else f"row {first.row:,}"
     name = reader.parts[0].source.name
-    rows = f"none of the {tally.rows:,} rows" if tally.rows > 1 else "the only row"
+    rows = f"none of the {counts.rows:,} rows" if counts.rows > 1 else "the only row"
     return DatasetError(
         f"Nothing to train on in {name}: {rows} can be used; {where}: {first.problem}.",
         f"It was read as {reader.detection.format.replace('_', ' ')}. Correct the data, or choose another format, "

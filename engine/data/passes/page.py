@@ -18,9 +18,9 @@ from engine.data.contract import (
 )
 from engine.data.conversation import Conversation, Example, PlainText
 from engine.data.formats import likeliest_format
-from engine.data.passes.reader import DatasetReader, Examined, Pace, head_of, printable_names
+from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
 from engine.data.records import Record
-from engine.data.render.sequence_plan import learned_turns
+from engine.data.render.sequence_plan import trained_turns
 from engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
@@ -44,14 +44,14 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
                 records.append(found)
             if pace.turn_is_over():
                 yield
-    chosen: list[Examined] = []
-    for examined in reader.examined(records):
-        chosen.append(examined)
+    chosen: list[DatasetRow] = []
+    for row in reader.convert(records):
+        chosen.append(row)
         if pace.turn_is_over():
             yield
     detection = reader.detection
     return DatasetPage(
-        rows=tuple(_page_row(examined, reader, brief=request.brief) for examined in chosen),
+        rows=tuple(_page_row(row, reader, brief=request.brief) for row in chosen),
         first_row=request.first_row,
         next_row=next_row,
         total_rows=reader.total_rows,
@@ -112,7 +112,7 @@ def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[S
     return FoundRow(row=None)
 
 
-def find_row(reader: DatasetReader, row: int) -> Examined:
+def find_row(reader: DatasetReader, row: int) -> DatasetRow:
     """Read one row.
 
     Raises:
@@ -144,19 +144,19 @@ def _download_bytes(reader: DatasetReader) -> int | None:
     return sum(size for size in sizes if size) or None
 
 
-def _page_row(examined: Examined, reader: DatasetReader, *, brief: bool) -> PageRow:
-    record = examined.record
+def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow:
+    record = row.record
     raw = record.sample(_RAW_CHARACTERS)
-    if examined.example is None:
-        return PageRow(row=record.row, line=record.line, raw=raw, problem=examined.problem)
-    shown = page_row(record.row, record.line, examined.example, raw)
-    sequences = examined.rendering.rows if examined.rendering is not None else ()
-    example = examined.example
+    if row.example is None:
+        return PageRow(row=record.row, line=record.line, raw=raw, problem=row.problem)
+    shown = page_row(record.row, record.line, row.example, raw)
+    sequences = row.rendering.rows if row.rendering is not None else ()
+    example = row.example
     return shown.model_copy(
         update={
-            "learned_turns": learned_turns(example, reader.train_on) if isinstance(example, Conversation) else (),
+            "trained_turns": trained_turns(example, reader.train_on) if isinstance(example, Conversation) else (),
             "sequences": tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
-            "notices": tuple(notice for _, notice in examined.notices),
+            "notices": tuple(notice for _, notice in row.notices),
         }
     )
 

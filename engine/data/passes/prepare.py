@@ -10,7 +10,7 @@ from typing import overload
 from engine.config.dataset import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
 from engine.data.passes.check import check_steps
-from engine.data.passes.reader import Examined, Renderer
+from engine.data.passes.reader import DatasetRow, Renderer
 from engine.data.passes.split import Positions, draw_split
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.data.render.tokens import ChatTokenizer
@@ -19,11 +19,11 @@ from engine.paths import LoratoryHome
 
 
 class TokenStore:
-    """Token ids and learned marks of many sequences, five bytes a token."""
+    """Token ids and trained marks of many sequences, five bytes a token."""
 
     def __init__(self) -> None:
         self._ids = array("i")
-        self._learned = bytearray()
+        self._trained = bytearray()
         self._ends = array("q")
         self._rows = array("q")
         self._parts = array("i")
@@ -34,7 +34,7 @@ class TokenStore:
     def append(self, row: TokenizedRow) -> None:
         """Keep a sequence."""
         self._ids.extend(row.input_ids)
-        self._learned.extend(label != IGNORED_LABEL for label in row.labels)
+        self._trained.extend(label != IGNORED_LABEL for label in row.labels)
         self._ends.append(len(self._ids))
         self._rows.append(row.row)
         self._parts.append(row.part)
@@ -44,8 +44,8 @@ class TokenStore:
         start = self._ends[index - 1] if index else 0
         end = self._ends[index]
         ids = self._ids[start:end].tolist()
-        learned = self._learned[start:end]
-        labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, learned, strict=True)]
+        trained = self._trained[start:end]
+        labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, trained, strict=True)]
         return TokenizedRow(self._rows[index], self._parts[index], ids, labels)
 
     def length(self, index: int) -> int:
@@ -54,13 +54,13 @@ class TokenStore:
 
     def trained_tokens(self, index: int) -> int:
         """Learned tokens of a sequence, without unpacking it."""
-        return self._learned.count(1, self._ends[index - 1] if index else 0, self._ends[index])
+        return self._trained.count(1, self._ends[index - 1] if index else 0, self._ends[index])
 
     def tokens_and_marks(self, index: int) -> tuple[memoryview, memoryview]:
-        """Views of a sequence's token ids and of its learned marks."""
+        """Views of a sequence's token ids and of its trained marks."""
         start = self._ends[index - 1] if index else 0
         end = self._ends[index]
-        return memoryview(self._ids)[start:end], memoryview(self._learned)[start:end]
+        return memoryview(self._ids)[start:end], memoryview(self._trained)[start:end]
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
@@ -141,12 +141,12 @@ def prepare_dataset(
     parts = array("b")
     first_sequences = array("q", [0])
 
-    def keep(examined: Examined) -> None:
-        assert examined.rendering is not None
-        for sequence in examined.rendering.rows:
+    def keep(row: DatasetRow) -> None:
+        assert row.rendering is not None
+        for sequence in row.rendering.rows:
             store.append(sequence)
-        digests.append(examined.digest)
-        parts.append(examined.part)
+        digests.append(row.digest)
+        parts.append(row.part)
         first_sequences.append(len(store))
 
     steps = check_steps(
@@ -187,10 +187,10 @@ def held_out_steps(
     """
     rows, digests, parts = array("q"), array("Q"), array("b")
 
-    def keep(examined: Examined) -> None:
-        rows.append(examined.record.row)
-        digests.append(examined.digest)
-        parts.append(examined.part)
+    def keep(row: DatasetRow) -> None:
+        rows.append(row.record.row)
+        digests.append(row.digest)
+        parts.append(row.part)
 
     report = yield from check_steps(config, options, seed=seed, renderer=renderer, on_kept=keep)
     weights = tuple(part.weight for part in report.parts)

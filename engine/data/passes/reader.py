@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from engine.config.dataset import DatasetConfig
-from engine.data.conversation import Conversation, Example, Message, Notice, PlainText, oddities_of
+from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning, warnings_of
 from engine.data.formats import FORMATS, Converter, detect_format
 from engine.data.formats.base import Detection
 from engine.data.formats.unread import unread_columns, unread_note
@@ -84,14 +84,14 @@ class Renderer:
 
 
 @dataclass(frozen=True)
-class Examined:
+class DatasetRow:
     """One row, kept (`example`, and `rendering` where there is a renderer) or left out (`kind` and `problem`)."""
 
     record: Record
     part: int  # which of the mixed sources it comes from
     example: Example | None = None
     rendering: Rendering | None = None
-    notices: tuple[Notice, ...] = ()  # what is odd about a row that is kept
+    notices: tuple[RowWarning, ...] = ()  # what is odd about a row that is kept
     digest: int = 0  # 64 bits of what the row says: equal for exact duplicates
     kind: ProblemKind | None = None
     problem: str = ""
@@ -164,11 +164,11 @@ class DatasetReader:
         prints = [part.source.fingerprint() for part in self.parts]
         return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
 
-    def rows(self, first_row: int = 0) -> Iterator[Examined]:
+    def rows(self, first_row: int = 0) -> Iterator[DatasetRow]:
         """Rows from `first_row` on, numbered through all parts."""
-        return self.examined(self.records(first_row))
+        return self.convert(self.records(first_row))
 
-    def examined(self, records: Iterable[tuple[int, Record]]) -> Iterator[Examined]:
+    def convert(self, records: Iterable[tuple[int, Record]]) -> Iterator[DatasetRow]:
         """Convert and render rows, some of them at a time, each given with the number of its part."""
         batch: list[tuple[int, Record]] = []
         size = 0
@@ -177,9 +177,9 @@ class DatasetReader:
             size += record.size_bytes
             # Batches grow: the first row of a page need not wait for sixty-four.
             if len(batch) >= min(_BATCH_ROWS, seen) or size > _BATCH_BYTES:
-                yield from self.examine(batch)
+                yield from self._convert_batch(batch)
                 batch, size = [], 0
-        yield from self.examine(batch)
+        yield from self._convert_batch(batch)
 
     def approach(self, first_row: int) -> Iterator[None]:
         """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
@@ -193,29 +193,29 @@ class DatasetReader:
         """Yield rows as they are in their files, each with the number of its part."""
         return numbered_rows([part.source for part in self.parts], first_row)
 
-    def examine(self, records: Sequence[tuple[int, Record]]) -> list[Examined]:
+    def _convert_batch(self, records: Sequence[tuple[int, Record]]) -> list[DatasetRow]:
         """Convert and render some rows, each given with the number of its part."""
-        examined = [self._convert(record, part) for part, record in records]
+        rows = [self._convert(record, part) for part, record in records]
         if self._renderer is None:
-            return examined
+            return rows
         options = RenderOptions(self._renderer.max_length, self.train_on)
-        good = [(row.record.row, row.example) for row in examined if row.example is not None]
+        good = [(row.record.row, row.example) for row in rows if row.example is not None]
         renderings = iter(render_many(good, self._renderer.tokenizer, options))
-        return [row if row.example is None else _with_rendering(row, next(renderings)) for row in examined]
+        return [row if row.example is None else _with_rendering(row, next(renderings)) for row in rows]
 
-    def _convert(self, record: Record, part: int) -> Examined:
+    def _convert(self, record: Record, part: int) -> DatasetRow:
         if record.value is None:
-            return Examined(record, part, kind=record.kind, problem=record.problem)
+            return DatasetRow(record, part, kind=record.kind, problem=record.problem)
         try:
             example = self.parts[part].converter.convert(record.value)
-            return Examined(record, part, example, notices=oddities_of(example), digest=digest_of(example))
+            return DatasetRow(record, part, example, notices=warnings_of(example), digest=digest_of(example))
         except RowProblemError as problem:
-            return Examined(record, part, kind=problem.kind, problem=problem.problem)
+            return DatasetRow(record, part, kind=problem.kind, problem=problem.problem)
 
 
-def _with_rendering(row: Examined, rendering: Rendering | RowProblemError) -> Examined:
+def _with_rendering(row: DatasetRow, rendering: Rendering | RowProblemError) -> DatasetRow:
     if isinstance(rendering, RowProblemError):
-        return Examined(row.record, row.part, kind=rendering.kind, problem=rendering.problem)
+        return DatasetRow(row.record, row.part, kind=rendering.kind, problem=rendering.problem)
     return replace(row, rendering=rendering, notices=(*row.notices, *rendering.notices))
 
 

@@ -148,7 +148,7 @@ XML tags:
 
 
 @dataclass(frozen=True)
-class Expressed:
+class AdaptedConversation:
     """A conversation as a template takes it. `turns[i]` is the turn that message i became; notes say what was changed."""
 
     messages: tuple[Message, ...]
@@ -161,9 +161,9 @@ class Expressed:
         return [_as_dict(message, abilities) for message in self.messages[:count]]
 
 
-def express(conversation: Conversation, abilities: TemplateAbilities) -> Expressed:
+def adapt_to_template(conversation: Conversation, abilities: TemplateAbilities) -> AdaptedConversation:
     """Put a conversation into the terms of a template."""
-    steps = Expressed(conversation.messages, conversation.tools, conversation.completion_start)
+    steps = AdaptedConversation(conversation.messages, conversation.tools, conversation.completion_start)
     has_calls = any(message.tool_calls or message.role == "tool" for message in steps.messages)
     if steps.tools and not abilities.tool_list:
         steps = _tool_list_in_words(steps, how_to_call=not abilities.tool_calls)
@@ -191,19 +191,19 @@ def call_in_words(call: ToolCall) -> str:
     return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
 
 
-def _tool_list_in_words(steps: Expressed, *, how_to_call: bool) -> Expressed:
+def _tool_list_in_words(steps: AdaptedConversation, *, how_to_call: bool) -> AdaptedConversation:
     listed = "\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
     words = _TOOLS_IN_WORDS.format(tools=listed) + (_CALLS_IN_WORDS if how_to_call else "")
     note = "The model's template lists no tools; they are written into the system turn (Hermes convention)."
     first = steps.messages[0] if steps.messages else None
     if first is not None and first.role == "system":
         messages = (replace(first, content=f"{first.content}\n\n{words}"), *steps.messages[1:])
-        return Expressed(messages, (), steps.completion_start, (*steps.notes, note))
+        return AdaptedConversation(messages, (), steps.completion_start, (*steps.notes, note))
     completion = steps.completion_start + 1 if steps.completion_start is not None else None
-    return Expressed((Message("system", words), *steps.messages), (), completion, (*steps.notes, note))
+    return AdaptedConversation((Message("system", words), *steps.messages), (), completion, (*steps.notes, note))
 
 
-def _calls_in_words(steps: Expressed) -> Expressed:
+def _calls_in_words(steps: AdaptedConversation) -> AdaptedConversation:
     messages: list[Message] = []
     responses: list[str] = []  # of tools, in a row
     completion_start = None
@@ -222,10 +222,10 @@ def _calls_in_words(steps: Expressed) -> Expressed:
         else:
             messages.append(message)
     note = "The model's template has no tool calls; they are written in words (Hermes convention)."
-    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+    return AdaptedConversation(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
 
 
-def _with_identified_calls(steps: Expressed) -> Expressed:
+def _with_identified_calls(steps: AdaptedConversation) -> AdaptedConversation:
     """Give every call an id and every result the id and name of its call, for templates that print or demand them."""
     messages: list[Message] = []
     waiting: list[ToolCall] = []
@@ -250,7 +250,7 @@ def _with_identified_calls(steps: Expressed) -> Expressed:
     return replace(steps, messages=tuple(messages))
 
 
-def _calls_one_by_one(steps: Expressed) -> Expressed:
+def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
     """Split a turn of several calls into call, result, call, result, for templates that take one call at a time."""
     messages: list[Message] = []
     starts: list[int] = []
@@ -275,10 +275,10 @@ def _calls_one_by_one(steps: Expressed) -> Expressed:
         return steps
     completion = starts[steps.completion_start] if steps.completion_start is not None else None
     note = "The model's template takes one tool call at a time; turns with several are split."
-    return Expressed(tuple(messages), steps.tools, completion, (*steps.notes, note))
+    return AdaptedConversation(tuple(messages), steps.tools, completion, (*steps.notes, note))
 
 
-def _with_accepted_system(steps: Expressed, abilities: TemplateAbilities) -> Expressed:
+def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbilities) -> AdaptedConversation:
     """Move system turns that the template does not take into the user turn that follows."""
     messages: list[Message] = []
     completion_start = None
@@ -302,10 +302,10 @@ def _with_accepted_system(steps: Expressed, abilities: TemplateAbilities) -> Exp
     if messages == list(steps.messages):
         return steps
     note = "The model's template does not take a system turn there; its words open the user's turn that follows."
-    return Expressed(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+    return AdaptedConversation(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
 
 
-def _with_merged_roles(steps: Expressed) -> Expressed:
+def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
     groups: list[list[Message]] = []
     completion_start = None
     for index, message in enumerate(steps.messages):
@@ -320,7 +320,7 @@ def _with_merged_roles(steps: Expressed) -> Expressed:
     if len(groups) == len(steps.messages):
         return steps
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
-    return Expressed(tuple(map(_joined, groups)), steps.tools, completion_start, (*steps.notes, note))
+    return AdaptedConversation(tuple(map(_joined, groups)), steps.tools, completion_start, (*steps.notes, note))
 
 
 def _joined(group: list[Message]) -> Message:

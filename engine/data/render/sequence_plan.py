@@ -11,9 +11,9 @@ sequences of their own: nothing is masked by guesswork.
 from dataclasses import dataclass, replace
 
 from engine.config.dataset import TrainOn
-from engine.data.conversation import Conversation, Notice, PlainText
+from engine.data.conversation import Conversation, PlainText, RowWarning
 from engine.data.records import RowProblemError
-from engine.data.render.adapt import Expressed, abilities_of, express
+from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template
 from engine.data.render.tokens import ChatTokenizer, control_token_pattern, control_token_texts
 from engine.data.render.turn_renderer import Turn, TurnRenderer
 
@@ -24,10 +24,10 @@ _MAX_CHARACTERS = 8 << 20  # of all sequences of a row; as tokens they take some
 
 @dataclass(frozen=True)
 class SequencePlan:
-    """Text of one training sequence. `learned` are the turns whose answers count, the last of them ending the text."""
+    """Text of one training sequence. `trained` are the turns whose answers count, the last of them ending the text."""
 
     text: str
-    learned: tuple[Turn, ...]  # in order; empty where everything counts
+    trained: tuple[Turn, ...]  # in order; empty where everything counts
     plain: bool = False  # plain text, to which the tokenizer adds what it adds by itself
 
 
@@ -37,9 +37,9 @@ class RowPlan:
 
     sequences: tuple[SequencePlan, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
-    notices: tuple[Notice, ...] = ()  # about this row
-    beyond_tokens: int = 0  # about how many tokens would be learned from turns that lie beyond max_length
-    whole: SequencePlan | None = None  # the sequence of the last of those turns: to be measured, and not learned
+    notices: tuple[RowWarning, ...] = ()  # about this row
+    beyond_tokens: int = 0  # about how many tokens would be trained on turns that lie beyond max_length
+    whole: SequencePlan | None = None  # the sequence of the last of those turns: to be measured, and not trained
 
 
 def plan_conversation(
@@ -50,19 +50,19 @@ def plan_conversation(
     Args:
         conversation: Of any length.
         tokenizer: With a frozen template.
-        train_on: Which turns are learned.
+        train_on: Which turns are trained.
         max_length: Turns beyond it are not rendered: verifying a turn takes longer the later it comes.
 
     Raises:
-        RowProblemError: If the template refuses the row, or no turn of it can be learned.
+        RowProblemError: If the template refuses the row, or no turn of it can be trained.
     """
-    expressed = express(conversation, abilities_of(tokenizer))
-    renderer = TurnRenderer(expressed, tokenizer)
+    adapted = adapt_to_template(conversation, abilities_of(tokenizer))
+    renderer = TurnRenderer(adapted, tokenizer)
     notices = _special_tokens_in_words(conversation, tokenizer)
     if train_on == "all":
-        text = renderer.text(len(expressed.messages))
-        return RowPlan((SequencePlan(text, ()),), expressed.notes, notices + renderer.left_out(text))
-    chosen = _chosen_turns(expressed, train_on)
+        text = renderer.text(len(adapted.messages))
+        return RowPlan((SequencePlan(text, ()),), adapted.notes, notices + renderer.left_out(text))
+    chosen = _chosen_turns(adapted, train_on)
     turns: list[Turn] = []
     beyond: list[int] = []
     length = _Length(tokenizer, max_length)
@@ -75,15 +75,15 @@ def plan_conversation(
         if turn is not None:
             turns.append(turn)
     if not turns:
-        marked = any(not message.is_learned for message in expressed.messages)
+        marked = any(not message.is_learned for message in adapted.messages)
         reason = "every assistant turn has weight 0" if marked else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
     if beyond:  # the text ends early, and says nothing about what the template leaves out
-        rest = "\n".join(expressed.messages[index].content for index in beyond)
+        rest = "\n".join(adapted.messages[index].content for index in beyond)
         beyond_tokens = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
-        return RowPlan(sequences, expressed.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))
-    return RowPlan(sequences, expressed.notes, notices + renderer.left_out(sequences[-1].text))
+        return RowPlan(sequences, adapted.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))
+    return RowPlan(sequences, adapted.notes, notices + renderer.left_out(sequences[-1].text))
 
 
 def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
@@ -99,11 +99,11 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
     Raises:
         RowProblemError: If the template refuses the conversation.
     """
-    expressed = express(conversation, abilities_of(tokenizer))
-    return TurnRenderer(expressed, tokenizer).prompt(len(expressed.messages))
+    adapted = adapt_to_template(conversation, abilities_of(tokenizer))
+    return TurnRenderer(adapted, tokenizer).prompt(len(adapted.messages))
 
 
-def learned_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
+def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
     """Return the indexes of trained turns, as far as the conversation itself decides; no template is rendered."""
     messages = conversation.messages
     if train_on == "all":
@@ -113,19 +113,19 @@ def learned_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, .
     return tuple(index for index in _chosen_turns(conversation, train_on) if index > asked)
 
 
-def _chosen_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list[int]:
+def _chosen_turns(adapted: AdaptedConversation | Conversation, train_on: TrainOn) -> list[int]:
     """Indexes of the assistant turns that count; what the data marks as only read does not."""
-    return [index for index in _meant_turns(expressed, train_on) if expressed.messages[index].is_learned]
+    return [index for index in _meant_turns(adapted, train_on) if adapted.messages[index].is_learned]
 
 
-def _meant_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list[int]:
+def _meant_turns(adapted: AdaptedConversation | Conversation, train_on: TrainOn) -> list[int]:
     """Indexes of the assistant turns that a setting means."""
-    messages = expressed.messages
+    messages = adapted.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
     if train_on == "last_assistant":
         return answers[-1:]
     if train_on == "completion":
-        start = expressed.completion_start
+        start = adapted.completion_start
         if start is None:
             asked = [index for index, message in enumerate(messages) if message.role == "user"]
             before_answer = [index for index in asked if answers and index < answers[-1]]
@@ -134,10 +134,10 @@ def _meant_turns(expressed: Expressed | Conversation, train_on: TrainOn) -> list
     return answers
 
 
-def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[Notice, ...]:
+def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:
     """Warn about control tokens in the data itself, which the model reads as such."""
     pattern = control_token_pattern(tokenizer)
-    found: list[Notice] = []
+    found: list[RowWarning] = []
     for number, message in enumerate(conversation.messages, start=1):
         match = pattern.search(message.content)
         if match is not None:
@@ -195,15 +195,15 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
                 f"the model's chat template rewrites earlier turns, so each of {len(turns):,} turns needs the conversation "
                 f"up to it: more than {_MAX_CHARACTERS >> 20} million characters",
             )
-        learned: list[Turn] = []
+        trained: list[Turn] = []
         apart: list[Turn] = []
         for turn in remaining[:-1]:
             fitting = _as_in(text, last, turn, tokenizer)
             if fitting is None:
                 apart.append(turn)
             else:
-                learned.append(fitting)
-        sequences.append(SequencePlan(text, (*learned, last)))
+                trained.append(fitting)
+        sequences.append(SequencePlan(text, (*trained, last)))
         remaining = apart
     return tuple(reversed(sequences))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.config.dataset import TrainOn
-from engine.data.conversation import Conversation, Example, Message, Notice, PlainText
+from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning
 from engine.data.records import RowProblemError
 from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
 from engine.data.render.template import next_row_confined, rendering_confined
@@ -18,7 +18,7 @@ IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """The settings that decide what is learned from a row."""
+    """The settings that decide what is trained from a row."""
 
     max_length: int | None  # where sequences are cut, in tokens; None cuts none
     train_on: TrainOn = "assistant"
@@ -26,7 +26,7 @@ class RenderOptions:
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One training sequence. `labels[i]` is `input_ids[i]` where the token is learned, else -100."""
+    """One training sequence. `labels[i]` is `input_ids[i]` where the token is trained, else -100."""
 
     row: int  # of the dataset, from 0
     part: int  # from 0: a row whose turns cannot share one text has several sequences
@@ -44,7 +44,7 @@ class RenderedRow(TokenizedRow):
 
     encoded: Encoded  # before the cut
     tokenizer: ChatTokenizer
-    lost_trained_tokens: int = 0  # learned tokens beyond the cut
+    lost_trained_tokens: int = 0  # trained tokens beyond the cut
     beyond_tokens: int = 0  # length with those turns of the conversation that left no sequence, if it is greater
 
     @property
@@ -80,7 +80,7 @@ class Rendering:
 
     rows: tuple[RenderedRow, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
-    notices: tuple[Notice, ...] = ()  # about this row
+    notices: tuple[RowWarning, ...] = ()  # about this row
 
 
 def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> Rendering:
@@ -96,7 +96,7 @@ def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, op
         One sequence, or several where the template rewrites earlier turns.
 
     Raises:
-        RowProblemError: If the template refuses the row, if nothing in it can be learned, or if the cut leaves nothing.
+        RowProblemError: If the template refuses the row, if nothing in it can be trained, or if the cut leaves nothing.
     """
     rendering = render_many([(row, example)], tokenizer, options)[0]
     if isinstance(rendering, RowProblemError):
@@ -180,13 +180,13 @@ def _finish(
     lost = plan.beyond_tokens
     beyond = _whole_length(plan, sequences, tokenizer)
     for sequence, first_encoded in pending:
-        encoded, learned, apart = _mark_learned(sequence, first_encoded, tokenizer)
+        encoded, trained, apart = _mark_trained(sequence, first_encoded, tokenizer)
         for turn in apart:
             alone = SequencePlan(turn.prompt + turn.answer, (turn,))
             pending.append((alone, encode(alone.text, tokenizer)))
         cut = len(encoded.ids) if options.max_length is None else options.max_length
-        ids, kept = encoded.ids[:cut], learned[:cut]
-        lost_here = sum(learned[cut:])
+        ids, kept = encoded.ids[:cut], trained[:cut]
+        lost_here = sum(trained[cut:])
         lost += lost_here
         if any(kept):
             labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, kept, strict=True)]
@@ -211,24 +211,24 @@ def _finish(
 def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
     """Tokens of the whole conversation, where turns of it lie so far beyond max_length that they were not looked at."""
     if plan.whole is not None:
-        return len(_mark_learned(plan.whole, sequences[-1], tokenizer)[0].ids)
+        return len(_mark_trained(plan.whole, sequences[-1], tokenizer)[0].ids)
     return max(len(encoded.ids) for encoded in sequences) + plan.beyond_tokens if plan.beyond_tokens else 0
 
 
-def _mark_learned(
+def _mark_trained(
     sequence: SequencePlan, encoded: Encoded, tokenizer: ChatTokenizer
 ) -> tuple[Encoded, list[bool], list[Turn]]:
-    """Decide which tokens of a sequence are learned.
+    """Decide which tokens of a sequence are trained.
 
     Returns:
-        The tokens; which of them are learned; and turns whose prompt, tokenized by itself, gives other tokens than those
+        The tokens; which of them are trained; and turns whose prompt, tokenized by itself, gives other tokens than those
         in this sequence, and which need a sequence of their own.
     """
     if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
         del encoded.ids[-1], encoded.starts[-1], encoded.ends[-1]  # some tokenizers add eos by themselves
-    if not sequence.learned:  # everything counts, except the first token: nothing comes before it to learn it from
+    if not sequence.trained:  # everything counts, except the first token: nothing comes before it to learn it from
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
-    *earlier, last = sequence.learned
+    *earlier, last = sequence.trained
     start = encoded.boundary(last.start, tokenizer)
     if start is None:
         # A token reaches across the end of the prompt. The chat sends the prompt by itself, so it is tokenized by itself.
@@ -239,8 +239,8 @@ def _mark_learned(
     if end is None:
         encoded.append(tokenizer.eos_token or "", tokenizer)
         end = len(encoded.ids)
-    learned = [False] * len(encoded.ids)
-    learned[start:end] = [True] * (end - start)
+    trained = [False] * len(encoded.ids)
+    trained[start:end] = [True] * (end - start)
     apart: list[Turn] = []
     for turn in earlier:
         first = encoded.boundary(turn.start, tokenizer)
@@ -249,5 +249,5 @@ def _mark_learned(
             continue
         after = bisect_left(encoded.starts, turn.start + len(turn.answer))
         until = encoded.turn_end(first, after, tokenizer) or after
-        learned[first:until] = [True] * (until - first)
-    return encoded, learned, apart
+        trained[first:until] = [True] * (until - first)
+    return encoded, trained, apart

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.data.conversation import Notice
+from engine.data.conversation import RowWarning
 from engine.data.records import RowProblemError, shortened
-from engine.data.render.adapt import Expressed, abilities_of, tool_schema
+from engine.data.render.adapt import AdaptedConversation, abilities_of, tool_schema
 from engine.data.render.template import ChatMessages, apply_template
 from engine.data.render.tokens import ChatTokenizer
 
@@ -55,15 +55,15 @@ class TurnRenderer:
     """Renders one conversation.
 
     Args:
-        expressed: In the template's terms.
+        adapted: In the template's terms.
         tokenizer: With the frozen template.
     """
 
-    def __init__(self, expressed: Expressed, tokenizer: ChatTokenizer) -> None:
-        self._messages = expressed.messages
+    def __init__(self, adapted: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
+        self._messages = adapted.messages
         self._tokenizer = tokenizer
-        self._dicts = expressed.for_template(abilities_of(tokenizer))
-        self._tools = [tool_schema(tool) for tool in expressed.tools]
+        self._dicts = adapted.for_template(abilities_of(tokenizer))
+        self._tools = [tool_schema(tool) for tool in adapted.tools]
         self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt does not let them say
         asked = (index for index, message in enumerate(self._messages) if message.role != "assistant")
         self._first_asked = next(asked, len(self._messages))
@@ -108,9 +108,9 @@ class TurnRenderer:
         prompt = self.prompt(index)
         return Turn(prompt, len(prompt), self._answer(prompt, 0, index))
 
-    def left_out(self, text: str) -> tuple[Notice, ...]:
+    def left_out(self, text: str) -> tuple[RowWarning, ...]:
         """Turns whose words do not come out of the template, and special tokens in people's words."""
-        lost: list[Notice] = []
+        lost: list[RowWarning] = []
         place = 0
         for number, message in enumerate(self._messages, start=1):
             words = message.content.strip()

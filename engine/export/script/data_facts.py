@@ -15,7 +15,7 @@ from engine.data.files import open_file
 from engine.data.files.access import ANY_FILE
 from engine.data.formats import FORMATS
 from engine.data.formats.turns import conversation_column, turn_list
-from engine.data.passes.reader import DatasetPart, DatasetReader, Examined
+from engine.data.passes.reader import DatasetPart, DatasetReader, DatasetRow
 from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
 from engine.export.script.rows import LONGEST_CELL_BYTES, DataFacts, FileKind, rows_code
@@ -118,7 +118,7 @@ class _Look:
         self.has_empty_answers = self.opens_with_answer = False
         self.most_answers = self.most_tokens = self.longest_row_bytes = 0
 
-    def add(self, row: Examined) -> None:
+    def add(self, row: DatasetRow) -> None:
         self.longest_row_bytes = max(self.longest_row_bytes, row.record.size_bytes)
         if row.example is None:
             self.left_out.append(row.record.row)

@@ -130,12 +130,12 @@ class DatasetHandlers:
         return {}
 
     def render(self, params: JsonObject, request: Request) -> JsonObject:
-        examined = find_row(self._reader(params, request, streaming=True), params["row"])
-        if examined.rendering is None:
+        row = find_row(self._reader(params, request, streaming=True), params["row"])
+        if row.rendering is None:
             raise DatasetError(
-                f"Row {params['row']:,} is left out: {examined.problem}.", "Choose another row, or correct this one."
+                f"Row {params['row']:,} is left out: {row.problem}.", "Choose another row, or correct this one."
             )
-        return {"sequences": [_sequence(rendered) for rendered in examined.rendering.rows]}
+        return {"sequences": [_sequence(rendered) for rendered in row.rendering.rows]}
 
     def _reader(self, params: JsonObject, request: Request, *, streaming: bool) -> DatasetReader:
         dataset, renderer = self._asked(params, request)
