@@ -1,13 +1,137 @@
-"""Rows of an Arrow batch as Python values, never more of them at a time than some megabytes."""
+"""Rows of Arrow batches as Python values, some megabytes at a time, and files that consist of groups of rows."""
 
-from collections.abc import Iterator
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
 
-import numpy
+from engine.data.files.access import MAX_RATIO, RATIO_COUNTS_FROM_BYTES, UnpackedFile, fingerprint_of, shown_name
+from engine.data.records import MAX_ROW_BYTES, Record, SourceForm, picked, too_long
+from engine.errors import DatasetError
 
-from engine.data.records import MAX_ROW_BYTES, Record, too_long
+# What is unpacked at a time: the pages of a row group, one of each column, or a record batch.
+_MAX_UNPACKED_BYTES = 512 << 20
+_MAX_PIECE_ROWS = 4096
 
 _ELEMENT_BYTES = 8  # the least that an element of a list takes, also an empty one
+
+
+class ColumnarRows(ABC):
+    """A file of Arrow's, as groups of rows that are read one by one.
+
+    Args:
+        path: A regular file, or a gzip file of one.
+        unpacked: What the gzip file holds.
+
+    Raises:
+        DatasetError: If it is damaged.
+    """
+
+    label: ClassVar[str]
+    article: ClassVar[str] = "a"
+    what_is_smaller: ClassVar[str]  # what to make smaller where the groups are too large
+
+    def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
+        self.name = shown_name(path.name)
+        self.form = SourceForm(self.label.lower(), self.label, is_gzipped=unpacked is not None)
+        self.kind = self.form.words
+        self.notes: Sequence[str] = ()
+        self._original = path
+        self._unpacked = unpacked  # lives as long as these rows do
+        self._path = path if unpacked is None else unpacked.path
+        self.size_bytes: int | None = self._path.stat().st_size
+        self._rows_read = 0
+        self.columns: tuple[str, ...] = ()
+        self._group_rows: list[int] = []
+        with self._errors_explained():
+            self._read_groups()
+
+    @abstractmethod
+    def _read_groups(self) -> None:
+        """Set `columns` and `_group_rows`."""
+
+    @abstractmethod
+    def _group_records(self, group: int, row: int, first_row: int) -> Iterator[Record]:
+        """Rows of a group whose first one is `row`, from `first_row` on."""
+
+    @property
+    def total_rows(self) -> int | None:
+        return sum(self._group_rows)
+
+    @property
+    def bytes_read(self) -> int:
+        return round((self.size_bytes or 0) * self._rows_read / max(1, sum(self._group_rows)))
+
+    def records(self, first_row: int = 0) -> Iterator[Record]:
+        """Rows from `first_row` on.
+
+        Raises:
+            DatasetError: If the file is damaged, or decompresses to far more than its size.
+        """
+        row = 0  # the first of the group
+        with self._errors_explained():
+            for group, rows in enumerate(self._group_rows):
+                if row + rows > first_row:
+                    for record in self._group_records(group, row, first_row):
+                        self._rows_read = record.row
+                        yield record
+                row += rows
+
+    def approach(self, _first_row: int, /) -> Iterator[None]:
+        """Nothing has to be read before a row but the beginning of its group."""
+        return iter(())
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Some rows; groups that hold none of them are not read."""
+        first = 0
+        for count in self._group_rows:
+            here = [row for row in rows if first <= row < first + count]
+            if here:
+                yield from picked(self.records(here[0]), here)
+            first += count
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._original)
+
+    @contextmanager
+    def _errors_explained(self) -> Iterator[None]:
+        from pyarrow import ArrowException
+
+        try:
+            yield
+        except MemoryError as error:
+            raise self._too_large("rows") from error
+        except NotImplementedError as error:
+            raise DatasetError(
+                f"{self.name} is {self.article} {self.label} file with a part that is not supported here: {_first_line(error)}.",
+                "Export it again, with other settings or as JSONL.",
+            ) from error
+        except (OSError, ValueError, ArrowException) as error:
+            raise self._damaged() from error
+
+    def _refuse_growth(self, unpacked_bytes: int, packed_bytes: int, what: str, *, at_once: bool = True) -> None:
+        """Refuse what would take far more memory than its size on disk; `at_once` where all of it is held."""
+        grows = unpacked_bytes > RATIO_COUNTS_FROM_BYTES and unpacked_bytes > MAX_RATIO * max(packed_bytes, 1)
+        if grows or (at_once and unpacked_bytes > _MAX_UNPACKED_BYTES):
+            raise self._too_large(what)
+
+    def _damaged(self) -> DatasetError:
+        return DatasetError(
+            f"{self.name} is {self.article} {self.label} file that is cut off or damaged.",
+            "Download or export it again.",
+        )
+
+    def _too_large(self, what: str) -> DatasetError:
+        return DatasetError(
+            f"The {what} of the {self.label} file {self.name} decompress to far more than their size on disk.",
+            f"Export it again with smaller {self.what_is_smaller}, or as JSONL.",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__
 
 
 def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
@@ -15,10 +139,12 @@ def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
 
     Text that many rows share is held once in a batch. Its rows are measured as they will be, before they are written out.
     """
+    import numpy
+
     sizes = sum((row_sizes(column) for column in batch.columns), numpy.zeros(batch.num_rows, numpy.int64)).tolist()
     start, held = 0, 0
     for row, size in enumerate(sizes):
-        if held + size > MAX_ROW_BYTES:
+        if held + size > MAX_ROW_BYTES or row - start >= _MAX_PIECE_ROWS:
             yield from _written_out(batch, start, row, first_row)
             start, held = row, 0
         if size > MAX_ROW_BYTES:
@@ -31,6 +157,7 @@ def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
 
 def row_sizes(array: Any) -> Any:
     """Return the bytes that each row of an Arrow array takes once written out, as int64."""
+    import numpy
     from pyarrow import BaseExtensionType, compute, types
 
     kind = array.type
@@ -65,6 +192,8 @@ def value_count(array: Any) -> int:
 
 
 def _listed_sizes(array: Any, elements: Any) -> Any:
+    import numpy
+
     ends = numpy.concatenate(([0], numpy.cumsum(elements + _ELEMENT_BYTES)))
     offsets = array.offsets.to_numpy(zero_copy_only=False)
     return numpy.diff(ends[offsets])

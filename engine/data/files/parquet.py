@@ -1,21 +1,14 @@
 """Rows of a Parquet file, a few at a time, in bounded memory however much its pages grow when they are unpacked."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from engine.data.files.access import (
-    MAX_RATIO,
-    RATIO_COUNTS_FROM_BYTES,
-    UnpackedFile,
-    fingerprint_of,
     open_regular,
-    shown_name,
 )
-from engine.data.files.arrow_rows import batch_records, row_sizes, value_count
+from engine.data.files.arrow_rows import ColumnarRows, batch_records, row_sizes, value_count
 from engine.data.files.kinds import BinaryKind
-from engine.data.records import MAX_ROW_BYTES, Record, SourceForm, picked
-from engine.errors import DatasetError
+from engine.data.records import MAX_ROW_BYTES, Record
 
 _MAX_HEADER_BYTES = 1 << 20
 
@@ -165,8 +158,6 @@ _MAX_FOOTER_BYTES = 64 << 20
 # What a batch may take in memory, wherever a single row does not take more.
 _BATCH_BYTES = 64 << 20
 
-# One page of each column is unpacked at a time. Writers keep them near one megabyte, some near a hundred.
-_MAX_PAGES_BYTES = 512 << 20
 
 # Values in the lists of a column: one row may hold all of them, and a run of equal ones takes no room in the file.
 _RATIO_COUNTS_FROM_VALUES = 32 << 20
@@ -182,83 +173,20 @@ class _Column(NamedTuple):
     sharing_values: int  # how many values may repeat one entry of the dictionary; 0 where that is harmless
 
 
-class ParquetRows:
-    """A Parquet file.
+class ParquetRows(ColumnarRows):
+    """A Parquet file."""
 
-    Args:
-        path: A regular file that begins with PARQUET_MAGIC, or a gzip file of one.
-        unpacked: What the gzip file holds.
+    label = "Parquet"
+    what_is_smaller = "pages and row groups"
 
-    Raises:
-        DatasetError: If it is damaged.
-    """
-
-    def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
-        self.name = shown_name(path.name)
-        self.form = SourceForm("parquet", "Parquet", is_gzipped=unpacked is not None)
-        self.kind = self.form.words
-        self.notes: tuple[str, ...] = ()
-        self._original = path
-        self._unpacked = unpacked  # lives as long as these rows do
-        self._path = path if unpacked is None else unpacked.path
+    def _read_groups(self) -> None:
         with self._open() as file:
-            self.columns: tuple[str, ...] = tuple(file.schema_arrow.names)
-            self._group_rows: list[int] = [
-                file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
-            ]
-        self.size_bytes: int | None = self._path.stat().st_size
-        self._rows_read = 0
+            self._metadata = file.metadata
+            self.columns = tuple(file.schema_arrow.names)
+        self._group_rows = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
 
-    @property
-    def total_rows(self) -> int | None:
-        return sum(self._group_rows)
-
-    @property
-    def bytes_read(self) -> int:
-        return round((self.size_bytes or 0) * self._rows_read / max(1, sum(self._group_rows)))
-
-    def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on.
-
-        Raises:
-            DatasetError: If the file is damaged, or decompresses to far more than its size.
-        """
-        from pyarrow import ArrowException
-
-        row = 0  # the first of the group
-        try:
-            with self._open() as whole:
-                for group, rows in enumerate(self._group_rows):
-                    if row + rows > first_row:
-                        yield from self._group_records(whole.metadata, group, row, first_row)
-                    row += rows
-        except MemoryError as error:
-            raise self._too_large("rows") from error
-        except NotImplementedError as error:
-            raise DatasetError(
-                f"{self.name} is a Parquet file with a part that is not supported here: {_first_line(error)}.",
-                "Export it again, with other settings or as JSONL.",
-            ) from error
-        except (OSError, ValueError, ArrowException) as error:
-            raise self._damaged() from error
-
-    def approach(self, _first_row: int, /) -> Iterator[None]:
-        """Nothing has to be read before a row but the beginning of its row group."""
-        return iter(())
-
-    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Some rows; row groups that hold none of them are not read."""
-        first = 0
-        for count in self._group_rows:
-            here = [row for row in rows if first <= row < first + count]
-            if here:
-                yield from picked(self.records(here[0]), here)
-            first += count
-
-    def fingerprint(self) -> str:
-        return fingerprint_of(self._original)
-
-    def _group_records(self, metadata: Any, group: int, row: int, first_row: int) -> Iterator[Record]:
+    def _group_records(self, group: int, row: int, first_row: int) -> Iterator[Record]:
+        metadata = self._metadata
         with open_regular(self._path) as file:
             columns = [self._column(file, metadata, group, column) for column in range(metadata.num_columns)]
         open_bytes = sum(column.open_bytes for column in columns)
@@ -275,9 +203,7 @@ class ParquetRows:
             for batch in reader.iter_batches(batch_size=_rows_at_once(row_bytes, most), row_groups=[group]):
                 skip = max(0, first_row - row)
                 if skip < batch.num_rows:
-                    for record in batch_records(batch.slice(skip), row + skip):
-                        self._rows_read = record.row
-                        yield record
+                    yield from batch_records(batch.slice(skip), row + skip)
                 row += batch.num_rows
 
     def _largest_row(self, metadata: Any, group: int, column: _Column) -> int:
@@ -315,7 +241,7 @@ class ParquetRows:
             own_bytes += page.unpacked_bytes
             value_bytes = max(value_bytes, page.unpacked_bytes / (1 if page.is_prefixed else max(1, page.values)))
         if nested and values > _RATIO_COUNTS_FROM_VALUES:
-            self._refuse_growth(2 * values, packed, "lists")
+            self._refuse_growth(2 * values, packed, "lists", at_once=False)
         # One row may hold all values of a list column; the average has to do.
         row_bytes = own_bytes / max(1, metadata.row_group(group).num_rows) if nested else value_bytes
         at_once = shared_values if nested else min(shared_values, _BATCH_ROWS)
@@ -333,14 +259,8 @@ class ParquetRows:
             shared_values if sharing else 0,
         )
 
-    def _refuse_growth(self, unpacked_bytes: int, packed_bytes: int, what: str) -> None:
-        grows = unpacked_bytes > RATIO_COUNTS_FROM_BYTES and unpacked_bytes > MAX_RATIO * max(packed_bytes, 1)
-        if grows or (what == "pages" and unpacked_bytes > _MAX_PAGES_BYTES):
-            raise self._too_large(what)
-
     def _open(self, metadata: Any = None, shared: list[str] | None = None) -> Any:
         # Imported here: half the programs that import this module never see a Parquet file.
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
         with open_regular(self._path) as file:
@@ -349,32 +269,13 @@ class ParquetRows:
             tail = file.read(8)
         if tail[4:] != PARQUET_MAGIC or int.from_bytes(tail[:4], "little") > min(size, _MAX_FOOTER_BYTES):
             raise self._damaged()
-        try:
-            # Else a whole row group is read, and held together with what is made of it.
-            reading = {"memory_map": False, "pre_buffer": False, "buffer_size": 1 << 20}
-            return ParquetFile(self._path, metadata=metadata, read_dictionary=shared, **reading)
-        except (OSError, ValueError, ArrowException) as error:
-            raise self._damaged() from error
-
-    def _damaged(self) -> DatasetError:
-        return DatasetError(
-            f"{self.name} is a Parquet file that is cut off or damaged.", "Download or export it again."
-        )
-
-    def _too_large(self, what: str) -> DatasetError:
-        return DatasetError(
-            f"The {what} of the Parquet file {self.name} decompress to far more than their size on disk.",
-            "Export it again with smaller pages and row groups, or as JSONL.",
-        )
+        # Else a whole row group is read, and held together with what is made of it.
+        reading = {"memory_map": False, "pre_buffer": False, "buffer_size": 1 << 20}
+        return ParquetFile(self._path, metadata=metadata, read_dictionary=shared, **reading)
 
 
 def _rows_at_once(row_bytes: float, most: int) -> int:
     return max(1, min(most, int(_BATCH_BYTES / max(1.0, row_bytes))))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__
 
 
 PARQUET = BinaryKind("Parquet", (".parquet",), (PARQUET_MAGIC,), ParquetRows)
