@@ -3,6 +3,7 @@
 from pathlib import Path, PurePath
 
 from engine.data.files.access import UnpackedFile, gzipped_start, open_regular, shown_name
+from engine.data.files.arrow import ARROW
 from engine.data.files.delimited import DELIMITED
 from engine.data.files.json_files import JSON, JSON_LINES
 from engine.data.files.kinds import BinaryKind, TextKind, TextStart
@@ -13,14 +14,14 @@ from engine.data.files.text_stream import TextStream
 from engine.data.records import RowSource
 from engine.errors import DatasetError
 
-BINARY_KINDS: tuple[BinaryKind, ...] = (PARQUET,)
+BINARY_KINDS: tuple[BinaryKind, ...] = (PARQUET, ARROW)
 TEXT_KINDS: tuple[TextKind, ...] = (JSON_LINES, JSON, DELIMITED, PLAIN_TEXT)  # the last one takes every text
 
 _KINDS: tuple[BinaryKind | TextKind, ...] = (*BINARY_KINDS, *TEXT_KINDS)
 _KIND_OF_ENDING = {ending: kind for kind in _KINDS for ending in kind.endings}
 # Files that are named by mistake: not read, and not a dataset on the Hub either.
 _OTHER_FILES = frozenset(
-    ".7z .arrow .bin .bz2 .db .doc .docx .feather .gguf .gz .h5 .html .ipynb .npy .npz .ods .odt .orc .pdf .pickle .pkl "
+    ".7z .bin .bz2 .db .doc .docx .gguf .gz .h5 .html .ipynb .npy .npz .ods .odt .orc .pdf .pickle .pkl "
     ".pt .rtf .safetensors .sqlite .tar .tgz .xls .xlsx .xml .xz .yaml .yml .zip .zst".split()
 )
 

@@ -174,6 +174,10 @@ def row_sizes(array: Any) -> Any:
         return _listed_sizes(array, row_sizes(array.keys) + row_sizes(array.items))
     if types.is_list(kind) or types.is_large_list(kind):
         return _listed_sizes(array, row_sizes(array.values))
+    if types.is_fixed_size_list(kind):
+        count = kind.list_size
+        elements = row_sizes(array.values.slice(array.offset * count, len(array) * count)) + _ELEMENT_BYTES
+        return elements.reshape(len(array), count).sum(axis=1)
     if isinstance(kind, BaseExtensionType):
         return row_sizes(array.storage)
     # Numbers, and kinds that share nothing among their rows.

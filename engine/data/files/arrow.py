@@ -1,0 +1,242 @@
+"""Rows of Arrow files and streams, Feather among them, a record batch at a time.
+
+A file is its stream between two magics, so both are read as streams. The headers of messages are parsed here, before
+anything is unpacked: a compressed buffer says how large it becomes, and lists of nulls take no room at all.
+
+Sources: Message.fbs and File.fbs of Apache Arrow's format; the internals of FlatBuffers.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from engine.data.files.access import open_regular
+from engine.data.files.arrow_rows import ColumnarRows, batch_records
+from engine.data.files.kinds import BinaryKind
+from engine.data.records import Record
+
+_FILE_MAGIC = b"ARROW1"
+_CONTINUATION = b"\xff\xff\xff\xff"
+_MAX_MESSAGES = 200_000
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_VALUES = 32 << 20  # of a batch, those in lists counted one by one: their sizes are computed at once
+
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # MessageHeader
+
+
+class _Message(NamedTuple):
+    """Where a message is in the file."""
+
+    kind: int
+    start: int
+    body: int
+    end: int
+    rows: int
+
+
+class ArrowRows(ColumnarRows):
+    """An Arrow file or stream."""
+
+    label = "Arrow"
+    article = "an"
+    what_is_smaller = "record batches"
+
+    def _read_groups(self) -> None:
+        import pyarrow
+
+        with open_regular(self._path) as file:
+            messages = list(_messages(file))
+        self._shared = [message for message in messages if message.kind != _BATCH]
+        self._batches = [message for message in messages if message.kind == _BATCH]
+        self._group_rows = [message.rows for message in self._batches]
+        with open_regular(self._path) as file:
+            schema = pyarrow.ipc.open_stream(_Messages(file, self._shared[:1])).schema
+        for field in schema:
+            if not _is_supported(field.type):
+                raise NotImplementedError(f"the column {field.name[:80]} of type {str(field.type)[:80]}")
+        self.columns = tuple(schema.names)
+
+    def _group_records(self, group: int, row: int, first_row: int) -> Iterator[Record]:
+        import pyarrow
+
+        batch = self._batches[group]
+        needed = [message for message in self._shared if message.start < batch.start]
+        with open_regular(self._path) as file:
+            for message in (*needed, batch):
+                self._require_bounded(file, message)
+            # Offsets in the file are trusted by nothing before they are validated.
+            record_batch = pyarrow.ipc.open_stream(_Messages(file, [*needed, batch])).read_next_batch()
+        record_batch.validate(full=True)
+        skip = max(0, first_row - row)
+        yield from batch_records(record_batch.slice(skip), row + skip)
+
+    def _require_bounded(self, file: BinaryIO, message: _Message) -> None:
+        if message.kind == _SCHEMA:
+            return
+        header = _batch_header(_header(file, message), message.kind)
+        if sum(max(0, struct.unpack("<qq", node)[0]) for node in header.vector(1, 16)) > _MAX_VALUES:
+            raise self._too_large("values")
+        packed = unpacked = 0
+        is_compressed = header.has(3)
+        for buffer in header.vector(2, 16):
+            offset, size = struct.unpack("<qq", buffer)
+            packed += size
+            if is_compressed and size >= 8:
+                file.seek(message.body + offset)
+                whole = int.from_bytes(file.read(8), "little", signed=True)
+                size = size if whole < 0 else whole  # -1: this one is not compressed
+            unpacked += size
+        self._refuse_growth(unpacked, packed, "record batches")
+
+
+class _Messages(io.RawIOBase):
+    """Some messages of a file as a stream of their own."""
+
+    def __init__(self, file: BinaryIO, messages: list[_Message]) -> None:
+        self._file = file
+        self._pieces = [(message.start, message.end) for message in messages]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._pieces:
+            start, end = self._pieces[0]
+            if start >= end:
+                del self._pieces[0]
+                continue
+            self._file.seek(start)
+            data = self._file.read(min(len(buffer), end - start))
+            if not data:
+                return 0
+            self._pieces[0] = (start + len(data), end)
+            buffer[: len(data)] = data
+            return len(data)
+        return 0
+
+
+def _messages(file: BinaryIO) -> Iterator[_Message]:
+    """The messages of a file, by their headers.
+
+    Raises:
+        ValueError: If one is damaged, or there are too many.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    place = 8 if file.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0
+    count = 0
+    while place + 8 <= size:
+        file.seek(place)
+        mark, header_bytes = struct.unpack("<4si", file.read(8))
+        if mark != _CONTINUATION or not 0 <= header_bytes <= _MAX_HEADER_BYTES:
+            raise ValueError("a message has no header")
+        if header_bytes == 0:  # the end of the stream
+            break
+        header = _Table.root(file.read(header_bytes))
+        kind, body = header.number(1, "<B"), place + 8 + header_bytes
+        end = body + header.number(3, "<q")
+        count += 1
+        if not body <= end <= size or count > _MAX_MESSAGES or (kind == _SCHEMA) != (count == 1):
+            raise ValueError("the messages do not fit the file")
+        rows = header.table(2).number(0, "<q") if kind == _BATCH else 0
+        if rows < 0:
+            raise ValueError("a batch has no rows")
+        yield _Message(kind, place, body, end, rows)
+        place = end
+    if not count:
+        raise ValueError("there is no schema")
+
+
+def _header(file: BinaryIO, message: _Message) -> "_Table":
+    file.seek(message.start + 8)
+    return _Table.root(file.read(message.body - message.start - 8))
+
+
+def _batch_header(header: "_Table", kind: int) -> "_Table":
+    return header.table(2) if kind == _BATCH else header.table(2).table(1)
+
+
+class _Table:
+    """A table of a FlatBuffer; fields are counted from 0, and absent ones are 0.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+
+    def __init__(self, data: bytes, place: int) -> None:
+        self._data = data
+        self._place = place
+        self._fields = place - self._read(place, "<i")
+        self._fields_bytes = self._read(self._fields, "<H")
+
+    @classmethod
+    def root(cls, data: bytes) -> "_Table":
+        """Return the outermost table."""
+        if len(data) < 4:
+            raise ValueError("a header breaks off")
+        return cls(data, int.from_bytes(data[:4], "little"))
+
+    def has(self, field: int) -> bool:
+        """Return whether a field is there."""
+        return self._at(field) > 0
+
+    def number(self, field: int, kind: str) -> int:
+        """Return a number, in the notation of `struct`."""
+        return self._read(self._at(field), kind) if self.has(field) else 0
+
+    def table(self, field: int) -> "_Table":
+        """Return another table that a field refers to."""
+        return _Table(self._data, self._at(field) + self._read(self._at(field), "<I"))
+
+    def vector(self, field: int, size: int) -> list[bytes]:
+        """Return the elements of a vector, each of so many bytes."""
+        if not self.has(field):
+            return []
+        place = self._at(field) + self._read(self._at(field), "<I")
+        count, begin = self._read(place, "<I"), place + 4
+        if begin + count * size > len(self._data):
+            raise ValueError("a header breaks off")
+        return [self._data[begin + number * size : begin + (number + 1) * size] for number in range(count)]
+
+    def _at(self, field: int) -> int:
+        entry = 4 + 2 * field
+        offset = self._read(self._fields + entry, "<H") if entry < self._fields_bytes else 0
+        return self._place + offset if offset else 0
+
+    def _read(self, place: int, kind: str) -> int:
+        if not 0 <= place <= len(self._data) - struct.calcsize(kind):
+            raise ValueError("a header breaks off")
+        return int(struct.unpack_from(kind, self._data, place)[0])
+
+
+def _is_supported(kind: Any) -> bool:
+    """Whether rows of a type can be measured before they are written out; views and runs share what they hold."""
+    from pyarrow import BaseExtensionType, types
+
+    if isinstance(kind, BaseExtensionType):
+        return _is_supported(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _is_supported(kind.value_type) and not types.is_nested(kind.value_type)
+    if types.is_struct(kind):
+        return all(_is_supported(kind.field(number).type) for number in range(kind.num_fields))
+    if types.is_map(kind):
+        return _is_supported(kind.key_type) and _is_supported(kind.item_type)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_supported(kind.value_type)
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            types.is_null,
+            types.is_primitive,
+            types.is_decimal,
+            types.is_string,
+            types.is_large_string,
+            types.is_binary,
+            types.is_large_binary,
+            types.is_fixed_size_binary,
+        )
+    )
+
+
+ARROW = BinaryKind("Arrow", (".arrow", ".feather"), (_FILE_MAGIC, _CONTINUATION), ArrowRows)

@@ -1,0 +1,165 @@
+"""Arrow files and streams: read from any row, in every view of the data, and refused where they would grow."""
+
+import contextlib
+import random
+
+import pyarrow as pa
+import pyarrow.feather
+import pytest
+
+from engine.config.dataset import DatasetConfig
+from engine.data.contract import PageRequest
+from engine.data.files import open_file
+from engine.data.files.arrow import ArrowRows
+from engine.data.passes.check import check_dataset
+from engine.data.passes.page import find_row, read_page
+from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.source import SourceOptions
+from engine.errors import DatasetError
+from tests.data.families import family, tokenizer_of
+from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
+
+MIB = 1 << 20
+ROWS = [
+    {
+        "messages": [{"role": "user", "content": f"Question {number}"}, {"role": "assistant", "content": "x" * number}],
+        "label": ("even", "odd")[number % 2],
+        "scores": [number, number + 1],
+    }
+    for number in range(1, 701)
+]
+SCHEMA = pa.schema(
+    {
+        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "label": pa.dictionary(pa.int32(), pa.string()),
+        "scores": pa.list_(pa.int64(), 2),
+    }
+)
+
+
+def write(path, table, *, stream=False, compression=None, batch_rows=100):
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    open_writer = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with open_writer(str(path), table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=batch_rows)
+    return path
+
+
+def feather(path, table):
+    pyarrow.feather.write_feather(table, str(path), chunksize=100)
+    return path
+
+
+def page_of(reader, request):
+    steps = read_page(reader, request)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+WRITERS = {
+    "file": lambda folder, table: write(folder / "rows.arrow", table),
+    "stream": lambda folder, table: write(folder / "rows.arrow", table, stream=True),
+    "zstd": lambda folder, table: write(folder / "rows.arrow", table, compression="zstd"),
+    "lz4 stream": lambda folder, table: write(folder / "rows.arrow", table, stream=True, compression="lz4"),
+    "feather": lambda folder, table: feather(folder / "rows.feather", table),
+    "no ending": lambda folder, table: write(folder / "rows", table),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_rows_are_what_was_written_from_every_place(tmp_path, name):
+    source = open_file(WRITERS[name](tmp_path, pa.Table.from_pylist(ROWS, SCHEMA)))
+
+    assert (source.kind, source.columns, source.total_rows) == ("Arrow", ("messages", "label", "scores"), 700)
+    assert [record.value for record in source.records()] == ROWS
+    assert [record.row for record in source.records(695)] == list(range(695, 700))
+    assert [record.value for record in source.pick([3, 650]) if record is not None] == [ROWS[3], ROWS[650]]
+    assert list(source.records(700)) == []
+
+
+def test_rows_are_previewed_checked_and_rendered_by_their_numbers(tmp_path):
+    path = write(tmp_path / "rows.arrow", pa.Table.from_pylist(ROWS, SCHEMA))
+    dataset = DatasetConfig(source=str(path))
+    renderer = Renderer(tokenizer_of(family("chatml")), max_length=64)
+    reader = DatasetReader(dataset, SourceOptions(), renderer)
+
+    page = page_of(reader, PageRequest.model_validate({"first_row": 150, "count": 2}))
+    report = check_dataset(dataset, SourceOptions())
+    row = find_row(reader, 4)
+
+    assert ([row.row for row in page.rows], page.total_rows, page.kind) == ([150, 151], 700, "Arrow")
+    assert page.rows[0].conversation.messages[0].content == "Question 151"
+    assert (report.rows, report.kept, report.format) == (700, 700, "messages")
+    assert "Question 5" in row.rendering.rows[0].text
+
+
+def test_an_empty_table_and_a_cut_file_are_refused(tmp_path):
+    empty = write(tmp_path / "empty.arrow", pa.Table.from_pylist([], SCHEMA))
+    whole = write(tmp_path / "rows.arrow", pa.Table.from_pylist(ROWS, SCHEMA)).read_bytes()
+    cut = tmp_path / "cut.arrow"
+
+    with pytest.raises(DatasetError, match="names columns and holds no rows"):
+        check_dataset(DatasetConfig(source=str(empty)), SourceOptions())
+    for size in (7, 20, 300, len(whole) // 2):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(DatasetError, match="cut off or damaged"):
+            open_file(cut)
+
+
+BOMBS = {
+    "a value of 600 MiB": (pa.table({"text": ["x" * 600 * MIB]}), "The record batches of the Arrow file"),
+    "billions of nulls in a list": (
+        pa.table({"a": pa.ListArray.from_arrays(pa.array([0, 2_000_000_000], pa.int32()), pa.nulls(2_000_000_000))}),
+        "The values of the Arrow file",
+    ),
+    "a billion rows of nothing": (pa.table({"a": pa.nulls(1_000_000_000)}), "The values of the Arrow file"),
+    "text that views share": (pa.table({"a": pa.array(["x"], pa.string_view())}), "type string_view"),
+    "a value of 4 MiB in 150 rows": (
+        pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 150, pa.int32()), pa.array(["x" * 4 * MIB]))}),
+        150,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bombs")
+    files = {
+        name: write(folder / f"{number}.arrow", table, compression="zstd", batch_rows=None)
+        for number, (name, (table, _)) in enumerate(BOMBS.items())
+    }
+    return read_measured(files)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_is_small_in_the_file_stays_bounded_in_memory(bombs, name):
+    reading, outcome = bombs[name], BOMBS[name][1]
+
+    assert reading.grown_bytes < MAX_GROWN_BYTES
+    assert reading.seconds < MAX_SECONDS
+    if isinstance(outcome, str):
+        assert outcome in reading.what
+        assert reading.fix
+    else:
+        assert reading.report.kept == outcome
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_damage_anywhere_ends_in_an_error_or_in_rows(tmp_path, compression):
+    """Offsets and sizes of the file are never trusted: a wrong one would read other memory, or end the process."""
+    whole = write(
+        tmp_path / "rows.arrow", pa.Table.from_pylist(ROWS[:40], SCHEMA), stream=True, compression=compression
+    )
+    data = whole.read_bytes()
+    draw = random.Random(7)
+    damaged = tmp_path / "damaged.arrow"
+    for _ in range(150):
+        changed = bytearray(data)
+        for _ in range(draw.randint(1, 8)):
+            changed[draw.randrange(4, len(changed))] = draw.randrange(256)
+        damaged.write_bytes(changed)
+        with contextlib.suppress(DatasetError):
+            assert len(list(ArrowRows(damaged).records())) <= len(data)
