@@ -15,7 +15,7 @@ FLASH_ATTENTION = "flash_attention_2"
 # look at blocks of positions.
 _SEPARABLE_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
-# Families that keep their window in the mask alone, which our attention does not read; others pass it to attention too.
+# Families that keep their window in the mask alone, which our attention does not read; the rest also pass it to attention.
 _WINDOW_IN_THE_MASK = frozenset({"phimoe", "qwen2_moe"})
 
 
