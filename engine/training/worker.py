@@ -86,9 +86,10 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
 
     keep_freed_memory()
     from engine.training.failure import CancelledError, explain
+    from engine.training.preparation import Attempt, home_of
     from engine.training.process_group import MainProcessFailedError, ProcessGroup
     from engine.training.reporting import RunEvents, SilentEvents
-    from engine.training.session import Attempt, TrainingSession, home_of
+    from engine.training.session import TrainingSession
     from engine.training.signals import StopRequests
 
     companions = ProcessGroup.from_environment()

@@ -67,7 +67,7 @@ def test_a_resumed_run_that_is_stopped_before_it_trains_says_what_stands(workers
     workers.wait(pid)
 
     message = said(run, "status")[-1].message
-    assert message.endswith("Nothing more was trained; the checkpoint of step 5 stands.")
+    assert message.endswith("Nothing more was trained; the checkpoint of step 5 remains.")
 
 
 def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_choose(workers, runs):

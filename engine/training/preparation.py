@@ -1,0 +1,276 @@
+"""What comes before the first step of an attempt: device, checkpoint, tokenizer, rows, model and the order of rows."""
+
+import functools
+import random
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config.dataset import DatasetConfig
+from engine.config.rules import optimizer_name
+from engine.config.run import RunConfig
+from engine.data.contract import DatasetReport
+from engine.data.hub import reads_from_hub
+from engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from engine.errors import DatasetError
+from engine.hardware.libraries import note_architectures
+from engine.inspector.worker.load_tokenizer import load_tokenizer
+from engine.models.prepared import ModelProgress
+from engine.models.source import ModelSource, resolve_model
+from engine.paths import LoratoryHome
+from engine.processes.environment import Access, give_up_access
+from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
+from engine.runs.history.events import DataReportData, ParametersData, ResumedData
+from engine.runs.provenance import read_provenance, run_title
+from engine.runs.run import RunFolder
+from engine.training import faults
+from engine.training.assembly import Assembly, assemble
+from engine.training.batching.plan import row_plan, settled_order
+from engine.training.build import add_adapter, load_model
+from engine.training.checkpoints import folder as checkpoints
+from engine.training.checkpoints.trained_weights import count_parameters, parameters_line
+from engine.training.checkpoints.warm_start import find_warm_start, load_warm_start
+from engine.training.device_memory import DeviceMemory
+from engine.training.placement import Placement, choose_placement, passed_over
+from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
+from engine.training.process_group import SINGLE_PROCESS, ProcessGroup
+from engine.training.reporting import RunEvents
+from engine.training.signals import StopRequests
+from engine.training.trackers import start_trackers
+
+# How long processes wait for one that measures, saves, or waits for room on the disk.
+_PATIENCE = timedelta(days=2)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at one run."""
+
+    folder: RunFolder
+    home: LoratoryHome
+    config: RunConfig
+    number: int
+
+
+@dataclass
+class Prepared:
+    """Everything that the training loop needs."""
+
+    placement: Placement
+    precision: Precision
+    tokenizer: Any
+    data: PreparedDataset
+    model: Any
+    assembly: Assembly
+    row_plan: RowPlan
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)  # by a warm start; see `untrained_base`
+
+
+class StoppedBeforeTrainingError(BaseException):
+    """A stop was requested before there was anything to save; passes through code that catches any `Exception`."""
+
+
+class Preparation:
+    """Prepares one attempt, and looks for requests to end it meanwhile.
+
+    Attributes:
+        group: Processes that share the run; known once the device is chosen.
+        resumed_from: Checkpoint that the attempt continues from.
+    """
+
+    def __init__(self, attempt: Attempt, events: RunEvents, requests: StopRequests) -> None:
+        self._attempt = attempt
+        self._config = attempt.config
+        self._folder = attempt.folder
+        self._events = events
+        self._requests = requests
+        self.group: ProcessGroup = SINGLE_PROCESS
+        self.resumed_from: Checkpoint | None = None
+
+    def check_requests(self) -> None:
+        """Return unless the run shall end.
+
+        Raises:
+            CancelledError: If it shall end at once.
+            StoppedBeforeTrainingError: If it shall save and end.
+        """
+        self._requests.check_cancel()
+        # Several processes must decide together, which they do from the first step on.
+        if self.group.world_size == 1 and self._requests.stop_wanted():
+            raise StoppedBeforeTrainingError
+
+    def run(self) -> Prepared:
+        """Prepare everything in the order in which it can fail.
+
+        Raises:
+            EngineError: If something cannot work.
+            CancelledError: As `check_requests` does.
+            StoppedBeforeTrainingError: As `check_requests` does.
+        """
+        config, events = self._config, self._events
+        placement, precision = self._choose_device()
+        events.status("loading_model", f"Looking for {config.model.id}.")
+        source = self.group.main_process_first(
+            lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress)
+        )
+        if not reads_from_hub(config.dataset):
+            self._give_up_hub_access()
+        tokenizer, template = load_tokenizer(source)
+        self.check_requests()
+        data = self._read_data(tokenizer)
+        self._give_up_hub_access()
+        for note in template.notes:  # the Data tab shows them before the start
+            print(note, flush=True)
+        for warning in template.warnings:
+            events.warn(warning, "template")
+        self.check_requests()
+        model, replaced = self._load_model(source, precision, placement)
+        assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
+        for note in assembly.notes:
+            events.warn(note, "batching")
+        assembly, plan = self._with_common_order(assembly, data.train.sha256())
+        self._report_parameters(model, precision, placement, assembly)
+        self.check_requests()
+        return Prepared(placement, precision, tokenizer, data, model, assembly, plan, replaced)
+
+    def _choose_device(self) -> tuple[Placement, Precision]:
+        """Choose device and precision, meet the other processes, and find the checkpoint to continue from."""
+        config, events = self._config, self._events
+        note_architectures(self._attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
+        placement = choose_placement(config)
+        events.device_memory = DeviceMemory.of(placement)
+        self.group = placement.companions
+        if self.group.world_size > 1:
+            from accelerate import PartialState
+
+            PartialState(cpu=placement.torch_device.type == "cpu", timeout=_PATIENCE)
+        if self.group.is_first:
+            events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
+        self.resumed_from = self._find_checkpoint()
+        begun_in = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
+        precision = choose_precision(config, placement.device, begun_in)
+        for note in (*apple_notes(config, placement.device), *resumed_notes(config, placement.device, begun_in)):
+            events.warn(note, "precision")
+        for note in passed_over(config, placement, self._attempt.home):
+            events.warn(note, "device")
+        events.predicted_bytes = read_provenance(self._folder).predicted_bytes
+        return placement, precision
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        folder = self._folder.checkpoints
+
+        def find() -> str:
+            checkpoints.sweep(folder)
+            checkpoints.restore_folder(self._folder.adapter)
+            found = checkpoints.find_checkpoint(
+                folder, lambda message: self._events.warn(message, "checkpoint_damaged")
+            )
+            name = found.folder.name if found else ""
+            if self._attempt.number > 1:
+                self._events.say(ResumedData(step=found.step if found else 0, checkpoint=name or None))
+            return name
+
+        name = self.group.broadcast_from_main(find)
+        return checkpoints.open_checkpoint(folder / name) if name else None
+
+    def _on_model_progress(self, progress: ModelProgress) -> None:
+        self.check_requests()
+        self._events.status("loading_model", progress.message)
+
+    def _give_up_hub_access(self) -> None:
+        """Forget the login once everything is here, before foreign files are parsed; Trackio's Space needs it to the end."""
+        if "trackio" not in self._config.training.report_to:
+            give_up_access(Access.HUB)
+
+    def _read_data(self, tokenizer: Any) -> PreparedDataset:
+        config, events = self._config, self._events
+        events.status("reading_data", f"Reading {config.dataset.source}.")
+        data = prepare_dataset(
+            config.dataset,
+            seed=config.training.seed,
+            max_length=config.training.max_length,
+            tokenizer=tokenizer,
+            home=self._attempt.home,
+            on_progress=lambda _: self.check_requests(),
+        )
+        report = data.report
+        require_pinned_data(self._folder, config.dataset, report)
+        trained_tokens = data.train.trained_tokens  # the report counts those of held-out rows too
+        events.say(
+            DataReportData(
+                train_rows=len(data.train),
+                eval_rows=len(data.held_out),
+                dropped_rows=report.dropped,
+                trained_tokens=trained_tokens,
+                masked_tokens=sum(data.train.lengths()) - trained_tokens,
+                truncated_rows=report.token_lengths.over_max_length if report.token_lengths else 0,
+            )
+        )
+        return data
+
+    def _load_model(
+        self, source: ModelSource, precision: Precision, placement: Placement
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Load the base, add the adapter, and give it the weights of an earlier one where the run starts from these."""
+        config, events = self._config, self._events
+        events.status("loading_model", f"Loading {source.name}.")
+        torch.manual_seed(config.training.seed)
+        random.seed(config.training.seed)
+        faults.reached("session:load_model")
+        model = load_model(source, config, precision, placement)
+        events.status("preparing", f"Preparing {config.method_name}.")
+        model = add_adapter(model, config, source)
+        if config.adapter.warm_start is None or self.resumed_from is not None:
+            return model, {}
+        return model, load_warm_start(model, find_warm_start(config.adapter.warm_start, self._folder.path.parent))
+
+    def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
+        """Give every process the order of rows that the first one begins or continues, whatever its own device does."""
+        settings = assembly.setup.settings
+        warn = functools.partial(self._events.warn, code="row_order")
+        decide = functools.partial(settled_order, settings, rows_sha256, self.resumed_from, warn)
+        order = RowOrder.model_validate_json(self.group.broadcast_from_main(lambda: decide().model_dump_json()))
+        settings = replace(settings, pinned_order=order)
+        assembly = replace(assembly, setup=replace(assembly.setup, settings=settings))
+        return assembly, row_plan(settings, rows_sha256)
+
+    def _report_parameters(self, model: Any, precision: Precision, placement: Placement, assembly: Assembly) -> None:
+        trainable, total = count_parameters(model)
+        print(parameters_line(trainable, total), flush=True)
+        self._events.say(
+            ParametersData(
+                trainable=trainable,
+                total=total,
+                compute_dtype=precision.compute_name,
+                device=placement.device_name,
+                attn_implementation=assembly.attention,
+                optim=optimizer_name(self._config.training.optim, placement.torch_device.type),
+                batching=assembly.setup.settings.batching,
+            )
+        )
+
+
+def home_of(folder: Path) -> LoratoryHome:
+    """Return the home folder of a run folder, `<home>/runs/<owner>/<run>`."""
+    return LoratoryHome(folder.resolve().parents[2])
+
+
+def require_pinned_data(folder: RunFolder, dataset: DatasetConfig, report: DatasetReport) -> None:
+    """Refuse to train on other rows than those that were checked when the run was filed.
+
+    Steps, held-out rows and the estimate were drawn from those; after a resume, a checkpoint's place in the data would mean
+    other rows.
+
+    Raises:
+        DatasetError: If the rows that are kept are not the same, in the same order.
+    """
+    pinned = read_provenance(folder).dataset_fingerprint
+    if pinned is None or not report.fingerprint or pinned == report.fingerprint:
+        return
+    raise DatasetError(
+        f"The rows of {dataset.source} are no longer those that this run was filed with; {report.kept:,} are usable now.",
+        "Put the data back as it was and resume, or start a new run. For a dataset on the Hub, set dataset.revision.",
+    )
