@@ -31,7 +31,12 @@ EXIT_USAGE = 2
 EXIT_HELD_BY_ANOTHER = 3
 EXIT_CANCELLED = 130
 
-_COMPANION_SECONDS = 5.0  # a process that ran out of memory needs a moment to say so
+# Options of mallopt, malloc.h of glibc.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_INT = 2**31 - 1  # mallopt takes an int
+
+_REPORT_SECONDS = 5.0  # a process that ran out of memory needs a moment to report it
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,7 +67,7 @@ def _prepare_environment() -> None:
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads both
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # What Apple's GPU lacks a kernel for is computed by the processor, instead of ending the run.
+    # Operations without a kernel on Apple's GPU run on the processor instead of ending the run.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     # As `engine.processes.spawn` sets it; here for workers that a person or a cluster starts.
     for name, value in LIBRARY_ENVIRONMENT.items():
@@ -74,72 +79,6 @@ def _prepare_environment() -> None:
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     for name in ("is_gradient_checkpointing", "past_key_values"):  # transformers' earlier names, which PEFT still uses
         warnings.filterwarnings("ignore", f"`{name}` is deprecated", FutureWarning)
-
-
-def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
-    """Train; without a writer as one of several processes that is not the first."""
-    from engine.runs.history.events import StatusData
-
-    if writer is not None:
-        writer.append(StatusData(phase="loading_model", message="Starting."))
-    from engine.training.worker import keep_freed_memory
-
-    keep_freed_memory()
-    from engine.training.failure import CancelledError, explain
-    from engine.training.preparation import Attempt, home_of
-    from engine.training.process_group import MainProcessFailedError, ProcessGroup
-    from engine.training.reporting import RunEvents, SilentEvents
-    from engine.training.session import TrainingSession
-    from engine.training.signals import StopRequests
-
-    companions = ProcessGroup.from_environment()
-    interruption = StopRequests(folder, companions.world_size)
-    interruption.listen()
-    events = RunEvents(writer, folder.path, interruption) if writer is not None else SilentEvents()
-    config = None
-    try:
-        config = folder.read_config()
-        TrainingSession(Attempt(folder, home_of(folder.path), config, number), events, interruption).run()
-    except CancelledError:
-        events.last_memory()
-        events.stopped("Cancelled.", "cancel")
-        return EXIT_CANCELLED
-    except MainProcessFailedError:
-        print("The first process failed and reports why.", file=sys.stderr)
-        return EXIT_FAILED
-    except BaseException as error:
-        # The whole story is for the log; the event has what a person needs.
-        traceback.print_exc()
-        events.last_memory()
-        failed = explain(error, config, home_of(folder.path))
-        if writer is None:
-            note_failure(folder.path, companions.rank, failed)
-        else:
-            with contextlib.suppress(StorageError):  # a disk so full that it cannot even be said
-                writer.append(_first_cause(failed, companions, folder.path))
-        return EXIT_FAILED
-    finally:
-        events.close()
-    return EXIT_FINISHED
-
-
-def _first_cause(failed: "FailedData", companions: "ProcessGroup", run: Path) -> "FailedData":
-    """What another process said, where this one only knows that it has lost a companion."""
-    if companions.world_size == 1 or failed.cause != "unexpected":
-        return failed
-    deadline = time.monotonic() + _COMPANION_SECONDS
-    while (noted := noted_failure(run)) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return noted or failed
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_LARGEST_BYTES = 2**31 - 1  # mallopt takes an int
 
 
 def keep_freed_memory() -> bool:
@@ -156,5 +95,64 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # a C library without it, such as musl
         return False
-    results = [mallopt(option, _LARGEST_BYTES) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+    results = [mallopt(option, _LARGEST_INT) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
     return results == [1, 1]
+
+
+def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
+    """Train; without a writer as one of several processes that is not the first."""
+    from engine.runs.history.events import StatusData
+
+    if writer is not None:
+        writer.append(StatusData(phase="loading_model", message="Starting."))
+    keep_freed_memory()
+    from engine.training.failure import CancelledError, explain
+    from engine.training.preparation import Attempt, home_of
+    from engine.training.process_group import MainProcessFailedError, ProcessGroup
+    from engine.training.reporting import RunEvents, SilentEvents
+    from engine.training.session import TrainingSession
+    from engine.training.signals import StopRequests
+
+    group = ProcessGroup.from_environment()
+    requests = StopRequests(folder, group.world_size)
+    requests.listen()
+    events = RunEvents(writer, folder.path, requests) if writer is not None else SilentEvents()
+    config = None
+    try:
+        config = folder.read_config()
+        TrainingSession(Attempt(folder, home_of(folder.path), config, number), events, requests).run()
+    except CancelledError:
+        events.last_memory()
+        events.stopped("Cancelled.", "cancel")
+        return EXIT_CANCELLED
+    except MainProcessFailedError:
+        print("The first process failed and reports why.", file=sys.stderr)
+        return EXIT_FAILED
+    except BaseException as error:
+        # The log gets the traceback, the event what a person needs.
+        traceback.print_exc()
+        events.last_memory()
+        failed = explain(error, config, home_of(folder.path))
+        if writer is None:
+            note_failure(folder.path, group.rank, failed)
+        else:
+            with contextlib.suppress(StorageError):  # the disk is too full for the event itself
+                writer.append(_first_cause(failed, group, folder.path))
+        return EXIT_FAILED
+    finally:
+        events.close()
+    return EXIT_FINISHED
+
+
+def _first_cause(failed: "FailedData", group: "ProcessGroup", run: Path) -> "FailedData":
+    """Return what another process reported, where this one only knows that it lost the connection."""
+    if group.world_size == 1 or failed.cause != "unexpected":
+        return failed
+    deadline = time.monotonic() + _REPORT_SECONDS
+    while (noted := noted_failure(run)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return noted or failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
