@@ -1,12 +1,16 @@
-"""Curves sent to trackers beside our own log, where a person asked for them: TensorBoard, Trackio, Weights & Biases.
+"""Curves sent to trackers next to our own log, where `training.report_to` names them: TensorBoard, Trackio, Weights & Biases.
 
-A tracker that fails costs the run nothing but a warning.
+A tracker that fails costs the run a warning and nothing else. transformers' own integrations are not used: an error in one
+ends the run, the measurement before the first step does not reach them, Trackio's may publish a Space, and W&B's uploads
+checkpoints when an environment variable asks for it.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
 from engine.config.training import TrackerName
 
@@ -17,21 +21,21 @@ Warn = Callable[[str, str], None]
 
 
 class Tracker(Protocol):
-    """Where figures go."""
+    """Receives figures."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> Any:
         """Send figures of one step."""
 
-    def finish(self) -> None:
-        """No more comes."""
+    def finish(self) -> Any:
+        """Write what is still buffered, and close."""
 
 
 class Trackers:
-    """All trackers of one run; one that fails is let go with a warning.
+    """All trackers of one run; one that fails is removed with a warning.
 
     Args:
         trackers: By name.
-        warn: Told in words, with a code.
+        warn: Called with a message and a code.
     """
 
     def __init__(self, trackers: Mapping[TrackerName, Tracker], warn: Warn) -> None:
@@ -39,99 +43,83 @@ class Trackers:
         self._warn = warn
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Send figures of one step; what is None is left out."""
+        """Send figures of one step; those that are None are left out."""
         known = {name: value for name, value in values.items() if value is not None}
         for name in list(self._trackers):
             self._attempt(name, lambda tracker: tracker.log(step, known))
 
     def finish(self) -> None:
-        """Let every tracker write down what it still holds."""
+        """Finish every tracker."""
         for name in list(self._trackers):
             self._attempt(name, lambda tracker: tracker.finish())
         self._trackers.clear()
 
-    def _attempt(self, name: TrackerName, act: Callable[[Tracker], None]) -> None:
+    def _attempt(self, name: TrackerName, act: Callable[[Tracker], object]) -> None:
         try:
             act(self._trackers[name])
-        except Exception as error:
-            # Libraries of others, and services of others: whatever they raise must not end a run.
+        except Exception as error:  # a foreign library or service must not end a run
             del self._trackers[name]
-            self._warn(f"{name} failed ({type(error).__name__}) and gets no more figures; the run goes on.", "tracker")
+            self._warn(
+                f"{name} failed ({type(error).__name__}) and gets no more figures; the run continues.", "tracker"
+            )
 
 
 def start_trackers(config: RunConfig, folder: Path, title: str, warn: Warn) -> Trackers:
-    """Start what `training.report_to` names.
+    """Start the trackers that `training.report_to` names.
 
     Args:
-        config: Of the run; goes along as the run's settings.
+        config: Of the run; sent as its settings.
         folder: The run's folder.
-        title: What the run is called.
-        warn: Told where one does not start.
+        title: The run's name.
+        warn: Called for each tracker that does not start.
     """
     started: dict[TrackerName, Tracker] = {}
     for name in config.training.report_to:
         try:
             started[name] = _STARTERS[name](config, folder, title)
         except Exception as error:
-            warn(f"{name} did not start ({type(error).__name__}); the run goes on without it.", "tracker")
+            warn(f"{name} did not start ({type(error).__name__}); the run continues without it.", "tracker")
     return Trackers(started, warn)
 
 
-class _TensorBoard:
-    def __init__(self, config: RunConfig, folder: Path, title: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+@dataclass(frozen=True)
+class _Calls:
+    log: Callable[[int, Mapping[str, float]], object]
+    finish: Callable[[], object]
 
-        self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
-        self._writer.add_text(title, f"```yaml\n{_settings(config)}\n```")
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+def _start_tensorboard(config: RunConfig, folder: Path, title: str) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
+    writer.add_text(title, f"```yaml\n{config_to_yaml(config)}\n```")
+
+    def log(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def finish(self) -> None:
-        self._writer.close()
-
-
-class _Trackio:
-    """Kept on this machine: a Space is made for nobody who has not named one in TRACKIO_SPACE_ID, and never a public one."""
-
-    def __init__(self, config: RunConfig, folder: Path, title: str) -> None:
-        del folder
-        import trackio
-
-        self._trackio: Any = trackio
-        trackio.init(project=PROJECT, name=title, config=config.model_dump(mode="json"), private=True)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._trackio.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        self._trackio.finish()
+    return _Calls(log, writer.close)
 
 
-class _WeightsAndBiases:
-    def __init__(self, config: RunConfig, folder: Path, title: str) -> None:
-        import wandb
+def _start_trackio(config: RunConfig, _folder: Path, title: str) -> Tracker:
+    """Stays on this machine: a Space is used where TRACKIO_SPACE_ID names one, and never made public."""
+    import trackio
 
-        self._run: Any = wandb.init(
-            project=PROJECT, name=title, dir=str(folder), config=config.model_dump(mode="json"), save_code=False
-        )
+    trackio.init(project=PROJECT, name=title, config=config.model_dump(mode="json"), private=True)
+    return _Calls(lambda step, values: trackio.log(dict(values), step=step), trackio.finish)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
 
-    def finish(self) -> None:
-        self._run.finish()
+def _start_wandb(config: RunConfig, folder: Path, title: str) -> Tracker:
+    import wandb
+
+    run = wandb.init(
+        project=PROJECT, name=title, dir=str(folder), config=config.model_dump(mode="json"), save_code=False
+    )
+    return _Calls(lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
 _STARTERS: Mapping[TrackerName, Callable[[RunConfig, Path, str], Tracker]] = {
-    "tensorboard": _TensorBoard,
-    "trackio": _Trackio,
-    "wandb": _WeightsAndBiases,
+    "tensorboard": _start_tensorboard,
+    "trackio": _start_trackio,
+    "wandb": _start_wandb,
 }
-
-
-def _settings(config: RunConfig) -> str:
-    from engine.config.load import config_to_yaml
-
-    return config_to_yaml(config)
