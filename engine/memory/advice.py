@@ -98,7 +98,7 @@ class _Adviser:
         limits = self._limits(longest, batch, {change.overrides for change in changes})
         return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch, limits=limits)
 
-    def _limits(self, longest: int | None, batch: int | None, said: set[tuple[str, ...]]) -> tuple[AdvisedChange, ...]:
+    def _limits(self, longest: int | None, batch: int | None, known: set[tuple[str, ...]]) -> tuple[AdvisedChange, ...]:
         """The largest batch and the longest rows that fit, each with everything else as it is."""
         training = self._config.training
         candidates = []
@@ -113,7 +113,7 @@ class _Adviser:
             settings = (Changed("training", "max_length", longest),)
             candidates.append(_Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, settings))
         return tuple(
-            self._judged(candidate) for candidate in candidates if as_overrides(candidate.settings) not in said
+            self._judged(candidate) for candidate in candidates if as_overrides(candidate.settings) not in known
         )
 
     # Where it does not fit
@@ -132,7 +132,7 @@ class _Adviser:
             return changes
         combined = self._combination([candidate for candidate, _ in helpful])
         if len(combined) > 1:
-            # Behind the costliest of its parts: whatever stands after it costs more.
+            # After the costliest of its parts: whatever follows costs more.
             place = 1 + max(place for place, (candidate, _) in enumerate(helpful) if candidate in combined)
             changes.insert(place, self._judged(_joined(combined)))
         return changes
@@ -214,7 +214,7 @@ class _Adviser:
         return _Candidate(kind, words, f"{cost}; biases are not trained" if len(settings) > 1 else cost, settings)
 
     def _biases_left_alone(self) -> tuple[Changed, ...]:
-        """What has to go with quantized weights, beside which a LoRA cannot train biases."""
+        """Return what must change with quantized weights, on which LoRA cannot train biases."""
         adapter = self._config.adapter
         method = adapter.traits
         learns_biases = adapter.bias != "none" and ("bias" in method.fields or method.trains_all)

@@ -59,7 +59,7 @@ _REPAIRS: Mapping[str, Changed] = {
 def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tuple[MethodNeed, ...]:
     """Estimate every method with the other settings of `config`, and what using the model alone would need.
 
-    The others stay as they are, except where they cannot be combined with the method.
+    Other settings stay as they are, except where they cannot be combined with the method.
     """
     estimator = Estimator(shape, device)
     return (

@@ -24,7 +24,7 @@ class Changed(NamedTuple):
 def with_changes(config: RunConfig, changes: Iterable[Changed]) -> RunConfig:
     """Copy a configuration with some settings changed; later changes win.
 
-    What the new values make of the others is not checked: `new_problems` tells.
+    Whether the new values suit the other settings is not checked: see `new_problems`.
     """
     sections: dict[str, dict[str, str | float | bool]] = {}
     for change in changes:
@@ -82,7 +82,7 @@ def largest_that_fits(needed: Callable[[int], int], free_bytes: int, start: int,
             break
         if beyond_bytes and fits:
             guess = fits + round((free_bytes - fits_bytes) / (beyond_bytes - fits_bytes) * (beyond - fits))
-            # A little further, so that the next value is on the other side and closes the gap.
+            # A little further, so the next value is on the other side and closes the gap.
             guess += max(1, guess // (2 * _CLOSE_ENOUGH)) if here <= free_bytes else 0
         elif beyond_bytes:
             guess = 1 if value <= 8 else value // 4

@@ -110,7 +110,7 @@ class Estimator:
         return tuple(played)
 
     def parts(self, workload: Workload, devices: int) -> tuple[DevicePart, ...]:
-        """Which layers stand on which of several devices; raises as `spread` does."""
+        """Return which layers each of several devices holds; raises as `spread` does."""
         whole = self.peak(workload)
         weights = sum(base_weight_bytes(self.structure, workload))
         trained = 0 if workload.trains_adapter else whole.persistent.optimizer + weights
@@ -123,7 +123,7 @@ class Estimator:
         )
 
     def _is_alike(self, one: DevicePart, other: DevicePart) -> bool:
-        """Whether two devices do the same: as many layers of one kind, and nothing beside them."""
+        """Whether two devices do the same: as many layers of one kind, and nothing else."""
         return (
             len(self.structure.layers) == 1
             and len(one.layers) == len(other.layers)
@@ -186,10 +186,10 @@ def _parameters(counts: TrainableCount) -> ParameterCount:
 
 
 def _part_words(part: DevicePart) -> str:
-    beside = [
+    extras = [
         word for word, is_there in (("embeddings", part.has_embeddings), ("output head", part.has_head)) if is_there
     ]
-    return " and ".join([f"{len(part.layers)} layers", *beside])
+    return " and ".join([f"{len(part.layers)} layers", *extras])
 
 
 def judge(need: DeviceNeed, device: Device) -> Verdict:
@@ -229,7 +229,7 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
             f"alone{_experts_without_adapter(workload)}."
         )
     if workload.base == "int8" and workload.checkpointing != "none":
-        notes.append("int8 layers keep their inputs, so that gradient checkpointing saves less than elsewhere.")
+        notes.append("int8 layers keep their inputs, so gradient checkpointing saves less than elsewhere.")
     return tuple(notes)
 
 

@@ -112,7 +112,7 @@ def _scratch_elements(
     if optimizer.foreach:
         elements = max(map(sum, sizes))
     else:
-        # The root of the second moment, divided: both at once, beside what the tensor before has left.
+        # The root of the second moment, divided: both at once, with what the tensor before has left.
         elements = max(2 * now + before for group in sizes for before, now in pairwise((0, *group)))
     return elements * optimizer.state_width // 4
 
@@ -120,8 +120,8 @@ def _scratch_elements(
 def _adafactor_scratch(shapes: Sequence[TensorShape], sizes: Sequence[int]) -> int:
     """Elements at the highest point of Adafactor's loop.
 
-    A tensor begins with its squares and their sum with a small number, beside the update of the one before. Later its
-    update stands beside its squares, with one number a row and one a column.
+    A tensor begins with its squares and their sum with a small number, while the update of the one before is alive. Later
+    its update is alive with its squares, with one number a row and one a column.
     """
     begins = (2 * now + before for before, now in pairwise((0, *sizes)))
     updates = (

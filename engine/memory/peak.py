@@ -14,7 +14,7 @@ from engine.memory.trainable import TrainableCount, count_trainable
 from engine.memory.workload import Workload
 from engine.models.shape import ModelShape, ModuleShape
 
-# Beyond these a figure would be an answer to a question that nobody means.
+# Larger values are mistakes.
 _LARGEST_LENGTH = 16_777_216
 _LARGEST_BATCH = 1_048_576
 # While one layer computes, the next one's weights arrive: `BackwardPrefetch.BACKWARD_PRE`.
@@ -111,7 +111,7 @@ def workspace_bytes(workload: Workload, device_name: str) -> int:
 
 
 def refuse_nonsense(shape: ModelShape, workload: Workload) -> None:
-    """Refuse what nobody means.
+    """Refuse absurd sizes.
 
     Raises:
         ConfigError: If batch or length are absurd.
@@ -143,7 +143,7 @@ def fully_sharded(
 ) -> tuple[Persistent, dict[Phase, Held]]:
     """Divide what stays; what passes through is each device's own; two layers are whole at a time.
 
-    What stands outside of the layers is whole for the whole step. A layer's gradients are whole until they are summed up
+    What is outside the layers is whole for the whole step. A layer's gradients are whole until they are summed up
     and divided.
 
     Source: Zhao et al. 2023, "PyTorch FSDP", sections 3.2 and 4 (arXiv:2304.11277): FULL_SHARD with one unit for each

@@ -22,7 +22,7 @@ class Persistent:
     """Bytes by what they are."""
 
     weights: int  # linear layers, in the base's format
-    unquantized: int  # embeddings, norms, head, biases; beside quantized weights also linear layers that stay dense
+    unquantized: int  # embeddings, norms, head, biases; with quantized weights also linear layers that stay dense
     adapter: int
     optimizer: int
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator

@@ -1,7 +1,7 @@
 """The phases of a training step: `persistent + max(forward, loss backward, layer backward, optimizer step)`.
 
 Each kind of layer is rehearsed once, alone; the step is put together from what a layer leaves behind and from how high
-it reaches above that. Layers of one kind behave alike, so the highest point of a backward pass lies at its first layer
+it reaches above that. Layers of one kind behave the same, so the highest point of a backward pass lies at its first layer
 (all activations still there) or at its last (all gradients there).
 """
 
@@ -58,9 +58,9 @@ class Stretch:
     backward_peak: Held  # above what is alive before its backward pass, the arriving gradient included
     left: Held  # after its backward pass: gradients of its weights, and what the caller still holds
     count: int = 1
-    opening_peak: Held = NOTHING  # above the start, of what runs before the variables of the layers are let go
-    while_layers_run: Held = NOTHING  # beside `kept`, until the head begins
-    while_forward: Held = NOTHING  # beside `kept`, until the forward pass is through
+    opening_peak: Held = NOTHING  # above the start, of what runs before the variables of the layers are released
+    while_layers_run: Held = NOTHING  # in addition to `kept`, until the head begins
+    while_forward: Held = NOTHING  # in addition to `kept`, until the forward pass ends
     input_let_go_bytes: int = 0  # of the input, where nothing keeps it for the backward pass
 
 
@@ -173,7 +173,7 @@ def _embedding_stretch(r: StepContext) -> Stretch:
 def _layer_stretches(
     stage: Callable[[], StepContext], structure: ModelStructure, workload: Workload, width: int
 ) -> list[Stretch]:
-    """One stretch for each kind of layer; the first layer apart where its input is of another kind than the others'."""
+    """One stretch for each kind of layer; the first layer apart where its input is of another kind."""
     stretches = []
     own_width = workload.precision.embeddings
     needs_gradient = input_needs_gradient(workload) or not workload.trains_adapter
@@ -261,7 +261,7 @@ def _head_stretch(r: StepContext, width: int) -> Stretch:
     tape, structure = r.tape, r.structure
     hidden = _input(r, width, needs_gradient=True)
     hidden_bytes = hidden.storage.size
-    if not r.workload.holds_head:  # what comes back from the device that goes on is the gradient
+    if not r.workload.holds_head:  # what comes back from the next device is the gradient
         return Stretch(NOTHING, 0, NOTHING, Held(activations=hidden_bytes), NOTHING)
     start = Held(*tape.groups)
     with tape.scope() as scope:

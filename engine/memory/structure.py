@@ -59,7 +59,7 @@ class LayerStructure:
 
 @dataclass(frozen=True)
 class ModelStructure:
-    """The whole decoder: layer kinds, and what stands before and after the layers."""
+    """The whole decoder: layer kinds, and what comes before and after the layers."""
 
     shape: ModelShape
     layers: tuple[LayerStructure, ...]
@@ -126,7 +126,7 @@ def decoder_layers(shape: ModelShape) -> dict[str, tuple[ModuleShape, ...]]:
 
 
 def _grouped(shape: ModelShape) -> tuple[dict[str, list[tuple[str, ModuleShape]]], list[ModuleShape]]:
-    """Modules by layer, each with its name within the layer, and those that stand in none."""
+    """Modules by layer, each with its name within the layer, and those outside."""
     by_layer: dict[str, list[tuple[str, ModuleShape]]] = {}
     outside: list[ModuleShape] = []
     for module in shape.modules:
@@ -180,7 +180,7 @@ def _read_layer(shape: ModelShape, members: Iterable[tuple[str, ModuleShape]], c
         in_attention = _ATTENTION.search(suffix.rpartition(".")[0]) is not None
         if module.kind == "norm":
             over = shape.head_dim if in_attention else shape.hidden_size
-            # A norm without a weight does not say how wide it is.
+            # A norm without a weight has no size of its own.
             known = module if module.out_features else module.model_copy(update={"out_features": over})
             (head_norms if in_attention else norms).append(known)
         elif module.kind == "router":

@@ -51,7 +51,7 @@ class Optimizer:
     foreach: bool = True  # temporaries for all parameters at once
     decays: bool = False  # weights are pulled towards zero, for which SGD copies gradients
     paged: bool = False  # state may leave the device
-    master_weights: bool = False  # a 32-bit copy beside 16-bit weights
+    master_weights: bool = False  # a 32-bit copy of 16-bit weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Loss:
         positions_share: Of all positions, those that are trained.
         chunk_bytes: Logits of one chunk at 32 bits; 0 where all go at once.
         chunks_of: Positions that chunks are sized for, where not for the step's own: those of a shorter step.
-        covers_shorter: The step stands for a run, in which others have fewer positions and may have larger chunks.
+        covers_shorter: The step represents a run, in which other steps have fewer positions and may have larger chunks.
     """
 
     path: LossPath = "full_logits"
@@ -89,7 +89,7 @@ class Workload:
     Attributes:
         batch_size: Rows at once.
         length: Tokens of each row, padding included.
-        joined: Rows stand behind one another in one sequence, without padding.
+        joined: Rows follow one another in one sequence, without padding.
         fills_up_to: A last row makes the tokens of joined rows a multiple of this.
         masked: Attention gets a materialized mask, as padded rows need.
         expands_key_values: Grouped-query keys and values are copied to every head before attention.
@@ -100,7 +100,7 @@ class Workload:
         data_parallel: Devices that each hold the whole model and average their gradients (DDP).
         sharded: Devices that share weights, gradients and optimizer state among them (FSDP).
         holds_embeddings: The device looks tokens up; else hidden states arrive from another one, and gradients go back.
-        holds_head: The device computes logits and loss; else hidden states go on to another one.
+        holds_head: The device computes logits and loss; else hidden states continue to another one.
     """
 
     adapter: AdapterConfig

@@ -1,4 +1,4 @@
-"""How rows go through a given model: decided by what it is, and then measured instead of believed."""
+"""Choose how rows go through a given model, by its architecture, and check the choice on a few rows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def assemble(
     rows: Sequence[TokenRow],
     pad_token_id: int,
 ) -> Assembly:
-    """Attach the loss, make LoRA quick, put other kernels in where wanted, and choose how rows are batched.
+    """Attach the loss, use faster kernels where wanted, and choose how rows are batched.
 
     The choice is tried on a few rows: what our loss and our attention give must be what the model by itself gives.
 
@@ -97,10 +97,10 @@ def assemble(
         sequences_per_row=objective_of(config).sequences_per_example,
     )
     name = own_attention if not joined or flash else f"{own_attention}, row by row"
-    makes_ahead = placement.torch_device.type != "cpu"
+    prefetches = placement.torch_device.type != "cpu"
     objective = TRAINING_OBJECTIVES[objective_of(config).name]
     setup = TrainerSetup(
-        settings, pad_token_id, flash, autocast, makes_ahead, objective, method_trainer(config.adapter.method)
+        settings, pad_token_id, flash, autocast, prefetches, objective, method_trainer(config.adapter.method)
     )
     return Assembly(setup, name, tuple(notes))
 
@@ -116,7 +116,7 @@ def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtyp
 def _with_liger(
     causal_lm: Any, config: RunConfig, placement: Placement, loss: Callable[[], float], expected: float
 ) -> list[str]:
-    """Put Liger's kernels in where wanted; returns what must be said."""
+    """Use Liger's kernels where wanted; return notes for the person."""
     refused = use_liger_kernels(causal_lm, config, placement)
     if refused is not None:
         return [refused]
@@ -128,7 +128,7 @@ def _with_liger(
 
 
 def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassTensors) -> list[str]:
-    """Compile the layers where wanted, and try them forward and backward; returns what must be said."""
+    """Compile the layers where wanted, and try them forward and backward; return notes for the person."""
     refused = why_not_compiled(config, placement)
     if refused is not None:
         return [refused]
@@ -154,7 +154,7 @@ def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassT
 
 
 def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
-    """Refuse a model that cannot be trained as it is loaded; comparing its losses would say nothing.
+    """Refuse a model that cannot be trained as it is loaded; comparing its losses would prove nothing.
 
     Raises:
         ModelError: If its loss is NaN or infinite.

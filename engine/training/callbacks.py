@@ -47,7 +47,7 @@ class Progress:
 
 @dataclass
 class TrainerHooks:
-    """What others do when something happened; each may raise to end the run."""
+    """Called when something happened; each may raise to end the run."""
 
     logged: Callable[[LoggedStep], None] = lambda _: None
     measured: Callable[[int, HeldOutLoss], None] = lambda _step, _loss: None
@@ -61,7 +61,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         training: The settings.
         measures: Whether there are held-out rows.
-        stop_requested: Whether somebody wants the run to save and end.
+        stop_requested: Whether the run shall save and end.
         progress: The trainer's progress, for early stopping.
     """
 
@@ -99,8 +99,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self._stop_requested() and not ends:
             self.stopped_on_request = True
             control.should_save = control.should_training_stop = ends = True
-        # A save is only as good as the loss before it, so that must be looked at. What a measurement makes of it, the
-        # loop asks when it has logged.
+        # A save is only as good as the loss before it, which must be logged and checked. The
+        # measurement comes after the log.
         may_save = control.should_evaluate and keeps_best(self._training)
         if control.should_save or may_save or ends:
             control.should_log = True
@@ -145,7 +145,7 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
 
     @property
     def last_was_skipped(self) -> bool:
-        """Whether the last step changed no weight, so that its gradient says nothing; waits for the GPU."""
+        """Whether the last step changed no weight, so its gradient means nothing; waits for the GPU."""
         return self.in_a_row > 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002

@@ -53,13 +53,13 @@ class DeviceMemory:
         return int(psutil.Process().memory_info().rss)
 
     def peak_allocated_bytes(self) -> int | None:
-        """The most that tensors took; None where nobody counts it."""
+        """The most that tensors took; None where it is not counted."""
         return max(map(self._allocated, self.indexes)) if self.kind == "cuda" else None
 
     def peak_reserved_bytes(self) -> int | None:
         """The most that PyTorch held of the device; None on a processor.
 
-        Apple's driver tells what is held at present and no peak. PyTorch gives nothing back by itself, so that the highest
+        Apple's driver reports what is held now and no peak. PyTorch returns nothing by itself, so the highest
         of all looks, one a logged step, is the peak or close to it.
 
         Source: torch.mps.driver_allocated_memory.
@@ -69,10 +69,10 @@ class DeviceMemory:
         return self._look() if self.kind == "mps" else None
 
     def peak_process_bytes(self) -> int | None:
-        """The most that this process took of a GPU as its driver counts it; None where no driver tells.
+        """The most that this process took of a GPU as its driver counts it; None where no driver reports it.
 
-        The driver keeps no peak. What stands outside of PyTorch's allocator, the context and its kernels, stays until the
-        process ends, so that it is added to the most that the allocator held.
+        The driver keeps no peak. What is outside PyTorch's allocator, the context and its kernels, stays until the
+        process ends, so it is added to the most that the allocator held.
         """
         if self.kind != "cuda":
             return None

@@ -1,4 +1,4 @@
-"""From whatever went wrong to a cause in plain words and the next step to take."""
+"""Turn an error into a cause in plain words and the next step to take."""
 
 import errno
 import math
@@ -14,7 +14,7 @@ from engine.runs.prediction import advice_on_memory
 
 Cause = Literal["out_of_memory", "diverged", "disk_full", "config", "dataset", "model", "killed", "unexpected"]
 
-# Words by which libraries say that memory ran out, where they have no exception for it.
+# Words of libraries that have no exception for memory that ran out.
 _OUT_OF_MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
@@ -29,11 +29,11 @@ _DISK_FULL_WORDS = ("no space left on device", "os error 28", "disk quota exceed
 
 
 class DivergedError(EngineError):
-    """The loss is no number any more, or rises without bound."""
+    """The loss is NaN or infinite, or rises without bound."""
 
 
 class CancelledError(BaseException):
-    """Somebody asked the run to end at once.
+    """The run was asked to end at once.
 
     A signal raises it in the middle of anything, also of code that takes every `Exception` for a failure of its own.
     """
@@ -54,7 +54,7 @@ def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: floa
             if not math.isfinite(loss)
             else (f"The gradient became {grad_norm} at step {step}, although the loss was {loss:.3f}")
         )
-        raise DivergedError(f"{what}: the weights are no numbers any more.", _advice_on_divergence())
+        raise DivergedError(f"{what}: the weights are NaN or infinite.", _advice_on_divergence())
     bound = max(math.log(vocabulary) + 2.0, 2.0 * first_loss)
     if loss > bound:
         raise DivergedError(
@@ -65,7 +65,7 @@ def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: floa
 
 
 def check_held_out(step: int, loss: float) -> None:
-    """Notice weights that are no numbers by the held-out loss, which may be measured where no step is logged.
+    """Notice NaN or infinite weights by the held-out loss, which may be measured where no step is logged.
 
     Raises:
         DivergedError: If the loss is not finite.
@@ -78,7 +78,7 @@ def check_held_out(step: int, loss: float) -> None:
             "Set model.compute_dtype to float32 and model.attn_implementation to eager, or choose another model.",
         )
     raise DivergedError(
-        f"The held-out loss became {loss} at step {step}: the weights are no numbers any more.", _advice_on_divergence()
+        f"The held-out loss became {loss} at step {step}: the weights are NaN or infinite.", _advice_on_divergence()
     )
 
 
@@ -94,7 +94,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk was full, or the person's share of it; also where a library only says so in words."""
+    """Whether the disk was full, or the person's share of it; also where a library reports it in words only."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -134,7 +134,7 @@ def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome |
     return FailedData(
         cause="unexpected",
         what=f"Something unexpected happened ({type(error).__name__}: {_shortened(first_line)}).",
-        fix="The end of worker.log tells where; if the settings look right, please report it.",
+        fix="The end of worker.log shows where; if the settings look right, please report it.",
     )
 
 

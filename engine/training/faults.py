@@ -1,4 +1,4 @@
-"""The one place where tests can make training break; dead unless a test says so in the environment.
+"""The one place where tests can make training break; inactive unless a test sets the environment variable.
 
 `LORATORY_TEST_FAULT` holds `place=action`, several separated by semicolons. A place is reached by name, and an action
 happens on its n-th time with `place#n=action`. Actions: `kill`, `disk_full`, `out_of_memory`, `sleep:SECONDS`,

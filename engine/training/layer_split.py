@@ -1,6 +1,6 @@
 """One model over several GPUs: its layers are loaded onto different devices, and each pass goes from one to the next.
 
-Accelerate's hooks bring every module its inputs. What they leave open is settled here: where each module stands, that
+Accelerate's hooks bring every module its inputs. What they leave open is done here: where each module is, that
 what all layers are given is copied once for each device and not once for each layer, and that a layer gets its input
 before it is checkpointed, because torch saves the random numbers of those devices alone that the input is on.
 """
@@ -56,9 +56,9 @@ def device_map_of(model: torch.nn.Module, parts: Sequence[DevicePart]) -> dict[s
 
 
 def keep_beside(causal_lm: Any) -> None:
-    """Hand each pass from device to device; call it on a model whose modules stand where its `hf_device_map` says.
+    """Hand each pass from device to device; call it on a model whose modules are placed as its `hf_device_map` has them.
 
-    The last hidden states end beside the output head, where the loss is computed.
+    The last hidden states end on the device of the output head, where the loss is computed.
     """
     places: Mapping[str, Any] = causal_lm.hf_device_map
     layers = [causal_lm.get_submodule(name) for name in _layer_names(causal_lm, places)]

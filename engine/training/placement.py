@@ -57,7 +57,7 @@ def choose_placement(config: RunConfig) -> Placement:
     if torch.cuda.is_available() and config.run.devices != "cpu":
         if config.run.spread_over > 1:
             return _spread(gpus, config.run.spread_over, companions)
-        # The supervisor hides every GPU but ours, so that torch's first is the first of those that are listed.
+        # The supervisor hides every GPU but ours, so torch's first is the first that is listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), companions)
     if torch.backends.mps.is_available() and config.run.devices != "cpu":
@@ -146,7 +146,7 @@ def _spread(gpus: Sequence[Device], wanted: int, companions: ProcessGroup) -> Pl
     if companions.world_size > 1:
         raise DeviceError(
             f"run.device_map divides layers within one process, and a launcher started {companions.world_size} of them.",
-            "Start one process, or set run.device_map to none, so that each process has a whole model.",
+            "Start one process, or set run.device_map to none, so each process has a whole model.",
         )
     if len(gpus) < wanted:
         raise DeviceError(

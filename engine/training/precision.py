@@ -70,24 +70,24 @@ def _trains_in(name: str, device: Device) -> bool:
 
 
 def resumed_notes(config: RunConfig, device: Device, begun_in: str | None) -> tuple[str, ...]:
-    """What a person should know where a resumed run cannot go on in what it began in."""
+    """Return notes for a person where a resumed run cannot continue in the precision that it began in."""
     if config.model.compute_dtype != "auto" or begun_in is None or _trains_in(begun_in, device):
         return ()
     now = choose_precision(config, device).compute_name
     return (
-        f"This run began in {begun_in}, which this device does not train in; it goes on in {now}, and its losses may differ a "
+        f"This run began in {begun_in}, which this device does not train in; it continues in {now}, and its losses may differ a "
         "little from those that it would have had.",
     )
 
 
 def apple_notes(config: RunConfig, device: Device) -> tuple[str, ...]:
-    """What a person should know about a run on Apple's GPU; nothing on other devices."""
+    """Return notes for a person about a run on Apple's GPU; none on other devices."""
     if device.kind != "mps":
         return ()
     notes = []
     if not device.has_fast_bfloat16 and config.model.compute_dtype == "auto":
         notes.append(
-            "bfloat16 on Apple's GPU needs macOS 14, so that this run computes in float32, which takes twice the memory; "
+            "bfloat16 on Apple's GPU needs macOS 14, so this run computes in float32, which takes twice the memory; "
             "model.compute_dtype float16 takes half of it and is less exact."
         )
     if config.model.quantization != "none":

@@ -1,4 +1,4 @@
-"""The processes that share a run, one for each device, as seen from one of them. Alone, everything here is trivial."""
+"""The processes that share a run, one for each device, as seen from one of them."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ class MainProcessFailedError(Exception):
 class ProcessGroup:
     """This process's place among those that a launcher (Accelerate, torchrun, Slurm) started.
 
-    Only the first reads requests, speaks and writes; all decide alike.
+    Only the first reads requests and writes files and events; all take the same decisions.
     """
 
     rank: int = 0
@@ -44,15 +44,15 @@ class ProcessGroup:
             distributed.barrier()
 
     def broadcast_from_main(self, decide: Callable[[], str]) -> str:
-        """Return in every process what `decide` returns in the first; the others do not call it.
+        """Return in every process what `decide` returns in the first, which alone calls it.
 
         Raises:
-            MainProcessFailedError: In the others, if `decide` failed in the first, where its own error continues.
+            MainProcessFailedError: In other processes, if `decide` failed in the first, where its own error continues.
         """
         if self.world_size == 1:
             return decide()
         if not self.is_first:
-            outcome = self.gather(_FAILED)[0]  # what the others give is not read
+            outcome = self.gather(_FAILED)[0]  # what other processes give is not read
             if not outcome.startswith(_DECIDED):
                 raise MainProcessFailedError
             return outcome.removeprefix(_DECIDED).decode()
@@ -66,10 +66,10 @@ class ProcessGroup:
         return value
 
     def main_process_first(self, act: Callable[[], _Result]) -> _Result:
-        """Call something that makes files in the first process, and then in the others, which find the files.
+        """Call a function that makes files in the first process, then in the other ones, which find the files.
 
         Raises:
-            MainProcessFailedError: In the others, if it failed in the first.
+            MainProcessFailedError: In the other ones, if it failed in the first.
         """
         results: list[_Result] = []
 

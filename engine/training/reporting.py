@@ -1,4 +1,4 @@
-"""What the worker says: typed events, also while the disk is full."""
+"""The worker's events, also while the disk is full."""
 
 import contextlib
 import os
@@ -31,9 +31,9 @@ from engine.training.trackers import Trackers
 
 RESERVE_FILE = ".reserve"
 
-_RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so that the log can say so
+_RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so the log can report it
 _LOOK_AGAIN_SECONDS = 5.0
-_SAY_AGAIN_SECONDS = 120.0
+_REPORT_AGAIN_SECONDS = 120.0
 _LOOK_FOR_REQUESTS_SECONDS = 0.2
 
 # How long a run that shall stop still waits for room to save: less than systems leave between SIGTERM and SIGKILL.
@@ -49,9 +49,9 @@ class Requests(Protocol):
 
 
 class RunEvents:
-    """The worker's voice.
+    """Writes the events of one attempt.
 
-    A full disk is waited out: the run pauses until there is room or somebody ends it.
+    A full disk is waited out: the run pauses until there is room or it is ended.
 
     Args:
         writer: Of this attempt.
@@ -80,7 +80,7 @@ class RunEvents:
             self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
 
     def say(self, data: EventData) -> None:
-        """Write one event, however long the disk is full."""
+        """Write one event; while the disk is full, wait."""
         self.when_there_is_room(lambda: self._append(data))
 
     def status(self, phase: Phase, message: str, total_steps: int | None = None) -> None:
@@ -136,7 +136,7 @@ class RunEvents:
         self.trackers.log(step, {"eval/loss": measured.loss})
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A complete checkpoint now stands."""
+        """A checkpoint is complete."""
         self.say(
             CheckpointData(
                 step=checkpoint.step,
@@ -151,7 +151,7 @@ class RunEvents:
         self.say(self._peaks())
 
     def last_memory(self) -> None:
-        """Peaks of an attempt that ends before its time; what stands in the way of saying them is no news any more."""
+        """Peaks of an attempt that fails; a further error in reporting them is ignored."""
         with contextlib.suppress(Exception):
             self._append(self._peaks())
 
@@ -168,11 +168,11 @@ class RunEvents:
         """Write, and while the disk is full, wait and try again.
 
         Raises:
-            CancelledError: If somebody ends the run meanwhile.
+            CancelledError: If the run is ended meanwhile.
             Exception: Whatever `write` raises for other reasons; what it raises about the full disk where the run shall
                 stop and there is no room soon.
         """
-        said = 0.0
+        reported = 0.0
         give_up_at: float | None = None
         while True:
             try:
@@ -182,13 +182,13 @@ class RunEvents:
                 if not is_disk_full(error) or (give_up_at is not None and time.monotonic() >= give_up_at):
                     raise
             now = time.monotonic()
-            if not said or now - said > _SAY_AGAIN_SECONDS:
-                said = now
-                self._say_that_the_disk_is_full()
+            if not reported or now - reported > _REPORT_AGAIN_SECONDS:
+                reported = now
+                self._report_full_disk()
             if self._wait_for_room(stops=give_up_at is not None) and give_up_at is None:
                 give_up_at = time.monotonic() + self._stop_patience_seconds
-        if said:
-            self._say_that_there_is_room()
+        if reported:
+            self._report_room()
 
     def _wait_for_room(self, *, stops: bool) -> bool:
         """Wait before the next try, shorter where the run shall stop; returns whether it shall."""
@@ -204,23 +204,25 @@ class RunEvents:
             time.sleep(min(left, _LOOK_FOR_REQUESTS_SECONDS))
 
     def _show_that_it_lives(self) -> None:
-        """A sign that takes no room: whoever fills the disk may have taken what was reserved for words as well."""
+        """Show that the worker lives without writing: the reserve may be used up as well."""
         with contextlib.suppress(OSError):
             os.utime(self._log)
 
-    def _say_that_there_is_room(self) -> None:
+    def _report_room(self) -> None:
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
-        with contextlib.suppress(StorageError, OSError):  # full again: whoever writes next waits for it
-            self._append(WarningData(message="There is room on the disk again; the run goes on.", code="disk_has_room"))
+        with contextlib.suppress(StorageError, OSError):  # full again: the next write waits for it
+            self._append(
+                WarningData(message="There is room on the disk again; the run continues.", code="disk_has_room")
+            )
 
-    def _say_that_the_disk_is_full(self) -> None:
+    def _report_full_disk(self) -> None:
         with contextlib.suppress(OSError):
             self._reserve.unlink()
         with contextlib.suppress(StorageError, OSError):
             self._append(
                 WarningData(
-                    message="The disk is full. The run waits and goes on by itself once there is room.",
+                    message="The disk is full. The run waits and continues by itself once there is room.",
                     code="disk_full",
                 )
             )
@@ -238,7 +240,7 @@ class RunEvents:
 
 
 class SilentEvents(RunEvents):
-    """The voice of a process that is not the first of its run: says nothing."""
+    """Events of a process that is not the first of its run: none."""
 
     def __init__(self) -> None:
         self.last_seq = 0
@@ -247,10 +249,10 @@ class SilentEvents(RunEvents):
         self.trackers = Trackers({}, self.warn)
 
     def say(self, data: EventData) -> None:
-        """Say nothing."""
+        """Write nothing."""
 
     def last_memory(self) -> None:
-        """Say nothing."""
+        """Write nothing."""
 
     def close(self) -> None:
         """Nothing to close."""

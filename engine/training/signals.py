@@ -59,10 +59,10 @@ class StopRequests:
         return self._signalled is not None or stop_is_requested(self._folder)
 
     def check_cancel(self) -> None:
-        """Return where nobody wants the run to end at once. Cheap enough for every pass through the model.
+        """Return unless the run shall end at once. Cheap enough for every pass through the model.
 
         Raises:
-            CancelledError: If somebody does.
+            CancelledError: If it shall.
         """
         if cancel_is_requested(self._folder):
             raise CancelledError

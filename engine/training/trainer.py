@@ -124,7 +124,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The batches of one round of the loop; on a GPU the next ones are begun with it."""
-        if self._setup.makes_ahead:
+        if self._setup.prefetches:
             if self._ahead is None or self._ahead.steps is not epoch_iterator:
                 self._stop_making()
                 self._ahead = PrefetchedSteps(epoch_iterator, pins=self.args.device.type == "cuda")
@@ -132,7 +132,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; batches that were made for steps that do not come are let go of."""
+        """Train; drop batches of steps that do not come."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -166,7 +166,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
                     part = part * float("nan")
                 self.accelerator.backward(part)
-            loss += part.detach().to(loss.device)  # the head may stand on another one
+            loss += part.detach().to(loss.device)  # the head may be on another one
         self.progress.tokens += self._over_all_processes(inputs.tokens)
         self.progress.trained_tokens += total
         self._interval.tokens += inputs.tokens
@@ -178,10 +178,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             if not torch.is_grad_enabled():
                 return torch.zeros((), device=self.args.device)
             if self.accelerator.num_processes == 1:
-                # A gradient of zero for each, or a step of such rows alone would move one of them and leave the others.
+                # A gradient of zero for each, or a step of such rows alone would move one of them alone.
                 trained = (p.sum().float().to(self.args.device) for p in model.parameters() if p.requires_grad)
                 return torch.stack(list(trained)).sum() * 0.0
-            # The others wait for this process's gradients, which only a pass through the model sends.
+            # Other processes wait for this one's gradients, which only a pass through the model sends.
             return self._summed_loss(model, one.with_any_token()) * 0.0
         context = (
             torch.autocast(self.args.device.type, dtype=self._setup.autocast)
@@ -232,7 +232,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         """Measure the held-out loss at this step, and remember whether it is the best so far.
 
         Raises:
-            DivergedError: If it is no number.
+            DivergedError: If it is NaN or infinite.
         """
         measured = self.measure_held_out()
         if faults.is_armed(f"held_out:step-{self.state.global_step}"):
@@ -249,7 +249,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Hand one logged step on; what the loop logs beside steps is of no use here."""
+        """Pass on one logged step; what the loop logs besides steps is not used."""
         if "loss" not in logs:
             return
         now = time.perf_counter()
@@ -295,7 +295,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def restore_progress(self, folder: Path) -> None:
-        """Take up what a checkpoint says of the run so far; `train` takes it up with all the rest."""
+        """Restore the progress of a checkpoint; `train` does so with all the rest."""
         self.progress = Progress(**state_files.load_plain(folder / state_files.PROGRESS_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

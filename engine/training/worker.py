@@ -1,8 +1,8 @@
 """The process that trains: `python -P -m engine.training.worker RUN_DIR`.
 
-It holds the run's lock for life and speaks through the event log alone. Under Accelerate, torchrun or Slurm, the first
+It holds the run's lock for life and reports through the event log alone. Under Accelerate, torchrun or Slurm, the first
 process does so for all. Exit codes: 0 finished or stopped, 1 failed
-(the log says why), 2 wrong usage, 3 another worker has the run, 130 cancelled.
+(the log has the reason), 2 wrong usage, 3 another worker has the run, 130 cancelled.
 """
 
 import contextlib
@@ -82,9 +82,9 @@ def _prepare_environment() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let large tensors on a CPU reuse memory that earlier ones freed; returns whether the system can.
+    """Let large tensors on a CPU reuse memory that earlier ones freed; return whether the system can.
 
-    glibc maps every block beyond 32 MiB anew and unmaps it when it is freed. The kernel then clears each page again, in
+    glibc maps every block beyond 32 MiB again and unmaps it when it is freed. The kernel then clears each page again, in
     every layer of every step, which costs a tenth of a training step.
 
     Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.

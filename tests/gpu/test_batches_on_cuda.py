@@ -39,8 +39,8 @@ def test_batches_made_ahead_teach_the_same(tiny_model_folder, tmp_path):
         training = make_training(
             config, ROWS, tmp_path / str(ahead), held_out=make_rows(8, seed=1), placement=cuda_placement()
         )
-        assert training.trainer._setup.makes_ahead
-        training.trainer._setup = replace(training.trainer._setup, makes_ahead=ahead)
+        assert training.trainer._setup.prefetches
+        training.trainer._setup = replace(training.trainer._setup, prefetches=ahead)
         training.trainer.train()
         losses[ahead] = training.losses
         held_out[ahead] = training.trainer.measure_held_out().loss

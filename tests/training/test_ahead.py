@@ -25,7 +25,7 @@ def threads():
 def make(folder, tmp_path, *, ahead, **more):
     config = make_config(folder, adapter={"lora_dropout": 0.1}, training=more.pop("training", {}))
     training = make_training(config, ROWS, tmp_path, held_out=make_rows(5, seed=1), **more)
-    training.trainer._setup = replace(training.trainer._setup, makes_ahead=ahead)
+    training.trainer._setup = replace(training.trainer._setup, prefetches=ahead)
     return training
 
 
@@ -100,7 +100,7 @@ def test_batches_are_made_ahead_where_the_processor_has_nothing_else_to_do(
 
     made = assembly.assemble(model, config, precision, Placement(kind, torch.device(device)), ROWS, 0)
 
-    assert made.setup.makes_ahead is expected
+    assert made.setup.prefetches is expected
 
 
 def test_a_run_is_the_same_bit_by_bit_with_its_batches_made_ahead(tiny_model_folder, tmp_path):

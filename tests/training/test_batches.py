@@ -54,7 +54,7 @@ def test_padded_rows_learn_the_same():
 
 @pytest.mark.parametrize("made", [join([FIRST, SECOND]), pad([FIRST, SECOND], pad_token_id=9)])
 def test_what_is_not_learned_is_only_read(made):
-    one = made.unlearned()
+    one = made.untrained()
 
     assert one.inputs == made.inputs
     assert learned(one) == []

@@ -81,7 +81,7 @@ def test_a_run_that_skips_every_step_is_ended(tiny_model_folder, tmp_path, monke
     assert "float32" in caught.value.fix
 
 
-def test_a_step_that_is_learned_begins_the_count_anew():
+def test_a_step_that_is_trained_begins_the_count_anew():
     outcomes = iter([True] * (MOST_SKIPPED_IN_A_ROW - 1) + [False] + [True] * (MOST_SKIPPED_IN_A_ROW - 1))
     skipped = SkippedSteps(lambda: next(outcomes), lambda: None)
 

@@ -31,7 +31,7 @@ def rows_of(steps) -> list[int]:
 
 
 def learned_rows_of(steps) -> list[int]:
-    return [row for step in steps for one in step.passes if one.is_learned for row in one.rows]
+    return [row for step in steps for one in step.passes if one.is_trained for row in one.rows]
 
 
 @pytest.mark.parametrize("batching", ["joined", "padded"])
@@ -190,7 +190,7 @@ def test_processes_share_each_step_without_overlap():
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("rows", [1, 13, 14, 15, 33])
-def test_every_process_reads_in_every_step_and_no_row_is_learned_twice(rows, packing):
+def test_every_process_reads_in_every_step_and_no_row_is_trained_twice(rows, packing):
     settings = [make_settings(world_size=8, rank=rank, packing=packing) for rank in range(8)]
     shares = [list(EpochPlanner([90] * rows, one).steps(0)) for one in settings]
 
@@ -202,7 +202,7 @@ def test_every_process_reads_in_every_step_and_no_row_is_learned_twice(rows, pac
 def test_a_process_without_a_row_of_its_own_reads_the_shortest():
     (step,) = EpochPlanner([9, 3, 7], make_settings(world_size=4, rank=3)).steps(0)
 
-    assert step.passes == (Pass((1,), is_learned=False),)
+    assert step.passes == (Pass((1,), is_trained=False),)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -28,7 +28,7 @@ def clone(tape: Tape, x: Value) -> Value:
 
 
 def assign(tape: Tape, old: Value, new: Value) -> Value:
-    """`variable = new`: what the variable held before is let go."""
+    """`variable = new`: what the variable held before is released."""
     tape.drop(old)
     return new
 
@@ -103,7 +103,7 @@ def pointwise(tape: Tape, x: Value, *, saves_result: bool = False, scratch: int 
     """A pointwise function with one gradient tensor, such as silu and gelu (keep x) or tanh (keeps its result).
 
     Args:
-        scratch: Tensors of x's size that its backward formula holds beside the gradient.
+        scratch: Tensors of x's size that its backward formula holds in addition to the gradient.
     """
     elements, width = x.elements, x.width
 

@@ -1,10 +1,10 @@
-"""A rehearsal of autograd in which every tensor is a number of bytes.
+"""A simulation of autograd in which every tensor is a number of bytes.
 
 The memory of a training step is decided by which tensors are alive at the same time, and that is decided by three
 simple rules of PyTorch: an operation keeps what its derivative needs (`derivatives.yaml`), the backward pass visits
-operations in reverse order of creation and lets go of what each kept, and a gradient that arrives second is added into
-the first. `Tape` plays these rules through on sizes alone, in microseconds and without torch; `operations.py` says for
-each operation what it allocates, keeps and frees.
+operations in reverse order of creation and releases what each kept, and a gradient that arrives second is added into
+the first. `Tape` follows these rules on sizes alone, in microseconds and without torch; `operations.py` has
+what each operation allocates, keeps and frees.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ class Tape(LiveBytes):
         return other
 
     def drop(self, *values: Value) -> None:
-        """The variables go out of scope, or are assigned anew."""
+        """The variables go out of scope, or are reassigned."""
         for value in values:
             if value.held:
                 value.held = False
@@ -211,7 +211,7 @@ class Tape(LiveBytes):
     # Backward
 
     def backward(self, root: Value, gradient: Storage) -> None:
-        """Visit everything that `root` was computed from, in reverse order of creation; the gradient is let go last."""
+        """Visit everything that `root` was computed from, in reverse order of creation; the gradient is released last."""
         self.in_backward = True
         gradient.references += 1
         self._accumulate(root.producer, gradient)
@@ -220,7 +220,7 @@ class Tape(LiveBytes):
         self.in_backward = False
 
     def continue_backward(self, value: Value, gradient: Storage) -> None:
-        """The same in the middle of a backward pass: nobody else holds the gradient that arrives here."""
+        """The same in the middle of a backward pass: nothing else holds the gradient that arrives here."""
         self.in_backward = True
         self._accumulate(value.producer, gradient)
         self._visit(self._nodes)
@@ -239,7 +239,7 @@ class Tape(LiveBytes):
             if node.slots:
                 self._unpack(node)
             gradients = node.backward(arrived)
-            if node.slots:  # recomputed tensors are held by nobody else
+            if node.slots:  # nothing else holds recomputed tensors
                 self._let_go(node)
             if node.gradient_sizes is not None:
                 gradients = [
@@ -292,7 +292,7 @@ class Tape(LiveBytes):
     # Checkpointing
 
     def checkpointed(self, forward: Callable[[], Value], x: Value, *, reentrant: bool) -> Value:
-        """Run `forward` so that it keeps nothing but its input, and is run again in the backward pass."""
+        """Run `forward`, keep only its input, and run it again in the backward pass."""
         return self._checkpointed_reentrant(forward, x) if reentrant else self._checkpointed(forward, x)
 
     def _checkpointed(self, forward: Callable[[], Value], x: Value) -> Value:

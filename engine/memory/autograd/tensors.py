@@ -60,7 +60,7 @@ class Checkpoint:
 class Node:
     """An operation that the backward pass will visit.
 
-    `saved` holds what it keeps; inside a checkpoint `slots` says which of the recomputed tensors it will ask for.
+    `saved` holds what it keeps; inside a checkpoint `slots` has the numbers of the recomputed tensors that it will ask for.
     `attributes` are tensors that a custom function keeps in plain attributes, which live as long as the graph.
     `parts` holds the gradients of its several outputs, where it has any.
     `gradient_sizes` are those of the inputs, where a gradient comes wider or unsummed and is brought into form.
@@ -125,7 +125,7 @@ class LiveBytes:
         groups: `live` split by group.
         peak: Most bytes alive at once since `start_phase`.
         peak_groups: `peak` split by group.
-        group: What is taken without a word about its group belongs to this one.
+        group: Default for what is taken without a group.
         sees_scratch: Whether scratch that a kernel takes within one operation counts. A dispatch mode cannot see it.
     """
 
@@ -168,6 +168,6 @@ class LiveBytes:
         return self.allocate(size if self.sees_scratch else 0, group)
 
     def start_phase(self) -> None:
-        """Begin to look for the peak anew."""
+        """Reset the peak to what is alive now."""
         self.peak = self.live
         self.peak_groups = self.groups.copy()

@@ -1,7 +1,7 @@
 """From tensors to what a device must have: the allocator's reserve, the process itself, and a bound.
 
 Tensors are predicted to a fraction of a percent. What PyTorch's allocator holds beyond them depends on the order of
-large and small requests; how much that is was found by playing steps through `caching_allocator.py` in
+large and small requests; how much that is was found by simulating steps with `caching_allocator.py` in
 `tests/benchmarks/published`.
 """
 
@@ -14,19 +14,19 @@ from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 
 MIB = 2**20
 
-# With expandable segments, which the worker asks for: half of a few hundred steps of all methods and sizes, played
-# through, stay below the first share of the tensors, nine in ten below the second.
+# With expandable segments, which the worker asks for: half of a few hundred simulated steps of all methods and
+# sizes stay below the first share of the tensors, nine in ten below the second.
 _EXPANDABLE_RESERVE = (0.02, 0.065)
 # Beyond the allocator: libraries that take memory of their own, and the driver's accounting.
 PROCESS_MARGIN = 200 * MIB
-# Nobody has measured runs on Apple's GPU.
+# Runs on Apple's GPU were never measured.
 _APPLE_MARGIN = 0.25
 
 # Python with PyTorch, transformers and PEFT imported, a tokenizer, and rows of a few thousand tokens: measured as the
 # peak of runs, less what the other lines here account for.
 _PROCESS_ITSELF = 590 * MIB
-# Tensors come from the C library, which cuts their holes up for small objects that stay, so that a hole does not serve
-# the next tensor of its size. What is lost grows with what passes through a layer, more than with what is kept. Where
+# Tensors come from the C library, which cuts their holes up for small objects that stay, so a hole does not serve the
+# next tensor of its size. What is lost grows with what passes through a layer, more than with what is kept. Where
 # casts and integer products bring tensors of many sizes, nearly twice as much is lost.
 _HOLES_OF_KEPT = 0.075
 _HOLES_OF_LAYER = 1.8
@@ -54,7 +54,7 @@ class TensorsAtPeak(NamedTuple):
         passing_bytes: Of these, activations and what the loss needs: what comes and goes within a step.
         layer_bytes: How high one layer reaches, forward and backward together, above what is alive around it.
         paged_bytes: Optimizer state in memory that the driver moves.
-        mapped_bytes: Weights in mapped files that quantized ones were made from, and that stay mapped for others' sake.
+        mapped_bytes: Weights in mapped files that quantized ones were made from, and that stay mapped because other weights are in them.
         uncertain_bytes: Of the passing ones, how many more there may be where layers are not played in detail.
     """
 
@@ -130,7 +130,7 @@ def is_hopper(name: str) -> bool:
 
 
 def cuda_context_bytes(name: str) -> int:
-    """What a CUDA process holds beside PyTorch's allocator: the context and the kernels that a training step loads."""
+    """Return what a CUDA process holds outside PyTorch's allocator: the context and the kernels of a training step."""
     words = words_of_gpu(name)
     if not _LARGE_CONTEXT.isdisjoint(words):
         return 500 * 2**20

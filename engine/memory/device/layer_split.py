@@ -1,7 +1,7 @@
-"""Which layers stand on which device where one model is divided among several, which work in turn.
+"""Divide the layers of one model among several devices, which work in turn.
 
-What the estimate says and what the worker loads is one and the same division. It depends on the configuration and on the
-number of devices and not on what is free, so that a resumed run finds every layer where it was.
+Estimate and worker use the same division. It depends on the configuration and the number of devices and not on what is
+free, so a resumed run finds every layer where it was.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ class DevicePart:
 def divide_layers(
     shape: ModelShape, workload: Workload, devices: int, *, kept_bytes: int = 0, times_weights: float = 1.0
 ) -> tuple[DevicePart, ...]:
-    """Divide a model so that the device that holds most holds as little as can be.
+    """Divide a model with the least possible maximum of what a device holds.
 
     The first device has what comes before the layers, the last one what comes behind them. An output head that shares its
-    weight with the embeddings stands beside them. What does not divide evenly is missing on the last device, where there
-    is work beside the layers.
+    weight with the embeddings stays with them. What does not divide evenly is missing on the last device, which has other
+    work too.
 
     Args:
         shape: The whole model.
@@ -78,12 +78,12 @@ def divide_layers(
 
 
 def divide(layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, devices: int) -> tuple[int, ...]:
-    """How many layers, at least one each, stand on each device so that the fullest holds as little as can be.
+    """Return how many layers each device gets, at least one, with the least possible maximum of what one holds.
 
     Args:
         layer_bytes: Of each layer, in order; at least as many as devices.
-        first_bytes: What the first device holds beside its layers.
-        last_bytes: What the last device holds beside its layers.
+        first_bytes: What the first device holds besides its layers.
+        last_bytes: What the last device holds besides its layers.
         devices: At least one.
     """
     low, high = 0, first_bytes + sum(layer_bytes) + last_bytes
@@ -105,9 +105,9 @@ def _filled(
     counts, taken = [], 0
     for number in range(devices):
         room = most - (first_bytes if number == 0 else 0) - (last_bytes if number == devices - 1 else 0)
-        others = devices - number - 1  # that need a layer each
+        later = devices - number - 1  # that need a layer each
         count = 0
-        while taken + count < len(layer_bytes) - others:
+        while taken + count < len(layer_bytes) - later:
             room -= layer_bytes[taken + count]
             if room < 0:
                 break
@@ -137,7 +137,7 @@ def workload_of_part(workload: Workload, part: DevicePart) -> Workload:
 
 
 def targets_of_part(targets: AdapterTargets, part: DevicePart) -> AdapterTargets:
-    """What of an adapter stands on one device."""
+    """Return the part of an adapter on one device."""
     return AdapterTargets(
         modules=tuple(module for module in targets.modules if module.name in part.modules),
         saved_in_full=tuple(module for module in targets.saved_in_full if module.name in part.modules),
@@ -145,7 +145,7 @@ def targets_of_part(targets: AdapterTargets, part: DevicePart) -> AdapterTargets
 
 
 def _outside(shape: ModelShape, in_layers: set[str]) -> tuple[list[ModuleShape], list[ModuleShape]]:
-    """What stands on the first and on the last device beside layers."""
+    """Return what the first and the last device hold besides layers."""
     before: list[ModuleShape] = []
     behind: list[ModuleShape] = []
     seen_layers = False

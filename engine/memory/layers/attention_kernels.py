@@ -198,7 +198,7 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
 
 
 def _written_out_mask(r: StepContext, width: int) -> Value:
-    """True and false as 0 and -inf, anew in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
+    """True and false as 0 and -inf, again in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
     workload = r.workload
     columns = workload.key_length
     if r.on_cuda:

@@ -82,7 +82,7 @@ def _of_another_kind(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 
 def _normalized(r: StepContext, x: Value, norms: Sequence[ModuleShape]) -> Value:
-    """Where a layer has a norm at this place; others leave x as it is."""
+    """Apply the norm at this place, where the layer has one."""
     return normalize(r, x, norms[0]) if norms else r.tape.alias(x)
 
 

@@ -9,7 +9,7 @@ from engine.memory.workload import Workload
 
 
 class Passing(NamedTuple):
-    """Bytes that are alive beside the first layer's input, but not on the tape.
+    """Bytes that are alive with the first layer's input, but not on the tape.
 
     Attributes:
         inputs_embeds: A variable of the model's forward pass, alive until its last layer has run.
@@ -33,7 +33,7 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
         weight = r.weight(shape.vocab_size * shape.hidden_size, width)
         x.producer = tape.node((weight,), lambda _: (tape.allocate(weight.elements * width),))
     elif input_needs_gradient(workload):
-        # A leaf: its own gradient is kept beside it.
+        # A leaf keeps its own gradient.
         x.producer = Parameter(x.elements, width, trainable=True)
     if shape.rotary:
         angles = r.position_count * shape.head_dim
@@ -72,7 +72,7 @@ def _argument_bytes(r: StepContext) -> int:
     # Joined rows bring their positions along.
     positions = 0 if workload.joined else r.position_count * 8
     mask = workload.batch_size * workload.length * workload.key_length
-    # Layers that see a window have a mask of their own beside the others'.
+    # Layers that see a window have a mask of their own.
     mask *= max(1, len(set(r.structure.shape.layer_types)))
     if workload.attention == "eager":
         return positions + mask * workload.precision.embeddings

@@ -21,7 +21,7 @@ from engine.memory.methods.registry import project
 from engine.memory.structure import LayerStructure
 from engine.models.shape import ModuleShape
 
-# Routers that answer at 32 bits, so that answers are weighted and summed at 32 bits: `MixtralTopKRouter`.
+# Routers that answer at 32 bits, so answers are weighted and summed at 32 bits: `MixtralTopKRouter`.
 _SCORES_AT_32_BITS = frozenset({"mixtral"})
 _MOST_EXPERTS_PLAYED = 8  # more are played in groups; only scratch within one expert is coarser then
 
@@ -163,7 +163,7 @@ def _experts(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 
 def _asked_rows(r: StepContext) -> int:
-    """Tokens, each as often as experts are asked about it; where a model does not say how many, one is."""
+    """Tokens, each as often as experts are asked about it; one, where a model gives no number."""
     return r.tokens * max(1, r.structure.shape.num_experts_per_token)
 
 
@@ -228,7 +228,7 @@ def _route(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 
 def _shares_of_chosen(r: StepContext, probabilities: Value) -> Value:
-    """`topk`, which keeps where they stood, divided in place by their sum: both factors are kept."""
+    """`topk`, which keeps their positions, divided in place by their sum: both factors are kept."""
     tape = r.tape
     rows = _asked_rows(r)
     with tape.scope() as scope:

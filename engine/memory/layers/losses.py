@@ -10,7 +10,7 @@ from engine.models.shape import ModuleShape
 
 
 def head_and_loss(r: StepContext, hidden: Value) -> tuple[Value, Value | None]:
-    """Play the output head and the loss; returns the loss, and the logits where somebody keeps them."""
+    """Simulate the output head and the loss; return the loss, and the logits where something keeps them."""
     tape = r.tape
     tape.group = Group.LOSS
     path = r.workload.loss.path
@@ -44,7 +44,7 @@ def _full_logits(r: StepContext, hidden: Value) -> tuple[Value, Value | None]:
     """All logits, upcast to 32 bits, then cross-entropy.
 
     Source: `ForCausalLMLoss`, transformers/loss/loss_utils.py; before transformers 4.49 it shifted the logits, later
-    the labels; before 4.46 each model had a loss of its own, which let go of the logits before the cast.
+    the labels; before 4.46 each model had a loss of its own, which released the logits before the cast.
     """
     tape, loss = r.tape, r.workload.loss
     module = head_module(r)
@@ -187,7 +187,7 @@ def trained_positions(workload: Workload) -> int:
 
 
 def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:
-    """Positions of each chunk: all alike but the last, their logits at 32 bits within `chunk_bytes`."""
+    """Positions of each chunk: all equal but the last, their logits at 32 bits within `chunk_bytes`."""
     count = max(1, -(-positions * vocab_size * 4 // chunk_bytes)) if chunk_bytes else 1
     size = max(1, -(-positions // count))
     return [min(size, positions - start) for start in range(0, positions, size)]
@@ -196,7 +196,7 @@ def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:
 def positions_of_larger_chunks(positions: int, vocab_size: int, chunk_bytes: int) -> int | None:
     """The longest shorter step that has one chunk less, whose chunks are the largest of all shorter steps; None for one chunk.
 
-    A step just beyond it divides its positions among more chunks, so that each is smaller: down to half where one chunk
+    A step just beyond it divides its positions among more chunks, so each is smaller: down to half where one chunk
     becomes two.
     """
     chunks = -(-positions * vocab_size * 4 // chunk_bytes) if chunk_bytes else 1
@@ -209,7 +209,7 @@ def _chunks(r: StepContext, positions: int) -> list[int]:
 
 
 def _frozen_head(r: StepContext, chosen: Value, positions: int) -> Value:
-    """Variables of one chunk are assigned anew only once the next one's are there."""
+    """Variables of one chunk are reassigned only once the next one's are there."""
     tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
     sizes = _chunks(r, positions)
     head_width = precision.head

@@ -99,7 +99,7 @@ def _fused_rms_norm(r: StepContext, x: Value, norm: ModuleShape) -> Value:
 
 
 def _square(r: StepContext, x: Value) -> Value:
-    """`x.pow(2)`; its gradient `grad * (2 * x.pow(1))` holds two tensors beside the result."""
+    """`x.pow(2)`; its gradient `grad * (2 * x.pow(1))` holds two tensors besides the result."""
     tape, size = r.tape, x.elements * x.width
 
     def backward(_: Storage) -> Gradients:

@@ -47,7 +47,7 @@ def autocast_linear(
 
 
 def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """A 4-bit layer: the weight is written out at compute precision, forward and backward, and let go.
+    """A 4-bit layer: the weight is written out at compute precision, forward and backward, and released.
 
     The packed weight is an attribute of the autograd node, so nothing is saved.
 

@@ -1,4 +1,4 @@
-"""What the rehearsal of a step knows while it plays one layer after the other."""
+"""What the simulation of a step knows while it goes from layer to layer."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class StepContext:
     structure: ModelStructure
     targets: AdapterTargets
     target_names: frozenset[str]
-    prefixes: list[Value] = field(default_factory=list)  # learned keys and values that the next layers will take up
+    prefixes: list[Value] = field(default_factory=list)  # learned keys and values for the next layers
     cast_copies: dict[int, Value] = field(default_factory=dict)  # by id of the weight
     cast_weights: list[Parameter] = field(default_factory=list)  # whose ids must not be used again meanwhile
     until_forward_ends: list[Storage] = field(default_factory=list)  # autocast's copies of weights, caches
@@ -54,7 +54,7 @@ class StepContext:
 
     @property
     def cache_bytes_per_layer(self) -> int:
-        """Keys and values of one layer in a cache that nobody reads: a view of the fused projection keeps all of it."""
+        """Keys and values of one layer in a cache that is never read: a view of the fused projection keeps all of it."""
         if not self.workload.keeps_cache:
             return 0
         precision = self.workload.precision
@@ -69,7 +69,7 @@ class StepContext:
 
     @property
     def position_count(self) -> int:
-        """Positions that are numbered: those of one row, or of all rows where they stand behind one another."""
+        """Positions that are numbered: those of one row, or of all rows where they are joined."""
         return self.tokens if self.workload.joined else self.workload.length
 
     @property
@@ -124,12 +124,12 @@ class StepContext:
         return copy
 
     def hold_until_forward_ends(self, value: Value) -> None:
-        """Somebody outside the layers holds this while the forward pass lasts."""
+        """Hold this outside the layers while the forward pass lasts."""
         value.storage.references += 1
         self.until_forward_ends.append(value.storage)
 
     def end_forward(self) -> None:
-        """The forward pass is through: let go of what was held for it."""
+        """End the forward pass: release what was held for it."""
         for storage in self.until_forward_ends:
             self.tape.release(storage)
         self.until_forward_ends.clear()

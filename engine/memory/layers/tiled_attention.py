@@ -1,6 +1,6 @@
 """Loratory's attention on the CPU, row by row in tiles of queries.
 
-Source: `joined_attention` and `_TiledAttention`, engine/training/ops/attention.py; each step below stands for one there.
+Source: `joined_attention` and `_TiledAttention`, engine/training/ops/attention.py; each step below mirrors one there.
 """
 
 from typing import NamedTuple
@@ -140,7 +140,7 @@ def _backward(r: StepContext, row: _Row) -> tuple[Storage, Storage, Storage]:
         current: list[Value] = []
 
         def assign(elements: int, width: int, current: list[Value] = current, previous: list[Value] = previous) -> None:
-            # The variable of the tile before is let go once the new value is there.
+            # The variable of the tile before is released once the new value is there.
             current.append(tape.value(elements, width))
             if len(previous) >= len(current):
                 tape.drop(previous[len(current) - 1])

@@ -36,21 +36,21 @@ class PassTensors:
         """Tokens that the loss is over."""
         return int(self.trained.targets.shape[0])
 
-    def unlearned(self) -> "PassTensors":
-        """The same with nothing to learn and nothing to count."""
+    def untrained(self) -> "PassTensors":
+        """The same with nothing to train on and nothing to count."""
         none = torch.zeros(0, dtype=torch.long)
         return PassTensors(self.inputs, TrainedTokens(none, none), 0)
 
     def with_any_token(self) -> "PassTensors":
-        """The same with one token to learn, whichever, where there is none: for a loss that counts nothing."""
+        """The same with any one token to train on, where there is none: for a loss that counts nothing."""
         ids: torch.Tensor = self.inputs["input_ids"]
         position = torch.zeros(1, dtype=torch.long, device=ids.device)
         return PassTensors(self.inputs, TrainedTokens(position, ids.flatten()[:1]), self.tokens)
 
     def to(self, device: torch.device) -> "PassTensors":
-        """The same on a device. CUDA copies what is pinned while the processor goes on."""
-        goes_on = device.type == "cuda"
-        return self._each(lambda tensor: tensor.to(device, non_blocking=goes_on))
+        """The same on a device. CUDA copies pinned memory while the processor continues."""
+        is_async = device.type == "cuda"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=is_async))
 
     def pinned(self) -> "PassTensors":
         """The same in memory that the system does not move, which CUDA copies from by itself."""
@@ -65,7 +65,7 @@ class PassTensors:
 
 
 def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
-    """Put rows behind one another into one sequence, (1, tokens), positions starting anew with each row.
+    """Concatenate rows into one sequence, (1, tokens); positions start at 0 with each row.
 
     Args:
         rows: At least one.
@@ -75,7 +75,7 @@ def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
     tokens = len(ids)
     lengths = tuple(len(row.input_ids) for row in rows)
     missing = 0 if flash else -tokens % JOINED_MULTIPLE
-    if missing:  # a last row that nothing is learned from
+    if missing:  # a last row that is not trained on
         ids.extend([0] * missing)
         lengths = (*lengths, missing)
     input_ids = torch.tensor(ids, dtype=torch.long)
@@ -96,7 +96,7 @@ def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
 
     Args:
         rows: At least one.
-        pad_token_id: Fills up; it is masked, so that any token serves.
+        pad_token_id: Fills up; it is masked, so any token serves.
     """
     longest = max(len(row.input_ids) for row in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
@@ -110,7 +110,7 @@ def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
 
 
 def _trained(rows: Sequence[TokenRow], starts: Sequence[int]) -> TrainedTokens:
-    """The position before each learned token, and that token. A row's first token has nothing before it."""
+    """The position before each trained token, and that token. A row's first token has nothing before it."""
     positions: list[int] = []
     targets: list[int] = []
     for row, start in zip(rows, starts, strict=True):

@@ -18,8 +18,8 @@ from engine.models.batching import Batching
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 from engine.training.checkpoints.state_files import RANDOM_FILE
 
-# Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so that the rows
-# of a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
+# Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so the rows of
+# a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
 _MOST_STEPS_IN_A_BLOCK = 50
 _FEWEST_BLOCKS = 4
 
@@ -69,7 +69,7 @@ class Pass(NamedTuple):
     """Numbers of rows that go through the model at once."""
 
     rows: tuple[int, ...]
-    is_learned: bool = True  # else they are read only so that the other processes need not wait for this one
+    is_trained: bool = True  # else they only pass through, because other processes wait for this one
 
 
 class Step(NamedTuple):
@@ -125,8 +125,8 @@ class EpochPlanner:
         whole = len(units) - len(units) % size
         steps = []
         for begin in range(0, whole, block):
-            alike = sorted(units[begin : min(begin + block, whole)], key=lambda unit: -self._lengths[unit[0]])
-            steps += [alike[start : start + size] for start in range(0, len(alike), size)]
+            block_units = sorted(units[begin : min(begin + block, whole)], key=lambda unit: -self._lengths[unit[0]])
+            steps += [block_units[start : start + size] for start in range(0, len(block_units), size)]
         self._shuffle(steps, epoch)
         return [*steps, units[whole:]] if whole < len(units) else steps
 
@@ -138,7 +138,7 @@ class EpochPlanner:
         own = units[settings.rank :: settings.world_size]
         if not own:  # the last step of an epoch may hold fewer rows than there are processes
             shortest = min(units, key=lambda unit: sum(self._lengths[row] for row in unit))
-            return Step((Pass(shortest, is_learned=False),))
+            return Step((Pass(shortest, is_trained=False),))
         if settings.batching == "joined":
             return Step(tuple(self._joined([row for unit in own for row in unit])))
         rows = [row for unit in own for row in unit]

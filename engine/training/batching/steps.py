@@ -36,7 +36,7 @@ class TrainerSetup:
         pad_token_id: Fills up padded rows.
         autocast: Dtype that products are cast to; None where every weight is already held in the right one.
         method: What the PEFT method does in training.
-        makes_ahead: The next step's batch is made while this one is learned. A processor has no hands free for it.
+        prefetches: The next step's batch is made during this one. A processor has no time to spare for it.
         objective: How a pass becomes a loss.
     """
 
@@ -44,7 +44,7 @@ class TrainerSetup:
     pad_token_id: int
     flash: bool = False
     autocast: torch.dtype | None = None
-    makes_ahead: bool = False
+    prefetches: bool = False
     objective: TrainingObjective = TRAINING_OBJECTIVES["sft"]
     method: MethodTrainer = field(default_factory=MethodTrainer)
 
@@ -84,8 +84,8 @@ class StepBatches:
 
     def __getitems__(self, step: Step) -> StepBatch:
         """One batch of the loop."""
-        passes = [(self._tensors(one.rows), one.is_learned) for one in step.passes]
-        return StepBatch(tuple(tensors if is_learned else tensors.unlearned() for tensors, is_learned in passes))
+        passes = [(self._tensors(one.rows), one.is_trained) for one in step.passes]
+        return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes))
 
     def measured(self, rows: list[int], lengths: Sequence[int]) -> Iterator[PassTensors]:
         """Passes over the held-out rows; nothing is kept for a backward pass, but no more is risked either."""
@@ -128,7 +128,7 @@ def unchanged(batch: Any) -> Any:
 class PrefetchedSteps:
     """Steps in their order, each looked up and put together by a thread before it is asked for.
 
-    A thread and no process: nothing is copied between the two, and nothing random is drawn, so that the run is the same
+    A thread and not a process: nothing is copied between the two, and nothing random is drawn, so the run is the same
     bit by bit. One step is enough, for a step takes far longer than its batch.
 
     Args:

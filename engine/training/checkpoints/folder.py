@@ -38,7 +38,7 @@ _DAMAGED_PREFIX = "damaged-"
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What the manifest says beside the files."""
+    """What the manifest records besides the files."""
 
     step: int
     event_seq: int = 0
@@ -94,7 +94,7 @@ def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path]
 
 
 def rotate(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints, by step; the best one stays beside them."""
+    """Delete all but the newest `keep` checkpoints, by step; the best one stays as well."""
     known = list_checkpoints(folder)
     for checkpoint in known[: max(0, len(known) - keep)]:
         if checkpoint.step != best_step:
@@ -103,7 +103,7 @@ def rotate(folder: Path, keep: int, best_step: int | None) -> None:
 
 
 def name_aside(checkpoint: Path) -> Path:
-    """A free name, beside it, under which a damaged checkpoint is offered to nobody."""
+    """Return a free name next to it, under which a damaged checkpoint is not listed."""
     aside, number = checkpoint.with_name(f"{_DAMAGED_PREFIX}{checkpoint.name}"), 2
     while aside.exists():
         aside, number = checkpoint.with_name(f"{_DAMAGED_PREFIX}{checkpoint.name}-{number}"), number + 1
@@ -111,7 +111,7 @@ def name_aside(checkpoint: Path) -> Path:
 
 
 def forget_damaged(folder: Path) -> None:
-    """Delete what was set aside as damaged; for whoever has just written a checkpoint that is whole."""
+    """Delete damaged checkpoints that were set aside, once a later one is complete."""
     for path in list(folder.glob(f"{_DAMAGED_PREFIX}step-*")):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -186,17 +186,17 @@ def _to_disk(folder: Path) -> None:
 
 
 def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that can be gone on from; None where none was ever written.
+    """Return the newest checkpoint that a run can continue from; None where none was written.
 
-    Newer ones that are damaged are set aside under another name, so that nobody is offered them.
+    Newer ones that are damaged are set aside under another name, so they are not listed.
 
     Args:
         folder: The run's `checkpoints` folder.
         warn: Told of each checkpoint that is passed over, before it is set aside.
 
     Raises:
-        RunError: If there are checkpoints and all of them are damaged. They are set aside, so that a person who resumes
-            once more begins anew.
+        RunError: If there are checkpoints and all of them are damaged. They are set aside, so the next attempt
+            begins at step 0.
         StorageError: If a file is there and cannot be read; then everything stays where it is.
     """
     damaged: list[tuple[Path, str]] = []
@@ -216,7 +216,7 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
         names = ", ".join(path.name for path, _ in damaged)
         raise RunError(
             f"None of this run's checkpoints is as it was written ({names}; {damaged[0][1]}).",
-            "Resume once more to begin anew at step 0, or first put a copy of one into the run's checkpoints folder.",
+            "Resume once more to restart at step 0, or first put a copy of one into the run's checkpoints folder.",
         )
     return found
 
@@ -259,7 +259,7 @@ def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvent
     """Give the model its best weights; report that, or why the last ones stay.
 
     Args:
-        trainer: At the end of its training; its progress says where the held-out loss was lowest.
+        trainer: At the end of its training; its progress has the step of the lowest held-out loss.
         last_step: The step whose weights the model has.
         folder: The run's checkpoints.
         events: For the report.

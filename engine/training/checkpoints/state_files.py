@@ -70,7 +70,7 @@ def _load_paged(optimizer: Any, state: Any) -> None:
 
 
 def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """JSON of a nested state: tensors are put aside under a number, mappings keep keys that are no texts."""
+    """JSON of a nested state: tensors are put aside under a number, mappings keep keys that are not strings."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value

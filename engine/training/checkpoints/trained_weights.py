@@ -1,4 +1,4 @@
-"""What was trained, as a folder that others load: an adapter or a whole model, with tokenizer and chat template."""
+"""Save and load what was trained, as PEFT and transformers load it: an adapter or a model, with its tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | 
         model: The trained model.
         tokenizer: With the frozen chat template.
         folder: The checkpoint.
-        dtype: Rounds a fully trained model; None keeps the float32 that training goes on from.
+        dtype: Rounds a fully trained model; None keeps the float32 that training continues from.
     """
     save_adapter(model, tokenizer, folder / ADAPTER_SUBFOLDER, dtype)
     state = trainer_of_model(model).state(model)

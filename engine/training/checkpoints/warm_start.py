@@ -1,4 +1,4 @@
-"""Going on from an adapter that was trained before: its weights, with a new optimizer and a new schedule."""
+"""Start from the weights of an earlier adapter, with a new optimizer and schedule."""
 
 import contextlib
 import warnings
@@ -28,7 +28,7 @@ def find_warm_start(text: str, runs: Path) -> Path:
 
     Args:
         text: The id of a run of the same owner, a run's folder, or a folder with an adapter.
-        runs: Where the owner's runs stand.
+        runs: Folder of the owner's runs.
 
     Raises:
         ConfigError: If there is no adapter.

@@ -1,8 +1,8 @@
-"""Attention for rows that stand behind one another without padding: each row sees itself and nothing else.
+"""Attention for concatenated rows without padding: each row sees itself and nothing else.
 
-transformers keeps packed rows apart with a mask of all positions against all others, and PyTorch's attention kernel for
-the CPU is slow in its backward pass. Here every row is a matrix product of its own, in tiles of queries, so that the work
-grows with the rows and not with what happens to stand beside them.
+transformers keeps packed rows apart with a mask of all positions against all, and PyTorch's attention kernel for
+the CPU is slow in its backward pass. Here every row is a matrix product of its own, in tiles of queries, so the work
+grows with the rows and not with the sequence that they are in.
 """
 
 import functools
@@ -17,7 +17,7 @@ from engine.config.rules import QUERY_TILE
 
 JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention functions
 
-FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support", and PyTorch's own kernel alike
+FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support", and PyTorch's own kernel
 
 # What other attention functions understand and this one does not; a model that asks for it is trained with padding.
 _NOT_UNDERSTOOD = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -29,13 +29,13 @@ class UnsupportedAttentionError(Exception):
 
 @dataclass(frozen=True)
 class JoinedRows:
-    """Lengths in tokens of the rows that stand behind one another in one sequence."""
+    """Lengths in tokens of the rows in one sequence."""
 
     lengths: tuple[int, ...]
 
 
 def register_joined_attention() -> None:
-    """Make `JOINED_ATTENTION` known to transformers; it gets no mask, for the lengths say everything."""
+    """Make `JOINED_ATTENTION` known to transformers; it gets no mask, since the lengths suffice."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(JOINED_ATTENTION, joined_attention)
@@ -191,7 +191,7 @@ def _attend_tiled(
 class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
     """softmax(scale · q kᵀ) v for one row; scores in float32 as in fused kernels, everything else in the inputs' dtype.
 
-    A row that fits into one tile keeps its probabilities for the backward pass. A longer one computes them again, so that
+    A row that fits into one tile keeps its probabilities for the backward pass. A longer one computes them again, so
     memory never grows with the square of the length (Dao et al. 2022, section 3.1, arXiv:2205.14135).
     """
 

@@ -1,4 +1,4 @@
-"""Kernels that others bring: Liger's, and those that torch.compile makes. Used where they are asked for, there, and of help.
+"""Optional kernels: Liger's, and those that torch.compile makes. Used where they are requested, available and faster.
 
 Both replace how something is computed and not what. Whether that is true of the model at hand is measured by
 `engine.training.assembly`, which compares its loss before and after.
@@ -27,16 +27,16 @@ def use_liger_kernels(causal_lm: Any, config: RunConfig, placement: Placement) -
     if not config.training.use_liger_kernel:
         return None
     if placement.torch_device.type != "cuda":
-        return "Liger's kernels need a CUDA device, so that the model's own are used."
+        return "Liger's kernels need CUDA; using the model's own."
     if placement.spread:
-        return "Liger's kernels start on the first GPU alone, and layers are spread, so that the model's own are used."
+        return "Liger's kernels work on the first GPU only, and layers are spread; using the model's own."
     if importlib.util.find_spec("liger_kernel") is None:
-        return "Liger's kernels are not installed, so that the model's own are used; `pip install liger-kernel` brings them."
+        return "Liger's kernels are not installed; using the model's own. `pip install liger-kernel` installs them."
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
 
     family = causal_lm.config.model_type
     if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        return f"Liger has no kernels for models of type {family}, so that its own are used."
+        return f"Liger has no kernels for models of type {family}; using the model's own."
     _apply_liger_kernel_to_instance(model=causal_lm, cross_entropy=False, fused_linear_cross_entropy=False)
     return None
 
@@ -46,18 +46,18 @@ def why_not_compiled(config: RunConfig, placement: Placement) -> str | None:
     if not config.training.torch_compile:
         return None
     if placement.torch_device.type != "cuda":
-        return "torch.compile helps on CUDA devices only: on a processor it costs more than it gains, and is not used."
+        return "torch.compile helps on CUDA only: on a processor it costs more than it gains; running without it."
     if placement.spread:
-        return "torch.compile cannot follow layers from one GPU to the next, so that nothing is compiled."
+        return "torch.compile cannot follow layers from one GPU to the next; running without it."
     if importlib.util.find_spec("triton") is None:
-        return "torch.compile needs triton, which is not installed, so that nothing is compiled."
+        return "torch.compile needs triton, which is not installed; running without it."
     return None
 
 
 def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
     """Compile each decoder layer by itself, for any length of rows; returns how many.
 
-    One graph serves all layers of a make, so that a deep model compiles as quickly as a flat one. Our LoRA branch writes
+    One graph serves all layers of a kind, so a deep model compiles as quickly as a flat one. Our LoRA branch writes
     into its input, which a compiler cannot follow, and our attention goes from row to row; both stay outside, and what is
     fused are the steps between products.
     """

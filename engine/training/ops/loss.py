@@ -54,7 +54,7 @@ class LogitTransform:
 def logit_transform(text_config: Any) -> LogitTransform:
     """Read from a model's configuration what it does to the head's output.
 
-    Granite and MiniCPM divide by `logits_scaling`, HyperCLOVA X multiplies by it, Cohere and others have `logit_scale`,
+    Granite and MiniCPM divide by `logits_scaling`, HyperCLOVA X multiplies by it, Cohere and some more have `logit_scale`,
     Falcon-H1 `lm_head_multiplier`, Gemma `final_logit_softcapping`.
     """
     scale = 1.0
