@@ -119,7 +119,7 @@ def test_many_rows_are_rendered_as_each_by_itself(one, tokenizer):
     assert isinstance(together[-1], RowProblemError)
 
 
-def test_the_last_turn_alone_is_trained_where_asked_for(one, tokenizer):
+def test_the_last_turn_alone_is_learned_where_asked_for(one, tokenizer):
     options = RenderOptions(None, "last_assistant")
     rows = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, options).rows
 
@@ -128,7 +128,7 @@ def test_the_last_turn_alone_is_trained_where_asked_for(one, tokenizer):
     assert "Six." in tokenizer.decode(rows[0].input_ids[slice(*span)])
 
 
-def test_everything_is_trained_where_asked_for(one, tokenizer):
+def test_everything_is_learned_where_asked_for(one, tokenizer):
     (row,) = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, RenderOptions(None, "all")).rows
 
     assert row.labels[0] == IGNORED_LABEL  # nothing comes before it
@@ -151,7 +151,7 @@ def test_a_cut_keeps_what_comes_before_it_and_counts_what_is_lost(one, tokenizer
     assert problem.value.kind == "cut_away"
 
 
-def test_reasoning_is_trained_and_never_lost(one, tokenizer):
+def test_reasoning_is_learned_and_never_lost(one, tokenizer):
     conversation = talk("One?", "Two.", "Three?", "Four.", reasoning="I count upwards.")
 
     rows = render_conversation(0, conversation, tokenizer, ALL).rows
@@ -162,7 +162,7 @@ def test_reasoning_is_trained_and_never_lost(one, tokenizer):
     assert rows[-1].input_ids[:start] == prompt_ids(conversation.messages[:3], tokenizer)
 
 
-def test_plain_text_is_trained_whole_and_ends_with_eos(one, tokenizer):
+def test_plain_text_is_learned_whole_and_ends_with_eos(one, tokenizer):
     (row,) = render_conversation(0, PlainText("some words"), tokenizer, RenderOptions(None, "all")).rows
 
     assert row.input_ids[-1] == tokenizer.eos_token_id
@@ -170,7 +170,7 @@ def test_plain_text_is_trained_whole_and_ends_with_eos(one, tokenizer):
     assert tokenizer.decode(row.input_ids).endswith("some words" + one.eos)
 
 
-def test_tools_calls_and_results_are_all_there_and_only_the_assistants_part_is_trained(one, tokenizer):
+def test_tools_calls_and_results_are_all_there_and_only_the_assistants_part_is_learned(one, tokenizer):
     rows = render_conversation(0, WITH_TOOLS, tokenizer, ALL).rows
 
     text = rows[-1].text
