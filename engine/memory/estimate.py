@@ -7,18 +7,18 @@ from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.memory.device.device_need import DeviceNeed, need_on_device
 from engine.memory.device.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part, workload_of_part
-from engine.memory.peak import Peak, find_peak, predict_peak, refuse_nonsense
+from engine.memory.peak import Peak, find_peak, refuse_nonsense
 from engine.memory.persistent import Persistent, base_weight_bytes
 from engine.memory.phases import Held
 from engine.memory.result import GIB, MemoryComponent, MemoryEstimate, ParameterCount, Verdict
 from engine.memory.run_workload import workload_of_run, workload_of_step
-from engine.memory.structure import ModelStructure, read_structure
+from engine.memory.structure import read_structure
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.memory.trainable import TrainableCount, count_trainable
 from engine.memory.workload import Workload
 from engine.models.shape import ModelShape
 
-__all__ = ["GIB", "Estimator", "MemoryEstimate", "Verdict", "estimate_memory", "estimate_workload"]
+__all__ = ["GIB", "Estimator", "MemoryEstimate", "Verdict", "estimate_memory"]
 
 
 def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> MemoryEstimate:
@@ -31,7 +31,7 @@ def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> Mem
     return Estimator(shape, device).estimate(config)
 
 
-class PlayedPart(NamedTuple):
+class DeviceStep(NamedTuple):
     """One device's share of a step whose layers are spread over several."""
 
     part: DevicePart
@@ -65,14 +65,14 @@ class Estimator:
     def _estimated(self, config: RunConfig, workload: Workload) -> MemoryEstimate:
         if config.run.spread_over == 1:
             return describe_peak(self.peak(workload), workload, self.device)
-        played = self.spread(workload, config.run.spread_over)
-        needs = [need_on_device(one.peak.tensors, one.workload, self.device).needed_bytes for one in played]
+        device_steps = self.split_layers(workload, config.run.spread_over)
+        needs = [need_on_device(one.peak.tensors, one.workload, self.device).needed_bytes for one in device_steps]
         number = needs.index(max(needs))
-        fullest = played[number]
+        fullest = device_steps[number]
         whole = self._adapted(workload.adapter)[1]
         estimate = describe_peak(fullest.peak, fullest.workload, self.device)
         note = (
-            f"These are figures of the fullest of {len(played)} devices, number {number + 1} in run.devices: it holds "
+            f"These are figures of the fullest of {len(device_steps)} devices, number {number + 1} in run.devices: it holds "
             f"{_part_words(fullest.part)}. They need {', '.join(f'{need / GIB:.1f}' for need in needs)} GiB at most."
         )
         return estimate.model_copy(update={"parameters": _parameters(whole), "notes": (*estimate.notes, note)})
@@ -82,35 +82,37 @@ class Estimator:
         workload = workload_of_run(self.shape, config, self.device)
         if config.run.spread_over == 1:
             return need_on_device(self.peak(workload).tensors, workload, self.device)
-        return max(self.spread_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
+        return max(self.split_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
 
-    def spread_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
+    def split_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
         """What each of several devices like this one needs where the layers are divided among them, in order."""
         return tuple(
-            need_on_device(one.peak.tensors, one.workload, self.device) for one in self.spread(workload, devices)
+            need_on_device(one.peak.tensors, one.workload, self.device) for one in self.split_layers(workload, devices)
         )
 
-    def spread(self, workload: Workload, devices: int) -> tuple["PlayedPart", ...]:
+    def split_layers(self, workload: Workload, devices: int) -> tuple["DeviceStep", ...]:
         """The same step as each of several devices takes part in it; raises as `estimate_memory` does, and:
 
         Raises:
             ConfigError: If there are fewer layers than devices.
         """
         targets, _ = self._adapted(workload.adapter)
-        played: list[PlayedPart] = []
+        steps: list[DeviceStep] = []
         for part in self.parts(workload, devices):
-            known = next((one for one in played if self._is_alike(one.part, part)), None)
+            known = next((one for one in steps if self._is_equal(one.part, part)), None)
             if known is not None:
-                played.append(known._replace(part=part))
+                steps.append(known._replace(part=part))
                 continue
             shape, own = shape_of_part(self.shape, part), workload_of_part(workload, part)
             part_targets = targets_of_part(targets, part)
             counts = count_trainable(shape, workload.adapter, part_targets)
-            played.append(PlayedPart(part, own, self._found(read_structure(shape), own, part_targets, counts)))
-        return tuple(played)
+            steps.append(
+                DeviceStep(part, own, find_peak(read_structure(shape), own, self.device.name, part_targets, counts))
+            )
+        return tuple(steps)
 
     def parts(self, workload: Workload, devices: int) -> tuple[DevicePart, ...]:
-        """Return which layers each of several devices holds; raises as `spread` does."""
+        """Return which layers each of several devices holds; raises as `split_layers` does."""
         whole = self.peak(workload)
         weights = sum(base_weight_bytes(self.structure, workload))
         trained = 0 if workload.trains_adapter else whole.persistent.optimizer + weights
@@ -122,7 +124,7 @@ class Estimator:
             times_weights=1 + trained / max(1, weights),
         )
 
-    def _is_alike(self, one: DevicePart, other: DevicePart) -> bool:
+    def _is_equal(self, one: DevicePart, other: DevicePart) -> bool:
         """Whether two devices do the same: as many layers of one kind, and nothing else."""
         return (
             len(self.structure.layers) == 1
@@ -133,12 +135,7 @@ class Estimator:
     def peak(self, workload: Workload) -> Peak:
         """The peak of a step that is described already; raises as `estimate_memory` does."""
         refuse_nonsense(self.shape, workload)
-        return self._found(self.structure, workload, *self._adapted(workload.adapter))
-
-    def _found(
-        self, structure: ModelStructure, workload: Workload, targets: AdapterTargets, counts: TrainableCount
-    ) -> Peak:
-        return find_peak(structure, workload, self.device.name, targets, counts)
+        return find_peak(self.structure, workload, self.device.name, *self._adapted(workload.adapter))
 
     def _adapted(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         for known, targets, counts in self._known:
@@ -148,16 +145,6 @@ class Estimator:
         counts = count_trainable(self.shape, adapter, targets)
         self._known.append((adapter, targets, counts))
         return targets, counts
-
-
-def estimate_workload(structure: ModelStructure, workload: Workload, device: Device) -> MemoryEstimate:
-    """The same for a step that is described already.
-
-    Raises:
-        ConfigError: If the adapter matches no module of the model, or a setting is absurd.
-        ModelError: If the model's shape lacks what a decoder needs.
-    """
-    return describe_peak(predict_peak(structure, workload, device.name), workload, device)
 
 
 def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstimate:

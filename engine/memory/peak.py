@@ -7,10 +7,10 @@ from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.device.device_need import TensorsAtPeak, is_hopper
 from engine.memory.optimizers import optimizer_scratch_bytes
 from engine.memory.persistent import Persistent, gradient_bytes, is_quantized, persistent_bytes, quantized_bytes
-from engine.memory.phases import Held, Phase, StepPeaks, rehearse_step
+from engine.memory.phases import Held, Phase, StepPeaks, simulate_step
 from engine.memory.structure import ModelStructure
-from engine.memory.targets import AdapterTargets, find_targets
-from engine.memory.trainable import TrainableCount, count_trainable
+from engine.memory.targets import AdapterTargets
+from engine.memory.trainable import TrainableCount
 from engine.memory.workload import Workload
 from engine.models.shape import ModelShape, ModuleShape
 
@@ -51,25 +51,12 @@ class Peak:
         )
 
 
-def predict_peak(structure: ModelStructure, workload: Workload, device_name: str = "") -> Peak:
-    """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`.
-
-    Raises:
-        ConfigError: If the adapter matches no module of the model, or a setting is absurd.
-        ModelError: If the model's shape lacks what a decoder needs.
-    """
-    refuse_nonsense(structure.shape, workload)
-    targets = find_targets(structure.shape, workload.adapter)
-    counts = count_trainable(structure.shape, workload.adapter, targets)
-    return find_peak(structure, workload, device_name, targets, counts)
-
-
 def find_peak(
     structure: ModelStructure, workload: Workload, device_name: str, targets: AdapterTargets, counts: TrainableCount
 ) -> Peak:
-    """The same where targets and counts are known already."""
+    """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`."""
     persistent = persistent_bytes(structure, workload, counts)
-    step = rehearse_step(structure, workload, targets)
+    step = simulate_step(structure, workload, targets)
     peaks = _with_optimizer(step, workload, counts)
     workspace = workspace_bytes(workload, device_name)
     base = persistent.total + workspace

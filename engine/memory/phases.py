@@ -1,6 +1,6 @@
 """The phases of a training step: `persistent + max(forward, loss backward, layer backward, optimizer step)`.
 
-Each kind of layer is rehearsed once, alone; the step is put together from what a layer leaves behind and from how high
+Each kind of layer is simulated once, alone; the step is put together from what a layer leaves behind and from how high
 it reaches above that. Layers of one kind behave the same, so the highest point of a backward pass lies at its first layer
 (all activations still there) or at its last (all gradients there).
 """
@@ -77,10 +77,10 @@ class StepPeaks:
         return max(self.peaks, key=lambda phase: self.peaks[phase].total)
 
 
-def rehearse_step(
+def simulate_step(
     structure: ModelStructure, workload: Workload, targets: AdapterTargets, *, as_dispatch_mode: bool = False
 ) -> StepPeaks:
-    """Play one forward and backward pass through on sizes alone.
+    """Simulate one forward and backward pass on sizes alone.
 
     Args:
         as_dispatch_mode: Count as a dispatch mode does that watches: it keeps autograd from adding in place, and does

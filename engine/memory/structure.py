@@ -30,7 +30,7 @@ class LayerStructure:
     experts: tuple[ModuleShape, ...] = ()
     expert_linears: tuple[ModuleShape, ...] = ()  # where every expert is a module of its own
     others: tuple[ModuleShape, ...] = ()
-    # Products of a mixer that is not attention as it is played: state spaces, convolutions, latent attention. In order.
+    # Products of a mixer that is not attention as it is simulated: state spaces, convolutions, latent attention. In order.
     mixer: tuple[ModuleShape, ...] = ()
     count: int = 1
 

@@ -40,9 +40,10 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     if wanted == ALL_LINEAR:
         modules = tuple(module for module in shape.all_linear() if module.name not in saved_names)
     elif isinstance(wanted, str):
-        modules = tuple(_matching_regex(adaptable, wanted))
+        matched = set(match_pattern(wanted, [module.name for module in adaptable]))
+        modules = tuple(module for module in adaptable if module.name in matched)
     else:
-        modules = tuple(m for m in adaptable if _ends_with_one_of(m.name, wanted))
+        modules = tuple(m for m in adaptable if ends_with_one_of(m.name, wanted))
     _refuse_experts(shape, modules)
     modules = tuple(module for module in modules if module.kind in adapter.traits.layer_kinds)
     if not modules:
@@ -60,14 +61,12 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
 
 
 def _refuse_experts(shape: ModelShape, modules: Iterable[ModuleShape]) -> None:
-    """Beside stacked experts PEFT takes the names of their projections to mean the stacks."""
-    names = {module.name.rsplit(".", 1)[-1] for module in modules} if shape.has_stacked_experts else set()
-    meant = sorted(names & EXPERT_PROJECTIONS)
+    meant = stacked_experts_among(module.name for module in modules) if shape.has_stacked_experts else []
     if meant:
         problem = (
             f"{', '.join(meant)} would mean the stacked experts of {shape.architecture}, which take no adapter here; "
+            f"its linear modules are {', '.join(shape.linear_names())}."
         )
-        problem += f"its linear modules are {', '.join(shape.linear_names())}."
         raise ConfigError([Problem("adapter.target_modules", problem)])
 
 
@@ -75,7 +74,8 @@ def _is_adaptable(module: ModuleShape) -> bool:
     return module.kind in ("linear", "conv1d", "embedding") and module.in_features > 0
 
 
-def _ends_with_one_of(name: str, endings: Iterable[str]) -> bool:
+def ends_with_one_of(name: str, endings: Iterable[str]) -> bool:
+    """Return whether a module's full name is one of `endings`, or ends with a dot and one: PEFT's rule."""
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
@@ -83,7 +83,7 @@ def _is_saved_in_full(name: str, modules_to_save: Iterable[str]) -> bool:
     """Whether it is such a module, or stands inside one."""
     parts = name.split(".")
     wholes = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-    return any(_ends_with_one_of(whole, modules_to_save) for whole in wholes)
+    return any(ends_with_one_of(whole, modules_to_save) for whole in wholes)
 
 
 def _refuse_unknown_saved(shape: ModelShape, modules_to_save: Iterable[str]) -> None:
@@ -98,11 +98,19 @@ def _refuse_unknown_saved(shape: ModelShape, modules_to_save: Iterable[str]) -> 
         raise ConfigError([Problem("adapter.modules_to_save", problem)])
 
 
-def _matching_regex(modules: Sequence[ModuleShape], pattern: str) -> list[ModuleShape]:
-    """Match whole names, with a limit on time: some patterns would never end."""
+def match_pattern(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the names that a regular expression matches whole, with a limit on its time.
+
+    Raises:
+        ConfigError: If it is broken or takes too long.
+    """
     try:
-        found = set(PatternMatcher().matching(pattern, [module.name for module in modules]))
+        return PatternMatcher().matching(pattern, names)
     except PatternError as error:
         message = f"the regular expression {shortened(pattern)} {error}; list module names instead."
         raise ConfigError([Problem("adapter.target_modules", message)]) from error
-    return [module for module in modules if module.name in found]
+
+
+def stacked_experts_among(names: Iterable[str]) -> list[str]:
+    """Return the last parts of names that PEFT takes to mean stacked experts, in models that have these."""
+    return sorted({name.rsplit(".", 1)[-1] for name in names} & EXPERT_PROJECTIONS)

@@ -83,7 +83,7 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
     """
     if config.run.spread_over == 1:
         return tuple(Estimator(shape, device).need(config) for device in devices)
-    return Estimator(shape, devices[0]).spread_needs(workload_of_run(shape, config, devices[0]), len(devices))
+    return Estimator(shape, devices[0]).split_needs(workload_of_run(shape, config, devices[0]), len(devices))
 
 
 _log = logging.getLogger(__name__)

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 from engine.config.adapter import AdapterConfig
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.errors import ConfigError, Problem
-from engine.models.shape import EXPERT_PROJECTIONS, PatternError, PatternMatcher, shortened
-
-ALL_LINEAR = "all-linear"
+from engine.memory.targets import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
+from engine.models.shape import EXPERT_PROJECTIONS
 
 _QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
 
@@ -33,16 +32,16 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
         plain = [name for name in linear if name != head and _last_part(name) not in EXPERT_PROJECTIONS]
         return sorted({_last_part(name) for name in plain}) if experts else ALL_LINEAR
     if isinstance(wanted, str):
-        names = _matching(wanted, [name for name in linear if name != head])
+        names = match_pattern(wanted, [name for name in linear if name != head])
         if not names:
             raise _refusal(f"the regular expression {wanted!r} matches no module", linear)
         _refuse_experts(names, experts=experts)
         return names
-    missing = [ending for ending in wanted if not any(_ends_with(name, ending) for name in linear)]
+    missing = [ending for ending in wanted if not any(ends_with_one_of(name, (ending,)) for name in linear)]
     if missing or not wanted:
         what = f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module" if wanted else "it is empty"
         raise _refusal(what, linear)
-    if head is not None and any(_ends_with(head, ending) for ending in wanted):
+    if head is not None and ends_with_one_of(head, wanted):
         message = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
         raise ConfigError([Problem("adapter.target_modules", message)])
     _refuse_experts(wanted, experts=experts)
@@ -61,7 +60,7 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
     modules = {name: module for name, module in model.named_modules() if name}
     meant: list[str] = []
     for wanted in adapter.modules_to_save:
-        found = [name for name in modules if _ends_with(name, wanted)]
+        found = [name for name in modules if ends_with_one_of(name, (wanted,))]
         if not found:
             known = ", ".join(dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit()))
             raise _refusal_of_saved(f"{wanted} matches no module; this model's are {known}.")
@@ -87,7 +86,7 @@ def has_stacked_experts(model: Any) -> bool:
 
 
 def _refuse_experts(names: Sequence[str], *, experts: bool) -> None:
-    meant = sorted({_last_part(name) for name in names} & EXPERT_PROJECTIONS) if experts else []
+    meant = stacked_experts_among(names) if experts else []
     if meant:
         message = f"{', '.join(meant)} would mean the stacked experts of this model, which take no adapter here."
         raise ConfigError([Problem("adapter.target_modules", message)])
@@ -109,9 +108,9 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> Ia3Targets:
     chosen = choose_targets(model, adapter)
     head = _output_head_name(model)
     names = [name for name in linear_module_names(model) if name != head]
-    targeted = [name for name in names if chosen == ALL_LINEAR or any(_ends_with(name, t) for t in chosen)]
+    targeted = [name for name in names if chosen == ALL_LINEAR or ends_with_one_of(name, chosen)]
     wanted = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
-    feedforward = {ending for ending in wanted if any(_ends_with(name, ending) for name in targeted)}
+    feedforward = {ending for ending in wanted if any(ends_with_one_of(name, (ending,)) for name in targeted)}
     if chosen == ALL_LINEAR:
         chosen = [_last_part(name) for name in targeted]
     return Ia3Targets(sorted({*chosen, *feedforward}), sorted(feedforward))
@@ -130,21 +129,9 @@ def _is_linear(module: Any) -> bool:
     )
 
 
-def _ends_with(name: str, ending: str) -> bool:
-    return name == ending or name.endswith(f".{ending}")
-
-
 def _output_head_name(model: Any) -> str | None:
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None)
-
-
-def _matching(pattern: str, names: Sequence[str]) -> list[str]:
-    try:
-        return PatternMatcher().matching(pattern, names)
-    except PatternError as error:
-        message = f"the regular expression {shortened(pattern)} {error}; name modules in a list instead."
-        raise ConfigError([Problem("adapter.target_modules", message)]) from error
 
 
 def _last_part(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The rehearsal of a step against the step itself, to the byte. A test fails here when a library changes what it keeps."""
+"""The simulation of a step against the step itself, to the byte. A test fails here when a library changes what it keeps."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 
 from engine.config.adapter import AdapterConfig
 from engine.memory.workload import Loss
-from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, rehearsed, trace, workload_of
+from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, simulated, trace, workload_of
 
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 LORA = AdapterConfig(r=7, target_modules=QKVO)
@@ -55,21 +55,21 @@ LOSS_ALONE = (
 
 
 @pytest.mark.parametrize("name", LOSS_ALONE)
-def test_rehearsal_is_equal_where_the_loss_alone_is_held(name):
+def test_simulation_is_equal_where_the_loss_alone_is_held(name):
     case = CASES[name]
     torch.manual_seed(0)
     model = build_model(case)
 
     measured = trace(model, loss_alone_step(model))
 
-    assert rehearsed(case, replace(workload_of(case), loss=Loss())) == measured
+    assert simulated(case, replace(workload_of(case), loss=Loss())) == measured
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_rehearsal_is_equal_to_the_real_step_to_the_byte(case):
+def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
     torch.manual_seed(0)
     model = build_model(case)
 
     measured = trace(model, plain_step(model))
 
-    assert rehearsed(case) == measured
+    assert simulated(case) == measured

@@ -1,4 +1,4 @@
-"""Families whose layers differ from Llama's, played through and run: GPT-2, mixtures of experts, Gemma 2.
+"""Families whose layers differ from Llama's, simulated through and run: GPT-2, mixtures of experts, Gemma 2.
 
 What still differs is named by its size; a difference that is larger, smaller, or in another phase fails.
 """
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.config.adapter import AdapterConfig
-from tests.memory.traced_steps import LORA, Case, build_model, plain_step, rehearsed, trace
+from tests.memory.traced_steps import LORA, Case, build_model, plain_step, simulated, trace
 
 FULL = AdapterConfig(method="none")
 # Values that other families are given and GPT-2 has by other names would be read as its own.
@@ -47,7 +47,7 @@ EXACT = {
     "Gemma 2, LoRA at 32 bits": gemma2(dtype=torch.float32),
     "Gemma 2, full": gemma2(FULL),
 }
-# By phase, the real step's bytes beyond the rehearsal's.
+# By phase, the real step's bytes beyond the simulation's.
 INEXACT = {
     "GPT-2, full": (gpt2(FULL), {"forward": 136, "backward": 136}, "the size of a norm's weight and of a loss"),
     "GPT-2, checkpointed": (
@@ -80,15 +80,15 @@ def measured(case):
 
 
 @pytest.mark.parametrize("case", EXACT.values(), ids=EXACT.keys())
-def test_rehearsal_is_equal_to_the_real_step_to_the_byte(case):
-    assert rehearsed(case) == measured(case)
+def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
+    assert simulated(case) == measured(case)
 
 
 @pytest.mark.parametrize(("case", "residue", "words"), INEXACT.values(), ids=INEXACT.keys())
 def test_what_differs_is_what_is_known_to(case, residue, words):
-    real, played = measured(case), rehearsed(case)
+    real, predicted = measured(case), simulated(case)
 
-    beyond = {phase: real[phase] - played[phase] for phase in real}
+    beyond = {phase: real[phase] - predicted[phase] for phase in real}
 
     assert beyond == residue, f"known: {residue} bytes, {words}; found: {beyond}"
     assert all(abs(beyond[phase]) < 0.05 * real[phase] for phase in real)

@@ -6,7 +6,7 @@ from engine.memory import run_workload
 from engine.memory.layers import losses
 from engine.training.ops import loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
-from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, rehearsed, trace
+from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, simulated, trace
 
 CHECKPOINTED = {"training.gradient_checkpointing": True}
 NF4 = {"model.quantization": "nf4"}
@@ -59,7 +59,7 @@ def test_estimate_is_equal_to_the_trainers_step(overrides, size):
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert rehearsed(None, own.workload, own.shape) == measured
+    assert simulated(None, own.workload, own.shape) == measured
 
 
 @pytest.mark.parametrize("overrides", QUANTIZED.values(), ids=QUANTIZED.keys())
@@ -68,7 +68,7 @@ def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, t
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert rehearsed(None, own.workload, own.shape) == measured
+    assert simulated(None, own.workload, own.shape) == measured
 
 
 @pytest.mark.parametrize("overrides", [NF4, NF4 | CHECKPOINTED, INT8], ids=["QLoRA", "QLoRA, checkpointed", "int8"])
@@ -78,7 +78,7 @@ def test_estimate_is_equal_to_the_trainers_step_on_quantized_layers_with_biases(
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert rehearsed(None, own.workload, own.shape) == measured
+    assert simulated(None, own.workload, own.shape) == measured
 
 
 CHUNKED = {
@@ -101,9 +101,9 @@ def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides,
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    played = rehearsed(None, own.workload, own.shape)
-    assert played["backward"] == measured["backward"]
-    beyond = measured["forward"] - played["forward"]
+    predicted = simulated(None, own.workload, own.shape)
+    assert predicted["backward"] == measured["backward"]
+    beyond = measured["forward"] - predicted["forward"]
     a_number_a_row = 4 * own.workload.tokens
     assert abs(beyond) <= a_number_a_row, (
         f"{beyond} bytes beyond; a norm's factors and a chunk's targets are {a_number_a_row}"

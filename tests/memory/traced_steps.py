@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from engine.config.adapter import AdapterConfig
-from engine.memory.phases import rehearse_step
+from engine.memory.phases import simulate_step
 from engine.memory.structure import read_structure
 from engine.memory.targets import find_targets
 from engine.memory.workload import Loss, Precision, Workload
@@ -20,7 +20,7 @@ LORA = AdapterConfig(r=7, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"
 
 @dataclass(frozen=True)
 class Case:
-    """A step that is run for real and rehearsed."""
+    """A step that is run for real and simulated."""
 
     adapter: AdapterConfig = LORA
     dtype: torch.dtype = torch.bfloat16
@@ -168,12 +168,12 @@ def loss_alone_step(model):
     return step
 
 
-def rehearsed(case, workload=None, shape=None):
+def simulated(case, workload=None, shape=None):
     """Peaks of the same phases, from sizes alone."""
     workload = workload or workload_of(case)
     shape = shape or shape_of(case)
     structure = read_structure(shape)
-    step = rehearse_step(structure, workload, find_targets(shape, workload.adapter), as_dispatch_mode=True)
+    step = simulate_step(structure, workload, find_targets(shape, workload.adapter), as_dispatch_mode=True)
     peaks = {name: held.total for name, held in step.peaks.items()}
     return {
         "forward": peaks["forward"],
@@ -181,4 +181,4 @@ def rehearsed(case, workload=None, shape=None):
     }
 
 
-__all__ = ["Case", "build_model", "plain_step", "rehearsed", "replace", "shape_of", "trace", "workload_of"]
+__all__ = ["Case", "build_model", "plain_step", "replace", "shape_of", "simulated", "trace", "workload_of"]

@@ -55,7 +55,7 @@ class TensorsAtPeak(NamedTuple):
         layer_bytes: How high one layer reaches, forward and backward together, above what is alive around it.
         paged_bytes: Optimizer state in memory that the driver moves.
         mapped_bytes: Weights in mapped files that quantized ones were made from, and that stay mapped because other weights are in them.
-        uncertain_bytes: Of the passing ones, how many more there may be where layers are not played in detail.
+        uncertain_bytes: Of the passing ones, how many more there may be where layers are not simulated in detail.
     """
 
     allocated_bytes: int

@@ -53,7 +53,7 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
 
 
 def _spread(workload: Workload, estimator: Estimator, devices: int) -> DeviceShare:
-    needs = estimator.spread_needs(workload, devices)
+    needs = estimator.split_needs(workload, devices)
     fullest = max(needs, key=lambda need: need.needed_bytes)
     return DeviceShare(
         sharing="device_map",

@@ -23,7 +23,7 @@ from engine.models.shape import ModuleShape
 
 # Routers that answer at 32 bits, so answers are weighted and summed at 32 bits: `MixtralTopKRouter`.
 _SCORES_AT_32_BITS = frozenset({"mixtral"})
-_MOST_EXPERTS_PLAYED = 8  # more are played in groups; only scratch within one expert is coarser then
+_MOST_EXPERTS_SIMULATED = 8  # more are simulated in groups; only scratch within one expert is coarser then
 
 
 def feed_forward(r: StepContext, x: Value, layer: LayerStructure) -> Value:
@@ -151,7 +151,7 @@ def _experts(r: StepContext, x: Value, layer: LayerStructure) -> Value:
         scores = _route(r, x, layer)
         if not layer.expert_linears:
             return scope.returns(_stacked_experts(r, x, scores, shape.moe_intermediate_size or shape.intermediate_size))
-        groups = min(shape.num_experts, _MOST_EXPERTS_PLAYED)
+        groups = min(shape.num_experts, _MOST_EXPERTS_SIMULATED)
         rows = _asked_rows(r) // groups
         expert = _one_expert(shape.hidden_size, layer, shape.moe_intermediate_size or shape.intermediate_size)
         summed = tape.value(x.elements, x.width)

@@ -1,7 +1,7 @@
 """A whole training step, layer after layer, as a stream of requests to an allocator.
 
-`phases.py` plays every kind of layer once, which is quick and says how much is alive. What an allocator makes of it
-depends on the order of all requests, so here they are all played.
+`phases.py` simulates every kind of layer once, which is quick and says how much is alive. What an allocator makes of it
+depends on the order of all requests, so here they are all simulated.
 """
 
 from typing import NamedTuple
@@ -60,8 +60,8 @@ class RecordingTape(Tape):
             del self._alive[id(storage)]
 
 
-def play_step(structure: ModelStructure, workload: Workload, targets: AdapterTargets) -> StepStream:
-    """Play forward and backward pass of all layers, then let go of everything but the gradients."""
+def trace_step(structure: ModelStructure, workload: Workload, targets: AdapterTargets) -> StepStream:
+    """Simulate forward and backward pass of all layers, then release everything but the gradients."""
     tape = RecordingTape()
     r = StepContext(tape, workload, structure, targets, targets.names)
     r.put_prefixes(structure.num_layers)

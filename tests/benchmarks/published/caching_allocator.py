@@ -1,4 +1,4 @@
-"""PyTorch's caching allocator for CUDA, played through on sizes: what it holds for a stream of requests.
+"""PyTorch's caching allocator for CUDA, simulated through on sizes: what it holds for a stream of requests.
 
 Requests up to 1 MiB are cut from segments of 2 MiB, larger ones from segments of 20 MiB, and from 10 MiB on each gets a
 segment of its own, rounded to 2 MiB. The free block that fits best is used again; what is left over is cut off, except
@@ -20,7 +20,7 @@ from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets
 from engine.memory.trainable import TrainableCount
 from engine.memory.workload import Optimizer, Workload
-from tests.benchmarks.published.allocation_trace import StepStream, play_step
+from tests.benchmarks.published.allocation_trace import StepStream, trace_step
 
 _SMALLEST = 512
 _SMALL = 2**20
@@ -172,7 +172,7 @@ def reserve_of_step(
     if workload.trains_adapter:
         for shape in counts.shapes:
             allocator.take(math.prod(shape) * workload.precision.adapter)
-    stream = play_step(structure, workload, targets)
+    stream = trace_step(structure, workload, targets)
     trained_width = workload.precision.adapter if workload.trains_adapter else workload.precision.weights
     for step in range(_STEPS):
         _run_step(allocator, stream, counts, workload.optimizer, trained_width, workspace_bytes if step == 0 else 0)

@@ -20,9 +20,10 @@ from engine.memory.device.device_need import (
     cuda_context_bytes,
     need_on_device,
 )
-from engine.memory.peak import predict_peak
+from engine.memory.peak import find_peak, refuse_nonsense
 from engine.memory.structure import read_structure
 from engine.memory.targets import find_targets
+from engine.memory.trainable import count_trainable
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.measurements import (
     MeasuredKind,
@@ -138,11 +139,13 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     workload = workload_of_point(point, shape)
     device = device_of_point(point)
     structure = read_structure(shape)
-    peak = predict_peak(structure, workload, device.name)
+    targets = find_targets(shape, workload.adapter)
+    counts = count_trainable(shape, workload.adapter, targets)
+    refuse_nonsense(shape, workload)
+    peak = find_peak(structure, workload, device.name, targets, counts)
     if point.expands_segments:
         need = need_on_device(peak.tensors, workload, device)
     else:
-        targets = find_targets(shape, workload.adapter)
         allocator = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
         need = need_in_fixed_segments(peak.tensors, device, allocator.peak_reserved)
     predicted = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
