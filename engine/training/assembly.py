@@ -92,8 +92,8 @@ def assemble(
         packing=config.training.packing,
         batching=batching,
         train_sampling_strategy=config.training.train_sampling_strategy,
-        world_size=placement.companions.world_size,
-        rank=placement.companions.rank,
+        world_size=placement.group.world_size,
+        rank=placement.group.rank,
         sequences_per_row=objective_of(config).sequences_per_example,
     )
     name = own_attention if not joined or flash else f"{own_attention}, row by row"

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from engine.config.rules import Cadence, keeps_best
 from engine.config.training import TrainingConfig
+from engine.runs.history.events import StepData
 from engine.training.failure import DivergedError
 
 
@@ -19,19 +20,6 @@ class HeldOutLoss(NamedTuple):
     tokens: int
     rows: int
     seconds: float
-
-
-class LoggedStep(NamedTuple):
-    """What is known at a logged step; `loss` is the mean over the steps since the last one."""
-
-    step: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    grad_norm: float | None  # None also where the loss scaler skipped the step
-    tokens: int
-    trained_tokens: int
-    tokens_per_second: float
 
 
 @dataclass
@@ -49,7 +37,7 @@ class Progress:
 class TrainerHooks:
     """Called when something happened; each may raise to end the run."""
 
-    logged: Callable[[LoggedStep], None] = lambda _: None
+    logged: Callable[[StepData], None] = lambda _: None
     measured: Callable[[int, HeldOutLoss], None] = lambda _step, _loss: None
     save: Callable[[], None] = lambda: None
     between_passes: Callable[[], None] = lambda: None

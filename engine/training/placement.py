@@ -24,7 +24,7 @@ class Placement:
 
     device: Device  # the first of `spread`, where layers are spread
     torch_device: torch.device
-    companions: ProcessGroup = SINGLE_PROCESS
+    group: ProcessGroup = SINGLE_PROCESS
     spread: tuple[Device, ...] = ()  # devices that one model's layers are divided among, as torch numbers them
 
     @property
@@ -47,7 +47,7 @@ def choose_placement(config: RunConfig) -> Placement:
         DeviceError: If torch cannot use the GPU that the run has, if layers are to be spread over more GPUs than this process
             sees, or by several processes.
     """
-    companions = ProcessGroup.from_environment()
+    group = ProcessGroup.from_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     devices = list_devices()
     processor = next(device for device in devices if device.kind == "cpu")
@@ -56,15 +56,15 @@ def choose_placement(config: RunConfig) -> Placement:
         require_usable(gpus, names_gpus=config.run.devices != "auto")
     if torch.cuda.is_available() and config.run.devices != "cpu":
         if config.run.spread_over > 1:
-            return _spread(gpus, config.run.spread_over, companions)
+            return _spread(gpus, config.run.spread_over, group)
         # The supervisor hides every GPU but ours, so torch's first is the first that is listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
-        return Placement(device, torch.device("cuda", local_rank), companions)
+        return Placement(device, torch.device("cuda", local_rank), group)
     if torch.backends.mps.is_available() and config.run.devices != "cpu":
         (apple,) = list_apple_gpus(this_system(), memory_now(), _recommended_bytes()) or (processor,)
-        return Placement(apple, torch.device("mps"), companions)
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // companions.world_size)))
-    return Placement(processor, torch.device("cpu"), companions)
+        return Placement(apple, torch.device("mps"), group)
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // group.world_size)))
+    return Placement(processor, torch.device("cpu"), group)
 
 
 def passed_over(config: RunConfig, placement: Placement, home: LoratoryHome) -> tuple[str, ...]:
@@ -142,10 +142,10 @@ def _count(nvml: Nvml) -> int:
     return ask_driver(nvml, nvml.nvmlDeviceGetCount) or 0
 
 
-def _spread(gpus: Sequence[Device], wanted: int, companions: ProcessGroup) -> Placement:
-    if companions.world_size > 1:
+def _spread(gpus: Sequence[Device], wanted: int, group: ProcessGroup) -> Placement:
+    if group.world_size > 1:
         raise DeviceError(
-            f"run.device_map divides layers within one process, and a launcher started {companions.world_size} of them.",
+            f"run.device_map divides layers within one process, and a launcher started {group.world_size} of them.",
             "Start one process, or set run.device_map to none, so each process has a whole model.",
         )
     if len(gpus) < wanted:
@@ -156,7 +156,7 @@ def _spread(gpus: Sequence[Device], wanted: int, companions: ProcessGroup) -> Pl
     spread = tuple(gpus[:wanted])
     # What one of them cannot multiply, none may be asked to.
     first = replace(spread[0], has_fast_bfloat16=all(gpu.has_fast_bfloat16 for gpu in spread))
-    return Placement(first, torch.device("cuda", 0), companions, spread)
+    return Placement(first, torch.device("cuda", 0), group, spread)
 
 
 def _unlisted_gpu(index: int) -> Device:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from engine.config.dataset import DatasetConfig
+from engine.config.objectives import objective_of
 from engine.config.rules import optimizer_name
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
@@ -31,7 +32,7 @@ from engine.training.assembly import Assembly, assemble
 from engine.training.batching.plan import row_plan, settled_order
 from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.trained_weights import count_parameters, parameters_line
+from engine.training.checkpoints.state_files import count_parameters, parameters_line
 from engine.training.checkpoints.warm_start import find_warm_start, load_warm_start
 from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement, choose_placement, passed_over
@@ -142,12 +143,13 @@ class Preparation:
         note_architectures(self._attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
         placement = choose_placement(config)
         events.device_memory = DeviceMemory.of(placement)
-        self.group = placement.companions
+        events.objective = objective_of(config)
+        self.group = placement.group
         if self.group.world_size > 1:
             from accelerate import PartialState
 
             PartialState(cpu=placement.torch_device.type == "cpu", timeout=_PATIENCE)
-        if self.group.is_first:
+        if self.group.is_main:
             events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
         self.resumed_from = self._find_checkpoint()
         begun_in = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
@@ -170,7 +172,7 @@ class Preparation:
             )
             name = found.folder.name if found else ""
             if self._attempt.number > 1:
-                self._events.say(ResumedData(step=found.step if found else 0, checkpoint=name or None))
+                self._events.emit(ResumedData(step=found.step if found else 0, checkpoint=name or None))
             return name
 
         name = self.group.broadcast_from_main(find)
@@ -199,7 +201,7 @@ class Preparation:
         report = data.report
         require_pinned_data(self._folder, config.dataset, report)
         trained_tokens = data.train.trained_tokens  # the report counts those of held-out rows too
-        events.say(
+        events.emit(
             DataReportData(
                 train_rows=len(data.train),
                 eval_rows=len(data.held_out),
@@ -240,7 +242,7 @@ class Preparation:
     def _report_parameters(self, model: Any, precision: Precision, placement: Placement, assembly: Assembly) -> None:
         trainable, total = count_parameters(model)
         print(parameters_line(trainable, total), flush=True)
-        self._events.say(
+        self._events.emit(
             ParametersData(
                 trainable=trainable,
                 total=total,

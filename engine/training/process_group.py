@@ -35,7 +35,7 @@ class ProcessGroup:
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def wait(self) -> None:
@@ -51,7 +51,7 @@ class ProcessGroup:
         """
         if self.world_size == 1:
             return decide()
-        if not self.is_first:
+        if not self.is_main:
             outcome = self.gather(_FAILED)[0]  # what other processes give is not read
             if not outcome.startswith(_DECIDED):
                 raise MainProcessFailedError

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from engine.config.objectives.base import Objective
+from engine.config.objectives.sft import SupervisedFineTuning
 from engine.errors import StorageError
 from engine.processes.limits import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
@@ -24,12 +26,14 @@ from engine.runs.history.log import EventWriter
 from engine.runs.reasons import StoppedBy
 from engine.runs.run import EVENTS_FILE
 from engine.training import faults
-from engine.training.callbacks import HeldOutLoss, LoggedStep
+from engine.training.callbacks import HeldOutLoss
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
 from engine.training.trackers import Trackers
 
 RESERVE_FILE = ".reserve"
+
+_LOOP_METRICS = ("learning_rate", "grad_norm", "epoch", "tokens_per_second")  # of every objective, for trackers
 
 _RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so the log can report it
 _LOOK_AGAIN_SECONDS = 5.0
@@ -74,56 +78,37 @@ class RunEvents:
         self._stop_patience_seconds = stop_patience_seconds
         self.last_seq = 0
         self.predicted_bytes: int | None = None
+        self.objective: Objective = SupervisedFineTuning()
         self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
 
-    def say(self, data: EventData) -> None:
+    def emit(self, data: EventData) -> None:
         """Write one event; while the disk is full, wait."""
         self.when_there_is_room(lambda: self._append(data))
 
     def status(self, phase: Phase, message: str, total_steps: int | None = None) -> None:
         """The worker entered a phase."""
-        self.say(StatusData(phase=phase, message=message, total_steps=total_steps))
+        self.emit(StatusData(phase=phase, message=message, total_steps=total_steps))
 
     def stopped(self, message: str, stopped_by: StoppedBy, total_steps: int | None = None) -> None:
         """The worker's last word, where it did not come to the end."""
-        self.say(StatusData(phase="stopped", message=message, total_steps=total_steps, stopped_by=stopped_by))
+        self.emit(StatusData(phase="stopped", message=message, total_steps=total_steps, stopped_by=stopped_by))
 
     def warn(self, message: str, code: str = "") -> None:
         """Something works, but probably not as wanted."""
-        self.say(WarningData(message=message, code=code))
+        self.emit(WarningData(message=message, code=code))
 
-    def step(self, step: LoggedStep) -> None:
-        """A logged optimizer step."""
-        self.say(
-            StepData(
-                step=step.step,
-                epoch=round(step.epoch, 6),
-                loss=step.loss,
-                learning_rate=step.learning_rate,
-                grad_norm=step.grad_norm,
-                tokens=step.tokens,
-                trained_tokens=step.trained_tokens,
-                tokens_per_second=step.tokens_per_second,
-                memory_bytes=self.device_memory.step_bytes(),
-            )
-        )
-        self.trackers.log(
-            step.step,
-            {
-                "train/loss": step.loss,
-                "train/learning_rate": step.learning_rate,
-                "train/grad_norm": step.grad_norm,
-                "train/epoch": step.epoch,
-                "train/tokens_per_second": step.tokens_per_second,
-            },
-        )
+    def step(self, step: StepData) -> None:
+        """A logged optimizer step; the memory that it took is added here."""
+        self.emit(step.model_copy(update={"memory_bytes": self.device_memory.step_bytes()}))
+        names = (*(metric.name for metric in self.objective.metrics), *_LOOP_METRICS)
+        self.trackers.log(step.step, {f"train/{name}": getattr(step, name) for name in names})
 
     def held_out(self, step: int, measured: HeldOutLoss, *, adapter_disabled: bool = False) -> None:
         """A measurement of the held-out loss."""
-        self.say(
+        self.emit(
             EvalData(
                 step=step,
                 eval_loss=measured.loss,
@@ -137,7 +122,7 @@ class RunEvents:
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is complete."""
-        self.say(
+        self.emit(
             CheckpointData(
                 step=checkpoint.step,
                 name=checkpoint.folder.name,
@@ -148,7 +133,7 @@ class RunEvents:
 
     def memory(self) -> None:
         """Peaks so far."""
-        self.say(self._peaks())
+        self.emit(self._peaks())
 
     def last_memory(self) -> None:
         """Peaks of an attempt that fails; a further error in reporting them is ignored."""
@@ -245,10 +230,11 @@ class SilentEvents(RunEvents):
     def __init__(self) -> None:
         self.last_seq = 0
         self.predicted_bytes = None
+        self.objective = SupervisedFineTuning()
         self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
 
-    def say(self, data: EventData) -> None:
+    def emit(self, data: EventData) -> None:
         """Write nothing."""
 
     def last_memory(self) -> None:

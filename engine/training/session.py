@@ -5,13 +5,13 @@ import functools
 from typing import Literal
 
 from engine.config.rules import keeps_best
+from engine.runs.history.events import StepData
 from engine.training import faults
 from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
-from engine.training.callbacks import HeldOutLoss, LoggedStep, Progress, RunCallback, TrainerHooks
+from engine.training.callbacks import HeldOutLoss, Progress, RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import random_state
-from engine.training.checkpoints.trained_weights import load_trained, save_adapter
+from engine.training.checkpoints.state_files import load_trained, random_state, save_adapter
 from engine.training.checkpoints.warm_start import untrained_base
 from engine.training.failure import check_held_out, check_loss
 from engine.training.preparation import Attempt, Preparation, Prepared, StoppedBeforeTrainingError
@@ -123,7 +123,7 @@ class TrainingSession:
     def _save_result(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
         self._events.status("saving", "Saving what was trained.")
         group = self._preparation.group
-        if group.is_first:
+        if group.is_main:
             save = lambda folder: save_adapter(  # noqa: E731
                 trainer.model, prepared.tokenizer, folder, prepared.precision.compute
             )
@@ -139,7 +139,7 @@ class TrainingSession:
     def _stop_wanted(self) -> bool:
         return self._preparation.group.any(self._requests.stop_wanted())
 
-    def _on_logged(self, step: LoggedStep, vocabulary: int) -> None:
+    def _on_logged(self, step: StepData, vocabulary: int) -> None:
         if self._first_loss is None:
             self._first_loss = step.loss
             self._events.memory()
@@ -164,7 +164,7 @@ class TrainingSession:
             row_plan=prepared.row_plan,
         )
         random_states = group.gather(random_state())
-        if group.is_first:
+        if group.is_main:
             fill = functools.partial(trainer.write_state, random_states=random_states)
             write = functools.partial(checkpoints.write_checkpoint, self._folder.checkpoints, facts, fill)
             self._events.when_there_is_room(lambda: self._events.checkpoint(write()))

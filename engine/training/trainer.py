@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
+from engine.runs.history.events import StepData
 from engine.training import faults
 from engine.training.batching.batches import PassTensors
 from engine.training.batching.plan import EpochPlanner
@@ -31,9 +32,9 @@ from engine.training.batching.steps import (
     TrainerSetup,
     unchanged,
 )
-from engine.training.callbacks import HeldOutLoss, LoggedStep, Progress, SkippedSteps, TrainerHooks
+from engine.training.callbacks import HeldOutLoss, Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
-from engine.training.checkpoints.trained_weights import load_trained, save_trained
+from engine.training.checkpoints.state_files import load_trained, save_trained
 from engine.training.failure import check_held_out
 
 
@@ -255,9 +256,9 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         now = time.perf_counter()
         seconds = now - self._interval.began - self._interval.paused_seconds
         norm = logs.get("grad_norm")
-        step = LoggedStep(
+        step = StepData(
             step=int(self.state.global_step),
-            epoch=float(self.state.epoch or 0.0),
+            epoch=round(float(self.state.epoch or 0.0), 6),
             loss=logs["loss"],
             learning_rate=logs["learning_rate"],
             grad_norm=None if norm is None or self._skipped.last_was_skipped else float(norm),

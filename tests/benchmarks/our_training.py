@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.runs.history.events import StepData
 from engine.training.assembly import Assembly, assemble
 from engine.training.batching.batches import join
 from engine.training.batching.plan import EpochPlanner
 from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
-from engine.training.callbacks import LoggedStep, TrainerHooks
+from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import Precision, choose_precision
 from engine.training.trainer import LoratoryTrainer
@@ -52,10 +53,10 @@ def train_ours(recipe: Recipe) -> Trial:
     """Train with the worker's trainer."""
     config, prepared, model, assembly, placement, precision = _build(recipe)
     data, clock = prepared.data, Clock()
-    logged: list[LoggedStep] = []
+    logged: list[StepData] = []
     held_out: dict[str, float] = {}
 
-    def remember(step: LoggedStep) -> None:
+    def remember(step: StepData) -> None:
         logged.append(step)
         if len(logged) == WARM_UP_STEPS:
             clock.start()

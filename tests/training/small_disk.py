@@ -71,7 +71,7 @@ def main(disk: Path) -> None:
 
     def many_steps() -> None:
         for step in range(1, 41):  # more than the file's last block has room for
-            events.say(StepData(step=step, epoch=0.1, loss=1.0, learning_rate=1.0, tokens=1, tokens_per_second=1.0))
+            events.emit(StepData(step=step, epoch=0.1, loss=1.0, learning_rate=1.0, tokens=1, tokens_per_second=1.0))
 
     replace_folder(adapter, lambda folder: (folder / "weights").write_bytes(b"earlier"))
     facts = CheckpointFacts(5)

@@ -12,9 +12,9 @@ from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource
 from engine.training import assembly
 from engine.training.build import add_adapter, load_model
+from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
-from engine.training.quick_lora import make_lora_quick
 from engine.training.targets import choose_targets
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training

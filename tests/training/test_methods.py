@@ -14,8 +14,7 @@ from engine.inspector.worker.inventory import inventory_of
 from engine.memory.targets import find_targets
 from engine.memory.trainable import count_trainable
 from engine.training.callbacks import RunCallback, TrainerHooks
-from engine.training.checkpoints.state_files import random_state
-from engine.training.checkpoints.trained_weights import save_adapter
+from engine.training.checkpoints.state_files import random_state, save_adapter
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 pytestmark = [

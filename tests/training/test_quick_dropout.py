@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training.quick_dropout import DropoutMask
+from engine.training.ops.lora_branch import DropoutMask
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from engine.training.quick_lora import make_lora_quick
+from engine.training.ops.lora_branch import make_lora_quick
 
 IDS = torch.arange(40, 64).view(1, 24)
 

@@ -26,9 +26,9 @@ from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
 from engine.training.layer_split import device_map_of, keep_beside, plan_spread
+from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.loss import TrainedTokens, attach_loss
 from engine.training.placement import choose_placement, in_torch_order
-from engine.training.quick_lora import make_lora_quick
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from engine.errors import ConfigError
 from engine.models.source import ModelSource
 from engine.training.build import add_adapter, load_model
-from engine.training.checkpoints.trained_weights import save_adapter
+from engine.training.checkpoints.state_files import save_adapter
 from engine.training.checkpoints.warm_start import load_warm_start, untrained_base
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision

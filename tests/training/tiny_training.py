@@ -12,10 +12,11 @@ from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
+from engine.runs.history.events import StepData
 from engine.training.assembly import Assembly, assemble
 from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
-from engine.training.callbacks import LoggedStep, TrainerHooks
+from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
 from engine.training.trainer import LoratoryTrainer
@@ -65,7 +66,7 @@ class TinyTraining:
 
     trainer: LoratoryTrainer
     assembly: Assembly
-    steps: list[LoggedStep]
+    steps: list[StepData]
 
     @property
     def losses(self) -> list[float]:
@@ -97,7 +98,7 @@ def make_training(
     random.seed(config.training.seed)
     model = add_adapter(base or load_model(source, config, precision, placement), config, source)
     assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
-    steps: list[LoggedStep] = []
+    steps: list[StepData] = []
     hooks = hooks or TrainerHooks()
     told = hooks.logged
     hooks.logged = lambda step: (steps.append(step), told(step))[1]

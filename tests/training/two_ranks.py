@@ -22,17 +22,17 @@ EPOCHS = 6  # in some of them the first process has nothing to learn, in others 
 
 
 def main(model: str, folder: str, head: str, rows: str) -> None:
-    companions = ProcessGroup.from_environment()
+    group = ProcessGroup.from_environment()
     torch.set_num_threads(1)
     one_row = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": EPOCHS}
     adapter = {"method": "none"} if head == "trained" else {}
     config = make_config(Path(model), adapter=adapter, training=one_row)
-    placement = Placement(CPU, torch.device("cpu"), companions)
+    placement = Placement(CPU, torch.device("cpu"), group)
     training = make_training(config, ROWS[: int(rows)], Path(folder), placement=placement)
     training.trainer.train()
     told = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
     weights = sum(float(weights.double().abs().sum()) for weights in training.weights().values())
-    (Path(folder) / f"rank-{companions.rank}.json").write_text(json.dumps([training.losses, weights, told]))
+    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, told]))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Lora(PeftMethod):
         return {name: value for name, value in arguments.items() if value != optional.get(name, ...)}
 
     def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
-        """Return whether the two matrices are all that is trained: `engine.training.quick_lora` does its own casts."""
+        """Return whether the two matrices are all that is trained: `engine.training.ops.lora_branch` does its own casts."""
         return not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
 
 

@@ -14,7 +14,7 @@ View = Literal["perplexity", "answers", "scores", "preferences"]
 class Metric(NamedTuple):
     """One figure of a logged step, next to learning rate, gradient norm and speed, which every objective has."""
 
-    name: str  # field of `StepData` and `LoggedStep`; trackers get it as train/name
+    name: str  # field of `StepData`; trackers get it as train/name
     label: str
     higher_is_better: bool = False
 

@@ -27,7 +27,7 @@ from engine.runs.checkpoints import (
     step_of,
 )
 from engine.training import faults
-from engine.training.checkpoints.trained_weights import load_trained
+from engine.training.checkpoints.state_files import load_trained
 from engine.training.process_group import ProcessGroup
 from engine.training.reporting import RunEvents
 
@@ -255,7 +255,7 @@ def _manifest(path: Path) -> Manifest | None:
         raise cannot_read(path.name, error) from error
 
 
-def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvents, companions: ProcessGroup) -> None:
+def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvents, group: ProcessGroup) -> None:
     """Give the model its best weights; report that, or why the last ones stay.
 
     Args:
@@ -263,12 +263,12 @@ def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvent
         last_step: The step whose weights the model has.
         folder: The run's checkpoints.
         events: For the report.
-        companions: The first process verifies the checkpoint for all.
+        group: The first process verifies the checkpoint for all.
     """
     best_step = trainer.progress.best_step
     if best_step in (None, last_step):
         return
-    name = companions.broadcast_from_main(lambda: _usable_checkpoint(best_step, folder, events))
+    name = group.broadcast_from_main(lambda: _usable_checkpoint(best_step, folder, events))
     if not name:
         return
     load_trained(trainer.model, folder / name)

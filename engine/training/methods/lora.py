@@ -3,11 +3,11 @@
 from typing import Any
 
 from engine.training.methods.base import MethodTrainer
-from engine.training.quick_lora import make_lora_quick
+from engine.training.ops.lora_branch import make_lora_quick
 
 
 class LoraTrainer(MethodTrainer):
-    """PEFT's adapter with the branch of `engine.training.quick_lora`."""
+    """PEFT's adapter with the branch of `engine.training.ops.lora_branch`."""
 
     def speed_up(self, model: Any) -> int:
         """Replace the forward pass of plain layers, whose two matrices then need no autocast."""
