@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.device.device_need import TensorsAtPeak, is_hopper
 from engine.memory.optimizers import optimizer_scratch_bytes
-from engine.memory.persistent import Persistent, gradient_bytes, is_quantized, persistent_bytes, quantized_bytes
+from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes, quantized_bytes
 from engine.memory.phases import Held, Phase, StepPeaks, simulate_step
 from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets
@@ -161,7 +161,7 @@ def _gathered_bytes(modules: Iterable[ModuleShape], workload: Workload) -> int:
     """Some modules, whole: packed where they are quantized, else as wide as products are computed."""
     return sum(
         quantized_bytes(module, workload)
-        if is_quantized(module, workload)
+        if workload.quantizes(module)
         else module.parameters * workload.precision.compute
         for module in modules
     )

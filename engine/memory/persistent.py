@@ -48,7 +48,7 @@ def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[in
     """The same for some modules."""
     linear = rest = 0
     for module in modules:
-        if is_quantized(module, workload):
+        if workload.quantizes(module):
             linear += quantized_bytes(module, workload)
             rest += module.bias_parameters * workload.precision.norms
         elif workload.base == "dense" and module.kind in _LINEAR_KINDS and not module.is_output_head:
@@ -66,11 +66,6 @@ def unquantized_width(module: ModuleShape, workload: Workload) -> int:
     if module.kind in _LINEAR_KINDS:
         return precision.weights
     return precision.norms if module.kind == "norm" else precision.embeddings
-
-
-def is_quantized(module: ModuleShape, workload: Workload) -> bool:
-    """Whether this module's weight is held in the base's quantized format."""
-    return workload.base != "dense" and module.is_quantizable and not module.is_output_head
 
 
 def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
@@ -115,7 +110,7 @@ def _mapped_bytes(structure: ModelStructure, workload: Workload) -> int:
     """
     if workload.device != "cpu" or workload.base == "dense" or workload.precision.embeddings != 2:
         return 0
-    quantized = (module for module in structure.shape.modules if is_quantized(module, workload))
+    quantized = (module for module in structure.shape.modules if workload.quantizes(module))
     return sum(module.in_features * module.out_features * 2 for module in quantized)
 
 

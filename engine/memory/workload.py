@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config.adapter import AdapterConfig
+from engine.models.shape import ModuleShape
 
 DeviceKind = Literal["cuda", "cpu"]
 BaseFormat = Literal["dense", "nf4", "fp4", "int8", "gptq"]
@@ -147,6 +148,10 @@ class Workload:
         method = self.adapter.traits
         in_cache = method.virtual_tokens == "keys_and_values"
         return self.length + (method.count_virtual_tokens(self.adapter) if in_cache else 0)
+
+    def quantizes(self, module: ModuleShape) -> bool:
+        """Return whether a module's weight is held in the base's quantized format."""
+        return self.base != "dense" and module.is_quantizable and not module.is_output_head
 
     @property
     def trains_adapter(self) -> bool:

@@ -18,7 +18,7 @@ def base_projection(r: StepContext, x: Value, module: ModuleShape) -> Value:
 
 def is_quantized(r: StepContext, module: ModuleShape) -> bool:
     """Whether this layer's weight is held in the base's quantized format."""
-    return r.workload.base != "dense" and module.is_quantizable and not module.is_output_head
+    return r.workload.quantizes(module)
 
 
 def _dense(r: StepContext, x: Value, module: ModuleShape) -> Value:

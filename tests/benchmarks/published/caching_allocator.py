@@ -15,7 +15,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from engine.memory.optimizers import TensorShape, is_paged, state_of_tensor
-from engine.memory.persistent import is_quantized, quantized_bytes, unquantized_width
+from engine.memory.persistent import quantized_bytes, unquantized_width
 from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets
 from engine.memory.trainable import TrainableCount
@@ -182,7 +182,7 @@ def reserve_of_step(
 def _load_weights(allocator: CachingAllocator, structure: ModelStructure, workload: Workload) -> None:
     """One request for each weight; a quantized one stands there whole while it is quantized."""
     for module in structure.shape.modules:
-        if is_quantized(module, workload):
+        if workload.quantizes(module):
             whole = allocator.take(module.in_features * module.out_features * 2)
             packed = module.in_features * module.out_features
             packed = packed if workload.base == "int8" else packed // 2
