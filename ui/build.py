@@ -73,7 +73,7 @@ def build_app(services: Services) -> gr.Blocks:
         for tab in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab):
             tab.wire()
         measure.wire()
-        page.wire(but=("adapter.r", "model.revision"))  # alpha comes along first; the revision is looked up first
+        page.wire(exclude=("adapter.r", "model.revision"))  # alpha comes along first; the revision is looked up first
         _wire_side_panel(page, side, advice)
         _wire_opening(app, page, model_tab, data_tab)
 

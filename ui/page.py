@@ -113,13 +113,13 @@ class Page:
             return f"the adapter of {start}, a run that is gone"
         return f"the adapter in {Path(start).name}" if start else ""
 
-    def wire(self, *, but: tuple[str, ...] = ()) -> None:
+    def wire(self, *, exclude: tuple[str, ...] = ()) -> None:
         """Redraw on every change that a person makes in the form.
 
         Args:
-            but: Settings whose own event already ends in a redraw.
+            exclude: Settings whose own event already ends in a redraw.
         """
-        settings = [pair for pair in zip(self.form.names, self.form.components, strict=True) if pair[0] not in but]
+        settings = [pair for pair in zip(self.form.names, self.form.components, strict=True) if pair[0] not in exclude]
         inputs = [
             # What cannot be seen is not changed by hand; who sets it redraws by `refresh_after`.
             changed_by_hand(component) if component.visible else component.input

@@ -125,7 +125,7 @@ class Preflight:
             seed=config.training.seed,
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
-        _refuse_data_without_lessons(config, report)
+        _require_trained_tokens(config, report)
         return CheckedRun(
             config,
             Provenance.model_validate(
@@ -195,7 +195,7 @@ def _absent_trackers(config: RunConfig) -> list[Problem]:
     ]
 
 
-def _refuse_data_without_lessons(config: RunConfig, report: DatasetReport) -> None:
+def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
     if report.trained_tokens == 0:
         raise DatasetError(
             f"No token of {config.dataset.source} would be trained on (train_on is {config.dataset.train_on}, "
