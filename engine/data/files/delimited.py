@@ -2,11 +2,11 @@
 
 import csv
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 
 from engine.data.files.access import shown_name
-from engine.data.files.kinds import TextKind, TextReader, TextStart
+from engine.data.files.kinds import TextKind, TextReader, TextStart, require_unique
 from engine.data.files.text_stream import Line, TextStream, read_lines
 from engine.data.records import (
     MAX_ROW_BYTES,
@@ -72,12 +72,7 @@ class DelimitedReader(TextReader):
             )
         if not named:
             raise DatasetError(f"The first line of {name} names no columns.", "Put the columns' names there.")
-        twice = [column for column, count in Counter(columns).items() if count > 1]
-        if twice:
-            raise DatasetError(
-                f"The column {shown_name(twice[0])!r} appears twice in the header of {name}.",
-                "Rename one of the two.",
-            )
+        require_unique(columns, name)
         return columns
 
     def _next_row(self, lines: "_Lines", row: int) -> Record | None:

@@ -1,14 +1,16 @@
 """What a kind of file is: its endings, how its content is recognized, and what cuts it into rows."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.data.files.access import UnpackedFile
+from engine.data.files.access import UnpackedFile, shown_name
 from engine.data.files.text_stream import TextStream
 from engine.data.records import Position, Record, RowSource, SourceForm
+from engine.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,19 @@ class TextKind:
     endings: tuple[str, ...]
     recognize: Callable[[TextStart], "TextReader | None"]
     trusts_ending: bool = False
+
+
+def require_unique(columns: Sequence[str], name: str) -> None:
+    """Require that the header of a table names each column once.
+
+    Raises:
+        DatasetError: With the column that it names twice.
+    """
+    twice = next((column for column, count in Counter(columns).items() if count > 1), None)
+    if twice is not None:
+        raise DatasetError(
+            f"The column {shown_name(twice)!r} appears twice in the header of {name}.", "Rename one of the two."
+        )
 
 
 class TextReader(ABC):
