@@ -83,7 +83,7 @@ def test_rows_are_what_was_written_from_every_place(tmp_path, name):
 def test_rows_are_previewed_checked_and_rendered_by_their_numbers(tmp_path):
     path = write(tmp_path / "rows.arrow", pa.Table.from_pylist(ROWS, SCHEMA))
     dataset = DatasetConfig(source=str(path))
-    renderer = Renderer(tokenizer_of(family("chatml")), max_length=64)
+    renderer = Renderer(tokenizer_of(family("qwen2.5")), max_length=512)
     reader = DatasetReader(dataset, SourceOptions(), renderer)
 
     page = page_of(reader, PageRequest.model_validate({"first_row": 150, "count": 2}))

@@ -23,7 +23,7 @@ from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 
 ROWS = [{"instruction": f"Ask {number}", "output": "Answer"} for number in range(30)]
-_NEVER_READ = (".xlsx", ".zip", ".pkl", ".jsonl.zst")
+_NEVER_READ = (".xls", ".zip", ".pkl", ".jsonl.zst")
 CAST_ERROR = CastError("Couldn't cast", table_column_names=["a"], requested_column_names=["b"])
 
 

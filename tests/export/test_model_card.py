@@ -134,7 +134,7 @@ def test_data_is_told_without_its_folder():
     assert hub_datasets(named("sample:loratory-faq")) == ()
 
 
-@pytest.mark.parametrize("ending", [*DATA_ENDINGS, *(f"{ending}.gz" for ending in DATA_ENDINGS), ".xlsx"])
+@pytest.mark.parametrize("ending", [*DATA_ENDINGS, *(f"{ending}.gz" for ending in DATA_ENDINGS), ".zip"])
 def test_a_file_that_is_gone_is_never_named_as_a_dataset_on_the_hub(ending):
     dataset = DatasetConfig(source=f"team/rows{ending}", mix={f"team/more{ending}": 1.0, "org/data-v1.5": 1.0})
 

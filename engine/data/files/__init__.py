@@ -11,10 +11,11 @@ from engine.data.files.parquet import PARQUET
 from engine.data.files.plain_text import PLAIN_TEXT
 from engine.data.files.text_file import TextFileRows
 from engine.data.files.text_stream import TextStream
+from engine.data.files.xlsx import XLSX
 from engine.data.records import RowSource
 from engine.errors import DatasetError
 
-BINARY_KINDS: tuple[BinaryKind, ...] = (PARQUET, ARROW)
+BINARY_KINDS: tuple[BinaryKind, ...] = (PARQUET, ARROW, XLSX)
 TEXT_KINDS: tuple[TextKind, ...] = (JSON_LINES, JSON, DELIMITED, PLAIN_TEXT)  # the last one takes every text
 
 _KINDS: tuple[BinaryKind | TextKind, ...] = (*BINARY_KINDS, *TEXT_KINDS)
@@ -22,7 +23,7 @@ _KIND_OF_ENDING = {ending: kind for kind in _KINDS for ending in kind.endings}
 # Files that are named by mistake: not read, and not a dataset on the Hub either.
 _OTHER_FILES = frozenset(
     ".7z .bin .bz2 .db .doc .docx .gguf .gz .h5 .html .ipynb .npy .npz .ods .odt .orc .pdf .pickle .pkl "
-    ".pt .rtf .safetensors .sqlite .tar .tgz .xls .xlsx .xml .xz .yaml .yml .zip .zst".split()
+    ".pt .rtf .safetensors .sqlite .tar .tgz .xls .xml .xz .yaml .yml .zip .zst".split()
 )
 
 DATA_ENDINGS = tuple(sorted(_KIND_OF_ENDING))

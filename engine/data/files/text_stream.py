@@ -16,7 +16,7 @@ CHUNK_BYTES = 1 << 20
 SNIFF_BYTES = 1 << 16
 
 _NOT_TEXT: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "a zip archive (or an Excel workbook)"),
+    (b"\xd0\xcf\x11\xe0", "an old or an encrypted Office document"),
     (b"\x80\x02", "a pickle, which is never opened because it can run code"),
     (b"\x80\x03", "a pickle, which is never opened because it can run code"),
     (b"\x80\x04", "a pickle, which is never opened because it can run code"),
