@@ -27,6 +27,7 @@ _OTHER_FILES = frozenset(
 )
 
 DATA_ENDINGS = tuple(sorted(_KIND_OF_ENDING))
+DATA_LABELS = tuple(kind.label for kind in (*TEXT_KINDS, *BINARY_KINDS))
 
 _MAGIC_BYTES = 8
 

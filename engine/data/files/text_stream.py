@@ -166,7 +166,7 @@ class TextStream:
             if start.startswith(magic):
                 raise DatasetError(
                     f"{shown_name(self.path.name)} is {what}.",
-                    "Export the rows as JSON, JSONL, CSV or Parquet, and choose that file.",
+                    "Export the rows as JSONL, CSV, Excel, Parquet or Arrow, and choose that file.",
                 )
 
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 from engine.config.dataset import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
-from engine.data.files import DATA_ENDINGS
+from engine.data.files import DATA_ENDINGS, DATA_LABELS
 from engine.errors import EngineError
 from ui.backend.dataset_checks import CheckQuestion, RunningCheck, question_of
 from ui.errors import explained, shown_as_message, trouble
@@ -34,8 +34,8 @@ _SAMPLES = (
 )
 _UPLOAD_TYPES = [*DATA_ENDINGS, ".gz"]
 _EMPTY = (
-    '<div class="empty"><b>No dataset yet</b>Pick a sample, upload a file, or give a path or a Hub id. JSON, JSONL, CSV, '
-    "Parquet and plain text are read; the format is found out.</div>"
+    '<div class="empty"><b>No dataset yet</b>Pick a sample, upload a file, or give a path or a Hub id. '
+    f"Loratory reads {', '.join(DATA_LABELS)}, and detects the format.</div>"
 )
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
