@@ -185,8 +185,8 @@ def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
 TEMPLATE_SECONDS = 2.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
 
 # What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several
-# times what rows of the largest size need.
-_RENDERING_SECONDS = 5.0
+# times what rows of the largest size need. Loading a template and its first row together stay below ten seconds.
+_RENDERING_SECONDS = 4.0
 
 _RENDERING_SECONDS_PER_MB = 5.0
 
