@@ -1,13 +1,16 @@
 """Scripts executed by themselves reproduce the losses of the runs that they were printed from."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from engine.cli import run_command
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.history.reader import read_history
@@ -36,17 +39,14 @@ def trained(config, folder: Path) -> str:
 
 
 def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
-    elsewhere = {} if home is None else {"LORATORY_HOME": str(home.root)}
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.cli", *map(str, arguments)],
-        env={**os.environ, **elsewhere},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run a command in this process, whose workers are forked; `test_runs_for_real` starts it as people do."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        if home is not None:
+            patch.setenv("LORATORY_HOME", str(home.root))
+        code = run_command([str(argument) for argument in arguments])
+    assert code == 0, err.getvalue()
+    return out.getvalue()
 
 
 def executed(script: Path) -> list[dict]:

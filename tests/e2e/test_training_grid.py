@@ -1,5 +1,6 @@
 """Every method on every precision, with and without checkpointing and packing, on a model of two layers: trains, saves,
-loads again and answers; or is refused with the reason."""
+loads again and answers; or is refused with the reason. Of the cells of methods with all of these, every second one is
+trained, which has each combination of any three settings."""
 
 import itertools
 
@@ -27,12 +28,20 @@ pytestmark = [
 METHODS = ("lora", "ia3", "prefix_tuning", "none")
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 CELLS = list(itertools.product(METHODS, QUANTIZATIONS, (False, True), (False, True)))
+WITH_ALL_SETTINGS = ("lora", "ia3")
 
 
 def is_refused(method, quantization, checkpointing, packing):
     if method == "prefix_tuning":
         return checkpointing or packing
     return method == "none" and quantization != "none"
+
+
+def is_trained(method, quantization, checkpointing, packing):
+    if is_refused(method, quantization, checkpointing, packing):
+        return False
+    place = METHODS.index(method) + QUANTIZATIONS.index(quantization) + checkpointing + packing
+    return method not in WITH_ALL_SETTINGS or place % 2 == 0
 
 
 def cell_config(folder, method, quantization, checkpointing, packing):
@@ -98,7 +107,7 @@ def take_off(model):
             setattr(model.get_submodule(parent), child, module.get_base_layer())
 
 
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if not is_refused(*cell)], ids=name_of)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if is_trained(*cell)], ids=name_of)
 def test_an_allowed_cell_trains_saves_loads_and_answers(cell, bases, tiny_model_folder, tokenizer, rows, tmp_path):
     config = cell_config(tiny_model_folder, *cell)
     training = make_training(config, rows, tmp_path / "out", base=base_of(bases, config))
@@ -134,4 +143,4 @@ def test_a_refused_cell_says_why(cell):
 
     method, *_ = cell
     words = {"prefix_tuning": ("prefix", "packing"), "none": ("full fine-tuning",)}[method]
-    assert all(any(word in problem.message for word in words) for problem in caught.value.problems)
+    assert all(any(word in problem.message.lower() for word in words) for problem in caught.value.problems)
