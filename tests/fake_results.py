@@ -26,7 +26,7 @@ from engine.export.contract import (
     Verification,
 )
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from tests.fake_inspector import QUESTIONS
 from ui.backend.results import ResultWork
 

@@ -17,8 +17,8 @@ from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity, boot_id
-from engine.processes.json_lines import CancelledRequestError
 from engine.processes.lock import FileLock
+from engine.processes.messages import CancelledRequestError
 
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from engine.errors import ModelError
 from engine.models.prepared import ModelProgress, OnModelProgress, Recipe, ignore_progress, prepare_once
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonLinesProcess, JsonObject
+from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.messages import JsonObject
 
 CONVERSION = "bfloat16-1"  # part of every recipe; changes when the conversion itself does
 

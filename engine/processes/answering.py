@@ -1,4 +1,4 @@
-"""The worker's end of questions and answers as JSON lines; `engine.processes.json_lines` has the form and the asker's end.
+"""The answering end of a helper process; `engine.processes.messages` has the protocol.
 
 Requests are answered one after the other, in order. A handler that yields lets others have their turn at each `yield`:
 such requests advance side by side, one step each, in one thread. A cancel is seen at once, by a reader thread.
@@ -15,9 +15,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from queue import Queue
 from typing import BinaryIO, Protocol
 
-import engine.errors
 from engine.errors import EngineError, ModelLimitError, WorkerError
-from engine.processes.json_lines import JsonObject
+from engine.processes.messages import JsonObject, error_to_json
 from engine.processes.spawn import end_with_asker
 
 
@@ -85,15 +84,15 @@ def _answering_errors(request: "_ServedRequest") -> Iterator[None]:
     try:
         yield
     except EngineError as error:
-        request.finish({"error": _error_to_json(error)})
+        request.finish({"error": error_to_json(error)})
     except MemoryError:
         traceback.print_exc()
-        request.finish({"error": _error_to_json(WorkerError("Memory ran out.", "Choose something smaller."))})
+        request.finish({"error": error_to_json(WorkerError("Memory ran out.", "Choose something smaller."))})
     except Exception as error:
         # The full story is for the log; a person gets one sentence.
         traceback.print_exc()
         what = f"Something unexpected happened ({type(error).__name__})."
-        request.finish({"error": _error_to_json(WorkerError(what, "Its log in the server folder says more."))})
+        request.finish({"error": error_to_json(WorkerError(what, "Its log in the server folder says more."))})
 
 
 class _Asker:
@@ -168,10 +167,3 @@ def _read_requests(stream: BinaryIO, requests: "Queue[JsonObject | None]", asker
     # The other side is gone: end even in the middle of a request, for nobody waits for the answer.
     requests.put(None)
     threading.Timer(2.0, os._exit, (0,)).start()
-
-
-def _error_to_json(error: EngineError) -> JsonObject:
-    shown: JsonObject = {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
-    if isinstance(error, engine.errors.ConfigError):
-        shown["problems"] = [list(problem) for problem in error.problems]
-    return shown

@@ -1,16 +1,4 @@
-"""Questions and answers as JSON lines over stdio: how we talk to the inspector, chat and export processes.
-
-    → {"id": 7, "method": "render", "params": {…}}
-    ← {"id": 7, "progress": {…}}            any number of times
-    ← {"id": 7, "result": {…}}              or {"id": 7, "error": {"what": …, "fix": …, "kind": "DatasetError"}}
-    ← {"id": 7, "turn": true}               request 7 is worked on from here until another one's turn
-    ← {"id": 7, "subject": "…"}             what request 7 works with, to be remembered if it ends the process
-    ← {"ready": true}                       the worker's imports are over
-    → {"cancel": 7}                         asks the handler of request 7 to end early
-    → {"withdraw": 7}                       drops request 7 where it has not begun
-
-`engine.processes.answering` is the other end.
-"""
+"""The asking end of a helper process: start it, ask, cancel, end it. `engine.processes.messages` has the protocol."""
 
 import contextlib
 import itertools
@@ -23,50 +11,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
 
-import engine.errors
-from engine.errors import EngineError, ModelLimitError, WorkerError
+from engine.errors import ModelLimitError, WorkerError
 from engine.processes.environment import Access
 from engine.processes.identity import ProcessIdentity
-from engine.processes.spawn import LifeLine, spawn, worker_argv
-
-JsonObject = dict[str, Any]
+from engine.processes.messages import (
+    JsonObject,
+    NotBegunError,
+    ProcessEndedError,
+    error_from_json,
+)
+from engine.processes.spawn import LifeLine, spawn_helper, worker_argv
 
 _LOOK_SECONDS = 1.0
 _LOOK_FOR_TURN_SECONDS = 0.1
-
-
-class CancelledRequestError(EngineError):
-    """The caller asked for an early end."""
-
-    def __init__(self) -> None:
-        super().__init__("The request was stopped.", "Ask again when you need it.")
-
-
-class ProcessEndedError(WorkerError):
-    """The process ended before it answered.
-
-    Args:
-        what: The fact, for people.
-        fix: What they can do.
-        exit_code: Of the process, negative for a signal; None while it is not known.
-        at_fault: Whether it was working on this very request; others can be asked again.
-        subject: What the request worked with, as its handler named it.
-    """
-
-    def __init__(self, what: str, fix: str, exit_code: int | None, *, at_fault: bool = True, subject: str = "") -> None:
-        super().__init__(what, fix)
-        self.exit_code = exit_code
-        self.at_fault = at_fault
-        self.subject = subject
-
-
-class NotBegunError(WorkerError):
-    """The worker is busy with one step of another request, and this request was taken back."""
-
-    def __init__(self) -> None:
-        super().__init__("The helper process is busy.", "Ask again when it is free.")
 
 
 @dataclass
@@ -230,7 +188,7 @@ class JsonLinesProcess:
                     raise self._death(running, request_id, awaited)
                 if "error" in answer:
                     finished = True
-                    error = _error_from_json(answer["error"])
+                    error = error_from_json(answer["error"])
                     if isinstance(error, ModelLimitError):
                         error.subject = awaited.subject
                     raise error
@@ -281,24 +239,12 @@ class JsonLinesProcess:
             return self._running
         if not self._restarts and (self._closed or self._running is not None):
             raise self._death(self._running)
-        line = LifeLine.make()
-        try:
-            process = spawn(
-                worker_argv(self._module, self._arguments),
-                log_file=self._log_file,
-                environment={**self._environment, **(line.environment if line is not None else {})},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                inherited=(line.given,) if line is not None else (),
-                access=self._access,
-            )
-        except WorkerError:
-            if line is not None:
-                os.close(line.held)
-            raise
-        finally:
-            if line is not None:
-                os.close(line.given)
+        process, line = spawn_helper(
+            worker_argv(self._module, self._arguments),
+            log_file=self._log_file,
+            environment=self._environment,
+            access=self._access,
+        )
         running = self._running = _Running(process, line)
         threading.Thread(target=self._read_answers, args=(running,), daemon=True).start()
         return running
@@ -377,13 +323,3 @@ def _waits_longer(awaited: _Awaited, asked: float, seconds: float) -> bool:
     """Whether a worker that is ready has sent nothing for so long, and this request's turn has not come."""
     heard = awaited.running.heard
     return heard is not None and time.monotonic() - max(asked, heard) > seconds
-
-
-def _error_from_json(value: JsonObject) -> EngineError:
-    if value["kind"] == "ConfigError":
-        return engine.errors.ConfigError([engine.errors.Problem(*problem) for problem in value["problems"]])
-    if value["kind"] == "CancelledRequestError":
-        return CancelledRequestError()
-    known = getattr(engine.errors, value["kind"], WorkerError)
-    error_class = known if isinstance(known, type) and issubclass(known, EngineError) else WorkerError
-    return error_class(value["what"], value["fix"])

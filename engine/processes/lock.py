@@ -26,6 +26,11 @@ _held_guard = threading.Lock()  # guards `_held`
 class FileLock:
     """An exclusive lock on a file, kept until `release` or until the process ends in whatever way.
 
+    Not the `filelock` package: its lock is inherited by forked children, so a child that outlives a worker would make the
+    worker look alive; this one (POSIX record locks) belongs to one process. It also shows whether another process has the
+    lock without a wait, and reports a folder or filesystem that cannot be used. Plain exclusion uses the same class: two
+    kinds of lock on the files of one home would not see each other.
+
     Threads of one process exclude each other as processes do. Use it as a context manager to wait for it however long
     that takes; others ask `is_held_by_another`.
 

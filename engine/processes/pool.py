@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from engine.errors import EngineError, ModelLimitError
-from engine.processes.json_lines import JsonLinesProcess, JsonObject, NotBegunError, ProcessEndedError
+from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.limits import OVERRUN_EXIT_CODES
+from engine.processes.messages import JsonObject, NotBegunError, ProcessEndedError
 
 _BEGINS_WITHIN_SECONDS = 0.25
 _DEATHS = 3  # of processes, before a question that was never begun gives up

@@ -122,6 +122,35 @@ class LifeLine(NamedTuple):
         return {LIFE_LINE: str(self.given)}
 
 
+def spawn_helper(
+    argv: Sequence[str], *, log_file: Path, environment: Mapping[str, str], access: Collection[Access]
+) -> tuple[subprocess.Popen[bytes], LifeLine | None]:
+    """Start a process that is asked over stdin, answers on stdout and ends with us; its life line is ours to close.
+
+    Raises:
+        WorkerError: If the process cannot be started.
+    """
+    line = LifeLine.make()
+    try:
+        process = spawn(
+            argv,
+            log_file=log_file,
+            environment={**environment, **(line.environment if line is not None else {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            inherited=(line.given,) if line is not None else (),
+            access=access,
+        )
+    except WorkerError:
+        if line is not None:
+            os.close(line.held)
+        raise
+    finally:
+        if line is not None:
+            os.close(line.given)
+    return process, line
+
+
 def end_with_asker() -> None:
     """Arrange in a worker that it ends with its asker; does nothing where it was started without a life line."""
     name = os.environ.pop(LIFE_LINE, None)

@@ -1,9 +1,10 @@
-"""One question whose answer somebody may no longer want: it is cancelled, and where that is not heard the process is ended."""
+"""Ask a helper process until its answer is no longer wanted: cancel the request, and end a process that does not obey."""
 
 import threading
 from collections.abc import Callable
 
-from engine.processes.json_lines import CancelledRequestError, JsonLinesProcess, JsonObject
+from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.messages import CancelledRequestError, JsonObject
 
 _LOOK_SECONDS = 0.2
 _OBEYS_WITHIN_SECONDS = 3.0
@@ -16,7 +17,7 @@ def ask_until_stopped(
     stopped: threading.Event,
     on_progress: Callable[[JsonObject], None],
 ) -> JsonObject:
-    """Ask a process, and end it within seconds when nobody wants the answer any more, whatever it is silent over.
+    """Ask a process, and end it within seconds once the answer is no longer wanted.
 
     Args:
         process: Asked once; no longer there afterwards where it did not obey the cancel.

@@ -23,8 +23,8 @@ from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseH
 from engine.memory.result import MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity, end_group
-from engine.processes.json_lines import CancelledRequestError
 from engine.processes.lock import FileLock
+from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState

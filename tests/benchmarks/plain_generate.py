@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from engine.processes.answering import Request, serve
-from engine.processes.json_lines import JsonObject
+from engine.processes.messages import JsonObject
 
 
 class TokenTimes(BaseStreamer):

@@ -22,7 +22,7 @@ from engine.evaluation.contract import DataThen, EvaluationOrder, EvaluationRequ
 from engine.evaluation.job import EvaluationJob, read_evaluation
 from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer, spread_evenly
 from engine.hardware.processor import describe_processor
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model

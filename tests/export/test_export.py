@@ -22,7 +22,7 @@ from engine.export.folder import made_aside
 from engine.export.job import ExportJob
 from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
 from tests.export.exporting import ASKED, export, write_run
 from tests.recorded_request import RecordedRequest

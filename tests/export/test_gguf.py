@@ -20,7 +20,7 @@ from engine.export.gguf.converter import CHECKOUT_VARIABLE, find_converter
 from engine.export.job import ExportJob
 from engine.export.worker.main import ExportWorker
 from engine.hardware.processor import describe_processor
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.export.exporting import write_run
 from tests.export.stand_in_converter import make_checkout

@@ -20,7 +20,7 @@ from engine.errors import HubUnreachableError, ModelError, PushError, RunError
 from engine.export.contract import ExportResult, PushRequest, Verification
 from engine.export.folder import list_files
 from engine.export.push.job import PushJob
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.export.hub_stand_in import TOKEN, Fault, HubStandIn
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder

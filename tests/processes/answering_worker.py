@@ -7,7 +7,7 @@ import time
 
 from engine.errors import ConfigError, DatasetError, Problem
 from engine.processes.answering import Request, serve
-from engine.processes.json_lines import JsonObject
+from engine.processes.messages import JsonObject
 
 
 def echo(params: JsonObject, request: Request) -> JsonObject:

@@ -5,8 +5,8 @@ import re
 import time
 
 from engine.processes.answering import Request, Steps, serve
-from engine.processes.json_lines import JsonObject
 from engine.processes.limits import confined
+from engine.processes.messages import JsonObject
 
 
 def stick(params: JsonObject, request: Request) -> JsonObject:

@@ -2,7 +2,7 @@
 
 from engine.errors import DatasetError
 from engine.processes.answering import Request, Steps, serve
-from engine.processes.json_lines import JsonObject
+from engine.processes.messages import JsonObject
 
 
 def count(params: JsonObject, request: Request) -> Steps:

@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import EngineError, ModelError, RunError, StorageError
 from engine.evaluation.contract import EvaluationProgress
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from ui.backend.background import BackgroundWork
 from ui.errors import UNEXPECTED
 

@@ -14,7 +14,7 @@ from engine.data.contract import CheckProgress, DatasetReport
 from engine.data.hub import reads_from_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from ui.errors import explained
 from ui.form import model_of
 

@@ -10,7 +10,7 @@ from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import CancelledRequestError
+from engine.processes.messages import CancelledRequestError
 from ui.backend.background import BackgroundWork, Work
 from ui.backend.dataset_checks import CheckQuestion
 from ui.views.quantities import size

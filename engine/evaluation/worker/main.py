@@ -40,7 +40,7 @@ from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve
 from engine.processes.environment import Access, give_up_access
-from engine.processes.json_lines import CancelledRequestError, JsonObject
+from engine.processes.messages import CancelledRequestError, JsonObject
 
 _WORD = re.compile(r"[^\W_]+")
 

@@ -30,8 +30,9 @@ from engine.models.folder import ModelPart
 from engine.models.source import is_hub_id, is_revision, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.processes.environment import Access
-from engine.processes.json_lines import CancelledRequestError, JsonLinesProcess
+from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.lock import FileLock
+from engine.processes.messages import CancelledRequestError
 from engine.processes.stoppable import ask_until_stopped
 from engine.runs.run import RunFolder
 

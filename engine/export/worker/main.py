@@ -24,7 +24,7 @@ from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve
 from engine.processes.environment import Access, give_up_access
-from engine.processes.json_lines import JsonObject
+from engine.processes.messages import JsonObject
 
 
 class ExportWorker:

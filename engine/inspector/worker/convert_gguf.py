@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from engine.errors import ModelError
 from engine.processes.answering import Request, serve
-from engine.processes.json_lines import JsonObject
 from engine.processes.limits import lift_memory_limit
+from engine.processes.messages import JsonObject
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything needed is in the file; nothing may be looked up elsewhere
 

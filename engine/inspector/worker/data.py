@@ -31,8 +31,8 @@ from engine.models.folder import ModelPart, tokenizer_files_fingerprint
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, Steps, serve
-from engine.processes.json_lines import CancelledRequestError, JsonObject
 from engine.processes.limits import limit_memory
+from engine.processes.messages import CancelledRequestError, JsonObject
 
 _KEPT = 4
 

@@ -22,7 +22,7 @@ from engine.models.shape import ModelDetails
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.answering import Request, serve
-from engine.processes.json_lines import JsonObject
+from engine.processes.messages import JsonObject
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 

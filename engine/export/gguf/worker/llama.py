@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.errors import ModelError
 from engine.processes.answering import Request, serve
-from engine.processes.json_lines import JsonObject
+from engine.processes.messages import JsonObject
 
 _SPARE_TOKENS = 8
 
