@@ -80,7 +80,7 @@ def ends_with_one_of(name: str, endings: Iterable[str]) -> bool:
 
 
 def _is_saved_in_full(name: str, modules_to_save: Iterable[str]) -> bool:
-    """Whether it is such a module, or stands inside one."""
+    """Return whether it is such a module, or inside one."""
     parts = name.split(".")
     wholes = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
     return any(ends_with_one_of(whole, modules_to_save) for whole in wholes)

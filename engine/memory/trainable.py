@@ -94,9 +94,9 @@ def _grouped(
 
 
 def _tensors(module: ModuleShape, *, as_copy: bool) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
-    """Shapes of a module's weights, or of what stands in their place, and of its biases.
+    """Shapes of a module's weights, or of what replaces them, and of its biases.
 
-    Of a module that is no known layer, what is not told counts as a vector, of which optimizers keep most.
+    In a module of unknown kind, what is unknown counts as a vector, of which optimizers keep most.
 
     Args:
         as_copy: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.

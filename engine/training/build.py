@@ -1,4 +1,4 @@
-"""From a RunConfig to the objects of transformers, PEFT and TRL: the only place where our settings meet theirs."""
+"""Build the objects of transformers, PEFT and TRL from a RunConfig."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.source import ModelSource
 from engine.training.failure import is_out_of_memory
-from engine.training.layer_split import keep_beside, plan_spread
+from engine.training.layer_split import attach_device_hooks, plan_spread
 from engine.training.methods.registry import method_trainer
 from engine.training.ops.attention import FLASH_CAPABILITY, copy_shared_heads
 from engine.training.placement import Placement
@@ -27,7 +27,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
 
     Raises:
         ConfigError: If it has fewer layers than there are devices to spread them over.
-        ModelError: If its files cannot be loaded, or it is no causal language model.
+        ModelError: If its files cannot be loaded, or it is not a causal language model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -61,7 +61,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     copy_shared_heads(precision.compute, placement.torch_indexes)
     model.config.use_cache = False
     if placement.spread:
-        keep_beside(model)
+        attach_device_hooks(model)
     for module in model.modules():
         # bitsandbytes would repack 4-bit weights for inference at the first measurement, which rounds their scales and
         # cannot be trained through.
@@ -106,7 +106,7 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
         adapted = get_peft_model(
             model, method_trainer(config.adapter.method).peft_config(model, config.adapter, source)
         )
-    except ValueError as error:  # a target that is no linear layer, a family that PEFT has no prefix for …
+    except ValueError as error:  # a target that is not a linear layer, a family that PEFT has no prefix for …
         reason = str(error).strip().splitlines()[0][:300]
         raise ConfigError([Problem("adapter", f"PEFT cannot put this adapter on {source.name}: {reason}")]) from error
     for settings in adapted.peft_config.values():
@@ -152,7 +152,7 @@ def training_arguments(
         data_seed=training.seed,
         logging_steps=training.logging_steps,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # it would hide a loss that is no number
+        logging_nan_inf_filter=False,  # it would hide a NaN loss
         eval_strategy="no",
         save_strategy="no",
         report_to="none",

@@ -55,7 +55,7 @@ def device_map_of(model: torch.nn.Module, parts: Sequence[DevicePart]) -> dict[s
     return places
 
 
-def keep_beside(causal_lm: Any) -> None:
+def attach_device_hooks(causal_lm: Any) -> None:
     """Hand each pass from device to device; call it on a model whose modules are placed as its `hf_device_map` has them.
 
     The last hidden states end on the device of the output head, where the loss is computed.

@@ -15,7 +15,7 @@ _QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
 def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     """What PEFT's `target_modules` gets: `all-linear`, or names that each match a linear layer of this model.
 
-    Beside stacked experts PEFT would put adapters on these too, multiplied out to the size of all experts at each pass;
+    PEFT would put adapters on stacked experts too, multiplied out to the size of all experts at each pass;
     there, `all-linear` becomes the names of the linear layers.
 
     A regular expression is matched here, with a limit on its time, and handed on as the names that it found: PEFT would
@@ -51,7 +51,7 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
 def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None:
     """What PEFT's `modules_to_save` gets: names of modules to be trained in full; None where none is.
 
-    PEFT takes every module whose name ends with these letters, so that norm would mean input_layernorm too; where that is
+    PEFT takes every module whose name ends with these letters, so norm would mean input_layernorm too; where that is
     more than was named, it gets whole names.
 
     Raises:

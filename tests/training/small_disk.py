@@ -54,20 +54,20 @@ def main(disk: Path) -> None:
     def while_full(act) -> bool:
         """Do it on a full disk; returns whether the disk was said to be full before there was room."""
         fill(ballast)
-        told = []
+        recorded = []
 
         def make_room() -> None:
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline and codes(log)[-1:] != ["disk_full"]:
                 time.sleep(0.02)
-            told.append(codes(log)[-1:] == ["disk_full"])
+            recorded.append(codes(log)[-1:] == ["disk_full"])
             ballast.unlink()
 
         helper = threading.Thread(target=make_room)
         helper.start()
         act()
         helper.join()
-        return told[0]
+        return recorded[0]
 
     def many_steps() -> None:
         for step in range(1, 41):  # more than the file's last block has room for
@@ -75,7 +75,7 @@ def main(disk: Path) -> None:
 
     replace_folder(adapter, lambda folder: (folder / "weights").write_bytes(b"earlier"))
     facts = CheckpointFacts(5)
-    told = [
+    recorded = [
         while_full(many_steps),
         while_full(lambda: events.when_there_is_room(lambda: replace_folder(adapter, weights))),
         while_full(
@@ -85,7 +85,7 @@ def main(disk: Path) -> None:
     events.close()
     said = read_events(log).events
     result = {
-        "told": told,
+        "recorded": recorded,
         "codes": codes(log),
         "steps": [event.data.step for event in said if isinstance(event.data, StepData)],
         "seqs": [event.seq for event in said],

@@ -51,7 +51,7 @@ def loaded(monkeypatch):
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     monkeypatch.setattr(build, "plan_spread", lambda source, config, devices: {"layers": len(devices)})
-    monkeypatch.setattr(build, "keep_beside", lambda model: asked.append("kept beside"))
+    monkeypatch.setattr(build, "attach_device_hooks", lambda model: asked.append("hooked"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (8, 6))
     return asked
 
@@ -74,7 +74,7 @@ def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected
     load_model(ModelSource("m", "m"), config, choose_precision(config, where.device), where)
 
     assert loaded[0].get("device_map") == expected
-    assert ("kept beside" in loaded) is bool(where.spread)
+    assert ("hooked" in loaded) is bool(where.spread)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_replacement_that_was_cut_off_between_its_renames_is_mended(tmp_path):
 def test_the_manifest_is_plain_json(tmp_path):
     checkpoint = write(tmp_path, 5)
 
-    told = json.loads((checkpoint.folder / MANIFEST).read_text())
+    recorded = json.loads((checkpoint.folder / MANIFEST).read_text())
 
-    assert told["step"] == 5
-    assert len(told["files"]["state.json"]["sha256"]) == 64
+    assert recorded["step"] == 5
+    assert len(recorded["files"]["state.json"]["sha256"]) == 64

@@ -61,7 +61,7 @@ def test_a_resumed_run_goes_on_in_what_it_began_in_or_says_so(begun_in, kind, bf
     assert chosen.compute is goes_on_in
     notes = resumed_notes(config(), where, begun_in)
     assert len(notes) == (chosen.compute_name != begun_in)
-    assert all(begun_in in note and f"goes on in {chosen.compute_name}" in note for note in notes)
+    assert all(begun_in in note and f"continues in {chosen.compute_name}" in note for note in notes)
 
 
 def test_what_the_settings_name_holds_for_a_resumed_run_too():

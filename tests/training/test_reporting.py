@@ -22,7 +22,7 @@ from tests.training import small_disk
 
 
 class Requests:
-    """Wants what it is told to, from the given look on."""
+    """Wants what it is recorded to, from the given look on."""
 
     def __init__(self, stop_after=None, cancel_after=None):
         self.looks = 0
@@ -183,7 +183,7 @@ def test_a_real_disk_that_is_full_loses_nothing(tmp_path):
 
     assert process.returncode == 0, process.stderr[-2000:]
     result = json.loads(process.stdout)
-    assert result["told"] == [True, True, True]
+    assert result["recorded"] == [True, True, True]
     assert result["codes"] == ["disk_full", "disk_has_room"] * 3
     assert result["steps"] == list(range(1, 41))
     assert result["seqs"] == list(range(1, len(result["seqs"]) + 1))

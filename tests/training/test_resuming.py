@@ -89,7 +89,7 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_begins_anew(f
         find(folder)
 
     assert "step-15, step-10, step-5" in caught.value.what
-    assert "Resume once more to begin anew" in caught.value.fix
+    assert "Resume once more to restart" in caught.value.fix
     assert names(folder) == ["damaged-step-10", "damaged-step-15", "damaged-step-5"]
     assert find(folder) == (None, [])  # asked once more
 

@@ -25,7 +25,7 @@ from engine.models.source import ModelSource
 from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
-from engine.training.layer_split import device_map_of, keep_beside, plan_spread
+from engine.training.layer_split import device_map_of, attach_device_hooks, plan_spread
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.loss import TrainedTokens, attach_loss
 from engine.training.placement import choose_placement, in_torch_order
@@ -119,7 +119,7 @@ def spread(no_autocast):
             on_devices = {name: f"meta:{device}" for name, device in places.items()}
             skipped = causal_lm._skip_keys_device_placement
             dispatch_model(causal_lm, on_devices, main_device="meta:0", skip_keys=skipped)
-            keep_beside(causal_lm)
+            attach_device_hooks(causal_lm)
             attach_loss(causal_lm)
             model.train()
             inputs = {name: pretended(value) for name, value in batch.inputs.items()}

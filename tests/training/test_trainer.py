@@ -143,8 +143,8 @@ def test_measuring_does_not_change_the_training(tiny_model_folder, tmp_path):
     plain.trainer.train()
     hooks = TrainerHooks()
     measuring = make_training(config, ROWS, tmp_path, held_out=HELD_OUT, hooks=hooks)
-    told = hooks.logged
-    hooks.logged = lambda step: (measuring.trainer.measure_held_out(), told(step))  # type: ignore[assignment]
+    previous = hooks.logged
+    hooks.logged = lambda step: (measuring.trainer.measure_held_out(), previous(step))  # type: ignore[assignment]
     measuring.trainer.train()
 
     assert measuring.losses == plain.losses
@@ -199,8 +199,8 @@ def test_a_killed_run_goes_on_bit_by_bit(tiny_model_folder, tmp_path, sections):
 
     hooks = TrainerHooks()
     killed = make_training(config, ROWS, tmp_path, hooks=hooks)
-    told, stop = hooks.logged, StopAfter(lambda: killed.trainer, tmp_path / "saved", save_at, die_at)
-    hooks.logged = lambda step: (told(step), stop(step))  # type: ignore[assignment]
+    previous, stop = hooks.logged, StopAfter(lambda: killed.trainer, tmp_path / "saved", save_at, die_at)
+    hooks.logged = lambda step: (previous(step), stop(step))  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         killed.trainer.train()
     torch.manual_seed(12345)  # a new process has other random numbers

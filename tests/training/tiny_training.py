@@ -100,8 +100,8 @@ def make_training(
     assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
     steps: list[StepData] = []
     hooks = hooks or TrainerHooks()
-    told = hooks.logged
-    hooks.logged = lambda step: (steps.append(step), told(step))[1]
+    previous = hooks.logged
+    hooks.logged = lambda step: (steps.append(step), previous(step))[1]
     trainer = LoratoryTrainer(
         model=model,
         args=training_arguments(config.training, folder, precision, placement),

@@ -30,9 +30,9 @@ def main(model: str, folder: str, head: str, rows: str) -> None:
     placement = Placement(CPU, torch.device("cpu"), group)
     training = make_training(config, ROWS[: int(rows)], Path(folder), placement=placement)
     training.trainer.train()
-    told = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
+    recorded = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
     weights = sum(float(weights.double().abs().sum()) for weights in training.weights().values())
-    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, told]))
+    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, recorded]))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class CheckpointFacts:
 
 
 def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path], None]) -> Checkpoint:
-    """Write one checkpoint so that it is there whole or not at all, whenever the power goes.
+    """Write one checkpoint, which is there whole or not at all even after a power cut.
 
     Args:
         folder: The run's `checkpoints` folder.

@@ -64,7 +64,7 @@ def make_lora_quick(model: torch.nn.Module) -> int:
     replaced = 0
     for module in model.modules():
         if isinstance(module, LoraLayer) and _is_plain(module):
-            # Bound to the instance, so that PEFT, saving and merging see the class that they know.
+            # Bound to the instance, so PEFT, saving and merging see the class that they know.
             module.forward = types.MethodType(_quick_forward, module)
             replaced += 1
     return replaced
@@ -97,7 +97,7 @@ def _quick_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> to
 def _own(result: torch.Tensor, base_layer: torch.nn.Module) -> torch.Tensor:
     """What the frozen layer gives, as a tensor that may be added to.
 
-    bitsandbytes' own functions may return a view, with a bias or from int8 on GPUs, and autograd lets nobody write into a
+    bitsandbytes' own functions may return a view, with a bias or from int8 on GPUs, and autograd forbids writing into a
     view that a function like theirs has made.
     """
     if result._is_view() and type(base_layer) is not torch.nn.Linear:

@@ -1,4 +1,4 @@
-"""PyTorch's caching allocator for CUDA, simulated through on sizes: what it holds for a stream of requests.
+"""PyTorch's caching allocator for CUDA, simulated on sizes: what it holds for a stream of requests.
 
 Requests up to 1 MiB are cut from segments of 2 MiB, larger ones from segments of 20 MiB, and from 10 MiB on each gets a
 segment of its own, rounded to 2 MiB. The free block that fits best is used again; what is left over is cut off, except
@@ -112,7 +112,7 @@ class CachingAllocator:
         return Block(self._next_address, segment, is_small=is_small)
 
     def _expanded(self, size: int, *, is_small: bool) -> Block:
-        """Let a segment grow at its end; a free block that stands there is part of the answer."""
+        """Let a segment grow at its end; a free block there is part of the answer."""
         page = _SMALL_SEGMENT if is_small else _LARGE_SEGMENT
         end = self._ends.get(is_small)
         if end is not None and end.is_free:
@@ -145,7 +145,7 @@ class CachingAllocator:
         insort(self._free[block.is_small], (rest.size, rest.address, rest))
 
     def _join(self, first: Block, second: Block, *, listed: Block | None = None) -> None:
-        """Make one block of two neighbours; `listed` (else the second) stands in the list of free ones."""
+        """Make one block of two neighbours; `listed` (else the second) is in the list of free ones."""
         entry = listed or second
         free = self._free[first.is_small]
         free.pop(bisect_left(free, (entry.size, entry.address)))
@@ -180,7 +180,7 @@ def reserve_of_step(
 
 
 def _load_weights(allocator: CachingAllocator, structure: ModelStructure, workload: Workload) -> None:
-    """One request for each weight; a quantized one stands there whole while it is quantized."""
+    """One request for each weight; a quantized one is there whole while it is quantized."""
     for module in structure.shape.modules:
         if workload.quantizes(module):
             whole = allocator.take(module.in_features * module.out_features * 2)
@@ -216,7 +216,7 @@ def _run_step(
             blocks[request.number] = allocator.take(request.size)
         else:
             allocator.give_back(blocks.pop(request.number))
-    for block in blocks.values():  # gradients, which are let go before the next step
+    for block in blocks.values():  # gradients, which are released before the next step
         allocator.give_back(block)
 
 

@@ -115,7 +115,7 @@ def evaluate(points: Iterable[MeasuredPoint], unreadable: Iterable[Unreadable] =
             declined.append(Declined(id=point.id, tier=point.tier, reason=error.what))
             continue
         if not found:
-            reason = f"{point.measured_kind} in {point.measured_unit} is no figure that an estimate has."
+            reason = f"{point.measured_kind} in {point.measured_unit} has no counterpart in an estimate."
             declined.append(Declined(id=point.id, tier=point.tier, reason=reason))
         comparisons.extend(found)
     groups: dict[tuple[str, str, MeasuredKind], list[Comparison]] = {}

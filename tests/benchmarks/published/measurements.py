@@ -86,22 +86,22 @@ class MeasuredPoint(_Entry):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_spelling(cls, values: Any) -> Any:
-        """Lift what stands among the extras, and read switches and formats that are written in other ways."""
+    def _normalize(cls, values: Any) -> Any:
+        """Lift settings out of the extras, and normalize switches and formats."""
         if not isinstance(values, dict):
             return values
-        told = dict(values)
-        given = told.get("extra")
+        lifted = dict(values)
+        given = lifted.get("extra")
         extra = given if isinstance(given, dict) else {}
-        told["double_quant"] = any(
-            _is_on(place.get(key)) for place in (told, extra) for key in ("double_quant", "bnb_4bit_use_double_quant")
+        lifted["double_quant"] = any(
+            _is_on(place.get(key)) for place in (lifted, extra) for key in ("double_quant", "bnb_4bit_use_double_quant")
         )
-        if "autocast" in told:
-            told["autocast"] = _is_on(told["autocast"])
-        format_ = told.get("quantization")
+        if "autocast" in lifted:
+            lifted["autocast"] = _is_on(lifted["autocast"])
+        format_ = lifted.get("quantization")
         if isinstance(format_, bool | int | float):
-            told["quantization"] = f"{format_}-bit" if format_ in (4, 8) and not isinstance(format_, bool) else "none"
-        return told
+            lifted["quantization"] = f"{format_}-bit" if format_ in (4, 8) and not isinstance(format_, bool) else "none"
+        return lifted
 
     @property
     def expands_segments(self) -> bool:
@@ -135,7 +135,7 @@ class Observation(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """An entry of a file that is no measurement."""
+    """An entry of a file that is not a measurement."""
 
     id: str
     reason: str
@@ -154,7 +154,7 @@ def read_measurements(path: Path) -> tuple[list[MeasuredPoint], list[Unreadable]
             f"{path.name} cannot be read ({error.strerror}).", "Check its name and permissions."
         ) from error
     except ValueError as error:
-        raise StorageError(f"{path.name} is no JSON ({error}).", "Give a file of measurements.") from error
+        raise StorageError(f"{path.name} is not JSON ({error}).", "Give a file of measurements.") from error
     if not isinstance(entries, list):
         raise StorageError(f"{path.name} holds no list of measurements.", "Give a JSON list of objects.")
     points, unreadable = [], []

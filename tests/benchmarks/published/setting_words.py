@@ -17,7 +17,7 @@ _WIDTHS = {
 
 
 def is_nothing(text: str) -> bool:
-    """Whether somebody wrote that there is none of it."""
+    """Return whether a text means none."""
     return text.strip().casefold() in _NOTHING
 
 

@@ -58,7 +58,7 @@ def known_sizes(model_id: str) -> PublishedSizes | None:
         return PublishedSizes.model_validate(dict(entry.config))
     name = model_id.rsplit("/", 1)[-1].casefold()
     found = next((sizes for part, sizes in _models_by_name().items() if part in name), None)
-    # Of these families one size bears the bare name; the others add theirs to it.
+    # Of these families one size has the bare name; larger ones add theirs.
     return None if found is not None and _OTHER_SIZES.search(name) else found
 
 
@@ -75,7 +75,7 @@ def _bare_name(model_id: str) -> str:
 
 
 def dropouts_of(model_type: str) -> dict[str, float]:
-    """The dropouts that a family trains with unless it is told otherwise; younger ones have none."""
+    """The dropouts that a family trains with by default; younger ones have none."""
     names = ("embedding_dropout", "hidden_dropout", "attention_dropout")
     return dict.fromkeys(names, 0.1) if model_type in _WITH_LAYER_NORM else {}
 

@@ -106,7 +106,7 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
     attention = _attention(point, shape)
     length = point.seq_len
     if not shape.rotary and shape.max_position_embeddings is not None:
-        # Learned positions end there, so that no longer row can have been trained on.
+        # Learned positions end there, so no longer row can have been trained on.
         length = min(length, shape.max_position_embeddings)
     checkpointing = _checkpointing(point)
     transformers = point.version("transformers")
@@ -211,7 +211,7 @@ def _precision(point: MeasuredPoint, base: BaseFormat) -> Precision:
     """Precision of each part; 4-bit bases are prepared in one of three ways.
 
     PEFT's `prepare_model_for_kbit_training` holds everything unquantized at 32 bits; TRL before 1.0 did the same and cast
-    embeddings and head back, which leaves the norms and with them the residual stream at 32 bits; others change nothing.
+    embeddings and head back, which leaves the norms and with them the residual stream at 32 bits; other frameworks change nothing.
     """
     is_named_by_format = base_format(point.base_dtype) in ("nf4", "fp4", "int8", "gptq")
     weights = width_of(point.compute_dtype if is_named_by_format else point.base_dtype)
