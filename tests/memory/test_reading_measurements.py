@@ -171,7 +171,7 @@ def test_segments_expand_where_somebody_asked_for_it(changes, expands):
 
     assert one.expands_segments == expands
     (reserved,), (tensors,) = compare(one), compare(point(**changes))
-    # What expands wastes a small share that is the same for all steps; fixed segments are simulated through.
+    # What expands wastes a small share that is the same for all steps; fixed segments are simulated.
     assert (reserved.predicted_bytes == round(1.02 * tensors.predicted_bytes)) == expands
 
 

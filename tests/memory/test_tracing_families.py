@@ -1,4 +1,4 @@
-"""Families whose layers differ from Llama's, simulated through and run: GPT-2, mixtures of experts, Gemma 2.
+"""Families whose layers differ from Llama's, simulated and run: GPT-2, mixtures of experts, Gemma 2.
 
 What still differs is named by its size; a difference that is larger, smaller, or in another phase fails.
 """

@@ -25,7 +25,7 @@ from engine.models.source import ModelSource
 from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
-from engine.training.layer_split import device_map_of, attach_device_hooks, plan_spread
+from engine.training.layer_split import attach_device_hooks, device_map_of, plan_spread
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.loss import TrainedTokens, attach_loss
 from engine.training.placement import choose_placement, in_torch_order
