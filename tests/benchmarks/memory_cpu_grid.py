@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engine.config.load import config_from_mapping
+from engine.config.methods.registry import METHODS as PEFT_METHODS
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor
@@ -49,6 +50,12 @@ METHODS: dict[str, tuple[str, ...]] = {
     "Prefix tuning": ("adapter.method=prefix_tuning",),
     "Full": ("adapter.method=none",),
 }
+METHODS |= {
+    method.label: (f"adapter.method={method.name}",)
+    for method in PEFT_METHODS.values()
+    if method.label not in METHODS and not method.trains_all
+}
+_UNCHECKPOINTED = frozenset(method.label for method in PEFT_METHODS.values() if not method.gradient_checkpointing)
 BATCH_SIZES = (1, 4)
 LENGTHS = (128, 512, 1024)
 # Of batch, length and checkpointing.
@@ -121,9 +128,9 @@ class Result:
 
 
 def cells() -> list[Cell]:
-    """The grid; prefix tuning cannot be checkpointed."""
+    """The grid, without checkpointing where a method cannot be combined with it."""
     grid = itertools.product(METHODS, BATCH_SIZES, LENGTHS, (False, True))
-    return [Cell(*values) for values in grid if not (values[0] == "Prefix tuning" and values[3])]
+    return [Cell(*values) for values in grid if not (values[0] in _UNCHECKPOINTED and values[3])]
 
 
 def default_cells() -> list[int]:

@@ -31,6 +31,11 @@ STEPS, SAVED_AT = 8, 3
 SETTINGS: dict[str, dict[str, object]] = {
     "lora": {"r": 4, "lora_dropout": 0.1},
     "adalora": {"init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 3, "lora_dropout": 0.1},
+    "loha": {"r": 4, "rank_dropout": 0.2, "module_dropout": 0.1},
+    "lokr": {"r": 2, "decompose_both": True},
+    "oft": {"oft_block_size": 8},
+    "vera": {"r": 8, "vera_dropout": 0.1},
+    "miss": {"r": 8, "miss_dropout": 0.1},
     "prefix_tuning": {"num_virtual_tokens": 5},
     "prompt_tuning": {"num_virtual_tokens": 5},
     "p_tuning": {"num_virtual_tokens": 5, "encoder_hidden_size": 32},
