@@ -6,6 +6,7 @@ from engine.config.methods.adalora import AdaLora, AdaLoraSettings
 from engine.config.methods.base import PairRule, PeftMethod
 from engine.config.methods.full import FullFineTuning
 from engine.config.methods.ia3 import Ia3, Ia3Settings
+from engine.config.methods.loha import LoHa, LycorisSettings
 from engine.config.methods.lora import Lora, LoraSettings
 from engine.config.methods.prefix_tuning import PrefixTuning
 from engine.config.methods.shared import SharedSettings
@@ -13,6 +14,7 @@ from engine.config.methods.shared import SharedSettings
 _ALL: tuple[PeftMethod, ...] = (
     Lora(),
     AdaLora(),
+    LoHa(),
     Ia3(),
     PrefixTuning(),
     FullFineTuning(),
@@ -24,6 +26,7 @@ FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_a
 
 
 class MethodSettings(  # fields come in the order of these classes, the last one first
+    LycorisSettings,
     AdaLoraSettings,
     Ia3Settings,
     LoraSettings,

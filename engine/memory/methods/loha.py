@@ -1,0 +1,66 @@
+"""LoHa: two pairs of matrices for each layer, multiplied out to the size of its weight at every pass."""
+
+from engine.config.adapter import AdapterConfig
+from engine.memory.autograd.operations import add, assign, cast, linear
+from engine.memory.autograd.tensors import Gradients, Storage, Value
+from engine.memory.layers.projections import base_projection
+from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.base import MemoryRule
+from engine.memory.optimizers import TensorShape
+from engine.models.shape import ModuleShape
+
+
+class LoHaMemory(MemoryRule):
+    """A, B of `W1 = A1 B1` and `W2 = A2 B2`."""
+
+    def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
+        """Return hada_w1_a, w1_b, w2_a and w2_b of `LoHaLayer.create_adapter_parameters`."""
+        pair = ((module.out_features, adapter.r), (adapter.r, module.in_features))
+        return (*pair, *pair)
+
+    def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
+        """`base(x) + x @ ((A1 B1) * (A2 B2) * scaling).T`.
+
+        Source: `LoHaLayer.forward` in peft/tuners/loha/layer.py.
+        """
+        with r.tape.scope() as scope:
+            result = base_projection(r, x, module)
+            return scope.returns(add_with_weight(r, result, x, module, _hadamard(r, module)))
+
+
+def add_with_weight(r: StepContext, result: Value, x: Value, module: ModuleShape, weight: Value) -> Value:
+    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the adapter, as the LyCORIS layers of PEFT do."""
+    tape, target, width = r.tape, r.workload.precision.autocast, x.width
+    with tape.scope() as scope:
+        inner = cast(tape, x, weight.width)
+        if target is not None:
+            inner = assign(tape, inner, cast(tape, inner, target))
+            weight = cast(tape, weight, target)
+        update = linear(tape, inner, weight, module.out_features)
+        tape.drop(inner)
+        both = add(tape, result, update)
+        tape.drop(result, update)
+        return scope.returns(assign(tape, both, cast(tape, both, width)))
+
+
+def _hadamard(r: StepContext, module: ModuleShape) -> Value:
+    """A function of PEFT's own that keeps the four matrices alone, and multiplies them out again for their gradients.
+
+    Source: `HadaWeight` in peft/tuners/loha/layer.py.
+    """
+    tape, rank = r.tape, r.workload.adapter.r
+    elements, low = module.in_features * module.out_features, r.workload.precision.autocast or 4
+    sizes = [module.out_features * rank, rank * module.in_features] * 2
+    parameters = [r.adapter_weight(size) for size in sizes]
+    tape.use(elements * low, elements * low, elements * low)
+
+    def backward(_: Storage) -> Gradients:
+        scaled = tape.allocate(elements * low)
+        gradients: list[Storage] = []
+        for pair in (sizes[:2], sizes[2:]):
+            tape.use(elements * 4, elements * 4)
+            gradients += [tape.allocate(size * 4) for size in pair]
+        tape.release(scaled)
+        return gradients
+
+    return tape.operation(parameters, elements=elements, width=low, backward=backward)
