@@ -7,6 +7,7 @@ from engine.config.methods.base import PairRule, PeftMethod
 from engine.config.methods.full import FullFineTuning
 from engine.config.methods.ia3 import Ia3, Ia3Settings
 from engine.config.methods.loha import LoHa, LycorisSettings
+from engine.config.methods.lokr import LoKr, LoKrSettings
 from engine.config.methods.lora import Lora, LoraSettings
 from engine.config.methods.prefix_tuning import PrefixTuning
 from engine.config.methods.shared import SharedSettings
@@ -15,6 +16,7 @@ _ALL: tuple[PeftMethod, ...] = (
     Lora(),
     AdaLora(),
     LoHa(),
+    LoKr(),
     Ia3(),
     PrefixTuning(),
     FullFineTuning(),
@@ -27,6 +29,7 @@ FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_a
 
 class MethodSettings(  # fields come in the order of these classes, the last one first
     LycorisSettings,
+    LoKrSettings,
     AdaLoraSettings,
     Ia3Settings,
     LoraSettings,

@@ -7,6 +7,7 @@ from engine.memory.methods.adalora import AdaLoraMemory
 from engine.memory.methods.base import MemoryRule
 from engine.memory.methods.ia3 import Ia3Memory
 from engine.memory.methods.loha import LoHaMemory
+from engine.memory.methods.lokr import LoKrMemory
 from engine.memory.methods.lora import LoraMemory
 from engine.memory.methods.prefix_tuning import PrefixTuningMemory
 from engine.models.shape import ModuleShape
@@ -15,6 +16,7 @@ MEMORY_RULES: dict[str, MemoryRule] = {
     "lora": LoraMemory(),
     "adalora": AdaLoraMemory(),
     "loha": LoHaMemory(),
+    "lokr": LoKrMemory(),
     "ia3": Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
     "none": MemoryRule(),

@@ -1,0 +1,67 @@
+"""LoKr: low-rank Kronecker products, Yeh et al. 2024 (arXiv:2309.14859)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.config.methods.base import PeftMethod
+from engine.config.section import Section, setting
+
+if TYPE_CHECKING:
+    from engine.config.adapter import AdapterConfig
+
+
+class LoKrSettings(Section):
+    """Settings of LoKr alone; it reads those of the LyCORIS family as well."""
+
+    decompose_both: bool = setting(
+        False,
+        label="Decompose both factors",
+        help="Makes the smaller factor of the product low-rank too: fewer parameters.",
+    )
+    decompose_factor: int = setting(
+        -1,
+        label="Factor",
+        help="Size of the smaller factor of the product. -1 takes the divisors nearest to the square root.",
+        ge=-1,
+        le=4096,
+    )
+    rank_dropout_scale: bool = setting(
+        False, label="Scale rank dropout", help="Makes up for dropped rows by strengthening the rest."
+    )
+
+
+class LoKr(PeftMethod):
+    """The Kronecker product of a small matrix and a low-rank one for each layer."""
+
+    name = "lokr"
+    label = "LoKr"
+    help = "LoKr builds each update as a Kronecker product: fewer parameters than LoRA at the same rank, and slower."
+    peft_type = "LOKR"
+    peft_class = "LoKrConfig"
+    fields = (
+        "r",
+        "alpha",
+        "target_modules",
+        "modules_to_save",
+        "rank_dropout",
+        "module_dropout",
+        "decompose_both",
+        "decompose_factor",
+        "rank_dropout_scale",
+    )
+    advanced = fields[3:]
+    defaults: ClassVar[Mapping[str, Any]] = {"r": 8}
+    same_on_warm_start = ("r", "alpha", "decompose_both", "decompose_factor")
+    quantization = frozenset()
+    layer_kinds = frozenset({"linear"})
+    tensor_marks = ("lokr_",)
+
+    def summary(self, adapter: AdapterConfig) -> str:
+        """Return the rank."""
+        return f"r {adapter.r}"
+
+    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
+        """Return rank, alpha and layers."""
+        return [("Rank, alpha", f"{adapter.r}, {adapter.alpha}"), *super().card_rows(adapter)]

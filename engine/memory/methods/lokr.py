@@ -1,0 +1,92 @@
+"""LoKr: the factors of a Kronecker product for each layer, multiplied out to the size of its weight at every pass."""
+
+import math
+
+from engine.config.adapter import AdapterConfig
+from engine.memory.autograd.operations import assign, scale
+from engine.memory.autograd.tensors import Gradients, Storage, Value
+from engine.memory.layers.projections import autocast_linear, base_projection
+from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.base import MemoryRule, as_value
+from engine.memory.methods.loha import add_with_weight
+from engine.memory.optimizers import TensorShape
+from engine.models.shape import ModuleShape
+
+
+class LoKrMemory(MemoryRule):
+    """W1 and W2, each whole or as a product of two matrices."""
+
+    def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
+        """Return w1 and w2 of `LoKrLayer.create_adapter_parameters`."""
+        first, second = _factors(module, adapter)
+        return (*first, *second)
+
+    def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
+        """`base(x) + x @ (kron(W1, W2) * scaling).T`.
+
+        Source: `LoKrLayer.forward` and `make_kron` in peft/tuners/lokr/layer.py.
+        """
+        tape = r.tape
+        with tape.scope() as scope:
+            result = base_projection(r, x, module)
+            first, second = (_multiplied(r, tensors) for tensors in _factors(module, r.workload.adapter))
+            weight = _kronecker(r, first, second)
+            weight = assign(tape, weight, scale(tape, weight))
+            return scope.returns(add_with_weight(r, result, x, module, weight))
+
+
+def _factors(module: ModuleShape, adapter: AdapterConfig) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
+    """Return the shapes of both factors; one that is low-rank has two tensors.
+
+    Source: `LoKrLayer.update_layer`.
+    """
+    in_m, in_n = divisors(module.in_features, adapter.decompose_factor)
+    out_l, out_k = divisors(module.out_features, adapter.decompose_factor)
+    rank = adapter.r
+    first: tuple[TensorShape, ...] = ((out_l, in_m),)
+    if adapter.decompose_both and rank < max(out_l, in_m) / 2:
+        first = ((out_l, rank), (rank, in_m))
+    second: tuple[TensorShape, ...] = ((out_k, in_n),)
+    if rank < max(out_k, in_n) / 2:
+        second = ((out_k, rank), (rank, in_n))
+    return first, second
+
+
+def divisors(dimension: int, factor: int) -> tuple[int, int]:
+    """Split a dimension in two, the smaller one first: the nearest to its square root, or to `factor`.
+
+    Source: `factorization` in peft/tuners/lokr/layer.py.
+    """
+    if factor > 0 and dimension % factor == 0:
+        return factor, dimension // factor
+    most = dimension if factor == -1 else factor
+    small = max(
+        divisor
+        for divisor in range(1, math.isqrt(dimension) + 1)
+        if not dimension % divisor and divisor <= max(1, most)
+    )
+    return small, dimension // small
+
+
+def _multiplied(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
+    weights = [r.adapter_weight(math.prod(shape)) for shape in tensors]
+    first = as_value(r, weights[0])
+    return first if len(weights) == 1 else autocast_linear(r, first, weights[1], tensors[1][1])
+
+
+def _kronecker(r: StepContext, first: Value, second: Value) -> Value:
+    """A product with both factors broadcast; the gradient of each is computed at full size before it is summed."""
+    tape = r.tape
+    elements, width = first.elements * second.elements, max(first.width, second.width)
+
+    def backward(_: Storage) -> Gradients:
+        return tape.allocate(elements * width), tape.allocate(elements * width)
+
+    return tape.operation(
+        (first, second),
+        elements=elements,
+        width=width,
+        backward=backward,
+        saved=(first, second),
+        gradient_sizes=(first.elements * first.width, second.elements * second.width),
+    )
