@@ -9,6 +9,7 @@ from engine.config.methods.ia3 import Ia3, Ia3Settings
 from engine.config.methods.loha import LoHa, LycorisSettings
 from engine.config.methods.lokr import LoKr, LoKrSettings
 from engine.config.methods.lora import Lora, LoraSettings
+from engine.config.methods.oft import Oft, OftSettings
 from engine.config.methods.prefix_tuning import PrefixTuning
 from engine.config.methods.shared import SharedSettings
 
@@ -17,6 +18,7 @@ _ALL: tuple[PeftMethod, ...] = (
     AdaLora(),
     LoHa(),
     LoKr(),
+    Oft(),
     Ia3(),
     PrefixTuning(),
     FullFineTuning(),
@@ -30,6 +32,7 @@ FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_a
 class MethodSettings(  # fields come in the order of these classes, the last one first
     LycorisSettings,
     LoKrSettings,
+    OftSettings,
     AdaLoraSettings,
     Ia3Settings,
     LoraSettings,

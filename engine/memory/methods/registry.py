@@ -9,6 +9,7 @@ from engine.memory.methods.ia3 import Ia3Memory
 from engine.memory.methods.loha import LoHaMemory
 from engine.memory.methods.lokr import LoKrMemory
 from engine.memory.methods.lora import LoraMemory
+from engine.memory.methods.oft import OftMemory
 from engine.memory.methods.prefix_tuning import PrefixTuningMemory
 from engine.models.shape import ModuleShape
 
@@ -17,6 +18,7 @@ MEMORY_RULES: dict[str, MemoryRule] = {
     "adalora": AdaLoraMemory(),
     "loha": LoHaMemory(),
     "lokr": LoKrMemory(),
+    "oft": OftMemory(),
     "ia3": Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
     "none": MemoryRule(),

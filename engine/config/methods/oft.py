@@ -1,0 +1,74 @@
+"""OFT: orthogonal fine-tuning, Qiu et al. 2023 (arXiv:2306.07280), on inputs: Qiu et al. 2025 (arXiv:2506.19847)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.config.methods.base import PeftMethod
+from engine.config.section import Section, setting
+
+if TYPE_CHECKING:
+    from engine.config.adapter import AdapterConfig
+
+
+class OftSettings(Section):
+    """Settings of OFT."""
+
+    oft_block_size: int = setting(
+        32,
+        label="Block size",
+        help="Inputs that are rotated together. Larger blocks learn more and take more memory.",
+        ge=2,
+        le=1024,
+    )
+    coft: bool = setting(
+        False, label="Constrained OFT", help="Keeps rotations within eps of none, which protects what the model knows."
+    )
+    eps: float = setting(
+        6e-5,
+        label="Freedom of rotation",
+        help="How far constrained OFT may rotate. Only read with coft.",
+        gt=0.0,
+        le=1.0,
+    )
+    block_share: bool = setting(
+        False, label="Share blocks", help="Uses one rotation for all blocks of a layer: far fewer parameters."
+    )
+    use_cayley_neumann: bool = setting(
+        True, label="Cayley-Neumann series", help="Computes rotations by a short series instead of an inverse: faster."
+    )
+    num_cayley_neumann_terms: int = setting(
+        5, label="Terms of the series", help="More terms make rotations more exact and slower.", ge=3, le=100
+    )
+
+
+class Oft(PeftMethod):
+    """A rotation of the inputs of each layer, block by block."""
+
+    name = "oft"
+    label = "OFT"
+    help = "OFT rotates the inputs of each layer and keeps angles between neurons, so that little is forgotten."
+    peft_type = "OFT"
+    peft_class = "OFTConfig"
+    fields = (
+        "oft_block_size",
+        "target_modules",
+        "modules_to_save",
+        "coft",
+        "eps",
+        "block_share",
+        "use_cayley_neumann",
+        "num_cayley_neumann_terms",
+    )
+    advanced = fields[2:]
+    same_on_warm_start = ("oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms")
+    layer_kinds = frozenset({"linear"})
+    tensor_marks = ("oft_",)
+
+    def summary(self, adapter: AdapterConfig) -> str:
+        """Return the block size."""
+        return f"blocks of {adapter.oft_block_size}"
+
+    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
+        """Return block size and layers."""
+        return [("Block size", f"{adapter.oft_block_size}"), *super().card_rows(adapter)]
