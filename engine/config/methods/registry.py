@@ -12,6 +12,7 @@ from engine.config.methods.lora import Lora, LoraSettings
 from engine.config.methods.oft import Oft, OftSettings
 from engine.config.methods.prefix_tuning import PrefixTuning
 from engine.config.methods.shared import SharedSettings
+from engine.config.methods.vera import Vera, VeraSettings
 
 _ALL: tuple[PeftMethod, ...] = (
     Lora(),
@@ -19,6 +20,7 @@ _ALL: tuple[PeftMethod, ...] = (
     LoHa(),
     LoKr(),
     Oft(),
+    Vera(),
     Ia3(),
     PrefixTuning(),
     FullFineTuning(),
@@ -33,6 +35,7 @@ class MethodSettings(  # fields come in the order of these classes, the last one
     LycorisSettings,
     LoKrSettings,
     OftSettings,
+    VeraSettings,
     AdaLoraSettings,
     Ia3Settings,
     LoraSettings,

@@ -11,6 +11,7 @@ from engine.memory.methods.lokr import LoKrMemory
 from engine.memory.methods.lora import LoraMemory
 from engine.memory.methods.oft import OftMemory
 from engine.memory.methods.prefix_tuning import PrefixTuningMemory
+from engine.memory.methods.vera import VeraMemory
 from engine.models.shape import ModuleShape
 
 MEMORY_RULES: dict[str, MemoryRule] = {
@@ -19,6 +20,7 @@ MEMORY_RULES: dict[str, MemoryRule] = {
     "loha": LoHaMemory(),
     "lokr": LoKrMemory(),
     "oft": OftMemory(),
+    "vera": VeraMemory(),
     "ia3": Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
     "none": MemoryRule(),
