@@ -9,6 +9,7 @@ from engine.config.methods.ia3 import Ia3, Ia3Settings
 from engine.config.methods.loha import LoHa, LycorisSettings
 from engine.config.methods.lokr import LoKr, LoKrSettings
 from engine.config.methods.lora import Lora, LoraSettings
+from engine.config.methods.miss import Miss, MissSettings
 from engine.config.methods.oft import Oft, OftSettings
 from engine.config.methods.prefix_tuning import PrefixTuning
 from engine.config.methods.shared import SharedSettings
@@ -21,6 +22,7 @@ _ALL: tuple[PeftMethod, ...] = (
     LoKr(),
     Oft(),
     Vera(),
+    Miss(),
     Ia3(),
     PrefixTuning(),
     FullFineTuning(),
@@ -36,6 +38,7 @@ class MethodSettings(  # fields come in the order of these classes, the last one
     LoKrSettings,
     OftSettings,
     VeraSettings,
+    MissSettings,
     AdaLoraSettings,
     Ia3Settings,
     LoraSettings,

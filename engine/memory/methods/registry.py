@@ -9,6 +9,7 @@ from engine.memory.methods.ia3 import Ia3Memory
 from engine.memory.methods.loha import LoHaMemory
 from engine.memory.methods.lokr import LoKrMemory
 from engine.memory.methods.lora import LoraMemory
+from engine.memory.methods.miss import MissMemory
 from engine.memory.methods.oft import OftMemory
 from engine.memory.methods.prefix_tuning import PrefixTuningMemory
 from engine.memory.methods.vera import VeraMemory
@@ -21,6 +22,7 @@ MEMORY_RULES: dict[str, MemoryRule] = {
     "lokr": LoKrMemory(),
     "oft": OftMemory(),
     "vera": VeraMemory(),
+    "miss": MissMemory(),
     "ia3": Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
     "none": MemoryRule(),

@@ -1,0 +1,77 @@
+"""MiSS: matrix shard sharing, Kang and Yin 2024 (arXiv:2409.15371)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from engine.config.methods.base import PairRule, PeftMethod
+from engine.config.section import Section, setting
+
+if TYPE_CHECKING:
+    from engine.config.adapter import AdapterConfig
+    from engine.config.run import RunConfig
+
+
+class MissSettings(Section):
+    """Settings of MiSS."""
+
+    miss_dropout: float = setting(
+        0.0, label="MiSS dropout", help="Share of adapter inputs dropped while training.", ge=0.0, lt=1.0
+    )
+    init_weights: Literal["balance", "bat", "mini"] = setting(
+        "balance",
+        label="Variant",
+        help="balance is fast and suits most tasks; bat updates nonlinearly, with large matrices; mini trains fewer numbers.",
+    )
+    mini_r: int = setting(
+        1,
+        label="Width of mini",
+        help="Outputs that share an update in the variant mini; must divide them.",
+        ge=1,
+        le=1024,
+    )
+
+
+class Miss(PeftMethod):
+    """One matrix for each layer, which all shards of the weight share."""
+
+    name = "miss"
+    label = "MiSS"
+    help = "MiSS trains one thin matrix per layer, which all shards of the weight share. Less memory than LoRA."
+    peft_type = "MISS"
+    peft_class = "MissConfig"
+    fields = ("r", "miss_dropout", "target_modules", "modules_to_save", "init_weights", "mini_r")
+    advanced = fields[3:]
+    defaults: ClassVar[Mapping[str, Any]] = {"r": 64}
+    same_on_warm_start = ("r", "init_weights", "mini_r")
+    layer_kinds = frozenset({"linear"})
+    tensor_marks = ("miss_",)
+
+    def summary(self, adapter: AdapterConfig) -> str:
+        """Return the rank."""
+        return f"r {adapter.r}"
+
+    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
+        """Return rank, variant and layers."""
+        variant = ("Variant", adapter.init_weights)
+        return [("Rank", f"{adapter.r}"), variant, *super().card_rows(adapter)]
+
+    def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
+        """Return the arguments of `MissConfig`, which calls its standard variant True."""
+        arguments = super().peft_arguments(adapter)
+        return arguments | ({"init_weights": True} if adapter.init_weights == "balance" else {})
+
+
+def _bat_on_quantized(config: RunConfig) -> str | None:
+    adapter, quantization = config.adapter, config.model.quantization
+    if isinstance(adapter.traits, Miss) and adapter.init_weights == "bat" and quantization != "none":
+        return f"bat multiplies the weights themselves, which are held in {quantization}; take balance, or no quantization."
+    return None
+
+
+Miss.rules = (
+    PairRule(
+        "adapter.init_weights", ("adapter.method", "adapter.init_weights", "model.quantization"), _bat_on_quantized
+    ),
+)
