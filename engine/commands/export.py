@@ -230,7 +230,7 @@ def script(
                 run = None  # a preset
         if run is None and run_config.training.train_sampling_strategy == "group_by_length":
             _inspect(run_config.model, home)
-        text = write_script(run_config, gather_script_facts(run_config, home, run))
+        text = write_script(gather_script_facts(run_config, home, run))
     if file_to_write is None:
         typer.echo(text, nl=False)
         return

@@ -53,7 +53,7 @@ def make_config(model: Path, source: str, training: dict | None = None, adapter:
 
 
 def script_of(config, home, run=None) -> str:
-    return write_script(config, gather_script_facts(config, home, run))
+    return write_script(gather_script_facts(config, home, run))
 
 
 def names_of(config, home, run=None) -> dict:

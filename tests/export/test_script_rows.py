@@ -243,15 +243,15 @@ def test_a_script_stops_where_its_rows_have_changed(tiny_model_folder, home, tmp
     other = write_lines(tmp_path / "other.jsonl", CHAT[:6])
     names = names_of(make_config(tiny_model_folder, str(source)), home)
 
-    assert len(names["said_by"]([str(source)])) == 12
+    assert len(names["load_rows"]([str(source)])) == 12
     write_lines(source, [*CHAT[:11], CHAT[0], "{broken\n"])
     with pytest.raises(SystemExit, match=r"12 rows of .*rows\.jsonl.* are not those that this script was written for"):
-        names["said_by"](names["DATA"])
+        names["load_rows"](names["DATA"])
     source.write_text('{"other": "columns"}\n')
     with pytest.raises(SystemExit, match=r"cannot be read \(KeyError: 'messages'\)"):
-        names["said_by"](names["DATA"])
+        names["load_rows"](names["DATA"])
     assert not capsys.readouterr().out
-    assert len(names["said_by"]([str(other)])) == 6
+    assert len(names["load_rows"]([str(other)])) == 6
     assert "6 rows" in capsys.readouterr().out
 
 

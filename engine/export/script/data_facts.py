@@ -5,6 +5,7 @@ import itertools
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ from engine.data.formats.turns import conversation_column, turn_list
 from engine.data.passes.reader import DatasetPart, DatasetReader, DatasetRow
 from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
-from engine.export.script.rows import LONGEST_CELL_BYTES, DataFacts, FileKind, rows_code
-from engine.export.script.text import imports_of
+from engine.export.script.facts import DataFacts, FileKind
+from engine.export.script.facts import facts as example
+from engine.export.script.specialize import assemble
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
+# Python's csv module takes no longer cell unless it is told to.
+_LONGEST_CELL_BYTES = 131_072
 _MOST_LEFT_OUT = 1_000
 _MOST_ARRAY_BYTES = 1 << 30
 # Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
@@ -68,7 +72,7 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         delimiter=form.delimiter or ",",
         gzip=form.is_gzipped,
         # Of a row that is left out, only the beginning is at hand.
-        has_long_rows=look.longest_row_bytes > LONGEST_CELL_BYTES or bool(look.left_out),
+        has_long_rows=look.longest_row_bytes > _LONGEST_CELL_BYTES or bool(look.left_out),
         has_media=kind == "hub" and bool(part.source.notes),
         tags=tuple(look.tags),
         turn_fields=look.turn_fields,
@@ -197,16 +201,17 @@ def _require_same_rows(
         part: Where they come from.
         rows: Taken for those that the script reads, where it asks the very library that the run asks.
     """
-    code = rows_code(config, facts)
-    names: dict[str, Any] = {"LEFT_OUT": set(facts.left_out)}
-    exec(compile(f"{imports_of(code)}\n{code}", "script", "exec"), names)  # noqa: S102 - written by this program
+    roots = ["read_rows", "digest", *(["conversation"] if facts.format != "text" else [])]
+    code = assemble(["rows"], roots, replace(example, config=config, data=facts))
+    names: dict[str, Any] = {}
+    exec(compile(code, "script", "exec"), names)  # noqa: S102 - written by this program
     says = names["conversation"] if facts.format != "text" else lambda row: row[facts.columns["text"]]
     found = names["read_rows"](list(facts.files)) if rows is None else rows
     expected = iter(digests)
     number = 0
     try:
         for number, row in enumerate(found):
-            if number not in names["LEFT_OUT"] and names["digest"](says(row)) != next(expected, None):
+            if number not in facts.left_out_rows and names["digest"](says(row)) != next(expected, None):
                 raise _unreadable(part, number)
     except DatasetError:
         raise

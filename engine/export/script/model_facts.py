@@ -9,8 +9,7 @@ from typing import Any
 from engine.config.run import RunConfig
 from engine.data.render.template import DEFAULT_TEMPLATE
 from engine.errors import EngineError
-from engine.export.script.tokenizer import TokenizerFacts
-from engine.export.script.training import ModelFacts
+from engine.export.script.facts import ModelFacts, TokenizerFacts
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor

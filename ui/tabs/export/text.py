@@ -49,7 +49,7 @@ class TextPart:
         from engine.export.script.write import gather_script_facts, write_script
 
         facts = gather_script_facts(observed.config, self._page.services.home, observed.run.folder)
-        return write_script(observed.config, facts)
+        return write_script(facts)
 
     def _file(self, name: str, text: str, run_id: str) -> Path:
         # Inside the page's own cache a file is served as it stands, and swept with the rest.

@@ -1,0 +1,334 @@
+"""What a script is written from: a configuration, and what a look at the data, the model and the run found.
+
+The functions of a script are written against `facts`, an example; `engine.export.script.specialize` puts those of a
+configuration in its place. Whatever they ask for beyond the configuration has a name here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.config.run import RunConfig
+from engine.data.formats.base import TURN_FIELDS
+from engine.data.formats.turns import ROLES
+from engine.data.render.template import DEFAULT_TEMPLATE, FROZEN_DATE
+from engine.export.script.settings import (
+    keeps_best,
+    model_arguments,
+    peft_arguments,
+    peft_class,
+    quantization_arguments,
+    trainer_arguments,
+)
+
+FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs", "parquet", "hub"]
+
+_FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a look at the rows found.
+
+    Attributes:
+        columns: Of the format's roles.
+        fingerprint: Sha256 over the content of the rows that are not left out, in order.
+        files: To read; empty for the Hub.
+        gzip: Whether the files are packed.
+        has_long_rows: Whether a row may hold a longer cell than Python's csv module takes by itself.
+        has_media: Whether the rows have columns with pictures or sound, which are not read.
+        tags: Names of the roles that turns have, as the rows spell them.
+        turn_fields: Where a turn has its role and its text.
+        turn_columns: Columns that hold lists of turns.
+        left_out: Numbers of rows that were left out, from 0; they cannot be read or train nothing.
+        json_columns: Columns whose lists may be written as JSON in a text.
+        has_list_rows: Whether a row may be nothing but a list of turns.
+        has_system: Whether any row has a system turn.
+        has_later_system: Whether any row has one after its first turn.
+        has_repeated_roles: Whether two turns of one role may follow each other.
+        has_parts: Whether the text of a turn may be a list of parts.
+        has_reasoning: Whether answers may hold reasoning.
+        has_reasoning_fields: Whether turns may have their reasoning in a field of its own.
+        has_empty_answers: Whether an assistant's turn may be empty.
+        opens_with_answer: Whether an assistant may speak first.
+        most_answers: The most assistant's turns of one row.
+        has_duplicates: Whether some rows have the same content.
+        can_hold_out: Whether rows can be held out, as they cannot where all have the same content.
+        held_out_draw: Whether there are so many held-out rows that only some of them are evaluated.
+    """
+
+    kind: FileKind
+    format: str
+    columns: Mapping[str, str]
+    fingerprint: str = ""
+    files: tuple[str, ...] = ()
+    encoding: str = "utf-8-sig"
+    delimiter: str = ","
+    gzip: bool = False
+    has_long_rows: bool = False
+    has_media: bool = False
+    tags: tuple[str, ...] = ()
+    turn_fields: tuple[str, str] = ("role", "content")
+    turn_columns: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
+    json_columns: tuple[str, ...] = ()
+    has_list_rows: bool = False
+    has_system: bool = False
+    has_later_system: bool = False
+    has_repeated_roles: bool = False
+    has_parts: bool = False
+    has_reasoning: bool = False
+    has_reasoning_fields: bool = False
+    has_empty_answers: bool = False
+    opens_with_answer: bool = False
+    most_answers: int = 1
+    has_duplicates: bool = False
+    can_hold_out: bool = True
+    held_out_draw: bool = False
+
+    @property
+    def marks_completion(self) -> bool:
+        """Whether turns of a completion carry a mark, because their place alone does not show them."""
+        return self.format == "prompt_completion" and bool(self.turn_columns)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The roles by their names in the rows."""
+        return {tag: ROLES[tag] for tag in self.tags}
+
+    @property
+    def conversation_column(self) -> str:
+        """The column with all turns of a row."""
+        return self.columns["conversations" if self.format == "sharegpt" else "messages"]
+
+    @property
+    def left_out_rows(self) -> set[int]:
+        """The rows that are left out, as a script looks them up."""
+        return set(self.left_out)
+
+    @property
+    def open_arguments(self) -> dict[str, Any]:
+        """How the files are opened."""
+        # Lines end at line feeds alone, so other line ends inside a text do no harm; a table has its own rules.
+        newline = "" if self.kind == "delimited" else "\n"
+        # What cannot be decoded is in rows that are left out.
+        return {"encoding": self.encoding, **({"errors": "replace"} if self.left_out else {}), "newline": newline}
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What is known about the tokenizer without loading it.
+
+    Attributes:
+        template: The chat template that was trained with, where the model's own is another; None where it is that one.
+        default_template: Whether ours for base models is used; by the script's own look where the files are not here.
+        has_clock: Whether the template may ask for today's date.
+        takes_parts: Whether it may want the text of a turn as a list of parts.
+        names_eos: Whether the files name an end-of-sequence token.
+        eos: The one that was trained with, where that is known.
+    """
+
+    template: str | None = None
+    default_template: Literal["never", "always", "if_missing"] = "never"
+    has_clock: bool = False
+    takes_parts: bool = False
+    names_eos: bool = True
+    eos: str | None = None
+
+    @property
+    def written_template(self) -> str:
+        """The template that the script holds; empty where it needs none."""
+        return DEFAULT_TEMPLATE if self.default_template != "never" else self.template or ""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known about the model and the device of the run.
+
+    Attributes:
+        location: Hub id or folder, as `from_pretrained` takes it.
+        compute: Dtype of computation: bfloat16, float16 or float32.
+        on_cpu: Whether the run computes on a CPU.
+        tokenizer: What is known about the tokenizer.
+        revision: Commit on the Hub.
+        warm_start: Folder of the adapter that training starts from.
+        grouped: Whether the rows of a step are of similar length, as where they are padded.
+    """
+
+    location: str
+    compute: str
+    on_cpu: bool
+    tokenizer: TokenizerFacts
+    revision: str | None = None
+    warm_start: str | None = None
+    grouped: bool = False
+
+
+class RunRows(NamedTuple):
+    """What a run made of its rows, by which a script proves that it makes the same of them."""
+
+    fingerprint: str | None  # of the rows that it kept
+    sequences: tuple[int, int]  # to train on, held out
+    tokens: tuple[int, int]  # trained, masked
+
+
+@dataclass(frozen=True)
+class ScriptFacts:
+    """Everything that a script is made of."""
+
+    config: RunConfig
+    data: DataFacts
+    model: ModelFacts
+    title: str = "A run"
+    output: str = "output"
+    origin: str = "a configuration"  # or "the run 2026…"
+    versions: str = ""
+    rows_of_run: RunRows | None = None
+    results: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()  # what the script does otherwise than the run, in sentences
+    looks_ahead_after: int = field(default=8, init=False)  # answers of one row, beyond which the cut is looked for
+    frozen_date: str = field(default=FROZEN_DATE.isoformat(), init=False)
+
+    @property
+    def data_location(self) -> str | list[str]:
+        """The dataset's id on the Hub, or its files."""
+        return self.config.dataset.source if self.data.kind == "hub" else list(self.data.files)
+
+    @property
+    def hub_arguments(self) -> dict[str, Any]:
+        """Arguments of `load_dataset` besides the dataset's id."""
+        dataset = self.config.dataset
+        found = {"name": dataset.subset, "split": dataset.split, "revision": dataset.revision}
+        return {name: value for name, value in found.items() if value}
+
+    @property
+    def read_columns(self) -> list[str]:
+        """Columns with what the rows hold."""
+        return list(dict.fromkeys(name for role, name in self.data.columns.items() if role not in TURN_FIELDS))
+
+    @property
+    def trains_several_answers(self) -> bool:
+        """Whether several answers of one row may be trained."""
+        data, train_on = self.data, self.config.dataset.train_on
+        if data.most_answers < 2 or train_on == "last_assistant":
+            return False
+        if train_on == "completion" and not data.marks_completion:
+            # Two answers to one question: one after the other, or with a system turn between them.
+            return data.has_repeated_roles or data.has_later_system
+        return True
+
+    @property
+    def most_samples(self) -> int:
+        """How many rows are used at most; 0 for all."""
+        return self.config.dataset.max_samples or 0
+
+    @property
+    def measures(self) -> bool:
+        """Whether rows are held out and evaluated."""
+        return self.config.dataset.eval_fraction > 0
+
+    @property
+    def measures_base_first(self) -> bool:
+        """Whether the evaluation before the first step is of the base model, because the adapter already changes it."""
+        return self.config.adapter.method == "prefix_tuning" or self.model.warm_start is not None
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the model itself stays frozen."""
+        return bool(self.peft_class)
+
+    @property
+    def peft_class(self) -> str:
+        """PEFT's configuration class; empty where the whole model is trained."""
+        return peft_class(self.config)
+
+    @property
+    def peft_arguments(self) -> dict[str, Any]:
+        """Its arguments."""
+        return peft_arguments(self.config)
+
+    @property
+    def lists_feedforward_modules(self) -> bool:
+        """Whether the script has to look for the feed-forward modules among the linear ones."""
+        return self.peft_class == "IA3Config"
+
+    @property
+    def feedforward_modules(self) -> list[str]:
+        """Ends of the names of feed-forward modules."""
+        return list(self.config.adapter.feedforward_modules or _FEEDFORWARD_ENDINGS)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the frozen weights are quantized."""
+        return self.config.model.quantization != "none"
+
+    @property
+    def quantization_arguments(self) -> dict[str, Any]:
+        """Arguments of `BitsAndBytesConfig`."""
+        return quantization_arguments(self.config, self.model.compute)
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that do not depend on the model's name."""
+        return model_arguments(self.config, on_cpu=self.model.on_cpu)
+
+    @property
+    def loaded_dtype(self) -> str:
+        """Precision of the weights: what is trained is held in float32."""
+        return self.model.compute if self.trains_adapter else "float32"
+
+    @property
+    def saved_dtype(self) -> str | None:
+        """Precision to which a model that was trained as a whole is rounded before it is saved."""
+        return self.model.compute if not self.trains_adapter and self.model.compute != "float32" else None
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of `SFTConfig` that do not depend on the number of rows."""
+        return trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu, faithful=True)
+
+    @property
+    def eval_steps(self) -> int | None:
+        """Steps between two evaluations; None for a tenth of all."""
+        return self.config.training.eval_steps
+
+    @property
+    def save_steps(self) -> int | None:
+        """Steps between two checkpoints; transformers can only go back to the best if it was saved."""
+        return self.config.training.eval_steps if keeps_best(self.config) else self.config.training.save_steps
+
+    @property
+    def saves(self) -> int:
+        """Checkpoints in a whole run, where nobody chose the steps between them."""
+        return 10 if keeps_best(self.config) else 5
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the number of steps matters."""
+        return self.save_steps is None or (self.measures and self.eval_steps is None)
+
+    @property
+    def patience(self) -> int | None:
+        """Evaluations without improvement, after which training stops."""
+        return self.config.training.early_stopping_patience if self.measures else None
+
+    @property
+    def run_rows(self) -> RunRows:
+        """What the run made of its rows; asked for only where that is known."""
+        return self.rows_of_run or RunRows(None, (0, 0), (0, 0))
+
+
+facts = ScriptFacts(
+    config=RunConfig(model=ModelConfig(id="someone/model"), dataset=DatasetConfig(source="rows.jsonl")),
+    data=DataFacts(
+        kind="json_lines",
+        format="messages",
+        columns={"messages": "messages"},
+        files=("rows.jsonl",),
+        tags=("user", "assistant"),
+        turn_columns=("messages",),
+    ),
+    model=ModelFacts(location="someone/model", compute="float32", on_cpu=True, tokenizer=TokenizerFacts()),
+)

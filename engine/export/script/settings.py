@@ -1,0 +1,139 @@
+"""Training settings under the names of transformers, PEFT and TRL: the rule of both forms of a script.
+
+A setting that neither form passes on is in `NOT_EXPORTED`, with the reason.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.config.run import RunConfig
+
+# The run's own trainer ends a cosine_with_min_lr schedule at this share of the first learning rate.
+MIN_LEARNING_RATE_SHARE = 0.1
+
+NOT_EXPORTED: Mapping[str, str] = {
+    "report_to": "a script logs into log_history.json; trackers need accounts and packages of their own",
+    "train_sampling_strategy": "the order of rows follows from whether rows were padded, which the facts hold",
+}
+
+
+def keeps_best(config: RunConfig) -> bool:
+    """Return whether the run ends with its best weights."""
+    training = config.training
+    return config.dataset.eval_fraction > 0 and (
+        training.load_best_model_at_end or training.early_stopping_patience is not None
+    )
+
+
+def trainer_arguments(config: RunConfig, *, compute: str, on_cpu: bool, faithful: bool) -> dict[str, Any]:
+    """Return the arguments of `SFTConfig` that are the same whatever the number of rows.
+
+    Args:
+        config: Of the run.
+        compute: Dtype of computation.
+        on_cpu: Whether the run computes on a CPU.
+        faithful: Whether everything is spelled out by which the script takes the run's steps.
+    """
+    training = config.training
+    measures = config.dataset.eval_fraction > 0
+    optim = "adamw_torch_fused" if training.optim == "adamw_torch" and faithful else training.optim
+    found: dict[str, Any] = {"num_train_epochs": training.num_train_epochs}
+    if training.max_steps > 0:
+        found["max_steps"] = training.max_steps
+    found |= {"learning_rate": training.learning_rate, "lr_scheduler_type": training.lr_scheduler_type}
+    if training.lr_scheduler_type == "cosine_with_min_lr":
+        found["lr_scheduler_kwargs"] = {"min_lr_rate": MIN_LEARNING_RATE_SHARE}
+    found |= {
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": optim,
+    }
+    if training.gradient_checkpointing or faithful:
+        # TRL's own checkpointing keeps to the layers that the run's does.
+        found["activation_checkpointing" if faithful else "gradient_checkpointing"] = training.gradient_checkpointing
+    if training.gradient_checkpointing and faithful:
+        found["activation_checkpointing_kwargs"] = {"use_reentrant": False}
+    if not on_cpu:
+        wanted = {"use_liger_kernel": training.use_liger_kernel, "torch_compile": training.torch_compile}
+        found |= {name: True for name, is_wanted in wanted.items() if is_wanted}
+    found |= {
+        "bf16": compute == "bfloat16" and (_trains_besides_lora(config) or not faithful),
+        "fp16": compute == "float16",
+        "use_cpu": on_cpu,
+        "logging_steps": training.logging_steps,
+    }
+    if faithful:
+        found |= {"logging_first_step": True, "logging_nan_inf_filter": False, "disable_tqdm": True}
+    found["report_to"] = "none"
+    if measures:
+        found |= {"eval_strategy": "steps", **({"eval_on_start": True} if faithful else {})}
+    found |= {"save_strategy": "steps", "save_total_limit": training.save_total_limit}
+    if keeps_best(config):
+        found |= {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+    return found
+
+
+def quantization_arguments(config: RunConfig, compute: str) -> dict[str, Any]:
+    """Return the arguments of `BitsAndBytesConfig`."""
+    if config.model.quantization == "int8":
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": config.model.quantization,
+        "bnb_4bit_use_double_quant": config.model.double_quant,
+        "bnb_4bit_compute_dtype": compute,
+    }
+
+
+def model_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that do not depend on the model's name."""
+    found: dict[str, Any] = {}
+    if config.model.attn_implementation != "auto":
+        found["attn_implementation"] = config.model.attn_implementation
+    if config.run.spread_over > 1:
+        found["device_map"] = "balanced"
+    elif config.model.quantization != "none" or not on_cpu:
+        found["device_map"] = {"": "cpu" if on_cpu else 0}
+    return found
+
+
+def peft_class(config: RunConfig) -> str:
+    """Return the name of PEFT's configuration class; empty where the whole model is trained."""
+    classes = {"lora": "LoraConfig", "ia3": "IA3Config", "prefix_tuning": "PrefixTuningConfig", "none": ""}
+    return classes[config.adapter.method]
+
+
+def peft_arguments(config: RunConfig) -> dict[str, Any]:
+    """Return its arguments, but for modules that have to be looked for in the model."""
+    adapter = config.adapter
+    if adapter.method == "prefix_tuning":
+        return {"num_virtual_tokens": adapter.num_virtual_tokens}
+    saved = {"modules_to_save": adapter.modules_to_save} if adapter.modules_to_save else {}
+    if adapter.method == "ia3":
+        return saved
+    chosen = {
+        "lora_dropout": adapter.lora_dropout,
+        "bias": adapter.bias,
+        "use_rslora": adapter.use_rslora,
+        "use_dora": adapter.use_dora,
+    }
+    defaults = {"lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
+    return {
+        "r": adapter.r,
+        "lora_alpha": adapter.lora_alpha,
+        "target_modules": adapter.target_modules,
+        **saved,
+        **{name: value for name, value in chosen.items() if value != defaults[name]},
+    }
+
+
+def _trains_besides_lora(config: RunConfig) -> bool:
+    """Return whether anything but LoRA's two matrices is trained: that is held in float32 and cast for each product."""
+    adapter = config.adapter
+    plain = adapter.method == "lora" and not adapter.use_dora and adapter.bias == "none"
+    return not plain or bool(adapter.modules_to_save)

@@ -1,0 +1,348 @@
+"""Scripts made of real functions: what depends on the facts alone is settled, and what is then unused is left out.
+
+The functions are in `engine.export.script.worker`. They are read as source, as `inspect.getsource` gives it, but without an
+import, which would bring torch into the page. Of a function nothing is rewritten but these:
+
+- `if facts.x:` is replaced by the branch that holds, and so is `a if facts.x else b`
+- in `facts.x and y` and `facts.x or y` the facts are left out
+- any other expression of facts alone is replaced by its value
+- `**` of such a value, or of a dictionary that is written there, is replaced by keyword arguments
+- `getattr(module, "name")` is replaced by `module.name`
+- statements behind a `return` are left out
+"""
+
+import ast
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.export.script.facts import ScriptFacts
+
+_FACTS = "facts"
+_FOR_TOOLS = re.compile(r"[ \t]*# (?:type: ignore|noqa|fmt:).*$", re.MULTILINE)
+_FOLDER = Path(__file__).with_name("worker")
+
+
+class _Definition(NamedTuple):
+    """A function, a class or a constant of a module."""
+
+    source: str
+    is_constant: bool
+
+
+class _Module(NamedTuple):
+    definitions: Mapping[str, _Definition]
+    imports: Mapping[str, tuple[str, str]]  # by the name that they bind: module, and what is taken from it or ""
+
+
+class _Edit(NamedTuple):
+    """Bytes of a source, and what takes their place."""
+
+    start: int
+    end: int
+    text: str
+
+
+def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts) -> str:
+    """Return the source of some functions with everything that they need: imports, constants and other functions.
+
+    Args:
+        modules: Names of modules in `engine.export.script.worker`, in the order in which they are written.
+        roots: Functions that are wanted.
+        facts: Put in the place of the example that the functions are written against.
+    """
+    read = [_read(name) for name in modules]
+    definitions = {name: one for module in read for name, one in module.definitions.items()}
+    needed: dict[str, str] = {}
+    names: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in needed or name not in definitions:
+            continue
+        needed[name] = settle(definitions[name].source, facts)
+        used = _names_used(needed[name])
+        names |= used
+        waiting += used
+    ordered = [name for name in definitions if name in needed]
+    bound = {name: one for module in read for name, one in module.imports.items() if name in names}
+    constants = "".join(needed[name] for name in ordered if definitions[name].is_constant)
+    functions = [needed[name] for name in ordered if not definitions[name].is_constant]
+    return "\n\n".join([f"{_import_lines(bound)}\n{constants}", *functions])
+
+
+def _names_used(source: str) -> set[str]:
+    """Return the names that a definition takes from outside of it."""
+    nodes = list(ast.walk(ast.parse(source)))
+    own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} - own
+
+
+def settle(source: str, facts: ScriptFacts) -> str:
+    """Return a definition with all that depends on the facts alone replaced by what they make of it."""
+    if _FACTS not in source:
+        return source
+    while edits := _edits(source, facts):
+        text = source.encode()
+        for edit in reversed(edits):
+            text = text[: edit.start] + edit.text.encode() + text[edit.end :]
+        source = text.decode()
+    return re.sub(r"\n{3,}", "\n\n", source)
+
+
+def literal(value: Any) -> str:
+    """Return a value as Python source, with texts in double quotes.
+
+    Raises:
+        TypeError: If it is neither a plain value nor a collection of such.
+    """
+    if isinstance(value, str):
+        # JSON's escapes are Python's as well, but for surrogates, which no UTF-8 file can hold.
+        text = json.dumps(value, ensure_ascii=False)
+        return text if text.isprintable() else json.dumps(value)
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, set):
+        return "{" + ", ".join(map(literal, sorted(value))) + "}" if value else "set()"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    raise TypeError(f"{type(value).__name__} has no literal.")
+
+
+@cache
+def _read(module: str) -> _Module:
+    source = (_FOLDER / f"{module}.py").read_text(encoding="utf-8")
+    lines = source.splitlines(keepends=True)
+    definitions: dict[str, _Definition] = {}
+    imports: dict[str, tuple[str, str]] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            imports |= {alias.asname or alias.name.partition(".")[0]: (_named(alias), "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("engine."):
+            imports |= {alias.asname or alias.name: (str(node.module), _named(alias)) for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign):
+            first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+            text = _FOR_TOOLS.sub("", "".join(lines[first - 1 : node.end_lineno]))
+            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else node.name
+            definitions[name] = _Definition(text, is_constant=isinstance(node, ast.Assign))
+    return _Module(definitions, imports)
+
+
+def _named(alias: ast.alias) -> str:
+    return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+
+
+def _import_lines(bound: Mapping[str, tuple[str, str]]) -> str:
+    """Return the imports as ruff sorts them: of the standard library first, modules before names."""
+    whole = {module for module, name in bound.values() if not name}
+    taken: dict[str, set[str]] = {}
+    for module, name in bound.values():
+        if name:
+            taken.setdefault(module, set()).add(name)
+    groups = []
+    for is_standard in (True, False):
+        lines = [f"import {module}" for module in sorted(whole) if _is_standard(module) is is_standard]
+        lines += [
+            f"from {module} import {', '.join(sorted(names, key=_by_case))}"
+            for module, names in sorted(taken.items())
+            if _is_standard(module) is is_standard
+        ]
+        groups.append("".join(f"{line}\n" for line in lines))
+    return "\n".join(group for group in groups if group)
+
+
+def _by_case(name: str) -> tuple[bool, bool, str]:
+    """Constants first, then classes, then functions."""
+    return not name.isupper(), not name[0].isupper(), name
+
+
+def _is_standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+def _edits(source: str, facts: ScriptFacts) -> list[_Edit]:
+    """Return what can be settled next: outer statements before inner ones, and statements before expressions."""
+    tree = ast.parse(source)
+    look = _Look(source, facts)
+    for find in (look.at_if, look.behind_return):
+        chosen: list[_Edit] = []
+        for node in ast.walk(tree):  # outer nodes first
+            if not any(look.is_inside(node, edit) for edit in chosen) and (edit := find(node)) is not None:
+                chosen.append(edit)
+        if chosen:
+            return sorted(chosen)
+    return sorted(look.in_expressions(tree))
+
+
+class _Look:
+    """Looks for what can be settled in a source."""
+
+    def __init__(self, source: str, facts: ScriptFacts) -> None:
+        self._text = source.encode()
+        self._facts = facts
+        self._lines = source.encode().splitlines(keepends=True)
+        self._starts = [0]
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line))
+
+    def at_if(self, node: ast.AST) -> _Edit | None:
+        """Replace an `if` of facts by the branch that holds."""
+        if not isinstance(node, ast.If) or not self._is_settled(node.test):
+            return None
+        assert node.end_lineno is not None
+        is_elif = self._lines[node.lineno - 1].lstrip().startswith(b"elif")
+        header = next(
+            line
+            for line in range(node.test.end_lineno or 0, len(self._lines))
+            if self._ends_header(self._lines[line - 1])
+        )
+        if self._value(node.test):
+            end = node.body[-1].end_lineno or 0
+            body = self._lines[header:end]
+            text = self._indent(node) + b"else:\n" + b"".join(body) if is_elif else _dedented(body)
+        elif not node.orelse:
+            text = b""
+        else:
+            rest = next(
+                line
+                for line in range((node.body[-1].end_lineno or 0) + 1, len(self._lines) + 1)
+                if self._lines[line - 1].lstrip().startswith((b"elif", b"else"))
+            )
+            kept = self._lines[rest - 1 : node.end_lineno]
+            if is_elif:
+                text = b"".join(kept)
+            elif kept[0].lstrip().startswith(b"elif"):
+                text = b"".join(kept).replace(b"elif", b"if", 1)
+            else:
+                text = _dedented(kept[1:])
+        return _Edit(self._starts[node.lineno - 1], self._starts[node.end_lineno], text.decode())
+
+    def behind_return(self, node: ast.AST) -> _Edit | None:
+        """Leave out what follows a `return` in the same block."""
+        body = getattr(node, "body", None)
+        for one in body[:-1] if isinstance(body, list) else ():
+            if isinstance(one, ast.Return | ast.Raise):
+                return _Edit(self._starts[one.end_lineno or 0], self._starts[body[-1].end_lineno or 0], "")  # type: ignore[index]
+        return None
+
+    def is_inside(self, node: ast.AST, edit: _Edit) -> bool:
+        """Return whether a node is in what an edit replaces."""
+        return isinstance(node, ast.stmt | ast.expr) and edit.start <= self._span(node)[0] < edit.end
+
+    def in_expressions(self, node: ast.AST) -> Iterator[_Edit]:
+        """Yield what can be settled in expressions, the outermost first."""
+        edit: _Edit | None = None
+        if isinstance(node, ast.IfExp) and self._is_settled(node.test):
+            chosen = node.body if self._value(node.test) else node.orelse
+            edit = self._replaced(node, self._source(chosen), bare=not isinstance(chosen, ast.IfExp | ast.BoolOp))
+        elif isinstance(node, ast.BoolOp) and not self._is_settled(node):
+            operands = self._unsettled(node)
+            if len(operands) < len(node.values):
+                joint = " and " if isinstance(node.op, ast.And) else " or "
+                edit = self._replaced(node, joint.join(operands), bare=len(operands) == 1)
+        elif isinstance(node, ast.keyword) and node.arg is None and (items := self._items(node.value)) is not None:
+            edit = self._spread(node, items)
+        elif isinstance(node, ast.Call) and (attribute := self._attribute(node)) is not None:
+            edit = self._replaced(node, attribute)
+        elif isinstance(node, ast.expr) and not isinstance(node, ast.Constant) and self._is_settled(node):
+            with contextlib.suppress(TypeError):  # a part of it is meant
+                edit = self._replaced(node, literal(self._value(node)), bare=False)
+        if edit is not None:
+            yield edit
+            return
+        for child in ast.iter_child_nodes(node):
+            yield from self.in_expressions(child)
+
+    def _unsettled(self, node: ast.BoolOp) -> list[str]:
+        """Return the operands that decide; facts that settle the whole end them."""
+        decides = isinstance(node.op, ast.Or)
+        operands = []
+        for number, value in enumerate(node.values):
+            is_last = number == len(node.values) - 1
+            if not self._is_settled(value):
+                operands.append(self._source(value))
+            elif bool(self._value(value)) is decides:
+                return [*operands, literal(self._value(value)) if decides else "False"]
+            elif is_last and not operands:
+                operands.append(literal(self._value(value)))
+        return operands
+
+    def _items(self, node: ast.expr) -> list[tuple[str, str]] | None:
+        """Return the items of a dictionary of facts, or of one that is written out."""
+        if isinstance(node, ast.Dict) and not self._is_settled(node):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            return [(str(key), self._source(value)) for key, value in zip(keys, node.values, strict=True)]
+        if isinstance(node, ast.Dict) and not node.keys:
+            return []
+        if not self._is_settled(node) or not isinstance(self._value(node), Mapping):
+            return None
+        return [(key, literal(value)) for key, value in self._value(node).items()]
+
+    def _spread(self, node: ast.keyword, items: list[tuple[str, str]]) -> _Edit:
+        """Write keyword arguments in the place of `**`: one a line where it has a line of its own."""
+        start, end = self._span(node)
+        arguments = [f"{name}={value}" for name, value in items]
+        line = self._starts[node.lineno - 1]
+        after = self._text[end:].partition(b"\n")[0]
+        if self._text[line:start].strip() == b"" and after.strip() == b",":
+            indent = self._text[line:start].decode()
+            return _Edit(line, end + len(after) + 1, "".join(f"{indent}{one},\n" for one in arguments))
+        if not arguments and self._text[:start].rstrip().endswith(b","):
+            start = len(self._text[:start].rstrip()) - 1
+        return _Edit(start, end, ", ".join(arguments))
+
+    def _attribute(self, node: ast.Call) -> str | None:
+        if not isinstance(node.func, ast.Name) or node.func.id != "getattr" or len(node.args) != 2:
+            return None
+        name = node.args[1]
+        return f"{self._source(node.args[0])}.{self._value(name)}" if self._is_settled(name) else None
+
+    def _replaced(self, node: ast.expr, text: str, *, bare: bool = True) -> _Edit:
+        """Replace an expression; where it becomes a plain one, without the parentheses that it needed."""
+        start, end = self._span(node)
+        before, after = self._text[:start].rstrip(), self._text[end:].lstrip()
+        encloses = before.endswith(b"(") and after.startswith(b")") and not re.search(rb"[\w\])]\($", before)
+        if bare and encloses:
+            start, end = len(before) - 1, len(self._text) - len(after) + 1
+        return _Edit(start, end, text)
+
+    def _is_settled(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.Constant):
+            return isinstance(node.value, bool)
+        names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+        return names == {_FACTS} and not any(isinstance(one, ast.Call) for one in ast.walk(node))
+
+    def _value(self, node: ast.expr) -> Any:
+        code = compile(ast.Expression(node), "facts", "eval")
+        return eval(code, {"__builtins__": {}, _FACTS: self._facts})  # noqa: S307 - written in this package
+
+    def _span(self, node: ast.expr | ast.keyword | ast.stmt) -> tuple[int, int]:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return (
+            self._starts[node.lineno - 1] + node.col_offset,
+            self._starts[node.end_lineno - 1] + node.end_col_offset,
+        )
+
+    def _source(self, node: ast.expr) -> str:
+        start, end = self._span(node)
+        return self._text[start:end].decode()
+
+    def _indent(self, node: ast.stmt) -> bytes:
+        return b" " * node.col_offset
+
+    @staticmethod
+    def _ends_header(line: bytes) -> bool:
+        return re.search(rb":\s*(#.*)?$", line.rstrip()) is not None
+
+
+def _dedented(lines: Sequence[bytes]) -> bytes:
+    return b"".join(line.removeprefix(b"    ") for line in lines)

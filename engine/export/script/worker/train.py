@@ -1,0 +1,406 @@
+"""The part of a script that loads the model and trains it in the order of the run."""
+
+import argparse
+import datetime
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from datasets import Dataset
+from peft import get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback
+from trl import SFTConfig, SFTTrainer
+
+from engine.export.script.facts import facts
+from engine.export.script.worker.encoding import MAX_LENGTH, RefusedRowError, encode
+from engine.export.script.worker.rows import DATA, SEED, fingerprint, held_out, load_rows
+
+MODEL = facts.model.location  # a Hub id or a folder
+OUTPUT = facts.output
+BATCH = facts.config.training.per_device_train_batch_size
+ACCUMULATE = facts.config.training.gradient_accumulation_steps  # batches in one optimizer step
+MAX_SAMPLES = facts.most_samples
+REVISION = facts.model.revision  # commit on the Hub
+WARM_START = facts.model.warm_start  # adapter that training starts from
+CHAT_TEMPLATE = facts.model.tokenizer.written_template
+DATE = facts.frozen_date  # of all conversations, for templates that ask for it
+RUN_ROWS = facts.run_rows.fingerprint  # sha256 of the rows that the run used
+RUN_SEQUENCES = facts.run_rows.sequences  # the run's, to train on and held out
+RUN_TOKENS = facts.run_rows.tokens  # of the former, trained and masked
+
+
+def fix_date(template: Any) -> Any:
+    """Return a chat template that writes DATE where it would write today's."""
+    if isinstance(template, dict):  # several, with names
+        return {name: fix_date(text) for name, text in template.items()}
+    date = datetime.date.fromisoformat(DATE)
+    call = r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)"""
+    template = re.sub(call, lambda found: repr(date.strftime(found[2])), template)
+    if not re.search(r"strftime_now\s*\(", template):
+        return template
+    return "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer with the chat template of all conversations."""
+    if facts.model.revision:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=REVISION if name == MODEL else None)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if not facts.model.tokenizer.names_eos and tokenizer.eos_token is None:
+        if facts.model.tokenizer.eos is not None:
+            tokenizer.eos_token = facts.model.tokenizer.eos
+        else:
+            raise SystemExit(
+                "This model's tokenizer names no token that ends an answer. Set eos_token in its tokenizer_config.json."
+            )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    if facts.model.tokenizer.default_template == "always" or (
+        facts.model.tokenizer.default_template == "if_missing" and not tokenizer.chat_template
+    ):
+        # Where the tokenizer opens a text with a token of its own, that opens conversations as well.
+        opens = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{- bos_token -}}" if opens else "") + CHAT_TEMPLATE
+    if facts.model.tokenizer.default_template == "never" and facts.model.tokenizer.template is not None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    if facts.model.tokenizer.has_clock:
+        tokenizer.chat_template = fix_date(tokenizer.chat_template)
+    return tokenizer
+
+
+def load_model(name: str) -> Any:
+    """Load the model with what is trained."""
+    if facts.quantized:
+        quantization = BitsAndBytesConfig(
+            **facts.quantization_arguments,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=getattr(torch, facts.loaded_dtype),
+        **facts.model_arguments,
+        **({"revision": REVISION if name == MODEL else None} if facts.model.revision else {}),
+        **({"quantization_config": quantization} if facts.quantized else {}),
+    )
+    model.config.use_cache = False
+    if facts.config.model.quantization in ("nf4", "fp4") and facts.model.on_cpu:
+        for module in model.modules():
+            # bitsandbytes would repack 4-bit weights for inference at the first evaluation, and cannot train through those.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    if facts.trains_adapter:
+        if facts.lists_feedforward_modules:
+            linear = [
+                name
+                for name, module in model.named_modules()
+                if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+            ]
+            feedforward = [
+                end for end in facts.feedforward_modules if any(f".{name}".endswith(f".{end}") for name in linear)
+            ]
+            targets = (
+                [name.rsplit(".", 1)[-1] for name in linear]
+                if facts.config.adapter.target_modules == "all-linear"
+                else list(facts.config.adapter.target_modules)
+            )
+        settings = getattr(peft, facts.peft_class)(
+            task_type="CAUSAL_LM",
+            **facts.peft_arguments,
+            **({"target_modules": sorted({*targets, *feedforward})} if facts.lists_feedforward_modules else {}),
+            **({"feedforward_modules": feedforward} if facts.lists_feedforward_modules else {}),
+        )
+        model = get_peft_model(model, settings)
+        if facts.model.warm_start:
+            set_peft_model_state_dict(model, load_file(f"{WARM_START}/adapter_model.safetensors"))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # trained weights are held in float32
+        model.print_trainable_parameters()
+    return model
+
+
+def packed(lengths: list[int], order: list[int]) -> list[list[int]]:
+    """Fill sequences of MAX_LENGTH tokens with rows, longest first, each where it leaves the least room."""
+    sequences: list[list[int]] = []
+    free: dict[int, list[int]] = {}  # numbers of sequences, by the room that they have left
+    for row in sorted(order, key=lambda row: -lengths[row]):
+        room = min((room for room, numbers in free.items() if numbers and room >= lengths[row]), default=MAX_LENGTH)
+        if free.get(room):
+            number = free[room].pop()
+        else:
+            number = len(sequences)
+            sequences.append([])
+        sequences[number].append(row)
+        if room > lengths[row]:
+            free.setdefault(room - lengths[row], []).append(number)
+    return sequences
+
+
+class Batches(IterableDataset):  # type: ignore[misc]
+    """The run's batches: shuffled for each epoch by seed and epoch alone."""
+
+    def __init__(self, rows: list[Any], epoch: Callable[[], int]) -> None:
+        self.rows, self.epoch = rows, epoch
+        self.lengths = [len(row["input_ids"]) for row in rows]
+
+    def __len__(self) -> int:
+        if facts.config.training.packing:
+            return math.ceil(len(packed(self.lengths, list(range(len(self.rows))))) / BATCH)
+        return math.ceil(len(self.rows) / BATCH)
+
+    def shuffled(self, items: list[Any]) -> list[Any]:
+        """Return the items in the order of this epoch."""
+        items = list(items)
+        random.Random(SEED * 1_000_003 + self.epoch()).shuffle(items)  # noqa: S311
+        return items
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order = self.shuffled(list(range(len(self.rows))))
+        if facts.config.training.packing:
+            sequences = self.shuffled(packed(self.lengths, order))
+            for start in range(0, len(sequences), BATCH):
+                yield [[self.rows[row] for row in rows] for rows in sequences[start : start + BATCH]]
+        elif facts.model.grouped:
+            # Rows of similar length share a step, so little is computed for padding.
+            size = BATCH * ACCUMULATE
+            block = size * max(1, min(50, math.ceil(len(order) / size) // 4))
+            whole = len(order) - len(order) % size
+            steps = []
+            for begin in range(0, whole, block):
+                similar = sorted(order[begin : min(begin + block, whole)], key=lambda row: -self.lengths[row])
+                steps += [similar[start : start + size] for start in range(0, len(similar), size)]
+            for step in [*self.shuffled(steps), order[whole:]]:
+                rows = sorted(step, key=lambda row: -self.lengths[row])
+                for start in range(0, len(rows), BATCH):
+                    yield [self.rows[row] for row in rows[start : start + BATCH]]
+        else:
+            for start in range(0, len(order), BATCH):
+                yield [self.rows[row] for row in order[start : start + BATCH]]
+
+
+def collate(rows: list[Any]) -> dict[str, Any]:
+    """Return a batch, padded at the end; padding is neither seen nor trained."""
+    if facts.config.training.packing:
+        longest = max(sum(len(row["input_ids"]) for row in sequence) for sequence in rows)
+        ids, positions, labels = [], [], []
+        for sequence in rows:
+            missing = longest - sum(len(row["input_ids"]) for row in sequence)
+            ids.append([token for row in sequence for token in row["input_ids"]] + [0] * missing)
+            # Positions start again with each row, by which transformers keeps rows apart.
+            positions.append(
+                [place for row in sequence for place in range(len(row["input_ids"]))] + list(range(missing))
+            )
+            # A row's first token is not predicted from the end of the row before.
+            labels.append([label for row in sequence for label in (-100, *row["labels"][1:])] + [-100] * missing)
+        return {
+            "input_ids": torch.tensor(ids),
+            "position_ids": torch.tensor(positions),
+            "labels": torch.tensor(labels),
+        }
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def filled(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (longest - len(values))
+
+    return {
+        "input_ids": torch.tensor([filled(row["input_ids"], 0) for row in rows]),
+        "attention_mask": torch.tensor([filled([1] * len(row["input_ids"]), 0) for row in rows]),
+        "labels": torch.tensor([filled(row["labels"], -100) for row in rows]),
+    }
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with the run's order of rows and its evaluation."""
+
+    def get_train_dataloader(self) -> Any:
+        batches = Batches(
+            list(self.train_dataset), lambda: self.state.global_step // math.ceil(len(batches) / ACCUMULATE)
+        )
+        return DataLoader(batches, batch_size=None, collate_fn=collate)
+
+    if facts.measures:
+
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            """Return the mean loss over the trained tokens of the held-out rows, in nats."""
+            self.model.eval()
+            if facts.config.model.quantization == "int8":
+                for module in self.model.modules():
+                    if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
+                        module.train()  # else its inputs would be rounded as well, as they are not in training
+            if facts.measures_base_first and self.state.global_step == 0:
+                with self.model.disable_adapter():
+                    summed, tokens = self.summed_loss()
+            else:
+                summed, tokens = self.summed_loss()
+            self.model.train()
+            metrics = {"eval_loss": summed / tokens}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+            return metrics
+
+        def summed_loss(self) -> tuple[float, int]:
+            """Return the loss over all held-out rows, and how many tokens it is of."""
+            summed, tokens = 0.0, 0
+            rows = sorted(self.eval_dataset, key=lambda row: -len(row["input_ids"]))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                for start in range(0, len(rows), BATCH):
+                    if facts.config.training.packing:
+                        batch = collate([[row] for row in rows[start : start + BATCH]])
+                    else:
+                        batch = collate(rows[start : start + BATCH])
+                    batch = {name: values.to(self.args.device) for name, values in batch.items()}
+                    labels = batch.pop("labels")[:, 1:].flatten()
+                    logits = self.model(**batch).logits[:, :-1].flatten(0, 1)
+                    trained = labels != -100
+                    summed += cross_entropy(logits[trained].float(), labels[trained], reduction="sum").item()
+                    tokens += int(trained.sum())
+            return summed, tokens
+
+
+def evaluated(rows: list[Any], trained_tokens: int) -> list[Any]:
+    """Return the held-out rows that are evaluated: an even draw where all of them would cost too much."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    budget = max(16_384, int(0.03 * trained_tokens))
+    if sum(lengths) <= budget:
+        return rows
+    order = list(range(len(rows)))
+    random.Random(SEED).shuffle(order)  # noqa: S311
+    chosen: list[int] = []
+    tokens = 0
+    for row in order:
+        if chosen and tokens + lengths[row] > budget:
+            break
+        chosen.append(row)
+        tokens += lengths[row]
+    return [rows[row] for row in sorted(chosen)]
+
+
+def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]) -> None:
+    """Stop unless the rows became what they became in the run."""
+
+    def tokens(rows: list[Any]) -> tuple[int, int]:
+        trained = sum(label != -100 for row in rows for label in row["labels"])
+        return trained, sum(len(row["labels"]) for row in rows) - trained
+
+    # Some runs counted the tokens of held-out rows as well.
+    counts, made = (tokens(train), tokens(train + evaluation)), (len(train), len(evaluation))
+    if (
+        made != RUN_SEQUENCES
+        or RUN_TOKENS not in counts
+        or (facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in kept) != RUN_ROWS)
+    ):
+        raise SystemExit(
+            f"The rows became {made} sequences of {counts[0]} tokens; in the run they were {RUN_SEQUENCES} of {RUN_TOKENS}. "
+            "Use the data of the run and the versions that are named at the head of this file."
+        )
+
+
+def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Return the sequences to train on, and those that are held out."""
+    kept = []
+    if facts.data.format == "text":
+        for row in load_rows(options.data):
+            kept.append((row, encode(row, tokenizer)))
+    else:
+        refused = []
+        for row in load_rows(options.data):
+            try:
+                kept.append((row, encode(row, tokenizer)))
+            except RefusedRowError as reason:
+                refused.append(reason)
+        if refused:
+            print(f"{len(refused)} rows are left out; of the first, {refused[0]}")
+    # Sequences whose trained part lies beyond MAX_LENGTH train nothing.
+    trained = [(row, [one for one in found if any(label != -100 for label in one["labels"])]) for row, found in kept]
+    kept = [(row, found) for row, found in trained if found]
+    if not kept:
+        raise SystemExit("No row has tokens to train on. Raise MAX_LENGTH, or name other rows with --data.")
+    sample = kept
+    if facts.most_samples and len(kept) > MAX_SAMPLES:
+        drawn = np.random.default_rng([SEED, 0]).choice(len(kept), size=MAX_SAMPLES, replace=False)
+        sample = [kept[row] for row in np.sort(drawn)]
+    if facts.measures:
+        apart = held_out([row for row, _ in sample])
+        train = [one for (_, found), out in zip(sample, apart, strict=True) if not out for one in found]
+        evaluation = [one for (_, found), out in zip(sample, apart, strict=True) if out for one in found]
+    else:
+        train, evaluation = [one for _, found in sample for one in found], []
+    if facts.rows_of_run is not None and (options.model, options.data) == (MODEL, DATA):
+        require_rows_of_run(kept, train, evaluation)
+    return train, evaluation
+
+
+def main() -> None:
+    """Train."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default=MODEL, help="Hub id or folder of the base model")
+    if facts.data.kind == "hub":
+        parser.add_argument("--data", default=DATA, help="dataset on the Hub")
+    else:
+        parser.add_argument("--data", nargs="+", default=DATA, help="files with the rows")
+    parser.add_argument("--output", default=OUTPUT, help="folder for the result")
+    options = parser.parse_args()
+
+    tokenizer = load_tokenizer(options.model)
+    train, evaluation = prepare(tokenizer, options)
+    print(f"{len(train)} sequences to train on, {len(evaluation)} held out")
+    if facts.measures and facts.data.held_out_draw:
+        train_tokens = sum(len(row["input_ids"]) for row in train)
+        evaluation = evaluated(evaluation, int(train_tokens * facts.config.training.num_train_epochs))
+
+    torch.manual_seed(SEED)  # the adapter starts from random numbers
+    random.seed(SEED)
+    model = load_model(options.model)
+    if facts.counts_steps:
+        if facts.config.training.max_steps > 0:
+            steps = facts.config.training.max_steps
+        else:
+            steps_per_epoch = math.ceil(len(Batches(train, lambda: 0)) / ACCUMULATE)
+            steps = math.ceil(facts.config.training.num_train_epochs * steps_per_epoch)
+    if facts.quantized:
+        trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    arguments = SFTConfig(
+        output_dir=options.output,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATE,
+        seed=SEED,
+        **facts.trainer_arguments,
+        **({"eval_steps": facts.eval_steps or max(1, math.ceil(steps / 10))} if facts.measures else {}),
+        save_steps=facts.save_steps or max(1, math.ceil(steps / facts.saves)),
+        max_length=None,  # rows are tokenized and truncated already
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        data_collator=collate,
+        train_dataset=Dataset.from_list(train),
+        **({"eval_dataset": Dataset.from_list(evaluation)} if facts.measures else {}),
+        **({"callbacks": [EarlyStoppingCallback(facts.patience)]} if facts.patience is not None else {}),
+    )
+    if facts.quantized:
+        for name, parameter in trainer.model.named_parameters():
+            if name in trained:
+                parameter.data = trained[name]  # TRL rounds them to bfloat16 where the base is quantized
+    trainer.train()
+    if facts.measures and trainer.state.global_step % arguments.eval_steps:
+        trainer.evaluate()
+
+    if facts.saved_dtype is not None:
+        trainer.model.to(getattr(torch, facts.saved_dtype))
+    trainer.model.save_pretrained(options.output)
+    tokenizer.save_pretrained(options.output)
+    Path(options.output, "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
