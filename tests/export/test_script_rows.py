@@ -291,5 +291,5 @@ def test_there_is_no_script_of_a_run_whose_rows_have_changed(tiny_model_folder, 
     config = make_config(tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", CHAT)))
     run = filed_run(config, home, "f" * 64, report_of(*sequences_of_run(config, home)))
 
-    with pytest.raises(DatasetError, match="no longer those that this run learned from"):
+    with pytest.raises(DatasetError, match="no longer those that this run was trained on"):
         script_of(config, home, run)
