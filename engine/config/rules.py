@@ -24,8 +24,8 @@ JOINED_MULTIPLE = 16
 # time between products.
 QUERY_TILE = 128
 
-_MEASUREMENTS = 10  # during a run, where the setting is empty
-_CHECKPOINTS = 5
+MEASUREMENTS = 10  # during a run, where the setting is empty
+CHECKPOINTS = 5
 
 
 def choose_compute_dtype(asked: ComputeDtype, device_kind: str, *, has_fast_bfloat16: bool) -> DtypeName:
@@ -51,12 +51,12 @@ def optimizer_name(optim: Optimizer, device_kind: str) -> Optimizer:
 
 def eval_interval(total_steps: int, eval_steps: int | None) -> int:
     """Return the steps between two measurements of the held-out loss."""
-    return eval_steps or max(1, math.ceil(total_steps / _MEASUREMENTS))
+    return eval_steps or max(1, math.ceil(total_steps / MEASUREMENTS))
 
 
 def save_interval(total_steps: int, save_steps: int | None) -> int:
     """Return the steps between two checkpoints."""
-    return save_steps or max(1, math.ceil(total_steps / _CHECKPOINTS))
+    return save_steps or max(1, math.ceil(total_steps / CHECKPOINTS))
 
 
 def keeps_best(training: TrainingConfig) -> bool:

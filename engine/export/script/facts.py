@@ -10,16 +10,17 @@ from typing import Any, Literal, NamedTuple
 
 from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
+from engine.config.rules import CHECKPOINTS, MEASUREMENTS, keeps_best
 from engine.config.run import RunConfig
 from engine.data.formats.base import TURN_FIELDS
 from engine.data.formats.turns import ROLES
 from engine.data.render.template import DEFAULT_TEMPLATE, FROZEN_DATE
 from engine.export.script.settings import (
-    keeps_best,
     model_arguments,
     peft_arguments,
     peft_class,
     quantization_arguments,
+    short_trainer_arguments,
     trainer_arguments,
 )
 
@@ -287,7 +288,7 @@ class ScriptFacts:
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of `SFTConfig` that do not depend on the number of rows."""
-        return trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu, faithful=True)
+        return trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu)
 
     @property
     def eval_steps(self) -> int | None:
@@ -295,14 +296,24 @@ class ScriptFacts:
         return self.config.training.eval_steps
 
     @property
+    def evaluations(self) -> int:
+        """Evaluations in a whole run, where nobody chose the steps between them."""
+        return MEASUREMENTS
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether training ends with the best weights."""
+        return self.measures and keeps_best(self.config.training)
+
+    @property
     def save_steps(self) -> int | None:
         """Steps between two checkpoints; transformers can only go back to the best if it was saved."""
-        return self.config.training.eval_steps if keeps_best(self.config) else self.config.training.save_steps
+        return self.config.training.eval_steps if self.keeps_best else self.config.training.save_steps
 
     @property
     def saves(self) -> int:
         """Checkpoints in a whole run, where nobody chose the steps between them."""
-        return 10 if keeps_best(self.config) else 5
+        return MEASUREMENTS if self.keeps_best else CHECKPOINTS
 
     @property
     def counts_steps(self) -> bool:
@@ -313,6 +324,41 @@ class ScriptFacts:
     def patience(self) -> int | None:
         """Evaluations without improvement, after which training stops."""
         return self.config.training.early_stopping_patience if self.measures else None
+
+    @property
+    def dataset_builder(self) -> str:
+        """The builder of `load_dataset` that reads the files."""
+        builders = {"delimited": "csv", "parquet": "parquet", "lines": "text", "paragraphs": "text"}
+        return builders.get(self.data.kind, "json")
+
+    @property
+    def dataset_arguments(self) -> dict[str, Any]:
+        """Its arguments besides the files."""
+        found: dict[str, Any] = {"encoding": self.data.encoding} if self.data.encoding.startswith("utf-16") else {}
+        if self.data.kind == "delimited":
+            found["sep"] = self.data.delimiter
+        return found | ({"sample_by": "paragraph"} if self.data.kind == "paragraphs" else {})
+
+    @property
+    def short_trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of `SFTConfig` in the short form, which leaves out what is TRL's default."""
+        text = {"dataset_text_field": self.data.columns["text"]} if self.data.format == "text" else {}
+        whole = {"completion_only_loss": False} if self.config.dataset.train_on == "all" and not text else {}
+        return {
+            **short_trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu),
+            **text,
+            **whole,
+        }
+
+    @property
+    def short_peft_arguments(self) -> dict[str, Any]:
+        """Arguments of PEFT's configuration class in the short form; it names no module that has to be looked for."""
+        return {"task_type": "CAUSAL_LM", **self.peft_arguments}
+
+    @property
+    def merges(self) -> bool:
+        """Whether the adapter can be merged into the model."""
+        return self.trains_adapter and self.config.adapter.method != "prefix_tuning"
 
     @property
     def run_rows(self) -> RunRows:

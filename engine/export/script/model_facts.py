@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.config.rules import choose_compute_dtype
 from engine.config.run import RunConfig
 from engine.data.render.template import DEFAULT_TEMPLATE
 from engine.errors import EngineError
@@ -88,10 +89,8 @@ def _compute(config: RunConfig, run: RunFolder | None, device: Device) -> tuple[
         return known.compute_dtype, known.device == describe_processor().name
     # Layers are spread over GPUs alone, wherever this is written.
     on_cpu = device.kind == "cpu" and config.run.spread_over == 1
-    if config.model.compute_dtype != "auto":
-        return config.model.compute_dtype, on_cpu
-    fallback = "float16" if device.kind == "cuda" else "float32"
-    return "bfloat16" if device.has_fast_bfloat16 else fallback, on_cpu
+    dtype = choose_compute_dtype(config.model.compute_dtype, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)
+    return dtype, on_cpu
 
 
 def _device_here(config: RunConfig) -> Device:

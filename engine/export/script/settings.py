@@ -6,7 +6,23 @@ A setting that neither form passes on is in `NOT_EXPORTED`, with the reason.
 from collections.abc import Mapping
 from typing import Any
 
+from engine.config.rules import CHECKPOINTS, MEASUREMENTS, keeps_best, optimizer_name
 from engine.config.run import RunConfig
+
+_UNSET = object()
+_TRL_DEFAULTS: Mapping[str, Any] = {
+    "fp16": False,
+    "greater_is_better": False,
+    "max_grad_norm": 1.0,
+    "metric_for_best_model": "eval_loss",
+    "optim": "adamw_torch_fused",
+    "packing": False,
+    "report_to": "none",
+    "save_strategy": "steps",
+    "seed": 42,
+    "use_cpu": False,
+    "weight_decay": 0.0,
+}
 
 # The run's own trainer ends a cosine_with_min_lr schedule at this share of the first learning rate.
 MIN_LEARNING_RATE_SHARE = 0.1
@@ -17,26 +33,61 @@ NOT_EXPORTED: Mapping[str, str] = {
 }
 
 
-def keeps_best(config: RunConfig) -> bool:
-    """Return whether the run ends with its best weights."""
+def trainer_arguments(config: RunConfig, *, compute: str, on_cpu: bool) -> dict[str, Any]:
+    """Return the arguments of `SFTConfig` by which a script takes the run's steps, but for those that count rows or steps."""
     training = config.training
-    return config.dataset.eval_fraction > 0 and (
-        training.load_best_model_at_end or training.early_stopping_patience is not None
+    checkpointing = (
+        {"activation_checkpointing_kwargs": {"use_reentrant": False}} if training.gradient_checkpointing else {}
     )
+    return {
+        **_common_arguments(config, on_cpu=on_cpu),
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": optimizer_name(training.optim, "cpu" if on_cpu else "cuda"),
+        "activation_checkpointing": training.gradient_checkpointing,
+        **checkpointing,
+        "bf16": compute == "bfloat16" and _trains_besides_lora(config),
+        "fp16": compute == "float16",
+        "use_cpu": on_cpu,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        **({"eval_on_start": True} if config.dataset.eval_fraction > 0 else {}),
+    }
 
 
-def trainer_arguments(config: RunConfig, *, compute: str, on_cpu: bool, faithful: bool) -> dict[str, Any]:
-    """Return the arguments of `SFTConfig` that are the same whatever the number of rows.
-
-    Args:
-        config: Of the run.
-        compute: Dtype of computation.
-        on_cpu: Whether the run computes on a CPU.
-        faithful: Whether everything is spelled out by which the script takes the run's steps.
-    """
+def short_trainer_arguments(config: RunConfig, *, compute: str, on_cpu: bool) -> dict[str, Any]:
+    """Return the arguments of `SFTConfig` in the short form: those that differ from its defaults."""
     training = config.training
     measures = config.dataset.eval_fraction > 0
-    optim = "adamw_torch_fused" if training.optim == "adamw_torch" and faithful else training.optim
+    found = {
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        **_common_arguments(config, on_cpu=on_cpu),
+        "max_length": training.max_length,
+        "packing": training.packing,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": optimizer_name(training.optim, "cpu" if on_cpu else "cuda"),
+        "bf16": compute == "bfloat16",
+        "fp16": compute == "float16",
+        "use_cpu": on_cpu,
+        "seed": training.seed,
+        # A share of all steps, where nobody chose a number.
+        **({"eval_steps": training.eval_steps or 1 / MEASUREMENTS} if measures else {}),
+        "save_steps": training.save_steps or 1 / CHECKPOINTS,
+    }
+    if measures and keeps_best(training):
+        found["save_steps"] = found["eval_steps"]  # transformers can only restore what it saved
+    if not training.gradient_checkpointing:
+        found["gradient_checkpointing"] = False
+    return {name: value for name, value in found.items() if _TRL_DEFAULTS.get(name, _UNSET) != value}
+
+
+def _common_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
+    training = config.training
+    measures = config.dataset.eval_fraction > 0
+    wanted = {"use_liger_kernel": training.use_liger_kernel, "torch_compile": training.torch_compile}
     found: dict[str, Any] = {"num_train_epochs": training.num_train_epochs}
     if training.max_steps > 0:
         found["max_steps"] = training.max_steps
@@ -45,36 +96,15 @@ def trainer_arguments(config: RunConfig, *, compute: str, on_cpu: bool, faithful
         found["lr_scheduler_kwargs"] = {"min_lr_rate": MIN_LEARNING_RATE_SHARE}
     found |= {
         "warmup_steps": training.warmup_steps,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "optim": optim,
-    }
-    if training.gradient_checkpointing or faithful:
-        # TRL's own checkpointing keeps to the layers that the run's does.
-        found["activation_checkpointing" if faithful else "gradient_checkpointing"] = training.gradient_checkpointing
-    if training.gradient_checkpointing and faithful:
-        found["activation_checkpointing_kwargs"] = {"use_reentrant": False}
-    if not on_cpu:
-        wanted = {"use_liger_kernel": training.use_liger_kernel, "torch_compile": training.torch_compile}
-        found |= {name: True for name, is_wanted in wanted.items() if is_wanted}
-    found |= {
-        "bf16": compute == "bfloat16" and (_trains_besides_lora(config) or not faithful),
-        "fp16": compute == "float16",
-        "use_cpu": on_cpu,
         "logging_steps": training.logging_steps,
+        "report_to": "none",
+        "save_strategy": "steps",
+        "save_total_limit": training.save_total_limit,
+        **({"eval_strategy": "steps"} if measures else {}),
+        **({name: True for name, is_wanted in wanted.items() if is_wanted and not on_cpu}),
     }
-    if faithful:
-        found |= {"logging_first_step": True, "logging_nan_inf_filter": False, "disable_tqdm": True}
-    found["report_to"] = "none"
-    if measures:
-        found |= {"eval_strategy": "steps", **({"eval_on_start": True} if faithful else {})}
-    found |= {"save_strategy": "steps", "save_total_limit": training.save_total_limit}
-    if keeps_best(config):
-        found |= {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-        }
+    if measures and keeps_best(training):
+        found |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     return found
 
 

@@ -59,6 +59,52 @@ def write_script(facts: ScriptFacts) -> str:
     return f'"""{_head(facts)}"""\n\n{"" if facts.model.on_cpu else _ONE_GPU}{code}{_START}'
 
 
+def write_short_script(facts: ScriptFacts) -> str:
+    """Return the short form as text.
+
+    Raises:
+        DatasetError: If the usual readers of datasets cannot read these rows.
+    """
+    data = facts.data
+    if data.left_out or data.has_list_rows or data.has_parts or data.marks_completion:
+        raise DatasetError(
+            f"{facts.config.dataset.source} holds rows that `load_dataset` cannot read as they are.",
+            "Use the faithful script, without --short, or write the rows into one JSONL file.",
+        )
+    config = facts.config
+    head = "\n".join(
+        [
+            f"{facts.title}: {config.method_name} with transformers, PEFT and TRL.",
+            "",
+            f"    pip install {_packages(config)}",
+            "",
+            "This short form leaves out what the faithful one (`loratory script` without --short) does:",
+            *(f"- {one}" for one in _left_out(facts)),
+            "",
+        ]
+    )
+    return f'"""{_in_docstring(head)}"""\n\n{assemble(["short"], ["main"], facts)}{_START}'
+
+
+def _left_out(facts: ScriptFacts) -> Iterator[str]:
+    config, data = facts.config, facts.data
+    yield "the run's own held-out rows and order of rows, so losses differ; the check that the rows are the run's"
+    if data.format != "text":
+        yield "tokens and masks exactly as in the run; the chat template is frozen there, with a fixed date"
+    if facts.trains_several_answers:
+        yield "every answer of a conversation is trained there, here the last one"
+    if data.has_reasoning or data.has_reasoning_fields:
+        yield "reasoning is placed there by the chat template, here it is as the rows have it"
+    if "system" in data.columns or "history" in data.columns:
+        yield "the columns with system prompts and earlier turns, which are read there"
+    if config.dataset.max_samples is not None or config.dataset.mix:
+        yield "the choice of rows: here all rows of the one dataset are used"
+    if facts.model.revision or facts.model.warm_start:
+        yield "the pinned revision of the model and the adapter that training starts from"
+    if facts.lists_feedforward_modules:
+        yield "the choice of IA3's modules: here PEFT knows them for the architecture"
+
+
 def _head(facts: ScriptFacts) -> str:
     lines = [
         f"{facts.title}: {facts.config.method_name} on plain transformers, PEFT, TRL and datasets.",

@@ -375,7 +375,7 @@ def main() -> None:
         gradient_accumulation_steps=ACCUMULATE,
         seed=SEED,
         **facts.trainer_arguments,
-        **({"eval_steps": facts.eval_steps or max(1, math.ceil(steps / 10))} if facts.measures else {}),
+        **({"eval_steps": facts.eval_steps or max(1, math.ceil(steps / facts.evaluations))} if facts.measures else {}),
         save_steps=facts.save_steps or max(1, math.ceil(steps / facts.saves)),
         max_length=None,  # rows are tokenized and truncated already
         dataset_kwargs={"skip_prepare_dataset": True},

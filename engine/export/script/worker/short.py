@@ -1,0 +1,99 @@
+"""The short form of a script, in the shape of the usual tutorials: load, train with TRL, merge, push."""
+
+import json
+from typing import Any
+
+import peft
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback
+from trl import SFTConfig, SFTTrainer
+
+from engine.export.script.facts import facts
+
+MODEL = facts.model.location
+DATA = facts.data_location
+OUTPUT = facts.output
+CHAT_TEMPLATE = facts.model.tokenizer.written_template
+ROLES = facts.data.roles
+
+
+def to_prompt_completion(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row in TRL's format: what the model reads, and what it is trained to answer."""
+    if facts.data.format == "alpaca":
+        if "input" in facts.data.columns:
+            parts = (row[facts.data.columns["instruction"]], row[facts.data.columns["input"]] or "")
+            question = "\n\n".join(part for part in parts if part.strip())
+        else:
+            question = row[facts.data.columns["instruction"]]
+        prompt = [{"role": "user", "content": question}]
+        completion = [{"role": "assistant", "content": row[facts.data.columns["output"]]}]
+    elif facts.data.format == "prompt_completion" and not facts.data.turn_columns:
+        prompt = [{"role": "user", "content": row[facts.data.columns["prompt"]]}]
+        completion = [{"role": "assistant", "content": row[facts.data.columns["completion"]]}]
+    else:
+        if facts.data.json_columns:
+            turns = json.loads(row[facts.data.conversation_column])
+        else:
+            turns = row[facts.data.conversation_column]
+        messages = [
+            {"role": ROLES[turn[facts.data.turn_fields[0]]], "content": turn[facts.data.turn_fields[1]]}
+            for turn in turns
+        ]
+        last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
+        prompt, completion = messages[:last], messages[last : last + 1]
+    return {"prompt": prompt, "completion": completion}
+
+
+def main() -> None:
+    """Train, merge and save."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    if facts.model.tokenizer.written_template and facts.model.tokenizer.default_template != "if_missing":
+        tokenizer.chat_template = CHAT_TEMPLATE
+    if facts.quantized:
+        quantization = BitsAndBytesConfig(
+            **facts.quantization_arguments,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        MODEL,
+        dtype=getattr(torch, facts.loaded_dtype),
+        **facts.model_arguments,
+        **({"quantization_config": quantization} if facts.quantized else {}),
+    )
+    if facts.data.kind == "hub":
+        dataset = load_dataset(DATA, **facts.hub_arguments)
+    else:
+        dataset = load_dataset(facts.dataset_builder, data_files=DATA, split="train", **facts.dataset_arguments)
+    if facts.data.format != "text":
+        dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
+    if facts.measures:
+        dataset = dataset.train_test_split(
+            test_size=facts.config.dataset.eval_fraction, seed=facts.config.training.seed
+        )
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=dataset["train"] if facts.measures else dataset,
+        **({"eval_dataset": dataset["test"]} if facts.measures else {}),
+        args=SFTConfig(
+            output_dir=OUTPUT,
+            **facts.short_trainer_arguments,
+        ),
+        **(
+            {"peft_config": getattr(peft, facts.peft_class)(**facts.short_peft_arguments)}
+            if facts.trains_adapter
+            else {}
+        ),
+        **({"callbacks": [EarlyStoppingCallback(facts.patience)]} if facts.patience is not None else {}),
+    )
+    trainer.train()
+    trainer.save_model(OUTPUT)
+    if facts.merges:
+        if facts.quantized:
+            base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, facts.loaded_dtype))
+            merged = peft.PeftModel.from_pretrained(base, OUTPUT).merge_and_unload()
+        else:
+            merged = trainer.model.merge_and_unload()
+        merged.save_pretrained(f"{OUTPUT}-merged")
+        tokenizer.save_pretrained(f"{OUTPUT}-merged")
+        # merged.push_to_hub("you/your-model")  # after `hf auth login`
