@@ -205,6 +205,10 @@ def script(
     config: ConfigName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="A file to write instead of stdout; it must not exist.")] = None,
+    short: Annotated[
+        bool,
+        typer.Option("--short", help="At most 70 lines in the shape of the usual tutorials; names what it leaves out."),
+    ] = False,
     as_yaml: Annotated[
         bool, typer.Option("--yaml", help="The complete configuration as YAML, which `loratory train` takes.")
     ] = False,
@@ -213,7 +217,7 @@ def script(
     from engine.commands.configs import load_config_argument, named_path
     from engine.config.load import config_to_yaml
     from engine.errors import RunError, StorageError
-    from engine.export.script.write import gather_script_facts, write_script
+    from engine.export.script.write import gather_script_facts, write_script, write_short_script
     from engine.runs.store import RunStore
 
     home = LoratoryHome.from_environment()
@@ -230,7 +234,8 @@ def script(
                 run = None  # a preset
         if run is None and run_config.training.train_sampling_strategy == "group_by_length":
             _inspect(run_config.model, home)
-        text = write_script(gather_script_facts(run_config, home, run))
+        facts = gather_script_facts(run_config, home, run)
+        text = write_short_script(facts) if short else write_script(facts)
     if file_to_write is None:
         typer.echo(text, nl=False)
         return

@@ -340,6 +340,31 @@ class ScriptFacts:
         return found | ({"sample_by": "paragraph"} if self.data.kind == "paragraphs" else {})
 
     @property
+    def split_arguments(self) -> dict[str, Any]:
+        """Arguments of `train_test_split`."""
+        return {"test_size": self.config.dataset.eval_fraction, "seed": self.config.training.seed}
+
+    @property
+    def question_column(self) -> str:
+        """The column with what the user asks."""
+        return self.data.columns["instruction" if self.data.format == "alpaca" else "prompt"]
+
+    @property
+    def answer_column(self) -> str:
+        """The column with the answer to it."""
+        return self.data.columns["output" if self.data.format == "alpaca" else "completion"]
+
+    @property
+    def role_field(self) -> str:
+        """The field of a turn with its role."""
+        return self.data.turn_fields[0]
+
+    @property
+    def content_field(self) -> str:
+        """The field of a turn with its text."""
+        return self.data.turn_fields[1]
+
+    @property
     def short_trainer_arguments(self) -> dict[str, Any]:
         """Arguments of `SFTConfig` in the short form, which leaves out what is TRL's default."""
         text = {"dataset_text_field": self.data.columns["text"]} if self.data.format == "text" else {}

@@ -25,6 +25,7 @@ from engine.export.script.facts import ScriptFacts
 
 _FACTS = "facts"
 _FOR_TOOLS = re.compile(r"[ \t]*# (?:type: ignore|noqa|fmt:).*$", re.MULTILINE)
+_PLAIN_WIDTH = 100
 _FOLDER = Path(__file__).with_name("worker")
 
 
@@ -48,13 +49,14 @@ class _Edit(NamedTuple):
     text: str
 
 
-def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts) -> str:
+def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *, plain: bool = False) -> str:
     """Return the source of some functions with everything that they need: imports, constants and other functions.
 
     Args:
         modules: Names of modules in `engine.export.script.worker`, in the order in which they are written.
         roots: Functions that are wanted.
         facts: Put in the place of the example that the functions are written against.
+        plain: Write as tutorials do: the body of `main` at the top level, no annotations, and arguments side by side.
     """
     read = [_read(name) for name in modules]
     definitions = {name: one for module in read for name, one in module.definitions.items()}
@@ -65,7 +67,7 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts) -
         name = waiting.pop()
         if name in needed or name not in definitions:
             continue
-        needed[name] = settle(definitions[name].source, facts)
+        needed[name] = settle(definitions[name].source, facts, plain=plain)
         used = _names_used(needed[name])
         names |= used
         waiting += used
@@ -73,6 +75,8 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts) -
     bound = {name: one for module in read for name, one in module.imports.items() if name in names}
     constants = "".join(needed[name] for name in ordered if definitions[name].is_constant)
     functions = [needed[name] for name in ordered if not definitions[name].is_constant]
+    if plain:
+        functions[-1] = _body_of(functions[-1])
     return "\n\n".join([f"{_import_lines(bound)}\n{constants}", *functions])
 
 
@@ -84,11 +88,11 @@ def _names_used(source: str) -> set[str]:
     return {node.id for node in nodes if isinstance(node, ast.Name)} - own
 
 
-def settle(source: str, facts: ScriptFacts) -> str:
+def settle(source: str, facts: ScriptFacts, *, plain: bool = False) -> str:
     """Return a definition with all that depends on the facts alone replaced by what they make of it."""
-    if _FACTS not in source:
+    if _FACTS not in source and not plain:
         return source
-    while edits := _edits(source, facts):
+    while edits := _edits(source, facts, plain=plain):
         text = source.encode()
         for edit in reversed(edits):
             text = text[: edit.start] + edit.text.encode() + text[edit.end :]
@@ -168,10 +172,10 @@ def _is_standard(module: str) -> bool:
     return module.partition(".")[0] in sys.stdlib_module_names
 
 
-def _edits(source: str, facts: ScriptFacts) -> list[_Edit]:
+def _edits(source: str, facts: ScriptFacts, *, plain: bool) -> list[_Edit]:
     """Return what can be settled next: outer statements before inner ones, and statements before expressions."""
     tree = ast.parse(source)
-    look = _Look(source, facts)
+    look = _Look(source, facts, plain=plain)
     for find in (look.at_if, look.behind_return):
         chosen: list[_Edit] = []
         for node in ast.walk(tree):  # outer nodes first
@@ -185,8 +189,9 @@ def _edits(source: str, facts: ScriptFacts) -> list[_Edit]:
 class _Look:
     """Looks for what can be settled in a source."""
 
-    def __init__(self, source: str, facts: ScriptFacts) -> None:
+    def __init__(self, source: str, facts: ScriptFacts, *, plain: bool) -> None:
         self._text = source.encode()
+        self._plain = plain
         self._facts = facts
         self._lines = source.encode().splitlines(keepends=True)
         self._starts = [0]
@@ -252,6 +257,8 @@ class _Look:
             edit = self._spread(node, items)
         elif isinstance(node, ast.Call) and (attribute := self._attribute(node)) is not None:
             edit = self._replaced(node, attribute)
+        elif isinstance(node, ast.FunctionDef) and self._plain and node.returns is not None:
+            edit = self._without_annotations(node, node.returns)
         elif isinstance(node, ast.expr) and not isinstance(node, ast.Constant) and self._is_settled(node):
             with contextlib.suppress(TypeError):  # a part of it is meant
                 edit = self._replaced(node, literal(self._value(node)), bare=False)
@@ -294,10 +301,15 @@ class _Look:
         after = self._text[end:].partition(b"\n")[0]
         if self._text[line:start].strip() == b"" and after.strip() == b",":
             indent = self._text[line:start].decode()
-            return _Edit(line, end + len(after) + 1, "".join(f"{indent}{one},\n" for one in arguments))
+            written = _filled(arguments, _PLAIN_WIDTH - len(indent)) if self._plain else arguments
+            return _Edit(line, end + len(after) + 1, "".join(f"{indent}{one},\n" for one in written))
         if not arguments and self._text[:start].rstrip().endswith(b","):
             start = len(self._text[:start].rstrip()) - 1
         return _Edit(start, end, ", ".join(arguments))
+
+    def _without_annotations(self, node: ast.FunctionDef, returns: ast.expr) -> _Edit:
+        names = ", ".join(argument.arg for argument in node.args.args)
+        return _Edit(self._span(node)[0], self._span(returns)[1], f"def {node.name}({names})")
 
     def _attribute(self, node: ast.Call) -> str | None:
         if not isinstance(node.func, ast.Name) or node.func.id != "getattr" or len(node.args) != 2:
@@ -342,6 +354,25 @@ class _Look:
     @staticmethod
     def _ends_header(line: bytes) -> bool:
         return re.search(rb":\s*(#.*)?$", line.rstrip()) is not None
+
+
+def _filled(pieces: Sequence[str], width: int) -> list[str]:
+    """Return lines of pieces side by side."""
+    lines: list[str] = []
+    for piece in pieces:
+        if lines and len(lines[-1]) + len(piece) + 2 <= width:
+            lines[-1] += f", {piece}"
+        else:
+            lines.append(piece)
+    return lines
+
+
+def _body_of(function: str) -> str:
+    """Return the statements of a function without parameters, as they are written at the top level."""
+    first = ast.parse(function).body[0]
+    assert isinstance(first, ast.FunctionDef)
+    lines = function.encode().splitlines(keepends=True)
+    return _dedented(lines[first.body[0].end_lineno or 0 :]).decode()  # the first statement is its docstring
 
 
 def _dedented(lines: Sequence[bytes]) -> bytes:

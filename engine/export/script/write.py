@@ -78,12 +78,12 @@ def write_short_script(facts: ScriptFacts) -> str:
             "",
             f"    pip install {_packages(config)}",
             "",
-            "This short form leaves out what the faithful one (`loratory script` without --short) does:",
+            "Leaves out what the faithful script (`loratory script`, without --short) does:",
             *(f"- {one}" for one in _left_out(facts)),
             "",
         ]
     )
-    return f'"""{_in_docstring(head)}"""\n\n{assemble(["short"], ["main"], facts)}{_START}'
+    return f'"""{_in_docstring(head)}"""\n\n{assemble(["short"], ["main"], facts, plain=True)}'
 
 
 def _left_out(facts: ScriptFacts) -> Iterator[str]:

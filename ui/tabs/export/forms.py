@@ -12,8 +12,11 @@ from engine.config.run import RunConfig
 from ui.fields import component_of_field
 from ui.page import Page
 
-ADAPTER, MERGED, GGUF, HUB, SCRIPT, YAML = "Adapter", "Merged model", "GGUF", "Hub", "Script", "YAML"
-FORMS = (ADAPTER, MERGED, GGUF, HUB, SCRIPT, YAML)
+ADAPTER, MERGED, GGUF, HUB, SCRIPT, SHORT, YAML = (
+    "Adapter", "Merged model", "GGUF", "Hub", "Script", "Short script", "YAML",
+)  # fmt: skip
+FORMS = (ADAPTER, MERGED, GGUF, HUB, SCRIPT, SHORT, YAML)
+TEXTS = (SCRIPT, SHORT, YAML)
 
 _ABOUT = {
     ADAPTER: "What was trained alone: a PEFT folder with tokenizer, chat template and model card. Small; loads with "
@@ -25,6 +28,8 @@ _ABOUT = {
     HUB: "A repository on the Hugging Face Hub with model card, private unless you say otherwise. The token is the one of "
     "HF_TOKEN or of `hf auth login`; it is never stored here.",
     SCRIPT: "One Python file on plain transformers, peft, trl and datasets that does what the run did.",
+    SHORT: "The same in the shape of the usual tutorials, in at most 70 lines. It names what it leaves out, and its losses are "
+    "not exactly the run's.",
     YAML: "The run's complete configuration, as `loratory train` takes it.",
 }
 

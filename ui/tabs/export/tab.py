@@ -18,7 +18,7 @@ from ui.page import Page
 from ui.pick import pick_list, picked
 from ui.tabs.chat.choice import FINAL, FINAL_WORDS
 from ui.tabs.export.archive import COPY_SCRIPT, ArchivePart
-from ui.tabs.export.forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML, ExportForms, why_not
+from ui.tabs.export.forms import ADAPTER, FORMS, GGUF, HUB, MERGED, TEXTS, ExportForms, why_not
 from ui.tabs.export.text import TextPart
 from ui.views.adapter_files import loading_script, render_command_line, render_script
 from ui.views.export_result import NOTHING_MADE, render_record, render_records
@@ -153,8 +153,8 @@ class ExportTab:
         except EngineError:
             return (gr.skip(),) * len(self._switched)
         reason = why_not(form, observed.config)
-        text, download = self.text.of(form, observed) if form in (SCRIPT, YAML) else ("", gr.update(visible=False))
-        writes = form not in (SCRIPT, YAML)
+        text, download = self.text.of(form, observed) if form in TEXTS else ("", gr.update(visible=False))
+        writes = form not in TEXTS
         words = "Push it" if form == HUB else "Write it"
         return (
             *self.forms.shown(form, reason),
@@ -196,7 +196,7 @@ class ExportTab:
         number = 0 if made else min(number, max(0, len(records) - 1))
         stamp = f"{observed.run.id}:{form}:{number}:{len(records)}:{stamp_of(work)}"
         record = records[number] if records else None
-        show = form not in (SCRIPT, YAML)
+        show = form not in TEXTS
         folder = self._folder(record)
         return (
             stamp,

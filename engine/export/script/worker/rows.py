@@ -98,11 +98,10 @@ def turns_of(turns: Iterable[Any]) -> list[Message]:
     """Return the turns of a row as chat messages."""
     messages = []
     for turn in turns:
-        role = ROLES[turn[facts.data.turn_fields[0]].strip().lower()]
-        if facts.data.has_reasoning_fields:
-            content = turn.get(facts.data.turn_fields[1]) or ""
-        else:
-            content = turn[facts.data.turn_fields[1]]
+        role = ROLES[turn[facts.role_field].strip().lower()]
+        content = (
+            (turn.get(facts.content_field) or "") if facts.data.has_reasoning_fields else turn[facts.content_field]
+        )
         if facts.data.has_parts:
             content = text_of(content)
         messages.append(answer(content) if role == "assistant" else {"role": role, "content": content})

@@ -20,29 +20,20 @@ ROLES = facts.data.roles
 
 def to_prompt_completion(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row in TRL's format: what the model reads, and what it is trained to answer."""
-    if facts.data.format == "alpaca":
-        if "input" in facts.data.columns:
-            parts = (row[facts.data.columns["instruction"]], row[facts.data.columns["input"]] or "")
-            question = "\n\n".join(part for part in parts if part.strip())
-        else:
-            question = row[facts.data.columns["instruction"]]
-        prompt = [{"role": "user", "content": question}]
-        completion = [{"role": "assistant", "content": row[facts.data.columns["output"]]}]
-    elif facts.data.format == "prompt_completion" and not facts.data.turn_columns:
-        prompt = [{"role": "user", "content": row[facts.data.columns["prompt"]]}]
-        completion = [{"role": "assistant", "content": row[facts.data.columns["completion"]]}]
+    if facts.data.format == "alpaca" and "input" in facts.data.columns:
+        parts = (row[facts.data.columns["instruction"]], row[facts.data.columns["input"]] or "")
+        question, answer = "\n\n".join(part for part in parts if part.strip()), row[facts.data.columns["output"]]
+    elif facts.data.format in ("alpaca", "prompt_completion"):
+        question, answer = row[facts.question_column], row[facts.answer_column]
     else:
         if facts.data.json_columns:
             turns = json.loads(row[facts.data.conversation_column])
         else:
             turns = row[facts.data.conversation_column]
-        messages = [
-            {"role": ROLES[turn[facts.data.turn_fields[0]]], "content": turn[facts.data.turn_fields[1]]}
-            for turn in turns
-        ]
+        messages = [{"role": ROLES[turn[facts.role_field]], "content": turn[facts.content_field]} for turn in turns]
         last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
-        prompt, completion = messages[:last], messages[last : last + 1]
-    return {"prompt": prompt, "completion": completion}
+        return {"prompt": messages[:last], "completion": messages[last : last + 1]}
+    return {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
 
 
 def main() -> None:
@@ -67,9 +58,7 @@ def main() -> None:
     if facts.data.format != "text":
         dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
     if facts.measures:
-        dataset = dataset.train_test_split(
-            test_size=facts.config.dataset.eval_fraction, seed=facts.config.training.seed
-        )
+        dataset = dataset.train_test_split(**facts.split_arguments)
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -94,6 +83,6 @@ def main() -> None:
             merged = peft.PeftModel.from_pretrained(base, OUTPUT).merge_and_unload()
         else:
             merged = trainer.model.merge_and_unload()
+        # Or merged.push_to_hub("you/your-model"), and the same for the tokenizer, after `hf auth login`.
         merged.save_pretrained(f"{OUTPUT}-merged")
         tokenizer.save_pretrained(f"{OUTPUT}-merged")
-        # merged.push_to_hub("you/your-model")  # after `hf auth login`

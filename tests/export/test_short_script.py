@@ -1,0 +1,114 @@
+"""The short form of a script: in the shape of the usual tutorials, at most 70 lines, and it trains."""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.config.presets import list_presets
+from engine.config.training import TrainingConfig
+from engine.errors import DatasetError, EngineError
+from engine.export.script.facts import facts as example
+from engine.export.script.settings import _TRL_DEFAULTS, NOT_EXPORTED
+from engine.export.script.write import gather_script_facts, write_script, write_short_script
+from tests.export.test_script import CHAT, assert_whole, make_config, write_lines
+
+MOST_LINES = 70
+
+
+@pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
+def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_path):
+    config = next(one for one in list_presets() if one.name == preset).load()
+    try:
+        facts = gather_script_facts(config, home)
+    except EngineError:  # its data is on the Hub: the same settings on rows that are here
+        sample = config.dataset.model_copy(update={"source": "sample:lab-chats", "format": "auto", "column_map": {}})
+        facts = gather_script_facts(config.model_copy(update={"dataset": sample}), home)
+
+    text = write_short_script(facts)
+
+    compile(text, "script", "exec")
+    assert len(text.splitlines()) <= MOST_LINES
+    assert_whole(text, tmp_path)
+    for word in ("LoraConfig(", "SFTConfig(", "SFTTrainer(", "merge_and_unload()", "push_to_hub", "Leaves out"):
+        assert word in text
+    assert ("BitsAndBytesConfig(" in text) == (config.model.quantization != "none")
+
+
+def test_a_short_script_trains(tiny_model_folder, home, tmp_path):
+    config = make_config(
+        tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", CHAT)), {"max_steps": 2, "max_length": 64}
+    )
+    (tmp_path / "short.py").write_text(write_short_script(gather_script_facts(config, home)))
+
+    done = subprocess.run(
+        [sys.executable, "-I", "short.py"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    merged = [folder for folder in tmp_path.iterdir() if folder.name.endswith("-merged")]
+    assert (merged[0] / "model.safetensors").is_file()
+    assert "train_loss" in done.stdout
+
+
+def test_rows_that_tutorials_cannot_read_are_refused(tiny_model_folder, home, tmp_path):
+    source = write_lines(tmp_path / "rows.jsonl", [*CHAT, "{broken\n"])
+
+    with pytest.raises(DatasetError, match="cannot read as they are"):
+        write_short_script(gather_script_facts(make_config(tiny_model_folder, str(source)), home))
+
+
+def test_what_is_left_out_as_a_default_is_one_of_trl(tmp_path):
+    from trl import SFTConfig
+
+    defaults = {field.name: field.default for field in fields(SFTConfig)}
+
+    assert {name: defaults[name] for name in _TRL_DEFAULTS if name not in ("fp16", "use_cpu")} == {
+        name: value for name, value in _TRL_DEFAULTS.items() if name not in ("fp16", "use_cpu")
+    }
+
+
+# Settings whose default is not a number or a switch.
+OTHERS: dict[str, dict[str, object]] = {
+    "lr_scheduler_type": {"lr_scheduler_type": "linear"},
+    "use_liger_kernel": {"use_liger_kernel": True},
+    "early_stopping_patience": {"early_stopping_patience": 3},
+    "optim": {"optim": "adafactor"},
+    "report_to": {"report_to": ["tensorboard"]},
+    "train_sampling_strategy": {"train_sampling_strategy": "random"},
+    "eval_steps": {"eval_steps": 7},
+    "save_steps": {"save_steps": 7},
+    "max_steps": {"max_steps": 7},
+}
+
+
+def other_value(name: str) -> dict[str, object]:
+    """A value of a setting that differs from its default."""
+    default = TrainingConfig.model_fields[name].default
+    if name in OTHERS:
+        return OTHERS[name]
+    return {name: not default if isinstance(default, bool) else default / 2 if 0 < default < 1 else default + 1}
+
+
+@pytest.mark.parametrize("write", [write_script, write_short_script], ids=["faithful", "short"])
+@pytest.mark.parametrize("name", TrainingConfig.model_fields)
+def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(name, write):
+    def script(values: dict) -> str:
+        given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": values}
+        model = example.model.__class__("a/b", "bfloat16", on_cpu=False, tokenizer=example.model.tokenizer)
+        return write(example.__class__(config_from_mapping(given), example.data, model))
+
+    assert (script(other_value(name)) != script({})) == (name not in NOT_EXPORTED)
+
+
+def test_every_exception_names_a_setting_and_its_reason():
+    assert NOT_EXPORTED.keys() <= TrainingConfig.model_fields.keys()
+    assert all(NOT_EXPORTED.values())
