@@ -94,6 +94,7 @@ class AdaLora(PeftMethod):
     defaults: ClassVar[Mapping[str, Any]] = {"lora_alpha": 8}
     same_on_warm_start = ("init_r", "lora_alpha")
     tensor_marks = ("lora_",)
+    script_callback = "AllocateRanks"
 
     def summary(self, adapter: AdapterConfig) -> str:
         """Return first and average rank."""
@@ -112,25 +113,6 @@ class AdaLora(PeftMethod):
         """Return the arguments; PEFT adds the regularizer to every batch, and the run to every step."""
         weight = Source(f"{adapter.orth_reg_weight!r} / ACCUMULATE")
         return super().script_arguments(adapter) | {"orth_reg_weight": weight}
-
-    def script_steps_lines(self, adapter: AdapterConfig) -> list[str]:
-        """Return the line that names the number of steps, which ranks are allocated over."""
-        del adapter
-        return ['    model.peft_config["default"].total_step = steps']
-
-    def script_callback(self, adapter: AdapterConfig) -> tuple[str, str]:
-        """Return the callback that allocates ranks: its name and its code."""
-        del adapter
-        return "AllocateRanks", _ALLOCATE_RANKS
-
-
-_ALLOCATE_RANKS = '''
-class AllocateRanks(TrainerCallback):
-    """Moves the ranks to the layers that need them, which PEFT leaves to the trainer."""
-
-    def on_optimizer_step(self, args, state, control, model, **_):
-        model.base_model.update_and_allocate(state.global_step + 1)
-'''
 
 
 def _ranks_that_do_not_fall(config: RunConfig) -> str | None:

@@ -60,6 +60,7 @@ class PeftMethod:
         checkpointing_conflict: Why gradient checkpointing cannot be used, as a clause; empty where it can.
         tensor_marks: Parts of names by which its tensors and modules are told from those of the base.
         why_not_mergeable: A clause for messages, where it is not.
+        script_callback: Callback in `engine.export.script.worker.methods` that training with PEFT alone needs.
         rules: Settings of its own that cannot work together.
     """
 
@@ -83,6 +84,7 @@ class PeftMethod:
     checkpointing_conflict: ClassVar[str] = ""
     why_not_mergeable: ClassVar[str] = ""
     tensor_marks: ClassVar[tuple[str, ...]] = ()
+    script_callback: ClassVar[str] = ""
     rules: ClassVar[tuple[PairRule, ...]] = ()
 
     @property
@@ -126,29 +128,17 @@ class PeftMethod:
         """
         return {name: getattr(adapter, name) for name in self.fields if name not in _CHOSEN_MODULES}
 
-    def script_lines(self, adapter: AdapterConfig) -> list[str]:
-        """Return the lines of an exported script that come before PEFT's configuration."""
-        del adapter
-        return []
-
     def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
-        """Return the same arguments for an exported script, with the modules that get an adapter."""
+        """Return the same arguments for an exported script, with the modules that get an adapter.
+
+        A `Source` may name functions of `engine.export.script.worker.methods`, and `model`.
+        """
         arguments = self.peft_arguments(adapter)
         if self.adapts_layers:
             arguments["target_modules"] = adapter.target_modules
             if adapter.modules_to_save:
                 arguments["modules_to_save"] = adapter.modules_to_save
         return arguments
-
-    def script_steps_lines(self, adapter: AdapterConfig) -> list[str]:
-        """Return the lines of a script's `main` that need `steps`, the number of optimizer steps."""
-        del adapter
-        return []
-
-    def script_callback(self, adapter: AdapterConfig) -> tuple[str, str] | None:
-        """Return name and code of the callback of transformers that training needs, or None."""
-        del adapter
-        return None
 
     def count_virtual_tokens(self, adapter: AdapterConfig) -> int:
         """Return how many learned positions come before every sequence."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from engine.config.methods.base import PairRule, PeftMethod, Source
@@ -41,27 +40,10 @@ class Ia3(PeftMethod):
     advanced = ("modules_to_save", "feedforward_modules")
     tensor_marks = ("ia3_",)
 
-    def script_lines(self, adapter: AdapterConfig) -> list[str]:
-        """Return lines that find the feed-forward modules by their names."""
-        wanted = list(adapter.feedforward_modules or FEEDFORWARD_ENDINGS)
-        return [
-            "    linear = [",
-            "        name",
-            "        for name, module in model.named_modules()",
-            "        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()",
-            "    ]",
-            f"    wanted = {json.dumps(wanted)}",
-            '    feedforward = [end for end in wanted if any(f".{name}".endswith(f".{end}") for name in linear)]',
-        ]
-
     def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
-        """Return the arguments; PEFT wants feed-forward modules among the targets."""
-        arguments = super().script_arguments(adapter)
-        chosen = json.dumps(adapter.target_modules)
-        if adapter.target_modules == "all-linear":
-            chosen = '(name.rsplit(".", 1)[-1] for name in linear)'
-        targets = Source(f"sorted({{*{chosen}, *feedforward}})")
-        return arguments | {"target_modules": targets, "feedforward_modules": Source("feedforward")}
+        """Return the arguments; which modules there are is known when the model is loaded."""
+        targets, feedforward = Source("ia3_targets(model)"), Source("feedforward_modules(model)")
+        return super().script_arguments(adapter) | {"target_modules": targets, "feedforward_modules": feedforward}
 
     def card_rows(self, adapter: object) -> list[tuple[str, str]]:
         """Return no rows: the method's name is all there is to know."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from engine.config.dataset import DatasetConfig
+from engine.config.methods.base import Source
+from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.config.model import ModelConfig
 from engine.config.rules import CHECKPOINTS, MEASUREMENTS, keeps_best
 from engine.config.run import RunConfig
@@ -18,15 +20,12 @@ from engine.data.render.template import DEFAULT_TEMPLATE, FROZEN_DATE
 from engine.export.script.settings import (
     model_arguments,
     peft_arguments,
-    peft_class,
     quantization_arguments,
     short_trainer_arguments,
     trainer_arguments,
 )
 
 FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs", "parquet", "hub"]
-
-_FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
 
 
 @dataclass(frozen=True)
@@ -233,17 +232,17 @@ class ScriptFacts:
     @property
     def measures_base_first(self) -> bool:
         """Whether the evaluation before the first step is of the base model, because the adapter already changes it."""
-        return self.config.adapter.method == "prefix_tuning" or self.model.warm_start is not None
+        return not self.config.adapter.traits.starts_as_identity or self.model.warm_start is not None
 
     @property
     def trains_adapter(self) -> bool:
         """Whether the model itself stays frozen."""
-        return bool(self.peft_class)
+        return not self.config.adapter.traits.trains_all
 
     @property
     def peft_class(self) -> str:
         """PEFT's configuration class; empty where the whole model is trained."""
-        return peft_class(self.config)
+        return self.config.adapter.traits.peft_class
 
     @property
     def peft_arguments(self) -> dict[str, Any]:
@@ -251,14 +250,21 @@ class ScriptFacts:
         return peft_arguments(self.config)
 
     @property
-    def lists_feedforward_modules(self) -> bool:
-        """Whether the script has to look for the feed-forward modules among the linear ones."""
-        return self.peft_class == "IA3Config"
+    def method_callbacks(self) -> list[str]:
+        """The callback of transformers that the method needs, as source."""
+        callback = self.config.adapter.traits.script_callback
+        return [Source(f"{callback}()")] if callback else []
 
     @property
-    def feedforward_modules(self) -> list[str]:
+    def feedforward_endings(self) -> list[str]:
         """Ends of the names of feed-forward modules."""
-        return list(self.config.adapter.feedforward_modules or _FEEDFORWARD_ENDINGS)
+        return list(self.config.adapter.feedforward_modules or FEEDFORWARD_ENDINGS)
+
+    @property
+    def target_modules(self) -> list[str]:
+        """Ends of the names of the modules that get an adapter, where they are listed."""
+        targets = self.config.adapter.target_modules
+        return [targets] if isinstance(targets, str) else list(targets)
 
     @property
     def quantized(self) -> bool:
@@ -378,12 +384,13 @@ class ScriptFacts:
     @property
     def short_peft_arguments(self) -> dict[str, Any]:
         """Arguments of PEFT's configuration class in the short form; it names no module that has to be looked for."""
-        return {"task_type": "CAUSAL_LM", **self.peft_arguments}
+        known = {name: value for name, value in self.peft_arguments.items() if not isinstance(value, Source)}
+        return {"task_type": "CAUSAL_LM", **known}
 
     @property
     def merges(self) -> bool:
         """Whether the adapter can be merged into the model."""
-        return self.trains_adapter and self.config.adapter.method != "prefix_tuning"
+        return self.trains_adapter and self.config.adapter.traits.mergeable
 
     @property
     def run_rows(self) -> RunRows:

@@ -10,6 +10,7 @@ from engine.config.rules import CHECKPOINTS, MEASUREMENTS, keeps_best, optimizer
 from engine.config.run import RunConfig
 
 _UNSET = object()
+_PEFT_DEFAULTS: Mapping[str, Any] = {"lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
 _TRL_DEFAULTS: Mapping[str, Any] = {
     "fp16": False,
     "greater_is_better": False,
@@ -46,7 +47,7 @@ def trainer_arguments(config: RunConfig, *, compute: str, on_cpu: bool) -> dict[
         "optim": optimizer_name(training.optim, "cpu" if on_cpu else "cuda"),
         "activation_checkpointing": training.gradient_checkpointing,
         **checkpointing,
-        "bf16": compute == "bfloat16" and _trains_besides_lora(config),
+        "bf16": compute == "bfloat16" and not config.adapter.traits.trains_in_compute_dtype(config.adapter),
         "fp16": compute == "float16",
         "use_cpu": on_cpu,
         "logging_first_step": True,
@@ -132,38 +133,7 @@ def model_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
     return found
 
 
-def peft_class(config: RunConfig) -> str:
-    """Return the name of PEFT's configuration class; empty where the whole model is trained."""
-    classes = {"lora": "LoraConfig", "ia3": "IA3Config", "prefix_tuning": "PrefixTuningConfig", "none": ""}
-    return classes[config.adapter.method]
-
-
 def peft_arguments(config: RunConfig) -> dict[str, Any]:
-    """Return its arguments, but for modules that have to be looked for in the model."""
-    adapter = config.adapter
-    if adapter.method == "prefix_tuning":
-        return {"num_virtual_tokens": adapter.num_virtual_tokens}
-    saved = {"modules_to_save": adapter.modules_to_save} if adapter.modules_to_save else {}
-    if adapter.method == "ia3":
-        return saved
-    chosen = {
-        "lora_dropout": adapter.lora_dropout,
-        "bias": adapter.bias,
-        "use_rslora": adapter.use_rslora,
-        "use_dora": adapter.use_dora,
-    }
-    defaults = {"lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
-    return {
-        "r": adapter.r,
-        "lora_alpha": adapter.lora_alpha,
-        "target_modules": adapter.target_modules,
-        **saved,
-        **{name: value for name, value in chosen.items() if value != defaults[name]},
-    }
-
-
-def _trains_besides_lora(config: RunConfig) -> bool:
-    """Return whether anything but LoRA's two matrices is trained: that is held in float32 and cast for each product."""
-    adapter = config.adapter
-    plain = adapter.method == "lora" and not adapter.use_dora and adapter.bias == "none"
-    return not plain or bool(adapter.modules_to_save)
+    """Return the arguments of PEFT's configuration class, without those that are PEFT's defaults."""
+    arguments = config.adapter.traits.script_arguments(config.adapter)
+    return {name: value for name, value in arguments.items() if _PEFT_DEFAULTS.get(name, _UNSET) != value}

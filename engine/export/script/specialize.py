@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.config.methods.base import Source
 from engine.export.script.facts import ScriptFacts
 
 _FACTS = "facts"
@@ -106,6 +107,8 @@ def literal(value: Any) -> str:
     Raises:
         TypeError: If it is neither a plain value nor a collection of such.
     """
+    if isinstance(value, Source):
+        return value
     if isinstance(value, str):
         # JSON's escapes are Python's as well, but for surrogates, which no UTF-8 file can hold.
         text = json.dumps(value, ensure_ascii=False)

@@ -55,7 +55,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 
 def write_script(facts: ScriptFacts) -> str:
     """Return the faithful form as text."""
-    code = assemble(["rows", "encoding", "train"], ["main"], facts)
+    code = assemble(["rows", "encoding", "methods", "train"], ["main"], facts)
     return f'"""{_head(facts)}"""\n\n{"" if facts.model.on_cpu else _ONE_GPU}{code}{_START}'
 
 
@@ -101,8 +101,10 @@ def _left_out(facts: ScriptFacts) -> Iterator[str]:
         yield "the choice of rows: here all rows of the one dataset are used"
     if facts.model.revision or facts.model.warm_start:
         yield "the pinned revision of the model and the adapter that training starts from"
-    if facts.lists_feedforward_modules:
-        yield "the choice of IA3's modules: here PEFT knows them for the architecture"
+    if len(facts.short_peft_arguments) <= len(facts.peft_arguments):
+        yield "arguments of PEFT that are worked out from the model or the batches"
+    if facts.method_callbacks:
+        yield f"a callback that {config.method_name} needs in training"
 
 
 def _head(facts: ScriptFacts) -> str:

@@ -99,25 +99,9 @@ def load_model(name: str) -> Any:
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     if facts.trains_adapter:
-        if facts.lists_feedforward_modules:
-            linear = [
-                name
-                for name, module in model.named_modules()
-                if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
-            ]
-            feedforward = [
-                end for end in facts.feedforward_modules if any(f".{name}".endswith(f".{end}") for name in linear)
-            ]
-            targets = (
-                [name.rsplit(".", 1)[-1] for name in linear]
-                if facts.config.adapter.target_modules == "all-linear"
-                else list(facts.config.adapter.target_modules)
-            )
         settings = getattr(peft, facts.peft_class)(
             task_type="CAUSAL_LM",
             **facts.peft_arguments,
-            **({"target_modules": sorted({*targets, *feedforward})} if facts.lists_feedforward_modules else {}),
-            **({"feedforward_modules": feedforward} if facts.lists_feedforward_modules else {}),
         )
         model = get_peft_model(model, settings)
         if facts.model.warm_start:
@@ -382,6 +366,9 @@ def main() -> None:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    callbacks = facts.method_callbacks
+    if facts.patience is not None:
+        callbacks = [*callbacks, EarlyStoppingCallback(facts.patience)]
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -389,7 +376,7 @@ def main() -> None:
         data_collator=collate,
         train_dataset=Dataset.from_list(train),
         **({"eval_dataset": Dataset.from_list(evaluation)} if facts.measures else {}),
-        **({"callbacks": [EarlyStoppingCallback(facts.patience)]} if facts.patience is not None else {}),
+        callbacks=callbacks,
     )
     if facts.quantized:
         for name, parameter in trainer.model.named_parameters():
