@@ -136,4 +136,8 @@ def model_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
 def peft_arguments(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of PEFT's configuration class, without those that are PEFT's defaults."""
     arguments = config.adapter.traits.script_arguments(config.adapter)
-    return {name: value for name, value in arguments.items() if _PEFT_DEFAULTS.get(name, _UNSET) != value}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in arguments.items()
+        if _PEFT_DEFAULTS.get(name, _UNSET) != value
+    }

@@ -119,8 +119,10 @@ def literal(value: Any) -> str:
         return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
     if isinstance(value, set):
         return "{" + ", ".join(map(literal, sorted(value))) + "}" if value else "set()"
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return "[" + ", ".join(map(literal, value)) + "]"
+    if isinstance(value, tuple) and len(value) > 1:
+        return "(" + ", ".join(map(literal, value)) + ")"
     raise TypeError(f"{type(value).__name__} has no literal.")
 
 
