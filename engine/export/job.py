@@ -9,7 +9,7 @@ from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
 from engine.export.folder import made_aside
-from engine.export.gguf.converter import find_converter
+from engine.export.kinds import KINDS
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
@@ -100,13 +100,5 @@ class ExportJob:
 
 def _refuse_impossible(plan: LoadPlan, request: ExportRequest) -> None:
     if plan.tuned is None:
-        raise ModelError("A model without an adapter is as it was.", "Choose a run or an adapter to take away.")
-    kind, traits = request.settings.kind, plan.tuned.traits
-    if kind in ("merged", "gguf") and traits is not None and not traits.mergeable:
-        raise ModelError(f"{traits.label} cannot be merged: {traits.why_not_mergeable}.", "Export the adapter instead.")
-    if kind == "adapter" and plan.tuned.is_whole_model:
-        raise ModelError(
-            f"{plan.tuned.name} trained the whole model, so that there is no adapter.", "Export it as merged instead."
-        )
-    if kind == "gguf":
-        find_converter(request.llama_cpp)
+        raise ModelError("Nothing to export: this model has no adapter.", "Choose a run or an adapter.")
+    KINDS[request.settings.kind].require(plan.tuned.traits, request.llama_cpp)

@@ -7,54 +7,20 @@ import yaml
 from engine.config.run import RunConfig
 from engine.evaluation.contract import EvaluationResult
 from engine.export.card_facts import CardFacts, data_names, hub_datasets, loss_curve
+from engine.export.kinds import KINDS
 from engine.runs.history.run_history import RunHistory
 
-_ADAPTER_CODE = """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(model, "{folder}")
-"""
-_MODEL_CODE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-"""
-_GGUF_CODE = """\
-import glob
-
-from llama_cpp import Llama
-
-llama = Llama(glob.glob("{folder}/*.gguf")[0])
-answer = llama.create_chat_completion([{{"role": "user", "content": "…"}}], max_tokens=200)
-print(answer["choices"][0]["message"]["content"])
-"""
-_USE_CODE = """
-prompt = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "…"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-answer = model.generate(**prompt, max_new_tokens=200)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
-"""
-_CODE = {
-    "adapter": _ADAPTER_CODE + _USE_CODE,
-    "merged": _MODEL_CODE + _USE_CODE,
-    "gguf": _GGUF_CODE,
-}
 _LONGEST_LOSS = 700.0  # beyond it e to the power overflows
 
 
 def write_card(facts: CardFacts) -> str:
     """The README, with the front matter that the Hub reads. Names no path of this machine."""
-    code = _CODE[facts.kind].format(folder=facts.folder, base=facts.base)
-    what = "an adapter for" if facts.kind == "adapter" else "a complete model, made from an adapter and"
+    kind = KINDS[facts.kind]
+    code = kind.code.format(folder=facts.folder, base=facts.base)
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)}---\n",
         f"# {_cell(facts.title)}\n",
-        f"This is {what} `{facts.base}`, trained with {facts.method or 'PEFT'} in Loratory.\n",
+        f"This is {kind.card_noun} `{facts.base}`, trained with {facts.method or 'PEFT'} in Loratory.\n",
         f"## Use\n\n```python\n{code}```\n",
         "The chat template that it was trained with is part of the tokenizer.\n",
         *(_training(facts.config, facts) if facts.config is not None else ()),
@@ -69,13 +35,13 @@ def _front_matter(facts: CardFacts) -> dict[str, object]:
     matter: dict[str, object] = {}
     if facts.base_is_on_hub:
         matter["base_model"] = facts.base
-        matter["base_model_relation"] = "adapter" if facts.kind == "adapter" else "finetune"
+        matter["base_model_relation"] = KINDS[facts.kind].relation
     if facts.license is not None:
         matter["license"] = facts.license
     datasets = hub_datasets(facts.config.dataset) if facts.config is not None else ()
     if datasets:
         matter["datasets"] = list(datasets)
-    matter["library_name"] = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}[facts.kind]
+    matter["library_name"] = KINDS[facts.kind].library
     matter["pipeline_tag"] = "text-generation"
     adapter = facts.config.adapter if facts.config is not None else None
     method = [adapter.method] if adapter is not None and not adapter.traits.trains_all else []

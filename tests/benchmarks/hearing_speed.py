@@ -19,7 +19,7 @@ from engine.chat.worker.prompt import end_token_ids, load_chat_tokenizer, render
 from engine.chat.worker.weights import ModelPlace, Weights
 from engine.config.model import ModelConfig
 from engine.data.conversation import Message
-from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, hear
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record
 from engine.hardware.processor import describe_processor
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
@@ -48,9 +48,9 @@ def main() -> None:
     for _ in range(options.rounds):
         began = time.perf_counter()
         drafts = draft_answers(branch, prompts, end_ids, ANSWER_TOKENS)
-        drafted = [hear(branch, prompt, end_ids, draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+        drafted = [record(branch, prompt, end_ids, draft) for prompt, draft in zip(prompts, drafts, strict=True)]
         between = time.perf_counter()
-        written = [hear(branch, prompt, end_ids, ()) for prompt in prompts]
+        written = [record(branch, prompt, end_ids, ()) for prompt in prompts]
         seconds["drafted"].append(between - began)
         seconds["token by token"].append(time.perf_counter() - between)
         right = sum(one.answer == draft for one, draft in zip(drafted, drafts, strict=True))

@@ -271,7 +271,7 @@ def test_what_cannot_be_is_explained(home, base, tmp_path):
 
     with pytest.raises(ModelError, match="Prefix tuning cannot be merged: it learns keys and values"):
         ask(ChatTarget.of_run(prefix), "merged")
-    with pytest.raises(ModelError, match="A model without an adapter is as it was"):
+    with pytest.raises(ModelError, match="Nothing to export: this model has no adapter"):
         ask(ChatTarget.of_model(plan_load(ChatTarget.of_run(prefix)).model), "merged")
 
 

@@ -12,7 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from engine.chat.target import PlannedWeights
 from engine.errors import ModelError
-from engine.export.worker.merge import BaseFiles, NotByTensorError, plan_merge, say_untied, tied_weights, untie_changed
+from engine.export.worker.merge import (
+    BaseFiles,
+    NotByTensorError,
+    plan_merge,
+    tied_weights,
+    untie_changed,
+    write_untied_config,
+)
 from engine.export.worker.shards import ShardWriter
 from tests.chat.tiny_adapters import ia3, lora, make_adapter
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
@@ -198,7 +205,7 @@ def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
     merged.mkdir()
     ShardWriter(merged, 10**9, lambda _: None).write(merge.plans(), merge.read)
     shutil.copy(base / "config.json", merged)
-    say_untied(merged / "config.json")
+    write_untied_config(merged / "config.json")
 
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     assert not model.config.tie_word_embeddings
@@ -220,7 +227,7 @@ def test_the_configuration_says_so_also_for_the_text_part_of_a_larger_model(tmp_
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "x", "text_config": {"tie_word_embeddings": True, "hidden_size": 8}}))
 
-    say_untied(file)
+    write_untied_config(file)
 
     assert json.loads(file.read_text()) == {
         "model_type": "x",

@@ -194,7 +194,7 @@ def test_a_model_without_an_adapter_is_not_pushed(hub, home, tiny_model_folder):
     from engine.config.model import ModelConfig
 
     request = PushRequest(target=ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))), repository=NAME)
-    with pytest.raises(ModelError, match="A model without an adapter is as it was"):
+    with pytest.raises(ModelError, match="Nothing to export: this model has no adapter"):
         PushJob(home, request).run()
 
 

@@ -240,7 +240,7 @@ def test_an_adapter_and_a_model_are_not_mixed(hub, tmp_path):
     Pusher(hub).push(merged_folder(tmp_path / "one"), kind="merged")
     before = hub.repositories[NAME].files()
 
-    with pytest.raises(PushError, match="ada/my-adapter holds a complete model already"):
+    with pytest.raises(PushError, match="ada/my-adapter already holds a complete model"):
         Pusher(hub).push(adapter_folder(tmp_path / "two"))
     assert hub.repositories[NAME].files() == before
 

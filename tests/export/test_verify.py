@@ -11,7 +11,7 @@ from engine.chat.target import plan_load
 from engine.chat.worker.prompt import load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights
 from engine.data.conversation import Message
-from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, hear
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
 from tests.export.exporting import write_run
@@ -57,14 +57,14 @@ def count_passes(branch: BranchWeights, monkeypatch) -> list[int]:
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 def test_drafts_are_nearly_always_the_answer_and_then_one_pass_tells_it(method, branches, monkeypatch):
     branch, prompts = branches(method)
-    written = [hear(branch, prompt, NO_END, ()) for prompt in prompts]
+    written = [record(branch, prompt, NO_END, ()) for prompt in prompts]
     assert all(len(one.answer) == ANSWER_TOKENS for one in written)
     assert len({one.answer for one in written}) > len(prompts) / 2  # they are answers, and not one word for all
 
     drafts = draft_answers(branch, prompts, NO_END, ANSWER_TOKENS)
     right = [number for number, one in enumerate(written) if drafts[number] == one.answer]
     passes = count_passes(branch, monkeypatch)
-    heard = [hear(branch, prompts[number], NO_END, drafts[number]) for number in right]
+    heard = [record(branch, prompts[number], NO_END, drafts[number]) for number in right]
 
     assert len(right) >= len(prompts) - 2  # padding adds in another order, which turns a near tie
     assert len(passes) == len(right)
@@ -76,18 +76,18 @@ def test_with_prefix_tuning_nothing_is_drafted(branches):
     branch, prompts = branches("prefix_tuning")
 
     assert draft_answers(branch, prompts, NO_END, ANSWER_TOKENS) == [()] * len(prompts)
-    assert len(hear(branch, prompts[0], NO_END, ()).answer) == ANSWER_TOKENS
+    assert len(record(branch, prompts[0], NO_END, ()).answer) == ANSWER_TOKENS
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("wrong_place", [0, 5, ANSWER_TOKENS - 1])
 def test_a_draft_that_goes_astray_changes_nothing(method, wrong_place, branches):
     branch, prompts = branches(method)
-    written = hear(branch, prompts[0], NO_END, ())
+    written = record(branch, prompts[0], NO_END, ())
     draft = list(written.answer)
     draft[wrong_place] = (draft[wrong_place] + 1) % 100
 
-    heard = hear(branch, prompts[0], NO_END, draft)
+    heard = record(branch, prompts[0], NO_END, draft)
 
     assert heard.answer == written.answer
     assert torch.equal(heard.logits, written.logits)
@@ -95,18 +95,18 @@ def test_a_draft_that_goes_astray_changes_nothing(method, wrong_place, branches)
 
 def test_an_answer_ends_with_the_token_that_ends_it(branches):
     branch, prompts = branches("lora")
-    whole = hear(branch, prompts[0], NO_END, ()).answer
+    whole = record(branch, prompts[0], NO_END, ()).answer
     last = next(place for place in range(3, ANSWER_TOKENS) if whole[place] not in whole[:place])
     ends = frozenset({whole[last]})
 
     drafts = draft_answers(branch, prompts, ends, ANSWER_TOKENS)
 
-    assert drafts[0] == hear(branch, prompts[0], ends, ()).answer == whole[: last + 1]
-    assert hear(branch, prompts[0], ends, drafts[0]).answer == whole[: last + 1]
+    assert drafts[0] == record(branch, prompts[0], ends, ()).answer == whole[: last + 1]
+    assert record(branch, prompts[0], ends, drafts[0]).answer == whole[: last + 1]
     # A draft that ends too early, or not at all.
-    assert hear(branch, prompts[0], ends, whole[:2]).answer == whole[: last + 1]
+    assert record(branch, prompts[0], ends, whole[:2]).answer == whole[: last + 1]
     astray = [*whole[:last], (whole[last] + 1) % 100, 7]
-    assert hear(branch, prompts[0], ends, astray).answer == whole[: last + 1]
+    assert record(branch, prompts[0], ends, astray).answer == whole[: last + 1]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_answer_ends_with_the_token_that_ends_it(branches):
 )
 def test_where_memory_holds_no_batch_it_is_written_token_by_token(error, branches, monkeypatch):
     branch, prompts = branches("lora")
-    written = [hear(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]]
+    written = [record(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]]
 
     def refuse(**_: Any) -> None:
         raise error
@@ -125,4 +125,4 @@ def test_where_memory_holds_no_batch_it_is_written_token_by_token(error, branche
     drafts = draft_answers(branch, prompts[:2], NO_END, ANSWER_TOKENS)
 
     assert drafts == [(), ()]
-    assert [hear(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]] == written
+    assert [record(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]] == written

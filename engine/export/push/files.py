@@ -10,17 +10,11 @@ from engine.config.push import PushKind
 from engine.errors import PushError
 from engine.export.contract import ExportedFile
 from engine.export.folder import TOKENIZER_FILES
+from engine.export.kinds import KINDS
 from engine.models.folder import is_named_template
 
 _CARD = "README.md"
-_ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
-_MODEL_FILES = frozenset({"config.json", "model.safetensors", "model.safetensors.index.json"})
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _ALWAYS = frozenset({_CARD, "generation_config.json", *TOKENIZER_FILES})
-_NEEDED: dict[PushKind, frozenset[str]] = {
-    "adapter": frozenset({_CARD, *_ADAPTER_FILES}),
-    "merged": frozenset({_CARD, "config.json"}),
-}
 
 # A vocabulary holds pieces of the whole world's texts, paths among them; only this machine's own are looked for there.
 _VOCABULARIES = frozenset({"merges.txt", "tekken.json", "tokenizer.json", "vocab.json", "vocab.txt"})
@@ -39,19 +33,10 @@ class Intended(NamedTuple):
 
 
 def is_intended(name: str, kind: PushKind) -> bool:
-    """Whether a file of this name belongs to a result of this kind; all others stay here."""
-    if name in _ALWAYS or is_named_template(name):
-        return True
-    if kind == "adapter":
-        return name in _ADAPTER_FILES
-    return name in _MODEL_FILES or _SHARD.fullmatch(name) is not None
-
-
-def is_weights(name: str, kind: PushKind) -> bool:
-    """Whether a file of this name decides how a repository of this kind is loaded."""
-    if kind == "adapter":
-        return name in _ADAPTER_FILES
-    return name.startswith("model") and is_intended(name, "merged")
+    """Return whether a file of this name belongs to a result of this kind; all others stay here."""
+    if name == "config.json":
+        return name in KINDS[kind].needed_files
+    return name in _ALWAYS or is_named_template(name) or KINDS[kind].holds_weights(name)
 
 
 def intended_files(folder: Path, kind: PushKind) -> Intended:
@@ -70,7 +55,7 @@ def intended_files(folder: Path, kind: PushKind) -> Intended:
         else:
             left_out.append(name)
     names = {file.name for file in files}
-    missing = sorted(_NEEDED[kind] - names)
+    missing = sorted(KINDS[kind].needed_files - names)
     if not missing and not any(name.endswith(".safetensors") for name in names):
         missing = ["model.safetensors"]
     if missing:

@@ -87,7 +87,7 @@ class PushJob:
         require_repository(self._request.repository, self._request.settings.revision)
         plan = plan_load(self._request.target)
         if plan.tuned is None:
-            raise ModelError("A model without an adapter is as it was.", "Choose a run or an adapter to push.")
+            raise ModelError("Nothing to export: this model has no adapter.", "Choose a run or an adapter.")
         process = JsonLinesProcess(
             WORKER_MODULE,
             log_file=self._home.server / "push.log",

@@ -12,7 +12,8 @@ from huggingface_hub.utils._runtime import is_xet_available
 from engine.config.push import PushConfig, PushKind
 from engine.errors import HubUnreachableError, PushError
 from engine.export.contract import ExportedFile, HubAccount, PushPhase, PushProgress, UploadOrder, UploadResult
-from engine.export.push.files import intended_files, is_weights
+from engine.export.kinds import KINDS
+from engine.export.push.files import intended_files
 from engine.export.push.hub_answers import (
     PATIENCE,
     Patience,
@@ -162,7 +163,9 @@ class HubPush:
 
         def commit() -> CommitInfo:
             there = self._require(order.repository, branch)
-            stale = [name for name in there.sizes if is_weights(name, order.settings.kind) and name not in kept]
+            stale = [
+                name for name in there.sizes if KINDS[order.settings.kind].holds_weights(name) and name not in kept
+            ]
             sent = next(known, None) or [_again(addition) for addition in additions]
             return self.api.create_commit(
                 order.repository,
@@ -249,11 +252,12 @@ def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, pri
             f"{repository} exists and is public, and this push is to be private.",
             "Choose another name, or push it as public on purpose.",
         )
-    other: PushKind = "merged" if kind == "adapter" else "adapter"
-    found = sorted(name for name in there.sizes if is_weights(name, other) and not is_weights(name, kind))
-    if found:
-        held, pushed = ("a complete model", "an adapter") if kind == "adapter" else ("an adapter", "a complete model")
-        raise PushError(
-            f"{repository} holds {held} already ({found[0]}); beside {pushed} nobody could tell which is meant.",
-            "Choose another repository, or another branch.",
-        )
+    pushed = KINDS[kind]
+    for other in KINDS.values():
+        found = sorted(name for name in there.sizes if other.holds_weights(name)) if other is not pushed else []
+        if found:
+            raise PushError(
+                f"{repository} already holds {other.noun} ({found[0]}); with {pushed.noun} added, loaders could not tell "
+                "which is meant.",
+                "Choose another repository, or another branch.",
+            )

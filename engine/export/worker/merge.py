@@ -210,21 +210,21 @@ def tied_weights(folder: Path) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def untie_changed(merge: Merge, ties: dict[str, str]) -> bool:
+def untie_changed(merge: Merge, tied: dict[str, str]) -> bool:
     """Give both uses of a weight a tensor of their own where the adapter changes one of them.
 
     PEFT trains a copy of the module that is named, so that the other use keeps the base's weight.
 
     Args:
         merge: What is to be written; takes the tensors that the base's files do not hold.
-        ties: As `tied_weights` gives them.
+        tied: As `tied_weights` gives them.
 
     Returns:
         Whether a tie was undone, so that the configuration must say so.
     """
     changed = merge.changes.keys() | merge.added.keys()
     undone = False
-    for pair in ties.items():
+    for pair in tied.items():
         if changed.isdisjoint(pair):
             continue
         undone = True
@@ -244,7 +244,7 @@ def untie(model: PreTrainedModel) -> None:
             setattr(config, _TIE, False)
 
 
-def say_untied(config_file: Path) -> None:
+def write_untied_config(config_file: Path) -> None:
     """Write down that head and embedding are two, for programs that look at the configuration alone."""
     values = json.loads(config_file.read_text(encoding="utf-8"))
     parts = {name: values[name] for name in ("text_config", "language_config") if isinstance(values.get(name), dict)}

@@ -47,7 +47,7 @@ OnAnswer = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordedAnswer:
     """One prompt, with what the live run answers to it."""
 
     prompt: PromptView
@@ -62,8 +62,8 @@ class Measured(NamedTuple):
     equal_answers: int
 
 
-class Listener:
-    """Keeps what the live run says, to hold it against what was written.
+class Reference:
+    """The answers of the live run, for comparison with what was written.
 
     Args:
         live: The branch of the run.
@@ -76,11 +76,11 @@ class Listener:
         branch = live.branch("tuned")
         end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
         prompts = [render_prompt((Message("user", question),), (), tokenizer) for question in QUESTIONS]
-        heard: list[Heard] = []
+        answers: list[RecordedAnswer] = []
         for draft, prompt in zip(draft_answers(branch, prompts, end_ids, ANSWER_TOKENS), prompts, strict=True):
-            heard.append(hear(branch, prompt, end_ids, draft))
-            on_answer(len(heard) / len(prompts))
-        self.heard = tuple(heard)
+            answers.append(record(branch, prompt, end_ids, draft))
+            on_answer(len(answers) / len(prompts))
+        self.answers = tuple(answers)
         self.end_ids = end_ids
 
     def compare(self, written: BranchWeights, on_answer: OnAnswer) -> Measured:
@@ -89,11 +89,11 @@ class Listener:
         Its greedy answer is the run's if at each place, after the words before it, the same token comes first.
         """
         difference, equal = 0.0, 0
-        for number, heard in enumerate(self.heard, start=1):
-            logits = _logits(written, heard.prompt, heard.answer)
-            difference = max(difference, float((logits - heard.logits).abs().max()))
-            equal += torch.equal(logits.argmax(dim=-1), heard.logits.argmax(dim=-1))
-            on_answer(number / len(self.heard))
+        for number, one in enumerate(self.answers, start=1):
+            logits = _logits(written, one.prompt, one.answer)
+            difference = max(difference, float((logits - one.logits).abs().max()))
+            equal += torch.equal(logits.argmax(dim=-1), one.logits.argmax(dim=-1))
+            on_answer(number / len(self.answers))
         return Measured(difference, equal)
 
     def rounding_effect(self, live: BranchWeights, written: torch.dtype) -> float:
@@ -105,7 +105,7 @@ class Listener:
         adapter do.
 
         Args:
-            live: The branch that was listened to; its weights are disturbed.
+            live: The recorded branch; its weights are disturbed.
             written: Precision to which weights were rounded.
         """
         model = live.holder.model
@@ -117,13 +117,13 @@ class Listener:
                     parameter.copy_(_moved(parameter, max(torch.finfo(written).eps, computed), random))
         effect = 0.0
         with _results_moved(model, computed, random):
-            for heard in self.heard:
-                logits = _logits(live, heard.prompt, heard.answer)
-                effect = max(effect, float((logits - heard.logits).abs().max()))
+            for one in self.answers:
+                logits = _logits(live, one.prompt, one.answer)
+                effect = max(effect, float((logits - one.logits).abs().max()))
         return _MARGIN * effect
 
 
-def hear(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]) -> Heard:
+def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]) -> RecordedAnswer:
     """The greedy answer to one prompt; what a draft has right need not be written token by token.
 
     Reading a draft at once tells the token that comes first at each of its places. As far as it is the draft's, that is
@@ -136,9 +136,9 @@ def hear(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], dra
         right = next((place for place, token in enumerate(draft) if token != first[place]), len(draft))
         answer = tuple(first[: right + 1])
         if right == len(draft) and _is_over(answer, end_ids):
-            return Heard(prompt, answer, logits)
+            return RecordedAnswer(prompt, answer, logits)
     answer = _answer(branch, prompt, end_ids, answer)
-    return Heard(prompt, answer, _logits(branch, prompt, answer))
+    return RecordedAnswer(prompt, answer, _logits(branch, prompt, answer))
 
 
 def _answer(

@@ -21,10 +21,10 @@ from engine.export.worker.merge import (
     Merge,
     NotByTensorError,
     plan_merge,
-    say_untied,
     tied_weights,
     untie,
     untie_changed,
+    write_untied_config,
 )
 from engine.export.worker.shards import ShardWriter
 from engine.models.source import ModelSource
@@ -41,6 +41,7 @@ class ExportUnderWay:
     order: ExportOrder
     source: ModelSource
     request: Request
+    logs: Path  # folder for the logs of programs that are run
 
     @property
     def trained(self) -> PlannedWeights:
@@ -63,16 +64,16 @@ class ExportUnderWay:
         self.request.progress(progress.model_dump(mode="json"))
 
 
-def needed_bytes(export: ExportUnderWay) -> int:
-    """Room that the export takes on the disk."""
-    trained_bytes = sum(path.stat().st_size for path in export.trained.folder.iterdir() if path.is_file())
-    if export.order.settings.kind == "adapter":
-        return trained_bytes
+def trained_bytes(export: ExportUnderWay) -> int:
+    """Return the size of what was trained."""
+    return sum(path.stat().st_size for path in export.trained.folder.iterdir() if path.is_file())
+
+
+def merged_bytes(export: ExportUnderWay) -> int:
+    """Return the size of the merged model, at most."""
     dtype = _TORCH_DTYPES.get(export.order.settings.dtype, torch.float32)
     place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
-    merged_bytes = trained_bytes + weights_bytes(place, ModelConfig(id=export.source.name))
-    # A GGUF file is made from a merged model, and both are there for a while.
-    return 2 * merged_bytes if export.order.settings.kind == "gguf" else merged_bytes
+    return trained_bytes(export) + weights_bytes(place, ModelConfig(id=export.source.name))
 
 
 def write_adapter(export: ExportUnderWay, aside: Path) -> torch.dtype:
@@ -138,7 +139,7 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
     written = dtype or files.dtype
     rewrite_json(aside / "config.json", dtype=str(written).removeprefix("torch."))
     if untied:
-        say_untied(aside / "config.json")
+        write_untied_config(aside / "config.json")
     _write_tokenizer(export, aside)
     _write_ends(export, aside)
     return written

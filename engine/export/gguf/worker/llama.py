@@ -15,10 +15,10 @@ from engine.processes.messages import JsonObject
 _SPARE_TOKENS = 8
 
 
-class LlamaListener:
+class LlamaWorker:
     """Reads one GGUF file and answers prompts greedily."""
 
-    def listen(self, params: JsonObject, request: Request) -> JsonObject:
+    def answer(self, params: JsonObject, request: Request) -> JsonObject:
         """Answer every prompt, and read the answers that others gave to it.
 
         Args:
@@ -82,7 +82,7 @@ def _answer(
 
 def main() -> None:
     """Serve until stdin closes."""
-    serve({"listen": LlamaListener().listen})
+    serve({"answer": LlamaWorker().answer})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from gguf.quants import dequantize
 
 from engine.export.gguf.worker.write import WrittenGguf
 from engine.export.worker.merge import BaseFiles
-from engine.export.worker.verify import ANSWER_TOKENS, Listener
+from engine.export.worker.verify import ANSWER_TOKENS, Reference
 from engine.processes.json_lines import JsonLinesProcess
 
 # So many greedy answers must be the same. llama.cpp rounds what flows between layers as it does the weights, which turns
@@ -26,7 +26,7 @@ _ROUNDINGS = {"f16": 1.0, "bf16": 1.0, "q8_0": 2.0}
 # What rounding does to a mean of squares, relative.
 _TOLERANCE = {"f16": 1e-3, "bf16": 1e-2, "q8_0": 1e-2}
 
-_LISTENER = "engine.export.gguf.worker.llama"
+_LLAMA = "engine.export.gguf.worker.llama"
 
 
 def has_llama_cpp() -> bool:
@@ -44,12 +44,12 @@ class AskedLlama(NamedTuple):
     roundings: float  # so many times the effect of rounding the weights is explained
 
 
-def ask_llama(written: WrittenGguf, listener: Listener, log_file: Path, tell: Callable[[float], None]) -> AskedLlama:
+def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, tell: Callable[[float], None]) -> AskedLlama:
     """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
 
     Args:
         written: The file.
-        listener: Has heard what the run answers.
+        reference: The run's answers.
         log_file: Takes llama.cpp's messages.
         tell: Told the share of prompts that were asked; may raise to end it.
 
@@ -57,33 +57,36 @@ def ask_llama(written: WrittenGguf, listener: Listener, log_file: Path, tell: Ca
         ModelError: If llama.cpp cannot load the file.
         WorkerError: If its process died.
     """
-    heard = listener.heard
+    recorded = reference.answers
     logits_file = written.file.with_suffix(".npy")
     params = {
         "gguf": str(written.file),
-        "context": max(len(one.prompt.ids) for one in heard) + ANSWER_TOKENS,
+        "context": max(len(one.prompt.ids) for one in recorded) + ANSWER_TOKENS,
         "prompts": [
-            {"text": _spoken(one.prompt.text, written.implied_bos), "answer": [int(token) for token in one.answer]}
-            for one in heard
+            {
+                "text": _text_for_llama(one.prompt.text, written.implied_bos),
+                "answer": [int(token) for token in one.answer],
+            }
+            for one in recorded
         ],
-        "end_ids": sorted(listener.end_ids),
+        "end_ids": sorted(reference.end_ids),
         "answer_tokens": ANSWER_TOKENS,
         "logits": str(logits_file),
     }
-    process = JsonLinesProcess(_LISTENER, log_file=log_file, restarts=False)
+    process = JsonLinesProcess(_LLAMA, log_file=log_file, restarts=False)
     try:
-        answer = process.call("listen", params, on_progress=lambda told: tell(told["fraction"]))
+        answer = process.call("answer", params, on_progress=lambda told: tell(told["fraction"]))
         logits = torch.from_numpy(np.load(logits_file, allow_pickle=False))
     finally:
         process.close(timeout_seconds=0.5)
         logits_file.unlink(missing_ok=True)
-    expected = torch.cat([one.logits for one in heard])
+    expected = torch.cat([one.logits for one in recorded])
     width = min(logits.shape[-1], expected.shape[-1])  # either may pad its vocabulary
     return AskedLlama(
-        equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(heard, answer["prompt_ids"], strict=True)),
-        equal_answers=sum(list(one.answer) == said for one, said in zip(heard, answer["answers"], strict=True)),
+        equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(recorded, answer["prompt_ids"], strict=True)),
+        equal_answers=sum(list(one.answer) == said for one, said in zip(recorded, answer["answers"], strict=True)),
         largest_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
-        needed_answers=round(len(heard) * _NEEDED_SHARE[written.gguf_type]),
+        needed_answers=round(len(recorded) * _NEEDED_SHARE[written.gguf_type]),
         roundings=_ROUNDINGS[written.gguf_type],
     )
 
@@ -110,7 +113,7 @@ def look_into(written: WrittenGguf) -> str:
     )
 
 
-def _spoken(text: str, implied_bos: str) -> str:
+def _text_for_llama(text: str, implied_bos: str) -> str:
     return text.removeprefix(implied_bos)
 
 
