@@ -66,14 +66,12 @@ def test_rows_that_tutorials_cannot_read_are_refused(tiny_model_folder, home, tm
         write_short_script(gather_script_facts(make_config(tiny_model_folder, str(source)), home))
 
 
-def test_what_is_left_out_as_a_default_is_one_of_trl(tmp_path):
+def test_what_is_left_out_as_a_default_is_one_of_trl():
     from trl import SFTConfig
 
     defaults = {field.name: field.default for field in fields(SFTConfig)}
 
-    assert {name: defaults[name] for name in _TRL_DEFAULTS if name not in ("fp16", "use_cpu")} == {
-        name: value for name, value in _TRL_DEFAULTS.items() if name not in ("fp16", "use_cpu")
-    }
+    assert {name: defaults[name] for name in _TRL_DEFAULTS} == _TRL_DEFAULTS
 
 
 # Settings whose default is not a number or a switch.

@@ -13,9 +13,7 @@ _UNSET = object()
 _PEFT_DEFAULTS: Mapping[str, Any] = {"lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
 _TRL_DEFAULTS: Mapping[str, Any] = {
     "fp16": False,
-    "greater_is_better": False,
     "max_grad_norm": 1.0,
-    "metric_for_best_model": "eval_loss",
     "optim": "adamw_torch_fused",
     "packing": False,
     "report_to": "none",
