@@ -13,7 +13,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import open_page, open_tab
+from tests.browser.chromium import let_fold_settle, open_page, open_tab
 from tests.browser.real_server import real_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
@@ -52,7 +52,9 @@ def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Pa
         expect(page.locator("#panel dl")).to_be_visible(timeout=30_000)
         for tab in TABS:
             open_tab(page, tab)
-            page.wait_for_timeout(1500)
+            let_fold_settle(page)
+            if "LORATORY_SCREENSHOTS" in os.environ:
+                page.wait_for_timeout(1500)  # somebody looks at them
             path = folder / f"{tab.lower()}-{theme}.png"
             page.screenshot(path=path, full_page=True)
             taken.append(path)

@@ -3,7 +3,6 @@
 import errno
 import os
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from engine.runs.history.events import EventData
 from engine.runs.run import RunFolder
 from engine.runs.supervision.progress_watch import ProgressWatch, SilenceLimits
 from engine.training import reporting
+from tests.runs.supervision import wait_until
 
 LOOKS = 10
 SECONDS_BETWEEN_LOOKS = 50.0
@@ -78,7 +78,8 @@ def test_a_worker_that_waits_for_room_gives_signs_of_life_that_take_none(folder,
     watch = ProgressWatch(folder, SilenceLimits(), clock=lambda: now[0])
     silences = []
     for _ in range(LOOKS):
-        time.sleep(0.1)
+        seen = folder.events.stat().st_mtime_ns
+        wait_until(lambda seen=seen: folder.events.stat().st_mtime_ns > seen)
         now[0] += SECONDS_BETWEEN_LOOKS
         silences.append(watch.look(IdleProcess(), is_training=True))
 

@@ -1,7 +1,5 @@
 """A person who knows better than the estimate lets a waiting run start."""
 
-import time
-
 import pytest
 
 from engine.errors import RunError
@@ -14,11 +12,18 @@ from tests.runs.supervision import GIB, config_for, cpu, fake_settings, wait_for
 
 def test_a_run_that_waits_for_memory_starts_anyway_once_asked(home):
     run = RunStore(home, "ann").create(config_for("steps=2"), Provenance(predicted_bytes=10 * GIB))
-    supervisor = Supervisor(home, fake_settings(devices=lambda: (cpu(free_gib=1),)))
+    looks = []
+
+    def devices():
+        looks.append(1)
+        return (cpu(free_gib=1),)
+
+    supervisor = Supervisor(home, fake_settings(devices=devices))
     supervisor.start()
     try:
         wait_until(lambda: run.folder.read_state().reason == "memory")
-        time.sleep(0.3)
+        seen = len(looks)
+        wait_until(lambda: len(looks) > seen + 2)
         assert run.folder.read_state().state == "queued"
 
         request_start_anyway(run)
