@@ -32,7 +32,8 @@ def choose_compute_dtype(asked: ComputeDtype, device_kind: str, *, has_fast_bflo
     """Return the precision of matrix products: `auto` is bfloat16 where the device multiplies it faster.
 
     Otherwise NVIDIA's GPUs take float16, which tensor cores have had for longest; CPUs and Apple's GPU take float32, which
-    they are built for.
+    they are built for. An instruction for bfloat16 is not enough: two cores of a fifth generation Xeon without AMX reached
+    0.16 TFLOP/s in it and 0.26 in float32.
     """
     if asked != "auto":
         return asked

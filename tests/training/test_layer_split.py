@@ -124,7 +124,7 @@ def spread(no_autocast):
             model.train()
             inputs = {name: pretended(value) for name, value in batch.inputs.items()}
             trained = TrainedTokens(*(pretended(value) for value in batch.trained))
-            return model, causal_lm, PassTensors(inputs, trained, batch.tokens)
+            return model, causal_lm, PassTensors(inputs, trained, batch.tokens, batch.sequences)
 
         yield build
 

@@ -30,6 +30,7 @@ class PassTensors:
     inputs: dict[str, Any]  # keyword arguments of the model
     trained: TrainedTokens
     tokens: int  # padding not counted
+    sequences: int  # that count, next to one another or joined
 
     @property
     def trained_tokens(self) -> int:
@@ -39,13 +40,13 @@ class PassTensors:
     def untrained(self) -> "PassTensors":
         """The same with nothing to train on and nothing to count."""
         none = torch.zeros(0, dtype=torch.long)
-        return PassTensors(self.inputs, TrainedTokens(none, none), 0)
+        return PassTensors(self.inputs, TrainedTokens(none, none), 0, 0)
 
     def with_any_token(self) -> "PassTensors":
         """The same with any one token to train on, where there is none: for a loss that counts nothing."""
         ids: torch.Tensor = self.inputs["input_ids"]
         position = torch.zeros(1, dtype=torch.long, device=ids.device)
-        return PassTensors(self.inputs, TrainedTokens(position, ids.flatten()[:1]), self.tokens)
+        return PassTensors(self.inputs, TrainedTokens(position, ids.flatten()[:1]), self.tokens, self.sequences)
 
     def to(self, device: torch.device) -> "PassTensors":
         """The same on a device. CUDA copies pinned memory while the processor continues."""
@@ -61,7 +62,7 @@ class PassTensors:
             name: change(value) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
         }
         trained = TrainedTokens(change(self.trained.positions), change(self.trained.targets))
-        return PassTensors(inputs, trained, self.tokens)
+        return PassTensors(inputs, trained, self.tokens, self.sequences)
 
 
 def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
@@ -88,7 +89,7 @@ def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
     else:
         inputs["joined_rows"] = JoinedRows(lengths)
     starts = [sum(lengths[:number]) for number in range(len(rows))]
-    return PassTensors(inputs, _trained(rows, starts), tokens)
+    return PassTensors(inputs, _trained(rows, starts), tokens, len(rows))
 
 
 def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
@@ -106,7 +107,7 @@ def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
         attention_mask[number, : len(row.input_ids)] = 1
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     starts = [number * longest for number in range(len(rows))]
-    return PassTensors(inputs, _trained(rows, starts), int(attention_mask.sum()))
+    return PassTensors(inputs, _trained(rows, starts), int(attention_mask.sum()), len(rows))
 
 
 def _trained(rows: Sequence[TokenRow], starts: Sequence[int]) -> TrainedTokens:

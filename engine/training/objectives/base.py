@@ -13,8 +13,8 @@ class TrainingObjective(ABC):
     """How rows become a loss. The trainer owns passes, accumulation, averaging and the backward pass.
 
     A module for direct preference optimization would fill it like this. Rows are pairs; `sequences` returns `chosen` and
-    `rejected`, each with the labels of its completion, so both pass through the model together. `count` returns the pairs
-    of a pass, over which the loss is averaged. `summed_loss` first runs the pass without gradient with
+    `rejected`, each with the labels of its completion, so both pass through the model together. `count` returns half of
+    `one.sequences`, so the loss is a mean over pairs. `summed_loss` first runs the pass without gradient with
     `model.disable_adapter()` for the reference's log-probabilities, then with the adapter, and returns the sum of
     `-logsigmoid(beta * (margin - reference margin))` over the pairs. `engine.training.ops.loss` then has to return one
     log-probability per sequence next to its sum over tokens. ORPO leaves out the first pass; KTO has one sequence per row.
