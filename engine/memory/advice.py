@@ -221,7 +221,7 @@ class _Adviser:
         return (Changed("adapter", "bias", "none"),) if learns_biases else ()
 
     def _another_result(self, longest: int | None) -> list[_Candidate]:
-        """Changes after which another thing is learned, or less of it."""
+        """Changes that alter what is trained."""
         adapter, training = self._config.adapter, self._config.training
         found = []
         if "use_dora" in adapter.traits.fields and adapter.use_dora:
@@ -232,8 +232,8 @@ class _Adviser:
         if adapter.traits.trains_all:
             lora = (Changed("adapter", "method", DEFAULT_METHOD.name),)
             qlora = (*lora, Changed("model", "quantization", "nf4"), *self._biases_left_alone())
-            found.append(_Candidate("lora", "Train a LoRA instead of everything", "learns less that is new", lora))
-            found.append(_Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns less that is new", qlora))
+            found.append(_Candidate("lora", "Train a LoRA instead of everything", "learns fewer new facts", lora))
+            found.append(_Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns fewer new facts", qlora))
         half = training.max_length // 2
         length = longest if longest is not None and _SHORTEST_ADVISED <= longest < training.max_length else half
         if length >= _SHORTEST_ADVISED:

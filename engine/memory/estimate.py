@@ -249,7 +249,7 @@ def describe_components(
             key="trained",
             label="Adapter, gradients, optimizer" if workload.trains_adapter else "Gradients, optimizer",
             bytes=persistent.adapter + persistent.optimizer + persistent.buckets + held.gradients,
-            depends_on="Everything that is trained, what is learned about it, and what the optimizer remembers; it grows "
+            depends_on="Everything that is trained, its gradients, and the optimizer state; it grows "
             "with rank and targets, and the optimizer decides.",
         ),
         MemoryComponent(

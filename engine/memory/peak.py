@@ -143,11 +143,11 @@ def fully_sharded(
     whole = _gathered_bytes(outside, workload)
     shares = {}
     for phase, held in peaks.items():
-        # The optimizer works on its own share; before that, layers are put together and learn as a whole.
+        # The optimizer works on its own share; before that, layers are put together and trained as a whole.
         copies = 0 if phase == "optimizer_step" else whole + _LAYERS_GATHERED * largest
-        learned = held.gradients // structure.num_layers if phase == "layer_backward" else 0
+        layer_gradients = held.gradients // structure.num_layers if phase == "layer_backward" else 0
         shares[phase] = held._replace(
-            gradients=_divided(held.gradients, devices) + learned,
+            gradients=_divided(held.gradients, devices) + layer_gradients,
             weight_copies=held.weight_copies + copies,
         )
     return Persistent(*(_divided(size, devices) for size in astuple(persistent))), shares

@@ -1,4 +1,4 @@
-"""When a run logs, measures, saves and stops: decided after every optimizer step."""
+"""What the training loop calls: the cadence of a run, skipped steps, and hooks for the owner of the trainer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,12 @@ from engine.config.rules import Cadence, keeps_best
 from engine.config.training import TrainingConfig
 from engine.runs.history.events import StepData
 from engine.training.failure import DivergedError
+
+# Each skipped step halves the scale, which begins at 65,536: after so many, gradients overflow without any help.
+MOST_SKIPPED_IN_A_ROW = 20
+
+# Steps between two looks at the count. It is kept where the scale is, since reading the scale waits for the GPU.
+LOOK_STEPS = 10
 
 
 class HeldOutLoss(NamedTuple):
@@ -26,7 +32,7 @@ class HeldOutLoss(NamedTuple):
 class Progress:
     """What a run has done so far; saved with every checkpoint."""
 
-    tokens: int = 0  # learned and masked, padding not counted
+    tokens: int = 0  # trained and masked, padding not counted
     trained_tokens: int = 0
     best_loss: float | None = None
     best_step: int | None = None
@@ -102,13 +108,6 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
 
-# Each skipped step halves the scale, which begins at 65,536: after so many, gradients overflow without any help.
-MOST_SKIPPED_IN_A_ROW = 20
-
-# Steps between two looks at the count. It is kept where the scale is, since reading the scale waits for the GPU.
-LOOK_STEPS = 10
-
-
 class SkippedSteps(TrainerCallback):  # type: ignore[misc]
     """Watches for optimizer steps that were left out.
 
@@ -161,7 +160,7 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
         """Look, and end a run that no scale helps.
 
         Raises:
-            DivergedError: If nothing was learned for too many steps in a row.
+            DivergedError: If too many steps in a row were skipped.
         """
         self._look(state.global_step)
 
@@ -177,7 +176,6 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
             self._reported = total
         if in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise DivergedError(
-                f"The gradients overflowed float16 in {in_a_row} steps in a row up to step {step}, and nothing was learned in "
-                "them.",
+                f"The gradients overflowed float16 in {in_a_row} steps in a row up to step {step}, which were skipped.",
                 "Set model.compute_dtype to float32, or lower the learning rate to a third; the last checkpoint stays.",
             )

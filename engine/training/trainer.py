@@ -54,9 +54,9 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         model: With adapter, or fully trainable; its loss must be attached (`engine.training.ops.loss`).
         args: From `engine.training.build`.
         tokenizer: Saved with what is trained.
-        rows: What to learn from, and what to measure on.
+        rows: Rows to train on, and held-out rows.
         setup: How rows go through the model.
-        hooks: Told of what happens.
+        hooks: Called when something happens.
         callbacks: Of transformers; decide when to log, measure, save and stop.
     """
 
@@ -75,7 +75,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.hooks = hooks
         self.progress = Progress()
         self._interval = _Interval()
-        self._ahead: PrefetchedSteps | None = None
+        self._prefetched: PrefetchedSteps | None = None
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         forward = _causal_lm(model).forward
@@ -100,7 +100,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every row is learned once."""
+        """Optimizer steps in which every row is trained on once."""
         return self._planner.steps_per_epoch
 
     @property
@@ -118,18 +118,18 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
-        """Batches of one optimizer step each; already this process's share of it."""
+        """Return batches of one optimizer step each: this process's share of it."""
         batches = StepBatches(self._rows.train, self._setup)
         order = StepOrder(self._planner, lambda: int(self.state.global_step) // self.steps_per_epoch)
         return DataLoader(batches, batch_sampler=order, collate_fn=unchanged, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The batches of one round of the loop; on a GPU the next ones are begun with it."""
+        """Return the batches of one round of the loop; on a GPU, start to make the next ones."""
         if self._setup.prefetches:
-            if self._ahead is None or self._ahead.steps is not epoch_iterator:
-                self._stop_making()
-                self._ahead = PrefetchedSteps(epoch_iterator, pins=self.args.device.type == "cuda")
-            epoch_iterator = self._ahead
+            if self._prefetched is None or self._prefetched.steps is not epoch_iterator:
+                self._stop_prefetching()
+                self._prefetched = PrefetchedSteps(epoch_iterator, pins=self.args.device.type == "cuda")
+            epoch_iterator = self._prefetched
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,12 +137,12 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._stop_making()
+            self._stop_prefetching()
 
-    def _stop_making(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-        self._ahead = None
+    def _stop_prefetching(self) -> None:
+        if self._prefetched is not None:
+            self._prefetched.close()
+        self._prefetched = None
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         """Not counted: nothing here asks for it."""

@@ -19,7 +19,7 @@ ROWS = make_rows(13)
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("steps-ahead")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def make(folder, tmp_path, *, ahead, **more):

@@ -15,7 +15,7 @@ from engine.memory.workload import Workload
 Sharing = Literal["DDP", "FSDP", "device_map"]
 
 _MEANINGS: dict[Sharing, str] = {
-    "DDP": "Each device holds the whole model and learns from its own rows.",
+    "DDP": "Each device holds the whole model and trains on its own rows.",
     "FSDP": "Weights, gradients and optimizer state are divided; each layer is put together while it runs.",
     "device_map": "Each device holds some of the layers, and they work in turn: for models that one cannot hold.",
 }

@@ -60,7 +60,7 @@ def input_needs_gradient(workload: Workload) -> bool:
     """Whether the first layer's input takes part in the backward pass although nothing before it is trained.
 
     Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it. What arrives from another
-    device has layers before it that learn.
+    device has trained layers before it.
     """
     if not workload.holds_embeddings:
         return True

@@ -64,7 +64,7 @@ class StepContext:
 
     @property
     def head_is_trained(self) -> bool:
-        """Whether the output head learns: with the whole model, or because it is saved in full."""
+        """Whether the output head is trained: with the whole model, or because it is saved in full."""
         return not self.workload.trains_adapter or any(module.is_output_head for module in self.targets.saved_in_full)
 
     @property
@@ -82,7 +82,7 @@ class StepContext:
         return tokens * shape.num_key_value_heads * shape.head_dim
 
     def put_prefixes(self, layers: int) -> None:
-        """Fill the cache of so many layers with what was learned.
+        """Fill the cache of so many layers with learned keys and values.
 
         Source: `PeftModel.get_prompt`, peft/peft_model.py.
         """

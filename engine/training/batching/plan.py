@@ -1,4 +1,4 @@
-"""Which rows are learned in which step, and which of them pass through the model together.
+"""Plan which rows are trained on in which step, and which of them pass through the model together.
 
 The order is a function of a `RowOrder` and the epoch alone. A checkpoint pins it, so a resumed run finds its place by
 counting, on any device. Gradients of a step are summed over all its trained tokens; how its rows are divided into passes

@@ -15,10 +15,14 @@ from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
 
+# Measuring must not cost more than training: a measurement during the run takes at most so many tokens.
+_MEASURED_TOKENS_ALWAYS = 16_384
+_MEASURED_SHARE = 0.03  # of the tokens of all steps
+
 
 @dataclass(frozen=True)
 class TrainerRows:
-    """Rows to learn from and rows to measure on."""
+    """Rows to train on, and held-out rows to measure on."""
 
     train: Sequence[TokenRow]
     train_lengths: Sequence[int]
@@ -139,7 +143,7 @@ class PrefetchedSteps:
     def __init__(self, steps: Iterator[StepBatch], *, pins: bool) -> None:
         self.steps = steps
         self._pins = pins
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="steps-ahead")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next: Future[StepBatch | None] | None = None
 
     def __iter__(self) -> "PrefetchedSteps":
@@ -163,11 +167,6 @@ class PrefetchedSteps:
         return step.pinned() if step is not None and self._pins else step
 
 
-# Measuring shall not cost more than learning: what is measured on the way holds at most so many tokens.
-_MEASURED_TOKENS_ALWAYS = 16_384
-_MEASURED_SHARE = 0.03  # of all tokens that are learned from
-
-
 def choose_rows(data: PreparedDataset, training: TrainingConfig, settings: PlanSettings) -> TrainerRows:
     """Return the rows to train on and those to measure on."""
     lengths = data.train.lengths()
@@ -179,15 +178,15 @@ def choose_rows(data: PreparedDataset, training: TrainingConfig, settings: PlanS
     return TrainerRows(data.train, lengths, held_out, [len(row.input_ids) for row in held_out])
 
 
-def choose_measured(lengths: Sequence[int], learned_tokens: int, seed: int) -> list[int]:
+def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> list[int]:
     """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
 
     Args:
         lengths: Tokens of each held-out row.
-        learned_tokens: Tokens that the whole run learns from, masked ones and repetitions included.
+        train_tokens: Tokens of all training steps, masked ones and repetitions included.
         seed: Of the draw.
     """
-    budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * learned_tokens))
+    budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * train_tokens))
     order = list(range(len(lengths)))
     if sum(lengths) <= budget:
         return order

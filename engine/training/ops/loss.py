@@ -24,7 +24,7 @@ _ORIGINAL_FORWARD = "_loratory_original_forward"
 
 
 class TrainedTokens(NamedTuple):
-    """What a pass learns: at flat position `positions[i]` of (batch × length), the next token is `targets[i]`."""
+    """What a pass is trained on: at flat position `positions[i]` of (batch × length), the next token is `targets[i]`."""
 
     positions: torch.Tensor  # (n,), int64
     targets: torch.Tensor  # (n,), int64
