@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from engine.config.adapter import AdapterConfig
 from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource
-from engine.training import assembly
 from engine.training.build import add_adapter, load_model
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.placement import Placement
@@ -46,7 +45,7 @@ def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_p
     ours = make_training(config, rows, tmp_path / "ours")
     ours.trainer.train()
 
-    monkeypatch.setattr(assembly, "make_lora_quick", lambda _: 0)
+    monkeypatch.setattr("engine.training.methods.lora.make_lora_quick", lambda _: 0)
     pefts = make_training(config, rows, tmp_path / "pefts")
     pefts.trainer.train()
 
