@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from engine.config.adapter import AdapterConfig
 from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource
+from engine.training.assembly import assemble
 from engine.training.build import add_adapter, load_model
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.placement import Placement
@@ -150,7 +151,7 @@ def test_in_float16_whatever_is_trained_meets_its_own_precision(folders, adapter
     torch.manual_seed(0)
     model = add_adapter(load_model(source, config, precision, placement), config, source)
 
-    assembled = assembly.assemble(model, config, precision, placement, make_rows(4), 0)
+    assembled = assemble(model, config, precision, placement, make_rows(4), 0)
 
     assert precision.compute is torch.float16
     trained = {p.dtype for p in model.parameters() if p.requires_grad}
