@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Parameter, Value
 from engine.memory.layers.decoder import decoder_layer, residual_width
-from engine.memory.layers.embedding import embed, input_needs_gradient
+from engine.memory.layers.embedding import embed, input_is_leaf, input_needs_gradient
 from engine.memory.layers.losses import head_and_loss, positions_of_larger_chunks, trained_positions
 from engine.memory.layers.norms import normalize
 from engine.memory.layers.step_context import StepContext
@@ -139,7 +139,7 @@ def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stag
     gradients = sum(s.left.gradients * s.count for s in (embedding, *layers, head))
     gradients -= _tied_gradient(workload, structure)
     at_the_end = Held(loss=head.left.loss, gradients=gradients)
-    if workload.loss.holds_logits and input_needs_gradient(workload):
+    if workload.loss.holds_logits and input_is_leaf(workload):
         # The graph hangs on the logits, and on the graph its leaf: the first layer's input with its own gradient.
         at_the_end = at_the_end.plus(Held(activations=2 * embedding.output_bytes))
     return StepPeaks(
@@ -164,7 +164,7 @@ def _embedding_stretch(r: StepContext) -> Stretch:
     x, passing = embed(r)
     layers_only = Held(activations=passing.inputs_embeds)
     arguments = Held(activations=passing.arguments)
-    stretch = _measured(r, x, start=Held(), input_bytes=x.storage.size if input_needs_gradient(r.workload) else 0)
+    stretch = _measured(r, x, start=Held(), input_bytes=x.storage.size if input_is_leaf(r.workload) else 0)
     if r.workload.checkpointing == "none":
         return replace(stretch, while_layers_run=layers_only.plus(arguments))
     return replace(stretch, kept=stretch.kept.plus(arguments), while_layers_run=layers_only)

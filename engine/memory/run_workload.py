@@ -54,13 +54,15 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
-    masked = not joined and (training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens != "none")
+    masked = not joined and (
+        training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values"
+    )
     attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)
     checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
     return Workload(
         adapter=adapter,
         batch_size=objective_of(config).sequences_at_once(training.per_device_train_batch_size),
-        length=training.max_length,
+        length=training.max_length + adapter.traits.count_virtual_inputs(adapter),
         # Apple's GPU shares the processor's memory, without a context or workspaces of its own.
         device="cuda" if device.kind == "cuda" else "cpu",
         base="dense" if config.model.quantization == "none" else config.model.quantization,

@@ -154,5 +154,10 @@ class Workload:
         return self.base != "dense" and module.is_quantizable and not module.is_output_head
 
     @property
+    def virtual_inputs(self) -> int:
+        """Learned embeddings in each row, which `length` counts."""
+        return self.adapter.traits.count_virtual_inputs(self.adapter)
+
+    @property
     def trains_adapter(self) -> bool:
         return not self.adapter.traits.trains_all

@@ -58,9 +58,10 @@ def assemble(
     probe = Probe.of(model, rows, config.training.max_length, pad_token_id, autocast)
     expected = probe.own_loss()
     _require_finite(expected, causal_lm, precision)
-    attach_loss(causal_lm)
+    inputs = config.adapter.traits.count_virtual_inputs(config.adapter)
+    attach_loss(causal_lm, virtual_inputs=inputs)
     if not agrees(probe.loss(probe.padded()), expected):
-        attach_loss(causal_lm, through_logits=True)
+        attach_loss(causal_lm, through_logits=True, virtual_inputs=inputs)
         notes.append("This model changes its logits in a way of its own, so all of them are computed.")
     notes.extend(_with_liger(causal_lm, config, placement, lambda: probe.loss(probe.padded()), expected))
     own_attention = str(causal_lm.config._attn_implementation)

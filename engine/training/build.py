@@ -110,9 +110,7 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
         reason = str(error).strip().splitlines()[0][:300]
         raise ConfigError([Problem("adapter", f"PEFT cannot put this adapter on {source.name}: {reason}")]) from error
     for settings in adapted.peft_config.values():
-        # Others load the adapter with this name; a folder of this machine would mean nothing to them.
-        settings.base_model_name_or_path = source.hub_id or source.location
-        settings.revision = source.revision
+        method_trainer(config.adapter.method).publish(settings, source)
     _train_in_float32(adapted)
     return adapted
 

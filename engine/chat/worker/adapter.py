@@ -212,6 +212,13 @@ def _check_fit(
                 f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}.",
                 _WRONG_BASE_FIX,
             )
+        width = model.get_input_embeddings().weight.shape[1]
+        learned = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
+        if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and learned != width:
+            raise ModelError(
+                f"The virtual tokens {name} have {learned:,} numbers each; embeddings of {base_name} have {width:,}.",
+                _WRONG_BASE_FIX,
+            )
     for record in records:
         path, marker = _module_path(record.name)
         if not marker:

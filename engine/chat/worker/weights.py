@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -96,16 +97,28 @@ class BranchWeights:
         return self.adapter.virtual_tokens if self.adapter is not None else 0
 
     def new_cache(self) -> Cache | None:
-        """An empty memory for one answer; with prefix tuning it begins with the learned keys and values.
+        """Return an empty memory for one answer, or one with the adapter's virtual tokens in it.
 
         None for the few architectures that keep their state in another way; they read everything anew for each token.
         """
+        prompt: Any = None
         if self.adapter is not None and self.adapter.is_prefix:
-            cache: Cache = self.adapter.peft.get_prompt(batch_size=1, max_cache_len=-1)
-            return cache
+            prompt = self.adapter.peft.get_prompt(batch_size=1, max_cache_len=-1)
+        if isinstance(prompt, Cache):  # learned keys and values
+            return prompt
         if not self.holder.model._supports_default_dynamic_cache():
+            if prompt is not None:
+                raise ModelError(
+                    f"{self.holder.name} keeps no keys and values, which virtual tokens need.",
+                    "Choose an adapter without virtual tokens.",
+                )
             return None
-        return DynamicCache(config=self.holder.model.config.get_text_config(decoder=True))
+        cache = DynamicCache(config=self.holder.model.config.get_text_config(decoder=True))
+        if prompt is not None:  # learned embeddings, (1, tokens, hidden size), which the model reads first
+            with torch.inference_mode():
+                embeddings = prompt.to(self.holder.model.dtype)
+                self.holder.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+        return cache
 
     def summed_loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
         """Sum of -log p over the learned tokens of a sequence, in nats.

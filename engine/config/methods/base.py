@@ -144,6 +144,10 @@ class PeftMethod:
         """Return how many learned positions come before every sequence."""
         return adapter.num_virtual_tokens if self.virtual_tokens != "none" else 0
 
+    def count_virtual_inputs(self, adapter: AdapterConfig) -> int:
+        """Return how many learned embeddings come before those of every sequence."""
+        return self.count_virtual_tokens(adapter) if self.virtual_tokens == "inputs" else 0
+
     def has_dropout(self, adapter: AdapterConfig) -> bool:
         """Return whether training draws random numbers in the adapter."""
         return any(getattr(adapter, name) for name in self.fields if name.endswith("dropout"))

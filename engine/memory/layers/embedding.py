@@ -32,7 +32,13 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
     if not workload.trains_adapter and workload.holds_embeddings:
         weight = r.weight(shape.vocab_size * shape.hidden_size, width)
         x.producer = tape.node((weight,), lambda _: (tape.allocate(weight.elements * width),))
-    elif input_needs_gradient(workload):
+    elif workload.holds_embeddings and workload.virtual_inputs:
+        learned = r.adapter_weight(workload.virtual_inputs * shape.hidden_size)
+        # Of every row, and summed over them.
+        each = workload.batch_size * workload.virtual_inputs * shape.hidden_size * 4
+        tape.use(workload.tokens * shape.hidden_size * width)  # the tokens' embeddings, before both are joined
+        x.producer = tape.node((learned,), lambda _: (tape.allocate(each),))
+    elif input_is_leaf(workload):
         # A leaf keeps its own gradient.
         x.producer = Parameter(x.elements, width, trainable=True)
     if shape.rotary:
@@ -57,6 +63,11 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
 
 
 def input_needs_gradient(workload: Workload) -> bool:
+    """Return whether the first layer's input takes part in the backward pass although the embeddings are frozen."""
+    return input_is_leaf(workload) or bool(workload.virtual_inputs)
+
+
+def input_is_leaf(workload: Workload) -> bool:
     """Whether the first layer's input takes part in the backward pass although nothing before it is trained.
 
     Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it. What arrives from another
@@ -64,7 +75,7 @@ def input_needs_gradient(workload: Workload) -> bool:
     """
     if not workload.holds_embeddings:
         return True
-    return workload.checkpointing != "none" and workload.trains_adapter
+    return workload.checkpointing != "none" and workload.trains_adapter and not workload.virtual_inputs
 
 
 def _argument_bytes(r: StepContext) -> int:

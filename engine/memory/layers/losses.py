@@ -182,7 +182,7 @@ def _trained_positions(r: StepContext, hidden: Value) -> Value:
 
 def trained_positions(workload: Workload) -> int:
     """Positions of one pass whose next token is trained; the first token of a row is predicted from nothing."""
-    predicted = workload.batch_size * max(1, workload.length - 1)
+    predicted = workload.batch_size * max(1, workload.length - workload.virtual_inputs - 1)
     return max(1, round(predicted * workload.loss.positions_share))
 
 

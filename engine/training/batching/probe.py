@@ -88,7 +88,7 @@ class Probe:
         for row in self.rows:
             one = pad([row], self.pad_token_id).to(_device(self.model))
             with torch.no_grad(), self.casting():
-                logits = self.model(**one.inputs).logits
+                logits = self.model(**one.inputs).logits[:, -one.inputs["input_ids"].shape[1] :]  # without virtual ones
             flat = logits.reshape(-1, logits.shape[-1])[one.trained.positions].float()
             total += float(functional.cross_entropy(flat, one.trained.targets, reduction="sum"))
         return total

@@ -27,8 +27,17 @@ class MethodTrainer:
         if adapter.traits.adapts_layers:
             modules["modules_to_save"] = choose_saved_modules(model, adapter)
             modules |= self.choose_modules(model, adapter)
-        arguments = adapter.traits.peft_arguments(adapter)
-        return getattr(peft, adapter.traits.peft_class)(task_type="CAUSAL_LM", **arguments, **modules)
+        return self.configuration(adapter, {**adapter.traits.peft_arguments(adapter), **modules})
+
+    @staticmethod
+    def configuration(adapter: AdapterConfig, arguments: Mapping[str, Any]) -> Any:
+        """Build an object of PEFT's configuration class."""
+        return getattr(peft, adapter.traits.peft_class)(task_type="CAUSAL_LM", **arguments)
+
+    def publish(self, config: Any, source: ModelSource) -> None:
+        """Replace places on this machine in a configuration by names that other machines can look up."""
+        config.base_model_name_or_path = source.hub_id or source.location
+        config.revision = source.revision
 
     def choose_modules(self, model: Any, adapter: AdapterConfig) -> dict[str, Any]:
         """Choose the modules that get an adapter, under the names of PEFT's arguments."""

@@ -70,17 +70,24 @@ def logit_transform(text_config: Any) -> LogitTransform:
     return LogitTransform(scale, getattr(text_config, "final_logit_softcapping", None))
 
 
-def attach_loss(causal_lm: Any, *, through_logits: bool = False) -> None:
+def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs: int = 0) -> None:
     """Let `model(..., trained_tokens=…)` return the summed loss of those tokens in place of logits.
 
     Args:
         causal_lm: A causal language model of transformers, below any PEFT wrapper. Without `trained_tokens` its forward
             pass is unchanged.
         through_logits: Compute all logits as the model does, for families that change them in ways unknown here.
+        virtual_inputs: Embeddings that PEFT puts before every row, which positions do not count.
     """
     original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
     transform = logit_transform(causal_lm.config.get_text_config())
+
+    def behind(trained_tokens: TrainedTokens, answers: torch.Tensor) -> TrainedTokens:
+        """Count the positions of virtual inputs too; `answers` is (batch, virtual inputs + length, …)."""
+        length = answers.shape[1] - virtual_inputs
+        rows = trained_tokens.positions // length + 1
+        return trained_tokens._replace(positions=trained_tokens.positions + rows * virtual_inputs)
 
     @functools.wraps(type(causal_lm).forward)  # PEFT and generation look at the signature
     def forward(self: Any, *args: Any, trained_tokens: TrainedTokens | None = None, **kwargs: Any) -> Any:
@@ -89,9 +96,11 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False) -> None:
         given = {name: value for name, value in kwargs.items() if value is not None}
         if through_logits:
             logits = original(*args, **given).logits
+            trained_tokens = behind(trained_tokens, logits) if "inputs_embeds" in given else trained_tokens
             chosen = logits.reshape(-1, logits.shape[-1])[trained_tokens.positions].float()
             return functional.cross_entropy(chosen, trained_tokens.targets, reduction="sum")
         hidden = self.base_model(*args, **given, use_cache=False).last_hidden_state
+        trained_tokens = behind(trained_tokens, hidden) if "inputs_embeds" in given else trained_tokens
         flat = hidden.reshape(-1, hidden.shape[-1])
         trained_tokens = TrainedTokens(*(each.to(hidden.device) for each in trained_tokens))  # layers may be spread
         return summed_loss(

@@ -244,7 +244,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                         batch = collate(rows[start : start + BATCH])
                     batch = {name: values.to(self.args.device) for name, values in batch.items()}
                     labels = batch.pop("labels")[:, 1:].flatten()
-                    logits = self.model(**batch).logits[:, :-1].flatten(0, 1)
+                    length = batch["input_ids"].shape[1]  # without virtual tokens
+                    logits = self.model(**batch).logits[:, -length:-1].flatten(0, 1)
                     trained = labels != -100
                     summed += cross_entropy(logits[trained].float(), labels[trained], reduction="sum").item()
                     tokens += int(trained.sum())
