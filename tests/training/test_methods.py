@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "vera": {"r": 8, "vera_dropout": 0.1},
     "miss": {"r": 8, "miss_dropout": 0.1},
     "prefix_tuning": {"num_virtual_tokens": 5},
-    "prompt_tuning": {"num_virtual_tokens": 5},
+    "prompt_tuning": {"num_virtual_tokens": 5, "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "The rank"},
     "p_tuning": {"num_virtual_tokens": 5, "encoder_hidden_size": 32},
 }
 
@@ -72,7 +72,7 @@ def logits_of(model):
     causal_lm.set_attn_implementation("sdpa")  # Loratory's own takes joined rows only
     ids = torch.tensor([ROWS[0].input_ids])
     with torch.no_grad():
-        return model(input_ids=ids).logits
+        return model(input_ids=ids).logits[:, -ids.shape[1] :]  # without virtual tokens
 
 
 @pytest.fixture(params=ADAPTERS)
