@@ -12,6 +12,7 @@ from engine.config.methods.lora import Lora, LoraSettings
 from engine.config.methods.miss import Miss, MissSettings
 from engine.config.methods.oft import Oft, OftSettings
 from engine.config.methods.prefix_tuning import PrefixTuning
+from engine.config.methods.prompt_tuning import PromptTuning, PromptTuningSettings
 from engine.config.methods.shared import SharedSettings
 from engine.config.methods.vera import Vera, VeraSettings
 
@@ -25,6 +26,7 @@ _ALL: tuple[PeftMethod, ...] = (
     Miss(),
     Ia3(),
     PrefixTuning(),
+    PromptTuning(),
     FullFineTuning(),
 )
 
@@ -34,6 +36,7 @@ FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_a
 
 
 class MethodSettings(  # fields come in the order of these classes, the last one first
+    PromptTuningSettings,
     LycorisSettings,
     LoKrSettings,
     OftSettings,

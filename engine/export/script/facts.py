@@ -384,7 +384,11 @@ class ScriptFacts:
     @property
     def short_peft_arguments(self) -> dict[str, Any]:
         """Arguments of PEFT's configuration class in the short form; it names no module that has to be looked for."""
-        known = {name: value for name, value in self.peft_arguments.items() if not isinstance(value, Source)}
+        known = {
+            name: value
+            for name, value in self.peft_arguments.items()
+            if not isinstance(value, Source) or value == "MODEL"  # which both forms of a script have
+        }
         return {"task_type": "CAUSAL_LM", **known}
 
     @property

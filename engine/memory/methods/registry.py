@@ -12,6 +12,7 @@ from engine.memory.methods.lora import LoraMemory
 from engine.memory.methods.miss import MissMemory
 from engine.memory.methods.oft import OftMemory
 from engine.memory.methods.prefix_tuning import PrefixTuningMemory
+from engine.memory.methods.prompt_tuning import PromptTuningMemory
 from engine.memory.methods.vera import VeraMemory
 from engine.models.shape import ModuleShape
 
@@ -25,6 +26,7 @@ MEMORY_RULES: dict[str, MemoryRule] = {
     "miss": MissMemory(),
     "ia3": Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
+    "prompt_tuning": PromptTuningMemory(),
     "none": MemoryRule(),
 }
 

@@ -7,11 +7,13 @@ from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
 from engine.training.methods.ia3 import Ia3Trainer
 from engine.training.methods.lora import LoraTrainer
+from engine.training.methods.prompt_tuning import PromptTuningTrainer
 
 METHOD_TRAINERS: dict[str, MethodTrainer] = {
     "lora": LoraTrainer(),
     "adalora": AdaLoraTrainer(),
     "ia3": Ia3Trainer(),
+    "prompt_tuning": PromptTuningTrainer(),
 }
 _PLAIN = MethodTrainer()
 
