@@ -11,6 +11,7 @@ from engine.config.methods.lokr import LoKr, LoKrSettings
 from engine.config.methods.lora import Lora, LoraSettings
 from engine.config.methods.miss import Miss, MissSettings
 from engine.config.methods.oft import Oft, OftSettings
+from engine.config.methods.p_tuning import PTuning, PTuningSettings
 from engine.config.methods.prefix_tuning import PrefixTuning
 from engine.config.methods.prompt_tuning import PromptTuning, PromptTuningSettings
 from engine.config.methods.shared import SharedSettings
@@ -27,6 +28,7 @@ _ALL: tuple[PeftMethod, ...] = (
     Ia3(),
     PrefixTuning(),
     PromptTuning(),
+    PTuning(),
     FullFineTuning(),
 )
 
@@ -36,6 +38,7 @@ FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_a
 
 
 class MethodSettings(  # fields come in the order of these classes, the last one first
+    PTuningSettings,
     PromptTuningSettings,
     LycorisSettings,
     LoKrSettings,

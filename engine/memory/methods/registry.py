@@ -11,6 +11,7 @@ from engine.memory.methods.lokr import LoKrMemory
 from engine.memory.methods.lora import LoraMemory
 from engine.memory.methods.miss import MissMemory
 from engine.memory.methods.oft import OftMemory
+from engine.memory.methods.p_tuning import PTuningMemory
 from engine.memory.methods.prefix_tuning import PrefixTuningMemory
 from engine.memory.methods.prompt_tuning import PromptTuningMemory
 from engine.memory.methods.vera import VeraMemory
@@ -27,6 +28,7 @@ MEMORY_RULES: dict[str, MemoryRule] = {
     "ia3": Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
     "prompt_tuning": PromptTuningMemory(),
+    "p_tuning": PTuningMemory(),
     "none": MemoryRule(),
 }
 

@@ -7,6 +7,7 @@ from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
 from engine.training.methods.ia3 import Ia3Trainer
 from engine.training.methods.lora import LoraTrainer
+from engine.training.methods.p_tuning import PTuningTrainer
 from engine.training.methods.prompt_tuning import PromptTuningTrainer
 
 METHOD_TRAINERS: dict[str, MethodTrainer] = {
@@ -14,6 +15,7 @@ METHOD_TRAINERS: dict[str, MethodTrainer] = {
     "adalora": AdaLoraTrainer(),
     "ia3": Ia3Trainer(),
     "prompt_tuning": PromptTuningTrainer(),
+    "p_tuning": PTuningTrainer(),
 }
 _PLAIN = MethodTrainer()
 
