@@ -1,70 +1,233 @@
-"""How a training worker is started: its command line, its environment, its log."""
+"""Jobs on this machine: a process of its own session, which holds its devices by lease and outlives the server."""
 
 import os
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.hardware.device import Device, visible_only
-from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.executors.base import Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.hardware.device import visible_only
+from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.environment import Access
-from engine.processes.identity import ProcessIdentity
-from engine.processes.spawn import spawn, worker_argv
+from engine.processes.identity import ProcessIdentity, end_group
+from engine.processes.spawn import cap_log, spawn, worker_argv
 from engine.runs.provenance import run_title
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
+from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState
 
 WORKER_MODULE = "engine.training.worker"
 
 SPACE_VARIABLE = "TRACKIO_SPACE_ID"  # names the Space on the Hub that Trackio sends figures to
 
+WorkerCommand = Callable[[JobSpec], list[str]]
 
-class WorkerOrder(NamedTuple):
-    """A worker to start."""
-
-    run: Run
-    config: RunConfig
-    devices: tuple[Device, ...]
-    attempt: int
+_HELD_BY_ANOTHER = 3  # exit code of a worker that found another one at work
 
 
-WorkerCommand = Callable[[WorkerOrder], list[str]]
+class LocalContext(NamedTuple):
+    """What the executors of this machine share."""
+
+    book: LeaseBook
+    report: Callable[[str, str], None]  # logs a problem of a run, by its id
+    claim_seconds: float  # for a worker that a former supervisor may have started to show itself
 
 
-def training_command(order: WorkerOrder) -> list[str]:
-    """Return the command line of the worker that trains: one process, or one for each device under torch's launcher.
+class LocalExecutor(Executor):
+    """Starts one process on this machine.
 
-    The processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a fixed one, where
-    two runs that start at once collide, and reads the person's own configuration.
+    Args:
+        context: What it shares with others.
+        command: Command line of a worker; `self.command` unless a test has its own.
     """
-    folder = str(order.run.folder.path)
-    if order.config.run.launcher == "local" or len(order.devices) == 1:
-        return worker_argv(WORKER_MODULE, (folder,))
-    return [
-        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-        # Named, or variables of the environment decide them.
-        *("--nnodes", "1", "--nproc-per-node", str(len(order.devices)), "--max-restarts", "0"),
-        *("--module", WORKER_MODULE, folder),
-    ]
+
+    name = "local"
+    uses_local_devices = True
+
+    def __init__(self, context: LocalContext, command: WorkerCommand | None = None) -> None:
+        self._context = context
+        self._command = command or self.command
+        self._leases = RunLeases(context.book, context.report)
+
+    def command(self, spec: JobSpec) -> list[str]:
+        """Return the command line of a worker."""
+        return worker_command(spec)
+
+    def reserve(self, spec: JobSpec) -> None:
+        self._leases.take(spec.run, run_title(spec.config), [lease_name(device) for device in spec.devices])
+
+    def submit(self, spec: JobSpec) -> Job:
+        process = start_worker(spec, self._command)
+        worker = ProcessIdentity.of(process.pid)
+        self._leases.pass_on(spec.run, worker)
+        names = tuple(lease_name(device) for device in spec.devices)
+        return LocalJob(spec.run, spec.attempt, names, self, process, worker)
+
+    def attach(self, run: Run, state: RunState) -> Job:
+        devices = tuple(state.device.split(", ")) if state.device else ()
+        job = LocalJob(run, state.attempt, devices, self, spawned=self._leases.worker_of(run))
+        worker = job.worker()
+        if worker is not None and devices and worker.is_alive():
+            self._leases.hold_again(run, worker, devices)
+        return job
+
+    def held_for(self, run: Run) -> str:
+        return self._leases.devices_of(run)
+
+    def release(self, run: Run) -> None:
+        self._leases.release(run)
+
+    @property
+    def leases(self) -> "RunLeases":
+        """The devices of its jobs."""
+        return self._leases
+
+    @property
+    def claim_seconds(self) -> float:
+        """How long an attempt without any sign of a worker may be one that a former supervisor has just started."""
+        return self._context.claim_seconds
 
 
-def start_worker(order: WorkerOrder, command: WorkerCommand) -> subprocess.Popen[bytes]:
-    """Start the worker so that it outlives us; it sees its own devices only.
+class LocalJob(Job):
+    """A worker process of this machine, or of another one that shares the home.
+
+    Args:
+        run: The run.
+        attempt: The attempt that it is.
+        devices: What is leased for it.
+        executor: Where it runs.
+        process: The worker where we are its parent; None after a restart of ours.
+        spawned: Identity of the worker where it is known from its start.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        attempt: int,
+        devices: tuple[str, ...],
+        executor: LocalExecutor,
+        process: subprocess.Popen[bytes] | None = None,
+        spawned: ProcessIdentity | None = None,
+    ) -> None:
+        self._run = run
+        self._attempt = attempt
+        self._devices = devices
+        self._executor = executor
+        self._process = process
+        self._spawned = spawned
+        self._since = time.monotonic()
+        self._exit_code: int | None = None
+
+    def worker(self) -> ProcessIdentity | None:
+        """Return the worker of this attempt, alive or not, where it is known."""
+        record = self._run.folder.read_worker()
+        if record is not None and record.attempt == self._attempt:
+            return record.identity
+        return self._spawned
+
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        self._keep_devices(self.worker())
+        if self._process is not None:
+            return self._poll_child(self._process)
+        if self._run.folder.has_living_worker():
+            return JobStatus("alive")
+        worker = self.worker()  # after the lock was looked at, so a worker that came and ended meanwhile is not missed
+        if worker is not None:
+            if worker.is_of_another_host():  # a file server may not show the lock of its workers
+                return JobStatus("unknown")
+            return JobStatus("alive" if worker.is_alive() else "gone")
+        if has_reported:
+            return JobStatus("gone")
+        # A former supervisor may have started a worker without having saved its identity: it would show itself soon.
+        may_come = time.monotonic() - self._since < self._executor.claim_seconds
+        return JobStatus("alive" if may_come else "never_started")
+
+    def _poll_child(self, process: subprocess.Popen[bytes]) -> JobStatus:
+        self._exit_code = process.poll()
+        if self._exit_code is None:
+            return JobStatus("alive")
+        if self._exit_code != _HELD_BY_ANOTHER or not self._run.folder.has_living_worker():
+            return JobStatus("gone")
+        # A person or a scheduler had started a worker before ours came. Where it has our number, it is our job from now
+        # on; not by way of the queue: it may end at any moment, and a run that waits is started.
+        record = self._run.folder.read_worker()
+        if record is None or record.attempt != self._attempt:
+            return JobStatus("superseded")
+        self._process = self._exit_code = self._spawned = None
+        return JobStatus("alive")
+
+    def _keep_devices(self, worker: ProcessIdentity | None) -> None:
+        leases = self._executor.leases
+        leases.pass_on(self._run, worker)
+        if worker is not None and self._devices and worker.is_alive():
+            leases.keep(self._run, worker, self._devices)
+
+    def cancel(self) -> None:
+        worker = self.worker()
+        if worker is not None:
+            worker.kill()
+        self._end_group()
+
+    def _end_group(self) -> None:
+        """End what the worker started and left behind: no process of a run outlives it."""
+        record = self._run.folder.read_worker()
+        groups = {self._process.pid} if self._process is not None else set()
+        if record is not None and record.is_of_this_boot():
+            groups.add(record.process_group)
+        for group in groups:
+            end_group(group, (RUN_VARIABLE, self._run.id))
+
+    def end(self) -> JobEnd:
+        self._end_group()
+        worker = self.worker()
+        on_this_boot = worker is None or worker.is_of_this_boot()
+        lost_host = worker.host if worker is not None and worker.is_of_another_host() else None
+        return JobEnd(
+            self._exit_code, on_this_boot, rebooted=not on_this_boot and lost_host is None, lost_host=lost_host
+        )
+
+    def describe(self) -> str:
+        return ", ".join(self._devices)
+
+    def fetch_logs(self) -> None:
+        cap_log(self._run.folder.log)
+
+    def activity(self) -> ProcessIdentity | None:
+        return self.worker()
+
+    def holder(self) -> LeaseHolder | None:
+        """Return the run as holder of its devices, also where its worker has just ended; None for another host's."""
+        worker = None
+        try:
+            worker = self.worker()
+        except OSError as error:
+            self._executor.leases.report(self._run.id, f"The worker of {self._run.id} cannot be identified: {error}")
+        if worker is not None and worker.is_of_another_host():
+            return None  # its devices are not ours
+        return self._executor.leases.holder_of(self._run, worker)
+
+
+def worker_command(spec: JobSpec) -> list[str]:
+    """Return the command line of a worker that trains in one process."""
+    return worker_argv(WORKER_MODULE, (str(spec.run.folder.path),))
+
+
+def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[bytes]:
+    """Start the worker in a session of its own; it sees its own devices only.
 
     Raises:
         WorkerError: If it cannot be started.
     """
     environment = {
-        **visible_only(order.devices),
-        ATTEMPT_VARIABLE: str(order.attempt),
-        RUN_VARIABLE: order.run.id,
+        **visible_only(spec.devices),
+        ATTEMPT_VARIABLE: str(spec.attempt),
+        RUN_VARIABLE: spec.run.id,
         "PYTHONUNBUFFERED": "1",
     }
-    access = access_for(order.config)
-    return spawn(command(order), log_file=order.run.folder.log, environment=environment, access=access)
+    access = access_for(spec.config)
+    return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
 
 
 def access_for(config: RunConfig) -> frozenset[Access]:
@@ -87,16 +250,16 @@ class _Taken(NamedTuple):
 
 
 class RunLeases:
-    """Takes, passes on and gives back what runs hold.
+    """The devices of runs: ours while a worker is being started, the worker's while it works, released when it ends.
 
     Args:
         book: Who holds which device.
-        complain: Told what could not be done, by the run that it concerns.
+        report: Logs what could not be done, by the id of the run.
     """
 
-    def __init__(self, book: LeaseBook, complain: Callable[[str, str], None]) -> None:
+    def __init__(self, book: LeaseBook, report: Callable[[str, str], None]) -> None:
         self._book = book
-        self._complain = complain
+        self.report = report
         self._ours: dict[str, _Taken] = {}  # by run
 
     def take(self, run: Run, title: str, devices: Sequence[str]) -> None:
@@ -118,7 +281,7 @@ class RunLeases:
         try:
             self._book.hand_over(taken.devices, ProcessIdentity.current(), _holder(run, taken.title, worker))
         except (EngineError, OSError) as error:
-            self._complain(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
+            self.report(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
             return
         del self._ours[run.id]
 
@@ -127,7 +290,7 @@ class RunLeases:
         try:
             self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
         except (EngineError, OSError) as error:
-            self._complain(run.id, f"The device of {run.id} could not be leased again: {error}")
+            self.report(run.id, f"The device of {run.id} could not be leased again: {error}")
 
     def keep(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
         """Lease the devices of a living worker again where something deleted or damaged the lease."""

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig, RunSection
 from engine.errors import DeviceError, RunError, StorageError, WorkerError
-from engine.executors.local import WorkerCommand, WorkerOrder, start_worker, training_command
+from engine.executors.base import JobSpec
+from engine.executors.local import WorkerCommand, start_worker, worker_command
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_devices
@@ -85,7 +86,7 @@ class MeasurementJob:
         config: RunConfig,
         estimate: MemoryEstimate,
         choose: Callable[[RunSection], tuple[Device, ...]] = choose_devices,
-        command: WorkerCommand = training_command,
+        command: WorkerCommand = worker_command,
     ) -> None:
         self._home = home
         self._config = config
@@ -118,7 +119,7 @@ class MeasurementJob:
             self._hold(book, run, devices, on_progress)
             on_progress(MeasurementProgress(message="Starting a process for the measurement."))
             run.folder.write_state(RunState(state="starting", attempt=1))  # it has no supervisor
-            process = start_worker(WorkerOrder(run, worst, devices, 1), self._command)
+            process = start_worker(JobSpec(run, worst, devices, 1), self._command)
             _hand_over(book, run, devices, process)
             return self._follow(process, run, devices[0], on_progress)
         finally:

@@ -4,12 +4,21 @@ from typing import Literal, NamedTuple
 
 StoppedBy = Literal["request", "cancel", "sigterm", "sigint"]  # what made a worker save and end
 
-WaitReason = Literal["memory", "device_in_use", "device_missing", "earlier_run", "resumes"]
+WaitReason = Literal["memory", "device_in_use", "device_missing", "earlier_run", "resumes", "executor_queue"]
 LiveReason = Literal["suspended", "stop_requested", "cancel_requested"]
 _QueueEnd = Literal["left_the_queue", "not_started"]
 _ReportedEnd = Literal["finished", "stopped_on_request", "cancelled", "sigterm", "sigint", "worker_failed"]
 _ObservedEnd = Literal[
-    "hung", "killed", "crashed", "signal", "exit_code", "out_of_memory", "machine_restarted", "host_lost", "unknown"
+    "hung",
+    "killed",
+    "crashed",
+    "signal",
+    "exit_code",
+    "out_of_memory",
+    "machine_restarted",
+    "host_lost",
+    "ended_by_executor",
+    "unknown",
 ]
 EndReason = Literal[_QueueEnd, _ReportedEnd, _ObservedEnd]
 Reason = Literal[WaitReason, LiveReason, EndReason]

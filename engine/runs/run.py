@@ -19,7 +19,9 @@ from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import last_event
 from engine.runs.reasons import STOP_REASONS, Reason, reason_of_old_cause
 
-State = Literal["queued", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted"]
+State = Literal[
+    "queued", "submitted", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted",
+]  # fmt: skip
 
 FINAL_STATES: frozenset[State] = frozenset({"completed", "stopped", "failed", "interrupted"})
 STATE_FILE = "state.json"
@@ -29,7 +31,8 @@ EVENTS_FILE = "events.jsonl"
 ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
 
-LIVE_STATES: frozenset[State] = frozenset({"starting", "running", "stopping"})  # a worker is, or should be, at work
+# A worker is, or should be, at work; one in an executor's own queue may begin before its supervisor sees it.
+LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "stopping"})
 
 
 class RunState(BaseModel):
@@ -43,7 +46,9 @@ class RunState(BaseModel):
     advice: str = ""  # what to do about it
     attempt: int = 0  # attempts begun so far; the worker of attempt n reports events with attempt n
     resumable_step: int | None = None  # step of the newest checkpoint that is whole, where another attempt could go on
-    device: str = ""  # as the lease names it: "cpu", "cuda:0"
+    device: str = ""  # as the lease names it: "cpu", "cuda:0"; else in the words of the executor
+    executor: str = "local"  # where the newest attempt runs
+    job_id: str = ""  # by which its executor finds it; empty where process.json identifies the worker
     changed: float = 0.0  # seconds since the epoch, as all times here
     started: float | None = None  # of the first attempt
     ended: float | None = None

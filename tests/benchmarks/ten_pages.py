@@ -20,11 +20,11 @@ from engine.paths import LoratoryHome
 from engine.runs.control import request_stop
 from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import Supervisor, SupervisorSettings
+from engine.runs.supervision.supervisor import Supervisor
 from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services
-from tests.runs.supervision import config_for, cpu, fake_worker_command, wait_until
+from tests.runs.supervision import config_for, fake_settings, wait_until
 
 _SETTLE_SECONDS = 15
 
@@ -32,7 +32,7 @@ _SETTLE_SECONDS = 15
 def serve(home: Path) -> None:
     """The server that is measured; prints its address, and ends with its standard input."""
     services = fake_services(home)
-    supervisor = Supervisor(services.home, SupervisorSettings(command=fake_worker_command, devices=lambda: (cpu(),)))
+    supervisor = Supervisor(services.home, fake_settings())
     supervisor.start()
     with shown(services) as address:
         print(address, flush=True)

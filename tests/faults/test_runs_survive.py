@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from engine.executors.local import WorkerOrder
+from engine.executors.base import JobSpec
 from engine.processes.identity import ProcessIdentity
 from engine.runs.control import request_resume
 from engine.runs.history.events import StepData
@@ -135,7 +135,7 @@ def test_a_dead_worker_that_nobody_has_collected_is_seen_as_dead(store, monkeypa
     run = store.create(config_for("steps=500"))
     run.folder.write_state(RunState(state="running", attempt=1, started=time.time(), device="cpu"))
     monkeypatch.setenv("LORATORY_ATTEMPT", "1")
-    zombie = subprocess.Popen(fake_worker_command(WorkerOrder(run, run.folder.read_config(), (), 1)))
+    zombie = subprocess.Popen(fake_worker_command(JobSpec(run, run.folder.read_config(), (), 1)))
     with server():
         wait_until(lambda: last_step(run) >= 3)
         zombie.send_signal(signal.SIGKILL)

@@ -15,7 +15,8 @@ from engine.config.dataset import DatasetConfig
 from engine.config.model import ModelConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.local import WorkerOrder, start_worker, training_command
+from engine.executors.base import JobSpec
+from engine.executors.local import start_worker, worker_command
 from engine.export.gguf.converter import Converter, convert
 from engine.export.push.job import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
@@ -149,9 +150,9 @@ def test_pip_gets_what_its_index_needs(shown, home, tmp_path):
 )
 def test_a_training_worker_gets_what_its_run_names(shown, tmp_path, sections, expected):
     config = config_for(**({"model": {"id": str(tmp_path)}, "dataset": {"source": "sample:lab-chats"}} | sections))
-    order = WorkerOrder(Run("run-1", "ann", RunFolder(tmp_path / "run")), config, (cpu(),), 1)
+    order = JobSpec(Run("run-1", "ann", RunFolder(tmp_path / "run")), config, (cpu(),), 1)
 
-    assert shown.secrets_after(lambda: start_worker(order, training_command).wait()) == expected
+    assert shown.secrets_after(lambda: start_worker(order, worker_command).wait()) == expected
 
 
 def test_a_login_in_a_file_is_out_of_reach_as_well(shown, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from engine.executors.local import WorkerOrder, start_worker, training_command
+from engine.executors.base import JobSpec
+from engine.executors.local import start_worker, worker_command
 from engine.hardware.devices import list_devices
 from engine.runs.checkpoints import newest_intact
 from engine.training.device_memory import DeviceMemory
@@ -96,7 +97,7 @@ def test_a_worker_on_two_gpus_learns_what_one_does_and_goes_on(run, two_gpus, cu
         with pytest.MonkeyPatch.context() as patch:
             if fault:
                 patch.setenv("LORATORY_TEST_FAULT", fault)
-            process = start_worker(WorkerOrder(made, config, devices, attempt), training_command)
+            process = start_worker(JobSpec(made, config, devices, attempt), worker_command)
         return process.wait(WORKER_SECONDS)
 
     assert work(alone, two_gpus.spread[:1], 1) == EXIT_FINISHED, alone.folder.log.read_text()[-3000:]

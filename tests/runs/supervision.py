@@ -1,5 +1,6 @@
 """What tests of supervision share: settings that start fake workers, configurations, and waiting for what happens."""
 
+import functools
 import os
 import sys
 import time
@@ -9,7 +10,9 @@ from typing import Any
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
-from engine.executors.local import WorkerOrder
+from engine.executors.base import JobSpec
+from engine.executors.local import WorkerCommand
+from engine.executors.registry import make_executors
 from engine.hardware.device import Device
 from engine.processes.identity import ProcessIdentity
 from engine.runs.history.reader import read_history
@@ -30,7 +33,7 @@ def gpu(index: int, free_gib: float = 24) -> Device:
     return Device("cuda", index, f"Test GPU {index}", 24 * GIB, int(free_gib * GIB), has_fast_bfloat16=True)
 
 
-def fake_worker_command(order: WorkerOrder) -> list[str]:
+def fake_worker_command(order: JobSpec) -> list[str]:
     """Starts tests/runs/fake_worker.py from the repository, wherever the test process stands."""
     start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv[1:] = [{str(order.run.folder.path)!r}]; "
     return [
@@ -41,10 +44,10 @@ def fake_worker_command(order: WorkerOrder) -> list[str]:
     ]
 
 
-def fake_settings(**changes: Any) -> SupervisorSettings:
+def fake_settings(command: WorkerCommand = fake_worker_command, **changes: Any) -> SupervisorSettings:
     """A quick supervisor with one CPU and fake workers."""
     values: dict[str, Any] = {
-        "command": fake_worker_command,
+        "executors": functools.partial(make_executors, command=command),
         "devices": lambda: (cpu(),),
         "patience": Patience(
             silence=SilenceLimits(idle_seconds=3, suspended_seconds=3, preparing_idle_seconds=5, busy_seconds=30),

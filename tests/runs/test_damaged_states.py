@@ -16,7 +16,7 @@ from engine.runs.run import Run, RunFolder
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
 from engine.runs.supervision.state_files import DAMAGED_STATE_FILE
-from engine.runs.supervision.supervisor import Overseer
+from engine.runs.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
 from ui.backend.run_reader import RunReader
 from ui.views.run_view import render_warnings
@@ -75,34 +75,34 @@ def lose(request) -> Callable[[Run], None]:
 
 
 @pytest.fixture
-def overseer(home) -> Overseer:
-    return Overseer(home, fake_settings())
+def loop(home) -> SupervisorLoop:
+    return SupervisorLoop(home, fake_settings())
 
 
-def until(overseer: Overseer, condition: Callable[[], bool]) -> None:
-    wait_until(lambda: overseer.tick() or condition())
+def until(loop: SupervisorLoop, condition: Callable[[], bool]) -> None:
+    wait_until(lambda: loop.tick() or condition())
 
 
-def working(store: RunStore, overseer: Overseer) -> Run:
+def working(store: RunStore, loop: SupervisorLoop) -> Run:
     run = store.create(config_for("steps=5000 checkpoint=2"))
-    until(overseer, lambda: run.folder.read_state().state == "running")
+    until(loop, lambda: run.folder.read_state().state == "running")
     wait_for_step(run, 3)
     return run
 
 
-def ends_once(overseer: Overseer, run: Run) -> None:
+def ends_once(loop: SupervisorLoop, run: Run) -> None:
     request_cancel(run)
-    until(overseer, lambda: run.folder.read_state().is_final)
+    until(loop, lambda: run.folder.read_state().is_final)
     assert run.folder.read_state().state == "stopped"
     assert executions(run) == ["1"]
 
 
-def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, overseer, damage):
-    run = working(store, overseer)
+def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, loop, damage):
+    run = working(store, loop)
     before = run.folder.read_saved_state()
     damage(run)
 
-    overseer.tick()
+    loop.tick()
 
     after = run.folder.read_saved_state()
     assert after is not None
@@ -110,42 +110,40 @@ def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, ove
     assert after.model_copy(update={"notice": "", "changed": before.changed}) == before
     kept = {path.name for path in run.folder.path.iterdir() if DAMAGED_STATE_FILE in path.name}
     assert len(kept) == ("missing" not in after.notice)
-    ends_once(overseer, run)
+    ends_once(loop, run)
 
 
 def test_a_state_that_lost_its_permissions_is_rebuilt_and_a_disk_that_fails_is_waited_for(
-    store, home, overseer, monkeypatch
+    store, home, loop, monkeypatch
 ):
-    run = working(store, overseer)
+    run = working(store, loop)
     with monkeypatch.context() as failing:
         failing.setattr(RunFolder, "read_saved_state", refuse)
         os.utime(run.folder.state)
-        overseer.tick()
+        loop.tick()
         assert run.folder.path.joinpath(DAMAGED_STATE_FILE).exists() is False
         failing.setattr("os.access", lambda *_: False)  # the tests may run as root, to whom no file is closed
-        overseer.tick()
+        loop.tick()
 
     assert run.folder.read_saved_state().notice.startswith("state.json was damaged")
-    ends_once(overseer, run)
+    ends_once(loop, run)
 
 
-def test_a_run_at_work_whose_files_are_lost_is_never_shown_as_waiting_and_never_started_twice(
-    store, home, overseer, lose
-):
-    run = working(store, overseer)
+def test_a_run_at_work_whose_files_are_lost_is_never_shown_as_waiting_and_never_started_twice(store, home, loop, lose):
+    run = working(store, loop)
     lose(run)
 
     assert run.folder.read_state().state == "running", "without any supervisor"
     for _ in range(3):
-        overseer.tick()
+        loop.tick()
         assert run.folder.read_saved_state().state == "running"
-    ends_once(overseer, run)
+    ends_once(loop, run)
 
 
-def test_a_server_that_starts_follows_a_run_at_work_whose_files_are_lost(store, home, overseer, lose):
-    run = working(store, overseer)
+def test_a_server_that_starts_follows_a_run_at_work_whose_files_are_lost(store, home, loop, lose):
+    run = working(store, loop)
     lose(run)
-    later = Overseer(home, fake_settings())
+    later = SupervisorLoop(home, fake_settings())
 
     later.tick()
 
@@ -156,15 +154,15 @@ def test_a_server_that_starts_follows_a_run_at_work_whose_files_are_lost(store, 
     assert LeaseBook(home).holder("cpu") is None
 
 
-def test_a_log_that_was_lost_comes_back_and_shows_how_the_run_ended(store, home, overseer):
+def test_a_log_that_was_lost_comes_back_and_shows_how_the_run_ended(store, home, loop):
     run = store.create(config_for("steps=60"))
-    until(overseer, lambda: run.folder.read_state().state == "running")
+    until(loop, lambda: run.folder.read_state().state == "running")
     reader = HistoryReader.of_run(run)
     wait_for_step(run, 3)
     reader.update()
     run.folder.events.unlink()
 
-    until(overseer, lambda: run.folder.read_state().is_final)
+    until(loop, lambda: run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
     assert reader.update().last_step == read_history(run.folder.events).last_step == 60
@@ -176,17 +174,17 @@ def test_a_log_that_was_lost_comes_back_and_shows_how_the_run_ended(store, home,
     ("words", "ask", "state"),
     [("steps=3", None, "completed"), ("steps=900", request_stop, "stopped"), ("steps=9 fail@2", None, "failed")],
 )
-def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, overseer, words, ask, state):
+def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, loop, words, ask, state):
     run = store.create(config_for(words))
-    until(overseer, lambda: run.folder.read_state().state in ("running", "completed", "failed"))
+    until(loop, lambda: run.folder.read_state().state in ("running", "completed", "failed"))
     if ask is not None:
         ask(run)
-    until(overseer, lambda: run.folder.read_state().is_final)
+    until(loop, lambda: run.folder.read_state().is_final)
     before = run.folder.read_saved_state()
     run.folder.state.write_bytes(b"")
 
     assert run.folder.read_state().state == state, "without any supervisor"
-    later = Overseer(home, fake_settings())
+    later = SupervisorLoop(home, fake_settings())
     until(later, lambda: (run.folder.read_saved_state() or before).notice != "")
     until(later, lambda: run.folder.read_saved_state().is_final)
 
@@ -195,26 +193,26 @@ def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, overseer, wor
     assert executions(run) == ["1"]
 
 
-def test_a_server_notices_an_ended_run_whose_state_is_damaged_while_it_works(store, home, overseer, monkeypatch):
+def test_a_server_notices_an_ended_run_whose_state_is_damaged_while_it_works(store, home, loop, monkeypatch):
     monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
-    until(overseer, lambda: run.folder.read_state().is_final)
+    until(loop, lambda: run.folder.read_state().is_final)
     run.folder.state.write_bytes(b"")
 
-    until(overseer, lambda: run.folder.read_saved_state() is not None and run.folder.read_saved_state().is_final)
+    until(loop, lambda: run.folder.read_saved_state() is not None and run.folder.read_saved_state().is_final)
 
     assert run.folder.read_saved_state().state == "completed"
     assert executions(run) == ["1"]
 
 
 @pytest.mark.parametrize("left", ["adapter", "checkpoints", "worker.log"])
-def test_a_run_of_which_only_results_are_left_is_not_trained_again(store, home, overseer, left):
+def test_a_run_of_which_only_results_are_left_is_not_trained_again(store, home, loop, left):
     run = store.create(config_for("steps=4 checkpoint=2"))
-    until(overseer, lambda: run.folder.read_state().is_final)
+    until(loop, lambda: run.folder.read_state().is_final)
     for path in list(run.folder.path.iterdir()):
         if path.name not in (left, "config.yaml", "executions"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    later = Overseer(home, fake_settings())
+    later = SupervisorLoop(home, fake_settings())
 
     until(later, lambda: run.folder.read_saved_state() is not None and run.folder.read_saved_state().is_final)
 
@@ -224,7 +222,7 @@ def test_a_run_of_which_only_results_are_left_is_not_trained_again(store, home, 
 
 @pytest.mark.parametrize("damage", [DAMAGE["empty"], DAMAGE["a folder"]], ids=["empty", "a folder"])
 def test_a_waiting_run_keeps_its_place_when_its_state_is_damaged(store, home, damage):
-    busy = Overseer(home, fake_settings(devices=lambda: ()))
+    busy = SupervisorLoop(home, fake_settings(devices=lambda: ()))
     run = store.create(config_for("steps=3"))
     busy.tick()
     damage(run.folder.state)
@@ -232,44 +230,44 @@ def test_a_waiting_run_keeps_its_place_when_its_state_is_damaged(store, home, da
     busy.tick()
 
     assert (run.folder.read_saved_state().state, run.folder.read_saved_state().attempt) == ("queued", 0)
-    free = Overseer(home, fake_settings())
+    free = SupervisorLoop(home, fake_settings())
     until(free, lambda: run.folder.read_state().is_final)
     assert executions(run) == ["1"]
 
 
-def test_a_person_reads_one_sentence_about_it_until_the_next_attempt(store, home, overseer):
-    run = working(store, overseer)
+def test_a_person_reads_one_sentence_about_it_until_the_next_attempt(store, home, loop):
+    run = working(store, loop)
     run.folder.state.write_bytes(b"{")
-    overseer.tick()
+    loop.tick()
 
     observed = RunReader(store).observe(run.id)
 
     assert render_warnings(observed).count("state.json was damaged (it is kept as state.json.damaged)") == 1
     assert summarize(run).notice == observed.state.notice
-    ends_once(overseer, run)
+    ends_once(loop, run)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["deleted", "emptied"])
-def test_the_lease_of_a_run_at_work_comes_back(store, home, overseer, spoil):
-    run = working(store, overseer)
+def test_the_lease_of_a_run_at_work_comes_back(store, home, loop, spoil):
+    run = working(store, loop)
     holder = LeaseBook(home).holder("cpu")
     (lease,) = (home.server / "leases").glob("*/cpu.json")
     spoil(lease)
     assert LeaseBook(home).holder("cpu") is None
 
-    overseer.tick()
+    loop.tick()
 
     again = LeaseBook(home).holder("cpu")
     assert (again.process, again.run_id) == (holder.process, run.id)
-    ends_once(overseer, run)
+    ends_once(loop, run)
 
 
-def test_damage_again_and_again_keeps_one_file_aside(store, home, overseer):
-    run = working(store, overseer)
+def test_damage_again_and_again_keeps_one_file_aside(store, home, loop):
+    run = working(store, loop)
     for name in ("garbage", "a folder", "a folder", "empty", "a dangling link", "truncated"):
         DAMAGE[name](run.folder.state)
-        overseer.tick()
+        loop.tick()
 
     aside = [path.name for path in run.folder.path.iterdir() if path.name.startswith("state.json")]
     assert sorted(aside) == ["state.json", DAMAGED_STATE_FILE]
-    ends_once(overseer, run)
+    ends_once(loop, run)

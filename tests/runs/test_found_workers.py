@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.executors.local import WorkerOrder
+from engine.executors.base import JobSpec
 from engine.hardware.lease import LeaseBook
 from engine.processes.identity import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume
@@ -14,8 +14,8 @@ from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.run import Run, RunState
 from engine.runs.supervision.queue import Waiting
-from engine.runs.supervision.scheduler import Ward
-from engine.runs.supervision.supervisor import Overseer, reconcile
+from engine.runs.supervision.scheduler import Scheduler
+from engine.runs.supervision.supervisor import SupervisorLoop, reconcile
 from tests.runs.supervision import (
     config_for,
     cpu,
@@ -33,7 +33,7 @@ def by_hand() -> Iterator[object]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(run: Run) -> subprocess.Popen[bytes]:
-        order = WorkerOrder(run, run.folder.read_config(), (cpu(),), 0)
+        order = JobSpec(run, run.folder.read_config(), (cpu(),), 0)
         started.append(subprocess.Popen(fake_worker_command(order)))
         return started[-1]
 
@@ -53,9 +53,9 @@ def test_an_attempt_after_some_by_hand_has_a_number_of_its_own(store, home, last
     if not last_word:
         run.folder.claim().lock.release()
     request_resume(home, run)
-    overseer = Overseer(home, fake_settings())
+    loop = SupervisorLoop(home, fake_settings())
 
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     state = run.folder.read_state()
     assert (state.state, state.attempt, executions(run)) == ("completed", 4, ["4"])
@@ -67,14 +67,14 @@ def test_a_waiting_run_that_somebody_executes_is_followed_and_not_started(store,
     reconcile(home, fake_settings())
     worker = by_hand(run)
     wait_for_step(run, 2)
-    overseer = Overseer(home, fake_settings())
+    loop = SupervisorLoop(home, fake_settings())
 
-    wait_until(lambda: overseer.tick() or run.folder.read_state().state == "running")
+    wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
 
     state, holder = run.folder.read_state(), LeaseBook(home).holder("cpu")
     assert (state.attempt, state.device, holder.process) == (1, "cpu", ProcessIdentity.of(worker.pid))
     request_cancel(run)
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
     assert run.folder.read_state().cause.startswith("Cancelled after step")
     assert executions(run) == ["1"]
     assert LeaseBook(home).holder("cpu") is None
@@ -84,34 +84,34 @@ def test_a_waiting_run_that_somebody_executes_is_followed_and_not_started(store,
 def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store, home, by_hand, steps):
     run, starts = store.create(config_for(f"steps={steps}")), []
 
-    def somebody_is_quicker(order: WorkerOrder) -> list[str]:
+    def somebody_is_quicker(order: JobSpec) -> list[str]:
         starts.append(by_hand(order.run))
         wait_for_step(order.run, 1)
         return fake_worker_command(order)
 
-    overseer = Overseer(home, fake_settings(command=somebody_is_quicker))
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    loop = SupervisorLoop(home, fake_settings(command=somebody_is_quicker))
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
     assert (len(starts), executions(run)) == (1, ["1"])
 
 
 def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, by_hand, monkeypatch):
-    run, starts, needs = store.create(config_for("steps=100")), [], Ward.needs
+    run, starts, needs = store.create(config_for("steps=100")), [], Scheduler.needs
 
-    def somebody_is_quicker(order: WorkerOrder) -> list[str]:
+    def somebody_is_quicker(order: JobSpec) -> list[str]:
         starts.append(by_hand(order.run))
         wait_for_step(order.run, 1)
         return fake_worker_command(order)
 
-    def once_it_has_ended(ward: Ward, run_id: str) -> Waiting | None:
+    def once_it_has_ended(scheduler: Scheduler, run_id: str) -> Waiting | None:
         if starts:  # between the end of our worker and the next look at the queue
             starts[0].wait()
-        return needs(ward, run_id)
+        return needs(scheduler, run_id)
 
-    monkeypatch.setattr(Ward, "needs", once_it_has_ended)
-    overseer = Overseer(home, fake_settings(command=somebody_is_quicker))
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    monkeypatch.setattr(Scheduler, "needs", once_it_has_ended)
+    loop = SupervisorLoop(home, fake_settings(command=somebody_is_quicker))
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
     assert (len(starts), executions(run)) == (1, ["1"])
@@ -120,12 +120,12 @@ def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, by_hand, m
 
 def test_a_worker_that_has_not_yet_said_who_it_is_keeps_its_run_waiting(store, home):
     run = store.create(config_for("steps=3"))
-    overseer, lock = Overseer(home, fake_settings()), run.folder.worker_lock()
+    loop, lock = SupervisorLoop(home, fake_settings()), run.folder.worker_lock()
     assert lock.acquire(timeout_seconds=0)
-    overseer.tick()
-    overseer.tick()
+    loop.tick()
+    loop.tick()
     assert (run.folder.read_state().state, executions(run)) == ("queued", [])
 
     lock.release()
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
     assert run.folder.read_state().state == "completed"

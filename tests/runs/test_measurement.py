@@ -8,7 +8,7 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.errors import DeviceError, RunError
-from engine.executors.local import WorkerOrder
+from engine.executors.base import JobSpec
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.inspector.worker.inventory import module_inventory
@@ -154,7 +154,7 @@ def test_no_worker_is_started_while_somebody_holds_the_device(home, tiny_model_f
 
 def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_folder):
     """It starts no worker of its own for it, and neither names nor ends the one that measures."""
-    orders: list[WorkerOrder] = []
+    orders: list[JobSpec] = []
     supervisor = Supervisor(home, fake_settings(command=lambda order: orders.append(order) or []))
     supervisor.start()
     job = measuring(home, tiny_model_folder, fake_worker_command)

@@ -9,7 +9,7 @@ from engine.errors import StorageError
 from engine.runs.control import request_cancel, request_resume, resume_is_requested
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore, list_owners
-from engine.runs.supervision.supervisor import Overseer
+from engine.runs.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_until
 
 
@@ -38,14 +38,14 @@ def test_a_folder_out_of_reach_stops_the_supervision_of_nobody_else(store, home,
     run.folder.write_state(RunState(state=state, attempt=0 if state == "queued" else 1, device="cpu"))
     can_start: list[bool] = []
     devices = fake_settings().devices
-    overseer = Overseer(home, fake_settings(devices=lambda: devices() if can_start else ()))
-    overseer.tick()
+    loop = SupervisorLoop(home, fake_settings(devices=lambda: devices() if can_start else ()))
+    loop.tick()
     assert theirs.folder.read_state().state == "queued"
     take_away(store)
     can_start.append(True)
     request_cancel(theirs)
 
-    overseer.tick()
+    loop.tick()
 
     assert list_owners(home) == ["ann", "bob"]
     assert theirs.folder.read_state().state == "stopped"
@@ -55,11 +55,11 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
     monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
     away = take_away(store)
-    overseer = Overseer(home, fake_settings())
-    overseer.tick()
+    loop = SupervisorLoop(home, fake_settings())
+    loop.tick()
     bring_back(store, away)
 
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
 
@@ -69,15 +69,15 @@ def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch
     monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     run, away = store.create(config_for("steps=60")), home.root / "away"
     devices = [cpu()] if has_begun else []
-    overseer = Overseer(home, fake_settings(devices=lambda: devices))
-    wait_until(lambda: overseer.tick() or run.folder.read_state().state == ("running" if has_begun else "queued"))
+    loop = SupervisorLoop(home, fake_settings(devices=lambda: devices))
+    wait_until(lambda: loop.tick() or run.folder.read_state().state == ("running" if has_begun else "queued"))
     shutil.move(store.folder, away)
     devices[:] = [cpu()]
-    overseer.tick()
-    overseer.tick()
+    loop.tick()
+    loop.tick()
     shutil.move(away, store.folder)
 
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert (run.folder.read_state().state, executions(run)) == ("completed", ["1"])
 
@@ -94,19 +94,19 @@ def asked(store, home) -> Run:
 @pytest.mark.parametrize("is_known", [True, False], ids=["since it was seen", "from the beginning"])
 @pytest.mark.parametrize("is_there", [True, False], ids=["it cannot be looked into", "it is not there"])
 def test_a_request_to_resume_is_kept_while_the_folder_is_out_of_reach(store, home, asked, is_there, is_known):
-    overseer = Overseer(home, fake_settings(devices=lambda: ()))
+    loop = SupervisorLoop(home, fake_settings(devices=lambda: ()))
     if is_known:
-        overseer.tick()
+        loop.tick()
         asked.folder.write_state(RunState(state="stopped", attempt=1))
         request_resume(home, asked)
     away = take_away(store)
     if not is_there:
         store.folder.unlink()
-    overseer.tick()
+    loop.tick()
     assert resume_is_requested(home, asked)
 
     bring_back(store, away)
-    overseer.tick()
+    loop.tick()
     assert asked.folder.read_state().state == "queued"
     assert not resume_is_requested(home, asked)
 
@@ -117,18 +117,18 @@ def test_a_request_to_resume_is_kept_while_the_folder_cannot_be_swept(home, aske
             "The lock file create-ann.lock cannot be used (No space left on device).", "Free some space."
         )
 
-    overseer = Overseer(home, fake_settings(devices=lambda: ()))
+    loop = SupervisorLoop(home, fake_settings(devices=lambda: ()))
     with monkeypatch.context() as patch:
         patch.setattr(RunStore, "sweep", refuse)
-        overseer.tick()
+        loop.tick()
     assert resume_is_requested(home, asked)
 
-    overseer.tick()
+    loop.tick()
     assert asked.folder.read_state().state == "queued"
 
 
 def test_a_request_to_resume_a_run_that_was_deleted_is_forgotten(home, asked):
     shutil.rmtree(asked.folder.path)
-    Overseer(home, fake_settings()).tick()
+    SupervisorLoop(home, fake_settings()).tick()
 
     assert not resume_is_requested(home, asked)

@@ -7,7 +7,7 @@ import pytest
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter, last_event
 from engine.runs.run import RunState
-from engine.runs.supervision.transitions import goes_on_by_itself
+from engine.runs.supervision.transitions import resumes_automatically
 from tests.runs.supervision import config_for, move_to_an_earlier_boot
 from ui.backend.run_reader import RunReader
 from ui.views.queue import render_queue
@@ -18,7 +18,7 @@ OLD_SIGTERM = "The worker was asked to end from outside (SIGTERM) after step 3 a
 
 def resumes_by_itself(run, state: RunState | None = None) -> bool:
     move_to_an_earlier_boot(run)
-    return goes_on_by_itself(run.folder, state or run.folder.read_state())
+    return resumes_automatically(run.folder, state or run.folder.read_state())
 
 
 @pytest.mark.parametrize(

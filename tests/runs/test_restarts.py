@@ -13,7 +13,7 @@ from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.run import Run, RunFolder, RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import Overseer
+from engine.runs.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import (
     config_for,
     executions,
@@ -50,9 +50,9 @@ def said(run: Run, words: str) -> None:
 
 def next_server_finds(home: LoratoryHome, run: Run) -> str:
     """What a server makes of a run that starts none."""
-    overseer = Overseer(home, fake_settings())
-    overseer.tick(starts_runs=False)
-    overseer.tick(starts_runs=False)
+    loop = SupervisorLoop(home, fake_settings())
+    loop.tick(starts_runs=False)
+    loop.tick(starts_runs=False)
     return run.folder.read_state().state
 
 
@@ -116,10 +116,10 @@ def test_what_a_restart_overtook_still_holds(restarted, home, ask, words):
 
 def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(restarted, home):
     said(restarted, BY_SIGTERM)
-    overseer = Overseer(home, fake_settings())
-    overseer.tick(starts_runs=False)
+    loop = SupervisorLoop(home, fake_settings())
+    loop.tick(starts_runs=False)
     request_stop(restarted)
-    overseer.tick(starts_runs=False)
+    loop.tick(starts_runs=False)
 
     states = [next_server_finds(home, restarted) for _ in range(2)]
 
@@ -188,11 +188,11 @@ def test_the_same_server_tries_again(restarted, home, make_room, monkeypatch):
     monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
     said(restarted, BY_SIGTERM)
     restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
-    overseer = Overseer(home, fake_settings())
-    overseer.tick()
+    loop = SupervisorLoop(home, fake_settings())
+    loop.tick()
     make_room()
 
-    wait_until(lambda: overseer.tick() or restarted.folder.read_state().state == "completed")
+    wait_until(lambda: loop.tick() or restarted.folder.read_state().state == "completed")
 
     assert executions(restarted) == ["2"]
 

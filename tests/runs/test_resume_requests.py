@@ -14,7 +14,7 @@ from engine.runs.control import (
     resume_requests,
 )
 from engine.runs.run import Run, RunState
-from engine.runs.supervision.supervisor import Overseer
+from engine.runs.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until
 
 
@@ -43,36 +43,36 @@ def test_a_request_says_which_attempt_it_is_about(home, stopped):
 def test_a_request_of_an_earlier_version_says_nothing_of_attempts_and_is_obeyed(home, stopped):
     request_resume(home, stopped)
     (home.server / "resume" / f"{stopped.owner}~{stopped.id}").write_bytes(b"")
-    overseer = Overseer(home, fake_settings())
+    loop = SupervisorLoop(home, fake_settings())
 
-    overseer.tick(starts_runs=False)
+    loop.tick(starts_runs=False)
 
     assert stopped.folder.read_state().state == "queued"
 
 
 def test_a_second_click_does_not_outlive_the_attempt(home, stopped):
-    overseer = Overseer(home, fake_settings())
+    loop = SupervisorLoop(home, fake_settings())
     request_resume(home, stopped)
-    overseer.tick()
+    loop.tick()
     resume_late(home, stopped)
     wait_for_step(stopped, 2)
-    overseer.tick()
+    loop.tick()
 
     assert not resume_is_requested(home, stopped)
     request_cancel(stopped)
-    wait_until(lambda: overseer.tick() or stopped.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or stopped.folder.read_state().is_final)
 
 
 def test_a_run_cancelled_between_two_looks_does_not_train_again_by_an_older_click(home, stopped):
-    overseer = Overseer(home, fake_settings())
+    loop = SupervisorLoop(home, fake_settings())
     request_resume(home, stopped)
-    wait_until(lambda: overseer.tick() or stopped.folder.read_state().state == "running")
+    wait_until(lambda: loop.tick() or stopped.folder.read_state().state == "running")
     resume_late(home, stopped)
     request_cancel(stopped)
     wait_until(lambda: not stopped.folder.has_living_worker())
 
     for _ in range(5):
-        overseer.tick()
+        loop.tick()
 
     assert (stopped.folder.read_state().state, executions(stopped)) == ("stopped", ["2"])
     assert stopped.folder.cancel_request.exists()
@@ -80,27 +80,27 @@ def test_a_run_cancelled_between_two_looks_does_not_train_again_by_an_older_clic
 
 
 def test_a_run_stopped_while_it_waits_is_not_put_back_by_an_older_click(home, stopped):
-    overseer = Overseer(home, fake_settings(devices=lambda: ()))
+    loop = SupervisorLoop(home, fake_settings(devices=lambda: ()))
     request_resume(home, stopped)
-    overseer.tick()
+    loop.tick()
     assert stopped.folder.read_state().state == "queued"
     resume_late(home, stopped)
     request_stop(stopped)
 
-    overseer.tick()
-    overseer.tick()
+    loop.tick()
+    loop.tick()
 
     assert stopped.folder.read_state().cause == "Taken out of the queue."
 
 
 def test_a_run_that_a_worker_has_is_not_resumed_after_it(home, stopped):
     """Somebody started it by hand although its state still says that it was stopped."""
-    overseer = Overseer(home, fake_settings())
+    loop = SupervisorLoop(home, fake_settings())
     request_resume(home, stopped)
     claim = stopped.folder.claim()
-    overseer.tick()
+    loop.tick()
     claim.lock.release()
-    overseer.tick()
+    loop.tick()
 
     assert stopped.folder.read_state().state == "stopped"
     assert not resume_is_requested(home, stopped)
@@ -109,14 +109,14 @@ def test_a_run_that_a_worker_has_is_not_resumed_after_it(home, stopped):
 def test_a_complete_run_is_not_resumed_by_a_request_that_came_before_it_was(home, stopped):
     request_resume(home, stopped)
     stopped.folder.write_state(RunState(state="completed", attempt=1))
-    Overseer(home, fake_settings()).tick()
+    SupervisorLoop(home, fake_settings()).tick()
 
     assert stopped.folder.read_state().state == "completed"
     assert not resume_is_requested(home, stopped)
 
 
 def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_is(home, stopped, monkeypatch):
-    overseer = Overseer(home, fake_settings(devices=lambda: (cpu(free_gib=0),)))
+    loop = SupervisorLoop(home, fake_settings(devices=lambda: (cpu(free_gib=0),)))
     request_resume(home, stopped)
 
     def refuse(*_: object) -> None:
@@ -124,8 +124,8 @@ def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_i
 
     with monkeypatch.context() as patch:
         patch.setattr("engine.runs.run.RunFolder.write_state", refuse)
-        overseer.tick(starts_runs=False)
+        loop.tick(starts_runs=False)
     assert resume_is_requested(home, stopped)
 
-    overseer.tick(starts_runs=False)
+    loop.tick(starts_runs=False)
     assert stopped.folder.read_state().state == "queued"

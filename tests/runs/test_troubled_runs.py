@@ -16,7 +16,7 @@ from engine.runs.history.log import note_failure
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder, RunState
 from engine.runs.supervision.progress_watch import SilenceLimits
-from engine.runs.supervision.supervisor import Overseer, is_supervised
+from engine.runs.supervision.supervisor import SupervisorLoop, is_supervised
 from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import config_for, cpu, fake_settings, gpu, wait_for_state, wait_until, worker_of
 
@@ -26,28 +26,28 @@ def refuse(*_args: object, **_values: object) -> None:
 
 
 def test_a_device_that_could_not_be_handed_over_is_handed_over_at_the_next_look(store, home, monkeypatch):
-    overseer, book = Overseer(home, fake_settings()), LeaseBook(home)
+    loop, book = SupervisorLoop(home, fake_settings()), LeaseBook(home)
     run = store.create(config_for("steps=5000"))
     with monkeypatch.context() as patch:
         patch.setattr(LeaseBook, "hand_over", refuse)
-        overseer.tick()
+        loop.tick()
         assert book.holder("cpu").process == ProcessIdentity.current()
 
-    overseer.tick()
+    loop.tick()
 
     holder = book.holder("cpu")
     assert (holder.run_id, holder.process != ProcessIdentity.current()) == (run.id, True)
     request_cancel(run)
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
     assert book.holder("cpu") is None
 
 
 def test_a_run_that_ends_gives_back_a_device_that_was_never_handed_over(store, home, monkeypatch):
     monkeypatch.setattr(LeaseBook, "hand_over", refuse)
-    overseer = Overseer(home, fake_settings())
+    loop = SupervisorLoop(home, fake_settings())
     first, second = store.create(config_for("steps=2")), store.create(config_for("steps=2"))
 
-    wait_until(lambda: overseer.tick() or second.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or second.folder.read_state().is_final)
 
     assert [run.folder.read_state().state for run in (first, second)] == ["completed", "completed"]
     assert LeaseBook(home).holder("cpu") is None
@@ -65,14 +65,14 @@ def test_a_device_is_not_given_on_before_the_end_of_its_run_was_seen(store, home
             wait_until(lambda: not worker.is_alive())
         return (cpu(),)
 
-    overseer = Overseer(home, fake_settings(devices=devices))
-    wait_until(lambda: overseer.tick() or read_history(first.folder.events).last_step > 0)
+    loop = SupervisorLoop(home, fake_settings(devices=devices))
+    wait_until(lambda: loop.tick() or read_history(first.folder.events).last_step > 0)
     is_time = True
-    overseer.tick()
+    loop.tick()
     assert (LeaseBook(home).holder("cpu"), second.folder.read_state().state) == (None, "queued")
 
     is_time = False
-    wait_until(lambda: overseer.tick() or second.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or second.folder.read_state().is_final)
     ended, began = first.folder.read_state(), second.folder.read_state()
     assert (ended.state, began.state) == ("failed", "completed")
     assert ended.ended <= began.started
@@ -81,10 +81,10 @@ def test_a_device_is_not_given_on_before_the_end_of_its_run_was_seen(store, home
 def test_what_a_server_holds_for_something_else_stays_held_when_a_run_cannot_be_started(store, home):
     book, ourselves = LeaseBook(home), ProcessIdentity.current()
     book.take(["cuda:0"], LeaseHolder(purpose="measurement", title="one step", process=ourselves, run_id="m"))
-    overseer = Overseer(home, fake_settings(command=lambda order: ["/nonexistent/python"]))
+    loop = SupervisorLoop(home, fake_settings(command=lambda order: ["/nonexistent/python"]))
     run = store.create(config_for())
 
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "failed"
     assert (book.holder("cpu"), book.holder("cuda:0").run_id) == (None, "m")
@@ -94,25 +94,25 @@ def test_what_a_server_holds_for_something_else_stays_held_when_a_run_cannot_be_
 def half_taken(store, home):
     """A run on two GPUs of which only the first lease could be written, and could not be taken back either."""
     run = store.create(config_for("steps=3", run={"devices": [0, 1], "launcher": "accelerate"}))
-    overseer = Overseer(home, fake_settings(devices=lambda: (gpu(0), gpu(1), cpu())))
-    overseer.tick(starts_runs=False)
+    loop = SupervisorLoop(home, fake_settings(devices=lambda: (gpu(0), gpu(1), cpu())))
+    loop.tick(starts_runs=False)
     holder = LeaseHolder(purpose="training", title="a", process=ProcessIdentity.current(), run_id=run.id)
     LeaseBook(home).take(["cuda:0"], holder)
-    return run, overseer
+    return run, loop
 
 
 def test_a_run_does_not_wait_for_a_device_that_is_held_for_itself(half_taken):
-    run, overseer = half_taken
+    run, loop = half_taken
 
-    wait_until(lambda: overseer.tick() or run.folder.read_state().is_final)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
 
 
 def test_a_run_that_leaves_the_queue_leaves_nothing_held(half_taken, home):
-    run, overseer = half_taken
+    run, loop = half_taken
     request_stop(run)
-    overseer.tick()
+    loop.tick()
 
     assert run.folder.read_state().cause == "Taken out of the queue before it began."
     assert LeaseBook(home).holder("cuda:0") is None
@@ -120,11 +120,11 @@ def test_a_run_that_leaves_the_queue_leaves_nothing_held(half_taken, home):
 
 def test_a_run_that_could_neither_be_started_nor_failed_holds_no_device(store, home, monkeypatch):
     run = store.create(config_for("steps=3"))
-    overseer = Overseer(home, fake_settings())
-    overseer.tick(starts_runs=False)
+    loop = SupervisorLoop(home, fake_settings())
+    loop.tick(starts_runs=False)
     monkeypatch.setattr(RunFolder, "write_state", refuse)
 
-    overseer.tick()
+    loop.tick()
 
     assert run.folder.read_state().state == "queued"
     assert LeaseBook(home).holder("cpu") is None
@@ -210,19 +210,19 @@ def test_a_run_is_not_taken_up_again_while_it_is_being_deleted(store, home, monk
     """A resume that comes in the midst of a deletion finds no run, and leaves no half of one behind."""
     run = store.create(config_for("steps=3"))
     run.folder.write_state(RunState(state="stopped", attempt=1))
-    overseer, states = Overseer(home, fake_settings()), []
-    overseer.tick()
+    loop, states = SupervisorLoop(home, fake_settings()), []
+    loop.tick()
     check = store._refuse_to_delete
 
     def resume_after_the_check(*arguments):
         check(*arguments)
         request_resume(home, run)
-        overseer.tick()
+        loop.tick()
         states.append(run.folder.read_state().state)
 
     monkeypatch.setattr(store, "_refuse_to_delete", resume_after_the_check)
     store.delete(run.id)
-    overseer.tick()
+    loop.tick()
 
     assert states == ["stopped"]
     assert list(store.folder.iterdir()) == []

@@ -14,7 +14,7 @@ from ui.views.run_view import short_name, state_mark
 
 FILTERS: dict[str, frozenset[State]] = {
     "All": frozenset(),
-    "Under way": frozenset({"starting", "running", "stopping"}),
+    "Under way": frozenset({"submitted", "starting", "running", "stopping"}),
     "Waiting": frozenset({"queued"}),
     "Completed": frozenset({"completed"}),
     "Stopped": frozenset({"stopped"}),

@@ -15,11 +15,11 @@ from ui.views.quantities import GIB, count, duration, plural, size
 
 # A shape and a word for each state; the colour only helps.
 STATE_MARKS: dict[State, str] = {
-    "queued": "○", "starting": "◔", "running": "●", "stopping": "◕",
+    "queued": "○", "submitted": "◌", "starting": "◔", "running": "●", "stopping": "◕",
     "completed": "✓", "stopped": "■", "failed": "✗", "interrupted": "◐",
 }  # fmt: skip
 STATE_WORDS: dict[State, str] = {
-    "queued": "waiting", "starting": "starting", "running": "running", "stopping": "saving and stopping",
+    "queued": "waiting", "submitted": "submitted", "starting": "starting", "running": "running", "stopping": "saving and stopping",
     "completed": "completed", "stopped": "stopped", "failed": "failed", "interrupted": "interrupted",
 }  # fmt: skip
 
@@ -62,7 +62,7 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
     now = time.time() if now is None else now
     if observed.resume_requested and state.is_final:
         return "is being taken up again"
-    if state.state == "queued":
+    if state.state in ("queued", "submitted"):
         if observed.stop_requested or observed.cancel_requested:
             return "is being taken out of the queue"
         return escape(state.cause.rstrip(".")) or "starts as soon as the device is free"

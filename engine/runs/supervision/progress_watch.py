@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.processes.identity import ProcessIdentity
+from engine.executors.base import Activity
 from engine.runs.run import RunFolder
 
 _IDLE_SHARE_OF_A_CORE = 0.02
@@ -73,7 +73,7 @@ class ProgressWatch:
         self._computes = True
         self._was_suspended = False
 
-    def look(self, worker: ProcessIdentity, *, is_training: bool) -> Silence:
+    def look(self, worker: Activity, *, is_training: bool) -> Silence:
         """Judge a worker that is alive."""
         now = self._clock()
         signs = self._look()
@@ -102,7 +102,7 @@ class ProgressWatch:
             return self._limits.busy_seconds
         return self._limits.idle_seconds if is_training else self._limits.preparing_idle_seconds
 
-    def _look_at_processor(self, worker: ProcessIdentity, now: float) -> None:
+    def _look_at_processor(self, worker: Activity, now: float) -> None:
         if self._cpu is None:
             used = worker.cpu_seconds()
             self._cpu = None if used is None else (now, used)

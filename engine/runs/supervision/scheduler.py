@@ -1,18 +1,18 @@
-"""All runs of a home that are not over: those that wait and those with a worker. The only writer of state.json."""
+"""All runs of a home that have not ended: those that wait and those with a job. The only writer of state.json."""
 
 import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from engine.config.run import RunConfig
-from engine.errors import DeviceError, EngineError
-from engine.executors.local import RunLeases, WorkerCommand, WorkerOrder, start_worker
+from engine.errors import DeviceError, EngineError, RunError
+from engine.executors.base import Executor, JobSpec
+from engine.executors.local import LocalContext, LocalExecutor
+from engine.executors.registry import make_executors
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
 from engine.runs.control import (
     attempt_to_follow,
     cancel_is_requested,
@@ -22,36 +22,38 @@ from engine.runs.control import (
     start_anyway_is_requested,
     stop_is_requested,
 )
-from engine.runs.provenance import read_provenance, run_title
+from engine.runs.provenance import read_provenance
 from engine.runs.reasons import Why
 from engine.runs.run import Run, RunState, State
 from engine.runs.store import RunStore, list_owners
+from engine.runs.supervision.problem_log import ProblemLog
 from engine.runs.supervision.queue import Waiting
 from engine.runs.supervision.state_files import OwnerFolder, StateFiles
 from engine.runs.supervision.transitions import (
     begun,
     ended_waiting,
-    goes_on_by_itself,
     put_back,
     recovered,
     requeued,
+    resumes_automatically,
     why_not_started,
 )
-from engine.runs.supervision.worker_monitor import FollowedRun, Patience, with_advice, with_energy
+from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
+
+ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 _EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the others wait for these
 _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # others come first meanwhile
 
 
-class Ward:
-    """The living runs of a home.
+class Scheduler:
+    """The runs of a home that have not ended: those that wait and those with a job.
 
     Args:
         home: The Loratory home.
-        command: How a worker is started.
         patience: How long to wait for what.
-        book: Who holds which device.
+        make_executors: Makes the executors, by name.
         meter: Joules that the devices of a lease have used so far, where they measure it.
         clock: Seconds since the epoch.
     """
@@ -59,37 +61,36 @@ class Ward:
     def __init__(
         self,
         home: LoratoryHome,
-        command: WorkerCommand,
         patience: Patience,
-        book: LeaseBook,
+        make_executors: ExecutorFactory = make_executors,
         meter: Callable[[str], float | None] = energy_so_far_joules,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._meter = meter
         self._home = home
-        self._command = command
         self._patience = patience
         self._clock = clock
-        self._complaints = Complaints()
-        self._leases = RunLeases(book, self._complaints.say)
+        self._problems = ProblemLog()
+        context = LocalContext(LeaseBook(home), self._problems.report, patience.claim_seconds)
+        self._executors = make_executors(context)
         self._states = StateFiles()
         self._owners: dict[str, OwnerFolder] = {}
         self._explained: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
         self.waiting: dict[str, Run] = {}
         self._needs: dict[str, Waiting] = {}
-        self.followed: dict[str, FollowedRun] = {}
+        self.active: dict[str, WorkerMonitor] = {}
 
     def find_new(self) -> None:
         """Take in runs that appeared, and all that are not over after a start of ours."""
         for owner in list_owners(self._home):
             if owner not in self._owners:
-                with self._complaints.noting(owner, "has a folder that cannot be looked after"):
+                with self._problems.guard(owner, "has a folder that cannot be looked after"):
                     store = RunStore(self._home, owner)
                     store.sweep()
                     self._owners[owner] = OwnerFolder(store)
         for owner, folder in self._owners.items():
-            with self._complaints.noting(owner, "has a folder that cannot be looked at"):
+            with self._problems.guard(owner, "has a folder that cannot be looked at"):
                 if folder.has_changed():
                     self._look_into(folder)
 
@@ -98,7 +99,7 @@ class Ward:
         for run_id, run in runs.items():
             if run_id in folder.known and not self._lost_its_state(run):
                 continue
-            with self._complaints.noting(run_id, "cannot be supervised"):
+            with self._problems.guard(run_id, "cannot be supervised"):
                 self._take_in(run)
                 folder.known.add(run_id)
         for gone in folder.known - runs.keys():
@@ -107,54 +108,50 @@ class Ward:
 
     def _lost_its_state(self, run: Run) -> bool:
         """Whether something deleted or damaged the state of a run that has ended."""
-        if run.id in self.followed or run.id in self.waiting:
+        if run.id in self.active or run.id in self.waiting:
             return False  # `mend_states` sees to those
-        with self._complaints.noting(run.id, "has a state that cannot be read"):
+        with self._problems.guard(run.id, "has a state that cannot be read"):
             return not self._states.is_intact(run)
         return False
 
     def mend_states(self) -> None:
         """Rebuild the state files of runs that are not over, where something deleted or damaged them."""
-        for followed in self.followed.values():
-            with self._complaints.noting(followed.run.id, "has a state that cannot be rebuilt"):
-                if not self._states.is_intact(followed.run):
-                    followed.state = self._states.rebuild(followed.run, followed.state)
+        for monitor in self.active.values():
+            with self._problems.guard(monitor.run.id, "has a state that cannot be rebuilt"):
+                if not self._states.is_intact(monitor.run):
+                    monitor.state = self._states.rebuild(monitor.run, monitor.state)
         for run in self.waiting.values():
-            with self._complaints.noting(run.id, "has a state that cannot be rebuilt"):
+            with self._problems.guard(run.id, "has a state that cannot be rebuilt"):
                 if not self._states.is_intact(run):
                     self._states.rebuild(run, requeued(run.folder, self._clock()))
 
     def look_at_workers(self) -> None:
-        """Look at every run with a worker, and save what changed."""
-        for followed in list(self.followed.values()):
-            with self._complaints.noting(followed.run.id, "could not be looked at"):
-                self._look_at(followed)
+        """Look at every run with a job, and save what changed."""
+        for monitor in list(self.active.values()):
+            with self._problems.guard(monitor.run.id, "could not be looked at"):
+                self._look_at(monitor)
 
-    def _look_at(self, followed: FollowedRun) -> None:
-        worker = followed.worker()
-        self._leases.pass_on(followed.run, worker)
-        if worker is not None and followed.state.device and worker.is_alive():
-            self._leases.keep(followed.run, worker, followed.state.device.split(", "))
-        state = followed.look()
-        if state == followed.state:
+    def _look_at(self, monitor: WorkerMonitor) -> None:
+        state = monitor.look()
+        if state == monitor.state:
             return
         if state.is_final or state.state == "queued":
-            state = with_advice(followed, with_energy(followed, state, self._meter), self._home)
-            self._leases.release(followed.run)
-        if goes_on_by_itself(followed.run.folder, state):
-            state = put_back(state, self._clock())  # at once, so that nobody takes it for one that has ended
-        self._save(followed.run, state)
-        followed.state = state
+            state = with_advice(monitor, with_energy(monitor, state, self._meter), self._home)
+            self._release(monitor.run)
+        if resumes_automatically(monitor.run.folder, state):
+            state = put_back(state, self._clock())  # at once, so it never shows as ended
+        self._save(monitor.run, state)
+        monitor.state = state
         if state.is_final or state.state == "queued":
-            del self.followed[followed.run.id]
+            del self.active[monitor.run.id]
         if state.state == "queued":
-            self._enqueue(followed.run)
+            self._enqueue(monitor.run)
 
     def obey_requests(self) -> None:
         """Put resumed runs into the queue, and take stopped ones out of it."""
         # In this order: a request to resume that finds its run waiting must not undo the stop that takes it out.
         for request in list(resume_requests(self._home)):
-            with self._complaints.noting(request.run_id, "could not be resumed"):
+            with self._problems.guard(request.run_id, "could not be resumed"):
                 owner = self._owners.get(request.owner)
                 if owner is None or not owner.store.folder.is_dir():
                     continue  # out of reach for now: whether there is such a run is not known
@@ -162,7 +159,7 @@ class Ward:
                     self._resume(owner.store.get(request.run_id), attempt_to_follow(self._home, request))
                 forget_resume_request(self._home, request)
         for run in list(self.waiting.values()):
-            with self._complaints.noting(run.id, "could not be taken out of the queue"):
+            with self._problems.guard(run.id, "could not be taken out of the queue"):
                 self._take_out_if_asked(run)
 
     def _take_out_if_asked(self, run: Run) -> None:
@@ -172,11 +169,11 @@ class Ward:
             self._end_waiting(run, "stopped", Why("left_the_queue", cause, "Resume it to put it back."))
 
     def needs(self, run_id: str) -> Waiting | None:
-        """What a waiting run needs; None where its configuration cannot be read, so that it fails, or it was put off."""
+        """Return what a waiting run needs; None where its configuration cannot be read, and it fails, or it was put off."""
         run = self.waiting[run_id]
         if self._clock() < self._put_off.get(run_id, 0.0):
             return None
-        with self._complaints.noting(run_id, "cannot be made ready to start"):
+        with self._problems.guard(run_id, "cannot be made ready to start"):
             if run_id not in self._needs:
                 config = self._config_of(run)
                 if config is None:
@@ -188,75 +185,90 @@ class Ward:
         return None
 
     def holder(self, device: str) -> LeaseHolder | None:
-        """The run that still has a device although no living process does: its worker ended since it was looked at.
+        """Return the run that still has a device although no living process does: its worker ended since the last look.
 
-        What the worker left behind is ended, and the end dated, when it is looked at next; nobody starts before that.
+        What the worker left behind is ended, and the end dated, when it is looked at next; nothing starts before that.
         """
-        for followed in self.followed.values():
-            if device in followed.state.device.split(", "):
-                worker = None
-                with self._complaints.noting(followed.run.id, "could not be looked at"):
-                    worker = followed.worker()
-                if worker is None or not worker.is_of_another_host():  # whose devices are other ones
-                    return self._leases.holder_of(followed.run, worker)
+        for monitor in self.active.values():
+            if device in monitor.state.device.split(", "):
+                holder = monitor.job.holder()
+                if holder is not None:
+                    return holder
         return None
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
-        """Start the worker of a waiting run on devices that are free; it stays in the queue where they no longer are.
+        """Submit the job of a waiting run; it stays in the queue where its devices are no longer free.
 
-        A run that can neither be started nor failed is put off, so that it keeps no other from its device.
+        A run that can neither be started nor failed is put off, so it keeps no other from its device.
+
+        Args:
+            run_id: Of the run.
+            devices: Of this machine, which are free; none for an executor that does not use them.
         """
         run = self.waiting[run_id]
         try:
             self._start(run, devices)
         except (EngineError, OSError) as error:
             self._put_off[run_id] = self._clock() + _PUT_OFF_SECONDS
-            self._complaints.say(run_id, f"{run_id} could not be started: {error}")
+            self._problems.report(run_id, f"{run_id} could not be started: {error}")
             if run_id in self.waiting:
-                with self._complaints.noting(run_id, "could not give its device back"):
-                    self._leases.release(run)
+                with self._problems.guard(run_id, "could not give its device back"):
+                    self._release(run)
 
     def _start(self, run: Run, devices: tuple[Device, ...]) -> None:
-        names = tuple(lease_name(device) for device in devices)
+        device = ", ".join(lease_name(one) for one in devices)
         if run.folder.has_living_worker():
-            self._follow_found(run, names)
+            self._attach_found(run, device)
             return
         config = self._config_of(run)
         if config is None:
             return
+        executor = self._executor(config.run.launcher)
+        before = run.folder.read_state()
+        spec = JobSpec(run, config, devices, max(before.attempt, run.folder.attempts_seen()) + 1)
         try:
-            self._leases.take(run, run_title(config), names)
+            executor.reserve(spec)
         except DeviceError:
             return
         try:
-            device = ", ".join(names)
-            before = run.folder.read_state()
-            attempt = max(before.attempt, run.folder.attempts_seen()) + 1
-            state = begun(before, attempt, device, self._meter(device), self._clock())
+            state = begun(before, executor, spec.attempt, device, self._clock())
+            state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
             self._save(run, state)
-            process = start_worker(WorkerOrder(run, config, devices, state.attempt), self._command)
+            job = executor.submit(spec)
         except (EngineError, OSError) as error:
             self._end_waiting(run, "failed", why_not_started(run, error))
             return
-        spawned = ProcessIdentity.of(process.pid)
-        self._unqueue(run.id)  # from here on it has a worker, whatever else fails
-        self.followed[run.id] = FollowedRun(run, state, self._patience, process, spawned, self._clock)
-        self._leases.pass_on(run, spawned)
+        self._unqueue(run.id)  # from here on it has a job, whatever else fails
+        monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience, self._clock)
+        if job.id:
+            monitor.state = state.model_copy(update={"job_id": job.id})
+            self._save(run, monitor.state)
 
-    def _follow_found(self, run: Run, devices: Sequence[str]) -> None:
+    def _attach_found(self, run: Run, device: str) -> None:
         """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
         record, before = run.folder.read_worker(), run.folder.read_state()
         if record is None or not (record.is_alive() or record.attempt > before.attempt):
             return  # it has the lock, and has not yet said which attempt it is
         # What it really uses is not known: what the queue would have given it. On another machine it is nothing of ours.
-        held = devices if record.is_alive() else ()
-        state = begun(before, record.attempt, ", ".join(held), None, self._clock())
+        held = device if record.is_alive() else ""
+        executor = self._executor(LocalExecutor.name)
+        state = begun(before, executor, record.attempt, held, self._clock())
         self._save(run, state)
         self._unqueue(run.id)
-        followed = self.followed[run.id] = FollowedRun(run, state, self._patience, clock=self._clock)
-        worker = followed.worker()
-        if held and worker is not None:
-            self._leases.hold_again(run, worker, held)
+        self._attach(run, state)
+
+    def _attach(self, run: Run, state: RunState) -> None:
+        job = self._executor(state.executor).attach(run, state)
+        self.active[run.id] = WorkerMonitor(run, state, job, self._patience, self._clock)
+
+    def _executor(self, name: str) -> Executor:
+        if name not in self._executors:
+            raise RunError(f"There is no executor {name!r} in this version.", "Start the version that the run is of.")
+        return self._executors[name]
+
+    def _release(self, run: Run) -> None:
+        for executor in self._executors.values():
+            executor.release(run)
 
     def _config_of(self, run: Run) -> RunConfig | None:
         """The configuration of a waiting run; None, and the run fails, where it cannot be read."""
@@ -266,6 +278,10 @@ class Ward:
             self._end_waiting(run, "failed", why_not_started(run, error))
             return None
 
+    def needs_local_devices(self, waiting: Waiting) -> bool:
+        """Whether the queue must find devices of this machine for a run."""
+        return self._executor(waiting.section.launcher).uses_local_devices
+
     def explain_waiting(self, reasons: Sequence[tuple[str, Why]]) -> None:
         """Save why the first in line wait; seldom enough that figures which change all the time cost nothing."""
         now = self._clock()
@@ -274,7 +290,7 @@ class Ward:
             run = self.waiting[run_id]
             if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue
-            with self._complaints.noting(run_id, "cannot be told why it waits"):
+            with self._problems.guard(run_id, "cannot be told why it waits"):
                 state = run.folder.read_state()
                 if (state.reason, state.cause) != (why.reason, why.cause):
                     self._save(run, state.model_copy(update={**why._asdict(), "changed": now}))
@@ -283,7 +299,7 @@ class Ward:
     def _take_in(self, run: Run) -> None:
         state = self._states.load(run)
         if state is None:
-            state = recovered(run.folder, self._leases.devices_of(run), self._clock())
+            state = self._recovered(run)
             is_new = state.state == "queued" and not run.folder.state.exists()
             if is_new:
                 self._save(run, state)
@@ -292,16 +308,16 @@ class Ward:
         if state.state == "queued":
             self._enqueue(run)
         elif not state.is_final:
-            self._follow_again(run, state)
-        elif goes_on_by_itself(run.folder, state):
-            self._resume_by_itself(run)
+            self._attach(run, state)
+        elif resumes_automatically(run.folder, state):
+            self._resume_automatically(run)
 
-    def _follow_again(self, run: Run, state: RunState) -> None:
-        spawned = self._leases.worker_of(run)
-        followed = self.followed[run.id] = FollowedRun(run, state, self._patience, spawned=spawned, clock=self._clock)
-        worker = followed.worker()
-        if worker is not None and state.device and worker.is_alive():
-            self._leases.hold_again(run, worker, state.device.split(", "))
+    def _recovered(self, run: Run) -> RunState:
+        name: str = LocalExecutor.name
+        with contextlib.suppress(EngineError):
+            name = run.folder.read_config().run.launcher
+        state = recovered(run.folder, self._executor(name).held_for(run), self._clock())
+        return state if state.state == "queued" else state.model_copy(update={"executor": name})
 
     def _resume(self, run: Run, attempt: int | None) -> None:
         """Put a run that has ended back into the queue, unless it has gone on since `attempt`, or is at work."""
@@ -312,9 +328,9 @@ class Ward:
                 clear_requests(run.folder)
                 self._put_back(run, state)
 
-    def _resume_by_itself(self, run: Run) -> None:
+    def _resume_automatically(self, run: Run) -> None:
         with self._unclaimed(run) as state:
-            if state is not None and goes_on_by_itself(run.folder, state):
+            if state is not None and resumes_automatically(run.folder, state):
                 self._put_back(run, state)
 
     def _put_back(self, run: Run, ended: RunState) -> None:
@@ -343,45 +359,16 @@ class Ward:
         self._put_off.pop(run_id, None)
 
     def _end_waiting(self, run: Run, state: State, why: Why) -> None:
-        self._leases.release(run)
+        self._release(run)
         self._save(run, ended_waiting(run.folder.read_state(), state, why, self._clock()))
         self._unqueue(run.id)
 
     def _forget(self, run_id: str) -> None:
         """A run was deleted under us."""
         self._unqueue(run_id)
-        self.followed.pop(run_id, None)
-        self._complaints.forget(run_id)
+        self.active.pop(run_id, None)
+        self._problems.forget(run_id)
         self._states.forget(run_id)
 
     def _save(self, run: Run, state: RunState) -> None:
         self._states.save(run, state)
-
-
-_log = logging.getLogger(__name__)
-
-
-class Complaints:
-    """Remembers what was said about each run or owner, so that nothing is repeated twice a second."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, dict[str, str]] = {}  # by whom it concerns, and by what was tried
-
-    def say(self, about: str, text: str, tried: str = "") -> None:
-        """Log what went wrong, unless it was the last thing that was said of the same attempt at the same thing."""
-        said = self._said.setdefault(about, {})
-        if said.get(tried) != text:
-            _log.error(text)
-        said[tried] = text
-
-    @contextlib.contextmanager
-    def noting(self, about: str, what: str) -> Iterator[None]:
-        """Go on after the block whatever goes wrong in it; it is logged as `about what: why`."""
-        try:
-            yield
-        except (EngineError, OSError) as error:
-            self.say(about, f"{about} {what}: {error}", tried=what)
-
-    def forget(self, about: str) -> None:
-        """It is gone."""
-        self._said.pop(about, None)

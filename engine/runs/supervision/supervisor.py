@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import EngineError
-from engine.executors.local import WorkerCommand, training_command
+from engine.executors.registry import make_executors
 from engine.files import write_atomically
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
@@ -22,8 +22,8 @@ from engine.processes.identity import ProcessIdentity
 from engine.processes.lock import FileLock
 from engine.processes.spawn import cap_log
 from engine.runs.store import KEYS_FOLDER, RUN_ID
-from engine.runs.supervision.queue import QueueOrder, plan_starts
-from engine.runs.supervision.scheduler import Ward
+from engine.runs.supervision.queue import QueueOrder, Waiting, plan_starts
+from engine.runs.supervision.scheduler import ExecutorFactory, Scheduler
 from engine.runs.supervision.worker_monitor import Patience
 
 Role = Literal["stopped", "supervising", "standing_by"]
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 class SupervisorSettings:
     """What tests and unusual places may change."""
 
-    command: WorkerCommand = training_command
+    executors: ExecutorFactory = make_executors
     devices: Callable[[], Sequence[Device]] = list_devices
     meter: Callable[[str], float | None] = energy_so_far_joules
     patience: Patience = field(default_factory=Patience)
@@ -120,7 +120,7 @@ class Supervisor:
             except Exception as error:
                 complaint = _complain("The place of the present supervisor cannot be looked at", error, complaint)
         record = SupervisorRecord(process=ProcessIdentity.current(), since=time.time())
-        overseer, housekeeping = Overseer(self._home, self._settings), Housekeeping(self._home)
+        loop, housekeeping = SupervisorLoop(self._home, self._settings), Housekeeping(self._home)
         self._role = "supervising"
         announced = False
         while not self._ending.is_set():
@@ -128,7 +128,7 @@ class Supervisor:
                 if not announced:
                     write_atomically(self._home.server / "supervisor.json", record.model_dump_json())
                     announced = True
-                overseer.tick()
+                loop.tick()
                 housekeeping.tick()
             except Exception as error:
                 # A full disk, a folder taken away: whatever it is, the runs still need somebody.
@@ -145,45 +145,51 @@ def _complain(what: str, error: Exception, before: str) -> str:
     return complaint
 
 
-class Overseer:
+class SupervisorLoop:
     """The rounds of a supervisor; whoever calls `tick` holds the supervisor's lock of the home."""
 
     def __init__(self, home: LoratoryHome, settings: SupervisorSettings) -> None:
         self._settings = settings
         self._book = LeaseBook(home)
         self._order = QueueOrder(home)
-        self._ward = Ward(home, settings.command, settings.patience, self._book, settings.meter)
+        self._scheduler = Scheduler(home, settings.patience, settings.executors, settings.meter)
 
     def tick(self, *, starts_runs: bool = True) -> None:
-        """One round: find what is new, look at every run with a worker, start what can start.
+        """Find what is new, look at every run with a job, start what can start.
 
         Raises:
             EngineError: If the home cannot be read or written.
         """
-        self._ward.find_new()
-        self._ward.mend_states()
-        self._ward.look_at_workers()
-        self._ward.obey_requests()
-        if starts_runs and self._ward.waiting:
+        self._scheduler.find_new()
+        self._scheduler.mend_states()
+        self._scheduler.look_at_workers()
+        self._scheduler.obey_requests()
+        if starts_runs and self._scheduler.waiting:
             self._start_waiting()
 
     def _start_waiting(self) -> None:
-        waiting = [
-            entry for run_id in self._order.sort(list(self._ward.waiting)) if (entry := self._ward.needs(run_id))
-        ]
+        order = self._order.sort(list(self._scheduler.waiting))
+        waiting = [needs for run_id in order if (needs := self._scheduler.needs(run_id)) is not None]
+        here = [needs for needs in waiting if self._scheduler.needs_local_devices(needs)]
+        for needs in waiting:
+            if needs not in here:
+                self._scheduler.start(needs.run_id, ())
+        self._start_here(here)
+
+    def _start_here(self, waiting: Sequence[Waiting]) -> None:
         devices = tuple(self._settings.devices())
         holders = {
             name: holder
             for name in map(lease_name, devices)
-            if (holder := self._book.holder(name) or self._ward.holder(name)) is not None
+            if (holder := self._book.holder(name) or self._scheduler.holder(name)) is not None
         }
         plan = plan_starts(waiting, devices, holders)
         for device in plan.wanted:
             self._book.ask_to_give_way(device)
         for start in plan.starts:
-            self._ward.start(start.run_id, start.devices)
-        self._ward.explain_waiting(
-            [(entry.run_id, plan.reasons[entry.run_id]) for entry in waiting if entry.run_id in plan.reasons]
+            self._scheduler.start(start.run_id, start.devices)
+        self._scheduler.explain_waiting(
+            [(needs.run_id, plan.reasons[needs.run_id]) for needs in waiting if needs.run_id in plan.reasons]
         )
 
 
@@ -212,7 +218,7 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
     if not lock.acquire(timeout_seconds=0):
         return
     try:
-        Overseer(home, settings or SupervisorSettings()).tick(starts_runs=False)
+        SupervisorLoop(home, settings or SupervisorSettings()).tick(starts_runs=False)
     except EngineError as error:
         _log.error("Runs could not be brought up to date: %s", error)
     finally:

@@ -1,6 +1,7 @@
-"""What a supervisor's own acts make of a run's state: found, put into the queue, begun, taken out again."""
+"""States that the supervisor's own acts lead to: found, queued, begun, removed from the queue, resumed."""
 
 from engine.errors import EngineError
+from engine.executors.base import Executor
 from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import last_event
@@ -30,18 +31,20 @@ def requeued(folder: RunFolder, now: float) -> RunState:
     return RunState(attempt=folder.attempts_seen(), resumable_step=folder.newest_checkpoint_step(), changed=now)
 
 
-def begun(before: RunState, attempt: int, device: str, meter_joules: float | None, now: float) -> RunState:
-    """A worker is about to be started, or was found at work.
+def begun(before: RunState, executor: Executor, attempt: int, device: str, now: float) -> RunState:
+    """Return the state of a run whose worker is about to be started, or was found at work.
 
     Args:
         before: As it waited.
+        executor: Where the worker runs.
         attempt: The worker's.
         device: As the lease names it.
-        meter_joules: What the meters of its devices show, where they measure.
         now: Seconds since the epoch.
     """
     changes = {
-        "state": "starting",
+        "state": "starting" if executor.uses_local_devices else "submitted",
+        "executor": executor.name,
+        "job_id": "",
         "reason": None,
         "cause": "",
         "advice": "",
@@ -51,7 +54,7 @@ def begun(before: RunState, attempt: int, device: str, meter_joules: float | Non
         "started": before.started or now,
         "ended": None,
         "oom_kills": out_of_memory_kills(),
-        "energy_meter_joules": meter_joules,
+        "energy_meter_joules": None,
         "notice": "",
         "cancel_seen": None,
         "silent_since": None,
@@ -63,7 +66,7 @@ def begun(before: RunState, attempt: int, device: str, meter_joules: float | Non
 def put_back(ended: RunState, now: float) -> RunState:
     """A run that has ended waits for another attempt."""
     step = ended.resumable_step
-    cause = f"Goes on from step {step}." if step is not None else "Begins anew; there is no whole checkpoint."
+    cause = f"Resumes from step {step}." if step is not None else "Starts over; there is no complete checkpoint."
     changes = {"state": "queued", "reason": "resumes", "cause": cause, "advice": "", "ended": None, "changed": now}
     return ended.model_copy(update=changes)
 
@@ -83,10 +86,10 @@ def why_not_started(run: Run, error: EngineError | OSError) -> Why:
     )
 
 
-def goes_on_by_itself(folder: RunFolder, state: RunState) -> bool:
-    """Whether a run that has ended is owed another attempt, as `resume_after_restart` promises.
+def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
+    """Whether a run that has ended is resumed without a request, as `resume_after_restart` promises.
 
-    All of it stands on the disk, so that whoever supervises next comes to the same answer: a server that was killed or
+    All of it is on the disk, so the next supervisor comes to the same answer: a server that was killed or
     found no room before it had put the run back, as well as one that comes after a server that had seen the end. Within
     one boot the answer is no: a scheduler's SIGTERM looks like that of a shutdown until the machine has been restarted.
 

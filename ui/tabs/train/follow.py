@@ -275,7 +275,7 @@ class FollowPart:
             timeline=render_timeline(observed),
             log=render_log(log_tail(observed.run.folder.log)) if log_open else gr.skip(),
             stop=gr.update(
-                visible=state in ("queued", "starting", "running") and not asked,
+                visible=state in ("queued", "submitted", "starting", "running") and not asked,
                 value="Take out of the queue" if state == "queued" else "Stop and save",
             ),
             cancel=gr.update(visible=state in LIVE_STATES and not observed.cancel_requested),

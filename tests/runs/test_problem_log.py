@@ -3,39 +3,39 @@ import logging
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.supervision.scheduler import Complaints
+from engine.runs.supervision.problem_log import ProblemLog
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
 def test_what_goes_wrong_again_and_again_is_said_once_for_each_thing_that_was_tried(caplog):
-    complaints = Complaints()
+    problems = ProblemLog()
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
-            with complaints.noting("run-1", "could not be looked at"):
+            with problems.guard("run-1", "could not be looked at"):
                 raise StorageError("The disk is full.", "Free some space.")
-            with complaints.noting("run-1", "could not be started"):
+            with problems.guard("run-1", "could not be started"):
                 raise OSError(5, "Input/output error")
 
-    assert said(caplog) == [
+    assert logged(caplog) == [
         "run-1 could not be looked at: The disk is full. Free some space.",
         "run-1 could not be started: [Errno 5] Input/output error",
     ]
 
 
 def test_another_reason_is_said_and_so_is_the_same_of_one_that_came_anew(caplog):
-    complaints = Complaints()
+    problems = ProblemLog()
     with caplog.at_level(logging.ERROR):
-        complaints.say("run-1", "The disk is full.")
-        complaints.say("run-1", "The folder is gone.")
-        complaints.forget("run-1")
-        complaints.say("run-1", "The folder is gone.")
+        problems.report("run-1", "The disk is full.")
+        problems.report("run-1", "The folder is gone.")
+        problems.forget("run-1")
+        problems.report("run-1", "The folder is gone.")
 
-    assert said(caplog) == ["The disk is full.", "The folder is gone.", "The folder is gone."]
+    assert logged(caplog) == ["The disk is full.", "The folder is gone.", "The folder is gone."]
 
 
 def test_what_is_wrong_with_our_own_code_is_not_hidden():
-    with pytest.raises(KeyError), Complaints().noting("run-1", "could not be looked at"):
+    with pytest.raises(KeyError), ProblemLog().guard("run-1", "could not be looked at"):
         raise KeyError("a mistake")

@@ -3,33 +3,35 @@ import signal
 import pytest
 
 from engine.runs.history.events import FailedData
-from engine.runs.supervision.diagnosis import Ending, Evidence, judge, out_of_memory_kills
+from engine.runs.supervision.diagnosis import Diagnosis, Evidence, diagnose, out_of_memory_kills
 
 FAILED = FailedData(cause="diverged", what="The loss is not a number.", fix="Lower the learning rate.")
 
 
 def test_the_workers_own_words_come_first():
-    assert judge(Evidence(finished_phase="finished", exit_code=-9)).state == "completed"
-    assert judge(Evidence(finished_phase="stopped", exit_code=0, last_step=4)).state == "stopped"
-    assert judge(Evidence(finished_phase="finished", last_words="Done.", last_step=9, total_steps=9)).cause == ""
-    early = judge(
+    assert diagnose(Evidence(finished_phase="finished", exit_code=-9)).state == "completed"
+    assert diagnose(Evidence(finished_phase="stopped", exit_code=0, last_step=4)).state == "stopped"
+    assert diagnose(Evidence(finished_phase="finished", last_words="Done.", last_step=9, total_steps=9)).cause == ""
+    early = diagnose(
         Evidence(finished_phase="finished", last_words="It had stopped improving.", last_step=5, total_steps=9)
     )
-    assert early == Ending("completed", "finished", "It had stopped improving.", "")
-    ending = judge(Evidence(failed=FAILED, exit_code=1))
-    assert ending == Ending("failed", "worker_failed", "The loss is not a number.", "Lower the learning rate.")
+    assert early == Diagnosis("completed", "finished", "It had stopped improving.", "")
+    ending = diagnose(Evidence(failed=FAILED, exit_code=1))
+    assert ending == Diagnosis("failed", "worker_failed", "The loss is not a number.", "Lower the learning rate.")
 
 
 def test_a_stop_and_a_cancel_say_what_can_be_used():
     words = "The system asked to end (SIGTERM). Saved after step 8 of 20."
-    stop = judge(Evidence(finished_phase="stopped", last_words=words, last_step=8, resumable_step=8, has_adapter=True))
+    stop = diagnose(
+        Evidence(finished_phase="stopped", last_words=words, last_step=8, resumable_step=8, has_adapter=True)
+    )
     assert (stop.state, stop.cause) == ("stopped", words)
     assert "saved and can be used" in stop.advice
 
-    early = judge(Evidence(finished_phase="stopped", last_words="Stopped on request. Nothing was trained yet."))
+    early = diagnose(Evidence(finished_phase="stopped", last_words="Stopped on request. Nothing was trained yet."))
     assert early.advice == "Nothing was saved yet."
 
-    cancel = judge(Evidence(ended_by_us="cancel", cancel_requested=True, last_step=8, resumable_step=5))
+    cancel = diagnose(Evidence(ended_by_us="cancel", cancel_requested=True, last_step=8, resumable_step=5))
     assert (cancel.state, cancel.cause) == ("stopped", "Cancelled after step 8.")
     assert cancel.advice == "The checkpoint of step 5 can be used, or resumed."
 
@@ -48,7 +50,7 @@ def test_a_stop_and_a_cancel_say_what_can_be_used():
     ],
 )
 def test_a_cancel_is_believed_where_nothing_else_explains_the_end(evidence, state):
-    ending = judge(evidence)
+    ending = diagnose(evidence)
 
     assert ending.state == state
     assert (ending.cause == "Cancelled after step 8.") == (state == "stopped")
@@ -73,7 +75,7 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(evidence, stat
     ],
 )
 def test_what_the_worker_could_not_say_is_told_by_the_system(evidence, state, words):
-    ending = judge(evidence)
+    ending = diagnose(evidence)
 
     assert ending.state == state
     assert words in ending.cause
@@ -81,8 +83,8 @@ def test_what_the_worker_could_not_say_is_told_by_the_system(evidence, state, wo
 
 
 def test_the_next_step_names_the_checkpoint_to_resume_from():
-    assert "resumed from step 40" in judge(Evidence(exit_code=-11, resumable_step=40)).advice
-    assert "begins anew" in judge(Evidence(exit_code=-11)).advice
+    assert "resumed from step 40" in diagnose(Evidence(exit_code=-11, resumable_step=40)).advice
+    assert "begins anew" in diagnose(Evidence(exit_code=-11)).advice
 
 
 def test_the_kernels_count_of_memory_kills_is_a_number_where_it_tells():

@@ -3,11 +3,22 @@ from pathlib import Path
 
 import pytest
 
-from engine.executors import local
-from engine.executors.local import WorkerOrder, start_worker, training_command
+from engine.executors import accelerate
+from engine.executors.accelerate import AccelerateExecutor
+from engine.executors.base import JobSpec
+from engine.executors.local import LocalContext, LocalExecutor, start_worker
+from engine.hardware.lease import LeaseBook
+from engine.paths import LoratoryHome
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunFolder
 from tests.runs.supervision import config_for, cpu, gpu
+
+
+def command_of(spec: JobSpec) -> list[str]:
+    """The command line of the executor that the configuration names."""
+    (executor,) = (kind for kind in (LocalExecutor, AccelerateExecutor) if kind.name == spec.config.run.launcher)
+    context = LocalContext(LeaseBook(LoratoryHome(spec.run.folder.path)), lambda *_: None, 0)
+    return executor(context).command(spec)
 
 
 @pytest.fixture
@@ -16,20 +27,18 @@ def run(tmp_path):
 
 
 def test_one_process_trains_on_one_device(run):
-    assert training_command(WorkerOrder(run, config_for(), (cpu(),), 1)) == [
+    assert command_of(JobSpec(run, config_for(), (cpu(),), 1)) == [
         sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path),
     ]  # fmt: skip
 
 
 def test_several_processes_are_started_one_for_each_device(run):
     config = config_for(run={"launcher": "accelerate"})
-    command = training_command(WorkerOrder(run, config, (gpu(0), gpu(2)), 1))
+    command = command_of(JobSpec(run, config, (gpu(0), gpu(2)), 1))
 
     assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[-3:] == ["--module", "engine.training.worker", str(run.folder.path)]
-    assert training_command(WorkerOrder(run, config, (cpu(),), 1)) == training_command(
-        WorkerOrder(run, config_for(), (cpu(),), 1)
-    )
+    assert command_of(JobSpec(run, config, (cpu(),), 1)) == command_of(JobSpec(run, config_for(), (cpu(),), 1))
 
 
 def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeypatch):
@@ -37,7 +46,7 @@ def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeyp
 
     for name, value in {"NNODES": "3", "NPROC_PER_NODE": "7", "MAX_RESTARTS": "5", "RDZV_ENDPOINT": "other:1"}.items():
         monkeypatch.setenv(f"PET_{name}", value)
-    command = training_command(WorkerOrder(run, config_for(run={"launcher": "accelerate"}), (gpu(0), gpu(2)), 1))
+    command = command_of(JobSpec(run, config_for(run={"launcher": "accelerate"}), (gpu(0), gpu(2)), 1))
 
     arguments = parse_args(command[4:])
 
@@ -47,15 +56,15 @@ def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeyp
 
 @pytest.mark.e2e
 def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "WORKER_MODULE", "tests.training.meeting_ranks")
+    monkeypatch.setattr(accelerate, "WORKER_MODULE", "tests.training.meeting_ranks")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     config = config_for(run={"launcher": "accelerate"})
     folders = [tmp_path / name for name in ("one", "other")]
     launches = []
     for folder in folders:
         folder.mkdir()
-        order = WorkerOrder(Run(folder.name, "ann", RunFolder(folder)), config, (gpu(0), gpu(1)), 1)
-        launches.append(start_worker(order, training_command))
+        order = JobSpec(Run(folder.name, "ann", RunFolder(folder)), config, (gpu(0), gpu(1)), 1)
+        launches.append(start_worker(order, command_of))
 
     for launch, folder in zip(launches, folders, strict=True):
         assert launch.wait(timeout=240) == 0, (folder / "worker.log").read_text()[-2000:]
@@ -67,17 +76,17 @@ def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeyp
 
 def test_one_process_sees_all_gpus_that_its_layers_are_spread_over(run):
     config = config_for(run={"devices": [2, 0], "device_map": "balanced"})
-    order = WorkerOrder(run, config, (gpu(2), gpu(0)), 1)
+    order = JobSpec(run, config, (gpu(2), gpu(0)), 1)
     show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
 
-    assert training_command(order) == training_command(order._replace(config=config_for(), devices=(cpu(),)))
+    assert command_of(order) == command_of(order._replace(config=config_for(), devices=(cpu(),)))
     start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
     assert run.folder.log.read_text() == "2,0\n"
 
 
 def test_a_worker_sees_its_own_devices_and_knows_its_attempt(run):
     show = "import os; print([os.environ[n] for n in ('CUDA_VISIBLE_DEVICES', 'LORATORY_ATTEMPT', 'LORATORY_RUN')])"
-    order = WorkerOrder(run, config_for(), (gpu(2),), 3)
+    order = JobSpec(run, config_for(), (gpu(2),), 3)
 
     start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
     assert run.folder.log.read_text() == "['2', '3', 'run-1']\n"

@@ -1,0 +1,161 @@
+"""The interface of an executor: where the worker of a run is started, and how its supervisor reaches it there.
+
+An executor submits jobs; a job is one attempt at one run. The supervisor needs no local process: it polls, passes requests
+on, fetches logs and decides from the answers. The contract with the worker is the run folder, wherever the worker runs.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+from engine.config.run import RunConfig
+from engine.hardware.device import Device
+from engine.hardware.lease import LeaseHolder
+from engine.runs.reasons import Why
+from engine.runs.run import Run, RunState
+
+JobPhase = Literal[
+    "waiting",  # submitted, and waiting in the executor's own queue
+    "alive",  # started, or about to
+    "gone",
+    "unknown",  # out of sight: what it writes shows whether it lives
+    "never_started",  # no worker ever had this attempt: the run can be queued again
+    "superseded",  # a worker of another attempt has the run
+]
+
+
+class JobSpec(NamedTuple):
+    """A job to submit."""
+
+    run: Run
+    config: RunConfig
+    devices: tuple[Device, ...]  # of this machine; none for executors that do not use them
+    attempt: int
+
+
+class JobStatus(NamedTuple):
+    """The answer to a poll."""
+
+    phase: JobPhase
+    waits: Why | None = None  # of a waiting job, in the executor's words
+
+
+class Activity(Protocol):
+    """How busy the process of a job is."""
+
+    def is_suspended(self) -> bool:
+        """Whether it is stopped by a signal or a debugger."""
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time that it has used; None where it is not measured."""
+
+
+class UnmeteredActivity:
+    """Of a job whose process cannot be looked at: it counts as busy, so only long silence is too long."""
+
+    def is_suspended(self) -> bool:
+        return False
+
+    def cpu_seconds(self) -> float | None:
+        return None
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """What an executor knows of how a job ended; the worker's own events say more."""
+
+    exit_code: int | None = None  # negative for a signal; None where it is not known
+    on_this_boot: bool = False  # it ran on this machine since it was started last
+    rebooted: bool = False  # this machine was restarted meanwhile
+    lost_host: str | None = None  # of a job that ran elsewhere and is out of sight
+    cause: str = ""  # the executor's own reason, such as a time limit
+    advice: str = ""
+
+
+class Job(ABC):
+    """One attempt at one run, submitted now or by an earlier supervisor."""
+
+    id: str = ""  # the executor's name for it, kept in `state.json`; empty where process.json identifies the worker
+
+    @abstractmethod
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        """Look at the job.
+
+        Args:
+            has_reported: Whether the event log has anything of this attempt.
+
+        Raises:
+            EngineError: If the executor cannot be asked at present; the job counts as unchanged.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """End the job at once, with everything that it started."""
+
+    @abstractmethod
+    def end(self) -> JobEnd:
+        """Report how a job that is gone ended, after ending what it left behind."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return where it runs, for `RunState.device`: leased devices, or the executor's words."""
+
+    def request_stop(self) -> None:  # noqa: B027 - most see the folder
+        """Pass on that it shall save and stop; for workers that do not see the run's `control` folder."""
+
+    def fetch_logs(self) -> None:  # noqa: B027 - most write into the folder
+        """Bring the worker's output, events and results into the run folder.
+
+        Raises:
+            EngineError: If that fails at present. The end of a job is diagnosed only after its logs were fetched, so
+                an executor that has lost them for good returns.
+        """
+
+    def activity(self) -> Activity | None:
+        """Return how busy its process is; None while there is no process to look at."""
+        return UnmeteredActivity()
+
+    def holder(self) -> LeaseHolder | None:
+        """Return the job as holder of devices of this machine; None where it uses none."""
+        return None
+
+
+class Executor(ABC):
+    """A place where jobs run."""
+
+    name: ClassVar[str]  # as `run.launcher` and `RunState.executor` have it
+    uses_local_devices: ClassVar[bool] = False  # the queue gives it devices of this machine; else it has its own queue
+
+    def reserve(self, spec: JobSpec) -> None:  # noqa: B027 - most have a queue of their own
+        """Take what the job needs, before the run's state says that it begins.
+
+        Raises:
+            DeviceError: If it is in use; the run stays in the queue.
+            StorageError: If that cannot be saved.
+        """
+
+    @abstractmethod
+    def submit(self, spec: JobSpec) -> Job:
+        """Start the job, or queue it with the executor. It outlives this process.
+
+        Raises:
+            EngineError: If that fails; the run then fails.
+        """
+
+    @abstractmethod
+    def attach(self, run: Run, state: RunState) -> Job:
+        """Find the job of an attempt again, by `state.job_id`, process.json, or whatever submitting it left behind.
+
+        Where nothing is found, as after a crash while submitting, the job's status is `never_started`.
+        """
+
+    def held_for(self, run: Run) -> str:  # noqa: ARG002
+        """Return the devices that are held for a run at present, as its state names them."""
+        return ""
+
+    def release(self, run: Run) -> None:  # noqa: B027
+        """Give back everything that is held for a run; does nothing where nothing is.
+
+        Raises:
+            StorageError: If that cannot be saved; it is to be tried again.
+        """

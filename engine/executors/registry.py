@@ -1,0 +1,17 @@
+"""The executors that there are, by the name that `run.launcher` gives them."""
+
+from collections.abc import Mapping
+
+from engine.executors.accelerate import AccelerateExecutor
+from engine.executors.base import Executor
+from engine.executors.local import LocalContext, LocalExecutor, WorkerCommand
+
+
+def make_executors(context: LocalContext, command: WorkerCommand | None = None) -> Mapping[str, Executor]:
+    """Return every executor of a home, by name.
+
+    Args:
+        context: What they share.
+        command: How workers are started on this machine, where it is not their own way.
+    """
+    return {kind.name: kind(context, command) for kind in (LocalExecutor, AccelerateExecutor)}
