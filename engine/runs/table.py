@@ -1,16 +1,14 @@
-"""Finding runs among thousands: search in words, filters, order. Pure; the rows come from the index."""
+"""The table of runs: search, filters, order, and CSV for spreadsheets. The rows come from the index."""
 
-import csv
-import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from engine.config.load import setting_names
 from engine.config.run import RunConfig
 from engine.runs.history.run_history import RunHistory
-from engine.runs.history.steps import StepColumn
+from engine.runs.history.steps import COLUMNS
 from engine.runs.run import State
 from engine.runs.summary import RunSummary
 
@@ -114,32 +112,22 @@ _WHOLE_NUMBERS = ("step", "tokens", "trained_tokens", "memory_bytes")
 
 
 def summaries_csv(summaries: Sequence[RunSummary]) -> str:
-    """One line for each run, with every column."""
-    columns = list(RunSummary.model_fields)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    for summary in summaries:
-        values = summary.model_dump(mode="python")
-        writer.writerow([_cell(values[column]) for column in columns])
-    return out.getvalue()
+    """Return one line for each run, with every column."""
+    import pandas as pd  # not before a table is asked for: commands start without it
+
+    rows = [summary.model_dump(mode="python") for summary in summaries]
+    table = pd.DataFrame(rows, columns=list(RunSummary.model_fields), dtype=object)
+    return str(table.map(_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def steps_csv(history: RunHistory) -> str:
-    """One line for each logged step; the held-out loss stands at the steps where it was measured."""
-    columns: tuple[StepColumn, ...] = get_args(StepColumn)
+    """Return one line for each logged step, with the held-out loss at the steps where it was measured."""
+    import pandas as pd
+
+    table = pd.DataFrame({column: history.steps.column(column) for column in COLUMNS})
     held_out = {point.step: point.eval_loss for point in history.evals if not point.adapter_disabled}
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*columns, "eval_loss"])
-    arrays = [history.steps.column(column) for column in columns]
-    for row in zip(*arrays, strict=True):
-        cells = [
-            int(value) if column in _WHOLE_NUMBERS and math.isfinite(value) else _cell(float(value))
-            for column, value in zip(columns, row, strict=True)
-        ]
-        writer.writerow([*cells, _cell(held_out.get(int(row[0])))])
-    return out.getvalue()
+    table["eval_loss"] = table["step"].map(held_out).astype(float)
+    return str(table.astype(dict.fromkeys(_WHOLE_NUMBERS, "Int64")).to_csv(index=False, lineterminator="\n"))
 
 
 def _cell(value: object) -> object:

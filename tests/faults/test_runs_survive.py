@@ -91,7 +91,7 @@ def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(sto
         ("kill", "failed", "killed from outside (SIGKILL) after step 4"),
         ("segv", "failed", "crashed in native code (SIGSEGV) after step 4"),
         ("term", "interrupted", "SIGTERM"),
-        ("exit0", "failed", "ended after step 4 without saying that it had finished"),
+        ("exit0", "failed", "ended after step 4 without reporting that it had finished"),
         ("exit3", "failed", "exit code 3 after step 4"),
         ("fail", "failed", "The loss is not a number."),
         ("hang", "failed", "made no progress for"),

@@ -66,7 +66,7 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(evidence, stat
         (Evidence(exit_code=-signal.SIGABRT), "failed", "crashed in native code (SIGABRT)"),
         (Evidence(exit_code=-signal.SIGTERM), "interrupted", "asked to end from outside (SIGTERM)"),
         (Evidence(exit_code=-63), "failed", "signal 63"),
-        (Evidence(exit_code=0, last_step=3), "failed", "without saying that it had finished"),
+        (Evidence(exit_code=0, last_step=3), "failed", "without reporting that it had finished"),
         (Evidence(exit_code=3), "failed", "exit code 3 before the first step"),
         (Evidence(exit_code=None), "interrupted", "while nobody watched"),
         (Evidence(rebooted=True, exit_code=None), "interrupted", "machine was restarted"),

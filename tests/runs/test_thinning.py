@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.runs.history.steps import GrowingAverage, smooth, thin
+from engine.runs.history.steps import smooth, thin
 
 
 def test_a_short_curve_is_drawn_whole():
@@ -50,7 +50,7 @@ def test_smoothing_corrects_its_start_and_passes_over_gaps():
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.6, 0.9, 0.99, 0.999])
-def test_smoothing_in_blocks_is_the_plain_recurrence(weight):
+def test_smoothing_is_the_plain_recurrence(weight):
     values = np.random.default_rng(2).normal(size=10_000)
     expected, average = [], 0.0
     for count, value in enumerate(values, start=1):
@@ -58,14 +58,3 @@ def test_smoothing_in_blocks_is_the_plain_recurrence(weight):
         expected.append(average / (1 - weight**count))
 
     np.testing.assert_allclose(smooth(values, weight), expected, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("weight", [0.3, 0.9, 0.999])
-@pytest.mark.parametrize("first", [1, 7, 600, 4096, 9_999])
-def test_a_continued_average_is_that_of_all_values(weight, first):
-    values = np.random.default_rng(3).normal(size=10_000)
-    average = GrowingAverage(weight)
-    begun = average.of(values[:first]).copy()
-
-    np.testing.assert_allclose(average.of(values), smooth(values, weight), rtol=1e-9, atol=1e-12)
-    np.testing.assert_array_equal(average.of(values[:first]), begun)

@@ -1,8 +1,6 @@
 """The logged steps of a run as columns of numbers: a million of them in 80 megabytes, appended to in place."""
 
 import math
-import threading
-from collections import OrderedDict
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -12,9 +10,6 @@ import pydantic_core
 from engine.runs.history.events import StepData
 
 Array = npt.NDArray[np.float64]
-
-_BLOCK_VALUES = 4096
-_WEIGHTS_KEPT = 2  # a curve is looked at with one; a million values take 8 megabytes
 
 
 def smooth(values: Array, weight: float) -> Array:
@@ -27,85 +22,12 @@ def smooth(values: Array, weight: float) -> Array:
     Source: debiased EMA as in TensorBoard's `resmoothDataset`; Kingma and Ba 2015, section 3 (arXiv:1412.6980).
     """
     assert 0.0 <= weight < 1.0, f"weight {weight} is not in [0, 1)"
+    import pandas as pd  # not before a curve is asked for: commands start without it
+
     finite = np.isfinite(values)
     smoothed = np.full(len(values), np.nan)
-    known = values[finite]
-    if weight > 0.0:
-        known = GrowingAverage(weight).of(known)
-    smoothed[finite] = known
+    smoothed[finite] = pd.Series(values[finite]).ewm(alpha=1.0 - weight).mean() if weight else values[finite]
     return smoothed
-
-
-class GrowingAverage:
-    """What `smooth` gives for values that are all finite, of which there are more each time; only new ones are computed.
-
-    Args:
-        weight: As `smooth` takes it, more than 0.
-    """
-
-    def __init__(self, weight: float) -> None:
-        self._weight = weight
-        self._lock = threading.Lock()  # guards what stands below: several pages may look at one run at once
-        self._buffer = np.empty(0)
-        self._count = 0
-        self._carried = 0.0  # the newest average, before the correction for the start
-
-    def of(self, values: Array) -> Array:
-        """The average at each of the values, of shape (n,); not to be written.
-
-        Args:
-            values: All that there are, of shape (n,); those of former calls stay what they were.
-        """
-        with self._lock:
-            if len(values) > len(self._buffer):
-                buffer = np.empty(max(len(values), 2 * len(self._buffer)))
-                buffer[: self._count] = self._buffer[: self._count]
-                self._buffer = buffer
-            if len(values) > self._count:
-                self._continue(values)
-            average = self._buffer[: len(values)]
-            average.flags.writeable = False
-            return average
-
-    def _continue(self, values: Array) -> None:
-        """Block by block: short enough that weight**block does not underflow and all stays in the processor's cache."""
-        weight = self._weight
-        block = max(1, min(_BLOCK_VALUES, int(-600.0 / np.log(weight))))
-        powers = weight ** np.arange(1, min(block, len(values) - self._count) + 1)
-        factors = (1.0 - weight) / powers
-        begin = self._count
-        for start in range(begin, len(values), block):
-            part = values[start : start + block]
-            average = self._buffer[start : start + len(part)]
-            np.multiply(part, factors[: len(part)], out=average)
-            np.cumsum(average, out=average)
-            average += self._carried
-            average *= powers[: len(part)]
-            self._carried = float(average[-1])
-        self._count = len(values)
-        # Beyond some hundred values (more for weights close to 1) the correction is 1 in every digit.
-        corrected = min(self._count, int(-40.0 / np.log(weight)) + 1)
-        if begin < corrected:
-            self._buffer[begin:corrected] /= 1.0 - weight ** np.arange(begin + 1, corrected + 1)
-
-
-class GrowingAverages:
-    """Averages of one growing series, for the weights that were asked for last."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _kept
-        self._kept: OrderedDict[float, GrowingAverage] = OrderedDict()
-
-    def of(self, values: Array, weight: float) -> Array:
-        """As `GrowingAverage.of`, for any weight in [0, 1)."""
-        if weight == 0.0:
-            return values
-        with self._lock:
-            average = self._kept.setdefault(weight, GrowingAverage(weight))
-            self._kept.move_to_end(weight)
-            while len(self._kept) > _WEIGHTS_KEPT:
-                self._kept.popitem(last=False)
-        return average.of(values)
 
 
 StepColumn = Literal[
@@ -143,7 +65,6 @@ class Known(NamedTuple):
 
     incomplete: frozenset[StepColumn]
     throughput: Throughput
-    averages: GrowingAverages  # of the losses, where all of them are finite
 
 
 class StepSeries:
@@ -155,6 +76,7 @@ class StepSeries:
     def __init__(self, columns: Array, known: Known) -> None:
         self._columns = columns  # (columns, steps)
         self._known = known
+        self._smoothed: dict[float, Array] = {}  # by weight, so that several pages compute one curve once
 
     def __len__(self) -> int:
         return int(self._columns.shape[1])
@@ -173,10 +95,10 @@ class StepSeries:
         return self._known.throughput
 
     def smoothed_losses(self, weight: float) -> Array:
-        """What `smooth` makes of the losses, of shape (steps,); not to be written."""
-        if self.is_complete("loss"):
-            return self._known.averages.of(self.losses, weight)
-        return smooth(self.losses, weight)
+        """Return what `smooth` makes of the losses, of shape (steps,); not to be written."""
+        if weight not in self._smoothed:
+            self._smoothed[weight] = smooth(self.losses, weight)
+        return self._smoothed[weight]
 
     def last(self, name: StepColumn) -> float | None:
         """The newest value; None where there is none, or it is no finite number."""
@@ -202,7 +124,6 @@ class GrowingColumns:
         self._count = 0
         self._finite = np.zeros(len(COLUMNS), dtype=np.intp)  # how many values of each column are
         self._throughput = Throughput()
-        self._averages = GrowingAverages()
 
     def array(self) -> Array:
         """What there is, of shape (columns, steps); not to be written."""
@@ -213,7 +134,7 @@ class GrowingColumns:
     def series(self) -> StepSeries:
         missing = zip(COLUMNS, self._finite < self._count, strict=True)
         incomplete = frozenset(name for name, is_missing in missing if is_missing)
-        return StepSeries(self.array(), Known(incomplete, self._throughput, self._averages))
+        return StepSeries(self.array(), Known(incomplete, self._throughput))
 
     def last_step(self) -> float:
         return float(self._buffer[0, self._count - 1]) if self._count else 0.0
@@ -233,7 +154,6 @@ class GrowingColumns:
         if kept < self._count:
             self._finite -= np.isfinite(self._buffer[:, kept : self._count]).sum(axis=1)
             self._throughput = Throughput().with_rows(self._buffer[:, :kept], 0.0)
-            self._averages = GrowingAverages()  # what follows is not what was averaged
             self._count = kept
             self._move(capacity=self._buffer.shape[1])  # earlier series still show the rows beyond
 
