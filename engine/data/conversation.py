@@ -7,7 +7,6 @@ from typing import Any, Literal
 from engine.data.records import ProblemKind, shortened
 
 Role = Literal["system", "user", "assistant", "tool"]
-
 JsonValue = Any  # what JSON can hold: the arguments and the schema of a tool are the template's business, not ours
 
 
@@ -63,7 +62,6 @@ class PlainText:
 
 
 Example = Conversation | PlainText
-
 RowWarning = tuple[ProblemKind, str]
 
 

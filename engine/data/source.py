@@ -29,7 +29,6 @@ from engine.errors import DatasetError
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
 SAMPLE_PREFIX = "sample:"
-
 _SAMPLE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 
 
@@ -98,7 +97,6 @@ _NOTED_DOWN = frozenset(
 )
 
 MAX_FILES = 4096  # each is opened before the first row is read
-
 MAX_ENTRIES = 50_000
 
 

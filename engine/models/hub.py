@@ -37,9 +37,7 @@ from engine.models.folder import (
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
 
 Answer = TypeVar("Answer")
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
 _CONFIG_FILES = ("config.json", "generation_config.json")
 
 _TOKENIZER_SIDE_FILES = (

@@ -39,7 +39,6 @@ def ignore_progress(_: ModelProgress) -> None:
 
 
 MANIFEST_NAME = "MANIFEST.json"
-
 _HASHED_ON_EVERY_USE_BYTES = 16 * 1024**2  # tokenizer and configuration; hashing weights would cost a second each time
 
 

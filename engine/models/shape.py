@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 # mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see engine/DECISIONS.md.
 # Source: `_MOE_TARGET_MODULE_MAPPING`, peft/utils/transformers_weight_conversion.py.
 EXPERT_PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
-
 ModuleKind = Literal["linear", "conv1d", "embedding", "norm", "router", "experts", "other"]
 
 
@@ -140,7 +139,6 @@ class ModelDetails(BaseModel):
 
 
 PLAIN_NAME = re.compile(r"[\w.-]+")  # matches itself alone, except that a dot matches any character
-
 _MAX_CHARACTERS = 2_000
 
 

@@ -15,9 +15,7 @@ from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progre
 from engine.paths import LoratoryHome
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-
 _MAX_HUB_ID_LENGTH = 96
 
 
@@ -34,7 +32,6 @@ def is_revision(text: str) -> bool:
 
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
 _DEMO_HUB_TIMEOUT_SECONDS = 4.0
 
 

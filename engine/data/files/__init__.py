@@ -17,7 +17,6 @@ from engine.errors import DatasetError
 
 BINARY_KINDS: tuple[BinaryKind, ...] = (PARQUET, ARROW, XLSX)
 TEXT_KINDS: tuple[TextKind, ...] = (JSON_LINES, JSON, DELIMITED, PLAIN_TEXT)  # the last one takes every text
-
 _KINDS: tuple[BinaryKind | TextKind, ...] = (*TEXT_KINDS, *BINARY_KINDS)
 _KIND_OF_ENDING = {ending: kind for kind in _KINDS for ending in kind.endings}
 # Files that are named by mistake: not read, and not a dataset on the Hub either.
@@ -28,7 +27,6 @@ _OTHER_FILES = frozenset(
 
 DATA_ENDINGS = tuple(sorted(_KIND_OF_ENDING))
 DATA_LABELS = tuple(kind.label for kind in _KINDS)
-
 _MAGIC_BYTES = 8
 
 

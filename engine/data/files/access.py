@@ -109,7 +109,6 @@ def shown_name(name: str, limit: int = 80) -> str:
 
 
 _BIDI_CONTROLS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
-
 _FINGERPRINT_BLOCK_BYTES = 1 << 16
 
 
@@ -129,9 +128,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 # Text shrinks three- to tenfold, very repetitive text a hundredfold; a bomb does a thousandfold.
 MAX_RATIO = 200
-
 RATIO_COUNTS_FROM_BYTES = 64 << 20
-
 _PIECE_BYTES = 1 << 20
 
 
@@ -168,7 +165,6 @@ def unpacked_pieces(file: BinaryIO, name: str, piece_bytes: int = _PIECE_BYTES) 
 
 
 _FOLDER = "unpacked"
-
 _KEPT_SECONDS = 7 * 24 * 3600.0
 
 

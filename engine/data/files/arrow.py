@@ -21,7 +21,6 @@ _CONTINUATION = b"\xff\xff\xff\xff"
 _MAX_MESSAGES = 200_000
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_VALUES = 32 << 20  # of a batch, those in lists counted one by one: their sizes are computed at once
-
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # MessageHeader
 
 

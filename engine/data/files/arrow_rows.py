@@ -13,7 +13,6 @@ from engine.errors import DatasetError
 # What is unpacked at a time: the pages of a row group, one of each column, or a record batch.
 _MAX_UNPACKED_BYTES = 512 << 20
 _MAX_PIECE_ROWS = 4096
-
 _ELEMENT_BYTES = 8  # the least that an element of a list takes, also an empty one
 
 

@@ -140,17 +140,11 @@ class JsonLinesReader(TextReader):
 # A whole string at once, so that brackets inside of it do not count. JSON strings hold no line feeds, so one that is
 # never closed ends with its line, and the rows after it are found again. A string may also continue in the next chunk.
 _TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
-
 _STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')
-
 _TRAILING_BACKSLASHES = re.compile(rb"\\*\Z")
-
 _QUOTE, _COMMA, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'",{[}]'
-
 _PARTNER = {_CLOSE_OBJECT: _OPEN_OBJECT, _CLOSE_ARRAY: _OPEN_ARRAY}
-
 _SPACE = b" \t\r\n"
-
 _MAX_DEPTH = 1_000_000
 
 

@@ -11,20 +11,14 @@ from engine.data.files.kinds import BinaryKind
 from engine.data.records import MAX_ROW_BYTES, Record
 
 _MAX_HEADER_BYTES = 1 << 20
-
 _HEADER_GUESS_BYTES = 512
-
 _MAX_DEPTH = 16
-
 _DICTIONARY_PAGE = 2
-
 _PREFIXED = 7  # DELTA_BYTE_ARRAY: a value may repeat all of the one before it
-
 _BY_DICTIONARY = (2, 8)
 
 # Fields of PageHeader, and of the headers inside it.
 _TYPE, _UNPACKED, _PACKED, _DATA, _DICTIONARY, _DATA_V2 = 1, 2, 3, 5, 7, 8
-
 _VALUES, _ENCODING, _ENCODING_V2 = 1, 2, 4
 
 
@@ -147,12 +141,10 @@ class _Compact:
 
 
 PARQUET_MAGIC = b"PAR1"
-
 _BATCH_ROWS = 256
 
 # Where values are shared, each batch carries all of them along.
 _SHARED_BATCH_ROWS = 4096
-
 _MAX_FOOTER_BYTES = 64 << 20
 
 # What a batch may take in memory, wherever a single row does not take more.

@@ -12,7 +12,6 @@ from engine.data.records import MAX_ROW_BYTES
 from engine.errors import DatasetError
 
 CHUNK_BYTES = 1 << 20
-
 SNIFF_BYTES = 1 << 16
 
 _NOT_TEXT: tuple[tuple[bytes, str], ...] = (

@@ -32,7 +32,6 @@ _END_BYTES = 22 + 65_535  # with the longest comment
 _MAX_LISTING_BYTES = 1 << 20
 _CONTENT_TYPES = "[Content_Types].xml"
 _SHEETS = "xl/worksheets/"
-
 _OPEN_SECONDS = 10.0  # of computing: the strings of a workbook of the largest size take about half of it
 _MAX_STRINGS_BYTES = 64 << 20  # held in memory, as rows refer to them by number
 _MAX_PART_BYTES = 4 << 20  # of every other part: styles, relations and the like

@@ -7,11 +7,8 @@ from typing import Any
 from engine.data.formats.turns import looks_like_turns, turn_list
 
 Rows = Sequence[Mapping[str, Any]]
-
 Names = Mapping[str, str]  # the columns of a dataset by their names without case and spaces
-
 SYSTEM_NAMES = ("system", "system_prompt", "system_message")
-
 MATERIAL_NAMES = ("input", "context")  # what a question is about
 
 # What is asked, and the answers to it; both in the order in which they are chosen.
@@ -24,7 +21,6 @@ ANSWER_NAMES = {
 }
 
 _ASKING_NAMES = ("instruction", "prompt", "question", "query")
-
 _GENERAL_NAMES = ("instruction", "prompt")  # these may say what to do with a question in another column
 
 

@@ -35,16 +35,12 @@ _SPEAKERS = frozenset({"user", "assistant", "system", "human", "gpt", "tool"})
 
 # Of one row. The longest conversations in use have some hundred; each turn takes time of its own.
 MAX_TURNS = 5000
-
 MAX_CALLS = 1000  # of one turn
 
 # A turn has a role and content, which other objects do not.
 _FIELDS = (("role", ("content", "tool_calls", "function_call")), ("from", ("value",)))
-
 _BEGINS_LIKE_TURNS = re.compile(r"\s*\[\s*\{")
-
 _SPEAKER = re.compile(r"""['"](?:role|from)['"]\s*:""")
-
 _LOOKED_AT_CHARACTERS = 2000
 
 

@@ -31,15 +31,10 @@ _ABOUT_ROWS = frozenset(
 )
 
 _SAID_FIELDS = ("content", "value", "text")  # of a turn, or of a part of one
-
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-
 _NAMED = 8
-
 _PROSE_WORDS = 3
-
 _LONG_PROSE_WORDS = 20  # no title, category or source is as long as that
-
 _PROSE_CHARACTERS = 8  # of scripts that put no spaces between words
 
 

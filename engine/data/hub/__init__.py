@@ -43,13 +43,11 @@ def _is_there(name: str) -> bool:
 
 
 HUB_ROOT = "hf://datasets/"
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 # The rest open what a row or a name inside an archive points to, or need libraries that are not installed. "cache" is
 # what this library itself fetched before.
 _READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
-
 _CONFINED_TO: ContextVar[str | None] = ContextVar("confined_to", default=None)
 
 

@@ -18,7 +18,6 @@ from engine.hub_errors import DATASET, error_chain, find_fault
 
 # What opens the file or address that a row names, such as Image, has this; Json has it too, and opens nothing.
 _DECODER = "decode_example"
-
 _PLAIN_FEATURES = ("Json",)
 _LOCAL_PATH = re.compile(r"(?<![\w:/.@-])(?:[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+[^\s'\"]*")
 

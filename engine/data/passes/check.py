@@ -24,7 +24,6 @@ from engine.errors import DatasetError, StorageError
 from engine.files import write_atomically
 
 MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it counts them all
-
 _ROW_NUMBERS = "I"  # up to four thousand million rows
 
 
@@ -153,7 +152,6 @@ def _histogram(ordered: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Histogr
 
 
 _EXTREME_ROWS = 50
-
 Steps = Generator[CheckProgress | None, None, DatasetReport]  # None only gives the turn away
 
 

@@ -163,7 +163,6 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
 
 # Bounds on what a page shows of one row.
 MAX_SHOWN_CHARACTERS = 50_000
-
 MAX_SHOWN_TOKENS = 20_000
 
 

@@ -31,7 +31,6 @@ from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
 
 _TURN_SECONDS = 0.03
-
 _REPORT_SECONDS = 0.2
 
 
@@ -58,11 +57,8 @@ class Pace:
 
 
 DETECTION_ROWS = 100
-
 _DETECTION_BYTES = 4 << 20
-
 _BATCH_ROWS = 64
-
 _BATCH_BYTES = 1 << 16  # takes some tens of milliseconds to render and tokenize
 
 

@@ -18,7 +18,6 @@ from engine.data.render.tokens import ChatTokenizer, control_token_pattern, cont
 from engine.data.render.turn_renderer import Turn, TurnRenderer
 
 _LOOK_EVERY_TURNS = 8
-
 _MAX_CHARACTERS = 8 << 20  # of all sequences of a row; as tokens they take some thirty times as many bytes
 
 

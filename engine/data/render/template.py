@@ -29,9 +29,7 @@ DEFAULT_TEMPLATE = (
 )
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)""")
-
 _DATE_MACRO = "{%- macro strftime_now(format) -%}" + FROZEN_DATE.isoformat() + "{%- endmacro -%}"
-
 _EOS_CANDIDATES = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]")
 
 _PAD_CANDIDATES = (
@@ -187,15 +185,10 @@ TEMPLATE_SECONDS = 2.0  # of computing time for one rendering; the slowest templ
 # What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several
 # times what rows of the largest size need. Loading a template and its first row together stay below ten seconds.
 _RENDERING_SECONDS = 4.0
-
 _RENDERING_SECONDS_PER_MB = 5.0
-
 _RENDERING_MEMORY_BYTES = 1 << 30
-
 _ALWAYS_FITS_CHARACTERS = 1_000_000
-
 _LONGER_THAN_INPUT = 10  # times; escaping in JSON makes text up to six times as long
-
 ChatMessages = list[dict[str, Any]]
 
 

@@ -19,15 +19,10 @@ from engine.data.render.template import ChatMessages, apply_template
 from engine.data.render.tokens import ChatTokenizer
 
 _WHOLE_TURNS = 32  # at the beginning; the next that is rendered in whole lies half as far on again, and so on
-
 _WINDOW_TURNS = 4
-
 _MAX_WORK = 150_000  # about two seconds: messages rendered, of all renderings of a row
-
 _CHARACTERS_OF_WORK = 2_000  # that take as long as a message: long lists of tools are rendered each time
-
 _OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
-
 _CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
 
 

@@ -35,7 +35,6 @@ from engine.processes.limits import limit_memory
 from engine.processes.messages import CancelledRequestError, JsonObject
 
 _KEPT = 4
-
 _KEPT_SECONDS = 300.0  # a branch of a dataset may move; an address that the Hub signed is good for longer
 
 

@@ -23,7 +23,6 @@ from engine.processes.limits import TimeLimitError, confined, time_limit
 
 # The largest models in use take half a second and some megabytes.
 _SECONDS = 4.0
-
 _MEMORY_BYTES = 1 << 30
 
 _GATE_NAMES = frozenset(

@@ -13,7 +13,6 @@ from engine.processes.limits import confined
 
 # Reading a vocabulary of the largest size and turning it into a fast tokenizer take less than half of each.
 _LOAD_SECONDS = 20.0
-
 _LOAD_MEMORY_BYTES = 5 << 28  # 1.25 GiB
 
 

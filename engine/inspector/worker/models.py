@@ -25,9 +25,7 @@ from engine.processes.answering import Request, serve
 from engine.processes.messages import JsonObject
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-
 _MAX_CARD_BYTES = 1_000_000
-
 _DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 MB) and unpacked once; then its chat template is shown here."
 
 
