@@ -1,5 +1,6 @@
 """A row as its source holds it, why it may be left out, and what every source of rows can do."""
 
+import hashlib
 import json
 import math
 from collections import deque
@@ -109,16 +110,6 @@ def not_utf8(error: UnicodeDecodeError, before: int = 0) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {before + error.start + 1}"
 
 
-def known_sum(values: Iterable[int | None]) -> int | None:
-    """The sum, where every value is known."""
-    total = 0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
-
-
 def too_long(size_bytes: int) -> str:
     """Why a row of that size is not read."""
     return f"the row is {size_bytes / 1e6:,.0f} MB long; {MAX_ROW_BYTES >> 20} MiB is the most"
@@ -161,12 +152,15 @@ class RowSource(Protocol):
     name: str  # safe to show
     form: SourceForm
     kind: str  # the same in words, such as "JSON Lines, gzip"
-    size_bytes: int | None
     columns: tuple[str, ...]  # where the source itself names them; else empty
 
     @property
     def notes(self) -> Sequence[str]:
         """What is odd about it as a whole; complete once it has been read to its end."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Of the file or files."""
 
     @property
     def bytes_read(self) -> int:
@@ -189,41 +183,72 @@ class RowSource(Protocol):
         """Return a hash that changes when the content does, as far as size, time and samples show."""
 
 
-def numbered_rows(sources: Sequence[RowSource], first_row: int = 0) -> Iterator[tuple[int, Record]]:
-    """Rows of several sources as if they were one, from `first_row` on, each with the number of its source."""
-    start = 0
-    for number, source in enumerate(sources):
-        if source.total_rows is None or start + source.total_rows > first_row:
-            for record in source.records(max(0, first_row - start)):
-                yield number, record._replace(row=start + record.row) if start else record
-        start += source.total_rows or 0
+class SeveralSources:
+    """Several sources of rows, read as if they were one; each row comes with the number of its source."""
+
+    def __init__(self, sources: Sequence[RowSource]) -> None:
+        self._sources = sources
+
+    @property
+    def total_rows(self) -> int | None:
+        """Rows, once they are known."""
+        return _known_sum(source.total_rows for source in self._sources)
+
+    @property
+    def size_bytes(self) -> int | None:
+        return _known_sum(source.size_bytes for source in self._sources)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(source.bytes_read for source in self._sources)
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes when the content of any source does."""
+        prints = [source.fingerprint() for source in self._sources]
+        return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
+
+    def numbered(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
+        """Rows from `first_row` on."""
+        start = 0
+        for number, source in enumerate(self._sources):
+            if source.total_rows is None or start + source.total_rows > first_row:
+                for record in source.records(max(0, first_row - start)):
+                    yield number, record._replace(row=start + record.row) if start else record
+            start += source.total_rows or 0
+
+    def approach(self, first_row: int, /) -> Iterator[None]:
+        """Do in small steps what `numbered(first_row)`, called next, has to do before its first row."""
+        start = 0
+        for source in self._sources:
+            if source.total_rows is None or start + source.total_rows > first_row:
+                yield from source.approach(max(0, first_row - start))
+            if source.total_rows is None or start + source.total_rows > first_row:
+                return
+            start += source.total_rows
+
+    def pick_numbered(self, rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
+        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+        start = 0
+        waiting = deque(rows)
+        for number, source in enumerate(self._sources):
+            total = source.total_rows
+            here = [row - start for row in waiting if total is None or row < start + total]
+            for record in source.pick(here) if here else ():
+                if record is None:
+                    yield None
+                    continue
+                waiting.popleft()
+                yield number, record._replace(row=start + record.row)
+            start += source.total_rows or 0
 
 
-def approach_row(sources: Sequence[RowSource], first_row: int) -> Iterator[None]:
-    """Do in small steps what `numbered_rows` has to do before it yields `first_row`."""
-    start = 0
-    for source in sources:
-        if source.total_rows is None or start + source.total_rows > first_row:
-            yield from source.approach(max(0, first_row - start))
-        if source.total_rows is None or start + source.total_rows > first_row:
-            return
-        start += source.total_rows
-
-
-def picked_rows(sources: Sequence[RowSource], rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
-    """Some rows of several sources as if these were one: see `RowSource.pick`."""
-    start = 0
-    waiting = deque(rows)
-    for number, source in enumerate(sources):
-        total = source.total_rows
-        here = [row - start for row in waiting if total is None or row < start + total]
-        for record in source.pick(here) if here else ():
-            if record is None:
-                yield None
-                continue
-            waiting.popleft()
-            yield number, record._replace(row=start + record.row)
-        start += source.total_rows or 0
+def _known_sum(values: Iterable[int | None]) -> int | None:
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def picked(records: Iterator[Record], rows: Sequence[int]) -> Iterator[Record | None]:

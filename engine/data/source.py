@@ -1,7 +1,5 @@
 """Where rows come from: a sample, a file, a folder or the Hub, by the name of the source."""
 
-import hashlib
-import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,10 +18,7 @@ from engine.data.hub import is_on_hub
 from engine.data.records import (
     Record,
     RowSource,
-    approach_row,
-    known_sum,
-    numbered_rows,
-    picked_rows,
+    SeveralSources,
 )
 from engine.errors import DatasetError
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
@@ -135,7 +130,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
 
 
-class ManyFiles:
+class ManyFiles(SeveralSources):
     """The files of a folder, one after the other, as one source.
 
     Args:
@@ -143,41 +138,24 @@ class ManyFiles:
         files: In order.
     """
 
-    def __init__(self, name: str, files: list[RowSource]) -> None:
+    def __init__(self, name: str, files: Sequence[RowSource]) -> None:
+        super().__init__(files)
         self.name = name
-        self._files = files
         self.form = files[0].form
         self.kind = f"{len(files)} files: {files[0].kind}"
         self.columns = files[0].columns
-        self.size_bytes: int | None = sum(file.size_bytes or 0 for file in files)
 
     @property
     def notes(self) -> Sequence[str]:
-        return list(itertools.chain.from_iterable(file.notes for file in self._files))
-
-    @property
-    def bytes_read(self) -> int:
-        return sum(file.bytes_read for file in self._files)
-
-    @property
-    def total_rows(self) -> int | None:
-        return known_sum(file.total_rows for file in self._files)
+        return [note for file in self._sources for note in file.notes]
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
         """Rows from `first_row` on, numbered through all files."""
-        for _, record in numbered_rows(self._files, first_row):
-            yield record
-
-    def approach(self, first_row: int, /) -> Iterator[None]:
-        """Do in small steps what has to be done before that row."""
-        return approach_row(self._files, first_row)
+        return (record for _, record in self.numbered(first_row))
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Some rows, numbered through all files."""
-        return (found[1] if found is not None else None for found in picked_rows(self._files, rows))
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256("".join(file.fingerprint() for file in self._files).encode()).hexdigest()
+        return (found[1] if found is not None else None for found in self.pick_numbered(rows))
 
 
 def data_files(folder: Path, split: str) -> list[Path]:

@@ -109,7 +109,7 @@ def test_an_object_as_the_result_of_a_tool_has_its_own_keys_alone(tmp_path):
     _, table = write_both(tmp_path, rows)
     reader = DatasetReader(DatasetConfig(source=str(table), format="messages"), SourceOptions())
 
-    assert [record.value["found"] for _, record in reader.records()] == [{"a": 1}, {"b": [None, 2]}]
+    assert [record.value["found"] for _, record in reader.numbered()] == [{"a": 1}, {"b": [None, 2]}]
 
 
 def test_a_null_that_the_author_of_a_jsonl_file_wrote_stays(tmp_path):

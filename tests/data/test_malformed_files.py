@@ -112,7 +112,7 @@ REFUSED = {
     "Parquet with a footer of four gigabytes": ("rows.parquet", b"PAR1xx\xff\xff\xff\xffPAR1", "cut off or damaged"),
     "columns that nobody knows": ("rows.jsonl", '{"x": "1", "y": "2"}\n', "No format fits the columns 'x', 'y'"),
     "gzip that breaks off": ("rows.jsonl.gz", gzip.compress(GOOD_LINE.encode() * 50)[:-8], "damaged"),
-    "a zip archive": ("rows.zip", b"PK\x03\x04" + b"x" * 50, "damaged"),
+    "a zip archive": ("rows.zip", b"PK\x03\x04" + b"x" * 50, "another kind of zip archive"),
     "only bad rows": ("rows.jsonl", '{"instruction": "Ask", "output": ""}\n' * 3, "none of the 3 rows can be used"),
 }
 

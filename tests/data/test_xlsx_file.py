@@ -164,7 +164,7 @@ def listing(files):
 
 ENTITIES = b'<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]>'
 TOO_LARGE = "are too large, or decompress to far more"
-DAMAGED = "damaged, encrypted or not supported"
+DAMAGED = "damaged, encrypted or another kind"
 HOSTILE = {
     "a sheet of 300 MB of spaces": (lambda: changed(sheet=sheet(b" " * 300_000_000)), TOO_LARGE),
     "a row of ten million cells": (lambda: changed(sheet=sheet(b"<row>" + b"<c/>" * 10_000_000)), TOO_LARGE),

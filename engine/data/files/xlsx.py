@@ -234,7 +234,7 @@ class XlsxRows:
             raise self._too_large() from error
         except Exception as error:  # readers of XML and zip archives raise nearly anything
             raise DatasetError(
-                f"{self.name} is an Excel workbook that is damaged, encrypted or not supported.",
+                f"{self.name} cannot be read as an Excel workbook: it is damaged, encrypted or another kind of zip archive.",
                 "Save it again as .xlsx, or export the rows as CSV.",
             ) from error
 

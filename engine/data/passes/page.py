@@ -16,7 +16,7 @@ from engine.data.contract import (
     SequenceView,
     TokenSpan,
 )
-from engine.data.conversation import Conversation, Example, PlainText
+from engine.data.conversation import Conversation, PlainText
 from engine.data.formats import likeliest_format
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
 from engine.data.records import Record
@@ -70,14 +70,14 @@ def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[tuple[int,
     """Rows from the first one on that the request means; None for each that is passed over."""
     yield from reader.approach(request.first_row)
     needle = request.search.casefold()
-    for part, record in reader.records(request.first_row):
+    for part, record in reader.numbered(request.first_row):
         yield (part, record) if not needle or needle in _searchable(record) else None
 
 
 def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[tuple[int, Record]]]:
     """Rows with these numbers, in their order, from one pass over the data."""
     found: dict[int, tuple[int, Record]] = {}
-    for one in reader.pick(sorted({row for row in rows if row >= 0})):
+    for one in reader.pick_numbered(sorted({row for row in rows if row >= 0})):
         if one is not None:
             found[one[1].row] = one
         if pace.turn_is_over():
@@ -100,7 +100,7 @@ def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[S
         for _ in reader.approach(first):
             if pace.turn_is_over():
                 yield None
-        for _, record in reader.records(first):
+        for _, record in reader.numbered(first):
             if end is not None and record.row >= end:
                 break
             if needle in _searchable(record):
@@ -149,15 +149,18 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
     raw = record.sample(_RAW_CHARACTERS)
     if row.example is None:
         return PageRow(row=record.row, line=record.line, raw=raw, problem=row.problem)
-    shown = page_row(record.row, record.line, row.example, raw)
     sequences = row.rendering.rows if row.rendering is not None else ()
     example = row.example
-    return shown.model_copy(
-        update={
-            "trained_turns": trained_turns(example, reader.train_on) if isinstance(example, Conversation) else (),
-            "sequences": tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
-            "notices": tuple(notice for _, notice in row.notices),
-        }
+    talk = example if isinstance(example, Conversation) else None
+    return PageRow(
+        row=record.row,
+        line=record.line,
+        conversation=_shortened_turns(talk) if talk is not None else None,
+        text=_shown(example.content) if isinstance(example, PlainText) else None,
+        raw=raw,
+        notices=tuple(notice for _, notice in row.notices),
+        trained_turns=trained_turns(talk, reader.train_on) if talk is not None else (),
+        sequences=tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
     )
 
 
@@ -166,15 +169,11 @@ MAX_SHOWN_CHARACTERS = 50_000
 MAX_SHOWN_TOKENS = 20_000
 
 
-def page_row(row: int, line: int | None, example: Example, raw: str) -> PageRow:
-    """A good row without its tokens."""
-    if isinstance(example, PlainText):
-        return PageRow(row=row, line=line, text=_shown(example.content), raw=raw)
-    assert isinstance(example, Conversation)
-    if any(len(message.content) > MAX_SHOWN_CHARACTERS for message in example.messages):
-        messages = tuple(replace(message, content=_shown(message.content)) for message in example.messages)
-        example = replace(example, messages=messages)
-    return PageRow(row=row, line=line, conversation=example, raw=raw)
+def _shortened_turns(conversation: Conversation) -> Conversation:
+    if all(len(message.content) <= MAX_SHOWN_CHARACTERS for message in conversation.messages):
+        return conversation
+    messages = tuple(replace(message, content=_shown(message.content)) for message in conversation.messages)
+    return replace(conversation, messages=messages)
 
 
 def _shown(text: str) -> str:

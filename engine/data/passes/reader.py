@@ -20,10 +20,7 @@ from engine.data.records import (
     Record,
     RowProblemError,
     RowSource,
-    approach_row,
-    known_sum,
-    numbered_rows,
-    picked_rows,
+    SeveralSources,
 )
 from engine.data.render.tokenize import Rendering, RenderOptions, render_many
 from engine.data.render.tokens import ChatTokenizer
@@ -93,7 +90,7 @@ class DatasetRow:
     problem: str = ""
 
 
-class DatasetReader:
+class DatasetReader(SeveralSources):
     """Reads a dataset, or several that are mixed.
 
     Args:
@@ -111,6 +108,7 @@ class DatasetReader:
         for source in config.mix:
             other = config.model_copy(update={"source": source, **own})
             self.parts.append(DatasetPart(other, options, of_a_mix=True))
+        super().__init__([part.source for part in self.parts])
         self.weights = (1.0, *config.mix.values())
         self.train_on = config.train_on
         self._renderer = renderer
@@ -130,19 +128,6 @@ class DatasetReader:
         """Of all parts, in the order in which they are seen."""
         return tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
 
-    @property
-    def total_rows(self) -> int | None:
-        """Rows, once that is known."""
-        return known_sum(part.source.total_rows for part in self.parts)
-
-    @property
-    def size_bytes(self) -> int | None:
-        return known_sum(part.source.size_bytes for part in self.parts)
-
-    @property
-    def bytes_read(self) -> int:
-        return sum(part.source.bytes_read for part in self.parts)
-
     def notes(self) -> list[str]:
         """What is worth knowing about the dataset as a whole."""
         notes = list(self._renderer.notes) if self._renderer is not None else []
@@ -155,14 +140,9 @@ class DatasetReader:
             notes.append("Plain text has no assistant turns, so all of it is trained.")
         return notes
 
-    def fingerprint(self) -> str:
-        """Return a hash that changes when the content of any source does, as far as size, time and samples show."""
-        prints = [part.source.fingerprint() for part in self.parts]
-        return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
-
     def rows(self, first_row: int = 0) -> Iterator[DatasetRow]:
         """Rows from `first_row` on, numbered through all parts."""
-        return self.convert(self.records(first_row))
+        return self.convert(self.numbered(first_row))
 
     def convert(self, records: Iterable[tuple[int, Record]]) -> Iterator[DatasetRow]:
         """Convert and render rows, some of them at a time, each given with the number of its part."""
@@ -176,18 +156,6 @@ class DatasetReader:
                 yield from self._convert_batch(batch)
                 batch, size = [], 0
         yield from self._convert_batch(batch)
-
-    def approach(self, first_row: int) -> Iterator[None]:
-        """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
-        return approach_row([part.source for part in self.parts], first_row)
-
-    def pick(self, rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
-        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
-        return picked_rows([part.source for part in self.parts], rows)
-
-    def records(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
-        """Yield rows as they are in their files, each with the number of its part."""
-        return numbered_rows([part.source for part in self.parts], first_row)
 
     def _convert_batch(self, records: Sequence[tuple[int, Record]]) -> list[DatasetRow]:
         """Convert and render some rows, each given with the number of its part."""
