@@ -147,15 +147,7 @@ class Inspector:
     ) -> DatasetPage:
         """Rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
-        Args:
-            dataset: Which, and how it is read.
-            model: Whose tokenizer and template; None shows the conversations only.
-            max_length: Where sequences are cut, in tokens; None cuts none.
-            first_row: The page begins there; rows count from 0.
-            count: Rows on the page.
-            search: Only rows that hold this text, in any case, from `first_row` on.
-            rows: Exactly these rows instead, such as the longest of a report.
-            brief: Lengths of sequences without their text, as a list of rows wants them.
+        The last five are those of a `PageRequest`; without a model, rows have no tokens.
 
         Raises:
             DatasetError: If the dataset cannot be read, or the text to search for is too long.
@@ -176,10 +168,7 @@ class Inspector:
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         """The next row that holds a text, in any case; progress, then at last where. Closing the iterator stops it.
 
-        Args:
-            dataset: Which, and how it is read.
-            text: At most 1,000 characters.
-            after_row: The search begins after it, and continues from the first row up to it.
+        The search begins after `after_row`, and continues from the first row up to it.
 
         Raises:
             DatasetError: If the dataset cannot be read, or the text is too long.
@@ -202,12 +191,7 @@ class Inspector:
     ) -> DatasetReport:
         """One pass over every row; an answer that is known already comes at once.
 
-        Args:
-            dataset: Which, and how it is read.
-            model: Whose tokenizer counts; None counts no tokens.
-            max_length: Where sequences are cut, in tokens; None cuts none.
-            seed: Draws the held-out rows.
-            on_progress: Told a few times a second; raising out of it stops the check.
+        `on_progress` is called a few times a second; raising out of it stops the check.
 
         Raises:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
@@ -237,12 +221,7 @@ class Inspector:
     ) -> HeldOutRows:
         """Which rows a run with these settings keeps back from training; one pass over the data.
 
-        Args:
-            dataset: The run's.
-            model: The run's, whose template may refuse rows.
-            max_length: The run's.
-            seed: The run's, which draws the rows.
-            count: How many at most, spread evenly.
+        Returns at most `count` of them, spread evenly.
 
         Raises:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.

@@ -128,7 +128,7 @@ def test_columns_themselves_keep_their_nulls(tmp_path):
 
     rows = [record.value for _, record in DatasetReader(
         DatasetConfig(source=str(table), format="alpaca"), SourceOptions()
-    ).records()]  # fmt: skip
+    ).numbered()]  # fmt: skip
 
     assert rows == [
         {"instruction": "Ask", "output": None, "x": {"a": 1}},

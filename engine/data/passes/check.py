@@ -167,10 +167,10 @@ def check_steps(
 
     Args:
         config: The dataset.
-        options: How to open its sources; with a home, a report that was made before is given back at once.
+        options: With a home, a report that was made before is returned at once.
         seed: Draws the held-out rows.
-        renderer: Counts tokens, where given.
-        on_kept: Gets every row that is kept, in order; the pass is then made whatever the cache holds.
+        renderer: Counts tokens.
+        on_kept: Gets every row that is kept, in order; the cache is then not used.
 
     Raises:
         DatasetError: If the source cannot be read, or no row of it can be trained on.
