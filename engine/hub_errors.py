@@ -191,7 +191,7 @@ def hub_errors_explained(name: str, revision: str | None = None) -> Iterator[Non
         revision: That was asked for.
 
     Raises:
-        HubUnreachableError: If it gave no answer, or one that says nothing about what was asked for.
+        HubUnreachableError: If it gave no answer, or an answer outside this table.
         ModelError: If it answered with a refusal.
         StorageError: If what it sent could not be written.
     """

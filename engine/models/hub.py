@@ -101,7 +101,7 @@ def fetch_from_hub(
         revision: As `hub_id.is_revision` accepts it; None for the default branch.
         part: How much of the model is needed.
         on_progress: Told the bytes that have arrived, from another thread.
-        timeout_seconds: How long the Hub may take to say what it has.
+        timeout_seconds: How long the Hub may take to list its files.
 
     Raises:
         HubUnreachableError: If the Hub cannot be reached and the cache does not hold what is needed.
@@ -287,7 +287,7 @@ _FIELDS = ("downloads", "likes", "gated", "lastModified", "safetensors", "tags",
 
 
 class HubModel(BaseModel):
-    """One model that a search found; None where the Hub does not say."""
+    """One model that a search found; None where the Hub does not report it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -27,7 +27,7 @@ _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "
 def architecture_values(
     model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
 ) -> dict[str, JsonValue]:
-    """What a model's config.json says, from the catalogue, a folder, or the Hub; no weights are fetched for it.
+    """Return the values of a model's config.json, from the catalogue, a folder, or the Hub; no weights are fetched.
 
     Raises:
         ModelError: If the model cannot be found or reached.

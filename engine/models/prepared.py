@@ -23,7 +23,7 @@ ModelPhase = Literal["waiting", "looking", "downloading", "unpacking", "converti
 
 
 class ModelProgress(NamedTuple):
-    """One moment of it. `message` says it in words; byte counts are there where they are known."""
+    """A step of making a model available, with byte counts where they are known."""
 
     phase: ModelPhase
     message: str

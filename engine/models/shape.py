@@ -40,7 +40,7 @@ class ModuleShape(BaseModel):
 
 
 class AttentionSupport(BaseModel):
-    """What an architecture's class in transformers says about its attention; the defaults are those of most decoders."""
+    """What an architecture's class in transformers declares about its attention; the defaults are those of most decoders."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -126,7 +126,7 @@ class ModelDetails(BaseModel):
     num_attention_heads: int
     num_key_value_heads: int
     max_position_embeddings: int | None  # context in tokens
-    dtype: str  # in which its weights are stored, where the configuration says; "" where not
+    dtype: str  # in which its weights are stored, by the configuration; "" where it is not given
     vocab_size: int  # rows of the embedding, which may be more than the tokenizer has
     num_experts: int = 0
     linear_names: tuple[str, ...]  # last name parts that `target_modules` can name

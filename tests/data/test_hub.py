@@ -137,7 +137,7 @@ REFUSALS = {
     ),
     "a kind of column": (pyarrow.ArrowNotImplementedError("no such cast"), "cannot be read as rows: no such cast"),
     "too large": (pyarrow.lib.ArrowCapacityError("array cannot hold it"), "cannot be read as rows: array cannot"),
-    "checksums": (NonMatchingSplitsSizesError("sizes"), "is not what its description says: sizes"),
+    "checksums": (NonMatchingSplitsSizesError("sizes"), "does not match its description: sizes"),
     "a README that stumbles": (KeyError("dataset_info"), "someone/data cannot be read: 'dataset_info'"),
 }
 

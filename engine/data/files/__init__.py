@@ -31,7 +31,7 @@ _MAGIC_BYTES = 8
 
 
 def kind_of(name: str) -> BinaryKind | TextKind | None:
-    """Return the kind that a file's name means, also where it is gzipped; None where the ending says nothing."""
+    """Return the kind that a file's name means, also where it is gzipped; None for any other ending."""
     return _KIND_OF_ENDING.get(PurePath(name.lower().removesuffix(".gz")).suffix)
 
 

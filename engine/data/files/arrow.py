@@ -1,7 +1,7 @@
 """Rows of Arrow files and streams, Feather among them, a record batch at a time.
 
 A file is its stream between two magics, so both are read as streams. The headers of messages are parsed here, before
-anything is unpacked: a compressed buffer says how large it becomes, and lists of nulls take no room at all.
+anything is unpacked: a compressed buffer gives its unpacked size, and lists of nulls take no space at all.
 
 Sources: Message.fbs and File.fbs of Apache Arrow's format; the internals of FlatBuffers.
 """

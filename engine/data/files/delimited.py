@@ -22,7 +22,7 @@ from engine.errors import DatasetError
 
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _NEVER_CLOSED = "a quotation mark opens here and is never closed"
-_NOT_CLOSED = "unexpected end of data"  # how Python's reader says it
+_NOT_CLOSED = "unexpected end of data"  # the message of Python's reader
 _VEILED_RETURN = "\udc0d"  # half a character, which text in UTF-8 never holds
 _MAX_LINES_OF_A_ROW = 5000  # a longer quoted cell has lost its closing quote
 

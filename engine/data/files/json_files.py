@@ -130,7 +130,7 @@ class JsonLinesReader(TextReader):
             row += 1
 
     def positions(self, start: Position) -> Iterator[Position]:
-        """Where rows begin, from `start` on, without reading what they say."""
+        """Where rows begin, from `start` on, without parsing rows."""
         row = start.row
         for line in read_lines(self._stream, start.offset, start.line):
             yield Position(row, line.number, line.offset)

@@ -23,7 +23,7 @@ _VALUES, _ENCODING, _ENCODING_V2 = 1, 2, 4
 
 
 class Page(NamedTuple):
-    """What a page's header says."""
+    """The fields of a page's header."""
 
     unpacked_bytes: int
     packed_bytes: int

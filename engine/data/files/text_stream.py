@@ -139,7 +139,7 @@ class TextStream:
             try:
                 yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
             except UnicodeDecodeError:
-                return  # the last character is cut in half; its row is cut off as well, and says so
+                return  # the last character is cut in half; its row is cut off as well, and reported
 
     def _raw(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
         if not self._compressed:

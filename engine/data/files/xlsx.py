@@ -128,7 +128,7 @@ class XlsxRows:
             reader.read_manifest()
             reader.read_strings()
             reader.read_workbook()
-            apply_stylesheet(reader.archive, reader.wb)  # tells dates from numbers
+            apply_stylesheet(reader.archive, reader.wb)  # distinguishes dates from numbers
         book = reader.wb
         # Its worksheets are left alone: for a sheet that does not give its dimensions, they read all of it.
         return {

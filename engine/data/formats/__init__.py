@@ -78,7 +78,7 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
         return replace(best, reason=f"{share} {best.reason}", sure=best.sure and count * 2 > len(rows))
     if are_single_turns(table.names, rows):
         raise DatasetError(
-            "Each row is a single turn, with who speaks and what is said, and not a conversation.",
+            "Each row is a single turn with its role and content, not a conversation.",
             "Put the turns of each conversation into one row, as a list in a column named messages.",
         )
     raise DatasetError(

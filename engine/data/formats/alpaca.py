@@ -53,7 +53,7 @@ class Alpaca(DataFormat):
 
 
 def has_more_to_it(question: str, table: Table) -> bool:
-    """Return whether rows say more about a question than its own column does, which only Alpaca has a place for."""
+    """Return whether rows have more to a question than its own column, for which only Alpaca has a column."""
     return question == table.names.get("instruction") or material_column(question, table.names, table.rows) is not None
 
 

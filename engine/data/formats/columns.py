@@ -21,7 +21,7 @@ ANSWER_NAMES = {
 }
 
 _ASKING_NAMES = ("instruction", "prompt", "question", "query")
-_GENERAL_NAMES = ("instruction", "prompt")  # these may say what to do with a question in another column
+_GENERAL_NAMES = ("instruction", "prompt")  # these may be the task for a question in another column
 
 
 def is_missing(value: Any) -> bool:
@@ -47,7 +47,7 @@ def material_column(asked: str, names: Names, rows: Rows) -> str | None:
     if _name_of(asked, names) in _GENERAL_NAMES:
         questions = (names[name] for name in _ASKING_NAMES if name in names)
         columns += [column for column in questions if not _repeats(column, asked, rows)]
-    # What the question says by itself adds nothing.
+    # What the question already contains adds nothing.
     others = (column for column in columns if column != asked and not _repeats(asked, column, rows))
     return next((column for column in others if _is_text(column, rows)), None)
 
@@ -55,7 +55,7 @@ def material_column(asked: str, names: Names, rows: Rows) -> str | None:
 def question_and_answer(names: Names, rows: Rows) -> tuple[str, str] | None:
     """Return the columns of the question and its answer, by their names; None where there is no such pair.
 
-    Of several questions, one that says all that another says goes before it.
+    Of several questions, one that contains another is preferred.
     """
     answers = {name: _answer(name, names, rows) for name in ANSWER_NAMES if name in names}
     pairs = [(names[name], answer) for name, answer in answers.items() if answer is not None]
@@ -83,13 +83,13 @@ def _name_of(column: str, names: Names) -> str:
 
 
 def _filled(column: str, rows: Rows) -> int:
-    """How many rows say something there: text, or turns."""
+    """Return how many rows have text or turns there."""
     values = (row.get(column) for row in rows)
     return sum(bool(value.strip()) if isinstance(value, str) else turn_list(value) is not None for value in values)
 
 
 def _is_text(column: str, rows: Rows) -> bool:
-    """Whether a column holds text and, where a row says nothing, nothing."""
+    """Return whether a column holds text or, in some rows, nothing."""
     values = [row.get(column) for row in rows]
     return any(isinstance(value, str) for value in values) and all(
         isinstance(value, str) or is_missing(value) for value in values
@@ -103,7 +103,9 @@ def _is_part_of_another(column: str, others: Sequence[str], rows: Rows) -> bool:
 
 
 def _repeats(longer: str, shorter: str, rows: Rows) -> bool:
-    """Whether in every row the one column holds all that the other says."""
-    told = [(row.get(longer), row[shorter]) for row in rows if isinstance(row.get(shorter), str)]
-    said = [(whole, part) for whole, part in told if part.strip()]
-    return bool(said) and all(isinstance(whole, str) and plain_text(part) in plain_text(whole) for whole, part in said)
+    """Return whether in every row the one column contains the other."""
+    cells = [(row.get(longer), row[shorter]) for row in rows if isinstance(row.get(shorter), str)]
+    pairs = [(whole, part) for whole, part in cells if part.strip()]
+    return bool(pairs) and all(
+        isinstance(whole, str) and plain_text(part) in plain_text(whole) for whole, part in pairs
+    )

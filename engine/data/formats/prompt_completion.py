@@ -1,4 +1,4 @@
-"""Prompt and completion: two columns, each text or a list of turns; what the completion is, the row says itself."""
+"""Prompt and completion: two columns, each text or a list of turns; the row itself marks the completion."""
 
 from dataclasses import replace
 

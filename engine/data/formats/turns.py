@@ -55,7 +55,7 @@ def looks_like_turns(value: Any) -> bool:
 
 
 def turn_list(value: Any) -> list[Any] | None:
-    """The list of objects that a value is, or that its text says as JSON; None where it is neither."""
+    """Return the list of objects that a value is, also as JSON text; None where it is neither."""
     if begins_like_turns(value):
         try:
             value = json.loads(value)
@@ -67,7 +67,7 @@ def turn_list(value: Any) -> list[Any] | None:
 def is_turn(value: Any) -> bool:
     """Whether a value has the usual fields of a turn."""
     return isinstance(value, Mapping) and any(
-        isinstance(value.get(role), str) and any(name in value for name in said) for role, said in _FIELDS
+        isinstance(value.get(role), str) and any(name in value for name in contents) for role, contents in _FIELDS
     )
 
 
@@ -81,9 +81,9 @@ def conversation_column(turns: Any) -> str | None:
 def are_single_turns(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether each row is a single turn of a conversation."""
     speaker = names.get("role") or names.get("from")
-    is_said = "content" in names or "value" in names
-    said = [row.get(speaker) for row in rows] if speaker is not None and is_said else []
-    return bool(said) and all(isinstance(role, str) and role.strip().lower() in _SPEAKERS for role in said)
+    has_content = "content" in names or "value" in names
+    roles = [row.get(speaker) for row in rows] if speaker is not None and has_content else []
+    return bool(roles) and all(isinstance(role, str) and role.strip().lower() in _SPEAKERS for role in roles)
 
 
 def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_fields: Sequence[str]) -> list[Message]:
@@ -123,12 +123,12 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
         raise RowProblemError(
             "not_an_object", f"turn {number} is {describe_kind(turn)}, not an object with role and content"
         )
-    said = next((turn[name] for name in role_fields if name in turn), None)
-    if said is None:
+    given = next((turn[name] for name in role_fields if name in turn), None)
+    if given is None:
         raise RowProblemError("unknown_role", f"turn {number} has no role")
-    tag = said.strip().lower() if isinstance(said, str) else ""
+    tag = given.strip().lower() if isinstance(given, str) else ""
     if tag not in ROLES:
-        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(said), 30)!r}")
+        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(given), 30)!r}")
     role = ROLES[tag]
     content = next((turn[name] for name in content_fields if name in turn), None)
     is_learned = role != "assistant" or _is_learned(turn, number)
@@ -161,14 +161,14 @@ def refuse_endless(turns: Sequence[Any], column: str) -> None:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a prompt or completion is a list of turns, or text that says one as JSON."""
+    """Whether a prompt or completion is a list of turns, or JSON text of one."""
     if isinstance(value, str):
         return looks_like_turns(value) and conversation_column(turn_list(value)) is not None
     return isinstance(value, list)
 
 
 def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
-    """What `weight` says of an assistant's turn: 1 is learned, 0 is only read.
+    """Return whether `weight` marks an assistant's turn as trained: 1 is trained, 0 is context only.
 
     Source: OpenAI's guide to fine-tuning, "Multi-turn chat examples"; Mistral's has the same.
     """

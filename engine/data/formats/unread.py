@@ -30,7 +30,7 @@ _ABOUT_ROWS = frozenset(
     """.split()
 )
 
-_SAID_FIELDS = ("content", "value", "text")  # of a turn, or of a part of one
+_CONTENT_FIELDS = ("content", "value", "text")  # of a turn, or of a part of one
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _NAMED = 8
 _PROSE_WORDS = 3
@@ -58,7 +58,7 @@ def unread_columns(
 
 
 def unread_note(columns: Sequence[str], where: str = "") -> str:
-    """Some such columns in two sentences; `where` says whose they are, such as " of rows.csv"."""
+    """Return a note about such columns; `where` names their source, such as " of rows.csv"."""
     named = ", ".join(shown_name(column, 40) for column in columns[:_NAMED])
     more = f" and {len(columns) - _NAMED:,} more" if len(columns) > _NAMED else ""
     noun = "columns" if len(columns) > 1 else "column"
@@ -91,10 +91,10 @@ def _is_prose(text: str, words: int) -> bool:
 def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether in every row the column is a part of what is read, or holds all of it, as a rendered prompt does."""
     for row in rows:
-        said = [plain_text(text) for text in _texts(row.get(name))]
+        texts = [plain_text(text) for text in _texts(row.get(name))]
         read = [plain_text(text) for column in used for text in _texts(row.get(column))]
         whole = " ".join(read)
-        if said and not all(text in whole for text in said) and not _holds_all(" ".join(said), read):
+        if texts and not all(text in whole for text in texts) and not _holds_all(" ".join(texts), read):
             return False
     return True
 
@@ -104,7 +104,7 @@ def _holds_all(text: str, parts: Sequence[str]) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """What a cell says: text, the words of turns, the texts of a list or an object."""
+    """Yield the texts of a cell: text, the content of turns, the texts of a list or an object."""
     if isinstance(value, str) and (turns := turn_list(value)) is not None:
         value = turns
     if isinstance(value, str):
@@ -114,6 +114,6 @@ def _texts(value: Any) -> Iterator[str]:
         for item in value:
             yield from _texts(item)
     elif isinstance(value, Mapping):
-        said = [value[name] for name in _SAID_FIELDS if name in value]
-        for item in said or value.values():
+        contents = [value[name] for name in _CONTENT_FIELDS if name in value]
+        for item in contents or value.values():
             yield from _texts(item)

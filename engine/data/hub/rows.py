@@ -188,7 +188,7 @@ _CONTENT_ERRORS = (
         "The data files of {name} cannot be read as rows: {reason}.",
         "Choose another subset or revision, or download the files and choose those that are whole.",
     ),
-    ({"DatasetsError"}, "{name} is not what its description says: {reason}.", "Choose another revision or dataset."),
+    ({"DatasetsError"}, "{name} does not match its description: {reason}.", "Choose another revision or dataset."),
     # No such subset or split; the library's message lists those that exist.
     ({"ValueError"}, "{name} cannot be opened: {reason}.", "Correct the subset, split or revision."),
     # A repository that needs its own Python code.

@@ -97,7 +97,7 @@ class Counts:
         return [int(row) for row in np.sort(rows[repeats])]
 
     def fingerprint(self) -> str:
-        """Sha256 over what the kept rows say, in order; the same on every machine and however the file is wrapped."""
+        """Return a sha256 over the content of the kept rows, in order; the same for any kind of file."""
         digests = np.frombuffer(self.digests, dtype=np.uint64)
         return hashlib.sha256(digests.astype("<u8").tobytes()).hexdigest()
 

@@ -85,7 +85,7 @@ class DatasetRow:
     example: Example | None = None
     rendering: Rendering | None = None
     notices: tuple[RowWarning, ...] = ()  # what is odd about a row that is kept
-    digest: int = 0  # 64 bits of what the row says: equal for exact duplicates
+    digest: int = 0  # 64 bits of the row's content: equal for exact duplicates
     kind: ProblemKind | None = None
     problem: str = ""
 
@@ -249,7 +249,7 @@ def printable_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def digest_of(example: Example) -> int:
-    """64 bits that are equal for rows that say exactly the same.
+    """Return 64 bits that are equal for exact duplicates.
 
     Raises:
         RowProblemError: If its text cannot be written as UTF-8.
@@ -268,11 +268,11 @@ def _canonical(example: Example) -> str:
     if not example.tools and all(map(_is_plain, example.messages)):
         # The common case, without building a dictionary for every turn.
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
-    told = asdict(example)
-    for message in told["messages"]:
+    values = asdict(example)
+    for message in values["messages"]:
         if message["is_learned"]:  # what goes without saying is left out
             del message["is_learned"]
-    return json.dumps(told, ensure_ascii=False, sort_keys=True, default=str)
+    return json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def _is_plain(message: Message) -> bool:

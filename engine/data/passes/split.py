@@ -31,7 +31,7 @@ def draw_split(
 ) -> Split:
     """Draw the sample, then the held-out rows, then what the weights of a mixture ask for.
 
-    Rows that say the same share a digest and stay together. At least one group is held out where `eval_fraction` is
+    Equal rows share a digest and stay together. At least one group is held out where `eval_fraction` is
     above zero and there are two groups to choose from; at least one always remains to train on. Held-out rows are never
     weighted: they measure every source as it is.
 
@@ -104,7 +104,7 @@ def _mixed(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
 
 
 def _weighted(train: Positions, parts: NDArray[np.int8], weights: Sequence[float], seed: int) -> Positions:
-    """Each source's rows as often as its weight says: whole times, and a drawn share for the rest."""
+    """Repeat each source's rows by its weight: whole times, and a random share for the rest."""
     chosen = []
     for part, weight in enumerate(weights):
         rows = train[parts[train] == part]

@@ -149,7 +149,7 @@ XML tags:
 
 @dataclass(frozen=True)
 class AdaptedConversation:
-    """A conversation as a template takes it. `turns[i]` is the turn that message i became; notes say what was changed."""
+    """A conversation as a template takes it. `turns[i]` is the turn that message i became; notes are what was changed."""
 
     messages: tuple[Message, ...]
     tools: tuple[Any, ...]
@@ -268,8 +268,8 @@ def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
             results.append(steps.messages[index])
             index += 1
         for position, call in enumerate(message.tool_calls):
-            said = message if position == 0 else Message("assistant", is_learned=message.is_learned)
-            messages.append(replace(said, tool_calls=(call,)))
+            turn = message if position == 0 else Message("assistant", is_learned=message.is_learned)
+            messages.append(replace(turn, tool_calls=(call,)))
             messages.extend(result for result in results if result.tool_call_id == call.id)
     if len(messages) == len(steps.messages):
         return steps
@@ -332,16 +332,16 @@ def _joined(group: list[Message]) -> Message:
 
 
 def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
-    said: dict[str, Any] = {"role": message.role, "content": message.content}
+    entry: dict[str, Any] = {"role": message.role, "content": message.content}
     reasoning = (message.reasoning or "").strip()
     if reasoning and abilities.reasoning == "field":
-        said["reasoning_content"] = reasoning
+        entry["reasoning_content"] = reasoning
     elif reasoning:
-        said["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.content}"
+        entry["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.content}"
     if abilities.text_parts:
-        said["content"] = as_parts(said["content"])
+        entry["content"] = as_parts(entry["content"])
     if message.tool_calls:
-        said["tool_calls"] = [
+        entry["tool_calls"] = [
             {
                 "id": call.id,
                 "type": "function",
@@ -350,10 +350,10 @@ def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     if message.role == "tool":
-        said["tool_call_id"] = message.tool_call_id
-        said["name"] = message.name
-        said = {key: value for key, value in said.items() if value is not None}
-    return said
+        entry["tool_call_id"] = message.tool_call_id
+        entry["name"] = message.name
+        entry = {key: value for key, value in entry.items() if value is not None}
+    return entry
 
 
 def _arguments(call: ToolCall, abilities: TemplateAbilities) -> Any:

@@ -1,4 +1,4 @@
-"""Which text a conversation becomes, and which part of it the model learns to say; proved turn by turn.
+"""Which text a conversation becomes, and which part of it is trained; verified turn by turn.
 
 For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
 conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
@@ -78,7 +78,7 @@ def plan_conversation(
         reason = "every assistant turn has weight 0" if marked else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
-    if beyond:  # the text ends early, and says nothing about what the template leaves out
+    if beyond:  # the text ends early, and does not show what the template leaves out
         rest = "\n".join(adapted.messages[index].content for index in beyond)
         beyond_tokens = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
         return RowPlan(sequences, adapted.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))

@@ -59,7 +59,7 @@ class TurnRenderer:
         self._tokenizer = tokenizer
         self._dicts = adapted.for_template(abilities_of(tokenizer))
         self._tools = [tool_schema(tool) for tool in adapted.tools]
-        self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt does not let them say
+        self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt excludes
         asked = (index for index, message in enumerate(self._messages) if message.role != "assistant")
         self._first_asked = next(asked, len(self._messages))
         self._head = self._second_question()  # messages that every window begins with

@@ -165,7 +165,7 @@ def read_attention(model: PreTrainedModel) -> AttentionFacts:
         has_sdpa=bool(model._supports_sdpa),
         has_flash=bool(model._supports_flash_attn),
         passes_arguments=bool(model._supports_attention_backend),
-        is_causal=bool(getattr(text, "is_decoder", True)),  # encoders can be decoders, and say whether they are
+        is_causal=bool(getattr(text, "is_decoder", True)),  # encoders can be decoders, and have a flag for it
         is_stateful=bool(model._is_stateful),
     )
     return AttentionFacts(str(text.model_type), sizes.layer_types, sizes.sliding_window, support)
@@ -209,7 +209,7 @@ def _refuse_absurd_sizes(config: PreTrainedConfig) -> None:
 
 
 def _key_value_heads(text: PreTrainedConfig, heads: int) -> int:
-    # Falcon and StarCoder say it with a flag; new Falcons also with a number.
+    # Falcon and StarCoder have a flag for it; new Falcons also a number.
     if _value(text, "multi_query") and not _value(text, "new_decoder_architecture"):
         return 1
     return _size(text, "num_key_value_heads") or heads

@@ -66,7 +66,7 @@ class OpenReaders:
         """
         if not all(map(is_on_hub, (config.source, *config.mix))):
             return self._open(config).with_renderer(renderer)
-        key = config.model_dump_json(exclude={"eval_fraction", "max_samples"})  # which say nothing of single rows
+        key = config.model_dump_json(exclude={"eval_fraction", "max_samples"})  # which do not change single rows
         known = self._opened.pop(key, None)
         if known is None or self._clock() - known.since > _KEPT_SECONDS:
             known = _Opened(self._open(config), self._clock())
@@ -109,12 +109,12 @@ class DatasetHandlers:
     def find(self, params: JsonObject, request: Request) -> Steps:
         reader = self._reader(params, request, streaming=True)
         steps = search_rows(reader, params["text"], params["after_row"])
-        return (yield from _watched(steps, request, tell=_teller(request)))
+        return (yield from _watched(steps, request, report=_reporter(request)))
 
     def check(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params, request)
         steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
-        return (yield from _watched(steps, request, tell=_teller(request)))
+        return (yield from _watched(steps, request, report=_reporter(request)))
 
     def held_out(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params, request)
@@ -156,7 +156,7 @@ class DatasetHandlers:
         return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
 
 
-def _teller(request: Request) -> Callable[[BaseModel], None]:
+def _reporter(request: Request) -> Callable[[BaseModel], None]:
     return lambda progress: request.progress(progress.model_dump(mode="json"))
 
 
@@ -174,7 +174,7 @@ def _sequence(rendered: RenderedRow) -> JsonObject:
 
 
 def _watched(
-    steps: Generator[Any, None, BaseModel], request: Request, tell: Callable[[Any], None] = lambda _: None
+    steps: Generator[Any, None, BaseModel], request: Request, report: Callable[[Any], None] = lambda _: None
 ) -> Steps:
     """Do long work step by step, with other requests answered in between; ends early when it is cancelled."""
     while True:
@@ -186,7 +186,7 @@ def _watched(
         if request.is_cancelled():
             raise CancelledRequestError
         if progress is not None:
-            tell(progress)
+            report(progress)
         yield
 
 

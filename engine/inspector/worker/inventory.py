@@ -91,7 +91,7 @@ def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
         attention_support=read_attention(model).support,
         **read_answer_cache(model)._asdict(),
         modules=modules,
-        # Architectures that do not say have it built in: plain ones use GELU, gated ones SiLU.
+        # Architectures without the field have it built in: plain ones use GELU, gated ones SiLU.
         **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),
     )
 
@@ -103,7 +103,7 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     except (TimeLimitError, MemoryError):
         raise
     except Exception as error:
-        # Constructors divide, index and assert on whatever the configuration says.
+        # Constructors divide, index and assert on any value of the configuration.
         raise ModelError(
             f"The configuration describes no {config.model_type} model that transformers can build "
             f"({type(error).__name__}: {_first_line(error)}).",

@@ -24,7 +24,7 @@ def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
         settled about it. Saving it with `save_pretrained` saves the template that training uses.
 
     Raises:
-        ModelError: If there is none, or it cannot say which characters its tokens come from.
+        ModelError: If there is none, or it does not report which characters its tokens come from.
     """
     tokenizer = open_tokenizer(source)
     if not getattr(tokenizer, "is_fast", False):

@@ -34,7 +34,7 @@ def model_details(
 ) -> ModelDetails:
     """Describe a model; fetches its configuration and tokenizer, never its weights.
 
-    A model of the catalogue is described also where the Hub is out of reach; what its tokenizer would say is left out then.
+    A model of the catalogue is described also where the Hub is out of reach; the facts about its tokenizer are left out then.
 
     Raises:
         ModelError: If it cannot be found, or its configuration describes none.
@@ -103,8 +103,8 @@ def _license_of(folder: Path) -> str | None:
         front_matter = yaml.safe_load(rest.partition("\n---")[0]) if not opening.strip() else None
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    said = front_matter.get("license") if isinstance(front_matter, dict) else None
-    return said if isinstance(said, str) else None
+    license_ = front_matter.get("license") if isinstance(front_matter, dict) else None
+    return license_ if isinstance(license_, str) else None
 
 
 class ModelHandlers:
