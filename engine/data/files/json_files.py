@@ -159,6 +159,7 @@ class JsonValuesReader(TextReader):
     def __init__(self, stream: TextStream, array: bool) -> None:
         self._stream = stream
         self._array = array
+        self.notes = []
         self.form = (
             SourceForm("json_array", "JSON array")
             if array
