@@ -222,7 +222,7 @@ def test_without_a_home_what_was_unpacked_goes_with_its_reader(tmp_path, monkeyp
         (lambda whole: gzip.compress(whole)[:-20], "is damaged"),
         (lambda whole: gzip.compress(whole[:-10]), "cut off or damaged"),
         (lambda whole: gzip.compress(whole + b"\0" * (150 * MIB)), "200-fold"),
-        (lambda whole: gzip.compress(b"no Parquet"), "no Parquet file"),
+        (lambda whole: gzip.compress(b"no Parquet"), "not a Parquet file"),
     ],
     ids=["broken gzip", "broken inside", "bomb", "text"],
 )
