@@ -203,7 +203,7 @@ def test_a_row_that_is_not_there_is_said_to_be_missing(files, row):
 
 
 def test_a_jump_reads_no_more_than_a_stride_once_the_file_is_indexed(files, home, monkeypatch):
-    list(open_reader(files / "rows.jsonl", home).records())
+    list(open_reader(files / "rows.jsonl", home).numbered())
     reader = open_reader(files / "rows.jsonl", home)
     parsed = []
     original = reader.parts[0].source._reader.read
@@ -221,7 +221,7 @@ def test_a_jump_reads_no_more_than_a_stride_once_the_file_is_indexed(files, home
 def test_an_index_belongs_to_one_content(files, home, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n' * 10)
-    list(open_reader(path, home).records())
+    list(open_reader(path, home).numbered())
     path.write_text('{"text": "b"}\n' * 20)
 
     assert open_reader(path, home).total_rows == 20

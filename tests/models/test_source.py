@@ -26,7 +26,7 @@ from engine.models.source import resolve_model
         ("\u202etpg", "invisible characters"),
         ("line\nbreak", "invisible characters"),
         ("nul\0byte", "invisible characters"),
-        ("absent.gguf", "no file absent.gguf"),
+        ("absent.gguf", "absent.gguf does not exist"),
         ("/dev/zero", "neither in the catalogue"),
     ],
 )
