@@ -107,7 +107,7 @@ REFUSED = {
     "null at top level": ("rows.json", "null", "the row is null"),
     "duplicate headers": ("rows.csv", "output,instruction,output\na,b,c\n", "twice"),
     "a pickle renamed .parquet": ("rows.parquet", pickle.dumps([GOOD]), "pickle"),
-    "text renamed .parquet": ("rows.parquet", GOOD_LINE, "no Parquet file"),
+    "text renamed .parquet": ("rows.parquet", GOOD_LINE, "not a Parquet file"),
     "Parquet with a cut footer": ("rows.parquet", b"PAR1" + b"x" * 100, "cut off or damaged"),
     "Parquet with a footer of four gigabytes": ("rows.parquet", b"PAR1xx\xff\xff\xff\xffPAR1", "cut off or damaged"),
     "columns that nobody knows": ("rows.jsonl", '{"x": "1", "y": "2"}\n', "No format fits the columns 'x', 'y'"),
