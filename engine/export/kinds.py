@@ -166,3 +166,8 @@ print(answer["choices"][0]["message"]["content"])
 
 ADAPTER, MERGED, GGUF = _Adapter(), _Merged(), _Gguf()
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (ADAPTER, MERGED, GGUF)}
+
+
+def loads_in_transformers(kind: str) -> bool:
+    """Return whether what a record calls this kind is a folder that transformers and PEFT load."""
+    return kind in KINDS and KINDS[kind].goes_to_hub

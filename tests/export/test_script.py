@@ -183,7 +183,11 @@ def test_a_script_is_whole_and_holds_nothing_that_it_does_not_use(tiny_model_fol
     compile(text, "script", "exec")
     assert "loratory" not in text.lower().split('"""', 2)[2].replace("as loratory prepared it", "")
     assert_whole(text, tmp_path)
-    words = {"packing": "def packed", "early_stopping_patience": "EarlyStoppingCallback", "use_dora": "use_dora=True"}
+    words = {
+        "packing": "def pack_rows",
+        "early_stopping_patience": "EarlyStoppingCallback",
+        "use_dora": "use_dora=True",
+    }
     for setting, word in words.items():
         assert (word in text) == bool({**training, **adapter}.get(setting))
 

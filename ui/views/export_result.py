@@ -5,13 +5,14 @@ from html import escape
 from typing import NamedTuple
 
 from engine.export.contract import ExportedFile, Verification
+from engine.export.kinds import KINDS
 from engine.export.records import ExportRecord
 from ui.pick import pickable
 from ui.views.adapter_files import render_copyable
 from ui.views.notices import render_notices
 from ui.views.quantities import plural, size
 
-KIND_WORDS = {"adapter": "Adapter", "merged": "Merged model", "gguf": "GGUF", "hub": "On the Hub"}
+KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub"}
 NOTHING_MADE = (
     '<div class="empty"><b>Nothing was taken away yet</b>What you write or push appears here with its files and what its '
     "verification found, and stays listed with the run.</div>"

@@ -46,7 +46,7 @@ def draw_split(
     sampled = np.asarray(digests, dtype=np.uint64)
     if len(sample) < len(sampled):
         sampled = sampled[sample]
-    held_out = _draw_held_out(sampled, config.eval_fraction, seed)
+    held_out = draw_held_out(sampled, config.eval_fraction, seed)
     train = sample[~held_out]
     if any(weight != 1.0 for weight in weights):
         train = _weighted(train, np.asarray(parts), weights, seed)
@@ -64,7 +64,7 @@ def _draw_sample(count: int, max_samples: int | None, seed: int) -> Positions:
     return np.sort(_generator(seed, 0).choice(count, size=max_samples, replace=False)).astype(np.uint32)
 
 
-def _draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) -> NDArray[np.bool_]:
+def draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) -> NDArray[np.bool_]:
     """Which of the rows are held out: those whose mixed digests are the smallest.
 
     Equal rows have equal digests and so stay together; whether a row is held out does not depend on its position, and
@@ -73,7 +73,7 @@ def _draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int)
     nothing = np.zeros(len(digests), dtype=np.bool_)
     if eval_fraction <= 0 or len(digests) < 2:
         return nothing
-    places = _mixed(digests, seed)
+    places = mix_digests(digests, seed)
     wanted = max(1, round(eval_fraction * len(digests)))
     held_out: NDArray[np.bool_] = places <= np.partition(places, wanted - 1)[wanted - 1]
     if np.count_nonzero(held_out) == wanted:
@@ -93,7 +93,7 @@ def _draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int)
     return np.isin(places, chosen or values[:-1][[np.argmin(sizes[:-1])]])
 
 
-def _mixed(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+def mix_digests(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """Scatter digests by a seed (the finalizer of SplitMix64, Steele et al. 2014, figure 16)."""
     mixed = digests ^ np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

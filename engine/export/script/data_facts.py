@@ -75,9 +75,10 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         has_long_rows=look.longest_row_bytes > _LONGEST_CELL_BYTES or bool(look.left_out),
         has_media=kind == "hub" and bool(part.source.notes),
         tags=tuple(look.tags),
-        turn_fields=look.turn_fields,
+        role_field=look.turn_fields[0],
+        content_field=look.turn_fields[1],
         turn_columns=tuple(look.turn_columns),
-        left_out=tuple(look.left_out),
+        left_out=set(look.left_out),
         json_columns=tuple(look.json_columns),
         has_list_rows=look.has_list_rows,
         has_system=look.has_system,
@@ -89,7 +90,6 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         has_empty_answers=look.has_empty_answers,
         opens_with_answer=look.opens_with_answer,
         most_answers=look.most_answers,
-        has_duplicates=repeated > 0,
         can_hold_out=len(look.digests) - repeated > 1,
         held_out_draw=config.dataset.eval_fraction * look.most_tokens > _ALL_MEASURED_TOKENS,
     )
@@ -202,7 +202,7 @@ def _require_same_rows(
         rows: Taken for those that the script reads, where it asks the very library that the run asks.
     """
     roots = ["read_rows", "digest", *(["conversation"] if facts.format != "text" else [])]
-    code = assemble(["rows"], roots, replace(example, config=config, data=facts))
+    code = assemble(["engine.export.script.worker.rows"], roots, replace(example, config=config, data=facts))
     names: dict[str, Any] = {}
     exec(compile(code, "script", "exec"), names)  # noqa: S102 - written by this program
     says = names["conversation"] if facts.format != "text" else lambda row: row[facts.columns["text"]]
@@ -211,7 +211,7 @@ def _require_same_rows(
     number = 0
     try:
         for number, row in enumerate(found):
-            if number not in facts.left_out_rows and names["digest"](says(row)) != next(expected, None):
+            if number not in facts.left_out and names["digest"](says(row)) != next(expected, None):
                 raise _unreadable(part, number)
     except DatasetError:
         raise

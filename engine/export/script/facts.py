@@ -6,7 +6,7 @@ configuration in its place. Whatever they ask for beyond the configuration has a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from engine.config.dataset import DatasetConfig
 from engine.config.methods.base import Source
@@ -30,63 +30,38 @@ FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a look at the rows found.
-
-    Attributes:
-        columns: Of the format's roles.
-        fingerprint: Sha256 over the content of the rows that are not left out, in order.
-        files: To read; empty for the Hub.
-        gzip: Whether the files are packed.
-        has_long_rows: Whether a row may hold a longer cell than Python's csv module takes by itself.
-        has_media: Whether the rows have columns with pictures or sound, which are not read.
-        tags: Names of the roles that turns have, as the rows spell them.
-        turn_fields: Where a turn has its role and its text.
-        turn_columns: Columns that hold lists of turns.
-        left_out: Numbers of rows that were left out, from 0; they cannot be read or train nothing.
-        json_columns: Columns whose lists may be written as JSON in a text.
-        has_list_rows: Whether a row may be nothing but a list of turns.
-        has_system: Whether any row has a system turn.
-        has_later_system: Whether any row has one after its first turn.
-        has_repeated_roles: Whether two turns of one role may follow each other.
-        has_parts: Whether the text of a turn may be a list of parts.
-        has_reasoning: Whether answers may hold reasoning.
-        has_reasoning_fields: Whether turns may have their reasoning in a field of its own.
-        has_empty_answers: Whether an assistant's turn may be empty.
-        opens_with_answer: Whether an assistant may speak first.
-        most_answers: The most assistant's turns of one row.
-        has_duplicates: Whether some rows have the same content.
-        can_hold_out: Whether rows can be held out, as they cannot where all have the same content.
-        held_out_draw: Whether there are so many held-out rows that only some of them are evaluated.
-    """
+    """What a look at the rows found."""
 
     kind: FileKind
     format: str
-    columns: Mapping[str, str]
-    fingerprint: str = ""
-    files: tuple[str, ...] = ()
+    columns: Mapping[str, str]  # of the format's roles
+    fingerprint: str = ""  # sha256 over the content of the rows that are not left out, in order
+    files: tuple[str, ...] = ()  # to read; empty for the Hub
     encoding: str = "utf-8-sig"
     delimiter: str = ","
-    gzip: bool = False
-    has_long_rows: bool = False
-    has_media: bool = False
-    tags: tuple[str, ...] = ()
-    turn_fields: tuple[str, str] = ("role", "content")
-    turn_columns: tuple[str, ...] = ()
-    left_out: tuple[int, ...] = ()
-    json_columns: tuple[str, ...] = ()
-    has_list_rows: bool = False
-    has_system: bool = False
-    has_later_system: bool = False
-    has_repeated_roles: bool = False
-    has_parts: bool = False
-    has_reasoning: bool = False
-    has_reasoning_fields: bool = False
-    has_empty_answers: bool = False
-    opens_with_answer: bool = False
-    most_answers: int = 1
-    has_duplicates: bool = False
-    can_hold_out: bool = True
-    held_out_draw: bool = False
+    gzip: bool = False  # the files are packed
+    has_long_rows: bool = False  # a row may hold a longer cell than Python's csv module takes by itself
+    has_media: bool = False  # the rows have columns with pictures or sound, which are not read
+    tags: tuple[str, ...] = ()  # names of the roles that turns have, as the rows spell them
+    role_field: str = "role"  # of a turn
+    content_field: str = "content"
+    turn_columns: tuple[str, ...] = ()  # columns that hold lists of turns
+    left_out: set[int] = field(
+        default_factory=set
+    )  # numbers of rows that were left out, from 0; they cannot be read or train nothing
+    json_columns: tuple[str, ...] = ()  # columns whose lists may be written as JSON in a text
+    has_list_rows: bool = False  # a row may be nothing but a list of turns
+    has_system: bool = False  # any row has a system turn
+    has_later_system: bool = False  # any row has one after its first turn
+    has_repeated_roles: bool = False  # two turns of one role may follow each other
+    has_parts: bool = False  # the text of a turn may be a list of parts
+    has_reasoning: bool = False  # answers may hold reasoning
+    has_reasoning_fields: bool = False  # turns may have their reasoning in a field of its own
+    has_empty_answers: bool = False  # an assistant's turn may be empty
+    opens_with_answer: bool = False  # an assistant may speak first
+    most_answers: int = 1  # the most assistant's turns of one row
+    can_hold_out: bool = True  # rows can be held out, as they cannot where all have the same content
+    held_out_draw: bool = False  # there are so many held-out rows that only some of them are evaluated
 
     @property
     def marks_completion(self) -> bool:
@@ -104,11 +79,6 @@ class DataFacts:
         return self.columns["conversations" if self.format == "sharegpt" else "messages"]
 
     @property
-    def left_out_rows(self) -> set[int]:
-        """The rows that are left out, as a script looks them up."""
-        return set(self.left_out)
-
-    @property
     def open_arguments(self) -> dict[str, Any]:
         """How the files are opened."""
         # Lines end at line feeds alone, so other line ends inside a text do no harm; a table has its own rules.
@@ -119,23 +89,14 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What is known about the tokenizer without loading it.
+    """What is known about the tokenizer without loading it."""
 
-    Attributes:
-        template: The chat template that was trained with, where the model's own is another; None where it is that one.
-        default_template: Whether ours for base models is used; by the script's own look where the files are not here.
-        has_clock: Whether the template may ask for today's date.
-        takes_parts: Whether it may want the text of a turn as a list of parts.
-        names_eos: Whether the files name an end-of-sequence token.
-        eos: The one that was trained with, where that is known.
-    """
-
-    template: str | None = None
-    default_template: Literal["never", "always", "if_missing"] = "never"
-    has_clock: bool = False
-    takes_parts: bool = False
-    names_eos: bool = True
-    eos: str | None = None
+    template: str | None = None  # that was trained with, where the model has another
+    default_template: Literal["never", "always", "if_missing"] = "never"  # use of ours
+    has_clock: bool = False  # the template may ask for today's date
+    takes_parts: bool = False  # it may want the text of a turn as a list of parts
+    names_eos: bool = True  # the files name an end-of-sequence token
+    eos: str | None = None  # the one that was trained with, where that is known
 
     @property
     def written_template(self) -> str:
@@ -145,33 +106,26 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known about the model and the device of the run.
+    """What is known about the model and the device of the run."""
 
-    Attributes:
-        location: Hub id or folder, as `from_pretrained` takes it.
-        compute: Dtype of computation: bfloat16, float16 or float32.
-        on_cpu: Whether the run computes on a CPU.
-        tokenizer: What is known about the tokenizer.
-        revision: Commit on the Hub.
-        warm_start: Folder of the adapter that training starts from.
-        grouped: Whether the rows of a step are of similar length, as where they are padded.
-    """
-
-    location: str
-    compute: str
-    on_cpu: bool
-    tokenizer: TokenizerFacts
-    revision: str | None = None
-    warm_start: str | None = None
-    grouped: bool = False
+    location: str  # hub id or folder, as `from_pretrained` takes it
+    compute: str  # dtype of computation: bfloat16, float16 or float32
+    on_cpu: bool  # the run computes on a CPU
+    tokenizer: TokenizerFacts  # what is known about the tokenizer
+    revision: str | None = None  # commit on the Hub
+    warm_start: str | None = None  # folder of the adapter that training starts from
+    grouped: bool = False  # the rows of a step are of similar length, as where they are padded
 
 
 class RunRows(NamedTuple):
     """What a run made of its rows, by which a script proves that it makes the same of them."""
 
-    fingerprint: str | None  # of the rows that it kept
-    sequences: tuple[int, int]  # to train on, held out
-    tokens: tuple[int, int]  # trained, masked
+    fingerprint: str | None = None  # of the rows that it kept
+    sequences: tuple[int, int] | None = None  # to train on, held out; None where the run did not get so far
+    tokens: tuple[int, int] = (0, 0)  # trained, masked
+
+
+_UNKNOWN_ROWS = RunRows()
 
 
 @dataclass(frozen=True)
@@ -185,11 +139,12 @@ class ScriptFacts:
     output: str = "output"
     origin: str = "a configuration"  # or "the run 2026…"
     versions: str = ""
-    rows_of_run: RunRows | None = None
+    run_rows: RunRows = _UNKNOWN_ROWS
     results: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()  # what the script does otherwise than the run, in sentences
-    looks_ahead_after: int = field(default=8, init=False)  # answers of one row, beyond which the cut is looked for
-    frozen_date: str = field(default=FROZEN_DATE.isoformat(), init=False)
+    looks_ahead_after: ClassVar[int] = 8  # answers of one row, beyond which the cut is looked for
+    frozen_date: ClassVar[str] = FROZEN_DATE.isoformat()
+    evaluations: ClassVar[int] = MEASUREMENTS  # in a whole run, where nobody chose the steps between them
 
     @property
     def data_location(self) -> str | list[str]:
@@ -220,11 +175,6 @@ class ScriptFacts:
         return True
 
     @property
-    def most_samples(self) -> int:
-        """How many rows are used at most; 0 for all."""
-        return self.config.dataset.max_samples or 0
-
-    @property
     def measures(self) -> bool:
         """Whether rows are held out and evaluated."""
         return self.config.dataset.eval_fraction > 0
@@ -233,16 +183,6 @@ class ScriptFacts:
     def measures_base_first(self) -> bool:
         """Whether the evaluation before the first step is of the base model, because the adapter already changes it."""
         return not self.config.adapter.traits.starts_as_identity or self.model.warm_start is not None
-
-    @property
-    def trains_adapter(self) -> bool:
-        """Whether the model itself stays frozen."""
-        return not self.config.adapter.traits.trains_all
-
-    @property
-    def peft_class(self) -> str:
-        """PEFT's configuration class; empty where the whole model is trained."""
-        return self.config.adapter.traits.peft_class
 
     @property
     def peft_arguments(self) -> dict[str, Any]:
@@ -259,12 +199,6 @@ class ScriptFacts:
     def feedforward_endings(self) -> list[str]:
         """Ends of the names of feed-forward modules."""
         return list(self.config.adapter.feedforward_modules or FEEDFORWARD_ENDINGS)
-
-    @property
-    def target_modules(self) -> list[str]:
-        """Ends of the names of the modules that get an adapter, where they are listed."""
-        targets = self.config.adapter.target_modules
-        return [targets] if isinstance(targets, str) else list(targets)
 
     @property
     def quantized(self) -> bool:
@@ -284,27 +218,17 @@ class ScriptFacts:
     @property
     def loaded_dtype(self) -> str:
         """Precision of the weights: what is trained is held in float32."""
-        return self.model.compute if self.trains_adapter else "float32"
+        return "float32" if self.config.adapter.traits.trains_all else self.model.compute
 
     @property
     def saved_dtype(self) -> str | None:
         """Precision to which a model that was trained as a whole is rounded before it is saved."""
-        return self.model.compute if not self.trains_adapter and self.model.compute != "float32" else None
+        return self.model.compute if self.config.adapter.traits.trains_all and self.model.compute != "float32" else None
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of `SFTConfig` that do not depend on the number of rows."""
         return trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu)
-
-    @property
-    def eval_steps(self) -> int | None:
-        """Steps between two evaluations; None for a tenth of all."""
-        return self.config.training.eval_steps
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations in a whole run, where nobody chose the steps between them."""
-        return MEASUREMENTS
 
     @property
     def keeps_best(self) -> bool:
@@ -324,7 +248,7 @@ class ScriptFacts:
     @property
     def counts_steps(self) -> bool:
         """Whether the number of steps matters."""
-        return self.save_steps is None or (self.measures and self.eval_steps is None)
+        return self.save_steps is None or (self.measures and self.config.training.eval_steps is None)
 
     @property
     def patience(self) -> int | None:
@@ -361,16 +285,6 @@ class ScriptFacts:
         return self.data.columns["output" if self.data.format == "alpaca" else "completion"]
 
     @property
-    def role_field(self) -> str:
-        """The field of a turn with its role."""
-        return self.data.turn_fields[0]
-
-    @property
-    def content_field(self) -> str:
-        """The field of a turn with its text."""
-        return self.data.turn_fields[1]
-
-    @property
     def short_trainer_arguments(self) -> dict[str, Any]:
         """Arguments of `SFTConfig` in the short form, which leaves out what is TRL's default."""
         text = {"dataset_text_field": self.data.columns["text"]} if self.data.format == "text" else {}
@@ -394,12 +308,7 @@ class ScriptFacts:
     @property
     def merges(self) -> bool:
         """Whether the adapter can be merged into the model."""
-        return self.trains_adapter and self.config.adapter.traits.mergeable
-
-    @property
-    def run_rows(self) -> RunRows:
-        """What the run made of its rows; asked for only where that is known."""
-        return self.rows_of_run or RunRows(None, (0, 0), (0, 0))
+        return not self.config.adapter.traits.trains_all and self.config.adapter.traits.mergeable
 
 
 facts = ScriptFacts(

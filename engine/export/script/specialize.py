@@ -27,7 +27,7 @@ from engine.export.script.facts import ScriptFacts
 _FACTS = "facts"
 _FOR_TOOLS = re.compile(r"[ \t]*# (?:type: ignore|noqa|fmt:).*$", re.MULTILINE)
 _PLAIN_WIDTH = 100
-_FOLDER = Path(__file__).with_name("worker")
+_ENGINE = Path(__file__).parents[2]
 
 
 class _Definition(NamedTuple):
@@ -54,7 +54,7 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *
     """Return the source of some functions with everything that they need: imports, constants and other functions.
 
     Args:
-        modules: Names of modules in `engine.export.script.worker`, in the order in which they are written.
+        modules: Whose functions may be needed, in the order in which they are written.
         roots: Functions that are wanted.
         facts: Put in the place of the example that the functions are written against.
         plain: Write as tutorials do: the body of `main` at the top level, no annotations, and arguments side by side.
@@ -128,7 +128,7 @@ def literal(value: Any) -> str:
 
 @cache
 def _read(module: str) -> _Module:
-    source = (_FOLDER / f"{module}.py").read_text(encoding="utf-8")
+    source = (_ENGINE / f"{module.removeprefix('engine.').replace('.', '/')}.py").read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
     definitions: dict[str, _Definition] = {}
     imports: dict[str, tuple[str, str]] = {}

@@ -19,6 +19,12 @@ from engine.runs.history.reader import read_history
 from engine.runs.provenance import environment_facts, read_provenance, run_title
 from engine.runs.run import RunFolder
 
+_WORKER = "engine.export.script.worker"
+_MODULES = (
+    "engine.data.passes.split",
+    "engine.training.batching.plan",
+    *(f"{_WORKER}.{name}" for name in ("rows", "encoding", "methods", "train")),
+)
 _ONE_GPU = 'import os\n\nos.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU, as in the run\n\n'
 _START = '\n\nif __name__ == "__main__":\n    main()\n'
 
@@ -35,7 +41,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
     assert isinstance(libraries, dict)
     model = look_at_model(config, home, run)
     data = look_at_data(config, home)
-    rows_of_run = _rows_of(run, config, data) if run is not None else None
+    run_rows = _rows_of(run, config, data) if run is not None else RunRows()
     title = run_title(config)
     if not data.can_hold_out:
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"eval_fraction": 0.0})})
@@ -47,7 +53,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
         output=re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")[:80] or "output",
         origin=f"the run {run.path.name}" if run is not None else "a configuration",
         versions=", ".join(f"{name} {version}" for name, version in libraries.items()),
-        rows_of_run=rows_of_run,
+        run_rows=run_rows,
         results=tuple(_results(run)) if run is not None else (),
         differences=tuple(_differences(config, model)),
     )
@@ -55,7 +61,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 
 def write_script(facts: ScriptFacts) -> str:
     """Return the faithful form as text."""
-    code = assemble(["rows", "encoding", "methods", "train"], ["main"], facts)
+    code = assemble(_MODULES, ["main"], facts)
     return f'"""{_head(facts)}"""\n\n{"" if facts.model.on_cpu else _ONE_GPU}{code}{_START}'
 
 
@@ -83,7 +89,7 @@ def write_short_script(facts: ScriptFacts) -> str:
             "",
         ]
     )
-    return f'"""{_in_docstring(head)}"""\n\n{assemble(["short"], ["main"], facts, plain=True)}'
+    return f'"""{_in_docstring(head)}"""\n\n{assemble([f"{_WORKER}.short"], ["main"], facts, plain=True)}'
 
 
 def _left_out(facts: ScriptFacts) -> Iterator[str]:
@@ -133,11 +139,11 @@ def _in_docstring(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"""', "'''")
 
 
-def _rows_of(run: RunFolder, config: RunConfig, data: DataFacts) -> RunRows | None:
+def _rows_of(run: RunFolder, config: RunConfig, data: DataFacts) -> RunRows:
     """Return what the run made of its rows, where it got so far; rows that were mixed in are not in a script."""
     report, pinned = read_history(run.events).data_report, read_provenance(run).dataset_fingerprint
     if report is None or config.dataset.mix:
-        return None
+        return RunRows()
     # Rows that only the template refuses are found by the script itself.
     if pinned is not None and report.dropped_rows <= len(data.left_out) and pinned != data.fingerprint:
         raise DatasetError(

@@ -9,22 +9,18 @@ import gradio as gr
 from engine.config.export import ExportConfig
 from engine.config.push import PushConfig
 from engine.config.run import RunConfig
+from engine.export.kinds import KINDS
 from ui.fields import component_of_field
 from ui.page import Page
 
-ADAPTER, MERGED, GGUF, HUB, SCRIPT, SHORT, YAML = (
-    "Adapter", "Merged model", "GGUF", "Hub", "Script", "Short script", "YAML",
-)  # fmt: skip
-FORMS = (ADAPTER, MERGED, GGUF, HUB, SCRIPT, SHORT, YAML)
+ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
+HUB, SCRIPT, SHORT, YAML = "Hub", "Script", "Short script", "YAML"
 TEXTS = (SCRIPT, SHORT, YAML)
+FORMS = (*(kind.title for kind in KINDS.values()), HUB, *TEXTS)
+_KINDS = {kind.title: kind for kind in KINDS.values()}
 
 _ABOUT = {
-    ADAPTER: "What was trained alone: a PEFT folder with tokenizer, chat template and model card. Small; loads with "
-    "PeftModel.from_pretrained on its base.",
-    MERGED: "One complete model with the adapter worked into its weights, for servers that take no adapters. A QLoRA run is "
-    "merged into the unquantized base.",
-    GGUF: "The complete model in one file for llama.cpp, Ollama and LM Studio, with a Modelfile whose template is the trained "
-    "one.",
+    **{kind.title: kind.about for kind in KINDS.values()},
     HUB: "A repository on the Hugging Face Hub with model card, private unless you say otherwise. The token is the one of "
     "HF_TOKEN or of `hf auth login`; it is never stored here.",
     SCRIPT: "One Python file on plain transformers, peft, trl and datasets that does what the run did.",
@@ -95,34 +91,25 @@ class ExportForms:
         if reason:
             about += f'<p class="notice">{escape(reason)}</p>'
         can = not reason
-        writes = form in (ADAPTER, MERGED, GGUF)
-        visible = (writes, form == MERGED, form == GGUF, form == HUB, writes or form == HUB)
+        kind = _KINDS.get(form)
+        read = kind.settings if kind is not None else ()
+        visible = (kind is not None, "dtype" in read, "gguf_type" in read, form == HUB, kind is not None or form == HUB)
         return about, *(gr.update(visible=one and can) for one in visible)
 
     @staticmethod
     def read(form: str, values: Sequence[Any]) -> Wanted:
         """What is wanted, of the settings that belong to the form."""
         folder, dtype, shard, gguf_type, keep_merged, repository, hub_kind, private, verify = values
-        verified = {"verify": bool(verify)}
+        known = {"dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": bool(keep_merged)}
+        kind = _KINDS.get(form, KINDS["adapter"])
+        settings = {"kind": kind.name, **{name: known[name] for name in kind.settings}, "verify": bool(verify)}
         if form == HUB:
-            settings = {"kind": hub_kind, "private": bool(private), **verified}
-        elif form == MERGED:
-            settings = {"kind": "merged", "dtype": dtype, "max_shard_gb": shard, **verified}
-        elif form == GGUF:
-            settings = {"kind": "gguf", "gguf_type": gguf_type, "keep_merged": bool(keep_merged), **verified}
-        else:
-            settings = {"kind": "adapter", **verified}
+            settings = {"kind": hub_kind, "private": bool(private), "verify": bool(verify)}
         given = {name: value for name, value in settings.items() if value is not None}
         return Wanted(folder or "", (repository or "").strip(), given)
 
 
 def why_not(form: str, config: RunConfig | None) -> str:
-    """Why a run's result cannot be had in a form; "" where it can."""
-    if config is None:
-        return ""
-    method = config.adapter.traits
-    if not method.mergeable and form in (MERGED, GGUF):
-        return f"{method.label} cannot be merged: {method.why_not_mergeable}. Export the adapter instead."
-    if method.trains_all and form == ADAPTER:
-        return "This run trained the whole model, so that there is no adapter. Take the merged model instead."
-    return ""
+    """Return why a run's result cannot be had in a form; "" where it can."""
+    kind = _KINDS.get(form)
+    return kind.why_not(config.adapter.traits) if kind is not None and config is not None else ""

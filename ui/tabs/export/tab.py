@@ -10,6 +10,7 @@ from engine.config.export import ExportConfig
 from engine.config.load import section_from_mapping
 from engine.config.push import PushConfig
 from engine.errors import EngineError, RunError
+from engine.export.kinds import loads_in_transformers
 from engine.export.records import ExportRecord, read_records
 from ui.backend.run_reader import ObservedRun, can_be_talked_to
 from ui.components import Dropdown, Radio
@@ -215,7 +216,7 @@ class ExportTab:
 
     def _use(self, observed: ObservedRun, record: ExportRecord | None, folder: Path | None) -> str:
         terminal = render_command_line(observed.run.id)
-        if record is None or folder is None or record.kind not in ("adapter", "merged"):
+        if record is None or folder is None or not loads_in_transformers(record.kind):
             return terminal
         base = observed.config.model.id if observed.config is not None else ""
         return render_script(loading_script(folder, base)) + terminal

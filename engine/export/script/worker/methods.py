@@ -38,5 +38,5 @@ def ia3_targets(model: Any) -> list[str]:
     if facts.config.adapter.target_modules == "all-linear":
         targets = [name.rsplit(".", 1)[-1] for name in linear_names(model)]
     else:
-        targets = facts.target_modules
+        targets = list(facts.config.adapter.target_modules)
     return sorted({*targets, *feedforward_modules(model)})

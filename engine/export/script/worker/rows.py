@@ -13,6 +13,7 @@ import numpy as np
 from datasets import load_dataset
 from pyarrow.parquet import ParquetFile
 
+from engine.data.passes.split import draw_held_out
 from engine.export.script.facts import facts
 
 Message = dict[str, Any]
@@ -21,7 +22,7 @@ DATA = facts.data_location
 SEED = facts.config.training.seed
 EVAL_FRACTION = facts.config.dataset.eval_fraction  # of the rows are held out
 ROWS = facts.data.fingerprint  # sha256 of the content of all rows
-LEFT_OUT = facts.data.left_out_rows  # numbers of rows, from 0, that cannot be read or train nothing
+LEFT_OUT = facts.data.left_out  # numbers of rows, from 0, that cannot be read or train nothing
 ROLES = facts.data.roles
 
 
@@ -98,9 +99,11 @@ def turns_of(turns: Iterable[Any]) -> list[Message]:
     """Return the turns of a row as chat messages."""
     messages = []
     for turn in turns:
-        role = ROLES[turn[facts.role_field].strip().lower()]
+        role = ROLES[turn[facts.data.role_field].strip().lower()]
         content = (
-            (turn.get(facts.content_field) or "") if facts.data.has_reasoning_fields else turn[facts.content_field]
+            (turn.get(facts.data.content_field) or "")
+            if facts.data.has_reasoning_fields
+            else turn[facts.data.content_field]
         )
         if facts.data.has_parts:
             content = text_of(content)
@@ -215,26 +218,11 @@ def load_rows(where: Any) -> list[Any]:
 
 
 def held_out(rows: list[Any]) -> Any:
-    """Return for each row whether it is held out: those whose mixed digests are the smallest."""
-    places = np.array([digest(row) for row in rows], dtype=np.uint64)
-    places ^= np.random.default_rng(SEED).integers(2**64, dtype=np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finalizer of SplitMix64
-        places ^= places >> np.uint64(shift)
-        places *= np.uint64(factor)
-    places ^= places >> np.uint64(31)
-    values, sizes = np.unique(places, return_counts=True)
-    if len(values) < 2:
+    """Return for each row whether it is held out."""
+    found = draw_held_out(np.array([digest(row) for row in rows], dtype=np.uint64), EVAL_FRACTION, SEED)
+    if not found.any():
         raise SystemExit(
             "All remaining rows have the same content, so none can be held out. "
             "Write this script again with other rows or with eval_fraction 0."
         )
-    count = max(1, round(EVAL_FRACTION * len(rows)))
-    if facts.data.has_duplicates:
-        # Rows of the same content stay on one side.
-        chosen = []
-        for value, size in zip(values[:-1], sizes[:-1], strict=True):
-            if size <= count:
-                chosen.append(value)
-                count -= size
-        return np.isin(places, chosen or values[:-1][[np.argmin(sizes[:-1])]])
-    return places <= np.partition(places, count - 1)[count - 1]
+    return found

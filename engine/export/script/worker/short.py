@@ -30,7 +30,9 @@ def to_prompt_completion(row: dict[str, Any]) -> dict[str, Any]:
             turns = json.loads(row[facts.data.conversation_column])
         else:
             turns = row[facts.data.conversation_column]
-        messages = [{"role": ROLES[turn[facts.role_field]], "content": turn[facts.content_field]} for turn in turns]
+        messages = [
+            {"role": ROLES[turn[facts.data.role_field]], "content": turn[facts.data.content_field]} for turn in turns
+        ]
         last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
         return {"prompt": messages[:last], "completion": messages[last : last + 1]}
     return {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
@@ -69,8 +71,8 @@ def main() -> None:
             **facts.short_trainer_arguments,
         ),
         **(
-            {"peft_config": getattr(peft, facts.peft_class)(**facts.short_peft_arguments)}
-            if facts.trains_adapter
+            {"peft_config": getattr(peft, facts.config.adapter.traits.peft_class)(**facts.short_peft_arguments)}
+            if not facts.config.adapter.traits.trains_all
             else {}
         ),
         **({"callbacks": [EarlyStoppingCallback(facts.patience)]} if facts.patience is not None else {}),

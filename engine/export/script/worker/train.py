@@ -24,12 +24,13 @@ from trl import SFTConfig, SFTTrainer
 from engine.export.script.facts import facts
 from engine.export.script.worker.encoding import MAX_LENGTH, RefusedRowError, encode
 from engine.export.script.worker.rows import DATA, SEED, fingerprint, held_out, load_rows
+from engine.training.batching.plan import pack_rows
 
 MODEL = facts.model.location  # a Hub id or a folder
 OUTPUT = facts.output
 BATCH = facts.config.training.per_device_train_batch_size
 ACCUMULATE = facts.config.training.gradient_accumulation_steps  # batches in one optimizer step
-MAX_SAMPLES = facts.most_samples
+MAX_SAMPLES = facts.config.dataset.max_samples or 0
 REVISION = facts.model.revision  # commit on the Hub
 WARM_START = facts.model.warm_start  # adapter that training starts from
 CHAT_TEMPLATE = facts.model.tokenizer.written_template
@@ -98,8 +99,8 @@ def load_model(name: str) -> Any:
             # bitsandbytes would repack 4-bit weights for inference at the first evaluation, and cannot train through those.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-    if facts.trains_adapter:
-        settings = getattr(peft, facts.peft_class)(
+    if not facts.config.adapter.traits.trains_all:
+        settings = getattr(peft, facts.config.adapter.traits.peft_class)(
             task_type="CAUSAL_LM",
             **facts.peft_arguments,
         )
@@ -113,23 +114,6 @@ def load_model(name: str) -> Any:
     return model
 
 
-def packed(lengths: list[int], order: list[int]) -> list[list[int]]:
-    """Fill sequences of MAX_LENGTH tokens with rows, longest first, each where it leaves the least room."""
-    sequences: list[list[int]] = []
-    free: dict[int, list[int]] = {}  # numbers of sequences, by the room that they have left
-    for row in sorted(order, key=lambda row: -lengths[row]):
-        room = min((room for room, numbers in free.items() if numbers and room >= lengths[row]), default=MAX_LENGTH)
-        if free.get(room):
-            number = free[room].pop()
-        else:
-            number = len(sequences)
-            sequences.append([])
-        sequences[number].append(row)
-        if room > lengths[row]:
-            free.setdefault(room - lengths[row], []).append(number)
-    return sequences
-
-
 class Batches(IterableDataset):  # type: ignore[misc]
     """The run's batches: shuffled for each epoch by seed and epoch alone."""
 
@@ -139,7 +123,7 @@ class Batches(IterableDataset):  # type: ignore[misc]
 
     def __len__(self) -> int:
         if facts.config.training.packing:
-            return math.ceil(len(packed(self.lengths, list(range(len(self.rows))))) / BATCH)
+            return math.ceil(len(pack_rows(range(len(self.rows)), self.lengths, MAX_LENGTH)) / BATCH)
         return math.ceil(len(self.rows) / BATCH)
 
     def shuffled(self, items: list[Any]) -> list[Any]:
@@ -151,7 +135,7 @@ class Batches(IterableDataset):  # type: ignore[misc]
     def __iter__(self) -> Iterator[list[Any]]:
         order = self.shuffled(list(range(len(self.rows))))
         if facts.config.training.packing:
-            sequences = self.shuffled(packed(self.lengths, order))
+            sequences = self.shuffled(pack_rows(order, self.lengths, MAX_LENGTH))
             for start in range(0, len(sequences), BATCH):
                 yield [[self.rows[row] for row in rows] for rows in sequences[start : start + BATCH]]
         elif facts.model.grouped:
@@ -311,7 +295,7 @@ def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], lis
     if not kept:
         raise SystemExit("No row has tokens to train on. Raise MAX_LENGTH, or name other rows with --data.")
     sample = kept
-    if facts.most_samples and len(kept) > MAX_SAMPLES:
+    if facts.config.dataset.max_samples and len(kept) > MAX_SAMPLES:
         drawn = np.random.default_rng([SEED, 0]).choice(len(kept), size=MAX_SAMPLES, replace=False)
         sample = [kept[row] for row in np.sort(drawn)]
     if facts.measures:
@@ -320,7 +304,7 @@ def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], lis
         evaluation = [one for (_, found), out in zip(sample, apart, strict=True) if out for one in found]
     else:
         train, evaluation = [one for _, found in sample for one in found], []
-    if facts.rows_of_run is not None and (options.model, options.data) == (MODEL, DATA):
+    if facts.run_rows.sequences is not None and (options.model, options.data) == (MODEL, DATA):
         require_rows_of_run(kept, train, evaluation)
     return train, evaluation
 
@@ -360,7 +344,11 @@ def main() -> None:
         gradient_accumulation_steps=ACCUMULATE,
         seed=SEED,
         **facts.trainer_arguments,
-        **({"eval_steps": facts.eval_steps or max(1, math.ceil(steps / facts.evaluations))} if facts.measures else {}),
+        **(
+            {"eval_steps": facts.config.training.eval_steps or max(1, math.ceil(steps / facts.evaluations))}
+            if facts.measures
+            else {}
+        ),
         save_steps=facts.save_steps or max(1, math.ceil(steps / facts.saves)),
         max_length=None,  # rows are tokenized and truncated already
         dataset_kwargs={"skip_prepare_dataset": True},
