@@ -39,6 +39,7 @@ class Kind:
         goes_to_hub: Whether it can be pushed.
         noun: What messages call it.
         needed_files: Without which it is of no use on the Hub.
+        instead: What to do where it cannot be had.
     """
 
     name: ClassVar[str]
@@ -52,6 +53,7 @@ class Kind:
     goes_to_hub: ClassVar[bool] = False
     noun: ClassVar[str] = "a complete model"
     needed_files: ClassVar[frozenset[str]] = frozenset({_CARD})
+    instead: ClassVar[str] = "Export the adapter instead."
 
     def why_not(self, method: PeftMethod | None) -> str:
         """Return why what a method trained cannot be had in this kind; empty where it can."""
@@ -71,9 +73,7 @@ class Kind:
         """
         del llama_cpp
         if reason := self.why_not(method):
-            raise ModelError(
-                reason, f"Export it as {ADAPTER.name if method and not method.trains_all else MERGED.name} instead."
-            )
+            raise ModelError(reason, self.instead)
 
     def holds_weights(self, name: str) -> bool:
         """Return whether a file of this name decides how a repository of this kind is loaded."""
@@ -94,6 +94,7 @@ class _Adapter(Kind):
     goes_to_hub = True
     noun = "an adapter"
     needed_files = frozenset({_CARD, "adapter_config.json", "adapter_model.safetensors"})
+    instead = "Export it as merged instead."
     code = (
         """\
 from peft import PeftModel

@@ -112,4 +112,5 @@ class ExportForms:
 def why_not(form: str, config: RunConfig | None) -> str:
     """Return why a run's result cannot be had in a form; "" where it can."""
     kind = _KINDS.get(form)
-    return kind.why_not(config.adapter.traits) if kind is not None and config is not None else ""
+    reason = kind.why_not(config.adapter.traits) if kind is not None and config is not None else ""
+    return f"{reason} {kind.instead}" if kind is not None and reason else ""
