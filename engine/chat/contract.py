@@ -112,4 +112,4 @@ class ChatState(Value):
     progress: LoadProgress | None = None  # while loading
     generating: int = 0  # requests under way, of all callers
     process_bytes: int | None = None  # resident memory of the process that holds the model
-    note: str = ""  # why nothing is loaded any more, where nobody asked for that
+    note: str = ""  # why the model was unloaded, where that was not asked for

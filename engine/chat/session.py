@@ -68,7 +68,7 @@ class _Loading:
 
     target: ChatTarget
     progress: LoadProgress
-    kept: _Loaded | None = None  # whose process goes on with other adapters, and which stays where they do not fit
+    kept: _Loaded | None = None  # whose process continues with other adapters; kept where they do not fit
     process: JsonLinesProcess | None = None
 
 
@@ -278,10 +278,10 @@ class ChatSession:
             raise
 
     def _hold_device(self, process: JsonLinesProcess, request: LoadRequest) -> None:
-        """Take the device for the process; whoever is just leaving it is given a moment.
+        """Take the device for the process; a process that is just ending is given a moment.
 
         Raises:
-            DeviceError: If somebody else holds it; says who.
+            DeviceError: If it is in use; names the user.
         """
         identity = ProcessIdentity.of(process.pid or 0)
         if identity is None:

@@ -129,7 +129,7 @@ def _find(choice: AdapterChoice) -> _Found:
         return _find_in_run(run, choice.checkpoint)
     if choice.checkpoint is not None:
         raise RunError(
-            f"{choice.folder.name} is no run and has no checkpoints.", "Leave the checkpoint out, or name a run."
+            f"{choice.folder.name} is not a run and has no checkpoints.", "Leave the checkpoint out, or name a run."
         )
     if (choice.folder / ADAPTER_CONFIG).is_file():
         return _find_adapter(choice.folder)
@@ -176,7 +176,7 @@ def _find_adapter(folder: Path, name: str | None = None) -> _Found:
         if (folder / PICKLED_ADAPTER_WEIGHTS).is_file():
             raise ModelError(
                 f"The adapter {name} is a pickle file ({PICKLED_ADAPTER_WEIGHTS}), which can run code when it is read.",
-                "Save it anew with PEFT where you trust it; that writes safetensors.",
+                "If you trust it, save it again with PEFT; that writes safetensors.",
             )
         raise ModelError(f"The adapter {name} has no {ADAPTER_WEIGHTS}.", "Copy the whole adapter folder again.")
     values = read_config(folder / ADAPTER_CONFIG, name)
@@ -194,7 +194,7 @@ def _find_adapter(folder: Path, name: str | None = None) -> _Found:
         )
     if not isinstance(base, str) or not base or len(base) > 400:
         base = "unknown"  # only matters where the person names no base; then that is what cannot be found
-    # The demo model stands under its catalogue name where the Hub cannot be reached.
+    # The demo model has its catalogue name where the Hub cannot be reached.
     if base == DEMO_HUB_ID and revision is None:
         base = DEMO_MODEL_ID
     method = method_of_peft_type(peft_type)

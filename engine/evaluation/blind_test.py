@@ -1,6 +1,6 @@
 """The blind test: which of two answers a person prefers without knowing whose they are, and how sure the tally is.
 
-Judgements are kept with the run, one JSON line each, so that several people can judge at the same time.
+Judgements are kept with the run, one JSON line each, so several people can judge at the same time.
 """
 
 import math
@@ -24,7 +24,7 @@ class Pair(Value):
     """Two answers to one prompt, in the order in which they are shown."""
 
     prompt: str
-    reference: str = ""  # "" where nobody knows the right answer
+    reference: str = ""  # "" where the right answer is unknown
     left: Branch
     right: Branch
     answers: dict[Branch, str]
@@ -78,7 +78,7 @@ class BlindTally(Value):
 
 
 def draw_pair(prompt: str, reference: str, answers: dict[Branch, str], draw: random.Random) -> Pair:
-    """Put two answers into an order that is drawn anew for every prompt.
+    """Put two answers into an order that is drawn for every prompt.
 
     Args:
         prompt: What was asked.

@@ -58,7 +58,7 @@ class BranchLoss(Value):
 
 
 class AnswerScores(Value):
-    """An answer against its reference. Exact after white space is evened out; the others from 0 to 1."""
+    """An answer against its reference. `exact` ignores white space; the other scores are from 0 to 1."""
 
     exact: bool
     rouge_l: float

@@ -1,4 +1,4 @@
-"""Measuring a run on its held-out rows: checked here, done in a process of its own, kept beside the run."""
+"""Measures a run on its held-out rows: checked here, done in a process of its own, saved with the run."""
 
 import threading
 from collections.abc import Callable
@@ -53,10 +53,10 @@ class EvaluationJob:
         """Measure, and keep the result in the run's folder, where `read_evaluation` finds it.
 
         Raises:
-            RunError: If this is no run, it has no adapter yet, or the checkpoint does not exist.
+            RunError: If this is not a run, it has no adapter yet, or the checkpoint does not exist.
             DatasetError: If its data is gone, or it held no rows out.
             ModelError: If base and adapter cannot be loaded together.
-            DeviceError: If the device is held by somebody else, or its memory too small.
+            DeviceError: If the device is in use, or its memory too small.
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """

@@ -1,4 +1,4 @@
-"""What a model card can tell of a result: gathered from the run's own files and from the base model's."""
+"""The facts of a model card, gathered from the files of the run and of the base model."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _MAX_CARD_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells."""
+    """The facts of a model card."""
 
     kind: ExportKind
     folder: str  # what loads it: the repository, or the name of the exported folder
@@ -40,7 +40,7 @@ class CardFacts:
     provenance: Provenance | None = None
     evaluation: EvaluationResult | None = None  # None where nothing was measured
     license: str | None = None  # of the base, as the Hub writes it; None where it is not known here
-    last_step: int | None = None  # where a checkpoint stands in its run; None for the run's end
+    last_step: int | None = None  # the step of a checkpoint; None for the run's end
 
 
 class CurvePoint(NamedTuple):
@@ -66,12 +66,12 @@ def gather_facts(
 
     Args:
         plan: What was loaded.
-        kind: What is taken away.
+        kind: The kind of export.
         folder: The repository, or the name of the exported folder.
         base: Hub id or name of the base model.
         base_is_on_hub: Whether `base` is a Hub id.
         run: The run's folder.
-        checkpoint: Which of its checkpoints; what was measured on it is told.
+        checkpoint: Which of its checkpoints.
         base_folder: Where the base lies on this machine; its card may name its licence.
     """
     assert plan.tuned is not None
@@ -93,7 +93,7 @@ def gather_facts(
 
 
 def data_names(dataset: DatasetConfig) -> tuple[str, ...]:
-    """The datasets of a run; of a path only the last part, which tells of nobody's folders."""
+    """Return the datasets of a run; of a path only the last part, which reveals no folders."""
     return tuple(_data_name(source) for source in (dataset.source, *dataset.mix))
 
 

@@ -72,7 +72,7 @@ class ExportResult(Value):
     notes: tuple[str, ...] = ()
 
 
-# In this order; a wait for the Hub is told within the phase that it holds up.
+# In this order; a wait for the Hub is reported within the phase that it holds up.
 PushPhase = Literal["checking", "preparing", "uploading", "committing", "ready"]
 
 

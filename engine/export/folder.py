@@ -102,10 +102,10 @@ def empty_folder(folder: Path) -> None:
 
 
 def rewrite_json(path: Path, **changes: object) -> None:
-    """Change fields of a JSON file, and drop those that tell of this machine.
+    """Change fields of a JSON file, and drop those that reveal this machine.
 
     Raises:
-        ModelError: If it is no JSON object.
+        ModelError: If it is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ class ExportJob:
         Raises:
             RunError: If the run has no adapter yet, or the checkpoint does not exist.
             ModelError: If this result cannot be had in this form.
-            DeviceError: If the device for the verification is held by somebody else.
+            DeviceError: If the device for the verification is in use.
             StorageError: If the folder is not empty or cannot be written, or the disk is too small.
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.

@@ -1,4 +1,4 @@
-"""The README of what is taken away: what it is, what it was trained on and how, how good it is, and how to load it."""
+"""The model card of an export: what it is, how it was trained, how good it is, and how to load it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What was taken away from a run: kept with it, one JSON line each, so that a later look shows where it lies."""
+"""The exports of a run, in one JSON line each in its folder."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from engine.export.contract import ExportedFile, ExportResult, PushResult, Verif
 
 
 class ExportRecord(Value):
-    """One result that was taken away, wherever it lies by now."""
+    """One export of a run."""
 
     kind: str  # "adapter", "merged", "gguf", or "hub"
     place: str  # a folder, or the address of a repository
@@ -73,7 +73,7 @@ def keep_record(run: Path, record: ExportRecord) -> None:
 
 
 def read_records(run: Path) -> tuple[ExportRecord, ...]:
-    """Everything that was taken away from a run, newest first; a damaged line is left out."""
+    """Return the exports of a run, newest first; a damaged line is left out."""
     try:
         lines = records_file(run).read_bytes().splitlines()
     except OSError:

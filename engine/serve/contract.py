@@ -189,7 +189,7 @@ def read_request(body: Any) -> ChatCompletionRequest:
         RefusedRequestError: Names the first thing that is wrong, or that cannot be done here.
     """
     if not isinstance(body, dict):
-        raise RefusedRequestError("The body is no JSON object.")
+        raise RefusedRequestError("The body is not a JSON object.")
     known = ChatCompletionRequest.model_fields
     for name, value in body.items():
         if name in _NEUTRAL:

@@ -35,7 +35,7 @@ _STREAM_HEADERS = [
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 def build_endpoint(served: ServedModel) -> Starlette:
@@ -81,7 +81,7 @@ class _Endpoint:
         try:
             asked = read_request(await _read_json(request))
             branch = self._served.branch(asked.model)
-            # The chat is asked by the very values that the page uses, so that it is asked in the very same words.
+            # The chat is asked with the values that the page uses, so the prompt is the same.
             question = ChatRequest(
                 messages=tuple(message.as_message() for message in asked.messages),
                 branches=(branch,),
@@ -93,7 +93,7 @@ class _Endpoint:
         except EngineError as error:
             return _engine_error(error)
         except ClientGoneError:
-            return Response(status_code=499)  # is sent to nobody
+            return Response(status_code=499)  # the client is gone
 
     async def _answer(self, asked: ChatCompletionRequest, question: ChatRequest) -> Response:
         await self._served.ready()
@@ -195,7 +195,7 @@ async def _read_json(request: Request) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise RefusedRequestError("The body is no valid JSON.", code="invalid_json") from None
+        raise RefusedRequestError("The body is not valid JSON.", code="invalid_json") from None
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -222,8 +222,8 @@ def _body(error: EngineError) -> ErrorBody:
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     words = {
-        404: "There is no such address here; there are /v1/chat/completions and /v1/models.",
-        405: "This address takes another method.",
+        404: "Not found. Available: /v1/chat/completions and /v1/models.",
+        405: "Method not allowed.",
     }
     message = words.get(error.status_code, error.detail)
     return JSONResponse(ErrorBody(message, "invalid_request_error").as_json(), error.status_code)
@@ -252,7 +252,7 @@ def serve_model(
         served: What answers.
         host: A loopback address.
         port: 0 takes any that is free.
-        on_listening: Told the address, once clients may come.
+        on_listening: Gets the address once clients may connect.
         load: Loads the model; `served.load` unless progress is to be shown.
 
     Raises:

@@ -17,7 +17,7 @@ def refuse_unless_usable(host: str, port: int) -> None:
     """Check an address before anything is started on it.
 
     Raises:
-        DeviceError: If others could reach it, it is no port, or somebody else has it.
+        DeviceError: If other computers could reach it, it is not a port, or it is in use.
     """
     if host not in LOOPBACK_HOSTS:
         raise DeviceError(
@@ -25,12 +25,12 @@ def refuse_unless_usable(host: str, port: int) -> None:
             "Keep 127.0.0.1, and reach it from elsewhere through an SSH tunnel.",
         )
     if not 0 < port < 65536:
-        raise DeviceError(f"{port} is no port.", "Choose one between 1 and 65535, such as 7860.")
+        raise DeviceError(f"{port} is not a port.", "Choose one between 1 and 65535, such as 7860.")
     bound_socket(host, port).close()
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket with an address, so that nobody takes it between the check and the start.
+    """A socket with an address, so it cannot be taken between the check and the start.
 
     Args:
         host: One of `LOOPBACK_HOSTS`.

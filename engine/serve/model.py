@@ -41,7 +41,7 @@ class ServedModel:
 
     @property
     def room(self) -> asyncio.Semaphore:
-        """Held while an answer is written; whoever finds none waits in order."""
+        """Held while an answer is written; further requests wait in order."""
         return self._room
 
     @property
@@ -89,7 +89,7 @@ class ServedModel:
         """Who answers to a name.
 
         Raises:
-            RefusedRequestError: If nobody does.
+            RefusedRequestError: If there is none.
         """
         found = self._branches.get(name)
         if found is None:

@@ -162,7 +162,7 @@ def test_folders_that_hold_no_adapter_are_told_apart(tmp_path):
         plan_load(ChatTarget.of_run(tmp_path / "empty"))
     with pytest.raises(ModelError, match="model holds a model, not an adapter"):
         plan_load(ChatTarget.of_run(tmp_path / "model"))
-    with pytest.raises(RunError, match="is no run and has no checkpoints"):
+    with pytest.raises(RunError, match="is not a run and has no checkpoints"):
         plan_load(ChatTarget.of_run(write_adapter(tmp_path / "adapter"), "step-5"))
 
 

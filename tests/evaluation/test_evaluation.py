@@ -165,7 +165,7 @@ def test_a_run_that_held_nothing_out_is_refused(home, run):
     nothing = order.run.dataset.model_copy(update={"eval_fraction": 0.0})
     order = order.model_copy(update={"run": order.run.model_copy(update={"dataset": nothing})})
 
-    with pytest.raises(DatasetError, match="held no rows out of training"):
+    with pytest.raises(DatasetError, match="has no held-out rows"):
         evaluate(home, order)
 
 

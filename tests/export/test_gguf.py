@@ -170,7 +170,7 @@ def test_the_converter_is_looked_for_where_it_was_pointed_at(tmp_path, monkeypat
     monkeypatch.setenv(CHECKOUT_VARIABLE, str(checkout))
     assert find_converter().folder == checkout
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"empty is no llama.cpp checkout"):
+    with pytest.raises(ModelError, match=r"empty is not a llama.cpp checkout"):
         find_converter(tmp_path / "empty")
 
 

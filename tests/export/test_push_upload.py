@@ -100,7 +100,7 @@ REFUSALS = [
     ("put", 403, PushError, "Your token may not write to ada/my-adapter (HTTP 403"),
     ("commit", 403, PushError, "Your token may not write to ada/my-adapter (HTTP 403"),
     ("commit", 404, PushError, "The Hub finds no ada/my-adapter that you may write to (HTTP 404"),
-    ("commit", 412, PushError, "Somebody else changed ada/my-adapter at the same time (HTTP 412)"),
+    ("commit", 412, PushError, "ada/my-adapter was changed by another push at the same time (HTTP 412)"),
     ("commit", 418, PushError, "The Hub refuses the push to ada/my-adapter (HTTP 418"),
 ]
 

@@ -39,7 +39,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter in memory: injected into the base's layers, or keys and values that stand before every sequence."""
+    """One adapter in memory: injected into the base's layers, or keys and values before every sequence."""
 
     name: str
     peft: PeftModel
@@ -92,10 +92,10 @@ class AdaptedBase:
         return logits if self._keeps_some else logits[:, positions]
 
     def attach(self, weights: PlannedWeights, adapter_name: str) -> Adapter:
-        """Put an adapter beside those that are there; none is in force afterwards.
+        """Add an adapter to those that are loaded; none is active afterwards.
 
         Raises:
-            ModelError: If it was made for another model, is damaged, or cannot stand beside the others.
+            ModelError: If it was made for another model, is damaged, or cannot be combined with the loaded ones.
         """
         self.switch_to(None)
         records = read_safetensors_header(weights.folder / ADAPTER_WEIGHTS, weights.name)
@@ -112,7 +112,7 @@ class AdaptedBase:
                 )
             else:
                 if self._injected is None:
-                    # Remembered before its weights are read, so that it can be taken off again whatever happens then.
+                    # Set before its weights are read, so it can be removed again whatever happens then.
                     self._injected = get_peft_model(self.model, config, adapter_name, autocast_adapter_dtype=in_float32)
                 else:  # else PEFT would read the configuration again, patterns and all
                     self._injected.add_adapter(adapter_name, config, autocast_adapter_dtype=in_float32)
@@ -203,7 +203,7 @@ def _check_fit(
     weights: PlannedWeights,
     base_name: str,
 ) -> None:
-    """Compare shapes before anything is injected, so that a misfit is told in words and the base stays untouched."""
+    """Compare shapes before anything is injected, so a mismatch is an error in words and the base stays untouched."""
     name = weights.name
     if config.is_prompt_learning:
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -311,7 +311,7 @@ def use_plain_branches(layers: Iterable[torch.nn.Module]) -> None:
     """
     for layer in layers:
         if isinstance(layer, LoraLayer) and type(layer).__name__ in _PLAIN_LAYERS:
-            # Bound to the instance, so that PEFT sees the class that it knows.
+            # Bound to the instance: PEFT sees the class that it knows.
             layer.forward = types.MethodType(_forward_with(_plain_branches(layer)), layer)
 
 

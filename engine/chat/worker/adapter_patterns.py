@@ -69,7 +69,7 @@ def _resolve_layers(settings: Any, names: Sequence[str], matcher: PatternMatcher
         return
     wanted = {layers} if isinstance(layers, int) else set(layers)
     if not all(isinstance(layer, int) for layer in wanted):
-        raise PatternError("stands beside layers_to_transform, which is not a list of numbers")
+        raise PatternError("needs layers_to_transform to be a list of numbers")
     whole = [name for name in names if name in settings.target_modules]  # PEFT takes these whatever their layer
     by_ending = [name for name in names if name.endswith(tuple(f".{target}" for target in settings.target_modules))]
     chosen = set(whole)
@@ -85,7 +85,7 @@ def _layer_index(name: str, patterns: Sequence[str], matcher: PatternMatcher) ->
         found = _LAYER_INDEX.match(name)
         return int(found["idx"]) if found else None
     for number in re.finditer(r"\.(\d+)\.", name):
-        # The first number in the name that a pattern stands before, as a whole part of the name.
+        # The first number in the name right after a pattern, as a whole part of the name.
         before = name[: number.start()]
         endings = [before[start:] for start in (0, *(dot.end() for dot in re.finditer(r"\.", before)))]
         if any(matcher.matching(pattern, endings) for pattern in patterns):

@@ -53,7 +53,7 @@ class ChatWorker:
         self._device: Device | None = None
 
     def load(self, params: JsonObject, request: Request) -> JsonObject:
-        """Load a plan; only its adapters where the base stands in memory already."""
+        """Load a plan; only its adapters where the base is in memory already."""
         started = time.perf_counter()
         asked = LoadRequest.model_validate(params)
         plan, self._device = asked.plan, asked.device
@@ -131,7 +131,7 @@ class ChatWorker:
 
 
 def _warm_up(branch: BranchWeights, place: ModelPlace) -> None:
-    """Read a few tokens, so that the first answer does not wait for pages and kernels that are touched once."""
+    """Read a few tokens, so the first answer does not wait for pages and kernels that are touched once."""
     ids = torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.long, device=branch.holder.model.device)
     with torch.inference_mode(), memory_errors(place):
         branch.next_logits(ids, branch.new_cache())

@@ -28,7 +28,7 @@ from engine.training.ops.attention import copy_shared_heads
 from engine.training.placement import require_usable
 from engine.training.precision import quantization_of
 
-# One row times this matrix: larger than processor caches, as a model's weights are, so that memory sets the pace.
+# One row times this matrix: larger than processor caches, as a model's weights are, so memory sets the pace.
 _OUT_FEATURES, _IN_FEATURES = 8192, 2048
 _ROUNDS = 12
 
@@ -49,7 +49,7 @@ def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
 def faster_dtype_on_this_processor() -> torch.dtype:
     """Measure a token's matrix product in bfloat16 and float32; takes about a tenth of a second.
 
-    The two take turns and the best time of each counts, so that other programs on the machine seldom decide.
+    The two take turns and the best time of each counts, so other programs on the machine seldom decide.
     """
     dtypes = (torch.bfloat16, torch.float32)
     weights = {dtype: torch.ones(_OUT_FEATURES, _IN_FEATURES, dtype=dtype) for dtype in dtypes}
@@ -99,7 +99,7 @@ class BranchWeights:
     def new_cache(self) -> Cache | None:
         """Return an empty memory for one answer, or one with the adapter's virtual tokens in it.
 
-        None for the few architectures that keep their state in another way; they read everything anew for each token.
+        None for the few architectures that keep their state in another way; they read everything again for each token.
         """
         prompt: Any = None
         if self.adapter is not None and self.adapter.is_prefix:
@@ -123,7 +123,7 @@ class BranchWeights:
     def summed_loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
         """Sum of -log p over the learned tokens of a sequence, in nats.
 
-        The sequence is read in pieces, so that no more than one piece's logits are in memory.
+        The sequence is read in pieces, so no more than one piece's logits are in memory.
 
         Args:
             ids: The tokens.
@@ -167,7 +167,7 @@ class Weights:
     Args:
         plan: What is wanted.
         place: Where the base is, and where it goes.
-        announce: Told in words what is being read.
+        announce: Gets in words what is being read.
 
     Raises:
         ModelError: If something cannot be read or does not belong together.
@@ -204,7 +204,7 @@ class Weights:
     def branch(self, branch: Branch) -> BranchWeights:
         """What answers on a branch.
 
-        A fully trained model needs its base only for comparison, so that one is loaded when it is first asked.
+        A fully trained model needs its base only for comparison, which is loaded when it is first asked.
 
         Raises:
             DeviceError: If there is no memory for a second model.

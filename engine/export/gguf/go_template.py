@@ -25,7 +25,7 @@ class _Between(NamedTuple):
     """The fixed words."""
 
     start_system: str
-    start_user: str  # where the conversation has no system turn; a default system prompt stands here
+    start_user: str  # where the conversation has no system turn; with a default system prompt
     system_user: str
     user_assistant: str  # before an answer that is part of the conversation
     assistant_user: str
@@ -65,7 +65,7 @@ def translate(render: RenderPrompt, implied_bos: str) -> str:
     template = GoTemplate(text)
     for conversation in sample_conversations():
         if implied_bos + template.render(conversation) != render(conversation):
-            raise NotTranslatableError("it treats turns differently by where they stand")
+            raise NotTranslatableError("it treats turns differently by their place")
     return text
 
 
@@ -92,7 +92,7 @@ def _read_off(render: RenderPrompt) -> _Between:
 
 
 def _cut(text: str, *words: str) -> list[str]:
-    """What stands before, between and after some words, each of which stands there once."""
+    """Return what is before, between and after some words, each of which occurs once."""
     pieces = []
     for word in words:
         before, found, text = text.partition(word)
@@ -138,7 +138,7 @@ class GoTemplate:
         return "".join(out)
 
     def _block(self, at: int, scope: _Scope, messages: Sequence[Message], out: list[str], *, live: bool) -> int:
-        """Go through parts up to the end or else of this block; returns where that stands."""
+        """Go through parts up to the end or else of this block; returns its place."""
         while at < len(self._parts):
             if live:
                 out.append(self._parts[at])

@@ -64,7 +64,7 @@ def intended_files(folder: Path, kind: PushKind) -> Intended:
 
 
 def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[Path], token: str | None) -> None:
-    """Read what would be sent once more, and refuse what tells of this machine or lets others in.
+    """Read what would be sent once more, and refuse what reveals this machine or gives access to it.
 
     Args:
         folder: The export.

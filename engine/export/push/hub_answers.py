@@ -1,7 +1,7 @@
-"""What the Hub answers to a push, said in words; and how long one goes on asking.
+"""The Hub's answers to a push, as errors in words; and how long to retry.
 
 huggingface_hub repeats some requests itself, silently and for as long as a server wishes. Here every answer that says
-"not now" comes out as an exception of ours at once, and one place decides whether to wait, tells it, and gives up in time.
+"not now" comes out as an exception of ours at once, and one place decides whether to wait, reports it, and gives up in time.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ def persist(
     Args:
         ask: May be called several times, and so must be able to go on from where it was.
         patience: How often and how long.
-        on_wait: Told why it waits and how long.
+        on_wait: Gets why it waits and how long.
         sleep: Waits for so many seconds.
 
     Raises:
@@ -175,7 +175,7 @@ def native_errors_translated(repository: str) -> Iterator[None]:
 
 
 def no_token() -> PushError:
-    """Nobody is logged in."""
+    """Return the error of a missing login."""
     return PushError("Pushing needs a Hugging Face token, and there is none.", _LOGIN_FIX)
 
 
@@ -222,7 +222,7 @@ def _refusal(repository: str, error: HfHubHTTPError, token: str | None) -> PushE
         )
     if status in (409, 412):
         return PushError(
-            f"Somebody else changed {repository} at the same time (HTTP {status}).",
+            f"{repository} was changed by another push at the same time (HTTP {status}).",
             "Push again; what has arrived is not sent a second time.",
         )
     if status == 413:
@@ -241,7 +241,7 @@ def _may_not_write(repository: str, said: str) -> PushError:
 
 
 def _innermost_known(error: BaseException) -> BaseException:
-    """huggingface_hub wraps what goes wrong with one file into an error of its own; what was wrong stands within."""
+    """huggingface_hub wraps what goes wrong with one file into an error of its own; the cause is inside."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EngineError | NotNowError | HfHubHTTPError | OfflineModeIsEnabled):

@@ -42,7 +42,7 @@ OnPushProgress = Callable[[PushProgress], None]
 
 _RESULT = "export.json"
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
-_SHARD_GB = 2.0  # progress is told, and an interrupted upload goes on, from file to file
+_SHARD_GB = 2.0  # progress is reported, and an interrupted upload resumes, per file
 # What libraries of the process might say or draw would end in a log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
@@ -79,7 +79,7 @@ class PushJob:
             HubUnreachableError: If the Hub does not answer.
             RunError: If the run has no adapter yet, or what was written differs from it.
             ModelError: If this result cannot be had in this form.
-            DeviceError: If the device for the verification is held by somebody else.
+            DeviceError: If the device for the verification is in use.
             StorageError: If the disk is too small.
             CancelledRequestError: If it was stopped.
             WorkerError: If a process ended.
@@ -147,7 +147,7 @@ class PushJob:
         )
 
     def _prepare(self, place: Path, name: str, on_progress: OnPushProgress) -> ExportResult:
-        """Export into a folder that outlives an interruption, so that the next attempt need not merge again."""
+        """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
         kept = _read_kept(place / _RESULT)
         if kept is not None:
             return kept
@@ -179,7 +179,7 @@ class PushJob:
         return result
 
     def _write_card(self, folder: Path, plan: LoadPlan, repository: str) -> None:
-        """The card with the name under which others load it."""
+        """Write the card with the name of the repository."""
         assert plan.tuned is not None  # the export refuses a model without an adapter
         assert self._request.target.tuned is not None
         source = resolve_model(plan.model, self._home, part=ModelPart.CONFIG)
@@ -197,7 +197,7 @@ class PushJob:
         (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
 
     def _places(self, plan: LoadPlan) -> Sequence[Path]:
-        """Folders whose names would tell of this machine."""
+        """Return folders whose names would reveal this machine."""
         base = typed_path(plan.model.id)
         trained = [plan.tuned.folder] if plan.tuned is not None else []
         return [
@@ -217,13 +217,13 @@ class PushJob:
             if path.is_file()
         ]
         settings = self._request.settings.model_dump(include={"kind", "dtype", "verify"})
-        told = json.dumps([plan.model_dump(mode="json"), repository, settings, stamps])
-        return hashlib.sha256(told.encode()).hexdigest()[:24]
+        decisive = json.dumps([plan.model_dump(mode="json"), repository, settings, stamps])
+        return hashlib.sha256(decisive.encode()).hexdigest()[:24]
 
     def _ask(
         self, process: JsonLinesProcess, method: str, params: dict[str, Any], on_progress: OnPushProgress
     ) -> dict[str, Any]:
-        """Ask the process; when nobody wants the answer any more it is ended, whatever it waits for."""
+        """Ask the process; when the push is stopped, it is ended, whatever it waits for."""
         return ask_until_stopped(
             process, method, params, self._stopped, lambda value: on_progress(PushProgress.model_validate(value))
         )
@@ -250,7 +250,7 @@ def _one_line(plan: LoadPlan) -> str:
 
 
 def _read_kept(file: Path) -> ExportResult | None:
-    """What an earlier attempt has exported, if every file is as it was written; the card is always written anew."""
+    """What an earlier attempt has exported, if every file is as it was written; the card is always written again."""
     try:
         result = ExportResult.model_validate_json(file.read_bytes())
         for written in result.files:
@@ -262,7 +262,7 @@ def _read_kept(file: Path) -> ExportResult | None:
 
 
 def _sweep(pushes: Path) -> None:
-    """Remove what nobody came back for."""
+    """Remove what is too old to be resumed."""
     pushes.mkdir(parents=True, exist_ok=True)
     for path in pushes.iterdir():
         try:

@@ -29,7 +29,7 @@ _MAIN = "main"
 
 
 class _Repository(NamedTuple):
-    """What stands on the Hub now."""
+    """The present state of a repository on the Hub."""
 
     private: bool
     commit: str | None  # of the branch; None where the branch is missing
@@ -46,7 +46,7 @@ class HubPush:
         tell: Gets how far it is.
         traffic: Counts what goes over the line.
         patience: How often the Hub is asked again when it does not serve.
-        sleep: Waits for so many seconds; may raise where nobody wants the push any more.
+        sleep: Waits for so many seconds; may raise where the push was stopped.
     """
 
     api: HfApi
@@ -154,8 +154,8 @@ class HubPush:
     def _commit(self, order: UploadOrder, branch: str, additions: list[CommitOperationAdd]) -> str:
         """Everything appears at once, or nothing does.
 
-        An answer may get lost after the commit was made. Each attempt therefore looks at the repository anew: what is
-        there already is no change, and without a change the newest commit is the answer.
+        An answer may get lost after the commit was made. Each attempt therefore looks at the repository again: what is
+        there already is not a change, and without a change the newest commit is the answer.
         """
         self.tell(PushProgress(phase="committing", message=f"Committing to {order.repository}."))
         kept = {addition.path_in_repo for addition in additions}
@@ -191,7 +191,7 @@ class HubPush:
     def _require(self, repository: str, revision: str) -> _Repository:
         there = self._look("committing", repository, revision)
         if there is None:
-            raise PushError(f"{repository} is no longer on the Hub.", "Push again; it is made anew.")
+            raise PushError(f"{repository} is no longer on the Hub.", "Push again; it is created again.")
         return there
 
     def _look(self, phase: PushPhase, repository: str, revision: str | None) -> _Repository | None:

@@ -1,6 +1,6 @@
 """The process that talks to the Hub: `python -P -m engine.export.push.worker`, JSON lines on stdio; has no torch.
 
-It has a process of its own so that a push can be ended in the midst of a large file. The token comes from the environment
+A process of its own can be ended in the middle of a large file. The token comes from the environment
 or the login, is found here, and goes nowhere but to the Hub.
 """
 
@@ -45,7 +45,7 @@ class PushWorker:
             names = [file.name for file in intended.files]
             refuse_private_content(order.folder, names, places, _token())
             result = push.upload(order)
-        notes = [f"{name} is no part of the result and was not sent." for name in intended.left_out]
+        notes = [f"{name} is not part of the result and was not sent." for name in intended.left_out]
         return result.model_copy(update={"notes": (*result.notes, *notes)}).model_dump(mode="json")
 
 

@@ -1,4 +1,4 @@
-"""What a stand-alone script has to know about the rows, and the proof that it reads them as the run does."""
+"""What a stand-alone script needs to know about the rows, and the proof that it reads them as the run does."""
 
 import hashlib
 import itertools
@@ -24,7 +24,7 @@ from engine.export.script.facts import facts as example
 from engine.export.script.specialize import assemble
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
-# Python's csv module takes no longer cell unless it is told to.
+# The longest cell that Python's csv module takes by default.
 _LONGEST_CELL_BYTES = 131_072
 _MOST_LEFT_OUT = 1_000
 _MOST_ARRAY_BYTES = 1 << 30

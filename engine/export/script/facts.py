@@ -144,7 +144,7 @@ class ScriptFacts:
     differences: tuple[str, ...] = ()  # what the script does otherwise than the run, in sentences
     looks_ahead_after: ClassVar[int] = 8  # answers of one row, beyond which the cut is looked for
     frozen_date: ClassVar[str] = FROZEN_DATE.isoformat()
-    evaluations: ClassVar[int] = MEASUREMENTS  # in a whole run, where nobody chose the steps between them
+    evaluations: ClassVar[int] = MEASUREMENTS  # in a whole run, where the steps between them are not set
 
     @property
     def data_location(self) -> str | list[str]:
@@ -242,7 +242,7 @@ class ScriptFacts:
 
     @property
     def saves(self) -> int:
-        """Checkpoints in a whole run, where nobody chose the steps between them."""
+        """Checkpoints in a whole run, where the steps between them are not set."""
         return MEASUREMENTS if self.keeps_best else CHECKPOINTS
 
     @property

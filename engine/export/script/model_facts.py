@@ -1,4 +1,4 @@
-"""What a stand-alone script has to know about the model: where it is, how it computes, and which template it trains with."""
+"""What a stand-alone script needs to know about the model: where it is, how it computes, and which template it trains with."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
 
-# A template that takes a list of parts says what stands in the field `text` of each.
+# A template that takes a list of parts reads the field `text` of each.
 _READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]\s*\]|\.get\(\s*['"]text['"]""")
 
 

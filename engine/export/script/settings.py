@@ -72,7 +72,7 @@ def short_trainer_arguments(config: RunConfig, *, compute: str, on_cpu: bool) ->
         "fp16": compute == "float16",
         "use_cpu": on_cpu,
         "seed": training.seed,
-        # A share of all steps, where nobody chose a number.
+        # A share of all steps, where no number is set.
         **({"eval_steps": training.eval_steps or 1 / MEASUREMENTS} if measures else {}),
         "save_steps": training.save_steps or 1 / CHECKPOINTS,
     }

@@ -34,8 +34,8 @@ class ExportWorker:
         def tell_fetching(progress: ModelProgress) -> None:
             done, total = progress.done_bytes, progress.total_bytes
             fraction = done / total if done is not None and total else None
-            told = ExportProgress(phase="fetching", message=progress.message, fraction=fraction)
-            request.progress(told.model_dump(mode="json"))
+            fetching = ExportProgress(phase="fetching", message=progress.message, fraction=fraction)
+            request.progress(fetching.model_dump(mode="json"))
 
         source = resolve_model(order.plan.model, self._home, tell_fetching)
         give_up_access(Access.HUB)

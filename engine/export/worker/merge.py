@@ -164,7 +164,7 @@ def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: A
     """W + scaling · B A (Hu et al. 2021, section 4.1, arXiv:2106.09685); with DoRA its columns get learned lengths."""
     a, b = parts["lora_A"], parts["lora_B"]  # (r, in_features), (out_features, r)
     if a.dim() != 2 or b.dim() != 2:
-        raise NotByTensorError(f"{path} is no linear layer")
+        raise NotByTensorError(f"{path} is not a linear layer")
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
     rank = a.shape[0]
     # Rank-stabilized: Kalajdzievski 2023, arXiv:2312.03732.
@@ -213,14 +213,14 @@ def tied_weights(folder: Path) -> dict[str, str]:
 def untie_changed(merge: Merge, tied: dict[str, str]) -> bool:
     """Give both uses of a weight a tensor of their own where the adapter changes one of them.
 
-    PEFT trains a copy of the module that is named, so that the other use keeps the base's weight.
+    PEFT trains a copy of the module that is named, so the other use keeps the base's weight.
 
     Args:
         merge: What is to be written; takes the tensors that the base's files do not hold.
         tied: As `tied_weights` gives them.
 
     Returns:
-        Whether a tie was undone, so that the configuration must say so.
+        Whether weights were untied, which the configuration must say.
     """
     changed = merge.changes.keys() | merge.added.keys()
     undone = False

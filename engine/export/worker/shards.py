@@ -1,4 +1,4 @@
-"""Writing safetensors files tensor by tensor, so that a model of any size passes through a small memory."""
+"""Writes safetensors files tensor by tensor, so a model of any size fits through a small memory."""
 
 import json
 import math
@@ -51,7 +51,7 @@ class ShardWriter:
     Args:
         folder: Where to; exists.
         max_shard_bytes: Files are no larger than this, unless a single tensor is.
-        on_bytes: Told how many bytes were written since it was told last; may raise to stop.
+        on_bytes: Gets the bytes written since its last call; may raise to stop.
     """
 
     folder: Path
@@ -103,12 +103,12 @@ def divide(tensors: Sequence[TensorPlan], max_shard_bytes: int) -> list[list[Ten
             filled = 0
         shards[-1].append(tensor)
         filled += tensor.size_bytes
-    # Wider elements first, so that every tensor begins at a multiple of its element's size.
+    # Wider elements first, so every tensor begins at a multiple of its element's size.
     return [sorted(shard, key=lambda tensor: -tensor.dtype.itemsize) for shard in shards]
 
 
 def header_bytes(tensors: Sequence[TensorPlan]) -> bytes:
-    """What stands before the data: its length in eight bytes, then JSON, padded with spaces."""
+    """Return what comes before the data: its length in eight bytes, then JSON, padded with spaces."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for tensor in tensors:

@@ -68,7 +68,7 @@ class Reference:
     Args:
         live: The branch of the run.
         folder: Of the trained weights, whose tokenizer renders the prompts.
-        on_answer: Told the share of prompts that have been answered.
+        on_answer: Gets the share of prompts that have been answered.
     """
 
     def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer) -> None:
@@ -126,8 +126,8 @@ class Reference:
 def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]) -> RecordedAnswer:
     """The greedy answer to one prompt; what a draft has right need not be written token by token.
 
-    Reading a draft at once tells the token that comes first at each of its places. As far as it is the draft's, that is
-    the answer, as in speculative decoding (Leviathan et al. 2023, section 2, arXiv:2211.17192); from there it goes on alone.
+    Reading a draft at once shows the token that comes first at each of its places. As far as it is the draft's, that is
+    the answer, as in speculative decoding (Leviathan et al. 2023, section 2, arXiv:2211.17192); from there it continues token by token.
     """
     answer: tuple[int, ...] = ()
     if draft:
@@ -201,7 +201,7 @@ def draft_answers(
 
     Returns:
         One for each prompt, of at least one token; no token at all where memory does not hold the batch, and with prefix
-        tuning, whose keys and values do not stand in the prompts that transformers' `generate` counts.
+        tuning, whose keys and values are not in the prompts that transformers' `generate` counts.
     """
     if branch.virtual_tokens:
         return [()] * len(prompts)

@@ -1,4 +1,4 @@
-"""Writing what is taken away: an adapter as it is, or a complete model with the adapter worked in."""
+"""Writes an adapter as it is, or a complete model with the adapter merged."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ def merged_bytes(export: ExportUnderWay) -> int:
 
 
 def write_adapter(export: ExportUnderWay, aside: Path) -> torch.dtype:
-    """Copy the adapter with its tokenizer, naming its base as others find it.
+    """Copy the adapter with its tokenizer, naming its base by its public id.
 
     Returns:
         The precision of what was written.
@@ -163,7 +163,7 @@ def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtyp
 
 
 def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> None:
-    """PEFT's own merge, for adapters whose tensors do not stand beside those of the files one to one."""
+    """PEFT's own merge, for adapters whose tensors do not match those of the files one to one."""
     from peft import PeftConfig, PeftModel
 
     export.tell("writing", "Merging with the whole model in memory.")

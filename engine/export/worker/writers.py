@@ -153,7 +153,7 @@ class _AdapterWriter:
 
 
 class _MergedWriter:
-    """Writes a complete model; in float32 where nobody chose the base's 16 bits and they turn an answer."""
+    """Writes a complete model; in float32 where 16 bits were not asked for and they change an answer."""
 
     def needed_bytes(self, export: ExportUnderWay) -> int:
         return merged_bytes(export)

@@ -19,12 +19,12 @@ class LlamaWorker:
     """Reads one GGUF file and answers prompts greedily."""
 
     def answer(self, params: JsonObject, request: Request) -> JsonObject:
-        """Answer every prompt, and read the answers that others gave to it.
+        """Answer every prompt, and read the answers of another model to it.
 
         Args:
             params: `gguf`; `prompts`, each with `text` and `answer`, the ids of another model's answer; `end_ids`;
                 `answer_tokens`; `logits`, a file for what this model thought of those answers.
-            request: Told how far it has come.
+            request: Gets the progress.
 
         Returns:
             `prompt_ids` and `answers`, each in the order of the prompts.

@@ -51,7 +51,7 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, tell: 
         written: The file.
         reference: The run's answers.
         log_file: Takes llama.cpp's messages.
-        tell: Told the share of prompts that were asked; may raise to end it.
+        tell: Gets the share of prompts that were asked; may raise to end it.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.
@@ -104,7 +104,7 @@ def look_into(written: WrittenGguf) -> str:
         f"{compared} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
     )
     if not compared:
-        strange.append("no tensor could be told by its name")
+        strange.append("no tensor could be recognized by its name")
     if strange:
         checked = f"compared with the merged model, {'; '.join(strange)}"
     return (

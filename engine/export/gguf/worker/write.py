@@ -1,4 +1,4 @@
-"""A run's result as one GGUF file: merged first, then converted, with a Modelfile beside it."""
+"""A run's result as one GGUF file: merged first, then converted, with a Modelfile next to it."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ from engine.runs.run import RunFolder
 
 MERGED_FOLDER = "merged"
 _ADD_BOS = "tokenizer.ggml.add_bos_token"
-# Merged straight into the precision of the file, so that weights are rounded once.
+# Merged straight into the precision of the file, so weights are rounded once.
 _MERGED_DTYPE: dict[str, ExportDtype] = {"f16": "float16", "bf16": "bfloat16"}
 
 
@@ -94,7 +94,7 @@ def _file_stem(name: str) -> str:
 def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterator[None]:
     """While it is converted, the merged folder says whether prompts begin with the begin-of-sequence token.
 
-    llama.cpp puts that token first where the file tells it to. In training it stood there only if the template put it
+    llama.cpp puts that token first where the file says so. In training it was there only if the template put it
     there. References to a model's own code are left out: the converter would run it.
     """
     bos = tokenizer.bos_token
@@ -136,10 +136,10 @@ def write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, *, adds_
     """Write the Modelfile.
 
     Args:
-        gguf: The file; the Modelfile stands beside it.
+        gguf: The file; the Modelfile is written next to it.
         name: What the model may be called in Ollama.
         tokenizer: With the trained template.
-        adds_bos: Whether the GGUF tells llama.cpp to put the begin-of-sequence token in front.
+        adds_bos: Whether the GGUF makes llama.cpp put the begin-of-sequence token in front.
         system: System prompt that the training data always had.
 
     Returns:

@@ -213,7 +213,7 @@ def load_rows(where: Any) -> list[Any]:
             "Put them back as they were, or name other rows with --data."
         )
     if found != ROWS:
-        print(f"The {len(rows):,} rows of {where} are others than those that this script was written for.")
+        print(f"The {len(rows):,} rows of {where} differ from those that this script was written for.")
     return rows
 
 
