@@ -1,7 +1,7 @@
 """The `loratory` command: everything that the page does, scriptable.
 
 Results go to stdout, with `--json` as one object and nothing else; progress and errors go to stderr. A mistake of the
-person or the machine is two sentences and exit code 1, wrong usage exit code 2; nobody ever sees a traceback.
+person or the machine is two sentences and exit code 1, wrong usage exit code 2; a traceback never shows.
 """
 
 import importlib
@@ -16,7 +16,7 @@ import typer
 
 from engine.errors import EngineError
 
-# Each module registers its commands. They import their rooms when they are called, so that `--help` comes at once.
+# Each module registers its commands. They import their packages when they are called, so `--help` comes at once.
 COMMAND_MODULES = (
     "engine.commands.train",
     "engine.commands.configs",
@@ -69,7 +69,7 @@ def run_command(arguments: Sequence[str], modules: Sequence[str] = COMMAND_MODUL
     except SystemExit as wanted:  # Typer has said what was wrong with the usage
         return wanted.code if isinstance(wanted.code, int) else 1
     except EngineError as error:
-        # A list of problems stands on lines of its own.
+        # A list of problems has lines of its own.
         _say(f"{error.what.rstrip()}\n{error.fix}" if "\n" in error.what else str(error))
         return 1
     except KeyboardInterrupt:

@@ -183,8 +183,8 @@ def _show(line: ProgressLine, progress: LoadProgress) -> None:
 
 HELP = """\
 /base, /tuned, /both   who answers
-/system TEXT           set the system prompt, or take it away
-/again                 answer the last question anew
+/system TEXT           set the system prompt, or remove it
+/again                 answer the last question again
 /prompt                show exactly what the model reads
 /new                   begin a new conversation
 /save FILE             write the conversation as JSON
@@ -264,8 +264,8 @@ class TerminalConversation:
         elif command in ("/base", "/tuned", "/both"):
             self._choose(("base", "tuned") if command == "/both" else (command[1:],))
         elif command == "/system":
-            others = tuple(message for message in self._messages if message.role != "system")
-            self._messages = ((Message("system", rest.strip()),) if rest.strip() else ()) + others
+            dialog = tuple(message for message in self._messages if message.role != "system")
+            self._messages = ((Message("system", rest.strip()),) if rest.strip() else ()) + dialog
         elif command == "/again":
             self._again()
         elif command == "/prompt":
@@ -291,7 +291,7 @@ class TerminalConversation:
         self._answer(self._messages[: asked[-1] + 1])
 
     def _answer(self, messages: tuple[Message, ...]) -> None:
-        """Let each branch answer in turn; the conversation goes on with what the last of them said."""
+        """Let each branch answer in turn; the conversation continues with the answer of the last."""
         answer = ""
         for branch in self._branches:
             if len(self._branches) > 1:

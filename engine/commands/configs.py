@@ -58,10 +58,10 @@ _SHOWN_CHARACTERS = 60
 
 
 def named_path(text: str | Path) -> Path:
-    """The path that a person named, so that asking what is there cannot fail any more; it need not exist.
+    """Return the path that a person named, checked to be usable; it need not exist.
 
     Raises:
-        StorageError: If nothing could be there: the name is too long, ~ names nobody, or a folder on the way is closed.
+        StorageError: If nothing could be there: the name is too long, ~ names no user, or a folder on the way is closed.
     """
     try:
         path = Path(text).expanduser()
@@ -70,7 +70,7 @@ def named_path(text: str | Path) -> Path:
         return path
     except RuntimeError as error:  # of expanduser
         person = Path(text).parts[0]
-        raise _refusal(text, f"{_short(person)} is the home of nobody here") from error
+        raise _refusal(text, f"{_short(person)} is not the home of a user here") from error
     except OSError as error:
         raise _refusal(text, error.strerror or type(error).__name__) from error
     except ValueError as error:  # a NUL byte, or half of a character

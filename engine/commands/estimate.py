@@ -121,7 +121,7 @@ def estimate_json(
 def estimate_text(
     result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...], refusals: tuple[str, ...]
 ) -> list[str]:
-    """The same for people, in lines; that a start would refuse it stands before how well it fits."""
+    """Return the same as lines of text; a refusal comes before how well it fits."""
     lines = [
         *refusals,
         f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "

@@ -53,7 +53,7 @@ def confirm(question: str, *, given: bool) -> None:
     if given:
         return
     if not sys.stdin.isatty():
-        raise RunError("Nobody is there to confirm.", "Add --yes.")
+        raise RunError("This needs a confirmation, and stdin is not a terminal.", "Add --yes.")
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -91,7 +91,7 @@ def words_of_time(moment: float | None) -> str:
 
 
 class ProgressLine:
-    """One line that is written over and over on a terminal; elsewhere a line now and then, so that logs stay short.
+    """One line that is written over and over on a terminal; elsewhere a line now and then, so logs stay short.
 
     Args:
         stream: Where to.

@@ -1,4 +1,4 @@
-"""`loratory rename, note, tag, move, start-anyway, electricity`: what people change about runs beside training them."""
+"""`loratory rename, note, tag, move, start-anyway, electricity`: notes, order and cost of runs."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,7 +96,7 @@ def start_anyway(run_id: RunId, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"run_id": run.id, "start_anyway": True})
     else:
-        print(f"{run.id} starts as soon as nobody of us uses its device. It may run out of memory.")
+        print(f"{run.id} starts as soon as its device is free of other Loratory work. It may run out of memory.")
 
 
 def electricity(
@@ -107,7 +107,7 @@ def electricity(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show or set what electricity costs, so that runs can say what they cost."""
+    """Show or set the price of electricity, from which runs compute their cost."""
     from engine.runs.electricity import read_electricity, save_electricity
 
     home = LoratoryHome.from_environment()

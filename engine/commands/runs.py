@@ -82,7 +82,7 @@ def show(
     as_csv: Annotated[bool, typer.Option("--csv", help="The logged steps as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one run: how it stands and why, and its figures."""
+    """Show one run: its state and why, and its figures."""
     from engine.runs.history.reader import HistoryReader
     from engine.runs.summary import summarize
     from engine.runs.table import steps_csv

@@ -38,7 +38,7 @@ def serve(
         bool, typer.Option("--json", help="One JSON object on stdout once clients may come, nothing else.")
     ] = False,
 ) -> None:
-    """Serve a run to any OpenAI client, with its base beside it under the name `base`.
+    """Serve a run to any OpenAI client, with its base model under the name `base`.
 
     Ctrl-C ends it and frees the device.
     """
@@ -94,7 +94,7 @@ def ui(
     opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
 ) -> None:
     """Open the Loratory page in a browser."""
-    # The page stands above the engine, which must not know it: it is found by name when somebody asks for it.
+    # The engine must not import the page, so it is found by name when it is asked for.
     page = importlib.import_module("app")
     arguments = ["--host", host, "--port", str(port), *(["--open"] if opens_browser else [])]
     raise typer.Exit(page.main(arguments))

@@ -45,7 +45,7 @@ def train(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train, with progress on stderr. The run goes on when this command is killed; Ctrl+C saves and stops it."""
+    """Train, with progress on stderr. The run continues when this command is killed; Ctrl+C saves and stops it."""
     from engine.commands.configs import load_config_argument
     from engine.inspector.session import Inspector
     from engine.runs.launch import Launcher
@@ -76,7 +76,7 @@ def follow_to_the_end(
     The first Ctrl+C asks the run to save and stop, the second leaves it alone.
 
     Raises:
-        KeyboardInterrupt: At the second Ctrl+C; the run goes on, and a server or the next command finds it.
+        KeyboardInterrupt: At the second Ctrl+C; the run continues, and a server or the next command finds it.
     """
     from engine.runs.history.reader import HistoryReader
     from engine.runs.summary import summarize
@@ -84,7 +84,7 @@ def follow_to_the_end(
 
     supervisor = Supervisor(home, settings)
     if supervisor.start() == "standing_by":
-        line.say("A running Loratory server executes it; it goes on without this command.")
+        line.say("A running Loratory server executes it; it continues without this command.")
     reader = HistoryReader(run.folder.events)
     said = time.time()
     try:

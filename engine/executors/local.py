@@ -39,7 +39,7 @@ class LocalExecutor(Executor):
     """Starts one process on this machine.
 
     Args:
-        context: What it shares with others.
+        context: What all executors of this machine share.
         command: Command line of a worker; `self.command` unless a test has its own.
     """
 
@@ -266,8 +266,8 @@ class RunLeases:
         """Take the devices of a run that is about to be started.
 
         Raises:
-            DeviceError: If somebody else holds one of them.
-            StorageError: If that cannot be written down.
+            DeviceError: If one of them is in use.
+            StorageError: If that cannot be saved.
         """
         names = tuple(devices)
         self._book.take(names, _holder(run, title, ProcessIdentity.current()))
@@ -286,7 +286,7 @@ class RunLeases:
         del self._ours[run.id]
 
     def hold_again(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
-        """A living worker keeps its device, also where the former supervisor died before it had written that down."""
+        """A living worker keeps its device, also where the former supervisor died before it had saved that."""
         try:
             self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
         except (EngineError, OSError) as error:
@@ -298,7 +298,7 @@ class RunLeases:
             self.hold_again(run, worker, devices)
 
     def worker_of(self, run: Run) -> ProcessIdentity | None:
-        """The worker of a run, where a former supervisor wrote it down with the lease."""
+        """The worker of a run, where a former supervisor saved it with the lease."""
         holder = self._book.holder_of_run(run.id)
         return holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
 
@@ -315,10 +315,10 @@ class RunLeases:
         return _holder(run, title, worker or ProcessIdentity.current())
 
     def release(self, run: Run) -> None:
-        """Give back all that is held for a run, whoever holds it.
+        """Release all that is held for a run, by its worker or by us.
 
         Raises:
-            StorageError: If that cannot be written down; it is to be tried again.
+            StorageError: If that cannot be saved; it is to be tried again.
         """
         self._book.release_run(run.id)
         self._ours.pop(run.id, None)

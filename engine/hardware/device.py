@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 
 class MemoryNow(NamedTuple):
-    """Bytes of a memory, and how many of them nobody uses."""
+    """Bytes of a memory, and how many of them are free."""
 
     total_bytes: int
     free_bytes: int

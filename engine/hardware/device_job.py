@@ -65,7 +65,7 @@ class DeviceJob:
 
         Raises:
             EngineError: As raised by the handler, of the same class.
-            DeviceError: If somebody else holds the device and does not leave.
+            DeviceError: If the device stays in use.
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """

@@ -21,7 +21,7 @@ __all__ = [
     "list_devices",
 ]
 
-_COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it somebody else is at work there
+_COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it another program is at work there
 
 
 def list_devices() -> tuple[Device, ...]:
@@ -75,7 +75,7 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
 
     Raises:
         DeviceError: If the run names a GPU that is not there or that PyTorch cannot use, names one twice, or names a MIG
-            instance beside another device; if there is no device at all.
+            instance together with another device; if there is no device at all.
     """
     gpus = {device.index: device for device in devices if device.kind == "cuda"}
     if run.devices == "auto" and (usable := usable_gpus(devices)):

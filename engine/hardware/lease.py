@@ -1,4 +1,4 @@
-"""Who holds which device: one holder at a time, for training, chat, evaluation and export alike."""
+"""Who holds which device: one holder at a time, for training, chat, evaluation and export."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from engine.processes.messages import CancelledRequestError
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]
 
 _SWEPT_SECONDS = 7 * 24 * 3600.0  # a machine that shares the home takes or gives back a device more often
-_WANTED_SECONDS = 10.0  # whoever waits asks several times a second
+_WANTED_SECONDS = 10.0  # a waiting process asks several times a second
 
 
 class LeaseHolder(BaseModel):
@@ -36,7 +36,7 @@ class LeaseHolder(BaseModel):
     process: ProcessIdentity
     run_id: str | None = None  # what for, where one process holds devices for several
     since: float = 0.0  # seconds since the epoch
-    gives_way: bool = False  # lets go when asked, as an idle chat does
+    gives_way: bool = False  # releases it when asked, as an idle chat does
 
     @property
     def why_wait(self) -> str:
@@ -71,7 +71,7 @@ class LeaseBook:
             holder: Who gets them; its process must be alive.
 
         Raises:
-            DeviceError: If somebody else holds one of them; says who.
+            DeviceError: If one of them is in use; names the holder.
             StorageError: If the book cannot be written.
         """
         wanted = tuple(devices)
@@ -146,7 +146,7 @@ class LeaseBook:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def holder(self, device: str) -> LeaseHolder | None:
-        """Who has a device now; None where nobody living does."""
+        """Who has a device now; None where no living process does."""
         return self._read(device)
 
     def holder_of_run(self, run_id: str) -> LeaseHolder | None:
@@ -167,9 +167,9 @@ class LeaseBook:
         )
 
     def ask_to_give_way(self, device: str) -> bool:
-        """Tell a holder that somebody waits; returns whether it is one that gives way.
+        """Tell a holder that a run waits for its device; returns whether it is preemptible.
 
-        The word holds for some seconds: whoever goes on waiting says it again, and who gave up is soon forgotten.
+        The request expires after some seconds, so a run that still waits repeats it.
         """
         holder = self._read(device)
         if holder is None or not holder.gives_way:
@@ -180,7 +180,7 @@ class LeaseBook:
         return True
 
     def is_asked_to_give_way(self, process: ProcessIdentity) -> bool:
-        """Whether somebody waits for a device that this process holds; for holders that give way."""
+        """Whether a run waits for a device that this process holds; for preemptible holders."""
         for mark in self._folder.glob("*.wanted"):
             holder = _parse(mark.with_suffix(".json"))
             if holder is not None and holder.process == process and self._is_recent(mark):
@@ -233,7 +233,7 @@ def _parse(file: Path) -> LeaseHolder | None:
     return None
 
 
-# An idle chat lets go of its device within a minute.
+# An idle chat releases its device within a minute.
 UNTIL_A_CHAT_LEAVES_SECONDS = 75.0
 
 _LOOK_SECONDS = 0.25
@@ -241,7 +241,7 @@ _LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Wait:
-    """How to wait for somebody else to leave.
+    """How to wait for devices that are in use.
 
     Args:
         seconds: How long.
@@ -264,7 +264,7 @@ def hold_devices(book: LeaseBook, devices: Sequence[str], holder: LeaseHolder, w
         wait: For how long, and who is told.
 
     Raises:
-        DeviceError: If somebody else holds one of them still; says who.
+        DeviceError: If one of them is still in use; names the holder.
         CancelledRequestError: If it was stopped meanwhile.
     """
     patience_ends = time.monotonic() + wait.seconds

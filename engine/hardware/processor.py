@@ -1,4 +1,4 @@
-"""The processor and the memory beside it, within the limits that a container or a scheduler sets."""
+"""The processor and its memory, within the limits that a container or a scheduler sets."""
 
 import os
 import platform

@@ -1,6 +1,6 @@
 """The answering end of a helper process; `engine.processes.messages` has the protocol.
 
-Requests are answered one after the other, in order. A handler that yields lets others have their turn at each `yield`:
+Requests are answered one after the other, in order. A handler that yields gives its turn to other requests at each `yield`:
 such requests advance side by side, one step each, in one thread. A cancel is seen at once, by a reader thread.
 """
 
@@ -21,7 +21,7 @@ from engine.processes.spawn import end_with_asker
 
 
 class Request(Protocol):
-    """What a handler gets beside its parameters."""
+    """What a handler gets in addition to its parameters."""
 
     def progress(self, value: JsonObject) -> None:
         """Send a part of the answer, or how far it has come."""
@@ -143,7 +143,7 @@ class _ServedRequest:
             self._send({"turn": True})
 
     def finish(self, message: JsonObject) -> None:
-        """Send the last answer; a cancel that comes later concerns nobody."""
+        """Send the last answer; a later cancel has no effect."""
         self._asker.cancelled.discard(self._id)
         self._send(message)
 
@@ -164,6 +164,6 @@ def _read_requests(stream: BinaryIO, requests: "Queue[JsonObject | None]", asker
             asker.withdrawn.add(message["withdraw"])
         else:
             requests.put(message)
-    # The other side is gone: end even in the middle of a request, for nobody waits for the answer.
+    # The other side is gone: end even in the middle of a request, as its answer has no reader.
     requests.put(None)
     threading.Timer(2.0, os._exit, (0,)).start()

@@ -12,7 +12,7 @@ from typing import Literal, Self
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-_START_TIME_TOLERANCE_SECONDS = 0.02  # two clock ticks; start times elsewhere come from clocks that are read anew
+_START_TIME_TOLERANCE_SECONDS = 0.02  # two clock ticks; start times elsewhere come from clocks that are read each time
 
 
 Liveness = Literal["alive", "gone", "unknown"]
@@ -77,7 +77,7 @@ class ProcessIdentity(BaseModel):
         return self.boot_id == boot_id()
 
     def is_suspended(self) -> bool:
-        """Whether it is alive and stopped by SIGSTOP, SIGTSTP or a debugger, so that it cannot make progress."""
+        """Whether it is alive and stopped by SIGSTOP, SIGTSTP or a debugger, and cannot make progress."""
         if not self.is_alive():
             return False
         try:
@@ -132,7 +132,7 @@ class ProcessIdentity(BaseModel):
         return True
 
     def _signal_by_descriptor(self, number: int) -> bool:
-        # A descriptor names one process, so that its pid cannot change hands between the look and the signal.
+        # A descriptor names one process, so its pid cannot change hands between the look and the signal.
         try:
             descriptor = os.pidfd_open(self.pid)
         except OSError:

@@ -59,7 +59,7 @@ class JsonLinesProcess:
     Args:
         module: Module that calls `serve`.
         log_file: Takes its stderr.
-        environment: Variables set beside those that every process gets.
+        environment: Variables in addition to those that every process gets.
         access: What the worker may log in to.
         restarts: Off for a worker whose memory is the point: once dead or closed, it answers no more.
     """
@@ -110,7 +110,7 @@ class JsonLinesProcess:
         return time.monotonic() - heard if heard is not None and self._answers else 0.0
 
     def start(self) -> None:
-        """Start the worker now, so that the first question need not wait for its imports."""
+        """Start the worker now, so the first question need not wait for its imports."""
         with self._lock:
             self._ensure_started()
 
@@ -132,11 +132,11 @@ class JsonLinesProcess:
         raise AssertionError("a stream ends with its result or an error")
 
     def reserve_id(self) -> int:
-        """Number a request before it is sent, so that another thread can cancel it."""
+        """Number a request before it is sent, so another thread can cancel it."""
         return next(self._ids)
 
     def cancel(self, request_id: int) -> None:
-        """Ask the handler of a request to end early; whoever streams that request still gets what it answers."""
+        """Ask the handler of a request to end early; its caller still gets what it answers."""
         with self._lock:
             running = self._running
             if running is not None and running.process.poll() is None:
@@ -257,7 +257,7 @@ class JsonLinesProcess:
             stdin.write(json.dumps(message).encode() + b"\n")
             stdin.flush()
         except (OSError, ValueError) as error:
-            raise WorkerError("A helper process ended unexpectedly.", "Try again; it starts anew.") from error
+            raise WorkerError("A helper process ended unexpectedly.", "Try again; it restarts.") from error
 
     def _read_answers(self, running: _Running) -> None:
         process = running.process

@@ -1,7 +1,7 @@
 """Limits on memory and computing time of code that reads untrusted input, and the peak memory of this process.
 
 The kernel enforces `confined`, also while the interpreter is stuck in a library's C code. Too much memory is a `MemoryError` in Python; in other languages it ends the process (SIGABRT). Too
-much computing ends the process with `DEADLINE_SIGNAL`, without asking Python; whoever asked that process knows what it
+much computing ends the process with `DEADLINE_SIGNAL`, without asking Python; its asker knows what it
 was working on. On Linux both bounds hold, on macOS the one on time, on Windows none.
 """
 

@@ -1,4 +1,4 @@
-"""A lock that its holder's death releases: how one process shows others that it is alive."""
+"""A lock that its holder's death releases: how a process shows that it is alive."""
 
 import os
 import sys
@@ -52,7 +52,7 @@ class FileLock:
     def acquire(self, timeout_seconds: float | None = None) -> bool:
         """Take the lock; returns whether it was got in time (None waits for ever, 0 only tries).
 
-        A second or so is right even where nobody should hold it: a look by `is_held_by_another` holds it for an instant.
+        A second or so is right even where no process should hold it: a look by `is_held_by_another` holds it for an instant.
 
         Raises:
             StorageError: If the lock file cannot be opened, or its filesystem knows no locks.
@@ -129,7 +129,7 @@ def _try_lock(descriptor: int, path: Path) -> bool:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN and EACCES are both how systems say: somebody has it
+    except (BlockingIOError, PermissionError):  # EAGAIN and EACCES both mean that another process has it
         return False
     except OSError as error:
         raise _unusable(path, error) from error

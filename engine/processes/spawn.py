@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 from engine.errors import WorkerError
 from engine.processes.environment import Access, environment_for
 
-# How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: beside one other process a
+# How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: next to one other process a
 # step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and a step takes a quarter longer. So
 # they look for a moment, some 20 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
 OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
@@ -46,7 +46,7 @@ def spawn(
     Args:
         argv: The command, as a list; never through a shell.
         log_file: Takes stderr, and stdout unless `stdout` is given.
-        environment: Variables set beside those that `engine.processes.environment` passes on.
+        environment: Variables in addition to those that `engine.processes.environment` passes on.
         stdin: `subprocess.PIPE` for a worker that is asked questions.
         stdout: `subprocess.PIPE` for a worker that answers.
         inherited: Other descriptors that the process gets.

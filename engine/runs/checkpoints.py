@@ -57,7 +57,7 @@ class RowPlan(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`MANIFEST.json`: written last, so that a folder that has it was complete when it was written."""
+    """`MANIFEST.json`: written last, so a folder that has it was complete when it was written."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,7 +94,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder's name tells; None where it is no checkpoint's."""
+    """Return the step in a folder's name; None where it is not a checkpoint's."""
     match = _NAME.match(name)
     return int(match[1]) if match else None
 
@@ -111,7 +111,7 @@ def newest_intact(folder: Path) -> Checkpoint | None:
 def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
     """Checkpoints that a person may choose, newest first: those that are as they were written.
 
-    What was read once is not read again until it changes, so that lists may ask as often as they like.
+    What was read once is not read again until it changes, so lists may ask as often as they like.
 
     Args:
         folder: A run's `checkpoints` folder.

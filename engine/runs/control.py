@@ -33,7 +33,7 @@ def request_cancel(run: Run) -> None:
 
 
 def request_start_anyway(run: Run) -> None:
-    """Let a waiting run start as soon as its device is in nobody's use, although its free memory does not cover it.
+    """Let a waiting run start as soon as its device is free of other Loratory work, although its free memory does not cover it.
 
     Raises:
         RunError: If it does not wait.
@@ -51,12 +51,12 @@ def start_anyway_is_requested(folder: RunFolder) -> bool:
 
 
 def stop_is_requested(folder: RunFolder) -> bool:
-    """Whether somebody asked to save and stop; cheap enough for every step."""
+    """Whether a request asks to save and stop; cheap enough for every step."""
     return folder.stop_request.exists()
 
 
 def cancel_is_requested(folder: RunFolder) -> bool:
-    """Whether somebody asked to end at once; cheap enough for every step."""
+    """Whether a request asks to end at once; cheap enough for every step."""
     return folder.cancel_request.exists()
 
 
@@ -89,14 +89,14 @@ _FOLDER = "resume"
 
 
 class ResumeRequest(NamedTuple):
-    """Somebody wants a run to go on."""
+    """A request to resume a run."""
 
     owner: str
     run_id: str
 
 
 def request_resume(home: LoratoryHome, run: Run) -> None:
-    """Ask that a run goes on from its newest checkpoint, or begins anew where it has none.
+    """Ask to resume a run from its newest checkpoint, or from the start where it has none.
 
     Raises:
         RunError: If it waits, runs or is complete.
@@ -114,7 +114,7 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
         raise StorageError(
             f"The request to resume cannot be written ({error.strerror}).", "Free some space, or check LORATORY_HOME."
         ) from error
-    # With the attempt that was seen to have ended, so that a request that comes late never outlives the next one.
+    # With the attempt that was seen to have ended, so a request that comes late never outlives the next one.
     write_atomically(path, str(state.attempt))
 
 
@@ -131,12 +131,12 @@ def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
 
 
 def resume_is_requested(home: LoratoryHome, run: Run) -> bool:
-    """Whether somebody asked that this run goes on, and it has not been taken up yet."""
+    """Whether a request to resume this run is not yet obeyed."""
     return ResumeRequest(run.owner, run.id) in resume_requests(home)
 
 
 def attempt_to_follow(home: LoratoryHome, request: ResumeRequest) -> int | None:
-    """The attempt after which somebody wants the run to go on; None where the request does not say."""
+    """Return the attempt that a request wants to follow; None where it does not say."""
     try:
         text = _path(home, request).read_text(encoding="ascii")
     except (FileNotFoundError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What a run cost in electricity, where somebody has said what it costs; never a guess."""
+"""What a run cost in electricity, where a price is set; never a guess."""
 
 from typing import Annotated, NamedTuple
 

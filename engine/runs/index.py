@@ -29,7 +29,7 @@ class Stamp(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """The rows that could be had in the time that somebody has."""
+    """The rows that could be read in the given time."""
 
     rows: list[RunSummary]  # newest first
     unread: int  # runs that no server has seen yet, and that are missing
@@ -56,7 +56,7 @@ class RunIndex:
 
     Args:
         store: Whose runs.
-        history_of: Gives the history of a run where somebody follows runs already; else the index follows them itself.
+        history_of: Gives the history of a run where the caller reads histories anyway; else the index reads them.
     """
 
     def __init__(self, store: RunStore, history_of: Callable[[Run], RunHistory] | None = None) -> None:
@@ -75,7 +75,7 @@ class RunIndex:
         return self.glance(patience_seconds=math.inf).rows
 
     def glance(self, patience_seconds: float) -> Glance:
-        """All that was read before, and as many of the others as can be read in that time, the newest first."""
+        """Return all rows that were read before, and as many more as can be read in that time, newest first."""
         spent_seconds = 0.0
         with self._reading:
             if self._remembered is None:

@@ -37,7 +37,7 @@ _WORDS = "memory tensor adapter gradient layer token batch length weight rank ".
 
 
 class MeasuredStep(BaseModel):
-    """What two optimizer steps took, beside what was predicted. On a CPU, memory is that of the whole process."""
+    """What two optimizer steps took, and what was predicted. On a CPU, memory is that of the whole process."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,7 +99,7 @@ class MeasurementJob:
         """Measure.
 
         Raises:
-            DeviceError: If the device is held by somebody else, or its memory was not enough.
+            DeviceError: If the device is in use, or its memory was not enough.
             RunError: If the worker gave up for another reason; says which.
             WorkerError: If the process ended without a word.
             CancelledRequestError: If it was stopped.
@@ -133,7 +133,7 @@ class MeasurementJob:
         self._stopped.set()
 
     def _hold(self, book: LeaseBook, run: Run, devices: tuple[Device, ...], on_progress: OnMeasurementProgress) -> None:
-        """Have the devices before there is a worker, so that none ever works beside somebody else's."""
+        """Take the devices before there is a worker, so it never shares them."""
         wait = Wait(
             UNTIL_A_CHAT_LEAVES_SECONDS,
             lambda present: on_progress(MeasurementProgress(message=present.why_wait)),
@@ -238,7 +238,7 @@ def _hand_over(book: LeaseBook, run: Run, devices: tuple[Device, ...], process: 
 
 
 def _end(process: Popen[bytes], run: Run) -> None:
-    """Its results are nobody's, so that it is not asked to save them; what it started ends with it."""
+    """End the worker with what it started; it has no results to save."""
     if process.poll() is None:
         process.kill()
     process.wait()
@@ -246,12 +246,12 @@ def _end(process: Popen[bytes], run: Run) -> None:
 
 
 _OWNER = "measurements"
-_LOCK = "measuring.lock"  # beside the worker's own
+_LOCK = "measuring.lock"  # in addition to the worker's own
 
 
 @dataclass(frozen=True)
 class MeasuringPlace:
-    """A run folder for one measurement; whoever measures holds its lock for life."""
+    """A run folder for one measurement; the measuring process holds its lock for life."""
 
     run: Run
     lock: FileLock

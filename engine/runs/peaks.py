@@ -1,4 +1,4 @@
-"""Peaks of a run's memory: what was predicted and what was measured, each figure beside its like.
+"""Peaks of a run's memory: what was predicted and what was measured, figure by figure.
 
 Tensors are compared with tensors, the allocator's hold with the allocator's hold, and the process with what the system or
 the driver counts for it.
@@ -15,7 +15,7 @@ PeakKind = Literal["allocated", "reserved", "process"]
 
 
 class MemoryFigures(BaseModel):
-    """Bytes at the peak; None where the device has no such figure, or nobody could tell it."""
+    """Bytes at the peak; None where the device has no such figure, or it is unknown."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

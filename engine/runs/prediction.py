@@ -38,7 +38,7 @@ def predict(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device
     Raises:
         ConfigError: If there are more devices than layers to spread over them.
         DeviceError: If each option is smaller than what the run needs there.
-        MemoryUnknownError: If the model's layers are like no others.
+        MemoryUnknownError: If the model's layer structure is not supported.
     """
     by_option = {option: needs_of(shape, config, option) for option in options}
     by_name: dict[str, int] = {}
@@ -79,7 +79,7 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
 
     Raises:
         ConfigError: If there are more devices than layers to spread over them.
-        MemoryUnknownError: If the model's layers are like no others.
+        MemoryUnknownError: If the model's layer structure is not supported.
     """
     if config.run.spread_over == 1:
         return tuple(Estimator(shape, device).need(config) for device in devices)

@@ -176,7 +176,7 @@ def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Probl
 
 
 def _idle_devices(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
-    """One process holds a whole model on one device; others would be held for nothing."""
+    """One process holds a whole model on one device; more would be held for nothing."""
     if len(devices) < 2 or config.run.launcher != "local" or config.run.spread_over > 1:
         return []
     message = (
@@ -204,7 +204,7 @@ def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
         )
     if report.train_rows == 0:
         raise DatasetError(
-            f"All {report.kept:,} usable rows of {config.dataset.source} are held out, so that nothing is left to train on.",
+            f"All {report.kept:,} usable rows of {config.dataset.source} are held out; nothing is left to train on.",
             "Lower dataset.eval_fraction, or add rows.",
         )
 
@@ -249,7 +249,7 @@ def _absolute(text: str, longest: int) -> str:
             return text
         # A link keeps its name, unless going up leads through it.
         whole = str(path.resolve() if ".." in path.parts else path.absolute())
-    except (OSError, RuntimeError, ValueError):  # a name that no file can have; ~name of nobody
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have; ~name of no user
         return text
     return whole if len(whole) <= longest else text
 

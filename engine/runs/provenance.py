@@ -1,4 +1,4 @@
-"""`provenance.json`: what a run was started from, so that it can be understood and repeated later."""
+"""`provenance.json`: what a run was started from, to understand and repeat it later."""
 
 import platform
 import sys
@@ -10,14 +10,14 @@ from engine.hardware.libraries import library_version
 from engine.runs.peaks import MemoryFigures
 from engine.runs.run import RunFolder
 
-# What can change a result; versions are read from package metadata, so that none of them is imported here.
+# What can change a result; versions are read from package metadata, so none of them is imported here.
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "tokenizers")
 
 
 class Provenance(BaseModel):
-    """Facts of the start, beside the configuration; written once.
+    """Facts of the start, in addition to the configuration; written once.
 
-    It repeats what lists show of the configuration, so that they need not read thousands of YAML files.
+    It repeats what lists show of the configuration, so they need not read thousands of YAML files.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

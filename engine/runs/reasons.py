@@ -1,4 +1,4 @@
-"""Why a run is in its state: a value for the program, and beside it the words that people read."""
+"""Why a run is in its state: a value for the program, with the words that people read."""
 
 from typing import Literal, NamedTuple
 

@@ -36,7 +36,7 @@ LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "
 
 
 class RunState(BaseModel):
-    """`state.json`: where a run stands, as its supervisor last saw it."""
+    """`state.json`: the state of a run, as its supervisor last saw it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -58,7 +58,7 @@ class RunState(BaseModel):
     silent_since: float | None = None  # when a worker whose silence is unusual last gave a sign
     silence_limit_seconds: float | None = None  # after how long a silence it is ended, as things are
 
-    notice: str = ""  # what a person should know of this state beside its cause
+    notice: str = ""  # what a person should know in addition to the cause
     cancel_seen: float | None = None  # monotonic seconds of this boot, when a supervisor first saw a request to cancel
 
     @property
@@ -79,89 +79,40 @@ class WorkerRecord(ProcessIdentity):
         return ProcessIdentity.model_validate(self.model_dump())
 
 
+class _File:
+    """The path of one file in the run directory of a `RunFolder`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: "RunFolder", _: type | None = None) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Names of the files in a run directory, and who writes them."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The RunConfig, complete; written once by the launcher."""
-        return self.path / "config.yaml"
-
-    @property
-    def provenance(self) -> Path:
-        """What the config was pinned to, and when; written once by the launcher."""
-        return self.path / "provenance.json"
-
-    @property
-    def dataset_report(self) -> Path:
-        """What the check of its dataset found, as `loratory inspect` says it; written once by the launcher."""
-        return self.path / "dataset.json"
-
-    @property
-    def notes(self) -> Path:
-        """Name, note and tags that a person gave it afterwards."""
-        return self.path / NOTES_FILE
-
-    @property
-    def state(self) -> Path:
-        """`RunState`; written by the supervisor. A run without one is queued."""
-        return self.path / STATE_FILE
-
-    @property
-    def process(self) -> Path:
-        """`WorkerRecord`; written by the worker."""
-        return self.path / "process.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the worker for life."""
-        return self.path / "lock"
-
-    @property
-    def events(self) -> Path:
-        """The event log; written by the worker."""
-        return self.path / EVENTS_FILE
-
-    @property
-    def log(self) -> Path:
-        """stdout and stderr of the worker."""
-        return self.path / "worker.log"
-
-    @property
-    def control(self) -> Path:
-        """Requests of anyone."""
-        return self.path / "control"
-
-    @property
-    def stop_request(self) -> Path:
-        """Exists: save and stop."""
-        return self.control / "stop"
-
-    @property
-    def cancel_request(self) -> Path:
-        """Exists: end at once."""
-        return self.control / "cancel"
-
-    @property
-    def start_anyway_request(self) -> Path:
-        """Exists: start although the free memory does not cover the estimate."""
-        return self.control / "start-anyway"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Complete trainer states, `step-N` each."""
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        """The final adapter with tokenizer and chat template."""
-        return self.path / "adapter"
+    config = _File("config.yaml")  # the RunConfig, complete; written once by the launcher
+    provenance = _File("provenance.json")  # what the config was pinned to, and when; written once by the launcher
+    dataset_report = _File("dataset.json")  # what the check of its dataset found; written once by the launcher
+    notes = _File(NOTES_FILE)  # name, note and tags that a person gave it afterwards
+    state = _File(STATE_FILE)  # RunState; written by the supervisor. A run without one is queued
+    process = _File("process.json")  # WorkerRecord; written by the worker
+    lock = _File("lock")  # held by the worker for life
+    events = _File(EVENTS_FILE)  # the event log; written by the worker
+    log = _File("worker.log")  # stdout and stderr of the worker
+    control = _File("control")  # requests, from anyone who may see the run
+    stop_request = _File("control/stop")  # exists: save and stop
+    cancel_request = _File("control/cancel")  # exists: end at once
+    start_anyway_request = _File("control/start-anyway")  # exists: start although free memory does not cover the estimate
+    checkpoints = _File("checkpoints")  # complete trainer states, `step-N` each
+    adapter = _File("adapter")  # the final adapter with tokenizer and chat template
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of `step` stands, once it is complete."""
+        """Return the folder of the checkpoint of `step`."""
         return self.checkpoints / f"step-{step}"
 
     def read_config(self) -> RunConfig:
@@ -189,7 +140,7 @@ class RunFolder:
         return self.read_saved_state() or self.state_by_other_files()
 
     def read_state_unclaimed(self) -> RunState:
-        """The same for whoever holds the run's lock, and so keeps workers away.
+        """Load the state, for a caller that holds the run's lock and so keeps workers away.
 
         Raises:
             StorageError: If the file is there and cannot be read.
@@ -197,7 +148,7 @@ class RunFolder:
         return self.read_saved_state() or self.state_by_other_files(is_claimed_by_us=True)
 
     def read_state_as_offered(self) -> RunState:
-        """The state, with `resumable_step` looked up anew: a checkpoint may have been damaged since the run ended.
+        """Load the state, with `resumable_step` checked: a checkpoint may have been damaged since the run ended.
 
         Raises:
             StorageError: If the file is there and cannot be read.
@@ -205,7 +156,7 @@ class RunFolder:
         return self.as_offered(self.read_state())
 
     def as_offered(self, state: RunState) -> RunState:
-        """A state with `resumable_step` looked up anew."""
+        """Return a state with `resumable_step` checked."""
         if state.resumable_step is None:
             return state
         return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})
@@ -276,7 +227,7 @@ class RunFolder:
             return None
 
     def worker_lock(self) -> FileLock:
-        """The lock of the worker; whoever else holds it for a moment keeps a worker from claiming the run meanwhile."""
+        """Return the lock of the worker; any other holder keeps a worker from claiming the run meanwhile."""
         return FileLock(self.lock, makes_folder=False)
 
     def has_living_worker(self) -> bool:
@@ -306,7 +257,7 @@ class RunFolder:
         """Make the calling process the worker of this run, until it ends. A worker does so before anything else.
 
         The supervisor names the attempt in `ATTEMPT_VARIABLE`. A worker that comes so late that its attempt was given
-        up meanwhile, or begun by a worker that somebody else started, is refused, so that no run is ever executed twice.
+        up meanwhile, or begun by another worker, is refused, so no run is ever executed twice.
 
         Raises:
             RunError: If another worker has it or had it, or this attempt was given up.
@@ -322,7 +273,7 @@ class RunFolder:
             if state.attempt != attempt or state.state not in LIVE_STATES or self.attempts_seen() >= attempt:
                 lock.release()
                 raise RunError(
-                    f"Attempt {attempt} at {self.path.name} was given up, or somebody else's, before it began.",
+                    f"Attempt {attempt} at {self.path.name} was given up, or taken by another worker, before it began.",
                     "Start or resume it again.",
                 )
         else:

@@ -43,7 +43,7 @@ class RunStore:
         clock: Seconds since the epoch.
 
     Raises:
-        StorageError: If the owner's name is no folder name.
+        StorageError: If the owner's name cannot be a folder.
     """
 
     def __init__(self, home: LoratoryHome, owner: str, clock: Callable[[], float] = time.time) -> None:
@@ -69,10 +69,10 @@ class RunStore:
         """Make the run directory; the run then waits in the queue until a supervisor starts it.
 
         Args:
-            config: The complete configuration; it is saved as it stands.
+            config: The complete configuration; it is saved as it is.
             provenance: Facts of the start.
             key: Names the request: a second call with the same key returns the run of the first.
-            report: What the check of its dataset found; kept, so that the run can always say what was left out.
+            report: What the check of its dataset found; saved with the run, to show what was left out.
 
         Raises:
             StorageError: If the disk is full or the home cannot be written.
@@ -82,7 +82,7 @@ class RunStore:
         provenance = (provenance or Provenance()).model_copy(update=facts)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Between looking the key up and having made the run, nobody else may do the same.
+            # Between looking the key up and having made the run, no other process may do the same.
             with FileLock(self.home.server / f"create-{self.owner}.lock"):
                 existing = None if key is None else self.find_by_key(key)
                 if existing is not None:
@@ -163,7 +163,7 @@ class RunStore:
                 lock.release()  # no folder can be renamed there while a file in it is open
             run.folder.path.rename(doomed)  # it is gone from every list at once, however long the rest takes
         except StorageError:
-            self.get(run.id)  # somebody else may have deleted it meanwhile
+            self.get(run.id)  # it may have been deleted meanwhile
             raise
         except OSError as error:
             raise _cannot_be_removed(run, error) from error
@@ -194,20 +194,20 @@ class RunStore:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _forget_cached(self, doomed: Path) -> None:
-        """Remove what is cached of a run whose folder is about to go: nobody will look for it again."""
+        """Remove what is cached of a run whose folder is about to go."""
         run = self._run(doomed.name.removeprefix(_DOOMED_PREFIX))
         with contextlib.suppress(OSError):  # a cache that stays costs room, not truth
             cached_history_path(run).unlink(missing_ok=True)
 
     def _exists(self, run_id: str) -> bool:
-        # Nothing but an id passes the pattern, so that no path can be smuggled in.
+        # Nothing but an id passes the pattern, so no path can be smuggled in.
         return RUN_ID.fullmatch(run_id) is not None and (self._folder / run_id).is_dir()
 
     def _run(self, run_id: str) -> Run:
         return Run(id=run_id, owner=self.owner, folder=RunFolder(self._folder / run_id))
 
     def _new_id(self, now: float) -> str:
-        """An id later than every other, even when the clock stands still or goes back a little."""
+        """An id later than every other, even when the clock stops or goes back a little."""
         milliseconds = int(now * 1000)
         newest = max((_milliseconds_of(known) for known in self.ids()[:1]), default=0)
         if milliseconds <= newest < milliseconds + _CLOCK_MAY_GO_BACK_MILLISECONDS:
@@ -238,7 +238,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return True  # out of reach, like a mount that is gone: whoever looks into it is told why
+        return True  # out of reach, like a mount that is gone: looking into it shows why
 
 
 def _cannot_be_removed(run: Run, error: OSError) -> StorageError:

@@ -37,7 +37,7 @@ class RunSummary(BaseModel):
     reason: Reason | None = None
     cause: str = ""
     advice: str = ""
-    notice: str = ""  # what a person should know of its state beside these
+    notice: str = ""  # what a person should know in addition
     attempt: int = 0
     resumable_step: int | None = None
     device: str = ""

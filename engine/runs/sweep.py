@@ -17,7 +17,7 @@ _YAML_NULL = "tag:yaml.org,2002:null"
 
 
 class _Choice(NamedTuple):
-    """One value of an axis, as it was typed, and where it stands among the others."""
+    """One value of an axis, as it was typed, and its place in the list."""
 
     number: int
     text: str
@@ -51,7 +51,7 @@ def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunCon
 
 
 def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunConfig]:
-    """Let `lora_alpha` follow the rank, so that a sweep over ranks compares capacity and not the update's strength.
+    """Let `lora_alpha` follow the rank, so a sweep over ranks compares capacity and not the update's strength.
 
     Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685): the update is scaled by alpha / r.
     """

@@ -18,7 +18,7 @@ MODULES = tuple(f"engine.commands.{name}" for name in ("script", "chat", "export
     [
         (
             NOBODY,
-            r"The path ~nobody-of-that-name/x cannot be used \(~nobody-of-that-name is the home of nobody here\)\.",
+            r"The path ~nobody-of-that-name/x cannot be used \(~nobody-of-that-name is not the home of a user here\)\.",
         ),
         (LONG, r"The path a{59}… cannot be used \(File name too long\)\."),
         ("x/" * 5000, "File name too long"),

@@ -110,7 +110,7 @@ class EvalData(EventData):
 
 
 class CheckpointData(EventData):
-    """A complete checkpoint now stands at `checkpoints/<name>`."""
+    """A complete checkpoint is at `checkpoints/<name>`."""
 
     kind = "checkpoint"
 

@@ -27,8 +27,8 @@ class EventBatch(NamedTuple):
 class EventWriter:
     """Appends events to the log of a run; the worker has exactly one.
 
-    A torn last line, left by a power cut, is removed on opening; `seq` goes on from the last event of earlier attempts.
-    Every line is handed to the kernel in one write, so that the death of the process never tears one.
+    A torn last line, left by a power cut, is removed on opening; `seq` continues from the last event of earlier attempts.
+    Every line is handed to the kernel in one write, so the death of the process never tears one.
 
     Args:
         path: The log; created when missing.
@@ -88,7 +88,7 @@ class EventWriter:
         return size != self._size or os.fstat(self._descriptor).st_nlink == 0
 
     def _settle(self) -> None:
-        """Open the log where that is needed, and cut off what stands behind its last complete line.
+        """Open the log where that is needed, and cut off what follows its last complete line.
 
         Raises:
             StorageError: If it cannot be opened.

@@ -50,7 +50,7 @@ class ReadSoFar(NamedTuple):
 
 
 class HistoryCache:
-    """Keeps how far one log was read, for whoever reads it next.
+    """Caches what was read of one log, for its next reader.
 
     Args:
         path: The cache's file.

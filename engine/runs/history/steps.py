@@ -76,7 +76,7 @@ class StepSeries:
     def __init__(self, columns: Array, known: Known) -> None:
         self._columns = columns  # (columns, steps)
         self._known = known
-        self._smoothed: dict[float, Array] = {}  # by weight, so that several pages compute one curve once
+        self._smoothed: dict[float, Array] = {}  # by weight, so several pages compute one curve once
 
     def __len__(self) -> int:
         return int(self._columns.shape[1])
@@ -101,7 +101,7 @@ class StepSeries:
         return self._smoothed[weight]
 
     def last(self, name: StepColumn) -> float | None:
-        """The newest value; None where there is none, or it is no finite number."""
+        """The newest value; None where there is none, or it is not finite."""
         if not len(self):
             return None
         value = float(self.column(name)[-1])

@@ -100,7 +100,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
 
 def _was_cancelled(evidence: Evidence) -> bool:
-    """Whether it ended as somebody had asked, by our hand or another's: a former supervisor may have killed it."""
+    """Whether it ended as a request asked, by our hand or another's: a former supervisor may have killed it."""
     if evidence.ended_by_us is not None:
         return evidence.ended_by_us == "cancel"
     was_killed_or_unseen = evidence.exit_code is None or _signal_name(-evidence.exit_code) == "SIGKILL"

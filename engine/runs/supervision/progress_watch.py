@@ -84,7 +84,7 @@ class ProgressWatch:
             self._cpu = None
             self._computes = True
         suspended = worker.is_suspended()
-        if self._was_suspended and not suspended:  # it goes on, and gets the whole time again
+        if self._was_suspended and not suspended:  # it continues, and gets the whole time again
             self._last_sign = now
             self._cpu = None
             self._computes = True
@@ -108,7 +108,7 @@ class ProgressWatch:
             self._cpu = None if used is None else (now, used)
             return
         looked, before = self._cpu
-        # Over the whole silence, so that a little work now and then does not count as computing.
+        # Over the whole silence, so a little work now and then does not count as computing.
         if now - looked < _CPU_LOOK_SECONDS:
             return
         used = worker.cpu_seconds()

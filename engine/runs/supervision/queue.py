@@ -23,7 +23,7 @@ QueueMove = Literal["first", "up", "down", "last"]
 class _QueueFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    moved: tuple[str, ...] = ()  # run ids that somebody put in an order; all others follow by age
+    moved: tuple[str, ...] = ()  # run ids that a person put in an order; all other runs follow by age
 
 
 class QueueOrder:
@@ -95,14 +95,14 @@ class QueuePlan:
     """What to do with the queue at this moment."""
 
     starts: tuple[Start, ...]
-    reasons: Mapping[str, Why]  # why each of the others waits
-    wanted: tuple[str, ...]  # leased devices that somebody waits for
+    reasons: Mapping[str, Why]  # why each run that does not start waits
+    wanted: tuple[str, ...]  # leased devices that a run waits for
 
 
 def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> QueuePlan:
     """Decide which waiting runs start now.
 
-    A run starts on a device that nobody of us holds and whose free memory covers what it needs. Nobody overtakes on the
+    A run starts on a device that is not leased and whose free memory covers what it needs. No run overtakes on the
     same device: where the first in line must wait for memory, later runs leave that device alone, else a large run
     would wait for ever.
 
@@ -143,7 +143,7 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
 
 
 def _large_enough(waiting: Waiting, options: Sequence[tuple[Device, ...]]) -> Sequence[tuple[Device, ...]]:
-    """Leave out GPUs on which the run can never fit; it waits for others, and leaves those to other runs."""
+    """Leave out GPUs on which the run can never fit; it waits for larger ones, and leaves those to other runs."""
     large = [option for option in options if all((waiting.needs(one) or 0) <= one.total_bytes for one in option)]
     return large or options
 

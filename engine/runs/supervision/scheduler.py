@@ -42,9 +42,9 @@ from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
-_EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the others wait for these
+_EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the rest waits for these
 _EXPLAIN_SECONDS = 10.0
-_PUT_OFF_SECONDS = 30.0  # others come first meanwhile
+_PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
 
 class Scheduler:
@@ -339,7 +339,7 @@ class Scheduler:
 
     @contextlib.contextmanager
     def _unclaimed(self, run: Run) -> Iterator[RunState | None]:
-        """The state of a run that no worker takes up and nobody deletes meanwhile; None where a worker has it."""
+        """Hold the lock of a run, against workers and deletion, and give its state; None where a worker has it."""
         lock = run.folder.worker_lock()
         if not lock.acquire(timeout_seconds=1.0):
             yield None

@@ -113,7 +113,7 @@ _LOOK_AGAIN_SECONDS = 30.0  # however unchanged a folder looks: network filesyst
 
 
 class OwnerFolder:
-    """When an owner's folder was last looked at, so that an unchanged one costs nothing.
+    """Remembers when an owner's folder was last looked at, so an unchanged one costs nothing.
 
     Args:
         store: The owner's runs.
@@ -126,11 +126,11 @@ class OwnerFolder:
         self._looked = 0.0
 
     def has_changed(self) -> bool:
-        """Whether to look; whoever asks does so."""
+        """Whether to look; the caller does so."""
         try:
             modified = self.store.folder.stat().st_mtime_ns
         except FileNotFoundError:
-            return bool(self.known)  # gone with all that was in it, or away: what comes back is taken in anew
+            return bool(self.known)  # gone with all that was in it, or away: what comes back is taken in again
         now = time.time()
         settled = now - modified / 1e9 > _UNSETTLED_SECONDS
         if modified == self._modified and settled and now - self._looked < _LOOK_AGAIN_SECONDS:

@@ -53,9 +53,9 @@ class SupervisorRecord(BaseModel):
 
 
 class Supervisor:
-    """Supervises every run of a home, of all owners. One per home: a second one stands by and takes over.
+    """Supervises every run of a home, of all owners. One per home: a second one waits and takes over.
 
-    Workers outlive it: after a restart it finds them again and goes on following.
+    Workers outlive it: after a restart it finds them again.
 
     Args:
         home: The Loratory home.
@@ -72,7 +72,7 @@ class Supervisor:
 
     @property
     def role(self) -> Role:
-        """Whether this one supervises, or another does and this one stands by."""
+        """Whether this one supervises, or waits for another to end."""
         return self._role
 
     def start(self) -> Role:
@@ -131,7 +131,7 @@ class Supervisor:
                 loop.tick()
                 housekeeping.tick()
             except Exception as error:
-                # A full disk, a folder taken away: whatever it is, the runs still need somebody.
+                # A full disk, a folder taken away: whatever it is, the runs still need a supervisor.
                 complaint = _complain("Runs cannot be supervised at present", error, complaint)
             self._ending.wait(self._settings.tick_seconds)
 
@@ -146,7 +146,7 @@ def _complain(what: str, error: Exception, before: str) -> str:
 
 
 class SupervisorLoop:
-    """The rounds of a supervisor; whoever calls `tick` holds the supervisor's lock of the home."""
+    """The rounds of a supervisor; the caller of `tick` holds the supervisor's lock of the home."""
 
     def __init__(self, home: LoratoryHome, settings: SupervisorSettings) -> None:
         self._settings = settings
@@ -194,7 +194,7 @@ class SupervisorLoop:
 
 
 def supervisor_of(home: LoratoryHome) -> SupervisorRecord | None:
-    """Who supervises a home at present; None where nobody does."""
+    """Return who supervises a home at present; None where no process does."""
     if not FileLock(home.server / "supervisor.lock").is_held_by_another():
         return None
     try:
@@ -204,12 +204,12 @@ def supervisor_of(home: LoratoryHome) -> SupervisorRecord | None:
 
 
 def is_supervised(home: LoratoryHome) -> bool:
-    """Whether somebody supervises the runs of a home, so that what is filed will start."""
+    """Whether the runs of a home are supervised, so queued ones will start."""
     return FileLock(home.server / "supervisor.lock").is_held_by_another()
 
 
 def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
-    """Bring the states of runs up to date where nobody supervises; starts nothing. For commands that look once.
+    """Bring the states of runs up to date where no process supervises; starts nothing. For commands that look once.
 
     Raises:
         EngineError: If the home cannot be read or written.

@@ -95,7 +95,7 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
 
     Args:
         folder: The run's.
-        state: As it stands, or as it is about to be saved.
+        state: As it is, or as it is about to be saved.
     """
     if state.state not in ("stopped", "interrupted"):
         return False

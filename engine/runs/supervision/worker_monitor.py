@@ -71,7 +71,7 @@ class WorkerMonitor:
             case "never_started":
                 return self._give_up()
             case "superseded":
-                # Whoever looks at the queue next finds the other worker.
+                # The next look at the queue finds the other worker.
                 return self._changed(**_WAITS_AGAIN)
             case "waiting":
                 return self._look_at_waiting(status)
@@ -254,7 +254,7 @@ def with_energy(monitor: WorkerMonitor, state: RunState, meter: Callable[[str], 
 
     Args:
         monitor: Of the attempt, as it stood before its end.
-        state: As it stands now.
+        state: As it is now.
         meter: Joules that the devices of a lease have used so far, where they measure it.
     """
     began = state.energy_meter_joules
