@@ -11,8 +11,8 @@ from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.devices import Device, device_options
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
+from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely
-from engine.runs.preflight import machine_problems
 from ui.backend.dataset_checks import question_of
 from ui.errors import explained
 from ui.form import Form

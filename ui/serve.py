@@ -7,9 +7,8 @@ import threading
 from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
-from engine.runs.launch import Launcher
+from engine.runs.launch import Launcher, Preflight
 from engine.runs.memory_measurement import MeasurementJob, MeasuringGround
-from engine.runs.preflight import Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.dataset_checks import DatasetChecks

@@ -48,8 +48,7 @@ def train(
     """Train, with progress on stderr. The run continues when this command is killed; Ctrl+C saves and stops it."""
     from engine.commands.configs import load_config_argument
     from engine.inspector.session import Inspector
-    from engine.runs.launch import Launcher
-    from engine.runs.preflight import Preflight
+    from engine.runs.launch import Launcher, Preflight
     from engine.runs.store import RunStore
 
     home = LoratoryHome.from_environment()
@@ -221,7 +220,7 @@ def sweep(
     from engine.commands.configs import load_config_mapping
     from engine.commands.train import follow_to_the_end, result_json
     from engine.inspector.session import Inspector
-    from engine.runs.preflight import Preflight
+    from engine.runs.launch import Preflight
     from engine.runs.store import RunStore
     from engine.runs.sweep import sweep_configs
 

@@ -1,11 +1,263 @@
-"""Starting a run: checked first, made once, and left to the supervisor."""
+"""Check a run before anything is made, then put it into the queue."""
 
-from collections.abc import Sequence
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
+from engine.config.adapter import AdapterConfig
+from engine.config.dataset import DatasetConfig
+from engine.config.model import ModelConfig
+from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
-from engine.runs.preflight import CheckedRun, OnProgress, Preflight
+from engine.config.section import Section
+from engine.data.contract import CheckProgress, DatasetReport
+from engine.data.source import SAMPLE_PREFIX
+from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
+from engine.hardware.device import Device
+from engine.hardware.device_problems import device_problems
+from engine.hardware.devices import device_options, list_devices
+from engine.models.catalog import find_in_catalog
+from engine.models.folder import ModelPart
+from engine.models.prepared import ModelProgress
+from engine.models.shape import ModelShape
+from engine.models.source import ModelSource, resolve_model
+from engine.paths import LoratoryHome, typed_path
+from engine.runs.peaks import predicted_figures
+from engine.runs.prediction import Prediction, predict
+from engine.runs.provenance import Provenance, environment_facts
 from engine.runs.run import Run
-from engine.runs.store import RunStore
+from engine.runs.store import RUN_ID, RunStore
+
+_log = logging.getLogger(__name__)
+
+OnProgress = Callable[[str], None]  # told in words what is being checked
+
+
+class RunInspector(Protocol):
+    """The part of `engine.inspector.session.Inspector` that a start needs."""
+
+    def module_inventory(self, model: ModelConfig) -> ModelShape:
+        """The modules of a model and their sizes."""
+
+    def check(
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig | None = None,
+        max_length: int = 1024,
+        *,
+        seed: int = 42,
+        on_progress: Callable[[CheckProgress], None] | None = None,
+    ) -> DatasetReport:
+        """One pass over every row."""
+
+
+class ResolveModel(Protocol):
+    """The part of `engine.models.source.resolve_model` that a start needs."""
+
+    def __call__(
+        self,
+        config: ModelConfig,
+        home: LoratoryHome,
+        on_progress: Callable[[ModelProgress], None] = ...,
+        part: ModelPart = ...,
+    ) -> ModelSource:
+        """Make a part of a model available."""
+
+
+class CheckedRun(NamedTuple):
+    """A configuration that can work, pinned to what it meant when it was checked."""
+
+    config: RunConfig
+    provenance: Provenance
+    report: DatasetReport
+
+
+class Preflight:
+    """Checks a run before it starts.
+
+    Args:
+        home: The Loratory home.
+        inspector: Knows tokenizers and model modules.
+        devices: Lists the devices of this machine.
+        resolve: Makes a model available.
+    """
+
+    def __init__(
+        self,
+        home: LoratoryHome,
+        inspector: RunInspector,
+        devices: Callable[[], Sequence[Device]] = list_devices,
+        resolve: ResolveModel = resolve_model,
+    ) -> None:
+        self._home = home
+        self._inspector = inspector
+        self._devices = devices
+        self._resolve = resolve
+
+    def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
+        """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.
+
+        Raises:
+            ConfigError: Lists every setting that cannot work, alone, together, or on the device.
+            DeviceError: If the device is not there, or smaller than the run by any estimate.
+            ModelError: If the model cannot be found, reached or read.
+            DatasetError: If the dataset cannot be read, or teaches nothing.
+        """
+        config = with_absolute_paths(config)
+        options = device_options(tuple(self._devices()), config.run)
+        devices = options[0]
+        problems = [*pair_problems(config), *machine_problems(config, devices)]
+        if problems:
+            raise ConfigError(problems)
+        on_progress("Looking for the model.")
+        source = self._resolve(
+            config.model, self._home, lambda progress: on_progress(progress.message), ModelPart.TOKENIZER
+        )
+        if source.revision is not None:
+            config = config.model_copy(update={"model": config.model.model_copy(update={"revision": source.revision})})
+        on_progress("Measuring the model.")
+        predicted = self._predict(config, options)
+        on_progress("Checking the data.")
+        report = self._inspector.check(
+            config.dataset,
+            config.model,
+            config.training.max_length,
+            seed=config.training.seed,
+            on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
+        )
+        _require_trained_tokens(config, report)
+        return CheckedRun(
+            config,
+            Provenance.model_validate(
+                {
+                    **environment_facts(),
+                    "model_source": source.hub_id or source.name,
+                    "dataset_fingerprint": report.fingerprint or None,
+                    **_predicted_facts(predicted),
+                }
+            ),
+            report,
+        )
+
+    def _predict(self, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> "Prediction | None":
+        shape = self._inspector.module_inventory(config.model)
+        try:
+            return predict(shape, config, options)
+        except MemoryUnknownError as error:
+            # It may train all the same; what is lost is only the word on how much memory it takes.
+            _log.warning("%s: %s", config.model.id, error.what)
+            return None
+        except EngineError:
+            raise
+        except Exception:  # a mistake in the estimate must not block training
+            _log.exception("the memory of %s could not be estimated", config.model.id)
+            return None
+
+
+def _predicted_facts(predicted: Prediction | None) -> dict[str, object]:
+    """The fields of `Provenance` that hold it."""
+    if predicted is None:
+        return {}
+    return {
+        "predicted_bytes": predicted.need.expected_bytes,
+        "predicted_on": predicted.by_name if len(predicted.by_name) > 1 else {},
+        "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
+    }
+
+
+def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
+    """Settings that are fine by themselves, and that this machine cannot run; cheap enough for every look at a form.
+
+    Args:
+        config: The run.
+        devices: Those that the run would take; at least one.
+    """
+    return [*device_problems(config, devices[0]), *_idle_devices(config, devices), *_absent_trackers(config)]
+
+
+def _idle_devices(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
+    """One process holds a whole model on one device; more would be held for nothing."""
+    if len(devices) < 2 or config.run.launcher != "local" or config.run.spread_over > 1:
+        return []
+    message = (
+        f"it names {len(devices)} GPUs, and one process trains a whole model on one. Set run.launcher to accelerate for a "
+        "model on each and rows divided among them, set run.device_map to balanced for one model divided among them, or "
+        "name one."
+    )
+    return [Problem("run.devices", message)]
+
+
+def _absent_trackers(config: RunConfig) -> list[Problem]:
+    return [
+        Problem("training.report_to", f"{name} is not installed here; `pip install {name}` brings it.")
+        for name in config.training.report_to
+        if importlib.util.find_spec(name) is None
+    ]
+
+
+def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
+    if report.trained_tokens == 0:
+        raise DatasetError(
+            f"No token of {config.dataset.source} would be trained on (train_on is {config.dataset.train_on}, "
+            f"max_length {config.training.max_length:,}).",
+            "Raise max_length, or choose another part to learn from.",
+        )
+    if report.train_rows == 0:
+        raise DatasetError(
+            f"All {report.kept:,} usable rows of {config.dataset.source} are held out; nothing is left to train on.",
+            "Lower dataset.eval_fraction, or add rows.",
+        )
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same configuration with whatever is a file or folder here named by its whole path.
+
+    Names of samples, of the catalogue and on the Hub stay as they are, and so does what is not there: its refusal shall
+    repeat what was typed.
+    """
+    model, dataset, adapter = config.model, config.dataset, config.adapter
+    sections: dict[str, Section] = {}
+    if find_in_catalog(model.id.strip()) is None:
+        sections["model"] = model.model_copy(update={"id": _absolute(model.id, _longest(ModelConfig, "id"))})
+    longest = _longest(DatasetConfig, "source")
+    sections["dataset"] = dataset.model_copy(
+        update={"source": _absolute_source(dataset.source, longest), "mix": _absolute_mix(dataset.mix, longest)}
+    )
+    if adapter.warm_start is not None and not RUN_ID.match(adapter.warm_start):
+        start = _absolute(adapter.warm_start, _longest(AdapterConfig, "warm_start"))
+        sections["adapter"] = adapter.model_copy(update={"warm_start": start})
+    return config.model_copy(update=sections)
+
+
+def _absolute_mix(mix: Mapping[str, float], longest: int) -> dict[str, float]:
+    """Two names of one file keep apart, for each has its weight."""
+    absolute: dict[str, float] = {}
+    for source, weight in mix.items():
+        path = _absolute_source(source, longest)
+        absolute[source if path in absolute else path] = weight
+    return absolute
+
+
+def _absolute_source(source: str, longest: int) -> str:
+    return source if source.strip().startswith(SAMPLE_PREFIX) else _absolute(source, longest)
+
+
+def _absolute(text: str, longest: int) -> str:
+    try:
+        path = typed_path(text.strip())
+        if not path.exists():
+            return text
+        # A link keeps its name, unless going up leads through it.
+        whole = str(path.resolve() if ".." in path.parts else path.absolute())
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have; ~name of no user
+        return text
+    return whole if len(whole) <= longest else text
+
+
+def _longest(section: type[Section], field: str) -> int:
+    bounds = (getattr(bound, "max_length", None) for bound in section.model_fields[field].metadata)
+    return next((bound for bound in bounds if bound is not None), 1000)
 
 
 class Launcher:

@@ -107,7 +107,9 @@ class RunFolder:
     control = _File("control")  # requests, from anyone who may see the run
     stop_request = _File("control/stop")  # exists: save and stop
     cancel_request = _File("control/cancel")  # exists: end at once
-    start_anyway_request = _File("control/start-anyway")  # exists: start although free memory does not cover the estimate
+    start_anyway_request = _File(
+        "control/start-anyway"
+    )  # exists: start although free memory does not cover the estimate
     checkpoints = _File("checkpoints")  # complete trainer states, `step-N` each
     adapter = _File("adapter")  # the final adapter with tokenizer and chat template
 

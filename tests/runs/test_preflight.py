@@ -14,9 +14,8 @@ from engine.hardware.devices import device_options
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
-from engine.runs.launch import Launcher
+from engine.runs.launch import Launcher, Preflight
 from engine.runs.prediction import most_likely
-from engine.runs.preflight import Preflight
 from engine.runs.provenance import read_provenance
 from engine.runs.store import RunStore
 from engine.runs.supervision.queue import Waiting, plan_starts
@@ -302,7 +301,7 @@ def test_progress_is_said_in_words(preflight):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspector, monkeypatch):
-    monkeypatch.setattr("engine.runs.preflight.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.runs.launch.importlib.util.find_spec", lambda name: None)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
 
     with pytest.raises(ConfigError) as caught:
