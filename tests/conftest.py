@@ -1,5 +1,6 @@
 """Fixtures that every room shares."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
     items.sort(key=lambda item: (item.path in slow, item.path.name not in LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Let Python's garbage collector pass over the millions of objects of what was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
