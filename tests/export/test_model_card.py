@@ -12,8 +12,7 @@ from engine.config.dataset import DatasetConfig
 from engine.config.load import config_from_mapping
 from engine.data.files import DATA_ENDINGS
 from engine.evaluation.contract import BranchLoss, EvaluationResult, MeanScores, evaluation_file
-from engine.export.card_facts import data_names, gather_facts, hub_datasets, loss_curve
-from engine.export.model_card import write_card
+from engine.export.card import data_names, gather_facts, hub_datasets, loss_curve, write_card
 from engine.paths import local_owner
 from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore

@@ -12,7 +12,7 @@ from typing import Any
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.export import ExportConfig
 from engine.errors import ModelError, PushError, RunError
-from engine.export.card_facts import gather_facts
+from engine.export.card import gather_facts, write_card
 from engine.export.contract import (
     ExportProgress,
     ExportRequest,
@@ -24,7 +24,6 @@ from engine.export.contract import (
     UploadResult,
 )
 from engine.export.job import ExportJob
-from engine.export.model_card import write_card
 from engine.files import write_atomically
 from engine.models.folder import ModelPart
 from engine.models.source import is_hub_id, is_revision, resolve_model

@@ -7,10 +7,9 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import StorageError
-from engine.export.card_facts import gather_facts
+from engine.export.card import gather_facts, write_card
 from engine.export.contract import ExportOrder, ExportProgress, ExportResult
 from engine.export.folder import list_files, require_space, to_disk
-from engine.export.model_card import write_card
 from engine.export.worker.write import ExportUnderWay
 from engine.export.worker.writers import WRITERS
 from engine.models.prepared import ModelProgress
