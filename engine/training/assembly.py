@@ -108,7 +108,7 @@ def assemble(
 
 def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtype | None:
     """Speed the adapter up; what else is trained is held in float32 and must be cast for each product."""
-    quick = method_trainer(config.adapter.method).speed_up(model)
+    quick = method_trainer(config.adapter.method).prepare(model)
     if precision.compute is torch.float32:
         return None
     return None if quick == sum(p.requires_grad for p in model.parameters()) else precision.compute

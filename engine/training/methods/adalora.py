@@ -19,6 +19,13 @@ _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 class AdaLoraTrainer(MethodTrainer):
     """Does what PEFT's `AdaLoraModel` leaves to the trainer, or does only to outputs with a loss in them."""
 
+    def prepare(self, model: Any) -> int:
+        """Freeze `ranknum`, a divisor that PEFT leaves trainable on a base of 16 bits."""
+        for name, parameter in model.named_parameters():
+            if ".ranknum." in name:
+                parameter.requires_grad = False
+        return 0
+
     def begin(self, model: Any, total_steps: int) -> None:
         """Tell the allocator over how many steps the ranks fall."""
         config = _config(model)

@@ -43,8 +43,8 @@ class MethodTrainer:
         """Choose the modules that get an adapter, under the names of PEFT's arguments."""
         return {"target_modules": choose_targets(model, adapter)}
 
-    def speed_up(self, model: Any) -> int:
-        """Replace forward passes by faster ones; returns how many trained tensors need no autocast afterwards."""
+    def prepare(self, model: Any) -> int:
+        """Change the adapted model for training; returns how many trained tensors need no autocast afterwards."""
         del model
         return 0
 
