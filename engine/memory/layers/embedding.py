@@ -36,8 +36,14 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
         learned = r.adapter_weight(workload.virtual_inputs * shape.hidden_size)
         # Of every row, and summed over them.
         each = workload.batch_size * workload.virtual_inputs * shape.hidden_size * 4
-        tape.use(workload.tokens * shape.hidden_size * width)  # the tokens' embeddings, before both are joined
-        x.producer = tape.node((learned,), lambda _: (tape.allocate(each),))
+        own = (workload.tokens - workload.batch_size * workload.virtual_inputs) * shape.hidden_size
+        if workload.checkpointing != "none":  # the tokens' embeddings are a leaf too, which autograd holds
+            tape.value(own, width)
+            leaf = Parameter(own, width, trainable=True)
+            x.producer = tape.node((learned, leaf), lambda _: (tape.allocate(each), tape.allocate(own * width)))
+        else:
+            tape.use(own * width)
+            x.producer = tape.node((learned,), lambda _: (tape.allocate(each),))
     elif input_is_leaf(workload):
         # A leaf keeps its own gradient.
         x.producer = Parameter(x.elements, width, trainable=True)

@@ -3,9 +3,9 @@
 from engine.config.adapter import AdapterConfig
 from engine.memory.autograd.operations import add, assign, cast, clone, dropout, linear, multiply, scale, share
 from engine.memory.autograd.tensors import Value, needs_gradient
-from engine.memory.layers.projections import autocast_linear, base_projection, is_quantized
+from engine.memory.layers.projections import base_projection, is_quantized
 from engine.memory.layers.step_context import StepContext
-from engine.memory.methods.base import MemoryRule, as_value
+from engine.memory.methods.base import MemoryRule, as_view
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModuleShape
 
@@ -45,17 +45,21 @@ class AdaLoraMemory(MemoryRule):
             if adapter.lora_dropout > 0:
                 inner = assign(tape, inner, dropout(tape, inner, on_cuda=r.on_cuda))
             singular = r.adapter_weight(rank)
-            rows = multiply(tape, as_value(r, r.adapter_weight(rank * module.in_features)), singular)
+            rows = multiply(tape, as_view(r, r.adapter_weight(rank * module.in_features)), singular)
             target = workload.precision.autocast
             if target is not None:
                 inner = assign(tape, inner, cast(tape, inner, target))
                 rows = assign(tape, rows, cast(tape, rows, target))
             down = linear(tape, inner, rows, rank)
-            up = autocast_linear(r, down, r.adapter_weight(rank * module.out_features), module.out_features)
-            scaled = assign(tape, up, scale(tape, up))
-            scaled = assign(tape, scaled, scale(tape, scaled))
+            left = as_view(r, r.adapter_weight(rank * module.out_features))
+            if target is not None:
+                left = cast(tape, left, target)
+            up = linear(tape, down, left, module.out_features)
             if quantized:
-                scaled = assign(tape, scaled, cast(tape, scaled, result.width))
+                up = assign(tape, up, cast(tape, up, result.width))
+            scaled = assign(tape, up, scale(tape, up))
+            scaled = assign(tape, scaled, scale(tape, scaled, width=4))  # by a number that is held at 32 bits
+            if quantized and workload.base == "int8":
                 return scope.returns(add(tape, result, scaled))
             return scope.returns(_add_in_place(r, result, scaled))
 

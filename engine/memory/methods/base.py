@@ -52,3 +52,10 @@ def as_value(r: StepContext, parameter: Parameter) -> Value:
         width=parameter.width,
         backward=lambda _: (tape.allocate(size),),
     )
+
+
+def as_view(r: StepContext, parameter: Parameter) -> Value:
+    """Return a view of a weight, such as its transpose, which takes no memory of its own."""
+    value = r.small(parameter.elements, parameter.width)
+    value.producer = parameter
+    return value

@@ -28,16 +28,17 @@ class LoHaMemory(MemoryRule):
             return scope.returns(add_with_weight(r, result, x, module, _hadamard(r, module)))
 
 
-def add_with_weight(r: StepContext, result: Value, x: Value, module: ModuleShape, weight: Value) -> Value:
-    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the adapter, as the LyCORIS layers of PEFT do."""
+def add_with_weight(r: StepContext, result: Value, x: Value, module: ModuleShape, written_out: Value) -> Value:
+    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the weight, which is let go of after the product."""
     tape, target, width = r.tape, r.workload.precision.autocast, x.width
     with tape.scope() as scope:
-        inner = cast(tape, x, weight.width)
+        inner = cast(tape, x, written_out.width)
+        weight = tape.alias(written_out)
         if target is not None:
             inner = assign(tape, inner, cast(tape, inner, target))
-            weight = cast(tape, weight, target)
+            weight = assign(tape, weight, cast(tape, weight, target))
         update = linear(tape, inner, weight, module.out_features)
-        tape.drop(inner)
+        tape.drop(inner, weight, written_out)
         both = add(tape, result, update)
         tape.drop(result, update)
         return scope.returns(assign(tape, both, cast(tape, both, width)))
@@ -52,13 +53,15 @@ def _hadamard(r: StepContext, module: ModuleShape) -> Value:
     elements, low = module.in_features * module.out_features, r.workload.precision.autocast or 4
     sizes = [module.out_features * rank, rank * module.in_features] * 2
     parameters = [r.adapter_weight(size) for size in sizes]
+    if low != 4:
+        tape.drop(*(r.cast_weight(parameter, low) for parameter in parameters))
     tape.use(elements * low, elements * low, elements * low)
 
     def backward(_: Storage) -> Gradients:
         scaled = tape.allocate(elements * low)
         gradients: list[Storage] = []
-        for pair in (sizes[:2], sizes[2:]):
-            tape.use(elements * 4, elements * 4)
+        for number, pair in enumerate((sizes[:2], sizes[2:])):
+            tape.use(*[elements * 4] * (2 + number))  # the second product is made while the first is still held
             gradients += [tape.allocate(size * 4) for size in pair]
         tape.release(scaled)
         return gradients

@@ -7,7 +7,7 @@ from engine.memory.autograd.operations import assign, scale
 from engine.memory.autograd.tensors import Gradients, Storage, Value
 from engine.memory.layers.projections import autocast_linear, base_projection
 from engine.memory.layers.step_context import StepContext
-from engine.memory.methods.base import MemoryRule, as_value
+from engine.memory.methods.base import MemoryRule, as_view
 from engine.memory.methods.loha import add_with_weight
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModuleShape
@@ -70,8 +70,11 @@ def divisors(dimension: int, factor: int) -> tuple[int, int]:
 
 def _multiplied(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
     weights = [r.adapter_weight(math.prod(shape)) for shape in tensors]
-    first = as_value(r, weights[0])
-    return first if len(weights) == 1 else autocast_linear(r, first, weights[1], tensors[1][1])
+    if len(weights) == 1:
+        return as_view(r, weights[0])
+    low = r.workload.precision.autocast
+    first = as_view(r, weights[0]) if low is None else r.cast_weight(weights[0], low)
+    return autocast_linear(r, first, weights[1], tensors[1][1])
 
 
 def _kronecker(r: StepContext, first: Value, second: Value) -> Value:

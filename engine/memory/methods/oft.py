@@ -1,7 +1,7 @@
 """OFT: a skew-symmetric matrix for each block of a layer's inputs, and the rotation that is made of it."""
 
 from engine.config.adapter import AdapterConfig
-from engine.memory.autograd.operations import assign, cast, clone
+from engine.memory.autograd.operations import cast, clone
 from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient
 from engine.memory.layers.projections import base_projection
 from engine.memory.layers.step_context import StepContext
@@ -32,11 +32,11 @@ class OftMemory(MemoryRule):
         tape, width = r.tape, x.width
         with tape.scope() as scope:
             inner = cast(tape, x, r.workload.precision.adapter)
-            rotated = _rotate(r, inner, _rotation(r, module))
-            tape.drop(inner)
-            rotated = assign(tape, rotated, clone(tape, rotated))  # blocks come before rows, and are put back
-            rotated = assign(tape, rotated, cast(tape, rotated, width))
-            return scope.returns(base_projection(r, rotated, module))
+            turned = _rotate(r, inner, _rotation(r, module))
+            in_order = clone(tape, turned)  # blocks come before rows, and are put back
+            wide = cast(tape, in_order, r.workload.precision.adapter)
+            tape.drop(inner, turned, in_order)
+            return scope.returns(base_projection(r, cast(tape, wide, width), module))
 
 
 def block_size(in_features: int, wanted: int) -> int:
@@ -54,9 +54,11 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
     size = block_size(module.in_features, adapter.oft_block_size)
     blocks = 1 if adapter.block_share else module.in_features // size
     elements, triangle = blocks * size * size, blocks * size * (size - 1) // 2
-    width = r.workload.precision.autocast or 4
-    powers = adapter.num_cayley_neumann_terms - 2 if adapter.use_cayley_neumann else 2
-    kept = [tape.value(elements, 4), *(tape.value(elements, width) for _ in range(powers - 1))]
+    low = r.workload.precision.autocast
+    products = adapter.num_cayley_neumann_terms - 2 if adapter.use_cayley_neumann else 2
+    # Of each product both factors; autocast makes a copy of the matrix for each of them.
+    width = low or 4
+    kept = [tape.value(elements, width) for _ in range(products if low is None else 2 * products)]
     tape.use(elements * width, elements * width)
     parameter = r.adapter_weight(triangle)
 
