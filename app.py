@@ -8,7 +8,7 @@ import sys
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
 from engine.serve.guard import refuse_unless_usable
-from ui.quick_import import import_without_stubs
+from ui.gradio_internals import import_without_stubs
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,74 +1,240 @@
-"""Gradio's components where their own Python refuses what a page may well send, or says more than it should."""
+"""Our few components, the kinds of events, and how an error of a handler is shown.
 
-from abc import ABCMeta
-from typing import Any
+A page asks for news by `poll`, without an event of Gradio's: an event costs the server milliseconds however little it
+sends, and ten pages that follow a run send many of them; a question to a component costs a fraction. What only an event
+can change is polled by a `gr.Timer` whose handler returns nothing while its stamp is the same.
+"""
+
+import functools
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
-from gradio.component_meta import ComponentMeta
+from gradio.components.base import Component
+
+from engine.errors import EngineError
+from ui.backend.background import UNEXPECTED
+from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
+from ui.views.html import error_box
+
+__all__ = ["CheckboxGroup", "Dropdown", "Radio", "Slider"]
+
+_log = logging.getLogger(__name__)
+_ASSETS = Path(__file__).parent / "assets"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Updates = dict[Component, Any]  # what a handler changes; components that it does not name stay as they are
+
+# An event whose handler takes at most milliseconds, and one that may have to wait for its turn.
+QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+SLOW: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+HIDDEN: Any = gr.update(visible=False)
+UNCHANGED: dict[Any, Any] = gr.skip()  # of one component, or of all that a handler may change
 
 
-class _WithoutStub(ComponentMeta):  # type: ignore[misc]  # Gradio's types are not read
-    """Of a component that is Gradio's but for its Python: Gradio would write a stub for editors beside our source."""
-
-    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
-        return ABCMeta.__new__(cls, name, bases, attributes)
+def shown(condition: bool) -> Any:
+    """Return the update that shows a component, or hides it."""
+    return gr.update(visible=condition)
 
 
-class FieldSlider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
-    """A slider whose box may hold anything while a person types; the panel says what is wrong with it.
+def nothing() -> None:
+    """Change nothing: the handler of an event that others follow."""
 
-    Gradio's own raises for an emptied box and for a number beyond its ends, in every event that reads the form.
+
+def shown_in_place(handler: Callable[P, R]) -> Callable[P, R | str]:
+    """Let a handler whose one output is HTML return the box of an error instead of raising it."""
+
+    @functools.wraps(handler)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | str:
+        try:
+            return handler(*args, **kwargs)
+        except EngineError as error:
+            return error_box(error)
+        except Exception:
+            _log.exception("a handler of the page failed")
+            return error_box(UNEXPECTED)
+
+    return guarded
+
+
+def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
+    """Let a handler's EngineError appear as a message over the page; the outputs stay as they are."""
+
+    @functools.wraps(handler)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return handler(*args, **kwargs)
+        except EngineError as error:
+            raise gr.Error(escape(str(error)), title="That did not work", duration=12, print_exception=False) from error
+
+    return guarded
+
+
+# Rows carry data-pick; Enter and Space work like a click. Event data arrives as `event.pick`.
+_PICK_SCRIPT = """
+const send = (target) => {
+  const row = target.closest('[data-pick]');
+  if (row && element.contains(row)) trigger('click', {pick: row.dataset.pick});
+};
+element.addEventListener('click', (event) => { if (!event.target.closest('a')) send(event.target); });
+element.addEventListener('keydown', (event) => {
+  if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); send(event.target); }
+});
+"""
+# Copies what stands beside a button of `ui.views.html.copyable`.
+COPY_SCRIPT = """
+element.addEventListener('click', async (event) => {
+  const button = event.target.closest('[data-copy]');
+  if (!button) return;
+  const text = button.parentElement.querySelector('pre').textContent;
+  try { await navigator.clipboard.writeText(text); button.textContent = 'Copied'; }
+  catch { getSelection().selectAllChildren(button.parentElement.querySelector('pre')); button.textContent = 'Selected'; }
+  setTimeout(() => { button.textContent = 'Copy'; }, 1600);
+});
+"""
+# Registers a component under its elem_id: a poll puts its answers there.
+_LIVE_SCRIPT = """
+(window.loratoryPlaces ??= {})[element.parentElement.closest('[id]').id] = (value) => { props.value = value; };
+"""
+# Keeps the newest lines in sight until a person scrolls up to read; Gradio's `autoscroll` does nothing for HTML. A fold
+# that opens makes room without a change of its content.
+_FOLLOW_THE_END = """
+element.classList.add('follows-end');
+let atEnd = true;
+element.addEventListener('scroll', () => {
+  if (element.clientHeight) atEnd = element.scrollTop + element.clientHeight > element.scrollHeight - 8;
+});
+const settle = () => { if (atEnd) element.scrollTop = element.scrollHeight; };
+new MutationObserver(settle).observe(element, {childList: true, subtree: true, characterData: true});
+new ResizeObserver(settle).observe(element);
+"""
+_CHART_TEMPLATE = (
+    '<div class="chart" role="img" data-waiting="{waiting}"><p class="small">Loading the chart …</p></div>'
+)
+
+
+def pick_list(value: str = "", **presentation: Any) -> gr.HTML:
+    """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked`."""
+    return gr.HTML(value, js_on_load=_PICK_SCRIPT, **presentation)
+
+
+def picked(event: gr.EventData) -> str:
+    """Return the id of the row that was picked; a client's value, so look it up before you trust it."""
+    return str(event._data.get("pick", "")) if isinstance(event._data, dict) else ""
+
+
+def live_html(value: str = "", *, elem_id: str, follows_end: bool = False, **presentation: Any) -> gr.HTML:
+    """Return HTML that is an output of events like any other, and that a poll can fill by its `elem_id`.
+
+    Args:
+        value: Its first content.
+        elem_id: Its id on the page.
+        follows_end: Scroll what is higher than its place, and keep the end in sight.
+        presentation: As `gr.HTML` takes it.
+    """
+    script = _LIVE_SCRIPT + (_FOLLOW_THE_END if follows_end else "")
+    return gr.HTML(value, elem_id=elem_id, js_on_load=script, **presentation)
+
+
+def poll(answer: Callable[[str, str], str | None], seconds: float, *, question: str = "", elem_id: str) -> gr.HTML:
+    """Return an invisible part of the page that asks `answer` again and again, while what lies around it is in sight.
+
+    Its value is the question; while it is empty nothing is asked. Its `submit` event fires where an answer says so.
+
+    Args:
+        answer: Called in a thread with the question and the stamp of the newest answer, "" at first, both of which a
+            client can forge; returns what `poll_answer` makes, or None while nothing is new.
+        seconds: Between two questions.
+        question: What it asks from the start.
+        elem_id: Its id on the page.
     """
 
-    def get_block_name(self) -> str:
-        return "slider"
+    def ask(asked: list[Any]) -> str | None:
+        question, seen = asked
+        return answer(str(question), str(seen))
 
-    def preprocess(self, payload: float | None) -> float | None:
-        return payload
-
-
-class FieldChoices(gr.CheckboxGroup, metaclass=_WithoutStub):  # type: ignore[misc]
-    """Boxes whose choices may have changed while an answer was under way; what no longer fits the panel says.
-
-    Gradio's own raises for what is no choice any more, in every event that reads the form.
-    """
-
-    def get_block_name(self) -> str:
-        return "checkboxgroup"
-
-    def preprocess(self, payload: list[str]) -> list[str]:
-        return payload
-
-
-class Dropdown(gr.Dropdown, metaclass=_WithoutStub):  # type: ignore[misc]
-    """A dropdown that does not answer an unknown value with the list of all choices."""
-
-    def get_block_name(self) -> str:
-        return "dropdown"
-
-    def preprocess(self, payload: Any) -> Any:
-        try:
-            return super().preprocess(payload)
-        except gr.Error:
-            raise _unknown_choice(self.label) from None
-
-
-class Radio(gr.Radio, metaclass=_WithoutStub):  # type: ignore[misc]
-    """A radio that does not answer an unknown value with the list of all choices."""
-
-    def get_block_name(self) -> str:
-        return "radio"
-
-    def preprocess(self, payload: Any) -> Any:
-        try:
-            return super().preprocess(payload)
-        except gr.Error:
-            raise _unknown_choice(self.label) from None
-
-
-def _unknown_choice(label: str | None) -> gr.Error:
-    named = f" under “{label}”" if label else ""
-    return gr.Error(
-        f"What was chosen{named} is not offered. Open the tab again, and choose from the list.",
-        title="That did not work", duration=12, print_exception=False,
+    script = f"const seconds = {seconds};\n{(_ASSETS / 'live.js').read_text(encoding='utf-8')}"
+    return gr.HTML(
+        question, elem_id=elem_id, elem_classes="live", html_template="<i></i>", js_on_load=script,
+        server_functions=[ask],
     )  # fmt: skip
+
+
+def poll_answer(stamp: str, places: Mapping[str, str], *, submit: bool = False) -> str:
+    """Return the answer to a poll.
+
+    Args:
+        stamp: Comes back with the next question: it says what the page has seen.
+        places: New values by `elem_id`, of components made by `live_html` or `chart`.
+        submit: Also fire the `submit` event, for what only an event can change.
+    """
+    return json.dumps({"stamp": stamp, "places": places, "submit": submit}, separators=(",", ":"))
+
+
+def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
+    """Return a Plotly chart that is updated in place: zoom survives, light and dark need no round trip.
+
+    Its value is what `ui.views.loss_chart` returns.
+
+    Args:
+        waiting: One sentence in its place while the value is "".
+        presentation: As `gr.HTML` takes it.
+    """
+    library = plotly_script()
+    gr.set_static_paths([library])
+    template = _CHART_TEMPLATE.format(waiting=escape(waiting, quote=True))
+    head = f'<script src="gradio_api/file={library.as_posix()}"></script>'
+    script = (_ASSETS / "chart.js").read_text(encoding="utf-8")
+    return gr.HTML("", html_template=template, js_on_load=script, head=head, apply_default_css=False, **presentation)
+
+
+def plotly_script() -> Path:
+    """Return the drawing library of the Python package: nothing is fetched from outside."""
+    spec = importlib.util.find_spec("plotly")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
+
+
+class Confirmation:
+    """A question before something is lost: it names the run that is shown, and closes when another one is shown.
+
+    Args:
+        yes: The action, on the button that does it.
+        no: On the button that closes the question.
+        elem_id: Id of the whole; those of the buttons are given by `yes_id` and `no_id`.
+    """
+
+    def __init__(self, yes: str, no: str, *, elem_id: str, yes_id: str, no_id: str) -> None:
+        with gr.Column(visible=False, elem_id=elem_id) as self.panel:
+            self.question = gr.HTML()
+            with gr.Row():
+                self.really = gr.Button(yes, variant="stop", scale=0, min_width=150, elem_id=yes_id)
+                self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
+
+    def wire(self, opened: Any, ask: Callable[[str], str], run_shown: Component) -> None:
+        """Connect what opens and what closes it.
+
+        Args:
+            opened: Trigger of the button that asks.
+            ask: The question about a run, as HTML; may raise an EngineError.
+            run_shown: Holds the id of the run that is shown.
+        """
+
+        def open_for(run_id: str) -> Updates:
+            return {self.panel: gr.update(visible=True), self.question: shown_in_place(ask)(run_id)}
+
+        opened(open_for, run_shown, [self.panel, self.question], **QUICK)
+        self.keep.click(lambda: HIDDEN, None, self.panel, **QUICK)
+
+
+def render_question(title: str, html: str) -> str:
+    """Return the question of a `Confirmation`: the run, and what would be lost."""
+    return f'<div class="notice"><b>{escape(title)}</b> {html}</div>'

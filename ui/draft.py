@@ -8,13 +8,15 @@ from engine.config.load import config_from_mapping
 from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
-from engine.hardware.devices import Device, device_options
-from engine.memory.estimate import MemoryEstimate, estimate_memory
+from engine.hardware.device import Device
+from engine.hardware.devices import device_options
+from engine.memory.estimate import estimate_memory
+from engine.memory.result import MemoryEstimate
 from engine.models.shape import ModelShape
 from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely
+from ui.backend.background import explained
 from ui.backend.dataset_checks import question_of
-from ui.errors import explained
 from ui.form import Form
 
 if TYPE_CHECKING:

@@ -1,20 +1,26 @@
-"""All settings on the page as one value: components in, nested plain values out, and back."""
+"""All settings on the page as one value: pydantic Fields into components, components into nested plain values, and back."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
+import annotated_types
 import gradio as gr
 from gradio.components.base import Component
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from engine.config.load import setting_names
-from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
-from ui.fields import choices_of, component_for, field_of, may_be_no_number, number_of, text_of
+from ui.components import CheckboxGroup, Dropdown, Radio, Slider
 
-# Every linear layer, whatever the model calls them: what is ticked before a model's own layers are known.
+# Every linear layer, whatever the model calls them: ticked before a model's own layers are known.
 ALL_LINEAR = "all-linear"
-# What a form sends for a setting whose text box holds several names.
+EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
+# Settings whose text box holds several names.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
+# A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
+_LARGEST_SLIDER = 1024
 
 
 class Form:
@@ -24,18 +30,18 @@ class Form:
         self._components: dict[str, Component] = {}
 
     def setting(self, name: str, **presentation: Any) -> Component:
-        """Place one setting's component where the caller stands in the layout."""
+        """Place the component of one setting here in the layout."""
         return self.register(name, component_for(name, **presentation))
 
     def register(self, name: str, component: Component) -> Component:
         """Let a component that the caller built carry a setting."""
         assert name in setting_names(), name
-        assert name not in self._components, f"{name} stands on the page twice"
+        assert name not in self._components, f"{name} is on the page twice"
         self._components[name] = component
         return component
 
     def complete(self) -> None:
-        """Carry settings that no tab shows, so that a preset or a run that sets them survives the form."""
+        """Carry the settings that no tab shows: a preset or a run that sets them survives the form."""
         for name in setting_names():
             if name not in self._components:
                 self._components[name] = gr.State(_default_of(name))
@@ -48,11 +54,11 @@ class Form:
     def components(self) -> list[Component]:
         return list(self._components.values())
 
-    def __getitem__(self, name: str) -> Component:
+    def __getitem__(self, name: str) -> Any:
         return self._components[name]
 
     def mapping(self, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
-        """Nested plain values as `config_from_mapping` takes them; what is left empty is left out."""
+        """Return nested plain values as `config_from_mapping` takes them; empty ones are left out."""
         nested: dict[str, dict[str, Any]] = {section: {} for section in RunConfig.model_fields}
         for name, value in zip(self._components, values, strict=True):
             section, field = name.split(".")
@@ -62,7 +68,7 @@ class Form:
         return nested
 
     def updates(self, mapping: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-        """Component values for a configuration; a setting that the mapping does not name gets its default."""
+        """Return component values for a configuration; a setting that the mapping does not name gets its default."""
         values = []
         for name in self._components:
             section, field = name.split(".")
@@ -71,12 +77,131 @@ class Form:
         return values
 
 
-def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
-    """The model section alone, where it is complete and right."""
-    try:
-        return ModelConfig.model_validate(dict(mapping["model"]))
-    except ValueError:
-        return None
+def field_of(name: str) -> FieldInfo:
+    """Return the pydantic Field of a dotted setting name such as `adapter.r`.
+
+    Raises:
+        KeyError: If there is no such setting.
+    """
+    section_name, _, field_name = name.partition(".")
+    return section_fields(section_name)[field_name]
+
+
+def section_fields(section_name: str) -> dict[str, FieldInfo]:
+    """Return the Fields of a section by name.
+
+    Raises:
+        KeyError: If there is no such section.
+    """
+    section = RunConfig.model_fields[section_name].annotation
+    assert isinstance(section, type)
+    assert issubclass(section, BaseModel)
+    return section.model_fields
+
+
+def label_of(name: str) -> str:
+    """Return the title of a setting, with its own name after it where the two differ."""
+    term = name.rsplit(".", 1)[-1]
+    title = field_of(name).title or term
+    return title if title.lower().replace(" ", "_") == term else f"{title} ({term})"
+
+
+def component_for(name: str, **presentation: Any) -> Any:
+    """Build the component of one setting; label, help, bounds and default come from its Field.
+
+    Args:
+        name: Dotted name, such as `training.learning_rate`.
+        presentation: What only the page decides: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
+    """
+    return component_of_field(field_of(name), **{"label": label_of(name), **presentation})
+
+
+def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
+    """Build the component of any described field, such as one of `SamplingConfig`."""
+    default = None if field.is_required() else field.default
+    shared: dict[str, Any] = {"label": field.title, "info": field.description, **presentation}
+    several = _several_of(field.annotation)
+    if several:
+        return CheckboxGroup(**{"choices": several, "value": list(default or ()), **shared})
+    kind = _plain_type(field.annotation)
+    lower, upper = _bounds(field)
+    if get_origin(kind) is Literal:
+        choices = [str(value) for value in get_args(kind)]
+        shared = {"choices": choices, "value": default, **shared}
+        return Radio(**shared) if len(choices) <= 4 else Dropdown(**shared)
+    if kind is bool:
+        return gr.Checkbox(**{"value": default, **shared})
+    if _is_optional_number(field):
+        # Gradio's Number turns from empty to 0 whenever it comes into sight: `value ??= 0` in its Index.svelte.
+        return gr.Textbox(**{"value": "", "lines": 1, "max_lines": 1, **shared})
+    if kind in (int, float):
+        if "maximum" in presentation or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
+            step = 1 if kind is int else 0.01
+            return Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
+        return gr.Number(**{"value": default, "precision": 0 if kind is int else None, **shared})
+    if isinstance(default, tuple):
+        default = ", ".join(default)
+    return gr.Textbox(**{"value": default, "lines": 1, "max_lines": 1, **shared})
+
+
+def number_of(typed: Any) -> Any:
+    """Return what a box holds that may be empty: None, a number, or the text that is not a number."""
+    if not isinstance(typed, str):
+        return typed
+    text = typed.strip()
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text or None
+
+
+def text_of(number: float | None) -> str:
+    """Return what `number_of` reads as this number."""
+    if number is None:
+        return ""
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
+def _choices_of(name: str) -> list[str]:
+    """Return the names to choose from; none where anything can be given."""
+    annotation = field_of(name).annotation
+    kind = _plain_type(annotation)
+    return [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else _several_of(annotation)
+
+
+def _several_of(annotation: Any) -> list[str]:
+    """Return the names to choose from, where any number of them may be chosen."""
+    members = get_args(annotation)
+    if get_origin(annotation) is not tuple or get_origin(members[0]) is not Literal:
+        return []
+    return [str(value) for value in get_args(members[0])]
+
+
+def _is_optional_number(field: FieldInfo) -> bool:
+    return not field.is_required() and field.default is None and _plain_type(field.annotation) in (int, float)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Return the type that is asked for: `int` for `int | None`, whose empty box means None."""
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    if get_origin(annotation) is Literal or not members:
+        return annotation
+    return members[0] if len(members) == 1 else str
+
+
+def _bounds(field: FieldInfo) -> tuple[float | None, float | None]:
+    lower: Any = None
+    upper: Any = None
+    for constraint in field.metadata:
+        if isinstance(constraint, annotated_types.Ge):
+            lower = constraint.ge
+        elif isinstance(constraint, annotated_types.Gt):
+            lower = constraint.gt
+        elif isinstance(constraint, annotated_types.Le):
+            upper = constraint.le
+        elif isinstance(constraint, annotated_types.Lt):
+            upper = constraint.lt
+    return lower, upper
 
 
 def _default_of(name: str) -> Any:
@@ -85,8 +210,8 @@ def _default_of(name: str) -> Any:
 
 
 def _offered(name: str, value: Any) -> Any:
-    """The value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
-    choices = choices_of(name)
+    """Return the value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
+    choices = _choices_of(name)
     if not choices:
         return value
     if isinstance(value, list | tuple):
@@ -102,18 +227,12 @@ def _from_component(name: str, value: Any) -> Any:
     if name == "adapter.target_modules":
         return ALL_LINEAR if ALL_LINEAR in value else value
     if name in _LISTS:
-        return (
-            [part for part in (piece.strip() for piece in value.split(",")) if part]
-            if isinstance(value, str)
-            else value
-        )
-    if may_be_no_number(name):
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if _is_optional_number(field_of(name)):
         return number_of(value)
     if name == "run.devices":
         return value if value in ("auto", "cpu") or not isinstance(value, str) else _device_numbers(value)
-    if value == "" and name != "run.name":
-        return None
-    return value
+    return None if value == "" and name != "run.name" else value
 
 
 def _device_numbers(text: str) -> Any:
@@ -126,7 +245,7 @@ def _to_component(name: str, value: Any) -> Any:
         return ", ".join(value or ())
     if name == "adapter.target_modules":
         return [value] if isinstance(value, str) else list(value)
-    if may_be_no_number(name):
+    if _is_optional_number(field_of(name)):
         return text_of(value) if isinstance(value, int | float) else value
     if name == "run.devices":
         return value if isinstance(value, str) else ", ".join(str(number) for number in value)

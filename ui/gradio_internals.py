@@ -1,19 +1,140 @@
-"""What the server keeps of each page: its states, until an hour after it was closed, and of a limited number of pages."""
+"""Every workaround of Gradio's internals, each with the version that it was written for.
+
+Import this module before any other that imports Gradio: the stubs come first (see `import_without_stubs`).
+"""
 
 import datetime
+import importlib.abc
+import importlib.machinery
+import sys
+from abc import ABCMeta
 from collections import ChainMap
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
-import gradio as gr
-from gradio.blocks import Block
-from gradio.state_holder import SessionState, StateHolder
-
+_STUB_MODULE, _STUB_WRITER = "gradio.component_meta", "create_or_modify_pyi"
 _MOST_SESSIONS = 1000
 _KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends the session that it had
+_QUEUE_SECONDS, _PROGRESS_SECONDS = 0.05, 0.2  # between two looks for a waiting event, or for a progress bar
+
+
+def import_without_stubs() -> None:
+    """Keep Gradio from writing stubs for editors, which takes nearly half of its import.
+
+    At each import Gradio 6.25 to 6.31 parses the source of every component and of its stub, to see whether to write the
+    stub again where Gradio is installed. Nothing reads the stubs while it runs. Without effect once Gradio is imported.
+
+    Source: `ComponentMeta.__new__` and `create_or_modify_pyi`, gradio/component_meta.py.
+    """
+    if "gradio" not in sys.modules:
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds one module as Python itself does, once, and changes it when it has been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _STUB_MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        if hasattr(module, _STUB_WRITER):
+            setattr(module, _STUB_WRITER, _write_nothing)
+
+
+def _write_nothing(*_: Any) -> None:
+    return None
+
+
+import_without_stubs()
+
+import gradio as gr  # noqa: E402
+from gradio.blocks import Block  # noqa: E402
+from gradio.component_meta import ComponentMeta  # noqa: E402
+from gradio.context import Context  # noqa: E402
+from gradio.state_holder import SessionState, StateHolder  # noqa: E402
+
+
+class _WithoutStub(ComponentMeta):  # type: ignore[misc]  # Gradio's types are not read
+    """Metaclass of a component with Python of our own: Gradio 6.31 would write a stub next to our source."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class Slider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A slider whose box may hold anything while a person types; the panel shows what is wrong with it.
+
+    That of Gradio 6.31 raises for an emptied box and for a number beyond its ends, in every event that reads the form.
+    """
+
+    def get_block_name(self) -> str:
+        return "slider"
+
+    def preprocess(self, payload: float | None) -> float | None:
+        return payload
+
+
+class CheckboxGroup(gr.CheckboxGroup, metaclass=_WithoutStub):  # type: ignore[misc]
+    """Boxes whose choices may have changed while an answer was under way; the panel shows what no longer fits.
+
+    That of Gradio 6.31 raises for a choice that it no longer has, in every event that reads the form.
+    """
+
+    def get_block_name(self) -> str:
+        return "checkboxgroup"
+
+    def preprocess(self, payload: list[str]) -> list[str]:
+        return payload
+
+
+class Dropdown(gr.Dropdown, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A dropdown that does not list all choices in its error for an unknown value, as Gradio 6.31 does."""
+
+    def get_block_name(self) -> str:
+        return "dropdown"
+
+    def preprocess(self, payload: Any) -> Any:
+        try:
+            return super().preprocess(payload)
+        except gr.Error:
+            raise _unknown_choice(self.label) from None
+
+
+class Radio(gr.Radio, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A radio that does not list all choices in its error for an unknown value, as Gradio 6.31 does."""
+
+    def get_block_name(self) -> str:
+        return "radio"
+
+    def preprocess(self, payload: Any) -> Any:
+        try:
+            return super().preprocess(payload)
+        except gr.Error:
+            raise _unknown_choice(self.label) from None
+
+
+def _unknown_choice(label: str | None) -> gr.Error:
+    place = f" under “{label}”" if label else ""
+    return gr.Error(
+        f"The choice{place} is not offered. Open the tab again, and choose from the list.",
+        title="That did not work", duration=12, print_exception=False,
+    )  # fmt: skip
 
 
 class PageSession(SessionState):  # type: ignore[misc]  # Gradio's types are not read
-    """States of one page, and its components that differ from the layout.
+    """The states of one page, and its components that differ from the layout.
 
     Gradio 6.31 copies the whole layout for each page, to restore it from a link (0.75 MB), and a component for each
     answer that leaves one as it is (0.25 MB at the opening). Such links are not offered here.
@@ -27,7 +148,7 @@ class PageSession(SessionState):  # type: ignore[misc]  # Gradio's types are not
         self.blocks_config.blocks = ChainMap({}, self._layout)
 
     def __setitem__(self, key: int, value: Any) -> None:
-        """Keep the value of a state, or a component; one that is like the layout's is not kept twice."""
+        """Keep the value of a state, or a component; one that equals the layout's is not kept twice."""
         laid_out = self._layout.get(key)
         if isinstance(value, Block) and laid_out is not None and _arguments(value) == _arguments(laid_out):
             self.blocks_config.blocks.maps[0].pop(key, None)
@@ -36,17 +157,17 @@ class PageSession(SessionState):  # type: ignore[misc]  # Gradio's types are not
         self.config_values.clear()
 
     def _update_config(self, key: int) -> None:
-        """Nothing is kept for links."""
+        """Keep nothing for links."""
 
     def _update_value_in_config(self, key: int, value: Any) -> None:
-        """Nothing is kept for links."""
+        """Keep nothing for links."""
 
 
 class PageSessions(StateHolder):  # type: ignore[misc]
     """The sessions of all pages. Gradio calls this on its event loop alone.
 
     Args:
-        capacity: Beyond it, what was used least recently goes, closed pages first.
+        capacity: Beyond it, the session used least recently is dropped, closed pages first.
     """
 
     def __init__(self, capacity: int = _MOST_SESSIONS) -> None:
@@ -54,7 +175,7 @@ class PageSessions(StateHolder):  # type: ignore[misc]
         self._capacity = capacity
 
     def __getitem__(self, session_id: str) -> PageSession:
-        """The session of a page, made at its first event."""
+        """Return the session of a page, made at its first event."""
         if session_id not in self.session_data:
             self._make_room()
             self.session_data[session_id] = PageSession(self.blocks)
@@ -79,11 +200,50 @@ class PageSessions(StateHolder):  # type: ignore[misc]
 
 
 def keep_little(app: gr.routes.App) -> None:
-    """Let an app keep its sessions here, before it has any."""
+    """Let a server keep its sessions in `PageSessions`, before it has any."""
     app.state_holder = PageSessions()
     app.state_holder.set_blocks(app.get_blocks())
 
 
 def _arguments(block: Block) -> dict[str, Any]:
-    """What a component was made with; its value and its place follow neither from an update nor matter to one."""
+    """Return the arguments that a component was made with, without its value and its place, which no update depends on."""
     return {name: value for name, value in block.constructor_args.items() if name not in ("value", "render")}
+
+
+def enclosing_tab() -> gr.Tab:
+    """Return the tab that is being laid out. Its `select` fires however it is opened, that of `gr.Tabs` on clicks only.
+
+    Gradio 6.31 has no public way to it.
+    """
+    block = Context.block
+    while block is not None and not isinstance(block, gr.Tab):
+        block = block.parent
+    assert block is not None, "called outside of a tab"
+    return block
+
+
+def enclosing_page() -> gr.Blocks:
+    """Return the page that is being laid out."""
+    assert Context.root_block is not None
+    return Context.root_block
+
+
+def calm_queue(app: gr.Blocks) -> None:
+    """Let the queue of Gradio 6.31 rest while nothing happens.
+
+    It counts its last 10,000 events again, with pandas, after each one, and nothing here reads the counts; and it looks for
+    work a thousand times a second, which costs an idle server 6% of a core.
+    """
+    app._queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
+    app._queue.ANALYTICS_MAX_EVENTS = 1
+    app._queue.sleep_when_free = _QUEUE_SECONDS
+    app._queue.progress_update_sleep_when_free = _PROGRESS_SECONDS
+
+
+def changed_by_hand(component: Any) -> Any:
+    """Return the trigger of a component that fires whenever a person changes it.
+
+    The `input` of a text box of Gradio 6.31 fires for keys that write a character alone, not for what is pasted, cut, deleted
+    or put in by an input method; its `change` fires for all of it, and for what the page itself puts there.
+    """
+    return component.change if isinstance(component, gr.Textbox) else component.input

@@ -1,4 +1,4 @@
-"""What the tabs share: the form, the panel beside it, the run that is being looked at, and one way to refresh."""
+"""What the tabs share: the form, the panel next to it, the chosen run, and one way to refresh."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -8,21 +8,20 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
-from gradio.context import Context
 from gradio.events import Dependency
 
-from engine.config.load import with_overrides
 from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
+from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing
 from ui.draft import Draft, read_draft
-from ui.fields import changed_by_hand
-from ui.form import ALL_LINEAR, Form, model_of
+from ui.form import ALL_LINEAR, EVERY_LAYER, Form
+from ui.gradio_internals import changed_by_hand
 from ui.services import Services
 
-# What the browser keeps is no secret; a fixed key lets it be read again after the server was restarted.
+# What the browser keeps is not a secret; with a fixed key it can be read after the server was restarted.
 STORAGE_KEY = "loratory"
-EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
 
 _log = logging.getLogger(__name__)
 
@@ -30,37 +29,41 @@ DraftView = Callable[[Draft], Any]
 FillView = Callable[[Mapping[str, Mapping[str, Any]]], Any]
 
 
+def browser_state(value: Any, name: str) -> gr.BrowserState:
+    """Return a value that the browser keeps: it survives a reload."""
+    return gr.BrowserState(value, storage_key=f"loratory-{name}", secret=STORAGE_KEY)
+
+
 @dataclass
 class Page:
-    """One page under construction; tabs lay themselves out, then wire themselves once everything stands.
+    """One page under construction; tabs lay themselves out, then wire themselves once all are laid out.
 
-    Views that depend on the form register with `on_draft`; one event then redraws all of them. What takes longer than
-    a blink registers with `on_draft_later` and follows. What says how the form came to be as it is, such as a tick that
-    a person may take back, registers with `on_fill`.
+    Views that depend on the form register with `on_draft`; one event then redraws all of them. Views that take longer than
+    a blink register with `on_draft_later` and follow. Views that depend on how the form was filled, such as a tick that a
+    person may remove, register with `on_fill`.
     """
 
     services: Services
     form: Form = field(default_factory=Form)
-    # Both live in the browser, so that a reload keeps the draft and the run that was being looked at.
     saved_draft: gr.BrowserState = field(init=False)
     chosen_run: gr.BrowserState = field(init=False)
-    copied_from: gr.BrowserState = field(init=False)  # id of the run whose settings the draft began as, or ""
-    wants_run: gr.State = field(init=False)  # whether Train is to show the chosen run when it comes to the front
+    copied_from: gr.BrowserState = field(init=False)  # id of the run whose settings were copied into the draft, or ""
+    wants_run: gr.State = field(init=False)  # whether Train shows the chosen run when it comes to the front
     tabs: gr.Tabs = field(init=False)
     reader: RunReader = field(init=False)  # what all tabs know about runs
-    # What keeps the chosen dataset from being trained on; a tab that finds out puts it here, and the panel follows.
+    # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
     data_trouble: gr.Textbox = field(init=False)
     _views: list[tuple[Component, DraftView]] = field(default_factory=list)
     _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
     _fill_views: list[tuple[Component, FillView]] = field(default_factory=list)
-    # Sent along with the form: what the form was before is neither drawn nor kept, however late its answer comes.
+    # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
     _restored: gr.Checkbox = field(init=False)
 
     def __post_init__(self) -> None:
         self.reader = RunReader(self.services.runs)
-        self.saved_draft = gr.BrowserState({}, storage_key="loratory-draft", secret=STORAGE_KEY)
-        self.chosen_run = gr.BrowserState("", storage_key="loratory-run", secret=STORAGE_KEY)
-        self.copied_from = gr.BrowserState("", storage_key="loratory-copied-from", secret=STORAGE_KEY)
+        self.saved_draft = browser_state({}, "draft")
+        self.chosen_run = browser_state("", "run")
+        self.copied_from = browser_state("", "copied-from")
         self.wants_run = gr.State(False)
         self.data_trouble = gr.Textbox("", visible=False)
         self._restored = gr.Checkbox(False, visible=False)
@@ -77,40 +80,25 @@ class Page:
         """Like `on_draft`, for views that may take a tenth of a second."""
         self._later_views.append((component, view))
 
-    @staticmethod
-    def tab_here() -> gr.Tab:
-        """The tab that is being laid out. Its `select` fires however it is opened; that of `tabs` on clicks only."""
-        block = Context.block
-        while block is not None and not isinstance(block, gr.Tab):
-            block = block.parent
-        assert block is not None, "called outside of a tab"
-        return block
-
-    def elsewhere(self, tab: gr.Tab) -> list[Any]:
-        """Triggers that say that `tab` was left."""
-        return [other.select for other in self.tabs.children if isinstance(other, gr.Tab) and other is not tab]
+    def rest_elsewhere(self, tab: gr.Tab, timer: gr.Timer) -> Dependency:
+        """Stop a timer when its tab is left."""
+        others = [other.select for other in self.tabs.children if isinstance(other, gr.Tab) and other is not tab]
+        return gr.on(others, lambda: gr.update(active=False), None, timer, **QUICK)
 
     def open_tab(self, event: Dependency, tab: str) -> None:
         """After an event, bring another tab to the front."""
-        event.then(
-            lambda: gr.Tabs(selected=tab),
-            None,
-            self.tabs,
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+        event.then(lambda: gr.Tabs(selected=tab), None, self.tabs, **QUICK)
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)
 
     def begins_with(self, draft: Draft) -> str:
-        """The adapter that a draft starts from, in words; empty where it starts a new one."""
+        """Return the adapter that a draft continues from, in words; empty where it starts a new one."""
         start = str(draft.mapping["adapter"].get("warm_start") or "")
         if self.reader.exists(start):
             return f"the adapter of {self.reader.observe(start).title}"
         if RUN_ID.fullmatch(start):
-            return f"the adapter of {start}, a run that is gone"
+            return f"the adapter of {start}, a deleted run"
         return f"the adapter in {Path(start).name}" if start else ""
 
     def wire(self, *, exclude: tuple[str, ...] = ()) -> None:
@@ -119,46 +107,27 @@ class Page:
         Args:
             exclude: Settings whose own event already ends in a redraw.
         """
-        settings = [pair for pair in zip(self.form.names, self.form.components, strict=True) if pair[0] not in exclude]
+        components = [self.form[name] for name in self.form.names if name not in exclude]
         inputs = [
-            # What cannot be seen is not changed by hand; who sets it redraws by `refresh_after`.
+            # What cannot be seen is not changed by hand; the event that sets it redraws by `refresh_after`.
             changed_by_hand(component) if component.visible else component.input
-            for _, component in settings
+            for component in components
             if hasattr(component, "input")
         ]
         # What was typed beyond the end of a slider is moved there when its box is left.
-        inputs += [component.release for _, component in settings if isinstance(component, gr.Slider)]
-        refreshed = gr.on(
-            inputs,
-            self._refresh,
-            self._refreshing,
-            self._refreshed,
-            trigger_mode="always_last",
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+        inputs += [component.release for component in components if isinstance(component, gr.Slider)]
+        refreshed = gr.on(inputs, self._refresh, self._refreshing, self._refreshed, trigger_mode="always_last", **QUICK)
         self._follow(refreshed)
         found: Any = self.data_trouble.change
-        self.refresh_after(
-            found(lambda: None, None, None, show_progress="hidden", queue=False, api_visibility="private")
-        )
+        self.refresh_after(found(nothing, None, None, **QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
-        """When the page opens, bring back the draft that this browser had, and draw all views of it.
+        """When the page opens, restore the draft of this browser, and draw all views of it.
 
-        This asks no other process, so that it is over before a hand is at the form. Until then the browser's draft is
-        not written.
+        This asks no other process: it is over before a hand is at the form. Until then the browser's draft is not written.
         """
-        restored = app.load(
-            self._restore,
-            self.saved_draft,
-            [*self._filled, *(component for component, _ in self._views), self._restored],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
-        return self._follow(restored)
+        views = (component for component, _ in self._views)
+        return self._follow(app.load(self._restore, self.saved_draft, [*self._filled, *views, self._restored], **QUICK))
 
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw after an event that set the form's values by itself.
@@ -167,14 +136,7 @@ class Page:
         The second one sees the form as it is then.
         """
         for _ in range(2):
-            event = event.then(
-                self._refresh,
-                self._refreshing,
-                self._refreshed,
-                show_progress="hidden",
-                queue=False,
-                api_visibility="private",
-            )
+            event = event.then(self._refresh, self._refreshing, self._refreshed, **QUICK)
         return self._follow(event)
 
     def fill_after(self, event: Dependency, mapping: Component) -> Dependency:
@@ -182,47 +144,26 @@ class Page:
 
         Where the model's modules are known already, they are the choice of targets.
         """
-        filled = event.success(self._fill, mapping, self._filled, show_progress="hidden", api_visibility="private")
-        return self.refresh_after(filled)
+        return self.refresh_after(event.success(self._fill, mapping, self._filled, **SLOW))
 
     def settle_targets_after(self, event: Dependency) -> Dependency:
         """After an event that made a model's modules known, let them be the choice of targets."""
-        settled = event.then(
-            self._settle_targets,
-            self.form.components,
-            self.form["adapter.target_modules"],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
-        return self.refresh_after(settled)
+        targets = self.form["adapter.target_modules"]
+        return self.refresh_after(event.then(self._settle_targets, self.form.components, targets, **QUICK))
 
     def change_after(self, event: Dependency, change: Component) -> Dependency:
-        """After an event that succeeded, put the settings that `change` holds by section into the form; all others stay.
+        """After an event that succeeded, put the settings that `change` holds by section into the form; the rest stays.
 
-        So nothing is lost of what a person set while a slow event, such as reading a model from the Hub, was under way.
+        What a person set while a slow event, such as reading a model from the Hub, was under way is kept.
         """
-        filled = event.success(
-            self._change,
-            [change, *self.form.components],
-            self.form.components,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        return self.refresh_after(filled)
+        components = self.form.components
+        return self.refresh_after(event.success(self._change, [change, *components], components, **SLOW))
 
     def _follow(self, event: Dependency) -> Dependency:
         if not self._later_views:
             return event
-        return event.then(
-            self._refresh_later,
-            self._refreshing,
-            [component for component, _ in self._later_views],
-            trigger_mode="always_last",
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+        later = [component for component, _ in self._later_views]
+        return event.then(self._refresh_later, self._refreshing, later, trigger_mode="always_last", **QUICK)
 
     @property
     def _refreshing(self) -> list[Component]:
@@ -236,55 +177,55 @@ class Page:
     def _filled(self) -> list[Component]:
         return [*self.form.components, *(component for component, _ in self._fill_views)]
 
-    def _refresh(self, restored: bool, *values: Any) -> list[Any]:
+    def _refresh(self, restored: bool, *values: Any) -> Updates:
         if not restored:
-            return [gr.skip()] * len(self._refreshed)
+            return UNCHANGED
         draft = self.draft(values)
-        return [*(view(draft) for _, view in self._views), draft.mapping]
+        return {**{component: view(draft) for component, view in self._views}, self.saved_draft: draft.mapping}
 
-    def _refresh_later(self, restored: bool, *values: Any) -> list[Any]:
+    def _refresh_later(self, restored: bool, *values: Any) -> Updates:
         if not restored:
-            return [gr.skip()] * len(self._later_views)
+            return UNCHANGED
         draft = self.draft(values)
-        return [view(draft) for _, view in self._later_views]
+        return {component: view(draft) for component, view in self._later_views}
 
-    def _restore(self, saved: Any) -> list[Any]:
-        """What a browser sends may be anything; what no version of ours can have saved leaves an empty form."""
+    def _restore(self, saved: Any) -> Updates:
+        """A browser may send anything; what no version of Loratory can have saved leaves an empty form."""
         try:
             return self._opened_with(saved or {})
         except Exception:
-            _log.exception("the browser's draft cannot be brought back")
+            _log.exception("the browser's draft cannot be restored")
             return self._opened_with({})
 
-    def _opened_with(self, mapping: Mapping[str, Any]) -> list[Any]:
+    def _opened_with(self, mapping: Mapping[str, Any]) -> Updates:
         draft = self.draft(self.form.updates(mapping))
-        return [*self._fill(mapping), *(view(draft) for _, view in self._views), True]
+        filled = self._fill(mapping) if mapping else {}
+        return {**filled, **{component: view(draft) for component, view in self._views}, self._restored: True}
 
-    def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> list[Any]:
+    def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
-            return [gr.skip()] * len(self.form.names)
+            return UNCHANGED
         mapping = self.form.mapping(values)
         changed = {f"{section}.{name}" for section, settings in change.items() for name in settings}
         sections = {section: {**mapping.get(section, {}), **settings} for section, settings in change.items()}
         filled = self._components({**mapping, **sections})
-        return [value if name in changed else gr.skip() for name, value in zip(self.form.names, filled, strict=True)]
+        return {self.form[name]: filled[self.form[name]] for name in changed}
 
-    def _fill(self, mapping: Mapping[str, Any] | None) -> list[Any]:
+    def _fill(self, mapping: Mapping[str, Any] | None) -> Updates:
         if not mapping:
-            return [gr.skip()] * len(self._filled)
-        return [*self._components(mapping), *(view(mapping) for _, view in self._fill_views)]
+            return UNCHANGED
+        return {**self._components(mapping), **{component: view(mapping) for component, view in self._fill_views}}
 
-    def _components(self, mapping: Mapping[str, Any]) -> list[Any]:
-        values = self.form.updates(mapping)
-        position = self.form.names.index("adapter.target_modules")
+    def _components(self, mapping: Mapping[str, Any]) -> Updates:
+        filled = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
         targets = mapping.get("adapter", {}).get("target_modules", ALL_LINEAR)
-        values[position] = targets_update(self._shape(mapping), targets)
-        return [_within_reach(*pair) for pair in zip(self.form.components, values, strict=True)]
+        filled[self.form["adapter.target_modules"]] = targets_update(self._shape(mapping), targets)
+        return {component: _within_reach(component, value) for component, value in filled.items()}
 
     def _settle_targets(self, *values: Any) -> Any:
         mapping = self.draft(values).mapping
         shape = self._shape(mapping)
-        return gr.skip() if shape is None else targets_update(shape, mapping["adapter"].get("target_modules"))
+        return UNCHANGED if shape is None else targets_update(shape, mapping["adapter"].get("target_modules"))
 
     def _shape(self, mapping: Mapping[str, Any]) -> ModelShape | None:
         model = model_of({"model": mapping.get("model", {})})
@@ -292,24 +233,19 @@ class Page:
 
 
 def _within_reach(component: Component, value: Any) -> Any:
-    """A value beyond the end of its slider, which ends sooner than its setting, takes the end along."""
+    """Return the update of a slider that ends sooner than its setting: a value beyond its end moves the end."""
     beyond = isinstance(component, gr.Slider) and isinstance(value, int | float) and value > component.maximum
     return gr.update(value=value, maximum=value) if beyond else value
 
 
 def targets_update(shape: ModelShape | None, targets: object) -> Any:
-    """Choices and ticks of the target modules for a model; everything ticked where all linear layers are meant."""
+    """Return choices and ticks of the target modules for a model; all are ticked where all linear layers are meant."""
     names = list(shape.linear_names()) if shape is not None else []
-    if targets in (ALL_LINEAR, [], ()) or targets is None:
+    if not targets or targets == ALL_LINEAR:
         return gr.update(choices=names or EVERY_LAYER, value=names or [ALL_LINEAR])
     chosen = [targets] if isinstance(targets, str) else [str(target) for target in targets]  # type: ignore[attr-defined]
-    kept = [name for name in chosen if name in names]
-    if not kept:
+    known = [name for name in chosen if name in names]
+    if not known:
         # Nothing of it exists in this model, or its modules are not known yet: show it as it is.
         return gr.update(choices=[*names, *chosen], value=chosen)
-    return gr.update(choices=names, value=kept)
-
-
-def overridden(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A form's mapping with `section.field=value` changes applied, for one-click changes."""
-    return with_overrides(mapping, overrides)
+    return gr.update(choices=names, value=known)

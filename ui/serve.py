@@ -1,8 +1,14 @@
-"""Build the real services, launch the page on them, and leave cleanly; runs go on without us."""
+"""Build the real services, launch the page on them, and leave cleanly; runs continue without the page."""
 
+import asyncio
 import gc
 import signal
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import gradio as gr
+from starlette.middleware import Middleware
 
 from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
@@ -11,12 +17,18 @@ from engine.runs.launch import Launcher, Preflight
 from engine.runs.memory_measurement import MeasurementJob, MeasuringGround
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
+from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.results import ResultWork
 from ui.backend.tokenizers import Tokenizers
-from ui.backend.transfers import Transfers
-from ui.launch import launch
+from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
+from ui.build import build_app
+from ui.gradio_internals import keep_little
+from ui.policy import PagePolicy
 from ui.services import KnownShapes, Services
+from ui.theme import STYLESHEETS, build_theme
+
+_SWEEP_SECONDS = 600
 
 
 def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = False) -> None:
@@ -51,10 +63,10 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         print(supervisor.explain_role(), flush=True)
     try:
         app = launch(services, host, port, open_browser=open_browser)
-        gc.freeze()  # what the imports made stays for good; no collection needs to look at it again
+        gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
         gc.enable()
         inspector.start()
-        print(f"Loratory is at http://{host}:{port} (Ctrl+C closes the page; runs go on).", flush=True)
+        print(f"Loratory is at http://{host}:{port} (Ctrl+C closes the page; runs continue).", flush=True)
         leaving.wait()
         app.close(verbose=False)
     finally:
@@ -64,3 +76,57 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         services.measurements.stop_all()
         services.tokenizers.stop_all()
         inspector.close()
+
+
+def launch(services: Services, host: str, port: int | None, *, open_browser: bool = False) -> gr.Blocks:
+    """Lay out the page and serve it from threads of this process; `local_url` says where, `close` ends it.
+
+    Args:
+        services: What the page may call.
+        host: A loopback address.
+        port: None takes any free port.
+        open_browser: Also open it in the default browser.
+
+    Raises:
+        StorageError: If the folder for uploads and downloads cannot be used.
+    """
+    transfers = services.transfers
+    transfers.prepare()
+    app = build_app(services)
+
+    @asynccontextmanager
+    async def housekeeping(server: gr.routes.App) -> AsyncIterator[None]:
+        keep_little(server)
+        # Around Gradio's own middleware, whose answers to other sites and whose errors need the guard as well.
+        server.middleware_stack = OwnPageOnly(server.middleware_stack)
+        sweeping = asyncio.create_task(_sweep_regularly(transfers))
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweeping
+
+    app.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=build_theme(),
+        css_paths=STYLESHEETS,
+        footer_links=[],
+        ssr_mode=False,
+        enable_monitoring=False,
+        run_history=False,
+        max_file_size=LARGEST_FILE_BYTES,
+        app_kwargs={"lifespan": housekeeping, "middleware": [Middleware(PagePolicy, transfers=transfers)]},
+    )
+    return app
+
+
+async def _sweep_regularly(transfers: Transfers) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        await asyncio.to_thread(transfers.sweep)

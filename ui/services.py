@@ -1,4 +1,4 @@
-"""Everything that a tab may call, injected once: the real ones here, fakes in tests."""
+"""Everything that a tab may call, injected once; tests inject fakes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,9 +7,10 @@ from threading import Lock
 from engine.chat.session import ChatSession
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
-from engine.hardware.devices import Device, list_devices
+from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
-from engine.memory.estimate import MemoryEstimate
+from engine.memory.result import MemoryEstimate
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
@@ -24,19 +25,19 @@ from ui.backend.transfers import Transfers
 
 @dataclass
 class KnownShapes:
-    """Module inventories that the inspector has answered already, so that an estimate never waits for a process."""
+    """Model shapes that the inspector has read already: an estimate never waits for a process."""
 
     inspector: Inspector
     _shapes: dict[tuple[str, str | None], ModelShape] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)  # guards _shapes: handlers run in many threads
 
     def get(self, model_id: str, revision: str | None) -> ModelShape | None:
-        """What is known already; None where `learn` has not been asked."""
+        """Return the shape that is known already; None before `learn`."""
         with self._lock:
             return self._shapes.get((model_id, revision))
 
     def learn(self, model: ModelConfig) -> ModelShape:
-        """Ask the inspector, and remember.
+        """Return the shape of a model, read by the inspector the first time.
 
         Raises:
             EngineError: If the model cannot be found, reached or read.
@@ -52,7 +53,7 @@ class KnownShapes:
 
 @dataclass(frozen=True)
 class Services:
-    """What the page stands on."""
+    """What the page may call."""
 
     home: LoratoryHome
     transfers: Transfers
@@ -67,4 +68,6 @@ class Services:
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
-    standing_by: Callable[[], str] = lambda: ""  # who supervises the runs in our stead; empty where we do
+    standing_by: Callable[[], str] = lambda: (
+        ""
+    )  # which process supervises the runs instead of this one; empty where this one does

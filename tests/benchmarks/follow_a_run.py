@@ -79,19 +79,19 @@ def main() -> None:
             with gr.Tabs() as page.tabs, gr.Tab("Train"):
                 follow = TrainTab(page).follow
         began = time.perf_counter()
-        drawn = follow.look(run.id, 0.9, False, False)
+        updates_shown = follow.look(run.id, 0.9, False, False)
         print(f"first look at {steps:,} steps: {time.perf_counter() - began:.2f} s")
         updates, idle, stamp, answer = [], [], "", None
         with EventWriter(run.folder.events, attempt=1) as writer:
             for extra in range(1, _LOOKS + 1):
                 writer.append(_step(steps + extra, steps))
                 began = time.perf_counter()
-                answer = follow.answer(drawn.live, stamp)
+                answer = follow.answer(updates_shown[follow.live], stamp)
                 updates.append(time.perf_counter() - began)
                 assert answer is not None
                 stamp = json.loads(answer)["stamp"]
                 began = time.perf_counter()
-                assert follow.answer(drawn.live, stamp) is None
+                assert follow.answer(updates_shown[follow.live], stamp) is None
                 idle.append(time.perf_counter() - began)
         _say("an answer with a new step, all charts", updates)
         _say("an answer with nothing new", idle)

@@ -16,7 +16,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
-from ui.launch import launch
+from ui.serve import launch
 from ui.services import Services
 
 

@@ -10,7 +10,7 @@ from engine.runs.run import RunState
 from engine.runs.supervision.transitions import resumes_automatically
 from tests.runs.supervision import config_for, move_to_an_earlier_boot
 from ui.backend.run_reader import RunReader
-from ui.views.queue import render_queue
+from ui.views.run_table import render_queue
 
 RESUMES = {"resume_after_restart": True}
 OLD_SIGTERM = "The worker was asked to end from outside (SIGTERM) after step 3 and could not save."

@@ -3,6 +3,8 @@
 import time
 from types import SimpleNamespace
 
+import gradio as gr
+
 from engine.config.model import ModelConfig
 from engine.data.contract import RowProblem
 from tests.fake_inspector import a_report
@@ -13,6 +15,26 @@ from ui.tabs.data.tab import DataTab
 PAGE = SimpleNamespace(session_hash="page-1")
 MODEL = ModelConfig(id="some/model")
 PATIENCE_SECONDS = 20  # generous: a timed test would only measure the machine
+
+
+class Shown:
+    """What the Data tab changes, by the names of its parts; `gr.skip()` for what stays."""
+
+    def __init__(self, tab: DataTab, updates: dict) -> None:
+        self._updates = updates
+        self._parts = {
+            "samples": tab.samples, "summary": tab.summary, "opened": tab.opened, "facts": tab.facts,
+            "lengths": tab.lengths, "stop": tab.stop, "read": tab.read, "poll": tab.timer, "seen": tab._seen,
+            "source": tab._shown_source, "trouble": tab._page.data_trouble, "row": tab.rows.number,
+            "shown": tab.rows.shown, "list": tab.rows.list, "listing": tab.rows.listing,
+            "fetching": tab.tokenizer.line, "fetch_again": tab.tokenizer.again, "fetch_key": tab.tokenizer.poll,
+            "reading": tab.format.column, "mapping": tab.format.mapping, "fold": tab.format.fold,
+            "seen_columns": tab.format.seen,
+            **{f"role{number}": role for number, role in enumerate(tab.format.roles)},
+        }  # fmt: skip
+
+    def __getitem__(self, name: str):
+        return self._updates.get(self._parts[name], gr.skip())
 
 
 class Visitor:
@@ -26,16 +48,11 @@ class Visitor:
         return self.tab._page.form.updates(config.model_dump(mode="json"))
 
     def open(self, *, row=0, shown_source="", listing="all", **settings):
-        names = ["samples", "summary", "fetching", "fetch_again", "fetch_key", "reading", "mapping"]
-        names += [f"role{number}" for number in range(5)]
-        names += ["fold", "seen_columns", "opened", "row", "shown", "source"]
-        names += ["facts", "lengths", "list", "listing", "stop", "read", "poll", "seen", "trouble"]
         told = self.tab._open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
-        return dict(zip(names, told, strict=True))
+        return Shown(self.tab, told)
 
     def tick(self, seen="", listing="all", **settings):
-        names = ["facts", "lengths", "list", "listing", "stop", "read", "poll", "seen", "trouble"]
-        return dict(zip(names, self.tab._tick(seen, listing, 0, *self.values(**settings)), strict=True))
+        return Shown(self.tab, self.tab._tick(seen, listing, 0, *self.values(**settings)))
 
 
 def wait_for(condition) -> None:

@@ -12,9 +12,9 @@ from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
 from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
-from ui.build import with_advice
 from ui.draft import Draft
-from ui.views.advice import render_advice
+from ui.side_panel import with_advice
+from ui.views.memory import render_advice
 
 GIB = 2**30
 DRAFT: dict[str, Any] = {
@@ -93,5 +93,5 @@ def test_a_change_is_applied_although_free_memory_has_moved_since_it_was_drawn(s
 
 
 def test_a_change_that_does_not_help_any_more_is_refused_in_words(shape):
-    with pytest.raises(EngineError, match="does not help any more"):
+    with pytest.raises(EngineError, match="no longer helps"):
         with_advice(draft_on(shape, 60), "smaller_batch")

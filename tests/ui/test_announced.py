@@ -1,12 +1,12 @@
-"""Work that says how far it has come, and results that are drawn once."""
+"""Work that reports its progress, and results that are made once."""
 
 import threading
 
 import pytest
 
 from engine.errors import RunError
-from ui.backend.rendered import Rendered
-from ui.backend.streaming import Done, announced
+from ui.backend.background import Cache
+from ui.backend.streaming import Done, run_streaming
 
 
 def test_what_is_announced_comes_in_order_and_the_result_last():
@@ -15,7 +15,7 @@ def test_what_is_announced_comes_in_order_and_the_result_last():
         say("two")
         return 3
 
-    assert list(announced(work)) == ["one", "two", Done(3)]
+    assert list(run_streaming(work)) == ["one", "two", Done(3)]
 
 
 def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
@@ -23,14 +23,14 @@ def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
         say("one")
         raise RunError("It broke.", "Mend it.")
 
-    steps = announced(work)
+    steps = run_streaming(work)
     assert next(steps) == "one"
     with pytest.raises(RunError, match=r"It broke\."):
         next(steps)
 
 
 def test_results_are_kept_by_key_and_the_oldest_is_let_go():
-    rendered, drawn = Rendered(kept=2), []
+    rendered, drawn = Cache(capacity=2), []
 
     def draw(value):
         drawn.append(value)
@@ -43,7 +43,7 @@ def test_results_are_kept_by_key_and_the_oldest_is_let_go():
 
 
 def test_pages_may_draw_at_the_same_time():
-    rendered = Rendered()
+    rendered = Cache()
     threads = [threading.Thread(target=rendered.get, args=(n % 3, lambda n=n: str(n % 3))) for n in range(30)]
     for thread in threads:
         thread.start()

@@ -7,8 +7,7 @@ import pytest
 from engine.errors import EngineError, ModelError, RunError, StorageError
 from engine.evaluation.contract import EvaluationProgress
 from engine.processes.messages import CancelledRequestError
-from ui.backend.background import BackgroundWork
-from ui.errors import UNEXPECTED
+from ui.backend.background import UNEXPECTED, BackgroundWork
 
 WAIT_SECONDS = 10
 
@@ -38,7 +37,7 @@ class AJob:
 
 def ended(background: BackgroundWork, job: AJob, key: str = "run"):
     job.go_on.set()
-    work = background.look(key)
+    work = background.find(key)
     assert work.ended.wait(WAIT_SECONDS)
     return work
 
@@ -48,12 +47,12 @@ def test_whoever_looks_sees_how_far_it_has_come_and_then_the_result():
     background.start("run", "An export", job, kept.append)
     assert job.reported.wait(WAIT_SECONDS)
 
-    work = background.look("run")
+    work = background.find("run")
     assert (work.is_under_way, work.message, work.fraction) == (True, "Half of it.", 0.5)
 
     assert ended(background, job).result == "result"
     assert kept == ["result"]
-    assert background.look("another run") is None
+    assert background.find("another run") is None
 
 
 def test_one_at_a_time_under_each_key():
@@ -114,4 +113,4 @@ def test_leaving_stops_everything_that_is_under_way():
     background.stop_all()
 
     assert all(job.stopped for job in jobs)
-    assert all(background.look(str(number)).was_stopped for number in range(2))
+    assert all(background.find(str(number)).was_stopped for number in range(2))

@@ -7,9 +7,10 @@ import pytest
 
 from engine.evaluation.blind_test import judgements_file, read_judgements
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.tabs.chat.blind_test import HELD_OUT, OWN
-from ui.tabs.chat.choice import AS_TRAINED, FINAL, NOTHING, Chosen
-from ui.tabs.chat.judging import Judging
+from tests.ui.changes import Changes
+from ui.backend.run_reader import FINAL
+from ui.tabs.chat.blind_test import HELD_OUT, OWN, Judging
+from ui.tabs.chat.choice import AS_TRAINED, NOTHING, Chosen
 from ui.tabs.chat.tab import ChatTab
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
@@ -38,12 +39,16 @@ def load(tab, run, against=NOTHING):
 
 
 def draw(blind, source=HELD_OUT, typed="", judging=Judging()):  # noqa: B008 - it is frozen
-    return list(blind.draw(source, typed, judging, "", PAGE, *SAMPLING))
+    return [Changes(blind, step) for step in blind.ask(source, typed, judging, "", PAGE, *SAMPLING)]
+
+
+def judge(blind, verdict, judging) -> Changes:
+    return Changes(blind, blind.judge(verdict, judging))
 
 
 def judging_of(steps) -> Judging:
     """What the page holds in the end."""
-    return [step[1] for step in steps if isinstance(step[1], Judging)][-1]
+    return [step.judging for step in steps if isinstance(step.judging, Judging)][-1]
 
 
 def pair_of(steps):
@@ -53,13 +58,13 @@ def pair_of(steps):
 def test_the_answers_appear_together_and_without_names(blind):
     steps = draw(blind)
 
-    for html in (step[0] for step in steps if isinstance(step[0], str)):
+    for html in (step.pair for step in steps if isinstance(step.pair, str)):
         assert not any(word in html.lower() for word in ("tuned", "base", "tokens/s"))
-    assert "Greek alphabet" not in "".join(str(step[0]) for step in steps[:-1])
-    assert "Greek alphabet" in steps[-1][0]
-    assert "scales the adapter" in steps[-1][0]
+    assert "Greek alphabet" not in "".join(str(step.pair) for step in steps[:-1])
+    assert "Greek alphabet" in steps[-1].pair
+    assert "scales the adapter" in steps[-1].pair
     assert pair_of(steps).reference
-    assert pair_of(steps).reference not in steps[-1][0]
+    assert pair_of(steps).reference not in steps[-1].pair
     assert len(judging_of(steps).deck) == 49  # without the card that was drawn
 
 
@@ -68,16 +73,17 @@ def test_a_choice_reveals_and_is_kept_with_the_run(blind, run):
     pair = drawn.pair
     side = "left" if pair.left == "tuned" else "right"
 
-    html, judging, choosing, problem = blind.judge(side, drawn)
+    judged = judge(blind, side, drawn)
+    html, judging = judged.pair, judged.judging
 
     assert "You preferred <b>the tuned model</b>" in html
     assert pair.reference.split("&")[0][:20] in html
-    assert (judging.pair, choosing["visible"], problem) == (None, False, "")
+    assert (judging.pair, judged.choosing["visible"], judged.trouble) == (None, False, "")
     (kept,) = read_judgements(judgements_file(run.folder.path, None))
     assert kept.preferred == "tuned"
     assert kept == judging.judged[0]
-    assert "1 pair judged" in blind._counted(judging)[0]
-    assert "At least 6 decided pairs" in blind._tally(judging)[0]
+    assert "1 pair judged" in blind._show_count(judging)[blind.count]
+    assert "At least 6 decided pairs" in blind._show_tally(judging)[blind.tally]
 
 
 def test_the_order_changes_from_pair_to_pair(blind):
@@ -88,8 +94,8 @@ def test_own_questions_can_be_asked(blind, services):
     steps = draw(blind, OWN, " Why <b>? ")
 
     assert services.chat.asked[-1].messages[-1].content == "Why <b>?"
-    assert "Why &lt;b&gt;?" in steps[-1][0]
-    assert "No question is typed" in draw(blind, OWN, " ")[-1][2]
+    assert "Why &lt;b&gt;?" in steps[-1].pair
+    assert "The question is empty" in draw(blind, OWN, " ")[-1].trouble
 
 
 def test_a_held_out_question_comes_once_before_any_comes_twice(blind):
@@ -106,7 +112,7 @@ def test_answers_of_the_same_words_count_as_equal(blind, services, run, monkeypa
 
     steps = draw(blind)
 
-    assert "word for word" in steps[-1][0]
+    assert "identical" in steps[-1].pair
     assert pair_of(steps) is None
     assert read_judgements(judgements_file(run.folder.path, None))[0].verdict == "equal"
 
@@ -115,16 +121,16 @@ def test_two_runs_are_judged_under_their_names_in_a_file_of_their_own(tab, servi
     other = write_run(services.runs, a_config(run__name="the other"), InventedRun())
     load(tab, run, against=f"{other.id}/final")
 
-    html, *_ = tab.blind.judge("left", judging_of(draw(tab.blind)))
+    html = judge(tab.blind, "left", judging_of(draw(tab.blind))).pair
 
     assert "the other" in html
     assert len(read_judgements(judgements_file(run.folder.path, None, f"{other.id}-final"))) == 1
 
 
 def test_without_a_second_answer_it_says_what_is_missing(tab):
-    assert "No model is loaded" in draw(tab.blind)[-1][2]
+    assert "No model is loaded" in draw(tab.blind)[-1].trouble
     assert "Load a run" in tab.blind.why_absent(())
-    assert "nothing to compare" in tab.blind.why_absent(("base",))
+    assert "Nothing to compare" in tab.blind.why_absent(("base",))
     assert tab.blind.why_absent(("base", "tuned")) == ""
 
 
@@ -133,70 +139,70 @@ def test_a_choice_is_filed_under_what_answered_whatever_was_loaded_since(tab, bl
     other = write_run(services.runs, a_config(run__name="the other"), InventedRun())
     load(tab, other)  # by another page, say
 
-    html, *_ = blind.judge("left", drawn)
+    html = judge(blind, "left", drawn).pair
 
     assert "You preferred" in html
     assert len(read_judgements(judgements_file(run.folder.path, None))) == 1
     assert read_judgements(judgements_file(other.folder.path, None)) == ()
     load(tab, run, against=f"{other.id}/final")
-    assert "the base model" in blind.judge("left", drawn)[0], "named as they were when they answered"
+    assert "the base model" in judge(blind, "left", drawn).pair, "named as they were when they answered"
 
 
 def test_pair_deck_and_tally_go_once_something_else_is_loaded(tab, blind, services):
     drawn = judging_of(draw(blind))
-    assert blind.keep(drawn) == (gr.skip(),) * len(blind.kept)
+    assert blind.keep(drawn) == {}
     services.chat.unload()
-    assert blind.keep(drawn) == (gr.skip(),) * len(blind.kept), "it may be loaded again"
+    assert blind.keep(drawn) == {}, "it may be loaded again"
     other = write_run(services.runs, a_config(), InventedRun())
     load(tab, other)
 
     seen = tab._look("", drawn)
-    judging, pair, choosing, _, tally, count = seen[-len(blind.kept) :]
+    kept = Changes(blind, seen)
 
-    assert judging == Judging(services.chat.state.target)
-    assert (pair, choosing["visible"], tally, count) == ("", False, "", "")
-    assert tab._look(seen[1], judging)[0] == gr.skip()
+    assert kept.judging == Judging(services.chat.state.target)
+    assert (kept.pair, kept.choosing["visible"], kept.tally, kept.count) == ("", False, "", "")
+    assert tab._look(seen[tab.seen], kept.judging) == gr.skip()
     assert len(judging_of(draw(blind, judging=drawn)).deck) == 49, "a deck of the other's own"
 
 
 def test_a_run_on_the_same_base_is_seen_to_be_another(tab, blind, services, run):
-    seen = tab._look("", Judging())[1]
+    seen = tab._look("", Judging())[tab.seen]
     load(tab, write_run(services.runs, a_config(), InventedRun()))
 
-    assert tab._look(seen, Judging())[1] != seen
+    assert tab._look(seen, Judging())[tab.seen] != seen
 
 
 def test_what_answered_while_something_else_was_loaded_is_no_pair(tab, blind, services):
     other = write_run(services.runs, a_config(), InventedRun())
-    stream = blind.draw(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    stream = blind.ask(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
     load(tab, other)
 
-    last = list(stream)[-1]
+    last = Changes(blind, list(stream)[-1])
 
-    assert "Something else was loaded meanwhile" in last[2]
-    assert last[1] == gr.skip()
+    assert "Something else was loaded meanwhile" in last.trouble
+    assert last.judging == gr.skip()
 
 
 def test_a_folder_without_a_run_has_the_tally_of_this_page(tab, blind, services, monkeypatch):
     monkeypatch.setattr(blind, "_file", lambda target: None)
-    judging = blind.judge("left", judging_of(draw(blind)))[1]
+    judging = judge(blind, "left", judging_of(draw(blind))).judging
 
-    assert "1 pair judged" in blind._counted(judging)[0]
+    assert "1 pair judged" in blind._show_count(judging)[blind.count]
     load(tab, write_run(services.runs, a_config(), InventedRun()))
-    assert blind._counted(judging)[0] == ""
+    assert blind._show_count(judging)[blind.count] == ""
 
 
 def test_a_stopped_pair_is_not_shown(blind, services):
     services.chat._pace = 0.01
-    stream = blind.draw(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
-    first = next(stream)
+    stream = blind.ask(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    first = Changes(blind, next(stream))
     next(stream)
     blind._stop(PAGE)
 
-    last = list(stream)[-1]
+    last = Changes(blind, list(stream)[-1])
 
-    assert last[0] == ""
-    assert first[1].pair is None
-    assert last[1] == gr.skip()
+    assert last.pair == ""
+    assert first.judging.pair is None
+    assert last.judging == gr.skip()

@@ -17,16 +17,19 @@ def put_in(laid_out):
 
     def put(change, config) -> dict:
         shown = page.form.updates(config.model_dump(mode="json"))
-        told = zip(page.form.names, page._change(change, *shown), strict=True)
-        return {name: value for name, value in told if value != gr.skip()}
+        told = page._change(change, *shown)
+        return {
+            name: told[page.form[name]] for name in page.form.names if told != gr.skip() and page.form[name] in told
+        }
 
     return put
 
 
 def test_a_model_that_took_long_to_read_undoes_nothing_that_was_chosen_meanwhile(put_in, laid_out, services):
     tab = laid_out(lambda page: ModelTab(page, FitTable(services.shapes.learn, services.devices)))
-    details, change, _ = tab._choose("some/model", "", "")
-    assert details
+    chosen = tab._choose("some/model", "")
+    change = chosen[tab._change]
+    assert chosen[tab.details]
 
     told = put_in(change, a_config(dataset__source="sample:lab-chats", training__learning_rate=7e-4))
 

@@ -8,8 +8,9 @@ from engine.chat.contract import ChatTarget
 from engine.config.model import ModelConfig
 from engine.errors import ModelError, RunError
 from tests.invented_runs import InventedRun, a_config, write_adapter, write_run
+from ui.backend.run_reader import FINAL
 from ui.tabs.chat import choice as chat_choice
-from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
 from ui.tabs.chat.tab import ChatTab
 
 
@@ -39,7 +40,7 @@ def test_a_run_that_was_chosen_is_proposed_however_old_it_is(choice, services, r
     monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
 
-    offered, *_ = choice.offer(run.id, newer.id, "")
+    offered = choice.offer(run.id, newer.id, "")[choice.run]
 
     assert offered["value"] == run.id
     assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
@@ -49,7 +50,7 @@ def test_two_runs_on_one_base_stand_beside_each_other_under_their_names(choice, 
     other = write_run(services.runs, a_config(run__name="second"), InventedRun())
     elsewhere = write_run(services.runs, a_config(model__id="Qwen/Qwen3-0.6B"), InventedRun())
 
-    offered = [value for _, value in choice.choose(run.id)[3]["choices"]]
+    offered = [value for _, value in choice.choose(run.id)[choice.against]["choices"]]
     assert offered == [NOTHING, f"{run.id}/step-120", f"{run.id}/step-90", f"{other.id}/final"]
     assert not [value for value in offered if elsewhere.id in value]
 
@@ -61,7 +62,7 @@ def test_two_runs_on_one_base_stand_beside_each_other_under_their_names(choice, 
 def test_two_states_of_one_run_are_told_apart(choice, run):
     names = choice.names(choice.target(chosen(run.id, against=f"{run.id}/step-90")))
 
-    assert names["tuned"] == "first, the final result"
+    assert names["tuned"] == "first, final result"
     assert names["second"] == "first, step-90"
 
 

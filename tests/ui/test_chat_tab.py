@@ -9,9 +9,11 @@ from gradio import EventData
 
 from engine.errors import ConfigError
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.changes import Changes
 from ui.backend.held_out import RowPrompt
-from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
-from ui.tabs.chat.judging import Judging
+from ui.backend.run_reader import FINAL
+from ui.tabs.chat.blind_test import Judging
+from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
 from ui.tabs.chat.sampling import read_sampling
 from ui.tabs.chat.tab import ChatTab
 from ui.tabs.chat.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
@@ -39,39 +41,46 @@ def load(
     tab: ChatTab, run_id: str, checkpoint: str = FINAL, model: str = "", folder: str = "", against: str = NOTHING,
     precision: str = AS_TRAINED,
 ) -> list:  # fmt: skip
-    return list(tab._load(*Chosen(run_id, checkpoint, model, folder, against, precision)))
+    return [Changes(tab, step) for step in tab._load(*Chosen(run_id, checkpoint, model, folder, against, precision))]
 
 
 def ask(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None) -> list:
-    return list(tab.talk.ask(question, list(turns), branches, row, None, PAGE, *SAMPLING))
+    return [
+        Changes(tab.talk, step) for step in tab.talk.ask(question, list(turns), branches, row, None, PAGE, *SAMPLING)
+    ]
 
 
 def turns_of(steps: list) -> list:
-    return next(step[1] for step in reversed(steps) if isinstance(step[1], list))
+    return next(step.turns for step in reversed(steps) if isinstance(step.turns, list))
+
+
+def looked(tab: ChatTab, seen: str = "") -> dict:
+    return tab._look(seen, Judging())
 
 
 def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, services, run):
     write_run(services.runs, a_config(), InventedRun(state="failed", steps=3))
     newer = write_run(services.runs, a_config(run__name="newer"), InventedRun(state="running", steps=60))
 
-    offered, checkpoint, model, folder, against = tab.choice.offer("", A_MODEL, "")
+    changes = Changes(tab.choice, tab.choice.offer("", A_MODEL, ""))
+    offered, against = changes.run, changes.against
 
     assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
     assert offered["value"] == newer.id
-    assert [value for _, value in checkpoint["choices"]] == ["step-60", "step-30"]
-    assert model["visible"] is False
-    assert folder["visible"] is False
+    assert [value for _, value in changes.checkpoint["choices"]] == ["step-60", "step-30"]
+    assert changes.model["visible"] is False
+    assert changes.folder["visible"] is False
     assert [value for _, value in against["choices"]] == [NOTHING, f"{newer.id}/step-30", f"{run.id}/final"]
 
 
 def test_the_run_that_is_looked_at_is_proposed(tab, services, run):
     write_run(services.runs, a_config(run__name="newer"), InventedRun())
 
-    assert tab.choice.offer(run.id, A_MODEL, "")[0]["value"] == run.id
+    assert tab.choice.offer(run.id, A_MODEL, "")[tab.choice.run]["value"] == run.id
 
 
 def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
-    states = [step[0] for step in load(tab, run.id)]
+    states = [step.state for step in load(tab, run.id)]
 
     assert any("Loading the adapter." in state for state in states)
     assert 'role="progressbar"' in "".join(states)
@@ -81,9 +90,9 @@ def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
 def test_a_model_that_cannot_be_reached_is_said_in_place(tab):
     last = load(tab, A_MODEL, model="nowhere/at-all")[-1]
 
-    assert "cannot be reached" in last[0]
-    assert last[1]["interactive"]
-    assert "No model is named." in load(tab, A_MODEL)[-1][0]
+    assert "cannot be reached" in last.state
+    assert last.load["interactive"]
+    assert "No model is named." in load(tab, A_MODEL)[-1].state
 
 
 def test_both_branches_stream_into_one_transcript(tab, services, run):
@@ -91,12 +100,12 @@ def test_both_branches_stream_into_one_transcript(tab, services, run):
 
     steps = ask(tab, "What does <b>lora_alpha</b> do?")
 
-    html = steps[-1][0]
+    html = steps[-1].transcript
     assert "first letter of the Greek alphabet" in html
     assert "It scales the adapter&#x27;s update" in html
     assert "<b>lora_alpha" not in html
     assert len(services.chat.asked) == 1  # one prompt for both
-    assert steps[0][2] == ""  # the question is taken from where it was typed
+    assert steps[0].question == ""  # the question is taken from where it was typed
 
 
 def test_afterwards_each_branch_is_asked_with_its_own_memory(tab, services, run):
@@ -115,10 +124,10 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
     other = write_run(services.runs, a_config(run__name="the <other>"), InventedRun())
     load(tab, run.id, against=f"{other.id}/final")
 
-    shown = tab._look("", Judging())
-    html = ask(tab, "one?", branches=RUNS)[-1][0]
+    shown = looked(tab)
+    html = ask(tab, "one?", branches=RUNS)[-1].transcript
 
-    assert ("Both runs", RUNS) in shown[5]["choices"]
+    assert ("Both runs", RUNS) in shown[tab.talk.branches]["choices"]
     assert services.chat.asked[0].branches == ("tuned", "second")
     assert "the &lt;other&gt;" in html
     assert "Base model" not in html
@@ -129,24 +138,22 @@ def test_a_question_can_be_asked_again_or_edited(tab, run):
     turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
 
     assert _take_back(turns) == (turns[:1], "two?", None)
-    before, question, _, html = tab.talk._edit(pick("edit:1"), turns)
-    assert (before, question) == (turns[:1], "two?")
-    assert "two?" not in html
-    assert tab.talk._edit(pick("edit:7"), turns)[0] == {"__type__": "update"}
+    edited = Changes(tab.talk, tab.talk._edit(pick("edit:1"), turns))
+    assert (edited.turns, edited.question) == (turns[:1], "two?")
+    assert "two?" not in edited.transcript
+    assert tab.talk._edit(pick("edit:7"), turns) == gr.skip()
 
 
 def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
     """What follows in another event comes too late for a reload, or over what was pressed meanwhile."""
     load(tab, run.id)
-    drawn = tab.talk._drawn
-    row, kept, again = (drawn.index(part) for part in (tab.talk._row, tab.talk._kept, tab.talk.again))
     prompt = RowPrompt(7, "one?", "The reference.")
 
     first, *_, last = ask(tab, "one?", row=prompt)
 
-    assert (first[row], last[row]) == (None, gr.skip())
-    assert last[again]["visible"]
-    assert json.loads(last[kept])["turns"][0]["reference"] == "The reference."
+    assert (first.row, last.row) == (None, gr.skip())
+    assert last.again["visible"]
+    assert json.loads(last.kept)["turns"][0]["reference"] == "The reference."
 
 
 def test_a_question_that_was_not_answered_keeps_its_reference(tab):
@@ -154,24 +161,25 @@ def test_a_question_that_was_not_answered_keeps_its_reference(tab):
 
     (step,) = ask(tab, "one?", row=prompt)
 
-    assert step[tab.talk._drawn.index(tab.talk._row)] == prompt
+    assert step.row == prompt
 
 
 def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, tmp_path):
     load(tab, run.id)
     turns = turns_of(ask(tab, "What is <b>r</b>?"))
 
-    kept, links = tab.talk._keep(turns, "Be brief.")
+    kept, links = tab.talk._keep(turns, "Be brief.").values()
 
-    again, system, html, *_ = tab.talk._restore(kept, [], "")
-    assert (again, system) == (turns, "Be brief.")
-    assert "&lt;b&gt;r" in html
-    assert tab.talk._restore(kept, turns, "")[0] == {"__type__": "update"}  # what is on the page stays
-    assert tab.talk._restore("nonsense", [], "")[0] == {"__type__": "update"}
+    restored = Changes(tab.talk, tab.talk._restore(kept, [], ""))
+    assert restored.turns == turns
+    assert Changes(tab.talk.sampling, restored._updates).system == "Be brief."
+    assert "&lt;b&gt;r" in restored.transcript
+    assert tab.talk._restore(kept, turns, "") == gr.skip()  # what is on the page stays
+    assert tab.talk._restore("nonsense", [], "") == gr.skip()
     assert 'download="conversation.json"' in links
     file = tmp_path / "conversation.json"
     file.write_text(kept)
-    assert tab.talk._open(str(file))[0] == turns
+    assert tab.talk._open(str(file))[tab.talk.turns] == turns
 
 
 def test_one_branch_can_be_asked_alone(tab, services, run):
@@ -185,9 +193,9 @@ def test_one_branch_can_be_asked_alone(tab, services, run):
 def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
     last = ask(tab, "one?")[-1]
 
-    assert last[1] == []
-    assert last[2] == "one?"
-    assert "No model is loaded." in last[3]
+    assert last.turns == []
+    assert last.question == "one?"
+    assert "No model is loaded." in last.trouble
 
 
 def test_wrong_sampling_settings_are_listed_together(tab, run):
@@ -214,7 +222,7 @@ def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     assert not services.chat._stopped
     tab.talk._stop(PAGE)
 
-    html = list(stream)[-1][0]
+    html = list(stream)[-1][tab.talk.transcript]
     assert html.count("stopped") == 2
 
 
@@ -245,40 +253,40 @@ def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
 
 
 def test_questions_of_held_out_rows_are_offered_and_their_reference_stands_beside(tab, run):
-    assert tab.talk._suggest() == ("", [])  # nothing is loaded yet
+    assert list(tab.talk._suggest().values()) == ["", []]  # nothing is loaded yet
     load(tab, run.id)
 
-    html, prompts = tab.talk._suggest()
+    html, prompts = tab.talk._suggest().values()
 
     assert len(prompts) == 3
     assert html.count("data-pick") == 4  # and "Show others"
-    assert "did not learn from" in html
-    question, row, *_ = tab.talk._take(pick("1"), prompts)
+    assert "From the held-out set" in html
+    taken = Changes(tab.talk, tab.talk._take(pick("1"), prompts))
+    question, row = taken.question, taken.row
     turns = turns_of(ask(tab, question, row=row))
     assert turns[0].reference == prompts[1].reference
     assert turns_of(ask(tab, "something else?", row=row))[0].reference == ""
-    assert tab.talk._take(pick("others"), prompts)[4]
-    assert tab.talk._take(pick("9"), prompts)[0] == {"__type__": "update"}
+    assert tab.talk._take(pick("others"), prompts)[tab.talk.offered]
+    assert tab.talk._take(pick("9"), prompts) == gr.skip()
 
 
 def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
     load(tab, run.id)
-    place = tab._looked.index(tab.talk.branches)
-    first = tab._look("", Judging())
-    loaded, _, _ = first[1].partition("\n")
+    branches, first = tab.talk.branches, looked(tab)
+    loaded, _, _ = first[tab.seen].partition("\n")
 
-    assert first[place]["value"] == SIDE_BY_SIDE
-    assert tab._look(f"{loaded}\nmore memory", Judging())[place] == {"__type__": "update"}
+    assert first[branches]["value"] == SIDE_BY_SIDE
+    assert branches not in looked(tab, f"{loaded}\nmore memory")
 
     load(tab, run.id, checkpoint="step-90")
-    assert tab._look(first[1], Judging())[place]["value"] == SIDE_BY_SIDE
+    assert looked(tab, first[tab.seen])[branches]["value"] == SIDE_BY_SIDE
 
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
     load(tab, write_run(services.runs, a_config(run__name="first"), InventedRun()).id)
-    shown = tab._look("", Judging())
+    shown = looked(tab)
 
-    assert "result of <b>first</b> is loaded" in shown[0]
-    assert all(update == {"__type__": "update"} for update in tab._look(shown[1], Judging()))
+    assert "result of <b>first</b> is loaded" in shown[tab.state]
+    assert looked(tab, shown[tab.seen]) == gr.skip()
     tab._unload()
-    assert "Nothing is loaded" in tab._look(shown[1], Judging())[0]
+    assert "No model loaded" in looked(tab, shown[tab.seen])[tab.state]

@@ -7,6 +7,7 @@ from base64 import b64decode
 import pytest
 
 from engine.errors import DatasetError
+from ui.views.chat import Answer, Turn
 from ui.views.conversation_file import (
     as_json,
     as_markdown,
@@ -16,7 +17,6 @@ from ui.views.conversation_file import (
     save,
     turns_of,
 )
-from ui.views.transcript import Answer, Turn
 
 TURNS = [
     Turn("Grüße?", (Answer("tuned", "Hallo.", 3, 12.5, 20, True, "eos"),), reference="Guten Tag."),
@@ -49,12 +49,12 @@ def test_the_links_hold_the_files_themselves(saved):
 
     assert markdown == as_markdown(saved)
     assert json.loads(values)["turns"][1]["question"] == "</a><script>?"
-    assert "Nothing was said" in render_links(save([], "", "", {}))
+    assert "No messages yet" in render_links(save([], "", "", {}))
 
 
 @pytest.mark.parametrize("content", [b"", b"{}x", b'{"turns": [{"question": 1}]}', b"[]", b"\xff"])
 def test_other_files_are_refused(content):
-    with pytest.raises(DatasetError, match="no conversation"):
+    with pytest.raises(DatasetError, match="not a conversation"):
         read_conversation(content)
 
 

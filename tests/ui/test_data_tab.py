@@ -23,7 +23,7 @@ def test_where_no_format_fits_the_format_and_the_columns_can_be_chosen(visitor):
     assert told["reading"]["visible"]
     assert told["mapping"]["visible"]
     assert [told[f"role{n}"]["label"] for n in range(4)] == [
-        f"{role} is column" for role in ("prompt", "completion", "system", "tools")
+        f"Column for {role}" for role in ("prompt", "completion", "system", "tools")
     ]
     assert told["role0"]["choices"] == ["(none)", "q", "a"]
     assert not told["role4"]["visible"]
@@ -84,7 +84,7 @@ def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(vi
 
     assert told["opened"]["visible"]
     assert not told["mapping"]["visible"]
-    assert "exactly as training will see it" in told["shown"]
+    assert "exactly as in training" in told["shown"]
 
 
 def test_a_new_dataset_begins_at_its_first_row_and_a_changed_setting_keeps_the_place(visitor):
@@ -127,7 +127,7 @@ def test_what_nobody_foresaw_is_told_in_two_sentences(visitor, monkeypatch, hand
     elif handler == "_show":
         told = rows._show(0, "tokens", *values)
     elif handler == "_find":
-        told = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][1]
+        told = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][rows.search.found]
     else:
         told = rows.render_list(question_on("rows.jsonl"), check.report, "longest", 0)
 
@@ -173,17 +173,17 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
     assert "rows are shown without tokens" in told["fetching"]
     assert told["opened"]["visible"]
     assert "What does lora_alpha do?" in told["shown"]
-    assert "exactly as training will see it" not in told["shown"]
+    assert "exactly as in training" not in told["shown"]
     assert told["fetch_key"] == key_of(MODEL)
-    assert '"submit":false' in tab.fetching._news(told["fetch_key"], "")
+    assert '"submit":false' in tab.tokenizer._news(told["fetch_key"], "")
 
     slow.go_on.set()
     wait_for(lambda: tab._page.services.tokenizers.is_ready(MODEL))
-    assert '"submit":true' in tab.fetching._news(told["fetch_key"], "")  # the page opens the dataset anew
+    assert '"submit":true' in tab.tokenizer._news(told["fetch_key"], "")  # the page opens the dataset anew
     told = visitor.open(**settings)
 
     assert (told["fetching"], told["fetch_key"]) == ("", "")
-    assert "exactly as training will see it" in told["shown"]
+    assert "exactly as in training" in told["shown"]
     assert slow.asked == 1
 
 

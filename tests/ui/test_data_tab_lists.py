@@ -4,6 +4,7 @@ import gradio as gr
 import pytest
 
 from engine.data.contract import RowProblem
+from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, some_report, wait_for
 from ui.views.row_lists import PAGE_ROWS, ListPage, listing_choices, render_counts, render_problem_list
 
@@ -31,7 +32,7 @@ def test_a_list_that_another_dataset_does_not_have_is_left(checked, services):
 def test_only_lists_with_rows_on_them_are_offered_with_their_counts():
     assert listing_choices(None) == [("all rows", "all")]
     assert listing_choices(some_report()) == [
-        ("all rows", "all"), ("left out (1,200)", "left_out"), ("odd, kept (2)", "odd"), ("longest", "longest"),
+        ("all rows", "all"), ("skipped (1,200)", "left_out"), ("kept with warnings (2)", "odd"), ("longest", "longest"),
         ("shortest", "shortest"),
     ]  # fmt: skip
 
@@ -39,8 +40,8 @@ def test_only_lists_with_rows_on_them_are_offered_with_their_counts():
 def test_problems_and_oddities_are_counted_by_kind():
     counts = render_counts(some_report())
 
-    assert "<b>1,150</b> an empty part" in counts
-    assert "<b>50</b> no valid JSON" in counts
+    assert "<b>1,150</b> empty part" in counts
+    assert "<b>50</b> invalid JSON" in counts
     assert "<b>2</b> turns out of order" in counts
 
 
@@ -48,10 +49,11 @@ def test_a_long_list_of_problems_is_turned_page_by_page_to_its_end(checked):
     values = checked.values(dataset__source="rows.jsonl")
     event = gr.EventData(None, {"pick": "page:29"})
 
-    number, listing, page = checked.tab.rows._jump(0, event, *values)
-    shown = checked.tab.rows._list("left_out", page, *values)
+    rows = checked.tab.rows
+    jumped = rows._jump(0, event, *values)
+    shown = rows._list("left_out", 29, *values)
 
-    assert (number, listing, page) == (gr.skip(), gr.skip(), 29)
+    assert jumped == {rows._list_page: 29}
     assert "reason 898" in shown
     assert "reason 868" not in shown
     assert "Later" not in shown
@@ -62,7 +64,7 @@ def test_a_list_is_gone_through_with_previous_and_next(checked):
     values = checked.values(dataset__source="rows.jsonl")
     rows = checked.tab.rows
 
-    assert rows._begin_list(0, "longest", *values) == (7, 0)
+    assert rows._begin_list(0, "longest", *values) == {rows.number: 7, rows._list_page: 0}
     assert rows._turn(1)(7, "longest", *values) == 3
     assert rows._turn(1)(3, "longest", *values) == 3
     assert rows._turn(-1)(9, "odd", *values) == 5
@@ -73,14 +75,15 @@ def test_the_longest_rows_are_listed_with_their_lengths(checked):
     shown = checked.tab.rows._list("longest", 0, *checked.values(dataset__source="rows.jsonl"))
 
     assert 'data-pick="7"' in shown
-    assert "<td class='r'>43</td>" in shown
+    assert '<td class="r">43</td>' in shown
 
 
 def test_oddities_have_a_table_of_their_own(checked):
     values = checked.values(dataset__source="rows.jsonl")
     event = gr.EventData(None, {"pick": "show:odd"})
 
-    assert checked.tab.rows._jump(0, event, *values) == (5, "odd", 0)
+    rows = checked.tab.rows
+    assert rows._jump(0, event, *values) == {rows.number: 5, rows.listing: "odd", rows._list_page: 0}
     assert "turn 3 is odd" in checked.tab.rows._list("odd", 0, *values)
 
 
@@ -88,7 +91,7 @@ def test_oddities_have_a_table_of_their_own(checked):
 def test_a_forged_pick_changes_nothing(checked, pick):
     values = checked.values(dataset__source="rows.jsonl")
 
-    assert checked.tab.rows._jump(0, gr.EventData(None, {"pick": pick}), *values) == (gr.skip(),) * 3
+    assert checked.tab.rows._jump(0, gr.EventData(None, {"pick": pick}), *values) == gr.skip()
 
 
 def test_a_problem_is_shown_as_text_whatever_it_says():
@@ -106,7 +109,8 @@ def test_a_problem_is_shown_as_text_whatever_it_says():
 
 def find(visitor, text, row=0):
     values = visitor.values(dataset__source="rows.jsonl")
-    return list(visitor.tab.rows.search._find(text, row, gr.Request(session_hash="a"), *values))
+    search = visitor.tab.rows.search
+    return [Changes(search, one) for one in search._find(text, row, gr.Request(session_hash="a"), *values)]
 
 
 def test_a_search_says_how_far_it_is_and_can_be_stopped(visitor, services):
@@ -115,23 +119,24 @@ def test_a_search_says_how_far_it_is_and_can_be_stopped(visitor, services):
     request = gr.Request(session_hash="somebody")
 
     steps = search._find("alpha", 0, request, *values)
-    _, words, stop = next(steps)
-    assert "Searching: 0 rows" in words
-    assert stop["visible"]
+    first = Changes(search, next(steps))
+    assert "Searching: 0 rows" in first.found
+    assert first.stop["visible"]
     search._stop(request)
-    _, words, stop = list(steps)[-1]
+    last = Changes(search, list(steps)[-1])
 
-    assert "The search was stopped" in words
-    assert not stop["visible"]
+    assert "The search was stopped" in last.found
+    assert not last.stop["visible"]
     assert search._searches == {}
 
 
 def test_a_search_finds_the_next_row_or_says_where_it_began_again(visitor):
-    assert find(visitor, "lora_alpha")[-1][:2] == (4, "")
-    assert "From the top again" in find(visitor, "lora_alpha", row=348)[-1][1]
-    assert "No row says that" in find(visitor, "nothing like it")[-1][1]
+    assert (last := find(visitor, "lora_alpha")[-1])._number == 4
+    assert last.found == ""
+    assert "Continued from the top" in find(visitor, "lora_alpha", row=348)[-1].found
+    assert "No matching rows" in find(visitor, "nothing like it")[-1].found
 
 
 def test_a_text_too_long_to_find_is_refused_in_words(visitor):
-    assert "1,001 characters; 1,000 are the most" in find(visitor, "x" * 1001)[-1][1]
+    assert "1,001 characters; 1,000 are the most" in find(visitor, "x" * 1001)[-1].found
     assert visitor.tab.rows.search.text.max_length == 1000

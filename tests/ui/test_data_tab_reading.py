@@ -16,7 +16,7 @@ def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor
     told = visitor.open(dataset__source="somebody/some-data")
 
     assert told["read"] == gr.update(value="Read all rows", visible=True)
-    assert "lies on the Hub" in told["facts"]
+    assert "is on the Hub" in told["facts"]
     assert "not read: photo." in told["facts"]  # nobody should have to fetch all of it to be told
     assert not services.checks.find(question_on("somebody/some-data")).is_under_way
 

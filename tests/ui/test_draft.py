@@ -9,14 +9,14 @@ from engine.errors import MemoryUnknownError
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
 from tests.fake_inspector import FakeInspector
+from ui.backend.background import UNEXPECTED
 from ui.backend.dataset_checks import DatasetChecks
 from ui.draft import read_draft
-from ui.errors import UNEXPECTED
 from ui.form import Form
 from ui.page import targets_update
 from ui.tabs.method import method_choice, render_method_table, render_trainable
 from ui.tabs.train.start import why_not
-from ui.views.side_panel import render_side_panel
+from ui.views.memory import render_side_panel
 
 SIZES = {  # of a Llama with hidden size 64 and four heads
     "q_proj": (64, 64),

@@ -6,13 +6,14 @@ from engine.chat.contract import ChatTarget
 from engine.evaluation.contract import EvaluationRequest
 from tests.fake_results import FakeEvaluation, an_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.errors import shown_in_place
-from ui.tabs.chat.choice import A_MODEL, AS_TRAINED, FINAL, NOTHING, Chosen
+from tests.ui.changes import Changes
+from ui.backend.run_reader import FINAL
+from ui.components import shown_in_place
+from ui.tabs.chat.choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
 from ui.tabs.chat.tab import ChatTab
 from ui.views.evaluation import pages_of, render_answered, render_evaluation
 
 WAIT_SECONDS = 10
-STAMP, PAGE, STANDING, START, STOP, RESULT, ANSWERS, WHERE, ROWS, ACROSS, BACK, NEXT = range(12)
 
 
 @pytest.fixture
@@ -34,25 +35,29 @@ def started(part):
     return shown_in_place(part._start)  # as the page has it
 
 
+def look(part, run_id, checkpoint=FINAL, number=0, seen="") -> Changes:
+    return Changes(part, part.look(run_id, checkpoint, number, seen))
+
+
 def measured(part, services, run, checkpoint=FINAL, answered=20):
     started(part)(run.id, checkpoint, None, answered, 64)
-    assert services.results.measuring.look(run.id).ended.wait(WAIT_SECONDS)
+    assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
 
 
 def test_before_it_is_measured_it_says_what_would_be(part, run):
-    shown = part.look(run.id, FINAL, 0, "")
+    shown = look(part, run.id, FINAL, 0, "")
 
-    assert "Not measured yet" in shown[RESULT]
-    assert shown[START]["value"] == "Measure"
-    assert not shown[ANSWERS]["visible"]
-    assert all(update == {"__type__": "update"} for update in part.look(run.id, FINAL, 0, shown[STAMP]))
+    assert "Not measured yet" in shown.result
+    assert shown.start["value"] == "Measure"
+    assert not shown.answers["visible"]
+    assert look(part, run.id, FINAL, 0, shown.seen).names() == []
 
 
 def test_a_model_alone_cannot_be_measured(part):
-    shown = part.look(A_MODEL, FINAL, 0, "")
+    shown = look(part, A_MODEL, FINAL, 0, "")
 
-    assert "Choose a run to measure" in shown[RESULT]
-    assert not shown[START]["interactive"]
+    assert "Choose a run to measure" in shown.result
+    assert not shown.start["interactive"]
     assert "No run is chosen" in started(part)(A_MODEL, FINAL, None, 20, 64)
 
 
@@ -60,40 +65,40 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
     request = EvaluationRequest(target=ChatTarget.of_run(run.folder.path))
     services.results.measuring.start(run.id, "An evaluation", FakeEvaluation(request, pace_seconds=5))
 
-    shown = part.look(run.id, FINAL, 0, "")
-    assert shown[STOP]["visible"]
-    assert not shown[START]["interactive"]
-    assert "being measured already" in started(part)(run.id, FINAL, None, 20, 64)
+    shown = look(part, run.id, FINAL, 0, "")
+    assert shown.stop["visible"]
+    assert not shown.start["interactive"]
+    assert "is under way" in started(part)(run.id, FINAL, None, 20, 64)
 
     part._stop(run.id)
-    assert services.results.measuring.look(run.id).ended.wait(WAIT_SECONDS)
-    shown = part.look(run.id, FINAL, 0, shown[STAMP])
-    assert "nothing of it was kept" in shown[STANDING]
-    assert "Not measured yet" in shown[RESULT]
+    assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
+    shown = look(part, run.id, FINAL, 0, shown.seen)
+    assert "nothing was saved" in shown.status
+    assert "Not measured yet" in shown.result
 
 
 def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, services, run, laid_out):
     measured(part, services, run)
 
-    shown = part.look(run.id, FINAL, 0, "")
-    assert "1.0821" in shown[RESULT]
-    assert "15.09" in shown[RESULT]  # e to 2.7143
-    assert "1–5 of 20 answered rows" in shown[WHERE]
-    assert shown[ROWS].count("<section>") == 5
-    assert not shown[BACK]["interactive"]
-    last = part.look(run.id, FINAL, 99, "")
-    assert last[PAGE] == 3
-    assert not last[NEXT]["interactive"]
+    shown = look(part, run.id, FINAL, 0, "")
+    assert "1.0821" in shown.result
+    assert "15.09" in shown.result  # e to 2.7143
+    assert "1–5 of 20 answered rows" in shown.where
+    assert shown.rows.count("<section>") == 5
+    assert not shown.previous["interactive"]
+    last = look(part, run.id, FINAL, 99, "")
+    assert last.number == 3
+    assert not last.next["interactive"]
 
     services.results.measuring.forget(run.id)
-    assert "1.0821" in laid_out(ChatTab).evaluate.look(run.id, FINAL, 0, "")[RESULT]
+    assert "1.0821" in look(laid_out(ChatTab).evaluate, run.id).result
 
 
 def test_each_state_of_a_run_has_its_own_result(part, services, run):
     measured(part, services, run, "step-90")
 
-    assert "Not measured yet" in part.look(run.id, FINAL, 0, "")[RESULT]
-    assert "1.0821" in part.look(run.id, "step-90", 0, "")[RESULT]
+    assert "Not measured yet" in look(part, run.id, FINAL, 0, "").result
+    assert "1.0821" in look(part, run.id, "step-90", 0, "").result
 
 
 def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services, run):
@@ -101,7 +106,7 @@ def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services,
     measured(part, services, run, "step-90")
     measured(part, services, other)
 
-    html = part.look(run.id, FINAL, 0, "")[ACROSS]
+    html = look(part, run.id, FINAL, 0, "").across
 
     assert html.count("data-pick") == 2
     assert "faq &lt;16&gt;" in html
@@ -121,7 +126,7 @@ def test_settings_out_of_bounds_are_said_in_place(part, services, run):
     html = started(part)(run.id, FINAL, 0, -1, 64)
 
     assert "2 settings need your attention" in html
-    assert services.results.measuring.look(run.id) is None
+    assert services.results.measuring.find(run.id) is None
 
 
 def test_everything_that_was_written_is_escaped():
@@ -137,4 +142,4 @@ def test_a_run_that_made_it_worse_is_told_so():
     result = an_evaluation()
     losses = {"base": result.losses["tuned"], "tuned": result.losses["base"]}
 
-    assert "made it worse" in render_evaluation(result.model_copy(update={"losses": losses}))
+    assert "Training made it worse" in render_evaluation(result.model_copy(update={"losses": losses}))

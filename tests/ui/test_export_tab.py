@@ -11,17 +11,16 @@ from engine.errors import StorageError
 from engine.export.records import ExportRecord
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.changes import Changes
+from ui.backend.run_reader import FINAL
 from ui.backend.transfers import Transfers
-from ui.errors import shown_in_place
-from ui.tabs.chat.choice import FINAL
-from ui.tabs.export.archive import make_archive
+from ui.components import shown_in_place
+from ui.tabs.export.files import list_files, make_archive
 from ui.tabs.export.forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
 from ui.tabs.export.tab import ExportTab
-from ui.views.adapter_files import list_files, loading_script
-from ui.views.export_result import render_record, render_verification
+from ui.views.export import loading_script, render_record, render_verification
 
 WAIT_SECONDS = 10
-STAMP, NUMBER, STANDING, START, STOP, RESULT, ARCHIVE, _, USE, BEFORE, FOLDER = range(11)
 
 
 @pytest.fixture
@@ -34,10 +33,18 @@ def run(services):
     return write_run(services.runs, a_config(run__name="faq: rank 16 / <b>"), InventedRun())
 
 
+def look(tab, run_id, form, seen="", *place, number=0, exports=0) -> Changes:
+    return Changes(tab, tab.look(run_id, form, number, seen, *place, exports=exports))
+
+
+def offer(tab, *asked) -> Changes:
+    return Changes(tab, tab._offer(*asked))
+
+
 def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
     values = (folder, "float32", shard, "q8_0", False, repository, "adapter", private, verify)
     html = shown_in_place(tab._start)(run.id, checkpoint, form, *values)
-    work = tab._page.services.results.exporting.look(run.id)
+    work = tab._page.services.results.exporting.find(run.id)
     if work is not None:
         assert work.ended.wait(WAIT_SECONDS)
     return html
@@ -46,40 +53,40 @@ def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=Tr
 def test_runs_that_hold_something_are_offered(tab, services, run):
     write_run(services.runs, a_config(), InventedRun(state="failed", steps=3))
 
-    offered, states, empty, whole = tab._offer("", None)
+    shown = offer(tab, "", None)
 
-    assert [value for _, value in offered["choices"]] == [run.id]
-    assert [value for _, value in states["choices"]] == [FINAL, "step-120", "step-90"]
-    assert (empty["visible"], whole["visible"]) == (False, True)
+    assert [value for _, value in shown.run["choices"]] == [run.id]
+    assert [value for _, value in shown.checkpoint["choices"]] == [FINAL, "step-120", "step-90"]
+    assert (shown.empty["visible"], shown.whole["visible"]) == (False, True)
 
 
 def test_who_names_no_folder_gets_the_proposed_one(tab, run):
     assert "trouble" not in start(tab, run, ADAPTER, folder=" ")
 
-    assert "exports/faq-rank-16-b-adapter" in tab.look(run.id, ADAPTER, 0, "")[RESULT]
+    assert "exports/faq-rank-16-b-adapter" in look(tab, run.id, ADAPTER, "").result
 
 
 def test_what_was_wrong_with_a_start_stays_in_sight(tab, run):
     assert "There is no run" in shown_in_place(tab._start)("20250101-000000-000-abcd", FINAL, ADAPTER, *[None] * 9)
 
-    assert tab.look(run.id, ADAPTER, 0, "")[STANDING] == {"__type__": "update"}
+    assert look(tab, run.id, ADAPTER, "").status == {"__type__": "update"}
 
 
 def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, monkeypatch):
     monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
 
-    offered, *_ = tab._offer(run.id, newer.id)
+    offered = offer(tab, run.id, newer.id).run
 
     assert [value for _, value in offered["choices"]] == [newer.id, run.id]
     assert offered["value"] == run.id
 
 
 def test_without_a_result_it_says_when_there_will_be_one(tab):
-    *_, empty, whole = tab._offer("", None)
+    shown = offer(tab, "", None)
 
-    assert (empty["visible"], whole["visible"]) == (True, False)
-    assert "Nothing to take away yet" in tab.empty.value
+    assert (shown.empty["visible"], shown.whole["visible"]) == (True, False)
+    assert "Nothing to export yet" in tab.empty.value
 
 
 def test_a_new_folder_is_proposed_for_each_form(tab, services, run):
@@ -91,75 +98,79 @@ def test_a_new_folder_is_proposed_for_each_form(tab, services, run):
 def test_a_form_is_written_verified_and_listed(tab, run, form, file):
     assert "trouble" not in start(tab, run, form, folder="mine")
 
-    shown = tab.look(run.id, form, 0, "")
+    shown = look(tab, run.id, form, "")
 
-    assert file in shown[RESULT]
-    assert "20 of 20 greedy answers" in shown[RESULT]
-    assert "0.0312" in shown[RESULT]
-    assert "exports/mine" in shown[RESULT]
-    assert shown[ARCHIVE]["visible"]
-    assert f"loratory export {run.id}" in shown[USE]
-    assert all(update == {"__type__": "update"} for update in tab.look(run.id, form, 0, shown[STAMP]))
+    assert file in shown.result
+    assert "20 of 20 greedy answers" in shown.result
+    assert "0.0312" in shown.result
+    assert "exports/mine" in shown.result
+    assert Changes(tab.archive, shown._updates).panel["visible"]
+    assert f"loratory export {run.id}" in shown.use
+    assert look(tab, run.id, form, shown.seen).names() == []
 
 
 def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, services, run):
     assert "forbidden" not in start(tab, run, HUB, repository="me/forbidden")
-    assert "this token may not write there" in tab.look(run.id, HUB, 0, "")[STANDING]
+    assert "this token may not write there" in look(tab, run.id, HUB, "").status
 
     start(tab, run, HUB, repository=" me/faq ", private=False)
 
-    request = services.results.exporting.look(run.id).job.request
+    request = services.results.exporting.find(run.id).job.request
     assert (request.repository, request.settings.private) == ("me/faq", False)
-    shown = tab.look(run.id, HUB, 0, "")
-    assert 'href="https://huggingface.co/me/faq"' in shown[RESULT]
-    assert not shown[ARCHIVE]["visible"]
+    shown = look(tab, run.id, HUB, "")
+    assert 'href="https://huggingface.co/me/faq"' in shown.result
+    assert not Changes(tab.archive, shown._updates).panel["visible"]
 
 
 def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_stays(tab, services, run):
     taken = tab._propose(run.id, FINAL, ADAPTER)
-    before = tab.look(run.id, ADAPTER, 0, "")[STAMP]
+    before = look(tab, run.id, ADAPTER, "").seen
     start(tab, run, ADAPTER, folder=taken)
 
-    shown = tab.look(run.id, ADAPTER, 0, before, FINAL, taken)
-    assert shown[FOLDER] == f"{taken}-2"
-    assert tab.look(run.id, ADAPTER, 0, before, FINAL, "mine")[FOLDER] == {"__type__": "update"}
-    assert tab.look(run.id, ADAPTER, 0, "", FINAL, taken)[FOLDER] == {"__type__": "update"}  # nothing new was made
+    shown = look(tab, run.id, ADAPTER, before, FINAL, taken)
+    assert Changes(tab.forms, shown._updates).folder == f"{taken}-2"
+    assert Changes(tab.forms, look(tab, run.id, ADAPTER, before, FINAL, "mine")._updates).folder == {
+        "__type__": "update"
+    }
+    assert Changes(tab.forms, look(tab, run.id, ADAPTER, "", FINAL, taken)._updates).folder == {
+        "__type__": "update"
+    }  # nothing new was made
 
 
 def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
     start(tab, run, ADAPTER, folder="one")
-    first = tab.look(run.id, ADAPTER, 0, "")
+    first = look(tab, run.id, ADAPTER, "")
     start(tab, run, MERGED, folder="two", checkpoint="step-90")
 
-    shown = tab.look(run.id, MERGED, 0, first[STAMP])
-    assert "exports/two" in shown[RESULT]
-    assert "Merged model of step-90" in shown[RESULT]
-    assert shown[BEFORE].count("data-pick") == 2
-    number, _ = tab._pick(EventData(None, {"pick": "1"}))
-    assert "exports/one" in tab.look(run.id, MERGED, number, "")[RESULT]
-    assert tab._folder_shown(run.id, number)[1] == "one"
+    shown = look(tab, run.id, MERGED, first.seen, exports=first.exports)
+    assert "exports/two" in shown.result
+    assert "Merged model of step-90" in shown.result
+    assert shown.before.count("data-pick") == 2
+    number = tab._pick(EventData(None, {"pick": "1"}))[tab.number]
+    assert "exports/one" in look(tab, run.id, MERGED, number=number).result
+    assert tab._shown_folder(run.id, number).name == "one"
 
 
 def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     slow = FakeExport(services.results.export, pace_seconds=5)
     services.results.exporting.start(run.id, "An export", slow)
 
-    shown = tab.look(run.id, ADAPTER, 0, "")
-    assert shown[STOP]["visible"]
-    assert not shown[START]["interactive"]
+    shown = look(tab, run.id, ADAPTER, "")
+    assert shown.stop["visible"]
+    assert not shown.start["interactive"]
     assert "An export is under way" in shown_in_place(tab._start)(
         run.id, FINAL, ADAPTER, "mine", "auto", 5.0, "auto", False, "", "adapter", True, True
     )
 
     tab._stop(run.id)
-    assert services.results.exporting.look(run.id).ended.wait(WAIT_SECONDS)
-    assert "nothing of it is left" in tab.look(run.id, ADAPTER, 0, shown[STAMP])[STANDING]
+    assert services.results.exporting.find(run.id).ended.wait(WAIT_SECONDS)
+    assert "nothing was written" in look(tab, run.id, ADAPTER, shown.seen).status
 
 
 @pytest.mark.parametrize("folder", ["/etc/mine", "../runs/mine", "."])
 def test_what_a_browser_names_as_folder_is_confined(tab, services, run, folder):
     assert 'class="trouble"' in start(tab, run, MERGED, folder=folder)
-    assert services.results.exporting.look(run.id) is None
+    assert services.results.exporting.find(run.id) is None
 
 
 def test_settings_out_of_bounds_are_said_in_place(tab, services, run):
@@ -169,23 +180,27 @@ def test_settings_out_of_bounds_are_said_in_place(tab, services, run):
 def test_prefix_tuning_says_why_it_cannot_be_merged(tab, services):
     prefix = write_run(services.runs, a_config(adapter__method="prefix_tuning"), InventedRun())
 
-    about, *rest = tab._switch(prefix.id, MERGED)
+    shown = tab._switch(prefix.id, MERGED)
 
-    assert "Prefix tuning cannot be merged" in about
-    assert not any(update["visible"] for update in rest[:5])
+    assert "Prefix tuning cannot be merged" in shown[tab.forms.about]
+    assert not any(shown[panel]["visible"] for panel in tab.forms.panels[1:])
     assert "Prefix tuning cannot be merged" in start(tab, prefix, GGUF, folder="mine")
-    assert "cannot be merged" not in tab._switch(prefix.id, ADAPTER)[0]
+    assert "cannot be merged" not in tab._switch(prefix.id, ADAPTER)[tab.forms.about]
 
 
 def test_a_whole_model_has_no_adapter_to_take(tab, services):
     full = write_run(services.runs, a_config(adapter__method="none"), InventedRun())
 
-    assert "trained the whole model" in tab._switch(full.id, ADAPTER)[0]
-    assert "trained the whole model" not in tab._switch(full.id, MERGED)[0]
+    assert "trained the whole model" in tab._switch(full.id, ADAPTER)[tab.forms.about]
+    assert "trained the whole model" not in tab._switch(full.id, MERGED)[tab.forms.about]
 
 
 def test_every_form_shows_its_own_settings(tab, run):
-    shown = {form: [update["visible"] for update in tab._switch(run.id, form)[1:6]] for form in FORMS}
+    shown = {
+        form: [switched[panel]["visible"] for panel in tab.forms.panels[1:]]
+        for form in FORMS
+        if (switched := tab._switch(run.id, form))
+    }
 
     assert shown[MERGED] == [True, True, False, False, True]
     assert shown[GGUF] == [True, False, True, False, True]
@@ -194,29 +209,29 @@ def test_every_form_shows_its_own_settings(tab, run):
 
 
 def test_yaml_is_the_whole_configuration(tab, run):
-    panel, text, download, buttons = tab._switch(run.id, YAML)[6:10]
+    shown = tab._switch(run.id, YAML)
 
-    assert panel["visible"]
-    assert not buttons["visible"]
-    assert "loratory-faq" in text
-    written = Path(download["value"]).read_text()
+    assert shown[tab.text.panel]["visible"]
+    assert not shown[tab.buttons]["visible"]
+    assert "loratory-faq" in shown[tab.text.text]
+    written = Path(shown[tab.text.download]["value"]).read_text()
     assert config_from_yaml(written) == a_config(run__name="faq: rank 16 / <b>")
 
 
 def test_the_script_is_python_and_names_the_run(tab, run, services):
-    text, download = tab._switch(run.id, SCRIPT)[7:9]
+    shown = tab._switch(run.id, SCRIPT)
 
-    assert "SFTTrainer" in text
-    source = Path(download["value"]).read_text()
+    assert "SFTTrainer" in shown[tab.text.text]
+    source = Path(shown[tab.text.download]["value"]).read_text()
     compile(source, "train.py", "exec")
     assert run.id in source
 
 
 def test_a_run_that_was_deleted_is_said_to_be_gone(tab):
-    shown = tab.look("20250101-000000-000-abcd", ADAPTER, 0, "")
+    shown = look(tab, "20250101-000000-000-abcd", ADAPTER, "")
 
-    assert "There is no run" in shown[STANDING]
-    assert tab.look("20250101-000000-000-abcd", ADAPTER, 0, shown[STAMP])[STAMP] == {"__type__": "update"}
+    assert "There is no run" in shown.status
+    assert look(tab, "20250101-000000-000-abcd", ADAPTER, shown.seen).names() == []
 
 
 @pytest.mark.parametrize(
@@ -232,15 +247,15 @@ def test_an_export_that_differs_is_not_called_good():
 
     assert "It differs from the run." in html
     assert "13 of 20" in html
-    assert "Nobody has compared" in render_verification(None)
+    assert "It was not compared" in render_verification(None)
 
 
 def test_answers_that_turned_within_rounding_are_not_called_the_same():
     html = render_verification(a_verification(passed=True).model_copy(update={"equal_answers": 13}))
 
     assert "Verified within rounding." in html
-    assert "13 of 20 greedy answers are the same" in html
-    assert "answers as the run does" not in html
+    assert "13 of 20 greedy answers are identical" in html
+    assert "identical to the run" not in html
 
 
 def test_the_code_is_valid_python_and_names_the_base_that_the_adapter_names(run):
@@ -274,7 +289,7 @@ def test_the_archive_holds_the_files_and_nothing_that_a_link_leads_to(run, servi
     assert len(names) == 4
     assert all(name.startswith("faq-rank-16-b/") for name in names)
     assert not any("link" in name for name in names)
-    assert [file.name for file in list_files(run.folder.adapter)] == sorted(name.split("/", 1)[1] for name in names)
+    assert list_files(run.folder.adapter) == sorted(name.split("/", 1)[1] for name in names)
 
 
 def test_what_is_too_large_for_a_download_says_where_it_lies(run, services):

@@ -9,8 +9,8 @@ from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
+from tests.ui.changes import Changes
 from ui.build import build_app
-from ui.tabs.train.drawn import Drawn
 from ui.tabs.train.follow import FollowPart
 from ui.tabs.train.tab import TrainTab
 
@@ -27,11 +27,19 @@ def invent(services):
     return lambda **story: write_run(services.runs, a_config(), InventedRun(**story))
 
 
-def look(follow: FollowPart, run_id: str) -> Drawn:
-    return follow.look(run_id, 0.9, False, False)
+def look(follow: FollowPart, run_id: str, log_open: bool = False, run_shown: str = "") -> Changes:
+    return Changes(follow, follow.look(run_id, 0.9, False, log_open, run_shown))
 
 
-def answer(follow: FollowPart, drawn: Drawn, seen: str = "") -> dict | None:
+def refresh(follow: FollowPart, run_id: str) -> Changes:
+    return Changes(follow, follow.refresh(run_id, 0.9, False, False))
+
+
+def question_of(changes: Changes):
+    return changes._updates.get(changes._part.confirm.panel, NOTHING)
+
+
+def answer(follow: FollowPart, drawn: Changes, seen: str = "") -> dict | None:
     """What the server says to a page that shows `drawn`."""
     said = follow.answer(drawn.live, seen)
     return None if said is None else json.loads(said)
@@ -78,7 +86,7 @@ def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
     said = answer(follow, drawn)
 
     assert (said["places"], said["submit"]) == ({}, True)
-    drawn = follow.refresh(run.id, 0.9, False, False)
+    drawn = refresh(follow, run.id)
     assert not shown(drawn.stop)
     assert "Step 11 of 120" in drawn.heading
     assert any(run.id == value for _, value in drawn.choice["choices"])
@@ -89,7 +97,7 @@ def test_a_page_asks_until_the_run_has_ended(follow, invent):
     run = invent(state="completed")
 
     assert look(follow, run.id).live == ""
-    last = follow.refresh(run.id, 0.9, False, False)
+    last = refresh(follow, run.id)
     assert last.live == ""
     assert "completed" in last.choice["choices"][0][0]
     assert look(follow, invent(state="running", steps=3).id).live != ""
@@ -107,7 +115,7 @@ def test_a_question_that_no_page_of_ours_asks_gets_no_answer(follow, forged):
 def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
     run = invent(state="running", steps=10)
 
-    curve, live = follow.redraw_loss(run.id, 0.5, True, False)
+    curve, live = follow.redraw_loss(run.id, 0.5, True, False).values()
 
     assert json.loads(live)["smoothing"] == 0.5
     assert curve != look(follow, run.id).loss
@@ -119,7 +127,7 @@ def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
 def test_a_number_that_no_smoothing_can_be_ends_at_the_nearest(follow, invent, typed, meant):
     run = invent(state="running", steps=10)
 
-    assert json.loads(follow.redraw_loss(run.id, typed, False, False)[1])["smoothing"] == meant
+    assert json.loads(follow.redraw_loss(run.id, typed, False, False)[follow.live])["smoothing"] == meant
 
 
 def test_another_server_on_the_same_home_shows_the_same(services, laid_out, invent):
@@ -163,9 +171,9 @@ def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
 
 
 def test_a_run_that_is_gone_leaves_the_empty_state(follow):
-    assert "No run is under way" in look(follow, "").heading
-    assert "No run is under way" in look(follow, "20250101-000000-000-abcd").heading
-    assert "No run is under way" in follow.refresh("", 0.9, False, False).heading
+    assert "No active run" in look(follow, "").heading
+    assert "No active run" in look(follow, "20250101-000000-000-abcd").heading
+    assert "No active run" in refresh(follow, "").heading
 
 
 def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(follow, invent, services):
@@ -179,7 +187,7 @@ def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(follow, i
     assert said["submit"] is True
     assert answer(follow, drawn, said["stamp"]) is None, "it is said once"
 
-    drawn = follow.refresh(run.id, 0.9, False, False)
+    drawn = refresh(follow, run.id)
     assert "There is no run" in drawn.heading
     assert drawn.live == ""
 
@@ -187,8 +195,8 @@ def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(follow, i
 def test_the_log_is_read_only_where_it_is_open(follow, invent):
     run = invent(state="running", steps=3, log="something was said\n")
 
-    closed = follow.look(run.id, 0.9, False, False)
-    opened = follow.look(run.id, 0.9, False, True)
+    closed = look(follow, run.id)
+    opened = look(follow, run.id, log_open=True)
 
     assert closed.log == NOTHING
     assert "something was said" in opened.log
@@ -235,18 +243,17 @@ def test_a_view_tells_which_run_it_shows(follow, invent):
 
     assert look(follow, run.id).shown == run.id
     assert look(follow, "").shown == ""
-    assert follow.refresh(run.id, 0.9, False, False).shown == run.id
+    assert refresh(follow, run.id).shown == run.id
 
 
 def test_a_question_names_its_run_and_goes_with_it(follow, invent):
     asked, other = invent(state="running", steps=3), invent(state="running", steps=4)
 
     assert "smollm2-135m-instruct" in follow.ask_cancel(asked.id)
-    stays = follow.look(asked.id, 0.9, False, False, asked.id).confirm
-    assert stays == NOTHING
-    assert not shown(follow.look(other.id, 0.9, False, False, asked.id).confirm)
+    assert question_of(look(follow, asked.id, run_shown=asked.id)) == NOTHING
+    assert not shown(question_of(look(follow, other.id, run_shown=asked.id)))
     asked.folder.cancel_request.touch()
-    assert not shown(follow.look(asked.id, 0.9, False, False, asked.id).confirm)
+    assert not shown(question_of(look(follow, asked.id, run_shown=asked.id)))
 
 
 def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):

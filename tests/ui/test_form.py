@@ -6,8 +6,7 @@ import pytest
 from engine.config.load import config_from_mapping, setting_names
 from engine.config.run import RunConfig
 from ui.build import build_app
-from ui.fields import component_for, field_of, label_of
-from ui.form import Form
+from ui.form import Form, component_for, field_of, label_of
 
 
 def whole_form() -> Form:

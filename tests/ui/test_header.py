@@ -7,8 +7,7 @@ from engine.hardware.device import Device, Obstacle
 from engine.hardware.processor import describe_processor
 from engine.runs.supervision.supervisor import Supervisor, supervisor_of
 from tests.runs.supervision import fake_settings, wait_until
-from ui.build import _header
-from ui.views.header import render_header
+from ui.build import _header, render_header
 
 
 def test_a_server_that_stands_by_says_so_until_it_takes_over(services, home):

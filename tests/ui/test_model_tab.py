@@ -10,6 +10,7 @@ from engine.config.model import ModelConfig
 from engine.errors import ModelError
 from engine.models.catalog import list_catalog
 from tests.invented_runs import a_config
+from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, wait_for
 from ui.backend.fit_table import FitTable
 from ui.tabs.model import ModelTab
@@ -29,12 +30,12 @@ def values(tab, **settings):
 def test_a_revision_is_looked_up_so_that_its_memory_can_be_estimated(tab, services):
     assert tab._page.draft(values(tab, model__revision="v2")).shape is None
 
-    details, described = tab._revise(MODEL, " v2 ", "")
+    revised = Changes(tab, tab._revise(MODEL, " v2 ", ""))
 
-    assert "hidden size" in details
+    assert "hidden size" in revised.details
     assert services.shapes.get(MODEL, "v2") is not None
     assert tab._page.draft(values(tab, model__revision="v2")).shape is not None
-    assert tab._revise(MODEL, "v2", described) == (gr.skip(), described)  # a box that is only passed through
+    assert tab._revise(MODEL, "v2", revised._described) == gr.skip()  # a box that is only passed through
 
 
 def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
@@ -42,8 +43,8 @@ def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
     begun = [*page.form.updates(a_config(model__id=MODEL, adapter__warm_start="some-adapter").model_dump(mode="json"))]
 
     def warm_start_after(wanted):
-        filled = dict(zip(page.form.names, page._change(tab._choose(wanted, MODEL, "")[1], *begun), strict=True))
-        return filled["adapter.warm_start"]
+        filled = page._change(tab._choose(wanted, MODEL)[tab._change], *begun)
+        return filled.get(page.form["adapter.warm_start"], gr.skip())
 
     assert warm_start_after("another/model") is None
     assert warm_start_after(MODEL) == gr.skip()
@@ -52,12 +53,12 @@ def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
 
 def test_after_a_model_that_cannot_be_read_none_is_chosen(tab):
     page = tab._page
-    details, change, described = tab._choose("nowhere/to-be-found", MODEL, "what stood there")
+    chosen = tab._choose("nowhere/to-be-found", MODEL)
 
-    filled = dict(zip(page.form.names, page._change(change, *values(tab)), strict=True))
-    draft = page.draft([filled[name] if filled[name] != gr.skip() else value for name, value in zip(page.form.names, values(tab), strict=True)])  # fmt: skip
-    assert "cannot be reached" in details
-    assert described == ""
+    filled = page._change(chosen[tab._change], *values(tab))
+    draft = page.draft([filled.get(component, value) for component, value in zip(page.form.components, values(tab), strict=True)])  # fmt: skip
+    assert "cannot be reached" in chosen[tab.details]
+    assert chosen[tab._described] == ""
     assert draft.missing == ("Choose a model.",)
     assert draft.config is None
 
@@ -81,12 +82,12 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
 
     goes_on.release()
     wait_for(lambda: tab._fits_news("fits", first["stamp"]) is not None)
-    html, question = tab._fill_fits("", "")
+    html, question = tab._fill_fits("", "").values()
     assert html.count("…</span>") == 3 * (count - 1)
     assert question == gr.skip()
     goes_on.release(count - 1)
     wait_for(lambda: fits.progress == (count, True))
-    html, question = tab._fill_fits("", "")
+    html, question = tab._fill_fits("", "").values()
     assert "…</span>" not in html
     assert html.count("–</span>") == 3
     assert question == ""
@@ -98,13 +99,13 @@ def test_a_revision_that_cannot_be_read_says_so_beside_the_model(tab, services, 
 
     monkeypatch.setattr(services.inspector, "module_inventory", refuse)
 
-    details, _ = tab._revise(MODEL, "nowhere", "")
+    details = tab._revise(MODEL, "nowhere", "")[tab.details]
 
     assert "Something unexpected happened." in details
 
 
 def test_without_a_model_a_revision_means_nothing(tab):
-    assert tab._revise("", "v2", "") == (gr.skip(), "")
+    assert tab._revise("", "v2", "") == gr.skip()
 
 
 def test_details_are_those_of_the_revision_in_the_form(tab, services):
@@ -113,20 +114,21 @@ def test_details_are_those_of_the_revision_in_the_form(tab, services):
 
 
 def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
-    shown, again, key = tab.fetching.updates(ModelConfig(id=MODEL))
+    shown, again, key = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
 
     assert services.tokenizers.is_ready(ModelConfig(id=MODEL))
     assert (shown, again["visible"], key) == ("", False, "")
 
 
 def test_a_model_that_a_draft_brings_is_said_to_be_looked_up_until_it_is(tab):
-    catalog, details, described, sought = tab._begin(MODEL, "v2", "", "")
+    begun = tab._begin(MODEL, "v2", "", "")
+    sought = begun[tab._sought]
 
-    assert f"Looking {MODEL} up" in details
+    assert f"Looking up {MODEL}" in begun[tab.details]
     assert sought == ModelConfig(id=MODEL, revision="v2")
     found = tab._find(sought)
     assert "hidden size" in tab._show(found, MODEL, "v2")
-    assert tab._begin(MODEL, "v2", described, "") == (catalog, gr.skip(), described, None)
+    assert tab._begin(MODEL, "v2", begun[tab._described], "") == {tab.catalog: begun[tab.catalog], tab._sought: None}
 
 
 def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(tab):
@@ -137,6 +139,6 @@ def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(t
 
 
 def test_a_picked_model_is_not_looked_up_once_more_when_it_is_in_the_form(tab):
-    _, _, described = tab._choose(MODEL, "", "")
+    described = tab._choose(MODEL, "")[tab._described]
 
-    assert tab._begin(MODEL, None, described, "")[3] is None
+    assert tab._begin(MODEL, None, described, "")[tab._sought] is None

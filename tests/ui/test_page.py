@@ -6,20 +6,29 @@ import pytest
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.page import Page
 from ui.tabs.method import MethodTab, render_begins_with
-from ui.views.side_panel import render_side_panel
+from ui.views.memory import render_side_panel
 
 
 @pytest.fixture
-def page(laid_out) -> Page:
-    return laid_out(MethodTab)._page
+def tab(laid_out) -> MethodTab:
+    return laid_out(MethodTab)
+
+
+@pytest.fixture
+def page(tab) -> Page:
+    return tab._page
+
+
+def settings_in(page: Page, updates: dict) -> dict:
+    return {name: updates[page.form[name]] for name in page.form.names if page.form[name] in updates}
 
 
 def filled(page: Page, config) -> dict:
-    return dict(zip(page.form.names, page._fill(config.model_dump(mode="json")), strict=False))
+    return settings_in(page, page._fill(config.model_dump(mode="json")))
 
 
 def restored(page: Page, saved) -> dict:
-    return dict(zip(page.form.names, page._restore(saved), strict=False))
+    return settings_in(page, page._restore(saved))
 
 
 def test_a_draft_comes_back_before_its_model_is_known(page):
@@ -50,15 +59,15 @@ def test_every_linear_layer_stays_meant_while_the_layers_are_not_known_and_once_
 def test_a_browser_without_a_draft_of_ours_begins_with_an_empty_form(page, saved):
     values = restored(page, saved)
 
-    assert values["model.id"] in (None, gr.skip())
-    assert page._restore(saved)[-1] is True
+    assert values.get("model.id") is None
+    assert page._restore(saved)[page._restored] is True
 
 
 def test_a_draft_is_kept_only_once_the_browsers_own_was_brought_back(page):
     values = page.form.updates(a_config().model_dump(mode="json"))
 
-    assert page._refresh(False, *values) == [gr.skip()] * len(page._refreshed)
-    assert page._refresh(True, *values)[-1]["model"]["id"] == "smollm2-135m-instruct"
+    assert page._refresh(False, *values) == gr.skip()
+    assert page._refresh(True, *values)[page.saved_draft]["model"]["id"] == "smollm2-135m-instruct"
 
 
 def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
@@ -73,7 +82,7 @@ def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
     [
         (None, ""),
         ("/somewhere/my <adapter>", "the adapter in my <adapter>"),
-        ("20250101-000000-000-abcd", "the adapter of 20250101-000000-000-abcd, a run that is gone"),
+        ("20250101-000000-000-abcd", "the adapter of 20250101-000000-000-abcd, a deleted run"),
     ],
 )
 def test_the_adapter_that_a_draft_begins_with_is_told(page, start, words):
@@ -87,19 +96,19 @@ def test_the_run_whose_adapter_a_draft_begins_with_is_told_by_its_name_beside_ev
 
     assert words == "the adapter of <i>faq"
     for html in (render_side_panel(draft, words), render_begins_with(words)):
-        assert "egins with" in html
+        assert "ontinues from" in html
         assert "the adapter of &lt;i&gt;faq" in html
-    assert "Take it out" in render_begins_with(words)
+    assert "Start a new adapter" in render_begins_with(words)
     assert render_begins_with("") == ""
-    assert "Begins" not in render_side_panel(draft)
+    assert "Continues" not in render_side_panel(draft)
 
 
 @pytest.mark.parametrize(
     ("settings", "told"), [({}, True), ({"adapter__r": 8}, False), ({"adapter__r": 8, "adapter__lora_alpha": 16}, True)]
 )
-def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(page, settings, told):
+def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(tab, page, settings, told):
     mapping = a_config(**settings).model_dump(mode="json")
 
-    assert page._fill(mapping)[len(page.form.names)] is told
-    assert page._restore(mapping)[len(page.form.names)] is told
-    assert len(page._change({"adapter": {"r": 4}}, *page.form.updates(mapping))) == len(page.form.names)
+    assert page._fill(mapping)[tab.linked] is told
+    assert page._restore(mapping)[tab.linked] is told
+    assert list(page._change({"adapter": {"r": 4}}, *page.form.updates(mapping))) == [page.form["adapter.r"]]

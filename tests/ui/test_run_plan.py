@@ -70,4 +70,4 @@ def test_time_is_unknown_until_a_like_run_was_measured():
 def test_rows_that_are_cut_are_mentioned():
     lengths = report().token_lengths.model_copy(update={"over_max_length": 3})
 
-    assert "3 rows are cut at 512 tokens" in render_plan(a_config(), report(token_lengths=lengths), None)
+    assert "3 rows are truncated at 512 tokens" in render_plan(a_config(), report(token_lengths=lengths), None)

@@ -56,16 +56,16 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "base 2.71" in line
 
 
-def test_a_worker_that_is_silent_for_unusually_long_is_said_to_be_with_its_limit(observe):
+def test_a_silent_worker_is_reported_with_its_limit(observe):
     observed = observe(state="running", steps=37)
     silent = observed.state.model_copy(update={"silent_since": 1000.0, "silence_limit_seconds": 300.0})
 
     heading = render_heading(replace(observed, state=silent), now=1090.0)
 
-    assert "has said nothing for 1 min 30 s; it is ended after 5 min 00 s" in heading
-    assert "said nothing" not in render_heading(observed, now=1090.0)
+    assert "no output for 1 min 30 s; will be stopped after 5 min 00 s" in heading
+    assert "no output" not in render_heading(observed, now=1090.0)
     ended = silent.model_copy(update={"state": "failed"})
-    assert "said nothing" not in render_heading(replace(observed, state=ended), now=1090.0)
+    assert "no output" not in render_heading(replace(observed, state=ended), now=1090.0)
 
 
 def test_the_page_goes_on_counting_while_a_worker_is_silent(observe):
@@ -91,7 +91,7 @@ def test_what_was_asked_for_is_said_until_it_has_happened(store, observe):
 
     asked = RunReader(store).observe(observed.run.id)
 
-    assert "saves at the end of this step, then stops" in status_line(asked)
+    assert "saves after this step, then stops" in status_line(asked)
     assert asked.stamp != observed.stamp
 
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_says_from_where_it_can_go_on(observe):
     )
 
     assert "The machine was restarted." in html
-    assert "go on from step 60" in html
+    assert "resume from step 60" in html
 
 
 def test_a_warning_that_comes_often_is_listed_once_and_escaped(observe):
@@ -137,7 +137,7 @@ def cells(html):
 
 
 def test_on_a_processor_the_process_alone_is_predicted_against_measured(observe):
-    assert cells(render_memory(observe())) == [["The whole process, in RAM", "1.32", "1.19", "10% less"]]
+    assert cells(render_memory(observe())) == [["Whole process, in RAM", "1.32", "1.19", "10% less"]]
 
 
 def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
@@ -157,8 +157,8 @@ def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
 
     assert cells(render_memory(on_gpu)) == [
         ["Tensors", "10.00", "10.00", "none"],
-        ["Held by PyTorch", "11.00", "12.10", "10% more"],
-        ["The whole process, on the GPU", "12.00", "12.00", "none"],
+        ["Reserved by PyTorch", "11.00", "12.10", "10% more"],
+        ["Whole process, on the GPU", "12.00", "12.00", "none"],
     ]
 
 
@@ -173,8 +173,8 @@ def test_a_run_that_kept_one_prediction_is_not_compared_with_what_it_did_not_pre
 
     assert cells(render_memory(old)) == [
         ["Tensors", "–", "1.00", "–"],
-        ["Held by PyTorch", "–", "2.00", "–"],
-        ["The whole process, on the GPU", "4.00", "–", "–"],
+        ["Reserved by PyTorch", "–", "2.00", "–"],
+        ["Whole process, on the GPU", "4.00", "–", "–"],
     ]
 
 
@@ -186,7 +186,7 @@ def test_a_resume_that_was_asked_for_keeps_the_page_looking(store, observe):
     asked = RunReader(store).observe(observed.run.id)
 
     assert asked.is_live
-    assert "taken up again" in status_line(asked)
+    assert "resuming" in status_line(asked)
 
 
 def test_a_log_shows_the_last_state_of_a_progress_bar_only(tmp_path):
@@ -224,7 +224,7 @@ def test_rows_that_the_run_never_saw_are_listed_with_the_reason():
 
     shown = render_left_out(report)
 
-    assert "1 row left out" in shown
+    assert "1 row skipped" in shown
     assert "no &lt;answer&gt;" in shown
     assert "data-pick" not in shown
     assert render_left_out(None) == ""

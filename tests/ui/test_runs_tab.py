@@ -16,6 +16,7 @@ from engine.runs.notes import read_notes
 from engine.runs.run import RunState
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
 from ui.tabs.runs.tab import RunsTab
 from ui.views.run_table import ANY_METHOD, ANY_MODEL, COMPARE_PREFIX, MORE, TableQuery, query_of, render_run_table, when
@@ -32,7 +33,7 @@ def history(services):
     return services.runs.ids()
 
 
-def listed(tab: RunsTab, last=None, **asked: str) -> tuple:
+def listed(tab: RunsTab, last=None, **asked: str) -> Changes:
     query: dict[str, Any] = {
         "words": "",
         "state": "All",
@@ -41,11 +42,19 @@ def listed(tab: RunsTab, last=None, **asked: str) -> tuple:
         "order": "Newest first",
         **asked,
     }
-    return tab.list_runs(*query.values(), "", [], 100, last)  # type: ignore[call-arg]
+    return Changes(tab, tab.list_runs(*query.values(), "", [], 100, last))  # type: ignore[call-arg]
 
 
 def table_of(tab: RunsTab, **asked: str) -> str:
-    return listed(tab, **asked)[0]
+    return listed(tab, **asked).table
+
+
+def described(tab: RunsTab, run_id: str) -> Changes:
+    return Changes(tab.one, tab.one.describe(run_id))
+
+
+def take(tab: RunsTab, identifier: str, compared: list[str], shown: int = 100) -> Changes:
+    return Changes(tab, tab._take(pick(identifier), compared, shown))
 
 
 def pick(identifier: str):
@@ -67,10 +76,10 @@ def test_every_state_is_told_in_words_and_shape(tab, history):
 def test_search_filter_and_order_narrow_the_table(tab, history):
     assert table_of(tab, words="qwen3 support").count("<tr data-pick") == 2
     assert table_of(tab, state="Failed").count("<tr data-pick") == 2
-    assert "No run is like that" in table_of(tab, words="nothing of the kind")
+    assert "No matching runs" in table_of(tab, words="nothing of the kind")
     assert table_of(tab, method="QLoRA").count("<tr data-pick") == 1
     assert table_of(tab, model="Qwen/Qwen3-0.6B").count("<tr data-pick") == 2
-    assert listed(tab)[2]["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
+    assert listed(tab).method["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
     by_loss = table_of(tab, order="Lowest held-out loss first")
     assert by_loss.index("faq, rank 16<") < by_loss.index("first try")
 
@@ -78,10 +87,10 @@ def test_search_filter_and_order_narrow_the_table(tab, history):
 def test_an_unchanged_table_is_not_sent_again(tab, history):
     first = listed(tab)
 
-    assert listed(tab, last=first[4]) == (gr.skip(),) * 6
-    narrowed = listed(tab, last=first[4], words="faq")
-    assert narrowed[0] != first[0]
-    assert narrowed[1:4] == (gr.skip(),) * 3  # queue and choices are as they were
+    assert listed(tab, last=first.last).names() == []
+    narrowed = listed(tab, last=first.last, words="faq")
+    assert narrowed.table != first.table
+    assert set(narrowed.names()) == {"table", "last"}  # queue and choices are as they were
 
 
 def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history, monkeypatch):
@@ -119,14 +128,15 @@ def test_long_histories_are_shown_a_page_at_a_time(tab, services):
 
     assert html.count("<tr data-pick") == 3
     assert "Show 2 more of 2" in html
-    assert tab._take(pick(MORE), [], 3)[2] == 103
+    assert take(tab, MORE, [], 3).shown_rows == 103
 
 
 def test_ticked_runs_are_laid_over_each_other_with_only_what_differs(tab, history):
-    visible, figure, differences = tab.compare([history[1], history[4]], "step", False)
+    shown = Changes(tab, tab.compare([history[1], history[4]], "step", False))
+    differences = shown.differences
 
-    assert visible["visible"]
-    assert figure
+    assert shown.comparison["visible"]
+    assert shown.overlay
     assert "adapter.r" in differences
     assert "model.quantization" in differences
     assert "training.max_steps" not in differences  # the same in both
@@ -134,35 +144,36 @@ def test_ticked_runs_are_laid_over_each_other_with_only_what_differs(tab, histor
 
 
 def test_one_run_alone_is_no_comparison(tab, history):
-    assert tab.compare([history[1]], "step", False)[0]["visible"] is False
-    assert tab.compare([history[1], "deleted meanwhile"], "step", False)[0]["visible"] is False
+    assert tab.compare([history[1]], "step", False)[tab.comparison]["visible"] is False
+    assert tab.compare([history[1], "deleted meanwhile"], "step", False)[tab.comparison]["visible"] is False
 
 
 def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
     first = history[0]
 
-    assert tab._take(pick(COMPARE_PREFIX + first), [], 100)[1] == [first]
-    assert tab._take(pick(COMPARE_PREFIX + first), [first], 100)[1] == []
-    assert tab._take(pick(first), [], 100)[0] == first
-    assert tab._take(pick("../../etc/passwd"), [], 100) == (gr.skip(),) * 3
+    assert take(tab, COMPARE_PREFIX + first, []).compared == [first]
+    assert take(tab, COMPARE_PREFIX + first, [first]).compared == []
+    assert tab._take(pick(first), [], 100) == {tab._page.chosen_run: first}
+    assert tab._take(pick("../../etc/passwd"), [], 100) == gr.skip()
 
 
 def test_details_show_the_record_and_offer_what_can_be_done(tab, history, services):
-    visible, facts, record, train_on, delete, confirm, name, *_ = tab.one.describe(history[1])
+    shown = described(tab, history[1])
+    record = shown.record
 
-    assert visible["visible"]
+    assert shown.panel["visible"]
     assert "lora_alpha: 32" in record
     assert "transformers" in record
     assert "Checkpoint" in record
     assert "&quot;kind&quot;:&quot;step&quot;" in record
-    assert history[1] in facts
-    assert name == "faq, rank 16"
-    assert train_on["visible"]
-    assert delete["visible"]
-    assert not confirm["visible"]
-    waiting = tab.one.describe(history[0])
-    assert not waiting[3]["visible"]
-    assert not waiting[4]["visible"]
+    assert history[1] in shown.details
+    assert shown.name == "faq, rank 16"
+    assert shown.continuing["visible"]
+    assert shown.delete["visible"]
+    assert not tab.one.describe(history[1])[tab.one.confirm.panel]["visible"]
+    waiting = described(tab, history[0])
+    assert not waiting.continuing["visible"]
+    assert not waiting.delete["visible"]
 
 
 def test_a_copy_has_the_settings_but_not_the_name_and_may_begin_with_the_adapter(tab, history):
@@ -181,7 +192,7 @@ def test_name_note_and_tags_are_kept_beside_the_configuration(tab, history, serv
     html = table_of(tab, words="good paper")
     assert html.count("<tr data-pick") == 1
     assert "The good one" in html
-    facts = tab.one.describe(history[1])[1]
+    facts = described(tab, history[1]).details
     assert "rank 8 was enough &lt;i&gt;" in facts
     assert services.runs.get(history[1]).folder.read_config().run.name == "faq, rank 16"
     assert read_notes(services.runs.get(history[2]).folder).name == ""
@@ -197,33 +208,33 @@ def test_the_table_is_saved_as_it_is_filtered(tab, history):
 def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
     first, second = (services.runs.create(a_config(run__name=f"waits {n}")) for n in (1, 2))
     first.folder.write_state(RunState(reason="memory", cause="It needs 9 GiB, and the CPU has 2 of 16 GiB free."))
-    assert listed(tab)[1].index("waits 1") < listed(tab)[1].index("waits 2")
-    assert listed(tab)[1].count("Start anyway") == 1
+    assert listed(tab).queue.index("waits 1") < listed(tab).queue.index("waits 2")
+    assert listed(tab).queue.count("Start anyway") == 1
 
-    tab.queue._act(pick(f"first:{second.id}"))
-    assert listed(tab)[1].index("waits 2") < listed(tab)[1].index("waits 1")
-    tab.queue._act(pick(f"anyway:{first.id}"))
+    tab._order_queue(pick(f"first:{second.id}"))
+    assert listed(tab).queue.index("waits 2") < listed(tab).queue.index("waits 1")
+    tab._order_queue(pick(f"anyway:{first.id}"))
     assert start_anyway_is_requested(first.folder)
-    tab.queue._act(pick(f"out:{second.id}"))
+    tab._order_queue(pick(f"out:{second.id}"))
     assert second.folder.stop_request.exists()
-    tab.queue._act(pick("first:../../etc"))
-    tab.queue._act(pick(f"explode:{first.id}"))
+    tab._order_queue(pick("first:../../etc"))
+    tab._order_queue(pick(f"explode:{first.id}"))
 
 
 def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
-    assert "kWh" not in tab.one.describe(history[1])[1]
+    assert "kWh" not in described(tab, history[1]).details
     tab.electricity._save("0.3", "€", " 200 ")
 
-    assert "at the stated 200 W" in tab.one.describe(history[1])[1]
-    assert "kWh" in tab.compare([history[1], history[4]], "step", False)[2]
+    assert "at the stated 200 W" in described(tab, history[1]).details
+    assert "kWh" in tab.compare([history[1], history[4]], "step", False)[tab.differences]
     assert tab.electricity._read() == ["0.3", "€", "200"]
 
 
 def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
-    differences = tab.compare([history[1], history[5]], "step", False)[2]
+    differences = tab.compare([history[1], history[5]], "step", False)[tab.differences]
 
     assert "★" not in differences
-    assert "do not compare" in differences
+    assert "not comparable" in differences
 
 
 def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
@@ -232,56 +243,51 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     question = tab.one.ask_delete(victim)
     assert "kB in all" in question
     assert "faq, rank 16" in question
-    chosen, compared, _, shown = tab.one.delete_run(victim, victim, [victim, history[2]])
+    changed = tab.one.delete_run(victim, victim, [victim, history[2]])
 
-    assert (chosen, shown) == ("", "")
-    assert compared == [history[2]]
+    assert (changed[tab._page.chosen_run], changed[tab.one.follow.shown]) == ("", "")
+    assert changed[tab.compared] == [history[2]]
     assert victim not in services.runs.ids()
-    assert tab.one.describe(victim)[0]["visible"] is False
-
-
-def shown_by(tab: RunsTab, drawn: tuple) -> dict:
-    """What an event puts into which part of the picked run."""
-    return dict(zip([*tab.one._described, *tab.one.follow.outputs], drawn, strict=True))
+    assert described(tab, victim).panel["visible"] is False
 
 
 def test_the_picked_run_is_drawn_anew_only_when_another_one_is(tab, history):
     first, second = history[1], history[3]
     note, panel, confirm = tab.one.note, tab.one.panel, tab.one.confirm.panel
 
-    picked = shown_by(tab, tab.one.show(first, 0.9, False, False, ""))
+    picked = tab.one.show(first, 0.9, False, False, "")
     assert picked[tab.one.follow.shown] == first
     assert picked[panel]["visible"]
     ticked = tab.one.show(first, 0.9, False, False, first)
-    assert set(map(str, ticked)) == {str(gr.skip())}
-    another = shown_by(tab, tab.one.show(second, 0.9, False, False, first))
+    assert ticked == gr.skip()
+    another = tab.one.show(second, 0.9, False, False, first)
     assert another[note] == ""
     assert another[confirm] == gr.update(visible=False)
 
 
 def test_coming_back_to_the_tab_leaves_what_is_typed_and_renews_what_changed(tab, services):
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-    assert "Took" not in tab.one.describe(run.id)[1]
+    assert "Duration" not in described(tab, run.id).details
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed", "ended": time.time()}))
 
-    again = shown_by(tab, tab.one._show_again(run.id, 0.9, False, False, run.id))
+    again = tab.one._show_again(run.id, 0.9, False, False, run.id)
 
-    assert (again[tab.one.name], again[tab.one.tags], again[tab.one.note]) == (gr.skip(),) * 3
-    assert "Took" in again[tab.one.details]
+    assert not {tab.one.name, tab.one.tags, tab.one.note} & again.keys()
+    assert "Duration" in again[tab.one.details]
     assert again[tab.one.delete]["visible"]
     assert "completed" in again[tab.one.follow.heading]
 
 
 def test_a_question_goes_when_what_it_asks_about_cannot_be_done_any_more(tab, history, services):
-    assert tab.one.changed(history[1])[-1] == gr.skip()
+    assert tab.one.changed(history[1])[tab.one.confirm.panel] == gr.skip()
     running = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-    assert tab.one.changed(running.id)[-1] == gr.update(visible=False)
+    assert tab.one.changed(running.id)[tab.one.confirm.panel] == gr.update(visible=False)
 
 
 def test_a_run_is_deleted_that_is_shown_whatever_was_chosen_since(tab, history, services):
-    chosen, *_ = tab.one.delete_run(history[2], history[1], [])
+    changed = tab.one.delete_run(history[2], history[1], [])
 
-    assert chosen == gr.skip()
+    assert changed[tab._page.chosen_run] == gr.skip()
     assert history[2] not in services.runs.ids()
     assert history[1] in services.runs.ids()
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.page_client import PageClient, read_config
 from ui.gradio_internals import PageSession, PageSessions
-from ui.launch import launch
+from ui.serve import launch
 
 PATIENCE_SECONDS = 30  # generous: a timed test would only measure the machine
 

@@ -10,13 +10,14 @@ import pytest
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
 from ui.build import build_app
 from ui.draft import read_draft
-from ui.fields import label_of
-from ui.tabs.train.start import Started, StartPart, render_reason, start_key, why_not
-from ui.tabs.train.tab import FOLLOW, TrainTab, _view_after
-from ui.views.side_panel import render_side_panel
+from ui.form import label_of
+from ui.tabs.train.start import StartPart, render_reason, start_key, why_not
+from ui.tabs.train.tab import FOLLOW, TrainTab
+from ui.views.memory import render_side_panel
 
 PAGE = SimpleNamespace(session_hash="page-1")
 
@@ -36,26 +37,38 @@ def values_of(tab: TrainTab, config) -> list:
     return list(values.values())
 
 
-def waited_for(tab: TrainTab, shown: Started) -> Started:
-    """What the clock finds in the end."""
+def begin(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
+    return Changes(tab.start, tab.start.begin(token, copied_from, *values))
+
+
+def begin_sweep(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
+    return Changes(tab.start, tab.start.begin_sweep(token, copied_from, *values))
+
+
+def chosen(tab: TrainTab, shown: Changes) -> str:
+    return shown._updates[tab._page.chosen_run]
+
+
+def waited_for(tab: TrainTab, shown: Changes) -> Changes:
+    """What the timer finds in the end."""
     deadline = time.monotonic() + 20
     while shown.timer["active"]:
         assert time.monotonic() < deadline, "the start did not come to an end"
         time.sleep(0.01)
-        shown = tab.start.look(shown.pending)
+        shown = Changes(tab.start, tab.start.look(shown.pending))
     return shown
 
 
-def started(tab: TrainTab, token: str, config) -> Started:
-    return waited_for(tab, tab.start.begin(token, "", *values_of(tab, config)))
+def started(tab: TrainTab, token: str, config) -> Changes:
+    return waited_for(tab, begin(tab, token, "", *values_of(tab, config)))
 
 
 def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
     shown = started(tab, "token", a_config(training__max_steps=3))
 
-    run = tab._page.services.runs.get(shown.chosen_run)
+    run = tab._page.services.runs.get(chosen(tab, shown))
     assert shown.problems == ""
-    assert _view_after(shown.tabs_to)[0] == FOLLOW
+    assert tab._after_start(shown.goes_to)[tab.view] == FOLLOW
     assert shown.token != "token"
     assert run.folder.read_config().training.max_steps == 3
 
@@ -65,18 +78,18 @@ def test_the_same_draft_sent_twice_starts_one_run(tab):
 
     first, second = started(tab, "token", config), started(tab, "token", config)
 
-    assert first.chosen_run == second.chosen_run
+    assert chosen(tab, first) == chosen(tab, second)
     assert len(tab._page.services.runs.ids()) == 1
 
 
 def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
-    original = started(tab, "token", a_config(training__max_steps=3)).chosen_run
+    original = chosen(tab, started(tab, "token", a_config(training__max_steps=3)))
     values = values_of(tab, a_config(training__max_steps=4))
     runs = tab._page.services.runs
 
-    copy = waited_for(tab, tab.start.begin("token", original, *values)).chosen_run
-    orphan = waited_for(tab, tab.start.begin("later", "20250101-000000-000-abcd", *values)).chosen_run
-    waited_for(tab, tab.start.begin_sweep("token", original, "1e-4, 5e-4", "", True, *values))
+    copy = chosen(tab, waited_for(tab, begin(tab, "token", original, *values)))
+    orphan = chosen(tab, waited_for(tab, begin(tab, "later", "20250101-000000-000-abcd", *values)))
+    waited_for(tab, begin_sweep(tab, "token", original, "1e-4, 5e-4", "", True, *values))
 
     assert read_provenance(runs.get(copy).folder).copied_from == original
     assert read_provenance(runs.get(orphan).folder).copied_from is None
@@ -86,9 +99,9 @@ def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
 
 def test_a_changed_draft_or_a_later_start_is_another_run(tab):
     ids = {
-        started(tab, "token", a_config(training__max_steps=3)).chosen_run,
-        started(tab, "token", a_config(training__max_steps=4)).chosen_run,
-        started(tab, "later", a_config(training__max_steps=3)).chosen_run,
+        chosen(tab, started(tab, "token", a_config(training__max_steps=3))),
+        chosen(tab, started(tab, "token", a_config(training__max_steps=4))),
+        chosen(tab, started(tab, "later", a_config(training__max_steps=3))),
     }
 
     assert len(ids) == 3
@@ -99,12 +112,12 @@ def test_problems_are_shown_in_place_and_nothing_starts(tab):
     values = dict(zip(tab._page.form.names, values_of(tab, a_config()), strict=True))
     values |= {"training.learning_rate": 7.0, "adapter.r": 0}
 
-    shown = tab.start.begin("token", "", *values.values())
+    shown = begin(tab, "token", "", *values.values())
 
     assert "2 settings need your attention" in shown.problems
     assert "training.learning_rate" in shown.problems
     assert not tab._page.services.runs.ids()
-    assert shown.chosen_run == {"__type__": "update"}  # the run that is looked at stays
+    assert tab._page.chosen_run not in shown._updates  # the chosen run stays
     assert shown.timer["active"] is False
 
 
@@ -118,10 +131,10 @@ def test_a_start_says_what_it_is_checking_and_holds_no_handler_meanwhile(tab, mo
         return start(config, key, copied_from=copied_from)
 
     monkeypatch.setattr(launcher, "start", slow)
-    shown = tab.start.begin("token", "", *values_of(tab, a_config(training__max_steps=3)))
+    shown = begin(tab, "token", "", *values_of(tab, a_config(training__max_steps=3)))
     assert shown.timer["active"]
     deadline = time.monotonic() + 10
-    while "12 rows" not in tab.start.look(shown.pending).problems:
+    while "12 rows" not in tab.start.look(shown.pending)[tab.start.problems]:
         assert time.monotonic() < deadline
     goes_on.set()
     assert waited_for(tab, shown).problems == ""
@@ -138,25 +151,25 @@ def test_a_start_that_is_refused_says_why_and_can_be_tried_again(tab, monkeypatc
     assert "The file is gone." in shown.problems
     assert shown.start["interactive"]
     monkeypatch.undo()
-    assert started(tab, "token", config).chosen_run in tab._page.services.runs.ids()
+    assert chosen(tab, started(tab, "token", config)) in tab._page.services.runs.ids()
 
 
 def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
     values = values_of(tab, a_config(training__max_steps=3, adapter__r=16, adapter__lora_alpha=32))
 
     for _ in range(2):
-        shown = waited_for(tab, tab.start.begin_sweep("token", "", "1e-4, 5e-4", "8,16,", True, *values))
+        shown = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4", "8,16,", True, *values))
 
     configs = [run.folder.read_config() for run in tab._page.services.runs.list()]
     assert sorted((c.training.learning_rate, c.adapter.r, c.adapter.lora_alpha) for c in configs) == [
         (1e-4, 8, 16), (1e-4, 16, 32), (5e-4, 8, 16), (5e-4, 16, 32),
     ]  # fmt: skip
-    assert shown.tabs_to == "runs"
+    assert shown.goes_to == "runs"
 
 
 @pytest.mark.parametrize(("rates", "ranks", "said"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
 def test_a_sweep_that_cannot_work_says_so_and_files_nothing(tab, rates, ranks, said):
-    shown = tab.start.begin_sweep("token", "", rates, ranks, True, *values_of(tab, a_config()))
+    shown = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
 
     assert said in shown.problems
     assert not tab._page.services.runs.ids()
@@ -185,22 +198,32 @@ def test_what_can_never_fit_cannot_be_started(tab, services):
     assert "GiB" in reason
 
 
+def arrived(tab: TrainTab, *before) -> tuple:
+    updates, page = tab._arrive(*before), tab._page
+    return updates[tab.view], updates[tab._entered], updates[page.chosen_run], updates[page.wants_run]
+
+
+def count(tab: TrainTab, values) -> tuple:
+    updates = tab.count(PAGE, *values)
+    return updates[tab.plan], updates[tab.counting], updates.get(tab._page.data_trouble)
+
+
 def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
-    assert tab._arrive("", False)[0] != FOLLOW
+    assert tab.view not in tab._arrive("", False)
 
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert tab._arrive("", False) == (FOLLOW, True, run.id, False)
-    assert tab._arrive("gone", False) == (FOLLOW, True, run.id, False)
-    assert tab._arrive("", True)[0] != FOLLOW  # afterwards the person decides
+    assert arrived(tab, "", False) == (FOLLOW, True, run.id, False)
+    assert arrived(tab, "gone", False) == (FOLLOW, True, run.id, False)
+    assert tab.view not in tab._arrive("", True)  # afterwards the person decides
 
 
 def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
     ended = write_run(services.runs, a_config(), InventedRun())
     write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert tab._arrive(ended.id, True, True) == (FOLLOW, True, ended.id, False)
-    assert tab._arrive(ended.id, True, False)[0] != FOLLOW
+    assert arrived(tab, ended.id, True, True) == (FOLLOW, True, ended.id, False)
+    assert tab.view not in tab._arrive(ended.id, True, False)
 
 
 def test_a_preset_fills_the_form(tab):
@@ -212,23 +235,23 @@ def test_a_preset_fills_the_form(tab):
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
     values = values_of(tab, a_config(training__max_steps=-1))
 
-    plan, clock, _ = tab.count(PAGE, *values)
+    plan, clock, _ = count(tab, values)
     assert "Counting tokens" in plan
     deadline = time.monotonic() + 20
     while clock["active"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-        plan, clock, _ = tab.count(PAGE, *values)
+        plan, clock, _ = count(tab, values)
 
     assert "<b>117</b>" in plan
-    assert tab.count(PAGE, *values) == (plan, clock, "")
+    assert count(tab, values) == (plan, clock, "")
 
 
-def test_every_count_fills_all_of_its_outputs(services, tab):
+def test_every_count_may_change_all_that_it_counts_for(services):
     counts = [one for one in build_app(services).fns.values() if getattr(one.fn, "__func__", None) is TrainTab.count]
 
     assert len(counts) > 3
-    assert {len(one.outputs) for one in counts} == {len(tab.count(PAGE, *values_of(tab, a_config())))}
+    assert all(one.outputs == one.fn.__self__._counted for one in counts)
 
 
 def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_told_once(tab, services, monkeypatch):
@@ -239,11 +262,11 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_told_once
     values = values_of(tab, a_config(dataset__source="rows.jsonl"))
     assert why_not(tab._page.draft(values)) is None
 
-    wait_for(lambda: tab.count(PAGE, *values)[2] == "rows.jsonl cannot be read.")
+    wait_for(lambda: count(tab, values)[2] == "rows.jsonl cannot be read.")
 
     draft = tab._page.draft(values)
     assert why_not(draft) == "One setting needs your attention."
-    reason, panel, plan = render_reason(draft), render_side_panel(draft), tab.count(PAGE, *values)[0]
+    reason, panel, plan = render_reason(draft), render_side_panel(draft), count(tab, values)[0]
     assert [text.count("The Data tab shows the reason.") for text in (reason, panel, plan)] == [1, 1, 0]
     assert not any("rows.jsonl cannot be read" in text for text in (reason, panel, plan))
     assert why_not(tab._page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None

@@ -5,8 +5,7 @@ from engine.data.conversation import Conversation, Message
 from tests.fake_inspector import FakeInspector
 from tests.invented_runs import a_config
 from ui.backend.held_out import HeldOutPrompts, RowPrompt, row_prompt
-from ui.views.suggestions import render_suggestions, some_prompts
-from ui.views.transcript import Answer, Turn, messages_of, render_transcript
+from ui.views.chat import Answer, Turn, messages_of, render_suggestions, render_transcript, some_prompts
 
 
 def said(branch: str, text: str) -> Answer:
@@ -52,7 +51,7 @@ def test_everything_that_was_said_is_escaped_and_line_breaks_stay():
 def test_speed_and_reason_of_the_end_stand_under_each_answer():
     html = render_transcript([Turn("?", (said("base", "x"), Answer("tuned", text="y", tokens=1)))])
 
-    assert "3 tokens · 12.5 tokens/s · ended by itself" in html
+    assert "3 tokens · 12.5 tokens/s · stop token" in html
     assert 'class="text writing"' in html  # the other one is still being written
     assert "Base model" in html
     assert "Tuned" in html
@@ -61,7 +60,7 @@ def test_speed_and_reason_of_the_end_stand_under_each_answer():
 def test_an_empty_answer_is_said_to_be_empty():
     silent = Answer("tuned", done=True, finish_reason="eos")
 
-    assert "it said nothing" in render_transcript([Turn("?", (silent,))])
+    assert "(empty answer)" in render_transcript([Turn("?", (silent,))])
 
 
 def test_a_finished_answer_says_how_full_the_context_is():
@@ -94,7 +93,7 @@ def test_a_run_without_held_out_rows_offers_what_it_learned_from_and_says_so():
     prompts = HeldOutPrompts(FakeInspector()).of_run(a_config(dataset__eval_fraction=0.0))  # type: ignore[arg-type]
 
     assert prompts
-    assert "the data it learned from" in render_suggestions(some_prompts(prompts, 1))
+    assert "From the training set" in render_suggestions(some_prompts(prompts, 1))
 
 
 def test_rows_without_a_first_question_are_no_prompts():

@@ -4,10 +4,9 @@ import gradio as gr
 import pytest
 
 from engine.errors import ConfigError, EngineError, Problem
-from ui.errors import shown_as_message, shown_in_place, trouble
-from ui.pick import pickable, picked
-from ui.views.length_histogram import render_length_histogram
-from ui.views.quantities import count, duration, gib, plural, size
+from ui.components import picked, shown_as_message, shown_in_place
+from ui.views.dataset import render_length_histogram
+from ui.views.html import count, duration, error_box, gib, pickable, plural, size
 
 
 @pytest.mark.parametrize(
@@ -42,7 +41,7 @@ def test_one_row_and_many_rows():
 
 
 def test_all_problems_of_a_configuration_are_listed_in_one_box():
-    box = trouble(ConfigError([Problem("adapter.r", "0 is too small."), Problem("model.id", "it is <empty>.")]))
+    box = error_box(ConfigError([Problem("adapter.r", "0 is too small."), Problem("model.id", "it is <empty>.")]))
 
     assert box.count("<li>") == 2
     assert "2 settings need your attention" in box
@@ -50,7 +49,7 @@ def test_all_problems_of_a_configuration_are_listed_in_one_box():
 
 
 def test_an_error_is_two_sentences_and_never_markup():
-    box = trouble(EngineError("The file <b>x</b> is gone.", "Choose another."))
+    box = error_box(EngineError("The file <b>x</b> is gone.", "Choose another."))
 
     assert "&lt;b&gt;x&lt;/b&gt; is gone." in box
     assert "Choose another." in box

@@ -1,32 +1,56 @@
-"""Long work in threads of the server, one piece under each key; pages only look at it, so that a reload changes nothing."""
+"""Long work in threads of the server, one piece under each key; pages only look at it, and a reload changes nothing."""
 
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from engine.errors import EngineError, RunError
 from engine.processes.messages import CancelledRequestError
-from ui.errors import UNEXPECTED
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 200
+_CACHED = 48
 
 R = TypeVar("R")
 Finished = TypeVar("Finished", covariant=True)
 
+UNEXPECTED = EngineError(
+    "Something unexpected happened.", "Try again; the terminal in which Loratory runs shows the details."
+)
+
+
+def explained(error: Exception) -> EngineError:
+    """Return what a person reads of any exception; the details of an unexpected one go to the log."""
+    if isinstance(error, EngineError):
+        return error
+    _log.error("something unexpected happened", exc_info=error)
+    return UNEXPECTED
+
+
+def stamp(*parts: object) -> str:
+    """Return a text that changes whenever one of the values changes that a page shows."""
+    return "\x1f".join(map(str, parts))
+
 
 class Progress(Protocol):
-    """How far a job has come; `fraction` from 0 to 1 where it is known."""
+    """Progress of a job; `fraction` from 0 to 1 where it is known."""
 
     @property
     def message(self) -> str: ...
 
     @property
     def fraction(self) -> float | None: ...
+
+
+class Message(NamedTuple):
+    """Progress of a job in words."""
+
+    message: str
+    fraction: float | None = None
 
 
 class Job(Protocol[Finished]):
@@ -37,11 +61,28 @@ class Job(Protocol[Finished]):
     def stop(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class FunctionJob(Generic[R]):
+    """A job that cannot be stopped.
+
+    Args:
+        function: Called with a function that reports progress in words.
+    """
+
+    function: Callable[[Callable[[str], None]], R]
+
+    def run(self, on_progress: Callable[[Message], None]) -> R:
+        return self.function(lambda words: on_progress(Message(words)))
+
+    def stop(self) -> None:
+        """Do nothing: it runs to its end."""
+
+
 @dataclass
 class Work(Generic[R]):
-    """One piece of work: under way, or ended with a result, an error, or because it was stopped."""
+    """One piece of work: under way, or ended with a result, with an error, or by a stop."""
 
-    title: str  # what it is, for whoever wants to start another
+    title: str
     job: Job[R]
     started: float = field(default_factory=time.time)  # seconds since the epoch
     message: str = "Starting."
@@ -59,9 +100,19 @@ class Work(Generic[R]):
     def was_stopped(self) -> bool:
         return isinstance(self.error, CancelledRequestError)
 
+    @property
+    def words(self) -> str:
+        """What it does now."""
+        return "Stopping …" if self.stopping else self.message
+
+    @property
+    def stamp(self) -> str:
+        """Changes whenever what a page shows of it has changed."""
+        return stamp(self.started, self.is_under_way, self.words, self.fraction)
+
 
 class BackgroundWork(Generic[R]):
-    """Starts jobs and remembers how they stand."""
+    """Starts jobs and keeps their state."""
 
     def __init__(self) -> None:
         self._works: OrderedDict[str, Work[R]] = OrderedDict()
@@ -71,10 +122,10 @@ class BackgroundWork(Generic[R]):
         """Run a job in a thread of its own.
 
         Args:
-            key: Whatever can have one piece of work at a time, such as a run's id.
+            key: What can have one piece of work at a time, such as a run's id.
             title: What it is.
-            job: Ran to its end, whoever looks.
-            keep: Writes the result down, before it is shown.
+            job: Runs to its end, whether or not a page looks.
+            keep: Saves the result before it is shown.
 
         Raises:
             RunError: If there is work under this key already.
@@ -88,30 +139,30 @@ class BackgroundWork(Generic[R]):
             self._works.move_to_end(key)
             for old in [name for name, one in self._works.items() if not one.is_under_way][:-_REMEMBERED]:
                 del self._works[old]
-        threading.Thread(target=_do, args=(work, keep), name="background-work", daemon=True).start()
+        threading.Thread(target=_run, args=(work, keep), name="background-work", daemon=True).start()
         return work
 
-    def look(self, key: str) -> Work[R] | None:
-        """How the work under a key stands; None where none was started since the server was."""
+    def find(self, key: str) -> Work[R] | None:
+        """Return the work under a key; None where none was started since the server was."""
         with self._lock:
             return self._works.get(key)
 
     def stop(self, key: str) -> None:
         """Ask for an early end; nothing of the work is kept."""
-        work = self.look(key)
+        work = self.find(key)
         if work is not None and work.is_under_way:
             work.stopping = True
             work.job.stop()
 
     def forget(self, key: str) -> None:
-        """Let go of how ended work stood."""
+        """Drop the state of work that has ended."""
         with self._lock:
             work = self._works.get(key)
             if work is not None and not work.is_under_way:
                 del self._works[key]
 
     def stop_all(self, patience_seconds: float = 5.0) -> None:
-        """The server is leaving: stop everything, so that nothing half-written stays."""
+        """Stop everything before the server ends: nothing half-written stays."""
         with self._lock:
             working = [work for work in self._works.values() if work.is_under_way]
         for work in working:
@@ -122,7 +173,7 @@ class BackgroundWork(Generic[R]):
             work.ended.wait(max(0.0, deadline - time.monotonic()))
 
 
-def _do(work: Work[R], keep: Callable[[R], None]) -> None:
+def _run(work: Work[R], keep: Callable[[R], None]) -> None:
     def note(progress: Progress) -> None:
         work.message, work.fraction = progress.message, progress.fraction
 
@@ -130,10 +181,29 @@ def _do(work: Work[R], keep: Callable[[R], None]) -> None:
         result = work.job.run(note)
         keep(result)
         work.result = result
-    except EngineError as error:
-        work.error = error
-    except Exception:
-        _log.exception("background work failed")
-        work.error = UNEXPECTED
+    except Exception as error:
+        work.error = explained(error)
     finally:
         work.ended.set()
+
+
+class Cache(Generic[R]):
+    """Keeps the newest results by everything that they depend on: several pages want the same at the same moment."""
+
+    def __init__(self, capacity: int = _CACHED) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()  # guards _results: handlers run in many threads
+        self._results: OrderedDict[Hashable, R] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], R]) -> R:
+        """Return the result for `key`, made now where it is not there yet."""
+        with self._lock:
+            if key in self._results:
+                self._results.move_to_end(key)
+                return self._results[key]
+        made = make()
+        with self._lock:
+            self._results[key] = made
+            while len(self._results) > self._capacity:
+                self._results.popitem(last=False)
+        return made

@@ -15,13 +15,12 @@ from engine.data.hub import reads_from_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.messages import CancelledRequestError
-from ui.errors import explained
-from ui.form import model_of
+from ui.backend.background import explained
 
 _REMEMBERED = 16
 _PAGES = 64  # whose questions are remembered
-_UNWANTED_SECONDS = 300.0  # after which a check that no page looks at ends; a hidden page looks once a minute
-_LEAVING_SECONDS = 10.0  # the same once its page was closed, because a reloaded one asks again
+_UNWANTED_SECONDS = 300.0  # until a check ends that no page looks at; a hidden page looks once a minute
+_LEAVING_SECONDS = 10.0  # the same once its page was closed: a reloaded one asks again
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ class CheckQuestion:
         model = self.model.model_dump_json() if self.model is not None else ""
         return f"{self.dataset.model_dump_json()}|{model}|{self.max_length}|{self.seed}"
 
-    def goes_with(self, other: Self) -> bool:
-        """Whether one form can ask both: while a tokenizer is on its way, rows are looked at without it meanwhile."""
+    def is_compatible(self, other: Self) -> bool:
+        """Return whether one form can ask both: without a model while its tokenizer is downloaded."""
         same = (self.dataset, self.max_length, self.seed) == (other.dataset, other.max_length, other.seed)
         return same and (self.model is None or other.model is None or self.model == other.model)
 
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
-    """The question that a form's values ask; None while no dataset is named rightly."""
+    """Return the question of a form's values; None while there is no valid dataset."""
     try:
         dataset = DatasetConfig.model_validate(mapping["dataset"])
     except ValueError:
@@ -54,16 +53,24 @@ def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | Non
     try:
         lengths = TrainingConfig.model_validate({name: given[name] for name in ("max_length", "seed") if name in given})
     except ValueError:
-        lengths = TrainingConfig()  # the panel says what is wrong with them
+        lengths = TrainingConfig()  # the panel shows what is wrong with them
     return CheckQuestion(dataset, model_of(mapping), lengths.max_length, lengths.seed)
+
+
+def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
+    """Return the model section alone, where it is complete and valid."""
+    try:
+        return ModelConfig.model_validate(dict(mapping["model"]))
+    except ValueError:
+        return None
 
 
 @dataclass
 class RunningCheck:
-    """How far one check has come, and its answer once it is there."""
+    """The progress of one check, and its answer once it is there."""
 
     question: CheckQuestion
-    waits: bool = False  # for a person's word, because reading every row fetches the dataset from the Hub
+    waits: bool = False  # for a person's request: reading all rows downloads the dataset from the Hub
     progress: CheckProgress | None = None
     report: DatasetReport | None = None
     error: EngineError | None = None
@@ -91,32 +98,32 @@ class RunningCheck:
 class DatasetChecks:
     """Starts checks, and remembers the latest answers.
 
-    A dataset of the Hub is read from end to end only after a person has asked for it with `read`. What was stopped, or
-    failed, stays so until then as well.
+    A dataset of the Hub is read completely only after a person has asked for it with `read`; so is one whose check was
+    stopped or failed.
     """
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
         self._checks: OrderedDict[str, RunningCheck] = OrderedDict()
-        self._fetched: set[str] = set()  # datasets of the Hub that a person wanted to be read
+        self._allowed: set[str] = set()  # datasets of the Hub that a person asked for
         self._refused: OrderedDict[str, EngineError] = OrderedDict()  # why no row could be shown, by key
         self._asked: OrderedDict[str, dict[str, CheckQuestion]] = OrderedDict()  # what each page waits for, by key
         self._lock = threading.Lock()  # guards the four above: handlers of many pages ask at once
 
     def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
-        """Get the check of this question, started now unless there is one already or it needs a person's word.
+        """Return the check of this question, started now unless it exists or needs a person's request.
 
         Args:
-            question: What is asked.
-            page: Who asks. What this page asked before of another form ends, unless another page waits for it.
+            question: The question.
+            page: Which page asks. Its checks for another form end, unless another page waits for them.
         """
         with self._lock:
-            fetches_for_nobody = self._let_go(question, page) if page else False
-        if fetches_for_nobody:
+            is_unused = self._end_outdated(question, page) if page else False
+        if is_unused:
             self._inspector.stop_fetching()
         with self._lock:
             check = self._checks.get(question.key)
-            waits = reads_from_hub(question.dataset) and _identity(question.dataset) not in self._fetched
+            waits = reads_from_hub(question.dataset) and _identity(question.dataset) not in self._allowed
             if check is None or (check.waits and not waits):
                 check = self._begin(RunningCheck(question, waits=waits))
             self._checks.move_to_end(question.key)
@@ -124,7 +131,7 @@ class DatasetChecks:
             return check
 
     def leave(self, page: str) -> None:
-        """End soon what a page that was closed waits for, unless another page does."""
+        """End soon the checks of a page that was closed, unless another page waits for them."""
         with self._lock:
             left = self._asked.pop(page, {})
             waited_for = {key for asked in self._asked.values() for key in asked}
@@ -137,9 +144,9 @@ class DatasetChecks:
             timer.start()
 
     def read(self, question: CheckQuestion) -> RunningCheck:
-        """Read all rows now, because a person says so, whatever came of it before."""
+        """Read all rows now: a person asks for it, also after a stop or an error."""
         with self._lock:
-            self._fetched.add(_identity(question.dataset))
+            self._allowed.add(_identity(question.dataset))
             check = self._checks.get(question.key)
             if check is None or not check.is_under_way:
                 check = self._begin(RunningCheck(question))
@@ -149,7 +156,7 @@ class DatasetChecks:
     def stop(self, question: CheckQuestion) -> None:
         """Stop the check of this question; it stays stopped."""
         with self._lock:
-            self._fetched.discard(_identity(question.dataset))
+            self._allowed.discard(_identity(question.dataset))
             check = self._checks.get(question.key)
         if check is None or not check.is_under_way:
             return
@@ -158,7 +165,7 @@ class DatasetChecks:
             self._inspector.stop_fetching()
 
     def find(self, question: CheckQuestion) -> RunningCheck | None:
-        """The check of this question, if it was ever asked."""
+        """Return the check of this question; None where it was never asked."""
         with self._lock:
             check = self._checks.get(question.key)
             if check is not None:
@@ -180,7 +187,7 @@ class DatasetChecks:
                 self._refused.popitem(last=False)
 
     def trouble(self, question: CheckQuestion) -> EngineError | None:
-        """Why a run cannot train on this, as far as its rows were looked at; what was stopped is no trouble."""
+        """Return why a run cannot train on this, as far as its rows were read; a stop is not an error."""
         with self._lock:
             for key in (question.key, replace(question, model=None).key):
                 check = self._checks.get(key)
@@ -189,15 +196,15 @@ class DatasetChecks:
                     return error
         return None
 
-    def _let_go(self, question: CheckQuestion, page: str) -> bool:
-        """End what a page no longer waits for, and nobody else does; it is forgotten, for it was no person who stopped it.
+    def _end_outdated(self, question: CheckQuestion, page: str) -> bool:
+        """End and forget the checks that neither this page nor another waits for.
 
         Returns:
-            Whether what is fetched from the Hub is for nobody any more.
+            Whether a download from the Hub is no longer needed.
         """
         before = self._asked.pop(page, {})
-        kept = {key: asked for key, asked in before.items() if asked.goes_with(question)}
-        self._asked[page] = {**kept, question.key: question}
+        compatible = {key: asked for key, asked in before.items() if asked.is_compatible(question)}
+        self._asked[page] = {**compatible, question.key: question}
         while len(self._asked) > _PAGES:
             self._asked.popitem(last=False)
         waited_for = {key for asked in self._asked.values() for key in asked}
@@ -208,13 +215,13 @@ class DatasetChecks:
         ]
         for check in ended:
             check.stop.set()
-        goes_on = any(check.fetches and check.is_under_way for check in self._checks.values())
-        return not goes_on and any(
+        still_fetching = any(check.fetches and check.is_under_way for check in self._checks.values())
+        return not still_fetching and any(
             check.fetches and _identity(check.question.dataset) != _identity(question.dataset) for check in ended
         )
 
     def _end_unwanted(self) -> None:
-        """End the checks that no page looks at any more, and forget them: nobody stopped them."""
+        """End and forget the checks that no page looks at any more; they do not count as stopped by a person."""
         with self._lock:
             now = time.monotonic()
             ended = [check for check in self._checks.values() if check.is_under_way and check.wanted_until <= now]
@@ -260,5 +267,5 @@ def _look_at(check: RunningCheck) -> None:
 
 
 def _identity(dataset: DatasetConfig) -> str:
-    """What is fetched, whichever way it is read."""
+    """Return what is downloaded, whichever way it is read."""
     return dataset.model_dump_json(include={"source", "subset", "split", "revision", "mix"})

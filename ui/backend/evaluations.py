@@ -1,43 +1,53 @@
-"""What was measured on all runs: read once, and again only where a file has changed."""
+"""The evaluations of all runs: read once, and again only where a file has changed."""
 
-import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from engine.evaluation.contract import EvaluationResult, evaluation_file
 from engine.runs.store import RunStore
-from ui.backend.run_reader import RunReader
-from ui.tabs.chat.choice import FINAL, FINAL_WORDS
-from ui.views.evaluation import MeasuredRun
+from ui.backend.background import Cache, stamp
+from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
 
 _NEWEST_RUNS = 300
+_REMEMBERED = 1000
 
 
-class MeasuredRuns:
+class MeasuredRun(NamedTuple):
+    """One line of the table across runs."""
+
+    run_id: str
+    checkpoint: str  # "final", or its name
+    name: str
+    state: str  # the same in words
+    data: str
+    result: EvaluationResult
+
+
+class Evaluations:
     """Reads the evaluations of one store.
 
     Args:
         runs: The store.
-        reader: Knows what runs are called.
+        reader: Knows the names of runs.
     """
 
     def __init__(self, runs: RunStore, reader: RunReader) -> None:
         self._runs = runs
         self._reader = reader
-        self._lock = threading.Lock()  # guards _known: handlers run in many threads
-        self._known: dict[Path, tuple[tuple[int, int], EvaluationResult | None]] = {}
+        self._cache: Cache[EvaluationResult | None] = Cache(_REMEMBERED)
 
     def read(self, run_id: str, checkpoint: str | None) -> EvaluationResult | None:
-        """What was measured last on one state of a run; None where nothing was."""
-        return self._read(evaluation_file(self._runs.get(run_id).folder.path, checkpoint))
+        """Return the newest evaluation of a run or a checkpoint; None where there is none."""
+        return self._read(self._file(run_id, checkpoint))
 
     def stamp(self, run_id: str, checkpoint: str | None) -> str:
-        """Changes with every new measurement of it."""
-        return str(_stamp(evaluation_file(self._runs.get(run_id).folder.path, checkpoint)))
+        """Return what changes with every new evaluation of it."""
+        return _stamp(self._file(run_id, checkpoint))
 
     def across(self) -> list[MeasuredRun]:
-        """Every state of every run that was measured, the newest run first."""
+        """Return the evaluations of every run and checkpoint, the newest run first."""
         found = []
         for run in self._runs.list()[:_NEWEST_RUNS]:
             folder = evaluation_file(run.folder.path, None).parent
@@ -51,24 +61,22 @@ class MeasuredRuns:
                 found.append(MeasuredRun(run.id, file.stem, observed.title, state, Path(data).name, result))
         return found
 
+    def _file(self, run_id: str, checkpoint: str | None) -> Path:
+        return evaluation_file(self._runs.get(run_id).folder.path, checkpoint)
+
     def _read(self, file: Path) -> EvaluationResult | None:
-        stamp = _stamp(file)
-        with self._lock:
-            known = self._known.get(file)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        try:
-            result = EvaluationResult.model_validate_json(file.read_bytes())
-        except (OSError, ValidationError):
-            result = None
-        with self._lock:
-            self._known[file] = (stamp, result)
-        return result
+        def read() -> EvaluationResult | None:
+            try:
+                return EvaluationResult.model_validate_json(file.read_bytes())
+            except (OSError, ValidationError):
+                return None
+
+        return self._cache.get((file, _stamp(file)), read)
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _stamp(file: Path) -> str:
     try:
         status = file.stat()
     except OSError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_size
+        return ""
+    return stamp(status.st_mtime_ns, status.st_size)

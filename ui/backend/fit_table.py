@@ -1,4 +1,4 @@
-"""Which catalogue models fit the device here, per method; worked out in the background, once."""
+"""Which catalogue models fit the device of this machine, per method; estimated once, in the background."""
 
 import logging
 import threading
@@ -9,22 +9,23 @@ from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from engine.config.model import ModelConfig
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.hardware.devices import Device, list_devices
+from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
 from engine.memory.compare import compare_methods
-from engine.memory.estimate import Verdict
+from engine.memory.result import Verdict
 from engine.models.catalog import list_catalog
 from engine.models.shape import ModelShape
-from ui.errors import explained
+from ui.backend.background import explained
 
 _log = logging.getLogger(__name__)
 _METHODS = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
 
 
 class FitTable:
-    """Verdicts for each catalogue model at the default settings on the best device here.
+    """Verdicts for each catalogue model at the default settings on the best device of this machine.
 
     Args:
-        shape_of: How to get a model's modules; asked from a background thread.
+        shape_of: Returns a model's modules; called from a background thread.
         devices: Lists the devices; the one with the most memory of the best kind counts.
     """
 
@@ -50,7 +51,7 @@ class FitTable:
         return device.name if device is not None else "this computer"
 
     def verdicts(self, model_id: str) -> tuple[Verdict | None, ...]:
-        """One verdict a method; None while it is not known, or cannot be. The first question starts the work."""
+        """Return one verdict per method; None while it is not known, or cannot be. The first call starts the work."""
         with self._lock:
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="fit-table", daemon=True)
@@ -58,13 +59,13 @@ class FitTable:
             return self._verdicts.get(model_id, (None,) * len(_METHODS))
 
     def is_pending(self, model_id: str) -> bool:
-        """Whether the verdicts of a model are still to come."""
+        """Return whether the verdicts of a model are still to come."""
         with self._lock:
             return not self._is_done and model_id not in self._verdicts
 
     @property
     def progress(self) -> tuple[int, bool]:
-        """How many models are worked out, and whether these are all."""
+        """How many models have verdicts, and whether these are all."""
         with self._lock:
             return len(self._verdicts), self._is_done
 

@@ -1,22 +1,21 @@
-"""Prompts from rows that a run did not learn from, with the answers that the data gives to them."""
+"""Prompts from the held-out rows of a run, with the answers of the data as references."""
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from engine.config.run import RunConfig
 from engine.data.contract import PageRow
 from engine.data.passes.page import MAX_SHOWN_CHARACTERS
 from engine.inspector.session import Inspector
+from ui.backend.background import Cache
 
 _REMEMBERED = 8
 _PROMPTS = 200
-_LEARNED_ROWS = 40  # how far into the dataset prompts are looked for where nothing was held out
+_TRAINING_ROWS = 40  # how many rows of the dataset are searched for prompts where none was held out
 
 
 @dataclass(frozen=True)
 class RowPrompt:
-    """What a row asks first, and how it answers."""
+    """The first question of a row, and its answer."""
 
     row: int
     question: str
@@ -34,26 +33,16 @@ class HeldOutPrompts:
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
-        self._lock = threading.Lock()  # guards _known: handlers run in many threads
-        self._known: OrderedDict[str, tuple[RowPrompt, ...]] = OrderedDict()
+        self._cache: Cache[tuple[RowPrompt, ...]] = Cache(_REMEMBERED)
 
     def of_run(self, config: RunConfig) -> tuple[RowPrompt, ...]:
-        """Up to 200 prompts spread evenly over the held-out rows; of a run without them, some that it learned from.
+        """Return up to 200 prompts spread evenly over the held-out rows; without them, some of the training set.
 
         Raises:
-            EngineError: If the data or the model's tokenizer cannot be read any more.
+            EngineError: If the data or the model's tokenizer can no longer be read.
         """
         key = config.model_dump_json(include={"dataset", "model", "training"})
-        with self._lock:
-            known = self._known.get(key)
-        if known is not None:
-            return known
-        found = self._find(config)
-        with self._lock:
-            self._known[key] = found
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return found
+        return self._cache.get(key, lambda: self._find(config))
 
     def _find(self, config: RunConfig) -> tuple[RowPrompt, ...]:
         length = config.training.max_length
@@ -63,13 +52,13 @@ class HeldOutPrompts:
         if held_out.rows:
             page = self._inspector.preview(config.dataset, None, length, rows=held_out.rows)
         else:
-            page = self._inspector.preview(config.dataset, None, length, count=_LEARNED_ROWS)
+            page = self._inspector.preview(config.dataset, None, length, count=_TRAINING_ROWS)
         prompts = (row_prompt(row, held_out=bool(held_out.rows)) for row in page.rows)
         return tuple(prompt for prompt in prompts if prompt is not None)
 
 
 def row_prompt(row: PageRow, *, held_out: bool = True) -> RowPrompt | None:
-    """The first exchange of a conversation; None where the row has none, or it was shortened for showing."""
+    """Return the first exchange of a conversation; None where there is none, or the preview shortened it."""
     if row.conversation is None or row.conversation.tools:
         return None
     messages = list(row.conversation.messages)

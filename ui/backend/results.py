@@ -1,4 +1,4 @@
-"""What is done with a run's result beside talking to it: measured, and taken away. It runs on while nobody looks."""
+"""Evaluations and exports of runs, in the background."""
 
 import re
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from ui.backend.background import BackgroundWork, Job, Work
 
 _NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9_.]+")
 
-TakenAway = ExportResult | PushResult
+Exported = ExportResult | PushResult
 
 
 @dataclass(frozen=True)
 class ResultWork:
-    """Measures and exports in the background; one of each at a time for each run.
+    """Starts evaluations and exports; at most one of each at a time for each run.
 
     Args:
         home: The Loratory home.
@@ -43,11 +43,11 @@ class ResultWork:
     push: Callable[[PushRequest], Job[PushResult]]
     roots: tuple[Path, ...] | None = None
     measuring: BackgroundWork[EvaluationResult] = field(default_factory=BackgroundWork)
-    exporting: BackgroundWork[TakenAway] = field(default_factory=BackgroundWork)
+    exporting: BackgroundWork[Exported] = field(default_factory=BackgroundWork)
 
     @classmethod
     def on_this_machine(cls, home: LoratoryHome) -> "ResultWork":
-        """The engine's own jobs."""
+        """Return the engine's own jobs."""
         return cls(
             home,
             evaluate=lambda request: EvaluationJob(home, request),
@@ -56,46 +56,44 @@ class ResultWork:
         )
 
     def measure(self, run: Run, checkpoint: str | None, settings: EvaluationConfig) -> Work[EvaluationResult]:
-        """Measure base against tuned; the job itself keeps its result with the run.
+        """Evaluate base against tuned; the job saves its result with the run.
 
         Raises:
-            RunError: If this run is being measured already.
+            RunError: If an evaluation of this run is under way.
         """
-        request = EvaluationRequest(target=ChatTarget.of_run(run.folder.path, checkpoint), settings=settings)
+        request = EvaluationRequest(target=_target(run, checkpoint), settings=settings)
         return self.measuring.start(run.id, "An evaluation", self.evaluate(request))
 
-    def write(self, run: Run, checkpoint: str | None, folder: Path, settings: ExportConfig) -> Work[TakenAway]:
+    def write(self, run: Run, checkpoint: str | None, folder: Path, settings: ExportConfig) -> Work[Exported]:
         """Write a run's result into a folder.
 
         Raises:
-            RunError: If something of this run is being exported already.
+            RunError: If an export of this run is under way.
         """
-        request = ExportRequest(target=ChatTarget.of_run(run.folder.path, checkpoint), folder=folder, settings=settings)
+        request = ExportRequest(target=_target(run, checkpoint), folder=folder, settings=settings)
 
-        def keep(result: TakenAway) -> None:
+        def keep(result: Exported) -> None:
             if isinstance(result, ExportResult):
                 keep_record(run.folder.path, ExportRecord.of_export(settings.kind, checkpoint, result))
 
         return self.exporting.start(run.id, "An export", self.export(request), keep)
 
-    def publish(self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig) -> Work[TakenAway]:
-        """Put a run's result on the Hub.
+    def publish(self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig) -> Work[Exported]:
+        """Push a run's result to the Hub.
 
         Raises:
-            RunError: If something of this run is being exported already.
+            RunError: If an export of this run is under way.
         """
-        request = PushRequest(
-            target=ChatTarget.of_run(run.folder.path, checkpoint), repository=repository, settings=settings
-        )
+        request = PushRequest(target=_target(run, checkpoint), repository=repository, settings=settings)
 
-        def keep(result: TakenAway) -> None:
+        def keep(result: Exported) -> None:
             if isinstance(result, PushResult):
                 keep_record(run.folder.path, ExportRecord.of_push(checkpoint, result))
 
         return self.exporting.start(run.id, "A push to the Hub", self.push(request), keep)
 
     def proposed_folder(self, title: str, kind: str) -> Path:
-        """A folder that does not exist yet, named for a person's run."""
+        """Return a folder that does not exist yet, named for a run."""
         name = _NAME_CHARACTERS.sub("-", title).strip("-.")[:60].strip("-.") or "run"
         folder = self.home.exports / f"{name}-{kind}"
         number = 2
@@ -105,14 +103,14 @@ class ResultWork:
         return folder
 
     def allowed_folder(self, typed: str) -> Path:
-        """The folder that a browser named, if the page may write there.
+        """Return the folder that a browser named, if the page may write there.
 
         Raises:
-            StorageError: If it is nowhere, or lies where the page must not write.
+            StorageError: If there is none, or the page must not write there.
         """
         text = (typed or "").strip()
         if not text or len(text) > 1000 or "\0" in text:
-            raise StorageError("No folder is named.", "Type where the result shall be written.")
+            raise StorageError("No folder.", "Type the folder to write to.")
         folder = typed_path(text)
         folder = (folder if folder.is_absolute() else self.home.exports / folder).resolve()
         roots = self.roots if self.roots is not None else data_folders()
@@ -127,6 +125,10 @@ class ResultWork:
         return folder
 
     def stop_all(self) -> None:
-        """The server is leaving."""
+        """Stop all evaluations and exports."""
         self.measuring.stop_all()
         self.exporting.stop_all()
+
+
+def _target(run: Run, checkpoint: str | None) -> ChatTarget:
+    return ChatTarget.of_run(run.folder.path, checkpoint)

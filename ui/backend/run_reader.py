@@ -1,4 +1,4 @@
-"""What the page knows about runs: read from their directories, one reader a run for all pages together."""
+"""What the page knows about runs: read from their directories, with one reader per run for all pages."""
 
 import math
 import threading
@@ -26,21 +26,24 @@ from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
+from ui.backend.background import stamp
 
-_FOLLOWED_AT_ONCE = 400
-_FOLLOWED_STEPS = 3_000_000  # of all of them together; a million steps take 80 megabytes
+FINAL, FINAL_WORDS = "final", "final result"  # the checkpoint of a run that is not one of its checkpoints
+
+_MOST_HISTORIES = 400
+_MOST_STEPS = 3_000_000  # of all histories together; a million steps take 80 MB
 _OFFERED_AT_ONCE = 200
-_LOOKED_THROUGH = 200  # runs that are looked at for one under way
+_SEARCHED = 200  # runs that are searched for an active one
 _LOG_TAIL_BYTES = 24_000
 _SAME_LOOK_SECONDS = 1.0
-_AT_ONCE_SECONDS = 0.1  # for runs that were never looked at
+_AT_ONCE_SECONDS = 0.1  # for runs that were never read
 _BETWEEN_SLICES_SECONDS = 0.05
 _SILENCE_SHOWN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """One run as it lies on the disk at this moment."""
+    """One run as it is on disk at this moment."""
 
     run: Run
     config: RunConfig | None  # None where config.yaml cannot be read
@@ -61,22 +64,23 @@ class ObservedRun:
 
     @property
     def is_live(self) -> bool:
-        """Whether something is, or will be, happening by itself."""
+        """Whether something happens, or will happen, without a person."""
         return not self.state.is_final or self.resume_requested
 
     @property
     def stamp(self) -> str:
         """Changes whenever something that the page shows has changed."""
         asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
-        # Nothing changes while a worker says nothing, and still the page says for how long.
+        # Nothing changes while a worker has no output, and still the page shows for how long.
         since = self.state.silent_since
         silent = "" if since is None else f"{(time.time() - since) // _SILENCE_SHOWN_SECONDS:.0f}"
-        told = f"{self.state.changed}:{self.state.state}:{silent}:{self.state.notice}"
-        return f"{self.run.id}:{self.history.next_offset}:{told}:{asked}:{self.title}"
+        state = self.state
+        parts = (state.changed, state.state, silent, state.notice, asked, self.title)
+        return stamp(self.run.id, self.history.next_offset, *parts)
 
     @property
     def waits_for_memory(self) -> bool:
-        """Whether it waits for free memory alone, and nobody has let it start anyway yet."""
+        """Whether it waits for free memory alone, and was not allowed to start anyway."""
         waits = self.state.state == "queued" and self.state.reason == "memory"
         return waits and not start_anyway_is_requested(self.run.folder)
 
@@ -85,17 +89,17 @@ class ObservedRun:
         return has_adapter(self.run)
 
     @property
-    def can_be_talked_to(self) -> bool:
-        return can_be_talked_to(self.run)
+    def can_chat(self) -> bool:
+        return can_chat(self.run)
 
 
 def has_adapter(run: Run) -> bool:
-    """Whether there is a final result to talk to and to take away."""
+    """Return whether there is a final result to chat with and to export."""
     return run.folder.adapter.is_dir()
 
 
-def can_be_talked_to(run: Run) -> bool:
-    """Whether an adapter or a whole checkpoint exists."""
+def can_chat(run: Run) -> bool:
+    """Return whether an adapter or a complete checkpoint exists."""
     return has_adapter(run) or bool(list_checkpoints(run.folder.path))
 
 
@@ -108,7 +112,7 @@ class RunReader:
 
     def __init__(self, runs: RunStore) -> None:
         self._runs = runs
-        self._lock = threading.Lock()  # guards what stands below: handlers run in many threads
+        self._lock = threading.Lock()  # guards what follows: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._fixed: dict[str, tuple[RunConfig, Provenance]] = {}
         self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])  # when, of which folder, what
@@ -116,14 +120,14 @@ class RunReader:
         self._index = RunIndex(runs, self._history_of)
 
     def observe(self, run_id: str) -> ObservedRun:
-        """Look at one run; only what is new of its log is read.
+        """Return one run as it is now; only the new part of its log is read.
 
         Raises:
             RunError: If there is no such run.
         """
         run = self._runs.get(run_id)
         config, provenance = self._config_of(run)
-        # The state first: a state that says "completed" must never stand beside a history that lacks the last step.
+        # The state first: "completed" must never come with a history that lacks the last step.
         state = run.folder.read_state_as_offered()
         return ObservedRun(
             run=run,
@@ -138,10 +142,10 @@ class RunReader:
             log_bytes=_size(run.folder.log),
         )
 
-    def newest_under_way(self) -> str | None:
-        """Id of the newest run that works, else of the newest that waits."""
+    def newest_active(self) -> str | None:
+        """Return the id of the newest active run, else of the newest that waits."""
         waiting = None
-        for run in self._runs.list()[:_LOOKED_THROUGH]:
+        for run in self._runs.list()[:_SEARCHED]:
             state = run.folder.read_state().state
             if state in LIVE_STATES:
                 return run.id
@@ -150,21 +154,21 @@ class RunReader:
         return waiting
 
     def offered(self, wanted: Callable[[Run], bool], *chosen: str | None) -> list[RunSummary]:
-        """Rows of the newest runs that `wanted` says yes to, and of those that are `chosen`, however old they are."""
+        """Return rows of the newest runs that `wanted` accepts, and of those that are `chosen`, however old they are."""
         rows = self.summaries()
         near = rows[:_OFFERED_AT_ONCE] + [row for row in rows[_OFFERED_AT_ONCE:] if row.id in chosen]
         return [row for row in near if wanted(self._runs.get(row.id))]
 
     def exists(self, run_id: str) -> bool:
-        """Whether a browser's memory of a run still means something."""
+        """Return whether a run that a browser remembers still exists."""
         return bool(run_id) and run_id in self._runs.ids()
 
     def summaries(self) -> list[RunSummary]:
-        """Rows of all runs, newest first; pages that ask within a second share one look."""
+        """Return rows of all runs, newest first; pages that ask within a second share one look."""
         return self._look(math.inf).rows
 
     def glance(self) -> Glance:
-        """Rows for a page that cannot wait; runs that no server has seen yet are read in the background from then on."""
+        """Return rows for a page that cannot wait; runs not read yet are read in the background from then on."""
         glance = self._look(_AT_ONCE_SECONDS)
         with self._lock:
             if glance.unread and (self._catching_up is None or not self._catching_up.is_alive()):
@@ -190,12 +194,12 @@ class RunReader:
             time.sleep(_BETWEEN_SLICES_SECONDS)
 
     def look_again(self) -> None:
-        """Something was just changed that the next look must show."""
+        """Let the next look show a change that was just made."""
         with self._lock:
             self._rows = (-math.inf, 0, [])
 
     def summary(self, run_id: str) -> RunSummary:
-        """Row of one run.
+        """Return the row of one run.
 
         Raises:
             RunError: If there is no such run.
@@ -203,7 +207,7 @@ class RunReader:
         return self._index.summary(self._runs.get(run_id))
 
     def forget(self, run_id: str) -> None:
-        """Let go of a deleted run."""
+        """Drop a deleted run."""
         with self._lock:
             self._histories.pop(run_id, None)
             self._fixed.pop(run_id, None)
@@ -215,13 +219,13 @@ class RunReader:
             self._histories.move_to_end(run.id)
         history = reader.update()
         with self._lock:
-            while len(self._histories) > 1 and self._follows_too_much():
+            while len(self._histories) > 1 and self._holds_too_much():
                 self._histories.popitem(last=False)
         return history
 
-    def _follows_too_much(self) -> bool:
+    def _holds_too_much(self) -> bool:
         steps = sum(reader.steps_read for reader in self._histories.values())
-        return steps > _FOLLOWED_STEPS or len(self._histories) > _FOLLOWED_AT_ONCE
+        return steps > _MOST_STEPS or len(self._histories) > _MOST_HISTORIES
 
     def _config_of(self, run: Run) -> tuple[RunConfig | None, Provenance]:
         with self._lock:
@@ -233,14 +237,14 @@ class RunReader:
         except (ConfigError, StorageError):
             config = None
         provenance = read_provenance(run.folder)
-        if config is not None:  # what cannot be read now may be mended
+        if config is not None:  # a broken file may be repaired
             with self._lock:
                 self._fixed[run.id] = (config, provenance)
         return config, provenance
 
 
 def log_tail(path: Path) -> str:
-    """The newest lines of a worker's log; a progress bar's overwritten states are left out."""
+    """Return the newest lines of a worker's log, without the overwritten states of progress bars."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

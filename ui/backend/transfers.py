@@ -1,4 +1,4 @@
-"""Files on their way into and out of the page: in one folder below the home, limited in size, and swept."""
+"""Uploads and downloads of the page: in one folder below the home, limited in size, and swept."""
 
 import contextlib
 import filecmp
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from engine.errors import StorageError
 from engine.paths import LoratoryHome
-from ui.views.quantities import size
+from ui.views.html import size
 
 LARGEST_FILE_BYTES = 4 * 10**9
 _LARGEST_TOTAL_BYTES = 20 * 10**9
-_KEPT_SECONDS = 6 * 3600  # uploads leave at once for their own folder; a download is fetched by then
+_KEPT_SECONDS = 6 * 3600  # uploads move to their own folder at once; a download is done by then
 
 
 @dataclass(frozen=True)
 class Transfers:
-    """What uploads and downloads take on the disk.
+    """The disk space of uploads and downloads.
 
     Args:
         home: Files pass through `home.transfers`; datasets that were uploaded stay in `home.uploads`.
@@ -57,7 +57,7 @@ class Transfers:
         self.sweep()
 
     def sweep(self, now: float | None = None) -> None:
-        """Remove what has been there for six hours, also of servers that were killed.
+        """Remove files that are older than six hours, also of servers that were killed.
 
         Args:
             now: Seconds since the epoch; the clock's where None.
@@ -75,11 +75,11 @@ class Transfers:
 
     @contextmanager
     def room_for(self, bytes_: int, *, instead: str) -> Iterator[None]:
-        """Hold room for a file while it is written.
+        """Reserve space for a file while it is written.
 
         Args:
             bytes_: Of the file.
-            instead: What to do with one that is too large.
+            instead: How to move one that is too large.
 
         Raises:
             StorageError: If it is too large, the limit of all files is reached, or the disk is full.
@@ -98,10 +98,10 @@ class Transfers:
                 self._expected.remove(bytes_)
 
     def keep_upload(self, uploaded: Path) -> Path:
-        """Move an uploaded dataset to its own folder, under a safe version of its name; the same file is kept once.
+        """Move an uploaded dataset to its own folder, under a safe version of its name; the same file is stored once.
 
         Raises:
-            StorageError: If it cannot be kept.
+            StorageError: If it cannot be stored.
         """
         folder = self.home.uploads
         name = re.sub(r"[^\w.-]+", "-", uploaded.name).lstrip("-.")[-120:] or "upload"
@@ -118,7 +118,7 @@ class Transfers:
             shutil.move(uploaded, target)
         except OSError as error:
             raise StorageError(
-                f"The upload {name} cannot be kept ({error.strerror}).", "Free some space, then upload it again."
+                f"The upload {name} cannot be stored ({error.strerror}).", "Free some space, then upload it again."
             ) from error
         return target
 
@@ -126,7 +126,7 @@ class Transfers:
         used = sum(map(_bytes_below, (self.home.transfers, self.home.uploads))) + sum(self._expected)
         if used + bytes_ > self.largest_total_bytes:
             raise StorageError(
-                f"Uploads and downloads take {size(used)} of at most {size(self.largest_total_bytes)}; there is no room "
+                f"Uploads and downloads use {size(used)} of at most {size(self.largest_total_bytes)}; there is no space "
                 f"for {size(bytes_)} more.",
                 "Delete datasets that you no longer need from the folder uploads in the Loratory home.",
             )

@@ -1,4 +1,4 @@
-"""Method: how the model will learn, how much of it, and what each method needs for this model."""
+"""Method: the PEFT method, its settings, and the memory that each method needs for this model."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -7,19 +7,18 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from engine.config.adapter import AdapterConfig
+from engine.config.load import with_overrides
 from engine.config.methods.base import FOUR_BIT
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.memory.compare import MethodNeed, compare_methods
 from engine.memory.device.several_devices import DeviceShare, share_among
-from engine.memory.estimate import Estimator, Verdict
-from ui.components import FieldChoices, Radio
+from engine.memory.estimate import Estimator
+from engine.memory.result import Verdict
+from ui.components import QUICK, SLOW, CheckboxGroup, Radio, nothing, pick_list, picked, shown, shown_as_message
 from ui.draft import Draft
-from ui.errors import shown_as_message
-from ui.fields import field_of
-from ui.form import ALL_LINEAR
-from ui.page import EVERY_LAYER, Page, overridden
-from ui.pick import pick_list, pickable, picked
-from ui.views.quantities import gib
+from ui.form import ALL_LINEAR, EVERY_LAYER, field_of
+from ui.page import Page
+from ui.views.html import Column, Row, gib, pick_button, pickable, table, under
 
 # How far the sliders go; larger values can be typed.
 _SLIDER_ENDS = {"r": 256, "lora_alpha": 512, "lora_dropout": 0.5, "num_virtual_tokens": 256}
@@ -75,12 +74,12 @@ def _field_groups(*, advanced: bool) -> list[_FieldGroup]:
 
 
 class MethodTab:
-    """Lays out the Method tab; `wire` connects it once the whole page stands."""
+    """Lays out the Method tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
         form = page.form
-        self.lead = gr.HTML(f'<h2>How the model will learn</h2><p class="lead">{DEFAULT_METHOD.help}</p>')
+        self.lead = gr.HTML(f'<h2>Method</h2><p class="lead">{DEFAULT_METHOD.help}</p>')
         self.choice = Radio(list(_CHOICES), value=DEFAULT_METHOD.label, show_label=False, elem_id="method-choice")
         form.register("adapter.method", Radio(list(METHODS), value=DEFAULT_METHOD.name, visible=False))
         form.register("adapter.warm_start", gr.State(None))
@@ -90,7 +89,7 @@ class MethodTab:
             self._lay_out(group)
         form.setting("model.quantization", elem_id="quantization")
         self.trainable = gr.HTML(elem_id="trainable")
-        with gr.Accordion("Rarely needed", open=False):
+        with gr.Accordion("Advanced", open=False):
             for group in _field_groups(advanced=True):
                 self._lay_out(group)
             form.setting("model.double_quant")
@@ -107,7 +106,7 @@ class MethodTab:
         page.on_draft_later(self.table, render_method_table)
 
     def _lay_out(self, group: _FieldGroup) -> None:
-        """Place the settings of one group, which is in sight for the methods that read it."""
+        """Place the settings of one group, which is shown for the methods that read it."""
         with gr.Column(visible=DEFAULT_METHOD.name in group.methods) as column:
             with gr.Row():
                 for name in group.fields:
@@ -120,96 +119,60 @@ class MethodTab:
                         if name == "lora_alpha":
                             self.linked.render()
             if "target_modules" in group.fields:
-                self._page.form.register(
-                    "adapter.target_modules",
-                    FieldChoices(
-                        EVERY_LAYER,
-                        value=[ALL_LINEAR],
-                        label="Layers that get an adapter (target_modules)",
-                        info="The model's own linear layers, without the output head.",
-                        elem_id="targets",
-                    ),
-                )
-        self._page.on_draft(column, lambda draft: gr.update(visible=_method(draft) in group.methods))
+                targets = CheckboxGroup(
+                    EVERY_LAYER, value=[ALL_LINEAR], label="Target modules (target_modules)",
+                    info="The model's linear layers, without the output head.", elem_id="targets",
+                )  # fmt: skip
+                self._page.form.register("adapter.target_modules", targets)
+        self._page.on_draft(column, lambda draft: shown(_method(draft) in group.methods))
 
     def wire(self) -> None:
         """Connect the events."""
         page, form = self._page, self._page.form
+        method, quantization = form["adapter.method"], form["model.quantization"]
+        rank, alpha, start = form["adapter.r"], form["adapter.lora_alpha"], form["adapter.warm_start"]
         shared = [form[f"adapter.{name}"] for name in _SHARED_DEFAULTS]
-        chosen = self.choice.input(
-            _settings_of_choice,
-            [self.choice, form["model.quantization"], form["adapter.method"], *shared],
-            [form["model.quantization"], form["adapter.method"], *shared],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
-        page.refresh_after(chosen)
-        taken_out = self.begins.click(
-            lambda: None,
-            None,
-            form["adapter.warm_start"],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
-        page.refresh_after(taken_out)
-        # In the browser, so that the figures that depend on both wait for one round trip only.
+        settings = [quantization, method, *shared]
+        page.refresh_after(self.choice.input(_settings_of_choice, [self.choice, *settings], settings, **QUICK))
+        page.refresh_after(self.begins.click(lambda: None, None, start, **QUICK))
+        # In the browser: the figures that depend on both wait for one round trip only.
         linking: dict[str, Any] = {
             "fn": None,
-            "inputs": [form["adapter.r"], self.linked, form["adapter.lora_alpha"]],
-            "outputs": form["adapter.lora_alpha"],
+            "inputs": [rank, self.linked, alpha],
+            "outputs": alpha,
             "js": "(r, linked, alpha) => linked && r ? 2 * r : alpha",
-            "show_progress": "hidden",
-            "queue": False,
-            "api_visibility": "private",
+            **QUICK,
         }
-        rank: Any = form["adapter.r"]
         page.refresh_after(gr.on([rank.input, self.linked.input], **linking))
         # A rank beyond the end of its slider is moved there just after its box was left.
-        left = rank.release(lambda: None, None, None, show_progress="hidden", queue=False, api_visibility="private")
-        page.refresh_after(left.then(**linking))
-        alpha: Any = form["adapter.lora_alpha"]
+        page.refresh_after(rank.release(nothing, None, None, **QUICK).then(**linking))
         gr.on(
-            [alpha.input, alpha.release],
-            None,
-            [rank, alpha],
-            self.linked,
-            js="(r, alpha) => alpha === 2 * r",
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
+            [alpha.input, alpha.release], None, [rank, alpha], self.linked, js="(r, alpha) => alpha === 2 * r", **QUICK
         )
-        applied = self.table.click(
-            shown_as_message(self._use_row),
-            form.components,
-            self._change,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        applied = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
         page.fill_after(applied, self._change)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         draft = self._page.draft(values)
         for need in _needs(draft):
             if need.method == picked(event) and need.overrides:
-                return overridden(draft.mapping, need.overrides)
+                return with_overrides(draft.mapping, need.overrides)
         return {}
 
 
 def is_linked(mapping: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether alpha is twice the rank; a person may take the tick out where it is, and change one of them alone."""
+    """Return whether alpha is twice the rank; a person may remove the tick, and change one of them alone."""
     adapter = {"r": field_of("adapter.r").default, "lora_alpha": field_of("adapter.lora_alpha").default}
     adapter |= mapping.get("adapter", {})
     return bool(adapter["lora_alpha"] == 2 * adapter["r"])
 
 
-def _why_unknown(draft: Draft) -> str:
-    """What is to be done, or waited for, before there are figures."""
+def _next_step(draft: Draft) -> str:
+    """Return what is missing before there are figures."""
     if draft.shape is not None:
         return "Correct the settings first."
     if draft.mapping["model"].get("id"):
-        return "The model is being looked up, or could not be read; the Model tab says which."
+        return "The model is being looked up, or could not be read; see the Model tab."
     return "Choose a model first."
 
 
@@ -240,31 +203,28 @@ def _settings_of_choice(choice: str, quantization: str, former: str, *shared: An
 
 
 def render_lead(draft: Draft) -> str:
-    """Heading, and one sentence on the chosen method."""
-    return f'<h2>How the model will learn</h2><p class="lead">{_CHOICES[method_choice(draft)].help}</p>'
+    """Return the heading, and one sentence on the chosen method."""
+    return f'<h2>Method</h2><p class="lead">{_CHOICES[method_choice(draft)].help}</p>'
 
 
 def render_begins_with(words: str) -> str:
-    """What the draft goes on from, with a way to take it out; nothing where it starts a new adapter."""
+    """Return what the draft continues from, with a button that removes it; nothing where it starts a new adapter."""
     if not words:
         return ""
-    return (
-        f'<div class="sentence">Begins with {escape(words)}. Its method, rank and alpha have to stay as they are. '
-        '<button type="button" class="link" data-pick="out">Take it out</button></div>'
-    )
+    remove = pick_button("out", "Start a new adapter")
+    return f'<div class="sentence">Continues from {escape(words)}. Method, rank and alpha have to stay the same. {remove}</div>'
 
 
 def render_trainable(draft: Draft) -> str:
-    """How many parameters are trained, as PEFT counts them."""
+    """Return the number of trainable parameters, as PEFT counts them."""
     if draft.estimate is None:
-        reason = _why_unknown(draft)
-        return f'<div class="sentence">Trainable parameters: <span class="lead">{reason}</span></div>'
+        return f'<div class="sentence">Trainable parameters: <span class="lead">{_next_step(draft)}</span></div>'
     parameters = draft.estimate.parameters
     percent = parameters.trainable_percent
-    shown = f"{percent:.2f}" if percent >= 0.1 else f"{percent:.4f}"
+    share = f"{percent:.2f}" if percent >= 0.1 else f"{percent:.4f}"
     return (
         f'<div class="sentence">Trains <b>{parameters.trainable:,}</b> of {parameters.total:,} parameters, '
-        f"<b>{shown}%</b></div>"
+        f"<b>{share}%</b></div>"
     )
 
 
@@ -276,57 +236,47 @@ def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
 
 
 def render_method_table(draft: Draft) -> str:
-    """What each method needs for this model; a row can be picked."""
-    head = "<h2>What each method needs for this model</h2>"
+    """Return what each method needs for this model; a row can be picked."""
+    head = "<h2>Memory by method</h2>"
     needs, config = _needs(draft), draft.config or draft.assumed
     if not needs or draft.device is None or config is None:
-        return (
-            f'{head}<div class="empty">{_why_unknown(draft)} Every method is then compared here for your device.</div>'
-        )
+        return f'{head}<div class="empty">{_next_step(draft)} Every method is then compared for your device.</div>'
     training = config.training
     checkpointing = "with" if training.gradient_checkpointing else "without"
-    rows = "".join(_method_row(need) for need in needs)
+    columns = [
+        Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(draft.device.name)}"),
+    ]  # fmt: skip
     return (
-        f'{head}<p class="lead">At {training.max_length:,} tokens, batch '
-        f"{training.per_device_train_batch_size}, {checkpointing} gradient checkpointing unless it says otherwise. "
-        "Pick a row to use it.</p>"
-        '<div class="scroll"><table class="plain"><thead><tr><th>Method</th><th class="r">Trains</th>'
-        f'<th class="r">Needs, GiB</th><th>Fits {escape(draft.device.name)}</th></tr></thead><tbody>{rows}</tbody></table></div>'
-        + render_shares(_shares(draft))
+        f'{head}<p class="lead">At {training.max_length:,} tokens, batch {training.per_device_train_batch_size}, '
+        f"{checkpointing} gradient checkpointing unless noted. Pick a row to use it.</p>"
+        f"{table(columns, map(_need, needs))}{render_shares(_shares(draft))}"
     )
 
 
+def _need(need: MethodNeed) -> Row:
+    cells = (
+        escape(need.method),
+        f"{need.trainable:,}" if need.trainable else "–",
+        gib(need.needed_bytes) if need.needed_bytes is not None else "–",
+        f'<span class="soft">{escape(need.why_not)}</span>' if need.why_not else _FITS[need.verdict],
+    )
+    return Row(cells, pickable(need.method, chosen=need.is_current) if need.overrides else 'class="soft"')
+
+
 def _shares(draft: Draft) -> tuple[DeviceShare, ...]:
-    """What each GPU of this machine needs where all of them train together; nothing where there is one or none."""
+    """Return what each GPU of this machine needs where all train together; nothing where there is at most one."""
     if draft.gpus < 2 or draft.shape is None or draft.device is None or draft.assumed is None:
         return ()
     return share_among(Estimator(draft.shape, draft.device), draft.assumed, draft.gpus)
 
 
 def render_shares(shares: Sequence[DeviceShare]) -> str:
-    """The draft on several GPUs, per GPU."""
+    """Return the draft on several GPUs, per GPU."""
     if not shares:
         return ""
-    rows = "".join(
-        f'<tr class="soft"><td>{share.sharing}<span class="under">{escape(share.meaning)}</span></td>'
-        f"<td class='r'>{gib(share.needed_bytes)}</td><td>{_FITS[share.verdict]}</td></tr>"
+    rows = (
+        Row((under(share.sharing, share.meaning), gib(share.needed_bytes), _FITS[share.verdict]), 'class="soft"')
         for share in shares
     )
-    return (
-        f"<h3>Your draft on all {shares[0].devices} GPUs</h3>"
-        '<div class="scroll"><table class="plain"><thead><tr><th>Together</th><th class="r">Each needs, GiB</th>'
-        f"<th>Fits</th></tr></thead><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _method_row(need: MethodNeed) -> str:
-    fits = _FITS[need.verdict]
-    if need.why_not:
-        fits = f'<span class="soft">{escape(need.why_not)}</span>'
-    attributes = pickable(need.method, chosen=need.is_current) if need.overrides else 'class="soft"'
-    trains = f"{need.trainable:,}" if need.trainable else "–"
-    needs = gib(need.needed_bytes) if need.needed_bytes is not None else "–"
-    return (
-        f"<tr {attributes}><td>{escape(need.method)}</td><td class='r'>{trains}</td>"
-        f"<td class='r'>{needs}</td><td>{fits}</td></tr>"
-    )
+    columns = [Column("Strategy"), Column.of_numbers("Each needs, GiB"), Column("Fits")]
+    return f"<h3>Your draft on all {shares[0].devices} GPUs</h3>{table(columns, rows)}"

@@ -1,4 +1,4 @@
-"""How far the tokenizer of the chosen model is on its way, in the same words on each tab that waits for it."""
+"""The download of the chosen model's tokenizer, in the same words on each tab that waits for it."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import gradio as gr
 from engine.config.model import ModelConfig
 from ui.backend.background import Work
 from ui.backend.tokenizers import key_of
-from ui.live import asking, news, place
+from ui.components import Updates, live_html, poll, poll_answer, shown
 from ui.page import Page
-from ui.views.work import render_work, stamp_of
+from ui.views.html import small, work_status
 
 _LOOK_SECONDS = 0.5
-_BLINK_SECONDS = 0.4  # what stands ready already is found out in that time, so that nothing flickers
+_BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
 _STOPPED = "The download was stopped."
 
 
-class FetchingPart:
+class TokenizerStatus:
     """Lays out the line with the progress; its `ended` fires when there is something new to show with the model.
 
     Args:
@@ -26,46 +26,49 @@ class FetchingPart:
 
     def __init__(self, page: Page, tab: str) -> None:
         self._page = page
-        self._shown = place(elem_id=f"{tab}-fetching")
-        self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-fetch-again")
-        self._asking = asking(self._news, _LOOK_SECONDS, elem_id=f"{tab}-fetching-live")
+        self.line = live_html(elem_id=f"{tab}-tokenizer")
+        self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
+        self.poll = poll(self._news, _LOOK_SECONDS, elem_id=f"{tab}-tokenizer-live")
 
     @property
     def outputs(self) -> list[Any]:
-        """What `updates` is for."""
-        return [self._shown, self.again, self._asking]
+        """What `updates` changes."""
+        return [self.line, self.again, self.poll]
 
     @property
     def ended(self) -> Any:
-        """Trigger: the tokenizer is there, or cannot be had."""
-        return self._asking.submit
+        """Trigger: the tokenizer is there, or cannot be downloaded."""
+        return self.poll.submit
 
-    def updates(self, model: ModelConfig | None, *, again: bool = False) -> list[Any]:
-        """Have the tokenizer fetched where it is not here yet, and say how that stands; waits for the blink of an eye.
+    def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
+        """Start the download of a tokenizer where it is not here yet, and return its status after a short wait.
 
         Args:
-            model: Whose tokenizer.
-            again: Try anew what has failed before.
+            model: The model.
+            again: Also retry a download that has failed.
         """
         if model is None:
-            return ["", gr.update(visible=False), ""]
+            return {self.line: "", self.again: shown(False), self.poll: ""}
         work = self._page.services.tokenizers.ask(model, again=again)
         work.ended.wait(_BLINK_SECONDS)
-        failed = work.error is not None
-        return [render_fetching(work), gr.update(visible=failed), key_of(model) if work.is_under_way else ""]
+        return {
+            self.line: _render(work),
+            self.again: shown(work.error is not None),
+            self.poll: key_of(model) if work.is_under_way else "",
+        }
 
     def _news(self, key: str, seen: str) -> str | None:
-        work = self._page.services.tokenizers.look(key)
-        stamp = stamp_of(work) or "none"
+        work = self._page.services.tokenizers.find(key)
+        stamp = work.stamp if work is not None else "none"
         if stamp == seen:
             return None
         has_ended = work is None or not work.is_under_way
-        return news(stamp, {str(self._shown.elem_id): render_fetching(work)}, submit=has_ended)
+        return poll_answer(stamp, {str(self.line.elem_id): _render(work)}, submit=has_ended)
 
 
-def render_fetching(work: Work[None] | None) -> str:
-    """One line while it is under way, one box when it failed, nothing when it is there."""
-    shown = render_work(work, _STOPPED)
+def _render(work: Work[None] | None) -> str:
+    """Return one line while it is under way, one box when it failed, nothing when it is there."""
+    html = work_status(work, _STOPPED)
     if work is None or not work.is_under_way:
-        return shown
-    return f'{shown}<p class="small">Until its tokenizer is here, rows are shown without tokens.</p>'
+        return html
+    return html + small("Rows are shown without tokens until the tokenizer is here.")

@@ -1,100 +1,87 @@
-"""The blind test as a person sees it: two answers without names, what was behind them, and what the tally says."""
+"""The blind test: two answers without names, whose they were, and the result of all choices."""
 
 from collections.abc import Mapping
 from html import escape
 
 from engine.chat.contract import Branch
 from engine.evaluation.blind_test import CLEAR_CHANCE, BlindTally, Judgement, Pair
-from ui.views.quantities import plural
+from ui.views.chat import NO_ANSWER, answer_box
+from ui.views.html import empty, facts, plural
+
+_CLEAR_WINS = 6  # 6 of 6 is the first result below 5%
 
 
 def render_pair(pair: Pair) -> str:
-    """Both answers under the names of their sides; nothing in it tells whose they are."""
-    return (
-        f'<div class="talk blind">{_question(pair.prompt)}<div class="answers">'
-        f"{_answer('Left', pair.answers[pair.left])}{_answer('Right', pair.answers[pair.right])}</div></div>"
-    )
+    """Return both answers under the names of their sides; nothing in it shows whose they are."""
+    return _talk(pair.prompt, _answer("Left", pair.answers[pair.left]) + _answer("Right", pair.answers[pair.right]))
 
 
 def render_writing(prompt: str, tokens: int) -> str:
-    """While the answers are written; they appear together, since the quicker one would tell."""
+    """Return the progress of the answers; they appear together, since the quicker one would give itself away."""
     count = f"{tokens:,} tokens so far" if tokens else "reading the question"
-    return (
-        f'<div class="talk blind">{_question(prompt)}<div class="answers waiting" role="status">'
-        f"<p>Two answers are being written, {count}. They appear together.</p></div></div>"
-    )
+    waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
+    return f'<div class="talk blind">{_question(prompt)}{waiting}</div>'
 
 
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
-    """What was chosen, and whose answers these were."""
-    pair = judgement.pair
-    preferred = judgement.preferred
+    """Return the choice, and whose answers these were."""
+    pair, preferred = judgement.pair, judgement.preferred
     if preferred is not None:
         words = f"You preferred <b>{escape(names[preferred])}</b>."
     elif judgement.verdict == "equal":
         words = "You found them <b>equally good</b>."
     else:
         words = "You found <b>neither good</b>."
-    reference = ""
-    if pair.reference:
-        reference = f'<div class="answer reference wide"><h4>Reference</h4><div class="text">{escape(pair.reference)}</div></div>'
-    return (
-        f'<div class="talk blind">{_question(pair.prompt)}<div class="answers">'
-        f"{_answer(f'Left: {names[pair.left]}', pair.answers[pair.left], preferred == pair.left)}"
-        f"{_answer(f'Right: {names[pair.right]}', pair.answers[pair.right], preferred == pair.right)}{reference}</div></div>"
-        f'<p class="sentence" role="status">{words}</p>'
+    answers = "".join(
+        _answer(f"{side}: {names[branch]}", pair.answers[branch], chosen=preferred == branch)
+        for side, branch in (("Left", pair.left), ("Right", pair.right))
     )
+    if pair.reference:
+        answers += answer_box("reference wide", "Reference", escape(pair.reference))
+    return f'{_talk(pair.prompt, answers)}<p class="sentence" role="status">{words}</p>'
 
 
 def render_same_words(pair: Pair) -> str:
-    """Nothing to choose between."""
+    """Return a pair that leaves nothing to choose between."""
     return (
-        f'<div class="talk blind">{_question(pair.prompt)}<div class="answers"><div class="answer"><h4>Both</h4>'
-        f'<div class="text">{escape(pair.answers[pair.left])}</div></div></div></div>'
-        '<p class="sentence" role="status">Both said the same, word for word; this counts as equal.</p>'
+        _talk(pair.prompt, answer_box("", "Both", escape(pair.answers[pair.left])))
+        + '<p class="sentence" role="status">Both answers are identical; this counts as equal.</p>'
     )
 
 
 def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
-    """Who was preferred how often, and how sure that is."""
+    """Return how often each side was preferred, and whether that is significant."""
     if not tally.judged:
-        return '<div class="empty"><b>Nothing judged yet</b>Judge a few pairs; the tally is kept with the run.</div>'
-    first, second = escape(names[tally.first]), escape(names[tally.second])
+        return empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
     figures = (
-        (tally.second_preferred, f"preferred {second}"),
-        (tally.first_preferred, f"preferred {first}"),
-        (tally.equal, "equally good"),
-        (tally.neither, "neither good"),
+        (f"{tally.second_preferred:,}", f"preferred {escape(names[tally.second])}"),
+        (f"{tally.first_preferred:,}", f"preferred {escape(names[tally.first])}"),
+        (f"{tally.equal:,}", "equally good"),
+        (f"{tally.neither:,}", "neither good"),
     )
-    facts = "".join(f"<div><b>{count:,}</b>{words}</div>" for count, words in figures)
-    return f'<div class="facts">{facts}</div>{_split(tally)}<p class="sentence">{how_sure(tally, names)}</p>'
+    return f'{facts(figures)}{_split(tally)}<p class="sentence">{how_sure(tally, names)}</p>'
 
 
 def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
-    """The sign test in plain words."""
+    """Return the sign test in plain words."""
     if not tally.decided:
-        return f"Of {plural(tally.judged, 'pair')} none was decided, so that nothing can be said yet."
+        return f"Of {plural(tally.judged, 'pair')} none was decided: no result yet."
     ahead = tally.second if tally.second_preferred >= tally.first_preferred else tally.first
     wins = max(tally.first_preferred, tally.second_preferred)
-    decided = plural(tally.decided, "pair")
+    decided = plural(tally.decided, "decided pair")
     if 2 * wins == tally.decided:
-        return f"Of {decided} that were decided, each side won {wins:,}: no difference can be seen."
-    chance = tally.chance
-    verdict = (
-        "That is clear." if chance < CLEAR_CHANCE else f"That may be chance. {_how_many_more(wins, tally.decided)}"
-    )
+        return f"Of {decided}, each side won {wins:,}: no difference."
+    name = names[ahead]
+    if tally.chance < CLEAR_CHANCE:
+        verdict = "That is clear."
+    elif wins == tally.decided and tally.decided < _CLEAR_WINS:
+        verdict = f"That may be chance. At least {_CLEAR_WINS} decided pairs are needed for a clear result."
+    else:
+        verdict = "That may be chance. Judge more pairs to be surer."
     return (
-        f"<b>{escape(names[ahead][:1].upper() + names[ahead][1:])}</b> won {wins:,} of {decided} that were decided. If both were equally good, a result at "
-        f"least this one-sided would come in {_percent(chance)} of all tests (exact sign test, two-sided). {verdict}"
+        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided}. If both were equally good, a result at "
+        f"least this one-sided would come in {_percent(tally.chance)} of all tests (exact sign test, two-sided). {verdict}"
     )
-
-
-def _how_many_more(wins: int, decided: int) -> str:
-    """Few pairs can never be clear; say so instead of letting a person wonder."""
-    needed = 6  # 6 of 6 is the first result below 5%
-    if wins == decided and decided < needed:
-        return f"At least {needed} decided pairs are needed for a clear result."
-    return "Judge more pairs to be surer."
 
 
 def _percent(chance: float) -> str:
@@ -104,7 +91,7 @@ def _percent(chance: float) -> str:
 
 
 def _split(tally: BlindTally) -> str:
-    """The decided pairs as one bar, told apart by place as well as by colour."""
+    """Return the decided pairs as one bar, told apart by place as well as by colour."""
     if not tally.decided:
         return ""
     share = 100 * tally.second_preferred / tally.decided
@@ -114,11 +101,13 @@ def _split(tally: BlindTally) -> str:
     )
 
 
+def _talk(prompt: str, answers: str) -> str:
+    return f'<div class="talk blind">{_question(prompt)}<div class="answers">{answers}</div></div>'
+
+
 def _question(prompt: str) -> str:
-    return f'<div class="question"><span>The question</span>{escape(prompt)}</div>'
+    return f'<div class="question"><span>Question</span>{escape(prompt)}</div>'
 
 
-def _answer(name: str, text: str, chosen: bool = False) -> str:
-    said = escape(text) if text.strip() else "<em>(it said nothing)</em>"
-    mark = " chosen" if chosen else ""
-    return f'<div class="answer{mark}"><h4>{escape(name)}</h4><div class="text">{said}</div></div>'
+def _answer(name: str, text: str, *, chosen: bool = False) -> str:
+    return answer_box("chosen" if chosen else "", name, escape(text) if text.strip() else NO_ANSWER)

@@ -1,4 +1,4 @@
-"""A conversation as a file: Markdown to be read, JSON to be read and opened again."""
+"""A conversation as a file: Markdown to read, JSON to read and open again."""
 
 import json
 from base64 import b64encode
@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.chat.contract import Branch, FinishReason
 from engine.errors import DatasetError
-from ui.views.transcript import BRANCH_WORDS, Answer, Turn
+from ui.views.chat import BRANCH_WORDS, Answer, Turn
+from ui.views.html import small
 
 _LARGEST_BYTES = 4_000_000
 
@@ -33,7 +34,7 @@ class SavedAnswer(_Part):
 
 
 class SavedTurn(_Part):
-    """A question, its answers, and the data's own answer where it is known."""
+    """A question, its answers, and the reference where it is known."""
 
     question: str
     reference: str = ""
@@ -51,7 +52,7 @@ class SavedConversation(_Part):
 
 
 def save(turns: Sequence[Turn], system: str, model: str, names: Mapping[Branch, str]) -> SavedConversation:
-    """Everything of a conversation that is worth keeping."""
+    """Return the conversation as a file holds it."""
     words = {**BRANCH_WORDS, **names}
     return SavedConversation(
         model=model,
@@ -79,7 +80,7 @@ def save(turns: Sequence[Turn], system: str, model: str, names: Mapping[Branch, 
 
 
 def turns_of(saved: SavedConversation) -> list[Turn]:
-    """The conversation again, as the page holds it."""
+    """Return the conversation as the page holds it."""
     return [
         Turn(
             turn.question,
@@ -102,10 +103,10 @@ def turns_of(saved: SavedConversation) -> list[Turn]:
 
 
 def open_conversation(path: Path) -> SavedConversation:
-    """Open a file that was saved before; of a larger one, no more than the limit is read.
+    """Open a saved file; no more than the limit is read of a larger one.
 
     Raises:
-        DatasetError: If it cannot be read, is too large, or is not a conversation of ours.
+        DatasetError: If it cannot be read, is too large, or is not a saved conversation.
     """
     try:
         with path.open("rb") as file:
@@ -114,33 +115,33 @@ def open_conversation(path: Path) -> SavedConversation:
         raise DatasetError(f"That file cannot be read ({error.strerror}).", "Choose it again.") from error
     if len(content) > _LARGEST_BYTES:
         raise DatasetError(
-            f"That file is larger than {_LARGEST_BYTES // 10**6} MB, the most that a saved conversation may have.",
+            f"That file is larger than {_LARGEST_BYTES // 10**6} MB, the limit of a saved conversation.",
             "Choose a .json file that was saved here.",
         )
     return read_conversation(content)
 
 
 def read_conversation(content: bytes) -> SavedConversation:
-    """Read what `as_json` wrote.
+    """Return the conversation that `as_json` wrote.
 
     Raises:
-        DatasetError: If it is not a conversation of ours.
+        DatasetError: If it is not a saved conversation.
     """
     try:
         return SavedConversation.model_validate_json(content)
     except (ValidationError, ValueError) as error:
         raise DatasetError(
-            "That file is no conversation saved by Loratory.", "Choose a .json file that was saved here."
+            "That file is not a conversation saved by Loratory.", "Choose a .json file that was saved here."
         ) from error
 
 
 def as_json(saved: SavedConversation) -> str:
-    """The file that can be opened again."""
+    """Return the file that can be opened again."""
     return json.dumps(saved.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
 def as_markdown(saved: SavedConversation) -> str:
-    """The file that is read."""
+    """Return the file to read."""
     lines = ["# Conversation", ""]
     if saved.model:
         lines += [f"With {saved.model}.", ""]
@@ -156,9 +157,9 @@ def as_markdown(saved: SavedConversation) -> str:
 
 
 def render_links(saved: SavedConversation) -> str:
-    """Two downloads that need no file on the server."""
+    """Return two downloads that need no file on the server."""
     if not saved.turns:
-        return '<p class="small">Nothing was said yet.</p>'
+        return small("No messages yet.")
     return f'<p class="links">{_link("conversation.md", "text/markdown", as_markdown(saved))}{_link("conversation.json", "application/json", as_json(saved))}</p>'
 
 

@@ -1,151 +1,181 @@
-"""What a dataset is, in figures and tables: facts, lengths, and every row that is left out."""
+"""A dataset in figures and tables: facts, lengths, one row, and every row that is skipped."""
 
+from collections.abc import Sequence
 from html import escape
 
 from engine.data.contract import CheckProgress, DatasetPage, DatasetReport
+from engine.data.files import DATA_LABELS
 from engine.data.formats import FORMATS
-from ui.views.length_histogram import render_length_histogram
-from ui.views.notices import render_notices
-from ui.views.quantities import count, plural, size
-from ui.views.row_lists import problem_row
+from ui.views.html import Column, count, empty, facts, notices, plural, short_name, size, small, table
+from ui.views.row_lists import PROBLEM_COLUMNS, problem_row
 from ui.views.token_mask import render_conversation, render_tokens
+
+NO_DATASET = empty(
+    "No dataset yet",
+    f"Pick a sample, upload a file, or type a path or a Hub id. Loratory reads {', '.join(DATA_LABELS)}, and detects the "
+    "format.",
+)
+HEADING = "<h2>Training data</h2>"
+_LISTED = 200
+_ROLE = ' role="status"'
+_WIDTH, _HEIGHT, _BOTTOM = 720, 150, 22  # of the histogram
 
 
 def render_format(source: str, page: DatasetPage) -> str:
-    """One sentence: what the file is, and why we think so."""
+    """Return the detected format in one sentence, with the reason."""
     name = FORMATS[page.format].label
     sure = "is" if page.format_sure else "looks like"
     return (
-        f'<h2>What the model will learn from</h2><p class="lead"><b>{escape(short_name(source))}</b> {sure} {escape(name)}: '
+        f'{HEADING}<p class="lead"><b>{escape(short_name(source))}</b> {sure} {escape(name)}: '
         f"{escape(page.format_reason)}</p>"
     )
 
 
 def render_row(page: DatasetPage, as_tokens: bool) -> str:
-    """The one row of a page, exactly as training will see it, or why it is left out."""
+    """Return the one row of a page exactly as training reads it, or why it is skipped."""
     if not page.rows:
-        return '<div class="empty"><b>No such row</b>Choose a smaller number.</div>'
+        return empty("No such row", "Choose a smaller number.")
     row = page.rows[0]
     where = f"Row {row.row:,}" + (f" of {page.total_rows:,}, counted from 0" if page.total_rows else "")
     if row.line is not None:
         where += f", line {row.line:,}"
     if row.problem is not None:
-        return (
-            f'<p class="lead num">{where}, left out.</p><div class="trouble"><b>This row teaches nothing</b>'
-            f"{escape(row.problem)}</div><pre class='log'>{escape(row.raw)}</pre>"
-        )
-    notices = render_notices(row.notices)
+        problem = f'<div class="trouble"><b>Row skipped: nothing to train on</b>{escape(row.problem)}</div>'
+        return f"{_lead(f'{where}, skipped.')}{problem}<pre class='log'>{escape(row.raw)}</pre>"
     if as_tokens and row.sequences:
-        lead = (
-            f"{where}, exactly as training will see it. Underlined is what the model learns to say; grey it only reads."
-        )
-        return f'<p class="lead num">{lead}</p>{notices}{render_tokens(row)}'
-    lead = f"{where}, as a conversation." if row.conversation is not None else f"{where}, as text."
-    missing = (
-        ""
-        if row.sequences or not as_tokens
-        else " Its tokens appear once a model is chosen, and its tokenizer is here."
-    )
-    return f'<p class="lead num">{lead}{missing}</p>{notices}{render_conversation(row)}'
+        words = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
+        return f"{_lead(words)}{notices(row.notices)}{render_tokens(row)}"
+    words = f"{where}, as a conversation." if row.conversation is not None else f"{where}, as text."
+    if as_tokens and not row.sequences:
+        words += " Its tokens appear once a model is chosen and its tokenizer is here."
+    return f"{_lead(words)}{notices(row.notices)}{render_conversation(row)}"
+
+
+def _lead(text: str) -> str:
+    return f'<p class="lead num">{escape(text)}</p>'
 
 
 def render_progress(progress: CheckProgress | None, *, fetches: bool = False) -> str:
-    """How far the pass over all rows has come.
+    """Return the progress of the pass over all rows.
 
     Args:
         progress: None before the first row.
-        fetches: Whether the dataset is fetched from the Hub before that.
+        fetches: Whether the dataset is downloaded from the Hub before that.
     """
     if progress is None:
-        words = "Fetching the dataset from the Hub" if fetches else "Reading every row"
-        return f'<div class="sentence" role="status">{words} …</div>'
+        return _sentence("Downloading the dataset from the Hub …" if fetches else "Reading all rows …", role=True)
     part = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
     tokens = f", {count(progress.tokens)} tokens" if progress.tokens else ""
-    return (
-        f'<div class="sentence num" role="status">Reading every row: {part}{plural(progress.rows, "row")}{tokens}'
-        f'<div class="meter"><span style="width:{100 * (progress.fraction or 0):.1f}%"></span></div></div>'
+    return _sentence(
+        f"Reading all rows: {part}{plural(progress.rows, 'row')}{tokens}"
+        f'<div class="meter"><span style="width:{100 * (progress.fraction or 0):.1f}%"></span></div>',
+        role=True,
     )
 
 
 def render_waiting(page: DatasetPage | None) -> str:
-    """Why nothing is counted yet: reading every row of a dataset on the Hub fetches all of it.
+    """Return why nothing is counted yet: reading all rows of a dataset on the Hub downloads all of it.
 
     Args:
-        page: What is seen of the dataset meanwhile; it says what a report would say of all rows.
+        page: The first rows, whose notes a report would have for all rows.
     """
-    how_much = f", {size(page.download_bytes)}" if page is not None and page.download_bytes else ""
-    return (
-        '<div class="sentence num">This dataset lies on the Hub, and its rows are shown as they arrive. To count them and '
-        f"check each, all of it is fetched first{how_much}.</div>{render_notices(page.notes if page is not None else ())}"
-    )
+    how_much = f" ({size(page.download_bytes)})" if page is not None and page.download_bytes else ""
+    words = f"This dataset is on the Hub, and rows are shown as they arrive. Counting and checking them downloads all of it{how_much}."
+    return _sentence(words) + notices(page.notes if page is not None else ())
 
 
 def render_stopped(progress: CheckProgress | None) -> str:
-    """A pass that a person ended."""
+    """Return the state of a pass that a person stopped."""
     rows = f" after {plural(progress.rows, 'row')}" if progress is not None and progress.rows else ""
-    return f'<div class="sentence num" role="status">Reading was stopped{rows}; nothing is counted.</div>'
+    return _sentence(f"Reading was stopped{rows}; nothing is counted.", role=True)
+
+
+def _sentence(html: str, *, role: bool = False) -> str:
+    return f'<div class="sentence num"{_ROLE if role else ""}>{html}</div>'
 
 
 def render_opening(source: str) -> str:
-    """What stands there while a dataset is being opened."""
-    return (
-        f'<div class="empty" role="status"><b>Opening {escape(short_name(source))} …</b>Its first rows are read, and the '
-        "format is found out.</div>"
-    )
-
-
-def short_name(source: str) -> str:
-    """The last part of a path or a Hub id, for headings."""
-    return source.rstrip("/").rsplit("/", 1)[-1]
+    """Return what is shown while a dataset is being opened."""
+    return empty(f"Opening {short_name(source)} …", "Reading the first rows and detecting the format.", role="status")
 
 
 def render_facts(report: DatasetReport) -> str:
-    """The figures of a finished check."""
-    facts = [(f"{report.kept:,}", "rows kept"), (f"{report.dropped:,}", "rows left out")]
+    """Return the figures of a finished check."""
+    figures = [(f"{report.kept:,}", "rows kept"), (f"{report.dropped:,}", "rows skipped")]
     if report.trained_tokens is not None and report.masked_tokens is not None:
-        facts.append((count(report.trained_tokens), "tokens learned"))
-        facts.append((count(report.masked_tokens), "tokens only read"))
+        figures += [(count(report.trained_tokens), "trained tokens"), (count(report.masked_tokens), "masked tokens")]
     if report.token_lengths is not None:
-        facts.append((f"{report.token_lengths.over_max_length:,}", f"rows cut at {report.max_length:,}"))
-    facts.append((f"{report.duplicates:,}", "exact duplicates"))
-    facts.append((f"{report.held_out_rows:,}", "rows held out"))
-    figures = "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in facts)
-    return f'<div class="facts">{figures}</div>{render_notices(report.notes)}'
+        figures.append((f"{report.token_lengths.over_max_length:,}", f"rows truncated at {report.max_length:,}"))
+    figures += [(f"{report.duplicates:,}", "exact duplicates"), (f"{report.held_out_rows:,}", "rows held out")]
+    return facts(figures) + notices(report.notes)
 
 
 def render_lengths(report: DatasetReport) -> str:
-    """How long the rows are, and what the cut takes away."""
+    """Return how long the rows are, and how many trained tokens are truncated."""
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
-    lost = ""
-    if report.lost_trained_tokens:
-        lost = f" The cut takes {plural(report.lost_trained_tokens, 'token')} away that would have been learned."
+    lost = f" {plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
+    words = f"Half of the rows have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
+    return f"<h3>Lengths</h3>{_lead(words)}{chart}"
+
+
+def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
+    """Return SVG bars; bins beyond the cut are hatched as well as coloured, and the cut is a labelled line.
+
+    Args:
+        edges: Lower edges of the bins in tokens, and the upper edge of the last: one more than `counts`.
+        counts: Rows in each bin.
+        max_length: Where rows are truncated, in tokens.
+    """
+    if not counts or max(counts) == 0:
+        return ""
+    span = max_length if edges[-1] <= max_length <= 1.3 * edges[-1] else edges[-1] or 1
+    scale = _WIDTH / span
+    bars = []
+    for lower, upper, rows in zip(edges, edges[1:], counts, strict=False):
+        height = (_HEIGHT - 18) * rows / max(counts)
+        x, width = lower * scale, max(1.0, (upper - lower) * scale - 1)
+        css = "cut" if lower >= max_length else "kept"
+        title = f"{plural(rows, 'row')} of {lower:,} to {upper - 1:,} tokens"
+        bars.append(
+            f'<rect class="{css}" x="{x:.1f}" y="{_HEIGHT - height:.1f}" width="{width:.1f}" height="{height:.1f}">'
+            f"<title>{escape(title)}</title></rect>"
+        )
+    cut = ""
+    if max_length <= span:
+        x = max_length * scale
+        anchor, offset = ("end", -6) if x > _WIDTH * 0.7 else ("start", 6)
+        cut = (
+            f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HEIGHT}"/>'
+            f'<text x="{x + offset:.1f}" y="11" text-anchor="{anchor}">cut at {max_length:,}</text>'
+        )
+    ticks = "".join(
+        f'<text x="{position * scale:.1f}" y="{_HEIGHT + 16}" text-anchor="{anchor}">{position:,.0f}</text>'
+        for position, anchor in ((0, "start"), (span / 2, "middle"), (span, "end"))
+    )
+    label = f"Histogram of row lengths; the longest rows have {edges[-1]:,} tokens, rows are cut at {max_length:,}."
     return (
-        f'<h3>Lengths</h3><p class="lead num">Half of the rows have up to {lengths.p50:,} tokens, 95% up to '
-        f"{lengths.p95:,}, the longest {lengths.max:,}.{lost}</p>{chart}"
+        f'<svg class="histogram" viewBox="0 0 {_WIDTH} {_HEIGHT + _BOTTOM}" role="img" aria-label="{escape(label)}">'
+        '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<line x1="0" y1="0" x2="0" y2="5" class="hatching"/></pattern></defs>'
+        f'<line class="floor" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>{"".join(bars)}{cut}{ticks}</svg>'
     )
 
 
 def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str:
-    """Every row that is left out, with its line and the reason.
+    """Return every row that is skipped, with its line and the reason.
 
     Args:
         report: Of a finished check.
-        pickable_rows: Whether picking a row shows it, as beside the rows themselves.
+        pickable_rows: Whether picking a row shows it.
     """
     if not report.problems:
-        return "" if report.dropped else '<p class="small">No row is left out.</p>'
-    rows = "".join(problem_row(problem, picks=pickable_rows) for problem in report.problems[:200])
-    listed = min(len(report.problems), 200)
-    more = (
-        f'<p class="small">The first {listed:,} of {report.dropped:,} are listed.</p>'
-        if report.dropped > listed
-        else ""
-    )
-    return (
-        f'<h3>{plural(report.dropped, "row")} left out</h3><div class="scroll tall"><table class="plain"><thead><tr>'
-        '<th class="r">Row</th><th class="r">Line</th><th>Left out because</th><th>It begins</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{more}"
-    )
+        return "" if report.dropped else small("No row is skipped.")
+    problems = report.problems[:_LISTED]
+    columns = [*PROBLEM_COLUMNS, Column("Reason"), Column("Beginning", "soft begins")]
+    rows = (problem_row(problem, picks=pickable_rows) for problem in problems)
+    more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""
+    listed = table(columns, rows, scrolls="scroll tall")
+    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{listed}{small(more) if more else ''}"

@@ -1,65 +1,43 @@
-"""What an evaluation found: base against tuned in figures, then row by row, the worst first."""
+"""The result of an evaluation: base against tuned in figures, then row by row, the worst first."""
 
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
 
 from engine.evaluation.contract import AnsweredRow, AnswerScores, EvaluationResult
-from ui.pick import pickable
-from ui.views.notices import render_notices
-from ui.views.quantities import duration, plural
-from ui.views.transcript import BRANCH_WORDS
+from ui.backend.evaluations import MeasuredRun
+from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
+from ui.views.html import Column, Row, duration, empty, facts, log, notices, pickable, plural, small, table, under
 
 ROWS_PER_PAGE = 5
 
-NOT_MEASURED = (
-    '<div class="empty"><b>Not measured yet</b>Measuring takes the rows that this run did not learn from, and lets base '
-    "and tuned be judged on exactly the same tokens. It runs on when you leave this page.</div>"
+NOT_MEASURED = empty(
+    "Not measured yet",
+    "Measuring compares base and tuned on the same tokens of the held-out set. It continues when you leave this page.",
 )
-NO_RESULT = (
-    '<div class="empty"><b>Choose a run to measure</b>Only a run knows which rows it was not trained on; a model as it '
-    "is, or a folder, does not.</div>"
-)
-
-
-class MeasuredRun(NamedTuple):
-    """One line of the table across runs."""
-
-    run_id: str
-    checkpoint: str  # "final", or its name
-    name: str
-    state: str  # the same in words
-    data: str
-    result: EvaluationResult
+NO_RESULT = empty("Choose a run to measure", "Only a run has a held-out set; a base model or a folder does not.")
 
 
 def render_evaluation(result: EvaluationResult) -> str:
-    """Losses, perplexities and scores."""
+    """Return losses, perplexities and scores."""
     if "tuned" not in result.losses or "base" not in result.losses:
         return ""
     base, tuned = result.losses["base"], result.losses["tuned"]
-    change = _change(base.perplexity, tuned.perplexity)
-    facts = (
-        f"<div><b>{tuned.loss:.4f}</b>held-out loss, tuned</div><div><b>{base.loss:.4f}</b>held-out loss, base</div>"
-        f"<div><b>{_perplexity(tuned.perplexity)}</b>perplexity, tuned</div>"
-        f"<div><b>{_perplexity(base.perplexity)}</b>perplexity, base</div>"
+    figures = (
+        (f"{tuned.loss:.4f}", "held-out loss, tuned"),
+        (f"{base.loss:.4f}", "held-out loss, base"),
+        (_perplexity(tuned.perplexity), "perplexity, tuned"),
+        (_perplexity(base.perplexity), "perplexity, base"),
     )
-    measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'learned token')}, the same for both"
-    notes = render_notices(result.notes)
+    worse = (
+        ""
+        if tuned.perplexity < base.perplexity
+        else "<b>Training made it worse:</b> the base model has the lower loss. "
+    )
+    measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
-        f'<div class="facts">{facts}</div><p class="small">{change} Measured on {measured}, in '
-        f"{duration(result.seconds)}.</p>{notes}{_scores(result)}"
+        f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'
+        f"{notices(result.notes)}{_scores(result)}"
     )
-
-
-def _change(base: float, tuned: float) -> str:
-    """What the perplexities say, in words."""
-    if tuned < base:
-        return (
-            f"Before each token, the base model hesitates between {_perplexity(base)} equally likely ones on average, the "
-            f"tuned model between {_perplexity(tuned)}."
-        )
-    return "<b>The run made it worse:</b> on rows it has not seen, the tuned model is less sure of the right words than the base."
 
 
 def _perplexity(value: float) -> str:
@@ -68,57 +46,49 @@ def _perplexity(value: float) -> str:
 
 def _scores(result: EvaluationResult) -> str:
     if not result.scores:
-        return '<p class="small">No row was answered, so there are no scores.</p>'
-    rows = "".join(
-        f'<tr><td>{BRANCH_WORDS[branch]}</td><td class="r">{mean.exact:.0%}</td><td class="r">{mean.rouge_l:.3f}</td>'
-        f'<td class="r">{mean.chrf:.3f}</td></tr>'
+        return small("No row was answered: no scores.")
+    rows = [
+        (BRANCH_WORDS[branch], f"{mean.exact:.0%}", f"{mean.rouge_l:.3f}", f"{mean.chrf:.3f}")
         for branch, mean in result.scores.items()
-    )
-    count = next(iter(result.scores.values())).rows
-    return (
-        f'<div class="scroll"><table class="plain scores"><caption>Greedy answers to {plural(count, "row")}, against their '
-        'references; 0 is nothing in common, 1 is the same.</caption><thead><tr><th>Answers of</th><th class="r">Exact</th>'
-        f'<th class="r">ROUGE-L</th><th class="r">chrF</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    ]
+    answered = plural(next(iter(result.scores.values())).rows, "row")
+    caption = f"Greedy answers to {answered}, compared with their references; 0 is nothing in common, 1 is identical."
+    columns = [Column("Answers of"), *map(Column.of_numbers, ("Exact", "ROUGE-L", "chrF"))]
+    return table(columns, rows, css="scores", caption=caption)
 
 
 def render_answered(result: EvaluationResult, page: int) -> str:
-    """One page of answered rows, the worst tuned answers first."""
-    shown = result.answered[page * ROWS_PER_PAGE : (page + 1) * ROWS_PER_PAGE]
-    if not shown:
-        return ""
-    return f'<div class="answered">{"".join(_row(row) for row in shown)}</div>'
+    """Return one page of answered rows, the worst tuned answers first."""
+    rows = result.answered[page * ROWS_PER_PAGE : (page + 1) * ROWS_PER_PAGE]
+    return f'<div class="answered">{"".join(map(_answered, rows))}</div>' if rows else ""
 
 
 def pages_of(result: EvaluationResult) -> int:
-    """How many pages of answered rows there are."""
+    """Return the number of pages of answered rows."""
     return -(-len(result.answered) // ROWS_PER_PAGE)
 
 
 def page_words(result: EvaluationResult, page: int) -> str:
-    """Where in the answered rows one is."""
+    """Return which of the answered rows a page shows."""
     first = page * ROWS_PER_PAGE + 1
     last = min(len(result.answered), (page + 1) * ROWS_PER_PAGE)
     where = f"{first}–{last}" if last > first else f"{first}"
     return f'<p class="small num">{where} of {plural(len(result.answered), "answered row")}, the worst first</p>'
 
 
-def _row(row: AnsweredRow) -> str:
-    answers = "".join(
-        f'<div class="answer {branch}"><h4>{BRANCH_WORDS[branch]}</h4><div class="text">{_text(answer.text)}</div>'
-        f'<p class="figures">{_figures(answer.scores, answer.tokens)}</p></div>'
+def _answered(row: AnsweredRow) -> str:
+    answers = answer_box("reference", "Reference", _text(row.reference)) + "".join(
+        answer_box(branch, BRANCH_WORDS[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
     )
     return (
         f'<section><h4 class="num">Row {row.row:,}</h4><details><summary>{escape(_shortened(row.prompt))}</summary>'
-        f'<pre class="log" tabindex="0">{escape(row.prompt)}</pre></details>'
-        f'<div class="answers"><div class="answer reference"><h4>Reference</h4><div class="text">{_text(row.reference)}'
-        f"</div></div>{answers}</div></section>"
+        f'{log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
     )
 
 
 def _text(text: str) -> str:
-    return escape(text) if text else "<em>(it said nothing)</em>"
+    return escape(text) if text else NO_ANSWER
 
 
 def _figures(scores: AnswerScores, tokens: int) -> str:
@@ -127,36 +97,32 @@ def _figures(scores: AnswerScores, tokens: int) -> str:
 
 
 def _shortened(prompt: str, longest: int = 220) -> str:
-    """The end of a prompt says what was asked; its beginning is mostly the template."""
+    """Return the end of a prompt, which has the question; its beginning is mostly the template."""
     text = " ".join(prompt.split())
     return text if len(text) <= longest else f"… {text[-longest:]}"
 
 
 def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
-    """What was measured on all runs, so that they can be compared; a row can be picked."""
+    """Return the evaluations of all runs; a row can be picked."""
     if not rows:
         return ""
-    head = (
-        '<thead><tr><th>Run</th><th class="r">Rows</th><th class="r">Loss</th><th class="r">Perplexity</th>'
-        '<th class="r">of its base</th><th class="r">Exact</th><th class="r">ROUGE-L</th><th class="r">chrF</th></tr></thead>'
+    numbers = ("Rows", "Loss", "Perplexity", "Base perplexity", "Exact", "ROUGE-L", "chrF")
+    html = table(
+        [Column("Run"), *map(Column.of_numbers, numbers)], (_across(row, chosen) for row in rows), css="across"
     )
-    body = "".join(_across_row(row, chosen) for row in rows)
-    return (
-        '<h3>Across runs</h3><p class="small">Compare runs on the same data only: other held-out rows are other exams.</p>'
-        f'<div class="scroll"><table class="plain across">{head}<tbody>{body}</tbody></table></div>'
-    )
+    return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
 
 
-def _across_row(row: MeasuredRun, chosen: str) -> str:
+def _across(row: MeasuredRun, chosen: str) -> Row:
     result = row.result
-    tuned, base = result.losses.get("tuned"), result.losses.get("base")
-    scores = result.scores.get("tuned")
-    cells = [f"{result.rows:,}", f"{tuned.loss:.4f}" if tuned else "–"]
-    cells += [_perplexity(tuned.perplexity) if tuned else "–", _perplexity(base.perplexity) if base else "–"]
+    tuned, base, scores = result.losses.get("tuned"), result.losses.get("base"), result.scores.get("tuned")
+    cells = [
+        under(escape(row.name), f"{row.state} · {row.data}"),
+        f"{result.rows:,}",
+        f"{tuned.loss:.4f}" if tuned else "–",
+        _perplexity(tuned.perplexity) if tuned else "–",
+        _perplexity(base.perplexity) if base else "–",
+    ]
     cells += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"] if scores else ["–"] * 3
-    figures = "".join(f'<td class="r">{cell}</td>' for cell in cells)
     key = f"{row.run_id}/{row.checkpoint}"
-    return (
-        f"<tr {pickable(key, chosen=key == chosen)}><td>{escape(row.name)}"
-        f'<span class="under">{escape(row.state)} · {escape(row.data)}</span></td>{figures}</tr>'
-    )
+    return Row(cells, pickable(key, chosen=key == chosen))

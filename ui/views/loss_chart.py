@@ -1,5 +1,10 @@
-"""Curves of runs as Plotly figures: pure functions from a history to the JSON that `ui.chart` draws."""
+"""Curves of runs as Plotly figures: pure functions from a history to the JSON that `ui.components.chart` draws.
 
+Figures are plain dictionaries, checked with Plotly's figure objects by the tests: building the objects costs 46 ms a figure,
+0.44 s the first time and 17 MB, where a curve of a million steps is drawn in 80 ms, every two seconds.
+"""
+
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -10,8 +15,7 @@ import numpy.typing as npt
 from engine.runs.history.events import EvalData
 from engine.runs.history.run_history import RunHistory
 from engine.runs.history.steps import StepColumn, thin
-from ui.chart import figure_json
-from ui.views.quantities import GIB
+from ui.views.html import GIB
 
 Array = npt.NDArray[np.float64]
 Against = Literal["step", "tokens", "time"]
@@ -23,7 +27,7 @@ _FEW_STEPS = 6
 _LOSS_HEIGHT = 350
 _SMALL_HEIGHT = 330
 
-# Colours and dashes together, so that curves are told apart without colour too.
+# Colours and dashes together, to tell curves apart without colour too.
 SERIES = (
     ("var(--series-blue)", "solid"),
     ("var(--series-vermilion)", "dash"),
@@ -38,7 +42,7 @@ COMPARED_AT_MOST = len(SERIES)
 
 
 class ChartView(NamedTuple):
-    """How a person wants to see the curve."""
+    """How the curve is shown."""
 
     smoothing: float = 0.9  # weight of the past, as `smooth` takes it
     log_axis: bool = False
@@ -53,7 +57,7 @@ class NamedHistory(NamedTuple):
 
 
 def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
-    """Training loss raw and smoothed, held-out points, and the base model's loss as a line.
+    """Return training loss raw and smoothed, held-out points, and the base model's loss as a line.
 
     Args:
         history: The run so far.
@@ -63,24 +67,33 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     traces: list[dict[str, Any]] = []
     steps, losses = _finite(history, "step", "loss")
     if len(steps):
-        traces += _train_traces(steps, losses, _smoothed(history, view.smoothing) if view.smoothing > 0 else None)
+        raw = thin(steps, losses, _POINTS)
+        traces.append(
+            _scatter("train, each step", _integers(steps[raw]), losses[raw], "var(--series-blue-thin)", width=1)
+            | {"mode": "lines" if len(raw) > 1 else "markers", "marker": {"color": "var(--series-blue)"}}
+        )
+    if len(steps) > 1 and view.smoothing > 0:
+        curve = _smoothed(history, view.smoothing)
+        kept = thin(steps, curve, _POINTS // 2)
+        traces.append(_scatter("train, smoothed", _integers(steps[kept]), curve[kept], "var(--series-blue)", width=2.5))
     held_out = _held_out(history)
     if held_out:
-        traces.append(_held_out_trace(held_out))
+        colour = "var(--series-vermilion)"
+        trace = _scatter("held-out", [point.step for point in held_out], _losses(held_out), colour, dash="dot")
+        marker = {"color": colour, "size": 9, "symbol": "diamond"}
+        traces.append(trace | {"mode": "lines+markers", "marker": marker, "cliponaxis": False})
     base = history.base_eval
     annotations = []
     if base is not None and math.isfinite(base.eval_loss):
-        traces.append(_level_trace([0, max(history.last_step, 1)], base.eval_loss, "base model"))
+        traces.append(_level(history, base.eval_loss, "base model"))
         annotations.append(_level_label(base.eval_loss, f"base model {base.eval_loss:.2f}", log=view.log_axis))
-    layout = _layout(_LOSS_HEIGHT, f"{revision}:{view.log_axis}")
-    layout["xaxis"] |= {"title": {"text": "step"}, "rangemode": "tozero", **_whole_steps(history)}
-    layout["yaxis"] |= {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
-    layout["annotations"] = annotations
-    return figure_json(traces, layout, _loss_words(history))
+    layout = _loss_layout(view, "step", f"{revision}:{view.log_axis}") | {"annotations": annotations}
+    layout["xaxis"] |= _whole_steps(history)
+    return _figure_json(traces, layout, _loss_words(history))
 
 
 def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
-    """Learning rate, gradient norm, tokens per second and memory, as four small charts in one figure.
+    """Return learning rate, gradient norm, tokens per second and memory, as four small charts in one figure.
 
     Args:
         history: The run so far.
@@ -94,22 +107,21 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         ("Memory, GiB", "memory_bytes", GIB, ".2f"),
     )
     traces: list[dict[str, Any]] = []
-    layout = _layout(_SMALL_HEIGHT, revision) | {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}}
-    layout["annotations"] = []
-    del layout["xaxis"], layout["yaxis"]
+    annotations: list[dict[str, Any]] = []
+    layout = _layout(_SMALL_HEIGHT, revision)
+    layout |= {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}, "annotations": annotations}
     for position, (title, column, unit, number) in enumerate(charts):
-        axis = "" if position == 0 else str(position + 1)
-        left, upper = position % 2 == 0, position < 2
-        x_domain = [0.0, 0.465] if left else [0.535, 1.0]
-        y_domain = [0.6, 1.0] if upper else [0.0, 0.4]
-        layout[f"xaxis{axis}"] = (
-            _axis() | {"domain": x_domain, "anchor": f"y{axis}", "nticks": 5} | _whole_steps(history)
+        suffix = "" if position == 0 else str(position + 1)
+        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        x_domain = [0.0, 0.465] if position % 2 == 0 else [0.535, 1.0]
+        y_domain = [0.6, 1.0] if position < 2 else [0.0, 0.4]
+        layout[f"xaxis{suffix}"] = (
+            _AXIS | {"domain": x_domain, "anchor": axes["yaxis"], "nticks": 5} | _whole_steps(history)
         )
-        layout[f"yaxis{axis}"] = _axis() | {
-            "domain": y_domain, "anchor": f"x{axis}", "nticks": 4, "automargin": True,
-            "rangemode": "tozero", "exponentformat": "e",
+        layout[f"yaxis{suffix}"] = _AXIS | {
+            "domain": y_domain, "anchor": axes["xaxis"], "nticks": 4, "rangemode": "tozero", "exponentformat": "e",
         }  # fmt: skip
-        layout["annotations"].append(
+        annotations.append(
             {
                 "text": title, "showarrow": False, "xref": "paper", "yref": "paper", "x": x_domain[0], "y": y_domain[1],
                 "xanchor": "left", "yanchor": "bottom", "font": {"size": 13, "color": "var(--soft)"},
@@ -118,24 +130,19 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         steps, values = _finite(history, "step", column)
         values = values if unit == 1 else values / unit
         kept = thin(steps, values, _SMALL_POINTS)
-        traces.append(
-            {
-                "type": "scatter", "mode": "lines" if len(kept) > 1 else "markers", "name": title,
-                "x": _integers(steps[kept]), "y": _numbers(values[kept]), "xaxis": f"x{axis}", "yaxis": f"y{axis}",
-                "line": {"color": "var(--series-blue)", "width": 1.5},
-                "hovertemplate": f"step %{{x:,}}: %{{y:{number}}}<extra></extra>",
-            }
-        )  # fmt: skip
+        trace = _scatter(title, _integers(steps[kept]), values[kept], "var(--series-blue)")
+        hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
+        traces.append(trace | axes | {"mode": "lines" if len(kept) > 1 else "markers", "hovertemplate": hover})
         if column == "memory_bytes" and predicted_bytes:
-            level = _level_trace([0, max(history.last_step, 1)], predicted_bytes / GIB, "predicted")
-            traces.append(level | {"xaxis": f"x{axis}", "yaxis": f"y{axis}"})
-            label = _level_label(predicted_bytes / GIB, f"predicted peak {predicted_bytes / GIB:.2f}", log=False)
-            layout["annotations"].append(label | {"xref": f"x{axis} domain", "yref": f"y{axis}"})
-    return figure_json(traces, layout, "Learning rate, gradient norm, tokens per second and memory, by step.")
+            predicted = predicted_bytes / GIB
+            traces.append(_level(history, predicted, "predicted") | axes)
+            label = _level_label(predicted, f"predicted peak {predicted:.2f}", log=False)
+            annotations.append(label | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]})
+    return _figure_json(traces, layout, "Learning rate, gradient norm, tokens per second and memory, by step.")
 
 
 def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
-    """Smoothed training loss and held-out points of several runs, each in a colour and a dash of its own."""
+    """Return smoothed training loss and held-out points of several runs, each in a colour and a dash of its own."""
     traces: list[dict[str, Any]] = []
     words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
     for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
@@ -144,71 +151,48 @@ def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
         if len(losses):
             curve = _smoothed(history, view.smoothing)
             kept = thin(places, curve, _POINTS // 2)
-            traces.append(
-                {
-                    "type": "scatter", "mode": "lines", "name": name, "legendgroup": name,
-                    "x": _numbers(places[kept]), "y": _numbers(curve[kept]),
-                    "line": {"color": colour, "width": 2, "dash": dash},
-                    "hovertemplate": "%{y:.3f}",
-                }
-            )  # fmt: skip
+            trace = _scatter(name, _numbers(places[kept]), curve[kept], colour, width=2, dash=dash)
+            traces.append(trace | {"legendgroup": name})
         held_out = _held_out(history)
         if held_out:
             steps = np.array([point.step for point in held_out], dtype=np.float64)
+            x = _numbers(_places_of(history, steps, view.against))
+            trace = _scatter(f"{name}, held-out", x, _losses(held_out), colour)
+            marker = {"color": colour, "size": 8, "symbol": "diamond"}
             traces.append(
-                {
-                    "type": "scatter", "mode": "markers", "name": f"{name}, held-out", "legendgroup": name,
-                    "showlegend": False, "x": _numbers(_places_of(history, steps, view.against)),
-                    "y": _numbers([point.eval_loss for point in held_out]),
-                    "marker": {"color": colour, "size": 8, "symbol": "diamond"}, "cliponaxis": False,
+                trace
+                | {
+                    "mode": "markers", "legendgroup": name, "showlegend": False, "marker": marker, "cliponaxis": False,
                     "hovertemplate": "held-out %{y:.3f}",
                 }
             )  # fmt: skip
-    layout = _layout(_LOSS_HEIGHT, f"{view.against}:{view.log_axis}")
-    layout["xaxis"] |= {"title": {"text": words}, "rangemode": "tozero"}
-    layout["yaxis"] |= {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
+    layout = _loss_layout(view, words, f"{view.against}:{view.log_axis}")
     names = ", ".join(name for name, _ in runs)
-    return figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {words}.")
+    return _figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {words}.")
 
 
-def _train_traces(steps: Array, losses: Array, curve: Array | None) -> list[dict[str, Any]]:
-    raw = thin(steps, losses, _POINTS)
-    traces = [
-        {
-            "type": "scatter", "mode": "lines" if len(raw) > 1 else "markers", "name": "train, each step",
-            "x": _integers(steps[raw]), "y": _numbers(losses[raw]),
-            "line": {"color": "var(--series-blue-thin)", "width": 1}, "marker": {"color": "var(--series-blue)"},
-            "hovertemplate": "%{y:.3f}",
-        }
-    ]  # fmt: skip
-    if curve is not None and len(steps) > 1:
-        kept = thin(steps, curve, _POINTS // 2)
-        traces.append(
-            {
-                "type": "scatter", "mode": "lines", "name": "train, smoothed",
-                "x": _integers(steps[kept]), "y": _numbers(curve[kept]),
-                "line": {"color": "var(--series-blue)", "width": 2.5}, "hovertemplate": "%{y:.3f}",
-            }
-        )  # fmt: skip
-    return traces
+def _figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str) -> str:
+    """Return a figure as the browser draws it; `label` says what it shows to those who do not see it.
+
+    Colours may be CSS variables such as `var(--series-blue)`; the layout has its `height` in pixels.
+    """
+    return json.dumps({"data": traces, "layout": layout, "label": label}, separators=(",", ":"), allow_nan=False)
 
 
-def _held_out_trace(points: Sequence[EvalData]) -> dict[str, Any]:
+def _scatter(
+    name: str, x: list[Any], y: Sequence[float] | Array, colour: str, *, width: float = 1.5, dash: str = "solid"
+) -> dict[str, Any]:
     return {
-        "type": "scatter", "mode": "lines+markers", "name": "held-out",
-        "x": [point.step for point in points], "y": _numbers([point.eval_loss for point in points]),
-        "line": {"color": "var(--series-vermilion)", "width": 1.5, "dash": "dot"},
-        "marker": {"color": "var(--series-vermilion)", "size": 9, "symbol": "diamond"}, "hovertemplate": "%{y:.3f}",
-        "cliponaxis": False,
+        "type": "scatter", "mode": "lines", "name": name, "x": x, "y": _numbers(y),
+        "line": {"color": colour, "width": width, "dash": dash}, "hovertemplate": "%{y:.3f}",
     }  # fmt: skip
 
 
-def _level_trace(ends: list[int], value: float, name: str) -> dict[str, Any]:
-    """A horizontal line that the axis makes room for."""
-    return {
-        "type": "scatter", "mode": "lines", "name": name, "showlegend": False, "x": ends, "y": _numbers([value, value]),
-        "line": {"color": "var(--series-grey)", "width": 1.5, "dash": "dash"}, "hoverinfo": "skip",
-    }  # fmt: skip
+def _level(history: RunHistory, value: float, name: str) -> dict[str, Any]:
+    """Return a horizontal line that the axis makes room for."""
+    trace = _scatter(name, [0, max(history.last_step, 1)], [value, value], "var(--series-grey)", dash="dash")
+    del trace["hovertemplate"]
+    return trace | {"showlegend": False, "hoverinfo": "skip"}
 
 
 def _level_label(value: float, text: str, *, log: bool) -> dict[str, Any]:
@@ -217,6 +201,9 @@ def _level_label(value: float, text: str, *, log: bool) -> dict[str, Any]:
         "y": math.log10(value) if log and value > 0 else value, "yanchor": "bottom",
         "font": {"size": 12, "color": "var(--soft)"},
     }  # fmt: skip
+
+
+_AXIS: dict[str, Any] = {"gridcolor": "var(--rule)", "zeroline": False, "ticks": "", "automargin": True}
 
 
 def _layout(height: int, revision: str) -> dict[str, Any]:
@@ -235,22 +222,22 @@ def _layout(height: int, revision: str) -> dict[str, Any]:
         "hovermode": "x unified",
         "hoverlabel": {"bgcolor": "var(--paper)", "bordercolor": "var(--rule)", "font": {"color": "var(--ink)"}},
         "uirevision": revision,
-        "xaxis": _axis(),
-        "yaxis": _axis(),
     }
 
 
+def _loss_layout(view: ChartView, x_title: str, revision: str) -> dict[str, Any]:
+    x_axis = _AXIS | {"title": {"text": x_title}, "rangemode": "tozero"}
+    y_axis = _AXIS | {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
+    return _layout(_LOSS_HEIGHT, revision) | {"xaxis": x_axis, "yaxis": y_axis}
+
+
 def _whole_steps(history: RunHistory) -> dict[str, Any]:
-    """Nobody takes half a step: with few of them, the axis would show fractions."""
+    """Return an axis of whole numbers where a few steps would make it show fractions."""
     return {"dtick": 1} if 0 < history.last_step < _FEW_STEPS else {}
 
 
-def _axis() -> dict[str, Any]:
-    return {"gridcolor": "var(--rule)", "zeroline": False, "ticks": "", "automargin": True}
-
-
 def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Array]:
-    """Both columns without the points that have no finite value."""
+    """Return both columns without the points that have no finite value."""
     places, values = history.steps.column(x), history.steps.column(y)
     # A million points are neither looked through nor copied where all of them are known.
     if history.steps.is_complete(x) and history.steps.is_complete(y):
@@ -260,7 +247,7 @@ def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, A
 
 
 def _smoothed(history: RunHistory, weight: float) -> Array:
-    """The curve through the losses that `_finite` gives."""
+    """Return the curve through the losses that `_finite` returns."""
     curve = history.steps.smoothed_losses(weight)
     return curve if history.steps.is_complete("loss") else curve[np.isfinite(curve)]
 
@@ -274,7 +261,7 @@ def _places(history: RunHistory, against: Against) -> Array:
 
 
 def _places_of(history: RunHistory, steps: Array, against: Against) -> Array:
-    """Where on the axis the held-out measurements fall."""
+    """Return where on the axis the held-out measurements are."""
     known = history.steps.steps[np.isfinite(history.steps.losses)]
     if against == "step" or not len(known):
         return steps
@@ -283,8 +270,12 @@ def _places_of(history: RunHistory, steps: Array, against: Against) -> Array:
 
 
 def _held_out(history: RunHistory) -> list[EvalData]:
-    """The curve of held-out losses; it starts at the base model's where that was measured by the same means."""
+    """Return held-out losses; they begin with the base model's where that was measured by the same means."""
     return [point for point in history.evals if math.isfinite(point.eval_loss) and not point.adapter_disabled]
+
+
+def _losses(points: Sequence[EvalData]) -> list[float]:
+    return [point.eval_loss for point in points]
 
 
 def _integers(values: Array) -> list[int]:
@@ -292,7 +283,7 @@ def _integers(values: Array) -> list[int]:
 
 
 def _numbers(values: Sequence[float] | Array) -> list[float]:
-    """Five significant digits: more than a screen shows, and half the bytes on the wire."""
+    """Return five significant digits: more than a screen shows, and half the bytes on the wire."""
     return [float(f"{value:.5g}") for value in values]
 
 

@@ -1,22 +1,31 @@
-"""One run in a few lines, and several side by side: only where they differ."""
+"""One run in a few lines, its record in folds, and several runs compared: only where they differ."""
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
+from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
+from engine.data.contract import DatasetReport
+from engine.runs.checkpoints import list_checkpoints
 from engine.runs.electricity import Electricity, energy_words
+from engine.runs.history.log import read_lines
 from engine.runs.summary import RunSummary
 from engine.runs.table import differing_settings
 from ui.backend.run_reader import ObservedRun
+from ui.views.dataset import render_facts, render_lengths, render_problems
+from ui.views.html import GIB, Column, count, definitions, duration, log, plural, size, small, table
 from ui.views.loss_chart import SERIES
-from ui.views.quantities import GIB, count, duration, size
 from ui.views.run_table import best_of, held_out_cell, when
 from ui.views.run_view import method_words
 
+_EVENT_TAIL_BYTES = 16_000
+_EVENT_LINES = 60
+
 
 class ComparedRun(NamedTuple):
-    """A run beside others."""
+    """A run in a comparison."""
 
     row: RunSummary
     config: RunConfig | None
@@ -24,77 +33,155 @@ class ComparedRun(NamedTuple):
 
 
 def render_run_details(observed: ObservedRun, row: RunSummary, electricity: Electricity) -> str:
-    """What is worth a line beside status and curves."""
+    """Return the facts that status and curves do not show."""
     config = observed.config
-    entries: list[tuple[str, str]] = []
-    if row.note:
-        entries.append(("Note", f'<span class="note">{escape(row.note)}</span>'))
-    if row.tags:
-        entries.append(("Tags", ", ".join(f"<span class=tag>{escape(tag)}</span>" for tag in row.tags)))
+    model = data = method = ""
     if config is not None:
         revision = f" at {escape(config.model.revision[:12])}" if config.model.revision else ""
+        model, data, method = escape(config.model.id) + revision, config.dataset.source, method_words(config)
+    speed = f", {row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
+    entries = [
+        ("Note", f'<span class="note">{escape(row.note)}</span>' if row.note else ""),
+        ("Tags", ", ".join(f"<span class=tag>{escape(tag)}</span>" for tag in row.tags)),
+        ("Model", model),
+        ("Method", escape(method)),
+        ("Data", escape(data)),
+        ("Trained tokens", f"{count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
+        ("Trains", f"{row.trainable_parameters:,} parameters" if row.trainable_parameters else ""),
+        ("Memory", _memory(row)),
+        ("Duration", duration(row.seconds) if row.seconds is not None else ""),
+        ("Electricity", escape(energy_words(row, electricity))),
+        ("Created", when(row.created) if row.created else ""),
+        ("Copied from", escape(observed.provenance.copied_from or "")),
+        ("Id", f"<code>{escape(observed.run.id)}</code>"),
+        ("On disk", size(row.size_bytes)),
+    ]
+    return definitions(entries, "details-grid")
+
+
+def render_record(observed: ObservedRun) -> str:
+    """Return the record of a run as folds: configuration, data, environment, checkpoints and events."""
+    folder = observed.run.folder
+    count_words = plural(len(list_checkpoints(folder.checkpoints)), "checkpoint")
+    parts = [
+        ("Configuration", _configuration(observed)),
+        ("Data", _data(folder.read_dataset_report())),
+        ("Environment", _environment(observed)),
+        (f"{count_words} on disk", _checkpoints(observed)),
+        ("Newest lines of events.jsonl", _events(folder.events)),
+    ]
+    return "".join(
+        f'<details class="fold"><summary>{escape(title)}</summary>{content}</details>'
+        for title, content in parts
+        if content
+    )
+
+
+def _configuration(observed: ObservedRun) -> str:
+    if observed.config is None:
+        return small("Its config.yaml cannot be read.")
+    return log(config_to_yaml(observed.config), "config.yaml")
+
+
+def _data(report: DatasetReport | None) -> str:
+    if report is None:
+        return ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    listed = f"<ul class=small>{notes}</ul>" if notes else ""
+    problems = render_problems(report, pickable_rows=False) if report.dropped else ""
+    lead = small(f"{report.source}, read as {report.format}: {report.format_reason}.")
+    return f"{lead}{render_facts(report)}{render_lengths(report)}{listed}{problems}"
+
+
+def _environment(observed: ObservedRun) -> str:
+    known, parameters = observed.provenance, observed.history.parameters
+    entries = [
+        ("Loratory", known.loratory),
+        ("Python", known.python),
+        ("Platform", known.platform),
+        *known.libraries.items(),
+        ("Source of the model", known.model_source or ""),
+        ("Fingerprint of the data", known.dataset_fingerprint or ""),
+    ]
+    if parameters is not None:
         entries += [
-            ("Model", escape(config.model.id) + revision),
-            ("Method", escape(method_words(config))),
-            ("Data", escape(config.dataset.source)),
+            ("Device", parameters.device),
+            ("Compute dtype", parameters.compute_dtype),
+            ("Attention", parameters.attn_implementation),
+            ("Optimizer", parameters.optim),
+            ("Batching", parameters.batching),
         ]
-    if row.trained_tokens:
-        speed = f", {row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
-        entries.append(("Learned from", f"{count(row.trained_tokens)} tokens{speed}"))
-    if row.trainable_parameters:
-        entries.append(("Trains", f"{row.trainable_parameters:,} parameters"))
-    entries.append(("Memory", _memory_words(row)))
-    if row.seconds is not None:
-        entries.append(("Took", duration(row.seconds)))
-    entries.append(("Electricity", escape(energy_words(row, electricity))))
-    if row.created:
-        entries.append(("Filed", when(row.created)))
-    if observed.provenance.copied_from:
-        entries.append(("Copied from", escape(observed.provenance.copied_from)))
-    entries += [("Id", f"<code>{escape(observed.run.id)}</code>"), ("On disk", size(row.size_bytes))]
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries if value)
-    return f'<dl class="details-grid">{listed}</dl>'
+    return definitions(((escape(name), escape(value or "")) for name, value in entries), "details-grid")
+
+
+def _checkpoints(observed: ObservedRun) -> str:
+    present = {point.step for point in list_checkpoints(observed.run.folder.checkpoints)}
+    losses = {point.step: f"{point.eval_loss:.3f}" for point in observed.history.tuned_evals}
+    rows = [
+        (
+            f"step {point.step:,}",
+            size(point.size_bytes),
+            losses.get(point.step, "–"),
+            "best so far" if point.best else "",
+            "" if point.step in present else "removed since",
+        )
+        for point in reversed(observed.history.checkpoints)
+    ]
+    columns = [Column("Checkpoint"), *map(Column.of_numbers, ("Size", "Held-out loss")), Column(""), Column("", "soft")]
+    return table(columns, rows, scrolls="scroll tall") if rows else ""
+
+
+def _events(path: Path) -> str:
+    try:
+        beginning = max(0, path.stat().st_size - _EVENT_TAIL_BYTES)
+    except OSError:
+        return ""
+    lines = read_lines(path, beginning).lines
+    newest = b"\n".join(lines[1 if beginning else 0 :][-_EVENT_LINES:]).decode("utf-8", errors="replace")
+    return log(newest, "The newest events") if newest else ""
+
+
+# Plotly's dashes in the words of CSS, as near as they come.
+_CSS_DASHES = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdash": "dashed"}
 
 
 def render_differences(runs: Sequence[ComparedRun], electricity: Electricity) -> str:
-    """Result and differing settings, a column for each run; the lowest held-out loss is marked where they compare."""
+    """Return results and differing settings, a column for each run; the lowest held-out loss is marked where valid."""
     comparable = have_the_same_held_out_rows(runs)
     best = best_of([run.row for run in runs]) if comparable else None
-    heads = "".join(
-        f'<th><span class="swatch" style="border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"></span>'
-        f"{escape(run.row.name)} · {run.row.id[-4:]}</th>"
+    heads = [
+        f'<span class="swatch" style="border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"></span>'
+        f"{escape(run.row.name)} · {run.row.id[-4:]}"
         for run, (colour, dash) in zip(runs, SERIES, strict=False)
-    )
-    results = (
-        ("held-out loss", [held_out_cell(run.row, best) for run in runs]),
-        ("steps", [f"{run.row.steps:,}" for run in runs]),
-        ("tokens learned from", [count(run.row.trained_tokens) if run.row.trained_tokens else "–" for run in runs]),
-        ("tokens/s", [f"{run.row.tokens_per_second:,.0f}" if run.row.tokens_per_second else "–" for run in runs]),
-        ("memory", [_memory_words(run.row) or "–" for run in runs]),
-        ("took", [duration(run.row.seconds) if run.row.seconds is not None else "–" for run in runs]),
-        *_costs(runs, electricity),
-    )
-    body = "".join(_line(name, values) for name, values in results)
+    ]
+    rows = [run.row for run in runs]
+    costs = [escape(energy_words(row, electricity)) for row in rows]
+    lines = [
+        ("held-out loss", [held_out_cell(row, best) for row in rows]),
+        ("steps", [f"{row.steps:,}" for row in rows]),
+        ("trained tokens", [count(row.trained_tokens) if row.trained_tokens else "–" for row in rows]),
+        ("tokens/s", [f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "–" for row in rows]),
+        ("memory", [_memory(row) or "–" for row in rows]),
+        ("duration", [duration(row.seconds) if row.seconds is not None else "–" for row in rows]),
+    ]
+    if any(costs):
+        lines.append(("electricity", [cost or "–" for cost in costs]))
     configs = {run.row.id: run.config for run in runs if run.config is not None}
     differing = differing_settings(configs) if len(configs) == len(runs) else []
-    settings = "".join(
-        _line(difference.setting, [escape(_shown(difference.values[run.row.id])) for run in runs])
-        for difference in differing
-    )
+    for difference in differing:
+        values = [escape(_setting(difference.values[row.id])) for row in rows]
+        lines.append((escape(difference.setting), values))
     if differing:
         note = "Only settings that differ are listed."
     else:
         note = "Their settings are the same." if len(configs) == len(runs) else "A configuration cannot be read."
     if not comparable:
-        note += " Their held-out rows or their tokenizers differ, so that the held-out losses do not compare."
-    return (
-        f'<div class="scroll"><table class="plain differences"><thead><tr><th></th>{heads}</tr></thead>'
-        f'<tbody>{body}{settings}</tbody></table></div><p class="small">{note}</p>'
-    )
+        note += " Held-out losses are not comparable: the held-out rows or the tokenizers differ."
+    return table(["", *heads], ((name, *values) for name, values in lines), css="differences") + small(note)
 
 
 def have_the_same_held_out_rows(runs: Sequence[ComparedRun]) -> bool:
-    """Whether held-out losses of these runs mean the same: equal rows, held out alike, in tokens of one model."""
+    """Return whether held-out losses of these runs are comparable: the same held-out rows and the same tokenizer."""
     kinds = {
         (
             run.fingerprint or run.config.dataset.source,
@@ -111,30 +198,12 @@ def have_the_same_held_out_rows(runs: Sequence[ComparedRun]) -> bool:
     return len(kinds) == 1
 
 
-def _costs(runs: Sequence[ComparedRun], electricity: Electricity) -> list[tuple[str, list[str]]]:
-    words = [escape(energy_words(run.row, electricity)) for run in runs]
-    return [("electricity", [text or "–" for text in words])] if any(words) else []
+def _memory(row: RunSummary) -> str:
+    figures = ((row.peak_memory_bytes, "measured"), (row.predicted_bytes, "predicted"))
+    return ", ".join(f"{size_bytes / GIB:.2f} GiB {word}" for size_bytes, word in figures if size_bytes)
 
 
-# Plotly's dashes in the words of CSS, as near as they come.
-_CSS_DASHES = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdash": "dashed"}
-
-
-def _line(name: str, values: Sequence[str]) -> str:
-    cells = "".join(f"<td>{value}</td>" for value in values)
-    return f"<tr><td>{escape(name)}</td>{cells}</tr>"
-
-
-def _memory_words(row: RunSummary) -> str:
-    parts = []
-    if row.peak_memory_bytes:
-        parts.append(f"{row.peak_memory_bytes / GIB:.2f} GiB measured")
-    if row.predicted_bytes:
-        parts.append(f"{row.predicted_bytes / GIB:.2f} GiB predicted")
-    return ", ".join(parts)
-
-
-def _shown(value: object) -> str:
+def _setting(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value) or "none"
     if isinstance(value, dict):

@@ -1,13 +1,15 @@
-"""What a draft will come to: steps, tokens and time, before anything starts."""
+"""Steps, tokens and time of a draft, before it starts; and the presets."""
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from engine.config.presets import Preset
 from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport
-from ui.views.quantities import count, duration, plural
+from ui.views.html import count, duration, facts, plural, small
 
 
 class RunPlan(NamedTuple):
@@ -21,14 +23,14 @@ class RunPlan(NamedTuple):
 
 
 class KnownSpeed(NamedTuple):
-    """Throughput of an earlier run like this one."""
+    """Throughput of an earlier, similar run."""
 
     tokens_per_second: float
     run_title: str
 
 
 def plan_run(training: TrainingConfig, report: DatasetReport) -> RunPlan | None:
-    """Work out steps and tokens as the trainer will count them; None where no tokens were counted.
+    """Return steps and tokens as the trainer will count them; None where no tokens were counted.
 
     Source: transformers' `Trainer.set_initial_training_values`: batches are cut into whole steps, the last one may be
     smaller, and `max_steps` wins over the epochs.
@@ -56,45 +58,53 @@ def plan_run(training: TrainingConfig, report: DatasetReport) -> RunPlan | None:
 
 
 def render_plan(config: RunConfig | None, report: DatasetReport | None, speed: KnownSpeed | None) -> str:
-    """Steps, tokens and time in figures; what is not known is said to be unknown."""
+    """Return steps, tokens and time in figures; unknown ones are marked as unknown."""
     if config is None:
         return ""
     training = config.training
     plan = plan_run(training, report) if report is not None else None
-    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if plan is None:
-        known = f"<b>{training.max_steps:,}</b>" if training.max_steps > 0 else "<b>?</b>"
-        return (
-            f'<div class="facts"><div>{known}steps</div><div><b>{per_step:,}</b>rows in each step</div></div>'
-            '<p class="small">Tokens and time are unknown until the rows are counted: look at the dataset in the Data '
-            "tab with a model chosen, or start and see.</p>"
+        steps = f"{training.max_steps:,}" if training.max_steps > 0 else "?"
+        per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        return facts([(steps, "steps"), (f"{per_step:,}", "rows per step")]) + small(
+            "Tokens and time are unknown until the rows are counted: open the Data tab with a model chosen, or start."
         )
     about = "≈ " if plan.is_estimate else ""
+    figures = [
+        (f"{about}{plan.steps:,}", "step" if plan.steps == 1 else "steps"),
+        (f"{plan.sequences_per_step:,}", f"{'packed rows' if training.packing else 'rows'} per step"),
+        (f"{about}{count(plan.trained_tokens)}", "trained tokens"),
+        (f"{about}{count(plan.seen_tokens)}", "tokens in all"),
+    ]
+    note = ""
     if speed is None:
-        time_figure = "<b>?</b>time, unknown until the first steps"
-        note = ""
+        figures.append(("?", "time, unknown until the first steps"))
     else:
-        seconds = plan.seen_tokens / speed.tokens_per_second
-        time_figure = f"<b>≈ {duration(seconds)}</b>of training"
-        note = (
-            f'<p class="small">The time follows from {speed.tokens_per_second:,.0f} tokens/s in '
-            f"“{escape(speed.run_title)}”, which had the same model, method and device. Loading and held-out "
-            "measurements come on top.</p>"
+        figures.append((f"≈ {duration(plan.seen_tokens / speed.tokens_per_second)}", "of training"))
+        note = small(
+            f"Estimated from {speed.tokens_per_second:,.0f} tokens/s in “{speed.run_title}”, a run with the same model, method "
+            "and device, without loading and evaluation."
         )
-    packed = '<p class="small">Packing decides at the start how many rows there are; hence ≈.</p>' if about else ""
-    return (
-        f'<div class="facts"><div><b>{about}{plan.steps:,}</b>{"step" if plan.steps == 1 else "steps"}</div>'
-        f"<div><b>{plan.sequences_per_step:,}</b>{'packed rows' if training.packing else 'rows'} in each step</div>"
-        f"<div><b>{about}{count(plan.trained_tokens)}</b>tokens learned from</div>"
-        f"<div><b>{about}{count(plan.seen_tokens)}</b>tokens read</div><div>{time_figure}</div></div>"
-        f"{_data_words(report)}{note}{packed}"
-    )
+    packed = small("≈: packing sets the number of rows at the start.") if about else ""
+    return facts(figures) + _data(report) + note + packed
 
 
-def _data_words(report: DatasetReport | None) -> str:
+def _data(report: DatasetReport | None) -> str:
     if report is None:
         return ""
     held_out = f", {plural(report.held_out_rows, 'row')} held out" if report.held_out_rows else ", none held out"
     cut = report.token_lengths.over_max_length if report.token_lengths is not None else 0
-    lost = f"; {plural(cut, 'row is', 'rows are')} cut at {report.max_length or 0:,} tokens" if cut else ""
-    return f'<p class="small">{plural(report.train_rows, "row")} to train on{held_out}{lost}.</p>'
+    lost = f"; {plural(cut, 'row is', 'rows are')} truncated at {report.max_length or 0:,} tokens" if cut else ""
+    return small(f"{plural(report.train_rows, 'row')} to train on{held_out}{lost}.")
+
+
+def render_presets(presets: Sequence[Preset]) -> str:
+    """Return one choice a preset: its title, its device, and what it is about."""
+    if not presets:
+        return ""
+    items = "".join(
+        f'<button type="button" data-pick="{escape(preset.name, quote=True)}" title="{escape(preset.about, quote=True)}">'
+        f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}</span></button>"
+        for preset in presets
+    )
+    return f'<div class="presets" role="group" aria-label="Presets">{items}</div>'

@@ -1,4 +1,4 @@
-"""All runs as a table: found, filtered, ordered, and picked to be looked at or compared."""
+"""All runs as a table: found, filtered, ordered, and picked to be shown or compared; and the queue."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -8,13 +8,12 @@ from typing import NamedTuple
 from engine.runs.run import State
 from engine.runs.summary import RunSummary
 from engine.runs.table import RunQuery, SortKey, best_by_held_out_loss
-from ui.pick import pickable
-from ui.views.quantities import duration, plural
-from ui.views.run_view import short_name, state_mark
+from ui.views.html import Column, Row, duration, empty, pick_button, pickable, plural, short_name, small, table, under
+from ui.views.run_view import state_mark
 
 FILTERS: dict[str, frozenset[State]] = {
     "All": frozenset(),
-    "Under way": frozenset({"submitted", "starting", "running", "stopping"}),
+    "Active": frozenset({"submitted", "starting", "running", "stopping"}),
     "Waiting": frozenset({"queued"}),
     "Completed": frozenset({"completed"}),
     "Stopped": frozenset({"stopped"}),
@@ -31,19 +30,30 @@ ORDERS: dict[str, tuple[SortKey, bool]] = {
     "Oldest first": ("created", False),
 }
 
-NO_RUNS = (
-    '<div class="empty"><b>No runs yet</b>Every run that you start is kept here, with its settings, curves and result. '
-    "Begin in the Model tab, or take a preset in Train.</div>"
+NO_RUNS = empty(
+    "No runs yet",
+    "Every run is kept here with its settings, curves and result. Begin in the Model tab, or use a preset in Train.",
 )
-NOTHING_FOUND = '<div class="empty"><b>No run is like that</b>Search for less, or show all states.</div>'
+NOTHING_FOUND = empty("No matching runs", "Use fewer words, or show all states.")
 
 ANY_METHOD, ANY_MODEL = "All methods", "All models"
 COMPARE_PREFIX = "compare:"
 MORE = "more:"
 
+_COLUMNS = (
+    Column('<span aria-hidden="true">⇄</span>', "mark"),
+    Column("Run", "name"),
+    Column("State"),
+    Column("Method", "method"),
+    *map(Column.of_numbers, ("Steps", "Held-out loss", "Duration")),
+    Column("Started", "r soft"),
+)
+_QUEUE_ROWS = 12
+_MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "↓", "Move down"))
+
 
 class TableQuery(NamedTuple):
-    """What a browser sent; nothing of it is believed."""
+    """What a browser sent; nothing of it is trusted."""
 
     words: object = ""
     state: object = "All"
@@ -53,7 +63,7 @@ class TableQuery(NamedTuple):
 
 
 def query_of(asked: TableQuery) -> RunQuery:
-    """From what a browser sent; what is not known is left at its default."""
+    """Return the query that a browser sent; an unknown part gets its default."""
     states = next((states for name, states in FILTERS.items() if name == asked.state), frozenset())
     sort, descending = next((key for name, key in ORDERS.items() if name == asked.order), ("created", True))
     return RunQuery(
@@ -67,27 +77,18 @@ def query_of(asked: TableQuery) -> RunQuery:
 
 
 def render_run_table(rows: Sequence[RunSummary], chosen: str, compared: Collection[str], shown: int) -> str:
-    """The first `shown` rows; a row can be picked, and a box in it takes the run into the comparison."""
-    body = "".join(_row(row, row.id == chosen, row.id in compared) for row in rows[:shown])
+    """Return the first `shown` rows; each can be picked, and its box adds the run to the comparison."""
+    html = table(_COLUMNS, (_row(row, row.id == chosen, row.id in compared) for row in rows[:shown]), css="runs")
     left = len(rows) - shown
-    more = (
-        f'<button type="button" class="quiet" data-pick="{MORE}">Show {min(left, 100):,} more of {left:,}</button>'
-        if left > 0
-        else ""
-    )
-    return (
-        '<div class="scroll"><table class="plain runs"><thead><tr><th><span aria-hidden="true">⇄</span></th><th>Run</th>'
-        '<th>State</th><th class="method">Method</th><th class="r">Steps</th><th class="r">Held-out loss</th><th class="r">Took</th>'
-        f'<th class="r">Started</th></tr></thead><tbody>{body}</tbody></table></div>{more}'
-    )
+    return html + pick_button(MORE, f"Show {min(left, 100):,} more of {left:,}", css="quiet") if left > 0 else html
 
 
 def render_unread(unread: int) -> str:
-    """What is said below the table while older runs are still being read."""
-    return f'<p class="small">Reading {plural(unread, "older run")} …</p>' if unread else ""
+    """Return the line below the table while older runs are still being read."""
+    return small(f"Reading {plural(unread, 'older run')} …") if unread else ""
 
 
-def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> str:
+def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
     label = escape(f"Compare {row.name}", quote=True)
     tick = (
         f'<button type="button" class="tick" role="checkbox" aria-checked="{"true" if is_compared else "false"}" '
@@ -95,50 +96,51 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> str:
         "✓</button>"
     )
     ingredients = " · ".join(escape(short_name(part)) for part in (row.model, row.dataset) if part)
+    tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""
-    return (
-        f'<tr {pickable(row.id, chosen=is_chosen)}><td class="mark">{tick}</td>'
-        f'<td class="name">{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}{_tags(row)}</span></td>'
-        f'<td>{state_mark(row.state)}</td><td class="method">{escape(row.method)}</td>'
-        f'<td class="r">{row.steps:,}{total}</td><td class="r">{held_out_cell(row)}</td>'
-        f'<td class="r">{_took(row)}</td><td class="r soft">{when(row.created)}</td></tr>'
+    cells = (
+        tick,
+        f'{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}{tags}</span>',
+        state_mark(row.state),
+        escape(row.method),
+        f"{row.steps:,}{total}",
+        held_out_cell(row),
+        _duration(row),
+        when(row.created),
     )
-
-
-def _tags(row: RunSummary) -> str:
-    return "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
+    return Row(cells, pickable(row.id, chosen=is_chosen))
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
-    """Id of the run with the lowest held-out loss, where several were measured."""
+    """Return the id of the run with the lowest held-out loss, where several were measured."""
     measured = [row for row in rows if row.best_eval_loss is not None]
     best = best_by_held_out_loss(measured) if len(measured) > 1 else None
     return best.id if best is not None else None
 
 
 def held_out_cell(row: RunSummary, best: str | None = None) -> str:
-    """`1.92`, with the base model's loss under it; the run with the id `best` is marked."""
+    """Return `1.92`, with the base model's loss under it; the run with the id `best` is marked."""
     if row.best_eval_loss is None:
         return "–"
     mark = '<span class="best" title="the lowest of these runs">★ </span>' if row.id == best else ""
-    under = ""
-    if row.base_eval_loss:
-        change = 1 - row.best_eval_loss / row.base_eval_loss
-        words = f"{change:.0%} below" if change >= 0 else f"{-change:.0%} above"
-        under = f'<span class="under">{words} base {row.base_eval_loss:.2f}</span>'
-    return f"{mark}{row.best_eval_loss:.3f}{under}"
+    cell = f"{mark}{row.best_eval_loss:.3f}"
+    if not row.base_eval_loss:
+        return cell
+    change = 1 - row.best_eval_loss / row.base_eval_loss
+    words = f"{change:.0%} below" if change >= 0 else f"{-change:.0%} above"
+    return under(cell, f"{words} base {row.base_eval_loss:.2f}")
 
 
 def when(moment: float, now: float | None = None) -> str:
-    """`14:05`, `yesterday 14:05`, `3 Nov`, `3 Nov 2024`; local time."""
+    """Return `14:05`, `yesterday 14:05`, `3 Nov` or `3 Nov 2024`; local time."""
     if not moment:
         return "–"
     then, today = time.localtime(moment), time.localtime(time.time() if now is None else now)
-    days = (_noon(today) - _noon(then)) / 86_400
+    days = round((_noon(today) - _noon(then)) / 86_400)
     clock = time.strftime("%H:%M", then)
-    if round(days) == 0:
+    if days == 0:
         return clock
-    if round(days) == 1:
+    if days == 1:
         return f"yesterday {clock}"
     date = f"{then.tm_mday} {time.strftime('%b', then)}"
     return date if then.tm_year == today.tm_year else f"{date} {then.tm_year}"
@@ -148,9 +150,33 @@ def _noon(moment: time.struct_time) -> float:
     return time.mktime((moment.tm_year, moment.tm_mon, moment.tm_mday, 12, 0, 0, 0, 0, -1))
 
 
-def _took(row: RunSummary) -> str:
+def _duration(row: RunSummary) -> str:
     if row.seconds is not None:
         return duration(row.seconds)
-    if row.started is not None:
-        return f"{duration(time.time() - row.started)} so far"
-    return "–"
+    return f"{duration(time.time() - row.started)} so far" if row.started is not None else "–"
+
+
+def render_queue(waiting: Sequence[RunSummary]) -> str:
+    """Return one line for each waiting run, the next one first, with buttons that move it."""
+    if not waiting:
+        return ""
+    lines = (_queued(place, row, len(waiting)) for place, row in enumerate(waiting[:_QUEUE_ROWS], start=1))
+    left = len(waiting) - _QUEUE_ROWS
+    columns = (Column("", "r soft place"), Column("", "name"), Column("", "moves"))
+    label = ' aria-label="Waiting runs, the next one first"'
+    more = small(f"… and {plural(left, 'more run')} behind them.") if left > 0 else ""
+    return f"<h2>Queue</h2>{table(columns, lines, css='queue', attributes=label, scrolls='')}{more}"
+
+
+def _queued(place: int, row: RunSummary, count: int) -> tuple[str, str, str]:
+    identifier = escape(row.id, quote=True)
+    buttons = "".join(
+        f'<button type="button" class="move" data-pick="{move}:{identifier}" title="{words}" '
+        f'aria-label="{words}: {escape(row.name, quote=True)}"'
+        f"{' disabled' if place == (count if move == 'down' else 1) else ''}>{sign}</button>"
+        for move, sign, words in _MOVES
+    )
+    anyway = pick_button(f"anyway:{row.id}", "Start anyway", css="plainly") if row.reason == "memory" else ""
+    remove = pick_button(f"out:{row.id}", "Remove", css="plainly")
+    cause = row.cause or "starts when a device is free"
+    return str(place), under(escape(row.name), cause), f"{anyway}{buttons}{remove}"

@@ -1,15 +1,15 @@
-"""A row as the model sees it: what it learns to say apart from what it only reads, by colour and by underline."""
+"""A row as the model reads it: trained tokens apart from masked tokens, by colour and by underline."""
 
 from html import escape
 
 from engine.data.contract import PageRow, SequenceView, TokenSpan
-from ui.views.quantities import plural
+from ui.views.html import plural
 
-# A page shows about this much of a row; nobody reads more, and a browser should not have to lay it out.
+# A page shows about this much of a row: more takes a browser too long to lay out.
 _SHOWN_CHARACTERS = 40_000
-_LEARNED = " · learned"
+_TRAINED = " · trained"
 
-# Says which token the pointer is on. A character that several tokens spell belongs to the first; the others are empty.
+# Shows which token the pointer is on. A character that several tokens spell belongs to the first; the others are empty.
 TELL_WHICH = """
 element.addEventListener('mouseover', (event) => {
   const token = event.target;
@@ -26,7 +26,7 @@ element.addEventListener('mouseover', (event) => {
 
 
 def render_tokens(row: PageRow) -> str:
-    """HTML of a row's training sequences; control tokens stand in a frame, trained text is underlined and tinted."""
+    """Return the training sequences of a row; control tokens have a frame, trained text is underlined and tinted."""
     count = len(row.sequences)
     parts = []
     for number, sequence in enumerate(row.sequences, start=1):
@@ -43,12 +43,12 @@ def _sequence(sequence: SequenceView) -> str:
         shown += len(span.text)
         if shown >= _SHOWN_CHARACTERS:
             break
-    words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them learned"
+    words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
     if sequence.uncut_tokens > sequence.tokens:
-        words += f"; {sequence.uncut_tokens - sequence.tokens:,} more are cut away"
+        words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated"
     is_cut = shown >= _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens
     if is_cut:
-        words += "; only its beginning is shown"
+        words += "; only the beginning is shown"
     return (
         '<div class="tokens edges" tabindex="0" role="region" aria-label="The row, token by token">'
         f'{"".join(spans)}</div><p class="small num">{words}.</p>'
@@ -56,9 +56,9 @@ def _sequence(sequence: SequenceView) -> str:
 
 
 def _span(span: TokenSpan, room: int) -> str:
-    """Text of one kind, cut into its tokens; their ids stand once beside it, for a long row has many of them."""
+    """Return text of one kind, split into its tokens, with their ids once for all: a long row has many of them."""
     css = f"{'trained' if span.trained else 'masked'}{' special' if span.special else ''}"
-    label = "learns to say" if span.trained else "only reads"
+    label = "trained" if span.trained else "masked"
     text = span.text[:room]
     if span.special or not span.lengths:
         which = f", token {span.ids[0]}" if span.ids else f": {plural(span.tokens, 'token')}"
@@ -74,10 +74,10 @@ def _span(span: TokenSpan, room: int) -> str:
 
 
 def render_conversation(row: PageRow) -> str:
-    """HTML of a row as people would read it: turn by turn, tools and their answers included."""
+    """Return a row as people would read it: turn by turn, with tools and their answers."""
     if row.conversation is None:
         text = escape((row.text or row.raw)[:_SHOWN_CHARACTERS])
-        return f'<div class="turn learned"><span class="role">plain text{_LEARNED}</span>{text}</div>'
+        return f'<div class="turn learned"><span class="role">plain text{_TRAINED}</span>{text}</div>'
     turns = []
     for number, message in enumerate(row.conversation.messages):
         is_learned = number in row.trained_turns
@@ -86,7 +86,7 @@ def render_conversation(row: PageRow) -> str:
             body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'
         for call in message.tool_calls:
             body += f"\n<code>calls {escape(call.name)}({escape(str(call.arguments)[:2000])})</code>"
-        css, word = (" learned", _LEARNED) if is_learned else ("", "")
+        css, word = (" learned", _TRAINED) if is_learned else ("", "")
         turns.append(f'<div class="turn{css}"><span class="role">{escape(message.role)}{word}</span>{body}</div>')
     tools = row.conversation.tools
     offered = (

@@ -1,17 +1,17 @@
-"""The blind test: two answers without names, a choice, then whose they were; in the end what all choices say."""
+"""The blind test: two answers without names, a choice, then whose they were; in the end the tally of all choices."""
 
 import random
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.chat.contract import Branch, ChatRequest, ChatTarget
+from engine.chat.contract import Branch, ChatRequest, ChatState, ChatTarget
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError
 from engine.evaluation.blind_test import (
@@ -25,19 +25,18 @@ from engine.evaluation.blind_test import (
     keep_judgement,
     read_judgements,
 )
-from ui.backend.answering import Answering
 from ui.backend.held_out import HeldOutPrompts, RowPrompt
-from ui.components import Radio
-from ui.errors import trouble
+from ui.backend.run_reader import FINAL
+from ui.backend.streaming import AnswerStream
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, shown
 from ui.page import Page
-from ui.tabs.chat.choice import FINAL, ChatChoice
-from ui.tabs.chat.judging import Judging, compared
+from ui.tabs.chat.choice import ChatChoice
 from ui.tabs.chat.sampling import read_sampling
 from ui.tabs.chat.talk import TalkPart
 from ui.views.blind_test import render_pair, render_revealed, render_same_words, render_tally, render_writing
-from ui.views.quantities import plural
+from ui.views.html import empty, error_box, plural
 
-HELD_OUT, OWN = "from rows that were held out", "that I type"
+HELD_OUT, OWN = "From the held-out set", "My own"
 _VERDICTS: tuple[tuple[Verdict, str], ...] = (
     ("left", "Left is better"),
     ("equal", "Equally good"),
@@ -45,18 +44,30 @@ _VERDICTS: tuple[tuple[Verdict, str], ...] = (
     ("right", "Right is better"),
 )
 _LEAD = (
-    '<p class="lead">You see two answers and not whose they are; the order is drawn anew for every question. Choose, and it '
-    "is revealed. The tally is kept with the run. System prompt and sampling are those of Talk.</p>"
+    '<p class="lead">Two answers in random order, without names. Choose one, and the names are revealed; the tally is saved '
+    "with the run. System prompt and sampling are those of Chat.</p>"
 )
-_NOT_LOADED = (
-    '<div class="empty"><b>Load a run to judge it</b>Its answers are then shown beside those of its base, or of the run '
-    "that you chose beside it.</div>"
-)
-_ONE_ALONE = (
-    '<div class="empty"><b>There is nothing to compare</b>A model alone has no second answer. Load a run, or a folder with '
-    "an adapter.</div>"
-)
+_NOT_LOADED = empty("Load a run to judge it", "Its answers are shown with those of its base model, or of another run.")
+_ONE_ALONE = empty("Nothing to compare", "A base model has no second answer. Load a run, or a folder with an adapter.")
 _TOKENS_BETWEEN_REDRAWS = 12
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What one page has judged of one target, whatever this page or another loads later."""
+
+    target: ChatTarget | None = None  # None before the first pair
+    pair: Pair | None = None  # which waits for a verdict
+    deck: tuple[RowPrompt, ...] = ()  # held-out questions that have not come yet
+    judged: tuple[Judgement, ...] = ()  # what a folder without a run has instead of a file
+
+    def of(self, target: ChatTarget) -> Self:
+        """Return the same, if it is about this target; else a new beginning."""
+        return self if self.target == target else type(self)(target)
+
+    def is_about_another(self, target: ChatTarget | None) -> bool:
+        """Return whether something else is loaded now; no model does not count as something else."""
+        return self.target is not None and target is not None and self.target != target
 
 
 class BlindTestPart:
@@ -66,8 +77,8 @@ class BlindTestPart:
         self._page = page
         self._choice = choice
         self._prompts = prompts
-        self._answering = Answering(page.services.chat)
-        self._draw = random.SystemRandom()
+        self._stream = AnswerStream(page.services.chat)
+        self._random = random.SystemRandom()
         gr.HTML(_LEAD)
         self.absent = gr.HTML(_NOT_LOADED, elem_id="blind-absent")
         with gr.Column(visible=False, elem_id="blind") as self.panel:
@@ -81,7 +92,7 @@ class BlindTestPart:
                 self.next = gr.Button("Next pair", variant="primary", scale=0, min_width=130, elem_id="blind-next")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="blind-stop")
             self.trouble = gr.HTML(elem_id="blind-trouble")
-            self.shown = gr.HTML(elem_id="blind-pair")
+            self.pair = gr.HTML(elem_id="blind-pair")
             with gr.Row(visible=False, elem_id="blind-verdict") as self.choosing:
                 self.verdicts = [
                     (verdict, gr.Button(words, min_width=120, elem_id=f"blind-{verdict}"))
@@ -89,73 +100,52 @@ class BlindTestPart:
                 ]
             with gr.Row(elem_id="blind-end"):
                 self.count = gr.HTML(elem_id="blind-count")
-                self.end = gr.Button("Show the tally", size="sm", scale=0, min_width=150, elem_id="blind-tally-show")
+                self.end = gr.Button("Show tally", size="sm", scale=0, min_width=150, elem_id="blind-tally-show")
             self.tally = gr.HTML(elem_id="blind-tally")
-        # It stays on the server: nothing in the page tells whose answer stands where.
+        # It stays on the server: nothing in the page shows whose answer is where.
         self.judging = gr.State(Judging())
 
     @property
-    def _drawn(self) -> list[Any]:
-        return [self.shown, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally]
-
-    @property
-    def kept(self) -> list[Any]:
-        """What `keep` is for."""
-        return [self.judging, self.shown, self.choosing, self.trouble, self.tally, self.count]
+    def outputs_of_keep(self) -> list[Any]:
+        """What `keep` changes."""
+        return [self.judging, self.pair, self.choosing, self.trouble, self.tally, self.count]
 
     def wire(self, talk: TalkPart) -> None:
-        """Connect the events; system prompt and sampling are Talk's."""
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        self.source.input(lambda source: gr.update(visible=source == OWN), self.source, self.question, **quick)
-        drawn = gr.on(
-            [self.next.click, self.question.submit],
-            self.draw,
+        """Connect the events; system prompt and sampling are those of the chat."""
+        self.source.input(lambda source: shown(source == OWN), self.source, self.question, **QUICK)
+        asked = gr.on(
+            [self.next.click, self.question.submit], self.ask,
             [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs],
-            self._drawn,
-            trigger_mode="once",
-            concurrency_limit=None,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        self.show_count_after(drawn)
-        self.stop.click(self._stop, None, None, **quick)
+            [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally],
+            trigger_mode="once", concurrency_limit=None, **SLOW,
+        )  # fmt: skip
+        self.show_count_after(asked)
+        self.stop.click(self._stop, None, None, **QUICK)
+        judged = [self.pair, self.judging, self.choosing, self.trouble]
         for verdict, button in self.verdicts:
-            judged = button.click(
-                _choosing(self, verdict),
-                self.judging,
-                [self.shown, self.judging, self.choosing, self.trouble],
-                **quick,
-            )
-            self.show_count_after(judged)
-        self.end.click(self._tally, self.judging, [self.tally, self.judging], **quick)
+            self.show_count_after(button.click(self._judging_as(verdict), self.judging, judged, **QUICK))
+        self.end.click(self._show_tally, self.judging, [self.tally, self.judging], **QUICK)
 
     def show_count_after(self, event: Dependency) -> None:
-        """How many pairs were judged of what is loaded, also in earlier hours."""
-        event.then(
-            self._counted,
-            self.judging,
-            [self.count, self.judging],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+        """After an event, show how many pairs of what is loaded were judged, also earlier."""
+        event.then(self._show_count, self.judging, [self.count, self.judging], **QUICK)
 
-    def keep(self, judging: Judging) -> tuple[Any, ...]:
-        """What may stay on the page, in the order of `kept`: nothing of it once something else is loaded."""
+    def keep(self, judging: Judging) -> Updates:
+        """Return what may stay on the page: nothing of it once something else is loaded."""
         target = self._page.services.chat.state.target
         if target is None or not judging.is_about_another(target):
-            return (gr.skip(),) * len(self.kept)
-        count, anew = self._counted(judging)
-        return anew, "", gr.update(visible=False), "", "", count
+            return {}
+        cleared = dict.fromkeys((self.pair, self.trouble, self.tally), "")
+        return {**cleared, self.choosing: HIDDEN, **self._show_count(judging)}
 
     @staticmethod
     def why_absent(branches: Sequence[Branch]) -> str:
-        """What stands in the place of the test while there are no two answers."""
+        """Return what is shown while there are no two answers."""
         if len(branches) > 1:
             return ""
         return _ONE_ALONE if branches else _NOT_LOADED
 
-    def draw(
+    def ask(
         self,
         source: str,
         typed: str,
@@ -163,57 +153,62 @@ class BlindTestPart:
         system: str,
         request: gr.Request,
         *sampling: Any,
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Iterator[Updates]:
         """Let both branches answer one question, and show the answers together."""
-        skip, gone = gr.skip(), gr.update(visible=False)
-        ready = gr.update(interactive=True)
+        chat = self._page.services.chat
+        ended: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
-            target, sides = compared(self._page.services.chat.state)
+            target, sides = compared(chat.state)
             prompt, judging = self._question(source, typed, judging.of(target))
             words = prompt.system or (system or "").strip()
             messages = (*((Message("system", words),) if words else ()), Message("user", prompt.question))
             asked = ChatRequest(
                 messages=messages, branches=sides, sampling=read_sampling(sampling), id=uuid.uuid4().hex
             )
-            busy = gr.update(interactive=False)
-            yield render_writing(prompt.question, 0), judging, "", busy, gr.update(visible=True), gone, ""
-            texts, stopped, told = dict.fromkeys(sides, ""), False, 0
-            counts = dict.fromkeys(sides, 0)
-            for chunk in self._answering.chunks([asked], request.session_hash or ""):
+            yield {
+                self.pair: render_writing(prompt.question, 0),
+                self.judging: judging,
+                self.next: gr.update(interactive=False),
+                self.stop: gr.update(visible=True),
+                self.choosing: HIDDEN,
+                **dict.fromkeys((self.trouble, self.tally), ""),
+            }
+            texts, counts, stopped, redrawn = dict.fromkeys(sides, ""), dict.fromkeys(sides, 0), False, 0
+            for chunk in self._stream.chunks([asked], request.session_hash or ""):
                 texts[chunk.branch] += chunk.text
                 counts[chunk.branch] = chunk.tokens
                 stopped = stopped or chunk.finish_reason == "stopped"
-                if sum(counts.values()) >= told + _TOKENS_BETWEEN_REDRAWS:
-                    told = sum(counts.values())
-                    yield render_writing(prompt.question, told), *(skip,) * (len(self._drawn) - 1)
-            if judging.is_about_another(self._page.services.chat.state.target):
-                raise RunError("Something else was loaded meanwhile.", "Draw the next pair.")
+                if sum(counts.values()) >= redrawn + _TOKENS_BETWEEN_REDRAWS:
+                    redrawn = sum(counts.values())
+                    yield {self.pair: render_writing(prompt.question, redrawn)}
+            if judging.is_about_another(chat.state.target):
+                raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
             if stopped:
-                yield "", skip, "", ready, gone, gone, skip
+                yield {**ended, self.pair: ""}
                 return
-            pair = draw_pair(prompt.question, prompt.reference, texts, self._draw)
+            pair = draw_pair(prompt.question, prompt.reference, texts, self._random)
             if pair.same_words:
                 judging = self._judged(judging, pair, "equal")
-                yield render_same_words(pair), judging, "", ready, gone, gone, skip
+                yield {**ended, self.pair: render_same_words(pair), self.judging: judging}
                 return
-            yield render_pair(pair), judging.drawn(pair), "", ready, gone, gr.update(visible=True), skip
+            waiting = {self.judging: replace(judging, pair=pair), self.choosing: gr.update(visible=True)}
+            yield {**ended, self.pair: render_pair(pair), **waiting}
         except EngineError as error:
-            yield "", skip, trouble(error), ready, gone, gone, skip
+            yield {**ended, self.pair: "", self.trouble: error_box(error)}
 
-    def judge(self, verdict: Verdict, judging: Judging) -> tuple[Any, ...]:
-        """Keep a choice with what answered, whatever is loaded by now, and reveal."""
+    def judge(self, verdict: Verdict, judging: Judging) -> Updates:
+        """Save a verdict with what answered, whatever is loaded by now, and reveal the names."""
         if judging.pair is None or verdict not in get_args(Verdict):
-            return (gr.skip(),) * 4
+            return UNCHANGED
         try:
             judging = self._judged(judging, judging.pair, verdict)
         except EngineError as error:
-            return gr.skip(), gr.skip(), gr.skip(), trouble(error)
+            return {self.trouble: error_box(error)}
         revealed = render_revealed(judging.judged[-1], self._names(judging.target))
-        return revealed, judging, gr.update(visible=False), ""
+        return {self.pair: revealed, self.judging: judging, self.choosing: HIDDEN, self.trouble: ""}
 
-    @property
-    def _person(self) -> str:
-        return self._page.services.runs.owner
+    def _judging_as(self, verdict: Verdict) -> Callable[[Judging], Updates]:
+        return lambda judging: self.judge(verdict, judging)
 
     def _names(self, target: ChatTarget | None) -> dict[Branch, str]:
         names = self._choice.names(target)
@@ -226,7 +221,7 @@ class BlindTestPart:
         if source == OWN:
             question = (typed or "").strip()
             if not question:
-                raise RunError("No question is typed.", "Type one, or take those of held-out rows.")
+                raise RunError("The question is empty.", "Type one, or use the held-out set.")
             return RowPrompt(-1, question, ""), judging
         assert judging.target is not None
         deck = judging.deck or tuple(self._shuffled(judging.target))
@@ -236,18 +231,18 @@ class BlindTestPart:
         run_id = target.tuned.folder.name if target.tuned is not None else ""
         config = self._page.reader.observe(run_id).config if self._page.reader.exists(run_id) else None
         if config is None:
-            raise RunError("A folder has no data of its own.", "Type the questions yourself.")
+            raise RunError("A folder has no held-out set.", "Type the questions yourself.")
         deck = list(self._prompts.of_run(config))
         if not deck or not deck[0].held_out:
-            raise RunError("This run held no rows out that begin with a question.", "Type the questions yourself.")
-        self._draw.shuffle(deck)
+            raise RunError("The held-out set of this run has no questions.", "Type the questions yourself.")
+        self._random.shuffle(deck)
         return deck
 
     def _stop(self, request: gr.Request) -> None:
-        self._answering.stop(request.session_hash or "")
+        self._stream.stop(request.session_hash or "")
 
     def _file(self, target: ChatTarget | None) -> Path | None:
-        """Where judgements about a target are kept; None where it is no run of this person's."""
+        """Return the file of the judgements about a target; None where it is not a run of this person."""
         if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
             return None
         against = None
@@ -256,40 +251,46 @@ class BlindTestPart:
         return judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
 
     def _judged(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:
-        judgement = Judgement(pair=pair, verdict=verdict, time=_now(), by=self._person)
+        judgement = Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC), by=self._page.services.runs.owner)
         file = self._file(judging.target)
         if file is not None:
             keep_judgement(file, judgement)
-        return judging.with_judgement(judgement)
+        return replace(judging, pair=None, judged=(*judging.judged, judgement))
 
     def _tallied(self, judging: Judging) -> tuple[BlindTally, Judging]:
-        """All judgements of what is loaded now."""
+        """Return the tally of all judgements of what is loaded now."""
         target, sides = compared(self._page.services.chat.state)
         judging, file = judging.of(target), self._file(target)
         return count_judgements(read_judgements(file) if file is not None else judging.judged, *sides), judging
 
-    def _counted(self, judging: Judging) -> tuple[str, Any]:
-        """How many were judged; which way they went is for the end."""
+    def _show_count(self, judging: Judging) -> Updates:
+        """Show how many pairs were judged; the result is for the end."""
         try:
             tally, judging = self._tallied(judging)
         except EngineError:
-            return "", gr.skip()
-        return f'<p class="small num">{plural(tally.judged, "pair")} judged</p>' if tally.judged else "", judging
+            return {self.count: ""}
+        words = f'<p class="small num">{plural(tally.judged, "pair")} judged</p>' if tally.judged else ""
+        return {self.count: words, self.judging: judging}
 
-    def _tally(self, judging: Judging) -> tuple[str, Any]:
+    def _show_tally(self, judging: Judging) -> Updates:
         try:
             tally, judging = self._tallied(judging)
         except EngineError as error:
-            return trouble(error), gr.skip()
-        return render_tally(tally, self._names(judging.target)), judging
+            return {self.tally: error_box(error)}
+        return {self.tally: render_tally(tally, self._names(judging.target)), self.judging: judging}
 
 
-def _choosing(part: BlindTestPart, verdict: Verdict) -> Any:
-    def choose(judging: Judging) -> tuple[Any, ...]:
-        return part.judge(verdict, judging)
+def compared(state: ChatState) -> tuple[ChatTarget, tuple[Branch, Branch]]:
+    """Return what is loaded, and its two sides: two runs where two are loaded, else base and tuned.
 
-    return choose
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    Raises:
+        RunError: If nothing is loaded, or it has no second answer.
+    """
+    if state.model is None or state.target is None:
+        raise RunError("No model is loaded.", "Load a run first.")
+    branches = state.model.branches
+    if "second" in branches and "tuned" in branches:
+        return state.target, ("tuned", "second")
+    if "tuned" in branches:
+        return state.target, ("base", "tuned")
+    raise RunError("A base model has no second answer.", "Load a run.")

@@ -1,4 +1,4 @@
-"""What one talks to: a run in any of its states, a folder, or a model as it is; and what stands beside it."""
+"""What is loaded for chat: a run with its checkpoint, an adapter folder or a base model; and what it is compared with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,30 +12,29 @@ from engine.config.model import ModelConfig, Quantization
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
-from ui.backend.run_reader import can_be_talked_to
-from ui.components import Dropdown
+from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat
+from ui.components import HIDDEN, Dropdown, Updates, shown
 from ui.page import Page
-from ui.views.run_choice import run_choices
+from ui.views.run_view import run_choices
 
 A_MODEL = "a-model"
 A_FOLDER = "a-folder"
-FINAL = "final"
 NOTHING = ""
 AS_TRAINED = "as trained"
-FINAL_WORDS = "the final result"
 
-_OTHERS = (("An adapter's folder", A_FOLDER), ("A model as it is", A_MODEL))
+_WITHOUT_RUN = (("Adapter folder", A_FOLDER), ("Base model", A_MODEL))
 _PRECISIONS = (
-    ("as it was trained", AS_TRAINED),
+    ("same as in training", AS_TRAINED),
     ("16 bits", "none"),
     ("8 bits (int8)", "int8"),
     ("4 bits (nf4)", "nf4"),
 )
+_BASE = ("base model", NOTHING)
 _LONGEST_NAME = 1000
 
 
 class Chosen(NamedTuple):
-    """What the fields say; a browser's values, looked up before they are used."""
+    """What the fields hold; a browser's values, looked up before they are used."""
 
     run_id: str
     checkpoint: str | None
@@ -45,6 +44,17 @@ class Chosen(NamedTuple):
     precision: str
 
 
+def checkpoint_choices(observed: ObservedRun) -> list[tuple[str, str]]:
+    """Return label and name of the final result and of the checkpoints of a run, for a dropdown."""
+    names = [(f"checkpoint {name}", name) for name in list_checkpoints(observed.run.folder.path)]
+    return ([(FINAL_WORDS, FINAL)] if observed.has_adapter else []) + names
+
+
+def checkpoint_of(chosen: str | None) -> str | None:
+    """Return the name of a chosen checkpoint; None for the final result."""
+    return None if chosen in (None, "", FINAL) else chosen
+
+
 class ChatChoice:
     """Lays out the choice; the Chat tab wires it."""
 
@@ -52,15 +62,15 @@ class ChatChoice:
         self._page = page
         with gr.Row(equal_height=False, elem_id="chat-choice"):
             self.run = Dropdown(
-                list(_OTHERS), value=A_MODEL, label="Talk to", scale=3, min_width=260, elem_id="chat-run"
+                list(_WITHOUT_RUN), value=A_MODEL, label="Run or model", scale=3, min_width=260, elem_id="chat-run"
             )
             self.checkpoint = Dropdown(
-                [(FINAL_WORDS, FINAL)], value=FINAL, label="Which state of it", scale=2, min_width=180,
-                visible=False, elem_id="chat-checkpoint",
+                [(FINAL_WORDS, FINAL)], value=FINAL, label="Checkpoint", scale=2, min_width=180, visible=False,
+                elem_id="chat-checkpoint",
             )  # fmt: skip
             self.folder = gr.Textbox(
-                label="Folder with the adapter", placeholder="/home/me/adapters/support", scale=3, min_width=240,
-                max_lines=1, visible=False, elem_id="chat-folder",
+                label="Adapter folder", placeholder="/home/me/adapters/support", scale=3, min_width=240, max_lines=1,
+                visible=False, elem_id="chat-folder",
             )  # fmt: skip
             self.model = gr.Textbox(
                 label="Model", placeholder="smollm2-135m-instruct, owner/name, a folder …", scale=2, min_width=220,
@@ -68,11 +78,11 @@ class ChatChoice:
             )  # fmt: skip
         with gr.Row(equal_height=False, elem_id="chat-beside") as self.beside:
             self.against = Dropdown(
-                [("its base alone", NOTHING)], value=NOTHING, label="Beside it", scale=3, min_width=260,
-                visible=False, elem_id="chat-against",
+                [_BASE], value=NOTHING, label="Compare with", scale=3, min_width=260, visible=False,
+                elem_id="chat-against",
             )  # fmt: skip
             self.precision = Dropdown(
-                list(_PRECISIONS), value=AS_TRAINED, label="Load the frozen weights in", scale=2, min_width=180,
+                list(_PRECISIONS), value=AS_TRAINED, label="Base precision", scale=2, min_width=180,
                 elem_id="chat-precision",
             )  # fmt: skip
 
@@ -82,47 +92,44 @@ class ChatChoice:
         return [self.run, self.checkpoint, self.model, self.folder, self.against, self.precision]
 
     @property
-    def depending(self) -> list[Any]:
-        """What changes with the run: as `choose` returns it."""
-        return [self.checkpoint, self.model, self.folder, self.against]
+    def outputs(self) -> list[Any]:
+        """What `offer` and `choose` change."""
+        return [self.run, self.checkpoint, self.model, self.folder, self.against]
 
-    def offer(self, chosen_run: str, current: str, typed: str | None) -> tuple[Any, ...]:
-        """Runs that can be talked to; the one that is being looked at is proposed."""
-        choices = [*run_choices(self._page.reader.offered(can_be_talked_to, chosen_run, current)), *_OTHERS]
+    def offer(self, chosen_run: str, current: str, typed: str | None) -> Updates:
+        """Return the runs that can be loaded; the chosen one is proposed."""
+        choices = [*run_choices(self._page.reader.offered(can_chat, chosen_run, current)), *_WITHOUT_RUN]
         ids = [value for _, value in choices]
-        if current in (A_MODEL, A_FOLDER) and typed:
-            return gr.update(choices=choices), *(gr.skip(),) * len(self.depending)
-        proposed = next((run for run in (chosen_run, current) if run in ids and run not in (A_MODEL, A_FOLDER)), ids[0])
-        if proposed == A_FOLDER:
-            proposed = A_MODEL  # nobody has a run yet
-        if proposed == current and current in ids:
-            return gr.update(choices=choices), *(gr.skip(),) * len(self.depending)
-        return gr.update(choices=choices, value=proposed), *self.choose(proposed)
+        runs = [value for value in ids if value not in (A_MODEL, A_FOLDER)]
+        proposed = next((run for run in (chosen_run, current) if run in runs), runs[0] if runs else A_MODEL)
+        stays = (current in (A_MODEL, A_FOLDER) and typed) or (proposed == current and current in ids)
+        if stays:
+            return {self.run: gr.update(choices=choices)}
+        return {self.run: gr.update(choices=choices, value=proposed), **self.choose(proposed)}
 
-    def choose(self, run_id: str) -> tuple[Any, ...]:
-        """What can be asked further, once it is known what is talked to."""
-        if run_id not in (A_MODEL, A_FOLDER) and self._page.reader.exists(run_id):
-            states = self._states(run_id)
-            value = states[0][1] if states else FINAL
-            others = [("its base alone", NOTHING), *self._others(run_id)]
-            return (
-                gr.update(choices=states or [(FINAL_WORDS, FINAL)], value=value, visible=len(states) > 1),
-                gr.update(visible=False),
-                gr.update(visible=False),
-                gr.update(choices=others, value=NOTHING, visible=len(others) > 1),
-            )
-        is_folder = run_id == A_FOLDER
-        label = "Its base, if not the one it names" if is_folder else "Model"
-        gone = gr.update(visible=False)
-        return (
-            gone,
-            gr.update(visible=True, label=label),
-            gr.update(visible=is_folder),
-            gr.update(value=NOTHING, visible=False),
-        )
+    def choose(self, run_id: str) -> Updates:
+        """Return the other fields, which depend on the run."""
+        if run_id in (A_MODEL, A_FOLDER) or not self._page.reader.exists(run_id):
+            is_folder = run_id == A_FOLDER
+            label = "Base model, if not the adapter's own" if is_folder else "Model"
+            return {
+                self.checkpoint: HIDDEN,
+                self.model: gr.update(visible=True, label=label),
+                self.folder: shown(is_folder),
+                self.against: gr.update(value=NOTHING, visible=False),
+            }
+        states = self._states(run_id)
+        value = states[0][1] if states else FINAL
+        others = [_BASE, *self._others(run_id)]
+        return {
+            self.checkpoint: gr.update(choices=states or [(FINAL_WORDS, FINAL)], value=value, visible=len(states) > 1),
+            self.model: HIDDEN,
+            self.folder: HIDDEN,
+            self.against: gr.update(choices=others, value=NOTHING, visible=len(others) > 1),
+        }
 
     def run_of(self, run_id: str) -> Run:
-        """The run that a browser named.
+        """Return the run that a browser named.
 
         Raises:
             RunError: If there is none.
@@ -132,7 +139,7 @@ class ChatChoice:
         return self._page.services.runs.get(run_id)
 
     def target(self, chosen: Chosen) -> ChatTarget:
-        """What is to be loaded.
+        """Return what is to be loaded.
 
         Raises:
             EngineError: If something is missing, or is not where a page may look.
@@ -140,7 +147,7 @@ class ChatChoice:
         quantization: Any = chosen.precision if chosen.precision in get_args(Quantization) else None
         model = (chosen.model or "").strip()
         if len(model) > _LONGEST_NAME:
-            raise RunError("That is no model's name.", "Type a catalogue name, a Hub id or a folder.")
+            raise RunError("That is not the name of a model.", "Type a catalogue name, a Hub id or a folder.")
         if chosen.run_id == A_FOLDER:
             target = ChatTarget.of_run(_adapter_folder(chosen.folder))
             if model:
@@ -150,15 +157,15 @@ class ChatChoice:
                 raise RunError("No model is named.", "Type a catalogue name, a Hub id or a folder.")
             target = ChatTarget.of_model(ModelConfig(id=model))
         else:
-            target = ChatTarget.of_run(self.run_of(chosen.run_id).folder.path, _checkpoint(chosen.checkpoint))
+            target = ChatTarget.of_run(self.run_of(chosen.run_id).folder.path, checkpoint_of(chosen.checkpoint))
             if chosen.against:
                 other, _, checkpoint = chosen.against.partition("/")
-                second = AdapterChoice(folder=self.run_of(other).folder.path, checkpoint=_checkpoint(checkpoint))
+                second = AdapterChoice(folder=self.run_of(other).folder.path, checkpoint=checkpoint_of(checkpoint))
                 target = target.model_copy(update={"second": second})
         return target.model_copy(update={"quantization": quantization})
 
     def names(self, target: ChatTarget | None) -> dict[Branch, str]:
-        """What to call the branches of what is loaded."""
+        """Return the names of the branches that are loaded."""
         names: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned"}
         if target is None or target.second is None or target.tuned is None:
             return names
@@ -169,13 +176,12 @@ class ChatChoice:
         return names | titles
 
     def results(self, target: ChatTarget | None) -> tuple[str, ...]:
-        """The runs and states whose results are loaded, in words; none where it is a model alone."""
-        loaded = (
-            [choice for choice in (target.tuned, target.second) if choice is not None] if target is not None else []
-        )
+        """Return the runs and checkpoints that are loaded, in words; none for a base model."""
+        loaded = (target.tuned, target.second) if target is not None else ()
         return tuple(
             self._run_title(choice) + (f", checkpoint {choice.checkpoint}" if choice.checkpoint else "")
             for choice in loaded
+            if choice is not None
         )
 
     def _run_title(self, choice: AdapterChoice) -> str:
@@ -191,41 +197,33 @@ class ChatChoice:
         return title
 
     def _states(self, run_id: str) -> list[tuple[str, str]]:
-        observed = self._page.reader.observe(run_id)
-        names = [(f"checkpoint {name}", name) for name in list_checkpoints(observed.run.folder.path)]
-        return ([(FINAL_WORDS, FINAL)] if observed.has_adapter else []) + names
+        return checkpoint_choices(self._page.reader.observe(run_id))
 
     def _others(self, run_id: str) -> list[tuple[str, str]]:
-        """Other states of this run, then other runs on the same base."""
+        """Return other checkpoints of this run, then other runs on the same base model."""
         reader = self._page.reader
         config = reader.observe(run_id).config
         own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in self._states(run_id)[1:]]
         if config is None:
             return own
         found = []
-        for label, other in run_choices(reader.offered(can_be_talked_to)):
-            if other == run_id:
-                continue
-            their = reader.observe(other).config
+        for label, other in run_choices(reader.offered(can_chat)):
+            their = reader.observe(other).config if other != run_id else None
             if their is not None and (their.model.id, their.model.revision) == (config.model.id, config.model.revision):
                 states = self._states(other)
                 found.append((label, f"{other}/{states[0][1] if states else FINAL}"))
         return own + found
 
 
-def _checkpoint(name: str | None) -> str | None:
-    return None if name in (None, "", FINAL) else name
-
-
 def _adapter_folder(typed: str, roots: Sequence[Path] | None = None) -> Path:
     text = (typed or "").strip()
     if not text or len(text) > _LONGEST_NAME or "\0" in text:
-        raise ModelError("No folder is named.", "Type the folder that holds adapter_config.json.")
+        raise ModelError("No folder.", "Type the folder that holds adapter_config.json.")
     folder = typed_path(text).resolve()
     if not any(folder.is_relative_to(root) for root in (roots if roots is not None else data_folders())):
         raise ModelError(
             f"The page does not read {folder.name or text[:60]} there.",
-            "Copy it below your home folder, or name its place in LORATORY_DATA.",
+            "Copy it below your home folder, or add its place to LORATORY_DATA.",
         )
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")

@@ -1,4 +1,4 @@
-"""Measure: base against tuned on the rows that a run held out, in the background, and across runs."""
+"""Measure: base against tuned on the held-out set, in the background, and across runs."""
 
 from typing import Any
 
@@ -8,12 +8,24 @@ from gradio.events import Dependency
 from engine.config.evaluation import EvaluationConfig
 from engine.config.load import section_from_mapping
 from engine.errors import EngineError, RunError
-from ui.backend.evaluations import MeasuredRuns
-from ui.errors import shown_as_message, shown_in_place
-from ui.fields import component_of_field, number_of
+from ui.backend.background import stamp
+from ui.backend.evaluations import Evaluations
+from ui.backend.run_reader import FINAL
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    pick_list,
+    picked,
+    shown,
+    shown_as_message,
+    shown_in_place,
+)
+from ui.form import component_of_field, number_of
 from ui.page import Page
-from ui.pick import pick_list, picked
-from ui.tabs.chat.choice import A_FOLDER, A_MODEL, FINAL, ChatChoice
+from ui.tabs.chat.choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
 from ui.views.evaluation import (
     NO_RESULT,
     NOT_MEASURED,
@@ -23,34 +35,35 @@ from ui.views.evaluation import (
     render_answered,
     render_evaluation,
 )
-from ui.views.work import render_work, stamp_of
+from ui.views.html import work_status
 
 _LEAD = (
-    '<p class="lead">Loss and perplexity on the rows that the run held out, then answers to some of them beside the '
-    "reference. A model that is loaded for talking is unloaded first, so that there is room.</p>"
+    '<p class="lead">Loss and perplexity on the held-out set, then answers to some of its rows. A loaded model is unloaded '
+    "first.</p>"
 )
+_SETTINGS = ("max_rows", "answered_rows", "max_new_tokens")
 _REFRESH_SECONDS = 1.0
-_STOPPED = "Stopped; nothing of it was kept."
+_STOPPED = "Stopped; nothing was saved."
+_WITHOUT_RUN = "no run"
 
 
 class EvaluatePart:
-    """Lays out the measuring; `wire` connects it."""
+    """Lays out the evaluation; `wire` connects it."""
 
     def __init__(self, page: Page, choice: ChatChoice) -> None:
         self._page = page
         self._choice = choice
-        self._measured = MeasuredRuns(page.services.runs, page.reader)
-        fields = EvaluationConfig.model_fields
+        self._evaluations = Evaluations(page.services.runs, page.reader)
         gr.HTML(_LEAD)
         with gr.Row(equal_height=True, elem_id="measure-settings"):
-            rows = component_of_field(fields["max_rows"], min_width=180, elem_id="measure-rows")
-            answered = component_of_field(fields["answered_rows"], min_width=180, elem_id="measure-answered")
-            longest = component_of_field(fields["max_new_tokens"], min_width=180, elem_id="measure-tokens")
-        self._settings = [rows, answered, longest]
+            self._settings = [
+                component_of_field(EvaluationConfig.model_fields[name], min_width=180, elem_id=f"measure-{name}")
+                for name in _SETTINGS
+            ]
         with gr.Row(elem_id="measure-buttons"):
             self.start = gr.Button("Measure", variant="primary", scale=0, min_width=170, elem_id="measure-start")
             self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="measure-stop")
-        self.standing = gr.HTML(elem_id="measure-standing")
+        self.status = gr.HTML(elem_id="measure-status")
         self.result = gr.HTML(NOT_MEASURED, elem_id="measure-result")
         with gr.Column(visible=False, elem_id="measure-answers") as self.answers:
             with gr.Row(elem_id="measure-pages"):
@@ -59,119 +72,120 @@ class EvaluatePart:
                 self.where = gr.HTML(elem_id="measure-where")
             self.rows = gr.HTML(elem_id="measure-answered-rows")
         self.across = pick_list(elem_id="measure-across")
-        self._page_number = gr.State(0)
-        self._stamp = gr.State("")
+        self.number = gr.State(0)  # of the page of answered rows
+        self.seen = gr.State("")
         self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
+
+    @property
+    def _target(self) -> list[Any]:
+        return [self._choice.run, self._choice.checkpoint]
 
     @property
     def _looked(self) -> list[Any]:
         return [
-            self._stamp, self._page_number, self.standing, self.start, self.stop, self.result, self.answers, self.where,
-            self.rows, self.across, self.previous, self.next,
+            self.seen, self.number, self.status, self.start, self.stop, self.result, self.answers, self.where, self.rows,
+            self.across, self.previous, self.next,
         ]  # fmt: skip
 
     def rest_after(self, event: Dependency) -> None:
-        """Nobody looks any more."""
-        event.then(
-            lambda: gr.update(active=False), None, self.timer, show_progress="hidden", queue=False,
-            api_visibility="private",
-        )  # fmt: skip
+        """Stop polling after an event."""
+        event.then(lambda: gr.update(active=False), None, self.timer, **QUICK)
 
     def wire(self, opened: Dependency, switched: Dependency, chosen: Dependency, mode: gr.Radio) -> None:
         """Connect the events: the tab was opened, the mode changed, another run was chosen."""
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        target = [self._choice.run, self._choice.checkpoint]
-        looking = [*target, self._page_number, self._stamp]
+        page = [self.number, self.seen]
         for event in (opened, switched):
             awake = event.then(
-                lambda shown: (gr.update(active=shown == "Measure"), ""), mode, [self.timer, self._stamp], **quick
+                lambda mode: (gr.update(active=mode == "Measure"), ""), mode, [self.timer, self.seen], **QUICK
             )
-            awake.then(self.look, looking, self._looked, **quick)
-        for event in (chosen, self._choice.checkpoint.input(lambda: "", None, self._stamp, **quick)):
-            event.then(lambda: (0, ""), None, [self._page_number, self._stamp], **quick).then(
-                self.look, looking, self._looked, **quick
-            )
-        self.timer.tick(self.look, looking, self._looked, trigger_mode="once", **quick)
+            self._look_after(awake)
+        for event in (chosen, self._choice.checkpoint.input(lambda: "", None, self.seen, **QUICK)):
+            self._look_after(event.then(lambda: (0, ""), None, page, **QUICK))
+        looking = [*self._target, *page]
+        self.timer.tick(self.look, looking, self._looked, trigger_mode="once", **QUICK)
         started = self.start.click(
-            shown_in_place(self._start), [*target, *self._settings], self.standing, trigger_mode="once",
-            show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-        started.success(self.look, looking, self._looked, **quick)
-        self.stop.click(shown_as_message(self._stop), self._choice.run, None, **quick)
-        for button, step in ((self.previous, -1), (self.next, 1)):
-            turned = button.click(
-                lambda number, step=step: (max(0, number + step), ""),
-                self._page_number,
-                [self._page_number, self._stamp],
-                **quick,
-            )
-            turned.then(self.look, looking, self._looked, **quick)
-        picked_run = self.across.click(
-            self._pick, None, [self._choice.run, *self._choice.depending, self._page_number, self._stamp], **quick
+            shown_in_place(self._start), [*self._target, *self._settings], self.status, trigger_mode="once", **SLOW
         )
-        picked_run.then(self.look, looking, self._looked, **quick)
+        started.success(self.look, looking, self._looked, **QUICK)
+        self.stop.click(shown_as_message(self._stop), self._choice.run, None, **QUICK)
+        for button, step in ((self.previous, -1), (self.next, 1)):
+            turned = button.click(lambda number, step=step: (max(0, number + step), ""), self.number, page, **QUICK)
+            self._look_after(turned)
+        self._look_after(self.across.click(self._pick, None, [*self._choice.outputs, *page], **QUICK))
 
-    def look(self, run_id: str, checkpoint: str | None, number: int, last: str) -> tuple[Any, ...]:
-        """How measuring stands, and what it found; nothing is sent where nothing has changed."""
+    def _look_after(self, event: Dependency) -> None:
+        event.then(self.look, [*self._target, self.number, self.seen], self._looked, **QUICK)
+
+    def look(self, run_id: str, checkpoint: str | None, number: int, seen: str) -> Updates:
+        """Return the progress of the evaluation, and its result; nothing where nothing has changed."""
         if run_id in (A_MODEL, A_FOLDER) or not self._page.reader.exists(run_id):
-            return self._without_run(last)
-        state = checkpoint if checkpoint not in (None, FINAL) else None
-        work = self._page.services.results.measuring.look(run_id)
-        stamp = f"{run_id}/{state}:{number}:{stamp_of(work)}:{self._measured.stamp(run_id, state)}"
-        if stamp == last:
-            return (gr.skip(),) * len(self._looked)
-        result = self._measured.read(run_id, state)
+            return self._without_run(seen)
+        state = checkpoint_of(checkpoint)
+        work = self._page.services.results.measuring.find(run_id)
+        now = stamp(run_id, state, number, work.stamp if work else "", self._evaluations.stamp(run_id, state))
+        if now == seen:
+            return UNCHANGED
+        result = self._evaluations.read(run_id, state)
         working = work is not None and work.is_under_way
         pages = pages_of(result) if result is not None else 0
         number = min(number, max(0, pages - 1))
-        found = NOT_MEASURED if not working else ""
-        return (
-            stamp,
-            number,
-            render_work(work, _STOPPED),
-            gr.update(value="Measure again" if result is not None else "Measure", interactive=not working),
-            gr.update(visible=working, interactive=not (work is not None and work.stopping)),
-            render_evaluation(result) if result is not None else found,
-            gr.update(visible=pages > 0),
-            page_words(result, number) if result is not None and pages else "",
-            render_answered(result, number) if result is not None else "",
-            render_across(self._measured.across(), f"{run_id}/{state or FINAL}"),
-            gr.update(interactive=number > 0),
-            gr.update(interactive=number < pages - 1),
-        )
+        updates: Updates = {
+            self.seen: now,
+            self.number: number,
+            self.status: work_status(work, _STOPPED),
+            self.start: gr.update(value="Measure again" if result is not None else "Measure", interactive=not working),
+            self.stop: gr.update(visible=working, interactive=not (work is not None and work.stopping)),
+            self.result: "" if working else NOT_MEASURED,
+            self.answers: shown(pages > 0),
+            self.where: "",
+            self.rows: "",
+            self.across: render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}"),
+            self.previous: gr.update(interactive=number > 0),
+            self.next: gr.update(interactive=number < pages - 1),
+        }
+        if result is not None:
+            updates[self.result] = render_evaluation(result)
+            updates[self.rows] = render_answered(result, number)
+            updates[self.where] = page_words(result, number) if pages else ""
+        return updates
 
-    def _without_run(self, last: str) -> tuple[Any, ...]:
-        if last == "no run":
-            return (gr.skip(),) * len(self._looked)
-        across = render_across(self._measured.across(), "")
-        off, gone = gr.update(interactive=False), gr.update(visible=False)
-        return "no run", 0, "", off, gone, NO_RESULT, gone, "", "", across, off, off
+    def _without_run(self, seen: str) -> Updates:
+        if seen == _WITHOUT_RUN:
+            return UNCHANGED
+        return {
+            **dict.fromkeys((self.status, self.where, self.rows), ""),
+            **dict.fromkeys((self.stop, self.answers), HIDDEN),
+            **dict.fromkeys((self.start, self.previous, self.next), gr.update(interactive=False)),
+            self.seen: _WITHOUT_RUN,
+            self.number: 0,
+            self.result: NO_RESULT,
+            self.across: render_across(self._evaluations.across(), ""),
+        }
 
     def _start(self, run_id: str, checkpoint: str | None, *settings: Any) -> str:
         run = self._choice.run_of(run_id)
-        named = zip(("max_rows", "answered_rows", "max_new_tokens"), map(number_of, settings), strict=True)
+        named = zip(_SETTINGS, map(number_of, settings), strict=True)
         config = section_from_mapping(EvaluationConfig, {name: value for name, value in named if value is not None})
         results, chat = self._page.services.results, self._page.services.chat
-        present = results.measuring.look(run.id)
+        present = results.measuring.find(run.id)
         if present is not None and present.is_under_way:
-            raise RunError("This run is being measured already.", "Wait for its end, or stop it.")
+            raise RunError("An evaluation of this run is under way.", "Wait for its end, or stop it.")
         if chat.state.phase == "ready":
             chat.unload()
-        work = results.measure(run, None if checkpoint in (None, FINAL) else checkpoint, config)
-        return render_work(work, _STOPPED)
+        return work_status(results.measure(run, checkpoint_of(checkpoint), config), _STOPPED)
 
     def _stop(self, run_id: str) -> None:
         self._page.services.results.measuring.stop(self._choice.run_of(run_id).id)
 
-    def _pick(self, event: gr.EventData) -> tuple[Any, ...]:
+    def _pick(self, event: gr.EventData) -> Updates:
         run_id, _, checkpoint = picked(event).partition("/")
         if not self._page.reader.exists(run_id):
-            return (gr.skip(),) * (3 + len(self._choice.depending))
+            return UNCHANGED
         try:
-            states, *others = self._choice.choose(run_id)
+            updates = self._choice.choose(run_id)
         except EngineError:
-            return (gr.skip(),) * (3 + len(self._choice.depending))
-        offered = [value for _, value in states["choices"]]
-        if checkpoint in offered:
-            states = {**states, "value": checkpoint}
-        return run_id, states, *others, 0, ""
+            return UNCHANGED
+        states = updates[self._choice.checkpoint]
+        if checkpoint in [value for _, value in states["choices"]]:
+            updates[self._choice.checkpoint] = {**states, "value": checkpoint}
+        return {self._choice.run: run_id, **updates, self.number: 0, self.seen: ""}

@@ -1,4 +1,4 @@
-"""How answers are drawn: the settings that Talk and the blind test share."""
+"""The settings of an answer, which chat and the blind test share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import gradio as gr
 
 from engine.config.load import section_from_mapping
 from engine.config.sampling import SamplingConfig
-from ui.fields import component_of_field, number_of
+from ui.components import QUICK
+from ui.form import component_of_field, number_of
 
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
 
@@ -16,41 +17,28 @@ class SamplingPart:
     """Lays out a fold with the system prompt and every setting of an answer."""
 
     def __init__(self) -> None:
+        fields = SamplingConfig.model_fields
         with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
             self.system = gr.Textbox(
-                label="System prompt",
-                lines=2,
-                info="Stands before the conversation. Empty sends none.",
-                elem_id="chat-system",
+                label="System prompt", lines=2, info="Empty sends no system prompt.", elem_id="chat-system"
             )
-            fields = SamplingConfig.model_fields
             self.greedy = gr.Checkbox(
-                label="Greedy", info="Always the most likely token: nothing is random.", elem_id="chat-greedy"
+                label="Greedy", info="Always the most likely token; not random.", elem_id="chat-greedy"
             )
             with gr.Row():
                 self.temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
                 top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
             with gr.Row():
-                longest = component_of_field(fields["max_new_tokens"], min_width=150)
-                seed = component_of_field(fields["seed"], min_width=150)
-                top_k = component_of_field(fields["top_k"], min_width=150)
-                penalty = component_of_field(fields["repetition_penalty"], min_width=150)
-        self.inputs = [self.temperature, top_p, longest, seed, top_k, penalty, self.greedy]
+                rest = [component_of_field(fields[name], min_width=150) for name in _SAMPLING[2:]]
+        self.inputs = [self.temperature, top_p, *rest, self.greedy]
 
     def wire(self) -> None:
-        """Greedy leaves the temperature without a meaning."""
-        self.greedy.input(
-            lambda greedy: gr.update(interactive=not greedy),
-            self.greedy,
-            self.temperature,
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+        """Disable the temperature of a greedy answer."""
+        self.greedy.input(lambda greedy: gr.update(interactive=not greedy), self.greedy, self.temperature, **QUICK)
 
 
 def read_sampling(values: Sequence[Any]) -> SamplingConfig:
-    """What the settings say, in the order of `SamplingPart.inputs`; what is left empty has its default.
+    """Return the settings, in the order of `SamplingPart.inputs`; an empty one gets its default.
 
     Raises:
         ConfigError: Lists every setting that is out of bounds.

@@ -1,6 +1,5 @@
-"""The conversation itself: questions, streamed answers, how they are drawn, and the exact prompt."""
+"""The conversation: questions, streamed answers, their settings, and the exact prompt."""
 
-import logging
 import random
 import time
 import uuid
@@ -14,21 +13,45 @@ from gradio.events import Dependency
 from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.sampling import SamplingConfig
 from engine.errors import EngineError, RunError
-from ui.backend.answering import Answering
+from ui.backend.background import explained
 from ui.backend.held_out import HeldOutPrompts, RowPrompt
-from ui.components import Radio
-from ui.errors import UNEXPECTED, shown_as_message, shown_in_place, trouble
-from ui.page import STORAGE_KEY, Page
-from ui.pick import pick_list, picked
+from ui.backend.streaming import AnswerStream
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Radio,
+    Updates,
+    pick_list,
+    picked,
+    shown,
+    shown_as_message,
+    shown_in_place,
+)
+from ui.page import Page, browser_state
 from ui.tabs.chat.choice import ChatChoice
 from ui.tabs.chat.sampling import SamplingPart, read_sampling
-from ui.views.chat_state import loaded_words
-from ui.views.conversation_file import as_json, open_conversation, read_conversation, render_links, save, turns_of
-from ui.views.prompt import render_prompt
-from ui.views.suggestions import render_suggestions, some_prompts
-from ui.views.transcript import Answer, Turn, messages_of, render_transcript
-
-_log = logging.getLogger(__name__)
+from ui.views.chat import (
+    Answer,
+    Turn,
+    loaded_words,
+    messages_of,
+    render_prompt,
+    render_suggestions,
+    render_transcript,
+    some_prompts,
+)
+from ui.views.conversation_file import (
+    SavedConversation,
+    as_json,
+    open_conversation,
+    read_conversation,
+    render_links,
+    save,
+    turns_of,
+)
+from ui.views.html import error_box, small
 
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
 _ASKED: dict[str, tuple[Branch, ...]] = {
@@ -49,7 +72,7 @@ class TalkPart:
         self._page = page
         self._choice = choice
         self._prompts = prompts
-        self._answering = Answering(page.services.chat)
+        self._stream = AnswerStream(page.services.chat)
         self.transcript = pick_list(elem_id="transcript", autoscroll=True)
         with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.branches = Radio(
@@ -59,98 +82,81 @@ class TalkPart:
             self.trouble = gr.HTML(elem_id="chat-trouble")
             self.suggestions = pick_list(elem_id="suggestions")
             self.question = gr.Textbox(
-                label="Your question", lines=1, max_lines=8, placeholder="Ask something. Enter sends, Shift+Enter begins a new line.",
+                label="Your question", lines=1, max_lines=8, placeholder="Enter sends, Shift+Enter begins a new line.",
                 elem_id="chat-question",
             )  # fmt: skip
             with gr.Row(elem_id="chat-buttons"):
                 self.send = gr.Button("Send", variant="primary", scale=0, min_width=120, elem_id="chat-send")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="chat-stop")
-                self.again = gr.Button("Answer again", scale=0, min_width=130, visible=False, elem_id="chat-again")
+                self.again = gr.Button("Regenerate", scale=0, min_width=130, visible=False, elem_id="chat-again")
                 self.clear = gr.Button("Clear", scale=0, min_width=100, visible=False, elem_id="chat-clear")
             self.sampling = SamplingPart()
-            with gr.Accordion("The exact prompt", open=False, elem_id="chat-prompt") as self.prompt_fold:
+            with gr.Accordion("Exact prompt", open=False, elem_id="chat-prompt") as self.prompt_fold:
                 self.prompt = gr.HTML(elem_id="chat-prompt-text")
-                self.show_prompt = gr.Button("Show it for what is typed now", size="sm", scale=0, min_width=240)
-        with gr.Accordion("Keep or open a conversation", open=False, elem_id="chat-keep") as self.keep_fold:
+                self.show_prompt = gr.Button("Show current prompt", size="sm", scale=0, min_width=240)
+        with gr.Accordion("Save or open conversation", open=False, elem_id="chat-keep") as self.keep_fold:
             self.links = gr.HTML(elem_id="chat-links")
             self.open = gr.UploadButton(
                 "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=200, elem_id="chat-open"
             )
         self.turns = gr.State([])
-        self._offered = gr.State([])  # row prompts that are suggested
-        self._row = gr.State(None)  # the row prompt that was taken, until it is asked
-        # A reload brings the conversation back; it never leaves this browser.
-        self._kept = gr.BrowserState("", storage_key="loratory-conversation", secret=STORAGE_KEY)
+        self.offered = gr.State([])  # row prompts that are suggested
+        self.row = gr.State(None)  # the row prompt that was picked, until it is asked
+        # A reload restores the conversation; it never leaves this browser.
+        self.kept = browser_state("", "conversation")
 
     @property
-    def _drawn(self) -> list[Any]:
-        """What `ask` yields."""
+    def _answered(self) -> list[Any]:
+        """What `ask` changes."""
         return [
             self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
-            self.suggestions, self._row, self._kept, self.links,
+            self.suggestions, self.row, self.kept, self.links,
         ]  # fmt: skip
 
     def wire(self, loaded: Dependency) -> None:
-        """Connect the events; `loaded` has just loaded something, which prompts are looked for."""
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        slow: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        """Connect the events; after `loaded`, prompts are searched for the loaded run."""
+        system = self.sampling.system
         asking: dict[str, Any] = {
             "fn": self.ask,
-            "inputs": [
-                self.question, self.turns, self.branches, self._row, self.sampling.system, *self.sampling.inputs,
-            ],
-            "outputs": self._drawn,
+            "inputs": [self.question, self.turns, self.branches, self.row, system, *self.sampling.inputs],
+            "outputs": self._answered,
             "concurrency_limit": None,
-            **slow,
-        }  # fmt: skip
+            **SLOW,
+        }
         gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking)
-        taken_back = self.again.click(_take_back, self.turns, [self.turns, self.question, self._row], **quick)
-        taken_back.then(**asking)
-        self.stop.click(self._stop, None, None, **quick)
+        asked = [self.turns, self.question, self.row]
+        self.again.click(_take_back, self.turns, asked, **QUICK).then(**asking)
+        self.stop.click(self._stop, None, None, **QUICK)
         cleared = self.clear.click(
-            lambda: ("", [], "", gr.update(visible=False), gr.update(visible=False), "", ""),
-            None,
-            [self.transcript, self.turns, self.trouble, self.again, self.clear, self._kept, self.links],
-            **quick,
-        )
-        cleared.then(render_suggestions, self._offered, self.suggestions, **quick)
-        self.transcript.click(self._edit, self.turns, [self.turns, self.question, self._row, self.transcript], **quick)
-        loaded.then(self._suggest, None, [self.suggestions, self._offered], **slow)
-        self.suggestions.click(
-            self._take, self._offered,
-            [self.question, self._row, self.sampling.system, self.suggestions, self._offered], **quick,
+            self._clear, None,
+            [self.transcript, self.turns, self.trouble, self.again, self.clear, self.kept, self.links], **QUICK,
         )  # fmt: skip
+        cleared.then(render_suggestions, self.offered, self.suggestions, **QUICK)
+        self.transcript.click(self._edit, self.turns, [*asked, self.transcript], **QUICK)
+        loaded.then(self._suggest, None, [self.suggestions, self.offered], **SLOW)
+        self.suggestions.click(
+            self._take, self.offered, [self.question, self.row, system, self.suggestions, self.offered], **QUICK
+        )
         gr.on(
-            [self.prompt_fold.expand, self.show_prompt.click],
-            shown_in_place(self._prompt),
-            [self.question, self.turns, self.branches, self.sampling.system],
-            self.prompt,
-            **slow,
-        )
-        self.keep_fold.expand(self._links, [self.turns, self.sampling.system], self.links, **quick)
-        opened = self.open.upload(
-            shown_as_message(self._open), self.open, [self.turns, self.sampling.system, self.transcript], **slow
-        )
-        opened.then(self._keep, [self.turns, self.sampling.system], [self._kept, self.links], **quick).then(
-            _shown_buttons, self.turns, [self.again, self.clear], **quick
-        )
+            [self.prompt_fold.expand, self.show_prompt.click], shown_in_place(self._prompt),
+            [self.question, self.turns, self.branches, system], self.prompt, **SLOW,
+        )  # fmt: skip
+        self.keep_fold.expand(lambda *of: render_links(self._saved(*of)), [self.turns, system], self.links, **QUICK)
+        conversation = [self.turns, system, self.transcript, self.again, self.clear]
+        opened = self.open.upload(shown_as_message(self._open), self.open, conversation, **SLOW)
+        opened.then(self._keep, [self.turns, system], [self.kept, self.links], **QUICK)
         self.sampling.wire()
 
     def restore_after(self, event: Dependency) -> None:
-        """Bring back the conversation that this browser had, once a page is looked at anew."""
-        event.then(
-            self._restore,
-            [self._kept, self.turns, self.sampling.system],
-            [self.turns, self.sampling.system, self.transcript, self.again, self.clear],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+        """After an event, restore the conversation of this browser."""
+        system = self.sampling.system
+        restored = [self.turns, system, self.transcript, self.again, self.clear]
+        event.then(self._restore, [self.kept, self.turns, system], restored, **QUICK)
 
     def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
-        """Who can be asked, once something is loaded."""
+        """Return the branches that can be asked, once something is loaded."""
         if len(branches) < 2:
-            return gr.update(visible=False)
+            return HIDDEN
         if "second" not in branches:
             return gr.update(choices=[SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, visible=True)
         names = self._choice.names(target)
@@ -167,39 +173,51 @@ class TalkPart:
         system: str,
         request: gr.Request,
         *sampling: Any,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Stream the answers of every branch that was asked; a chat answer is short work and lives with the page."""
+    ) -> Iterator[Updates]:
+        """Stream the answers of every branch that is asked; they end with the page."""
         question, system = (question or "").strip(), system or ""
         if not question:
-            yield (gr.skip(),) * len(self._drawn)
+            yield UNCHANGED
             return
         reference = row.reference if row is not None and row.question == question else ""
-        before, drawn, problem = list(turns), 0.0, ""
-        off, gone = gr.update(interactive=False), gr.update(visible=False)
+        before, redrawn, problem = list(turns), 0.0, ""
         try:
             asked = self._branches(branches)
             turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked), reference)]
             requests = _requests(turns, asked, system, read_sampling(sampling))
-            begun = self._render(turns, writing=True), turns, "", "", off, gr.update(visible=True), gone, gone
-            yield *begun, "", None, gr.skip(), gr.skip()
-            for chunk in self._answering.chunks(requests, request.session_hash or ""):
+            yield {
+                **dict.fromkeys((self.question, self.trouble, self.suggestions), ""),
+                **dict.fromkeys((self.again, self.clear), HIDDEN),
+                self.transcript: self._render(turns, writing=True),
+                self.turns: turns,
+                self.send: gr.update(interactive=False),
+                self.stop: gr.update(visible=True),
+                self.row: None,
+            }
+            for chunk in self._stream.chunks(requests, request.session_hash or ""):
                 turns = [*before, turns[-1].with_chunk(chunk)]
-                if chunk.done or time.monotonic() - drawn > _REDRAW_SECONDS:
-                    drawn = time.monotonic()
-                    yield self._render(turns, writing=True), *(gr.skip(),) * (len(self._drawn) - 1)
-        except EngineError as error:
-            problem = trouble(error)
-        except Exception:
-            _log.exception("an answer failed")
-            problem = trouble(UNEXPECTED)
+                if chunk.done or time.monotonic() - redrawn > _REDRAW_SECONDS:
+                    redrawn = time.monotonic()
+                    yield {self.transcript: self._render(turns, writing=True)}
+        except Exception as error:
+            problem = error_box(explained(error))
         answered = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
-        # Where nothing was answered, the question goes back to where it was typed.
+        # Without an answer, the question returns to its box.
         turns = [*before, turns[-1].ended()] if answered else before
-        typed, asked_row = (gr.skip(), gr.skip()) if answered else (question, row)
-        on = gr.update(interactive=True)
-        ended = self._render(turns), turns, typed, problem, on, gone, *_shown_buttons(turns)
         # All in one answer: whatever is pressed next, or a reload, finds the conversation kept.
-        yield *ended, gr.skip(), asked_row, *self._keep(turns, system)
+        yield {
+            **self._shown(turns),
+            **self._keep(turns, system),
+            **({} if answered else {self.question: question, self.row: row}),
+            self.trouble: problem,
+            self.send: gr.update(interactive=True),
+            self.stop: HIDDEN,
+        }
+
+    def _shown(self, turns: list[Turn]) -> Updates:
+        """Return a conversation with its buttons."""
+        button = shown(bool(turns))
+        return {self.turns: turns, self.transcript: self._render(turns), self.again: button, self.clear: button}
 
     def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
         state = self._page.services.chat.state
@@ -214,84 +232,81 @@ class TalkPart:
         return found or model.branches
 
     def _stop(self, request: gr.Request) -> None:
-        self._answering.stop(request.session_hash or "")
+        self._stream.stop(request.session_hash or "")
 
-    def _edit(self, event: gr.EventData, turns: list[Turn]) -> tuple[Any, ...]:
+    def _clear(self) -> Updates:
+        return {**self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), "")}
+
+    def _edit(self, event: gr.EventData, turns: list[Turn]) -> Updates:
         kind, _, number = picked(event).partition(":")
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
-            return (gr.skip(),) * 4
+            return UNCHANGED
         turn, before = turns[int(number)], turns[: int(number)]
-        return before, turn.question, _row_of(turn), self._render(before)
+        return {
+            self.turns: before,
+            self.question: turn.question,
+            self.row: _row_of(turn),
+            self.transcript: self._render(before),
+        }
 
-    def _suggest(self) -> tuple[str, list[RowPrompt]]:
-        """Questions from the loaded run's own data, to begin with."""
+    def _row_prompts(self, draw: random.Random | None = None) -> list[RowPrompt]:
+        """Return a few prompts from the loaded run's own data; none where there is no such run or no such data."""
         target = self._page.services.chat.state.target
         if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
-            return "", []
+            return []
         config = self._page.reader.observe(target.tuned.folder.name).config
-        if config is None:
-            return "", []
         try:
-            prompts = some_prompts(self._prompts.of_run(config), _SUGGESTIONS)
+            return some_prompts(self._prompts.of_run(config), _SUGGESTIONS, draw) if config is not None else []
         except EngineError:
-            return "", []  # the data may be gone; talking goes without it
-        return render_suggestions(prompts), prompts
+            return []  # the data may be gone; chat works without it
 
-    def _take(self, event: gr.EventData, offered: list[RowPrompt]) -> tuple[Any, ...]:
+    def _suggest(self, draw: random.Random | None = None) -> Updates:
+        prompts = self._row_prompts(draw)
+        return {self.suggestions: render_suggestions(prompts), self.offered: prompts}
+
+    def _take(self, event: gr.EventData, offered: list[RowPrompt]) -> Updates:
         number = picked(event)
         if number == "others":
-            others = self._other_prompts()
-            return gr.skip(), gr.skip(), gr.skip(), render_suggestions(others), others
+            return self._suggest(random.SystemRandom())
         if not number.isdigit() or int(number) >= len(offered):
-            return (gr.skip(),) * 5
+            return UNCHANGED
         prompt = offered[int(number)]
-        return prompt.question, prompt, prompt.system or gr.skip(), gr.skip(), gr.skip()
-
-    def _other_prompts(self) -> list[RowPrompt]:
-        target = self._page.services.chat.state.target
-        assert target is not None
-        assert target.tuned is not None
-        config = self._page.reader.observe(target.tuned.folder.name).config
-        assert config is not None
-        return some_prompts(self._prompts.of_run(config), _SUGGESTIONS, random.SystemRandom())
+        system = {self.sampling.system: prompt.system} if prompt.system else {}
+        return {self.question: prompt.question, self.row: prompt, **system}
 
     def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
         branch = self._branches(branches)[-1]
         typed = (question or "").strip()
-        # With nothing typed: what the newest answer was an answer to.
+        # With nothing typed: the prompt of the newest answer.
         asked = [*turns, Turn(typed)] if typed else [*turns[:-1], *(Turn(turn.question) for turn in turns[-1:])]
         messages = messages_of(asked, branch, system or "")
         if not messages:
-            return '<p class="small">Type a question, and see here what the model would read.</p>'
+            return small("Type a question to see its prompt.")
         return render_prompt(self._page.services.chat.prompt(messages))
 
-    def _saved(self, turns: list[Turn], system: str) -> Any:
+    def _saved(self, turns: list[Turn], system: str) -> SavedConversation:
         state = self._page.services.chat.state
         model = loaded_words(state.model) if state.model is not None else ""
         return save(turns, system or "", model, self._choice.names(state.target))
 
-    def _links(self, turns: list[Turn], system: str) -> str:
-        return render_links(self._saved(turns, system))
-
-    def _keep(self, turns: list[Turn], system: str) -> tuple[Any, str]:
+    def _keep(self, turns: list[Turn], system: str) -> Updates:
         saved = self._saved(turns, system)
         text = as_json(saved)
-        return (text if turns and len(text) <= _KEPT_CHARACTERS else ""), render_links(saved)
+        kept = text if turns and len(text) <= _KEPT_CHARACTERS else ""
+        return {self.kept: kept, self.links: render_links(saved)}
 
-    def _restore(self, kept: str, turns: list[Turn], system: str) -> tuple[Any, ...]:
+    def _restore(self, kept: str, turns: list[Turn], system: str) -> Updates:
         if turns or not kept:
-            return (gr.skip(),) * 5
+            return UNCHANGED
         try:
             saved = read_conversation(str(kept).encode())
         except EngineError:
-            return (gr.skip(),) * 5  # another version's
-        found = turns_of(saved)
-        return found, system or saved.system, self._render(found), *_shown_buttons(found)
+            return UNCHANGED  # of another version
+        return {**self._shown(turns_of(saved)), self.sampling.system: system or saved.system}
 
-    def _open(self, path: str) -> tuple[Any, ...]:
+    def _open(self, path: str) -> Updates:
         saved = open_conversation(Path(path))
-        turns = turns_of(saved)
-        return turns, saved.system, self._render(turns)
+        return {**self._shown(turns_of(saved)), self.sampling.system: saved.system}
 
 
 def _row_of(turn: Turn) -> RowPrompt | None:
@@ -299,18 +314,14 @@ def _row_of(turn: Turn) -> RowPrompt | None:
 
 
 def _take_back(turns: list[Turn]) -> tuple[Any, ...]:
-    """The newest question, to be asked once more."""
+    """Return the newest question, to be asked once more."""
     return (turns[:-1], turns[-1].question, _row_of(turns[-1])) if turns else ([], "", None)
-
-
-def _shown_buttons(turns: Sequence[Turn]) -> tuple[Any, Any]:
-    return gr.update(visible=bool(turns)), gr.update(visible=bool(turns))
 
 
 def _requests(
     turns: Sequence[Turn], asked: tuple[Branch, ...], system: str, sampling: SamplingConfig
 ) -> list[ChatRequest]:
-    """One request for all branches while they remember the same; afterwards each has a conversation of its own."""
+    """Return one request for all branches while they remember the same; afterwards one for each."""
     remembered = {branch: messages_of(turns, branch, system) for branch in asked}
     if len(set(remembered.values())) == 1:
         return [ChatRequest(messages=remembered[asked[0]], branches=asked, sampling=sampling, id=uuid.uuid4().hex)]

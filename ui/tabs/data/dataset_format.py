@@ -1,6 +1,7 @@
-"""How a dataset is read: its format, which column is which, its split; in reach whatever went wrong with it."""
+"""How a dataset is read: its format, columns, split, and the datasets mixed in; also shown where reading failed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -8,9 +9,11 @@ import gradio as gr
 from engine.config.dataset import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.formats import FORMATS
-from ui.components import Dropdown
+from engine.errors import ConfigError, Problem
+from ui.components import HIDDEN, SLOW, Dropdown, Updates, nothing, pick_list, picked, shown, shown_as_message
+from ui.form import field_of
 from ui.page import Page
-from ui.tabs.data.dataset_mix import MixPart
+from ui.views.html import Column, pick_button, table
 
 _TRAIN_ON = [
     ("every answer", "assistant"),
@@ -18,28 +21,30 @@ _TRAIN_ON = [
     ("completion", "completion"),
     ("everything", "all"),
 ]
-_MOST_ROLES = max(len(format_.columns) for format_ in FORMATS.values())
+_ROLES = {name: tuple(column.role for column in format_.columns) for name, format_ in FORMATS.items()}
+_MOST_ROLES = max(map(len, _ROLES.values()))
+_ALL_ROLES = {role for roles in _ROLES.values() for role in roles}
 _NOTHING = "(none)"
 _UNSEEN = {"format": "auto", "columns": []}
 
 
-class ReadingPart:
-    """Lays out the settings that say how rows are read; `wire` returns the events after which they are read anew."""
+class DatasetFormat:
+    """Lays out the settings for reading rows; `wire` returns the events after which rows are read again."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
         form = page.form
         form.register("dataset.column_map", gr.State({}))
-        with gr.Column(visible=False, elem_id="reading") as self._column:
+        with gr.Column(visible=False, elem_id="reading") as self.column:
             with gr.Row():
                 form.setting("dataset.format", scale=1, min_width=170, elem_id="dataset-format")
                 form.setting("dataset.train_on", scale=3, min_width=320, choices=_TRAIN_ON)
-            with gr.Row(visible=False, elem_id="mapping") as self._mapping:
+            with gr.Row(visible=False, elem_id="mapping") as self.mapping:
                 self.roles = [
                     Dropdown([], label=f"Column {number + 1}", visible=False, min_width=150)
                     for number in range(_MOST_ROLES)
                 ]
-            with gr.Accordion("Split and sample", open=False, elem_id="split") as self._fold:
+            with gr.Accordion("Split and sample", open=False, elem_id="split") as self.fold:
                 with gr.Row():
                     form.setting("dataset.eval_fraction", maximum=0.5)
                     form.setting("dataset.max_samples")
@@ -47,90 +52,86 @@ class ReadingPart:
                     form.setting("dataset.split", elem_id="dataset-split")
                     form.setting("dataset.subset", elem_id="dataset-subset")
                     form.setting("dataset.revision")
-            self._mix = MixPart(page)
-        self._seen = gr.State(_UNSEEN)  # the format and the columns that the boxes stand for
+            self.mix = DatasetMix(page)
+        self.seen = gr.State(_UNSEEN)  # the format and the columns of the boxes
 
     @property
     def outputs(self) -> list[Any]:
-        """What `hidden`, `of_page` and `of_columns` are for."""
-        return [self._column, self._mapping, *self.roles, self._fold, self._seen]
+        """What `hidden`, `of_page` and `of_columns` change."""
+        return [self.column, self.mapping, *self.roles, self.fold, self.seen]
 
     def wire(self) -> list[Any]:
         """Connect the events."""
         page, form = self._page, self._page.form
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         column_map, format_ = form["dataset.column_map"], form["dataset.format"]
-        # Roles of another format would make the one that was chosen fail.
-        chosen: Any = format_.input
-        changed = [page.refresh_after(chosen(_keep_mapping, [format_, column_map], column_map, **quiet))]
+        # Roles of another format would make the chosen one fail.
+        changed = [page.refresh_after(format_.input(_keep_mapping, [format_, column_map], column_map, **SLOW))]
         for name in ("train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
             component = form[f"dataset.{name}"]
             # A box is read when Enter is pressed, not at each letter: opening a dataset is more than a redraw.
-            settled: Any = component.submit if hasattr(component, "submit") else component.input
-            changed.append(settled(lambda: None, None, None, **quiet))
+            settled = component.submit if hasattr(component, "submit") else component.input
+            changed.append(settled(nothing, None, None, **SLOW))
         for role in self.roles:
-            mapped = role.input(_map_columns, [self._seen, column_map, *self.roles], [column_map, format_], **quiet)
+            mapped = role.input(_map_columns, [self.seen, column_map, *self.roles], [column_map, format_], **SLOW)
             changed.append(page.refresh_after(mapped))
-        return [*changed, *self._mix.wire()]
+        return [*changed, *self.mix.wire()]
 
-    def hidden(self) -> list[Any]:
-        """Nothing is chosen that could be read."""
-        return [gr.update(visible=False), gr.skip(), *[gr.skip()] * _MOST_ROLES, gr.skip(), gr.skip()]
+    def hidden(self) -> Updates:
+        """Return the settings without a dataset."""
+        return {self.column: HIDDEN}
 
-    def of_page(self, dataset: DatasetConfig, shown: DatasetPage) -> list[Any]:
-        """The settings beside rows that could be read; the mapping is there where it may have to be corrected."""
-        wants_mapping = not shown.format_sure or bool(dataset.column_map) or dataset.format != "auto"
-        seen = {"format": shown.format, "columns": list(shown.columns)}
-        return self._boxes(seen, shown.column_map, mapping=wants_mapping, fold=gr.skip())
+    def of_page(self, dataset: DatasetConfig, page: DatasetPage) -> Updates:
+        """Return the settings of readable rows; the mapping is shown where it may have to be corrected."""
+        wants_mapping = not page.format_sure or bool(dataset.column_map) or dataset.format != "auto"
+        return self._boxes(page.format, page.columns, page.column_map, mapping=wants_mapping)
 
-    def of_columns(self, dataset: DatasetConfig, known: DatasetColumns | None) -> list[Any]:
-        """The settings beside what went wrong.
+    def of_columns(self, dataset: DatasetConfig, known: DatasetColumns | None) -> Updates:
+        """Return the settings where reading failed.
 
         Args:
-            dataset: Which cannot be read so.
-            known: Its columns; None where it cannot be opened at all, so that it may be the split that is wrong.
+            dataset: The dataset.
+            known: Its columns; None where it cannot be opened at all, perhaps for its split.
         """
         if known is None:
-            return self._boxes(_UNSEEN, {}, mapping=False, fold=gr.update(open=True))
-        seen = {"format": known.format, "columns": list(known.columns)}
-        return self._boxes(seen, dataset.column_map, mapping=True, fold=gr.skip())
+            return {**self._boxes("auto", (), {}, mapping=False), self.fold: gr.update(open=True)}
+        return self._boxes(known.format, known.columns, dataset.column_map, mapping=True)
 
-    def _boxes(self, seen: Mapping[str, Any], column_map: Mapping[str, str], *, mapping: bool, fold: Any) -> list[Any]:
-        roles = FORMATS[seen["format"]].columns if seen["format"] in FORMATS else ()
-        names = seen["columns"]
+    def _boxes(self, format_: str, columns: Any, column_map: Mapping[str, str], *, mapping: bool) -> Updates:
+        names = list(columns)
+        plain = {name.strip().lower(): name for name in reversed(names)}
         boxes: list[Any] = []
-        for column in roles:
-            plain = {name.strip().lower(): name for name in reversed(names)}
+        for column in FORMATS[format_].columns if format_ in FORMATS else ():
             name = column_map.get(column.role, "" if column_map else plain.get(column.role, ""))
             boxes.append(
                 gr.update(
                     choices=[_NOTHING, *names],
                     value=name if name in names else _NOTHING,
-                    label=f"{column.role} is column",
+                    label=f"Column for {column.role}",
                     info=column.about + ("" if column.required else "; optional"),
                     visible=True,
                 )
             )
-        boxes += [gr.update(visible=False)] * (_MOST_ROLES - len(boxes))
-        return [gr.update(visible=True), gr.update(visible=mapping), *boxes, fold, seen]
-
-
-def _roles_of(format_: str) -> tuple[str, ...]:
-    return tuple(column.role for column in FORMATS[format_].columns) if format_ in FORMATS else ()
+        boxes += [HIDDEN] * (_MOST_ROLES - len(boxes))
+        return {
+            self.column: gr.update(visible=True),
+            self.mapping: shown(mapping),
+            **dict(zip(self.roles, boxes, strict=True)),
+            self.seen: {"format": format_, "columns": names},
+        }
 
 
 def _keep_mapping(format_: str, column_map: Mapping[str, str] | None) -> dict[str, str]:
-    """What of a mapping belongs to a format; detection begins with none."""
-    roles = _roles_of(format_)
+    """Return the part of a mapping that belongs to a format; detection begins with none."""
+    roles = _ROLES.get(format_, ())
     return {role: column for role, column in (column_map or {}).items() if role in roles}
 
 
 def _map_columns(
     seen: Mapping[str, Any], column_map: Mapping[str, str] | None, *columns: str | None
 ) -> tuple[dict[str, str], str]:
-    """Which column stands for which role of the format that the boxes are for, and that format, which it settles."""
-    roles, names = _roles_of(seen["format"]), {name.strip().lower() for name in seen["columns"]}
-    mapped = {role: column for role, column in (column_map or {}).items() if role not in _all_roles()}
+    """Return the column of each role of the format that the boxes are for, and that format, which it settles."""
+    roles, names = _ROLES.get(seen["format"], ()), {name.strip().lower() for name in seen["columns"]}
+    mapped = {role: column for role, column in (column_map or {}).items() if role not in _ALL_ROLES}
     for role, column in zip(roles, columns, strict=False):
         if column and column != _NOTHING:
             if column != role:
@@ -140,5 +141,58 @@ def _map_columns(
     return mapped, seen["format"]
 
 
-def _all_roles() -> Sequence[str]:
-    return [role for format_ in FORMATS for role in _roles_of(format_)]
+class DatasetMix:
+    """Lays out more datasets, each with a weight; `wire` returns the events after which the dataset has changed."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._mix = page.form.register("dataset.mix", gr.State({}))
+        with gr.Accordion("Mix with other datasets", open=False, elem_id="mix"):
+            gr.HTML(f'<p class="lead">{escape(field_of("dataset.mix").description or "")}</p>')
+            self.list = pick_list(elem_id="mixed")
+            with gr.Row(equal_height=True):
+                self.source = gr.Textbox(
+                    label="Another dataset", placeholder="sample:lab-chats, /path/to/rows.jsonl or owner/name", scale=5,
+                    min_width=240, elem_id="mix-source",
+                )  # fmt: skip
+                self.weight = gr.Number(1, label="Weight", minimum=0, scale=1, min_width=110, elem_id="mix-weight")
+                self.add = gr.Button("Add", size="sm", scale=0, min_width=90, elem_id="mix-add")
+        page.on_draft(self.list, lambda draft: render_mix(draft.mapping["dataset"].get("mix") or {}))
+
+    def wire(self) -> tuple[Any, ...]:
+        """Connect the events."""
+        added = gr.on(
+            [self.add.click, self.source.submit], shown_as_message(_with_one_more),
+            [self.source, self.weight, self._mix], [self.source, self._mix], **SLOW,
+        )  # fmt: skip
+        removed = self.list.click(_without, self._mix, self._mix, **SLOW)
+        return self._page.refresh_after(added), self._page.refresh_after(removed)
+
+
+def _with_one_more(source: str, weight: float | None, mix: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+    source = (source or "").strip()
+    if not source:
+        raise ConfigError([Problem("dataset.mix", "type a dataset first.")])
+    more = {**mix, source: 1.0 if weight is None else weight}
+    try:
+        DatasetConfig.model_validate({"source": "-", "mix": more})
+    except ValueError as error:
+        message = f"a weight must be above 0 and at most 100, got {weight}; 20 datasets are the limit."
+        raise ConfigError([Problem("dataset.mix", message)]) from error
+    return "", more
+
+
+def _without(event: gr.EventData, mix: Mapping[str, float]) -> dict[str, float]:
+    wanted = picked(event)
+    return {source: weight for source, weight in mix.items() if source != wanted}
+
+
+def render_mix(mix: Mapping[str, float]) -> str:
+    """Return the datasets that are mixed in, each with a button that removes it."""
+    if not mix:
+        return ""
+    rows = (
+        (escape(source), f"× {weight:g}", pick_button(source, "Remove", label=f"Remove {source}"))
+        for source, weight in mix.items()
+    )
+    return table(["Mixed in", Column.of_numbers("Weight"), Column("", "r")], rows, scrolls="")

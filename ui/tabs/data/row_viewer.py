@@ -1,17 +1,18 @@
 """The rows of a dataset, one at a time: turn the pages, search, or go through those that deserve a look."""
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from engine.data.contract import DatasetPage, DatasetReport
+from engine.data.contract import MAX_SEARCH_CHARACTERS, DatasetPage, DatasetReport, FoundRow, SearchProgress
+from ui.backend.background import explained
 from ui.backend.dataset_checks import CheckQuestion, question_of
-from ui.components import Dropdown, Radio
-from ui.errors import explained, trouble
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Dropdown, Radio, Updates, pick_list, picked
 from ui.page import Page
-from ui.pick import pick_list, picked
-from ui.tabs.data.row_search import SearchPart
 from ui.views.dataset import render_row
+from ui.views.html import error_box, small
 from ui.views.row_lists import (
     LISTINGS,
     PAGE_ROWS,
@@ -26,15 +27,14 @@ from ui.views.row_lists import (
 from ui.views.token_mask import TELL_WHICH
 
 _TITLES = {
-    "odd": "Kept, with something odd",
-    "longest": "The longest rows",
-    "shortest": "The shortest rows",
-    "duplicates": "Rows that repeat an earlier one exactly",
+    "odd": "Kept with warnings",
+    "longest": "Longest rows",
+    "shortest": "Shortest rows",
+    "duplicates": "Exact duplicates of an earlier row",
 }
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-class RowsPart:
+class RowViewer:
     """Lays out the row viewer and the list of rows below it; `wire` connects them."""
 
     def __init__(self, page: Page) -> None:
@@ -46,30 +46,22 @@ class RowsPart:
             )
             self.next = gr.Button("Next →", size="sm", min_width=90, scale=0)
             self.view = Radio(
-                [("As tokens", "tokens"), ("As a conversation", "conversation")],
-                value="tokens",
-                show_label=False,
-                container=False,
-                elem_id="row-view",
-            )
+                [("As tokens", "tokens"), ("As a conversation", "conversation")], value="tokens", show_label=False,
+                container=False, elem_id="row-view",
+            )  # fmt: skip
         with gr.Row(elem_id="row-finding"):
             self.listing = Dropdown(
-                listing_choices(None),
-                value="all",
-                label="Show",
-                container=False,
-                min_width=170,
-                scale=1,
+                listing_choices(None), value="all", label="Show", container=False, min_width=170, scale=1,
                 elem_id="show",
-            )
-            self.search = SearchPart(page)
+            )  # fmt: skip
+            self.search = RowSearch(page)
         self.shown = gr.HTML(elem_id="row-shown", js_on_load=TELL_WHICH)
         self.list = pick_list(elem_id="problems")
         self._list_page = gr.State(0)
 
     @property
     def inputs(self) -> list[Any]:
-        """What `render_list` wants to know beside the question."""
+        """What `render_list` needs besides the question."""
         return [self.listing, self._list_page]
 
     def wire(self) -> None:
@@ -77,24 +69,23 @@ class RowsPart:
         values = self._page.form.components
         viewing = [self.number, self.view, *values]
         turning = [self.number, self.listing, *values]
+        listing = [self.number, self.listing, self._list_page]
         turned = [
-            button.click(self._turn(step), turning, self.number, **_QUIET)
+            button.click(self._turn(step), turning, self.number, **SLOW)
             for button, step in ((self.previous, -1), (self.next, 1))
         ]
-        listed = self.listing.input(self._begin_list, turning, [self.number, self._list_page], **_QUIET)
-        jumped = self.list.click(
-            self._jump, [self.number, *values], [self.number, self.listing, self._list_page], **_QUIET
-        )
-        # The row first, for that is what a person waits for; a list may have to look many rows up.
+        # The row first, which a person waits for; a list may have to look many rows up.
         for event in (*turned, self.search.wire(self.number)):
-            event.then(self._show, viewing, self.shown, **_QUIET)
+            event.then(self._show, viewing, self.shown, **SLOW)
+        listed = self.listing.input(self._begin_list, turning, listing, **SLOW)
+        jumped = self.list.click(self._jump, [self.number, *values], listing, **SLOW)
         for event in (listed, jumped):
-            shown = event.then(self._show, viewing, self.shown, **_QUIET)
-            shown.then(self._list, [*self.inputs, *values], self.list, **_QUIET)
-        gr.on([self.number.submit, self.view.input], self._show, viewing, self.shown, **_QUIET)
+            shown = event.then(self._show, viewing, self.shown, **SLOW)
+            shown.then(self._list, [*self.inputs, *values], self.list, **SLOW)
+        gr.on([self.number.submit, self.view.input], self._show, viewing, self.shown, **SLOW)
 
     def preview(self, question: CheckQuestion, row: int) -> DatasetPage:
-        """The page of one row.
+        """Return the page of one row.
 
         Raises:
             EngineError: If the dataset or the tokenizer cannot be read.
@@ -104,28 +95,29 @@ class RowsPart:
         )
 
     def render_list(self, question: CheckQuestion, report: DatasetReport | None, listing: str, page: int) -> str:
-        """How many rows deserve a look, and one page of the list that is chosen; never raises."""
+        """Return how many rows deserve a look, and one page of the chosen list; never raises."""
         if report is None:
             return ""
         chosen = _listing(listing, report)
-        # Beside all rows, those that are left out are what a person has to know of.
-        shown: Listing = ("left_out" if report.problems else "odd") if chosen == "all" else chosen
+        # With all rows, those that are skipped matter most.
+        listed: Listing = ("left_out" if report.problems else "odd") if chosen == "all" else chosen
         counts = render_counts(report)
-        rows = rows_of(report, shown)
+        rows = rows_of(report, listed)
         if not rows:
             return counts
-        part = ListPage(min(max(0, page), (_entries(report, shown) - 1) // PAGE_ROWS), _entries(report, shown))
-        title = "" if shown == "left_out" else f"<h3>{_TITLES[shown]}</h3>"
-        if shown == "left_out":
-            return counts + render_problem_list(report.problems[part.start : part.end], part, "Left out because")
-        if shown == "odd":
-            return counts + title + render_problem_list(report.notices[part.start : part.end], part, "What is odd")
+        entries = len(report.notices) if listed == "odd" else len(rows)  # a row can have several warnings
+        part = ListPage(min(max(0, page), (entries - 1) // PAGE_ROWS), entries)
+        if listed == "left_out":
+            return counts + render_problem_list(report.problems[part.start : part.end], part, "Reason")
+        title = f"<h3>{_TITLES[listed]}</h3>"
+        if listed == "odd":
+            return counts + title + render_problem_list(report.notices[part.start : part.end], part, "Warning")
         try:
             found = self._page.services.inspector.preview(
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
-            return counts + trouble(explained(error))
+            return counts + error_box(explained(error))
         return f"{counts}{title}{render_row_list(found.rows, part)}"
 
     def _question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
@@ -136,6 +128,10 @@ class RowsPart:
         check = self._page.services.checks.find(question) if question is not None else None
         return check.report if check is not None else None
 
+    def _rows(self, listing: str, values: tuple[Any, ...]) -> tuple[int, ...]:
+        report = self._report(self._question(values))
+        return rows_of(report, _listing(listing, report)) if report is not None else ()
+
     def _show(self, row: float, view: str, *values: Any) -> str:
         question = self._question(values)
         if question is None:
@@ -143,15 +139,13 @@ class RowsPart:
         try:
             return render_row(self.preview(question, int(row or 0)), view == "tokens")
         except Exception as error:
-            return trouble(explained(error))
+            return error_box(explained(error))
 
     def _turn(self, step: int) -> Any:
-        """To the row before or after; within the list that is chosen."""
+        """Return the handler that goes to the row before or after; within the chosen list."""
 
         def turn(row: float, listing: str, *values: Any) -> int:
-            number = int(row or 0)
-            report = self._report(self._question(values))
-            rows = rows_of(report, _listing(listing, report)) if report is not None else ()
+            number, rows = int(row or 0), self._rows(listing, values)
             if not rows:
                 return max(0, number + step)
             if number not in rows:
@@ -160,36 +154,104 @@ class RowsPart:
 
         return turn
 
-    def _begin_list(self, row: float, listing: str, *values: Any) -> tuple[Any, int]:
-        """Begin a list at its first row, unless the shown one is on it."""
-        report = self._report(self._question(values))
-        rows = rows_of(report, _listing(listing, report)) if report is not None else ()
-        return (rows[0] if rows and int(row or 0) not in rows else gr.skip()), 0
+    def _begin_list(self, row: float, listing: str, *values: Any) -> Updates:
+        """Begin a list at its first row, unless the row that is shown is on it."""
+        rows = self._rows(listing, values)
+        outside = rows and int(row or 0) not in rows
+        return {self._list_page: 0} | ({self.number: rows[0]} if outside else {})
 
-    def _jump(self, row: float, event: gr.EventData, *values: Any) -> tuple[Any, Any, Any]:
-        """To a row of the list, to another page of it, or to another list."""
+    def _jump(self, row: float, event: gr.EventData, *values: Any) -> Updates:
+        """Go to a row of the list, to another page of it, or to another list."""
         what, _, which = picked(event).rpartition(":")
         if not what and which.isdigit() and len(which) < 12:
-            return int(which), gr.skip(), gr.skip()
+            return {self.number: int(which)}
         if what == "page" and which.isdigit() and len(which) < 6:
-            return gr.skip(), gr.skip(), int(which)
+            return {self._list_page: int(which)}
         if what == "show" and which in LISTINGS:
-            number, first_page = self._begin_list(row, which, *values)
-            return number, which, first_page
-        return gr.skip(), gr.skip(), gr.skip()
+            return {self.listing: which, **self._begin_list(row, which, *values)}
+        return UNCHANGED
 
     def _list(self, listing: str, list_page: int, *values: Any) -> str:
         question = self._question(values)
-        report = self._report(question)
-        return self.render_list(question, report, listing, list_page) if question is not None else ""
+        return self.render_list(question, self._report(question), listing, list_page) if question is not None else ""
 
 
 def _listing(chosen: str, report: DatasetReport | None) -> Listing:
-    """The list that a page names, if there is anything on it."""
+    """Return the list that a page names, where it has rows."""
     known = next((listing for listing in LISTINGS if listing == chosen), None)
     return known if known is not None and report is not None and rows_of(report, known) else "all"
 
 
-def _entries(report: DatasetReport, listing: Listing) -> int:
-    """Lines of a list; a row can have several oddities."""
-    return len(report.notices) if listing == "odd" else len(rows_of(report, listing))
+class RowSearch:
+    """Lays out the search for the next row with a text, which reports progress and can be stopped."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.text = gr.Textbox(
+            show_label=False, placeholder="Find the next row with this text; press Enter", container=False, max_lines=1,
+            max_length=MAX_SEARCH_CHARACTERS, scale=2, min_width=260, elem_id="row-find",
+        )  # fmt: skip
+        self.stop = gr.Button("Stop", size="sm", visible=False, scale=0, min_width=70, elem_id="row-find-stop")
+        self.found = gr.HTML(elem_id="row-found", scale=1)
+        self._searches: dict[str, threading.Event] = {}  # by page: set to end its search
+        self._lock = threading.Lock()  # guards _searches: handlers of many pages ask at once
+
+    def wire(self, number: gr.Number) -> Any:
+        """Connect the events; returns the one after which `number` may name another row."""
+        self._number = number
+        self.stop.click(self._stop, None, None, **QUICK)
+        inputs = [self.text, number, *self._page.form.components]
+        outputs = [number, self.found, self.stop]
+        return self.text.submit(self._find, inputs, outputs, concurrency_limit=None, **SLOW)
+
+    def _find(self, text: str, row: float, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Find the next row that holds a text: after the shown one, else from the top."""
+        question = question_of(self._page.form.mapping(values))
+        if question is None or not text.strip():
+            yield {self.found: "", self.stop: HIDDEN}
+            return
+        stopped = self._begin(str(request.session_hash))
+        try:
+            steps = self._page.services.inspector.find_steps(question.dataset, text.strip(), after_row=int(row or 0))
+            for step in steps:
+                if isinstance(step, FoundRow):
+                    number = step.row if step.row is not None else UNCHANGED
+                    yield {self._number: number, self.found: _found(step), self.stop: HIDDEN}
+                elif stopped.is_set():
+                    yield {self.found: small("The search was stopped.", role="status"), self.stop: HIDDEN}
+                    return
+                else:
+                    yield {self.found: _progress(step), self.stop: gr.update(visible=True)}
+        except Exception as error:
+            yield {self.found: error_box(explained(error)), self.stop: HIDDEN}
+        finally:
+            with self._lock:
+                if self._searches.get(str(request.session_hash)) is stopped:
+                    del self._searches[str(request.session_hash)]
+
+    def _begin(self, page_id: str) -> threading.Event:
+        """Begin a search of a page; an earlier one of that page ends."""
+        stopped = threading.Event()
+        with self._lock:
+            earlier = self._searches.get(page_id)
+            self._searches[page_id] = stopped
+        if earlier is not None:
+            earlier.set()
+        return stopped
+
+    def _stop(self, request: gr.Request) -> None:
+        with self._lock:
+            search = self._searches.get(str(request.session_hash))
+        if search is not None:
+            search.set()
+
+
+def _found(found: FoundRow) -> str:
+    if found.row is None:
+        return small("No matching rows", role="status")
+    return small("Continued from the top.", role="status") if found.from_top else ""
+
+
+def _progress(step: SearchProgress) -> str:
+    part = f", {step.fraction:.0%}" if step.fraction is not None else ""
+    return f'<p class="small num" role="status">Searching: {step.rows:,} rows{part} …</p>'

@@ -1,4 +1,4 @@
-"""In which form a result is taken away, and the settings of each form."""
+"""The formats of an export, and the settings of each."""
 
 from collections.abc import Sequence
 from html import escape
@@ -10,28 +10,28 @@ from engine.config.export import ExportConfig
 from engine.config.push import PushConfig
 from engine.config.run import RunConfig
 from engine.export.kinds import KINDS
-from ui.fields import component_of_field
-from ui.page import Page
+from ui.components import Updates, shown
+from ui.form import component_of_field
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
 HUB, SCRIPT, SHORT, YAML = "Hub", "Script", "Short script", "YAML"
-TEXTS = (SCRIPT, SHORT, YAML)
+TEXTS = (SCRIPT, SHORT, YAML)  # which are shown and downloaded
 FORMS = (*(kind.title for kind in KINDS.values()), HUB, *TEXTS)
-_KINDS = {kind.title: kind for kind in KINDS.values()}
+FOLDERS = {kind.title: kind for kind in KINDS.values()}  # which are written to a folder
 
 _ABOUT = {
     **{kind.title: kind.about for kind in KINDS.values()},
-    HUB: "A repository on the Hugging Face Hub with model card, private unless you say otherwise. The token is the one of "
-    "HF_TOKEN or of `hf auth login`; it is never stored here.",
-    SCRIPT: "One Python file on plain transformers, peft, trl and datasets that does what the run did.",
-    SHORT: "The same in the shape of the usual tutorials, in at most 70 lines. It names what it leaves out, and its losses are "
-    "not exactly the run's.",
-    YAML: "The run's complete configuration, as `loratory train` takes it.",
+    HUB: "A repository on the Hugging Face Hub with model card, private by default. The token is that of HF_TOKEN or "
+    "`hf auth login`; it is never stored here.",
+    SCRIPT: "One Python file on plain transformers, peft, trl and datasets that trains like the run.",
+    SHORT: "The same in the shape of the usual tutorials, in at most 70 lines. It names what it leaves out; its losses are not "
+    "exactly the run's.",
+    YAML: "The complete configuration of the run, for `loratory train`.",
 }
 
 
 class Wanted(NamedTuple):
-    """What the form says; still a browser's values."""
+    """What the form holds; still a browser's values."""
 
     folder: str
     repository: str
@@ -39,15 +39,14 @@ class Wanted(NamedTuple):
 
 
 class ExportForms:
-    """Lays out the settings of every form."""
+    """Lays out the settings of every format."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self) -> None:
         fields, push = ExportConfig.model_fields, PushConfig.model_fields
-        self._roots = page.services.results.home.exports
         self.about = gr.HTML(f'<p class="lead">{_ABOUT[ADAPTER]}</p>', elem_id="export-about")
         with gr.Column(elem_id="export-folder-form") as self.to_folder:
             self.folder = gr.Textbox(
-                label="Where to", info="A new folder; a name alone is put among Loratory's exports.", max_lines=1,
+                label="Folder", info="A new folder. A name alone is put among Loratory's exports.", max_lines=1,
                 elem_id="export-folder",
             )  # fmt: skip
         with gr.Row(visible=False, elem_id="export-merged") as self.merged:
@@ -67,11 +66,6 @@ class ExportForms:
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
 
     @property
-    def proposed(self) -> Any:
-        """Where a folder's name is proposed."""
-        return self.folder
-
-    @property
     def inputs(self) -> list[Any]:
         """In the order in which `read` takes them."""
         return [
@@ -81,36 +75,42 @@ class ExportForms:
 
     @property
     def panels(self) -> list[Any]:
-        """In the order of `shown`."""
+        """What `updates` changes."""
         return [self.about, self.to_folder, self.merged, self.gguf, self.hub, self.verify]
 
-    @staticmethod
-    def shown(form: str, reason: str) -> tuple[Any, ...]:
-        """The settings of a form; where it cannot be had, the reason alone."""
+    def updates(self, form: str, reason: str) -> Updates:
+        """Show the settings of a format; where it is not available, the reason alone."""
         about = f'<p class="lead">{escape(_ABOUT.get(form, ""))}</p>'
         if reason:
             about += f'<p class="notice">{escape(reason)}</p>'
-        can = not reason
-        kind = _KINDS.get(form)
-        read = kind.settings if kind is not None else ()
-        visible = (kind is not None, "dtype" in read, "gguf_type" in read, form == HUB, kind is not None or form == HUB)
-        return about, *(gr.update(visible=one and can) for one in visible)
+        kind = FOLDERS.get(form)
+        settings = kind.settings if kind is not None else ()
+        visible = {
+            self.to_folder: kind is not None,
+            self.merged: "dtype" in settings,
+            self.gguf: "gguf_type" in settings,
+            self.hub: form == HUB,
+            self.verify: kind is not None or form == HUB,
+        }
+        return {self.about: about, **{panel: shown(one and not reason) for panel, one in visible.items()}}
 
     @staticmethod
     def read(form: str, values: Sequence[Any]) -> Wanted:
-        """What is wanted, of the settings that belong to the form."""
+        """Return the settings that belong to the format."""
         folder, dtype, shard, gguf_type, keep_merged, repository, hub_kind, private, verify = values
         known = {"dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": bool(keep_merged)}
-        kind = _KINDS.get(form, KINDS["adapter"])
-        settings = {"kind": kind.name, **{name: known[name] for name in kind.settings}, "verify": bool(verify)}
         if form == HUB:
-            settings = {"kind": hub_kind, "private": bool(private), "verify": bool(verify)}
+            settings = {"kind": hub_kind, "private": bool(private)}
+        else:
+            kind = FOLDERS.get(form, KINDS["adapter"])
+            settings = {"kind": kind.name, **{name: known[name] for name in kind.settings}}
+        settings["verify"] = bool(verify)
         given = {name: value for name, value in settings.items() if value is not None}
         return Wanted(folder or "", (repository or "").strip(), given)
 
 
 def why_not(form: str, config: RunConfig | None) -> str:
-    """Return why a run's result cannot be had in a form; "" where it can."""
-    kind = _KINDS.get(form)
+    """Return why a run cannot be exported in a format; empty where it can."""
+    kind = FOLDERS.get(form)
     reason = kind.why_not(config.adapter.traits) if kind is not None and config is not None else ""
     return f"{reason} {kind.instead}" if kind is not None and reason else ""

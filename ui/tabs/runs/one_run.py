@@ -1,4 +1,4 @@
-"""One run on the Runs tab: all that the Train tab shows of it, its record, and what can be done with it."""
+"""One run on the Runs tab: all that the Train tab shows of it, its record, and the actions on it."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,13 +11,21 @@ from engine.errors import EngineError
 from engine.runs.electricity import read_electricity
 from engine.runs.notes import change_notes
 from engine.runs.store import folder_size_bytes
-from ui.errors import shown_as_message, trouble
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Confirmation,
+    Updates,
+    render_question,
+    shown,
+    shown_as_message,
+)
 from ui.page import Page
-from ui.tabs.runs.confirmation import Confirmation, render_question
 from ui.tabs.train.follow import FollowPart
-from ui.views.quantities import size
-from ui.views.run_details import render_run_details
-from ui.views.run_record import render_record
+from ui.views.html import error_box, size
+from ui.views.run_details import render_record, render_run_details
 
 
 class OneRunPart:
@@ -29,11 +37,13 @@ class OneRunPart:
             self.follow = FollowPart(page, prefix="one-")
             with gr.Row(elem_id="run-actions"):
                 self.to_train = gr.Button("Open in Train", scale=0, min_width=140, elem_id="run-to-train")
-                self.duplicate = gr.Button("Duplicate into the form", scale=0, min_width=200, elem_id="run-duplicate")
-                self.train_on = gr.Button("Train on from its adapter", scale=0, min_width=210, elem_id="run-train-on")
+                self.duplicate = gr.Button("Copy settings", scale=0, min_width=150, elem_id="run-duplicate")
+                self.continuing = gr.Button(
+                    "Continue from this adapter", scale=0, min_width=230, elem_id="run-train-on"
+                )
                 self.delete = gr.Button("Delete …", scale=0, min_width=110, elem_id="run-delete")
             self.confirm = Confirmation(
-                "Delete for good", "Keep it", elem_id="confirm-delete", yes_id="really-delete", no_id="keep-run"
+                "Delete run", "Keep run", elem_id="confirm-delete", yes_id="really-delete", no_id="keep-run"
             )
             self.details = gr.HTML(elem_id="run-facts")
             with gr.Accordion("Name, note and tags", open=False, elem_id="run-notes"):
@@ -50,28 +60,24 @@ class OneRunPart:
         self._change = gr.State({})
 
     def wire(self, compared: gr.State) -> tuple[Dependency, Dependency]:
-        """Connect the events; after the two that come back, a note or a deletion, the table is to be drawn again."""
-        page, shown = self._page, self.follow.shown
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        """Connect the events; after the two that are returned, a note or a deletion, the table has changed."""
+        page, run_shown = self._page, self.follow.shown
+        self._compared = compared
         for changed in self.follow.wire():
-            changed.then(self.changed, shown, self._changing, **quick)
-        wanted = self.to_train.click(lambda run_id: (run_id, True), shown, [page.chosen_run, page.wants_run], **quick)
-        page.open_tab(wanted, "train")
-        slow: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for button, configuration in ((self.duplicate, self.configuration), (self.train_on, self.continuation)):
-            copied = button.click(_with_its_run(configuration), shown, [self._change, page.copied_from], **slow)
+            changed.then(self.changed, run_shown, self._changing, **QUICK)
+        train = [page.chosen_run, page.wants_run]
+        page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
+        for button, configuration in ((self.duplicate, self.configuration), (self.continuing, self.continuation)):
+            copied = button.click(_with_its_run(configuration), run_shown, [self._change, page.copied_from], **SLOW)
             page.open_tab(page.fill_after(copied, self._change), "method")
-        self.confirm.wire(self.delete.click, self.ask_delete, shown)
+        self.confirm.wire(self.delete.click, self.ask_delete, run_shown)
         deleted = self.confirm.really.click(
-            shown_as_message(self.delete_run),
-            [shown, page.chosen_run, compared],
-            [page.chosen_run, compared, self.panel, shown],
-            trigger_mode="once", **slow,
+            shown_as_message(self.delete_run), [run_shown, page.chosen_run, compared],
+            [page.chosen_run, compared, self.panel, run_shown], trigger_mode="once", **SLOW,
         )  # fmt: skip
-        saved = self.save.click(
-            shown_as_message(self.save_notes), [shown, self.name, self.tags, self.note], None, **quick
-        )
-        saved.then(self.describe, shown, self._described, **quick)
+        notes = [run_shown, self.name, self.tags, self.note]
+        saved = self.save.click(shown_as_message(self.save_notes), notes, None, **QUICK)
+        saved.then(self.describe, run_shown, self._described, **QUICK)
         return saved, deleted
 
     def show_after(self, event: Dependency, *, again: bool) -> Dependency:
@@ -79,86 +85,90 @@ class OneRunPart:
 
         Args:
             event: The event.
-            again: Whether the run that is shown already may have changed meanwhile. What is typed stays either way.
+            again: Whether the shown run may have changed meanwhile. What is typed stays either way.
         """
-        return event.then(
-            self._show_again if again else self.show,
-            [self._page.chosen_run, *self.follow.look_inputs],
-            [*self._described, *self.follow.outputs],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+        inputs = [self._page.chosen_run, *self.follow.look_inputs]
+        outputs = [*self._described, *self.follow.outputs]
+        return event.then(self._show_again if again else self.show, inputs, outputs, **QUICK)
 
     @property
     def _changing(self) -> list[Any]:
-        """What changes with the run, as `changed` gives it."""
-        return [self.details, self.record, self.train_on, self.delete, self.confirm.panel]
+        """What `changed` changes."""
+        return [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
 
     @property
     def _described(self) -> list[Any]:
         return [self.panel, *self._changing, self.name, self.tags, self.note]
 
-    def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, shown: str) -> tuple[Any, ...]:
-        """All of a run, unless it is the one that is shown."""
-        if run_id == shown:
-            return (gr.skip(),) * (len(self._described) + len(self.follow.outputs))
-        return self._show_again(run_id, smoothing, log_axis, log_open, shown)
+    def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
+        """Return all of a run, unless it is shown already."""
+        if run_id == run_shown:
+            return UNCHANGED
+        return self._show_again(run_id, smoothing, log_axis, log_open, run_shown)
 
-    def _show_again(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, shown: str) -> tuple[Any, ...]:
-        if run_id and run_id == shown and self._page.reader.exists(run_id):
-            described = gr.update(visible=True), *self.changed(run_id), *(gr.skip(),) * 3
+    def _show_again(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
+        if run_id and run_id == run_shown and self._page.reader.exists(run_id):
+            described = {self.panel: gr.update(visible=True), **self.changed(run_id)}
         else:
             described = self.describe(run_id)
-        drawn = self.follow.look(run_id, smoothing, log_axis, log_open, shown)
-        return *described, *drawn[: len(self.follow.outputs)]
+        return {**described, **self.follow.look(run_id, smoothing, log_axis, log_open, run_shown)}
 
-    def describe(self, run_id: str) -> tuple[Any, ...]:
-        """The picked run, with what a person wrote about it."""
+    def describe(self, run_id: str) -> Updates:
+        """Return the picked run, with the notes of a person."""
         if not self._page.reader.exists(run_id):
-            gone = gr.update(visible=False)
-            return gone, "", "", gone, gone, gone, "", "", ""
-        # A question about another run goes with it.
-        changing = (*self.changed(run_id)[:-1], gr.update(visible=False))
-        try:
+            hidden = (self.panel, self.continuing, self.delete, self.confirm.panel)
+            texts = (self.details, self.record, self.name, self.tags, self.note)
+            return {**dict.fromkeys(hidden, HIDDEN), **dict.fromkeys(texts, "")}
+        title = tags = note = ""
+        with contextlib.suppress(EngineError):
             observed = self._page.reader.observe(run_id)
-        except EngineError:
-            return gr.update(visible=True), *changing, "", "", ""
-        notes = observed.notes
-        return gr.update(visible=True), *changing, observed.title, ", ".join(notes.tags), notes.note
+            title, tags, note = observed.title, ", ".join(observed.notes.tags), observed.notes.note
+        return {
+            **self.changed(run_id),
+            self.panel: gr.update(visible=True),
+            self.confirm.panel: HIDDEN,  # it may be about another run
+            self.name: title,
+            self.tags: tags,
+            self.note: note,
+        }
 
-    def changed(self, run_id: str) -> tuple[Any, ...]:
-        """Facts and record of a run, and what can be done with it now; a question about what cannot goes."""
-        gone, reader = gr.update(visible=False), self._page.reader
+    def changed(self, run_id: str) -> Updates:
+        """Return facts, record and possible actions of a run; the question about an impossible one closes."""
+        reader = self._page.reader
         try:
             observed = reader.observe(run_id)
             facts = render_run_details(observed, reader.summary(run_id), read_electricity(self._page.services.home))
             record = render_record(observed)
         except EngineError as error:
-            return trouble(error), "", gone, gone, gone
+            gone = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), HIDDEN)
+            return {self.details: error_box(error), self.record: "", **gone}
         can_delete = observed.state.is_final and not observed.resume_requested
-        can_continue = (
-            observed.has_adapter and observed.config is not None and not observed.config.adapter.traits.trains_all
-        )
-        asked = gr.skip() if can_delete else gone
-        return facts, record, gr.update(visible=can_continue), gr.update(visible=can_delete), asked
+        config = observed.config
+        can_continue = observed.has_adapter and config is not None and not config.adapter.traits.trains_all
+        return {
+            self.details: facts,
+            self.record: record,
+            self.continuing: shown(can_continue),
+            self.delete: shown(can_delete),
+            self.confirm.panel: UNCHANGED if can_delete else HIDDEN,
+        }
 
     def configuration(self, run_id: str) -> dict[str, Any]:
-        """The run's saved settings for the form, without its name."""
+        """Return the run's saved settings for the form, without its name."""
         config = self._page.services.runs.get(run_id).folder.read_config()
-        # Where the model cannot be read the Model tab says so; the settings are copied all the same.
+        # Where the model cannot be read the Model tab shows why; the settings are copied all the same.
         with contextlib.suppress(EngineError):
             self._page.services.shapes.learn(config.model)
         mapping = config.model_dump(mode="json")
         return {**mapping, "run": {**mapping["run"], "name": ""}}
 
     def continuation(self, run_id: str) -> dict[str, Any]:
-        """The same settings, beginning with the weights that this run has learned."""
+        """Return the same settings, starting from the adapter of this run."""
         mapping = self.configuration(run_id)
         return {**mapping, "adapter": {**mapping["adapter"], "warm_start": run_id}}
 
     def save_notes(self, run_id: str, name: str, tags: str, note: str) -> None:
-        """Keep what a person wrote; a name that is the run's own is no name of a person's."""
+        """Save the notes of a person; a name equal to the run's own title is not saved."""
         observed = self._page.reader.observe(run_id)
         name = (name or "").strip()
         if name == observed.title and not observed.notes.name:
@@ -168,26 +178,27 @@ class OneRunPart:
         gr.Info("Saved.", duration=3)
 
     def ask_delete(self, run_id: str) -> str:
-        """The question before a run is deleted: what would be lost, with its size."""
+        """Return the question before a run is deleted: what would be lost, with its size."""
         observed = self._page.reader.observe(run_id)
         freed = size(folder_size_bytes(observed.run.folder.path))
-        words = (
-            f"would be deleted: its adapter, checkpoints, curves and log, {freed} in all, are removed from the disk. "
-            "Nothing brings them back."
-        )
+        words = f"will be deleted: adapter, checkpoints, curves and log, {freed} in all. This cannot be undone."
         return render_question(observed.title, words)
 
-    def delete_run(self, run_id: str, chosen: str, compared: list[str]) -> tuple[Any, Any, Any, str]:
-        """Remove it for good; refused while it waits or runs."""
+    def delete_run(self, run_id: str, chosen: str, compared: list[str]) -> Updates:
+        """Delete a run; refused while it waits or runs."""
         freed = self._page.services.runs.delete(run_id)
         self._page.reader.forget(run_id)
-        gr.Info(f"Deleted; {size(freed)} are free again.", duration=5)
-        others = [other for other in compared if other != run_id]
-        return "" if chosen == run_id else gr.skip(), others, gr.update(visible=False), ""
+        gr.Info(f"Deleted; {size(freed)} freed.", duration=5)
+        return {
+            self._page.chosen_run: "" if chosen == run_id else UNCHANGED,
+            self._compared: [other for other in compared if other != run_id],
+            self.panel: HIDDEN,
+            self.follow.shown: "",
+        }
 
 
 def _with_its_run(configuration: Callable[[str], dict[str, Any]]) -> Callable[[str], tuple[dict[str, Any], str]]:
-    """A run's settings together with its id: another one may be picked while its model is looked up."""
+    """Return a run's settings together with its id: another one may be picked while its model is looked up."""
 
     def copy(run_id: str) -> tuple[dict[str, Any], str]:
         return configuration(run_id), run_id

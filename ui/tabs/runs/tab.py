@@ -1,22 +1,22 @@
-"""Runs: everything that was ever started; found, looked at, compared, exported."""
+"""Runs: search, show and compare all runs; order the queue; set the price of electricity."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import gradio as gr
 from gradio.events import Dependency
 
 from engine.errors import EngineError
-from engine.runs.electricity import read_electricity
+from engine.runs.control import request_start_anyway, request_stop
+from engine.runs.electricity import Electricity, read_electricity, save_electricity
 from engine.runs.summary import RunSummary
+from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.table import select_runs, summaries_csv
-from ui.chart import chart
-from ui.components import Dropdown, Radio
-from ui.fields import changed_by_hand
+from ui.components import HIDDEN, QUICK, UNCHANGED, Dropdown, Radio, Updates, chart, pick_list, picked, shown_as_message
+from ui.form import component_of_field, number_of, text_of
+from ui.gradio_internals import changed_by_hand, enclosing_tab
 from ui.page import Page
-from ui.pick import pick_list, picked
-from ui.tabs.runs.electricity import ElectricityPart
 from ui.tabs.runs.one_run import OneRunPart
-from ui.tabs.runs.queue import QueuePart
+from ui.views.html import small
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, NamedHistory, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
 from ui.views.run_table import (
@@ -30,18 +30,15 @@ from ui.views.run_table import (
     ORDERS,
     TableQuery,
     query_of,
+    render_queue,
     render_run_table,
     render_unread,
 )
 
 _PAGE_ROWS = 100
 _REFRESH_SECONDS = 4.0
-_LEAD = (
-    '<h2>Runs</h2><p class="lead">Pick a row to see all of it. Tick two or more to lay their curves over each other and '
-    "see only what differs.</p>"
-)
-_COMPARISON = "<h2>Side by side</h2>"
-# The table is made on the server and saved by the browser, so that no file stays behind.
+_LEAD = '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick two or more to compare their curves and settings.</p>'
+# The table is made on the server and saved by the browser: no file stays behind.
 _SAVE_CSV = """(text) => {
   if (!text) return '';
   const link = document.createElement('a');
@@ -56,182 +53,220 @@ _SAVE_CSV = """(text) => {
 class Listing(NamedTuple):
     """What one look at all runs puts on the page."""
 
-    table: Any
-    queue: Any
-    method: Any
-    model: Any
-    last: Any
+    table: str
+    queue: str
+    methods: tuple[str, ...]
+    models: tuple[str, ...]
+    has_runs: bool
 
 
 class RunsTab:
-    """Lays out the Runs tab; `wire` connects it once the whole page stands."""
+    """Lays out the Runs tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self._tab = page.tab_here()
-        self.queue = QueuePart(page)
+        self._tab = enclosing_tab()
+        self._order = QueueOrder(page.services.home)
+        self.queue = pick_list(elem_id="queue")
         gr.HTML(_LEAD)
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
             self.words = gr.Textbox(
-                label="Search",
-                placeholder="name, model, method, data, tag …",
-                scale=3,
-                min_width=220,
+                label="Search", placeholder="name, model, method, data, tag …", scale=3, min_width=220,
                 elem_id="runs-search",
-            )
-            self.state = Dropdown(
-                list(FILTERS), value="All", label="State", scale=1, min_width=130, elem_id="runs-state"
-            )
-            self.method = Dropdown(
-                [ANY_METHOD], value=ANY_METHOD, label="Method", scale=1, min_width=160, elem_id="runs-method"
-            )
-            self.model = Dropdown(
-                [ANY_MODEL], value=ANY_MODEL, label="Model", scale=1, min_width=150, elem_id="runs-model"
-            )
-            self.order = Dropdown(
-                list(ORDERS), value=next(iter(ORDERS)), label="Order", scale=1, min_width=190, elem_id="runs-order"
+            )  # fmt: skip
+            self.state, self.method, self.model, self.order = (
+                Dropdown(list(choices), value=choices[0], label=label, scale=1, min_width=width, elem_id=elem_id)
+                for label, choices, width, elem_id in (
+                    ("State", tuple(FILTERS), 130, "runs-state"),
+                    ("Method", (ANY_METHOD,), 160, "runs-method"),
+                    ("Model", (ANY_MODEL,), 150, "runs-model"),
+                    ("Order", tuple(ORDERS), 190, "runs-order"),
+                )
             )
         self.table = pick_list(NO_RUNS, elem_id="runs-table")
         with gr.Row(elem_id="runs-below", visible=False) as self.below:
-            self.csv = gr.Button("Save this table as CSV", scale=0, min_width=200, elem_id="runs-csv")
+            self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="runs-csv")
         self._csv_text = gr.Textbox(visible=False)
         with gr.Column(visible=False, elem_id="comparison") as self.comparison:
-            gr.HTML(_COMPARISON)
+            gr.HTML("<h2>Comparison</h2>")
             self.overlay = chart(elem_id="overlay-chart")
             with gr.Row(elem_classes="chart-controls"):
                 self.against = Radio(
-                    [("by step", "step"), ("by tokens", "tokens"), ("by time", "time")],
-                    value="step", show_label=False, container=False, elem_id="overlay-against",
+                    [("by step", "step"), ("by tokens", "tokens"), ("by time", "time")], value="step", show_label=False,
+                    container=False, elem_id="overlay-against",
                 )  # fmt: skip
                 self.log_axis = gr.Checkbox(False, label="Logarithmic axis", container=False, elem_id="overlay-log")
             self.differences = gr.HTML(elem_id="differences")
         self.one = OneRunPart(page)
         self.electricity = ElectricityPart(page)
-        self._compared = gr.State([])
-        self._shown = gr.State(_PAGE_ROWS)
-        self._last: gr.State = gr.State(None)
+        self.compared = gr.State([])
+        self.shown_rows = gr.State(_PAGE_ROWS)
+        self.last = gr.State(None)  # the listing that the page shows
         self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
 
     @property
     def _query(self) -> list[Any]:
         return [self.words, self.state, self.method, self.model, self.order]
 
+    @property
+    def _listing(self) -> tuple[list[Any], list[Any]]:
+        """Inputs and outputs of `list_runs`."""
+        inputs = [*self._query, self._page.chosen_run, self.compared, self.shown_rows, self.last]
+        return inputs, [self.table, self.queue, self.method, self.model, self.last, self.below]
+
+    @property
+    def _comparing(self) -> tuple[list[Any], list[Any]]:
+        """Inputs and outputs of `compare`."""
+        return [self.compared, self.against, self.log_axis], [self.comparison, self.overlay, self.differences]
+
     def wire(self) -> None:
         """Connect the events."""
         page = self._page
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        gr.on(page.elsewhere(self._tab), lambda: gr.update(active=False), None, self.timer, **quick)
-        inputs, outputs = self._listing
-        self._tab.select(self.list_runs, inputs, outputs, **quick)
-        arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **quick)
+        page.rest_elsewhere(self._tab, self.timer)
+        self._tab.select(self.list_runs, *self._listing, **QUICK)
+        arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **QUICK)
         self.one.show_after(arrived, again=True)
-        self.timer.tick(self.list_runs, inputs, outputs, trigger_mode="once", **quick)
+        self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
         changed = [changed_by_hand(part) for part in self._query]
-        gr.on(changed, self.list_runs, inputs, outputs, trigger_mode="always_last", **quick)
+        gr.on(changed, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
         taken = self.table.click(
-            self._take,
-            [self._compared, self._shown],
-            [page.chosen_run, self._compared, self._shown],
-            **quick,
+            self._take, [self.compared, self.shown_rows], [page.chosen_run, self.compared, self.shown_rows], **QUICK
         )
-        self._list_after(taken)
         self.one.show_after(taken, again=False)
-        self._compare_after(taken)
-        gr.on(
-            [self.against.input, self.log_axis.input],
-            self.compare,
-            [self._compared, self.against, self.log_axis],
-            [self.comparison, self.overlay, self.differences],
-            **quick,
-        )
-        made = self.csv.click(self.save_csv, self._query, self._csv_text, **quick)
-        made.then(None, self._csv_text, self._csv_text, js=_SAVE_CSV, **quick)
-        self._list_after(self.queue.wire())
-        self.electricity.wire()
-        saved, deleted = self.one.wire(self._compared)
-        for event in (saved, deleted):
+        gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
+        made = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
+        made.then(None, self._csv_text, self._csv_text, js=_SAVE_CSV, **QUICK)
+        self._list_after(self.queue.click(shown_as_message(self._order_queue), None, None, **QUICK))
+        self.electricity.wire(self._tab)
+        for event in (taken, *self.one.wire(self.compared)):
             self._list_after(event)
-            self._compare_after(event)
-
-    @property
-    def _listing(self) -> tuple[list[Any], list[Any]]:
-        inputs = [*self._query, self._page.chosen_run, self._compared, self._shown, self._last]
-        return inputs, [self.table, self.queue.list, self.method, self.model, self._last, self.below]
+            event.then(self.compare, *self._comparing, **QUICK)
 
     def _list_after(self, event: Dependency) -> None:
-        inputs, outputs = self._listing
-        event.then(self.list_runs, inputs, outputs, show_progress="hidden", queue=False, api_visibility="private")
-
-    def _compare_after(self, event: Dependency) -> None:
-        event.then(
-            self.compare,
-            [self._compared, self.against, self.log_axis],
-            [self.comparison, self.overlay, self.differences],
-            show_progress="hidden", queue=False, api_visibility="private",
-        )  # fmt: skip
+        event.then(self.list_runs, *self._listing, **QUICK)
 
     def list_runs(
         self, words: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, compared: list[str], shown: int,
         last: Listing | None,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        """The table, the queue and the choices; what would look the same is not sent."""
+    ) -> Updates:  # fmt: skip
+        """Return the table, the queue and the choices; what is the same as in `last` is not sent."""
         rows, unread = self._page.reader.glance()
         found = select_runs(rows, query_of(TableQuery(words, state, method, model, order)))
         nothing = NOTHING_FOUND if rows else NO_RUNS
         table = render_run_table(found, chosen, compared, shown) if found else nothing
         fresh = Listing(
             table=table + render_unread(unread),
-            queue=self.queue.draw(rows),
-            method=tuple(sorted({row.method for row in rows if row.method})),
-            model=tuple(sorted({row.model for row in rows if row.model})),
-            last=bool(rows),
+            queue=render_queue(self._waiting(rows)),
+            methods=tuple(sorted({row.method for row in rows if row.method})),
+            models=tuple(sorted({row.model for row in rows if row.model})),
+            has_runs=bool(rows),
         )
         if fresh == last:
-            return (gr.skip(),) * 6
-        new = {name: getattr(last, name, None) != value for name, value in fresh._asdict().items()}
-        return (
-            fresh.table if new["table"] else gr.skip(),
-            fresh.queue if new["queue"] else gr.skip(),
-            gr.update(choices=[ANY_METHOD, *fresh.method]) if new["method"] else gr.skip(),
-            gr.update(choices=[ANY_MODEL, *fresh.model]) if new["model"] else gr.skip(),
-            fresh,
-            gr.update(visible=bool(rows)) if new["last"] else gr.skip(),
-        )
+            return UNCHANGED
+        updates = {
+            "table": {self.table: fresh.table},
+            "queue": {self.queue: fresh.queue},
+            "methods": {self.method: gr.update(choices=[ANY_METHOD, *fresh.methods])},
+            "models": {self.model: gr.update(choices=[ANY_MODEL, *fresh.models])},
+            "has_runs": {self.below: gr.update(visible=fresh.has_runs)},
+        }
+        sent: Updates = {self.last: fresh}
+        for name, update in updates.items():
+            if last is None or getattr(last, name) != getattr(fresh, name):
+                sent |= update
+        return sent
 
     def save_csv(self, words: Any, state: Any, method: Any, model: Any, order: Any) -> str:
-        """Every run that the filters leave, with every column."""
+        """Return every run that the filters leave, with every column."""
         query = query_of(TableQuery(words, state, method, model, order))
         return summaries_csv(select_runs(self._page.reader.summaries(), query))
 
-    def compare(self, compared: list[str], against: Any, log_axis: bool) -> tuple[Any, Any, Any]:
-        """Curves over each other and the settings that differ; hidden below two runs."""
+    def compare(self, compared: list[str], against: Any, log_axis: bool) -> Updates:
+        """Return the curves in one chart and the settings that differ; hidden below two runs."""
         runs, histories = [], []
         for run_id in compared:
             try:
                 observed = self._page.reader.observe(run_id)
-                row: RunSummary = self._page.reader.summary(run_id)
+                row = self._page.reader.summary(run_id)
             except EngineError:
                 continue  # it was deleted meanwhile
             runs.append(ComparedRun(row, observed.config, observed.provenance.dataset_fingerprint))
             histories.append(NamedHistory(f"{observed.title} · {observed.run.id[-4:]}", observed.history))
         if len(runs) < 2:
-            return gr.update(visible=False), "", ""
+            return {self.comparison: HIDDEN, self.overlay: "", self.differences: ""}
         view = ChartView(log_axis=log_axis, against=against)
-        differences = render_differences(runs, read_electricity(self._page.services.home))
-        return gr.update(visible=True), overlay_figure(histories, view), differences
+        return {
+            self.comparison: gr.update(visible=True),
+            self.overlay: overlay_figure(histories, view),
+            self.differences: render_differences(runs, read_electricity(self._page.services.home)),
+        }
 
-    def _take(self, event: gr.EventData, compared: list[str], shown: int) -> tuple[Any, Any, Any]:
+    def _take(self, event: gr.EventData, compared: list[str], shown: int) -> Updates:
         wanted = picked(event)
         if wanted == MORE:
-            return gr.skip(), gr.skip(), shown + _PAGE_ROWS
+            return {self.shown_rows: shown + _PAGE_ROWS}
         run_id = wanted.removeprefix(COMPARE_PREFIX)
         if not self._page.reader.exists(run_id):
-            return gr.skip(), gr.skip(), gr.skip()
+            return UNCHANGED
         if not wanted.startswith(COMPARE_PREFIX):
-            return run_id, gr.skip(), gr.skip()
+            return {self._page.chosen_run: run_id}
         if run_id in compared:
-            return gr.skip(), [other for other in compared if other != run_id], gr.skip()
+            return {self.compared: [other for other in compared if other != run_id]}
         if len(compared) >= COMPARED_AT_MOST:
-            gr.Info(f"{COMPARED_AT_MOST} runs at most are told apart well; take one out first.")
-            return gr.skip(), gr.skip(), gr.skip()
-        return gr.skip(), [*compared, run_id], gr.skip()
+            gr.Info(f"{COMPARED_AT_MOST} runs are the limit of a comparison; remove one first.")
+            return UNCHANGED
+        return {self.compared: [*compared, run_id]}
+
+    def _waiting(self, rows: list[RunSummary]) -> list[RunSummary]:
+        """Return the waiting runs among all rows, in their order."""
+        waiting = {row.id: row for row in rows if row.state == "queued"}
+        return [waiting[run_id] for run_id in self._order.sort(list(waiting))]
+
+    def _order_queue(self, event: gr.EventData) -> None:
+        action, _, run_id = picked(event).partition(":")
+        reader = self._page.reader
+        if not reader.exists(run_id):
+            return
+        run = self._page.services.runs.get(run_id)
+        moves: dict[str, QueueMove] = {move: move for move in get_args(QueueMove)}
+        if action in moves:
+            waiting = [row.id for row in reader.summaries() if row.state == "queued"]
+            if run.id in waiting:
+                self._order.shift(run.id, waiting, moves[action])
+        elif action == "anyway":
+            request_start_anyway(run)
+        elif action == "out":
+            request_stop(run)
+        reader.look_again()
+
+
+class ElectricityPart:
+    """Lays out price, currency and power of electricity, which give the cost of every run."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        with gr.Accordion("Electricity", open=False, elem_id="electricity"):
+            gr.HTML(
+                small(
+                    "With a price, every run shows its cost. GPUs measure their energy; other devices use the power below."
+                )
+            )
+            with gr.Row():
+                self.inputs = [
+                    component_of_field(Electricity.model_fields[name], min_width=180, elem_id=f"electricity-{name}")
+                    for name in ("price_per_kwh", "currency", "watts")
+                ]
+            self.save = gr.Button("Save", scale=0, min_width=110, elem_id="electricity-save")
+
+    def wire(self, tab: gr.Tab) -> None:
+        """Connect the events."""
+        tab.select(self._read, None, self.inputs, **QUICK)
+        self.save.click(shown_as_message(self._save), self.inputs, None, **QUICK)
+
+    def _read(self) -> list[Any]:
+        known = read_electricity(self._page.services.home)
+        return [text_of(known.price_per_kwh), known.currency, text_of(known.watts)]
+
+    def _save(self, price_per_kwh: Any, currency: Any, watts: Any) -> None:
+        save_electricity(self._page.services.home, number_of(price_per_kwh), currency, number_of(watts))
+        gr.Info("Saved.", duration=4)

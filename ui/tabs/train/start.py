@@ -1,57 +1,46 @@
-"""The start on the Train tab: one run, or a sweep over learning rates and ranks, filed once however often it is sent."""
+"""The start on the Train tab: one run, or a sweep over learning rates and ranks, queued once however often it is sent."""
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 from gradio.events import Dependency
 
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, MemoryUnknownError, Problem
+from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
-from ui.backend.starts import Starts, StartUnderWay
+from ui.backend.background import UNEXPECTED, BackgroundWork, FunctionJob, Work
+from ui.components import QUICK, Updates
 from ui.draft import Draft
-from ui.errors import UNEXPECTED, trouble
-from ui.page import STORAGE_KEY, Page
-from ui.views.quantities import gib
+from ui.gradio_internals import enclosing_page
+from ui.page import Page, browser_state
+from ui.views.html import attention, error_box, gib, small
 
 _LOOK_SECONDS = 0.5
-_SWEEP_LEAD = (
-    '<p class="small">Several values each, separated by commas: a run for every combination is filed into the queue, and '
-    "the Runs tab lays them over each other. What stays empty keeps the value of the form.</p>"
+_SWEEP_LEAD = small(
+    "Several values, separated by commas: every combination is queued as a run. Empty fields use the form's value."
 )
 
-
-class Started(NamedTuple):
-    """What one look at a start puts on the page."""
-
-    problems: Any
-    chosen_run: Any
-    token: Any
-    start: Any
-    sweep: Any
-    pending: Any
-    timer: Any
-    tabs_to: Any  # "follow", "runs" or ""
+Starting = Callable[[Callable[[str], None]], Sequence[Run]]
 
 
 class StartPart:
-    """Lays out the start; every start is worked off behind the page, and a clock looks how far it has come."""
+    """Lays out the start; it runs in the background, and a timer looks at its progress."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self._starts = Starts()
+        self._starts: BackgroundWork[Sequence[Run]] = BackgroundWork()
         self.problems = gr.HTML(elem_id="start-problems")
         with gr.Row(elem_id="start-row"):
             self.start = gr.Button(
                 "Start training", variant="primary", interactive=False, elem_id="start", scale=0, min_width=190
             )
             self.reason = gr.HTML(elem_id="start-reason")
-        with gr.Accordion("Try several values (a sweep)", open=False, elem_id="sweep-fold"):
+        with gr.Accordion("Sweep", open=False, elem_id="sweep-fold"):
             gr.HTML(_SWEEP_LEAD)
             with gr.Row():
                 self.rates = gr.Textbox(
@@ -63,102 +52,108 @@ class StartPart:
                     min_width=240,
                 )  # fmt: skip
             self.ratio = gr.Checkbox(
-                True, label="Alpha follows the rank", info="Keeps lora_alpha / r as it is in the form.",
-                elem_id="sweep-ratio",
-            )  # fmt: skip
-            self.sweep = gr.Button("File the sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
-        # Together with the draft it names a start, so that two clicks, or two tabs, start one run.
-        self._token = gr.BrowserState("", storage_key="loratory-start", secret=STORAGE_KEY)
-        self._pending = gr.State("")
-        self.goes_to = gr.State("")
+                True, label="Alpha follows the rank", info="Keeps lora_alpha / r of the form.", elem_id="sweep-ratio"
+            )
+            self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
+        # Together with the draft it names a start: two clicks, or two tabs, start one run.
+        self.token = browser_state("", "start")
+        self.pending = gr.State("")  # key of the start that this page waits for
+        self.goes_to = gr.State("")  # after a start: "follow" or "runs"
         self.timer = gr.Timer(_LOOK_SECONDS, active=False)
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
         page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
         page.on_draft(self.reason, render_reason)
-        self._draft = gr.Textbox("", visible=False)  # what a refusal was about
+        self._draft = gr.Textbox("", visible=False)  # the draft that an error was about
         page.on_draft(self._draft, _draft_key)
 
     def wire(self) -> Dependency:
-        """Connect the events; after the one that comes back, a run may have been filed and be the chosen one."""
-        page, form = self._page, self._page.form
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        assert Context.root_block is not None
-        Context.root_block.load(_token, self._token, self._token, **quick)
+        """Connect the events; after the one that is returned, a run may have been queued and be the chosen one."""
+        page, components = self._page, self._page.form.components
+        enclosing_page().load(lambda token: token or uuid.uuid4().hex, self.token, self.token, **QUICK)
         outputs = [
-            self.problems, page.chosen_run, self._token, self.start, self.sweep, self._pending, self.timer,
-            self.goes_to,
+            self.problems, page.chosen_run, self.token, self.start, self.sweep, self.pending, self.timer, self.goes_to,
         ]  # fmt: skip
-        changed: Any = self._draft.change
-        changed(lambda: "", None, self.problems, **quick)
-        named = [self._token, page.copied_from]
-        self.start.click(self.begin, [*named, *form.components], outputs, trigger_mode="once", **quick)
-        self.sweep.click(
-            self.begin_sweep,
-            [*named, self.rates, self.ranks, self.ratio, *form.components],
-            outputs,
-            trigger_mode="once",
-            **quick,
-        )
-        return self.timer.tick(self.look, self._pending, outputs, trigger_mode="once", **quick)
+        self._draft.change(lambda: "", None, self.problems, **QUICK)
+        named = [self.token, page.copied_from]
+        once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
+        self.start.click(self.begin, [*named, *components], outputs, **once)
+        sweep = [self.rates, self.ranks, self.ratio]
+        self.sweep.click(self.begin_sweep, [*named, *sweep, *components], outputs, **once)
+        return self.timer.tick(self.look, self.pending, outputs, **once)
 
-    def begin(self, token: str, copied_from: str, *values: Any) -> Started:
-        """Begin to check the draft and to file its run."""
+    def begin(self, token: str, copied_from: str, *values: Any) -> Updates:
+        """Begin to check the draft and to queue its run."""
         draft = self._page.draft(values)
         if draft.config is None:
-            return _refused(ConfigError(draft.problems))
+            return self._refused(ConfigError(draft.problems))
         config, launcher = draft.config, self._page.services.launcher
         key, origin = start_key(token, [config]), self._origin(copied_from)
-        return self._shown(
-            key,
-            self._starts.begin(key, lambda say: [launcher.start(config, key, copied_from=origin, on_progress=say)]),
-        )
+        return self._begin(key, lambda report: [launcher.start(config, key, copied_from=origin, on_progress=report)])
 
-    def begin_sweep(self, token: str, copied_from: str, rates: str, ranks: str, ratio: bool, *values: Any) -> Started:
-        """Begin to check every combination and to file a run for each."""
+    def begin_sweep(self, token: str, copied_from: str, rates: str, ranks: str, ratio: bool, *values: Any) -> Updates:
+        """Begin to check every combination and to queue a run for each."""
         draft = self._page.draft(values)
         try:
             if draft.config is None:
                 raise ConfigError(draft.problems)
             configs = sweep_of(draft.config, rates, ranks, alpha_follows=ratio)
         except EngineError as error:
-            return _refused(error)
+            return self._refused(error)
         launcher, key, origin = self._page.services.launcher, start_key(token, configs), self._origin(copied_from)
-        return self._shown(
-            key,
-            self._starts.begin(key, lambda say: launcher.start_all(configs, key, copied_from=origin, on_progress=say)),
-        )
+        return self._begin(key, lambda report: launcher.start_all(configs, key, copied_from=origin, on_progress=report))
+
+    def _begin(self, key: str, start: Starting) -> Updates:
+        work = self._starts.find(key)
+        if work is None or work.error is not None:
+            work = self._starts.start(key, "A start", FunctionJob(start))
+        return self._progress(key, work)
 
     def _origin(self, copied_from: str) -> str | None:
-        """The run whose settings the draft began as, where there is still such a run."""
+        """Return the run whose settings were copied into the draft, where it still exists."""
         return copied_from if self._page.reader.exists(copied_from) else None
 
-    def look(self, pending: str) -> Started:
-        """How far the start has come that this page waits for."""
-        start = self._starts.find(pending)
-        return _idle() if start is None else self._shown(pending, start)
+    def look(self, pending: str) -> Updates:
+        """Return the progress of the start that this page waits for."""
+        work = self._starts.find(pending)
+        return self._idle() if work is None else self._progress(pending, work)
 
-    def _shown(self, key: str, start: StartUnderWay) -> Started:
-        if start.error is not None:
-            return _refused(start.error)
-        if start.runs:
+    def _progress(self, key: str, work: Work[Sequence[Run]]) -> Updates:
+        if work.error is not None:
+            return self._refused(work.error)
+        if work.result is not None:
             # A new token: the same draft, started again on purpose, is another run.
             self._page.reader.look_again()
-            return _idle()._replace(
-                problems="",
-                chosen_run=start.runs[0].id,
-                token=uuid.uuid4().hex,
-                tabs_to="follow" if len(start.runs) == 1 else "runs",
-            )
-        busy = gr.update(interactive=False)
-        waiting = f'<p class="small" role="status">{escape(start.said)}</p>'
-        skip = gr.skip()
-        return Started(
-            waiting, skip, skip, gr.update(value="Starting …", interactive=False), busy, key, _clock(True), ""
-        )
+            return {
+                **self._idle(),
+                self.problems: "",
+                self._page.chosen_run: work.result[0].id,
+                self.token: uuid.uuid4().hex,
+                self.goes_to: "follow" if len(work.result) == 1 else "runs",
+            }
+        return {
+            self.problems: small(work.words, role="status"),
+            self.start: gr.update(value="Starting …", interactive=False),
+            self.sweep: gr.update(interactive=False),
+            self.pending: key,
+            self.timer: gr.update(active=True),
+            self.goes_to: "",
+        }
+
+    def _idle(self) -> Updates:
+        return {
+            self.start: gr.update(value="Start training", interactive=True),
+            self.sweep: gr.update(interactive=True),
+            self.pending: "",
+            self.timer: gr.update(active=False),
+            self.goes_to: "",
+        }
+
+    def _refused(self, error: EngineError) -> Updates:
+        return {**self._idle(), self.problems: error_box(error)}
 
 
 def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) -> list[RunConfig]:
-    """One configuration for each combination of what a person typed.
+    """Return one configuration for each combination of what a person typed.
 
     Raises:
         ConfigError: If nothing was typed, or a value cannot work.
@@ -169,29 +164,28 @@ def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) 
         if text.strip()
     ]
     if not axes:
-        raise ConfigError([Problem("", "the sweep has no values; give several learning rates, or ranks.")])
+        raise ConfigError([Problem("", "the sweep has no values; type several learning rates, or ranks.")])
     configs = sweep_configs(config.model_dump(mode="json"), axes)
     return keep_alpha_ratio(configs, config) if alpha_follows else configs
 
 
 def start_key(token: str, configs: Sequence[RunConfig]) -> str:
-    """Names one start: the same draft from the same browser, however often it is sent."""
+    """Return the name of one start: the same draft from the same browser, however often it is sent."""
     drafts = "\0".join(config.model_dump_json() for config in configs)
     return hashlib.sha256(f"{token}\0{drafts}".encode()).hexdigest()
 
 
 def _draft_key(draft: Draft) -> str:
-    """The same for the same draft; a refusal of another one stands on the page no longer."""
+    """Return a key of the draft: the error of another draft is no longer shown."""
     return hashlib.sha256(repr(draft.mapping).encode()).hexdigest()
 
 
 def why_not(draft: Draft) -> str | None:
-    """Why the draft cannot start; None where it can."""
+    """Return why the draft cannot start; None where it can."""
     if draft.missing:
         return " ".join(draft.missing)
     if draft.problems:
-        count = len(draft.problems)
-        return "One setting needs your attention." if count == 1 else f"{count} settings need your attention."
+        return f"{attention(len(draft.problems))}."
     if draft.config is None:
         return "The settings are not complete yet."
     error = draft.estimate_error
@@ -202,41 +196,19 @@ def why_not(draft: Draft) -> str | None:
     if estimate is not None and estimate.expected_bytes > estimate.total_bytes:
         return (
             f"It needs about {gib(estimate.expected_bytes)} GiB; {estimate.device_name} has {gib(estimate.total_bytes)} GiB. "
-            "The panel beside shows what would make it fit."
+            "The side panel shows changes that make it fit."
         )
     return None
 
 
 def render_reason(draft: Draft) -> str:
-    """What stands beside the start button: why it is not to be pressed, or what will happen."""
-    reason = why_not(draft)
-    if reason is not None:
-        problems = "".join(
-            f"<li><code>{escape(problem.field)}</code> {escape(problem.message)}</li>" for problem in draft.problems
-        )
-        listed = f"<ul>{problems}</ul>" if problems else ""
-        return f'<div class="reason" role="status">{escape(reason)}{listed}</div>'
-    if draft.estimate is not None and draft.estimate.verdict == "does_not_fit":
-        return (
-            '<div class="reason" role="status">It does not fit the memory that is free now. Started, it waits in the '
-            "queue until there is room.</div>"
-        )
-    return '<div class="reason" role="status">It runs in the background, and goes on when you close the page.</div>'
-
-
-def _idle() -> Started:
-    skip = gr.skip()
-    ready = gr.update(value="Start training", interactive=True)
-    return Started(skip, skip, skip, ready, gr.update(interactive=True), "", _clock(False), "")
-
-
-def _refused(error: EngineError) -> Started:
-    return _idle()._replace(problems=trouble(error))
-
-
-def _clock(active: bool) -> Any:
-    return gr.update(active=active)
-
-
-def _token(token: str) -> str:
-    return token or uuid.uuid4().hex
+    """Return the text next to the start button: why it is disabled, or what will happen."""
+    reason, listed = why_not(draft), ""
+    if reason is not None and draft.problems:
+        problems = (f"<li><code>{escape(field)}</code> {escape(message)}</li>" for field, message in draft.problems)
+        listed = f"<ul>{''.join(problems)}</ul>"
+    if reason is None:
+        reason = "It runs in the background, and continues when you close the page."
+        if draft.estimate is not None and draft.estimate.verdict == "does_not_fit":
+            reason = "It does not fit the free memory now: it will wait in the queue until there is room."
+    return f'<div class="reason" role="status">{escape(reason)}{listed}</div>'

@@ -1,0 +1,124 @@
+"""The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
+
+import hashlib
+from typing import Any
+
+import gradio as gr
+
+from engine.config.load import with_overrides
+from engine.errors import ConfigError, EngineError, Problem
+from engine.memory.advice import Advice, advise
+from engine.memory.estimate import Estimator
+from engine.runs.memory_measurement import MeasuredStep
+from ui.backend.background import Work
+from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown, shown_as_message
+from ui.draft import Draft
+from ui.page import DraftView, Page
+from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
+
+_LOOK_SECONDS = 1.5
+
+
+class SidePanel:
+    """Lays out the panel; `wire` connects it once the whole page is laid out."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
+        self.measured = gr.HTML(elem_id="measured-step")
+        self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
+        self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
+        self.timer = gr.Timer(_LOOK_SECONDS, active=False)
+        self.advice = pick_list(elem_id="advice")
+        self._change = gr.State({})
+        page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
+        for component in self._measuring:
+            page.on_draft(component, self._measured_view(component))
+        page.on_draft_later(self.advice, _render_advice)
+
+    @property
+    def _measuring(self) -> list[Any]:
+        return [self.measured, self.start, self.stop, self.timer]
+
+    def wire(self) -> None:
+        """Connect the events."""
+        page, components = self._page, self._page.form.components
+        for trigger, handler in (
+            (self.start.click, self._start),
+            (self.stop.click, self._stop),
+            (self.timer.tick, self._look),
+        ):
+            trigger(shown_as_message(handler), components, self._measuring, **QUICK)
+
+        def apply(event: gr.EventData, *values: Any) -> dict[str, Any]:
+            return with_advice(page.draft(values), picked(event))
+
+        page.fill_after(self.advice.click(shown_as_message(apply), components, self._change, **SLOW), self._change)
+
+    def _measured_view(self, component: Any) -> DraftView:
+        return lambda draft: self._measurement(draft)[component]
+
+    def _start(self, *values: Any) -> Updates:
+        draft = self._page.draft(values)
+        if draft.assumed is None or draft.estimate is None or draft.shape is None or draft.device is None:
+            raise ConfigError([Problem("", "choose a model and correct the settings first.")])
+        services = self._page.services
+        expected = Estimator(draft.shape, draft.device).estimate_step(draft.assumed)  # the panel's is of a whole run
+        services.measurements.start(_key(draft), "A measurement", services.measure(draft.assumed, expected))
+        return self._measurement(draft)
+
+    def _stop(self, *values: Any) -> Updates:
+        draft = self._page.draft(values)
+        self._page.services.measurements.stop(_key(draft))
+        return self._measurement(draft)
+
+    def _look(self, *values: Any) -> Updates:
+        return self._measurement(self._page.draft(values))
+
+    def _measurement(self, draft: Draft) -> Updates:
+        work: Work[MeasuredStep] | None = None
+        if draft.assumed is not None:
+            work = self._page.services.measurements.find(_key(draft))
+        under_way = work is not None and work.is_under_way
+        return {
+            self.measured: render_measured_step(work),
+            self.start: shown(draft.estimate is not None and not under_way),
+            self.stop: shown(under_way),
+            self.timer: gr.Timer(active=under_way),
+        }
+
+
+def _key(draft: Draft) -> str:
+    """Return what memory depends on; the same for every page with this draft."""
+    assert draft.assumed is not None
+    config = draft.assumed
+    parts = (config.model, config.adapter, config.training, config.run.devices)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def with_advice(draft: Draft, kind: str) -> dict[str, Any]:
+    """Return the settings of a draft with one advised change.
+
+    Args:
+        draft: The draft.
+        kind: Of the change; its words have figures that follow the free memory, also after they were drawn.
+
+    Raises:
+        EngineError: If that is not advised now.
+    """
+    known = _advice(draft)
+    for candidate in (*known.changes, *known.limits) if known is not None else ():
+        if candidate.kind == kind:
+            return with_overrides(draft.mapping, candidate.overrides)
+    raise EngineError("This change no longer helps: settings or free memory have changed.", "Choose another.")
+
+
+def _advice(draft: Draft) -> Advice | None:
+    if draft.shape is None or draft.assumed is None or draft.device is None or draft.estimate is None:
+        return None
+    return advise(draft.shape, draft.assumed, draft.device)
+
+
+def _render_advice(draft: Draft) -> str:
+    advice = _advice(draft)
+    return render_advice(advice, draft.estimate) if advice is not None and draft.estimate is not None else ""

@@ -1,0 +1,252 @@
+"""A conversation with one or more models: what is loaded, the questions, the answers side by side, and the prompt."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, LoadProgress, PromptView
+from engine.data.conversation import Message
+from ui.backend.held_out import RowPrompt
+from ui.views.html import empty, log, notices, pick_button, progress_bar, short_name, size, small, status
+
+BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
+NO_ANSWER = "<em>(empty answer)</em>"
+_FINISH_WORDS: dict[FinishReason, str] = {
+    "eos": "stop token",
+    "length": "token limit",
+    "context": "context full",
+    "stopped": "stopped",
+}
+_LONGEST_SUGGESTION = 240
+_NOT_LOADED = empty(
+    "No model loaded",
+    "Choose a run above and load it. It uses memory until you unload it; a run that waits for the device comes first.",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of one branch."""
+
+    branch: Branch
+    text: str = ""
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    prompt_tokens: int = 0
+    done: bool = False
+    finish_reason: FinishReason | None = None
+
+    def with_chunk(self, chunk: ChatChunk) -> "Answer":
+        """Return the answer with a chunk appended."""
+        return replace(
+            self,
+            text=self.text + chunk.text,
+            tokens=chunk.tokens,
+            tokens_per_second=chunk.tokens_per_second,
+            prompt_tokens=chunk.prompt_tokens,
+            done=chunk.done,
+            finish_reason=chunk.finish_reason,
+        )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answers."""
+
+    question: str
+    answers: tuple[Answer, ...] = ()
+    reference: str = ""  # the answer of the data, where the question comes from a row
+
+    def answer_of(self, branch: Branch) -> Answer | None:
+        """Return the answer of `branch`; None where it was not asked."""
+        return next((answer for answer in self.answers if answer.branch == branch), None)
+
+    def with_chunk(self, chunk: ChatChunk) -> "Turn":
+        """Return the turn with a chunk appended to one answer."""
+        grown = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
+        return replace(self, answers=tuple(grown))
+
+    def ended(self) -> "Turn":
+        """Return the turn when no more chunks come: answers that were cut off are marked as stopped."""
+        closed = (
+            a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
+        )
+        return replace(self, answers=tuple(closed))
+
+
+def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
+    """Return the conversation as one branch remembers it: with its own answers."""
+    messages = [Message("system", system.strip())] if system.strip() else []
+    for turn in turns:
+        answer = turn.answer_of(branch)
+        messages.append(Message("user", turn.question))
+        if answer is not None and answer.done and answer.text:
+            messages.append(Message("assistant", answer.text))
+        elif turn is not turns[-1]:
+            messages.pop()  # a question that this branch never answered would leave two user turns in a row
+    return tuple(messages)
+
+
+def render_transcript(
+    turns: Sequence[Turn],
+    names: Mapping[Branch, str] | None = None,
+    context_tokens: int | None = None,
+    *,
+    can_edit: bool = False,
+) -> str:
+    """Return the whole conversation; empty before the first question.
+
+    Args:
+        turns: The conversation.
+        names: Of the branches, where they differ from `BRANCH_WORDS`.
+        context_tokens: Context length of the model, where it is known.
+        can_edit: Whether a question can be edited; its `data-pick` is `edit:N`.
+    """
+    if not turns:
+        return ""
+    words = {**BRANCH_WORDS, **(names or {})}
+    html = (_turn(turn, words, context_tokens, number if can_edit else None) for number, turn in enumerate(turns))
+    return f'<div class="talk" role="log" aria-live="off">{"".join(html)}</div>'
+
+
+def _turn(turn: Turn, words: Mapping[Branch, str], context_tokens: int | None, number: int | None) -> str:
+    answers = "".join(_answer(answer, words[answer.branch], context_tokens) for answer in turn.answers)
+    if turn.reference:
+        answers += answer_box("reference", "Reference", escape(turn.reference), "the answer of the data")
+    edit = ""
+    if number is not None:
+        edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'
+    return (
+        f'<div class="question"><span>You{edit}</span>{escape(turn.question)}</div><div class="answers">{answers}</div>'
+    )
+
+
+def _answer(answer: Answer, name: str, context_tokens: int | None) -> str:
+    text = escape(answer.text) if answer.text or not answer.done else NO_ANSWER
+    return answer_box(answer.branch, name, text, _figures(answer, context_tokens), writing=not answer.done)
+
+
+def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bool = False) -> str:
+    """Return one answer under the name of who gave it.
+
+    Args:
+        css: Its class.
+        name: Text above it.
+        html: The answer.
+        figures: Below it.
+        writing: Whether more is to come.
+    """
+    below = f'<p class="figures">{figures}</p>' if figures else ""
+    return (
+        f'<div class="{f"answer {css}".strip()}"><h4>{escape(name)}</h4>'
+        f'<div class="text{" writing" if writing else ""}">{html}</div>{below}</div>'
+    )
+
+
+def _figures(answer: Answer, context_tokens: int | None) -> str:
+    if not answer.tokens:
+        return "reading the question …" if not answer.done else _FINISH_WORDS[answer.finish_reason or "stopped"]
+    parts = [f"{answer.tokens:,} {'token' if answer.tokens == 1 else 'tokens'}"]
+    if answer.tokens_per_second:
+        parts.append(f"{answer.tokens_per_second:,.1f} tokens/s")
+    if answer.done and answer.finish_reason is not None:
+        parts.append(_FINISH_WORDS[answer.finish_reason])
+    if answer.done and answer.prompt_tokens:
+        used = answer.prompt_tokens + answer.tokens
+        parts.append(f"context {used:,} of {context_tokens:,}" if context_tokens else f"context {used:,} tokens")
+    return " · ".join(parts)
+
+
+def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
+    """Return one line: what is loaded, on which device, and its memory.
+
+    Args:
+        state: Of the session.
+        results: The runs whose results are loaded, in words.
+    """
+    if state.phase == "loading":
+        return render_loading(state.progress)
+    if state.model is None:
+        return _NOT_LOADED
+    return status(_loaded(state, state.model, results)) + notices(state.model.notes)
+
+
+def render_loading(progress: LoadProgress | None) -> str:
+    """Return the progress of loading."""
+    if progress is None:
+        return status("Starting a process for the model.")
+    return status(escape(progress.message) + progress_bar("Loading", progress.fraction))
+
+
+def loaded_words(model: LoadedModel) -> str:
+    """Return what is loaded, as plain text."""
+    trained = f" with its {model.method} result" if "tuned" in model.branches and model.method else ""
+    return f"{short_name(model.name)}{trained}, {model.dtype} on {model.device}"
+
+
+def _loaded(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str:
+    precision = model.quantization if model.quantization != "none" else model.dtype
+    weights = f"{model.weights_bytes / 2**30:.2f} GiB of weights"
+    if model.adapter_bytes:
+        weights += f", {size(model.adapter_bytes)} of adapter"
+    parts = [
+        f"<b>{escape(short_name(model.name))}</b>{_with_what(model, results)} is loaded",
+        f"{escape(precision)} on {escape(model.device)}",
+        weights,
+    ]
+    # The process is rounded, or the line would change at every look.
+    if state.process_bytes:
+        parts.append(f"the process uses {state.process_bytes / 2**30:.1f} GiB")
+    if model.context_length:
+        parts.append(f"context of {model.context_length:,} tokens")
+    return " · ".join(parts)
+
+
+def _with_what(model: LoadedModel, results: Sequence[str]) -> str:
+    if not model.method:
+        return " (base model)"
+    method = escape(model.method)
+    if "tuned" not in model.branches:
+        return f" ({method})"
+    if not results:
+        return f" with its {method} result"
+    names = " and ".join(f"<b>{escape(name)}</b>" for name in results)
+    return f" with the {method} {'results' if len(results) > 1 else 'result'} of {names}"
+
+
+def render_prompt(view: PromptView) -> str:
+    """Return the prompt as text with its control tokens, and as ids."""
+    ids = " ".join(str(number) for number in view.ids)
+    return (
+        f"{small(f'{len(view.ids):,} tokens, exactly as the model reads them.')}{log(view.text, 'Prompt text')}"
+        f"{small('As ids:')}{log(ids, 'Prompt ids')}"
+    )
+
+
+def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random | None = None) -> list[RowPrompt]:
+    """Return a few prompts that are short enough to read at a glance: spread evenly, or random where `draw` is given."""
+    found: dict[str, RowPrompt] = {}
+    for prompt in prompts:
+        if len(prompt.question) <= _LONGEST_SUGGESTION:
+            found.setdefault(prompt.question, prompt)
+    short = list(found.values())
+    if draw is not None:
+        return draw.sample(short, min(count, len(short)))
+    return short[:: max(1, len(short) // count)][:count]
+
+
+def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
+    """Return questions as choices; picking one types it, and shows its reference with the answers."""
+    if not prompts:
+        return ""
+    items = "".join(
+        f'<button type="button" data-pick="{number}">{escape(prompt.question)}</button>'
+        for number, prompt in enumerate(prompts)
+    )
+    where = "From the held-out set" if prompts[0].held_out else "From the training set"
+    return (
+        f'<p class="small">{where}; the reference is shown with the answers. '
+        f"{pick_button('others', 'Show others', css='inline')}</p>"
+        f'<div class="suggested" role="group" aria-label="Suggested questions">{items}</div>'
+    )

@@ -1,0 +1,151 @@
+"""Exports: their files, the result of their verification, and how to use them without Loratory."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.chat.target import ADAPTER_CONFIG
+from engine.export.contract import ExportedFile, Verification
+from engine.export.kinds import KINDS
+from engine.export.records import ExportRecord
+from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
+
+KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub"}
+NO_EXPORTS = empty(
+    "No exports yet", "An export appears here with its files and its verification, and stays with the run."
+)
+
+_ADAPTER_SCRIPT = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), folder)
+"""
+_MODEL_SCRIPT = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+"""
+
+
+class Verdict(NamedTuple):
+    """The verification in one line."""
+
+    mark: str  # a class of the page: yes, tight, no
+    words: str
+
+
+def verdict_of(verified: Verification | None) -> Verdict:
+    """Return whether an export may be used."""
+    if verified is None:
+        return Verdict("tight", "not verified")
+    return Verdict("yes", "verified") if verified.passed else Verdict("no", "differs from the run")
+
+
+def render_record(record: ExportRecord) -> str:
+    """Return one export: its place, its files and its verification."""
+    if record.place.startswith(("https://", "http://")):  # a Hub of one's own may have no certificate
+        url = escape(record.place, quote=True)
+        place = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
+    else:
+        place = copyable(record.place, "path")
+    state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
+    return (
+        f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{render_verification(record.verified)}"
+        f'{notices(record.notes)}<p class="small num">{plural(len(record.files), "file")}, {size(record.size_bytes)}, in</p>'
+        f"{place}{_files(record.files)}"
+    )
+
+
+def render_verification(verified: Verification | None) -> str:
+    """Return what was compared, and the largest difference."""
+    if verified is None:
+        return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
+    answers = f"{verified.equal_answers} of {verified.prompts}"
+    if verified.passed and verified.equal_answers < verified.prompts:
+        head = (
+            f'<span class="yes">Verified within rounding.</span> {answers} greedy answers are identical; the rest differ '
+            "where two tokens were about equally likely."
+        )
+    elif verified.passed:
+        head = f'<span class="yes">Verified.</span> It was loaded again: {answers} greedy answers are identical to the run.'
+    else:
+        head = (
+            f'<span class="no">It differs from the run.</span> Only {answers} greedy answers are identical. Do not use it; '
+            "export the adapter instead."
+        )
+    figures = [
+        (f"{verified.largest_logit_difference:.3g}", "largest logit difference"),
+        (f"{verified.allowed_logit_difference:.3g}", "allowed for rounding"),
+        (answers, "identical greedy answers"),
+    ]
+    if verified.equal_prompts is not None:
+        figures.append((f"{verified.equal_prompts} of {verified.prompts}", "equal prompt ids"))
+    needed = f" At least {verified.needed_answers} identical answers were needed." if verified.needed_answers else ""
+    compared = f"Compared: {verified.compared}, computed in {verified.dtype}, in {verified.seconds:.0f} s.{needed}"
+    return f'<p class="sentence">{head}</p>{facts(figures)}{small(compared)}'
+
+
+def _files(files: Sequence[ExportedFile]) -> str:
+    rows = (
+        (escape(file.name), f'<span title="{file.size_bytes:,} bytes">{size(file.size_bytes)}</span>') for file in files
+    )
+    return table(["File", Column.of_numbers("Size")], rows, scrolls="scroll tall")
+
+
+def render_records(records: Sequence[ExportRecord], chosen: int) -> str:
+    """Return all exports of a run, newest first; a row can be picked."""
+    if len(records) < 2:
+        return ""
+    columns = [
+        Column("Format"), Column("Place", "soft where"), Column.of_numbers("Size"), Column("Verification", "tag"),
+        Column("Time", "r soft"),
+    ]  # fmt: skip
+    rows = (_record(number, record, number == chosen) for number, record in enumerate(records))
+    return f"<h3>Previous exports</h3>{table(columns, rows)}"
+
+
+def _record(number: int, record: ExportRecord, is_chosen: bool) -> Row:
+    verdict = verdict_of(record.verified)
+    kind = KIND_WORDS.get(record.kind, record.kind) + (f" · {record.checkpoint}" if record.checkpoint else "")
+    cells = (
+        escape(kind),
+        escape(record.place),
+        size(record.size_bytes),
+        f'<span class="{verdict.mark}">{verdict.words}</span>',
+        record.time.astimezone().strftime("%d %b, %H:%M"),
+    )
+    return Row(cells, pickable(str(number), chosen=is_chosen))
+
+
+def loading_script(folder: Path, base: str) -> str:
+    """Return plain transformers and PEFT code that loads the folder, as any other program would."""
+    config = folder / ADAPTER_CONFIG
+    if not config.is_file():
+        return _MODEL_SCRIPT.format(folder=str(folder))
+    try:
+        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    return _ADAPTER_SCRIPT.format(folder=str(folder), base=named or base)
+
+
+def render_script(script: str) -> str:
+    """Return the code with a button that copies it."""
+    lead = small("Plain transformers and PEFT; Loratory is not needed.")
+    return f"<h3>Load it anywhere</h3>{lead}{copyable(script, 'code')}"
+
+
+def render_command_line(run_id: str) -> str:
+    """Return commands for the same run."""
+    commands = (
+        f'loratory show {run_id}\nloratory chat {run_id} --prompt "…"\n'
+        f"loratory export {run_id} --to merged --out merged-model"
+    )
+    return f"<h3>From the terminal</h3>{copyable(commands, 'commands')}"

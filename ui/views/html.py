@@ -1,0 +1,240 @@
+"""The HTML vocabulary of the page: facts, tables, progress, notices, errors; and how figures are written.
+
+Everything here takes text and escapes it, unless an argument is named as HTML.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NamedTuple
+
+from engine.errors import ConfigError, EngineError
+from ui.backend.background import Work
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str  # HTML
+    css: str = ""  # class of the head and of every cell
+
+    @classmethod
+    def of_numbers(cls, title: str) -> "Column":
+        """Return a column that is aligned to the right."""
+        return cls(title, "r")
+
+
+class Row(NamedTuple):
+    """A row of a table with attributes of its own, such as those of `pickable`."""
+
+    cells: Sequence[str]  # HTML
+    attributes: str = ""
+
+
+def table(
+    columns: Sequence[Column | str],
+    rows: Iterable[Row | Sequence[str]],
+    *,
+    css: str = "",
+    caption: str = "",
+    attributes: str = "",
+    scrolls: str = "scroll",
+) -> str:
+    """Return a table.
+
+    Args:
+        columns: Plain text is the title of a column of text; a table whose titles are all empty has no head.
+        rows: HTML of the cells of each.
+        css: More classes of the table.
+        caption: Text above it.
+        attributes: More attributes of the table.
+        scrolls: Class of what is around it, `scroll` or `scroll tall`; empty puts nothing around it.
+    """
+    kinds = [column if isinstance(column, Column) else Column(column) for column in columns]
+    head = "".join(f"<th{_class(kind.css)}>{kind.title}</th>" for kind in kinds)
+    head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""
+    body = []
+    for row in rows:
+        cells, extra = row if isinstance(row, Row) else (row, "")
+        inner = "".join(f"<td{_class(kind.css)}>{cell}</td>" for kind, cell in zip(kinds, cells, strict=True))
+        body.append(f"<tr{' ' if extra else ''}{extra}>{inner}</tr>")
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    classes = f"plain {css}".strip()
+    html = f'<table class="{classes}"{attributes}>{title}{head}<tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="{scrolls}">{html}</div>' if scrolls else html
+
+
+def _class(css: str) -> str:
+    return f' class="{css}"' if css else ""
+
+
+def pickable(identifier: str, *, chosen: bool = False) -> str:
+    """Return the attributes of a table row that can be picked; see `ui.components.pick_list`."""
+    state = 'class="chosen" aria-selected="true"' if chosen else 'aria-selected="false"'
+    return f'data-pick="{escape(identifier, quote=True)}" tabindex="0" role="row" {state}'
+
+
+def pick_button(identifier: str, text: str, *, css: str = "link", label: str = "") -> str:
+    """Return a button that sends `identifier` when it is pressed.
+
+    Args:
+        identifier: What `picked` returns.
+        text: On the button.
+        css: Its class.
+        label: What a screen reader says instead of the text.
+    """
+    name = f' aria-label="{escape(label, quote=True)}"' if label else ""
+    return f'<button type="button" class="{css}" data-pick="{escape(identifier, quote=True)}"{name}>{escape(text)}</button>'
+
+
+def under(html: str, text: str) -> str:
+    """Return the HTML of a cell with a second, smaller line of text."""
+    return f'{html}<span class="under">{escape(text)}</span>'
+
+
+def facts(figures: Iterable[tuple[str, str]]) -> str:
+    """Return figures in a row, each with its unit or meaning below it; both are HTML."""
+    return '<div class="facts">' + "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in figures) + "</div>"
+
+
+def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
+    """Return names with their values, as HTML; entries without a value are left out."""
+    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries if value)
+    return f"<dl{_class(css)}>{listed}</dl>" if listed else ""
+
+
+def progress_bar(label: str, fraction: float | None) -> str:
+    """Return a progress bar; nothing where `fraction`, from 0 to 1, is not known."""
+    if fraction is None:
+        return ""
+    percent = 100 * fraction
+    return (
+        f'<div class="progress" role="progressbar" aria-label="{escape(label, quote=True)}" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.2f}%"></span></div>'
+    )
+
+
+def status(html: str) -> str:
+    """Return a line that a screen reader reads out when it changes."""
+    return f'<div class="sentence" role="status" aria-live="polite">{html}</div>'
+
+
+def small(text: str, *, role: str = "") -> str:
+    """Return a small paragraph of text."""
+    return f'<p class="small"{_role(role)}>{escape(text)}</p>'
+
+
+def empty(title: str, text: str, *, role: str = "") -> str:
+    """Return what fills a view without content: a title and the next step."""
+    return f'<div class="empty"{_role(role)}><b>{escape(title)}</b>{escape(text)}</div>'
+
+
+def _role(role: str) -> str:
+    return f' role="{role}"' if role else ""
+
+
+def notices(sentences: Iterable[str]) -> str:
+    """Return each sentence as a paragraph that should not be missed."""
+    return "".join(f'<p class="notice">{escape(sentence)}</p>' for sentence in sentences)
+
+
+def alert(title: str, html: str) -> str:
+    """Return the box of something that went wrong."""
+    return f'<div class="trouble" role="alert"><b>{escape(title)}</b>{html}</div>'
+
+
+def error_box(error: EngineError) -> str:
+    """Return one error: the fact, then the fix; all problems of a configuration as a list."""
+    if not isinstance(error, ConfigError):
+        return alert(error.what, escape(error.fix))
+    items = (
+        f"<li>{f'<code>{escape(field)}</code> ' if field else ''}{escape(message)}</li>"
+        for field, message in error.problems
+    )
+    return alert(attention(len(error.problems)), f"<ul>{''.join(items)}</ul>")
+
+
+def attention(count: int) -> str:
+    """Return how many settings have a problem."""
+    return "One setting needs your attention" if count == 1 else f"{count} settings need your attention"
+
+
+def work_status(work: Work[Any] | None, stopped: str) -> str:
+    """Return how background work is doing; empty where there is none, or where its result shows it.
+
+    Args:
+        work: As `BackgroundWork.find` returns it.
+        stopped: Text after a stop.
+    """
+    if work is None:
+        return ""
+    if work.is_under_way:
+        return status(escape(work.words) + progress_bar(work.title, work.fraction))
+    if work.was_stopped:
+        return f'<div class="notice" role="status">{escape(stopped)}</div>'
+    return error_box(work.error) if work.error is not None else ""
+
+
+def log(text: str, label: str) -> str:
+    """Return preformatted text that scrolls."""
+    return f'<pre class="log" tabindex="0" aria-label="{escape(label, quote=True)}">{escape(text)}</pre>'
+
+
+def copyable(text: str, what: str) -> str:
+    """Return text with a button that copies it; `ui.components.COPY_SCRIPT` does the copying."""
+    return (
+        f'<div class="copyable"><pre tabindex="0">{escape(text.rstrip())}</pre>'
+        f'<button type="button" data-copy aria-label="Copy the {escape(what)}">Copy</button></div>'
+    )
+
+
+def short_name(identifier: str) -> str:
+    """Return the last part of a path or of a Hub id."""
+    return identifier.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def gib(size_bytes: float) -> str:
+    """Return memory in GiB: `10.6`, or `0.47` where one decimal would hide the figure."""
+    value = size_bytes / GIB
+    return f"{value:,.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def size(size_bytes: float) -> str:
+    """Return the size of a file: `1.2 GB`, in the decimal units in which disks and downloads are sold."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            value = size_bytes / factor
+            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{size_bytes:.0f} bytes"
+
+
+def count(number: float) -> str:
+    """Return `4,812` in full up to a million, then `1.62 M`."""
+    for suffix, factor, from_there in (("T", 1e12, 999.5e9), ("B", 1e9, 999.5e6), ("M", 1e6, 1e6)):
+        if number >= from_there:  # three figures of what lies just below would round to a thousand
+            return f"{number / factor:.3g} {suffix}"
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Return `45 s`, `12 min`, `1 h 12 min` or `2 d 3 h`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 10:
+        return f"{minutes} min {seconds % 60:02d} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def plural(number: int, word: str, words: str | None = None) -> str:
+    """Return `1 row` or `4,812 rows`."""
+    return f"{number:,} {word if number == 1 else words or word + 's'}"

@@ -1,0 +1,174 @@
+"""The side panel: the draft, what is missing or wrong, its memory against the device's, and changes that help."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from engine.config.adapter import AdapterConfig
+from engine.config.methods.registry import METHODS
+from engine.memory.advice import Advice, AdvisedChange
+from engine.memory.result import MemoryEstimate
+from engine.runs.memory_measurement import MeasuredStep
+from ui.backend.background import Work
+from ui.draft import Draft
+from ui.form import field_of
+from ui.views.html import Column, Row, definitions, error_box, gib, pickable, short_name, small, table, under
+
+# Okabe and Ito's palette: told apart by people with any kind of colour vision; the legend gives names and figures too.
+COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
+
+_VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
+# Until the browser's own draft is there nothing is known about it.
+OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("Restoring draft …")}</div>'
+
+
+def render_side_panel(draft: Draft, begins_with: str = "") -> str:
+    """Return the whole panel for one reading of the form.
+
+    Args:
+        draft: The reading.
+        begins_with: The adapter that it starts from, in words.
+    """
+    return _chosen(draft, begins_with) + _to_do(draft) + _memory(draft)
+
+
+def _chosen(draft: Draft, begins_with: str) -> str:
+    model, adapter, data = (draft.mapping[name] for name in ("model", "adapter", "dataset"))
+    traits, method = METHODS.get(str(adapter.get("method"))), "not chosen"
+    if traits is not None:
+        words = traits.summary(AdapterConfig.model_construct(**adapter))
+        method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
+    batch = f"{_value(draft, 'training.per_device_train_batch_size')} × {_value(draft, 'training.gradient_accumulation_steps')}"
+    rows = [
+        ("Model", short_name(str(model.get("id") or ""))),
+        ("Data", short_name(str(data.get("source") or ""))),
+        ("Method", method),
+        *([("Continues from", begins_with)] if begins_with else []),
+        ("Length", f"{_value(draft, 'training.max_length'):,} tokens, batch {batch}"),
+    ]
+    entries = "".join(
+        f"<dt>{name}</dt><dd>{escape(value)}</dd>"
+        if value
+        else f'<dt>{name}</dt><dd class="missing">not chosen yet</dd>'
+        for name, value in rows
+    )
+    return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
+
+
+def _value(draft: Draft, name: str) -> Any:
+    """Return the value of a setting; an empty box means its default."""
+    section, field = name.split(".")
+    return draft.mapping[section].get(field, field_of(name).default)
+
+
+def _to_do(draft: Draft) -> str:
+    if not draft.missing and not draft.problems:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in draft.missing)
+    items += "".join(
+        f'<li class="wrong"><code>{escape(problem.field.rsplit(".", 1)[-1])}</code> {escape(problem.message)}</li>'
+        for problem in draft.problems
+    )
+    title = "Before it can start" if draft.missing and not draft.problems else "To correct"
+    return f'<div class="section" aria-live="polite"><h3>{title}</h3><ul class="todo">{items}</ul></div>'
+
+
+def _memory(draft: Draft) -> str:
+    if draft.estimate is not None:
+        return render_memory_bar(draft.estimate)
+    if draft.estimate_error is not None:
+        return f'<div class="section"><h3>Memory</h3>{error_box(draft.estimate_error)}</div>'
+    if draft.shape is not None:
+        reason = "Correct the settings above first."
+    elif draft.mapping["model"].get("id"):
+        reason = "It appears once the model has been looked up; the Model tab shows the progress."
+    else:
+        reason = "Choose a model, and its memory appears here."
+    return f'<div class="section"><h3>Memory</h3>{small(reason)}</div>'
+
+
+def render_memory_bar(estimate: MemoryEstimate) -> str:
+    """Return the stacked bar, its legend in GiB, the verdict, and the phase of the peak."""
+    scale = max(estimate.total_bytes, estimate.needed_bytes)
+    spans, legend = [], []
+    certain = [component for component in estimate.components if component.key != "margin"]
+    for component, colour in zip(certain, COMPONENT_COLOURS, strict=False):
+        title = escape(f"{component.label}: {gib(component.bytes)} GiB. {component.depends_on}", quote=True)
+        width = 100 * component.bytes / scale
+        spans.append(f'<span title="{title}" style="width:{width:.2f}%;background:{colour}"></span>')
+        legend.append(
+            f'<i style="background:{colour}"></i><span title="{title}">{escape(component.label)}</span>'
+            f'<span class="v" title="{component.bytes:,} bytes">{gib(component.bytes)}</span>'
+        )
+    expected, needed, free = map(gib, (estimate.expected_bytes, estimate.needed_bytes, estimate.free_bytes))
+    margin = max(0, estimate.needed_bytes - estimate.expected_bytes)
+    bound = (
+        f'<em class="bound" title="90% upper bound: {needed} GiB" '
+        f'style="left:{100 * estimate.expected_bytes / scale:.2f}%;width:{100 * margin / scale:.2f}%"></em>'
+    )
+    room = (
+        f'<em class="free" title="{free} GiB are free now" '
+        f'style="left:{100 * min(estimate.free_bytes, scale) / scale:.2f}%"></em>'
+    )
+    reading = f"{expected} GiB expected, {needed} GiB at most, {free} of {gib(estimate.total_bytes)} GiB free"
+    return (
+        f'<div class="section"><h3>Memory on {escape(estimate.device_name)}, GiB</h3>'
+        f'<div class="bar" role="img" aria-label="{reading}">{"".join(spans)}{bound}{room}</div>'
+        f'<div class="legend">{"".join(legend)}</div>'
+        f'<p class="verdict"><b class="{estimate.verdict}">{_VERDICTS[estimate.verdict]}</b> '
+        f"{expected} expected, {needed} at most, {free} free.</p>"
+        f"{small(f'The peak is in the {estimate.phase_words}.')}{''.join(map(small, estimate.notes))}</div>"
+    )
+
+
+def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
+    """Return changes that would fit where the draft does not; else those that use the remaining memory."""
+    if estimate.verdict == "fits":
+        return _changes("Room for", (*advice.changes, *advice.limits))
+    changes = [change for change in (*advice.changes, *advice.limits) if change.needed_bytes < estimate.needed_bytes]
+    return _changes("One click that helps", changes) or small("No single change makes it fit; a smaller model would.")
+
+
+def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
+    if not changes:
+        return ""
+    rows = (
+        Row(
+            (
+                under(escape(change.change), change.cost),
+                f'<span class="{ {"fits": "yes", "tight": "tight"}.get(change.verdict, "no") }">{gib(change.needed_bytes)}</span>',
+            ),
+            pickable(change.kind),
+        )
+        for change in changes
+    )  # fmt: skip
+    return f'<div class="section"><h3>{title}</h3>{table(["Change", Column.of_numbers("Needs, GiB")], rows, scrolls="")}</div>'
+
+
+def render_measured_step(work: Work[MeasuredStep] | None) -> str:
+    """Return the measurement of this draft's worst step; empty where there is none."""
+    if work is None or work.was_stopped:
+        return ""
+    if work.is_under_way:
+        return f'<p class="small" aria-live="polite"><span class="working"></span>{escape(work.words)}</p>'
+    if work.error is not None:
+        return error_box(work.error)
+    return _figures(work.result) if work.result is not None else ""
+
+
+def _figures(step: MeasuredStep) -> str:
+    what = "process" if step.measures_process else "allocator"
+    within = "within" if step.measured_bytes <= step.bound_bytes else "above"
+    measured = (
+        f'<span title="Peak of the {what}: {step.measured_bytes:,} bytes"><b>{gib(step.measured_bytes)} GiB</b></span>'
+    )
+    predicted = (
+        f"{gib(step.predicted_bytes)} GiB ({step.error:+.1%}), {within} the bound of {gib(step.bound_bytes)} GiB"
+    )
+    entries = [
+        ("Measured", measured),
+        ("Predicted", predicted),
+        ("Tensors alone", f"{gib(step.allocated_bytes)} GiB" if step.allocated_bytes is not None else ""),
+        ("Duration", f"{step.step_seconds:,.2f} s a step, rows of {step.tokens:,} tokens"),
+    ]
+    return f'<div class="section"><h3>One step, measured on {escape(step.device_name)}</h3>{definitions(entries)}</div>'

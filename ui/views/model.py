@@ -1,0 +1,112 @@
+"""Models as rows that can be picked: the catalogue, and what the Hub found; and the details of one."""
+
+from collections.abc import Sequence
+from html import escape
+
+from engine.models.catalog import CatalogEntry
+from engine.models.hub import HubModel
+from engine.models.shape import ModelDetails
+from ui.backend.fit_table import FitTable
+from ui.views.html import Column, Row, count, empty, facts, log, notices, pickable, size, table, under
+
+_MARKS = {"fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big")}
+
+NOT_CHOSEN = empty(
+    "No model chosen",
+    "Pick a row above. If you are new here, take SmolLM2-135M-Instruct: it trains on any computer in a few minutes.",
+)
+
+
+def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: FitTable) -> str:
+    """Return the catalogue; per method, whether it fits the device."""
+    if not entries:
+        return empty(
+            "No matching model in the catalogue",
+            "Press Enter to search the Hugging Face Hub, or type an id or a folder in the other box.",
+        )
+    columns = [
+        Column("Model"),
+        Column.of_numbers("Parameters"),
+        Column.of_numbers("Context"),
+        Column("Licence", "soft tag"),
+        *(Column(escape(name.removesuffix(" fine-tuning"))) for name in fits.methods),
+    ]
+    caption = f"Fits: at 1,024 tokens and batch 2 on {fits.device_name}."
+    return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
+
+
+def _entry(entry: CatalogEntry, is_chosen: bool, fits: FitTable) -> Row:
+    unknown = ("soft", "…" if fits.is_pending(entry.id) else "–")
+    verdicts = (_MARKS.get(verdict or "", unknown) for verdict in fits.verdicts(entry.id))
+    about = f"{entry.about} The Hub asks for your consent first." if entry.gated else entry.about
+    cells = [
+        under(escape(entry.title), about),
+        count(entry.parameters),
+        f"{entry.context_length:,}" if entry.context_length else "–",
+        escape(entry.license or "–"),
+        *(f'<span class="{css}">{words}</span>' for css, words in verdicts),
+    ]
+    return Row(cells, pickable(entry.id, chosen=is_chosen))
+
+
+def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
+    """Return what the Hub found for a query."""
+    if not results:
+        return notices([f"The Hub has no text-generation model for “{query}”."])
+    rows = (
+        Row(
+            (
+                escape(model.id),
+                count(model.parameters) if model.parameters else "–",
+                escape(model.license or "–"),
+                f"{model.downloads:,}",
+            ),
+            pickable(model.id),
+        )
+        for model in results
+    )
+    columns = [
+        Column("Model"),
+        Column.of_numbers("Parameters"),
+        Column("Licence", "soft"),
+        Column("Downloads", "r soft"),
+    ]
+    return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
+
+
+def render_looking_up(model_id: str) -> str:
+    """Return what is shown until the details of a chosen model have come."""
+    return empty(f"Looking up {model_id} …", "Reading its configuration and its tokenizer.", role="status")
+
+
+def render_details(details: ModelDetails) -> str:
+    """Return the size of a model, its special tokens and its chat template."""
+    figures = [
+        (count(details.parameters), "parameters"),
+        (f"{details.num_hidden_layers}", "layers"),
+        (f"{details.hidden_size:,}", "hidden size"),
+        (f"{details.vocab_size:,}", "vocabulary size"),
+    ]
+    if details.max_position_embeddings:
+        figures.append((f"{details.max_position_embeddings:,}", "tokens of context"))
+    if details.size_bytes:
+        figures.append((size(details.size_bytes), "on disk"))
+    lead = ", ".join(filter(None, (details.architecture, details.dtype, details.license)))
+    return f'<h3>{escape(details.name)}</h3><p class="lead">{escape(lead)}</p>{facts(figures)}{_tokenizer(details)}'
+
+
+def _tokenizer(details: ModelDetails) -> str:
+    if details.tokenizer_missing:
+        return notices([details.tokenizer_missing])
+    tokens = " ".join(f"<code>{escape(name)} {escape(token)}</code>" for name, token in details.special_tokens.items())
+    special = f'<p class="small">Special tokens: {tokens}</p>'
+    if not details.chat_template:
+        return special + notices(
+            [
+                "No chat template: this is a base model. Loratory uses a plain documented one, and saves it with the adapter."
+            ]
+        )
+    return (
+        f'{special}<details><summary class="small">Chat template, {len(details.chat_template):,} characters</summary>'
+        f"{log(details.chat_template, 'Chat template')}</details>"
+    )
