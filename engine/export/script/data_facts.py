@@ -201,11 +201,11 @@ def _require_same_rows(
         part: Where they come from.
         rows: Taken for those that the script reads, where it asks the very library that the run asks.
     """
-    roots = ["read_rows", "digest", *(["conversation"] if facts.format != "text" else [])]
+    roots = ["read_rows", "digest", *(["conversation"] if facts.has_turns else [])]
     code = assemble(["engine.export.script.worker.rows"], roots, replace(example, config=config, data=facts))
     names: dict[str, Any] = {}
     exec(compile(code, "script", "exec"), names)  # noqa: S102 - written by this program
-    says = names["conversation"] if facts.format != "text" else lambda row: row[facts.columns["text"]]
+    says = names["conversation"] if facts.has_turns else lambda row: row[facts.columns["text"]]
     found = names["read_rows"](list(facts.files)) if rows is None else rows
     expected = iter(digests)
     number = 0

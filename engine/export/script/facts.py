@@ -14,6 +14,7 @@ from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.config.model import ModelConfig
 from engine.config.rules import CHECKPOINTS, MEASUREMENTS, keeps_best
 from engine.config.run import RunConfig
+from engine.data.formats import FORMATS
 from engine.data.formats.base import TURN_FIELDS
 from engine.data.formats.turns import ROLES
 from engine.data.render.template import DEFAULT_TEMPLATE, FROZEN_DATE
@@ -64,9 +65,19 @@ class DataFacts:
     held_out_draw: bool = False  # there are so many held-out rows that only some of them are evaluated
 
     @property
+    def has_turns(self) -> bool:
+        """Whether rows are conversations, and not plain text."""
+        return FORMATS[self.format].has_turns
+
+    @property
+    def has_conversation_column(self) -> bool:
+        """Whether one column of a row holds all of its turns."""
+        return bool(FORMATS[self.format].turn_column)
+
+    @property
     def marks_completion(self) -> bool:
         """Whether turns of a completion carry a mark, because their place alone does not show them."""
-        return self.format == "prompt_completion" and bool(self.turn_columns)
+        return bool(self.turn_columns) and bool(FORMATS[self.format].may_hold_turns)
 
     @property
     def roles(self) -> dict[str, str]:
@@ -76,7 +87,7 @@ class DataFacts:
     @property
     def conversation_column(self) -> str:
         """The column with all turns of a row."""
-        return self.columns["conversations" if self.format == "sharegpt" else "messages"]
+        return self.columns[FORMATS[self.format].turn_column]
 
     @property
     def open_arguments(self) -> dict[str, Any]:
@@ -277,17 +288,17 @@ class ScriptFacts:
     @property
     def question_column(self) -> str:
         """The column with what the user asks."""
-        return self.data.columns["instruction" if self.data.format == "alpaca" else "prompt"]
+        return self.data.columns[FORMATS[self.data.format].required[0]]
 
     @property
     def answer_column(self) -> str:
         """The column with the answer to it."""
-        return self.data.columns["output" if self.data.format == "alpaca" else "completion"]
+        return self.data.columns[FORMATS[self.data.format].required[1]]
 
     @property
     def short_trainer_arguments(self) -> dict[str, Any]:
         """Arguments of `SFTConfig` in the short form, which leaves out what is TRL's default."""
-        text = {"dataset_text_field": self.data.columns["text"]} if self.data.format == "text" else {}
+        text = {} if self.data.has_turns else {"dataset_text_field": self.data.columns["text"]}
         whole = {"completion_only_loss": False} if self.config.dataset.train_on == "all" and not text else {}
         return {
             **short_trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu),

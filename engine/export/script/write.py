@@ -95,7 +95,7 @@ def write_short_script(facts: ScriptFacts) -> str:
 def _left_out(facts: ScriptFacts) -> Iterator[str]:
     config, data = facts.config, facts.data
     yield "the run's own held-out rows and order of rows, so losses differ; the check that the rows are the run's"
-    if data.format != "text":
+    if data.has_turns:
         yield "tokens and masks exactly as in the run; the chat template is frozen there, with a fixed date"
     if facts.trains_several_answers:
         yield "every answer of a conversation is trained there, here the last one"

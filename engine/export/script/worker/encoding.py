@@ -247,7 +247,7 @@ def turns_before_cut(messages: list[Message], sent: list[Message], tokenizer: An
 
 def encode(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return the token ids of a row, and labels that are -100 wherever nothing is trained."""
-    if facts.data.format == "text":
+    if not facts.data.has_turns:
         ids = tokenizer(row if row.endswith(tokenizer.eos_token) else row + tokenizer.eos_token)["input_ids"]
         if ids[-2:] == [tokenizer.eos_token_id] * 2:
             del ids[-1]  # some tokenizers add it by themselves

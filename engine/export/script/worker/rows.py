@@ -118,7 +118,7 @@ def turns_of(turns: Iterable[Any]) -> list[Message]:
 
 def conversation(row: Any) -> list[Message]:
     """Return a row as chat messages."""
-    if facts.data.format == "alpaca":
+    if "instruction" in facts.data.columns:
         if "input" in facts.data.columns:
             parts = (row[facts.data.columns["instruction"]], row.get(facts.data.columns["input"]) or "")
             question = "\n\n".join(part for part in parts if part.strip())
@@ -131,7 +131,7 @@ def conversation(row: Any) -> list[Message]:
                 turn for asked, answered in pairs for turn in ({"role": "user", "content": asked}, answer(answered))
             ]
             messages = before + messages
-    elif facts.data.format == "prompt_completion":
+    elif "prompt" in facts.data.columns:
         if facts.data.columns["prompt"] in facts.data.turn_columns:
             messages = turns_of(as_list(row[facts.data.columns["prompt"]]))
         else:
@@ -158,7 +158,7 @@ def conversation(row: Any) -> list[Message]:
 
 def digest(row: Any) -> int:
     """Return 64 bits that are equal for rows of equal content."""
-    if facts.data.format == "text":
+    if not facts.data.has_turns:
         content = row
     else:
         content = "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in row)
@@ -177,7 +177,7 @@ def digest(row: Any) -> int:
         start = None
         if facts.data.marks_completion:
             start = sum("completion" not in message for message in row)
-        elif facts.data.format == "prompt_completion":
+        elif "prompt" in facts.data.columns:
             start = len(row) - 1
         whole = {"messages": turns, "tools": [], "completion_start": start}
         content = json.dumps(whole, ensure_ascii=False, sort_keys=True)
@@ -197,7 +197,7 @@ def load_rows(where: Any) -> list[Any]:
         values = read_rows(where)
         if facts.data.left_out:
             values = (value for number, value in enumerate(values) if number not in LEFT_OUT)
-        if facts.data.format == "text":
+        if not facts.data.has_turns:
             rows = [value[facts.data.columns["text"]] for value in values]
         else:
             rows = [conversation(value) for value in values]

@@ -20,10 +20,10 @@ ROLES = facts.data.roles
 
 def to_prompt_completion(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row in TRL's format: what the model reads, and what it is trained to answer."""
-    if facts.data.format == "alpaca" and "input" in facts.data.columns:
+    if "instruction" in facts.data.columns and "input" in facts.data.columns:
         parts = (row[facts.data.columns["instruction"]], row[facts.data.columns["input"]] or "")
         question, answer = "\n\n".join(part for part in parts if part.strip()), row[facts.data.columns["output"]]
-    elif facts.data.format in ("alpaca", "prompt_completion"):
+    elif not facts.data.has_conversation_column:
         question, answer = row[facts.question_column], row[facts.answer_column]
     else:
         if facts.data.json_columns:
@@ -57,7 +57,7 @@ def main() -> None:
         dataset = load_dataset(DATA, **facts.hub_arguments)
     else:
         dataset = load_dataset(facts.dataset_builder, data_files=DATA, split="train", **facts.dataset_arguments)
-    if facts.data.format != "text":
+    if facts.data.has_turns:
         dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
     if facts.measures:
         dataset = dataset.train_test_split(**facts.split_arguments)

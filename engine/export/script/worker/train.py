@@ -277,7 +277,7 @@ def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]
 def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """Return the sequences to train on, and those that are held out."""
     kept = []
-    if facts.data.format == "text":
+    if not facts.data.has_turns:
         for row in load_rows(options.data):
             kept.append((row, encode(row, tokenizer)))
     else:
