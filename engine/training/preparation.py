@@ -2,7 +2,7 @@
 
 import functools
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Attempt:
     number: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prepared:
     """Everything that the training loop needs."""
 
@@ -67,7 +67,7 @@ class Prepared:
     model: Any
     assembly: Assembly
     row_plan: RowPlan
-    replaced: dict[str, torch.Tensor] = field(default_factory=dict)  # by a warm start; see `untrained_base`
+    replaced: dict[str, torch.Tensor]  # by a warm start; see `untrained_base`
 
 
 class StoppedBeforeTrainingError(BaseException):
