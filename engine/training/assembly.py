@@ -21,7 +21,7 @@ from engine.training.methods.registry import method_trainer
 from engine.training.objectives import TRAINING_OBJECTIVES
 from engine.training.ops.attention import JOINED_ATTENTION, register_joined_attention
 from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
-from engine.training.ops.loss import attach_loss
+from engine.training.ops.loss import attach_loss, causal_lm_of
 from engine.training.placement import Placement
 from engine.training.precision import Precision
 
@@ -51,7 +51,7 @@ def assemble(
         ModelError: If the loss is not finite, if packing is wanted and the model cannot keep joined rows apart, or if Liger's
             kernels change its loss.
     """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm = causal_lm_of(model)
     notes: list[str] = []
     model.eval()
     autocast = _autocast(model, config, precision)

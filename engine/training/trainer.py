@@ -36,6 +36,7 @@ from engine.training.callbacks import HeldOutLoss, Progress, SkippedSteps, Train
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import load_trained, save_trained
 from engine.training.failure import check_held_out
+from engine.training.ops.loss import causal_lm_of
 
 
 @dataclass
@@ -78,7 +79,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._prefetched: PrefetchedSteps | None = None
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-        forward = _causal_lm(model).forward
+        forward = causal_lm_of(model).forward
         super().__init__(
             model=model,
             args=args,
@@ -92,7 +93,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         for name, parameter in self.model.named_parameters():
             if name in trained:
                 parameter.data = trained[name].to(parameter.device)
-        _causal_lm(self.model).forward = forward
+        causal_lm_of(self.model).forward = forward
         self.remove_callback(PrinterCallback)
         self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
         self.add_callback(self._skipped)
@@ -334,10 +335,6 @@ class _MethodSteps(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         self._method.after_optimizer_step(self._trainer.model, int(state.global_step) + 1)
-
-
-def _causal_lm(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _keep_int8_as_trained(model: Any) -> None:

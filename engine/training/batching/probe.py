@@ -19,6 +19,7 @@ from engine.config.rules import QUERY_TILE
 from engine.training.batching.batches import PassTensors, TokenRow, join, pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
+from engine.training.ops.loss import causal_lm_of
 
 _SHORT = 64  # tokens of each row whose loss is compared
 _PAST = 32  # tokens beyond the longest tile or window; attention to them is compared by itself too
@@ -70,7 +71,7 @@ class Probe:
         cls, model: Any, rows: Sequence[TokenRow], max_length: int, pad_token_id: int, autocast: torch.dtype | None
     ) -> "Probe":
         """Choose rows among those of a run."""
-        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal_lm = causal_lm_of(model)
         first, middle = rows[0].input_ids, rows[len(rows) // 2].input_ids
         short = tuple(ProbeRow(ids[:_SHORT]) for ids in (first, middle, first))
         length = _crossing_length(causal_lm.config.get_text_config(), max_length, _device(model))

@@ -70,6 +70,11 @@ def logit_transform(text_config: Any) -> LogitTransform:
     return LogitTransform(scale, getattr(text_config, "final_logit_softcapping", None))
 
 
+def causal_lm_of(model: Any) -> Any:
+    """Return the causal language model below a PEFT wrapper, or the model itself where there is none."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs: int = 0) -> None:
     """Let `model(..., trained_tokens=…)` return the summed loss of those tokens in place of logits.
 
