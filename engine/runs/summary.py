@@ -125,20 +125,7 @@ def _facts_of_config(folder: RunFolder) -> dict[str, Any]:
 
 
 def _of_state(state: RunState) -> dict[str, Any]:
-    names = (
-        "state",
-        "reason",
-        "cause",
-        "advice",
-        "notice",
-        "attempt",
-        "resumable_step",
-        "device",
-        "started",
-        "ended",
-        "energy_joules",
-    )
-    return {name: getattr(state, name) for name in names}
+    return {name: getattr(state, name) for name in RunState.model_fields if name in RunSummary.model_fields}
 
 
 def _of_history(history: RunHistory) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from engine.runs.history.events import (
     StepData,
     WarningData,
 )
-from engine.runs.history.log import EventWriter, iterate_events, last_event, read_events
+from engine.runs.history.log import EventWriter, last_event, read_events
 from engine.runs.history.reader import read_history
 
 
@@ -143,7 +143,7 @@ def test_a_bounded_read_makes_progress_and_loses_nothing(log):
         offset = batch.next_offset
 
     assert steps == list(range(1, 101))
-    assert [event.seq for event in iterate_events(log, chunk_bytes=1000)] == list(range(1, 101))
+    assert [event.seq for event in read_events(log).events] == list(range(1, 101))
 
 
 def test_rare_events_are_on_the_disk_and_steps_do_not_wait_for_it(log, monkeypatch):

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -161,17 +160,6 @@ def read_lines(path: Path, offset: int = 0, max_bytes: int | None = None) -> Lin
         return LineBatch([], offset)
     end = chunk.rfind(b"\n") + 1
     return LineBatch(chunk[:end].split(b"\n")[:-1], offset + end)
-
-
-def iterate_events(path: Path, chunk_bytes: int = 8_000_000) -> Iterator[Event]:
-    """All complete events, without holding the whole log in memory."""
-    offset = 0
-    while True:
-        batch = read_events(path, offset, chunk_bytes)
-        yield from batch.events
-        if batch.next_offset == offset:
-            return
-        offset = batch.next_offset
 
 
 def last_event(path: Path) -> Event | None:

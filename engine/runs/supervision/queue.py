@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -66,7 +65,10 @@ class QueueOrder:
         return self.move(run_id, waiting, places[where])
 
     def _read(self) -> tuple[str, ...]:
-        return _parse(self._path).moved
+        try:
+            return _QueueFile.model_validate_json(self._path.read_bytes()).moved
+        except (OSError, ValidationError):
+            return ()
 
 
 class Waiting(NamedTuple):
@@ -173,10 +175,3 @@ def _reason(
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.1f}"
-
-
-def _parse(path: Path) -> _QueueFile:
-    try:
-        return _QueueFile.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return _QueueFile()

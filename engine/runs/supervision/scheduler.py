@@ -36,7 +36,7 @@ from engine.runs.supervision.transitions import (
     recovered,
     requeued,
     resumes_automatically,
-    why_not_started,
+    start_failure,
 )
 from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
 
@@ -236,7 +236,7 @@ class Scheduler:
             self._save(run, state)
             job = executor.submit(spec)
         except (EngineError, OSError) as error:
-            self._end_waiting(run, "failed", why_not_started(run, error))
+            self._end_waiting(run, "failed", start_failure(run, error))
             return
         self._unqueue(run.id)  # from here on it has a job, whatever else fails
         monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience, self._clock)
@@ -275,7 +275,7 @@ class Scheduler:
         try:
             return run.folder.read_config()
         except EngineError as error:
-            self._end_waiting(run, "failed", why_not_started(run, error))
+            self._end_waiting(run, "failed", start_failure(run, error))
             return None
 
     def needs_local_devices(self, waiting: Waiting) -> bool:

@@ -77,8 +77,8 @@ def ended_waiting(waiting: RunState, state: State, why: Why, now: float) -> RunS
     return waiting.model_copy(update=changes)
 
 
-def why_not_started(run: Run, error: EngineError | OSError) -> Why:
-    """Why the state of a run whose worker could not be started."""
+def start_failure(run: Run, error: EngineError | OSError) -> Why:
+    """Return why the worker of a run could not be started."""
     if isinstance(error, EngineError):
         return Why("not_started", error.what, error.fix)
     return Why(
