@@ -45,7 +45,7 @@ class EvaluationProgress(Value):
 
 
 class BranchLoss(Value):
-    """Mean loss over all learned tokens of the held-out rows, in nats."""
+    """Mean loss over all trained tokens of the held-out rows, in nats."""
 
     loss: float
     perplexity: float  # e to the loss: among how many equally likely tokens the model chooses, on average

@@ -222,7 +222,7 @@ def _training(config: RunConfig, facts: CardFacts) -> tuple[str, ...]:
     rows = [
         ("Data", ", ".join(data_names(config.dataset))),
         *_data_rows(facts),
-        ("Learned from", config.dataset.train_on.replace("_", " ")),
+        ("Trained on", config.dataset.train_on.replace("_", " ")),
         ("Method", facts.method),
         *config.adapter.traits.card_rows(config.adapter),
         *([("Base weights", quantization)] if quantization != "none" else []),
@@ -233,7 +233,7 @@ def _training(config: RunConfig, facts: CardFacts) -> tuple[str, ...]:
         ),
         ("Optimizer", f"{training.optim}, weight decay {training.weight_decay:g}"),
         ("Batch", f"{training.per_device_train_batch_size * training.gradient_accumulation_steps}"),
-        ("Longest row", f"{training.max_length:,} tokens"),
+        ("Max length", f"{training.max_length:,} tokens"),
         ("Seed", f"{training.seed}"),
         *_result_rows(facts.history, facts.last_step),
     ]
@@ -248,10 +248,10 @@ def _data_rows(facts: CardFacts) -> list[tuple[str, str]]:
     report = facts.history.data_report if facts.history is not None else None
     rows = []
     if report is not None:
-        rows.append(("Rows", f"{report.train_rows:,} learned, {report.eval_rows:,} held out"))
+        rows.append(("Rows", f"{report.train_rows:,} trained on, {report.eval_rows:,} held out"))
     fingerprint = facts.provenance.dataset_fingerprint if facts.provenance is not None else None
     if fingerprint:
-        rows.append(("Data's fingerprint", f"`{fingerprint[:16]}`"))
+        rows.append(("Dataset fingerprint", f"`{fingerprint[:16]}`"))
     return rows
 
 

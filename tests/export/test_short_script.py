@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from engine.config.load import config_from_mapping
+from engine.config.methods.registry import METHODS
 from engine.config.presets import list_presets
 from engine.config.training import TrainingConfig
 from engine.errors import DatasetError, EngineError
@@ -105,6 +106,17 @@ def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(nam
         return write(example.__class__(config_from_mapping(given), example.data, model))
 
     assert (script(other_value(name)) != script({})) == (name not in NOT_EXPORTED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_forms_are_whole_for_every_method(method, tmp_path):
+    given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
+    written = replace(example, config=config_from_mapping({**given, "training": {"max_steps": 20}}))
+
+    for text in (write_script(written), write_short_script(written)):
+        compile(text, "script", "exec")
+        assert_whole(text, tmp_path)
+        assert METHODS[method].peft_class in text
 
 
 def test_every_exception_names_a_setting_and_its_reason():

@@ -121,13 +121,13 @@ class BranchWeights:
         return cache
 
     def summed_loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
-        """Sum of -log p over the learned tokens of a sequence, in nats.
+        """Return the sum of -log p over the trained tokens of a sequence, in nats.
 
         The sequence is read in pieces, so no more than one piece's logits are in memory.
 
         Args:
             ids: The tokens.
-            labels: The same where a token is learned, else -100; the first token has nothing to be foretold from.
+            labels: The same where a token is trained, else -100; nothing predicts the first token.
         """
         self.holder.switch_to(self.adapter)
         device = self.holder.model.device
@@ -138,7 +138,7 @@ class BranchWeights:
             end = min(start + step, len(ids))
             positions = [index for index in range(start, end) if index + 1 < len(ids) and labels[index + 1] >= 0]
             piece = torch.tensor([list(ids[start:end])], device=device)
-            # Even a piece in which nothing is learned has to be read; it is then asked for one token's logits.
+            # A piece without trained tokens has to be read too; it is then asked for one token's logits.
             wanted = torch.tensor([index - start for index in positions] or [0], device=device)
             logits = self.holder.forward(piece, cache, wanted)[0]
             if positions:

@@ -117,10 +117,10 @@ def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
 
 def split_at_answer(row: TokenizedRow) -> PromptAndReference | None:
     """Split a sequence at its last trained tokens; None where nothing comes before them, as in plain text."""
-    learned = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
-    if not learned:
+    trained = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
+    if not trained:
         return None
-    end = learned[-1] + 1
+    end = trained[-1] + 1
     start = end - 1
     while start > 0 and row.labels[start - 1] != IGNORED_LABEL:
         start -= 1
