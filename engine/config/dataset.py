@@ -23,14 +23,14 @@ class DatasetConfig(Section):
     subset: str | None = setting(
         None, label="Subset", help="Configuration of a Hub dataset that has several.", max_length=200
     )
-    split: str = setting("train", label="Split", help="Which split of a Hub dataset is trained on.", max_length=200)
+    split: str = setting("train", label="Split", help="The split of a Hub dataset to train on.", max_length=200)
     revision: str | None = setting(
         None, label="Revision", help="Branch, tag or commit of a Hub dataset.", max_length=200
     )
     format: DatasetFormat = setting(
         "auto",
         label="Format",
-        help="auto looks at the rows and says what it saw. Choose one yourself when it is wrong.",
+        help="auto detects it and shows why. Choose one when it is wrong.",
     )
     column_map: dict[str, str] = setting(
         {},
@@ -40,28 +40,25 @@ class DatasetConfig(Section):
     mix: dict[str, Annotated[float, Field(gt=0, le=100)]] = setting(
         {},
         label="Mixed with",
-        help="More datasets beside the first, each with a weight: 1 trains on all of its rows once, 0.5 on half of them, "
-        "2 on each of them twice. Each is read from its train split; format and column mapping hold where they fit it, "
-        "else it is looked at by itself.",
+        help="More datasets, each with a weight: 1 uses all of its rows once, 0.5 half of them, 2 each of them twice. Format and columns apply where they fit.",
         max_length=20,
     )
     eval_fraction: float = setting(
         0.1,
-        label="Held out",
-        help="Share of the rows kept out of training, to measure whether the model learns or memorises.",
+        label="Held-out set",
+        help="Share of the rows kept out of training, to measure the held-out loss.",
         ge=0.0,
         le=0.5,
     )
     max_samples: int | None = setting(
         None,
-        label="At most",
-        help="Use only so many rows, drawn evenly with the seed. Empty uses all.",
+        label="Max samples",
+        help="Use only this many rows, spread evenly. Empty uses all.",
         ge=1,
         le=1_000_000_000,
     )
     train_on: TrainOn = setting(
         "assistant",
-        label="Learn from",
-        help="Which tokens count in the loss: every assistant turn, only the last one, the completion, or everything. Turns "
-        "with weight 0 in the data are only read, unless everything counts.",
+        label="Train on",
+        help="Which tokens count in the loss. Turns with weight 0 never count, except with everything.",
     )

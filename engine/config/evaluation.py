@@ -8,22 +8,22 @@ class EvaluationConfig(Section):
 
     max_rows: int | None = setting(
         None,
-        label="Rows for the loss",
-        help="On how many held-out rows the loss is measured, spread evenly. Empty takes all.",
+        label="Rows for loss",
+        help="Held-out rows whose loss is measured, spread evenly. Empty uses all.",
         ge=1,
         le=10_000_000,
     )
     answered_rows: int = setting(
         20,
         label="Rows to answer",
-        help="On how many held-out rows base and tuned write an answer that is compared with the reference. 0 skips it.",
+        help="Held-out rows that base and tuned answer, to compare with the reference. 0 skips it.",
         ge=0,
         le=10_000,
     )
     max_new_tokens: int = setting(
         128,
-        label="Longest answer, in tokens",
-        help="Where a written answer ends if the model does not end it before.",
+        label="Max new tokens",
+        help="Token limit of an answer.",
         ge=1,
         le=65_536,
     )

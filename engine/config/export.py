@@ -19,35 +19,34 @@ class ExportConfig(Section):
 
     kind: ExportKind = setting(
         "adapter",
-        label="What to take",
+        label="Format",
         help="adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
         "adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio.",
     )
     dtype: ExportDtype = setting(
         "auto",
-        label="Precision of the merged weights",
+        label="Merged precision",
         help=MERGED_DTYPE_HELP,
     )
     gguf_type: GgufType = setting(
         "auto",
-        label="Precision of the GGUF file",
-        help="auto keeps the 16 bits of the base: bf16 for a bfloat16 model, else f16. f16 runs everywhere; q8_0 takes half "
-        "the room and answers almost the same.",
+        label="GGUF precision",
+        help="auto keeps 16 bits: bf16 for a bfloat16 model, else f16. q8_0 takes half the disk space and answers almost the same.",
     )
     keep_merged: bool = setting(
         False,
-        label="Keep the merged model",
-        help="The GGUF file is made from a merged model; keep that beside it, in a folder named merged.",
+        label="Keep merged model",
+        help="Also keep the merged model that the GGUF file is made from, in a folder named merged.",
     )
     max_shard_gb: float = setting(
         5.0,
-        label="Largest weight file, in GB",
-        help="Larger models are divided into several files.",
+        label="Max file size, GB",
+        help="Larger models are split into several files.",
         gt=0,
         le=1000,
     )
     verify: bool = setting(
         True,
         label="Verify",
-        help="Load what was written and compare its answers with the run's. Takes as long as a short chat.",
+        help="Load the export and compare its answers with the run. It takes as long as a short chat.",
     )

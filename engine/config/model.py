@@ -21,26 +21,26 @@ class ModelConfig(Section):
     revision: str | None = setting(
         None,
         label="Revision",
-        help="Branch, tag or commit on the Hub. Empty means the default branch, pinned to its commit when a run starts.",
+        help="Branch, tag or commit on the Hub. Empty uses the default branch, pinned to its commit at the start.",
         max_length=200,
     )
     quantization: Quantization = setting(
         "none",
-        label="Precision of the frozen weights",
-        help="none keeps 16 bits. int8 halves the weights, nf4 and fp4 quarter them (QLoRA); nf4 is the better of the two.",
+        label="Base precision",
+        help="none keeps 16 bits, int8 halves the weights, nf4 and fp4 quarter them (QLoRA). nf4 is better than fp4.",
     )
     double_quant: bool = setting(
         True,
         label="Double quantization",
-        help="Also quantizes the scales of nf4 and fp4 blocks: saves about 0.4 bits per weight for no measurable loss.",
+        help="Also quantizes the scales of nf4 and fp4: saves 0.4 bits per weight without measurable loss.",
     )
     compute_dtype: ComputeDtype = setting(
         "auto",
-        label="Compute precision",
-        help="auto takes bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs, and says which.",
+        label="Compute dtype",
+        help="auto uses bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs.",
     )
     attn_implementation: AttentionImplementation = setting(
         "auto",
-        label="Attention kernel",
-        help="auto takes flash attention where it is installed and fits the model, else PyTorch's fused sdpa.",
+        label="Attention",
+        help="auto uses flash attention where it is installed and fits the model, else sdpa.",
     )

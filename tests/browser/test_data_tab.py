@@ -77,9 +77,9 @@ def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
     # A wrong format hides nothing: another one can be chosen at once.
     choose(page, "#dataset-format", "sharegpt")
     expect(page.locator("#dataset-summary .trouble")).to_contain_text("needs the column 'conversations'")
-    expect(page.locator("#mapping")).to_contain_text("conversations is column")
+    expect(page.locator("#mapping")).to_contain_text("Column for conversations")
     choose(page, "#dataset-format", "alpaca")
-    expect(page.locator("#mapping")).to_contain_text("instruction is column")
+    expect(page.locator("#mapping")).to_contain_text("Column for instruction")
 
 
 def test_a_dataset_that_is_not_there_leaves_split_and_subset_in_sight(page):
@@ -107,20 +107,20 @@ def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
 
 def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
     open_source(page, files / "problems.jsonl")
-    expect(page.locator("#problems .kinds").first).to_contain_text("rows left out")
+    expect(page.locator("#problems .kinds").first).to_contain_text("rows skipped")
 
     page.locator("#show input").click()
-    page.get_by_role("option", name=re.compile("^left out")).click()
-    expect(page.locator("#row-shown")).to_contain_text("left out")
+    page.get_by_role("option", name=re.compile("^skipped")).click()
+    expect(page.locator("#row-shown")).to_contain_text("skipped")
     first = page.locator("#row input").input_value()
     page.get_by_role("button", name="Next →").click()
     expect(page.locator("#row input")).not_to_have_value(first)
-    expect(page.locator("#row-shown")).to_contain_text("left out")
+    expect(page.locator("#row-shown")).to_contain_text("skipped")
 
     page.locator("#problems button", has_text="Later").click()
     expect(page.locator("#problems .pager")).to_contain_text("16 to 30")
-    page.locator("#problems button", has_text="Kept, and odd").click()
-    expect(page.locator("#problems")).to_contain_text("What is odd")
+    page.locator("#problems button", has_text="Kept with warnings").click()
+    expect(page.locator("#problems")).to_contain_text("Warning")
     expect(page.locator("#row-shown .notice").first).to_be_visible()
 
 
@@ -135,10 +135,10 @@ def test_a_search_shows_its_way_and_stops(page, files):
     expect(page.locator("#row-shown")).to_contain_text("Answer 59999.")
     find.fill("nothing says this")
     find.press("Enter")
-    expect(page.locator("#row-found")).to_contain_text(re.compile("Searching|No row says that"))
+    expect(page.locator("#row-found")).to_contain_text(re.compile("Searching|No matching rows"))
     if page.locator("#row-find-stop").is_visible():
         page.locator("#row-find-stop").click()
-    expect(page.locator("#row-found")).to_contain_text(re.compile("stopped|No row says that"))
+    expect(page.locator("#row-found")).to_contain_text(re.compile("stopped|No matching rows"))
     expect(page.locator("#row-find-stop")).to_be_hidden()
 
 
@@ -154,17 +154,17 @@ def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser
         try:
             expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
             page.locator("#catalog tr[data-pick]").first.click()
-            expect(page.locator("#model-fetching")).to_contain_text("41.0 MB of 93.0 MB")
+            expect(page.locator("#model-tokenizer")).to_contain_text("41.0 MB of 93.0 MB")
             open_tab(page, "Data")
             page.locator("#samples [data-pick]").first.click()
-            expect(page.locator("#data-fetching")).to_contain_text("41.0 MB of 93.0 MB")
+            expect(page.locator("#data-tokenizer")).to_contain_text("41.0 MB of 93.0 MB")
             expect(page.locator("#row-shown .turn").first).to_be_visible()
             assert page.locator("#row-shown .tokens").count() == 0
 
             arrived.set()
 
             expect(page.locator("#row-shown .tokens")).to_be_visible()
-            expect(page.locator("#data-fetching")).to_have_text("")
+            expect(page.locator("#data-tokenizer")).to_have_text("")
         finally:
             arrived.set()
             page.context.close()

@@ -46,7 +46,7 @@ def test_every_preset_leaves_a_page_that_can_start_or_says_what_keeps_it(page, p
 
     expect(page.locator("#panel")).to_contain_text(config.model.id.rsplit("/", 1)[-1])
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
-    expect(page.locator("#plan")).to_contain_text("in each step")
+    expect(page.locator("#plan")).to_contain_text("per step")
     expect(page.locator("#start")).to_be_enabled(enabled=not problems)
     for problem in problems:  # an optimizer of GPUs alone, in the presets for them
         expect(page.locator("#panel")).to_contain_text(problem.message)
@@ -77,7 +77,7 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
         page.reload()
         expect(page.locator("#panel")).to_contain_text("own-model")
         expect(page.locator("#panel")).not_to_contain_text("Choose a model")
-        expect(page.locator("#model-details")).to_contain_text("Looking somebody/own-model up")
+        expect(page.locator("#model-details")).to_contain_text("Looking up somebody/own-model")
         open_tab(page, "Method")
         expect(page.locator("#trainable")).not_to_contain_text("Choose a model")
         page.locator("#rank input[type=number]").fill(str(rank))
@@ -136,13 +136,13 @@ def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_mod
         open_tab(page, "Runs")
         page.locator("#runs-table tr[data-pick]", has_text="faq, rank 8").locator("td.name").last.click()
         page.locator("#run-train-on").click()
-        expect(page.locator("#begins-with")).to_contain_text("Begins with the adapter of faq, rank 8")
+        expect(page.locator("#begins-with")).to_contain_text("Continues from the adapter of faq, rank 8")
         expect(page.locator("#panel")).to_contain_text("the adapter of faq, rank 8")
 
     train_on()
     page.locator("#begins-with button").click()
     expect(page.locator("#panel")).not_to_contain_text("the adapter of")
-    expect(page.locator("#begins-with")).not_to_contain_text("Begins with")
+    expect(page.locator("#begins-with")).not_to_contain_text("Continues from")
 
     train_on()
     open_tab(page, "Model")
@@ -207,7 +207,7 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     page.locator("#samples [data-pick]").last.click()
     expect(page.locator("#facts .facts")).to_be_visible()
     set_up(page)
-    expect(page.locator("#plan")).to_contain_text("tokens learned from")
+    expect(page.locator("#plan")).to_contain_text("trained tokens")
     lengths.clear()
 
     box = page.locator("#max-length input")
@@ -217,5 +217,5 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     assert lengths == []
     box.press("Tab")
 
-    expect(page.locator("#plan")).to_contain_text("tokens learned from")
+    expect(page.locator("#plan")).to_contain_text("trained tokens")
     assert lengths == [768]

@@ -120,7 +120,7 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(page, services):
     answers = page.locator("#transcript .answer:not(.reference)")
     expect(answers).to_have_count(2)
     expect(answers.nth(1)).to_contain_text("It scales the adapter's update")
-    expect(answers.nth(0)).to_contain_text("ended by itself")
+    expect(answers.nth(0)).to_contain_text("stop token")
     assert page.locator("#transcript i").count() == 0  # markup in an answer is text
 
     services.chat._pace = 0.2
@@ -130,7 +130,7 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(page, services):
     expect(page.locator("#transcript .answers").last).to_contain_text("stopped")
     services.chat._pace = 0.02
     page.locator("#chat-unload").click()
-    expect(page.locator("#chat-state")).to_contain_text("Nothing is loaded")
+    expect(page.locator("#chat-state")).to_contain_text("No model loaded")
 
 
 def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(page, services):
@@ -149,7 +149,7 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(page, servic
     expect(page.locator("#run-details h2")).to_have_text("first try, full length")
     before = len(services.runs.ids())
     page.locator("#run-delete").click()
-    expect(page.locator("#confirm-delete")).to_contain_text("are removed from the disk")
+    expect(page.locator("#confirm-delete")).to_contain_text("cannot be undone")
     page.locator("#really-delete").click()
     expect(page.locator("#run-details")).to_be_hidden()
     assert len(services.runs.ids()) == before - 1

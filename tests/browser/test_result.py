@@ -97,7 +97,7 @@ def load(page: Page) -> None:
 
 def shorten_answers(page: Page) -> None:
     page.locator("#chat-settings button").first.click()
-    longest = page.locator("#chat-settings").get_by_label(re.compile("Longest answer"))
+    longest = page.locator("#chat-settings").get_by_label(re.compile("Max new tokens"))
     longest.wait_for()
     let_fold_settle(page)
     longest.fill(str(LONGEST_ANSWER_TOKENS))
@@ -179,7 +179,7 @@ def test_measuring_goes_on_through_a_reload_and_is_shown_row_by_row(page, server
         field.press("Tab")
     page.locator("#measure-start").click()
     expect(page.locator("#measure-stop")).to_be_visible()
-    expect(page.locator("#measure-standing")).not_to_be_empty()
+    expect(page.locator("#measure-status")).not_to_be_empty()
 
     page.reload()
     page.locator("#tabs button[role=tab]").first.wait_for()
@@ -214,7 +214,7 @@ def test_a_form_is_written_and_verified(page, server, form, file):
     expect(written).to_have_text(str(folder), timeout=WORK_MILLISECONDS)
 
     expect(page.locator("#export-result")).to_contain_text(file)
-    verdict = "Not verified." if form == "GGUF" else "20 of 20 greedy answers are the same"
+    verdict = "Not verified." if form == "GGUF" else "20 of 20 greedy answers are identical"
     expect(page.locator("#export-result")).to_contain_text(verdict)
     assert folder.is_relative_to(server.home / "exports")
     assert list(folder.glob(f"*{file}"))

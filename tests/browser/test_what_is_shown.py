@@ -51,7 +51,7 @@ def test_a_pair_of_answers_goes_when_somebody_loads_another_run(page, browser, a
     load_run(other, "Qwen3-0.6B")
 
     expect(page.locator("#blind-left")).to_be_hidden()
-    expect(page.locator("#blind-pair")).not_to_contain_text("The question")
+    expect(page.locator("#blind-pair")).not_to_contain_text("Question")
     other.context.close()  # not before: a page that goes takes along what it has not sent yet
 
 
@@ -60,7 +60,7 @@ def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(page, s
     open_tab(page, "Runs")
     pick_run(page, "goes on for long")
     page.locator("#one-cancel").click()
-    expect(page.locator("#one-confirm-cancel")).to_contain_text("goes on for long would end at once")
+    expect(page.locator("#one-confirm-cancel")).to_contain_text("goes on for long stops now")
     pick_run(page, "first try")
     expect(page.locator("#one-confirm-cancel")).to_be_hidden()
 
@@ -109,7 +109,7 @@ def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(page
     expect(page.locator("#one-run-heading")).to_contain_text("stopped")
     expect(page.locator("#run-delete")).to_be_visible()
     expect(page.locator("#run-train-on")).to_be_visible()
-    expect(page.locator("#run-facts")).to_contain_text("Took")
+    expect(page.locator("#run-facts")).to_contain_text("Duration")
 
 
 def test_open_in_train_shows_the_run_that_it_names(page):

@@ -13,8 +13,7 @@ from tests.ui.changes import Changes
 from ui.backend.held_out import RowPrompt
 from ui.backend.run_reader import FINAL
 from ui.tabs.chat.blind_test import Judging
-from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.tabs.chat.sampling import read_sampling
+from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
 from ui.tabs.chat.tab import ChatTab
 from ui.tabs.chat.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
 

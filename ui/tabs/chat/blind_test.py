@@ -30,8 +30,7 @@ from ui.backend.run_reader import FINAL
 from ui.backend.streaming import AnswerStream
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, shown
 from ui.page import Page
-from ui.tabs.chat.choice import ChatChoice
-from ui.tabs.chat.sampling import read_sampling
+from ui.tabs.chat.choice import ChatChoice, read_sampling
 from ui.tabs.chat.talk import TalkPart
 from ui.views.blind_test import render_pair, render_revealed, render_same_words, render_tally, render_writing
 from ui.views.html import empty, error_box, plural

@@ -1,4 +1,4 @@
-"""What is loaded for chat: a run with its checkpoint, an adapter folder or a base model; and what it is compared with."""
+"""The settings that chat and the blind test share: what is loaded, what it is compared with, and how answers are sampled."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,15 @@ import gradio as gr
 
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget
 from engine.chat.target import list_checkpoints
+from engine.config.load import section_from_mapping
 from engine.config.model import ModelConfig, Quantization
+from engine.config.sampling import SamplingConfig
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat
-from ui.components import HIDDEN, Dropdown, Updates, shown
+from ui.components import HIDDEN, QUICK, Dropdown, Updates, shown
+from ui.form import component_of_field, number_of
 from ui.page import Page
 from ui.views.run_view import run_choices
 
@@ -31,6 +34,7 @@ _PRECISIONS = (
 )
 _BASE = ("base model", NOTHING)
 _LONGEST_NAME = 1000
+_SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
 
 
 class Chosen(NamedTuple):
@@ -228,3 +232,41 @@ def _adapter_folder(typed: str, roots: Sequence[Path] | None = None) -> Path:
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")
     return folder
+
+
+class SamplingPart:
+    """Lays out a fold with the system prompt and every setting of an answer."""
+
+    def __init__(self) -> None:
+        fields = SamplingConfig.model_fields
+        with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
+            self.system = gr.Textbox(
+                label="System prompt", lines=2, info="Empty sends no system prompt.", elem_id="chat-system"
+            )
+            self.greedy = gr.Checkbox(
+                label="Greedy", info="Always the most likely token; not random.", elem_id="chat-greedy"
+            )
+            with gr.Row():
+                self.temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
+                top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
+            with gr.Row():
+                rest = [component_of_field(fields[name], min_width=150) for name in _SAMPLING[2:]]
+        self.inputs = [self.temperature, top_p, *rest, self.greedy]
+
+    def wire(self) -> None:
+        """Disable the temperature of a greedy answer."""
+        self.greedy.input(lambda greedy: gr.update(interactive=not greedy), self.greedy, self.temperature, **QUICK)
+
+
+def read_sampling(values: Sequence[Any]) -> SamplingConfig:
+    """Return the settings, in the order of `SamplingPart.inputs`; an empty one gets its default.
+
+    Raises:
+        ConfigError: Lists every setting that is out of bounds.
+    """
+    *numbers, greedy = values
+    named = zip(_SAMPLING, map(number_of, numbers), strict=True)
+    given = {name: value for name, value in named if value is not None}
+    if greedy:
+        given["temperature"] = 0.0
+    return section_from_mapping(SamplingConfig, given)

@@ -30,8 +30,7 @@ from ui.components import (
     shown_in_place,
 )
 from ui.page import Page, browser_state
-from ui.tabs.chat.choice import ChatChoice
-from ui.tabs.chat.sampling import SamplingPart, read_sampling
+from ui.tabs.chat.choice import ChatChoice, SamplingPart, read_sampling
 from ui.views.chat import (
     Answer,
     Turn,
