@@ -2,7 +2,7 @@
 
 import io
 import json
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -36,7 +36,7 @@ class Echo:
     sessions: ClassVar[list["Echo"]] = []
 
     def __init__(self, home=None) -> None:
-        self.requests = []
+        self.requests: list[Any] = []
         self.target = None
         self.unloaded = False
         self.interrupt_after: int | None = None

@@ -32,7 +32,7 @@ def write(path, rows, end="\n"):
 def read(path, first_row=0, **settings):
     reader = DatasetReader(DatasetConfig(source=str(path), **settings), SourceOptions())
     return [
-        row.problem or [(message.role, message.content) for message in row.example.messages]
+        row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[union-attr]
         for row in reader.rows(first_row)
     ]
 

@@ -24,7 +24,8 @@ def detect(*rows, **settings):
 def said(source):
     reader = DatasetReader(DatasetConfig(source=str(source)), SourceOptions())
     return [
-        row.problem or [(message.role, message.content) for message in row.example.messages] for row in reader.rows()
+        row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[union-attr]
+        for row in reader.rows()
     ]
 
 

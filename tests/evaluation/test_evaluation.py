@@ -227,7 +227,7 @@ def test_a_job_measures_in_a_process_of_its_own_and_keeps_the_result(home, run):
     request = EvaluationRequest(
         target=ChatTarget.of_run(run), settings=EvaluationConfig(answered_rows=2, max_new_tokens=4)
     )
-    told = []
+    told: list[Any] = []
 
     result = EvaluationJob(home, request, choose=lambda _: describe_processor()).run(told.append)
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -277,7 +278,7 @@ def test_what_cannot_be_is_explained(home, base, tmp_path):
 
 @pytest.mark.e2e
 def test_a_job_exports_in_a_process_of_its_own_and_is_stopped_without_a_trace(home, run, tmp_path):
-    told = []
+    told: list[Any] = []
     request = ExportRequest(
         target=ChatTarget.of_run(run),
         folder=tmp_path / "place" / "out",

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -93,7 +94,7 @@ def job(home, run: Path, export=None, repository: str = NAME, **settings) -> Pus
 
 @pytest.mark.e2e
 def test_an_adapter_is_pushed_and_loads_from_what_arrived(hub, home, run, tiny_model_folder, tmp_path):
-    told = []
+    told: list[Any] = []
 
     result = job(home, run).run(told.append)
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,7 @@ def prepared_demo(home, monkeypatch):
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", " SmolLM2-135M-Instruct "])
 def test_a_prepared_demo_model_is_used_at_once(home, prepared_demo, name):
-    told = []
+    told: list[Any] = []
 
     source = resolve_model(ModelConfig(id=name), home, told.append)
 

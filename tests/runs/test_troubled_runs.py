@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 import pytest
 
@@ -180,7 +181,8 @@ def test_a_state_that_cannot_be_read_is_one_clear_error(store, monkeypatch):
 
 def test_a_supervisor_that_stands_by_outlives_a_lock_that_cannot_be_looked_at(start_supervisor, home, monkeypatch):
     first, second = start_supervisor(), start_supervisor()
-    refused, acquire = [], FileLock.acquire
+    refused: list[Any] = []
+    acquire = FileLock.acquire
 
     def refuse_once(self, timeout_seconds=None):
         if self is second._lock and not refused:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import Any
 
 import openai
 import pytest
@@ -218,7 +219,7 @@ def test_what_goes_wrong_before_the_first_token_has_a_status(client, session, er
 
 def test_what_goes_wrong_in_the_middle_ends_the_stream_with_an_error(client, session):
     session.error_at = (2, WorkerError("The process ended.", "Try again."))
-    shown = []
+    shown: list[Any] = []
 
     with pytest.raises(openai.APIError, match="The process ended"):
         shown.extend(chunk.choices[0].delta.content for chunk in ask(client, stream=True))

@@ -57,7 +57,7 @@ def client(session, adapter):
 
 def say(client: OpenAI, model: str, **values: Any) -> str:
     stream = client.chat.completions.create(model=model, messages=ASKED, stream=True, **values)
-    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("model", "branch"), [("my-adapter", "tuned"), ("base", "base")])

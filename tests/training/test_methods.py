@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def config_of(folder, method, **training):
 def train(folder, method, output, *, save_at=None, resume_from=None, **training):
     """Train to the end; write the state of step `save_at` to `output`."""
     config = config_of(folder, method, **({"save_steps": save_at} if save_at else {}) | training)
-    trained = []
+    trained: list[Any] = []
 
     def save():
         trainer = trained[0].trainer

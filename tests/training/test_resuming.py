@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def flip_a_byte(checkpoint):
 
 
 def find(folder):
-    said = []
+    said: list[Any] = []
     found = find_checkpoint(folder, said.append)
     return found, said
 
@@ -135,7 +136,7 @@ def checkpoint_of(folder, plan, processes=1):
 
 
 def continue_from(checkpoint, settings, rows="rows"):
-    warnings = []
+    warnings: list[Any] = []
     return settled_order(settings, rows, checkpoint, warnings.append), warnings
 
 

@@ -43,7 +43,8 @@ def ended(background: BackgroundWork, job: AJob, key: str = "run"):
 
 
 def test_whoever_looks_sees_how_far_it_has_come_and_then_the_result():
-    background, job, kept = BackgroundWork(), AJob(), []
+    background, job = BackgroundWork[str](), AJob()
+    kept: list[str] = []
     background.start("run", "An export", job, kept.append)
     assert job.reported.wait(WAIT_SECONDS)
 
@@ -56,7 +57,7 @@ def test_whoever_looks_sees_how_far_it_has_come_and_then_the_result():
 
 
 def test_one_at_a_time_under_each_key():
-    background, job, other = BackgroundWork(), AJob(), AJob()
+    background, job, other = BackgroundWork[str](), AJob(), AJob()
     background.start("run", "An export", job)
 
     with pytest.raises(RunError, match="An export is under way"):
@@ -71,7 +72,7 @@ def test_one_at_a_time_under_each_key():
 
 
 def test_stopping_leaves_neither_result_nor_trouble():
-    background, job = BackgroundWork(), AJob()
+    background, job = BackgroundWork[str](), AJob()
     background.start("run", "An export", job)
 
     background.stop("run")
@@ -86,7 +87,7 @@ def test_stopping_leaves_neither_result_nor_trouble():
     ("raised", "shown"), [(ModelError("No.", "Choose."), ModelError("No.", "Choose.")), (ValueError("x"), UNEXPECTED)]
 )
 def test_errors_are_kept_in_two_sentences(raised, shown):
-    background, job = BackgroundWork(), AJob(raised)
+    background, job = BackgroundWork[str](), AJob(raised)
     background.start("run", "An export", job)
 
     error = ended(background, job).error
@@ -99,14 +100,14 @@ def test_a_result_that_cannot_be_kept_is_said():
     def keep(_result):
         raise StorageError("The disk is full.", "Free some space.")
 
-    background, job = BackgroundWork(), AJob()
+    background, job = BackgroundWork[str](), AJob()
     background.start("run", "An export", job, keep)
 
     assert "disk is full" in str(ended(background, job).error)
 
 
 def test_leaving_stops_everything_that_is_under_way():
-    background, jobs = BackgroundWork(), [AJob(), AJob()]
+    background, jobs = BackgroundWork[str](), [AJob(), AJob()]
     for number, job in enumerate(jobs):
         background.start(str(number), "An export", job)
 

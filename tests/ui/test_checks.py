@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -149,7 +150,7 @@ def test_fetching_for_a_page_that_was_closed_ends(checks, inspector, monkeypatch
 
 def test_closing_a_page_is_passed_on(services):
     app = build_app(services)
-    left = []
+    left: list[Any] = []
     services.checks.leave = left.append
     unload = next(fn for fn in app.fns.values() if any(event == "unload" for _, event in fn.targets))
 
