@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import stat
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ _TOKENIZER_SETTINGS = (
     "added_tokens.json",
     "generation_config.json",
 )
-UNPICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
     "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors)."
 )
@@ -77,8 +78,14 @@ def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIG
         ModelError: If it is an adapter, has pickled weights only, needs its own Python code, lacks a shard or a
             tokenizer, or holds a damaged file.
     """
-    try:
+    with _read_errors_explained(name):
         _check(folder, name, part)
+
+
+@contextlib.contextmanager
+def _read_errors_explained(name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ModelError(
             f"{name} cannot be read ({error.strerror}).", "Check the permissions of the folder and its files."
@@ -97,12 +104,23 @@ def named_templates(folder: Path) -> list[str]:
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:
-    """Read a config.json as a mapping; transformers interprets it.
+    """Read a JSON object of a model, such as its config.json; transformers interprets it.
 
     Raises:
-        ModelError: If it is too big, no JSON, or no object.
+        ModelError: If it is too big, or not a JSON object.
     """
-    return _read_json_object(path, name)
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES and path.name != WEIGHTS_INDEX:
+            raise ValueError("too big")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a JSON object of usual size"
+        raise ModelError(
+            f"The {path.name} of {name} cannot be read ({reason}).", "Download or copy that file again."
+        ) from error
+    return value
 
 
 def tokenizer_files_fingerprint(folder: Path) -> str:
@@ -130,14 +148,10 @@ def check_tokenizer_files(folder: Path, name: str) -> None:
     Raises:
         ModelError: If one is, or is not a regular file; names it.
     """
-    try:
+    with _read_errors_explained(name):
         files = _tokenizer_files(folder)
         for path in files:
             _check_size(path, name)
-    except OSError as error:
-        raise ModelError(
-            f"{name} cannot be read ({error.strerror}).", "Check the permissions of the folder and its files."
-        ) from error
     templates = sum(path.suffix == ".jinja" for path in files)
     if templates > MAX_TEMPLATES:
         raise ModelError(
@@ -238,14 +252,14 @@ def shard_names(index: Path, name: str) -> tuple[str, ...]:
     Raises:
         ModelError: If the index is damaged, points out of its folder, or lists pickles.
     """
-    weight_map = _read_json_object(index, name).get("weight_map")
+    weight_map = read_config(index, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index.name} of {name} lists no weights.", "Download or copy that file again.")
     names = tuple(sorted({str(shard) for shard in weight_map.values()}))
     for shard in names:
         if Path(shard).name != shard or "\\" in shard:
             raise ModelError(f"{index.name} of {name} points out of its folder.", "Choose another copy of this model.")
-        if shard.endswith(UNPICKLED_SUFFIXES):
+        if shard.endswith(PICKLE_SUFFIXES):
             raise pickled_file_error(name, shard)
     return names
 
@@ -310,7 +324,7 @@ def _check_weights(folder: Path, name: str) -> None:
     elif _is_file(folder / SINGLE_WEIGHTS):
         shards = (SINGLE_WEIGHTS,)
     else:
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in UNPICKLED_SUFFIXES)
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         if pickled:
             raise pickled_weights_error(name, pickled[0])
         raise ModelError(f"{name} has no weights ({SINGLE_WEIGHTS}).", "Download or copy the weight files.")
@@ -320,26 +334,11 @@ def _check_weights(folder: Path, name: str) -> None:
 
 def _base_of_adapter(folder: Path) -> str:
     try:
-        base = _read_json_object(folder / ADAPTER_CONFIG, folder.name).get("base_model_name_or_path")
+        base = read_config(folder / ADAPTER_CONFIG, folder.name).get("base_model_name_or_path")
     except ModelError:
         return ""
     # A base given as a path reveals where files are kept; a Hub id or a name does not.
     return f" for {base}" if isinstance(base, str) and base and not Path(base).is_absolute() and len(base) < 200 else ""
-
-
-def _read_json_object(path: Path, name: str) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES and path.name != WEIGHTS_INDEX:
-            raise ValueError("too big")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a JSON object of usual size"
-        raise ModelError(
-            f"The {path.name} of {name} cannot be read ({reason}).", "Download or copy that file again."
-        ) from error
-    return value
 
 
 def _is_file(path: Path) -> bool:

@@ -22,9 +22,9 @@ from engine.hub_errors import hub_errors_explained
 from engine.models.architectures import is_causal_lm
 from engine.models.folder import (
     ADAPTER_CONFIG,
+    PICKLE_SUFFIXES,
     SINGLE_WEIGHTS,
     TOKENIZER_FILES,
-    UNPICKLED_SUFFIXES,
     WEIGHTS_INDEX,
     ModelPart,
     check_model_folder,
@@ -179,7 +179,7 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
             )
         raise ModelError(f"{hub_id} has no config.json, so it is not a transformers model.", "Choose another model.")
     if part is ModelPart.WEIGHTS and SINGLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
-        pickled = sorted(name for name in names if name.endswith(UNPICKLED_SUFFIXES))
+        pickled = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
         if pickled:
             raise pickled_weights_error(hub_id, pickled[0])
         raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
