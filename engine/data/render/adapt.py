@@ -7,6 +7,7 @@ opens the first user turn; turns of one role in a row become one, where a templa
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -53,11 +54,10 @@ class _Probe:
         self._text_parts = False
 
     def abilities(self) -> TemplateAbilities:
-        question = [{"role": "user", "content": _A}]
-        if not self._shows(question, _A):
-            self._text_parts = True
-            self._text_parts = self._shows(question, _A)
         user, answer = {"role": "user", "content": _A}, {"role": "assistant", "content": _B}
+        if not self._shows([user], _A):
+            self._text_parts = True
+            self._text_parts = self._shows([user], _A)
         system = {"role": "system", "content": _C}
         object_calls = self._takes_calls(calls=1, as_text=False)
         text_calls = not object_calls and self._takes_calls(calls=1, as_text=True)
@@ -83,8 +83,7 @@ class _Probe:
         return all(word in text for word in words)
 
     def _shows_tools(self) -> bool:
-        messages = [{"role": "user", "content": _A}]
-        return self._shows(messages, _A, _B, _C, _D, tools=[probe_tool(_B, _C, _D)])
+        return self._shows([{"role": "user", "content": _A}], _A, _B, _C, _D, tools=[probe_tool(_B, _C, _D)])
 
     def _takes_calls(self, *, calls: int, as_text: bool) -> bool:
         numbers = [f"{number:05d}" for number in range(calls)]
@@ -198,18 +197,17 @@ def _tool_list_in_words(steps: AdaptedConversation, *, how_to_call: bool) -> Ada
     first = steps.messages[0] if steps.messages else None
     if first is not None and first.role == "system":
         messages = (replace(first, content=f"{first.content}\n\n{words}"), *steps.messages[1:])
-        return AdaptedConversation(messages, (), steps.completion_start, (*steps.notes, note))
-    completion = steps.completion_start + 1 if steps.completion_start is not None else None
-    return AdaptedConversation((Message("system", words), *steps.messages), (), completion, (*steps.notes, note))
+        return replace(steps, messages=messages, tools=(), notes=(*steps.notes, note))
+    starts = range(1, len(steps.messages) + 1)
+    return _rewritten(replace(steps, tools=()), (Message("system", words), *steps.messages), starts, note)
 
 
 def _calls_in_words(steps: AdaptedConversation) -> AdaptedConversation:
     messages: list[Message] = []
+    starts: list[int] = []
     responses: list[str] = []  # of tools, in a row
-    completion_start = None
     for index, message in enumerate(steps.messages):
-        if index == steps.completion_start:
-            completion_start = len(messages)
+        starts.append(len(messages))
         if message.tool_calls:
             words = "\n".join(call_in_words(call) for call in message.tool_calls)
             content = f"{message.content}\n{words}" if message.content else words
@@ -222,7 +220,7 @@ def _calls_in_words(steps: AdaptedConversation) -> AdaptedConversation:
         else:
             messages.append(message)
     note = "The model's template has no tool calls; they are written in words (Hermes convention)."
-    return AdaptedConversation(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+    return _rewritten(steps, messages, starts, note)
 
 
 def _with_identified_calls(steps: AdaptedConversation) -> AdaptedConversation:
@@ -271,21 +269,17 @@ def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
             turn = message if position == 0 else Message("assistant", is_learned=message.is_learned)
             messages.append(replace(turn, tool_calls=(call,)))
             messages.extend(result for result in results if result.tool_call_id == call.id)
-    if len(messages) == len(steps.messages):
-        return steps
-    completion = starts[steps.completion_start] if steps.completion_start is not None else None
     note = "The model's template takes one tool call at a time; turns with several are split."
-    return AdaptedConversation(tuple(messages), steps.tools, completion, (*steps.notes, note))
+    return _rewritten(steps, messages, starts, note)
 
 
 def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbilities) -> AdaptedConversation:
     """Move system turns that the template does not take into the user turn that follows."""
     messages: list[Message] = []
-    completion_start = None
+    starts: list[int] = []
     held: list[str] = []
     for index, message in enumerate(steps.messages):
-        if index == steps.completion_start:
-            completion_start = len(messages)
+        starts.append(len(messages))
         accepted = abilities.system if index == 0 else abilities.later_system
         if message.role == "system" and not accepted:
             held.append(message.content)
@@ -299,28 +293,33 @@ def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbiliti
             messages.append(message)
     if held:
         messages.append(Message("user", "\n\n".join(held)))
-    if messages == list(steps.messages):
-        return steps
     note = "The model's template does not take a system turn there; its words open the user's turn that follows."
-    return AdaptedConversation(tuple(messages), steps.tools, completion_start, (*steps.notes, note))
+    return _rewritten(steps, messages, starts, note)
 
 
 def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
     groups: list[list[Message]] = []
-    completion_start = None
+    starts: list[int] = []
     for index, message in enumerate(steps.messages):
         last = groups[-1][-1] if groups else None
-        plain = not message.tool_calls and message.role in ("user", "assistant")
-        if index == steps.completion_start:
-            completion_start = len(groups)
-        elif last is not None and plain and last.role == message.role and not last.tool_calls:
-            groups[-1].append(message)
-            continue
-        groups.append([message])
-    if len(groups) == len(steps.messages):
-        return steps
+        is_plain = not message.tool_calls and message.role in ("user", "assistant")
+        continues = last is not None and is_plain and last.role == message.role and not last.tool_calls
+        if index == steps.completion_start or not continues:
+            groups.append([])
+        groups[-1].append(message)
+        starts.append(len(groups) - 1)
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
-    return AdaptedConversation(tuple(map(_joined, groups)), steps.tools, completion_start, (*steps.notes, note))
+    return _rewritten(steps, list(map(_joined, groups)), starts, note)
+
+
+def _rewritten(
+    steps: AdaptedConversation, messages: Sequence[Message], starts: Sequence[int], note: str
+) -> AdaptedConversation:
+    """Return a conversation with other messages, where `starts[i]` is the index of what message i became."""
+    if tuple(messages) == steps.messages:
+        return steps
+    completion = starts[steps.completion_start] if steps.completion_start is not None else None
+    return AdaptedConversation(tuple(messages), steps.tools, completion, (*steps.notes, note))
 
 
 def _joined(group: list[Message]) -> Message:
@@ -350,8 +349,7 @@ def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     if message.role == "tool":
-        entry["tool_call_id"] = message.tool_call_id
-        entry["name"] = message.name
+        entry |= {"tool_call_id": message.tool_call_id, "name": message.name}
         entry = {key: value for key, value in entry.items() if value is not None}
     return entry
 
