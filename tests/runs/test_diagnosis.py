@@ -68,7 +68,7 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(evidence, stat
         (Evidence(exit_code=-63), "failed", "signal 63"),
         (Evidence(exit_code=0, last_step=3), "failed", "without reporting that it had finished"),
         (Evidence(exit_code=3), "failed", "exit code 3 before the first step"),
-        (Evidence(exit_code=None), "interrupted", "while nobody watched"),
+        (Evidence(exit_code=None), "interrupted", "while no supervisor watched"),
         (Evidence(rebooted=True, exit_code=None), "interrupted", "machine was restarted"),
         (Evidence(ended_by_us="hung", silent_seconds=301, limit_seconds=300), "failed", "301 seconds"),
         (Evidence(ended_by_us="suspended", silent_seconds=9, limit_seconds=8), "failed", "suspended"),
@@ -84,7 +84,7 @@ def test_what_the_worker_could_not_say_is_told_by_the_system(evidence, state, wo
 
 def test_the_next_step_names_the_checkpoint_to_resume_from():
     assert "resumed from step 40" in diagnose(Evidence(exit_code=-11, resumable_step=40)).advice
-    assert "begins anew" in diagnose(Evidence(exit_code=-11)).advice
+    assert "starts over" in diagnose(Evidence(exit_code=-11)).advice
 
 
 def test_the_kernels_count_of_memory_kills_is_a_number_where_it_tells():
