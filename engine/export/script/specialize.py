@@ -1,7 +1,7 @@
 """Scripts made of real functions: what depends on the facts alone is settled, and what is then unused is left out.
 
-The functions are in `engine.export.script.worker`. They are read as source, as `inspect.getsource` gives it, but without an
-import, which would bring torch into the page. Of a function nothing is rewritten but these:
+The functions are read as source, as `inspect.getsource` gives it, but without an import, which would bring torch into the
+page. Of a function nothing is rewritten but these:
 
 - `if facts.x:` is replaced by the branch that holds, and so is `a if facts.x else b`
 - in `facts.x and y` and `facts.x or y` the facts are left out
@@ -27,6 +27,7 @@ from engine.export.script.facts import ScriptFacts
 _FACTS = "facts"
 _FOR_TOOLS = re.compile(r"[ \t]*# (?:type: ignore|noqa|fmt:).*$", re.MULTILINE)
 _PLAIN_WIDTH = 100
+_ENDS_HEADER = re.compile(rb":\s*(#.*)?$")
 _ENGINE = Path(__file__).parents[2]
 
 
@@ -150,31 +151,14 @@ def _named(alias: ast.alias) -> str:
 
 
 def _import_lines(bound: Mapping[str, tuple[str, str]]) -> str:
-    """Return the imports as ruff sorts them: of the standard library first, modules before names."""
-    whole = {module for module, name in bound.values() if not name}
-    taken: dict[str, set[str]] = {}
-    for module, name in bound.values():
-        if name:
-            taken.setdefault(module, set()).add(name)
-    groups = []
-    for is_standard in (True, False):
-        lines = [f"import {module}" for module in sorted(whole) if _is_standard(module) is is_standard]
-        lines += [
-            f"from {module} import {', '.join(sorted(names, key=_by_case))}"
-            for module, names in sorted(taken.items())
-            if _is_standard(module) is is_standard
-        ]
-        groups.append("".join(f"{line}\n" for line in lines))
-    return "\n".join(group for group in groups if group)
-
-
-def _by_case(name: str) -> tuple[bool, bool, str]:
-    """Constants first, then classes, then functions."""
-    return not name.isupper(), not name[0].isupper(), name
-
-
-def _is_standard(module: str) -> bool:
-    return module.partition(".")[0] in sys.stdlib_module_names
+    """Return the imports: of the standard library first, modules before names."""
+    lines: dict[bool, list[str]] = {True: [], False: []}
+    for module in sorted({module for module, name in bound.values() if not name}):
+        lines[module.partition(".")[0] in sys.stdlib_module_names].append(f"import {module}\n")
+    for module in sorted({module for module, name in bound.values() if name}):
+        names = ", ".join(sorted({name for other, name in bound.values() if name and other == module}))
+        lines[module.partition(".")[0] in sys.stdlib_module_names].append(f"from {module} import {names}\n")
+    return "\n".join("".join(group) for group in (lines[True], lines[False]) if group)
 
 
 def _edits(source: str, facts: ScriptFacts, *, plain: bool) -> list[_Edit]:
@@ -212,12 +196,12 @@ class _Look:
         header = next(
             line
             for line in range(node.test.end_lineno or 0, len(self._lines))
-            if self._ends_header(self._lines[line - 1])
+            if _ENDS_HEADER.search(self._lines[line - 1])
         )
         if self._value(node.test):
             end = node.body[-1].end_lineno or 0
             body = self._lines[header:end]
-            text = self._indent(node) + b"else:\n" + b"".join(body) if is_elif else _dedented(body)
+            text = b" " * node.col_offset + b"else:\n" + b"".join(body) if is_elif else _dedented(body)
         elif not node.orelse:
             text = b""
         else:
@@ -352,13 +336,6 @@ class _Look:
     def _source(self, node: ast.expr) -> str:
         start, end = self._span(node)
         return self._text[start:end].decode()
-
-    def _indent(self, node: ast.stmt) -> bytes:
-        return b" " * node.col_offset
-
-    @staticmethod
-    def _ends_header(line: bytes) -> bool:
-        return re.search(rb":\s*(#.*)?$", line.rstrip()) is not None
 
 
 def _filled(pieces: Sequence[str], width: int) -> list[str]:

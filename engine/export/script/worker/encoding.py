@@ -1,17 +1,64 @@
-"""The part of a script that turns a row into token ids and labels, as `engine.data` does."""
+"""The part of a script that loads the tokenizer and turns rows into token ids and labels, as `engine.data` does."""
 
 import bisect
+import datetime
 import functools
 import os.path
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from engine.export.script.facts import facts
 from engine.export.script.worker.rows import Message
 
+MODEL = facts.model.location  # a Hub id or a folder
+REVISION = facts.model.revision  # commit on the Hub
+CHAT_TEMPLATE = facts.model.tokenizer.written_template
+DATE = facts.frozen_date  # of all conversations, for templates that ask for it
 MAX_LENGTH = facts.config.training.max_length  # tokens; longer rows are truncated
 WORDS = ("Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz")
+
+
+def fix_date(template: Any) -> Any:
+    """Return a chat template that writes DATE where it would write today's."""
+    if isinstance(template, dict):  # several, with names
+        return {name: fix_date(text) for name, text in template.items()}
+    date = datetime.date.fromisoformat(DATE)
+    call = r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)"""
+    template = re.sub(call, lambda found: repr(date.strftime(found[2])), template)
+    if not re.search(r"strftime_now\s*\(", template):
+        return template
+    return "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer with the chat template of all conversations."""
+    if facts.model.revision:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=REVISION if name == MODEL else None)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if not facts.model.tokenizer.names_eos and tokenizer.eos_token is None:
+        if facts.model.tokenizer.eos is not None:
+            tokenizer.eos_token = facts.model.tokenizer.eos
+        else:
+            raise SystemExit(
+                "This model's tokenizer names no token that ends an answer. Set eos_token in its tokenizer_config.json."
+            )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    if facts.model.tokenizer.default_template == "always" or (
+        facts.model.tokenizer.default_template == "if_missing" and not tokenizer.chat_template
+    ):
+        # Where the tokenizer opens a text with a token of its own, that opens conversations as well.
+        opens = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{- bos_token -}}" if opens else "") + CHAT_TEMPLATE
+    if facts.model.tokenizer.default_template == "never" and facts.model.tokenizer.template is not None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    if facts.model.tokenizer.has_clock:
+        tokenizer.chat_template = fix_date(tokenizer.chat_template)
+    return tokenizer
 
 
 class RefusedRowError(Exception):

@@ -1,11 +1,9 @@
 """The part of a script that loads the model and trains it in the order of the run."""
 
 import argparse
-import datetime
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,66 +16,29 @@ from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
 
 from engine.export.script.facts import facts
-from engine.export.script.worker.encoding import MAX_LENGTH, RefusedRowError, encode
+from engine.export.script.worker.encoding import (
+    MAX_LENGTH,
+    MODEL,
+    REVISION,
+    RefusedRowError,
+    encode,
+    load_tokenizer,
+)
 from engine.export.script.worker.rows import DATA, SEED, fingerprint, held_out, load_rows
 from engine.training.batching.plan import pack_rows
 
-MODEL = facts.model.location  # a Hub id or a folder
 OUTPUT = facts.output
 BATCH = facts.config.training.per_device_train_batch_size
 ACCUMULATE = facts.config.training.gradient_accumulation_steps  # batches in one optimizer step
 MAX_SAMPLES = facts.config.dataset.max_samples or 0
-REVISION = facts.model.revision  # commit on the Hub
 WARM_START = facts.model.warm_start  # adapter that training starts from
-CHAT_TEMPLATE = facts.model.tokenizer.written_template
-DATE = facts.frozen_date  # of all conversations, for templates that ask for it
 RUN_ROWS = facts.run_rows.fingerprint  # sha256 of the rows that the run used
 RUN_SEQUENCES = facts.run_rows.sequences  # the run's, to train on and held out
 RUN_TOKENS = facts.run_rows.tokens  # of the former, trained and masked
-
-
-def fix_date(template: Any) -> Any:
-    """Return a chat template that writes DATE where it would write today's."""
-    if isinstance(template, dict):  # several, with names
-        return {name: fix_date(text) for name, text in template.items()}
-    date = datetime.date.fromisoformat(DATE)
-    call = r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)"""
-    template = re.sub(call, lambda found: repr(date.strftime(found[2])), template)
-    if not re.search(r"strftime_now\s*\(", template):
-        return template
-    return "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
-
-
-def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer with the chat template of all conversations."""
-    if facts.model.revision:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=REVISION if name == MODEL else None)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    if not facts.model.tokenizer.names_eos and tokenizer.eos_token is None:
-        if facts.model.tokenizer.eos is not None:
-            tokenizer.eos_token = facts.model.tokenizer.eos
-        else:
-            raise SystemExit(
-                "This model's tokenizer names no token that ends an answer. Set eos_token in its tokenizer_config.json."
-            )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
-    if facts.model.tokenizer.default_template == "always" or (
-        facts.model.tokenizer.default_template == "if_missing" and not tokenizer.chat_template
-    ):
-        # Where the tokenizer opens a text with a token of its own, that opens conversations as well.
-        opens = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = ("{{- bos_token -}}" if opens else "") + CHAT_TEMPLATE
-    if facts.model.tokenizer.default_template == "never" and facts.model.tokenizer.template is not None:
-        tokenizer.chat_template = CHAT_TEMPLATE
-    if facts.model.tokenizer.has_clock:
-        tokenizer.chat_template = fix_date(tokenizer.chat_template)
-    return tokenizer
 
 
 def load_model(name: str) -> Any:
