@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from engine.config.methods.base import Source
 from engine.export.script.facts import ScriptFacts
 
-_FACTS = "facts"
 _FOR_TOOLS = re.compile(r"[ \t]*# (?:type: ignore|noqa|fmt:).*$", re.MULTILINE)
 _PLAIN_WIDTH = 100
 _ENDS_HEADER = re.compile(rb":\s*(#.*)?$")
@@ -92,7 +91,7 @@ def _names_used(source: str) -> set[str]:
 
 def settle(source: str, facts: ScriptFacts, *, plain: bool = False) -> str:
     """Return a definition with all that depends on the facts alone replaced by what they make of it."""
-    if _FACTS not in source and not plain:
+    if "facts" not in source and not plain:
         return source
     while edits := _edits(source, facts, plain=plain):
         text = source.encode()
@@ -319,11 +318,11 @@ class _Look:
         if isinstance(node, ast.Constant):
             return isinstance(node.value, bool)
         names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-        return names == {_FACTS} and not any(isinstance(one, ast.Call) for one in ast.walk(node))
+        return names == {"facts"} and not any(isinstance(one, ast.Call) for one in ast.walk(node))
 
     def _value(self, node: ast.expr) -> Any:
         code = compile(ast.Expression(node), "facts", "eval")
-        return eval(code, {"__builtins__": {}, _FACTS: self._facts})  # noqa: S307 - written in this package
+        return eval(code, {"__builtins__": {}, "facts": self._facts})  # noqa: S307 - written in this package
 
     def _span(self, node: ast.expr | ast.keyword | ast.stmt) -> tuple[int, int]:
         assert node.end_lineno is not None
