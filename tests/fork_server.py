@@ -40,11 +40,11 @@ WORKERS = (
     inspector.MODELS_WORKER_MODULE,
     training.WORKER_MODULE,
 )
-_IMPORTS = (*WORKERS, "engine.training.session")  # which a training worker imports late
+DATA_WORKER = inspector.DATA_WORKER_MODULE  # never sees torch, so it has a server of its own
 
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16
-_MOST_SERVERS = 3
+_MOST_SERVERS = 4
 _FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
 _SET_CHILD_SUBREAPER = 36  # of prctl
 # Variables that no import reads, so a worker's may differ from its server's.
@@ -58,12 +58,13 @@ class ForkServer:
 
     Args:
         environment: The variables that it starts with.
+        of_data: Whether it forks workers that read data, without torch.
     """
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, *, of_data: bool) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(theirs.fileno())],
+            [sys.executable, "-P", __file__, str(theirs.fileno()), *(["--data"] if of_data else [])],
             env={**environment, "PYTHONPATH": str(REPOSITORY)},
             cwd=REPOSITORY,
             pass_fds=(theirs.fileno(),),
@@ -105,24 +106,24 @@ class ForkServers:
     """One server for each environment in which imports could differ; each starts when it is first needed."""
 
     def __init__(self) -> None:
-        self._servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
+        self._servers: dict[tuple[bool, frozenset[tuple[str, str]]], ForkServer] = {}
         self._lock = threading.Lock()  # one worker at a time
 
     def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int | None:
         """Start a worker and return its process id; None where only a new process will do."""
-        if (
-            argv[:3] != [sys.executable, "-P", "-m"]
-            or argv[3] not in WORKERS
-            or environment.get("CUDA_VISIBLE_DEVICES")
-        ):
+        if argv[:3] != [sys.executable, "-P", "-m"] or argv[3] not in (*WORKERS, DATA_WORKER):
+            return None
+        if environment.get("CUDA_VISIBLE_DEVICES"):
             return None
         early = frozenset((name, value) for name, value in environment.items() if not name.startswith(_READ_LATE))
+        of_data = argv[3] == DATA_WORKER
         with self._lock:
-            if early not in self._servers:
+            server = self._servers.get((of_data, early))
+            if server is None:
                 if len(self._servers) == _MOST_SERVERS:
                     return None
-                self._servers[early] = ForkServer(environment)
-            return self._servers[early].fork(argv, environment, descriptors)
+                server = self._servers[of_data, early] = ForkServer(environment, of_data=of_data)
+            return server.fork(argv, environment, descriptors)
 
     def close(self) -> None:
         """End all servers."""
@@ -162,11 +163,23 @@ def _adopt_orphans(do: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _serve(server: socket.socket) -> None:
-    for module in _IMPORTS:
+def _import_workers() -> None:
+    """Import what workers need, also what they import late; each worker itself is later run as a program."""
+    for module in (*WORKERS, "engine.training.session"):
         importlib.import_module(module)
     for module in WORKERS:
-        del sys.modules[module]  # each is run as a program
+        del sys.modules[module]
+
+
+def _import_data_worker() -> None:
+    """The same without torch."""
+    data = importlib.import_module(DATA_WORKER)
+    with data.torch_hidden():
+        importlib.import_module("engine.inspector.worker.load_tokenizer")
+    del sys.modules[DATA_WORKER]
+
+
+def _serve(server: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     while True:
@@ -206,4 +219,8 @@ def _become_worker(order: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[2:] == ["--data"]:
+        _import_data_worker()
+    else:
+        _import_workers()
     _serve(socket.socket(fileno=int(sys.argv[1])))
