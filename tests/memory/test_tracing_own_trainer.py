@@ -1,5 +1,7 @@
 """The estimate of a run against the step that our own trainer runs, to the byte."""
 
+from typing import Any
+
 import pytest
 
 from engine.config.methods.registry import METHODS
@@ -93,7 +95,7 @@ SMALL = {
     "p_tuning": {"adapter.num_virtual_tokens": 5, "adapter.encoder_hidden_size": 32},
 }
 MOST_BYTES_OFF = 0.09
-METHOD_CELLS = [
+METHOD_CELLS: list[tuple[str, dict[str, Any]]] = [
     (name, settings)
     for name, method in METHODS.items()
     for settings in (

@@ -30,7 +30,8 @@ def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
 
 
 def test_results_are_kept_by_key_and_the_oldest_is_let_go():
-    rendered, drawn = Cache(capacity=2), []
+    rendered: Cache[str] = Cache(capacity=2)
+    drawn: list[str] = []
 
     def draw(value):
         drawn.append(value)
@@ -43,7 +44,7 @@ def test_results_are_kept_by_key_and_the_oldest_is_let_go():
 
 
 def test_pages_may_draw_at_the_same_time():
-    rendered = Cache()
+    rendered: Cache[str] = Cache()
     threads = [threading.Thread(target=rendered.get, args=(n % 3, lambda n=n: str(n % 3))) for n in range(30)]
     for thread in threads:
         thread.start()
