@@ -2,13 +2,13 @@
 
 import argparse
 import gc
+import importlib
 import os
 import sys
 
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
 from engine.serve.guard import refuse_unless_usable
-from ui.gradio_internals import import_without_stubs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,13 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare_imports() -> None:
-    """What has to be settled before gradio is imported."""
+    """Prepare what has to be settled before gradio is imported."""
     # The imports make a million objects that all stay: collecting garbage among them takes a fifth of the start.
     gc.disable()
-    import_without_stubs()
-    # Nothing that we start may report to anybody.
+    # Nothing that Loratory starts may report usage.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    importlib.import_module("ui.gradio_internals")  # before any other module that imports gradio
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
