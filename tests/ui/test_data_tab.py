@@ -170,7 +170,7 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
     told = visitor.open(**settings)
 
     assert "Downloading the demo model. 41.0 MB of 93.0 MB." in told["fetching"]
-    assert "rows are shown without tokens" in told["fetching"]
+    assert "Rows are shown without tokens" in told["fetching"]
     assert told["opened"]["visible"]
     assert "What does lora_alpha do?" in told["shown"]
     assert "exactly as in training" not in told["shown"]
