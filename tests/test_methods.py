@@ -85,9 +85,10 @@ def test_every_method_has_a_memory_rule_and_no_rule_is_left_over():
 def test_traits_agree_with_peft(method):
     peft_type = peft.PeftType(method.peft_type)
     tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type)
+    config = getattr(peft, method.peft_class)
 
-    assert peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] is getattr(peft, method.peft_class)
-    assert method.adapts_layers == (not getattr(peft, method.peft_class)().is_prompt_learning)
+    assert peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] is config
+    assert method.adapts_layers == (not config(**method.peft_arguments(AdapterConfig())).is_prompt_learning)
     if method.adapts_layers:
         assert method.mergeable == hasattr(tuner, "merge_and_unload")
     else:

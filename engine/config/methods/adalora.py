@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.config.methods.base import PairRule, PeftMethod, Source
+from engine.config.methods.base import PairRule, PeftMethod
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class AdaLora(PeftMethod):
     same_on_warm_start = ("init_r", "lora_alpha")
     tensor_marks = ("lora_",)
     script_callback = "AllocateRanks"
+    regularized = True
 
     def summary(self, adapter: AdapterConfig) -> str:
         """Return first and average rank."""
@@ -108,11 +109,6 @@ class AdaLora(PeftMethod):
     def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the arguments; how many steps there are is known when the trainer has planned them."""
         return super().peft_arguments(adapter) | {"total_step": adapter.tinit + adapter.tfinal + 1}
-
-    def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
-        """Return the arguments; PEFT adds the regularizer to every batch, and the run to every step."""
-        weight = Source(f"{adapter.orth_reg_weight!r} / ACCUMULATE")
-        return super().script_arguments(adapter) | {"orth_reg_weight": weight}
 
 
 def _ranks_that_do_not_fall(config: RunConfig) -> str | None:

@@ -60,6 +60,7 @@ class PeftMethod:
         checkpointing_conflict: Why gradient checkpointing cannot be used, as a clause; empty where it can.
         tensor_marks: Parts of names by which its tensors and modules are told from those of the base.
         why_not_mergeable: A clause for messages, where it is not.
+        regularized: A regularizer is part of the loss.
         script_callback: Callback in `engine.export.script.worker.methods` that training with PEFT alone needs.
         rules: Settings of its own that cannot work together.
     """
@@ -85,6 +86,7 @@ class PeftMethod:
     why_not_mergeable: ClassVar[str] = ""
     tensor_marks: ClassVar[tuple[str, ...]] = ()
     script_callback: ClassVar[str] = ""
+    regularized: ClassVar[bool] = False
     rules: ClassVar[tuple[PairRule, ...]] = ()
 
     @property

@@ -207,6 +207,11 @@ class ScriptFacts:
         return [Source(f"{callback}()")] if callback else []
 
     @property
+    def is_regularized(self) -> bool:
+        """Whether the method adds a regularizer to the loss."""
+        return self.config.adapter.traits.regularized
+
+    @property
     def feedforward_endings(self) -> list[str]:
         """Ends of the names of feed-forward modules."""
         return list(self.config.adapter.feedforward_modules or FEEDFORWARD_ENDINGS)

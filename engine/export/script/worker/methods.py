@@ -18,6 +18,16 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc]
         model.base_model.update_and_allocate(state.global_step + 1)
 
 
+def orthogonality(model: Any) -> Any:
+    """Return AdaLoRA's regularizer, which PEFT adds to a model's own loss and not to TRL's."""
+    distances = []
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            products = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
+            distances.append(torch.linalg.matrix_norm(products - torch.eye(len(products), device=products.device)))
+    return model.peft_config["default"].orth_reg_weight * torch.stack(distances).mean()
+
+
 def linear_names(model: Any) -> list[str]:
     """Return the names of the linear layers, without the output head."""
     return [

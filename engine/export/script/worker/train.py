@@ -28,6 +28,7 @@ from engine.export.script.worker.encoding import (
     encode,
     load_tokenizer,
 )
+from engine.export.script.worker.methods import orthogonality
 from engine.export.script.worker.rows import DATA, SEED, fingerprint, held_out, load_rows
 from engine.training.batching.plan import pack_rows
 
@@ -156,6 +157,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             list(self.train_dataset), lambda: self.state.global_step // math.ceil(len(batches) / ACCUMULATE)
         )
         return DataLoader(batches, batch_size=None, collate_fn=collate)
+
+    if facts.is_regularized:
+
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            """Return TRL's loss with the regularizer, which is added once to each optimizer step."""
+            loss = super().compute_loss(model, *args, **kwargs)
+            return loss + orthogonality(model) / self.current_gradient_accumulation_steps
 
     if facts.measures:
 
