@@ -88,7 +88,7 @@ element.addEventListener('keydown', (event) => {
   if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); send(event.target); }
 });
 """
-# Copies what stands beside a button of `ui.views.html.copyable`.
+# Copies the text next to a button of `ui.views.html.copyable`.
 COPY_SCRIPT = """
 element.addEventListener('click', async (event) => {
   const button = event.target.closest('[data-copy]');

@@ -1,4 +1,4 @@
-"""What the form says so far: a configuration, or what is still missing, and how much memory it would take."""
+"""One reading of the form: a configuration or what is missing, its problems and its memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ui.form import Form
 if TYPE_CHECKING:
     from ui.services import Services
 
-# Shown as a friendly to-do, not as a mistake.
+# Shown as a next step, not as a problem.
 _MISSING = {
     "model.id": "Choose a model.",
     "dataset.source": "Choose a dataset.",
@@ -62,7 +62,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     device: Device | None = None
     estimate: MemoryEstimate | None = None
     trouble: EngineError | None = None
-    # Memory does not depend on the data: the estimate stands before a dataset is chosen.
+    # Memory does not depend on the data: there is an estimate before a dataset is chosen.
     assumed = config if config is not None else _with_placeholder_dataset(mapping, problems)
     if assumed is not None:
         try:
@@ -91,7 +91,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
 
 
 def _dataset_problems(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
-    """What is known to be wrong with the dataset's files; nothing is opened to find out."""
+    """Return the known problems of the dataset's files; nothing is opened to find more."""
     question = question_of(mapping)
     if question is None or services.checks.trouble(question) is None:
         return []
@@ -104,7 +104,7 @@ def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
 
 
 def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None) -> list[Problem]:
-    """Every module ticked means all-linear, which also survives a change of model; none ticked is a mistake."""
+    """Turn all modules ticked into all-linear, which survives a change of model; none ticked is a problem."""
     targets = mapping["adapter"].get("target_modules")
     if not isinstance(targets, list):
         return []

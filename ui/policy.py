@@ -18,7 +18,7 @@ _UPLOAD = "/gradio_api/upload"
 _NOT_OFFERED = ("/gradio_api/deep_link", "/gradio_api/proxy=", "/gradio_api/file=http", "/gradio_api/runs")
 _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 _TOO_LARGE = f"A request may be at most {_LARGEST_BODY_BYTES // 1_000_000} MB. Shorten what was typed or opened."
-_NO_LENGTH = "The request does not say how long it is. Send Content-Length with it."
+_NO_LENGTH = "The request has no Content-Length. Send it with the header."
 
 
 class PagePolicy:
@@ -86,7 +86,7 @@ class _DocumentPolicy:
 
 
 def policy_for(document: bytes) -> str:
-    """The content security policy of an HTML document, with the hashes of its own inline scripts."""
+    """Return the content security policy of an HTML document, with the hashes of its own inline scripts."""
     scripts = dict.fromkeys(_INLINE_SCRIPT.findall(document))
     hashes = " ".join(f"'sha256-{b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts)
     return (

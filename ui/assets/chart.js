@@ -1,5 +1,5 @@
 // Draws the Plotly figure that the component's value holds, as JSON. Plotly.react keeps zoom and hidden lines across
-// updates (layout.uirevision), which the page's stock plot component, built anew each time, does not.
+// updates (layout.uirevision), which the stock plot component does not: it is rebuilt each time.
 // Colours such as var(--series-blue) are looked up in the stylesheet, so light and dark need no answer from the server.
 const place = element.querySelector('.chart');
 

@@ -80,7 +80,7 @@ class ChatChoice:
                 label="Model", placeholder="smollm2-135m-instruct, owner/name, a folder …", scale=2, min_width=220,
                 max_lines=1, elem_id="chat-model",
             )  # fmt: skip
-        with gr.Row(equal_height=False, elem_id="chat-beside") as self.beside:
+        with gr.Row(equal_height=False, elem_id="chat-beside") as self.comparing:
             self.against = Dropdown(
                 [_BASE], value=NOTHING, label="Compare with", scale=3, min_width=260, visible=False,
                 elem_id="chat-against",

@@ -78,7 +78,7 @@ class ChatTab:
         unloaded.then(self._look, looking, self._looked, **QUICK)
         self.talk.wire(looked)
         self.blind.wire(self.talk)
-        modes = [self.loading, choice.beside, self.talk_mode, self.blind_mode, self.measure_mode]
+        modes = [self.loading, choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode]
         switched = self.mode.input(self._switch, self.mode, modes, **QUICK)
         self.evaluate.wire(awake, switched, chosen, self.mode)
         self.blind.show_count_after(switched)
@@ -154,7 +154,7 @@ class ChatTab:
         chatting = shown(mode != MEASURE)
         return {
             self.loading: chatting,
-            self.choice.beside: chatting,
+            self.choice.comparing: chatting,
             self.talk_mode: shown(mode == TALK),
             self.blind_mode: shown(mode == BLIND_TEST),
             self.measure_mode: shown(mode == MEASURE),
