@@ -3,6 +3,7 @@
 import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Literal
@@ -54,26 +55,17 @@ class SavedConversation(_Part):
 def save(turns: Sequence[Turn], system: str, model: str, names: Mapping[Branch, str]) -> SavedConversation:
     """Return the conversation as a file holds it."""
     words = {**BRANCH_WORDS, **names}
+
+    def saved(answer: Answer) -> SavedAnswer:
+        values = asdict(answer) | {"tokens_per_second": round(answer.tokens_per_second, 2)}
+        del values["done"]
+        return SavedAnswer(name=words[answer.branch], **values)
+
     return SavedConversation(
         model=model,
         system=system,
         turns=tuple(
-            SavedTurn(
-                question=turn.question,
-                reference=turn.reference,
-                answers=tuple(
-                    SavedAnswer(
-                        branch=answer.branch,
-                        name=words[answer.branch],
-                        text=answer.text,
-                        tokens=answer.tokens,
-                        tokens_per_second=round(answer.tokens_per_second, 2),
-                        prompt_tokens=answer.prompt_tokens,
-                        finish_reason=answer.finish_reason,
-                    )
-                    for answer in turn.answers
-                ),
-            )
+            SavedTurn(question=turn.question, reference=turn.reference, answers=tuple(map(saved, turn.answers)))
             for turn in turns
         ),
     )
@@ -84,18 +76,7 @@ def turns_of(saved: SavedConversation) -> list[Turn]:
     return [
         Turn(
             turn.question,
-            tuple(
-                Answer(
-                    branch=answer.branch,
-                    text=answer.text,
-                    tokens=answer.tokens,
-                    tokens_per_second=answer.tokens_per_second,
-                    prompt_tokens=answer.prompt_tokens,
-                    done=True,
-                    finish_reason=answer.finish_reason,
-                )
-                for answer in turn.answers
-            ),
+            tuple(Answer(done=True, **answer.model_dump(exclude={"name"})) for answer in turn.answers),
             turn.reference,
         )
         for turn in saved.turns
