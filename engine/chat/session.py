@@ -287,7 +287,7 @@ class ChatSession:
         if identity is None:
             raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
         title = Path(request.plan.model.id).name
-        holder = LeaseHolder(purpose="chat", title=title, process=identity, gives_way=True)
+        holder = LeaseHolder(purpose="chat", title=title, process=identity, preemptible=True)
         hold_devices(self._leases, (lease_name(request.device),), holder, Wait(_LEAVING_SECONDS))
 
     def _give_way_when_asked(self, loaded: _Loaded) -> None:

@@ -1,10 +1,12 @@
 """The executors that there are, by the name that `run.launcher` gives them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from engine.executors.accelerate import AccelerateExecutor
 from engine.executors.base import Executor
 from engine.executors.local import LocalContext, LocalExecutor, WorkerCommand
+
+ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 
 def make_executors(context: LocalContext, command: WorkerCommand | None = None) -> Mapping[str, Executor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
@@ -36,7 +36,8 @@ class LeaseHolder(BaseModel):
     process: ProcessIdentity
     run_id: str | None = None  # what for, where one process holds devices for several
     since: float = 0.0  # seconds since the epoch
-    gives_way: bool = False  # releases it when asked, as an idle chat does
+    # Releases the device when asked, as an idle chat does; `gives_way` in files of older versions.
+    preemptible: bool = Field(default=False, validation_alias=AliasChoices("preemptible", "gives_way"))
 
     @property
     def why_wait(self) -> str:
@@ -172,7 +173,7 @@ class LeaseBook:
         The request expires after some seconds, so a run that still waits repeats it.
         """
         holder = self._read(device)
-        if holder is None or not holder.gives_way:
+        if holder is None or not holder.preemptible:
             return False
         mark, now = self._wanted_mark(device), self._clock()
         mark.touch(mode=0o600)

@@ -17,7 +17,7 @@ def chat():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     identity = ProcessIdentity.of(process.pid)
     assert identity is not None
-    yield LeaseHolder(purpose="chat", title="a model", process=identity, gives_way=True)
+    yield LeaseHolder(purpose="chat", title="a model", process=identity, preemptible=True)
     process.kill()
     process.wait()
 

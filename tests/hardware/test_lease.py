@@ -124,7 +124,7 @@ def test_releasing_frees_everything_of_that_process_only(book, another_process):
 
 def test_an_idle_chat_is_asked_to_give_way_and_a_training_is_not(book, another_process):
     ourselves = ProcessIdentity.current()
-    book.take(["cuda:0"], holder(ourselves, purpose="chat", gives_way=True))
+    book.take(["cuda:0"], holder(ourselves, purpose="chat", preemptible=True))
     book.take(["cuda:1"], holder(another_process))
 
     assert book.ask_to_give_way("cuda:0")
@@ -133,7 +133,7 @@ def test_an_idle_chat_is_asked_to_give_way_and_a_training_is_not(book, another_p
     assert not book.is_asked_to_give_way(another_process)
 
     book.release(ourselves)
-    book.take(["cuda:0"], holder(ourselves, purpose="chat", gives_way=True))
+    book.take(["cuda:0"], holder(ourselves, purpose="chat", preemptible=True))
     assert not book.is_asked_to_give_way(ourselves), "an old request does not follow the next lease"
 
 
@@ -166,7 +166,7 @@ def test_releasing_a_run_frees_what_is_held_for_it_by_whomever(book, another_pro
 def test_a_word_to_give_way_that_nobody_repeats_is_forgotten(home):
     now = [1000.0]
     book, ourselves = LeaseBook(home, clock=lambda: now[0]), ProcessIdentity.current()
-    book.take(["cpu"], holder(purpose="chat", gives_way=True))
+    book.take(["cpu"], holder(purpose="chat", preemptible=True))
 
     book.ask_to_give_way("cpu")
     now[0] += 5

@@ -2,13 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError, RunError
 from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext, LocalExecutor
-from engine.executors.registry import make_executors
+from engine.executors.registry import ExecutorFactory, make_executors
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
@@ -39,8 +39,6 @@ from engine.runs.supervision.transitions import (
     start_failure,
 )
 from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
-
-ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 _EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the rest waits for these
 _EXPLAIN_SECONDS = 10.0
@@ -140,12 +138,12 @@ class Scheduler:
             self._release(monitor.run)
         if resumes_automatically(monitor.run.folder, state):
             state = put_back(state, self._clock())  # at once, so it never shows as ended
-        self._save(monitor.run, state)
+        self._states.save(monitor.run, state)
         monitor.state = state
         if state.is_final or state.state == "queued":
             del self.active[monitor.run.id]
         if state.state == "queued":
-            self._enqueue(monitor.run)
+            self.waiting[monitor.run.id] = monitor.run
 
     def obey_requests(self) -> None:
         """Put resumed runs into the queue, and take stopped ones out of it."""
@@ -189,12 +187,8 @@ class Scheduler:
 
         What the worker left behind is ended, and the end dated, when it is looked at next; nothing starts before that.
         """
-        for monitor in self.active.values():
-            if device in monitor.state.device.split(", "):
-                holder = monitor.job.holder()
-                if holder is not None:
-                    return holder
-        return None
+        holders = (one.job.holder() for one in self.active.values() if device in one.state.device.split(", "))
+        return next((holder for holder in holders if holder is not None), None)
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
         """Submit the job of a waiting run; it stays in the queue where its devices are no longer free.
@@ -233,7 +227,7 @@ class Scheduler:
         try:
             state = begun(before, executor, spec.attempt, device, self._clock())
             state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
-            self._save(run, state)
+            self._states.save(run, state)
             job = executor.submit(spec)
         except (EngineError, OSError) as error:
             self._end_waiting(run, "failed", start_failure(run, error))
@@ -242,7 +236,7 @@ class Scheduler:
         monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience, self._clock)
         if job.id:
             monitor.state = state.model_copy(update={"job_id": job.id})
-            self._save(run, monitor.state)
+            self._states.save(run, monitor.state)
 
     def _attach_found(self, run: Run, device: str) -> None:
         """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
@@ -251,9 +245,8 @@ class Scheduler:
             return  # it has the lock, and has not yet said which attempt it is
         # What it really uses is not known: what the queue would have given it. On another machine it is nothing of ours.
         held = device if record.is_alive() else ""
-        executor = self._executor(LocalExecutor.name)
-        state = begun(before, executor, record.attempt, held, self._clock())
-        self._save(run, state)
+        state = begun(before, self._executor(LocalExecutor.name), record.attempt, held, self._clock())
+        self._states.save(run, state)
         self._unqueue(run.id)
         self._attach(run, state)
 
@@ -293,20 +286,19 @@ class Scheduler:
             with self._problems.guard(run_id, "cannot be told why it waits"):
                 state = run.folder.read_state()
                 if (state.reason, state.cause) != (why.reason, why.cause):
-                    self._save(run, state.model_copy(update={**why._asdict(), "changed": now}))
+                    self._states.save(run, state.model_copy(update={**why._asdict(), "changed": now}))
                     self._explained[run_id] = now
 
     def _take_in(self, run: Run) -> None:
         state = self._states.load(run)
         if state is None:
             state = self._recovered(run)
-            is_new = state.state == "queued" and not run.folder.state.exists()
-            if is_new:
-                self._save(run, state)
+            if state.state == "queued" and not run.folder.state.exists():  # it is new
+                self._states.save(run, state)
             else:
                 state = self._states.rebuild(run, state)
         if state.state == "queued":
-            self._enqueue(run)
+            self.waiting[run.id] = run
         elif not state.is_final:
             self._attach(run, state)
         elif resumes_automatically(run.folder, state):
@@ -334,8 +326,8 @@ class Scheduler:
                 self._put_back(run, state)
 
     def _put_back(self, run: Run, ended: RunState) -> None:
-        self._save(run, put_back(run.folder.as_offered(ended), self._clock()))
-        self._enqueue(run)
+        self._states.save(run, put_back(run.folder.as_offered(ended), self._clock()))
+        self.waiting[run.id] = run
 
     @contextlib.contextmanager
     def _unclaimed(self, run: Run) -> Iterator[RunState | None]:
@@ -349,9 +341,6 @@ class Scheduler:
         finally:
             lock.release()
 
-    def _enqueue(self, run: Run) -> None:
-        self.waiting[run.id] = run
-
     def _unqueue(self, run_id: str) -> None:
         self.waiting.pop(run_id, None)
         self._needs.pop(run_id, None)
@@ -360,7 +349,7 @@ class Scheduler:
 
     def _end_waiting(self, run: Run, state: State, why: Why) -> None:
         self._release(run)
-        self._save(run, ended_waiting(run.folder.read_state(), state, why, self._clock()))
+        self._states.save(run, ended_waiting(run.folder.read_state(), state, why, self._clock()))
         self._unqueue(run.id)
 
     def _forget(self, run_id: str) -> None:
@@ -369,6 +358,3 @@ class Scheduler:
         self.active.pop(run_id, None)
         self._problems.forget(run_id)
         self._states.forget(run_id)
-
-    def _save(self, run: Run, state: RunState) -> None:
-        self._states.save(run, state)

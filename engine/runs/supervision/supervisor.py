@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import EngineError
-from engine.executors.registry import make_executors
+from engine.executors.registry import ExecutorFactory, make_executors
 from engine.files import write_atomically
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
@@ -23,7 +23,7 @@ from engine.processes.lock import FileLock
 from engine.processes.spawn import cap_log
 from engine.runs.store import KEYS_FOLDER, RUN_ID
 from engine.runs.supervision.queue import QueueOrder, Waiting, plan_starts
-from engine.runs.supervision.scheduler import ExecutorFactory, Scheduler
+from engine.runs.supervision.scheduler import Scheduler
 from engine.runs.supervision.worker_monitor import Patience
 
 Role = Literal["stopped", "supervising", "standing_by"]
