@@ -1,6 +1,6 @@
 """All methods side by side for one model and one set of rows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -61,11 +61,16 @@ def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tup
 
     Other settings stay as they are, except where they cannot be combined with the method.
     """
+    rows = compare_rows(shape, config, device, [row.name for row in _compared(config.adapter)])
+    return (*rows, _inference(Estimator(shape, device), config))
+
+
+def compare_rows(
+    shape: ModelShape, config: RunConfig, device: Device, names: Collection[str]
+) -> tuple[MethodNeed, ...]:
+    """Estimate some rows of the table of methods, in its order."""
     estimator = Estimator(shape, device)
-    return (
-        *(_training(estimator, config, method) for method in _compared(config.adapter)),
-        _inference(estimator, config),
-    )
+    return tuple(_training(estimator, config, row) for row in _compared(config.adapter) if row.name in names)
 
 
 def _training(estimator: Estimator, config: RunConfig, method: _Method) -> MethodNeed:

@@ -11,7 +11,7 @@ from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
-from engine.memory.compare import compare_methods
+from engine.memory.compare import compare_rows
 from engine.memory.result import Verdict
 from engine.models.catalog import list_catalog
 from engine.models.shape import ModelShape
@@ -91,7 +91,7 @@ class FitTable:
     def _judge(self, model: ModelConfig, device: Device) -> tuple[Verdict | None, ...]:
         try:
             config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
-            needs = compare_methods(self._shape_of(model), config, device)
+            needs = compare_rows(self._shape_of(model), config, device, _METHODS)
         except EngineError as error:
             _log.warning("%s is left out of the fit table: %s", model.id, error.what)
             return (None,) * len(_METHODS)

@@ -37,7 +37,7 @@ class LoKr(PeftMethod):
 
     name = "lokr"
     label = "LoKr"
-    help = "LoKr builds each update as a Kronecker product: fewer parameters than LoRA at the same rank, and slower."
+    help = "LoKr builds each update as a Kronecker product: fewer parameters than LoRA at the same rank, slower, with more memory."
     peft_type = "LOKR"
     peft_class = "LoKrConfig"
     fields = (
