@@ -215,7 +215,7 @@ class FoundRow(_Part):
 
 
 def searchable(text: str) -> str:
-    """The text itself.
+    """Return the text itself, if it is short enough to be searched for.
 
     Raises:
         DatasetError: If it is too long to be searched for.

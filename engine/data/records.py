@@ -79,7 +79,7 @@ class Record(NamedTuple):
         return len(self.raw) if self.raw else _text_length(self.value)
 
     def sample(self, limit: int = 120) -> str:
-        """How the row begins, on one line."""
+        """Return how the row begins, on one line."""
         if not self.raw and self.value is not None:
             return shortened(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
         raw = self.raw[: limit * 4]
@@ -101,22 +101,22 @@ def _text_length(value: Any) -> int:
 
 
 def bad_record(position: Position, raw: bytes, kind: ProblemKind, problem: str) -> Record:
-    """A row that could not be read."""
+    """Return a row that could not be read."""
     return Record(position.row, position.line, None, raw[:1000], position.offset, kind, problem)
 
 
 def not_utf8(error: UnicodeDecodeError, before: int = 0) -> str:
-    """Why text is not read whose decoding failed, `before` bytes after the beginning of its row."""
+    """Return why text is not read whose decoding failed, `before` bytes after the beginning of its row."""
     return f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {before + error.start + 1}"
 
 
 def too_long(size_bytes: int) -> str:
-    """Why a row of that size is not read."""
+    """Return why a row of that size is not read."""
     return f"the row is {size_bytes / 1e6:,.0f} MB long; {MAX_ROW_BYTES >> 20} MiB is the most"
 
 
 def describe_kind(value: Any) -> str:
-    """What a value is, in words."""
+    """Return what a value is, in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -171,13 +171,13 @@ class RowSource(Protocol):
         """Rows, where that is known; once it has been read to its end, it is."""
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on."""
+        """Yield rows from `first_row` on."""
 
     def approach(self, first_row: int, /) -> Iterator[None]:
         """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+        """Yield rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
 
     def fingerprint(self) -> str:
         """Return a hash that changes when the content does, as far as size, time and samples show."""
@@ -208,7 +208,7 @@ class SeveralSources:
         return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
 
     def numbered(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
-        """Rows from `first_row` on."""
+        """Yield rows from `first_row` on."""
         start = 0
         for number, source in enumerate(self._sources):
             if source.total_rows is None or start + source.total_rows > first_row:
@@ -227,7 +227,7 @@ class SeveralSources:
             start += source.total_rows
 
     def pick_numbered(self, rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
-        """Rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+        """Yield rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
         start = 0
         waiting = deque(rows)
         for number, source in enumerate(self._sources):

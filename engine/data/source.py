@@ -47,7 +47,7 @@ class SourceOptions:
 
 
 def list_samples() -> tuple[str, ...]:
-    """Names of the datasets that come with Loratory, as a config takes them."""
+    """Return names of the datasets that come with Loratory, as a config takes them."""
     return tuple(sorted(f"{SAMPLE_PREFIX}{path.stem}" for path in SAMPLES_FOLDER.glob("*.jsonl")))
 
 
@@ -103,7 +103,7 @@ def describes_data(file: Path) -> bool:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Files, and links that may lead to some; hidden ones and those of hidden folders are left out.
+    """Yield files, and links that may lead to some; hidden ones and those of hidden folders are left out.
 
     Raises:
         DatasetError: If it holds more than MAX_ENTRIES files and folders.
@@ -150,16 +150,16 @@ class ManyFiles(SeveralSources):
         return [note for file in self._sources for note in file.notes]
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on, numbered through all files."""
+        """Yield rows from `first_row` on, numbered through all files."""
         return (record for _, record in self.numbered(first_row))
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Some rows, numbered through all files."""
+        """Yield some rows, numbered through all files."""
         return (found[1] if found is not None else None for found in self.pick_numbered(rows))
 
 
 def data_files(folder: Path, split: str) -> list[Path]:
-    """The data files of a folder in the order in which they are read: those named after the split, else all.
+    """Return the data files of a folder in the order in which they are read: those named after the split, else all.
 
     What describes a dataset, such as its README or licence, is data only where nothing else is.
 

@@ -112,7 +112,7 @@ class Inspector:
         return (*self._data.pids, *self._fetching.pids, *self._logged_in.pids, *self._models.pids)
 
     def module_inventory(self, model: ModelConfig) -> ModelShape:
-        """The modules of a model and their sizes, without loading a weight; at once where they were read before.
+        """Return the modules of a model and their sizes, without loading a weight; at once where they were read before.
 
         Raises:
             ModelError: If the model cannot be found, reached or read.
@@ -125,7 +125,7 @@ class Inspector:
         )
 
     def model_details(self, model: ModelConfig) -> ModelDetails:
-        """Architecture, context length, chat template and licence of a model.
+        """Return architecture, context length, chat template and licence of a model.
 
         Raises:
             ModelError: If the model cannot be found, reached or read.
@@ -145,7 +145,7 @@ class Inspector:
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
     ) -> DatasetPage:
-        """Rows of a dataset, as conversations and, with a model, as the tokens that training will see.
+        """Return rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
         The last five are those of a `PageRequest`; without a model, rows have no tokens.
 
@@ -158,7 +158,7 @@ class Inspector:
         return DatasetPage.model_validate(self._call(self._data, "preview", params))
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
-        """The columns of a dataset that no format fits, and the format to begin with.
+        """Return the columns of a dataset that no format fits, and the format to begin with.
 
         Raises:
             DatasetError: If it cannot be opened.
@@ -166,7 +166,7 @@ class Inspector:
         return DatasetColumns.model_validate(self._call(self._data, "columns", _params(dataset, None, None)))
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
-        """The next row that holds a text, in any case; progress, then at last where. Closing the iterator stops it.
+        """Find the next row that holds a text, in any case: yields progress, then at last where. Closing it stops it.
 
         The search begins after `after_row`, and continues from the first row up to it.
 
@@ -189,7 +189,7 @@ class Inspector:
         seed: int = 42,
         on_progress: Callable[[CheckProgress], None] | None = None,
     ) -> DatasetReport:
-        """One pass over every row; an answer that is known already comes at once.
+        """Check every row in one pass; a report that is known already is returned at once.
 
         `on_progress` is called a few times a second; raising out of it stops the check.
 
@@ -207,7 +207,7 @@ class Inspector:
     def check_steps(
         self, dataset: DatasetConfig, model: ModelConfig | None = None, max_length: int | None = None, *, seed: int = 42
     ) -> Iterator[CheckProgress | DatasetReport]:
-        """The same step by step: progress, then at last the report. Closing the iterator stops the check."""
+        """Check step by step: yields progress, then at last the report. Closing the iterator stops the check."""
         params = _params(dataset, model, max_length) | {"seed": seed}
         answers = self._stream(self._fetching if reads_from_hub(dataset) else self._data, "check", params)
         for answer in answers:
@@ -219,7 +219,7 @@ class Inspector:
     def held_out(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None, *, seed: int, count: int = 200
     ) -> HeldOutRows:
-        """Which rows a run with these settings keeps back from training; one pass over the data.
+        """Return which rows a run with these settings keeps back from training; one pass over the data.
 
         Returns at most `count` of them, spread evenly.
 
@@ -234,7 +234,7 @@ class Inspector:
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
     ) -> tuple[RenderedSequence, ...]:
-        """The training sequences of one row: one, or several where the template rewrites earlier turns.
+        """Return the training sequences of one row: one, or several where the template rewrites earlier turns.
 
         Raises:
             DatasetError: If there is no such row, or it is left out, with the reason.
@@ -278,7 +278,7 @@ def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int |
 
 
 def _explain_overrun(params: Mapping[str, Any]) -> EngineError:
-    """What a request's process was ended over: the model where it had one, else the dataset."""
+    """Return what a request's process was ended over: the model where it had one, else the dataset."""
     model, dataset = params.get("model"), params.get("dataset")
     if model is not None:
         name = Path(model["id"]).name if Path(model["id"]).is_absolute() else model["id"]

@@ -10,7 +10,7 @@ PLAIN_LORA_FIX = (
 
 
 def initialization_from_base(adapter_config: dict[str, object]) -> str:
-    """The initialization that rewrote an adapter's base; empty where its base is as its makers published it.
+    """Return the initialization that rewrote an adapter's base; empty where its base is as its makers published it.
 
     Such an adapter only fits the weights that were left over. PEFT recomputes them when it loads the adapter, after which
     the base in memory is the base of nothing else.

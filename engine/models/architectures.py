@@ -11,7 +11,7 @@ _CAUSAL_LM_TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
 
 def is_known_model_type(model_type: str) -> bool:
-    """Whether transformers has this `model_type` built in; True also where that cannot be found out.
+    """Return whether transformers has this `model_type` built in; True also where that cannot be found out.
 
     This is a courtesy that refuses early; the process that loads a model has the last word.
     """
@@ -20,7 +20,7 @@ def is_known_model_type(model_type: str) -> bool:
 
 
 def is_causal_lm(model_type: str) -> bool:
-    """Whether transformers can build a causal language model of this `model_type`; True where that cannot be found out."""
+    """Return whether transformers can build a causal language model of this `model_type`; True where that cannot be found out."""
     known = _table(_CAUSAL_LM_TABLE)
     return not known or model_type in known
 
@@ -45,7 +45,7 @@ def _table(name: str) -> frozenset[str]:
 
 
 def _keys_given_to(statement: ast.stmt, name: str) -> Iterator[str]:
-    """String keys of `name = OrderedDict([("key", …), …])`, of `name.update({...})`, in whatever nesting."""
+    """Yield string keys of `name = OrderedDict([("key", …), …])`, of `name.update({...})`, in whatever nesting."""
     if isinstance(statement, ast.Assign):
         named = any(isinstance(target, ast.Name) and target.id == name for target in statement.targets)
         value: ast.expr = statement.value

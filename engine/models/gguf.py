@@ -15,7 +15,7 @@ _GROWTH = 4  # bfloat16 against the four bits that most files hold, with their s
 
 
 def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
-    """Folder with the dense form of a person's own GGUF file, converted on first use.
+    """Return folder with the dense form of a person's own GGUF file, converted on first use.
 
     Raises:
         ModelError: If the file is not a readable GGUF file of a causal language model.

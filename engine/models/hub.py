@@ -63,7 +63,7 @@ class _Listing(NamedTuple):
 
 
 def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSnapshot | None:
-    """The model in the Hub's cache, if everything that is needed of it is there; no request is made.
+    """Return the model in the Hub's cache, if everything that is needed of it is there; no request is made.
 
     Args:
         hub_id: Such as Qwen/Qwen3-0.6B.
@@ -186,7 +186,7 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
 
 
 def _groups_without_shards(part: ModelPart, listing: _Listing) -> Iterator[Sequence[str]]:
-    """Names to fetch, group after group: what makes a tokenizer look complete comes after all that belongs to it.
+    """Yield names to fetch, group after group: what makes a tokenizer look complete comes after all that belongs to it.
 
     A download that is cut off in between then never looks like a model without a chat template.
     """
@@ -225,7 +225,7 @@ def _require_space(hub_id: str, storage: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnModelProgress) -> Iterator[None]:
-    """Tell how much has arrived, by the growth of the cache, which is the same in all releases of huggingface_hub."""
+    """Report how much has arrived, by the growth of the cache, as in all releases of huggingface_hub."""
     before_bytes = _folder_bytes(blobs)
     finished = threading.Event()
 
@@ -317,7 +317,7 @@ class HubModel(BaseModel):
 
 
 def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> tuple[HubModel, ...]:
-    """Text-generation models whose name matches, most downloaded first.
+    """Return text-generation models whose name matches, most downloaded first.
 
     Raises:
         HubUnreachableError: If the Hub cannot be reached, or does not answer in time.

@@ -40,7 +40,7 @@ def architecture_values(
 
 
 def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None:
-    """The inventory of a model whose configuration is here, if it was made before; asks no network and no other process."""
+    """Return the inventory of a model whose configuration is here, if it is cached; no request is made."""
     try:
         entry = find_in_catalog(model.id)
         if entry is not None:
@@ -59,7 +59,7 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
 
 
 def cached_inventory(values: Mapping[str, JsonValue], home: LoratoryHome) -> ModelShape | None:
-    """The inventory of an architecture that was built before with this transformers; takes about a millisecond."""
+    """Return the cached inventory of an architecture, made with this transformers; in about a millisecond."""
     try:
         return ModelShape.model_validate_json(_cache_file(values, home).read_bytes())
     except (OSError, ValidationError):

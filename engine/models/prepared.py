@@ -71,13 +71,13 @@ class Recipe(BaseModel):
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file of any size."""
+    """Return hex sha256 of a file of any size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_prepared(folder: Path, recipe: Recipe) -> bool:
-    """Whether `folder` was finished from this recipe and still holds what it held then.
+    """Return whether `folder` was finished from this recipe and still holds what it held then.
 
     Sizes are compared for all files, contents for all but the weights; takes a few milliseconds.
     """

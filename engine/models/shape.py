@@ -94,7 +94,7 @@ class ModelShape(BaseModel):
         return any(module.kind == "experts" for module in self.modules)
 
     def linear_names(self) -> tuple[str, ...]:
-        """Last name parts of the linear modules that `all-linear` means, in order of appearance: what an adapter can target."""
+        """Return the last name parts of the modules that `all-linear` means, in order: what an adapter can target."""
         seen: dict[str, None] = {}
         for module in self.all_linear():
             seen.setdefault(module.name.rsplit(".", 1)[-1], None)
@@ -182,5 +182,5 @@ class PatternMatcher:
 
 
 def shortened(pattern: str) -> str:
-    """A pattern for a message."""
+    """Return a pattern for a message."""
     return repr(pattern if len(pattern) <= 100 else f"{pattern[:99]}…")

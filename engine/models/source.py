@@ -20,14 +20,14 @@ _MAX_HUB_ID_LENGTH = 96
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether this is formed like a Hub id: `name` or `owner/name`."""
+    """Return whether this is formed like a Hub id: `name` or `owner/name`."""
     if len(text) > _MAX_HUB_ID_LENGTH or "--" in text or ".." in text or text.endswith((".git", ".gguf")):
         return False
     return _HUB_ID.fullmatch(text) is not None
 
 
 def is_revision(text: str) -> bool:
-    """Whether this is formed like a branch, tag or commit."""
+    """Return whether this is formed like a branch, tag or commit."""
     return _REVISION.fullmatch(text) is not None and ".." not in text
 
 
@@ -93,7 +93,7 @@ def may_need_hub(config: ModelConfig) -> bool:
 
 
 def _local_path(text: str) -> Path | None:
-    """What this names on disk: a folder or a regular file; None where it names nothing that could be read."""
+    """Return what this names on disk: a folder or a regular file; None where it names nothing that could be read."""
     try:
         path = Path(text).expanduser()
         return path if path.is_dir() or path.is_file() else None
@@ -120,7 +120,7 @@ def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgres
 
 
 def _nearly(text: str) -> str | None:
-    """A name of the catalogue that `text` may be a misspelling of."""
+    """Return a name of the catalogue that `text` may be a misspelling of."""
     names = [entry.id for entry in list_catalog()]
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
     return close[0] if close and text not in names else None

@@ -100,7 +100,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def shown_name(name: str, limit: int = 80) -> str:
-    """A file's name, safe to show: one line, no invisible or direction-changing characters, not endless."""
+    """Return a file's name, safe to show: one line, no invisible or direction-changing characters, not endless."""
     clean = "".join(
         letter if letter.isprintable() and unicodedata.bidirectional(letter) not in _BIDI_CONTROLS else "�"
         for letter in name[: limit * 4]
@@ -113,7 +113,7 @@ _FINGERPRINT_BLOCK_BYTES = 1 << 16
 
 
 def fingerprint_of(path: Path) -> str:
-    """Sha256 over a file's size, time of change, and its first, middle and last 64 KiB."""
+    """Return sha256 over a file's size, time of change, and its first, middle and last 64 KiB."""
     with open_regular(path) as file:
         size = file.seek(0, 2)
         digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns}".encode())
@@ -169,7 +169,7 @@ _KEPT_SECONDS = 7 * 24 * 3600.0
 
 
 def gzipped_start(path: Path, size: int) -> bytes:
-    """The first bytes of what a gzip file holds; empty for any other file, and for one that is damaged."""
+    """Return the first bytes of what a gzip file holds; empty for any other file, and for one that is damaged."""
     with open_regular(path) as file:
         if file.read(2) != GZIP_MAGIC:
             return b""

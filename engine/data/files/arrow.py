@@ -116,7 +116,7 @@ class _Messages(io.RawIOBase):
 
 
 def _messages(file: BinaryIO) -> Iterator[_Message]:
-    """The messages of a file, by their headers.
+    """Yield the messages of a file, by their headers.
 
     Raises:
         ValueError: If one is damaged, or there are too many.
@@ -210,7 +210,7 @@ class _Table:
 
 
 def _is_supported(kind: Any) -> bool:
-    """Whether rows of a type can be measured before they are written out; views and runs share what they hold."""
+    """Return whether rows of a type can be measured before they are written out; views and runs share what they hold."""
     from pyarrow import BaseExtensionType, types
 
     if isinstance(kind, BaseExtensionType):

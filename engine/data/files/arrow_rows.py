@@ -52,7 +52,7 @@ class ColumnarRows(ABC):
 
     @abstractmethod
     def _group_records(self, group: int, row: int, first_row: int) -> Iterator[Record]:
-        """Rows of a group whose first one is `row`, from `first_row` on."""
+        """Yield rows of a group whose first one is `row`, from `first_row` on."""
 
     @property
     def total_rows(self) -> int | None:
@@ -63,7 +63,7 @@ class ColumnarRows(ABC):
         return round((self.size_bytes or 0) * self._rows_read / max(1, sum(self._group_rows)))
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on.
+        """Yield rows from `first_row` on.
 
         Raises:
             DatasetError: If the file is damaged, or decompresses to far more than its size.
@@ -82,7 +82,7 @@ class ColumnarRows(ABC):
         return iter(())
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Some rows; groups that hold none of them are not read."""
+        """Yield some rows; groups that hold none of them are not read."""
         first = 0
         for count in self._group_rows:
             here = [row for row in rows if first <= row < first + count]
@@ -134,7 +134,7 @@ def _first_line(error: Exception) -> str:
 
 
 def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
-    """Rows of a record batch; what is larger than a row may be is named and left out.
+    """Yield rows of a record batch; what is larger than a row may be is named and left out.
 
     Text that many rows share is held once in a batch. Its rows are measured as they will be, before they are written out.
     """
@@ -184,7 +184,7 @@ def row_sizes(array: Any) -> Any:
 
 
 def value_count(array: Any) -> int:
-    """How many values an Arrow array holds, those in lists counted one by one."""
+    """Return how many values an Arrow array holds, those in lists counted one by one."""
     from pyarrow import types
 
     if types.is_struct(array.type):
@@ -220,7 +220,7 @@ def _written_out(batch: Any, start: int, end: int, first_row: int) -> Iterator[R
 
 
 def without_gaps(value: Any) -> Any:
-    """A value of Arrow's without the keys that hold nothing, at any depth.
+    """Return a value of Arrow's without the keys that hold nothing, at any depth.
 
     All structs of a column have the same fields. What an object did not have is null there, and would give tools the
     parameters, and calls the arguments, of other rows. An intended null cannot be distinguished from that.
@@ -233,7 +233,7 @@ def without_gaps(value: Any) -> Any:
 
 
 def holds_struct(kind: Any) -> bool:
-    """Whether an Arrow type has structs at any depth."""
+    """Return whether an Arrow type has structs at any depth."""
     from pyarrow import types
 
     if types.is_struct(kind):
@@ -242,7 +242,7 @@ def holds_struct(kind: Any) -> bool:
 
 
 def plain_type(kind: Any) -> Any:
-    """The same type with every value written out in its own row."""
+    """Return the same type with every value written out in its own row."""
     import pyarrow
     from pyarrow import types
 

@@ -47,7 +47,7 @@ class DelimitedReader(TextReader):
         self.columns = self._read_header()
 
     def read(self, start: Position) -> Iterator[Record]:
-        """Rows from `start` on; `Position(0, 1, 0)` begins after the header."""
+        """Yield rows from `start` on; `Position(0, 1, 0)` begins after the header."""
         lines = _Lines(read_lines(self._stream, start.offset, start.line, blank=True))
         if start.offset == 0:
             self._next_row(lines, -1)
@@ -88,7 +88,7 @@ class DelimitedReader(TextReader):
         return Record(row, found.first.number, value, found.raw, found.first.offset)
 
     def _next_cells(self, lines: "_Lines") -> "_Cells | None":
-        """The cells of the next row, over as many lines as its quotes stay open."""
+        """Return the cells of the next row, over as many lines as its quotes stay open."""
         first = lines.next()
         if first is None:
             return None
@@ -113,7 +113,7 @@ class DelimitedReader(TextReader):
         return _Cells(first, b"\n".join(line.data for line in taken), _shown(cells))
 
     def _cells_of_an_odd_line(self, line: Line) -> "_Cells":
-        """The cells of a line with a misplaced quotation mark, which is read as an ordinary character."""
+        """Return the cells of a line with a misplaced quotation mark, which is read as an ordinary character."""
         try:
             return _Cells(line, line.data, _shown(next(csv.reader([_text_of(line)], delimiter=self.delimiter))))
         except csv.Error as error:
@@ -121,7 +121,7 @@ class DelimitedReader(TextReader):
 
 
 def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
-    """The lines of a row for the reader, which asks for no more than it needs; those it gets are added to `taken`."""
+    """Yield the lines of a row, as many as the reader asks for, and add them to `taken`."""
     yield _text_of(taken[0])
     size = taken[0].size_bytes
     while len(taken) < _MAX_LINES_OF_A_ROW and (line := lines.next_with_blanks()) is not None:
@@ -133,7 +133,7 @@ def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
 
 
 def _text_of(line: Line) -> str:
-    """A line with its end; any other carriage return is veiled, for the reader would end the row there."""
+    """Return a line with its end; any other carriage return is veiled, for the reader would end the row there."""
     text = line.data.decode("utf-8")
     if "\r" in text:
         bare = text.rstrip("\r")
@@ -172,14 +172,14 @@ class _Lines:
         self._waiting: deque[Line] = deque()
 
     def next(self) -> Line | None:
-        """The next line that is not blank."""
+        """Return the next line that is not blank."""
         while (line := self.next_with_blanks()) is not None:
             if line.data and not line.data.isspace():
                 return line
         return None
 
     def next_with_blanks(self) -> Line | None:
-        """The next line inside a quoted cell, where blank ones count."""
+        """Return the next line inside a quoted cell, where blank ones count."""
         return self._waiting.popleft() if self._waiting else next(self._lines, None)
 
     def push_back(self, lines: list[Line]) -> None:
@@ -187,7 +187,7 @@ class _Lines:
 
 
 def _sniff_delimiter(head: str) -> str:
-    """The character that cuts the first lines into the same number of cells, at least two; a comma if none does."""
+    """Return the character that cuts the first lines into equally many cells, at least two; else a comma."""
     lines = [line.rstrip("\r").replace("\r", _VEILED_RETURN) for line in head.split("\n") if line.strip()][:20]
     best, best_score = ",", (0, 0)
     for delimiter in _DELIMITERS:

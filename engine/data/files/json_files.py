@@ -110,11 +110,11 @@ class JsonLinesReader(TextReader):
         )
 
     def read(self, start: Position) -> Iterator[Record]:
-        """Rows from `start` on."""
+        """Yield rows from `start` on."""
         return (record for record in self._read(start, None) if record is not None)
 
     def pick(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
-        """Rows from `start` on, with None in place of those that are not wanted, which are not parsed."""
+        """Yield rows from `start` on, with None in place of those that are not wanted, which are not parsed."""
         return self._read(start, wanted)
 
     def _read(self, start: Position, wanted: frozenset[int] | None) -> Iterator[Record | None]:
@@ -130,7 +130,7 @@ class JsonLinesReader(TextReader):
             row += 1
 
     def positions(self, start: Position) -> Iterator[Position]:
-        """Where rows begin, from `start` on, without parsing rows."""
+        """Yield where rows begin, from `start` on, without parsing rows."""
         row = start.row
         for line in read_lines(self._stream, start.offset, start.line):
             yield Position(row, line.number, line.offset)
@@ -167,7 +167,7 @@ class JsonValuesReader(TextReader):
         )
 
     def read(self, start: Position) -> Iterator[Record]:
-        """Rows from `start` on; `Position(0, 1, 0)` begins with the file."""
+        """Yield rows from `start` on; `Position(0, 1, 0)` begins with the file."""
         scanner = _Scanner(start, self._array)
         chunks = self._stream.chunks(start.offset)
         for chunk in chunks:
@@ -198,7 +198,7 @@ class _Scanner:
         self.after_end: bytes | None = None  # what follows the array in the chunk that closed it
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
-        """Rows that end in this chunk."""
+        """Yield rows that end in this chunk."""
         item = 0  # in `chunk`: where the row under way, or its continuation, begins
         for token in _TOKEN.finditer(chunk, self._skip_string(chunk) if self._in_string else 0):
             start, end = token.span()
@@ -234,7 +234,7 @@ class _Scanner:
         self._take(chunk[item:])
 
     def end(self) -> Iterator[Record]:
-        """What is left when the file ends."""
+        """Yield what is left when the file ends."""
         if self.after_end is None:
             yield from self._finish(b"", b"")
 
@@ -329,7 +329,7 @@ def _ends_on_first_line(start: TextStart) -> bool:
 
 
 def _has_list_lines(start: TextStart) -> bool:
-    """Whether a file that begins with a bracket has a list on each line, and not one array over all of them."""
+    """Return whether a file that begins with a bracket has a list on each line, and not one array over all of them."""
     head = start.head
     if b"\n" not in head:
         head = start.stream.head(MAX_ROW_BYTES + 1).lstrip()

@@ -77,12 +77,12 @@ class TextReader(ABC):
 
     @abstractmethod
     def read(self, start: Position) -> Iterator[Record]:
-        """Rows from `start` on; `Position(0, 1, 0)` is the beginning of the file."""
+        """Yield rows from `start` on; `Position(0, 1, 0)` is the beginning of the file."""
 
     def pick(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
-        """Rows from `start` on, with None in place of those that are not wanted."""
+        """Yield rows from `start` on, with None in place of those that are not wanted."""
         return (record if record.row in wanted else None for record in self.read(start))
 
     def positions(self, start: Position) -> Iterator[Position]:
-        """Where rows begin, from `start` on."""
+        """Yield where rows begin, from `start` on."""
         return (Position(record.row, record.line or 1, record.offset) for record in self.read(start))

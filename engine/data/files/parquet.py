@@ -34,7 +34,7 @@ class Page(NamedTuple):
 
 
 def read_pages(file: BinaryIO, start: int, size: int) -> Iterator[Page]:
-    """The pages of a column chunk, which takes `size` bytes from `start` on.
+    """Yield the pages of a column chunk, which takes `size` bytes from `start` on.
 
     Raises:
         ValueError: If a header is damaged.

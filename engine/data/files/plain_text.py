@@ -28,7 +28,7 @@ class PlainTextReader(TextReader):
         )
 
     def read(self, start: Position) -> Iterator[Record]:
-        """Rows from `start` on."""
+        """Yield rows from `start` on."""
         row = start.row
         lines: list[Line] = []
         size_bytes = 0

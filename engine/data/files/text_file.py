@@ -39,7 +39,7 @@ class RowIndex:
         self._load()
 
     def nearest(self, row: int) -> Position:
-        """The last known position at or before `row`."""
+        """Return the last known position at or before `row`."""
         place = min(row // STRIDE, len(self._positions) - 1)
         return self._positions[place] if place >= 0 else Position(0, 1, 0)
 
@@ -115,7 +115,7 @@ class TextFileRows:
         return self._index.total_rows
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on; what is passed over is read once, and never again after that."""
+        """Yield rows from `first_row` on; what is passed over is read once, and never again after that."""
         if self.total_rows is not None and first_row >= self.total_rows:
             return
         for _ in self._skim(first_row):
@@ -137,7 +137,7 @@ class TextFileRows:
             yield from self._stream.approach(self._index.nearest(first_row).offset)
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Some rows, in one pass; rows between them are passed over by a jump, where the file allows one."""
+        """Yield some rows, in one pass; rows between them are passed over by a jump, where the file allows one."""
         wanted = frozenset(rows)
         waiting = deque(rows)
         while waiting:

@@ -87,7 +87,7 @@ class TextStream:
         return self._compressed
 
     def head(self, size: int = SNIFF_BYTES) -> bytes:
-        """The first bytes of the stream."""
+        """Return the first bytes of the stream."""
         head = b""
         for chunk in self.chunks():
             head += chunk
@@ -96,7 +96,7 @@ class TextStream:
         return head[:size]
 
     def chunks(self, offset: int = 0) -> Iterator[bytes]:
-        """The stream from `offset` on, in pieces of about a megabyte.
+        """Yield the stream from `offset` on, in pieces of about a megabyte.
 
         Raises:
             DatasetError: If the file turns out to be damaged, or to be a decompression bomb.
@@ -118,7 +118,7 @@ class TextStream:
             yield
 
     def _pieces(self, offset: int) -> Iterator[bytes]:
-        """The stream from `offset` on; what is unpacked before it comes as empty pieces."""
+        """Yield the stream from `offset` on; what is unpacked before it comes as empty pieces."""
         approached, self._approached = self._approached, None
         if approached is not None and approached.offset == offset:
             yield from approached.pieces

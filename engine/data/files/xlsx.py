@@ -88,7 +88,7 @@ class XlsxRows:
             self.notes = [f"Only the sheet {shown_name(title, 40)} is read; the workbook has {len(sheets):,} sheets."]
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on; all before it are read again, unless they were approached.
+        """Yield rows from `first_row` on; all before it are read again, unless they were approached.
 
         Raises:
             DatasetError: If the sheet is damaged, or a row of it is too large.
@@ -108,14 +108,14 @@ class XlsxRows:
         self._ahead = (first_row, rows)
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Some rows, in one pass."""
+        """Yield some rows, in one pass."""
         return picked(self.records(rows[0]), rows)
 
     def fingerprint(self) -> str:
         return fingerprint_of(self._original)
 
     def _open(self, archive: zipfile.ZipFile) -> dict[str, _Sheet]:
-        """The sheets that are not hidden, by their titles."""
+        """Return the sheets that are not hidden, by their titles."""
         import warnings
 
         from openpyxl.reader.excel import ExcelReader
@@ -165,7 +165,7 @@ class XlsxRows:
                 raise self._too_large()
 
     def _read_header(self) -> dict[int, str]:
-        """Names of columns by their numbers; empty for a sheet without rows."""
+        """Return names of columns by their numbers; empty for a sheet without rows."""
         for _, cells in self._rows():
             names = {column: text.strip() for column, text in cells.items() if text.strip()}
             if names:
@@ -189,7 +189,7 @@ class XlsxRows:
         self.total_rows = max(0, row)
 
     def _rows(self) -> Iterator[tuple[int, dict[int, str]]]:
-        """Rows of the sheet: their numbers in it, and the texts of their cells by the numbers of columns."""
+        """Yield rows of the sheet: their numbers in it, and the texts of their cells by the numbers of columns."""
         from openpyxl.worksheet._reader import DATA_TAG, ROW_TAG, WorkSheetParser
         from openpyxl.xml.functions import iterparse
 
@@ -285,7 +285,7 @@ def _require_short_listing(file: BinaryIO) -> None:
 
 
 def _text(value: Any) -> str:
-    """A cell as a CSV export has it."""
+    """Return a cell as a CSV export has it."""
     if value is None:
         return ""
     if isinstance(value, bool):

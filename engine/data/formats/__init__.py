@@ -133,7 +133,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _fitting(detection: Detection, rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many rows have the columns that the format needs."""
+    """Return how many rows have the columns that the format needs."""
     needed = [detection.columns[role] for role in FORMATS[detection.format].required]
     return sum(all(name in row for name in needed) for row in rows)
 

@@ -25,7 +25,7 @@ _GENERAL_NAMES = ("instruction", "prompt")  # these may be the task for a questi
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing; pandas writes NaN for it."""
+    """Return whether a cell holds nothing; pandas writes NaN for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -35,12 +35,12 @@ def plain_text(text: str) -> str:
 
 
 def system_column(names: Names, rows: Rows) -> str | None:
-    """A column of system prompts that is not simply called system; None where none holds text."""
+    """Return a column of system prompts that is not simply called system; None where none holds text."""
     return next((names[name] for name in SYSTEM_NAMES if name in names and _is_text(names[name], rows)), None)
 
 
 def material_column(asked: str, names: Names, rows: Rows) -> str | None:
-    """The column of what the question in `asked` is about, or of the rest of the question; None for neither."""
+    """Return the column of what the question in `asked` is about, or of the rest of the question; None for neither."""
     if not _is_text(asked, rows) or any(looks_like_turns(row.get(asked)) for row in rows):
         return None
     columns = [names[name] for name in MATERIAL_NAMES if name in names]
@@ -73,7 +73,7 @@ def _answer(asking: str, names: Names, rows: Rows) -> str | None:
 
 
 def _fullest(columns: Sequence[str], rows: Rows) -> str | None:
-    """The first column that is not much emptier than another."""
+    """Return the first column that is not much emptier than another."""
     filled = [_filled(column, rows) for column in columns]
     return next((column for column, count in zip(columns, filled, strict=True) if 2 * count >= max(filled)), None)
 

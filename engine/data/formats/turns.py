@@ -45,12 +45,12 @@ _LOOKED_AT_CHARACTERS = 2000
 
 
 def begins_like_turns(value: Any) -> bool:
-    """Whether a value is text that begins as a list of objects does in JSON, and in what Python prints."""
+    """Return whether a value is text that begins as a list of objects does in JSON, and in what Python prints."""
     return isinstance(value, str) and _BEGINS_LIKE_TURNS.match(value) is not None
 
 
 def looks_like_turns(value: Any) -> bool:
-    """Whether such text also names who speaks, near its beginning."""
+    """Return whether such text also names who speaks, near its beginning."""
     return begins_like_turns(value) and _SPEAKER.search(value[:_LOOKED_AT_CHARACTERS]) is not None
 
 
@@ -65,7 +65,7 @@ def turn_list(value: Any) -> list[Any] | None:
 
 
 def is_turn(value: Any) -> bool:
-    """Whether a value has the usual fields of a turn."""
+    """Return whether a value has the usual fields of a turn."""
     return isinstance(value, Mapping) and any(
         isinstance(value.get(role), str) and any(name in value for name in contents) for role, contents in _FIELDS
     )
@@ -161,7 +161,7 @@ def refuse_endless(turns: Sequence[Any], column: str) -> None:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a prompt or completion is a list of turns, or JSON text of one."""
+    """Return whether a prompt or completion is a list of turns, or JSON text of one."""
     if isinstance(value, str):
         return looks_like_turns(value) and conversation_column(turn_list(value)) is not None
     return isinstance(value, list)
@@ -181,7 +181,7 @@ def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
 
 
 def answer(words: str) -> Message:
-    """An assistant turn; a reasoning block that opens it becomes its reasoning."""
+    """Return an assistant turn; a reasoning block that opens it becomes its reasoning."""
     opened = words.lstrip()
     if opened.startswith("<think>") and "</think>" in opened:
         reasoning, _, rest = opened.removeprefix("<think>").partition("</think>")
@@ -211,7 +211,7 @@ def _content(content: Any, number: int, role: Role) -> str:
 
 
 def _calls_from(content: Any, number: int) -> tuple[ToolCall, ...]:
-    """The calls of a ShareGPT function_call turn: an object or a list of them, usually as JSON text."""
+    """Return the calls of a ShareGPT function_call turn: an object or a list of them, usually as JSON text."""
     reason = f"the function call in turn {number} is not a JSON object with a name"
     parsed = _parsed(content, reason) if isinstance(content, str) else content
     calls = parsed if isinstance(parsed, list) else [parsed]

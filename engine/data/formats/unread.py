@@ -41,7 +41,7 @@ _PROSE_CHARACTERS = 8  # of scripts that put no spaces between words
 def unread_columns(
     detection: Detection, column_map: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """The columns of text that the conversion leaves alone, in their order.
+    """Return the columns of text that the conversion leaves alone, in their order.
 
     Ids, categories, links and the like are none, nor is what repeats the text that is read.
 
@@ -89,7 +89,7 @@ def _is_prose(text: str, words: int) -> bool:
 
 
 def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether in every row the column is a part of what is read, or holds all of it, as a rendered prompt does."""
+    """Return whether in every row the column is a part of what is read, or holds all of it, as a rendered prompt does."""
     for row in rows:
         texts = [plain_text(text) for text in _texts(row.get(name))]
         read = [plain_text(text) for column in used for text in _texts(row.get(column))]

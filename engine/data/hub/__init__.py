@@ -30,7 +30,7 @@ def reads_from_hub(dataset: DatasetConfig) -> bool:
 
 
 def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> frozenset[Access]:
-    """What a process may log in to that loads this model and reads this dataset: the Hub, where one of them may be there."""
+    """Return what a process may log in to for this model and dataset: the Hub, where one of them may be there."""
     needs_hub = may_need_hub(model) or (dataset is not None and reads_from_hub(dataset))
     return frozenset({Access.HUB}) if needs_hub else frozenset()
 

@@ -60,7 +60,7 @@ class HubRows:
         return self._total_rows
 
     def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Rows from `first_row` on.
+        """Yield rows from `first_row` on.
 
         Raises:
             DatasetError: If the connection is lost on the way, or a file cannot be read.
@@ -83,7 +83,7 @@ class HubRows:
         return iter(())
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Some rows: one by one where the dataset is here, else in one pass."""
+        """Yield some rows: one by one where the dataset is here, else in one pass."""
         if self._streaming:
             return picked(self.records(rows[0]), rows)
         return (next(self.records(row)) for row in rows if row < len(self._data))
@@ -134,7 +134,7 @@ def _import_datasets() -> Any:
 
 
 def _without_gaps(value: Any, feature: Any) -> Any:
-    """A value without what Arrow filled in; what a file held as JSON has its own nulls, and keeps them."""
+    """Return a value without what Arrow filled in; what a file held as JSON has its own nulls, and keeps them."""
     if type(feature).__name__ in _PLAIN_FEATURES:
         return value
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
@@ -146,7 +146,7 @@ def _without_gaps(value: Any, feature: Any) -> Any:
 
 
 def _holds_media(feature: Any) -> bool:
-    """Whether a feature holds pictures, sound or the like, at any depth."""
+    """Return whether a feature holds pictures, sound or the like, at any depth."""
     if isinstance(feature, dict):
         return any(_holds_media(inner) for inner in feature.values())
     if isinstance(feature, list | tuple):
@@ -202,7 +202,7 @@ _CONTENT_ERRORS = (
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of a message, without paths of this machine."""
+    """Return the first line of a message, without paths of this machine."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     words = _LOCAL_PATH.sub("(a file)", lines[0])[:200].rstrip(".: ") if lines else ""
     return words or type(error).__name__

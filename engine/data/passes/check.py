@@ -79,7 +79,7 @@ class Counts:
         return len(self.kept_rows)
 
     def duplicate_rows(self) -> list[int]:
-        """Rows that repeat an earlier one exactly, in order.
+        """Return rows that repeat an earlier one exactly, in order.
 
         Sorting an array of digests takes a tenth of the memory that a set of them would.
         """
@@ -102,7 +102,7 @@ class Counts:
         return hashlib.sha256(digests.astype("<u8").tobytes()).hexdigest()
 
     def rows_by_length(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The rows with the longest and with the shortest sequences, `count` of each, the extreme first."""
+        """Return the rows with the longest and with the shortest sequences, `count` of each, the extreme first."""
         lengths = np.frombuffer(self.lengths, dtype=np.uint32) if self.lengths else np.zeros(0, dtype=np.uint32)
         order = np.argsort(lengths, kind="stable")
         longest = (self.length_rows[int(index)] for index in order[::-1][:count])
@@ -144,7 +144,7 @@ def length_statistics(lengths: Sequence[int], max_length: int | None) -> TokenLe
 
 
 def _histogram(ordered: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Histogram:
-    """Bins of equal, whole width from 0 beyond the longest."""
+    """Return bins of equal, whole width from 0 beyond the longest."""
     width = max(1, math.ceil((int(ordered[-1]) + 1) / _BINS))
     edges = np.arange(0, int(ordered[-1]) + width + 1, width)
     counts, _ = np.histogram(ordered, bins=edges)

@@ -67,7 +67,7 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
 
 
 def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[tuple[int, Record] | None]:
-    """Rows from the first one on that the request means; None for each that is passed over."""
+    """Yield rows from the first one on that the request means; None for each that is passed over."""
     yield from reader.approach(request.first_row)
     needle = request.search.casefold()
     for part, record in reader.numbered(request.first_row):
@@ -75,7 +75,7 @@ def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[tuple[int,
 
 
 def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[tuple[int, Record]]]:
-    """Rows with these numbers, in their order, from one pass over the data."""
+    """Yield rows with these numbers, in their order, from one pass over the data."""
     found: dict[int, tuple[int, Record]] = {}
     for one in reader.pick_numbered(sorted({row for row in rows if row >= 0})):
         if one is not None:

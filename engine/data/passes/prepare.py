@@ -40,7 +40,7 @@ class TokenStore:
         self._parts.append(row.part)
 
     def get(self, index: int) -> TokenizedRow:
-        """The sequence that was appended as number `index`."""
+        """Return the sequence that was appended as number `index`."""
         start = self._ends[index - 1] if index else 0
         end = self._ends[index]
         ids = self._ids[start:end].tolist()
@@ -49,15 +49,15 @@ class TokenStore:
         return TokenizedRow(self._rows[index], self._parts[index], ids, labels)
 
     def length(self, index: int) -> int:
-        """Tokens of a sequence, without unpacking it."""
+        """Return tokens of a sequence, without unpacking it."""
         return self._ends[index] - (self._ends[index - 1] if index else 0)
 
     def trained_tokens(self, index: int) -> int:
-        """Learned tokens of a sequence, without unpacking it."""
+        """Return trained tokens of a sequence, without unpacking it."""
         return self._trained.count(1, self._ends[index - 1] if index else 0, self._ends[index])
 
     def tokens_and_marks(self, index: int) -> tuple[memoryview, memoryview]:
-        """Views of a sequence's token ids and of its trained marks."""
+        """Return views of a sequence's token ids and of its trained marks."""
         start = self._ends[index - 1] if index else 0
         end = self._ends[index]
         return memoryview(self._ids)[start:end], memoryview(self._trained)[start:end]
@@ -88,7 +88,7 @@ class TokenizedRows(Sequence[TokenizedRow]):
         return (self._store.get(index) for index in self._indexes)
 
     def lengths(self) -> list[int]:
-        """Tokens of each sequence, for grouping by length."""
+        """Return tokens of each sequence, for grouping by length."""
         return [self._store.length(index) for index in self._indexes]
 
     def sha256(self) -> str:
@@ -101,7 +101,7 @@ class TokenizedRows(Sequence[TokenizedRow]):
 
     @property
     def trained_tokens(self) -> int:
-        """Learned tokens of all of them."""
+        """Trained tokens of all of them."""
         return sum(self._store.trained_tokens(index) for index in self._indexes)
 
 
@@ -173,7 +173,7 @@ def prepare_dataset(
 def held_out_steps(
     config: DatasetConfig, options: SourceOptions, *, seed: int, renderer: Renderer, count: int
 ) -> Generator[CheckProgress | None, None, HeldOutRows]:
-    """One pass over every row; yields as `check_steps` does, and closing it stops the pass.
+    """Find the held-out rows in one pass; yields as `check_steps` does, and closing it stops the pass.
 
     Args:
         config: The dataset.

@@ -129,7 +129,7 @@ class DatasetReader(SeveralSources):
         return tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
 
     def notes(self) -> list[str]:
-        """What is worth knowing about the dataset as a whole."""
+        """Return what is worth knowing about the dataset as a whole."""
         notes = list(self._renderer.notes) if self._renderer is not None else []
         for part in self.parts:
             notes.extend(part.source.notes)
@@ -141,7 +141,7 @@ class DatasetReader(SeveralSources):
         return notes
 
     def rows(self, first_row: int = 0) -> Iterator[DatasetRow]:
-        """Rows from `first_row` on, numbered through all parts."""
+        """Yield rows from `first_row` on, numbered through all parts."""
         return self.convert(self.numbered(first_row))
 
     def convert(self, records: Iterable[tuple[int, Record]]) -> Iterator[DatasetRow]:
@@ -244,7 +244,7 @@ def head_of(source: RowSource) -> list[Record]:
 
 
 def printable_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of columns that can be sent and shown, whatever letters a file puts into them."""
+    """Return names of columns that can be sent and shown, whatever letters a file puts into them."""
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 

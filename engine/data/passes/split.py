@@ -65,7 +65,7 @@ def _draw_sample(count: int, max_samples: int | None, seed: int) -> Positions:
 
 
 def draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which of the rows are held out: those whose mixed digests are the smallest.
+    """Return which of the rows are held out: those whose mixed digests are the smallest.
 
     Equal rows have equal digests and so stay together; whether a row is held out does not depend on its position, and
     hardly on the other rows.

@@ -118,12 +118,12 @@ class _Probe:
 
 
 def as_parts(content: str) -> list[dict[str, str]]:
-    """Text as the only part of a message, for templates of models that also take pictures."""
+    """Return text as the only part of a message, for templates of models that also take pictures."""
     return [{"type": "text", "text": content}]
 
 
 def probe_tool(name: str, parameter: str, description: str) -> dict[str, Any]:
-    """A tool's JSON schema with one text parameter."""
+    """Return a tool's JSON schema with one text parameter."""
     properties = {parameter: {"type": "string", "description": description}}
     parameters = {"type": "object", "properties": properties, "required": [parameter]}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
@@ -156,7 +156,7 @@ class AdaptedConversation:
     notes: tuple[str, ...] = ()
 
     def for_template(self, abilities: TemplateAbilities, count: int | None = None) -> ChatMessages:
-        """The first `count` messages as the dictionaries that chat templates read."""
+        """Return the first `count` messages as the dictionaries that chat templates read."""
         return [_as_dict(message, abilities) for message in self.messages[:count]]
 
 
@@ -178,14 +178,14 @@ def adapt_to_template(conversation: Conversation, abilities: TemplateAbilities) 
 
 
 def tool_schema(tool: Any) -> Any:
-    """A tool in the wrapping that templates expect: `{"type": "function", "function": {…}}`."""
+    """Return a tool in the wrapping that templates expect: `{"type": "function", "function": {…}}`."""
     if isinstance(tool, dict) and "function" not in tool and "name" in tool:
         return {"type": "function", "function": tool}
     return tool
 
 
 def call_in_words(call: ToolCall) -> str:
-    """A call in the Hermes convention."""
+    """Return a call in the Hermes convention."""
     arguments = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
     return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
 
@@ -323,7 +323,7 @@ def _rewritten(
 
 
 def _joined(group: list[Message]) -> Message:
-    """Turns of one role as one; what is not to be learned is not, nor what has become one turn with it."""
+    """Return turns of one role as one; what is not to be learned is not, nor what has become one turn with it."""
     if len(group) == 1:
         return group[0]
     content = "\n\n".join(message.content for message in group)

@@ -86,14 +86,14 @@ def plan_conversation(
 
 
 def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
-    """Plain text as one sequence that ends with the end-of-sequence token."""
+    """Return plain text as one sequence that ends with the end-of-sequence token."""
     eos = tokenizer.eos_token or ""
     text = plain.content if eos and plain.content.endswith(eos) else plain.content + eos
     return RowPlan((SequencePlan(text, (), plain=True),))
 
 
 def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
-    """What the chat sends to get the next answer: the conversation so far, and the template's call for the assistant.
+    """Return what the chat sends for the next answer: the conversation, and the template's call for the assistant.
 
     Raises:
         RowProblemError: If the template refuses the conversation.
@@ -113,12 +113,12 @@ def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, .
 
 
 def _chosen_turns(adapted: AdaptedConversation | Conversation, train_on: TrainOn) -> list[int]:
-    """Indexes of the assistant turns that count; what the data marks as only read does not."""
+    """Return indexes of the assistant turns that count; what the data marks as only read does not."""
     return [index for index in _meant_turns(adapted, train_on) if adapted.messages[index].is_learned]
 
 
 def _meant_turns(adapted: AdaptedConversation | Conversation, train_on: TrainOn) -> list[int]:
-    """Indexes of the assistant turns that a setting means."""
+    """Return indexes of the assistant turns that a setting means."""
     messages = adapted.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
     if train_on == "last_assistant":

@@ -85,7 +85,7 @@ def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
 
 
 def _default_template(tokenizer: ChatTokenizer) -> str:
-    """The documented default, with the begin-of-sequence token in front where the tokenizer itself would put it."""
+    """Return the default, with the begin-of-sequence token in front where the tokenizer itself puts it."""
     ids = list(tokenizer("a")["input_ids"])
     starts_with_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     return ("{{- bos_token -}}" if starts_with_bos else "") + DEFAULT_TEMPLATE
@@ -158,7 +158,7 @@ def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
 
 
 def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
-    """Tokens that end an answer: what the template puts after the assistant's words, and the end-of-sequence token.
+    """Return the tokens that end an answer: the template's own after an assistant turn, and end-of-sequence.
 
     Raises:
         ModelLimitError: If the template overruns.

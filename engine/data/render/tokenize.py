@@ -145,7 +145,7 @@ def _finish_many(
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Sequence[object] = ()) -> list[int]:
-    """The chat's prompt: exactly what stood before the answer in training, for the same conversation so far.
+    """Return the chat's prompt: exactly what stood before the answer in training, for the same conversation so far.
 
     Raises:
         RowProblemError: If the template refuses the conversation.
@@ -160,7 +160,7 @@ def _plan(example: Example, tokenizer: ChatTokenizer, options: RenderOptions) ->
 
 
 def _measured(plan: RowPlan) -> tuple[SequencePlan, ...]:
-    """The sequences of a plan, and after them the one that only its length is asked of."""
+    """Return the sequences of a plan, and after them the one that only its length is asked of."""
     return plan.sequences if plan.whole is None else (*plan.sequences, plan.whole)
 
 
@@ -209,7 +209,7 @@ def _finish(
 
 
 def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
-    """Tokens of the whole conversation, where turns of it lie so far beyond max_length that they were not looked at."""
+    """Return the tokens of the whole conversation, where turns far beyond max_length were not rendered."""
     if plan.whole is not None:
         return len(_mark_trained(plan.whole, sequences[-1], tokenizer)[0].ids)
     return max(len(encoded.ids) for encoded in sequences) + plan.beyond_tokens if plan.beyond_tokens else 0

@@ -73,12 +73,12 @@ class TokenizerState:
 
 
 def control_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
-    """Tokens that no ordinary text produces: special ones, and added ones that are more than white space."""
+    """Return tokens that no ordinary text produces: special ones, and added ones that are more than white space."""
     return _control_token_ids(TokenizerState(tokenizer))
 
 
 def control_token_texts(tokenizer: ChatTokenizer) -> tuple[str, ...]:
-    """The control tokens as they are written in text."""
+    """Return the control tokens as they are written in text."""
     return _control_token_texts(TokenizerState(tokenizer))
 
 
@@ -130,7 +130,7 @@ class Encoded:
         self.ends.extend(end + shift for end in following.ends[lead:])
 
     def boundary(self, character: int, tokenizer: ChatTokenizer) -> int | None:
-        """Index of the token that begins at `character`, if the tokens before it are those of the text before it alone.
+        """Return the token that begins at `character`, if those before it are the tokens of the text before it.
 
         None where a token reaches across, or where that text by itself would be split into other tokens.
         """
@@ -151,7 +151,7 @@ class Encoded:
         return first if alone == tuple(self.ids[back:first]) else None
 
     def turn_end(self, first: int, after: int, tokenizer: ChatTokenizer) -> int | None:
-        """Index after the control token that ends a turn whose tokens are `first` to `after`.
+        """Return index after the control token that ends a turn whose tokens are `first` to `after`.
 
         White space that a template puts after it is not part of the turn. None if no control token ends it.
         """
@@ -164,7 +164,7 @@ class Encoded:
         return None
 
     def pieces(self) -> list[str]:
-        """The text of each token, without overlap: of a character that several tokens spell, the first one gets it."""
+        """Return the text of each token; a character of several tokens belongs to the first of them."""
         pieces = []
         position = 0
         for start, end in zip(self.starts, self.ends, strict=True):

@@ -66,15 +66,15 @@ class TurnRenderer:
         self._work = 0  # of all renderings so far
 
     def text(self, count: int) -> str:
-        """The first `count` messages."""
+        """Return the first `count` messages."""
         return self._render(self._dicts[:count], prompt=False)
 
     def prompt(self, count: int) -> str:
-        """The same, and the template's call for an answer."""
+        """Return the same, and the template's call for an answer."""
         return self._render(self._dicts[:count], prompt=True)
 
     def turns(self, indexes: Sequence[int]) -> Iterator[Turn | None]:
-        """Prompt and answer of assistant turns, in order; None where nothing comes before one to answer.
+        """Yield prompt and answer of assistant turns, in order; None where nothing comes before one to answer.
 
         Raises:
             RowProblemError: If the template refuses one, or rendering takes too long.
@@ -97,14 +97,14 @@ class TurnRenderer:
             number += 1
 
     def turn(self, index: int) -> Turn | None:
-        """The assistant turn at `index`, by the whole conversation up to it."""
+        """Return the assistant turn at `index`, by the whole conversation up to it."""
         if self._first_asked >= index:
             return None
         prompt = self.prompt(index)
         return Turn(prompt, len(prompt), self._answer(prompt, 0, index))
 
     def left_out(self, text: str) -> tuple[RowWarning, ...]:
-        """Turns whose words do not come out of the template, and special tokens in people's words."""
+        """Return turns whose words do not come out of the template, and special tokens in people's words."""
         lost: list[RowWarning] = []
         place = 0
         for number, message in enumerate(self._messages, start=1):
@@ -124,7 +124,7 @@ class TurnRenderer:
         return tuple(lost)
 
     def _block(self, indexes: Sequence[int], before: Turn) -> list[Turn]:
-        """Turns proved by windows, the last of them in whole too; none where windows and whole do not agree.
+        """Return turns proved by windows, the last of them in whole too; none where windows and whole do not agree.
 
         Args:
             indexes: Of these turns, after that of the one before them.
@@ -162,7 +162,7 @@ class TurnRenderer:
         ]
 
     def _answer(self, prompt: str, anchor: int, index: int) -> str:
-        """What the turn at `index` adds to its prompt.
+        """Return what the turn at `index` adds to its prompt.
 
         Args:
             prompt: Of the messages of the window, up to that turn.
@@ -195,11 +195,11 @@ class TurnRenderer:
         )
 
     def _window(self, anchor: int, count: int) -> ChatMessages:
-        """The first messages, and those from `anchor` up to `count`."""
+        """Return the first messages, and those from `anchor` up to `count`."""
         return self._dicts[:count] if anchor == 0 else self._dicts[: self._head] + self._dicts[anchor:count]
 
     def _second_question(self) -> int:
-        """Index of the first user's turn after an answer."""
+        """Return index of the first user's turn after an answer."""
         answered = False
         for index, message in enumerate(self._messages):
             if message.role == "user" and answered:

@@ -126,7 +126,7 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
 
 
 def read_sizes(config: PreTrainedConfig) -> Sizes:
-    """Sizes of the text model inside `config`, under one set of names."""
+    """Return sizes of the text model inside `config`, under one set of names."""
     text = config.get_text_config(decoder=True)
     heads = _size(text, "num_attention_heads") or 1
     hidden_size = _size(text, "hidden_size")
@@ -158,7 +158,7 @@ def read_sizes(config: PreTrainedConfig) -> Sizes:
 
 
 def read_attention(model: PreTrainedModel) -> AttentionFacts:
-    """What decides how the rows of a causal language model are batched; its weights are not looked at."""
+    """Return what decides how the rows of a causal language model are batched; its weights are not looked at."""
     text = model.config.get_text_config(decoder=True)
     sizes = read_sizes(model.config)
     support = AttentionSupport(
@@ -172,7 +172,7 @@ def read_attention(model: PreTrainedModel) -> AttentionFacts:
 
 
 def _read_as_transformers_does(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
-    """Through a file, as models are loaded: that road knows legacy names and how infinities are written."""
+    """Read values through a file, as models are loaded, with legacy names and infinities."""
     own = {key: value for key, value in values.items() if key not in ("auto_map", "quantization_config")}
     with tempfile.TemporaryDirectory(prefix="loratory-config-") as folder:
         Path(folder, "config.json").write_text(json.dumps(own), encoding="utf-8")
@@ -181,7 +181,7 @@ def _read_as_transformers_does(values: Mapping[str, JsonValue]) -> PreTrainedCon
 
 
 def _require_given_sizes(values: Mapping[str, JsonValue]) -> None:
-    """transformers fills a missing hidden_size with that of some well-known model; the answer would be about that one."""
+    """Require the sizes that transformers would otherwise fill in from some well-known model."""
     text = values.get("text_config")
     given = {**values, **text} if isinstance(text, dict) else values
     for size in ("hidden_size", "num_hidden_layers"):
@@ -220,7 +220,7 @@ def _first(config: PreTrainedConfig, names: Iterable[str]) -> Any:
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
-    """One field of a configuration; of each layer, where layers differ and transformers refuses to speak for all."""
+    """Return one field of a configuration; of each layer, where layers differ."""
     try:
         return getattr(config, name, None)
     except RuntimeError:
@@ -232,7 +232,7 @@ def _size(config: PreTrainedConfig, size: str) -> int:
 
 
 def _largest(value: object) -> int:
-    """The number itself, the largest where it differs by layer, 0 where there is none."""
+    """Return the number itself, the largest where it differs by layer, 0 where there is none."""
     if isinstance(value, list | tuple):
         return max((_largest(entry) for entry in value), default=0)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0

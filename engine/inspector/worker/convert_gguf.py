@@ -78,7 +78,7 @@ def _load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
 
 
 def _pre_tokenizer_name(gguf: Path) -> str | None:
-    """How this vocabulary's text is split before merging, by llama.cpp's name for it."""
+    """Return how this vocabulary's text is split before merging, by llama.cpp's name for it."""
     try:
         from transformers.integrations.gguf.reader import read_gguf_metadata
     except ImportError:  # releases before it; the other reader takes seconds
@@ -89,7 +89,7 @@ def _pre_tokenizer_name(gguf: Path) -> str | None:
 
 
 def _prove(tokenizer: PreTrainedTokenizerBase, target: Path, vocab_size: int) -> None:
-    """The saved tokenizer must be the one that was read, give text back as it was, and fit the embeddings."""
+    """Require that the saved tokenizer is the one that was read, reproduces text, and fits the embeddings."""
     saved = AutoTokenizer.from_pretrained(target)
     text = "In 2024, 3 of 17 runs failed;\n\n\tnaïve users said: “it's 98% done”."
     token_ids = saved(text, add_special_tokens=False)["input_ids"]

@@ -44,7 +44,7 @@ _GATE_NAMES = frozenset(
 def module_inventory(
     model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
 ) -> ModelShape:
-    """Module inventory of a catalogue entry, a folder (config.json is enough), a Hub id or a GGUF file.
+    """Return module inventory of a catalogue entry, a folder (config.json is enough), a Hub id or a GGUF file.
 
     Raises:
         ModelError: If the model cannot be found, or its configuration describes none.
@@ -58,7 +58,7 @@ def module_inventory(
 
 
 def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
-    """Module inventory of what a config.json describes.
+    """Return module inventory of what a config.json describes.
 
     Raises:
         ModelError: If it describes no causal language model that transformers knows, or one of absurd size.
@@ -118,7 +118,7 @@ class _Head(NamedTuple):
 
 
 def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]:
-    """Every module that owns parameters, and every norm, in order of registration: as `named_modules` goes."""
+    """Yield every module that owns parameters, and every norm, in order of registration: as `named_modules` goes."""
     head = _Head(model.get_output_embeddings(), frozenset(get_keys_to_not_convert(model)))
     owners: dict[int, str] = {}  # id of a parameter → the module that had it first
     for name, module in model.named_modules():
@@ -195,7 +195,7 @@ def _is_replaced_by_bitsandbytes(name: str, module: nn.Module, unquantized: froz
 
 
 def _has_gate(modules: Sequence[ModuleShape], sizes: Sizes) -> bool:
-    """Whether the feed-forward part multiplies two projections: by name, or by one projection of twice the width."""
+    """Return whether the feed-forward part multiplies two projections: by name, or by one projection of twice the width."""
     for module in modules:
         if module.name.rsplit(".", 1)[-1] in _GATE_NAMES or not _GATE_NAMES.isdisjoint(module.bare_parameters):
             return True
@@ -251,7 +251,7 @@ def read_answer_cache(model: PreTrainedModel) -> AnswerCache:
 
 
 def _state_elements(text: PreTrainedConfig) -> int:
-    """Elements of one layer's state: of its convolution, and of its recurrence; 0 for a kind that is not known.
+    """Return elements of one layer's state: of its convolution, and of its recurrence; 0 for a kind that is not known.
 
     Source: `torch_chunk_gated_delta_rule` in modeling_qwen3_next.py; `FalconH1Mixer` and `MambaMixer`; `Lfm2ShortConv`.
     """
