@@ -54,11 +54,11 @@ class _Loaded:
         return self.process.pid is not None
 
     def serves(self, target: ChatTarget, plan: LoadPlan) -> bool:
-        """Whether nothing has to be done to answer as `target`."""
+        """Return whether nothing has to be done to answer as `target`."""
         return self.is_alive and self.target == target and self.plan == plan
 
     def has_base_of(self, target: ChatTarget, plan: LoadPlan) -> bool:
-        """Whether the weights in memory are the base that `plan` wants, where `target` wants them."""
+        """Return whether the weights in memory are the base that `plan` wants, where `target` wants them."""
         return self.is_alive and self.plan.model == plan.model and self.target.devices == target.devices
 
 

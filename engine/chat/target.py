@@ -117,7 +117,7 @@ def plan_load(target: ChatTarget) -> LoadPlan:
 
 
 def list_checkpoints(run: Path) -> tuple[str, ...]:
-    """Names of a run's checkpoints that can be talked to, newest first; damaged ones are not among them."""
+    """Return names of a run's checkpoints that can be talked to, newest first; damaged ones are not among them."""
     # Talking needs no optimizer, whose state is most of what a checkpoint holds.
     offered = offered_checkpoints(RunFolder(run).checkpoints, below=f"{ADAPTER_SUBFOLDER}/")
     return tuple(checkpoint.folder.name for checkpoint in offered)
@@ -214,13 +214,13 @@ def _require_base_here(found: _Found) -> None:
 
 
 def _trained_folder(folder: Path) -> Path | None:
-    """The folder itself where it holds trained weights; None where it does not."""
+    """Return the folder itself where it holds trained weights; None where it does not."""
     holds = (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file()
     return folder if holds else None
 
 
 def _intact_folder(run: RunFolder, name: str) -> Path | None:
-    """The trained weights of a checkpoint, if it is complete and they are as they were written."""
+    """Return the trained weights of a checkpoint, if it is complete and they are as they were written."""
     for checkpoint in complete_checkpoints(run.checkpoints):
         if checkpoint.folder.name == name:
             files = {

@@ -150,7 +150,7 @@ def keep_judgement(file: Path, judgement: Judgement) -> None:
 
 
 def read_judgements(file: Path) -> tuple[Judgement, ...]:
-    """Everything that was judged, oldest first; a damaged line is left out."""
+    """Return everything that was judged, oldest first; a damaged line is left out."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:

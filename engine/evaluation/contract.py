@@ -103,5 +103,5 @@ class EvaluationResult(Value):
 
 
 def evaluation_file(run: Path, checkpoint: str | None) -> Path:
-    """Where a run keeps what was measured on it; one file for the final result and one for each checkpoint."""
+    """Return where a run keeps what was measured on it; one file for the final result and one for each checkpoint."""
     return run / "evaluations" / f"{checkpoint or 'final'}.json"

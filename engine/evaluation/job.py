@@ -121,7 +121,7 @@ def _data_then(run: RunFolder) -> DataThen:
 
 
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:
-    """What was measured last on a run or one of its checkpoints; None where nothing was."""
+    """Return what was measured last on a run or one of its checkpoints; None where nothing was."""
     try:
         return EvaluationResult.model_validate_json(evaluation_file(run, checkpoint).read_bytes())
     except (OSError, ValidationError):

@@ -105,7 +105,7 @@ def hub_datasets(dataset: DatasetConfig) -> tuple[str, ...]:
 
 
 def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 10) -> tuple[CurvePoint, ...]:
-    """The curve in a few rows, evenly spread, with the held-out loss that was measured last at each of them.
+    """Return the curve in a few rows, evenly spread, with the held-out loss that was measured last at each of them.
 
     Args:
         history: Of the run.
@@ -140,7 +140,7 @@ def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 
 
 
 def _spread(count: int, points: int) -> Sequence[int]:
-    """Positions of the last element of each of so many equal stretches of `count` elements."""
+    """Return positions of the last element of each of so many equal stretches of `count` elements."""
     wanted = min(count, points)
     return [round((part + 1) * count / wanted) - 1 for part in range(wanted)]
 
@@ -160,7 +160,7 @@ def _data_name(source: str) -> str:
 
 
 def _license_of(base: str, folder: Path | None) -> str | None:
-    """The licence by the catalogue, else by the front matter of the base's own card."""
+    """Return the licence by the catalogue, else by the front matter of the base's own card."""
     entry = find_in_catalog(base)
     if entry is not None:
         return entry.license
@@ -180,7 +180,7 @@ _LONGEST_LOSS = 700.0  # beyond it e to the power overflows
 
 
 def write_card(facts: CardFacts) -> str:
-    """The README, with the front matter that the Hub reads. Names no path of this machine."""
+    """Return the README, with the front matter that the Hub reads. Names no path of this machine."""
     kind = KINDS[facts.kind]
     code = kind.code.format(folder=facts.folder, base=facts.base)
     parts = [
@@ -311,5 +311,5 @@ def _loss(value: float) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays within its cell of a table."""
+    """Return text that stays within its cell of a table."""
     return " ".join(text.replace("|", "\\|").split())

@@ -116,7 +116,7 @@ def rewrite_json(path: Path, **changes: object) -> None:
 
 
 def list_files(folder: Path) -> tuple[ExportedFile, ...]:
-    """Every file below a folder, by name."""
+    """Return every file below a folder, by name."""
     return tuple(
         ExportedFile(name=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))

@@ -23,7 +23,7 @@ class ExportRecord(Value):
 
     @classmethod
     def of_export(cls, kind: str, checkpoint: str | None, result: ExportResult) -> "ExportRecord":
-        """A folder that was written."""
+        """Return the record of a folder that was written."""
         return cls(
             kind=kind,
             place=str(result.path),
@@ -35,7 +35,7 @@ class ExportRecord(Value):
 
     @classmethod
     def of_push(cls, checkpoint: str | None, result: PushResult) -> "ExportRecord":
-        """A repository that was filled."""
+        """Return the record of a repository that was filled."""
         return cls(
             kind="hub",
             place=result.url,
@@ -52,7 +52,7 @@ class ExportRecord(Value):
 
 
 def records_file(run: Path) -> Path:
-    """Where a run keeps them."""
+    """Return the file in which a run keeps them."""
     return run / "exports.jsonl"
 
 

@@ -43,13 +43,13 @@ class StopScanner:
         return Scanned(held[: len(held) - keep], stopped=False)
 
     def finish(self) -> str:
-        """What was held back, once nothing follows any more."""
+        """Return what was held back, once nothing follows any more."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of a text are the first ones of a stop text."""
+    """Return how many of the last characters of a text are the first ones of a stop text."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length
@@ -166,19 +166,19 @@ class CompletionForm:
         return {**self._head("chat.completion"), **self._ids(), "choices": [choice], "usage": usage(last)}
 
     def opening(self, *, with_usage: bool) -> dict[str, Any]:
-        """The first `chat.completion.chunk`: who speaks."""
+        """Return the first `chat.completion.chunk`: who speaks."""
         return {**self._chunk({"role": "assistant", "content": ""}, None, with_usage=with_usage), **self._ids()}
 
     def piece(self, text: str, *, with_usage: bool) -> dict[str, Any]:
-        """A piece of the answer."""
+        """Return a piece of the answer."""
         return self._chunk({"content": text}, None, with_usage=with_usage)
 
     def closing(self, last: Written, *, with_usage: bool) -> dict[str, Any]:
-        """Why it ends."""
+        """Return why it ends."""
         return self._chunk({}, last.finish, with_usage=with_usage)
 
     def counts(self, last: Written) -> dict[str, Any]:
-        """What it took, where the client asked for it; has no choices."""
+        """Return what it took, where the client asked for it; has no choices."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(last)}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class CompletionForm:
 
 
 def usage(last: Written) -> dict[str, int]:
-    """Tokens of prompt and answer."""
+    """Return tokens of prompt and answer."""
     return {
         "prompt_tokens": last.prompt_tokens,
         "completion_tokens": last.completion_tokens,

@@ -100,7 +100,7 @@ class AskedMessage(BaseModel):
     tool_call_id: str | None = None
 
     def as_message(self) -> Message:
-        """The same in the words of the chat; `developer` is the newer name of the system turn."""
+        """Return the same in the words of the chat; `developer` is the newer name of the system turn."""
         parts = self.content if isinstance(self.content, tuple) else ()
         text = "".join(part.text for part in parts) if parts else (self.content or "")
         return Message(
@@ -156,7 +156,7 @@ class ChatCompletionRequest(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> SamplingConfig:
-        """The chat's settings, with the defaults of the chat for what was not said."""
+        """Return the chat's settings, with the defaults of the chat for what was not said."""
         given = {
             "temperature": self.temperature,
             # 0 means what a very small share means: the most likely token alone.
@@ -178,7 +178,7 @@ class ErrorBody(NamedTuple):
     code: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """Return the body of the answer."""
         return {"error": self._asdict()}
 
 

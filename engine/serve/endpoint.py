@@ -60,7 +60,7 @@ class _Endpoint:
         self._served = served
 
     async def list_models(self, _: Request) -> Response:
-        """Every name that answers."""
+        """Return every name that answers."""
         return JSONResponse({"object": "list", "data": [self._card(name) for name in self._served.offered]})
 
     async def show_model(self, request: Request) -> Response:
@@ -73,7 +73,7 @@ class _Endpoint:
         return JSONResponse(self._card(name))
 
     async def health(self, _: Request) -> Response:
-        """What the session does now; an idle model may have made room for a run."""
+        """Return what the session does now; an idle model may have made room for a run."""
         return JSONResponse({"status": self._served.session.state.phase})
 
     async def complete(self, request: Request) -> Response:

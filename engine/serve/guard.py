@@ -30,7 +30,7 @@ def refuse_unless_usable(host: str, port: int) -> None:
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket with an address, so it cannot be taken between the check and the start.
+    """Return a socket with an address, so it cannot be taken between the check and the start.
 
     Args:
         host: One of `LOOPBACK_HOSTS`.
@@ -140,7 +140,7 @@ def _comes_from_itself(headers: Headers) -> bool:
 
 
 def _is_navigation(headers: Headers) -> bool:
-    """Whether a browser opens the page in a tab: the site with the link sees nothing of it."""
+    """Return whether a browser opens the page in a tab: the site with the link sees nothing of it."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 

@@ -102,5 +102,5 @@ class ServedModel:
         return found
 
     async def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Exactly what the model reads for a conversation."""
+        """Return exactly what the model reads for a conversation."""
         return (await asyncio.to_thread(self.session.prompt, messages)).ids

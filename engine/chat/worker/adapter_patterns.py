@@ -19,7 +19,7 @@ _LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
 
 
 def base_module_names(model: nn.Module) -> list[str]:
-    """Names of a base's modules, without what adapters that are on it already have put there."""
+    """Return names of a base's modules, without what adapters that are on it already have put there."""
     adapters = (f".{mark}" for mark in tensor_marks())
     marks = (".base_layer", ".modules_to_save", ".original_module", *adapters)
     return [name for name, _ in model.named_modules() if name and not any(mark in name for mark in marks)]

@@ -41,7 +41,7 @@ class Sampler:
             self._random.manual_seed(sampling.seed)
 
     def choose(self, ids: torch.Tensor, logits: torch.Tensor) -> int:
-        """The next token.
+        """Return the next token.
 
         Args:
             ids: Everything so far, shape (1, tokens).

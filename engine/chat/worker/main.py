@@ -33,7 +33,7 @@ class _Loaded:
     context_length: int | None
 
     def answers(self, ask: ChatRequest) -> list[Answer]:
-        """An answer to begin for each branch that is asked."""
+        """Return an answer to begin for each branch that is asked."""
         prompt = render_prompt(ask.messages, ask.tools, self.tokenizer)
         started = []
         for branch in ask.branches:
@@ -103,7 +103,7 @@ class ChatWorker:
         return {}
 
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
-        """What the model would read."""
+        """Return what the model would read."""
         ask = ChatRequest.model_validate(params)
         return render_prompt(ask.messages, ask.tools, self._require_loaded().tokenizer).model_dump(mode="json")
 

@@ -45,7 +45,7 @@ class TextStream:
         self._shown_until = 0
 
     def add(self, token: int) -> str:
-        """Text that is certain now; empty while a character is incomplete."""
+        """Return text that is certain now; empty while a character is incomplete."""
         self._tokens.append(token)
         piece = self._unshown()
         if not piece or piece.endswith(_INCOMPLETE):
@@ -54,7 +54,7 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What was held back, complete or not."""
+        """Return what was held back, complete or not."""
         piece = self._unshown()
         self._window_start = self._shown_until = len(self._tokens)
         return piece

@@ -202,7 +202,7 @@ class Weights:
             raise
 
     def branch(self, branch: Branch) -> BranchWeights:
-        """What answers on a branch.
+        """Return what answers on a branch.
 
         A fully trained model needs its base only for comparison, which is loaded when it is first asked.
 
@@ -214,7 +214,7 @@ class Weights:
         return self._branches[branch]
 
     def holders(self) -> Iterator[AdaptedBase]:
-        """Every model in memory, once."""
+        """Yield every model in memory, once."""
         yield from {id(weights.holder): weights.holder for weights in self._branches.values()}.values()
 
     @property
@@ -323,7 +323,7 @@ def require_memory(place: ModelPlace, config: ModelConfig) -> None:
 
 
 def weights_bytes(place: ModelPlace, config: ModelConfig) -> int:
-    """Bytes that the weights take once loaded, from the headers of their files."""
+    """Return bytes that the weights take once loaded, from the headers of their files."""
     index = place.folder / WEIGHTS_INDEX
     names = shard_names(index, place.name) if index.is_file() else (SINGLE_WEIGHTS,)
     total = 0.0

@@ -62,7 +62,7 @@ def score_answer(answer: str, reference: str) -> AnswerScores:
 
 
 def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
-    """Means over rows."""
+    """Return means over rows."""
     count = max(len(scores), 1)
     return MeanScores(
         exact=sum(score.exact for score in scores) / count,
@@ -73,7 +73,7 @@ def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words, from 0 to 1.
+    """Return F1 of the longest common subsequence of words, from 0 to 1.
 
     Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
     """
@@ -81,7 +81,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def chrf(answer: str, reference: str) -> float:
-    """F2 of character n-grams up to six, from 0 to 1; sacrebleu itself counts to 100.
+    """Return F2 of character n-grams up to six, from 0 to 1; sacrebleu itself counts to 100.
 
     Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
     """
@@ -130,7 +130,7 @@ def split_at_answer(row: TokenizedRow) -> PromptAndReference | None:
 
 
 def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
-    """Tokens as a person reads them, without control tokens."""
+    """Return tokens as a person reads them, without control tokens."""
     controls = set(tokenizer.all_special_ids)
     return tokenizer.decode([token for token in ids if token not in controls]).strip()
 
@@ -276,7 +276,7 @@ def _answers(
 
 
 def _worth(row: AnsweredRow) -> float:
-    """How good the tuned answer is; the worst rows are looked at first."""
+    """Return how good the tuned answer is; the worst rows are looked at first."""
     judged: Branch = "tuned" if "tuned" in row.answers else "base"
     return row.answers[judged].scores.chrf
 

@@ -135,7 +135,7 @@ def _private_in_header(path: Path, own: Sequence[str], token: str | None) -> str
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text value of a JSON tree; keys are names of settings, tokens and tensors."""
+    """Yield every text value of a JSON tree; keys are names of settings, tokens and tensors."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -8,7 +8,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import huggingface_hub
@@ -64,7 +64,6 @@ class Traffic:
     """What went over the line."""
 
     sent_bytes: int = 0  # bodies of uploads that arrived
-    lost: list[str] = field(default_factory=list)  # names of the network errors, for a log
 
 
 @contextlib.contextmanager
@@ -82,9 +81,8 @@ def hub_client(timeout_seconds: float = 60.0) -> Iterator[Traffic]:
                 response = send(request, **options)
             except (EngineError, OfflineModeIsEnabled):
                 raise
-            except Exception as error:
+            except Exception:
                 # Its text may quote what was sent, the token among it.
-                traffic.lost.append(type(error).__name__)
                 raise NotNowError(None) from None
             if response.status_code in _NOT_NOW:
                 raise NotNowError(response.status_code, _asked_wait(response.headers))
@@ -280,7 +278,7 @@ def _reason(error: NotNowError) -> str:
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """What `Retry-After` says, or the Hub's own `ratelimit` header."""
+    """Return what `Retry-After` says, or the Hub's own `ratelimit` header."""
     value = headers.get("retry-after", "").strip()
     if value.isdecimal():
         return float(value)
@@ -289,7 +287,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _plain(text: str, token: str | None) -> str:
-    """A server's words, made safe to show."""
+    """Return a server's words, made safe to show."""
     if token:
         text = text.replace(token, "…")
     text = re.sub(r"hf_[A-Za-z0-9]{8,}", "…", text)

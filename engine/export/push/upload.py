@@ -152,7 +152,7 @@ class HubPush:
             done += size
 
     def _commit(self, order: UploadOrder, branch: str, additions: list[CommitOperationAdd]) -> str:
-        """Everything appears at once, or nothing does.
+        """Commit everything at once, or nothing; return the id of the commit.
 
         An answer may get lost after the commit was made. Each attempt therefore looks at the repository again: what is
         there already is not a change, and without a change the newest commit is the answer.
@@ -195,7 +195,7 @@ class HubPush:
         return there
 
     def _look(self, phase: PushPhase, repository: str, revision: str | None) -> _Repository | None:
-        """The repository at a branch or commit; None where there is none that this account can see."""
+        """Return the repository at a branch or commit; None where there is none that this account can see."""
 
         def look() -> _Repository | None:
             try:

@@ -65,7 +65,7 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
 
 
 def _cached(config: RunConfig, home: LoratoryHome) -> Path | None:
-    """The model's folder on this machine, if its tokenizer is here; nothing is fetched."""
+    """Return the model's folder on this machine, if its tokenizer is here; nothing is fetched."""
     from engine.models.hub import cached_snapshot
 
     entry = find_in_catalog(config.model.id.strip())
@@ -138,7 +138,7 @@ def _look_at_tokenizer(folder: Path | None, run: RunFolder | None) -> TokenizerF
 
 
 def _template(folder: Path) -> str | None:
-    """The template that conversations without tools are written by."""
+    """Return the template that conversations without tools are written by."""
     try:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     except OSError:

@@ -94,7 +94,7 @@ class Merge:
     )  # tensors that the base has not, such as an untied head
 
     def plans(self) -> list[TensorPlan]:
-        """What will be written, in the order of the base's files."""
+        """Return what will be written, in the order of the base's files."""
         own = [plan._replace(dtype=self._written_dtype(plan.dtype)) for plan in self.base.plans.values()]
         fallback = self.dtype or self.base.dtype
         return own + [TensorPlan(name, fallback, tuple(tensor.shape)) for name, tensor in self.added.items()]
@@ -203,7 +203,7 @@ _TIE = "tie_word_embeddings"
 
 
 def tied_weights(folder: Path) -> dict[str, str]:
-    """Names of weights that are taken from another one, each with the name of that one; nothing is loaded."""
+    """Return names of weights that are taken from another one, each with the name of that one; nothing is loaded."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

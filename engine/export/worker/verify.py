@@ -97,7 +97,7 @@ class Reference:
         return Measured(difference, equal)
 
     def rounding_effect(self, live: BranchWeights, written: torch.dtype) -> float:
-        """How far logits move when every number moves at random by up to a unit in its last place.
+        """Return how far logits move when every number moves at random by up to a unit in its last place.
 
         What a rounding error of one weight does to a logit depends on the model, so it is measured on the model itself,
         which is of no use afterwards, except for precisions that are coarser. The numbers are the weights, in the precision
@@ -124,7 +124,7 @@ class Reference:
 
 
 def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]) -> RecordedAnswer:
-    """The greedy answer to one prompt; what a draft has right need not be written token by token.
+    """Return the greedy answer to one prompt; what a draft has right need not be written token by token.
 
     Reading a draft at once shows the token that comes first at each of its places. As far as it is the draft's, that is
     the answer, as in speculative decoding (Leviathan et al. 2023, section 2, arXiv:2211.17192); from there it continues token by token.
@@ -144,7 +144,7 @@ def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], d
 def _answer(
     branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], begun: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The greedy answer, continued token by token as the chat gives it."""
+    """Return the greedy answer, continued token by token as the chat gives it."""
     device = branch.holder.model.device
     answer = list(begun)
     with torch.inference_mode():

@@ -49,7 +49,7 @@ class ExportUnderWay:
         return self.order.plan.tuned
 
     def with_dtype(self, dtype: ExportDtype | None) -> "ExportUnderWay":
-        """The same with merged weights in this precision, unless the person chose one."""
+        """Return the same with merged weights in this precision, unless the person chose one."""
         settings = self.order.settings
         if dtype is None or settings.dtype != "auto":
             return self

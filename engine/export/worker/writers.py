@@ -55,7 +55,7 @@ class RunReference(NamedTuple):
 
 
 def _comparison_place(export: ExportUnderWay) -> ModelPlace:
-    """Where to verify; in float32 where memory is ample, because that hides nothing."""
+    """Return where to verify; in float32 where memory is ample, because that hides nothing."""
     folder, device = Path(export.source.location), export.order.device
     exact = ModelPlace(folder, export.source.name, device, torch.float32)
     free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
@@ -106,7 +106,7 @@ def _ask_merged(export: ExportUnderWay, aside: Path, place: ModelPlace, referenc
 
 
 def _ask_adapter(export: ExportUnderWay, aside: Path, place: ModelPlace) -> Measured:
-    """The exported adapter on the run's own base: the same tensors, so that nothing explains a difference.
+    """Return the exported adapter on the run's own base: the same tensors, so that nothing explains a difference.
 
     Raises:
         DeviceError: If memory is too small.

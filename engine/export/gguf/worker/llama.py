@@ -62,7 +62,7 @@ def _load(gguf: str, context: int) -> Any:
 def _answer(
     llama: Any, ids: list[int], count: int, end_ids: frozenset[int], forced: tuple[int, ...] | list[int] = ()
 ) -> tuple[list[int], np.ndarray]:
-    """A greedy answer, or a forced one, with the logits before each of its tokens: (tokens, vocabulary)."""
+    """Return a greedy answer, or a forced one, with the logits before each of its tokens: (tokens, vocabulary)."""
     from llama_cpp import llama_get_logits_ith
 
     llama.reset()

@@ -30,7 +30,7 @@ _LLAMA = "engine.export.gguf.worker.llama"
 
 
 def has_llama_cpp() -> bool:
-    """Whether llama-cpp-python is installed."""
+    """Return whether llama-cpp-python is installed."""
     return importlib.util.find_spec("llama_cpp") is not None
 
 
@@ -151,7 +151,7 @@ def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, lis
 
 
 def _gguf_names(reader: GGUFReader) -> Callable[[str], str | None]:
-    """How llama.cpp calls the tensors of transformers."""
+    """Return how llama.cpp calls the tensors of transformers."""
     field = reader.get_field("general.architecture")
     architecture = field.contents() if field is not None else ""
     known = {text: number for number, text in MODEL_ARCH_NAMES.items()}

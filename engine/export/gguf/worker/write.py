@@ -115,7 +115,7 @@ def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterat
 
 
 def _adds_bos(file: Path) -> bool:
-    """Whether llama.cpp will begin prompts with the begin-of-sequence token.
+    """Return whether llama.cpp will begin prompts with the begin-of-sequence token.
 
     Where the file does not say, it does so for SentencePiece vocabularies. Source: llama.cpp, src/llama-vocab.cpp.
     """
