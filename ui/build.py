@@ -12,7 +12,7 @@ from engine.hardware.device import Device
 from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.fit_table import FitTable
-from ui.components import QUICK, live_html, poll, poll_answer, shown
+from ui.components import QUICK, live_html, poll, poll_answer, visible_if
 from ui.gradio_internals import calm_queue
 from ui.page import Page
 from ui.services import Services
@@ -79,7 +79,7 @@ def build_app(services: Services) -> gr.Blocks:
 
 
 def _show_panel(event: gr.SelectData) -> Any:
-    return shown(str(event.value).lower() in _TABS_WITH_PANEL)
+    return visible_if(str(event.value).lower() in _TABS_WITH_PANEL)
 
 
 def _header(services: Services) -> str:

@@ -39,7 +39,7 @@ HIDDEN: Any = gr.update(visible=False)
 UNCHANGED: dict[Any, Any] = gr.skip()  # of one component, or of all that a handler may change
 
 
-def shown(condition: bool) -> Any:
+def visible_if(condition: bool) -> Any:
     """Return the update that shows a component, or hides it."""
     return gr.update(visible=condition)
 

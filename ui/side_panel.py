@@ -11,7 +11,7 @@ from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import MeasuredStep
 from ui.backend.background import Work
-from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown, shown_as_message
+from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.page import DraftView, Page
 from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
@@ -82,8 +82,8 @@ class SidePanel:
         under_way = work is not None and work.is_under_way
         return {
             self.measured: render_measured_step(work),
-            self.start: shown(draft.estimate is not None and not under_way),
-            self.stop: shown(under_way),
+            self.start: visible_if(draft.estimate is not None and not under_way),
+            self.stop: visible_if(under_way),
             self.timer: gr.Timer(active=under_way),
         }
 

@@ -14,7 +14,7 @@ from engine.memory.compare import MethodNeed, compare_methods
 from engine.memory.device.several_devices import DeviceShare, share_among
 from engine.memory.estimate import Estimator
 from engine.memory.result import Verdict
-from ui.components import QUICK, SLOW, CheckboxGroup, Radio, nothing, pick_list, picked, shown, shown_as_message
+from ui.components import QUICK, SLOW, CheckboxGroup, Radio, nothing, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.form import ALL_LINEAR, EVERY_LAYER, field_of
 from ui.page import Page
@@ -124,7 +124,7 @@ class MethodTab:
                     info="The model's linear layers, without the output head.", elem_id="targets",
                 )  # fmt: skip
                 self._page.form.register("adapter.target_modules", targets)
-        self._page.on_draft(column, lambda draft: shown(_method(draft) in group.methods))
+        self._page.on_draft(column, lambda draft: visible_if(_method(draft) in group.methods))
 
     def wire(self) -> None:
         """Connect the events."""

@@ -7,7 +7,7 @@ import gradio as gr
 from engine.config.model import ModelConfig
 from ui.backend.background import Work
 from ui.backend.tokenizers import key_of
-from ui.components import Updates, live_html, poll, poll_answer, shown
+from ui.components import Updates, live_html, poll, poll_answer, visible_if
 from ui.page import Page
 from ui.views.html import small, work_status
 
@@ -48,12 +48,12 @@ class TokenizerStatus:
             again: Also retry a download that has failed.
         """
         if model is None:
-            return {self.line: "", self.again: shown(False), self.poll: ""}
+            return {self.line: "", self.again: visible_if(False), self.poll: ""}
         work = self._page.services.tokenizers.ask(model, again=again)
         work.ended.wait(_BLINK_SECONDS)
         return {
             self.line: _render(work),
-            self.again: shown(work.error is not None),
+            self.again: visible_if(work.error is not None),
             self.poll: key_of(model) if work.is_under_way else "",
         }
 

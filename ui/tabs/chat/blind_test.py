@@ -28,7 +28,7 @@ from engine.evaluation.blind_test import (
 from ui.backend.held_out import HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
 from ui.backend.streaming import AnswerStream
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, shown
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, visible_if
 from ui.page import Page
 from ui.tabs.chat.choice import ChatChoice, read_sampling
 from ui.tabs.chat.talk import TalkPart
@@ -111,7 +111,7 @@ class BlindTestPart:
 
     def wire(self, talk: TalkPart) -> None:
         """Connect the events; system prompt and sampling are those of the chat."""
-        self.source.input(lambda source: shown(source == OWN), self.source, self.question, **QUICK)
+        self.source.input(lambda source: visible_if(source == OWN), self.source, self.question, **QUICK)
         asked = gr.on(
             [self.next.click, self.question.submit], self.ask,
             [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs],

@@ -15,7 +15,7 @@ from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat
-from ui.components import HIDDEN, QUICK, Dropdown, Updates, shown
+from ui.components import HIDDEN, QUICK, Dropdown, Updates, visible_if
 from ui.form import component_of_field, number_of
 from ui.page import Page
 from ui.views.run_view import run_choices
@@ -119,7 +119,7 @@ class ChatChoice:
             return {
                 self.checkpoint: HIDDEN,
                 self.model: gr.update(visible=True, label=label),
-                self.folder: shown(is_folder),
+                self.folder: visible_if(is_folder),
                 self.against: gr.update(value=NOTHING, visible=False),
             }
         states = self._states(run_id)

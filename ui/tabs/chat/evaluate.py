@@ -19,9 +19,9 @@ from ui.components import (
     Updates,
     pick_list,
     picked,
-    shown,
     shown_as_message,
     shown_in_place,
+    visible_if,
 )
 from ui.form import component_of_field, number_of
 from ui.page import Page
@@ -136,7 +136,7 @@ class EvaluatePart:
             self.start: gr.update(value="Measure again" if result is not None else "Measure", interactive=not working),
             self.stop: gr.update(visible=working, interactive=not (work is not None and work.stopping)),
             self.result: "" if working else NOT_MEASURED,
-            self.answers: shown(pages > 0),
+            self.answers: visible_if(pages > 0),
             self.where: "",
             self.rows: "",
             self.across: render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}"),

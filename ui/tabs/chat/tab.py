@@ -10,7 +10,7 @@ from engine.chat.contract import ChatState, LoadedModel, LoadProgress
 from engine.errors import EngineError
 from ui.backend.held_out import HeldOutPrompts
 from ui.backend.streaming import Done, run_streaming
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, shown, shown_in_place
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, shown_in_place, visible_if
 from ui.gradio_internals import enclosing_tab
 from ui.page import Page
 from ui.tabs.chat.blind_test import BlindTestPart, Judging
@@ -136,8 +136,8 @@ class ChatTab:
             self.seen: now,
             self.load: gr.update(value="Loading …" if loading else "Load", interactive=not loading),
             self.unload: gr.update(value="Stop loading" if loading else "Unload", visible=ready or loading),
-            self.talk.panel: shown(ready),
-            self.blind.panel: shown(len(branches) > 1),
+            self.talk.panel: visible_if(ready),
+            self.blind.panel: visible_if(len(branches) > 1),
             self.blind.absent: self.blind.why_absent(branches),
             **self.blind.keep(judging),
         }
@@ -151,13 +151,13 @@ class ChatTab:
 
     def _switch(self, mode: str) -> Updates:
         """Show the parts of a mode; measuring loads its own copy, and shows nothing of loading."""
-        chatting = shown(mode != MEASURE)
+        chatting = visible_if(mode != MEASURE)
         return {
             self.loading: chatting,
             self.choice.comparing: chatting,
-            self.talk_mode: shown(mode == TALK),
-            self.blind_mode: shown(mode == BLIND_TEST),
-            self.measure_mode: shown(mode == MEASURE),
+            self.talk_mode: visible_if(mode == TALK),
+            self.blind_mode: visible_if(mode == BLIND_TEST),
+            self.measure_mode: visible_if(mode == MEASURE),
         }
 
 

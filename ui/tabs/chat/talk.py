@@ -25,9 +25,9 @@ from ui.components import (
     Updates,
     pick_list,
     picked,
-    shown,
     shown_as_message,
     shown_in_place,
+    visible_if,
 )
 from ui.page import Page, browser_state
 from ui.tabs.chat.choice import ChatChoice, SamplingPart, read_sampling
@@ -215,7 +215,7 @@ class TalkPart:
 
     def _shown(self, turns: list[Turn]) -> Updates:
         """Return a conversation with its buttons."""
-        button = shown(bool(turns))
+        button = visible_if(bool(turns))
         return {self.turns: turns, self.transcript: self._render(turns), self.again: button, self.clear: button}
 
     def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:

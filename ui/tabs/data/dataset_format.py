@@ -10,7 +10,7 @@ from engine.config.dataset import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.formats import FORMATS
 from engine.errors import ConfigError, Problem
-from ui.components import HIDDEN, SLOW, Dropdown, Updates, nothing, pick_list, picked, shown, shown_as_message
+from ui.components import HIDDEN, SLOW, Dropdown, Updates, nothing, pick_list, picked, shown_as_message, visible_if
 from ui.form import field_of
 from ui.page import Page
 from ui.views.html import Column, pick_button, table
@@ -114,7 +114,7 @@ class DatasetFormat:
         boxes += [HIDDEN] * (_MOST_ROLES - len(boxes))
         return {
             self.column: gr.update(visible=True),
-            self.mapping: shown(mapping),
+            self.mapping: visible_if(mapping),
             **dict(zip(self.roles, boxes, strict=True)),
             self.seen: {"format": format_, "columns": names},
         }

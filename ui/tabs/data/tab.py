@@ -10,7 +10,18 @@ from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from ui.backend.background import explained, stamp
 from ui.backend.dataset_checks import CheckQuestion, RunningCheck, question_of
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown, shown_as_message
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    nothing,
+    pick_list,
+    picked,
+    shown_as_message,
+    visible_if,
+)
 from ui.page import Page
 from ui.tabs.data.dataset_format import DatasetFormat
 from ui.tabs.data.row_viewer import RowViewer
@@ -226,7 +237,7 @@ class DataTab:
             self.lengths: lengths,
             self.rows.list: listed,
             self.rows.listing: gr.update(choices=choices, value=chosen),
-            self.stop: shown(check.is_under_way),
+            self.stop: visible_if(check.is_under_way),
             self.read: gr.update(value=again, visible=check.waits or check.error is not None),
             self.timer: gr.Timer(active=check.is_under_way),
             self._seen: _stamp_of(check),

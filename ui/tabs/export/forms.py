@@ -10,7 +10,7 @@ from engine.config.export import ExportConfig
 from engine.config.push import PushConfig
 from engine.config.run import RunConfig
 from engine.export.kinds import KINDS
-from ui.components import Updates, shown
+from ui.components import Updates, visible_if
 from ui.form import component_of_field
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
@@ -92,7 +92,7 @@ class ExportForms:
             self.hub: form == HUB,
             self.verify: kind is not None or form == HUB,
         }
-        return {self.about: about, **{panel: shown(one and not reason) for panel, one in visible.items()}}
+        return {self.about: about, **{panel: visible_if(one and not reason) for panel, one in visible.items()}}
 
     @staticmethod
     def read(form: str, values: Sequence[Any]) -> Wanted:

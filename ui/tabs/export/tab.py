@@ -26,9 +26,9 @@ from ui.components import (
     nothing,
     pick_list,
     picked,
-    shown,
     shown_as_message,
     shown_in_place,
+    visible_if,
 )
 from ui.gradio_internals import enclosing_tab
 from ui.page import Page
@@ -141,8 +141,8 @@ class ExportTab:
         checkpoint = {self.checkpoint: self._checkpoints(proposed)} if proposed is not None else {}
         return {
             self.run: gr.update(choices=choices, value=proposed),
-            self.empty: shown(not ids),
-            self.whole: shown(bool(ids)),
+            self.empty: visible_if(not ids),
+            self.whole: visible_if(bool(ids)),
             **checkpoint,
         }
 
@@ -182,8 +182,8 @@ class ExportTab:
         return {
             **self.forms.updates(form, reason),
             **text,
-            self.text.panel: shown(is_text),
-            self.buttons: shown(not is_text and not reason),
+            self.text.panel: visible_if(is_text),
+            self.buttons: visible_if(not is_text and not reason),
             self.start: gr.update(value="Push" if form == HUB else "Export"),
         }
 
@@ -225,7 +225,7 @@ class ExportTab:
             self.start: gr.update(interactive=not working),
             self.stop: gr.update(visible=working, interactive=not (work is not None and work.stopping)),
             self.result: "",
-            self.archive.panel: shown(shows_result and folder is not None),
+            self.archive.panel: visible_if(shows_result and folder is not None),
             self.archive.download: HIDDEN,
             self.use: self._use(observed, record, folder) if shows_result else "",
             self.before: render_records(records, number) if visible else "",

@@ -19,8 +19,8 @@ from ui.components import (
     Confirmation,
     Updates,
     render_question,
-    shown,
     shown_as_message,
+    visible_if,
 )
 from ui.page import Page
 from ui.tabs.train.follow import FollowPart
@@ -148,8 +148,8 @@ class OneRunPart:
         return {
             self.details: facts,
             self.record: record,
-            self.continuing: shown(can_continue),
-            self.delete: shown(can_delete),
+            self.continuing: visible_if(can_continue),
+            self.delete: visible_if(can_delete),
             self.confirm.panel: UNCHANGED if can_delete else HIDDEN,
         }
 

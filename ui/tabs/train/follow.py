@@ -29,8 +29,8 @@ from ui.components import (
     poll,
     poll_answer,
     render_question,
-    shown,
     shown_as_message,
+    visible_if,
 )
 from ui.page import Page
 from ui.views.html import error_box
@@ -290,13 +290,13 @@ class FollowPart:
                 visible=state in ("queued", "submitted", "starting", "running") and not asked,
                 value="Remove from queue" if state == "queued" else "Stop and save",
             ),
-            self.cancel: shown(state in LIVE_STATES and not observed.cancel_requested),
+            self.cancel: visible_if(state in LIVE_STATES and not observed.cancel_requested),
             self.resume: gr.update(
                 visible=state in ("stopped", "failed", "interrupted") and not observed.resume_requested,
                 value=f"Resume from step {resumable:,}" if resumable else "Restart",
             ),
-            self.anyway: shown(observed.waits_for_memory and not asked),
-            self.chat: shown(observed.can_chat),
+            self.anyway: visible_if(observed.waits_for_memory and not asked),
+            self.chat: visible_if(observed.can_chat),
         }
         if log_open:
             updates[self.log] = render_log(log_tail(observed.run.folder.log))

@@ -20,9 +20,9 @@ from ui.components import (
     nothing,
     pick_list,
     picked,
-    shown,
     shown_as_message,
     shown_in_place,
+    visible_if,
 )
 from ui.draft import Draft
 from ui.form import section_fields
@@ -146,8 +146,8 @@ class TrainTab:
         return {self.view: FOLLOW, self.start.goes_to: "", **tabs}
 
     def _switch(self, view: str) -> Updates:
-        follows = shown(view == FOLLOW)
-        return {self.setup: shown(view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
+        follows = visible_if(view == FOLLOW)
+        return {self.setup: visible_if(view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
         preset = find_preset(picked(event))
