@@ -58,22 +58,22 @@ class ChatWorker:
         asked = LoadRequest.model_validate(params)
         plan, self._device = asked.plan, asked.device
 
-        def tell(phase: LoadPhase, message: str, fraction: float | None = None) -> None:
+        def report(phase: LoadPhase, message: str, fraction: float | None = None) -> None:
             progress = LoadProgress(phase=phase, message=message, fraction=fraction)
             request.progress(progress.model_dump(mode="json"))
 
-        def tell_fetching(progress: ModelProgress) -> None:
+        def report_fetching(progress: ModelProgress) -> None:
             done, total = progress.done_bytes, progress.total_bytes
-            tell("fetching", progress.message, done / total if done is not None and total else None)
+            report("fetching", progress.message, done / total if done is not None and total else None)
 
         if self._loaded is not None and self._loaded.weights.plan.model == plan.model:
             weights = self._loaded.weights
-            weights.exchange(plan, lambda message: tell("loading_adapter", message))
+            weights.exchange(plan, lambda message: report("loading_adapter", message))
         else:
-            source = resolve_model(plan.model, self._home, tell_fetching)
+            source = resolve_model(plan.model, self._home, report_fetching)
             give_up_access(Access.HUB)
             place = ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(plan.model, asked.device))
-            weights = Weights(plan, place, lambda message: tell("loading_model", message))
+            weights = Weights(plan, place, lambda message: report("loading_model", message))
         folders = [trained.folder for trained in plan.trained.values()]
         tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
         model = next(weights.holders()).model
@@ -82,7 +82,7 @@ class ChatWorker:
         branches: tuple[Branch, ...] = (*plan.trained,) or ("base",)
         for branch in branches:
             _warm_up(weights.branch(branch), weights.place)
-        tell("ready", f"{weights.place.name} is ready.", 1.0)
+        report("ready", f"{weights.place.name} is ready.", 1.0)
         return self._describe(plan, time.perf_counter() - started).model_dump(mode="json")
 
     def generate(self, params: JsonObject, request: Request) -> Steps:

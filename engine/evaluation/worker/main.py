@@ -144,7 +144,7 @@ class _Evaluation:
     weights: Weights
     tokenizer: TalkingTokenizer
 
-    def tell(self, message: str, fraction: float | None = None) -> None:
+    def report(self, message: str, fraction: float | None = None) -> None:
         """Report, and end here if the person has stopped it."""
         self.end_if_stopped()
         self.request.progress(EvaluationProgress(message=message, fraction=fraction).model_dump(mode="json"))
@@ -235,7 +235,7 @@ def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> di
         for branch in branches:
             evaluation.end_if_stopped()
             summed[branch] += evaluation.weights.branch(branch).summed_loss(row.input_ids, row.labels)
-        evaluation.tell(f"Measuring the loss, row {number:,} of {len(rows):,}.", number / len(rows))
+        evaluation.report(f"Measuring the loss, row {number:,} of {len(rows):,}.", number / len(rows))
     return {branch: BranchLoss.of(total / tokens, tokens) for branch, total in summed.items()}
 
 
@@ -250,7 +250,7 @@ def _answer(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> list[Answe
         if answers:
             prompt = evaluation.tokenizer.decode(part.prompt_ids)
             answered.append(AnsweredRow(row=row.row, prompt=prompt, reference=reference, answers=answers))
-        evaluation.tell(f"Answering, row {number:,} of {len(chosen):,}.", number / len(chosen))
+        evaluation.report(f"Answering, row {number:,} of {len(chosen):,}.", number / len(chosen))
     return answered
 
 

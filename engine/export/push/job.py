@@ -160,13 +160,13 @@ class PushJob:
             ),
         )
 
-        def tell(progress: ExportProgress) -> None:
+        def report(progress: ExportProgress) -> None:
             on_progress(PushProgress(phase="preparing", message=progress.message, fraction=progress.fraction))
 
         self._export = self._make_export(self._home, request)
         if self._stopped.is_set():
             raise CancelledRequestError()
-        result = self._export.run(tell)
+        result = self._export.run(report)
         if result.verified is not None and not result.verified.passed:
             shutil.rmtree(place, ignore_errors=True)
             raise RunError(

@@ -43,14 +43,14 @@ class HubPush:
 
     Args:
         api: huggingface_hub's, with the token in it.
-        tell: Gets how far it is.
+        report: Gets how far it is.
         traffic: Counts what goes over the line.
         patience: How often the Hub is asked again when it does not serve.
         sleep: Waits for so many seconds; may raise where the push was stopped.
     """
 
     api: HfApi
-    tell: Callable[[PushProgress], None]
+    report: Callable[[PushProgress], None]
     traffic: Traffic = field(default_factory=Traffic)
     patience: Patience = PATIENCE
     sleep: Callable[[float], None] = time.sleep
@@ -135,7 +135,7 @@ class HubPush:
         for addition in additions:
             size, name = addition.upload_info.size, addition.path_in_repo
             message = f"Uploading {name}, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB are there."
-            self.tell(PushProgress(phase="uploading", message=message, fraction=done / total))
+            self.report(PushProgress(phase="uploading", message=message, fraction=done / total))
             uploads_natively = is_xet_available() and name.endswith(".safetensors")
             known = there.checksums.get(name) if uploads_natively else None
             if known is not None and known == addition.upload_info.sha256.hex():
@@ -157,7 +157,7 @@ class HubPush:
         An answer may get lost after the commit was made. Each attempt therefore looks at the repository again: what is
         there already is not a change, and without a change the newest commit is the answer.
         """
-        self.tell(PushProgress(phase="committing", message=f"Committing to {order.repository}."))
+        self.report(PushProgress(phase="committing", message=f"Committing to {order.repository}."))
         kept = {addition.path_in_repo for addition in additions}
         known = iter([additions])  # what the Hub said of the files holds for the first attempt only
 
@@ -219,7 +219,7 @@ class HubPush:
         return persist(
             explained,
             self.patience,
-            lambda message: self.tell(PushProgress(phase=phase, message=message)),
+            lambda message: self.report(PushProgress(phase=phase, message=message)),
             self.sleep,
         )
 
@@ -257,7 +257,7 @@ def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, pri
         found = sorted(name for name in there.sizes if other.holds_weights(name)) if other is not pushed else []
         if found:
             raise PushError(
-                f"{repository} already holds {other.noun} ({found[0]}); with {pushed.noun} added, loaders could not tell "
-                "which is meant.",
+                f"{repository} already holds {other.noun} ({found[0]}); with {pushed.noun} added, it would be unclear "
+                "which one to load.",
                 "Choose another repository, or another branch.",
             )

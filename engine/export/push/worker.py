@@ -51,7 +51,7 @@ class PushWorker:
 
 @contextmanager
 def _pushing(request: Request) -> Iterator[HubPush]:
-    def tell(progress: PushProgress) -> None:
+    def report(progress: PushProgress) -> None:
         if request.is_cancelled():
             raise CancelledRequestError()
         request.progress(progress.model_dump(mode="json"))
@@ -64,7 +64,7 @@ def _pushing(request: Request) -> Iterator[HubPush]:
             time.sleep(min(_LOOK_SECONDS, left))
 
     with hub_client() as traffic:
-        yield HubPush(HfApi(token=_token()), tell, traffic, sleep=sleep)
+        yield HubPush(HfApi(token=_token()), report, traffic, sleep=sleep)
 
 
 def _token() -> str:

@@ -30,13 +30,13 @@ class ExportWorker:
         """Fill the folder and verify what is in it."""
         order = ExportOrder.model_validate(params)
 
-        def tell_fetching(progress: ModelProgress) -> None:
+        def report_fetching(progress: ModelProgress) -> None:
             done, total = progress.done_bytes, progress.total_bytes
             fraction = done / total if done is not None and total else None
             fetching = ExportProgress(phase="fetching", message=progress.message, fraction=fraction)
             request.progress(fetching.model_dump(mode="json"))
 
-        source = resolve_model(order.plan.model, self._home, tell_fetching)
+        source = resolve_model(order.plan.model, self._home, report_fetching)
         give_up_access(Access.HUB)
         export = ExportUnderWay(order, source, request, self._home.server)
         notes: list[str] = []
@@ -46,7 +46,7 @@ class ExportWorker:
             require_space(aside, writer.needed_bytes(export))
             verified = writer.write(export, aside, notes)
             (aside / "README.md").write_text(_card(export), encoding="utf-8")
-            export.tell("ready", "Putting the folder in its place.", 1.0)
+            export.report("ready", "Putting the folder in its place.", 1.0)
             to_disk(aside)
         except OSError as error:
             raise StorageError(

@@ -56,7 +56,7 @@ class ExportUnderWay:
         order = self.order.model_copy(update={"settings": settings.model_copy(update={"dtype": dtype})})
         return replace(self, order=order)
 
-    def tell(self, phase: ExportPhase, message: str, fraction: float | None = None) -> None:
+    def report(self, phase: ExportPhase, message: str, fraction: float | None = None) -> None:
         """Report, and end here if the person has stopped it."""
         if self.request.is_cancelled():
             raise CancelledRequestError()
@@ -82,7 +82,7 @@ def write_adapter(export: ExportUnderWay, aside: Path) -> torch.dtype:
     Returns:
         The precision of what was written.
     """
-    export.tell("writing", "Copying the adapter.")
+    export.report("writing", "Copying the adapter.")
     source = export.trained.folder
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copyfile(source / name, aside / name)
@@ -155,7 +155,7 @@ def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtyp
     def count(written_bytes: int) -> None:
         nonlocal done
         done += written_bytes
-        export.tell("writing", f"Writing merged weights, {done / 1e9:.1f} of {total / 1e9:.1f} GB.", done / total)
+        export.report("writing", f"Writing merged weights, {done / 1e9:.1f} of {total / 1e9:.1f} GB.", done / total)
 
     limit = int(export.order.settings.max_shard_gb * 1e9)
     ShardWriter(aside, limit, count).write(plans, merge.read)
@@ -166,7 +166,7 @@ def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> Non
     """PEFT's own merge, for adapters whose tensors do not match those of the files one to one."""
     from peft import PeftConfig, PeftModel
 
-    export.tell("writing", "Merging with the whole model in memory.")
+    export.report("writing", "Merging with the whole model in memory.")
     place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
     model = load_model(place, ModelConfig(id=export.source.name))
     untie(model)  # else what is merged into an embedding would change the output head too

@@ -82,7 +82,7 @@ def record_run(export: ExportUnderWay, place: ModelPlace, *written: torch.dtype)
 
 def _record(export: ExportUnderWay, place: ModelPlace, written: tuple[torch.dtype, ...]) -> RunReference:
     plan = LoadPlan(model=_unquantized(export), tuned=export.trained)
-    live = Weights(plan, place, lambda message: export.tell("verifying", message))
+    live = Weights(plan, place, lambda message: export.report("verifying", message))
     reference = Reference(
         live, export.trained.folder, lambda share: _report_comparing(export, _RECORDING_SHARE * share)
     )
@@ -97,9 +97,9 @@ def _ask_merged(export: ExportUnderWay, aside: Path, place: ModelPlace, referenc
     Raises:
         DeviceError: If memory is too small.
     """
-    export.tell("verifying", "Loading what was written.")
+    export.report("verifying", "Loading what was written.")
     again = load_model(ModelPlace(aside, "the merged model", place.device, place.dtype), _unquantized(export))
-    measured = reference.compare(BranchWeights(AdaptedBase(again, "the merged model")), _tell_rest(export))
+    measured = reference.compare(BranchWeights(AdaptedBase(again, "the merged model")), _report_rest(export))
     del again
     gc.collect()
     return measured
@@ -113,19 +113,19 @@ def _ask_adapter(export: ExportUnderWay, aside: Path, place: ModelPlace) -> Meas
     """
     again = export.trained.model_copy(update={"folder": aside, "name": "the exported adapter"})
     plan = LoadPlan(model=export.order.plan.model, tuned=export.trained, second=again)
-    live = Weights(plan, place, lambda message: export.tell("verifying", message))
+    live = Weights(plan, place, lambda message: export.report("verifying", message))
     reference = Reference(
         live, export.trained.folder, lambda share: _report_comparing(export, _RECORDING_SHARE * share)
     )
-    return reference.compare(live.branch("second"), _tell_rest(export))
+    return reference.compare(live.branch("second"), _report_rest(export))
 
 
 def _report_comparing(export: ExportUnderWay, share: float) -> None:
     """Report how far the comparison has come, from 0 to 1."""
-    export.tell("verifying", "Comparing answers.", share)
+    export.report("verifying", "Comparing answers.", share)
 
 
-def _tell_rest(export: ExportUnderWay) -> OnAnswer:
+def _report_rest(export: ExportUnderWay) -> OnAnswer:
     return lambda share: _report_comparing(export, _RECORDING_SHARE + (1 - _RECORDING_SHARE) * share)
 
 
@@ -190,7 +190,7 @@ class _GgufWriter:
         if export.order.settings.verify and has_llama_cpp():
             verified = _verify_gguf(export, written, notes)
         elif export.order.settings.verify:
-            export.tell("verifying", "Comparing the file with the merged model.")
+            export.report("verifying", "Comparing the file with the merged model.")
             notes.append(look_into(written))
         finish(export, written)
         return verified

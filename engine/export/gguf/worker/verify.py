@@ -44,14 +44,16 @@ class AskedLlama(NamedTuple):
     roundings: float  # so many times the effect of rounding the weights is explained
 
 
-def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, tell: Callable[[float], None]) -> AskedLlama:
+def ask_llama(
+    written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]
+) -> AskedLlama:
     """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
 
     Args:
         written: The file.
         reference: The run's answers.
         log_file: Takes llama.cpp's messages.
-        tell: Gets the share of prompts that were asked; may raise to end it.
+        report: Gets the share of prompts that were asked; may raise to end it.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.
@@ -75,7 +77,7 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, tell: 
     }
     process = JsonLinesProcess(_LLAMA, log_file=log_file, restarts=False)
     try:
-        answer = process.call("answer", params, on_progress=lambda told: tell(told["fraction"]))
+        answer = process.call("answer", params, on_progress=lambda told: report(told["fraction"]))
         logits = torch.from_numpy(np.load(logits_file, allow_pickle=False))
     finally:
         process.close(timeout_seconds=0.5)

@@ -63,12 +63,12 @@ def write_gguf(export: ExportUnderWay, aside: Path, notes: list[str]) -> Written
     file = aside / f"{_file_stem(order.name)}-{gguf_type}.gguf"
     expected = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
 
-    def tell(done_bytes: int) -> None:
+    def report(done_bytes: int) -> None:
         message = f"Writing {gguf_type} GGUF, {done_bytes / 1e9:.1f} GB so far."
-        export.tell("writing", message, min(1.0, done_bytes / max(1, expected)))
+        export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
 
     with _prepared_for_llama_cpp(merged, tokenizer):
-        convert(converter, merged, file, gguf_type, tell)
+        convert(converter, merged, file, gguf_type, report)
     adds_bos = _adds_bos(file)
     system = common_system_prompt(RunFolder(order.run).read_config().dataset) if order.run is not None else None
     notes.append(write_modelfile(file, _file_stem(order.name).lower(), tokenizer, adds_bos=adds_bos, system=system))
