@@ -69,7 +69,7 @@ class Messages(TurnLists):
         for names in _USUAL_NAMES:
             name = next((table.names[name] for name in names if name in table.names), "")
             if _first_turns(name, table) is None and any(begins_like_turns(row.get(name)) for row in table.rows):
-                # Text that only looks like JSON is not text to learn: each row then reports what is wrong with it.
+                # Text that only looks like JSON is not plain text: each row then reports what is wrong with it.
                 reason = f"a list {name} that is not valid JSON"
                 found.append(Detection(self.name, reason, {"messages": name}, sure=False, evidence=Evidence.TURNS))
         return found

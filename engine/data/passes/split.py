@@ -84,7 +84,7 @@ def draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) 
         return nothing
     chosen = []
     room = wanted
-    for value, size in zip(values[:-1], sizes[:-1], strict=True):  # the last one stays: something must be left to learn
+    for value, size in zip(values[:-1], sizes[:-1], strict=True):  # the last one stays: one must be left to train on
         if size <= room:
             chosen.append(value)
             room -= size

@@ -323,7 +323,7 @@ def _rewritten(
 
 
 def _joined(group: list[Message]) -> Message:
-    """Return turns of one role as one; what is not to be learned is not, nor what has become one turn with it."""
+    """Return turns of one role as one turn, which is trained only if all of them are."""
     if len(group) == 1:
         return group[0]
     content = "\n\n".join(message.content for message in group)

@@ -134,12 +134,12 @@ def _settle_eos(tokenizer: ChatTokenizer, notes: list[str]) -> None:
 
 def _settle_pad(tokenizer: ChatTokenizer, notes: list[str]) -> None:
     """Give padding a token that no answer must end with."""
-    learnt = {tokenizer.eos_token_id, *stop_token_ids(tokenizer)}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in learnt:
+    answer_ends = {tokenizer.eos_token_id, *stop_token_ids(tokenizer)}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in answer_ends:
         return
     vocabulary = tokenizer.get_vocab()
     for candidate in _PAD_CANDIDATES:
-        if candidate in vocabulary and vocabulary[candidate] not in learnt:
+        if candidate in vocabulary and vocabulary[candidate] not in answer_ends:
             tokenizer.pad_token = candidate
             notes.append(f"Padding uses the token {candidate}, because the tokenizer has none that is free for it.")
             return

@@ -30,7 +30,7 @@ def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"The tokenizer of {source.name} does not report which characters its tokens come from.",
-            "Choose a model with a tokenizer.json; without it, what is learned could not be marked exactly.",
+            "Choose a model with a tokenizer.json; without it, trained tokens cannot be marked exactly.",
         )
     with rendering_confined(0):
         return tokenizer, freeze_template(tokenizer)
