@@ -202,5 +202,5 @@ def test_biases_beside_quantized_weights_are_refused_with_the_reason(bias):
     problems = problems_of(f"adapter.bias={bias}", "model.quantization=nf4")
 
     assert set(problems) == {"adapter.bias"}
-    assert "rounds the biases beside nf4 weights to 16 bits" in problems["adapter.bias"]
+    assert "rounds the biases of layers with nf4 weights to 16 bits" in problems["adapter.bias"]
     config_from_mapping(with_overrides(MINIMAL, (f"adapter.bias={bias}",)))
