@@ -57,6 +57,10 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
                 )
             ]
         )
+    for module in modules:
+        problem = adapter.traits.layer_problem(adapter, module.in_features, module.out_features)
+        if problem is not None:
+            raise ConfigError([Problem(*problem)])
     return AdapterTargets(modules, saved)
 
 

@@ -31,3 +31,24 @@ def test_a_name_that_matches_nothing_is_refused_with_what_exists():
     assert problem.field == "adapter.modules_to_save"
     assert problem.message.startswith("lm_haed matches no module; this model's are ")
     assert "lm_head" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "words"),
+    [
+        ({"r": 100}, "adapter.r", "100 is more than the 64 inputs of a layer"),
+        ({"r": 24, "init_weights": "bat"}, "adapter.r", "24 does not divide the 64 inputs of a layer"),
+        (
+            {"r": 8, "init_weights": "mini", "mini_r": 7},
+            "adapter.mini_r",
+            "7 does not divide the 64 outputs of a layer",
+        ),
+    ],
+)
+def test_sizes_that_peft_would_refuse_are_refused_before_a_start(settings, field, words):
+    with pytest.raises(ConfigError) as caught:
+        find_targets(SHAPE, AdapterConfig(method="miss", **settings))
+
+    (problem,) = caught.value.problems
+    assert problem.field == field
+    assert problem.message.startswith(words)

@@ -150,6 +150,11 @@ class PeftMethod:
         """Return how many learned embeddings come before those of every sequence."""
         return self.count_virtual_tokens(adapter) if self.virtual_tokens == "inputs" else 0
 
+    def layer_problem(self, adapter: AdapterConfig, in_features: int, out_features: int) -> tuple[str, str] | None:
+        """Return setting and reason where PEFT cannot adapt a layer of this size, or None."""
+        del adapter, in_features, out_features
+        return None
+
     def has_dropout(self, adapter: AdapterConfig) -> bool:
         """Return whether training draws random numbers in the adapter."""
         return any(getattr(adapter, name) for name in self.fields if name.endswith("dropout"))

@@ -57,10 +57,30 @@ class Miss(PeftMethod):
         variant = ("Variant", adapter.init_weights)
         return [("Rank", f"{adapter.r}"), variant, *super().card_rows(adapter)]
 
+    def layer_problem(self, adapter: AdapterConfig, in_features: int, out_features: int) -> tuple[str, str] | None:
+        """Return what `MissLayer.update_layer` would refuse."""
+        if adapter.r > in_features:
+            return "adapter.r", f"{adapter.r} is more than the {in_features:,} inputs of a layer; lower it."
+        if adapter.init_weights == "bat":
+            inputs = _divides("r", adapter.r, in_features, "inputs")
+            return inputs or _divides("r", adapter.r, out_features, "outputs")
+        if adapter.init_weights == "mini":
+            return _divides("mini_r", adapter.mini_r, out_features, "outputs")
+        return None
+
     def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the arguments of `MissConfig`, which calls its standard variant True."""
         arguments = super().peft_arguments(adapter)
         return arguments | ({"init_weights": True} if adapter.init_weights == "balance" else {})
+
+
+def _divides(name: str, value: int, features: int, kind: str) -> tuple[str, str] | None:
+    if features % value == 0:
+        return None
+    return (
+        f"adapter.{name}",
+        f"{value} does not divide the {features:,} {kind} of a layer; choose a divisor, such as 8.",
+    )
 
 
 def _bat_on_quantized(config: RunConfig) -> str | None:
