@@ -11,7 +11,7 @@ from ui.backend.background import Cache, stamp
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
 
 _NEWEST_RUNS = 300
-_REMEMBERED = 1000
+_REMEMBERED = 400
 
 
 class MeasuredRun(NamedTuple):

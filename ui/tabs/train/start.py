@@ -1,6 +1,7 @@
 """The start on the Train tab: one run, or a sweep over learning rates and ranks, queued once however often it is sent."""
 
 import hashlib
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from html import escape
@@ -34,6 +35,7 @@ class StartPart:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._starts: BackgroundWork[Sequence[Run]] = BackgroundWork()
+        self._lock = threading.Lock()  # two pages may send one start at once
         self.problems = gr.HTML(elem_id="start-problems")
         with gr.Row(elem_id="start-row"):
             self.start = gr.Button(
@@ -103,9 +105,10 @@ class StartPart:
         return self._begin(key, lambda report: launcher.start_all(configs, key, copied_from=origin, on_progress=report))
 
     def _begin(self, key: str, start: Starting) -> Updates:
-        work = self._starts.find(key)
-        if work is None or work.error is not None:
-            work = self._starts.start(key, "A start", FunctionJob(start))
+        with self._lock:
+            work = self._starts.find(key)
+            if work is None or (work.error is not None and not work.is_under_way):
+                work = self._starts.start(key, "A start", FunctionJob(start))
         return self._progress(key, work)
 
     def _origin(self, copied_from: str) -> str | None:
