@@ -12,7 +12,7 @@ from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.weights import BranchWeights
 from engine.config.sampling import SamplingConfig
 from engine.errors import ModelError
-from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+from tests.chat.tiny_adapters import lora, make_adapter, p_tuning, prefix_tuning, prompt_tuning
 
 PROMPT = tuple(range(4, 40))
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=24)
@@ -123,6 +123,37 @@ def test_prefix_tuning_answers_as_it_was_trained(tiny_model_folder, prefix_folde
 
     assert tokens_of(Answer("tuned", BranchWeights(holder, adapter), rules(), tokenizer)) == expected
     assert tokens_of(Answer("base", BranchWeights(holder), rules(), tokenizer)) != expected
+
+
+VIRTUAL_INPUTS = {"prompt_tuning": prompt_tuning(), "p_tuning": p_tuning()}
+
+
+@pytest.mark.parametrize("method", VIRTUAL_INPUTS)
+def test_virtual_tokens_among_the_inputs_answer_as_pefts_generate(
+    tiny_model_folder, lora_folder, tokenizer, tmp_path, method
+):
+    folder = make_adapter(tiny_model_folder, tmp_path / "virtual", VIRTUAL_INPUTS[method])
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_folder), folder).eval()
+    expected = generate(peft, do_sample=False, max_new_tokens=24)
+    ids, labels = torch.tensor([PROMPT]), [-100, *PROMPT[1:]]
+    with torch.inference_mode():
+        outputs = peft(input_ids=ids, labels=torch.tensor([labels]))
+    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
+    other = holder.attach(PlannedWeights(folder=lora_folder, name="lora", method="lora"), "second")
+    adapter = holder.attach(PlannedWeights(folder=folder, name="virtual", method=method), "tuned")
+    tuned = BranchWeights(holder, adapter)
+
+    for active in (None, other):  # whichever branch had the last turn
+        holder.switch_to(active)
+        assert tokens_of(Answer("tuned", tuned, rules(), tokenizer)) == expected
+        holder.switch_to(active)
+        with torch.inference_mode():
+            logits = tuned.next_logits(ids, tuned.new_cache())
+        torch.testing.assert_close(logits, outputs.logits[:, -1], atol=1e-4, rtol=1e-4)
+    with torch.inference_mode():
+        losses = [branch.summed_loss(PROMPT, labels) for branch in (tuned, BranchWeights(holder))]
+    assert losses[0] == pytest.approx(float(outputs.loss) * (len(PROMPT) - 1), rel=1e-5)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-3)
 
 
 def test_answers_that_take_turns_are_the_same_as_alone(both, tokenizer):

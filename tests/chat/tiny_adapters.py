@@ -48,3 +48,17 @@ def prefix_tuning(num_virtual_tokens: int = 5):
     from peft import PrefixTuningConfig
 
     return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
+
+
+def prompt_tuning():
+    """A prompt tuning configuration."""
+    from peft import PromptTuningConfig
+
+    return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=30)
+
+
+def p_tuning():
+    """A p-tuning configuration."""
+    from peft import PromptEncoderConfig
+
+    return PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=30, encoder_hidden_size=32)

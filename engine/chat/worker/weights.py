@@ -101,6 +101,7 @@ class BranchWeights:
 
         None for the few architectures that keep their state in another way; they read everything again for each token.
         """
+        self.holder.switch_to(self.adapter)
         prompt: Any = None
         if self.adapter is not None and self.adapter.is_prefix:
             prompt = self.adapter.peft.get_prompt(batch_size=1, max_cache_len=-1)
