@@ -103,6 +103,8 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
         _train_in_float32(model)
         return model
     try:
+        if config.adapter.traits.virtual_tokens == "inputs":
+            _require_equal_widths(model)
         adapted = get_peft_model(
             model, method_trainer(config.adapter.method).peft_config(model, config.adapter, source)
         )
@@ -113,6 +115,16 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
         method_trainer(config.adapter.method).publish(settings, source)
     _train_in_float32(adapted)
     return adapted
+
+
+def _require_equal_widths(model: Any) -> None:
+    """Refuse a model that projects its embeddings: PEFT makes virtual tokens as wide as the layers."""
+    width, hidden = model.get_input_embeddings().weight.shape[-1], model.config.get_text_config().hidden_size
+    if width != hidden:
+        raise ValueError(
+            f"its embeddings have {width:,} features and its layers {hidden:,}, and virtual tokens need the same of both; "
+            "use LoRA."
+        )
 
 
 def _train_in_float32(model: torch.nn.Module) -> None:

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from engine.config.adapter import AdapterConfig
+from engine.errors import ConfigError
 from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource
 from engine.training.assembly import assemble
@@ -52,6 +53,15 @@ def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_p
 
     assert ours.losses == pytest.approx(pefts.losses, rel=2e-3)
     assert ours.losses[-1] != ours.losses[0]
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning"])
+def test_virtual_tokens_are_refused_where_embeddings_are_projected(method, tmp_path):
+    folder = make_tiny_model(tmp_path / "opt", model_type="opt", ffn_dim=128, word_embed_proj_dim=32)
+    config = make_config(folder, adapter={"method": method})
+
+    with pytest.raises(ConfigError, match=r"its embeddings have 32 features and its layers 64, .* use LoRA"):
+        make_training(config, make_rows(4), tmp_path / "run")
 
 
 MOE = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64}
