@@ -79,7 +79,8 @@ class PTuning(PeftMethod):
 def _encoder_is_not_saved(config: RunConfig) -> str | None:
     if isinstance(config.adapter.traits, PTuning) and config.adapter.warm_start is not None:
         return (
-            "a p-tuning adapter holds the virtual tokens without their encoder; use prompt tuning to continue from it."
+            "a p-tuning adapter holds the virtual tokens without their encoder, so it cannot be trained further; leave it "
+            "empty, or resume the run that trained it."
         )
     return None
 
