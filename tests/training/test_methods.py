@@ -41,6 +41,25 @@ SETTINGS: dict[str, dict[str, object]] = {
     "prompt_tuning": {"num_virtual_tokens": 5, "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "The rank"},
     "p_tuning": {"num_virtual_tokens": 5, "encoder_hidden_size": 32},
 }
+VARIANTS = [
+    ("adalora", {"init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 2, "deltaT": 2}),
+    ("lokr", {"r": 2, "decompose_factor": 4}),
+    ("oft", {"oft_block_size": 8, "coft": True, "eps": 0.01}),
+    ("oft", {"oft_block_size": 8, "block_share": True, "use_cayley_neumann": False}),
+    ("vera", {"r": 8, "save_projection": False}),
+    ("miss", {"r": 8, "init_weights": "bat"}),
+    ("miss", {"r": 8, "init_weights": "mini", "mini_r": 4}),
+    ("prompt_tuning", {"num_virtual_tokens": 5, "prompt_tuning_init": "SAMPLE_VOCAB"}),
+    (
+        "p_tuning",
+        {
+            "num_virtual_tokens": 5,
+            "encoder_hidden_size": 16,
+            "encoder_reparameterization_type": "LSTM",
+            "encoder_dropout": 0.1,
+        },
+    ),
+]
 
 
 def config_of(folder, method, **training):
@@ -58,7 +77,7 @@ def train(folder, method, output, *, save_at=None, resume_from=None, **training)
     def save():
         trainer = trained[0].trainer
         if save_at and trainer.state.global_step == save_at:
-            output.mkdir(exist_ok=True)
+            output.mkdir(parents=True, exist_ok=True)
             trainer.write_state(output, [random_state()])
 
     callback = RunCallback(config.training, False, lambda: False, lambda: None)
@@ -89,6 +108,18 @@ def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, tiny_
     assert again.losses == whole.losses[SAVED_AT:]
     for name, weight in again.weights().items():
         assert torch.equal(weight, whole.weights()[name]), name
+
+
+@pytest.mark.parametrize(("method", "settings"), VARIANTS)
+@pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")
+def test_a_variant_of_a_method_resumes_loads_and_is_counted_too(
+    method, settings, tiny_model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(SETTINGS, method, settings)
+
+    test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, tiny_model_folder, tmp_path / "resumed")
+    test_a_saved_adapter_computes_the_same_with_plain_peft(method, tiny_model_folder, tmp_path / "saved")
+    test_the_estimate_counts_the_parameters_that_peft_counts(method, tiny_model_folder, tmp_path / "counted")
 
 
 def test_a_saved_adapter_computes_the_same_with_plain_peft(method, tiny_model_folder, tmp_path):

@@ -1,5 +1,7 @@
 """P-tuning in training: an adapter holds what the prompt encoder computes, so that a checkpoint must keep the encoder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from engine.training.methods.base import MethodTrainer
@@ -9,6 +11,17 @@ _ADAPTER = "default"
 
 class PTuningTrainer(MethodTrainer):
     """PEFT's adapter whose encoder survives a resume."""
+
+    @contextmanager
+    def saving(self, model: Any) -> Iterator[None]:
+        """Save what the encoder computes without dropout, and draw no random number for it."""
+        encoder = model.prompt_encoder[_ADAPTER]
+        was_training = encoder.training
+        encoder.eval()
+        try:
+            yield
+        finally:
+            encoder.train(was_training)
 
     def state(self, model: Any) -> dict[str, Any]:
         """Return the weights of the prompt encoder."""
