@@ -91,7 +91,7 @@ class PeftMethod:
 
     @property
     def adapts_layers(self) -> bool:
-        """Whether it changes chosen layers, so that target modules matter."""
+        """Whether it adapts layers and reads target modules."""
         return "target_modules" in self.fields
 
     @property
@@ -167,7 +167,7 @@ class PeftMethod:
     def script_differences(self, adapter: AdapterConfig) -> list[str]:
         """Return sentences on what an exported script does otherwise than the run."""
         if self.has_dropout(adapter):
-            return ["Dropout draws other random numbers than the run did, so that losses differ by chance."]
+            return ["Dropout draws other random numbers than the run did, so losses differ by chance."]
         return []
 
 

@@ -35,7 +35,7 @@ class LoHa(PeftMethod):
 
     name = "loha"
     label = "LoHa"
-    help = "LoHa multiplies two low-rank updates, so that a small rank reaches a high one. Slower than LoRA, with more memory."
+    help = "LoHa multiplies two low-rank updates, which makes their rank high. Slower than LoRA, with more memory."
     peft_type = "LOHA"
     peft_class = "LoHaConfig"
     fields = ("r", "alpha", "target_modules", "modules_to_save", "rank_dropout", "module_dropout")

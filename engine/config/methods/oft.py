@@ -47,7 +47,7 @@ class Oft(PeftMethod):
 
     name = "oft"
     label = "OFT"
-    help = "OFT rotates the inputs of each layer and keeps angles between neurons, so that little is forgotten."
+    help = "OFT rotates the inputs of each layer and keeps angles between neurons: little is forgotten."
     peft_type = "OFT"
     peft_class = "OFTConfig"
     fields = (

@@ -50,7 +50,7 @@ class MethodSettings(  # fields come in the order of these classes, the last one
     LoraSettings,
     SharedSettings,
 ):
-    """Settings of all methods; each reads those in its `fields` and ignores the others."""
+    """Settings of all methods; each reads those in its `fields` and ignores the rest."""
 
 
 def method_of_peft_type(peft_type: str) -> PeftMethod | None:

@@ -11,7 +11,7 @@ from engine.models.shape import ModuleShape
 
 
 class AdaLoraMemory(MemoryRule):
-    """Ranks are masked while they fall, so that every step has the first rank."""
+    """Ranks are masked, not removed: every step has the first rank."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
         """A, E and B of `AdaLoraLayer.update_layer`."""

@@ -29,7 +29,7 @@ class LoHaMemory(MemoryRule):
 
 
 def add_with_weight(r: StepContext, result: Value, x: Value, module: ModuleShape, written_out: Value) -> Value:
-    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the weight, which is let go of after the product."""
+    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the weight, which is released after the product."""
     tape, target, width = r.tape, r.workload.precision.autocast, x.width
     with tape.scope() as scope:
         inner = cast(tape, x, written_out.width)

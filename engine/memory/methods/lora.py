@@ -79,7 +79,7 @@ def _low_rank(r: StepContext, x: Value, module: ModuleShape) -> Value:
 def _through_both(
     r: StepContext, x: Value, module: ModuleShape, matrices: tuple[Parameter, Parameter], *, x_is_temporary: bool = True
 ) -> Value:
-    """`lora_B(lora_A(x))`; an x that no variable holds is let go as soon as A has read it."""
+    """`lora_B(lora_A(x))`; an x that no variable holds is released as soon as A has read it."""
     tape = r.tape
     with tape.scope() as scope:
         down = autocast_linear(r, x, matrices[0], r.workload.adapter.r)

@@ -1,4 +1,4 @@
-"""P-tuning in training: an adapter holds what the prompt encoder computes, so that a checkpoint must keep the encoder."""
+"""P-tuning in training: an adapter holds what the prompt encoder computes, a checkpoint keeps the encoder too."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
