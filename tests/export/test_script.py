@@ -222,6 +222,20 @@ def test_a_script_takes_the_rows_in_the_runs_order(tiny_model_folder, home, tmp_
             assert batches == [list(one.rows) for step in planner.steps(epoch) for one in step.passes]
 
 
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_a_script_trains_no_first_token_from_virtual_tokens_as_the_run_does_not(
+    tiny_model_folder, home, tmp_path, method
+):
+    config = make_config(tiny_model_folder, str(as_text(tmp_path)), None, {"method": method})
+    collate = names_of(config, home)["collate"]
+
+    batch = collate([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}])
+
+    # With prefix tuning the labels are shifted by one, and with that the first is left out.
+    first = [5, 8] if method == "prefix_tuning" else [-100, -100]
+    assert batch["labels"].tolist() == [[first[0], 6, 7], [first[1], -100, -100]]
+
+
 @pytest.mark.parametrize("begun", ["padded", "joined"])
 def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_model_folder, home, tmp_path, begun):
     config = make_config(tiny_model_folder, str(write_lines(tmp_path / "chat.jsonl", CHAT)))

@@ -137,6 +137,9 @@ def collate(rows: list[Any]) -> dict[str, Any]:
             "position_ids": torch.tensor(positions),
             "labels": torch.tensor(labels),
         }
+    if facts.config.adapter.traits.virtual_tokens == "inputs":
+        # A row's first token is not predicted from the virtual tokens before it.
+        rows = [{**row, "labels": [-100, *row["labels"][1:]]} for row in rows]
     longest = max(len(row["input_ids"]) for row in rows)
 
     def filled(values: list[int], filler: int) -> list[int]:
