@@ -77,7 +77,7 @@ def test_one_file_and_all_together_have_a_limit(transfers):
     transfers.keep_upload(uploaded(transfers, "rows.jsonl", b"x" * 900))
     uploaded(transfers, "result.zip", b"x" * 900)
 
-    assert "take 1.8 kB of at most 2.5 kB" in refusal(transfers, 800)
+    assert "use 1.8 kB of at most 2.5 kB" in refusal(transfers, 800)
     with transfers.room_for(400, instead=""):  # not written yet, and counted
         assert "take 2.2 kB of at most 2.5 kB" in refusal(transfers, 400)
     with transfers.room_for(700, instead=""):

@@ -105,8 +105,8 @@ def render_facts(report: DatasetReport) -> str:
     if report.trained_tokens is not None and report.masked_tokens is not None:
         figures += [(count(report.trained_tokens), "trained tokens"), (count(report.masked_tokens), "masked tokens")]
     if report.token_lengths is not None:
-        figures.append((f"{report.token_lengths.over_max_length:,}", f"rows truncated at {report.max_length:,}"))
-    figures += [(f"{report.duplicates:,}", "exact duplicates"), (f"{report.held_out_rows:,}", "rows held out")]
+        figures.append((f"{report.token_lengths.over_max_length:,}", f"truncated at {report.max_length:,}"))
+    figures += [(f"{report.duplicates:,}", "duplicates"), (f"{report.held_out_rows:,}", "held out")]
     return facts(figures) + notices(report.notes)
 
 
