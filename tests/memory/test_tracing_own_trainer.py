@@ -110,6 +110,8 @@ METHOD_CELLS: list[tuple[str, dict[str, Any]]] = [
     )
 ]
 
+METHOD_CELLS.append(("p_tuning", {"adapter.encoder_reparameterization_type": "LSTM"}))
+
 
 @pytest.mark.parametrize(
     ("method", "settings"), METHOD_CELLS, ids=[f"{name} {'-'.join(map(str, s.values()))}" for name, s in METHOD_CELLS]

@@ -173,11 +173,12 @@ def split_heads(tape: Tape, x: Value, *, copies_gradient: bool) -> Value:
     return result
 
 
-def concatenate(tape: Tape, *parts: Value) -> Value:
+def concatenate(tape: Tape, *parts: Value, saved: Sequence[Value] = ()) -> Value:
     """`torch.cat`: a new tensor; the gradients of its parts are views of the one that arrives."""
 
     def backward(gradient: Storage) -> Gradients:
         return [share(gradient) if needed else None for needed in needs]
 
     needs = [needs_gradient(part) for part in parts]
-    return tape.operation(parts, elements=sum(p.elements for p in parts), width=parts[0].width, backward=backward)
+    elements = sum(p.elements for p in parts)
+    return tape.operation(parts, elements=elements, width=parts[0].width, backward=backward, saved=saved)

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from engine.memory.autograd.operations import dropout
+from engine.memory.autograd.operations import assign, cast, concatenate, dropout
 from engine.memory.autograd.tensors import Parameter, Value
 from engine.memory.layers.step_context import StepContext
+from engine.memory.methods.registry import MEMORY_RULES
 from engine.memory.workload import Workload
 
 
@@ -28,22 +29,13 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
     """
     tape, workload, shape = r.tape, r.workload, r.structure.shape
     width = workload.precision.embeddings
-    x = tape.value(workload.tokens * shape.hidden_size, width)
+    virtual_inputs = workload.virtual_inputs if workload.holds_embeddings else 0
+    x = tape.value((workload.tokens - workload.batch_size * virtual_inputs) * shape.hidden_size, width)
     if not workload.trains_adapter and workload.holds_embeddings:
         weight = r.weight(shape.vocab_size * shape.hidden_size, width)
         x.producer = tape.node((weight,), lambda _: (tape.allocate(weight.elements * width),))
-    elif workload.holds_embeddings and workload.virtual_inputs:
-        learned = r.adapter_weight(workload.virtual_inputs * shape.hidden_size)
-        # Of every row, and summed over them.
-        each = workload.batch_size * workload.virtual_inputs * shape.hidden_size * 4
-        own = (workload.tokens - workload.batch_size * workload.virtual_inputs) * shape.hidden_size
-        if workload.checkpointing != "none":  # the tokens' embeddings are a leaf too, which autograd holds
-            tape.value(own, width)
-            leaf = Parameter(own, width, trainable=True)
-            x.producer = tape.node((learned, leaf), lambda _: (tape.allocate(each), tape.allocate(own * width)))
-        else:
-            tape.use(own * width)
-            x.producer = tape.node((learned,), lambda _: (tape.allocate(each),))
+    elif virtual_inputs:
+        x = _after_virtual_inputs(r, x)
     elif input_is_leaf(workload):
         # A leaf keeps its own gradient.
         x.producer = Parameter(x.elements, width, trainable=True)
@@ -66,6 +58,31 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
         tape.drop(before)
         inputs_embeds += before.storage.size
     return x, Passing(inputs_embeds, _argument_bytes(r))
+
+
+def _after_virtual_inputs(r: StepContext, words: Value) -> Value:
+    """Put learned embeddings before those of each row; where layers are checkpointed, the latter are a leaf.
+
+    Source: `PeftModelForCausalLM.forward`, peft/peft_model.py, whose variables last as long as the forward pass.
+    """
+    tape, workload = r.tape, r.workload
+    is_leaf = workload.checkpointing != "none"
+    if is_leaf:
+        words.producer = Parameter(words.elements, words.width, trainable=True)
+    learned = MEMORY_RULES[workload.adapter.method].virtual_inputs(r)
+    one_row = learned.elements * learned.width
+    prompts = tape.operation(
+        (learned,),
+        elements=workload.batch_size * learned.elements,
+        width=learned.width,
+        backward=lambda _: (tape.allocate(one_row),),
+    )
+    tape.drop(learned)
+    prompts = assign(tape, prompts, cast(tape, prompts, words.width))
+    x = concatenate(tape, prompts, words, saved=(words,) if is_leaf else ())
+    r.hold_until_forward_ends(prompts)
+    tape.drop(prompts, words)
+    return x
 
 
 def input_needs_gradient(workload: Workload) -> bool:

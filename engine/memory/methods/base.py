@@ -21,6 +21,10 @@ class MemoryRule:
         del shape, adapter
         return ()
 
+    def virtual_inputs(self, r: StepContext) -> Value:
+        """Return the embeddings of the virtual tokens that come before each row: the rows of one table."""
+        return as_value(r, r.adapter_weight(r.workload.virtual_inputs * r.structure.shape.hidden_size))
+
     def trained_biases(
         self, shape: ModelShape, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]
     ) -> tuple[TensorShape, ...]:

@@ -1,13 +1,17 @@
 """P-tuning: one embedding for each virtual token, and the encoder that all go through."""
 
 from engine.config.adapter import AdapterConfig
+from engine.memory.autograd.operations import add, assign, concatenate, narrow, pointwise
+from engine.memory.autograd.tensors import Value
+from engine.memory.layers.projections import autocast_linear
+from engine.memory.layers.step_context import StepContext
 from engine.memory.methods.base import MemoryRule
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModelShape
 
 
 class PTuningMemory(MemoryRule):
-    """What the encoder keeps for a few virtual tokens is small next to its weights, and is not counted."""
+    """The encoder runs on the virtual tokens of one row; an LSTM is taken for its two products in each direction."""
 
     def virtual_token_tensors(self, shape: ModelShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
         """Return the weights of `PromptEncoder`."""
@@ -22,3 +26,31 @@ class PTuningMemory(MemoryRule):
             read = both if layer else width
             lstm += 2 * [(4 * inner, read), (4 * inner, inner), (4 * inner,), (4 * inner,)]
         return (embedding, *lstm, (both, both), (both,), (width, both), (width,))
+
+    def virtual_inputs(self, r: StepContext) -> Value:
+        """Send the table through the encoder, whose weights are cast for each product: `PromptEncoder.forward`."""
+        tape, width, adapter = r.tape, r.structure.shape.hidden_size, r.workload.adapter
+        inner = adapter.encoder_hidden_size or width
+        sizes = [(width, inner), (inner, inner), (inner, width)]
+        with tape.scope() as scope:
+            x = super().virtual_inputs(r)
+            if adapter.encoder_reparameterization_type == "LSTM":
+                sizes = [(2 * inner, 2 * inner), (2 * inner, width)]
+                for _ in range(adapter.encoder_num_layers):
+                    x = assign(tape, x, concatenate(tape, _direction(r, x, inner), _direction(r, x, inner)))
+            for number, (read, out) in enumerate(sizes, start=1):
+                x = assign(tape, x, autocast_linear(r, x, r.adapter_weight(read * out), out))
+                if number < len(sizes):
+                    x = assign(tape, x, pointwise(tape, x, saves_result=True))
+            return scope.returns(x)
+
+
+def _direction(r: StepContext, x: Value, inner: int) -> Value:
+    """Send all tokens through one direction of one layer of an LSTM, with four gates each."""
+    tape, tokens = r.tape, r.workload.virtual_inputs
+    with tape.scope() as scope:
+        read = autocast_linear(r, x, r.adapter_weight(4 * inner * x.elements // tokens), 4 * inner)
+        states = narrow(tape, read, tokens * inner)  # stands for those of the steps before
+        remembered = autocast_linear(r, states, r.adapter_weight(4 * inner * inner), 4 * inner)
+        gates = pointwise(tape, add(tape, read, remembered), saves_result=True)
+        return scope.returns(narrow(tape, gates, tokens * inner))
