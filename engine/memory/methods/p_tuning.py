@@ -53,4 +53,16 @@ def _direction(r: StepContext, x: Value, inner: int) -> Value:
         states = narrow(tape, read, tokens * inner)  # stands for those of the steps before
         remembered = autocast_linear(r, states, r.adapter_weight(4 * inner * inner), 4 * inner)
         gates = pointwise(tape, add(tape, read, remembered), saves_result=True)
-        return scope.returns(narrow(tape, gates, tokens * inner))
+        # At 16 bits the kernel keeps the weights in an order of its own.
+        weights = 4 * inner * (x.elements // tokens + inner) if r.workload.precision.autocast is not None else 0
+        packed = tape.value(weights, read.width)
+        size = gates.elements * gates.width
+        return scope.returns(
+            tape.operation(
+                (gates,),
+                elements=tokens * inner,
+                width=gates.width,
+                backward=lambda _: (tape.allocate(size),),
+                saved=(packed,),
+            )
+        )
