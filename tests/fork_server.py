@@ -33,6 +33,7 @@ from engine.export import job as export
 from engine.inspector import session as inspector
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PYTHON = sys.executable  # tests put other programs in its place
 WORKERS = (
     chat.WORKER_MODULE,
     evaluation.WORKER_MODULE,
@@ -64,7 +65,7 @@ class ForkServer:
     def __init__(self, environment: Environment, *, of_data: bool) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(theirs.fileno()), *(["--data"] if of_data else [])],
+            [PYTHON, "-P", __file__, str(theirs.fileno()), *(["--data"] if of_data else [])],
             env={**environment, "PYTHONPATH": str(REPOSITORY)},
             cwd=REPOSITORY,
             pass_fds=(theirs.fileno(),),
@@ -111,7 +112,7 @@ class ForkServers:
 
     def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int | None:
         """Start a worker and return its process id; None where only a new process will do."""
-        if argv[:3] != [sys.executable, "-P", "-m"] or argv[3] not in (*WORKERS, DATA_WORKER):
+        if argv[:3] != [PYTHON, "-P", "-m"] or argv[3] not in (*WORKERS, DATA_WORKER):
             return None
         if environment.get("CUDA_VISIBLE_DEVICES"):
             return None

@@ -60,7 +60,7 @@ def test_a_worker_whose_attempt_was_given_up_is_refused_and_leaves_the_run_free(
     claim = folder.claim()
     assert claim.attempt == 1
     claim.lock.release()
-    with pytest.raises(RunError, match="somebody else's"):
+    with pytest.raises(RunError, match="taken by another worker"):
         folder.claim()
 
 
