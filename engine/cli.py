@@ -43,7 +43,7 @@ def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
     """Put the commands of all modules together."""
     app = typer.Typer(
         name="loratory",
-        help="A laboratory for LoRA: see what a dataset teaches, know what fits, fine-tune, talk to the result.",
+        help="Fine-tune language models with PEFT: see what a dataset trains, know what fits, train, chat, export.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

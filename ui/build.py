@@ -104,7 +104,7 @@ def render_header(device: Device | None, running: int, waiting: int, notice: str
         parts.append(f"{waiting} waiting")
     return (
         '<div class="mast" role="banner"><span class="name">Lora<i>tory</i></span>'
-        '<span class="sub">a laboratory for LoRA fine-tuning</span>'
+        '<span class="sub">fine-tuning with PEFT</span>'
         f'<span class="chip">{" · ".join(parts)}</span></div>'
         + (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")
     )
