@@ -136,8 +136,7 @@ def test_a_search_shows_its_way_and_stops(page, files):
     find.fill("nothing says this")
     find.press("Enter")
     expect(page.locator("#row-found")).to_contain_text(re.compile("Searching|No matching rows"))
-    if page.locator("#row-find-stop").is_visible():
-        page.locator("#row-find-stop").click()
+    page.evaluate("document.querySelector('#row-find-stop')?.click()")  # a search may end at any moment
     expect(page.locator("#row-found")).to_contain_text(re.compile("stopped|No matching rows"))
     expect(page.locator("#row-find-stop")).to_be_hidden()
 

@@ -135,7 +135,7 @@ def test_a_fully_trained_run_is_a_model_of_its_own(tmp_path):
 
     plan = plan_load(ChatTarget.of_run(run))
 
-    assert (plan.tuned.method, plan.method_name) == ("full", "Full fine-tuning")
+    assert (plan.tuned.method, plan.method_name) == ("none", "Full fine-tuning")
 
 
 def test_two_runs_on_one_base_stand_side_by_side_and_on_two_bases_do_not(tmp_path):

@@ -126,7 +126,7 @@ def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run
         ("ERROR:hf-to-gguf:Model MysteryForCausalLM is not supported", "does not know the architecture .*Mystery"),
         ("NotImplementedError: BPE pre-tokenizer was not recognized", "does not know this model's tokenizer"),
         ("ModuleNotFoundError: No module named 'sentencepiece'", "lacks the Python package sentencepiece"),
-        ("AttributeError: module 'gguf' has no attribute 'X'", "do not belong together"),
+        ("AttributeError: module 'gguf' has no attribute 'X'", "do not fit together"),
         ("OSError: cannot read /home/somebody/secret/model.bin", r"\(OSError: cannot read model.bin\)"),
     ],
 )

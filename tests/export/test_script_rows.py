@@ -129,7 +129,7 @@ def test_a_dataset_on_the_hub_is_asked_for_as_the_run_asks(tiny_model_folder, ho
     config = make_config(tiny_model_folder, "someone/talks", {"max_length": 400}, subset="long", revision="v1")
 
     assert sequences_of(config, home) == sequences_of_run(config, home)
-    assert asks == [(("someone/talks", "long"), {"split": "train", "revision": "v1"})]
+    assert asks == [(("someone/talks",), {"name": "long", "split": "train", "revision": "v1"})]
 
 
 TALKS = [(n, row["messages"]) for n, row in enumerate(CHAT)]

@@ -130,8 +130,8 @@ def test_all_methods_stand_side_by_side_and_order_as_they_must(shape):
     needs = {need.method: need for need in compare_methods(shape, config, gpu(24))}
 
     assert list(needs) == [
-        "Full fine-tuning", "LoRA", "LoRA on int8", "QLoRA", "QLoRA with checkpointing", "IA3", "Prefix tuning",
-        "Inference only",
+        "Full fine-tuning", "LoRA", "LoRA on int8", "QLoRA", "QLoRA with checkpointing", "AdaLoRA", "LoHa", "LoKr", "OFT",
+        "VeRA", "MiSS", "IA3", "Prefix tuning", "Prompt tuning", "P-tuning", "Inference only",
     ]  # fmt: skip
     figures = {name: need.needed_bytes for name, need in needs.items()}
     assert figures["QLoRA with checkpointing"] < figures["QLoRA"] < figures["LoRA on int8"]
