@@ -25,7 +25,9 @@ def adapter_of(folder):
 
 
 def test_a_run_that_lacks_only_its_adapter_still_ends_with_the_best_weights(workers, runs):
-    run = runs.create(model={"compute_dtype": "float32"}, training={**BEST, "load_best_model_at_end": True})
+    run = runs.create(
+        model={"compute_dtype": "float32"}, training={**BEST, "learning_rate": 0.5, "load_best_model_at_end": True}
+    )
     workers.run(run.folder.path, "folder:begun=kill")  # the last checkpoint stands, the adapter does not
     assert not run.folder.adapter.exists()
 

@@ -79,7 +79,7 @@ def test_one_file_and_all_together_have_a_limit(transfers):
 
     assert "use 1.8 kB of at most 2.5 kB" in refusal(transfers, 800)
     with transfers.room_for(400, instead=""):  # not written yet, and counted
-        assert "take 2.2 kB of at most 2.5 kB" in refusal(transfers, 400)
+        assert "use 2.2 kB of at most 2.5 kB" in refusal(transfers, 400)
     with transfers.room_for(700, instead=""):
         pass
 
