@@ -24,7 +24,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace `path` so that a reader sees the old or the new content, never a mixture, even after a power cut.
+    """Replace `path` atomically: a reader sees the old or the new content, even after a power cut.
 
     Raises:
         StorageError: If the disk is full or the folder cannot be written; the old content is then still there.

@@ -26,8 +26,8 @@ def local_owner() -> str:
 
 
 def typed_path(text: str | Path) -> Path:
-    """A path as people type it, with ~ for a home folder; the home of nobody stays a name, which then is not there."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's own raises where there is nobody of that name
+    """A path as people type it, with ~ for a home folder; an unknown user stays a name, which then does not exist."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's own raises for an unknown user
 
 
 def data_folders() -> tuple[Path, ...]:
@@ -38,7 +38,7 @@ def data_folders() -> tuple[Path, ...]:
     """
     named = [typed_path(name) for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]
     folders = (Path.home(), Path.cwd(), PRESETS_FOLDER.parent.parent, *named)
-    # A root of the file system would confine nothing; whoever wants that names it.
+    # A root of the file system would confine nothing; people who want that name it.
     return tuple(
         dict.fromkeys(
             folder.resolve() for folder in folders if folder in named or folder.resolve() != Path(folder.anchor)

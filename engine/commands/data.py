@@ -218,7 +218,7 @@ def _problem_lines(title: str, problems: "tuple[RowProblem, ...]", count: int) -
 
 
 def sequence_text(sequence: "RenderedSequence") -> str:
-    """A sequence for people, with what is learned between ⟦ and ⟧."""
+    """Return a sequence for people, with trained text between ⟦ and ⟧."""
     from engine.data.render.tokenize import IGNORED_LABEL
 
     text = ""

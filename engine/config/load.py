@@ -128,7 +128,7 @@ def mapping_from_file(path: Path) -> dict[str, Any]:
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `section.field=value` overrides; values are read as YAML, so `[q_proj, v_proj]` and `null` work.
 
-    Settings that hold text take it as it stands, so that `no`, 12e4567 and 2024-12-05 can be names and revisions.
+    Settings that hold text take it as written, so `no`, 12e4567 and 2024-12-05 can be names and revisions.
 
     Raises:
         ConfigError: Lists every override that is not of that form.
@@ -177,7 +177,7 @@ def _kind_of(parts: Sequence[str]) -> Any:
 
 
 def config_to_yaml(config: RunConfig) -> str:
-    """Write the complete configuration, every default included, so that a later default cannot change an old run."""
+    """Write the complete configuration, every default included, so a later default cannot change an old run."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -31,7 +31,7 @@ class RunSection(Section):
     resume_after_restart: bool = setting(
         False,
         label="Resume by itself",
-        help="Goes on from the newest checkpoint when the machine was restarted in the middle; otherwise one click does.",
+        help="Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it.",
     )
     launcher: Launcher = setting(
         "local", label="Launcher", help="local starts one process; accelerate starts one per device."
@@ -40,7 +40,7 @@ class RunSection(Section):
         "none",
         label="Spread over GPUs",
         help="balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU "
-        "cannot hold. They work in turn, so that it is no faster than one; none keeps the whole model on each device.",
+        "cannot hold. They work in turn, so it is not faster than one; none keeps the whole model on each device.",
     )
 
     @property

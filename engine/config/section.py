@@ -28,7 +28,7 @@ def setting(
 
     Args:
         default: The default value; leave out when the person must give one.
-        label: Plain words shown on the form; the field's own name stands beside it where the two differ.
+        label: Plain words shown on the form; the field's own name is shown next to it where the two differ.
         help: One or two sentences: what it does and how to choose. Shown by the form, `--help`, messages and docs.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length`, `pattern` … as pydantic takes them.
     """

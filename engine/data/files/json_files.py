@@ -137,7 +137,7 @@ class JsonLinesReader(TextReader):
             row += 1
 
 
-# A whole string at once, so that brackets inside of it do not count. JSON strings hold no line feeds, so one that is
+# A whole string at once, so brackets inside of it do not count. JSON strings hold no line feeds, so one that is
 # never closed ends with its line, and the rows after it are found again. A string may also continue in the next chunk.
 _TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
 _STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')

@@ -106,7 +106,7 @@ def _ask_merged(export: ExportUnderWay, aside: Path, place: ModelPlace, referenc
 
 
 def _ask_adapter(export: ExportUnderWay, aside: Path, place: ModelPlace) -> Measured:
-    """Return the exported adapter on the run's own base: the same tensors, so that nothing explains a difference.
+    """Return the exported adapter on the run's own base: the same tensors, so nothing explains a difference.
 
     Raises:
         DeviceError: If memory is too small.

@@ -3,7 +3,7 @@
 Line: `{"v":1,"seq":41,"attempt":1,"time":1764000000.5,"kind":"step","data":{…}}`. Later versions may add kinds and
 fields; readers skip kinds and fields that they do not know.
 
-A new kind is one class here: `EventData` registers it, so the log writes and reads it. Whoever reports it and whoever
+A new kind is one class here: `EventData` registers it, so the log writes and reads it. What reports it and what
 shows it name the class; `reader.py` keeps it where it belongs to the history.
 """
 
