@@ -67,9 +67,9 @@ def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
     open_source(page, files / "odd-columns.csv")
     expect(page.locator("#dataset-summary .trouble")).to_contain_text("No format fits")
 
-    choose(page, "#mapping .block:has-text('prompt is column')", "q")
+    choose(page, "#mapping .block:has-text('Column for prompt')", "q")
     expect(page.locator("#dataset-summary .trouble")).to_contain_text("needs the column 'completion'")
-    choose(page, "#mapping .block:has-text('completion is column')", "a")
+    choose(page, "#mapping .block:has-text('Column for completion')", "a")
 
     expect(page.locator("#row-shown .turn.learned")).to_contain_text("It scales the adapter's update")
     expect(page.locator("#facts")).to_contain_text("rows kept")
@@ -101,7 +101,7 @@ def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
     expect(tokens.nth(3)).to_be_visible()
     tokens.nth(3).hover()
 
-    expect(tokens.nth(3)).to_have_attribute("title", re.compile(r"only reads, token \d+"))
+    expect(tokens.nth(3)).to_have_attribute("title", re.compile(r"masked, token \d+"))
     assert "inset" in tokens.nth(3).evaluate("token => getComputedStyle(token).boxShadow")
 
 

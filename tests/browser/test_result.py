@@ -255,7 +255,7 @@ def test_the_token_is_nowhere_after_a_push_from_the_page(page, server, hub):
 @pytest.mark.parametrize(("form", "name", "words"), [("Script", "train.py", "SFTTrainer"), ("YAML", "config.yaml", "max_steps: 4")])  # fmt: skip
 def test_script_and_yaml_are_shown_and_downloaded(page, form, name, words):
     open_tab(page, "Export")
-    page.locator("#export-form label", has_text=form).click()
+    page.locator("#export-form").get_by_text(form, exact=True).click()
     expect(page.locator("#export-text-shown")).to_contain_text(words)
 
     with page.expect_download() as download:
