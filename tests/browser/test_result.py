@@ -173,7 +173,7 @@ def test_measuring_goes_on_through_a_reload_and_is_shown_row_by_row(page, server
     open_tab(page, "Chat")
     page.locator("#chat-mode label", has_text="Measure").click()
     expect(page.locator("#measure-start")).to_be_enabled()
-    for name, value in (("answered", "6"), ("tokens", "16")):
+    for name, value in (("answered_rows", "6"), ("max_new_tokens", "16")):
         field = page.locator(f"#measure-{name} input")
         field.fill(value)
         field.press("Tab")
