@@ -73,7 +73,7 @@ def _answer(
         llama.eval(unread)
         pointer = llama_get_logits_ith(llama.ctx, -1)
         seen.append(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).copy())
-        answer.append(forced[number] if forced else int(seen[-1].argmax()))
+        answer.append(forced[number] if forced else int(np.argmax(seen[-1])))
         if answer[-1] in end_ids:
             break
         unread = answer[-1:]
