@@ -59,7 +59,7 @@ FILES: dict[str, Any] = {
     "not UTF-8.jsonl": LINES.encode() + b'{"prompt": "\xff", "completion": ""}\n',
     "keys given twice.jsonl": LINES + '{"prompt": "", "prompt": "", "completion": ""}\n',
     "UTF-16.jsonl": LINES.encode("utf-16"),
-    "packed.jsonl.gz": gzip.compress(LINES.encode()),
+    "packed.jsonl.gz": gzip.compress(LINES.encode(), mtime=0),
     "turns as text.jsonl": "".join(json.dumps({"messages": json.dumps(row["messages"])}) + "\n" for row in CHAT),
     "bare lists.jsonl": "".join(json.dumps(row["messages"]) + "\n" for row in CHAT),
     "bare lists.json": json.dumps([CHAT[0], *(row["messages"] for row in CHAT)]),
@@ -83,7 +83,7 @@ def test_a_file_is_read_as_the_run_reads_it(name, tiny_model_folder, home, tmp_p
     ("name", "content", "kind", "encoding", "delimiter", "is_packed"),
     [
         ("bar.csv", TABLE.replace(",", "|").encode(), "delimited", "utf-8-sig", "|", False),
-        ("packed.jsonl.gz", gzip.compress(LINES.encode()), "json_lines", "utf-8-sig", ",", True),
+        ("packed.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), "json_lines", "utf-8-sig", ",", True),
         ("UTF-16.jsonl", LINES.encode("utf-16"), "json_lines", "utf-16", ",", False),
         ("text.txt", PARAGRAPHS.encode(), "paragraphs", "utf-8-sig", ",", False),
     ],
