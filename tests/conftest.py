@@ -82,7 +82,7 @@ def tiny_model_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def demo_home(tmp_path_factory) -> LoratoryHome:
     """A home that holds the demo model; kept between sessions where LORATORY_TEST_HOME names a folder."""
-    from engine.config.model import ModelConfig
+    from engine.config.run import ModelConfig
     from engine.models.source import resolve_model
 
     shared = tmp_path_factory.getbasetemp()

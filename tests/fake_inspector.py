@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.contract import (
     CheckProgress,
     DatasetColumns,

@@ -6,9 +6,9 @@ from pathlib import Path
 import peft
 import pytest
 
-from engine.config.adapter import AdapterConfig
 from engine.config.load import config_from_mapping, config_from_yaml, config_to_yaml
 from engine.config.methods.registry import METHODS
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
 from engine.memory.methods.registry import MEMORY_RULES
 from engine.training.methods.registry import METHOD_TRAINERS

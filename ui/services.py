@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from engine.chat.session import ChatSession
-from engine.config.model import ModelConfig
-from engine.config.run import RunConfig
+from engine.config.run import ModelConfig, RunConfig
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector

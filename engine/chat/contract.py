@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.config.model import ModelConfig, Quantization
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig, Quantization
 from engine.data.conversation import Message
 
 Branch = Literal["base", "tuned", "second"]

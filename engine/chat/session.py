@@ -19,8 +19,7 @@ from engine.chat.contract import (
     PromptView,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
-from engine.config.model import ModelConfig
-from engine.config.run import RunSection
+from engine.config.run import ModelConfig, RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import RunError, WorkerError

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
 from engine.config.methods.base import PeftMethod
+from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from engine.config.methods.registry import METHODS, method_of_peft_type
-from engine.config.model import ModelConfig
-from engine.config.run import RunConfig
+from engine.config.run import ModelConfig, RunConfig
 from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
-from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import read_config
 from engine.models.source import DEMO_HUB_ID

@@ -20,8 +20,8 @@ from engine.chat.contract import (
 )
 from engine.commands.configs import named_path
 from engine.commands.output import AsJson, BaseModelName, CheckpointName, ProgressLine, print_json
-from engine.config.model import ModelConfig, Quantization
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig, Quantization
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError, StorageError
 from engine.files import write_atomically

@@ -9,8 +9,7 @@ from engine.errors import ConfigError, Problem
 from engine.paths import LoratoryHome
 
 if TYPE_CHECKING:
-    from engine.config.dataset import DatasetConfig
-    from engine.config.model import ModelConfig
+    from engine.config.run import DatasetConfig, ModelConfig
     from engine.data.contract import CheckProgress, DatasetReport, RowProblem
     from engine.inspector.session import RenderedSequence
 
@@ -56,7 +55,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
-    from engine.config.model import ModelConfig
+    from engine.config.run import ModelConfig
     from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 
     home = LoratoryHome.from_environment()
@@ -108,8 +107,8 @@ def _dataset_config(data: str, format_: str, column_map: list[str] | None, train
     Raises:
         ConfigError: If one of them is wrong.
     """
-    from engine.config.dataset import DatasetConfig, DatasetFormat, TrainOn
     from engine.config.load import choices_of
+    from engine.config.run import DatasetConfig, DatasetFormat, TrainOn
 
     problems = []
     if format_ not in choices_of(DatasetConfig, "format"):
@@ -134,7 +133,7 @@ def _dataset_config(data: str, format_: str, column_map: list[str] | None, train
 
 
 def _model_config(model: str) -> "ModelConfig":
-    from engine.config.model import ModelConfig
+    from engine.config.run import ModelConfig
 
     if not 0 < len(model) <= 400:
         raise ConfigError([Problem("--model", "a name of 1 to 400 characters is needed.")])

@@ -8,8 +8,8 @@ import typer
 from engine.commands.configs import load_config_argument
 from engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine
 from engine.config.run import RunConfig
-from engine.hardware.device_problems import device_problems
-from engine.hardware.devices import Device, device_options, list_devices
+from engine.hardware.device import Device
+from engine.hardware.devices import device_options, device_problems, list_devices
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
 from engine.memory.compare import MethodNeed, compare_methods

@@ -6,7 +6,7 @@ import typer
 
 from engine.chat.contract import ChatTarget
 from engine.commands.output import AsJson, CheckpointName, ProgressLine, print_json, print_table
-from engine.config.evaluation import EvaluationConfig
+from engine.config.results import EvaluationConfig
 from engine.evaluation.contract import EvaluationRequest, EvaluationResult
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore

@@ -18,9 +18,8 @@ from engine.commands.output import (
     print_json,
     words_of_bytes,
 )
-from engine.config.export import ExportConfig, ExportDtype, ExportKind, GgufType
-from engine.config.model import ModelConfig
-from engine.config.push import PushConfig
+from engine.config.results import ExportConfig, ExportDtype, ExportKind, GgufType, PushConfig
+from engine.config.run import ModelConfig
 from engine.errors import RunError
 from engine.export.contract import (
     ExportRequest,

@@ -10,7 +10,7 @@ import typer
 from engine.chat.contract import ChatTarget, LoadProgress
 from engine.commands.chat import find_target, with_choices
 from engine.commands.output import BaseModelName, CheckpointName, ProgressLine, print_json
-from engine.config.model import Quantization
+from engine.config.run import Quantization
 from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.model import ComputeDtype
+from engine.config.run import ComputeDtype
 from engine.config.training import Optimizer, TrainingConfig
 
 DtypeName = Literal["bfloat16", "float16", "float32"]

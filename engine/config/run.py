@@ -1,15 +1,156 @@
 """The one immutable value that describes a fine-tune; form, command line, preset and run directory are views of it."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from engine.config.adapter import AdapterConfig
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from pydantic import Field, model_validator
+
+from engine.config.methods.base import PeftMethod
+from engine.config.methods.registry import DEFAULT_METHOD, METHODS, MethodSettings
 from engine.config.section import Section, setting
 from engine.config.training import TrainingConfig
 
+Quantization = Literal["none", "nf4", "fp4", "int8"]
+ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
+AttentionImplementation = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+DataFormatName = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+DatasetFormat = Literal["auto", DataFormatName]
+TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Launcher = Literal["local", "accelerate"]
 DeviceMap = Literal["none", "balanced"]
+
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    id: str = setting(
+        label="Model",
+        help="A name from the catalogue, a Hugging Face Hub id such as Qwen/Qwen3-0.6B, a local folder, or a .gguf file.",
+        min_length=1,
+        max_length=400,
+    )
+    revision: str | None = setting(
+        None,
+        label="Revision",
+        help="Branch, tag or commit on the Hub. Empty uses the default branch, pinned to its commit at the start.",
+        max_length=200,
+    )
+    quantization: Quantization = setting(
+        "none",
+        label="Base precision",
+        help="none keeps 16 bits, int8 halves the weights, nf4 and fp4 quarter them (QLoRA). nf4 is better than fp4.",
+    )
+    double_quant: bool = setting(
+        True,
+        label="Double quantization",
+        help="Also quantizes the scales of nf4 and fp4: saves 0.4 bits per weight without measurable loss.",
+    )
+    compute_dtype: ComputeDtype = setting(
+        "auto",
+        label="Compute dtype",
+        help="auto uses bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs.",
+    )
+    attn_implementation: AttentionImplementation = setting(
+        "auto",
+        label="Attention",
+        help="auto uses flash attention where it is installed and fits the model, else sdpa.",
+    )
+
+
+class AdapterConfig(MethodSettings):
+    """The trainable part; settings of other methods than the chosen one are ignored."""
+
+    method: Method = setting(
+        DEFAULT_METHOD.name,
+        label="Method",
+        help="What is trained, and how. lora suits most tasks; none trains the whole model.",
+    )
+    warm_start: str | None = setting(
+        None,
+        label="Start from an adapter",
+        help="A run's id, or a folder with an adapter of the same make: training continues from its weights, with a fresh "
+        "optimizer. Empty starts a new one.",
+        max_length=1000,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults_of_the_method(cls, values: Any) -> Any:
+        """Give settings that are left out the chosen method's own defaults, where they differ from the fields'."""
+        method = METHODS.get(str(values.get("method", DEFAULT_METHOD.name))) if isinstance(values, dict) else None
+        return {**method.defaults, **values} if method is not None else values
+
+    @property
+    def traits(self) -> PeftMethod:
+        """The chosen method."""
+        return METHODS[self.method]
+
+    def changes_for(self, method: str) -> dict[str, Any]:
+        """Return the settings that change with the method: its name, and defaults that nothing has replaced."""
+        old, new = self.traits.defaults, METHODS[method].defaults
+        changes: dict[str, Any] = {"method": method}
+        for name in {**old, **new}:
+            default = type(self).model_fields[name].default
+            if getattr(self, name) == old.get(name, default):
+                changes[name] = new.get(name, default)
+        return changes
+
+
+class DatasetConfig(Section):
+    """The dataset of a run."""
+
+    source: str = setting(
+        label="Dataset",
+        help="A file or folder, a Hugging Face Hub id, or sample:NAME for one of the samples that come with Loratory.",
+        min_length=1,
+        max_length=1000,
+    )
+    subset: str | None = setting(
+        None, label="Subset", help="Configuration of a Hub dataset that has several.", max_length=200
+    )
+    split: str = setting("train", label="Split", help="The split of a Hub dataset to train on.", max_length=200)
+    revision: str | None = setting(
+        None, label="Revision", help="Branch, tag or commit of a Hub dataset.", max_length=200
+    )
+    format: DatasetFormat = setting(
+        "auto",
+        label="Format",
+        help="auto detects it and shows why. Choose one when it is wrong.",
+    )
+    column_map: dict[str, str] = setting(
+        {},
+        label="Column mapping",
+        help="Names of your columns for the roles of the format, such as output: answer. An empty name leaves a role out.",
+    )
+    mix: dict[str, Annotated[float, Field(gt=0, le=100)]] = setting(
+        {},
+        label="Mixed with",
+        help="More datasets, each with a weight: 1 uses all of its rows once, 0.5 half of them, 2 each of them twice. Format and columns apply where they fit.",
+        max_length=20,
+    )
+    eval_fraction: float = setting(
+        0.1,
+        label="Held-out set",
+        help="Share of the rows kept out of training, to measure the held-out loss.",
+        ge=0.0,
+        le=0.5,
+    )
+    max_samples: int | None = setting(
+        None,
+        label="Max samples",
+        help="Use only this many rows, spread evenly. Empty uses all.",
+        ge=1,
+        le=1_000_000_000,
+    )
+    train_on: TrainOn = setting(
+        "assistant",
+        label="Train on",
+        help="Which tokens count in the loss. Turns with weight 0 never count, except with everything.",
+    )
 
 
 class RunSection(Section):

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.config.dataset import DataFormatName, TrainOn
+from engine.config.run import DataFormatName, TrainOn
 from engine.data.conversation import Conversation
 from engine.data.records import ProblemKind
 from engine.errors import DatasetError

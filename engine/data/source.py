@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS, kind_of, open_file
 from engine.data.files.access import (
     ANY_FILE,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engine.chat.contract import Branch, ChatTarget, Value
 from engine.chat.target import LoadPlan
-from engine.config.evaluation import EvaluationConfig
+from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 

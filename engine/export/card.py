@@ -9,9 +9,8 @@ from typing import NamedTuple
 import yaml
 
 from engine.chat.target import LoadPlan
-from engine.config.dataset import DatasetConfig
-from engine.config.export import ExportKind
-from engine.config.run import RunConfig
+from engine.config.results import ExportKind
+from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
 from engine.evaluation.contract import EvaluationResult
 from engine.evaluation.job import read_evaluation

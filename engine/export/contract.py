@@ -5,8 +5,7 @@ from typing import Literal
 
 from engine.chat.contract import ChatTarget, Value
 from engine.chat.target import LoadPlan
-from engine.config.export import ExportConfig
-from engine.config.push import PushConfig
+from engine.config.results import ExportConfig, PushConfig
 from engine.hardware.device import Device
 
 ExportPhase = Literal["starting", "fetching", "writing", "verifying", "ready"]

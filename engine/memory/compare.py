@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.config.adapter import AdapterConfig
 from engine.config.methods.registry import METHODS
-from engine.config.run import RunConfig
+from engine.config.run import AdapterConfig, RunConfig
 from engine.errors import EngineError, Problem
 from engine.hardware.device import Device
 from engine.memory.config_changes import Changed, as_overrides, new_problems, with_changes

@@ -7,7 +7,7 @@ from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.errors import Problem
 from engine.hardware.device import Device
-from engine.hardware.device_problems import device_problems
+from engine.hardware.devices import device_problems
 
 _MOST_ESTIMATES = 12
 _CLOSE_ENOUGH = 128  # a limit is found when it is known to one part in so many

@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from engine.config.adapter import AdapterConfig
-from engine.config.run import RunConfig
+from engine.config.run import AdapterConfig, RunConfig
 from engine.hardware.device import Device
 from engine.memory.device.device_need import DeviceNeed, need_on_device
 from engine.memory.device.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part, workload_of_part

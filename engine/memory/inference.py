@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.tape import Tape
 from engine.memory.layers.decoder import decoder_layer, residual_width
 from engine.memory.layers.embedding import embed

@@ -13,7 +13,7 @@ from engine.config.rules import (
 )
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
-from engine.hardware.device_problems import version_parts
+from engine.hardware.devices import version_parts
 from engine.hardware.libraries import library_version
 from engine.memory.workload import (
     AttentionKernel,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, Problem
 from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher, shortened
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, Problem
 from engine.memory.methods.registry import MEMORY_RULES
 from engine.memory.optimizers import TensorShape

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.models.shape import ModuleShape
 
 DeviceKind = Literal["cuda", "cpu"]

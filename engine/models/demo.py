@@ -11,11 +11,12 @@ import zipfile
 from pathlib import Path
 
 from engine.errors import ModelError
-from engine.models.gguf import CONVERSION, convert_gguf
 from engine.models.prepared import (
+    CONVERSION,
     ModelProgress,
     OnModelProgress,
     Recipe,
+    convert_gguf,
     ignore_progress,
     is_prepared,
     prepare_once,

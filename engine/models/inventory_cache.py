@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError, StorageError
 from engine.files import write_atomically
 from engine.models.catalog import find_in_catalog

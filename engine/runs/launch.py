@@ -5,18 +5,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from engine.config.adapter import AdapterConfig
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
 from engine.config.pairs import pair_problems
-from engine.config.run import RunConfig
+from engine.config.run import AdapterConfig, DatasetConfig, ModelConfig, RunConfig
 from engine.config.section import Section
 from engine.data.contract import CheckProgress, DatasetReport
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
-from engine.hardware.device_problems import device_problems
-from engine.hardware.devices import device_options, list_devices
+from engine.hardware.devices import device_options, device_problems, list_devices
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress

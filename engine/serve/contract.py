@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
 from engine.data.conversation import Message, ToolCall
 
 MAX_STOPS = 16

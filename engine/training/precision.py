@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers import BitsAndBytesConfig
 
-from engine.config.model import ModelConfig
 from engine.config.rules import DtypeName, choose_compute_dtype
-from engine.config.run import RunConfig
+from engine.config.run import ModelConfig, RunConfig
 from engine.hardware.device import Device
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from engine.config.dataset import DatasetConfig
 from engine.config.objectives import objective_of
 from engine.config.rules import optimizer_name
-from engine.config.run import RunConfig
+from engine.config.run import DatasetConfig, RunConfig
 from engine.data.contract import DatasetReport
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.config.adapter import AdapterConfig
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, Problem
 from engine.memory.targets import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
 from engine.models.shape import EXPERT_PROJECTIONS

@@ -16,8 +16,8 @@ import psutil
 
 from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
-from engine.config.model import ModelConfig
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome

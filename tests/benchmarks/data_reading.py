@@ -17,8 +17,7 @@ from typing import TypeVar
 
 import psutil
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.inspector.session import Inspector
 from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 from engine.paths import LoratoryHome

@@ -17,7 +17,7 @@ from engine.chat.contract import AdapterChoice, ChatTarget
 from engine.chat.target import plan_load
 from engine.chat.worker.prompt import end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import ModelPlace, Weights
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record
 from engine.hardware.processor import describe_processor

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from engine.config.presets import list_presets
-from engine.hardware.device_problems import device_problems
+from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor
 from tests.browser.chromium import open_tab
 from tests.fake_services import fake_services

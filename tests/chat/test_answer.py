@@ -10,7 +10,7 @@ from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.weights import BranchWeights
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
 from engine.errors import ModelError
 from tests.chat.tiny_adapters import lora, make_adapter, p_tuning, prefix_tuning, prompt_tuning
 

@@ -9,8 +9,8 @@ import torch
 
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
-from engine.config.model import ModelConfig
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.hardware.processor import describe_processor
 from engine.models.source import resolve_model

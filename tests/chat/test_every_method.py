@@ -9,9 +9,9 @@ from engine.chat.contract import ChatTarget
 from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.weights import BranchWeights
-from engine.config.adapter import AdapterConfig
-from engine.config.export import ExportConfig
 from engine.config.methods.registry import METHODS
+from engine.config.results import ExportConfig
+from engine.config.run import AdapterConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportRequest
 from engine.export.job import ExportJob

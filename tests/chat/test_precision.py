@@ -5,7 +5,7 @@ import torch
 
 from engine.chat.worker import weights
 from engine.chat.worker.weights import choose_dtype
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.hardware.device import Device
 
 

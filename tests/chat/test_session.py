@@ -9,8 +9,8 @@ import pytest
 
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
-from engine.config.model import ModelConfig
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.errors import DeviceError, RunError, WorkerError
 from engine.hardware.lease import LeaseBook, LeaseHolder

@@ -8,7 +8,7 @@ import pytest
 from engine.chat.contract import AdapterChoice, ChatTarget
 from engine.chat.target import list_checkpoints, plan_load
 from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError, RunError
 from engine.runs.checkpoints import Manifest, describe_files
 

@@ -7,8 +7,8 @@ from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.target import LoadRequest, plan_load
 from engine.chat.worker.main import ChatWorker
 from engine.chat.worker.weights import ModelPlace, memory_errors
-from engine.config.model import ModelConfig
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.errors import DeviceError, ModelError, RunError
 from engine.hardware.device import Device

@@ -10,7 +10,7 @@ from engine.chat.contract import ChatChunk, LoadedModel, PromptView
 from engine.cli import run_command
 from engine.commands.chat import TerminalConversation, find_target
 from engine.config.load import config_from_mapping
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
 from engine.errors import ModelError, RunError
 from engine.paths import local_owner
 from engine.runs.store import RunStore

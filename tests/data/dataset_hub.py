@@ -15,7 +15,7 @@ COMMIT = "c" * 40
 
 _READ = """
 import json, sys
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import EngineError

@@ -57,7 +57,7 @@ def _main() -> None:
     import psutil
     import pyarrow.parquet  # noqa: F401  # its memory belongs to no case
 
-    from engine.config.dataset import DatasetConfig
+    from engine.config.run import DatasetConfig
     from engine.data.passes.check import check_dataset
     from engine.data.source import SourceOptions
     from engine.errors import DatasetError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.files.access import DataAccess, open_regular, shown_name
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError

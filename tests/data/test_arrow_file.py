@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.contract import PageRequest
 from engine.data.files import open_file
 from engine.data.files.arrow import ArrowRows

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.conversation import ToolCall
 from engine.data.files.arrow_rows import without_gaps
 from engine.data.hub.rows import HubRows

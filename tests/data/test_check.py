@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.passes import check as check_module
 from engine.data.passes.check import MAX_LISTED, check_dataset, check_steps
 from engine.data.passes.reader import DatasetReader, Renderer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message, PlainText, ToolCall, warnings_of
 from engine.data.formats import Converter, detect_format
 from engine.data.records import RowProblemError

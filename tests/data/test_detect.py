@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.formats import detect_format, likeliest_format
 from engine.errors import DatasetError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data import source
 from engine.data.source import SourceOptions, data_files, open_source
 from engine.errors import DatasetError

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.contract import HeldOutRows
 from engine.data.passes.prepare import held_out_steps, prepare_dataset
 from engine.data.passes.reader import Renderer

@@ -15,7 +15,7 @@ from datasets.exceptions import (
 )
 from datasets.table import CastError
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS
 from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import DatasetReader

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.files.access import DataAccess
 from engine.data.hub import confined_to, require_hub_id, require_own_files
 from engine.data.hub.rows import HubRows

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.files import open_file
 from engine.data.files.json_files import json_record
 from engine.data.passes.check import check_dataset

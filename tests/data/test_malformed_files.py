@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
 from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured

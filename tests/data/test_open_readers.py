@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
 from engine.inspector.worker.data import OpenReaders

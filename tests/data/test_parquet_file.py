@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.files.arrow_rows import plain_type, row_sizes
 from engine.data.files.parquet import ParquetRows, read_pages
 from engine.data.source import SourceOptions, open_source

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions

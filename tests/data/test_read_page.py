@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
 from engine.data.files import text_stream
 from engine.data.files.access import unpacked_pieces

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.passes.split import Split, draw_split
 
 

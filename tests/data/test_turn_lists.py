@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.formats import detect_format, likeliest_format
 from engine.data.formats.turns import turn_list
 from engine.data.passes.check import check_dataset

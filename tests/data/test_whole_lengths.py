@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import Renderer

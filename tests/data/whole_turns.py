@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from engine.config.dataset import TrainOn
+from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, RowWarning
 from engine.data.records import RowProblemError, shortened
 from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.chat.contract import ChatTarget
-from engine.config.export import ExportConfig
+from engine.config.results import ExportConfig
 from engine.export.contract import ExportRequest
 from engine.export.job import ExportJob
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from engine.chat.contract import ChatTarget
 from engine.chat.session import ChatSession
-from engine.config.export import ExportConfig
+from engine.config.results import ExportConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
 from engine.export.contract import ExportRequest, ExportResult

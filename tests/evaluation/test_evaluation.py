@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
-from engine.config.evaluation import EvaluationConfig
 from engine.config.load import config_from_mapping, config_to_yaml
+from engine.config.results import EvaluationConfig
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.render.template import freeze_template
 from engine.data.render.tokenize import TokenizedRow

@@ -5,8 +5,8 @@ from typing import Any
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
-from engine.config.export import ExportConfig
 from engine.config.load import config_from_mapping, config_to_yaml
+from engine.config.results import ExportConfig
 from engine.export.contract import ExportOrder, ExportResult
 from engine.export.folder import made_aside
 from engine.export.worker.main import ExportWorker

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
-from engine.config.export import ExportConfig
+from engine.config.results import ExportConfig
 from engine.errors import ModelError, StorageError
 from engine.export.contract import ExportRequest
 from engine.export.folder import made_aside

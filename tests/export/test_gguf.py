@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
-from engine.config.export import ExportConfig
+from engine.config.results import ExportConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.chat.contract import ChatTarget
 from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.push import PushConfig
+from engine.config.results import PushConfig
 from engine.errors import HubUnreachableError, ModelError, PushError, RunError
 from engine.export.contract import ExportResult, PushRequest, Verification
 from engine.export.folder import list_files
@@ -192,7 +192,7 @@ def test_where_the_hub_may_not_be_asked_that_is_said(hub, home, run, monkeypatch
 
 
 def test_a_model_without_an_adapter_is_not_pushed(hub, home, tiny_model_folder):
-    from engine.config.model import ModelConfig
+    from engine.config.run import ModelConfig
 
     request = PushRequest(target=ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))), repository=NAME)
     with pytest.raises(ModelError, match="Nothing to export: this model has no adapter"):

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import HfApi, constants
 
-from engine.config.push import PushConfig
+from engine.config.results import PushConfig
 from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.export.contract import UploadOrder
 from engine.export.push.hub_answers import Patience, hub_client

@@ -11,8 +11,7 @@ import pytest
 
 from engine.chat.contract import ChatTarget
 from engine.chat.session import ChatSession
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
 from engine.executors.base import JobSpec
@@ -22,8 +21,7 @@ from engine.export.push.job import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
 from engine.inspector.session import Inspector
 from engine.models.demo import _download_wheel
-from engine.models.gguf import convert_gguf
-from engine.models.prepared import ignore_progress
+from engine.models.prepared import convert_gguf, ignore_progress
 from engine.processes.environment import Access
 from engine.processes.json_lines import JsonLinesProcess
 from engine.runs.run import Run, RunFolder

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import Estimator
 from engine.training.worker import EXIT_FINISHED

@@ -10,10 +10,8 @@ from engine.chat.contract import ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.chat.target import plan_load
 from engine.chat.worker.weights import ModelPlace, Weights
-from engine.config.evaluation import EvaluationConfig
-from engine.config.export import ExportConfig
 from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.sampling import SamplingConfig
+from engine.config.results import EvaluationConfig, ExportConfig, SamplingConfig
 from engine.data.conversation import Message
 from engine.evaluation.contract import EvaluationOrder, EvaluationResult
 from engine.evaluation.worker.main import EvaluationWorker

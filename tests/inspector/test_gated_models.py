@@ -6,8 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.errors import ModelError
 from engine.inspector.session import Inspector
 from tests.models.fake_hub import FakeHub

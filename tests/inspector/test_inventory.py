@@ -12,7 +12,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
 from engine.inspector.worker import inventory
 from engine.inspector.worker.inventory import inventory_of, module_inventory

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress
 from engine.errors import DatasetError, ModelError
 from engine.inspector.session import Inspector

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.hardware.device import Device
 from engine.memory.device.device_need import TensorsAtPeak, need_on_device
 from engine.memory.workload import Workload

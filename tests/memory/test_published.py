@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.targets import find_targets
 from engine.memory.trainable import count_trainable

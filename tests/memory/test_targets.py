@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
 from engine.memory.targets import find_targets
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.workload import Loss
 from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, simulated, trace, workload_of
 

@@ -6,7 +6,7 @@ What still differs is named by its size; a difference that is larger, smaller, o
 import pytest
 import torch
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from tests.memory.traced_steps import LORA, Case, build_model, plain_step, simulated, trace
 
 FULL = AdapterConfig(method="none")

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.optimizers import optimizer_scratch_bytes, optimizer_state_bytes
 from engine.memory.targets import find_targets
 from engine.memory.trainable import count_trainable

@@ -8,7 +8,7 @@ import pytest
 from engine.config.load import config_from_mapping, with_overrides
 from engine.errors import ConfigError
 from engine.hardware.device import Device
-from engine.hardware.device_problems import device_problems
+from engine.hardware.devices import device_problems
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import AdvisedChange, advise
 from engine.memory.compare import MethodNeed, compare_methods

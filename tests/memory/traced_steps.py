@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.phases import simulate_step
 from engine.memory.structure import read_structure
 from engine.memory.targets import find_targets

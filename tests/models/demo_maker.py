@@ -6,7 +6,7 @@ Run as `python -m tests.models.demo_maker HOME`.
 import sys
 from pathlib import Path
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 

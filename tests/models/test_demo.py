@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.models.demo import _RECIPE, demo_folder
 from engine.models.prepared import is_prepared

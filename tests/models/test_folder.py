@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.models.folder import ModelPart, check_model_folder, read_safetensors_header
 from engine.models.source import resolve_model

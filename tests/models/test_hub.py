@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError, StorageError
 from engine.models.catalog import list_catalog
 from engine.models.folder import ModelPart

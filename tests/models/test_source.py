@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError, StorageError
 from engine.models.demo import demo_folder, prepare_demo
 from engine.models.prepared import Recipe, prepare_once
@@ -60,7 +60,7 @@ def test_a_gguf_file_is_converted_once_and_anew_when_it_changes(home, tmp_path, 
         converted.append(gguf.read_bytes())
         (target / "config.json").write_bytes(b"{}")
 
-    monkeypatch.setattr("engine.models.gguf.convert_gguf", convert)
+    monkeypatch.setattr("engine.models.prepared.convert_gguf", convert)
     gguf = tmp_path / "tiny.gguf"
     gguf.write_bytes(b"GGUF first")
     first = resolve_model(ModelConfig(id=str(gguf)), home)

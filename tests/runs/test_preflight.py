@@ -9,8 +9,7 @@ from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
-from engine.hardware.device_problems import device_problems
-from engine.hardware.devices import device_options
+from engine.hardware.devices import device_options, device_problems
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
@@ -210,7 +209,7 @@ APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, has_fast_bfloat16=T
     ],
 )
 def test_what_apples_gpu_cannot_do_is_refused(monkeypatch, sections, device, bitsandbytes, fields):
-    monkeypatch.setattr("engine.hardware.device_problems.library_version", lambda _: bitsandbytes)
+    monkeypatch.setattr("engine.hardware.devices.library_version", lambda _: bitsandbytes)
     sections = {**sections, "model": {"id": "some/model", **sections.get("model", {})}}
 
     problems = device_problems(config(**sections), device)
@@ -220,7 +219,7 @@ def test_what_apples_gpu_cannot_do_is_refused(monkeypatch, sections, device, bit
 
 
 def test_a_refusal_of_quantized_weights_says_what_to_update(monkeypatch):
-    monkeypatch.setattr("engine.hardware.device_problems.library_version", lambda _: None)
+    monkeypatch.setattr("engine.hardware.devices.library_version", lambda _: None)
 
     (problem,) = device_problems(
         config(model={"id": "some/model", "quantization": "nf4"}), replace(APPLE, has_fast_bfloat16=False)

@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 
 from engine.chat.contract import ChatChunk, ChatRequest, ChatState, ChatTarget, LoadedModel, PromptView
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.serve.endpoint import build_endpoint
 from engine.serve.guard import bound_socket
 from engine.serve.model import ServedModel

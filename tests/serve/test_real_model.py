@@ -16,8 +16,8 @@ from openai import OpenAI
 
 from engine.chat.contract import ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
-from engine.config.model import ModelConfig
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
 from engine.hardware.processor import describe_processor

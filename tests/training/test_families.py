@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
 from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
 from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.data.contract import RowProblem
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config

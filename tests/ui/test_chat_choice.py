@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.chat.contract import ChatTarget
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError, RunError
 from tests.invented_runs import InventedRun, a_config, write_adapter, write_run
 from ui.backend.run_reader import FINAL

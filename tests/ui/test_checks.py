@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.data.contract import CheckProgress
 from tests.fake_inspector import a_report
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for

@@ -6,7 +6,7 @@ import threading
 import gradio as gr
 import pytest
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.models.catalog import list_catalog
 from tests.invented_runs import a_config

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.export import ExportConfig
-from engine.config.push import PushConfig
+from engine.config.results import ExportConfig, PushConfig
 from engine.errors import StorageError
 from engine.export.records import keep_record, read_records, records_file
 from tests.invented_runs import InventedRun, a_config, write_run

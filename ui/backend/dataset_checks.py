@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import CheckProgress, DatasetReport
 from engine.data.hub import reads_from_hub

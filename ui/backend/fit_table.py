@@ -4,10 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from engine.config.dataset import DatasetConfig
 from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
-from engine.config.model import ModelConfig
-from engine.config.run import RunConfig
+from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices

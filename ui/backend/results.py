@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.chat.contract import ChatTarget
-from engine.config.evaluation import EvaluationConfig
-from engine.config.export import ExportConfig
-from engine.config.push import PushConfig
+from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
 from engine.evaluation.contract import EvaluationRequest, EvaluationResult
 from engine.evaluation.job import EvaluationJob

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.source import resolve_model

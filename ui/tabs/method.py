@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine.config.adapter import AdapterConfig
 from engine.config.load import with_overrides
 from engine.config.methods.base import FOUR_BIT
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS
+from engine.config.run import AdapterConfig
 from engine.memory.compare import MethodNeed, compare_methods
 from engine.memory.device.several_devices import DeviceShare, share_among
 from engine.memory.estimate import Estimator

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import EngineError
 from engine.models.catalog import search_catalog
 from engine.models.hub import search_hub

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from ui.backend.background import Work
 from ui.backend.tokenizers import key_of
 from ui.components import Updates, live_html, poll, poll_answer, visible_if

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from engine.config.adapter import AdapterConfig
 from engine.config.methods.registry import METHODS
+from engine.config.run import AdapterConfig
 from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.result import MemoryEstimate
 from engine.runs.memory_measurement import MeasuredStep

@@ -15,7 +15,7 @@ from transformers import (
 from engine.chat.contract import Branch, ChatChunk, FinishReason
 from engine.chat.worker.prompt import Decoder, TextStream
 from engine.chat.worker.weights import PIECE_TOKENS, BranchWeights
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
 from engine.errors import ModelError
 
 

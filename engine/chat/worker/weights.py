@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedMo
 from engine.chat.contract import Branch
 from engine.chat.target import LoadPlan, PlannedWeights
 from engine.chat.worker.adapter import AdaptedBase, Adapter
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from engine.config.section import Section, setting
+
 if TYPE_CHECKING:
-    from engine.config.adapter import AdapterConfig
-    from engine.config.run import RunConfig
+    from engine.config.run import AdapterConfig, RunConfig
 
 VirtualTokens = Literal["none", "keys_and_values", "inputs"]
 
@@ -172,3 +173,46 @@ class PeftMethod:
 
 
 _CHOSEN_MODULES = frozenset({"target_modules", "modules_to_save", "feedforward_modules"})
+
+
+class FullFineTuning(PeftMethod):
+    """Full fine-tuning: every weight of the model is trained, without an adapter."""
+
+    name = "none"
+    label = "Full fine-tuning"
+    help = "Full fine-tuning changes every weight. It needs by far the most memory, and a small learning rate."
+    trains_all = True
+    quantization = frozenset()
+
+
+class SharedSettings(Section):
+    """Settings of more than one method; each keeps the name that PEFT gives it."""
+
+    method: str = setting("lora", label="Method", help="")  # `AdapterConfig` has the choices
+    r: int = setting(
+        16,
+        label="Rank",
+        help="Capacity of the adapter. 8 to 64 serves most tasks; memory and size grow in proportion.",
+        ge=1,
+        le=1024,
+    )
+    target_modules: tuple[str, ...] | str = setting(
+        "all-linear",
+        label="Layers that get an adapter",
+        help="all-linear takes every linear layer except the output head. A list takes modules by the end of their name; "
+        "a single string is matched against full names as a regular expression.",
+        max_length=200,
+    )
+    modules_to_save: tuple[str, ...] = setting(
+        (),
+        label="Modules trained in full",
+        help="Modules trained and saved whole with the adapter, for example embed_tokens and lm_head after adding tokens.",
+        max_length=50,
+    )
+    num_virtual_tokens: int = setting(
+        20,
+        label="Virtual tokens",
+        help="How many learned positions come before every sequence. They take room from the context.",
+        ge=1,
+        le=4096,
+    )

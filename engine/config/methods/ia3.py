@@ -8,8 +8,7 @@ from engine.config.methods.base import PairRule, PeftMethod, Source
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.adapter import AdapterConfig
-    from engine.config.run import RunConfig
+    from engine.config.run import AdapterConfig, RunConfig
 
 # Endings of the names of feed-forward layers, where the person leaves the choice to the model's family.
 # Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.

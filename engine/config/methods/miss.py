@@ -9,8 +9,7 @@ from engine.config.methods.base import PairRule, PeftMethod
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.adapter import AdapterConfig
-    from engine.config.run import RunConfig
+    from engine.config.run import AdapterConfig, RunConfig
 
 
 class MissSettings(Section):

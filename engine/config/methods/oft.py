@@ -8,7 +8,7 @@ from engine.config.methods.base import PeftMethod
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.adapter import AdapterConfig
+    from engine.config.run import AdapterConfig
 
 
 class OftSettings(Section):

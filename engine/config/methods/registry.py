@@ -3,19 +3,20 @@
 from collections.abc import Iterable
 
 from engine.config.methods.adalora import AdaLora, AdaLoraSettings
-from engine.config.methods.base import PairRule, PeftMethod
-from engine.config.methods.full import FullFineTuning
+from engine.config.methods.base import FullFineTuning, PairRule, PeftMethod, SharedSettings
 from engine.config.methods.ia3 import Ia3, Ia3Settings
-from engine.config.methods.loha import LoHa, LycorisSettings
-from engine.config.methods.lokr import LoKr, LoKrSettings
 from engine.config.methods.lora import Lora, LoraSettings
+from engine.config.methods.lycoris import LoHa, LoKr, LoKrSettings, LycorisSettings
 from engine.config.methods.miss import Miss, MissSettings
 from engine.config.methods.oft import Oft, OftSettings
-from engine.config.methods.p_tuning import PTuning, PTuningSettings
-from engine.config.methods.prefix_tuning import PrefixTuning
-from engine.config.methods.prompt_tuning import PromptTuning, PromptTuningSettings
-from engine.config.methods.shared import SharedSettings
 from engine.config.methods.vera import Vera, VeraSettings
+from engine.config.methods.virtual_tokens import (
+    PrefixTuning,
+    PromptTuning,
+    PromptTuningSettings,
+    PTuning,
+    PTuningSettings,
+)
 
 _ALL: tuple[PeftMethod, ...] = (
     Lora(),

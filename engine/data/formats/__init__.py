@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.config.dataset import DataFormatName, DatasetConfig
+from engine.config.run import DataFormatName, DatasetConfig
 from engine.data.conversation import Conversation, Example
 from engine.data.formats.alpaca import ALPACA
 from engine.data.formats.base import TURN_FIELDS, Cells, DataFormat, Detection, Table

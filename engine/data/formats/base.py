@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from engine.config.dataset import DataFormatName
+from engine.config.run import DataFormatName
 from engine.data.conversation import Conversation, Example, Message
 from engine.data.formats.columns import Names, Rows, system_column
 from engine.data.formats.turns import list_of_turns, tool_schemas, turn_list

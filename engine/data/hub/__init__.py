@@ -9,8 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.files import names_file
 from engine.data.files.access import shown_name
 from engine.errors import DatasetError

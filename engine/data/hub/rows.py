@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.files.access import shown_name
 from engine.data.files.arrow_rows import without_gaps
 from engine.data.hub import HUB_ROOT, confined_to, require_hub_id, require_own_files

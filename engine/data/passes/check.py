@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, Histogram, RowProblem, SourceReport, TokenLengths
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
 from engine.data.passes.split import draw_split

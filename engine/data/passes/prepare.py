@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import overload
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
 from engine.data.passes.check import check_steps
 from engine.data.passes.reader import DatasetRow, Renderer

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning, warnings_of
 from engine.data.formats import FORMATS, Converter, detect_format
 from engine.data.formats.base import Detection

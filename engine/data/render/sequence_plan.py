@@ -10,7 +10,7 @@ sequences of their own: nothing is masked by guesswork.
 
 from dataclasses import dataclass, replace
 
-from engine.config.dataset import TrainOn
+from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, PlainText, RowWarning
 from engine.data.records import RowProblemError
 from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template

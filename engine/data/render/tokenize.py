@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from engine.config.dataset import TrainOn
+from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning
 from engine.data.records import RowProblemError
 from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text

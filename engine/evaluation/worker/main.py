@@ -19,7 +19,7 @@ from engine.chat.contract import Branch
 from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.config.push import PushKind
+from engine.config.results import PushKind
 from engine.errors import PushError
 from engine.export.contract import ExportedFile
 from engine.export.folder import TOKENIZER_FILES

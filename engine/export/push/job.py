@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.chat.target import LoadPlan, plan_load
-from engine.config.export import ExportConfig
+from engine.config.results import ExportConfig
 from engine.errors import ModelError, PushError, RunError
 from engine.export.card import gather_facts, write_card
 from engine.export.contract import (

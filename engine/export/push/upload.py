@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils._runtime import is_xet_available
 
-from engine.config.push import PushConfig, PushKind
+from engine.config.results import PushConfig, PushKind
 from engine.errors import HubUnreachableError, PushError
 from engine.export.contract import ExportedFile, HubAccount, PushPhase, PushProgress, UploadOrder, UploadResult
 from engine.export.kinds import KINDS

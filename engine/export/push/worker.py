@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import HfApi
 
-from engine.config.push import PushConfig
+from engine.config.results import PushConfig
 from engine.export.contract import PushProgress, UploadOrder
 from engine.export.push.files import intended_files, refuse_private_content
 from engine.export.push.hub_answers import hub_client, no_token

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from engine.config.dataset import DatasetConfig
 from engine.config.methods.base import Source
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
-from engine.config.model import ModelConfig
 from engine.config.rules import CHECKPOINTS, MEASUREMENTS, keeps_best
-from engine.config.run import RunConfig
+from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.data.formats import FORMATS
 from engine.data.formats.base import TURN_FIELDS
 from engine.data.formats.turns import ROLES

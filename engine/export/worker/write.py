@@ -11,8 +11,8 @@ from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.worker.prompt import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, load_model, memory_errors, weights_bytes
-from engine.config.export import ExportDtype
-from engine.config.model import ModelConfig
+from engine.config.results import ExportDtype
+from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportPhase, ExportProgress
 from engine.export.folder import copy_tokenizer, rewrite_json

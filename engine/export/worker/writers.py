@@ -11,7 +11,7 @@ import torch
 from engine.chat.target import LoadPlan
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, load_model, weights_bytes
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import DeviceError, ModelError, WorkerError
 from engine.export.contract import Verification
 from engine.export.folder import empty_folder

@@ -1,6 +1,6 @@
 """The process that turns a GGUF file into a dense safetensors folder that transformers, PEFT and TRL load as any other.
 
-Run as `python -P -m engine.inspector.worker.convert_gguf`; `engine.models.gguf` is the one who asks.
+Run as `python -P -m engine.inspector.worker.convert_gguf`; `engine.models.prepared` is the one who asks.
 """
 
 import os

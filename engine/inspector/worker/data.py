@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.contract import PageRequest
 from engine.data.files.access import DataAccess
 from engine.data.hub import is_on_hub

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError, ModelLimitError
 from engine.inspector.worker.architecture import Sizes, build_config, read_attention, read_sizes
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory

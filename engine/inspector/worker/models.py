@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.inventory import module_inventory

@@ -1,6 +1,6 @@
 """AdaLoRA: two matrices and a column of singular values for each layer, and the importance of every weight."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import add, assign, cast, clone, dropout, linear, multiply, scale, share
 from engine.memory.autograd.tensors import Value, needs_gradient
 from engine.memory.layers.projections import base_projection, is_quantized

@@ -1,6 +1,6 @@
 """What a PEFT method adds to a training step."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.tensors import Parameter, Value
 from engine.memory.layers.projections import base_projection
 from engine.memory.layers.step_context import StepContext

@@ -1,6 +1,6 @@
 """IA3: one learned vector for each layer."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import assign, cast, clone, multiply
 from engine.memory.autograd.tensors import Value
 from engine.memory.layers.projections import base_projection, is_quantized

@@ -1,6 +1,6 @@
 """LoHa: two pairs of matrices for each layer, multiplied out to the size of its weight at every pass."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import add, assign, cast, linear
 from engine.memory.autograd.tensors import Gradients, Storage, Value
 from engine.memory.layers.projections import base_projection

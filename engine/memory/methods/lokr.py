@@ -2,7 +2,7 @@
 
 import math
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import assign, scale
 from engine.memory.autograd.tensors import Gradients, Storage, Value
 from engine.memory.layers.projections import autocast_linear, base_projection

@@ -1,6 +1,6 @@
 """LoRA as PEFT and as Loratory run it, and DoRA."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import add, assign, cast, clone, dropout, multiply, scale, share
 from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient
 from engine.memory.layers.projections import autocast_linear, base_projection, is_quantized

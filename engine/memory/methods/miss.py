@@ -1,6 +1,6 @@
 """MiSS: one matrix for each layer, multiplied with the sum of the input's shards."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import add, assign, cast, clone, dropout, linear
 from engine.memory.autograd.tensors import Gradients, Storage, Value
 from engine.memory.layers.projections import autocast_linear, base_projection, is_quantized

@@ -1,6 +1,6 @@
 """OFT: a skew-symmetric matrix for each block of a layer's inputs, and the rotation that is made of it."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import cast, clone
 from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient
 from engine.memory.layers.projections import base_projection

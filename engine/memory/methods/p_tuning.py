@@ -1,6 +1,6 @@
 """P-tuning: one embedding for each virtual token, and the encoder that all go through."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import add, assign, concatenate, narrow, pointwise
 from engine.memory.autograd.tensors import Value
 from engine.memory.layers.projections import autocast_linear

@@ -1,6 +1,6 @@
 """Prefix tuning: learned keys and values of every layer."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.methods.base import MemoryRule
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModelShape

@@ -1,6 +1,6 @@
 """Prompt tuning: one learned embedding for each virtual token."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.methods.base import MemoryRule
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModelShape

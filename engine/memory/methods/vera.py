@@ -1,6 +1,6 @@
 """VeRA: two vectors for each layer, and two random matrices for all of them."""
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.operations import add, assign, cast, clone, dropout, multiply
 from engine.memory.autograd.tensors import Parameter, Value
 from engine.memory.layers.projections import autocast_linear, base_projection, is_quantized

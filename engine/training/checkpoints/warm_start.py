@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from engine.config.methods.registry import method_of_peft_type, tensor_marks
 from engine.errors import ConfigError, ModelError, Problem
 from engine.files import resolve_inside
-from engine.models.adapter_initialization import PLAIN_LORA_FIX, initialization_from_base
 from engine.models.folder import read_config
 from engine.paths import typed_path
 from engine.runs.store import RUN_ID

@@ -7,7 +7,7 @@ from typing import Any
 import peft
 import torch
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.models.source import ModelSource
 from engine.training.targets import choose_saved_modules, choose_targets
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.training.methods.base import MethodTrainer
 from engine.training.targets import choose_ia3_targets
 

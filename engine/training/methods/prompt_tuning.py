@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.models.source import ModelSource
 from engine.training.methods.base import MethodTrainer
 

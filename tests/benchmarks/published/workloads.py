@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.memory.workload import (

@@ -13,7 +13,7 @@ from engine.chat.contract import AdapterChoice, ChatTarget
 from engine.chat.target import PlannedWeights, plan_load
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
-from engine.config.adapter import AdapterConfig
+from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, ModelError
 from engine.memory.targets import find_targets
 from engine.training.targets import choose_targets
@@ -153,7 +153,7 @@ def test_harmless_patterns_mean_the_same_modules_as_peft_finds(values, tiny_mode
 
 @pytest.mark.parametrize("pattern", [*HANGS_RE, HANGS_REGEX], ids=lambda text: text[:20])
 def test_a_pattern_that_was_typed_is_bounded_in_training_and_in_the_estimate(pattern, base, tiny_model_folder):
-    from engine.config.model import ModelConfig
+    from engine.config.run import ModelConfig
     from engine.inspector.worker.inventory import module_inventory
     from engine.paths import LoratoryHome
 

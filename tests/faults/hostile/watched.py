@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config.dataset import DatasetConfig
-from engine.config.model import ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome

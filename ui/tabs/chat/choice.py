@@ -9,8 +9,8 @@ import gradio as gr
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget
 from engine.chat.target import list_checkpoints
 from engine.config.load import section_from_mapping
-from engine.config.model import ModelConfig, Quantization
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig, Quantization
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run

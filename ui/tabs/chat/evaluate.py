@@ -5,8 +5,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.evaluation import EvaluationConfig
 from engine.config.load import section_from_mapping
+from engine.config.results import EvaluationConfig
 from engine.errors import EngineError, RunError
 from ui.backend.background import stamp
 from ui.backend.evaluations import Evaluations

@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.chat.contract import Branch, ChatRequest, ChatTarget
-from engine.config.sampling import SamplingConfig
+from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
 from ui.backend.background import explained
 from ui.backend.held_out import HeldOutPrompts, RowPrompt

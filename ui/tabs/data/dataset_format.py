@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.formats import FORMATS
 from engine.errors import ConfigError, Problem

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.dataset import DatasetConfig
+from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from ui.backend.background import explained, stamp

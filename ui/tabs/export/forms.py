@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine.config.export import ExportConfig
-from engine.config.push import PushConfig
+from engine.config.results import ExportConfig, PushConfig
 from engine.config.run import RunConfig
 from engine.export.kinds import KINDS
 from ui.components import Updates, visible_if

@@ -6,9 +6,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.export import ExportConfig
 from engine.config.load import section_from_mapping
-from engine.config.push import PushConfig
+from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError
 from engine.export.kinds import loads_in_transformers
 from engine.export.records import ExportRecord, read_records

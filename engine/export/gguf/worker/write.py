@@ -12,8 +12,8 @@ import torch
 from gguf import GGUFReader
 
 from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
-from engine.config.dataset import DatasetConfig
-from engine.config.export import ExportDtype
+from engine.config.results import ExportDtype
+from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
