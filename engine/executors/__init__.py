@@ -1,0 +1,18 @@
+"""The executors that there are, by the name that `run.launcher` gives them."""
+
+from collections.abc import Callable, Mapping
+
+from engine.executors.base import Executor
+from engine.executors.local import AccelerateExecutor, LocalContext, LocalExecutor, WorkerCommand
+
+ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
+
+
+def make_executors(context: LocalContext, command: WorkerCommand | None = None) -> Mapping[str, Executor]:
+    """Return every executor of a home, by name.
+
+    Args:
+        context: What they share.
+        command: How workers are started on this machine, where it is not their own way.
+    """
+    return {kind.name: kind(context, command) for kind in (LocalExecutor, AccelerateExecutor)}

@@ -2,8 +2,10 @@
 
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
@@ -19,8 +21,6 @@ from engine.runs.provenance import run_title
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState
 
 WORKER_MODULE = "engine.training.worker"
-
-SPACE_VARIABLE = "TRACKIO_SPACE_ID"  # names the Space on the Hub that Trackio sends figures to
 
 WorkerCommand = Callable[[JobSpec], list[str]]
 
@@ -47,30 +47,28 @@ class LocalExecutor(Executor):
     uses_local_devices = True
 
     def __init__(self, context: LocalContext, command: WorkerCommand | None = None) -> None:
-        self._context = context
-        self._command = command or self.command
         self._leases = RunLeases(context.book, context.report)
+        self._claim_seconds = context.claim_seconds
+        self._command = command or self.command
 
     def command(self, spec: JobSpec) -> list[str]:
         """Return the command line of a worker."""
         return worker_command(spec)
 
     def reserve(self, spec: JobSpec) -> None:
-        self._leases.take(spec.run, run_title(spec.config), [lease_name(device) for device in spec.devices])
+        self._leases.take(spec.run, run_title(spec.config), _names(spec))
 
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
         worker = ProcessIdentity.of(process.pid)
         self._leases.pass_on(spec.run, worker)
-        names = tuple(lease_name(device) for device in spec.devices)
-        return LocalJob(spec.run, spec.attempt, names, self, process, worker)
+        return LocalJob(spec.run, spec.attempt, _names(spec), self._leases, self._claim_seconds, process, worker)
 
     def attach(self, run: Run, state: RunState) -> Job:
         devices = tuple(state.device.split(", ")) if state.device else ()
-        job = LocalJob(run, state.attempt, devices, self, spawned=self._leases.worker_of(run))
-        worker = job.worker()
-        if worker is not None and devices and worker.is_alive():
-            self._leases.hold_again(run, worker, devices)
+        spawned = self._leases.worker_of(run)
+        job = LocalJob(run, state.attempt, devices, self._leases, self._claim_seconds, spawned=spawned)
+        job.keep_devices()
         return job
 
     def held_for(self, run: Run) -> str:
@@ -79,59 +77,54 @@ class LocalExecutor(Executor):
     def release(self, run: Run) -> None:
         self._leases.release(run)
 
-    @property
-    def leases(self) -> "RunLeases":
-        """The devices of its jobs."""
-        return self._leases
 
-    @property
-    def claim_seconds(self) -> float:
-        """How long an attempt without any sign of a worker may be one that a former supervisor has just started."""
-        return self._context.claim_seconds
+class AccelerateExecutor(LocalExecutor):
+    """Starts one process per device under torch's launcher; with one device it is the same as `LocalExecutor`."""
+
+    name = "accelerate"
+
+    def command(self, spec: JobSpec) -> list[str]:
+        """Return the command line of torch's launcher.
+
+        The processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a fixed one,
+        where two runs that start at once collide, and reads the person's own configuration.
+        """
+        if len(spec.devices) == 1:
+            return super().command(spec)
+        return [
+            *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+            # Named, or variables of the environment decide them.
+            *("--nnodes", "1", "--nproc-per-node", str(len(spec.devices)), "--max-restarts", "0"),
+            *("--module", WORKER_MODULE, str(spec.run.folder.path)),
+        ]
 
 
+@dataclass(eq=False)
 class LocalJob(Job):
-    """A worker process of this machine, or of another one that shares the home.
+    """A worker process of this machine, or of another one that shares the home."""
 
-    Args:
-        run: The run.
-        attempt: The attempt that it is.
-        devices: What is leased for it.
-        executor: Where it runs.
-        process: The worker where we are its parent; None after a restart of ours.
-        spawned: Identity of the worker where it is known from its start.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        attempt: int,
-        devices: tuple[str, ...],
-        executor: LocalExecutor,
-        process: subprocess.Popen[bytes] | None = None,
-        spawned: ProcessIdentity | None = None,
-    ) -> None:
-        self._run = run
-        self._attempt = attempt
-        self._devices = devices
-        self._executor = executor
-        self._process = process
-        self._spawned = spawned
-        self._since = time.monotonic()
-        self._exit_code: int | None = None
+    run: Run
+    attempt: int
+    devices: tuple[str, ...]  # leased for it
+    leases: "RunLeases"
+    claim_seconds: float  # how long an attempt without any sign of a worker may be one that has just been started
+    process: subprocess.Popen[bytes] | None = None  # the worker where we are its parent; None after a restart of ours
+    spawned: ProcessIdentity | None = None  # the worker where it is known from its start
+    exit_code: int | None = field(default=None, init=False)
+    since: float = field(default_factory=time.monotonic, init=False)
 
     def worker(self) -> ProcessIdentity | None:
         """Return the worker of this attempt, alive or not, where it is known."""
-        record = self._run.folder.read_worker()
-        if record is not None and record.attempt == self._attempt:
+        record = self.run.folder.read_worker()
+        if record is not None and record.attempt == self.attempt:
             return record.identity
-        return self._spawned
+        return self.spawned
 
     def poll(self, *, has_reported: bool) -> JobStatus:
-        self._keep_devices(self.worker())
-        if self._process is not None:
-            return self._poll_child(self._process)
-        if self._run.folder.has_living_worker():
+        self.keep_devices()
+        if self.process is not None:
+            return self._poll_child(self.process)
+        if self.run.folder.has_living_worker():
             return JobStatus("alive")
         worker = self.worker()  # after the lock was looked at, so a worker that came and ended meanwhile is not missed
         if worker is not None:
@@ -141,28 +134,29 @@ class LocalJob(Job):
         if has_reported:
             return JobStatus("gone")
         # A former supervisor may have started a worker without having saved its identity: it would show itself soon.
-        may_come = time.monotonic() - self._since < self._executor.claim_seconds
+        may_come = time.monotonic() - self.since < self.claim_seconds
         return JobStatus("alive" if may_come else "never_started")
 
     def _poll_child(self, process: subprocess.Popen[bytes]) -> JobStatus:
-        self._exit_code = process.poll()
-        if self._exit_code is None:
+        self.exit_code = process.poll()
+        if self.exit_code is None:
             return JobStatus("alive")
-        if self._exit_code != _HELD_BY_ANOTHER or not self._run.folder.has_living_worker():
+        if self.exit_code != _HELD_BY_ANOTHER or not self.run.folder.has_living_worker():
             return JobStatus("gone")
         # A person or a scheduler had started a worker before ours came. Where it has our number, it is our job from now
         # on; not by way of the queue: it may end at any moment, and a run that waits is started.
-        record = self._run.folder.read_worker()
-        if record is None or record.attempt != self._attempt:
+        record = self.run.folder.read_worker()
+        if record is None or record.attempt != self.attempt:
             return JobStatus("superseded")
-        self._process = self._exit_code = self._spawned = None
+        self.process = self.exit_code = self.spawned = None
         return JobStatus("alive")
 
-    def _keep_devices(self, worker: ProcessIdentity | None) -> None:
-        leases = self._executor.leases
-        leases.pass_on(self._run, worker)
-        if worker is not None and self._devices and worker.is_alive():
-            leases.keep(self._run, worker, self._devices)
+    def keep_devices(self) -> None:
+        """Lease its devices for the worker where it is alive and they are not."""
+        worker = self.worker()
+        self.leases.pass_on(self.run, worker)
+        if worker is not None and self.devices and worker.is_alive():
+            self.leases.keep(self.run, worker, self.devices)
 
     def cancel(self) -> None:
         worker = self.worker()
@@ -172,12 +166,12 @@ class LocalJob(Job):
 
     def _end_group(self) -> None:
         """End what the worker started and left behind: no process of a run outlives it."""
-        record = self._run.folder.read_worker()
-        groups = {self._process.pid} if self._process is not None else set()
+        record = self.run.folder.read_worker()
+        groups = {self.process.pid} if self.process is not None else set()
         if record is not None and record.is_of_this_boot():
             groups.add(record.process_group)
         for group in groups:
-            end_group(group, (RUN_VARIABLE, self._run.id))
+            end_group(group, (RUN_VARIABLE, self.run.id))
 
     def end(self) -> JobEnd:
         self._end_group()
@@ -185,14 +179,14 @@ class LocalJob(Job):
         on_this_boot = worker is None or worker.is_of_this_boot()
         lost_host = worker.host if worker is not None and worker.is_of_another_host() else None
         return JobEnd(
-            self._exit_code, on_this_boot, rebooted=not on_this_boot and lost_host is None, lost_host=lost_host
+            self.exit_code, on_this_boot, rebooted=not on_this_boot and lost_host is None, lost_host=lost_host
         )
 
     def describe(self) -> str:
-        return ", ".join(self._devices)
+        return ", ".join(self.devices)
 
     def fetch_logs(self) -> None:
-        cap_log(self._run.folder.log)
+        cap_log(self.run.folder.log)
 
     def activity(self) -> ProcessIdentity | None:
         return self.worker()
@@ -203,10 +197,10 @@ class LocalJob(Job):
         try:
             worker = self.worker()
         except OSError as error:
-            self._executor.leases.report(self._run.id, f"The worker of {self._run.id} cannot be identified: {error}")
+            self.leases.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
         if worker is not None and worker.is_of_another_host():
             return None  # its devices are not ours
-        return self._executor.leases.holder_of(self._run, worker)
+        return self.leases.holder_of(self.run, worker)
 
 
 def worker_command(spec: JobSpec) -> list[str]:
@@ -226,27 +220,24 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
         RUN_VARIABLE: spec.run.id,
         "PYTHONUNBUFFERED": "1",
     }
-    access = access_for(spec.config)
+    access = _access_for(spec.config)
     return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
 
 
-def access_for(config: RunConfig) -> frozenset[Access]:
+def _access_for(config: RunConfig) -> frozenset[Access]:
     """What a training worker may log in to: what its model, its data and its trackers need."""
     access = set(hub_access(config.model, config.dataset))
     if "wandb" in config.training.report_to:
         access.add(Access.WANDB)
     if "trackio" in config.training.report_to:
         access.add(Access.TRACKIO)
-        if SPACE_VARIABLE in os.environ:
-            access.add(Access.HUB)  # where the Space is
+        if "TRACKIO_SPACE_ID" in os.environ:
+            access.add(Access.HUB)  # the Space that Trackio sends figures to is there
     return frozenset(access)
 
 
-class _Taken(NamedTuple):
-    """Devices that are still ours."""
-
-    devices: tuple[str, ...]
-    title: str
+def _names(spec: JobSpec) -> tuple[str, ...]:
+    return tuple(lease_name(device) for device in spec.devices)
 
 
 class RunLeases:
@@ -260,54 +251,54 @@ class RunLeases:
     def __init__(self, book: LeaseBook, report: Callable[[str, str], None]) -> None:
         self._book = book
         self.report = report
-        self._ours: dict[str, _Taken] = {}  # by run
+        self._ours: dict[str, tuple[tuple[str, ...], LeaseHolder]] = {}  # devices that are still ours, by run
 
-    def take(self, run: Run, title: str, devices: Sequence[str]) -> None:
+    def take(self, run: Run, title: str, devices: tuple[str, ...]) -> None:
         """Take the devices of a run that is about to be started.
 
         Raises:
             DeviceError: If one of them is in use.
             StorageError: If that cannot be saved.
         """
-        names = tuple(devices)
-        self._book.take(names, _holder(run, title, ProcessIdentity.current()))
-        self._ours[run.id] = _Taken(names, title)
+        holder = _holder(run, title, ProcessIdentity.current())
+        self._book.take(devices, holder)
+        self._ours[run.id] = devices, holder
 
     def pass_on(self, run: Run, worker: ProcessIdentity | None) -> None:
         """Let the worker have what is still ours; where that fails it is ours until the next call, or until the end."""
-        taken = self._ours.get(run.id)
-        if taken is None or worker is None:
+        if worker is None or run.id not in self._ours:
             return
+        devices, holder = self._ours[run.id]
         try:
-            self._book.hand_over(taken.devices, ProcessIdentity.current(), _holder(run, taken.title, worker))
+            self._book.hand_over(devices, holder.process, holder.model_copy(update={"process": worker}))
         except (EngineError, OSError) as error:
             self.report(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
             return
         del self._ours[run.id]
 
-    def hold_again(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
-        """A living worker keeps its device, also where the former supervisor died before it had saved that."""
+    def keep(self, run: Run, worker: ProcessIdentity, devices: Iterable[str]) -> None:
+        """Lease its devices to a living worker whose former supervisor died before it had, or whose lease is damaged."""
+        if run.id in self._ours:
+            return
+        holders = (self._book.holder(device) for device in devices)
+        if all(holder is not None and holder.process == worker for holder in holders):
+            return
         try:
             self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
         except (EngineError, OSError) as error:
             self.report(run.id, f"The device of {run.id} could not be leased again: {error}")
 
-    def keep(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
-        """Lease the devices of a living worker again where something deleted or damaged the lease."""
-        if run.id not in self._ours and any(self._book.holder(device) is None for device in devices):
-            self.hold_again(run, worker, devices)
-
     def worker_of(self, run: Run) -> ProcessIdentity | None:
-        """The worker of a run, where a former supervisor saved it with the lease."""
+        """Return the worker of a run, where a former supervisor saved it with the lease."""
         holder = self._book.holder_of_run(run.id)
         return holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
 
     def devices_of(self, run: Run) -> str:
-        """What is held for a run at present, as its state names it."""
+        """Return what is held for a run at present, as its state names it."""
         return ", ".join(self._book.devices_of_run(run.id))
 
     def holder_of(self, run: Run, worker: ProcessIdentity | None) -> LeaseHolder:
-        """A run as the holder of its device, for those who wait for it; also where its worker has just ended."""
+        """Return a run as the holder of its device, for those who wait for it; also where its worker has just ended."""
         try:
             title = run_title(run.folder.read_config())
         except EngineError:

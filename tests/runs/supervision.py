@@ -10,9 +10,9 @@ from typing import Any
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
+from engine.executors import make_executors
 from engine.executors.base import JobSpec
 from engine.executors.local import WorkerCommand
-from engine.executors.registry import make_executors
 from engine.hardware.device import Device
 from engine.processes.identity import ProcessIdentity
 from engine.runs.history.reader import read_history

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine.errors import RunError
+from engine.executors import make_executors
 from engine.executors.base import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
 from engine.executors.local import LocalContext
-from engine.executors.registry import make_executors
 from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
 from engine.runs.control import request_cancel, request_stop

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.executors import accelerate
-from engine.executors.accelerate import AccelerateExecutor
+from engine.executors import local
 from engine.executors.base import JobSpec
-from engine.executors.local import LocalContext, LocalExecutor, start_worker
+from engine.executors.local import AccelerateExecutor, LocalContext, LocalExecutor, start_worker
 from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
 from engine.processes.spawn import cap_log
@@ -56,7 +55,7 @@ def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeyp
 
 @pytest.mark.e2e
 def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(accelerate, "WORKER_MODULE", "tests.training.meeting_ranks")
+    monkeypatch.setattr(local, "WORKER_MODULE", "tests.training.meeting_ranks")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     config = config_for(run={"launcher": "accelerate"})
     folders = [tmp_path / name for name in ("one", "other")]

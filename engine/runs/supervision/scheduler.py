@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError, RunError
+from engine.executors import ExecutorFactory, make_executors
 from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext, LocalExecutor
-from engine.executors.registry import ExecutorFactory, make_executors
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import EngineError
-from engine.executors.registry import ExecutorFactory, make_executors
+from engine.executors import ExecutorFactory, make_executors
 from engine.files import write_atomically
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
