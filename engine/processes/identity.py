@@ -1,5 +1,6 @@
 """Which process is meant: a pid alone is handed out again, together with its start time and the boot it never is."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -103,13 +104,24 @@ class ProcessIdentity(BaseModel):
             total += times.user + times.system
         return total
 
-    def terminate(self) -> bool:
-        """Ask it to end (SIGTERM); returns whether it was there to be asked."""
-        return self._signal(signal.SIGTERM)
-
     def kill(self) -> bool:
         """End it at once; returns whether it was there to be ended."""
-        return self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        if not hasattr(os, "pidfd_open"):
+            if self.is_alive():
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+                    return True
+            return False
+        # A descriptor names one process, so its pid cannot change hands between the look and the signal.
+        with contextlib.suppress(OSError):
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                if self.is_alive():
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    return True
+            finally:
+                os.close(descriptor)
+        return False
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until it is gone; returns whether it is. Works for processes that are not our children."""
@@ -118,33 +130,6 @@ class ProcessIdentity(BaseModel):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.02)
-        return True
-
-    def _signal(self, number: int) -> bool:
-        if hasattr(os, "pidfd_open"):
-            return self._signal_by_descriptor(number)
-        if not self.is_alive():
-            return False
-        try:
-            os.kill(self.pid, number)
-        except OSError:
-            return False
-        return True
-
-    def _signal_by_descriptor(self, number: int) -> bool:
-        # A descriptor names one process, so its pid cannot change hands between the look and the signal.
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except OSError:
-            return False
-        try:
-            if not self.is_alive():
-                return False
-            signal.pidfd_send_signal(descriptor, number)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
         return True
 
 

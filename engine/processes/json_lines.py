@@ -7,24 +7,38 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 
 from engine.errors import ModelLimitError, WorkerError
-from engine.processes.environment import Access
 from engine.processes.identity import ProcessIdentity
 from engine.processes.messages import (
+    CancelledRequestError,
     JsonObject,
     NotBegunError,
+    OnProgress,
     ProcessEndedError,
     error_from_json,
 )
-from engine.processes.spawn import LifeLine, spawn_helper, worker_argv
+from engine.processes.spawn import Access, spawn_helper, worker_argv
 
 _LOOK_SECONDS = 1.0
 _LOOK_FOR_TURN_SECONDS = 0.1
+_LOOK_FOR_STOP_SECONDS = 0.2
+_OBEYS_WITHIN_SECONDS = 3.0
+
+
+def result_of(answers: Iterable[JsonObject], on_progress: OnProgress | None = None) -> JsonObject:
+    """Wait for the result of a request, as its `stream` has it, and pass its progress on."""
+    for answer in answers:
+        if "result" in answer:
+            result: JsonObject = answer["result"]
+            return result
+        if on_progress is not None:
+            on_progress(answer["progress"])
+    raise AssertionError("a stream ends with its result or an error")
 
 
 @dataclass
@@ -32,7 +46,7 @@ class _Running:
     """One start of the worker; all but `closed` is written by the thread that reads its answers."""
 
     process: subprocess.Popen[bytes]
-    life_line: LifeLine | None
+    life_line: int | None
     turn: int | None = None  # the request that is worked on
     heard: float | None = None  # when it last sent anything; None until it is ready
     closed: bool = False  # by us
@@ -42,15 +56,47 @@ class _Running:
         # An identity too: while threads of a killed process end, it can't be waited for yet.
         return self.process.poll() is None and ProcessIdentity.of(self.process.pid) is not None
 
+    def write(self, message: JsonObject) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except (OSError, ValueError) as error:
+            raise WorkerError("A helper process ended unexpectedly.", "Try again; it restarts.") from error
+
+    def write_if_alive(self, message: JsonObject) -> None:
+        if self.process.poll() is None:
+            with contextlib.suppress(WorkerError):
+                self.write(message)
+
+    def end(self, timeout_seconds: float) -> None:
+        self.closed = True
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
 
 @dataclass
 class _Awaited:
     """A request that is under way."""
 
     running: _Running
-    answers: "Queue[JsonObject | None]"  # None: the process ended
+    answers: "Queue[JsonObject | None]" = field(default_factory=Queue)  # None: the process ended
+    asked: float = field(default_factory=time.monotonic)
     begun: bool = False
     subject: str = ""
+
+    def waits_longer_than(self, seconds: float) -> bool:
+        """Whether a worker that is ready has sent nothing for so long, and this request's turn has not come."""
+        heard = self.running.heard
+        return heard is not None and time.monotonic() - max(self.asked, heard) > seconds
 
 
 class JsonLinesProcess:
@@ -94,11 +140,6 @@ class JsonLinesProcess:
         return running.process.pid if running is not None and running.process.poll() is None else None
 
     @property
-    def is_ready(self) -> bool:
-        """Whether the worker lives and its imports are over."""
-        return self.pid is not None and self._running is not None and self._running.heard is not None
-
-    @property
     def requests(self) -> int:
         """How many requests are under way."""
         return len(self._answers)
@@ -115,21 +156,51 @@ class JsonLinesProcess:
             self._ensure_started()
 
     def call(
-        self, method: str, params: JsonObject, *, on_progress: Callable[[JsonObject], None] | None = None
+        self,
+        method: str,
+        params: JsonObject,
+        *,
+        on_progress: OnProgress | None = None,
+        stopped: threading.Event | None = None,
     ) -> JsonObject:
         """Ask and wait for the result.
 
+        Args:
+            method: Name of the handler.
+            params: What the handler gets.
+            on_progress: Gets each progress report.
+            stopped: Set by another thread that wants no more of it: the request is cancelled then, and a process that
+                does not obey within seconds is ended.
+
         Raises:
             EngineError: As raised by the handler, of the same class.
+            CancelledRequestError: If it was stopped.
             WorkerError: If the process ended before it answered.
         """
-        for answer in self.stream(method, params):
-            if "result" in answer:
-                result: JsonObject = answer["result"]
-                return result
-            if on_progress is not None:
-                on_progress(answer["progress"])
-        raise AssertionError("a stream ends with its result or an error")
+        if stopped is None:
+            return result_of(self.stream(method, params), on_progress)
+        request_id = self.reserve_id()
+        answered = threading.Event()
+
+        def watch() -> None:
+            while not answered.is_set():
+                if stopped.wait(_LOOK_FOR_STOP_SECONDS):
+                    self.cancel(request_id)
+                    if not answered.wait(_OBEYS_WITHIN_SECONDS):
+                        self.close(timeout_seconds=0.0)
+                    return
+
+        watcher = threading.Thread(target=watch, name="stop-watch", daemon=True)
+        watcher.start()
+        try:
+            return result_of(self.stream(method, params, request_id=request_id), on_progress)
+        except Exception as error:
+            if stopped.is_set():
+                raise CancelledRequestError from error
+            raise
+        finally:
+            answered.set()
+            watcher.join()
 
     def reserve_id(self) -> int:
         """Number a request before it is sent, so another thread can cancel it."""
@@ -138,10 +209,8 @@ class JsonLinesProcess:
     def cancel(self, request_id: int) -> None:
         """Ask the handler of a request to end early; its caller still gets what it answers."""
         with self._lock:
-            running = self._running
-            if running is not None and running.process.poll() is None:
-                with contextlib.suppress(WorkerError):
-                    self._write(running, {"cancel": request_id})
+            if self._running is not None:
+                self._running.write_if_alive({"cancel": request_id})
 
     def stream(
         self,
@@ -164,44 +233,29 @@ class JsonLinesProcess:
             NotBegunError: If it was taken back.
             ProcessEndedError: If the process ended before it answered.
         """
-        answers: Queue[JsonObject | None] = Queue()
         request_id = self.reserve_id() if request_id is None else request_id
         with self._lock:
             running = self._ensure_started()
-            awaited = self._answers[request_id] = _Awaited(running, answers)
-            self._write(running, {"id": request_id, "method": method, "params": params})
-        asked = time.monotonic()
+            awaited = self._answers[request_id] = _Awaited(running)
+            running.write({"id": request_id, "method": method, "params": params})
         finished = False
         try:
-            while True:
-                may_be_taken_back = begins_within is not None and not awaited.begun
-                try:
-                    answer = answers.get(timeout=_LOOK_FOR_TURN_SECONDS if may_be_taken_back else _LOOK_SECONDS)
-                except Empty:
-                    if running.process.poll() is None:
-                        if may_be_taken_back and _waits_longer(awaited, asked, begins_within or 0.0):
-                            raise NotBegunError from None
-                        continue
-                    answer = None
+            while not finished:
+                answer = _next_answer(awaited, begins_within)
+                finished = answer is None or "progress" not in answer
                 if answer is None:
-                    finished = True
                     raise self._death(running, request_id, awaited)
                 if "error" in answer:
-                    finished = True
                     error = error_from_json(answer["error"])
                     if isinstance(error, ModelLimitError):
                         error.subject = awaited.subject
                     raise error
-                finished = "result" in answer
                 yield answer
-                if finished:
-                    return
         finally:
             with self._lock:
                 self._answers.pop(request_id, None)
-                if not finished and running.process.poll() is None:
-                    with contextlib.suppress(WorkerError):
-                        self._write(running, {"cancel" if awaited.begun else "withdraw": request_id})
+                if not finished:
+                    running.write_if_alive({"cancel" if awaited.begun else "withdraw": request_id})
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """End the process; whatever it held on a device is free afterwards."""
@@ -209,7 +263,7 @@ class JsonLinesProcess:
             running, self._running = self._running, None
             self._closed = True
         if running is not None:
-            self._end(running, timeout_seconds)
+            running.end(timeout_seconds)
 
     def close_if_unused(self) -> None:
         """End the process where no request is under way; it starts again with the next one."""
@@ -217,87 +271,58 @@ class JsonLinesProcess:
             if self._answers or self._running is None:
                 return
             running, self._running = self._running, None
-        self._end(running, timeout_seconds=5.0)
-
-    @staticmethod
-    def _end(running: _Running, timeout_seconds: float) -> None:
-        running.closed = True
-        process = running.process
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        try:
-            process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        running.end(timeout_seconds=5.0)
 
     def _ensure_started(self) -> _Running:
         if self._running is not None and self._running.is_alive:
             return self._running
         if not self._restarts and (self._closed or self._running is not None):
             raise self._death(self._running)
-        process, line = spawn_helper(
+        process, life_line = spawn_helper(
             worker_argv(self._module, self._arguments),
             log_file=self._log_file,
             environment=self._environment,
             access=self._access,
         )
-        running = self._running = _Running(process, line)
+        running = self._running = _Running(process, life_line)
         threading.Thread(target=self._read_answers, args=(running,), daemon=True).start()
         return running
-
-    @staticmethod
-    def _write(running: _Running, message: JsonObject) -> None:
-        stdin = running.process.stdin
-        assert stdin is not None
-        try:
-            stdin.write(json.dumps(message).encode() + b"\n")
-            stdin.flush()
-        except (OSError, ValueError) as error:
-            raise WorkerError("A helper process ended unexpectedly.", "Try again; it restarts.") from error
 
     def _read_answers(self, running: _Running) -> None:
         process = running.process
         assert process.stdout is not None
+        assert process.stdin is not None
         with contextlib.suppress(ValueError, OSError):  # the pipe was closed under us by close()
             for line in process.stdout:
                 try:
-                    answer = json.loads(line)
-                    self._pass_on(answer, running)
+                    self._pass_on(json.loads(line), running)
                 except (ValueError, KeyError, TypeError):
                     continue  # not ours: a library wrote to the raw descriptor
         for awaited in list(self._answers.values()):
             if awaited.running is running:  # not those of a process that was started since
                 awaited.answers.put(None)
         for pipe in (process.stdout, process.stdin):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # what could not be sent to a process that ended
-                    pipe.close()
+            with contextlib.suppress(OSError):  # what could not be sent to a process that ended
+                pipe.close()
         if running.life_line is not None:
             # A child that the worker left behind may keep its pipes open for longer; the worker itself has ended.
-            os.close(running.life_line.held)
+            os.close(running.life_line)
 
     def _pass_on(self, answer: JsonObject, running: _Running) -> None:
         running.heard = time.monotonic()
         if "ready" in answer:
             return
         request_id = answer["id"]
-        awaited = self._answers.get(request_id)
+        awaited = self._answers.get(request_id) or _Awaited(running)  # what nothing waits for any more is dropped
         if "turn" in answer:
             running.turn = request_id
-            if awaited is not None:
-                awaited.begun = True
+            awaited.begun = True
         elif "subject" in answer:
-            if awaited is not None:
-                awaited.subject = answer["subject"]
+            awaited.subject = answer["subject"]
         else:
             if "progress" not in answer and running.turn == request_id:
                 running.turn = None
-            if awaited is not None:
-                awaited.answers.put(answer)
+            awaited.answers.put(answer)
 
     def _death(
         self, running: _Running | None, request_id: int | None = None, awaited: _Awaited | None = None
@@ -319,7 +344,14 @@ class JsonLinesProcess:
         return ProcessEndedError(what, fix, code, at_fault=at_fault, subject=awaited.subject if awaited else "")
 
 
-def _waits_longer(awaited: _Awaited, asked: float, seconds: float) -> bool:
-    """Whether a worker that is ready has sent nothing for so long, and this request's turn has not come."""
-    heard = awaited.running.heard
-    return heard is not None and time.monotonic() - max(asked, heard) > seconds
+def _next_answer(awaited: _Awaited, begins_within: float | None) -> JsonObject | None:
+    """Wait for the next answer; None where the process ended before it."""
+    while True:
+        limit = None if awaited.begun else begins_within
+        try:
+            return awaited.answers.get(timeout=_LOOK_SECONDS if limit is None else _LOOK_FOR_TURN_SECONDS)
+        except Empty:
+            if awaited.running.process.poll() is not None:
+                return None
+            if limit is not None and awaited.waits_longer_than(limit):
+                raise NotBegunError from None

@@ -1,8 +1,9 @@
 """Limits on memory and computing time of code that reads untrusted input, and the peak memory of this process.
 
-The kernel enforces `confined`, also while the interpreter is stuck in a library's C code. Too much memory is a `MemoryError` in Python; in other languages it ends the process (SIGABRT). Too
-much computing ends the process with `DEADLINE_SIGNAL`, without asking Python; its asker knows what it
-was working on. On Linux both bounds hold, on macOS the one on time, on Windows none.
+The kernel enforces `confined`, also while the interpreter is stuck in a library's C code. Too much memory is a
+`MemoryError` in Python; in other languages it ends the process (SIGABRT). Too much computing ends the process with
+`DEADLINE_SIGNAL`, without asking Python; its asker knows what it was working on. On Linux both bounds hold, on macOS the
+one on time, on Windows none.
 """
 
 import contextlib
@@ -36,14 +37,16 @@ def confined(seconds: float, memory_bytes: int) -> Iterator[None]:
         return
     outer = signal.getitimer(signal.ITIMER_PROF)[0]
     bound = min(seconds, outer) if outer else seconds
-    with _headroom(memory_bytes):
-        signal.setitimer(signal.ITIMER_PROF, bound)
-        try:
-            yield
-        finally:
-            used = bound - signal.setitimer(signal.ITIMER_PROF, 0)[0]
-            if outer:
-                signal.setitimer(signal.ITIMER_PROF, max(outer - used, 0.001))
+    former = limit_memory(memory_bytes)
+    signal.setitimer(signal.ITIMER_PROF, bound)
+    try:
+        yield
+    finally:
+        used = bound - signal.setitimer(signal.ITIMER_PROF, 0)[0]
+        if outer:
+            signal.setitimer(signal.ITIMER_PROF, max(outer - used, 0.001))
+        if former is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, former)
 
 
 def renew_deadline(seconds: float) -> None:
@@ -52,12 +55,20 @@ def renew_deadline(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def limit_memory(memory_bytes: int) -> None:
-    """Bound what this process, and those that it starts, may allocate from now on."""
-    allocated = _allocated_bytes()
-    if allocated is not None:
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (_within_limit(allocated + memory_bytes), hard))
+def limit_memory(memory_bytes: int) -> tuple[int, int] | None:
+    """Bound what this process, and those that it starts, may allocate from now on.
+
+    Returns:
+        The bounds that held before, of which a smaller one stays; None where the system enforces none.
+    """
+    if sys.platform != "linux":
+        return None
+    # RLIMIT_DATA counts private memory that can be written, whether touched or not.
+    allocated = int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = allocated + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if soft == resource.RLIM_INFINITY else min(wanted, soft), hard))
+    return soft, hard
 
 
 def lift_memory_limit() -> None:
@@ -65,33 +76,6 @@ def lift_memory_limit() -> None:
     if sys.platform != "win32":
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-
-
-@contextlib.contextmanager
-def _headroom(memory_bytes: int) -> Iterator[None]:
-    allocated = _allocated_bytes()
-    if allocated is None:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_within_limit(allocated + memory_bytes), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _within_limit(wanted: int) -> int:
-    present = resource.getrlimit(resource.RLIMIT_DATA)[0]
-    return wanted if present == resource.RLIM_INFINITY else min(wanted, present)
-
-
-def _allocated_bytes() -> int | None:
-    """What RLIMIT_DATA counts: private memory that can be written, whether touched or not; None where it is not enforced."""
-    if sys.platform != "linux":
-        return None
-    pages = int(Path("/proc/self/statm").read_bytes().split()[5])
-    return pages * resource.getpagesize()
 
 
 class TimeLimitError(Exception):
@@ -111,17 +95,17 @@ def time_limit(seconds: float) -> Iterator[None]:
     if not hasattr(signal, "SIGVTALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGVTALRM, _interrupt)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise TimeLimitError
+
+    previous = signal.signal(signal.SIGVTALRM, interrupt)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, previous)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise TimeLimitError
 
 
 def peak_process_bytes() -> int:
@@ -133,7 +117,5 @@ def peak_process_bytes() -> int:
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
         if (found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)) is not None:
             return int(found[1]) * 1024
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from engine.errors import StorageError
@@ -101,13 +100,13 @@ class FileLock:
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError as error:
                 raise _unusable(self._path, error) from error
+            locked = False
             try:
                 locked = _try_lock(descriptor, self._path)
-            except StorageError:
-                os.close(descriptor)
-                raise
+            finally:
+                if not locked:
+                    os.close(descriptor)
             if not locked:
-                os.close(descriptor)
                 return False
             self._descriptor = descriptor
             _held.add(self._path)
@@ -117,9 +116,7 @@ class FileLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 

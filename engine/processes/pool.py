@@ -4,12 +4,12 @@ Questions change nothing, so each can be asked again: of another process where t
 and once more where the process ended while it worked on something else.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from engine.errors import EngineError, ModelLimitError
-from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.limits import OVERRUN_EXIT_CODES
 from engine.processes.messages import JsonObject, NotBegunError, ProcessEndedError
 
@@ -17,14 +17,6 @@ _BEGINS_WITHIN_SECONDS = 0.25
 _DEATHS = 3  # of processes, before a question that was never begun gives up
 _REMEMBERED = 64
 _KEPT_IDLE_SECONDS = 600.0
-
-
-class Overrun(NamedTuple):
-    """What a process was ended over."""
-
-    subject: str  # as `Request.work_with` named it: changes with the files that were read
-    what: str
-    fix: str
 
 
 class ProcessPool:
@@ -48,23 +40,14 @@ class ProcessPool:
         self._spares = processes[1:2] if spare else ()
         self._lock = threading.Lock()  # guards `_overruns`, `_idle_timer` and `_is_closed`
         self._is_closed = False
-        self._overruns: dict[str, Overrun] = {}
+        # What and fix of the error, by what was worked with: `Request.work_with` names it after the files that are read.
+        self._overruns: dict[str, tuple[str, str]] = {}
         self._idle_timer: threading.Timer | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the first one while it lives."""
-        return self._processes[0].pid
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of all that live."""
         return tuple(pid for process in self._processes if (pid := process.pid) is not None)
-
-    @property
-    def ready(self) -> int:
-        """How many of them live and have their imports behind them."""
-        return sum(process.is_ready for process in self._processes)
 
     def start(self) -> None:
         """Start the first process now, and save the first question the wait for its imports."""
@@ -86,11 +69,7 @@ class ProcessPool:
 
     def call(self, method: str, params: JsonObject) -> JsonObject:
         """Ask and wait for the result; as `stream`."""
-        for answer in self.stream(method, params):
-            if "result" in answer:
-                result: JsonObject = answer["result"]
-                return result
-        raise AssertionError("a stream ends with its result or an error")
+        return result_of(self.stream(method, params))
 
     def stream(self, method: str, params: JsonObject) -> Iterator[JsonObject]:
         """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the question.
@@ -106,7 +85,7 @@ class ProcessPool:
         deaths = 0
         while True:
             process = self._choose(busy)
-            asked = {**params, "overruns": list(self._overruns.copy().values())}
+            asked = {**params, "overruns": self._overruns.copy()}
             begins_within = _BEGINS_WITHIN_SECONDS if len(self._processes) > 1 else None
             try:
                 for answer in process.stream(method, asked, begins_within=begins_within):
@@ -141,13 +120,11 @@ class ProcessPool:
         The first has the tokenizers that were asked about before, so it is preferred to an idle spare one.
         """
         offered = [process for process in self._processes if process is not busy]
-        started = [process for process in offered if process.pid is not None]
-        keeping_up = [process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS]
-        not_started = [process for process in offered if process.pid is None]
-        for best in (keeping_up, not_started):
-            if best:
-                return best[0]
-        return min(offered, key=lambda process: process.requests)
+        started = (process for process in offered if process.pid is not None)
+        keeping_up = (process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS)
+        not_started = (process for process in offered if process.pid is None)
+        best = next(itertools.chain(keeping_up, not_started), None)
+        return best or min(offered, key=lambda process: process.requests)
 
     def _at_fault(self, end: ProcessEndedError, params: JsonObject) -> EngineError:
         if end.exit_code not in OVERRUN_EXIT_CODES:
@@ -160,7 +137,7 @@ class ProcessPool:
         if not subject:
             return
         with self._lock:
-            self._overruns[subject] = Overrun(subject, error.what, error.fix)
+            self._overruns[subject] = (error.what, error.fix)
             while len(self._overruns) > _REMEMBERED:
                 del self._overruns[next(iter(self._overruns))]
 

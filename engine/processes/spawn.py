@@ -1,29 +1,107 @@
-"""Start our processes: argv as a list, a session of their own, output to a file, no secrets in argv."""
+"""Start our processes: argv as a list, a session of their own, output to a file, no secret unless it is for their work."""
 
 import contextlib
 import os
+import re
 import select
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from engine.errors import WorkerError
-from engine.processes.environment import Access, environment_for
 
-# How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: next to one other process a
-# step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and a step takes a quarter longer. So
-# they look for a moment, some 20 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
-OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-# On a CPU, 16-bit products are compiled for each size of batch. oneDNN and PyTorch each keep the newest 1,024 of them, up
-# to 600 MB, unless these say otherwise.
 PRODUCT_CACHE_CAPACITY = 128
-PRODUCT_CACHE_ENVIRONMENT = {
+LIBRARY_ENVIRONMENT = {
+    # How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: next to one other process
+    # a step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and a step takes a quarter longer. So they
+    # look for a moment, some 20 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "1000",
+    # On a CPU, 16-bit products are compiled for each size of batch. oneDNN and PyTorch each keep the newest 1,024 of them, up
+    # to 600 MB, unless these say otherwise.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRODUCT_CACHE_CAPACITY),
     "LRU_CACHE_CAPACITY": str(PRODUCT_CACHE_CAPACITY),
 }
-LIBRARY_ENVIRONMENT = {**OPENMP_ENVIRONMENT, **PRODUCT_CACHE_ENVIRONMENT}
+
+# The system, the user and their language; Python; the way to the network; where models and data are kept, and whether the
+# Hub may be asked.
+_PASSED = frozenset(
+    """
+    PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TERM TMPDIR TEMP TMP XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME
+    XDG_RUNTIME_DIR VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH
+    SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT APPDATA LOCALAPPDATA USERPROFILE PROGRAMDATA PROGRAMFILES
+    NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE
+
+    PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONIOENCODING PYTHONUTF8
+    PYTHONHASHSEED PYTHONNOUSERSITE PYTHONWARNINGS PYTHONMALLOC
+
+    HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy
+    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
+
+    HF_HOME HF_ENDPOINT HF_ASSETS_CACHE HUGGINGFACE_HUB_CACHE HUGGINGFACE_ASSETS_CACHE HF_HUB_DISABLE_IMPLICIT_TOKEN
+    TRANSFORMERS_OFFLINE TRANSFORMERS_CACHE TRANSFORMERS_VERBOSITY DATASETS_VERBOSITY DO_NOT_TRACK
+    USE_TORCH LRU_CACHE_CAPACITY HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES
+    """.split()
+)
+# Our own, of languages, of the Hub's libraries, and of the libraries that compute.
+_PASSED_PREFIXES = tuple(
+    """
+    LORATORY_ LC_ HF_HUB_ HF_XET_ HF_DATASETS_ TOKENIZERS_ RAYON_ ARROW_ BNB_ ACCELERATE_
+    CUDA_ CUDNN_ CUBLAS_ NVIDIA_ NCCL_ GLOO_ TORCH_ TORCHINDUCTOR_ PYTORCH_ TRITON_
+    OMP_ GOMP_ KMP_ MKL_ OPENBLAS_ NUMEXPR_ VECLIB_ MALLOC_ ONEDNN_
+    """.split()
+)
+_SECRET_WORD = re.compile(
+    r"(^|_)(API)?(TOKENS?|KEYS?|SECRETS?|PASS|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(_|$)", re.IGNORECASE
+)
+# huggingface_hub finds a login in a file as well.
+_NO_HUB_LOGIN = {"HF_TOKEN_PATH": os.devnull, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+
+
+class Access(Enum):
+    """What a process may log in to; the secrets for it stand in the variables whose names match."""
+
+    HUB = re.compile(r"HF_TOKEN|HUGGING_FACE_HUB_TOKEN|HF_TOKEN_PATH|HF_STORED_TOKENS_PATH")
+    WANDB = re.compile(r"WANDB_.*")
+    TRACKIO = re.compile(r"TRACKIO_.*")
+    PACKAGE_INDEX = re.compile(r"PIP_.*")
+
+
+def environment_for(access: Collection[Access], inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Choose what a process gets of an environment.
+
+    Args:
+        access: What it may log in to; nothing else's secrets are passed.
+        inherited: The environment to choose from; ours by default.
+    """
+
+    def is_passed(name: str) -> bool:
+        if name in _PASSED or any(member.value.fullmatch(name) for member in access):
+            return True
+        return name.startswith(_PASSED_PREFIXES) and _SECRET_WORD.search(name) is None
+
+    source = os.environ if inherited is None else inherited
+    chosen = {name: value for name, value in source.items() if is_passed(name)}
+    return chosen if Access.HUB in access else chosen | _NO_HUB_LOGIN
+
+
+def has_hub_login() -> bool:
+    """Whether there is a token for the Hub here, in the environment or where `hf auth login` puts it."""
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_TOKEN_PATH") or Path(cache) / "token").expanduser().is_file()
+
+
+def give_up_access(access: Access) -> None:
+    """Remove the secrets for something from this process's own environment, once it has been talked to."""
+    for name in filter(access.value.fullmatch, list(os.environ)):
+        del os.environ[name]
+    if access is Access.HUB:
+        os.environ.update(_NO_HUB_LOGIN)
 
 
 def worker_argv(module: str, arguments: Sequence[str] = ()) -> list[str]:
@@ -46,7 +124,7 @@ def spawn(
     Args:
         argv: The command, as a list; never through a shell.
         log_file: Takes stderr, and stdout unless `stdout` is given.
-        environment: Variables in addition to those that `engine.processes.environment` passes on.
+        environment: Variables in addition to those that `environment_for` passes on.
         stdin: `subprocess.PIPE` for a worker that is asked questions.
         stdout: `subprocess.PIPE` for a worker that answers.
         inherited: Other descriptors that the process gets.
@@ -97,65 +175,50 @@ def cap_log(log: Path, most_bytes: int = 20_000_000) -> bool:
 
 LIFE_LINE = "LORATORY_LIFE_LINE"
 
-if sys.platform != "win32":
-    import fcntl
-
-
-class LifeLine(NamedTuple):
-    """A pipe by which a worker ends with its asker, even where the asker is killed and the worker is stuck in C code.
-
-    Nothing is ever written to it. The kernel closes `held`, the asker's end, when the asker ends in whatever way, and then
-    sends the worker, which has `given`, a signal that ends it; neither Python nor the interpreter's lock takes part.
-    """
-
-    given: int
-    held: int
-
-    @classmethod
-    def make(cls) -> "LifeLine | None":
-        """Make one; None where the system has no such signal, and workers only notice that their stdin closes."""
-        return None if sys.platform == "win32" else cls(*os.pipe())
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """What the worker needs to find its end."""
-        return {LIFE_LINE: str(self.given)}
-
 
 def spawn_helper(
     argv: Sequence[str], *, log_file: Path, environment: Mapping[str, str], access: Collection[Access]
-) -> tuple[subprocess.Popen[bytes], LifeLine | None]:
-    """Start a process that is asked over stdin, answers on stdout and ends with us; its life line is ours to close.
+) -> tuple[subprocess.Popen[bytes], int | None]:
+    """Start a process that is asked over stdin, answers on stdout and ends with us.
+
+    It ends even where we are killed and it is stuck in C code: it has one end of a pipe to which nothing is ever written.
+    The kernel closes our end when we end in whatever way, and then sends the helper a signal that ends it; neither Python
+    nor the interpreter's lock takes part. On Windows there is no such signal, and helpers only notice that stdin closes.
+
+    Returns:
+        The process, and our end of that pipe, to be closed once it has ended.
 
     Raises:
         WorkerError: If the process cannot be started.
     """
-    line = LifeLine.make()
+    given, held = (None, None) if sys.platform == "win32" else os.pipe()
     try:
         process = spawn(
             argv,
             log_file=log_file,
-            environment={**environment, **(line.environment if line is not None else {})},
+            environment=environment if given is None else {**environment, LIFE_LINE: str(given)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            inherited=(line.given,) if line is not None else (),
+            inherited=() if given is None else (given,),
             access=access,
         )
     except WorkerError:
-        if line is not None:
-            os.close(line.held)
+        if held is not None:
+            os.close(held)
         raise
     finally:
-        if line is not None:
-            os.close(line.given)
-    return process, line
+        if given is not None:
+            os.close(given)
+    return process, held
 
 
 def end_with_asker() -> None:
-    """Arrange in a worker that it ends with its asker; does nothing where it was started without a life line."""
+    """Arrange in a worker that it ends with its asker; does nothing where it was started without such a pipe."""
     name = os.environ.pop(LIFE_LINE, None)
     if name is None or sys.platform == "win32":
         return
+    import fcntl
+
     end = int(name)
     with contextlib.suppress(OSError):
         os.set_inheritable(end, False)

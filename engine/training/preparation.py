@@ -21,7 +21,7 @@ from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.environment import Access, give_up_access
+from engine.processes.spawn import Access, give_up_access
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 from engine.runs.history.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title

@@ -162,8 +162,7 @@ class Measured:
 
     def peak_mb(self) -> float:
         """The most memory that the process held so far; on systems that do not tell, what it holds now."""
-        pid = self._inspector.data_pid
-        assert pid is not None
+        pid = self._inspector.pids[0]
         status = Path(f"/proc/{pid}/status")
         if status.exists():
             peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

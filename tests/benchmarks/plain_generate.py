@@ -9,8 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from engine.processes.answering import Request, serve
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, serve
 
 
 class TokenTimes(BaseStreamer):

@@ -22,8 +22,8 @@ from engine.hardware.device_job import DeviceJob
 from engine.inspector.session import Inspector
 from engine.models.demo import _download_wheel
 from engine.models.prepared import convert_gguf, ignore_progress
-from engine.processes.environment import Access
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.spawn import Access
 from engine.runs.run import Run, RunFolder
 from tests.runs.supervision import config_for, cpu
 

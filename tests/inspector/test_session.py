@@ -117,16 +117,16 @@ def test_columns_are_known_where_no_format_fits(inspector, place):
 
 def test_a_hub_dataset_is_fetched_beside_the_previews_and_the_fetch_can_be_ended(inspector, dataset):
     inspector.preview(dataset, count=1)
-    previews, hub = inspector.data_pid, DatasetConfig(source="nobody/nothing-here")
+    previews, hub = inspector._data.pids, DatasetConfig(source="nobody/nothing-here")
 
     with pytest.raises(DatasetError):
         inspector.check(hub)
-    fetching = inspector._fetching.pid
-    assert fetching is not None
+    fetching = inspector._fetching.pids
+    assert fetching
     inspector.stop_fetching()
 
-    assert inspector._fetching.pid is None
-    assert inspector.data_pid == previews != fetching
+    assert not inspector._fetching.pids
+    assert inspector._data.pids[0] == previews[0] != fetching[0]
     with pytest.raises(DatasetError):
         inspector.check(hub)  # it starts again when it is needed
 

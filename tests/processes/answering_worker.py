@@ -6,8 +6,7 @@ import sys
 import time
 
 from engine.errors import ConfigError, DatasetError, Problem
-from engine.processes.answering import Request, serve
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, serve
 
 
 def echo(params: JsonObject, request: Request) -> JsonObject:

@@ -4,9 +4,8 @@ import os
 import re
 import time
 
-from engine.processes.answering import Request, Steps, serve
 from engine.processes.limits import confined
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, Steps, serve
 
 
 def stick(params: JsonObject, request: Request) -> JsonObject:

@@ -1,8 +1,7 @@
 """A worker for tests: counts aloud, one number a turn."""
 
 from engine.errors import DatasetError
-from engine.processes.answering import Request, Steps, serve
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, Steps, serve
 
 
 def count(params: JsonObject, request: Request) -> Steps:

@@ -19,9 +19,8 @@ from engine.hardware.device import Device
 from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.answering import Request, Steps, serve
-from engine.processes.environment import Access, give_up_access
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, Steps, serve
+from engine.processes.spawn import Access, give_up_access
 
 _WARM_UP_TOKENS = 8
 

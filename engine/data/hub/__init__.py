@@ -14,7 +14,7 @@ from engine.data.files import names_file
 from engine.data.files.access import shown_name
 from engine.errors import DatasetError
 from engine.models.source import is_hub_id, may_need_hub
-from engine.processes.environment import Access
+from engine.processes.spawn import Access
 
 
 def is_on_hub(source: str) -> bool:

@@ -38,9 +38,8 @@ from engine.evaluation.contract import (
 )
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.answering import Request, serve
-from engine.processes.environment import Access, give_up_access
-from engine.processes.messages import CancelledRequestError, JsonObject
+from engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
+from engine.processes.spawn import Access, give_up_access
 
 _WORD = re.compile(r"[^\W_]+")
 

@@ -28,11 +28,10 @@ from engine.files import write_atomically
 from engine.models.folder import ModelPart
 from engine.models.source import is_hub_id, is_revision, resolve_model
 from engine.paths import LoratoryHome, typed_path
-from engine.processes.environment import Access
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.lock import FileLock
 from engine.processes.messages import CancelledRequestError
-from engine.processes.stoppable import ask_until_stopped
+from engine.processes.spawn import Access
 from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.export.push.worker"
@@ -223,8 +222,11 @@ class PushJob:
         self, process: JsonLinesProcess, method: str, params: dict[str, Any], on_progress: OnPushProgress
     ) -> dict[str, Any]:
         """Ask the process; when the push is stopped, it is ended, whatever it waits for."""
-        return ask_until_stopped(
-            process, method, params, self._stopped, lambda value: on_progress(PushProgress.model_validate(value))
+        return process.call(
+            method,
+            params,
+            on_progress=lambda value: on_progress(PushProgress.model_validate(value)),
+            stopped=self._stopped,
         )
 
 

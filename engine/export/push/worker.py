@@ -17,8 +17,7 @@ from engine.export.contract import PushProgress, UploadOrder
 from engine.export.push.files import intended_files, refuse_private_content
 from engine.export.push.hub_answers import hub_client, no_token
 from engine.export.push.upload import HubPush
-from engine.processes.answering import Request, serve
-from engine.processes.messages import CancelledRequestError, JsonObject
+from engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
 
 _LOOK_SECONDS = 0.2
 

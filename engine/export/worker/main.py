@@ -15,9 +15,8 @@ from engine.export.worker.writers import WRITERS
 from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.answering import Request, serve
-from engine.processes.environment import Access, give_up_access
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, serve
+from engine.processes.spawn import Access, give_up_access
 
 
 class ExportWorker:

@@ -28,8 +28,7 @@ from engine.export.worker.merge import (
 )
 from engine.export.worker.shards import ShardWriter
 from engine.models.source import ModelSource
-from engine.processes.answering import Request
-from engine.processes.messages import CancelledRequestError
+from engine.processes.messages import CancelledRequestError, Request
 
 _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -14,9 +14,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.errors import ModelError
-from engine.processes.answering import Request, serve
 from engine.processes.limits import lift_memory_limit
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything needed is in the file; nothing may be looked up elsewhere
 

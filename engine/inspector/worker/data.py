@@ -29,9 +29,8 @@ from engine.inspector.session import RenderedSequence
 from engine.models.folder import ModelPart, tokenizer_files_fingerprint
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.answering import Request, Steps, serve
 from engine.processes.limits import limit_memory
-from engine.processes.messages import CancelledRequestError, JsonObject
+from engine.processes.messages import CancelledRequestError, JsonObject, Request, Steps, serve
 
 _KEPT = 4
 _KEPT_SECONDS = 300.0  # a branch of a dataset may move; an address that the Hub signed is good for longer

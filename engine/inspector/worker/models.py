@@ -21,8 +21,7 @@ from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelDetails
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.answering import Request, serve
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, serve
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MAX_CARD_BYTES = 1_000_000

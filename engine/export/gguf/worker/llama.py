@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import ModelError
-from engine.processes.answering import Request, serve
-from engine.processes.messages import JsonObject
+from engine.processes.messages import JsonObject, Request, serve
 
 _SPARE_TOKENS = 8
 
