@@ -17,13 +17,13 @@ from ui.gradio_internals import calm_queue
 from ui.page import Page
 from ui.services import Services
 from ui.side_panel import SidePanel
-from ui.tabs.chat.tab import ChatTab
-from ui.tabs.data.tab import DataTab
-from ui.tabs.export.tab import ExportTab
+from ui.tabs.chat import ChatTab
+from ui.tabs.data import DataTab
+from ui.tabs.export import ExportTab
 from ui.tabs.method import MethodTab
 from ui.tabs.model import ModelTab
-from ui.tabs.runs.tab import RunsTab
-from ui.tabs.train.tab import TrainTab
+from ui.tabs.runs import RunsTab
+from ui.tabs.train import TrainTab
 from ui.views.html import gib, plural
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them

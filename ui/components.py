@@ -115,9 +115,6 @@ const settle = () => { if (atEnd) element.scrollTop = element.scrollHeight; };
 new MutationObserver(settle).observe(element, {childList: true, subtree: true, characterData: true});
 new ResizeObserver(settle).observe(element);
 """
-_CHART_TEMPLATE = (
-    '<div class="chart" role="img" data-waiting="{waiting}"><p class="small">Loading the chart …</p></div>'
-)
 
 
 def pick_list(value: str = "", **presentation: Any) -> gr.HTML:
@@ -133,11 +130,7 @@ def picked(event: gr.EventData) -> str:
 def live_html(value: str = "", *, elem_id: str, follows_end: bool = False, **presentation: Any) -> gr.HTML:
     """Return HTML that is an output of events like any other, and that a poll can fill by its `elem_id`.
 
-    Args:
-        value: Its first content.
-        elem_id: Its id on the page.
-        follows_end: Scroll what is higher than its place, and keep the end in sight.
-        presentation: As `gr.HTML` takes it.
+    With `follows_end`, what is higher than its place scrolls, and its end is kept in sight.
     """
     script = _LIVE_SCRIPT + (_FOLLOW_THE_END if follows_end else "")
     return gr.HTML(value, elem_id=elem_id, js_on_load=script, **presentation)
@@ -181,35 +174,25 @@ def poll_answer(stamp: str, places: Mapping[str, str], *, submit: bool = False) 
 def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     """Return a Plotly chart that is updated in place: zoom survives, light and dark need no round trip.
 
-    Its value is what `ui.views.loss_chart` returns.
-
-    Args:
-        waiting: One sentence in its place while the value is "".
-        presentation: As `gr.HTML` takes it.
+    Its value is what `ui.views.loss_chart` returns; while it is "", the sentence `waiting` is in its place.
     """
-    library = plotly_script()
+    # The drawing library of the Python package: nothing is fetched from outside.
+    spec = importlib.util.find_spec("plotly")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    library = Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
     gr.set_static_paths([library])
-    template = _CHART_TEMPLATE.format(waiting=escape(waiting, quote=True))
+    waits = f'<div class="chart" role="img" data-waiting="{escape(waiting, quote=True)}">'
+    template = f'{waits}<p class="small">Loading the chart …</p></div>'
     head = f'<script src="gradio_api/file={library.as_posix()}"></script>'
     script = (_ASSETS / "chart.js").read_text(encoding="utf-8")
     return gr.HTML("", html_template=template, js_on_load=script, head=head, apply_default_css=False, **presentation)
 
 
-def plotly_script() -> Path:
-    """Return the drawing library of the Python package: nothing is fetched from outside."""
-    spec = importlib.util.find_spec("plotly")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
-
-
 class Confirmation:
     """A question before something is lost: it names the run that is shown, and closes when another one is shown.
 
-    Args:
-        yes: The action, on the button that does it.
-        no: On the button that closes the question.
-        elem_id: Id of the whole; those of the buttons are given by `yes_id` and `no_id`.
+    The button `yes` does it, and `no` closes the question.
     """
 
     def __init__(self, yes: str, no: str, *, elem_id: str, yes_id: str, no_id: str) -> None:
@@ -220,13 +203,7 @@ class Confirmation:
                 self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
 
     def wire(self, opened: Any, ask: Callable[[str], str], run_shown: Component) -> None:
-        """Connect what opens and what closes it.
-
-        Args:
-            opened: Trigger of the button that asks.
-            ask: The question about a run, as HTML; may raise an EngineError.
-            run_shown: Holds the id of the run that is shown.
-        """
+        """Connect what opens and what closes it; `ask` returns the question about the run that is shown, as HTML."""
 
         def open_for(run_id: str) -> Updates:
             return {self.panel: gr.update(visible=True), self.question: shown_in_place(ask)(run_id)}

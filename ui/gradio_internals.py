@@ -14,9 +14,7 @@ from types import ModuleType
 from typing import Any
 
 _STUB_MODULE, _STUB_WRITER = "gradio.component_meta", "create_or_modify_pyi"
-_MOST_SESSIONS = 1000
 _KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends the session that it had
-_QUEUE_SECONDS, _PROGRESS_SECONDS = 0.05, 0.2  # between two looks for a waiting event, or for a progress bar
 
 
 def import_without_stubs() -> None:
@@ -42,19 +40,15 @@ class _Finder(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            execute = spec.loader.exec_module
+
+            def execute_and_change(module: ModuleType) -> None:
+                execute(module)
+                if hasattr(module, _STUB_WRITER):
+                    setattr(module, _STUB_WRITER, lambda *_: None)
+
+            spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
         return spec
-
-
-class _Loader(importlib.machinery.SourceFileLoader):
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        if hasattr(module, _STUB_WRITER):
-            setattr(module, _STUB_WRITER, _write_nothing)
-
-
-def _write_nothing(*_: Any) -> None:
-    return None
 
 
 import_without_stubs()
@@ -79,9 +73,6 @@ class Slider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
     That of Gradio 6.31 raises for an emptied box and for a number beyond its ends, in every event that reads the form.
     """
 
-    def get_block_name(self) -> str:
-        return "slider"
-
     def preprocess(self, payload: float | None) -> float | None:
         return payload
 
@@ -92,45 +83,31 @@ class CheckboxGroup(gr.CheckboxGroup, metaclass=_WithoutStub):  # type: ignore[m
     That of Gradio 6.31 raises for a choice that it no longer has, in every event that reads the form.
     """
 
-    def get_block_name(self) -> str:
-        return "checkboxgroup"
-
     def preprocess(self, payload: list[str]) -> list[str]:
         return payload
 
 
-class Dropdown(gr.Dropdown, metaclass=_WithoutStub):  # type: ignore[misc]
-    """A dropdown that does not list all choices in its error for an unknown value, as Gradio 6.31 does."""
-
-    def get_block_name(self) -> str:
-        return "dropdown"
+class _OneChoice:
+    """Does not list all choices in its error for an unknown value, as components of Gradio 6.31 do."""
 
     def preprocess(self, payload: Any) -> Any:
         try:
-            return super().preprocess(payload)
+            return super().preprocess(payload)  # type: ignore[misc]
         except gr.Error:
-            raise _unknown_choice(self.label) from None
+            label: str | None = self.label  # type: ignore[attr-defined]
+            place = f" under “{label}”" if label else ""
+            raise gr.Error(
+                f"The choice{place} is not offered. Open the tab again, and choose from the list.",
+                title="That did not work", duration=12, print_exception=False,
+            ) from None  # fmt: skip
 
 
-class Radio(gr.Radio, metaclass=_WithoutStub):  # type: ignore[misc]
-    """A radio that does not list all choices in its error for an unknown value, as Gradio 6.31 does."""
-
-    def get_block_name(self) -> str:
-        return "radio"
-
-    def preprocess(self, payload: Any) -> Any:
-        try:
-            return super().preprocess(payload)
-        except gr.Error:
-            raise _unknown_choice(self.label) from None
+class Dropdown(_OneChoice, gr.Dropdown, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A dropdown with a short error for an unknown choice."""
 
 
-def _unknown_choice(label: str | None) -> gr.Error:
-    place = f" under “{label}”" if label else ""
-    return gr.Error(
-        f"The choice{place} is not offered. Open the tab again, and choose from the list.",
-        title="That did not work", duration=12, print_exception=False,
-    )  # fmt: skip
+class Radio(_OneChoice, gr.Radio, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A radio with a short error for an unknown choice."""
 
 
 class PageSession(SessionState):  # type: ignore[misc]  # Gradio's types are not read
@@ -170,7 +147,7 @@ class PageSessions(StateHolder):  # type: ignore[misc]
         capacity: Beyond it, the session used least recently is dropped, closed pages first.
     """
 
-    def __init__(self, capacity: int = _MOST_SESSIONS) -> None:
+    def __init__(self, capacity: int = 1000) -> None:
         super().__init__()
         self._capacity = capacity
 
@@ -236,8 +213,8 @@ def calm_queue(app: gr.Blocks) -> None:
     """
     app._queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
     app._queue.ANALYTICS_MAX_EVENTS = 1
-    app._queue.sleep_when_free = _QUEUE_SECONDS
-    app._queue.progress_update_sleep_when_free = _PROGRESS_SECONDS
+    app._queue.sleep_when_free = 0.05  # seconds between two looks for a waiting event
+    app._queue.progress_update_sleep_when_free = 0.2
 
 
 def changed_by_hand(component: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Lock
 
 from engine.chat.session import ChatSession
 from engine.config.run import ModelConfig, RunConfig
@@ -22,18 +21,16 @@ from ui.backend.tokenizers import Tokenizers
 from ui.backend.transfers import Transfers
 
 
-@dataclass
 class KnownShapes:
     """Model shapes that the inspector has read already: an estimate never waits for a process."""
 
-    inspector: Inspector
-    _shapes: dict[tuple[str, str | None], ModelShape] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)  # guards _shapes: handlers run in many threads
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+        self._shapes: dict[tuple[str, str | None], ModelShape] = {}
 
     def get(self, model_id: str, revision: str | None) -> ModelShape | None:
         """Return the shape that is known already; None before `learn`."""
-        with self._lock:
-            return self._shapes.get((model_id, revision))
+        return self._shapes.get((model_id, revision))
 
     def learn(self, model: ModelConfig) -> ModelShape:
         """Return the shape of a model, read by the inspector the first time.
@@ -41,12 +38,9 @@ class KnownShapes:
         Raises:
             EngineError: If the model cannot be found, reached or read.
         """
-        known = self.get(model.id, model.revision)
-        if known is not None:
-            return known
-        shape = self.inspector.module_inventory(model)
-        with self._lock:
-            self._shapes[(model.id, model.revision)] = shape
+        shape = self.get(model.id, model.revision)
+        if shape is None:
+            shape = self._shapes[(model.id, model.revision)] = self._inspector.module_inventory(model)
         return shape
 
 
@@ -67,6 +61,5 @@ class Services:
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
-    standing_by: Callable[[], str] = lambda: (
-        ""
-    )  # which process supervises the runs instead of this one; empty where this one does
+    # Which process supervises the runs instead of this one; empty where this one does.
+    standing_by: Callable[[], str] = lambda: ""

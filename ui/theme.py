@@ -39,14 +39,9 @@ def build_theme() -> gr.themes.Base:
         "body_text_color_subdued": ("#5d5b53", "#a9a69b"),
         "border_color_primary": ("#dcdad2", "#33342f"),
         "border_color_accent": ("#0f6b5c", "#7fb9ad"),
-        "block_background_fill": ("transparent", "transparent"),
-        "block_border_color": ("transparent", "transparent"),
-        "block_label_background_fill": ("transparent", "transparent"),
         "block_label_text_color": ("#5d5b53", "#a9a69b"),
-        "block_title_background_fill": ("transparent", "transparent"),
         "block_title_text_color": ("#33322d", "#d3d0c6"),
         "block_info_text_color": ("#6b685f", "#a09d92"),
-        "panel_background_fill": ("transparent", "transparent"),
         "input_background_fill": ("#ffffff", "#1f201d"),
         "input_background_fill_focus": ("#ffffff", "#1f201d"),
         "input_border_color": ("#d3d0c6", "#3f403a"),
@@ -57,7 +52,6 @@ def build_theme() -> gr.themes.Base:
         "button_primary_background_fill_hover": ("#0c574b", "#35917f"),
         "button_primary_border_color": ("#0f6b5c", "#2a8273"),
         "button_primary_text_color": ("#ffffff", "#ffffff"),
-        "button_secondary_background_fill": ("transparent", "transparent"),
         "button_secondary_background_fill_hover": ("#f3f1ec", "#232420"),
         "button_secondary_border_color": ("#cbc8bd", "#45463f"),
         "button_secondary_text_color": ("#1c2321", "#e9e7df"),
@@ -65,7 +59,6 @@ def build_theme() -> gr.themes.Base:
         "checkbox_background_color_selected": ("#0f6b5c", "#4f9c8d"),
         "checkbox_border_color": ("#b9b6ab", "#5d5b53"),
         "checkbox_border_color_selected": ("#0f6b5c", "#4f9c8d"),
-        "checkbox_label_background_fill": ("transparent", "transparent"),
         "checkbox_label_background_fill_hover": ("#f3f1ec", "#232420"),
         "checkbox_label_background_fill_selected": ("#eaf1ee", "#20302c"),
         "checkbox_label_border_color": ("#d3d0c6", "#3f403a"),
@@ -79,29 +72,38 @@ def build_theme() -> gr.themes.Base:
         "error_border_color": ("#d9a08f", "#7a4335"),
         "error_text_color": ("#8f2d14", "#f0b4a2"),
     }
+    clear = (
+        "block_background_fill", "block_border_color", "block_label_background_fill", "block_title_background_fill",
+        "panel_background_fill", "button_secondary_background_fill", "checkbox_label_background_fill",
+    )  # fmt: skip
+    without_edge = (
+        "block_border_width", "block_padding", "block_label_border_width", "block_title_border_width",
+        "panel_border_width", "form_gap_width",
+    )  # fmt: skip
     values = {name: light for name, (light, _) in light_and_dark.items()}
     values |= {f"{name}_dark": dark for name, (_, dark) in light_and_dark.items()}
+    values |= {f"{name}{mode}": "transparent" for name in clear for mode in ("", "_dark")}
+    values |= dict.fromkeys(without_edge, "0px")
+    values |= dict.fromkeys(
+        (
+            "block_shadow",
+            "input_shadow",
+            "button_primary_shadow",
+            "button_secondary_shadow",
+            "checkbox_label_shadow",
+            "checkbox_shadow",
+        ),
+        "none",
+    )
     values |= {
-        "block_border_width": "0px",
-        "block_shadow": "none",
-        "block_padding": "0px",
-        "block_label_border_width": "0px",
         "block_label_padding": "0 0 4px 0",
         "block_label_text_weight": "500",
-        "block_title_border_width": "0px",
         "block_title_padding": "0",
         "block_title_text_weight": "500",
-        "panel_border_width": "0px",
         "input_border_width": "1px",
-        "input_shadow": "none",
         "button_large_text_weight": "550",
         "button_large_text_size": "15px",
         "button_small_text_size": "14px",
-        "button_primary_shadow": "none",
-        "button_secondary_shadow": "none",
-        "checkbox_label_shadow": "none",
-        "checkbox_shadow": "none",
-        "form_gap_width": "0px",
         "layout_gap": "22px",
     }
     return theme.set(**values)

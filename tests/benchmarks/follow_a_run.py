@@ -23,7 +23,7 @@ from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.page import Page as OurPage
 from ui.services import Services
-from ui.tabs.train.tab import TrainTab
+from ui.tabs.train import TrainTab
 
 _LOOKS = 7
 # Notes how long each question took whose answer was drawn: `react` works at once, while the answer is put into place.

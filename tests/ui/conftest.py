@@ -9,10 +9,10 @@ from ui.backend.fit_table import FitTable
 from ui.form import Form
 from ui.page import Page
 from ui.services import Services
-from ui.tabs.data.tab import DataTab
+from ui.tabs.data import DataTab
 from ui.tabs.method import MethodTab
 from ui.tabs.model import ModelTab
-from ui.tabs.train.tab import TrainTab
+from ui.tabs.train import TrainTab
 
 
 @pytest.fixture

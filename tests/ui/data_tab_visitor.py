@@ -10,7 +10,7 @@ from engine.data.contract import RowProblem
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
 from ui.backend.dataset_checks import CheckQuestion
-from ui.tabs.data.tab import DataTab
+from ui.tabs.data import DataTab
 
 PAGE = SimpleNamespace(session_hash="page-1")
 MODEL = ModelConfig(id="some/model")

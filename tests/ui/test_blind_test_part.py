@@ -9,9 +9,9 @@ from engine.evaluation.blind_test import judgements_file, read_judgements
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from ui.backend.run_reader import FINAL
-from ui.tabs.chat.blind_test import HELD_OUT, OWN, Judging
-from ui.tabs.chat.choice import AS_TRAINED, NOTHING, Chosen
-from ui.tabs.chat.tab import ChatTab
+from ui.tabs.blind_test import HELD_OUT, OWN, Judging
+from ui.tabs.chat import ChatTab
+from ui.tabs.chat_choice import AS_TRAINED, NOTHING, Chosen
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1")

@@ -9,9 +9,9 @@ from engine.config.run import ModelConfig
 from engine.errors import ModelError, RunError
 from tests.invented_runs import InventedRun, a_config, write_adapter, write_run
 from ui.backend.run_reader import FINAL
-from ui.tabs.chat import choice as chat_choice
-from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.tabs.chat.tab import ChatTab
+from ui.tabs import chat_choice
+from ui.tabs.chat import ChatTab
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from gradio import EventData
 from engine.errors import ConfigError
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
-from ui.backend.held_out import RowPrompt
+from ui.backend.answers import RowPrompt
 from ui.backend.run_reader import FINAL
-from ui.tabs.chat.blind_test import Judging
-from ui.tabs.chat.choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
-from ui.tabs.chat.tab import ChatTab
-from ui.tabs.chat.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
+from ui.tabs.blind_test import Judging
+from ui.tabs.chat import ChatTab
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
+from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1")

@@ -15,7 +15,7 @@ from ui.draft import read_draft
 from ui.form import Form
 from ui.page import targets_update
 from ui.tabs.method import method_choice, render_method_table, render_trainable
-from ui.tabs.train.start import why_not
+from ui.tabs.start import why_not
 from ui.views.memory import render_side_panel
 
 SIZES = {  # of a Llama with hidden size 64 and four heads

@@ -9,8 +9,8 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from ui.backend.run_reader import FINAL
 from ui.components import shown_in_place
-from ui.tabs.chat.choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.tabs.chat.tab import ChatTab
+from ui.tabs.chat import ChatTab
+from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
 from ui.views.evaluation import pages_of, render_answered, render_evaluation
 
 WAIT_SECONDS = 10

@@ -13,11 +13,10 @@ from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from ui.backend.run_reader import FINAL
-from ui.backend.transfers import Transfers
+from ui.backend.transfers import Transfers, list_files
 from ui.components import shown_in_place
-from ui.tabs.export.files import list_files, make_archive
-from ui.tabs.export.forms import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
-from ui.tabs.export.tab import ExportTab
+from ui.tabs.export import ExportTab
+from ui.tabs.export_formats import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
 from ui.views.export import loading_script, render_record, render_verification
 
 WAIT_SECONDS = 10
@@ -280,7 +279,7 @@ def test_the_archive_holds_the_files_and_nothing_that_a_link_leads_to(run, servi
     secret.write_text("secret")
     (run.folder.adapter / "link.txt").symlink_to(secret)
 
-    path = make_archive(run.folder.adapter, "faq: rank 16 / <b>", services.transfers)
+    path = services.transfers.make_archive(run.folder.adapter, "faq: rank 16 / <b>")
 
     assert path.name == "faq-rank-16-b.zip"
     with zipfile.ZipFile(path) as archive:
@@ -296,5 +295,5 @@ def test_what_is_too_large_for_a_download_says_where_it_lies(run, services):
     transfers = Transfers(services.home, largest_file_bytes=1000)
 
     with pytest.raises(StorageError, match="Copy its folder"):
-        make_archive(run.folder.adapter, "faq", transfers)
+        transfers.make_archive(run.folder.adapter, "faq")
     assert not services.home.transfers.exists()

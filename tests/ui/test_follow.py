@@ -11,8 +11,8 @@ from engine.runs.history.log import EventWriter
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 from tests.ui.changes import Changes
 from ui.build import build_app
-from ui.tabs.train.follow import FollowPart
-from ui.tabs.train.tab import TrainTab
+from ui.tabs.follow import FollowPart
+from ui.tabs.train import TrainTab
 
 NOTHING = gr.skip()
 
@@ -206,7 +206,7 @@ def test_the_log_is_read_only_where_it_is_open(follow, invent):
 
 
 def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
-    import ui.tabs.train.follow as module
+    import ui.tabs.follow as module
 
     drawn = []
     monkeypatch.setattr(module, "loss_figure", lambda *arguments: drawn.append(arguments) or "{}")

@@ -18,7 +18,7 @@ from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
-from ui.tabs.runs.tab import RunsTab
+from ui.tabs.runs import RunsTab
 from ui.views.run_table import ANY_METHOD, ANY_MODEL, COMPARE_PREFIX, MORE, TableQuery, query_of, render_run_table, when
 
 

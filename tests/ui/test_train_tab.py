@@ -15,8 +15,8 @@ from tests.ui.data_tab_visitor import wait_for
 from ui.build import build_app
 from ui.draft import read_draft
 from ui.form import label_of
-from ui.tabs.train.start import StartPart, render_reason, start_key, why_not
-from ui.tabs.train.tab import FOLLOW, TrainTab
+from ui.tabs.start import StartPart, render_reason, start_key, why_not
+from ui.tabs.train import FOLLOW, TrainTab
 from ui.views.memory import render_side_panel
 
 PAGE = SimpleNamespace(session_hash="page-1")

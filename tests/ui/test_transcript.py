@@ -4,7 +4,7 @@ from engine.chat.contract import ChatChunk
 from engine.data.conversation import Conversation, Message
 from tests.fake_inspector import FakeInspector
 from tests.invented_runs import a_config
-from ui.backend.held_out import HeldOutPrompts, RowPrompt, row_prompt
+from ui.backend.answers import HeldOutPrompts, RowPrompt, row_prompt
 from ui.views.chat import Answer, Turn, messages_of, render_suggestions, render_transcript, some_prompts
 
 

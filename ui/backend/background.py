@@ -36,21 +36,11 @@ def stamp(*parts: object) -> str:
     return "\x1f".join(map(str, parts))
 
 
-class Progress(Protocol):
-    """Progress of a job; `fraction` from 0 to 1 where it is known."""
-
-    @property
-    def message(self) -> str: ...
-
-    @property
-    def fraction(self) -> float | None: ...
-
-
 class Message(NamedTuple):
-    """Progress of a job in words."""
+    """Progress of a job in words; that of other jobs has the same two fields."""
 
     message: str
-    fraction: float | None = None
+    fraction: float | None = None  # from 0 to 1, where it is known
 
 
 class Job(Protocol[Finished]):
@@ -61,21 +51,30 @@ class Job(Protocol[Finished]):
     def stop(self) -> None: ...
 
 
-@dataclass(frozen=True)
 class FunctionJob(Generic[R]):
-    """A job that cannot be stopped.
+    """A job of one function; after a stop, it ends when it reports progress.
 
     Args:
-        function: Called with a function that reports progress in words.
+        function: Called with a function that reports progress; any thread may report.
     """
 
-    function: Callable[[Callable[[str], None]], R]
+    def __init__(self, function: Callable[[Callable[[Message], None]], R]) -> None:
+        self._function = function
+        self._stopped = threading.Event()
 
     def run(self, on_progress: Callable[[Message], None]) -> R:
-        return self.function(lambda words: on_progress(Message(words)))
+        worker = threading.get_ident()
+
+        def report(progress: Message) -> None:
+            # Another thread, such as one that downloads, could not end the job.
+            if self._stopped.is_set() and threading.get_ident() == worker:
+                raise CancelledRequestError
+            on_progress(progress)
+
+        return self._function(report)
 
     def stop(self) -> None:
-        """Do nothing: it runs to its end."""
+        self._stopped.set()
 
 
 @dataclass
@@ -116,15 +115,15 @@ class BackgroundWork(Generic[R]):
 
     def __init__(self) -> None:
         self._works: OrderedDict[str, Work[R]] = OrderedDict()
-        self._lock = threading.Lock()  # guards _works: handlers of many pages ask at once
+        self._lock = threading.RLock()  # guards _works: handlers of many pages ask at once
 
     def start(self, key: str, title: str, job: Job[R], keep: Callable[[R], None] = lambda _: None) -> Work[R]:
-        """Run a job in a thread of its own.
+        """Run a job in a thread of its own, to its end, whether or not a page looks.
 
         Args:
             key: What can have one piece of work at a time, such as a run's id.
             title: What it is.
-            job: Runs to its end, whether or not a page looks.
+            job: The job.
             keep: Saves the result before it is shown.
 
         Raises:
@@ -142,6 +141,14 @@ class BackgroundWork(Generic[R]):
         threading.Thread(target=_run, args=(work, keep), name="background-work", daemon=True).start()
         return work
 
+    def start_once(self, key: str, title: str, job: Job[R], *, again: bool = False) -> Work[R]:
+        """Return the work under a key, started now where there is none, or `again` where it has failed."""
+        with self._lock:
+            present = self._works.get(key)
+            if present is None or (again and present.error is not None and not present.is_under_way):
+                return self.start(key, title, job)
+            return present
+
     def find(self, key: str) -> Work[R] | None:
         """Return the work under a key; None where none was started since the server was."""
         with self._lock:
@@ -153,13 +160,6 @@ class BackgroundWork(Generic[R]):
         if work is not None and work.is_under_way:
             work.stopping = True
             work.job.stop()
-
-    def forget(self, key: str) -> None:
-        """Drop the state of work that has ended."""
-        with self._lock:
-            work = self._works.get(key)
-            if work is not None and not work.is_under_way:
-                del self._works[key]
 
     def stop_all(self, patience_seconds: float = 5.0) -> None:
         """Stop everything before the server ends: nothing half-written stays."""
@@ -174,7 +174,7 @@ class BackgroundWork(Generic[R]):
 
 
 def _run(work: Work[R], keep: Callable[[R], None]) -> None:
-    def note(progress: Progress) -> None:
+    def note(progress: Message) -> None:
         work.message, work.fraction = progress.message, progress.fraction
 
     try:

@@ -1,7 +1,6 @@
 """Which catalogue models fit the device of this machine, per method; estimated once, in the background."""
 
 import logging
-import threading
 from collections.abc import Callable
 
 from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
@@ -13,10 +12,14 @@ from engine.memory.compare import compare_rows
 from engine.memory.result import Verdict
 from engine.models.catalog import list_catalog
 from engine.models.shape import ModelShape
-from ui.backend.background import explained
+from ui.backend.background import BackgroundWork, FunctionJob
 
 _log = logging.getLogger(__name__)
 _METHODS = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
+_KEY = "fits"
+
+Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not known, or cannot be
+_UNKNOWN: Verdicts = (None,) * len(_METHODS)
 
 
 class FitTable:
@@ -27,6 +30,8 @@ class FitTable:
         devices: Lists the devices; the one with the most memory of the best kind counts.
     """
 
+    methods = _METHODS
+
     def __init__(
         self,
         shape_of: Callable[[ModelConfig], ModelShape],
@@ -34,64 +39,47 @@ class FitTable:
     ) -> None:
         self._shape_of = shape_of
         self._devices = devices
-        self._verdicts: dict[str, tuple[Verdict | None, ...]] = {}
-        self._worker: threading.Thread | None = None
-        self._is_done = False
-        self._lock = threading.Lock()  # guards the three above: handlers of several pages, and the worker
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        return _METHODS
+        self._verdicts: dict[str, Verdicts] = {}
+        self._works: BackgroundWork[None] = BackgroundWork()
 
     @property
     def device_name(self) -> str:
         device = self._device()
         return device.name if device is not None else "this computer"
 
-    def verdicts(self, model_id: str) -> tuple[Verdict | None, ...]:
-        """Return one verdict per method; None while it is not known, or cannot be. The first call starts the work."""
-        with self._lock:
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="fit-table", daemon=True)
-                self._worker.start()
-            return self._verdicts.get(model_id, (None,) * len(_METHODS))
+    def verdicts(self, model_id: str) -> Verdicts:
+        """Return the verdicts on a model; the first call starts the work."""
+        self._works.start_once(_KEY, "The fit table", FunctionJob(lambda _: self._judge_all()))
+        return self._verdicts.get(model_id, _UNKNOWN)
 
     def is_pending(self, model_id: str) -> bool:
         """Return whether the verdicts of a model are still to come."""
-        with self._lock:
-            return not self._is_done and model_id not in self._verdicts
+        _, is_done = self.progress
+        return not is_done and model_id not in self._verdicts
 
     @property
     def progress(self) -> tuple[int, bool]:
         """How many models have verdicts, and whether these are all."""
-        with self._lock:
-            return len(self._verdicts), self._is_done
+        work = self._works.find(_KEY)
+        is_done = work is not None and not work.is_under_way
+        return len(self._verdicts), is_done
 
     def _device(self) -> Device | None:
         devices = [device for device in self._devices() if device.obstacle is None]
         return max(devices, key=lambda device: (device.kind == "cuda", device.total_bytes), default=None)
 
-    def _work(self) -> None:
-        try:
-            device = self._device()
-            if device is None:
-                return
+    def _judge_all(self) -> None:
+        device = self._device()
+        if device is not None:
             for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
-                verdicts = self._judge(ModelConfig(id=entry.id), device)
-                with self._lock:
-                    self._verdicts[entry.id] = verdicts
-        except Exception as error:
-            explained(error)
-        finally:
-            with self._lock:
-                self._is_done = True
+                self._verdicts[entry.id] = self._judge(ModelConfig(id=entry.id), device)
 
-    def _judge(self, model: ModelConfig, device: Device) -> tuple[Verdict | None, ...]:
+    def _judge(self, model: ModelConfig, device: Device) -> Verdicts:
         try:
             config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
             needs = compare_rows(self._shape_of(model), config, device, _METHODS)
         except EngineError as error:
             _log.warning("%s is left out of the fit table: %s", model.id, error.what)
-            return (None,) * len(_METHODS)
+            return _UNKNOWN
         known = {need.method: need.verdict for need in needs}
         return tuple(known.get(method) for method in _METHODS)

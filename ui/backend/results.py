@@ -1,14 +1,17 @@
-"""Evaluations and exports of runs, in the background."""
+"""Evaluations and exports of runs: made in the background; evaluations are read once, and again where a file changed."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from engine.chat.contract import ChatTarget
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
-from engine.evaluation.contract import EvaluationRequest, EvaluationResult
+from engine.evaluation.contract import EvaluationRequest, EvaluationResult, evaluation_file
 from engine.evaluation.job import EvaluationJob
 from engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult
 from engine.export.job import ExportJob
@@ -16,11 +19,12 @@ from engine.export.push.job import PushJob
 from engine.export.records import ExportRecord, keep_record
 from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.run import Run
-from ui.backend.background import BackgroundWork, Job, Work
+from engine.runs.store import RunStore
+from ui.backend.background import BackgroundWork, Cache, Job, Work, stamp
+from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
 
-_NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9_.]+")
-
-Exported = ExportResult | PushResult
+_NEWEST_RUNS = 300
+_REMEMBERED = 400
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class ResultWork:
     push: Callable[[PushRequest], Job[PushResult]]
     roots: tuple[Path, ...] | None = None
     measuring: BackgroundWork[EvaluationResult] = field(default_factory=BackgroundWork)
-    exporting: BackgroundWork[Exported] = field(default_factory=BackgroundWork)
+    exporting: BackgroundWork[Any] = field(default_factory=BackgroundWork)  # of ExportResult and PushResult
 
     @classmethod
     def on_this_machine(cls, home: LoratoryHome) -> "ResultWork":
@@ -59,40 +63,40 @@ class ResultWork:
         Raises:
             RunError: If an evaluation of this run is under way.
         """
-        request = EvaluationRequest(target=_target(run, checkpoint), settings=settings)
+        request = EvaluationRequest(target=ChatTarget.of_run(run.folder.path, checkpoint), settings=settings)
         return self.measuring.start(run.id, "An evaluation", self.evaluate(request))
 
-    def write(self, run: Run, checkpoint: str | None, folder: Path, settings: ExportConfig) -> Work[Exported]:
+    def write(self, run: Run, checkpoint: str | None, folder: Path, settings: ExportConfig) -> Work[Any]:
         """Write a run's result into a folder.
 
         Raises:
             RunError: If an export of this run is under way.
         """
-        request = ExportRequest(target=_target(run, checkpoint), folder=folder, settings=settings)
+        target = ChatTarget.of_run(run.folder.path, checkpoint)
 
-        def keep(result: Exported) -> None:
-            if isinstance(result, ExportResult):
-                keep_record(run.folder.path, ExportRecord.of_export(settings.kind, checkpoint, result))
+        def keep(result: ExportResult) -> None:
+            keep_record(run.folder.path, ExportRecord.of_export(settings.kind, checkpoint, result))
 
-        return self.exporting.start(run.id, "An export", self.export(request), keep)
+        job = self.export(ExportRequest(target=target, folder=folder, settings=settings))
+        return self.exporting.start(run.id, "An export", job, keep)
 
-    def publish(self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig) -> Work[Exported]:
+    def publish(self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig) -> Work[Any]:
         """Push a run's result to the Hub.
 
         Raises:
             RunError: If an export of this run is under way.
         """
-        request = PushRequest(target=_target(run, checkpoint), repository=repository, settings=settings)
+        target = ChatTarget.of_run(run.folder.path, checkpoint)
 
-        def keep(result: Exported) -> None:
-            if isinstance(result, PushResult):
-                keep_record(run.folder.path, ExportRecord.of_push(checkpoint, result))
+        def keep(result: PushResult) -> None:
+            keep_record(run.folder.path, ExportRecord.of_push(checkpoint, result))
 
-        return self.exporting.start(run.id, "A push to the Hub", self.push(request), keep)
+        job = self.push(PushRequest(target=target, repository=repository, settings=settings))
+        return self.exporting.start(run.id, "A push to the Hub", job, keep)
 
     def proposed_folder(self, title: str, kind: str) -> Path:
         """Return a folder that does not exist yet, named for a run."""
-        name = _NAME_CHARACTERS.sub("-", title).strip("-.")[:60].strip("-.") or "run"
+        name = re.sub(r"[^A-Za-z0-9_.]+", "-", title).strip("-.")[:60].strip("-.") or "run"
         folder = self.home.exports / f"{name}-{kind}"
         number = 2
         while folder.exists():
@@ -109,13 +113,12 @@ class ResultWork:
         text = (typed or "").strip()
         if not text or len(text) > 1000 or "\0" in text:
             raise StorageError("No folder.", "Type the folder to write to.")
-        folder = typed_path(text)
-        folder = (folder if folder.is_absolute() else self.home.exports / folder).resolve()
-        roots = self.roots if self.roots is not None else data_folders()
-        exports = self.home.exports.resolve()
-        inside = any(folder != root.resolve() and folder.is_relative_to(root.resolve()) for root in roots)
-        own = folder.is_relative_to(self.home.root.resolve())
-        if not ((folder != exports and folder.is_relative_to(exports)) or (inside and not own)):
+        exports, own = self.home.exports.resolve(), self.home.root.resolve()
+        folder = (exports / typed_path(text)).resolve()
+        roots = [root.resolve() for root in (self.roots if self.roots is not None else data_folders())]
+        in_exports = exports in folder.parents
+        in_roots = not folder.is_relative_to(own) and any(root in folder.parents for root in roots)
+        if not in_exports and not in_roots:
             raise StorageError(
                 f"The page does not write to {folder.name or text[:60]} there.",
                 f"Choose a folder below {exports}, or below your own folders; `loratory export` writes anywhere.",
@@ -128,5 +131,64 @@ class ResultWork:
         self.exporting.stop_all()
 
 
-def _target(run: Run, checkpoint: str | None) -> ChatTarget:
-    return ChatTarget.of_run(run.folder.path, checkpoint)
+class MeasuredRun(NamedTuple):
+    """One line of the table across runs."""
+
+    run_id: str
+    checkpoint: str  # "final", or its name
+    name: str
+    state: str  # the same in words
+    data: str
+    result: EvaluationResult
+
+
+class Evaluations:
+    """Reads the evaluations of one store, with the names of its runs."""
+
+    def __init__(self, runs: RunStore, reader: RunReader) -> None:
+        self._runs = runs
+        self._reader = reader
+        self._cache: Cache[EvaluationResult | None] = Cache(_REMEMBERED)
+
+    def read(self, run_id: str, checkpoint: str | None) -> EvaluationResult | None:
+        """Return the newest evaluation of a run or a checkpoint; None where there is none."""
+        return self._read(self._file(run_id, checkpoint))
+
+    def stamp(self, run_id: str, checkpoint: str | None) -> str:
+        """Return what changes with every new evaluation of it."""
+        return _stamp(self._file(run_id, checkpoint))
+
+    def across(self) -> list[MeasuredRun]:
+        """Return the evaluations of every run and checkpoint, the newest run first."""
+        found = []
+        for run in self._runs.list()[:_NEWEST_RUNS]:
+            folder = evaluation_file(run.folder.path, None).parent
+            for file in sorted(folder.glob("*.json")):
+                result = self._read(file)
+                if result is None or "tuned" not in result.losses:
+                    continue
+                observed = self._reader.observe(run.id)
+                data = observed.config.dataset.source if observed.config is not None else ""
+                state = FINAL_WORDS if file.stem == FINAL else file.stem
+                found.append(MeasuredRun(run.id, file.stem, observed.title, state, Path(data).name, result))
+        return found
+
+    def _file(self, run_id: str, checkpoint: str | None) -> Path:
+        return evaluation_file(self._runs.get(run_id).folder.path, checkpoint)
+
+    def _read(self, file: Path) -> EvaluationResult | None:
+        def read() -> EvaluationResult | None:
+            try:
+                return EvaluationResult.model_validate_json(file.read_bytes())
+            except (OSError, ValidationError):
+                return None
+
+        return self._cache.get((file, _stamp(file)), read)
+
+
+def _stamp(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:
+        return ""
+    return stamp(status.st_mtime_ns, status.st_size)

@@ -1,6 +1,5 @@
 """Tokenizers made available in the background: no page waits for a download that it cannot see."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,12 +8,9 @@ from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.messages import CancelledRequestError
-from ui.backend.background import BackgroundWork, Message, Work
+from ui.backend.background import BackgroundWork, FunctionJob, Message, Work
 from ui.backend.dataset_checks import CheckQuestion
 from ui.views.html import size
-
-Resolve = Callable[[ModelConfig, OnModelProgress], object]
 
 
 class Tokenizers:
@@ -24,37 +20,30 @@ class Tokenizers:
         resolve: Makes a model's tokenizer available on this machine; returns at once where it is already.
     """
 
-    def __init__(self, resolve: Resolve) -> None:
+    def __init__(self, resolve: Callable[[ModelConfig, OnModelProgress], object]) -> None:
         self._resolve = resolve
-        self._works: BackgroundWork[None] = BackgroundWork()
-        self._lock = threading.Lock()  # two pages may ask for one model at once
+        self._works: BackgroundWork[object] = BackgroundWork()
 
     @classmethod
     def on_this_machine(cls, home: LoratoryHome) -> "Tokenizers":
         """Return those of the catalogue, the Hub, folders and GGUF files."""
         return cls(lambda model, on_progress: resolve_model(model, home, on_progress, ModelPart.TOKENIZER))
 
-    def ask(self, model: ModelConfig, *, again: bool = False) -> Work[None]:
-        """Return the download of a model's tokenizer, started now where there is none yet.
+    def ask(self, model: ModelConfig, *, again: bool = False) -> Work[object]:
+        """Return the download of a model's tokenizer, started where there is none yet, or `again` where it has failed."""
 
-        Args:
-            model: The model.
-            again: Also retry one that has failed.
-        """
-        key = key_of(model)
-        with self._lock:
-            work = self._works.find(key)
-            if work is None or (again and work.error is not None and not work.is_under_way):
-                work = self._works.start(key, "Downloading the tokenizer", _Download(self._resolve, model))
-            return work
+        def download(report: Callable[[Message], None]) -> object:
+            return self._resolve(model, lambda progress: report(_in_words(progress)))
 
-    def find(self, key: str) -> Work[None] | None:
+        return self._works.start_once(key_of(model), "Downloading the tokenizer", FunctionJob(download), again=again)
+
+    def find(self, key: str) -> Work[object] | None:
         """Return the download under a key; None where there is none."""
         return self._works.find(key)
 
     def is_ready(self, model: ModelConfig) -> bool:
         """Return whether previews with this model need not wait."""
-        work = self._works.find(key_of(model))
+        work = self.find(key_of(model))
         return work is not None and not work.is_under_way and work.error is None
 
     def answerable(self, question: CheckQuestion) -> CheckQuestion:
@@ -72,27 +61,6 @@ class Tokenizers:
 def key_of(model: ModelConfig) -> str:
     """Return the key of a model's tokenizer."""
     return f"{model.id}\n{model.revision or ''}"
-
-
-class _Download:
-    def __init__(self, resolve: Resolve, model: ModelConfig) -> None:
-        self._resolve = resolve
-        self._model = model
-        self._stopped = threading.Event()
-
-    def run(self, on_progress: Callable[[Message], None]) -> None:
-        worker = threading.get_ident()
-
-        def report(progress: ModelProgress) -> None:
-            # A download is reported from another thread as well, which could not end it.
-            if self._stopped.is_set() and threading.get_ident() == worker:
-                raise CancelledRequestError
-            on_progress(_in_words(progress))
-
-        self._resolve(self._model, report)
-
-    def stop(self) -> None:
-        self._stopped.set()
 
 
 def _in_words(progress: ModelProgress) -> Message:

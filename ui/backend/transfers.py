@@ -2,11 +2,13 @@
 
 import contextlib
 import filecmp
+import hashlib
 import os
 import re
 import shutil
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,9 +37,8 @@ class Transfers:
     largest_file_bytes: int = LARGEST_FILE_BYTES
     largest_total_bytes: int = _LARGEST_TOTAL_BYTES
     _expected: list[int] = field(default_factory=list)  # bytes of each file that is being written
-    _lock: threading.Lock = field(
-        default_factory=threading.Lock
-    )  # guards _expected: requests and handlers of all pages
+    # Guards _expected: requests and handlers of all pages.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self) -> None:
         """Make the folder, for this user alone, and let Gradio use it; call it before any component is built.
@@ -122,6 +123,30 @@ class Transfers:
             ) from error
         return target
 
+    def make_archive(self, folder: Path, title: str) -> Path:
+        """Pack the files of a result into one .zip; safetensors do not shrink, and are stored as they are.
+
+        Raises:
+            StorageError: If it would be too large for one download, or there is no room for it.
+        """
+        files = list_files(folder)
+        name = re.sub(r"\W+", "-", title).strip("-")[:60] or "result"
+        target = self.home.transfers / hashlib.sha256(str(folder).encode()).hexdigest()
+        path, unfinished = target / f"{name}.zip", target / f"{name}.unfinished"
+        bytes_ = sum((folder / file).stat().st_size for file in files)
+        with self.room_for(bytes_, instead="Copy its folder from the path shown above."):
+            try:
+                target.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                    for file in files:
+                        archive.write(folder / file, f"{name}/{file}")
+                unfinished.replace(path)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    unfinished.unlink()
+                raise StorageError(f"The .zip cannot be written ({error.strerror}).", "Free some space.") from error
+        return path
+
     def _require_room(self, bytes_: int) -> None:
         used = sum(map(_bytes_below, (self.home.transfers, self.home.uploads))) + sum(self._expected)
         if used + bytes_ > self.largest_total_bytes:
@@ -142,3 +167,12 @@ def _bytes_below(folder: Path) -> int:
             with contextlib.suppress(OSError):  # swept meanwhile
                 total += Path(place, name).lstat().st_size
     return total
+
+
+def list_files(folder: Path) -> list[str]:
+    """Return the regular files below `folder`, sorted; links are left out, since they may lead elsewhere."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink() and not path.parent.is_symlink()
+    ]

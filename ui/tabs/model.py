@@ -8,18 +8,33 @@ from engine.config.run import ModelConfig
 from engine.errors import EngineError
 from engine.models.catalog import search_catalog
 from engine.models.hub import search_hub
-from ui.backend.background import explained, stamp
+from ui.backend.background import Work, explained, stamp
 from ui.backend.dataset_checks import model_of
 from ui.backend.fit_table import FitTable
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, poll, poll_answer
+from ui.backend.tokenizers import key_of
+from ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    live_html,
+    nothing,
+    pick_list,
+    picked,
+    poll,
+    poll_answer,
+    visible_if,
+)
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page
-from ui.tabs.tokenizer_status import TokenizerStatus
-from ui.views.html import error_box
+from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
 
 _LEAD = '<h2>Model</h2><p class="lead">Start small: a small model shows sooner whether your data works.</p>'
 _FITS_SECONDS = 1.0  # between two looks at the verdicts that are being estimated
+_DOWNLOAD_SECONDS = 0.5  # between two looks at the download of a tokenizer
+_BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
+_STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
 
 
@@ -204,3 +219,61 @@ def _search_hub(query: str) -> str:
         return render_hub_results(query, search_hub(query.strip()))
     except EngineError as error:
         return error_box(error)
+
+
+class TokenizerStatus:
+    """Lays out the line with the progress; its `ended` fires when there is something new to show with the model.
+
+    Args:
+        page: The page.
+        tab: Name of the tab, for ids.
+    """
+
+    def __init__(self, page: Page, tab: str) -> None:
+        self._page = page
+        self.line = live_html(elem_id=f"{tab}-tokenizer")
+        self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
+        self.poll = poll(self._news, _DOWNLOAD_SECONDS, elem_id=f"{tab}-tokenizer-live")
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `updates` changes."""
+        return [self.line, self.again, self.poll]
+
+    @property
+    def ended(self) -> Any:
+        """Trigger: the tokenizer is there, or cannot be downloaded."""
+        return self.poll.submit
+
+    def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
+        """Start the download of a tokenizer where it is not here yet, and return its status after a short wait.
+
+        Args:
+            model: The model.
+            again: Also retry a download that has failed.
+        """
+        if model is None:
+            return {self.line: "", self.again: visible_if(False), self.poll: ""}
+        work = self._page.services.tokenizers.ask(model, again=again)
+        work.ended.wait(_BLINK_SECONDS)
+        return {
+            self.line: _render_download(work),
+            self.again: visible_if(work.error is not None),
+            self.poll: key_of(model) if work.is_under_way else "",
+        }
+
+    def _news(self, key: str, seen: str) -> str | None:
+        work = self._page.services.tokenizers.find(key)
+        stamp = work.stamp if work is not None else "none"
+        if stamp == seen:
+            return None
+        has_ended = work is None or not work.is_under_way
+        return poll_answer(stamp, {str(self.line.elem_id): _render_download(work)}, submit=has_ended)
+
+
+def _render_download(work: Work[object] | None) -> str:
+    """Return one line while it is under way, one box when it failed, nothing when it is there."""
+    html = work_status(work, _STOPPED)
+    if work is None or not work.is_under_way:
+        return html
+    return html + small("Rows are shown without tokens until the tokenizer is here.")

@@ -7,7 +7,7 @@ from html import escape
 
 from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, LoadProgress, PromptView
 from engine.data.conversation import Message
-from ui.backend.held_out import RowPrompt
+from ui.backend.answers import RowPrompt
 from ui.views.html import empty, log, notices, pick_button, progress_bar, short_name, size, small, status
 
 BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}

@@ -4,7 +4,6 @@ Everything here takes text and escapes it, unless an argument is named as HTML.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
@@ -14,8 +13,7 @@ from ui.backend.background import Work
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of a table."""
 
     title: str  # HTML
@@ -54,12 +52,13 @@ def table(
         scrolls: Class of what is around it, `scroll` or `scroll tall`; empty puts nothing around it.
     """
     kinds = [column if isinstance(column, Column) else Column(column) for column in columns]
-    head = "".join(f"<th{_class(kind.css)}>{kind.title}</th>" for kind in kinds)
+    head = "".join(f"<th{_attribute('class', kind.css)}>{kind.title}</th>" for kind in kinds)
     head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""
     body = []
     for row in rows:
         cells, extra = row if isinstance(row, Row) else (row, "")
-        inner = "".join(f"<td{_class(kind.css)}>{cell}</td>" for kind, cell in zip(kinds, cells, strict=True))
+        filled = zip(kinds, cells, strict=True)
+        inner = "".join(f"<td{_attribute('class', kind.css)}>{cell}</td>" for kind, cell in filled)
         body.append(f"<tr{' ' if extra else ''}{extra}>{inner}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     classes = f"plain {css}".strip()
@@ -67,8 +66,8 @@ def table(
     return f'<div class="{scrolls}">{html}</div>' if scrolls else html
 
 
-def _class(css: str) -> str:
-    return f' class="{css}"' if css else ""
+def _attribute(name: str, value: str) -> str:
+    return f' {name}="{value}"' if value else ""
 
 
 def pickable(identifier: str, *, chosen: bool = False) -> str:
@@ -78,15 +77,8 @@ def pickable(identifier: str, *, chosen: bool = False) -> str:
 
 
 def pick_button(identifier: str, text: str, *, css: str = "link", label: str = "") -> str:
-    """Return a button that sends `identifier` when it is pressed.
-
-    Args:
-        identifier: What `picked` returns.
-        text: On the button.
-        css: Its class.
-        label: What a screen reader says instead of the text.
-    """
-    name = f' aria-label="{escape(label, quote=True)}"' if label else ""
+    """Return a button that sends `identifier` when it is pressed; a screen reader says `label` instead of the text."""
+    name = _attribute("aria-label", escape(label, quote=True))
     return f'<button type="button" class="{css}" data-pick="{escape(identifier, quote=True)}"{name}>{escape(text)}</button>'
 
 
@@ -103,7 +95,7 @@ def facts(figures: Iterable[tuple[str, str]]) -> str:
 def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
     """Return names with their values, as HTML; entries without a value are left out."""
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries if value)
-    return f"<dl{_class(css)}>{listed}</dl>" if listed else ""
+    return f"<dl{_attribute('class', css)}>{listed}</dl>" if listed else ""
 
 
 def progress_bar(label: str, fraction: float | None) -> str:
@@ -133,7 +125,7 @@ def empty(title: str, text: str, *, role: str = "") -> str:
 
 
 def _role(role: str) -> str:
-    return f' role="{role}"' if role else ""
+    return _attribute("role", role)
 
 
 def notices(sentences: Iterable[str]) -> str:
@@ -163,12 +155,7 @@ def attention(count: int) -> str:
 
 
 def work_status(work: Work[Any] | None, stopped: str) -> str:
-    """Return how background work is doing; empty where there is none, or where its result shows it.
-
-    Args:
-        work: As `BackgroundWork.find` returns it.
-        stopped: Text after a stop.
-    """
+    """Return how background work is doing, `stopped` after a stop; empty where its result shows it, or there is none."""
     if work is None:
         return ""
     if work.is_under_way:

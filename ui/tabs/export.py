@@ -31,28 +31,14 @@ from ui.components import (
 )
 from ui.gradio_internals import enclosing_tab
 from ui.page import Page
-from ui.tabs.chat.choice import checkpoint_choices, checkpoint_of
-from ui.tabs.export.files import ArchivePart, TextPart
-from ui.tabs.export.forms import ADAPTER, FOLDERS, FORMS, HUB, TEXTS, ExportForms, why_not
-from ui.views.export import (
-    NO_EXPORTS,
-    loading_script,
-    render_command_line,
-    render_record,
-    render_records,
-    render_script,
-)
+from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of
+from ui.tabs.export_formats import ADAPTER, FOLDERS, FORMS, HUB, TEXTS, ArchivePart, ExportForms, TextPart, why_not
+from ui.views import export as view
 from ui.views.html import empty, error_box, work_status
 from ui.views.run_view import run_choices
 
-_LEAD = (
-    '<h2>Export</h2><p class="lead">The result of a run works without Loratory. Every export is loaded again and compared with '
-    "the run, logit by logit.</p>"
-)
-_EMPTY = empty("Nothing to export yet", "A run appears here when it has completed, or was stopped and saved.")
 _STOPPED = "Stopped; nothing was written."
 _GONE = "gone"
-_REFRESH_SECONDS = 1.0
 
 
 class ExportTab:
@@ -61,8 +47,14 @@ class ExportTab:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._tab = enclosing_tab()
-        gr.HTML(_LEAD)
-        self.empty = gr.HTML(_EMPTY, elem_id="export-empty")
+        gr.HTML(
+            '<h2>Export</h2><p class="lead">The result of a run works without Loratory. Every export is loaded again and '
+            "compared with the run, logit by logit.</p>"
+        )
+        nothing_yet = empty(
+            "Nothing to export yet", "A run appears here when it has completed, or was stopped and saved."
+        )
+        self.empty = gr.HTML(nothing_yet, elem_id="export-empty")
         with gr.Column(visible=False, elem_id="export") as self.whole:
             with gr.Row(elem_id="export-what"):
                 self.run = Dropdown([], label="Run", scale=3, min_width=260, elem_id="export-run")
@@ -79,14 +71,14 @@ class ExportTab:
                 self.start = gr.Button("Export", variant="primary", scale=0, min_width=150, elem_id="export-start")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="export-stop")
             self.status = gr.HTML(elem_id="export-status")
-            self.result = gr.HTML(NO_EXPORTS, js_on_load=COPY_SCRIPT, elem_id="export-result")
+            self.result = gr.HTML(view.NO_EXPORTS, js_on_load=COPY_SCRIPT, elem_id="export-result")
             self.archive = ArchivePart(page)
             self.use = gr.HTML(js_on_load=COPY_SCRIPT, elem_id="export-use")
             self.before = pick_list(elem_id="export-before")
         self.number = gr.State(0)  # of the export that is shown, from the newest
         self.exports = gr.State(0)  # how many the page has seen
         self.seen = gr.State("")
-        self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
+        self.timer = gr.Timer(1.0, active=False)
 
     @property
     def _looking(self) -> list[Any]:
@@ -115,23 +107,23 @@ class ExportTab:
         begun = [self.timer, self.seen, self.number, self.status]
         for event in (listed, chosen, self.checkpoint.input(nothing, None, None, **QUICK)):
             self._switch_after(event.then(lambda: (gr.update(active=True), "", 0, ""), None, begun, **QUICK))
-        changed = self.form.input(lambda: ("", ""), None, [self.seen, self.status], **QUICK)
-        self._switch_after(changed)
+        self._switch_after(self.form.input(lambda: ("", ""), None, [self.seen, self.status], **QUICK))
         self.timer.tick(self.look, self._looking, self._looked, trigger_mode="once", **QUICK)
         starting = [*target, self.form, *self.forms.inputs]
         started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
-        started.then(self.look, self._looking, self._looked, **QUICK)
+        self._look_after(started)
         self.stop.click(shown_as_message(self._stop), self.run, None, **QUICK)
-        picked_record = self.before.click(self._pick, None, [self.number, self.seen], **QUICK)
-        picked_record.then(self.look, self._looking, self._looked, **QUICK)
+        self._look_after(self.before.click(self._pick, None, [self.number, self.seen], **QUICK))
         self.archive.wire([self.run, self.number], self._shown_folder)
 
     def _switch_after(self, event: Dependency) -> None:
         """After an event that changed run, checkpoint or format: propose a folder, show the form, look."""
         target = [self.run, self.checkpoint]
         proposed = event.then(self._propose, [*target, self.form], self.forms.folder, **QUICK)
-        switched = proposed.then(self._switch, [self.run, self.form], self._switched, **QUICK)
-        switched.then(self.look, self._looking, self._looked, **QUICK)
+        self._look_after(proposed.then(self._switch, [self.run, self.form], self._switched, **QUICK))
+
+    def _look_after(self, event: Dependency) -> None:
+        event.then(self.look, self._looking, self._looked, **QUICK)
 
     def _offer(self, chosen_run: str, current: str | None) -> Updates:
         choices = run_choices(self._page.reader.offered(can_chat, chosen_run, current))
@@ -187,15 +179,9 @@ class ExportTab:
         }
 
     def look(
-        self,
-        run_id: str | None,
-        form: str,
-        number: int,
-        seen: str,
-        checkpoint: str | None = None,
-        folder_name: str = "",
-        exports: int = 0,
-    ) -> Updates:
+        self, run_id: str | None, form: str, number: int, seen: str, checkpoint: str | None = None,
+        folder_name: str = "", exports: int = 0,
+    ) -> Updates:  # fmt: skip
         """Return the progress of the export, and the chosen one of this run; nothing where all is the same.
 
         The name of a folder that was just written is taken: another one is proposed.
@@ -227,10 +213,10 @@ class ExportTab:
             self.archive.panel: visible_if(shows_result and folder is not None),
             self.archive.download: HIDDEN,
             self.use: self._use(observed, record, folder) if shows_result else "",
-            self.before: render_records(records, number) if visible else "",
+            self.before: view.render_records(records, number) if visible else "",
         }
         if shows_result:
-            updates[self.result] = render_record(record) if record is not None else NO_EXPORTS
+            updates[self.result] = view.render_record(record) if record is not None else view.NO_EXPORTS
         # Without an export under way, the error of the start stays.
         if visible and work is not None:
             updates[self.status] = work_status(work, _STOPPED)
@@ -239,11 +225,11 @@ class ExportTab:
         return updates
 
     def _use(self, observed: ObservedRun, record: ExportRecord | None, folder: Path | None) -> str:
-        terminal = render_command_line(observed.run.id)
+        terminal = view.render_command_line(observed.run.id)
         if record is None or folder is None or not loads_in_transformers(record.kind):
             return terminal
         base = observed.config.model.id if observed.config is not None else ""
-        return render_script(loading_script(folder, base)) + terminal
+        return view.render_script(view.loading_script(folder, base)) + terminal
 
     def _shown_folder(self, run_id: str | None, number: int) -> Path:
         """Return the folder of the shown export; what a browser names is looked up in the run's own list."""
@@ -263,17 +249,17 @@ class ExportTab:
         results = self._page.services.results
         if form == HUB:
             push = section_from_mapping(PushConfig, wanted.settings)
-            self._make_room(push.verify)
+            self._unload_idle_chat(needs_device=push.verify)
             work = results.publish(observed.run, name, wanted.repository, push)
         else:
             folder = results.allowed_folder(wanted.folder.strip() or self._new_folder(observed, checkpoint, form))
             export = section_from_mapping(ExportConfig, wanted.settings)
-            self._make_room(export.verify)
+            self._unload_idle_chat(needs_device=export.verify)
             work = results.write(observed.run, name, folder, export)
         return work_status(work, _STOPPED)
 
-    def _make_room(self, needs_device: bool) -> None:
-        """Unload an idle model of the chat, which holds the device."""
+    def _unload_idle_chat(self, *, needs_device: bool) -> None:
+        # It would hold the device.
         chat = self._page.services.chat
         if needs_device and chat.state.phase == "ready":
             chat.unload()

@@ -11,7 +11,7 @@ from ui.backend.background import explained
 from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Dropdown, Radio, Updates, pick_list, picked
 from ui.page import Page
-from ui.views.dataset import render_row
+from ui.views.dataset import TELL_WHICH, render_row
 from ui.views.html import error_box, small
 from ui.views.row_lists import (
     LISTINGS,
@@ -24,7 +24,6 @@ from ui.views.row_lists import (
     render_row_list,
     rows_of,
 )
-from ui.views.token_mask import TELL_WHICH
 
 _TITLES = {
     "odd": "Kept with warnings",

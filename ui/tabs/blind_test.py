@@ -25,14 +25,13 @@ from engine.evaluation.blind_test import (
     keep_judgement,
     read_judgements,
 )
-from ui.backend.held_out import HeldOutPrompts, RowPrompt
+from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
-from ui.backend.streaming import AnswerStream
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, visible_if
 from ui.page import Page
-from ui.tabs.chat.choice import ChatChoice, read_sampling
-from ui.tabs.chat.talk import TalkPart
-from ui.views.blind_test import render_pair, render_revealed, render_same_words, render_tally, render_writing
+from ui.tabs.chat_choice import ChatChoice, read_sampling
+from ui.tabs.talk import TalkPart
+from ui.views.evaluation import render_pair, render_revealed, render_same_words, render_tally, render_writing
 from ui.views.html import empty, error_box, plural
 
 HELD_OUT, OWN = "From the held-out set", "My own"

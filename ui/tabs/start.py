@@ -1,7 +1,6 @@
 """The start on the Train tab: one run, or a sweep over learning rates and ranks, queued once however often it is sent."""
 
 import hashlib
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from html import escape
@@ -14,7 +13,7 @@ from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, MemoryUnknownError, Problem
 from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
-from ui.backend.background import UNEXPECTED, BackgroundWork, FunctionJob, Work
+from ui.backend.background import UNEXPECTED, BackgroundWork, FunctionJob, Message, Work
 from ui.components import QUICK, Updates
 from ui.draft import Draft
 from ui.gradio_internals import enclosing_page
@@ -35,7 +34,6 @@ class StartPart:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._starts: BackgroundWork[Sequence[Run]] = BackgroundWork()
-        self._lock = threading.Lock()  # two pages may send one start at once
         self.problems = gr.HTML(elem_id="start-problems")
         with gr.Row(elem_id="start-row"):
             self.start = gr.Button(
@@ -105,11 +103,8 @@ class StartPart:
         return self._begin(key, lambda report: launcher.start_all(configs, key, copied_from=origin, on_progress=report))
 
     def _begin(self, key: str, start: Starting) -> Updates:
-        with self._lock:
-            work = self._starts.find(key)
-            if work is None or (work.error is not None and not work.is_under_way):
-                work = self._starts.start(key, "A start", FunctionJob(start))
-        return self._progress(key, work)
+        job = FunctionJob(lambda report: start(lambda words: report(Message(words))))
+        return self._progress(key, self._starts.start_once(key, "A start", job, again=True))
 
     def _origin(self, copied_from: str) -> str | None:
         """Return the run whose settings were copied into the draft, where it still exists."""

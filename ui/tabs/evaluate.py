@@ -9,7 +9,7 @@ from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
 from engine.errors import EngineError, RunError
 from ui.backend.background import stamp
-from ui.backend.evaluations import Evaluations
+from ui.backend.results import Evaluations
 from ui.backend.run_reader import FINAL
 from ui.components import (
     HIDDEN,
@@ -25,7 +25,7 @@ from ui.components import (
 )
 from ui.form import component_of_field, number_of
 from ui.page import Page
-from ui.tabs.chat.choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
 from ui.views.evaluation import (
     NO_RESULT,
     NOT_MEASURED,

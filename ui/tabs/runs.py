@@ -15,7 +15,7 @@ from ui.components import HIDDEN, QUICK, UNCHANGED, Dropdown, Radio, Updates, ch
 from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import changed_by_hand, enclosing_tab
 from ui.page import Page
-from ui.tabs.runs.one_run import OneRunPart
+from ui.tabs.one_run import OneRunPart
 from ui.views.html import small
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, NamedHistory, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences

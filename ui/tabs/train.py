@@ -28,8 +28,8 @@ from ui.draft import Draft
 from ui.form import section_fields
 from ui.gradio_internals import enclosing_tab
 from ui.page import Page
-from ui.tabs.train.follow import FollowPart
-from ui.tabs.train.start import StartPart
+from ui.tabs.follow import FollowPart
+from ui.tabs.start import StartPart
 from ui.views.html import small
 from ui.views.run_plan import KnownSpeed, render_plan, render_presets
 

@@ -8,15 +8,14 @@ from gradio.components.base import Component
 
 from engine.chat.contract import ChatState, LoadedModel, LoadProgress
 from engine.errors import EngineError
-from ui.backend.held_out import HeldOutPrompts
-from ui.backend.streaming import Done, run_streaming
+from ui.backend.answers import Done, HeldOutPrompts, run_streaming
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, shown_in_place, visible_if
 from ui.gradio_internals import enclosing_tab
 from ui.page import Page
-from ui.tabs.chat.blind_test import BlindTestPart, Judging
-from ui.tabs.chat.choice import ChatChoice, Chosen
-from ui.tabs.chat.evaluate import EvaluatePart
-from ui.tabs.chat.talk import TalkPart
+from ui.tabs.blind_test import BlindTestPart, Judging
+from ui.tabs.chat_choice import ChatChoice, Chosen
+from ui.tabs.evaluate import EvaluatePart
+from ui.tabs.talk import TalkPart
 from ui.views.chat import render_chat_state, render_loading
 from ui.views.html import error_box
 

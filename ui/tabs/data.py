@@ -23,9 +23,9 @@ from ui.components import (
     visible_if,
 )
 from ui.page import Page
-from ui.tabs.data.dataset_format import DatasetFormat
-from ui.tabs.data.row_viewer import RowViewer
-from ui.tabs.tokenizer_status import TokenizerStatus
+from ui.tabs.dataset_format import DatasetFormat
+from ui.tabs.model import TokenizerStatus
+from ui.tabs.row_viewer import RowViewer
 from ui.views.dataset import (
     HEADING,
     NO_DATASET,

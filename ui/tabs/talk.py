@@ -13,9 +13,8 @@ from gradio.events import Dependency
 from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
+from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.background import explained
-from ui.backend.held_out import HeldOutPrompts, RowPrompt
-from ui.backend.streaming import AnswerStream
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -30,7 +29,7 @@ from ui.components import (
     visible_if,
 )
 from ui.page import Page, browser_state
-from ui.tabs.chat.choice import ChatChoice, SamplingPart, read_sampling
+from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
 from ui.views.chat import (
     Answer,
     Turn,

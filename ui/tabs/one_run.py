@@ -23,7 +23,7 @@ from ui.components import (
     visible_if,
 )
 from ui.page import Page
-from ui.tabs.train.follow import FollowPart
+from ui.tabs.follow import FollowPart
 from ui.views.html import error_box, size
 from ui.views.run_details import render_record, render_run_details
 

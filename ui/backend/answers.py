@@ -1,0 +1,153 @@
+"""What a chat shows: answers as they come, and prompts from the held-out rows of a run, with the answers of the data."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Generic, NamedTuple, TypeVar
+
+from engine.chat.contract import ChatChunk, ChatRequest
+from engine.chat.session import ChatSession
+from engine.config.run import RunConfig
+from engine.data.contract import PageRow
+from engine.data.passes.page import MAX_SHOWN_CHARACTERS
+from engine.inspector.session import Inspector
+from ui.backend.background import Cache
+
+_REMEMBERED = 8
+_PROMPTS = 200
+_TRAINING_ROWS = 40  # how many rows of the dataset are searched for prompts where none was held out
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class Done(NamedTuple, Generic[R]):
+    """The last item: what the work returned."""
+
+    result: R
+
+
+class _Failed(NamedTuple):
+    error: BaseException
+
+
+def run_streaming(work: Callable[[Callable[[M], None]], R]) -> Iterator[M | Done[R]]:
+    """Run `work` in a thread; yield its messages, then `Done` with its result.
+
+    Args:
+        work: Is given a function to send messages with; any thread may call it.
+
+    Raises:
+        Exception: Whatever `work` raised.
+    """
+    messages: SimpleQueue[M | Done[R] | _Failed] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            messages.put(Done(work(messages.put)))
+        except BaseException as error:
+            messages.put(_Failed(error))
+
+    threading.Thread(target=run, name="streaming-work", daemon=True).start()
+    while True:
+        message = messages.get()
+        if isinstance(message, _Failed):
+            raise message.error
+        yield message
+        if isinstance(message, Done):
+            return
+
+
+class AnswerStream:
+    """Streams answers of a session, and knows which page has asked which."""
+
+    def __init__(self, session: ChatSession) -> None:
+        self._session = session
+        self._lock = threading.Lock()  # guards _requests: stop comes from another thread than the answer
+        self._requests: dict[str, list[str]] = {}  # ids under way, by page
+
+    def chunks(self, requests: Sequence[ChatRequest], page_id: str) -> Iterator[ChatChunk]:
+        """Yield the chunks of all requests as they come; leaving early stops the answers."""
+        with self._lock:
+            self._requests[page_id] = [request.id for request in requests]
+        try:
+            streams = [self._session.stream(request) for request in requests]
+
+            def drain_all(send: Callable[[ChatChunk], None]) -> None:
+                def drain(stream: Iterator[ChatChunk]) -> None:
+                    for chunk in stream:
+                        send(chunk)
+
+                with ThreadPoolExecutor(len(streams)) as pool:
+                    list(pool.map(drain, streams))
+
+            for message in run_streaming(drain_all):
+                if not isinstance(message, Done):
+                    yield message
+        finally:
+            with self._lock:
+                self._requests.pop(page_id, None)
+            for request in requests:
+                self._session.stop(request.id)
+
+    def stop(self, page_id: str) -> None:
+        """Stop the answers to this page."""
+        with self._lock:
+            ids = list(self._requests.get(page_id, ()))
+        for request_id in ids:
+            self._session.stop(request_id)
+
+
+@dataclass(frozen=True)
+class RowPrompt:
+    """The first question of a row, and its answer."""
+
+    row: int
+    question: str
+    reference: str
+    system: str = ""
+    held_out: bool = True
+
+
+class HeldOutPrompts:
+    """Finds a run's prompts once, and remembers them."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+        self._cache: Cache[tuple[RowPrompt, ...]] = Cache(_REMEMBERED)
+
+    def of_run(self, config: RunConfig) -> tuple[RowPrompt, ...]:
+        """Return up to 200 prompts spread evenly over the held-out rows; without them, some of the training set.
+
+        Raises:
+            EngineError: If the data or the model's tokenizer can no longer be read.
+        """
+        key = config.model_dump_json(include={"dataset", "model", "training"})
+        return self._cache.get(key, lambda: self._find(config))
+
+    def _find(self, config: RunConfig) -> tuple[RowPrompt, ...]:
+        length = config.training.max_length
+        held_out = self._inspector.held_out(
+            config.dataset, config.model, length, seed=config.training.seed, count=_PROMPTS
+        )
+        if held_out.rows:
+            page = self._inspector.preview(config.dataset, None, length, rows=held_out.rows)
+        else:
+            page = self._inspector.preview(config.dataset, None, length, count=_TRAINING_ROWS)
+        prompts = (row_prompt(row, held_out=bool(held_out.rows)) for row in page.rows)
+        return tuple(prompt for prompt in prompts if prompt is not None)
+
+
+def row_prompt(row: PageRow, *, held_out: bool = True) -> RowPrompt | None:
+    """Return the first exchange of a conversation; None where there is none, or the preview shortened it."""
+    if row.conversation is None or row.conversation.tools:
+        return None
+    messages = list(row.conversation.messages)
+    system = messages.pop(0).content if messages and messages[0].role == "system" else ""
+    if len(messages) < 2 or (messages[0].role, messages[1].role) != ("user", "assistant"):
+        return None
+    question, reference = messages[0].content.strip(), messages[1].content.strip()
+    whole = all(len(text) <= MAX_SHOWN_CHARACTERS for text in (system, question, reference))
+    return RowPrompt(row.row, question, reference, system, held_out) if question and reference and whole else None

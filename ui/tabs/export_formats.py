@@ -1,0 +1,177 @@
+"""The formats of an export: the settings of each, a written folder as one .zip, and a run as script or YAML."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from engine.config.results import ExportConfig, PushConfig
+from engine.config.load import config_to_yaml
+from engine.config.run import RunConfig
+from engine.errors import EngineError, RunError, StorageError
+from engine.export.kinds import KINDS
+from ui.backend.run_reader import ObservedRun
+from ui.components import COPY_SCRIPT, HIDDEN, QUICK, SLOW, Updates, shown_as_message, visible_if
+from ui.form import component_of_field
+from ui.page import Page
+from ui.views.html import copyable, error_box, notices, size
+
+ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
+HUB, SCRIPT, SHORT, YAML = "Hub", "Script", "Short script", "YAML"
+TEXTS = (SCRIPT, SHORT, YAML)  # which are shown and downloaded
+FORMS = (*(kind.title for kind in KINDS.values()), HUB, *TEXTS)
+FOLDERS = {kind.title: kind for kind in KINDS.values()}  # which are written to a folder
+
+_ABOUT = {
+    **{kind.title: kind.about for kind in KINDS.values()},
+    HUB: "A repository on the Hugging Face Hub with model card, private by default. The token is that of HF_TOKEN or "
+    "`hf auth login`; it is never stored here.",
+    SCRIPT: "One Python file on plain transformers, peft, trl and datasets that trains like the run.",
+    SHORT: "The same in the shape of the usual tutorials, in at most 70 lines. It names what it leaves out; its losses are not "
+    "exactly the run's.",
+    YAML: "The complete configuration of the run, for `loratory train`.",
+}
+
+
+class Wanted(NamedTuple):
+    """What the form holds; still a browser's values."""
+
+    folder: str
+    repository: str
+    settings: dict[str, Any]
+
+
+class ExportForms:
+    """Lays out the settings of every format."""
+
+    def __init__(self) -> None:
+        fields, push = ExportConfig.model_fields, PushConfig.model_fields
+        self.about = gr.HTML(f'<p class="lead">{_ABOUT[ADAPTER]}</p>', elem_id="export-about")
+        with gr.Column(elem_id="export-folder-form") as self.to_folder:
+            self.folder = gr.Textbox(
+                label="Folder", info="A new folder. A name alone is put among Loratory's exports.", max_lines=1,
+                elem_id="export-folder",
+            )  # fmt: skip
+        with gr.Row(visible=False, elem_id="export-merged") as self.merged:
+            dtype = component_of_field(fields["dtype"], min_width=300, elem_id="export-dtype")
+            shard = component_of_field(fields["max_shard_gb"], min_width=160, elem_id="export-shard")
+        with gr.Row(visible=False, elem_id="export-gguf") as self.gguf:
+            gguf_type = component_of_field(fields["gguf_type"], min_width=300, elem_id="export-gguf-type")
+            keep_merged = component_of_field(fields["keep_merged"], min_width=160)
+        with gr.Column(visible=False, elem_id="export-hub") as self.hub:
+            with gr.Row():
+                repository = gr.Textbox(
+                    label="Repository", info="owner/name, or a name alone for your own account.",
+                    placeholder="me/support-lora", max_lines=1, min_width=240, elem_id="export-repository",
+                )  # fmt: skip
+                hub_kind = component_of_field(push["kind"], min_width=240, elem_id="export-hub-kind")
+            private = component_of_field(push["private"], elem_id="export-private")
+        self.verify = component_of_field(fields["verify"], elem_id="export-verify")
+        # In the order in which `read` takes them.
+        self.inputs = [self.folder, dtype, shard, gguf_type, keep_merged, repository, hub_kind, private, self.verify]
+        self.panels = [self.about, self.to_folder, self.merged, self.gguf, self.hub, self.verify]
+
+    def updates(self, form: str, reason: str) -> Updates:
+        """Show the settings of a format; where it is not available, the reason alone."""
+        about = f'<p class="lead">{escape(_ABOUT.get(form, ""))}</p>{notices([reason] if reason else [])}'
+        kind = FOLDERS.get(form)
+        settings = kind.settings if kind is not None else ()
+        visible = {
+            self.to_folder: kind is not None,
+            self.merged: "dtype" in settings,
+            self.gguf: "gguf_type" in settings,
+            self.hub: form == HUB,
+            self.verify: kind is not None or form == HUB,
+        }
+        return {self.about: about, **{panel: visible_if(one and not reason) for panel, one in visible.items()}}
+
+    @staticmethod
+    def read(form: str, values: Sequence[Any]) -> Wanted:
+        """Return the settings that belong to the format."""
+        folder, dtype, shard, gguf_type, keep_merged, repository, hub_kind, private, verify = values
+        known = {"dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": bool(keep_merged)}
+        if form == HUB:
+            settings = {"kind": hub_kind, "private": bool(private)}
+        else:
+            kind = FOLDERS.get(form, KINDS["adapter"])
+            settings = {"kind": kind.name, **{name: known[name] for name in kind.settings}}
+        settings["verify"] = bool(verify)
+        given = {name: value for name, value in settings.items() if value is not None}
+        return Wanted(folder or "", (repository or "").strip(), given)
+
+
+def why_not(form: str, config: RunConfig | None) -> str:
+    """Return why a run cannot be exported in a format; empty where it can."""
+    kind = FOLDERS.get(form)
+    reason = kind.why_not(config.adapter.traits) if kind is not None and config is not None else ""
+    return f"{reason} {kind.instead}" if kind is not None and reason else ""
+
+
+class ArchivePart:
+    """Lays out two buttons: make a .zip, then download it."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        with gr.Row(visible=False, elem_id="export-archive") as self.panel:
+            self.make = gr.Button("Make a .zip", scale=0, min_width=160, elem_id="make-zip")
+            self.download = gr.DownloadButton("Download", visible=False, scale=0, min_width=190, elem_id="download-zip")
+
+    def wire(self, inputs: Sequence[Any], find: Callable[..., Path]) -> None:
+        """Connect the events; `find` returns the folder for the values of `inputs`."""
+
+        def archive(*values: Any) -> Any:
+            folder = find(*values)
+            path = self._page.services.transfers.make_archive(folder, folder.name)
+            label = f"Download {path.name} ({size(path.stat().st_size)})"
+            return gr.update(value=str(path), label=label, visible=True)
+
+        busy = gr.update(value="Making it …", interactive=False)
+        begun = self.make.click(lambda: (busy, HIDDEN), None, [self.make, self.download], **QUICK)
+        made = begun.then(shown_as_message(archive), list(inputs), self.download, trigger_mode="once", **SLOW)
+        made.then(lambda: gr.update(value="Make a .zip", interactive=True), None, self.make, **QUICK)
+
+
+class TextPart:
+    """Lays out a run as text, to read, copy and download."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        with gr.Column(visible=False, elem_id="export-text") as self.panel:
+            self.download = gr.DownloadButton(
+                "Download", visible=False, variant="primary", scale=0, min_width=190, elem_id="download-text"
+            )
+            self.text = gr.HTML(js_on_load=COPY_SCRIPT, elem_id="export-text-shown")
+
+    def updates(self, form: str, observed: ObservedRun) -> Updates:
+        """Return the text of a run with its download; where that fails, the error."""
+        try:
+            if observed.config is None:
+                raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
+            name = "config.yaml" if form == YAML else "train.py"
+            text = config_to_yaml(observed.config) if form == YAML else self._script(observed, observed.config, form)
+            path = self._file(name, text, observed.run.id)
+        except EngineError as error:
+            return {self.text: error_box(error), self.download: HIDDEN}
+        download = gr.update(value=str(path), label=f"Download {name}", visible=True)
+        return {self.text: copyable(text, name), self.download: download}
+
+    def _script(self, observed: ObservedRun, config: RunConfig, form: str) -> str:
+        # It imports the readers of all data formats, which would double our own part of the start.
+        from engine.export.script.write import gather_script_facts, write_script, write_short_script
+
+        facts = gather_script_facts(config, self._page.services.home, observed.run.folder)
+        return write_short_script(facts) if form == SHORT else write_script(facts)
+
+    def _file(self, name: str, text: str, run_id: str) -> Path:
+        # Inside the page's own cache a file is served as it is, and swept with the rest.
+        folder = Path(self.download.GRADIO_CACHE) / hashlib.sha256(f"{run_id}{text}".encode()).hexdigest()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = folder / name
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{name} cannot be written ({error.strerror}).", "Free some space.") from error
+        return path
