@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine.config.results import ExportConfig, PushConfig
 from engine.config.load import config_to_yaml
+from engine.config.results import ExportConfig, PushConfig
 from engine.config.run import RunConfig
 from engine.errors import EngineError, RunError, StorageError
 from engine.export.kinds import KINDS
