@@ -24,6 +24,28 @@ UNREADABLE_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, Attr
 
 _YAML_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
+_SECTIONS: dict[str, type[BaseModel]] = {name: field.annotation for name, field in RunConfig.model_fields.items()}  # type: ignore[misc]
+
+# By pydantic's types of errors.
+_MESSAGES = {
+    "missing": "it is missing and has no default.",
+    "literal_error": "{shown} is not one of {expected}.",
+    "greater_than": "{shown} is out of range; it must be above {gt:,}.",
+    "greater_than_equal": "{shown} is out of range; it must be at least {ge:,}.",
+    "less_than": "{shown} is out of range; it must be below {lt:,}.",
+    "less_than_equal": "{shown} is out of range; it must be at most {le:,}.",
+    **dict.fromkeys(
+        ("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "{shown} is not a whole number."
+    ),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "{shown} is not a finite number."),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "{shown} is neither true nor false."),
+    **dict.fromkeys(("model_type", "dict_type"), "{shown} is no group of settings."),
+    "string_too_short": "it is empty.",
+    "string_too_long": "it is longer than {max_length} characters.",
+    "string_type": "{shown} is not text.",
+    "value_error": "{error}",  # a rule of our own, said by the setting itself
+}
+
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, and reads 2e-4 as the number that people mean."""
@@ -66,13 +88,13 @@ def config_from_mapping(values: Mapping[str, Any]) -> RunConfig:
 
 
 def section_from_mapping(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
-    """Build one group of settings from plain values.
+    """Build one group of settings from plain values; those that are None keep their defaults.
 
     Raises:
         ConfigError: Lists everything that is wrong with it.
     """
     try:
-        return section.model_validate(dict(values))
+        return section.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(_field_problems(error)) from error
 
@@ -141,13 +163,12 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         if not equals or len(parts) < 2 or not all(parts):
             problems.append(Problem(key.strip(), f"{override!r} is not of the form section.field=value."))
             continue
-        value = _value_given(parts, text)
         target = merged
         for part in parts[:-1]:
             child = target.get(part)
             target[part] = child if isinstance(child, dict) else {}
             target = target[part]
-        target[parts[-1]] = value
+        target[parts[-1]] = _value_given(parts, text)
     if problems:
         raise ConfigError(problems)
     return merged
@@ -168,8 +189,7 @@ def _value_given(parts: Sequence[str], text: str) -> Any:
 
 def _kind_of(parts: Sequence[str]) -> Any:
     """The type of the setting that these names lead to, such as `run` and `name`; None where there is no such setting."""
-    section = RunConfig.model_fields.get(parts[0])
-    fields = getattr(section.annotation, "model_fields", {}) if section is not None else {}
+    fields = _SECTIONS[parts[0]].model_fields if parts[0] in _SECTIONS else {}
     kind = fields[parts[1]].annotation if parts[1] in fields else None
     if len(parts) == 2:
         return kind
@@ -191,40 +211,12 @@ def _field_problems(error: ValidationError) -> list[Problem]:
 
 
 def _plain_message(field: str, item: Any) -> str:
-    kind, given, context = item["type"], item.get("input"), item.get("ctx", {})
-    shown = _shown(given)
-    if kind == "missing":
-        return "it is missing and has no default."
-    if kind == "extra_forbidden":
+    if item["type"] == "extra_forbidden":
         guess = _closest_field(field)
         return f"there is no such setting{f'; did you mean {guess}?' if guess else '.'}"
-    if kind == "literal_error":
-        return f"{shown} is not one of {context['expected']}."
-    bounds = {
-        "greater_than": ("above", "gt"),
-        "greater_than_equal": ("at least", "ge"),
-        "less_than": ("below", "lt"),
-        "less_than_equal": ("at most", "le"),
-    }
-    if kind in bounds:
-        words, key = bounds[kind]
-        return f"{shown} is out of range; it must be {words} {context[key]:,}."
-    if kind in ("int_parsing", "int_type", "int_from_float", "int_parsing_size"):
-        return f"{shown} is not a whole number."
-    if kind in ("float_parsing", "float_type", "finite_number"):
-        return f"{shown} is not a finite number."
-    if kind in ("bool_parsing", "bool_type"):
-        return f"{shown} is neither true nor false."
-    if kind == "string_too_short":
-        return "it is empty."
-    if kind == "string_too_long":
-        return f"it is longer than {context['max_length']} characters."
-    if kind == "string_type":
-        return f"{shown} is not text."
-    if kind == "value_error":  # a rule of our own, said by the setting itself
-        return str(context["error"])
-    if kind in ("model_type", "dict_type"):
-        return f"{shown} is no group of settings."
+    shown = _shown(item.get("input"))
+    if item["type"] in _MESSAGES:
+        return _MESSAGES[item["type"]].format(shown=shown, **item.get("ctx", {}))
     return f"{shown} is refused: {item['msg'][:1].lower()}{item['msg'][1:]}."
 
 
@@ -236,40 +228,25 @@ def _shown(value: Any) -> str:
 
 
 def _closest_field(field: str) -> str | None:
-    matches = difflib.get_close_matches(field, setting_names(), n=1, cutoff=0.7)
-    if matches:
-        return matches[0]
-    # A setting that was put into the wrong section, or beside the sections.
+    # Else a setting that was put into the wrong section, or beside the sections.
     last = field.rsplit(".", 1)[-1]
-    same = [name for name in setting_names() if name.rsplit(".", 1)[-1] == last]
-    return same[0] if same else None
+    same = (name for name in setting_names() if name.rsplit(".", 1)[-1] == last)
+    return next(iter(difflib.get_close_matches(field, setting_names(), n=1, cutoff=0.7)), None) or next(same, None)
 
 
 def setting_names() -> list[str]:
     """Dotted names of all settings, in the order of the form."""
-    names: list[str] = []
-    for section_name, section in RunConfig.model_fields.items():
-        section_type = section.annotation
-        assert isinstance(section_type, type)
-        assert issubclass(section_type, BaseModel)
-        names.extend(f"{section_name}.{field}" for field in section_type.model_fields)
-    return names
+    return [f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields]
 
 
 def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
     """Check pairs although some fields are broken: drop those, and let no rule read them."""
     kept: dict[str, Any] = {}
-    for section_name, section in RunConfig.model_fields.items():
-        section_type = section.annotation
-        assert isinstance(section_type, type)
-        assert issubclass(section_type, BaseModel)
-        given = values.get(section_name)
+    for name, section in _SECTIONS.items():
+        given = values.get(name)
         given = given if isinstance(given, Mapping) else {}
-        kept[section_name] = {
-            field: given[field]
-            for field in section_type.model_fields
-            if field in given and not any(name.startswith(f"{section_name}.{field}") for name in broken)
-        }
+        sound = [field for field in section.model_fields if field in given and f"{name}.{field}" not in broken]
+        kept[name] = {field: given[field] for field in sound}
     # The two fields without a default: any value serves, for no pair rule reads them.
     kept["model"].setdefault("id", "-")
     kept["dataset"].setdefault("source", "-")

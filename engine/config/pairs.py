@@ -1,11 +1,12 @@
 """Settings that are fine alone and cannot work together."""
 
-from engine.config.methods.base import PairRule
-from engine.config.methods.registry import METHODS, method_rules
+from engine.config.methods.base import pair_rule
+from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig
 from engine.errors import Problem
 
 
+@pair_rule("training.gradient_checkpointing", "adapter.method")
 def _method_with_checkpointing(config: RunConfig) -> str | None:
     method = config.adapter.traits
     if method.gradient_checkpointing or not config.training.gradient_checkpointing:
@@ -16,6 +17,7 @@ def _method_with_checkpointing(config: RunConfig) -> str | None:
     )
 
 
+@pair_rule("adapter.num_virtual_tokens", "adapter.method", "training.max_length")
 def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
     tokens, training = config.adapter.traits.count_virtual_tokens(config.adapter), config.training
     if tokens >= training.max_length:
@@ -23,44 +25,44 @@ def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
     return None
 
 
+@pair_rule("training.packing", "adapter.method")
 def _virtual_tokens_with_packing(config: RunConfig) -> str | None:
     if config.adapter.traits.virtual_tokens != "none" and config.training.packing:
         return "packing joins rows, and only the first of them would see the virtual tokens; switch packing off."
     return None
 
 
+@pair_rule("model.quantization", "adapter.method")
 def _method_on_quantized(config: RunConfig) -> str | None:
     method, quantization = config.adapter.traits, config.model.quantization
     if quantization == "none" or quantization in method.quantization:
         return None
-    return (
-        f"{method.label} cannot be trained on {quantization} weights; set quantization to none, or the method to "
-        f"{_first_on(quantization)}."
-    )
+    other = next(other.name for other in METHODS.values() if quantization in other.quantization)
+    return f"{method.label} cannot be trained on {quantization} weights; set quantization to none, or the method to {other}."
 
 
-def _first_on(quantization: str) -> str:
-    return next(method.name for method in METHODS.values() if quantization in method.quantization)
-
-
+@pair_rule("adapter.warm_start", "adapter.method")
 def _warm_start_without_adapter(config: RunConfig) -> str | None:
     if config.adapter.traits.trains_all and config.adapter.warm_start is not None:
         return "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
     return None
 
 
+@pair_rule("training.load_best_model_at_end", "dataset.eval_fraction")
 def _best_without_held_out(config: RunConfig) -> str | None:
     if config.training.load_best_model_at_end and config.dataset.eval_fraction == 0:
         return "the best weights are those of the lowest held-out loss; set dataset.eval_fraction above 0."
     return None
 
 
+@pair_rule("training.early_stopping_patience", "dataset.eval_fraction")
 def _early_stopping_without_held_out(config: RunConfig) -> str | None:
     if config.training.early_stopping_patience is not None and config.dataset.eval_fraction == 0:
         return "stopping early needs a held-out loss; set dataset.eval_fraction above 0, or leave this empty."
     return None
 
 
+@pair_rule("dataset.train_on", "dataset.format")
 def _completion_of_conversations(config: RunConfig) -> str | None:
     dataset = config.dataset
     if dataset.format == "text" and dataset.train_on in ("assistant", "last_assistant", "completion"):
@@ -68,6 +70,7 @@ def _completion_of_conversations(config: RunConfig) -> str | None:
     return None
 
 
+@pair_rule("run.device_map", "run.devices")
 def _spread_over_one_device(config: RunConfig) -> str | None:
     if config.run.device_map == "none" or config.run.spread_over > 1:
         return None
@@ -79,6 +82,7 @@ def _spread_over_one_device(config: RunConfig) -> str | None:
     )
 
 
+@pair_rule("run.launcher", "run.device_map")
 def _spread_by_several_processes(config: RunConfig) -> str | None:
     if config.run.device_map != "none" and config.run.launcher != "local":
         return (
@@ -88,6 +92,7 @@ def _spread_by_several_processes(config: RunConfig) -> str | None:
     return None
 
 
+@pair_rule("training.optim", "run.device_map")
 def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     if config.run.device_map != "none" and config.training.optim.startswith("paged_"):
         return (
@@ -97,45 +102,23 @@ def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     return None
 
 
-PAIR_RULES: tuple[PairRule, ...] = (
-    PairRule(
-        "training.gradient_checkpointing",
-        ("adapter.method", "training.gradient_checkpointing"),
-        _method_with_checkpointing,
-    ),
-    PairRule(
-        "adapter.num_virtual_tokens",
-        ("adapter.method", "adapter.num_virtual_tokens", "training.max_length"),
-        _virtual_tokens_fill_the_context,
-    ),
-    PairRule("training.packing", ("adapter.method", "training.packing"), _virtual_tokens_with_packing),
-    PairRule("model.quantization", ("adapter.method", "model.quantization"), _method_on_quantized),
-    PairRule("adapter.warm_start", ("adapter.method", "adapter.warm_start"), _warm_start_without_adapter),
-    PairRule(
-        "training.load_best_model_at_end",
-        ("training.load_best_model_at_end", "dataset.eval_fraction"),
-        _best_without_held_out,
-    ),
-    PairRule(
-        "training.early_stopping_patience",
-        ("training.early_stopping_patience", "dataset.eval_fraction"),
-        _early_stopping_without_held_out,
-    ),
-    PairRule("run.device_map", ("run.device_map", "run.devices"), _spread_over_one_device),
-    PairRule("run.launcher", ("run.device_map", "run.launcher"), _spread_by_several_processes),
-    PairRule("training.optim", ("run.device_map", "training.optim"), _spread_with_paged_optimizer),
-    PairRule("dataset.train_on", ("dataset.format", "dataset.train_on"), _completion_of_conversations),
-    *method_rules(),
+PAIR_RULES = (
+    _method_with_checkpointing,
+    _virtual_tokens_fill_the_context,
+    _virtual_tokens_with_packing,
+    _method_on_quantized,
+    _warm_start_without_adapter,
+    _best_without_held_out,
+    _early_stopping_without_held_out,
+    _spread_over_one_device,
+    _spread_by_several_processes,
+    _spread_with_paged_optimizer,
+    _completion_of_conversations,
 )
 
 
 def pair_problems(config: RunConfig, ignoring: frozenset[str] = frozenset()) -> list[Problem]:
     """List every pair of settings that cannot work, except where a field in `ignoring` is involved."""
-    problems = []
-    for rule in PAIR_RULES:
-        if ignoring.intersection(rule.involves):
-            continue
-        message = rule.explain(config)
-        if message is not None:
-            problems.append(Problem(rule.field, message))
-    return problems
+    rules = PAIR_RULES if "adapter.method" in ignoring else (*PAIR_RULES, *config.adapter.traits.rules)
+    messages = [(rule.field, rule.explain(config)) for rule in rules if ignoring.isdisjoint(rule.involves)]
+    return [Problem(field, message) for field, message in messages if message is not None]

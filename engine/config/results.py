@@ -20,45 +20,29 @@ class SamplingConfig(Section):
 
     temperature: float = setting(
         0.3,
-        label="Temperature",
-        help="0 always takes the most likely token. 1 samples from the model's own distribution.",
+        "Temperature",
+        "0 always takes the most likely token. 1 samples from the model's own distribution.",
         ge=0.0,
         le=5.0,
     )
     top_p: float = setting(
         0.9,
-        label="Top-p",
-        help="Samples from the smallest set of tokens with this total probability. 1 turns it off.",
+        "Top-p",
+        "Samples from the smallest set of tokens with this total probability. 1 turns it off.",
         gt=0.0,
         le=1.0,
     )
-    top_k: int = setting(
-        0,
-        label="Top-k",
-        help="Samples from this many most likely tokens. 0 turns it off.",
-        ge=0,
-        le=1_000_000,
-    )
+    top_k: int = setting(0, "Top-k", "Samples from this many most likely tokens. 0 turns it off.", ge=0, le=1_000_000)
     repetition_penalty: float = setting(
         1.0,
-        label="Repetition penalty",
-        help="Above 1, tokens that occurred already are less likely. 1 turns it off; 1.1 is usual.",
+        "Repetition penalty",
+        "Above 1, tokens that occurred already are less likely. 1 turns it off; 1.1 is usual.",
         ge=0.1,
         le=10.0,
     )
-    max_new_tokens: int = setting(
-        512,
-        label="Max new tokens",
-        help="Token limit of an answer.",
-        ge=1,
-        le=1_048_576,
-    )
+    max_new_tokens: int = setting(512, "Max new tokens", "Token limit of an answer.", ge=1, le=1_048_576)
     seed: int | None = setting(
-        None,
-        label="Seed",
-        help="The same seed gives the same answer on the same device. Empty is random.",
-        ge=0,
-        le=2**32 - 1,
+        None, "Seed", "The same seed gives the same answer on the same device. Empty is random.", ge=0, le=2**32 - 1
     )
 
     @property
@@ -72,25 +56,19 @@ class EvaluationConfig(Section):
 
     max_rows: int | None = setting(
         None,
-        label="Rows for loss",
-        help="Held-out rows whose loss is measured, spread evenly. Empty uses all.",
+        "Rows for loss",
+        "Held-out rows whose loss is measured, spread evenly. Empty uses all.",
         ge=1,
         le=10_000_000,
     )
     answered_rows: int = setting(
         20,
-        label="Rows to answer",
-        help="Held-out rows that base and tuned answer, to compare with the reference. 0 skips it.",
+        "Rows to answer",
+        "Held-out rows that base and tuned answer, to compare with the reference. 0 skips it.",
         ge=0,
         le=10_000,
     )
-    max_new_tokens: int = setting(
-        128,
-        label="Max new tokens",
-        help="Token limit of an answer.",
-        ge=1,
-        le=65_536,
-    )
+    max_new_tokens: int = setting(128, "Max new tokens", "Token limit of an answer.", ge=1, le=65_536)
 
 
 class ExportConfig(Section):
@@ -98,36 +76,26 @@ class ExportConfig(Section):
 
     kind: ExportKind = setting(
         "adapter",
-        label="Format",
-        help="adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
+        "Format",
+        "adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
         "adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio.",
     )
-    dtype: ExportDtype = setting(
-        "auto",
-        label="Merged precision",
-        help=MERGED_DTYPE_HELP,
-    )
+    dtype: ExportDtype = setting("auto", "Merged precision", MERGED_DTYPE_HELP)
     gguf_type: GgufType = setting(
         "auto",
-        label="GGUF precision",
-        help="auto keeps 16 bits: bf16 for a bfloat16 model, else f16. q8_0 takes half the disk space and answers almost the same.",
+        "GGUF precision",
+        "auto keeps 16 bits: bf16 for a bfloat16 model, else f16. q8_0 takes half the disk space and answers almost the same.",
     )
     keep_merged: bool = setting(
         False,
-        label="Keep merged model",
-        help="Also keep the merged model that the GGUF file is made from, in a folder named merged.",
+        "Keep merged model",
+        "Also keep the merged model that the GGUF file is made from, in a folder named merged.",
     )
     max_shard_gb: float = setting(
-        5.0,
-        label="Max file size, GB",
-        help="Larger models are split into several files.",
-        gt=0,
-        le=1000,
+        5.0, "Max file size, GB", "Larger models are split into several files.", gt=0, le=1000
     )
     verify: bool = setting(
-        True,
-        label="Verify",
-        help="Load the export and compare its answers with the run. It takes as long as a short chat.",
+        True, "Verify", "Load the export and compare its answers with the run. It takes as long as a short chat."
     )
 
 
@@ -136,36 +104,22 @@ class PushConfig(Section):
 
     kind: PushKind = setting(
         "adapter",
-        label="Format",
-        help="adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
+        "Format",
+        "adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
         "adapter worked into its weights.",
     )
-    private: bool = setting(
-        True,
-        label="Private",
-        help="Only you or your organization can see it. Off, it is public.",
-    )
-    dtype: ExportDtype = setting(
-        "auto",
-        label="Merged precision",
-        help=MERGED_DTYPE_HELP,
-    )
+    private: bool = setting(True, "Private", "Only you or your organization can see it. Off, it is public.")
+    dtype: ExportDtype = setting("auto", "Merged precision", MERGED_DTYPE_HELP)
     verify: bool = setting(
         True,
-        label="Verify before pushing",
-        help="Load the export and compare its answers with the run. What differs is not pushed.",
+        "Verify before pushing",
+        "Load the export and compare its answers with the run. What differs is not pushed.",
     )
     revision: str | None = setting(
         None,
-        label="Branch",
-        help="The branch to commit to, created where it is missing. Empty uses the main branch.",
+        "Branch",
+        "The branch to commit to, created where it is missing. Empty uses the main branch.",
         min_length=1,
         max_length=100,
     )
-    commit_message: str | None = setting(
-        None,
-        label="Commit message",
-        help="Empty names the run.",
-        min_length=1,
-        max_length=200,
-    )
+    commit_message: str | None = setting(None, "Commit message", "Empty names the run.", min_length=1, max_length=200)

@@ -50,16 +50,6 @@ def optimizer_name(optim: Optimizer, device_kind: str) -> Optimizer:
     return "adamw_torch_fused" if optim == "adamw_torch" and device_kind in ("cpu", "cuda") else optim
 
 
-def eval_interval(total_steps: int, eval_steps: int | None) -> int:
-    """Return the steps between two measurements of the held-out loss."""
-    return eval_steps or max(1, math.ceil(total_steps / MEASUREMENTS))
-
-
-def save_interval(total_steps: int, save_steps: int | None) -> int:
-    """Return the steps between two checkpoints."""
-    return save_steps or max(1, math.ceil(total_steps / CHECKPOINTS))
-
-
 def keeps_best(training: TrainingConfig) -> bool:
     """Return whether a run ends with the weights of its lowest held-out loss."""
     return training.load_best_model_at_end or training.early_stopping_patience is not None
@@ -75,15 +65,10 @@ class Cadence:
 
     @classmethod
     def of(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
-        """Fill in the intervals that the settings leave empty.
-
-        Args:
-            training: The settings.
-            total_steps: Of the whole run.
-            measures: Whether there are held-out rows.
-        """
-        every = eval_interval(total_steps, training.eval_steps)
-        return cls(total_steps, every if measures else None, save_interval(total_steps, training.save_steps))
+        """Fill in the intervals that the settings leave empty; `measures` where there are held-out rows."""
+        eval_steps = training.eval_steps or max(1, math.ceil(total_steps / MEASUREMENTS))
+        save_steps = training.save_steps or max(1, math.ceil(total_steps / CHECKPOINTS))
+        return cls(total_steps, eval_steps if measures else None, save_steps)
 
     def measures_at(self, step: int) -> bool:
         """Return whether the held-out loss is measured after this step; always after the last."""

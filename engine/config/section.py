@@ -8,33 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A frozen part of a RunConfig; unknown keys and non-finite numbers are refused."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=False,
-        validate_default=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
-def setting(
-    default: Any = ...,
-    *,
-    label: str,
-    help: str,  # noqa: A002 - the one help text, under the name that Typer and people use
-    **bounds: Any,
-) -> Any:
+def setting(default: Any, label: str, help: str, **bounds: Any) -> Any:  # noqa: A002 - as Typer calls it
     """Declare one setting: its default, bounds, plain-word label and help text stand here and nowhere else.
 
     Args:
-        default: The default value; leave out when the person must give one.
+        default: The default value; `...` when the person must give one.
         label: Plain words shown on the form; the field's own name is shown next to it where the two differ.
         help: One or two sentences: what it does and how to choose. Shown by the form, `--help`, messages and docs.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length`, `pattern` … as pydantic takes them.
     """
-    return Field(
-        default,
-        title=label,
-        description=help,
-        **bounds,
-    )
+    return Field(default, title=label, description=help, **bounds)

@@ -29,137 +29,111 @@ class TrainingConfig(Section):
 
     num_train_epochs: float = setting(
         3.0,
-        label="Epochs",
-        help="Passes over the training set. One to three is usual; more memorises small datasets.",
+        "Epochs",
+        "Passes over the training set. One to three is usual; more memorises small datasets.",
         gt=0,
         le=10_000,
     )
     max_steps: int = setting(
-        -1,
-        label="Max steps",
-        help="Stops after this many optimizer steps. -1 uses the epochs.",
-        ge=-1,
-        le=MAX_STEPS_BOUND,
+        -1, "Max steps", "Stops after this many optimizer steps. -1 uses the epochs.", ge=-1, le=MAX_STEPS_BOUND
     )
     per_device_train_batch_size: int = setting(
-        2,
-        label="Batch size",
-        help="Rows per device and forward pass. Larger batches need more memory.",
-        ge=1,
-        le=4096,
+        2, "Batch size", "Rows per device and forward pass. Larger batches need more memory.", ge=1, le=4096
     )
     gradient_accumulation_steps: int = setting(
         4,
-        label="Gradient accumulation",
-        help="Batches per optimizer step. More of them average more rows without more activation memory.",
+        "Gradient accumulation",
+        "Batches per optimizer step. More of them average more rows without more activation memory.",
         ge=1,
         le=65_536,
     )
     learning_rate: float = setting(
         2e-4,
-        label="Learning rate",
-        help="1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full fine-tuning, 3e-3 and more IA3 and prefix tuning.",
+        "Learning rate",
+        "1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full fine-tuning, 3e-3 and more IA3 and prefix tuning.",
         gt=0,
         le=1.0,
     )
-    lr_scheduler_type: Scheduler = setting(
-        "cosine", label="Scheduler", help="How the learning rate changes after the warm-up."
-    )
+    lr_scheduler_type: Scheduler = setting("cosine", "Scheduler", "How the learning rate changes after the warm-up.")
     warmup_steps: float = setting(
         0.03,
-        label="Warm-up",
-        help="Steps over which the learning rate rises from zero. Below 1 it is a share of all steps.",
+        "Warm-up",
+        "Steps over which the learning rate rises from zero. Below 1 it is a share of all steps.",
         ge=0,
         le=MAX_STEPS_BOUND,
     )
-    weight_decay: float = setting(0.0, label="Weight decay", help="Pulls trained weights towards zero.", ge=0, le=1)
+    weight_decay: float = setting(0.0, "Weight decay", "Pulls trained weights towards zero.", ge=0, le=1)
     max_grad_norm: float = setting(
-        1.0,
-        label="Max gradient norm",
-        help="Scales larger gradients down to this norm. 0 turns clipping off.",
-        ge=0,
-        le=1000,
+        1.0, "Max gradient norm", "Scales larger gradients down to this norm. 0 turns clipping off.", ge=0, le=1000
     )
     max_length: int = setting(
         1024,
-        label="Max length",
-        help="Longer rows are truncated, in tokens. Memory grows with it; the Data tab shows what is lost.",
+        "Max length",
+        "Longer rows are truncated, in tokens. Memory grows with it; the Data tab shows what is lost.",
         ge=8,
         le=1_048_576,
     )
     packing: bool = setting(
         False,
-        label="Packing",
-        help="Joins short rows into full-length ones without attention between them. Faster when lengths vary.",
+        "Packing",
+        "Joins short rows into full-length ones without attention between them. Faster when lengths vary.",
     )
     train_sampling_strategy: SamplingStrategy = setting(
         "group_by_length",
-        label="Row order",
-        help="group_by_length puts rows of similar length into one batch, with less padding. Joined and packed rows are always random.",
+        "Row order",
+        "group_by_length puts rows of similar length into one batch, with less padding. Joined and packed rows are always random.",
     )
     gradient_checkpointing: bool = setting(
         False,
-        label="Gradient checkpointing",
-        help="Recomputes activations in the backward pass: much less memory, a third slower.",
+        "Gradient checkpointing",
+        "Recomputes activations in the backward pass: much less memory, a third slower.",
     )
     use_liger_kernel: bool = setting(
         False,
-        label="Liger kernels",
-        help="Fused CUDA kernels for norms, rotary embeddings and gated layers. Without support the run uses the model's own.",
+        "Liger kernels",
+        "Fused CUDA kernels for norms, rotary embeddings and gated layers. Without support the run uses the model's own.",
     )
     torch_compile: bool = setting(
         False,
-        label="Compile layers",
-        help="Lets torch.compile fuse operations on CUDA. It takes a minute before the first step: for long runs.",
+        "Compile layers",
+        "Lets torch.compile fuse operations on CUDA. It takes a minute before the first step: for long runs.",
     )
     optim: Optimizer = setting(
-        "adamw_torch",
-        label="Optimizer",
-        help="adamw_8bit and the paged optimizers use less GPU memory and need CUDA.",
+        "adamw_torch", "Optimizer", "adamw_8bit and the paged optimizers use less GPU memory and need CUDA."
     )
     seed: int = setting(
-        42, label="Seed", help="Fixes the order of rows, the held-out set and the initial adapter.", ge=0, le=2**32 - 1
+        42, "Seed", "Fixes the order of rows, the held-out set and the initial adapter.", ge=0, le=2**32 - 1
     )
-    logging_steps: int = setting(
-        1, label="Log every", help="Steps between two points of the loss curve.", ge=1, le=1_000_000
-    )
+    logging_steps: int = setting(1, "Log every", "Steps between two points of the loss curve.", ge=1, le=1_000_000)
     eval_steps: int | None = setting(
         None,
-        label="Evaluate every",
-        help="Steps between two evaluations. Empty evaluates before the first step and about ten times in all.",
+        "Evaluate every",
+        "Steps between two evaluations. Empty evaluates before the first step and about ten times in all.",
         ge=1,
         le=MAX_STEPS_BOUND,
     )
     save_steps: int | None = setting(
         None,
-        label="Checkpoint every",
-        help="Steps between two checkpoints. Empty saves about five times and at the end.",
+        "Checkpoint every",
+        "Steps between two checkpoints. Empty saves about five times and at the end.",
         ge=1,
         le=MAX_STEPS_BOUND,
     )
-    save_total_limit: int = setting(
-        2,
-        label="Max checkpoints",
-        help="Older checkpoints are deleted.",
-        ge=1,
-        le=1000,
-    )
+    save_total_limit: int = setting(2, "Max checkpoints", "Older checkpoints are deleted.", ge=1, le=1000)
     early_stopping_patience: int | None = setting(
         None,
-        label="Early stopping patience",
-        help="Stops after this many evaluations without a lower held-out loss. Empty never stops early.",
+        "Early stopping patience",
+        "Stops after this many evaluations without a lower held-out loss. Empty never stops early.",
         ge=1,
         le=10_000,
     )
     load_best_model_at_end: bool = setting(
-        False,
-        label="Keep best",
-        help="Ends with the weights of the lowest held-out loss. Early stopping always does.",
+        False, "Keep best", "Ends with the weights of the lowest held-out loss. Early stopping always does."
     )
     report_to: tuple[TrackerName, ...] = setting(
         (),
-        label="Trackers",
-        help="tensorboard and trackio stay on this machine; wandb sends curves and settings to Weights & Biases. Each needs the `trackers` extra.",
+        "Trackers",
+        "tensorboard and trackio stay on this machine; wandb sends curves and settings to Weights & Biases. Each needs the `trackers` extra.",
     )
 
     @field_validator("max_steps")

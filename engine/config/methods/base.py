@@ -24,6 +24,11 @@ class PairRule(NamedTuple):
     explain: Callable[[RunConfig], str | None]
 
 
+def pair_rule(field: str, *others: str) -> Callable[[Callable[[RunConfig], str | None]], PairRule]:
+    """Make a function the rule of a field; it reads the others as well."""
+    return lambda explain: PairRule(field, (field, *others), explain)
+
+
 class Source(str):
     """Python source in the arguments of an exported script, which takes it as it is."""
 
@@ -53,17 +58,16 @@ class PeftMethod:
         defaults: Defaults of settings that differ from those of the fields, which several methods share.
         same_on_warm_start: Fields of PEFT's configuration that must be equal for weights to mean the same.
         trains_all: The whole model is trained, without an adapter.
-        mergeable: PEFT can merge the adapter into the base's weights.
         virtual_tokens: Whether learned positions come before every sequence, as keys and values or as inputs.
         starts_as_identity: Before the first step the adapted model computes what its base computes.
         quantization: Quantized formats of frozen weights that it can be trained on.
         layer_kinds: Kinds of modules that it can adapt.
         checkpointing_conflict: Why gradient checkpointing cannot be used, as a clause; empty where it can.
         tensor_marks: Parts of names by which its tensors and modules are told from those of the base.
-        why_not_mergeable: A clause for messages, where it is not.
+        why_not_mergeable: Why PEFT cannot merge the adapter into the base's weights, as a clause; empty where it can.
         regularized: A regularizer is part of the loss.
         script_callback: Callback in `engine.export.script.worker.methods` that training with PEFT alone needs.
-        rules: Settings of its own that cannot work together.
+        rules: Settings that cannot work together where it is chosen.
     """
 
     name: ClassVar[str]
@@ -78,7 +82,6 @@ class PeftMethod:
     defaults: ClassVar[Mapping[str, Any]] = {}
     same_on_warm_start: ClassVar[tuple[str, ...]] = ()
     trains_all: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
     virtual_tokens: ClassVar[VirtualTokens] = "none"
     starts_as_identity: ClassVar[bool] = True
     quantization: ClassVar[frozenset[str]] = QUANTIZED
@@ -94,6 +97,11 @@ class PeftMethod:
     def adapts_layers(self) -> bool:
         """Whether it adapts layers and reads target modules."""
         return "target_modules" in self.fields
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether PEFT can merge the adapter into the base's weights."""
+        return not self.why_not_mergeable
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -113,8 +121,11 @@ class PeftMethod:
 
     def summary(self, adapter: AdapterConfig) -> str:
         """Return the settings that tell two runs of this method apart, such as `r 16`."""
-        del adapter
-        return ""
+        if "r" in self.fields:
+            return f"r {adapter.r}"
+        if self.virtual_tokens == "none":
+            return ""
+        return f"{adapter.num_virtual_tokens} virtual token{'s' if adapter.num_virtual_tokens != 1 else ''}"
 
     def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
         """Return rows of the model card: a name and a value each."""
@@ -188,31 +199,31 @@ class FullFineTuning(PeftMethod):
 class SharedSettings(Section):
     """Settings of more than one method; each keeps the name that PEFT gives it."""
 
-    method: str = setting("lora", label="Method", help="")  # `AdapterConfig` has the choices
+    method: str = setting("lora", "Method", "")  # `AdapterConfig` has the choices
     r: int = setting(
         16,
-        label="Rank",
-        help="Capacity of the adapter. 8 to 64 serves most tasks; memory and size grow in proportion.",
+        "Rank",
+        "Capacity of the adapter; memory and size grow in proportion. 8 to 64 serves most tasks; VeRA needs 256 and more.",
         ge=1,
         le=1024,
     )
     target_modules: tuple[str, ...] | str = setting(
         "all-linear",
-        label="Layers that get an adapter",
-        help="all-linear takes every linear layer except the output head. A list takes modules by the end of their name; "
+        "Layers that get an adapter",
+        "all-linear takes every linear layer except the output head. A list takes modules by the end of their name; "
         "a single string is matched against full names as a regular expression.",
         max_length=200,
     )
     modules_to_save: tuple[str, ...] = setting(
         (),
-        label="Modules trained in full",
-        help="Modules trained and saved whole with the adapter, for example embed_tokens and lm_head after adding tokens.",
+        "Modules trained in full",
+        "Modules trained and saved whole with the adapter, for example embed_tokens and lm_head after adding tokens.",
         max_length=50,
     )
     num_virtual_tokens: int = setting(
         20,
-        label="Virtual tokens",
-        help="How many learned positions come before every sequence. They take room from the context.",
+        "Virtual tokens",
+        "How many learned positions come before every sequence. They take room from the context.",
         ge=1,
         le=4096,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine.config.methods.base import PairRule, PeftMethod, Source
+from engine.config.methods.base import PeftMethod, Source, pair_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -20,11 +20,20 @@ class Ia3Settings(Section):
 
     feedforward_modules: tuple[str, ...] = setting(
         (),
-        label="IA3 feed-forward modules",
-        help="Which of IA3's target modules are feed-forward: their input is rescaled instead of their output. "
+        "IA3 feed-forward modules",
+        "Which of IA3's target modules are feed-forward: their input is rescaled instead of their output. "
         "Empty lets the model's family decide.",
         max_length=50,
     )
+
+
+@pair_rule("adapter.feedforward_modules", "adapter.target_modules")
+def _feedforward_outside_targets(config: RunConfig) -> str | None:
+    targets = config.adapter.target_modules
+    outside = [name for name in config.adapter.feedforward_modules if name not in targets]
+    if not outside or isinstance(targets, str):
+        return None
+    return f"{', '.join(outside)} must be among target_modules too; add them there, or take them out here."
 
 
 class Ia3(PeftMethod):
@@ -38,6 +47,7 @@ class Ia3(PeftMethod):
     fields = ("target_modules", "modules_to_save", "feedforward_modules")
     advanced = ("modules_to_save", "feedforward_modules")
     tensor_marks = ("ia3_",)
+    rules = (_feedforward_outside_targets,)
 
     def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the arguments; which modules there are is known when the model is loaded."""
@@ -48,22 +58,3 @@ class Ia3(PeftMethod):
         """Return no rows: the method's name is all there is to know."""
         del adapter
         return []
-
-
-def _feedforward_outside_targets(config: RunConfig) -> str | None:
-    adapter = config.adapter
-    if not isinstance(adapter.traits, Ia3) or isinstance(adapter.target_modules, str):
-        return None
-    outside = [name for name in adapter.feedforward_modules if name not in adapter.target_modules]
-    if outside:
-        return f"{', '.join(outside)} must be among target_modules too; add them there, or take them out here."
-    return None
-
-
-Ia3.rules = (
-    PairRule(
-        "adapter.feedforward_modules",
-        ("adapter.method", "adapter.feedforward_modules", "adapter.target_modules"),
-        _feedforward_outside_targets,
-    ),
-)

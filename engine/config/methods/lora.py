@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.config.methods.base import ComparedRow, PairRule, PeftMethod
+from engine.config.methods.base import ComparedRow, PeftMethod, pair_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
     from engine.config.run import AdapterConfig, RunConfig
-
-AdapterBias = Literal["none", "all", "lora_only"]
 
 
 class LoraSettings(Section):
@@ -18,32 +16,42 @@ class LoraSettings(Section):
 
     lora_alpha: int = setting(
         32,
-        label="Alpha",
-        help="Strength of the adapter: its update is multiplied by lora_alpha / r. Twice the rank is the usual choice.",
+        "Alpha",
+        "Strength of the adapter: its update is multiplied by lora_alpha / r. Twice the rank is the usual choice.",
         ge=1,
         le=4096,
     )
     lora_dropout: float = setting(
         0.0,
-        label="Dropout",
-        help="Share of adapter inputs dropped while training, against memorising small datasets. Costs speed.",
+        "Dropout",
+        "Share of adapter inputs dropped while training, against memorising small datasets. Costs speed.",
         ge=0.0,
         lt=1.0,
     )
-    bias: AdapterBias = setting(
+    bias: Literal["none", "all", "lora_only"] = setting(
         "none",
-        label="Biases",
-        help="Which biases are trained as well. With anything but none, switching the adapter off no longer gives the base.",
+        "Biases",
+        "Which biases are trained as well. With anything but none, switching the adapter off no longer gives the base.",
     )
     use_rslora: bool = setting(
         False,
-        label="Rank-stabilized scaling",
-        help="Scales by lora_alpha / √r instead of lora_alpha / r, which keeps high ranks effective.",
+        "Rank-stabilized scaling",
+        "Scales by lora_alpha / √r instead of lora_alpha / r, which keeps high ranks effective.",
     )
     use_dora: bool = setting(
         False,
-        label="DoRA",
-        help="Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third.",
+        "DoRA",
+        "Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third.",
+    )
+
+
+@pair_rule("adapter.bias", "model.quantization")
+def _biases_of_quantized_layers(config: RunConfig) -> str | None:
+    if config.adapter.bias == "none" or config.model.quantization == "none":
+        return None
+    return (
+        f"bitsandbytes rounds the biases of layers with {config.model.quantization} weights to 16 bits at every pass, "
+        "which loses most of what they learn; set bias to none, or quantization to none."
     )
 
 
@@ -57,20 +65,12 @@ class Lora(PeftMethod):
     four_bit_help = "QLoRA is LoRA on a model whose frozen weights are held in four bits."
     peft_type = "LORA"
     peft_class = "LoraConfig"
-    fields = (
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "modules_to_save",
-        "bias",
-        "use_rslora",
-        "use_dora",
-    )
     advanced = ("modules_to_save", "bias", "use_rslora", "use_dora")
+    fields = ("r", "lora_alpha", "lora_dropout", "target_modules", *advanced)
     layer_kinds = frozenset({"linear", "conv1d", "embedding"})
     same_on_warm_start = ("r", "lora_alpha", "use_rslora", "use_dora", "bias")
     tensor_marks = ("lora_",)
+    rules = (_biases_of_quantized_layers,)
 
     @property
     def compared(self) -> tuple[ComparedRow, ...]:
@@ -81,10 +81,6 @@ class Lora(PeftMethod):
             ComparedRow("QLoRA", "nf4", False),
             ComparedRow("QLoRA with checkpointing", "nf4", True),
         )
-
-    def summary(self, adapter: AdapterConfig) -> str:
-        """Return the rank."""
-        return f"r {adapter.r}"
 
     def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
         """Return rank, alpha, dropout and layers."""
@@ -100,24 +96,6 @@ class Lora(PeftMethod):
     def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
         """Return whether the two matrices are all that is trained: `engine.training.ops.lora_branch` does its own casts."""
         return not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
-
-
-def _biases_of_quantized_layers(config: RunConfig) -> str | None:
-    if (
-        isinstance(config.adapter.traits, Lora)
-        and config.adapter.bias != "none"
-        and config.model.quantization != "none"
-    ):
-        return (
-            f"bitsandbytes rounds the biases of layers with {config.model.quantization} weights to 16 bits at every pass, "
-            "which loses most of what they learn; set bias to none, or quantization to none."
-        )
-    return None
-
-
-Lora.rules = (
-    PairRule("adapter.bias", ("adapter.method", "adapter.bias", "model.quantization"), _biases_of_quantized_layers),
-)
 
 
 # PEFT's LoraConfig.init_lora_weights, without the numbers that may follow.

@@ -17,22 +17,46 @@ if TYPE_CHECKING:
 class LycorisSettings(Section):
     """Settings of LoHa, some of which other methods of the LyCORIS family read as well."""
 
-    alpha: int = setting(
-        8, label="Alpha", help="Strength of the adapter: its update is multiplied by alpha / r.", ge=1, le=4096
-    )
+    alpha: int = setting(8, "Alpha", "Strength of the adapter: its update is multiplied by alpha / r.", ge=1, le=4096)
     rank_dropout: float = setting(
-        0.0,
-        label="Rank dropout",
-        help="Share of the rows of an update that are dropped while training.",
-        ge=0.0,
-        lt=1.0,
+        0.0, "Rank dropout", "Share of the rows of an update that are dropped while training.", ge=0.0, lt=1.0
     )
     module_dropout: float = setting(
-        0.0, label="Module dropout", help="How often a layer's whole update is left out while training.", ge=0.0, lt=1.0
+        0.0, "Module dropout", "How often a layer's whole update is left out while training.", ge=0.0, lt=1.0
     )
 
 
-class LoHa(PeftMethod):
+class LoKrSettings(Section):
+    """Settings of LoKr alone; it reads those of the LyCORIS family as well."""
+
+    decompose_both: bool = setting(
+        False, "Decompose both factors", "Makes the smaller factor of the product low-rank too: fewer parameters."
+    )
+    decompose_factor: int = setting(
+        -1,
+        "Factor",
+        "Size of the smaller factor of the product. -1 takes the divisors nearest to the square root.",
+        ge=-1,
+        le=4096,
+    )
+    rank_dropout_scale: bool = setting(
+        False, "Scale rank dropout", "Makes up for dropped rows by strengthening the rest."
+    )
+
+
+class _LycorisMethod(PeftMethod):
+    """What LoHa and LoKr have in common."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"r": 8}
+    quantization = frozenset()
+    layer_kinds = frozenset({"linear"})
+
+    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
+        """Return rank, alpha and layers."""
+        return [("Rank, alpha", f"{adapter.r}, {adapter.alpha}"), *super().card_rows(adapter)]
+
+
+class LoHa(_LycorisMethod):
     """The element-wise product of two low-rank matrices for each layer."""
 
     name = "loha"
@@ -40,44 +64,13 @@ class LoHa(PeftMethod):
     help = "LoHa multiplies two low-rank updates, which makes their rank high. Slower than LoRA, with more memory."
     peft_type = "LOHA"
     peft_class = "LoHaConfig"
-    fields = ("r", "alpha", "target_modules", "modules_to_save", "rank_dropout", "module_dropout")
     advanced = ("modules_to_save", "rank_dropout", "module_dropout")
-    defaults: ClassVar[Mapping[str, Any]] = {"r": 8}
+    fields = ("r", "alpha", "target_modules", *advanced)
     same_on_warm_start = ("r", "alpha")
-    quantization = frozenset()
-    layer_kinds = frozenset({"linear"})
     tensor_marks = ("hada_",)
 
-    def summary(self, adapter: AdapterConfig) -> str:
-        """Return the rank."""
-        return f"r {adapter.r}"
 
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return rank, alpha and layers."""
-        return [("Rank, alpha", f"{adapter.r}, {adapter.alpha}"), *super().card_rows(adapter)]
-
-
-class LoKrSettings(Section):
-    """Settings of LoKr alone; it reads those of the LyCORIS family as well."""
-
-    decompose_both: bool = setting(
-        False,
-        label="Decompose both factors",
-        help="Makes the smaller factor of the product low-rank too: fewer parameters.",
-    )
-    decompose_factor: int = setting(
-        -1,
-        label="Factor",
-        help="Size of the smaller factor of the product. -1 takes the divisors nearest to the square root.",
-        ge=-1,
-        le=4096,
-    )
-    rank_dropout_scale: bool = setting(
-        False, label="Scale rank dropout", help="Makes up for dropped rows by strengthening the rest."
-    )
-
-
-class LoKr(PeftMethod):
+class LoKr(_LycorisMethod):
     """The Kronecker product of a small matrix and a low-rank one for each layer."""
 
     name = "lokr"
@@ -85,28 +78,7 @@ class LoKr(PeftMethod):
     help = "LoKr builds each update as a Kronecker product: fewer parameters than LoRA at the same rank, slower, with more memory."
     peft_type = "LOKR"
     peft_class = "LoKrConfig"
-    fields = (
-        "r",
-        "alpha",
-        "target_modules",
-        "modules_to_save",
-        "rank_dropout",
-        "module_dropout",
-        "decompose_both",
-        "decompose_factor",
-        "rank_dropout_scale",
-    )
-    advanced = fields[3:]
-    defaults: ClassVar[Mapping[str, Any]] = {"r": 8}
+    advanced = (*LoHa.advanced, "decompose_both", "decompose_factor", "rank_dropout_scale")
+    fields = ("r", "alpha", "target_modules", *advanced)
     same_on_warm_start = ("r", "alpha", "decompose_both", "decompose_factor")
-    quantization = frozenset()
-    layer_kinds = frozenset({"linear"})
     tensor_marks = ("lokr_",)
-
-    def summary(self, adapter: AdapterConfig) -> str:
-        """Return the rank."""
-        return f"r {adapter.r}"
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return rank, alpha and layers."""
-        return [("Rank, alpha", f"{adapter.r}, {adapter.alpha}"), *super().card_rows(adapter)]

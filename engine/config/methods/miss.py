@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine.config.methods.base import PairRule, PeftMethod
+from engine.config.methods.base import PeftMethod, pair_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -16,20 +16,24 @@ class MissSettings(Section):
     """Settings of MiSS."""
 
     miss_dropout: float = setting(
-        0.0, label="MiSS dropout", help="Share of adapter inputs dropped while training.", ge=0.0, lt=1.0
+        0.0, "MiSS dropout", "Share of adapter inputs dropped while training.", ge=0.0, lt=1.0
     )
     init_weights: Literal["balance", "bat", "mini"] = setting(
         "balance",
-        label="Variant",
-        help="balance is fast and suits most tasks; bat updates nonlinearly, with large matrices; mini trains fewer numbers.",
+        "Variant",
+        "balance is fast and suits most tasks; bat updates nonlinearly, with large matrices; mini trains fewer numbers.",
     )
     mini_r: int = setting(
-        1,
-        label="Width of mini",
-        help="Outputs that share an update in the variant mini; must divide them.",
-        ge=1,
-        le=1024,
+        1, "Width of mini", "Outputs that share an update in the variant mini; must divide them.", ge=1, le=1024
     )
+
+
+@pair_rule("adapter.init_weights", "model.quantization")
+def _bat_on_quantized(config: RunConfig) -> str | None:
+    quantization = config.model.quantization
+    if config.adapter.init_weights != "bat" or quantization == "none":
+        return None
+    return f"bat multiplies the weights themselves, which are held in {quantization}; take balance, or no quantization."
 
 
 class Miss(PeftMethod):
@@ -46,10 +50,7 @@ class Miss(PeftMethod):
     same_on_warm_start = ("r", "init_weights", "mini_r")
     layer_kinds = frozenset({"linear"})
     tensor_marks = ("miss_",)
-
-    def summary(self, adapter: AdapterConfig) -> str:
-        """Return the rank."""
-        return f"r {adapter.r}"
+    rules = (_bat_on_quantized,)
 
     def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
         """Return rank, variant and layers."""
@@ -80,17 +81,3 @@ def _divides(name: str, value: int, features: int, kind: str) -> tuple[str, str]
         f"adapter.{name}",
         f"{value} does not divide the {features:,} {kind} of a layer; choose a divisor, such as 8.",
     )
-
-
-def _bat_on_quantized(config: RunConfig) -> str | None:
-    adapter, quantization = config.adapter, config.model.quantization
-    if isinstance(adapter.traits, Miss) and adapter.init_weights == "bat" and quantization != "none":
-        return f"bat multiplies the weights themselves, which are held in {quantization}; take balance, or no quantization."
-    return None
-
-
-Miss.rules = (
-    PairRule(
-        "adapter.init_weights", ("adapter.method", "adapter.init_weights", "model.quantization"), _bat_on_quantized
-    ),
-)

@@ -16,29 +16,25 @@ class OftSettings(Section):
 
     oft_block_size: int = setting(
         32,
-        label="Block size",
-        help="Inputs that are rotated together. Larger blocks learn more and take more memory.",
+        "Block size",
+        "Inputs that are rotated together. Larger blocks learn more and take more memory.",
         ge=2,
         le=1024,
     )
     coft: bool = setting(
-        False, label="Constrained OFT", help="Keeps rotations within eps of none, which protects what the model knows."
+        False, "Constrained OFT", "Keeps rotations within eps of none, which protects what the model knows."
     )
     eps: float = setting(
-        6e-5,
-        label="Freedom of rotation",
-        help="How far constrained OFT may rotate. Only read with coft.",
-        gt=0.0,
-        le=1.0,
+        6e-5, "Freedom of rotation", "How far constrained OFT may rotate. Only read with coft.", gt=0.0, le=1.0
     )
     block_share: bool = setting(
-        False, label="Share blocks", help="Uses one rotation for all blocks of a layer: far fewer parameters."
+        False, "Share blocks", "Uses one rotation for all blocks of a layer: far fewer parameters."
     )
     use_cayley_neumann: bool = setting(
-        True, label="Cayley-Neumann series", help="Computes rotations by a short series instead of an inverse: faster."
+        True, "Cayley-Neumann series", "Computes rotations by a short series instead of an inverse: faster."
     )
     num_cayley_neumann_terms: int = setting(
-        5, label="Terms of the series", help="More terms make rotations more exact and slower.", ge=3, le=100
+        5, "Terms of the series", "More terms make rotations more exact and slower.", ge=3, le=100
     )
 
 
@@ -50,17 +46,8 @@ class Oft(PeftMethod):
     help = "OFT rotates the inputs of each layer and keeps angles between neurons: little is forgotten."
     peft_type = "OFT"
     peft_class = "OFTConfig"
-    fields = (
-        "oft_block_size",
-        "target_modules",
-        "modules_to_save",
-        "coft",
-        "eps",
-        "block_share",
-        "use_cayley_neumann",
-        "num_cayley_neumann_terms",
-    )
-    advanced = fields[2:]
+    advanced = ("modules_to_save", "coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms")
+    fields = ("oft_block_size", "target_modules", *advanced)
     same_on_warm_start = ("oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms")
     layer_kinds = frozenset({"linear"})
     tensor_marks = ("oft_",)

@@ -1,9 +1,7 @@
 """All PEFT methods, in the order in which people choose among them. A new one is added here."""
 
-from collections.abc import Iterable
-
 from engine.config.methods.adalora import AdaLora, AdaLoraSettings
-from engine.config.methods.base import FullFineTuning, PairRule, PeftMethod, SharedSettings
+from engine.config.methods.base import FullFineTuning, PeftMethod, SharedSettings
 from engine.config.methods.ia3 import Ia3, Ia3Settings
 from engine.config.methods.lora import Lora, LoraSettings
 from engine.config.methods.lycoris import LoHa, LoKr, LoKrSettings, LycorisSettings
@@ -57,11 +55,6 @@ class MethodSettings(  # fields come in the order of these classes, the last one
 def method_of_peft_type(peft_type: str) -> PeftMethod | None:
     """Return the method of an adapter_config.json, or None for a method that Loratory does not train."""
     return next((method for method in _ALL if method.peft_type == peft_type), None)
-
-
-def method_rules() -> Iterable[PairRule]:
-    """Iterate over the rules of all methods."""
-    return (rule for method in _ALL for rule in method.rules)
 
 
 def tensor_marks() -> tuple[str, ...]:

@@ -16,18 +16,18 @@ class VeraSettings(Section):
     """Settings of VeRA."""
 
     vera_dropout: float = setting(
-        0.0, label="VeRA dropout", help="Share of adapter inputs dropped while training.", ge=0.0, lt=1.0
+        0.0, "VeRA dropout", "Share of adapter inputs dropped while training.", ge=0.0, lt=1.0
     )
     d_initial: float = setting(
-        0.1, label="First scale", help="Where the trained scales begin. 0.1 and less works best.", gt=0.0, le=10.0
+        0.1, "First scale", "Where the trained scales begin. 0.1 and less works best.", gt=0.0, le=10.0
     )
     projection_prng_key: int = setting(
-        0, label="Projection seed", help="Draws the two random matrices that all layers share.", ge=0, le=2**31 - 1
+        0, "Projection seed", "Draws the two random matrices that all layers share.", ge=0, le=2**31 - 1
     )
     save_projection: bool = setting(
         True,
-        label="Save projections",
-        help="Saves the random matrices with the adapter. Without them it is tiny, and drawn again where it is loaded.",
+        "Save projections",
+        "Saves the random matrices with the adapter. Without them it is tiny, and drawn again where it is loaded.",
     )
 
 
@@ -39,23 +39,11 @@ class Vera(PeftMethod):
     help = "VeRA trains two vectors per layer on random matrices that all layers share: a tiny adapter at a high rank."
     peft_type = "VERA"
     peft_class = "VeraConfig"
-    fields = (
-        "r",
-        "vera_dropout",
-        "target_modules",
-        "modules_to_save",
-        "d_initial",
-        "projection_prng_key",
-        "save_projection",
-    )
-    advanced = fields[3:]
+    advanced = ("modules_to_save", "d_initial", "projection_prng_key", "save_projection")
+    fields = ("r", "vera_dropout", "target_modules", *advanced)
     defaults: ClassVar[Mapping[str, Any]] = {"r": 256}
     same_on_warm_start = ("r", "projection_prng_key")
     tensor_marks = ("vera_",)
-
-    def summary(self, adapter: AdapterConfig) -> str:
-        """Return the rank."""
-        return f"r {adapter.r}"
 
     def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
         """Return rank, seed and layers."""
