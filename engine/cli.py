@@ -10,13 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Protocol
 
 import typer
 
 from engine.errors import EngineError
 
-# Each module registers its commands. They import their packages when they are called, so `--help` comes at once.
+# Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
 COMMAND_MODULES = (
     "engine.commands.train",
     "engine.commands.configs",
@@ -31,13 +30,6 @@ COMMAND_MODULES = (
     "engine.commands.export",
 )
 
-_INTERRUPTED_EXIT_CODE = 130
-
-
-class _CommandModule(Protocol):
-    def register(self, app: typer.Typer) -> None:
-        """Add the module's commands."""
-
 
 def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
     """Put the commands of all modules together."""
@@ -51,8 +43,8 @@ def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
         rich_markup_mode=None,
     )
     for name in modules:
-        module: _CommandModule = importlib.import_module(name)
-        module.register(app)
+        for command in importlib.import_module(name).COMMANDS:
+            app.command()(command)
     return app
 
 
@@ -74,7 +66,7 @@ def run_command(arguments: Sequence[str], modules: Sequence[str] = COMMAND_MODUL
         return 1
     except KeyboardInterrupt:
         _say("Interrupted.")
-        return _INTERRUPTED_EXIT_CODE
+        return 130
     except Exception as error:
         _say(
             f"Something unexpected happened ({type(error).__name__}: {str(error)[:200]}). "

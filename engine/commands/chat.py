@@ -3,111 +3,86 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
+from collections.abc import Callable, Sequence
+from typing import Annotated, TextIO
 
 import typer
 
-from engine.chat.contract import (
-    AdapterChoice,
-    Branch,
-    ChatChunk,
-    ChatRequest,
-    ChatTarget,
-    LoadedModel,
-    LoadProgress,
-    PromptView,
-)
+from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, LoadedModel, LoadProgress
+from engine.chat.session import ChatSession
 from engine.commands.configs import named_path
-from engine.commands.output import AsJson, BaseModelName, CheckpointName, ProgressLine, print_json
+from engine.commands.output import (
+    AsJson,
+    BaseModelName,
+    CheckpointName,
+    ProgressLine,
+    own_runs,
+    print_json,
+    setting_option,
+)
+from engine.config.load import section_from_mapping
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError, StorageError
 from engine.files import write_atomically
-from engine.paths import LoratoryHome, local_owner
+from engine.models.catalog import find_in_catalog
 from engine.runs.store import RunStore
 
-if TYPE_CHECKING:
-    from engine.chat.session import ChatSession
-    from engine.data.conversation import Message
-
-
-def _sampling_option(field: str, *names: str) -> Any:
-    """An option that shows the help text of its setting; the setting's own default and bounds hold."""
-    return typer.Option(*names, help=SamplingConfig.model_fields[field].description)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the `loratory` program."""
-    app.command("chat")(chat)
+TargetName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, a folder with an adapter or a model, or a model's name.")
+]
+QuantizationName = Annotated[
+    Quantization | None, typer.Option(help="none, nf4, fp4 or int8; as the run was trained unless given.")
+]
 
 
 def chat(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id, a folder with an adapter or a model, or a model's name.")
-    ],
+    run: TargetName,
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it a conversation begins.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Let the base answer, with the adapter switched off.")] = False,
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="none, nf4, fp4 or int8; as the run was trained unless given.")
-    ] = None,
+    quantization: QuantizationName = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    temperature: Annotated[float | None, _sampling_option("temperature", "--temperature")] = None,
-    top_p: Annotated[float | None, _sampling_option("top_p", "--top-p")] = None,
-    top_k: Annotated[int | None, _sampling_option("top_k", "--top-k")] = None,
-    repetition_penalty: Annotated[float | None, _sampling_option("repetition_penalty", "--repetition-penalty")] = None,
-    max_tokens: Annotated[int | None, _sampling_option("max_new_tokens", "--max-tokens")] = None,
-    seed: Annotated[int | None, _sampling_option("seed", "--seed")] = None,
+    temperature: Annotated[float | None, setting_option(SamplingConfig, "temperature", "--temperature")] = None,
+    top_p: Annotated[float | None, setting_option(SamplingConfig, "top_p", "--top-p")] = None,
+    top_k: Annotated[int | None, setting_option(SamplingConfig, "top_k", "--top-k")] = None,
+    repetition_penalty: Annotated[
+        float | None, setting_option(SamplingConfig, "repetition_penalty", "--repetition-penalty")
+    ] = None,
+    max_tokens: Annotated[int | None, setting_option(SamplingConfig, "max_new_tokens", "--max-tokens")] = None,
+    seed: Annotated[int | None, setting_option(SamplingConfig, "seed", "--seed")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a run, an adapter or a model."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it with --prompt.")
-    sampling = read_sampling(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_tokens,
-        seed=seed,
-    )
-    home = LoratoryHome.from_environment()
-    target = find_target(run, RunStore(home, local_owner())).model_copy(update={"quantization": quantization})
-    target = with_choices(target, checkpoint, model)
-
-    from engine.chat.session import ChatSession
-    from engine.commands.chat import TerminalConversation
-    from engine.data.conversation import Message
-
+    values = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "max_new_tokens": max_tokens,
+        "seed": seed,
+    }
+    sampling = section_from_mapping(SamplingConfig, values)
+    store = own_runs()
+    target = choose_target(run, store, checkpoint, model, quantization)
     opening = (Message("system", system),) if system else ()
-    session = ChatSession(home)
+    session = ChatSession(store.home)
     line = ProgressLine()
     try:
-        loaded = session.load(target, lambda progress: _show(line, progress))
+        loaded = session.load(target, lambda progress: show_loading(line, progress))
         line.clear()
         branch: Branch = "base" if base or "tuned" not in loaded.branches else "tuned"
         if prompt is None:
             TerminalConversation(session, loaded, opening, sampling, branch).run()
-            return
-        _answer_once(session, (*opening, Message("user", prompt)), branch, sampling, as_json=as_json)
+        else:
+            _answer_once(session, (*opening, Message("user", prompt)), branch, sampling, as_json=as_json)
     finally:
         line.clear()
         session.unload()
-
-
-def read_sampling(**given: float | int | None) -> SamplingConfig:
-    """The sampling settings, with the defaults for what was not given.
-
-    Raises:
-        ConfigError: If a value is out of its bounds; lists every problem.
-    """
-    from engine.config.load import section_from_mapping
-
-    values = {name: value for name, value in given.items() if value is not None}
-    return section_from_mapping(SamplingConfig, values)
 
 
 def find_target(text: str, store: RunStore) -> ChatTarget:
@@ -125,31 +100,33 @@ def find_target(text: str, store: RunStore) -> ChatTarget:
     try:
         return ChatTarget.of_run(store.get(text).folder.path)
     except RunError as error:
-        from engine.models.catalog import find_in_catalog
-
         if find_in_catalog(text) is not None or "/" in text or folder.suffix.lower() == ".gguf":
             return ChatTarget.of_model(ModelConfig(id=text))
         raise RunError(error.what, "List the runs with `loratory runs`, or name a model or a folder.") from error
 
 
-def with_choices(target: ChatTarget, checkpoint: str | None, model: str | None) -> ChatTarget:
-    """The target at a checkpoint, or on another base.
+def choose_target(
+    run: str, store: RunStore, checkpoint: str | None, model: str | None, quantization: Quantization | None = None
+) -> ChatTarget:
+    """Find what RUN names, at a checkpoint, on another base, or in another precision.
 
     Raises:
-        RunError: If there is no run that could have the checkpoint.
+        RunError: If there is no such run, or none that could have the checkpoint.
+        StorageError: If no folder can have that name.
     """
-    if target.tuned is None and checkpoint is not None:
+    target = find_target(run, store)
+    changes: dict[str, object] = {"quantization": quantization}
+    if checkpoint is not None and target.tuned is None:
         raise RunError("A model has no checkpoints.", "Leave --checkpoint out, or name a run.")
-    if target.tuned is not None and checkpoint is not None:
-        chosen = AdapterChoice(folder=target.tuned.folder, checkpoint=checkpoint)
-        target = target.model_copy(update={"tuned": chosen})
+    if checkpoint is not None and target.tuned is not None:
+        changes["tuned"] = AdapterChoice(folder=target.tuned.folder, checkpoint=checkpoint)
     if model is not None:
-        target = target.model_copy(update={"model": ModelConfig(id=model)})
-    return target
+        changes["model"] = ModelConfig(id=model)
+    return target.model_copy(update=changes)
 
 
 def _answer_once(
-    session: "ChatSession", messages: "tuple[Message, ...]", branch: Branch, sampling: SamplingConfig, *, as_json: bool
+    session: ChatSession, messages: tuple[Message, ...], branch: Branch, sampling: SamplingConfig, *, as_json: bool
 ) -> None:
     view = session.prompt(messages)
     pieces = []
@@ -163,20 +140,13 @@ def _answer_once(
     if not as_json:
         sys.stdout.write("\n")
         return
-    print_json(
-        {
-            "prompt_ids": view.ids,
-            "text": "".join(pieces),
-            "tokens": chunk.tokens,
-            "tokens_per_second": chunk.tokens_per_second,
-            "first_token_seconds": chunk.first_token_seconds,
-            "finish_reason": chunk.finish_reason,
-            "branch": chunk.branch,
-        }
-    )
+    answer = {"prompt_ids": view.ids, "text": "".join(pieces)}
+    told = ("tokens", "tokens_per_second", "first_token_seconds", "finish_reason", "branch")
+    print_json(answer | {name: getattr(chunk, name) for name in told})
 
 
-def _show(line: ProgressLine, progress: LoadProgress) -> None:
+def show_loading(line: ProgressLine, progress: LoadProgress) -> None:
+    """Show how far a model is loaded."""
     if progress.phase != "ready":
         line.show(progress.message, progress.fraction)
 
@@ -190,14 +160,6 @@ HELP = """\
 /save FILE             write the conversation as JSON
 /quit                  leave; so does Ctrl-D
 Ctrl-C stops an answer."""
-
-
-class Partner(Protocol):
-    """What is asked of a chat session here."""
-
-    def stream(self, request: ChatRequest) -> Iterator[ChatChunk]: ...
-
-    def prompt(self, messages: Sequence[Message]) -> PromptView: ...
 
 
 class TerminalConversation:
@@ -215,7 +177,7 @@ class TerminalConversation:
 
     def __init__(
         self,
-        partner: Partner,
+        partner: ChatSession,
         model: LoadedModel,
         opening: tuple[Message, ...],
         sampling: SamplingConfig,
@@ -302,19 +264,13 @@ class TerminalConversation:
     def _stream(self, request: ChatRequest) -> str:
         pieces: list[str] = []
         ending = "stopped"
-        stream = self._partner.stream(request)
-        try:
+        # Closing the stream stops the answer.
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(self._partner.stream(request)) as stream:  # type: ignore[type-var]
             for chunk in stream:
                 pieces.append(chunk.text)
                 self._write(chunk.text)
                 if chunk.done:
                     ending = f"{chunk.tokens:,} tokens, {chunk.tokens_per_second:.1f} per second"
-        except KeyboardInterrupt:
-            pass  # leaving the loop closes the stream, and so stops the answer
-        finally:
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
         self._say(f"\n  ({ending})")
         return "".join(pieces)
 
@@ -334,3 +290,6 @@ class TerminalConversation:
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+COMMANDS = (chat,)

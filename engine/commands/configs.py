@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from engine.commands.output import AsJson, print_json, print_table
+from engine.commands.output import AsJson, print_json, print_table, shortened
 from engine.config.load import config_from_mapping, mapping_from_file, with_overrides
-from engine.config.presets import find_preset
+from engine.config.presets import find_preset, list_presets
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem, RunError, StorageError
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
 
 
-def load_config_argument(text: str, overrides: Sequence[str], home: LoratoryHome) -> RunConfig:
+def load_config_argument(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> RunConfig:
     """Read what CONFIG names, apply `section.field=value` overrides, and check the whole.
 
     A name that looks like a file is one; otherwise presets come before runs.
@@ -27,14 +25,14 @@ def load_config_argument(text: str, overrides: Sequence[str], home: LoratoryHome
     return config_from_mapping(load_config_mapping(text, overrides, home))
 
 
-def load_config_mapping(text: str, overrides: Sequence[str], home: LoratoryHome) -> dict[str, Any]:
+def load_config_mapping(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> dict[str, Any]:
     """The same before it is checked, as plain nested values.
 
     Raises:
         ConfigError: If nothing bears that name, or an override is malformed.
         StorageError: If the file cannot be read, or no file can have that name.
     """
-    return with_overrides(_mapping(text, home), overrides)
+    return with_overrides(_mapping(text, home), overrides or ())
 
 
 def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
@@ -54,9 +52,6 @@ def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
     return mapping_from_file(run.folder.config)
 
 
-_SHOWN_CHARACTERS = 60
-
-
 def named_path(text: str | Path) -> Path:
     """Return the path that a person named, checked to be usable; it need not exist.
 
@@ -70,7 +65,7 @@ def named_path(text: str | Path) -> Path:
         return path
     except RuntimeError as error:  # of expanduser
         person = Path(text).parts[0]
-        raise _refusal(text, f"{_short(person)} is not the home of a user here") from error
+        raise _refusal(text, f"{shortened(person)} is not the home of a user here") from error
     except OSError as error:
         raise _refusal(text, error.strerror or type(error).__name__) from error
     except ValueError as error:  # a NUL byte, or half of a character
@@ -79,24 +74,13 @@ def named_path(text: str | Path) -> Path:
 
 
 def _refusal(text: str | Path, reason: str) -> StorageError:
-    return StorageError(f"The path {_short(str(text))} cannot be used ({reason}).", "Check its name and permissions.")
+    return StorageError(
+        f"The path {shortened(str(text))} cannot be used ({reason}).", "Check its name and permissions."
+    )
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the `loratory` program."""
-    app.command("presets")(presets)
-
-
-def presets(
-    as_json: AsJson = False,
-) -> None:
+def presets(as_json: AsJson = False) -> None:
     """List the presets: start one with `loratory train NAME`."""
-    from engine.config.presets import list_presets
-
     known = list_presets()
     if as_json:
         print_json(
@@ -117,3 +101,6 @@ def presets(
             for preset in known
         ]
         print_table(("name", "device", "what it is"), rows)
+
+
+COMMANDS = (presets,)

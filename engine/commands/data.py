@@ -1,17 +1,21 @@
 """`loratory inspect` and `loratory render`: what a dataset holds, and the very tokens that a model would learn from it."""
 
-from typing import TYPE_CHECKING, Annotated
+import contextlib
+from typing import Annotated
 
 import typer
 
 from engine.commands.output import AsJson, ProgressLine, print_json, words_of_seconds
+from engine.config.load import choices_of
+from engine.config.run import DatasetConfig, ModelConfig
+from engine.config.training import TrainingConfig
+from engine.data.contract import CheckProgress, DatasetReport, RowProblem
+from engine.data.render.tokenize import IGNORED_LABEL
+from engine.data.source import SourceOptions
 from engine.errors import ConfigError, Problem
+from engine.inspector.session import Inspector, RenderedSequence
+from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 from engine.paths import LoratoryHome
-
-if TYPE_CHECKING:
-    from engine.config.run import DatasetConfig, ModelConfig
-    from engine.data.contract import CheckProgress, DatasetReport, RowProblem
-    from engine.inspector.session import RenderedSequence
 
 _SHOWN_PROBLEMS = 20
 
@@ -33,12 +37,6 @@ SplitOption = Annotated[str, typer.Option("--split", help="Split of a Hub datase
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a Hub dataset.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `loratory` program."""
-    app.command("inspect")(inspect)
-    app.command("render")(render)
-
-
 def inspect(
     data: DataArgument,
     model: ModelOption = None,
@@ -55,12 +53,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
-    from engine.config.run import ModelConfig
-    from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
-
     home = LoratoryHome.from_environment()
-    config = _dataset_config(data, format_, column_map, train_on)
-    config = config.model_copy(update={"subset": subset, "split": split, "revision": revision})
+    where = {"subset": subset, "split": split, "revision": revision}
+    config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
     counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
     report = _check(config, counting if tokens else None, max_length, home)
     if as_json:
@@ -83,16 +78,11 @@ def render(
     as_json: AsJson = False,
 ) -> None:
     """Show one row exactly as training sees it: its text, its tokens, and which of them are learned."""
-    from engine.inspector.session import Inspector
-
     home = LoratoryHome.from_environment()
-    config = _dataset_config(data, format_, column_map, train_on)
-    config = config.model_copy(update={"subset": subset, "split": split, "revision": revision})
-    inspector = Inspector(home)
-    try:
+    where = {"subset": subset, "split": split, "revision": revision}
+    config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
+    with contextlib.closing(Inspector(home)) as inspector:
         sequences = inspector.render(config, _model_config(model), max_length, row=row)
-    finally:
-        inspector.close()
     if as_json:
         # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
         shown = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
@@ -101,22 +91,17 @@ def render(
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
 
 
-def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> "DatasetConfig":
+def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> DatasetConfig:
     """Check the arguments, all problems together.
 
     Raises:
         ConfigError: If one of them is wrong.
     """
-    from engine.config.load import choices_of
-    from engine.config.run import DatasetConfig, DatasetFormat, TrainOn
-
     problems = []
-    if format_ not in choices_of(DatasetConfig, "format"):
-        choices = ", ".join(choices_of(DatasetConfig, "format"))
-        problems.append(Problem("--format", f"{format_!r} is not one of {choices}."))
-    if train_on not in choices_of(DatasetConfig, "train_on"):
-        choices = ", ".join(choices_of(DatasetConfig, "train_on"))
-        problems.append(Problem("--train-on", f"{train_on!r} is not one of {choices}."))
+    for field, option, given in (("format", "--format", format_), ("train_on", "--train-on", train_on)):
+        choices = choices_of(DatasetConfig, field)
+        if given not in choices:
+            problems.append(Problem(option, f"{given!r} is not one of {', '.join(choices)}."))
     mapped = {}
     for text in column_map or ():
         role, equals, column = text.partition("=")
@@ -127,34 +112,27 @@ def _dataset_config(data: str, format_: str, column_map: list[str] | None, train
         problems.append(Problem("DATA", "a name of 1 to 1,000 characters is needed."))
     if problems:
         raise ConfigError(problems)
-    chosen_format: DatasetFormat = format_  # type: ignore[assignment]  # looked up above
-    chosen_train_on: TrainOn = train_on  # type: ignore[assignment]
-    return DatasetConfig(source=data, format=chosen_format, column_map=mapped, train_on=chosen_train_on)
+    values = {"source": data, "format": format_, "column_map": mapped, "train_on": train_on}
+    return DatasetConfig.model_validate(values)
 
 
-def _model_config(model: str) -> "ModelConfig":
-    from engine.config.run import ModelConfig
-
+def _model_config(model: str) -> ModelConfig:
     if not 0 < len(model) <= 400:
         raise ConfigError([Problem("--model", "a name of 1 to 400 characters is needed.")])
     return ModelConfig(id=model)
 
 
 def _check(
-    config: "DatasetConfig", model: "ModelConfig | None", max_length: int | None, home: LoratoryHome
-) -> "DatasetReport":
+    config: DatasetConfig, model: ModelConfig | None, max_length: int | None, home: LoratoryHome
+) -> DatasetReport:
     """Check in this process where no tokenizer is needed, else in the one that has them."""
-    from engine.config.training import TrainingConfig
     from engine.data.passes.check import check_steps
-    from engine.data.source import SourceOptions
-    from engine.inspector.session import Inspector
 
     seed = TrainingConfig().seed
-    line = ProgressLine()
-    inspector = Inspector(home) if model is not None else None
-    try:
-        if inspector is not None:
-            return inspector.check(config, model, max_length, seed=seed, on_progress=lambda step: _show(line, step))
+    with ProgressLine() as line:
+        if model is not None:
+            with contextlib.closing(Inspector(home)) as inspector:
+                return inspector.check(config, model, max_length, seed=seed, on_progress=lambda step: _show(line, step))
         steps = check_steps(config, SourceOptions(home=home), seed=seed)
         while True:
             try:
@@ -163,18 +141,14 @@ def _check(
             except StopIteration as end:
                 report: DatasetReport = end.value
                 return report
-    finally:
-        line.clear()
-        if inspector is not None:
-            inspector.close()
 
 
-def _show(line: ProgressLine, progress: "CheckProgress") -> None:
+def _show(line: ProgressLine, progress: CheckProgress) -> None:
     counted = f", {progress.tokens:,} tokens" if progress.tokens else ""
     line.show(f"{progress.rows:,} rows{counted}", progress.fraction)
 
 
-def report_text(report: "DatasetReport") -> str:
+def report_text(report: DatasetReport) -> str:
     """A report for people."""
     format_name = report.format.replace("_", " ")
     lines = [
@@ -204,7 +178,7 @@ def report_text(report: "DatasetReport") -> str:
     return "\n".join(lines)
 
 
-def _problem_lines(title: str, problems: "tuple[RowProblem, ...]", count: int) -> list[str]:
+def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> list[str]:
     if not problems:
         return []
     lines = [f"{title}:"]
@@ -216,10 +190,8 @@ def _problem_lines(title: str, problems: "tuple[RowProblem, ...]", count: int) -
     return lines
 
 
-def sequence_text(sequence: "RenderedSequence") -> str:
+def sequence_text(sequence: RenderedSequence) -> str:
     """Return a sequence for people, with trained text between ⟦ and ⟧."""
-    from engine.data.render.tokenize import IGNORED_LABEL
-
     text = ""
     learning = False
     for piece, label in zip(sequence.pieces, sequence.labels, strict=True):
@@ -234,3 +206,6 @@ def sequence_text(sequence: "RenderedSequence") -> str:
     return (
         f"{text}\n\n{len(sequence.input_ids):,} tokens{cut}; {learned_count:,} of them, between ⟦ and ⟧, are learned."
     )
+
+
+COMMANDS = (inspect, render)

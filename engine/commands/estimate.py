@@ -1,12 +1,13 @@
 """`loratory estimate`: what a run needs, whether it fits, and what would make it fit."""
 
-import json
+import contextlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from engine.commands.configs import load_config_argument
-from engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine
+from engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine, print_json
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options, device_problems, list_devices
@@ -20,11 +21,6 @@ from engine.runs.memory_measurement import MeasuredStep, MeasurementJob
 from engine.runs.prediction import most_likely
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the `loratory` program."""
-    app.command("estimate")(estimate)
 
 
 def estimate(
@@ -44,44 +40,34 @@ def estimate(
 ) -> None:
     """Say how much memory a run needs, in which phase, and what would make it fit."""
     home = LoratoryHome.from_environment()
-    run_config = load_config_argument(config, tuple(overrides or ()), home)
+    run_config = load_config_argument(config, overrides, home)
     if measure and memory_gib is not None:
         raise typer.BadParameter("a step can be measured on a device that is here only; leave out --memory-gib.")
     options = device_options(list_devices(), run_config.run) if memory_gib is None else ((_device_with(memory_gib),),)
-    inspector = Inspector(home)
-    try:
+    with contextlib.closing(Inspector(home)) as inspector:
         shape = inspector.module_inventory(run_config.model)
-    finally:
-        inspector.close()
     device = most_likely(shape, run_config, options)[0]
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
-    refusals = refusals_of(run_config, device) if memory_gib is None else ()
+    # A start refuses these, however much memory is free.
+    problems = device_problems(run_config, device) if memory_gib is None else ()
+    refusals = [f"This device cannot run it: {problem.message}" for problem in problems]
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
     measured = _measure(home, run_config, estimator.estimate_step(run_config)) if measure else None
     advice = advise(shape, run_config, device)
     methods = compare_methods(shape, run_config, device)
     if as_json:
-        more = {"measured": measured.model_dump()} if measured is not None else {}
         shared = {"several_devices": [share.model_dump() for share in shares]} if shares else {}
-        typer.echo(json.dumps(estimate_json(result, advice, methods, refusals) | shared | more))
+        more = {"measured": measured.model_dump()} if measured is not None else {}
+        print_json(_as_json(result, advice, methods, refusals) | shared | more)
     else:
-        told = estimate_text(result, advice, methods, refusals)
-        lines = [*told, *shares_text(shares), *measured_text(measured)]
+        lines = [*_text(result, advice, methods, refusals), *_shares_text(shares), *_measured_text(measured)]
         typer.echo("\n".join(lines))
 
 
-def refusals_of(config: RunConfig, device: Device) -> tuple[str, ...]:
-    """What keeps the device from running it: a start refuses that, however much memory is free."""
-    return tuple(f"This device cannot run it: {problem.message}" for problem in device_problems(config, device))
-
-
 def _measure(home: LoratoryHome, config: RunConfig, result: MemoryEstimate) -> MeasuredStep:
-    line = ProgressLine()
-    try:
+    with ProgressLine() as line:
         return MeasurementJob(home, config, result).run(lambda progress: line.show(progress.message, progress.fraction))
-    finally:
-        line.clear()
 
 
 def _device_with(memory_gib: float) -> Device:
@@ -96,10 +82,9 @@ def _device_with(memory_gib: float) -> Device:
     )
 
 
-def estimate_json(
-    result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...], refusals: tuple[str, ...]
+def _as_json(
+    result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], refusals: Sequence[str]
 ) -> dict[str, Any]:
-    """The JSON object of the command."""
     return {
         "parameters": result.parameters.model_dump(),
         "components_bytes": result.components_bytes,
@@ -118,10 +103,7 @@ def estimate_json(
     }
 
 
-def estimate_text(
-    result: MemoryEstimate, advice: Advice, methods: tuple[MethodNeed, ...], refusals: tuple[str, ...]
-) -> list[str]:
-    """Return the same as lines of text; a refusal comes before how well it fits."""
+def _text(result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], refusals: Sequence[str]) -> list[str]:
     lines = [
         *refusals,
         f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
@@ -148,23 +130,17 @@ def estimate_text(
     return lines
 
 
-def shares_text(shares: tuple[DeviceShare, ...]) -> list[str]:
-    """Lines on several devices; none where there is only one."""
+def _shares_text(shares: Sequence[DeviceShare]) -> list[str]:
     if not shares:
         return []
-    return [
-        "",
-        f"On each of {shares[0].devices:,} such devices:",
-        *(
-            f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {_VERDICT_WORDS[share.verdict].rstrip('.').lower()}. "
-            f"{share.meaning}"
-            for share in shares
-        ),
-    ]
+    lines = ["", f"On each of {shares[0].devices:,} such devices:"]
+    for share in shares:
+        verdict = _VERDICT_WORDS[share.verdict].lower()
+        lines.append(f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {verdict} {share.meaning}")
+    return lines
 
 
-def measured_text(step: MeasuredStep | None) -> list[str]:
-    """Lines on what one step took; none where it was not asked for."""
+def _measured_text(step: MeasuredStep | None) -> list[str]:
     if step is None:
         return []
     return [
@@ -176,3 +152,6 @@ def measured_text(step: MeasuredStep | None) -> list[str]:
 
 def _gib(count: int) -> str:
     return f"{count / GIB:.2f}"
+
+
+COMMANDS = (estimate,)

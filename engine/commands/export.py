@@ -1,13 +1,15 @@
 """`loratory export`, `push` and `script`: a run as files, on the Hub, or as a Python script."""
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from engine.chat.contract import AdapterChoice, ChatTarget
-from engine.commands.chat import find_target, with_choices
-from engine.commands.configs import named_path
+from engine.commands.chat import choose_target
+from engine.commands.configs import load_config_argument, named_path
 from engine.commands.output import (
     AsJson,
     BaseModelName,
@@ -15,63 +17,49 @@ from engine.commands.output import (
     ConfigName,
     Overrides,
     ProgressLine,
+    own_runs,
     print_json,
+    setting_option,
     words_of_bytes,
 )
+from engine.config.load import config_to_yaml, section_from_mapping
 from engine.config.results import ExportConfig, ExportDtype, ExportKind, GgufType, PushConfig
 from engine.config.run import ModelConfig
-from engine.errors import RunError
+from engine.errors import EngineError, RunError, StorageError
 from engine.export.contract import (
+    ExportedFile,
     ExportRequest,
     ExportResult,
     PushRequest,
     PushResult,
     Verification,
 )
-from engine.paths import LoratoryHome, local_owner
-from engine.runs.store import RunStore
+from engine.export.job import ExportJob
+from engine.export.push.job import PushJob
+from engine.inspector.session import Inspector
+from engine.paths import LoratoryHome
 
-
-def _push_help(field: str) -> str | None:
-    return PushConfig.model_fields[field].description
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `loratory` program."""
-    app.command("export")(export)
-    app.command("push")(push)
-    app.command("script")(script)
+TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")],
-    kind: Annotated[ExportKind, typer.Option("--to", help=ExportConfig.model_fields["kind"].description)],
+    run: TrainedName,
+    kind: Annotated[ExportKind, setting_option(ExportConfig, "kind", "--to")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
-    dtype: Annotated[ExportDtype, typer.Option(help=ExportConfig.model_fields["dtype"].description)] = "auto",
-    gguf_type: Annotated[
-        GgufType, typer.Option("--gguf-type", help=ExportConfig.model_fields["gguf_type"].description)
-    ] = "auto",
-    keep_merged: Annotated[
-        bool, typer.Option("--keep-merged", help=ExportConfig.model_fields["keep_merged"].description)
-    ] = False,
+    dtype: Annotated[ExportDtype, setting_option(ExportConfig, "dtype")] = "auto",
+    gguf_type: Annotated[GgufType, setting_option(ExportConfig, "gguf_type", "--gguf-type")] = "auto",
+    keep_merged: Annotated[bool, setting_option(ExportConfig, "keep_merged", "--keep-merged")] = False,
     llama_cpp: Annotated[
         Path | None,
         typer.Option("--llama-cpp", help="A llama.cpp checkout whose converter writes the GGUF; its code is run."),
     ] = None,
-    max_shard_gb: Annotated[
-        float | None, typer.Option("--max-shard-gb", help=ExportConfig.model_fields["max_shard_gb"].description)
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help=ExportConfig.model_fields["verify"].description)
-    ] = True,
+    max_shard_gb: Annotated[float | None, setting_option(ExportConfig, "max_shard_gb", "--max-shard-gb")] = None,
+    verify: Annotated[bool, setting_option(ExportConfig, "verify", "--verify/--no-verify")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Take a run's result away and verify it: as an adapter, a complete model, or a GGUF file."""
-    from engine.config.load import section_from_mapping
-    from engine.export.job import ExportJob
-
     values = {
         "kind": kind,
         "dtype": dtype,
@@ -80,19 +68,19 @@ def export(
         "verify": verify,
         "max_shard_gb": max_shard_gb,
     }
-    settings = section_from_mapping(ExportConfig, {key: value for key, value in values.items() if value is not None})
-    home = LoratoryHome.from_environment()
+    store = own_runs()
+    folder = named_path(run)
+    trained = AdapterChoice(
+        folder=folder.resolve() if folder.is_dir() else store.get(run).folder.path, checkpoint=checkpoint
+    )
     request = ExportRequest(
-        target=_target(run, checkpoint, model, RunStore(home, local_owner())),
+        target=ChatTarget(model=ModelConfig(id=model) if model is not None else None, tuned=trained),
         folder=named_path(out),
-        settings=settings,
+        settings=section_from_mapping(ExportConfig, values),
         llama_cpp=named_path(llama_cpp) if llama_cpp is not None else None,
     )
-    line = ProgressLine()
-    try:
-        result = ExportJob(home, request).run(lambda progress: line.show(progress.message, progress.fraction))
-    finally:
-        line.clear()
+    with ProgressLine() as line:
+        result = ExportJob(store.home, request).run(lambda progress: line.show(progress.message, progress.fraction))
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
@@ -122,18 +110,8 @@ def _difference(verified: Verification) -> str:
     )
 
 
-def _target(text: str, checkpoint: str | None, model: str | None, store: RunStore) -> ChatTarget:
-    folder = named_path(text)
-    chosen = folder.resolve() if folder.is_dir() else store.get(text).folder.path
-    base = ModelConfig(id=model) if model is not None else None
-    return ChatTarget(model=base, tuned=AdapterChoice(folder=chosen, checkpoint=checkpoint))
-
-
 def _report(result: ExportResult) -> None:
-    for file in result.files:
-        typer.echo(f"{words_of_bytes(file.size_bytes):>10}  {file.name}")
-    for note in result.notes:
-        typer.echo(note)
+    _print_files(result.files, result.notes)
     verified = result.verified
     if verified is not None:
         typer.echo(
@@ -144,30 +122,34 @@ def _report(result: ExportResult) -> None:
     typer.echo(str(result.path))
 
 
+def _print_files(files: Sequence[ExportedFile], notes: Sequence[str]) -> None:
+    for file in files:
+        typer.echo(f"{words_of_bytes(file.size_bytes):>10}  {file.name}")
+    for note in notes:
+        typer.echo(note)
+
+
 def push(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")],
+    run: TrainedName,
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="owner/name, or a name alone for your own account. Made if missing.")
     ],
-    private: Annotated[bool, typer.Option("--private/--public", help=_push_help("private"))] = True,
+    private: Annotated[bool, setting_option(PushConfig, "private", "--private/--public")] = True,
     merged: Annotated[
         bool, typer.Option("--merged", help="A complete model, with the adapter worked in, instead of the adapter.")
     ] = False,
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
-    dtype: Annotated[ExportDtype, typer.Option(help=_push_help("dtype"))] = "auto",
-    revision: Annotated[str | None, typer.Option(help=_push_help("revision"))] = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help=_push_help("commit_message"))] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help=_push_help("verify"))] = True,
+    dtype: Annotated[ExportDtype, setting_option(PushConfig, "dtype")] = "auto",
+    revision: Annotated[str | None, setting_option(PushConfig, "revision")] = None,
+    message: Annotated[str | None, setting_option(PushConfig, "commit_message", "--message", "-m")] = None,
+    verify: Annotated[bool, setting_option(PushConfig, "verify", "--verify/--no-verify")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Put a run's result on the Hugging Face Hub.
 
     The token comes from HF_TOKEN or from `hf auth login`, and is kept nowhere.
     """
-    from engine.config.load import section_from_mapping
-    from engine.export.push.job import PushJob
-
     values = {
         "kind": "merged" if merged else "adapter",
         "private": private,
@@ -176,15 +158,11 @@ def push(
         "commit_message": message,
         "verify": verify,
     }
-    settings = section_from_mapping(PushConfig, values)
-    home = LoratoryHome.from_environment()
-    target = with_choices(find_target(run, RunStore(home, local_owner())), checkpoint, model)
-    line = ProgressLine()
-    try:
-        request = PushRequest(target=target, repository=repository, settings=settings)
-        result = PushJob(home, request).run(lambda progress: line.show(progress.message, progress.fraction))
-    finally:
-        line.clear()
+    store = own_runs()
+    target = choose_target(run, store, checkpoint, model)
+    request = PushRequest(target=target, repository=repository, settings=section_from_mapping(PushConfig, values))
+    with ProgressLine() as line:
+        result = PushJob(store.home, request).run(lambda progress: line.show(progress.message, progress.fraction))
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
@@ -192,10 +170,7 @@ def push(
 
 
 def _report_push(result: PushResult) -> None:
-    for file in result.files:
-        typer.echo(f"{words_of_bytes(file.size_bytes):>10}  {file.name}")
-    for note in result.notes:
-        typer.echo(note)
+    _print_files(result.files, result.notes)
     who = "private" if result.private else "public"
     typer.echo(f"{result.url} ({who}), commit {result.commit[:12]}, {words_of_bytes(result.sent_bytes)} sent")
 
@@ -213,27 +188,21 @@ def script(
     ] = False,
 ) -> None:
     """Print what a run does as a script on plain transformers, PEFT, TRL and datasets."""
-    from engine.commands.configs import load_config_argument, named_path
-    from engine.config.load import config_to_yaml
-    from engine.errors import RunError, StorageError
     from engine.export.script.write import gather_script_facts, write_script, write_short_script
-    from engine.runs.store import RunStore
 
-    home = LoratoryHome.from_environment()
+    store = own_runs()
     file_to_write = named_path(out) if out is not None else None
-    run_config = load_config_argument(config, tuple(overrides or ()), home)
+    run_config = load_config_argument(config, overrides, store.home)
     if as_yaml:
         text = config_to_yaml(run_config)
     else:
         run = None
         if not overrides and not named_path(config).is_file():
-            try:
-                run = RunStore(home, local_owner()).get(config).folder
-            except RunError:
-                run = None  # a preset
+            with contextlib.suppress(RunError):  # of a preset
+                run = store.get(config).folder
         if run is None and run_config.training.train_sampling_strategy == "group_by_length":
-            _inspect(run_config.model, home)
-        facts = gather_script_facts(run_config, home, run)
+            _inspect(run_config.model, store.home)
+        facts = gather_script_facts(run_config, store.home, run)
         text = write_short_script(facts) if short else write_script(facts)
     if file_to_write is None:
         typer.echo(text, nl=False)
@@ -248,13 +217,8 @@ def script(
 
 def _inspect(model: ModelConfig, home: LoratoryHome) -> None:
     """Find out how the model's attention works, by which rows are batched; a script is written without it as well."""
-    from engine.errors import EngineError
-    from engine.inspector.session import Inspector
-
-    inspector = Inspector(home)
-    try:
+    with contextlib.suppress(EngineError), contextlib.closing(Inspector(home)) as inspector:
         inspector.module_inventory(model)
-    except EngineError:
-        return
-    finally:
-        inspector.close()
+
+
+COMMANDS = (export, push, script)

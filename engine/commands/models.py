@@ -1,17 +1,11 @@
 """`loratory models`: the catalogue, and with `--hub` what the Hub has."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
-from engine.commands.output import AsJson
-from engine.models.catalog import CatalogEntry, search_catalog
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the `loratory` program."""
-    app.command("models")(models)
+from engine.commands.output import AsJson, print_json
+from engine.models.catalog import search_catalog
 
 
 def models(
@@ -22,31 +16,23 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List models that can be fine-tuned; any of their ids goes into model.id."""
-    rows = _hub_rows(query) if on_hub else [_catalog_row(entry) for entry in search_catalog(query)]
+    if on_hub:
+        from engine.models.hub import search_hub
+
+        rows = [
+            model.model_dump(mode="json", exclude={"tags"})
+            | {"license": model.license, "is_supported": model.is_supported}
+            for model in search_hub(query)
+        ]
+    else:
+        rows = [entry.model_dump(mode="json", exclude={"config"}) for entry in search_catalog(query)]
     if as_json:
-        typer.echo(json.dumps(rows))
+        print_json(rows)
         return
     if not rows:
         typer.echo(f"No model matches {query!r}." + ("" if on_hub else " Add --hub to search the Hub."), err=True)
     for row in rows:
         typer.echo(_line(row))
-
-
-def _catalog_row(entry: CatalogEntry) -> dict[str, Any]:
-    return entry.model_dump(mode="json", exclude={"config"})
-
-
-def _hub_rows(query: str) -> list[dict[str, Any]]:
-    from engine.models.hub import search_hub
-
-    return [
-        {
-            **model.model_dump(mode="json", exclude={"tags"}),
-            "license": model.license,
-            "is_supported": model.is_supported,
-        }
-        for model in search_hub(query)
-    ]
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -63,3 +49,6 @@ def _short_count(parameters: int | None) -> str:
     if parameters < 999_500_000:
         return f"{parameters / 1e6:.0f}M"
     return f"{parameters / 1e9:.1f}B"
+
+
+COMMANDS = (models,)

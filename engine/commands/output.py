@@ -12,6 +12,8 @@ import typer
 from pydantic import BaseModel
 
 from engine.errors import RunError
+from engine.paths import LoratoryHome, local_owner
+from engine.runs.store import RunStore
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")]
 ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, a preset's name, or a run's id.")]
@@ -27,6 +29,16 @@ _PLAIN_SECONDS = 10.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
+def setting_option(section: type[BaseModel], field: str, *names: str) -> Any:
+    """Return an option with the help text of a setting, whose own default and bounds hold."""
+    return typer.Option(*names, help=section.model_fields[field].description)
+
+
+def own_runs() -> RunStore:
+    """Return the runs of the person at the terminal."""
+    return RunStore(LoratoryHome.from_environment(), local_owner())
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value and nothing else; numbers that JSON cannot hold become null."""
     sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
@@ -38,7 +50,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
         cells = [
-            cell.rjust(width) if _is_figure(cell) else cell.ljust(width)
+            cell.rjust(width) if cell[:1].isdigit() or cell == "–" else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
         ]
         print("  ".join(cells).rstrip())
@@ -58,6 +70,11 @@ def confirm(question: str, *, given: bool) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise RunError("Nothing was changed.", "Answer y to go on.")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Return a text of at most so many characters, with … for what is cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def words_of_loss(loss: float | None) -> str:
@@ -93,6 +110,8 @@ def words_of_time(moment: float | None) -> str:
 class ProgressLine:
     """One line that is written over and over on a terminal; elsewhere a line now and then, so logs stay short.
 
+    As a context manager it is cleared at the end.
+
     Args:
         stream: Where to.
         clock: Monotonic seconds.
@@ -105,14 +124,18 @@ class ProgressLine:
         self._shown = ""
         self._last_written = -math.inf
 
-    def show(self, text: str, share: float | None = None) -> None:
-        """Show how far it is.
+    def __enter__(self) -> "ProgressLine":
+        return self
 
-        Args:
-            text: What is being done.
-            share: 0 to 1 where it is known; drawn as a bar.
-        """
-        line = text if share is None else f"{_bar(share)} {text}"
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def show(self, text: str, share: float | None = None) -> None:
+        """Show what is being done, and how much of it from 0 to 1 where that is known, as a bar."""
+        line = text
+        if share is not None:
+            filled = round(max(0.0, min(share, 1.0)) * _BAR_CELLS)
+            line = f"{'█' * filled}{'·' * (_BAR_CELLS - filled)} {share:4.0%} {text}"
         if line == self._shown:
             return
         now = self._clock()
@@ -138,15 +161,6 @@ class ProgressLine:
             self._stream.write("\r" + " " * len(self._shown) + "\r")
             self._stream.flush()
         self._shown = ""
-
-
-def _bar(share: float) -> str:
-    filled = round(max(0.0, min(share, 1.0)) * _BAR_CELLS)
-    return f"{'█' * filled}{'·' * (_BAR_CELLS - filled)} {share:4.0%}"
-
-
-def _is_figure(cell: str) -> bool:
-    return cell[:1].isdigit() or cell == "–"
 
 
 def _plain(value: Any) -> Any:

@@ -1,26 +1,17 @@
 """`loratory rename, note, tag, move, start-anyway, electricity`: notes, order and cost of runs."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
-from engine.commands.output import AsJson, RunId, print_json
-from engine.paths import LoratoryHome, local_owner
-
-if TYPE_CHECKING:
-    from engine.runs.notes import RunNotes
-    from engine.runs.run import Run
-    from engine.runs.store import RunStore
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `loratory` program."""
-    app.command("rename")(rename)
-    app.command("note")(note)
-    app.command("tag")(tag)
-    app.command("move")(move)
-    app.command("start-anyway")(start_anyway)
-    app.command("electricity")(electricity)
+from engine.commands.output import AsJson, RunId, own_runs, print_json
+from engine.errors import RunError
+from engine.paths import LoratoryHome
+from engine.runs.control import request_start_anyway
+from engine.runs.electricity import read_electricity, save_electricity
+from engine.runs.notes import change_notes, read_notes
+from engine.runs.run import Run
+from engine.runs.supervision.queue import QueueMove, QueueOrder
 
 
 def rename(
@@ -29,10 +20,7 @@ def rename(
     as_json: AsJson = False,
 ) -> None:
     """Call a run something else; its configuration stays as it is."""
-    from engine.runs.notes import change_notes
-
-    run = _store().get(run_id)
-    _print_notes(run, change_notes(run.folder, name=name), as_json=as_json)
+    _change(own_runs().get(run_id), as_json, name=name)
 
 
 def note(
@@ -41,10 +29,7 @@ def note(
     as_json: AsJson = False,
 ) -> None:
     """Keep a note with a run."""
-    from engine.runs.notes import change_notes
-
-    run = _store().get(run_id)
-    _print_notes(run, change_notes(run.folder, note=text), as_json=as_json)
+    _change(own_runs().get(run_id), as_json, note=text)
 
 
 def tag(
@@ -54,12 +39,10 @@ def tag(
     as_json: AsJson = False,
 ) -> None:
     """Add tags to a run, or remove them; `loratory runs TAG` finds it by them."""
-    from engine.runs.notes import change_notes, read_notes
-
-    run = _store().get(run_id)
+    run = own_runs().get(run_id)
     before = read_notes(run.folder).tags
     after = tuple(known for known in before if known not in tags) if remove else (*before, *tags)
-    _print_notes(run, change_notes(run.folder, tags=after), as_json=as_json)
+    _change(run, as_json, tags=after)
 
 
 def move(
@@ -68,14 +51,9 @@ def move(
     as_json: AsJson = False,
 ) -> None:
     """Move a waiting run within the queue."""
-    from typing import get_args
-
-    from engine.errors import RunError
-    from engine.runs.supervision.queue import QueueMove, QueueOrder
-
     if where not in get_args(QueueMove):
         raise typer.BadParameter(f"{where!r} is not one of {', '.join(get_args(QueueMove))}.", param_hint="WHERE")
-    store = _store()
+    store = own_runs()
     run = store.get(run_id)
     waiting = [known.id for known in store.list() if known.folder.read_state().state == "queued"]
     if run.id not in waiting:
@@ -89,9 +67,7 @@ def move(
 
 def start_anyway(run_id: RunId, as_json: AsJson = False) -> None:
     """Let a waiting run start although the free memory does not cover its estimate."""
-    from engine.runs.control import request_start_anyway
-
-    run = _store().get(run_id)
+    run = own_runs().get(run_id)
     request_start_anyway(run)
     if as_json:
         print_json({"run_id": run.id, "start_anyway": True})
@@ -108,8 +84,6 @@ def electricity(
     as_json: AsJson = False,
 ) -> None:
     """Show or set the price of electricity, from which runs compute their cost."""
-    from engine.runs.electricity import read_electricity, save_electricity
-
     home = LoratoryHome.from_environment()
     known = read_electricity(home)
     if price is not None or currency is not None or watts is not None:
@@ -127,15 +101,13 @@ def electricity(
         print(f"price: {cost.strip()}\npower: {power}")
 
 
-def _store() -> "RunStore":
-    from engine.runs.store import RunStore
-
-    return RunStore(LoratoryHome.from_environment(), local_owner())
-
-
-def _print_notes(run: "Run", notes: "RunNotes", *, as_json: bool) -> None:
+def _change(run: Run, as_json: bool, **changes: Any) -> None:
+    notes = change_notes(run.folder, **changes)
     if as_json:
         print_json({"run_id": run.id, **notes.model_dump()})
     else:
         tags = f" [{', '.join(notes.tags)}]" if notes.tags else ""
         print(f"{run.id}: {notes.name or 'no name of its own'}{tags}{f' – {notes.note}' if notes.note else ''}")
+
+
+COMMANDS = (rename, note, tag, move, start_anyway, electricity)

@@ -1,44 +1,41 @@
 """`loratory runs, show, stop, cancel, resume, delete`: what the Runs tab does, also while a page is open."""
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
 
 import typer
 
 from engine.commands.output import (
     AsJson,
+    ProgressLine,
     RunId,
     confirm,
+    own_runs,
     print_json,
     print_table,
+    shortened,
     words_of_bytes,
     words_of_loss,
     words_of_seconds,
     words_of_time,
 )
-from engine.paths import LoratoryHome, local_owner
-
-if TYPE_CHECKING:
-    from engine.runs.run import Run, State
-    from engine.runs.store import RunStore
-    from engine.runs.summary import RunSummary
-    from engine.runs.table import SortKey
-
+from engine.commands.train import follow_to_the_end, report
+from engine.paths import LoratoryHome
+from engine.runs.control import request_cancel, request_resume, request_stop
+from engine.runs.electricity import energy_words, read_electricity
+from engine.runs.history.reader import HistoryReader
+from engine.runs.index import RunIndex
+from engine.runs.run import Run, State
+from engine.runs.store import RunStore, folder_size_bytes
+from engine.runs.summary import RunSummary, summarize
+from engine.runs.supervision.supervisor import reconcile
+from engine.runs.table import RunQuery, SortKey, select_runs, steps_csv, summaries_csv
 
 _SETTLE_SECONDS = 15.0
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `loratory` program."""
-    app.command("runs")(list_runs)
-    app.command("show")(show)
-    app.command("stop")(stop)
-    app.command("cancel")(cancel)
-    app.command("resume")(resume)
-    app.command("delete")(delete)
-
-
-def list_runs(
+def runs(
     words: Annotated[list[str] | None, typer.Argument(help="Only runs with all these words in name, model, …")] = None,
     state: Annotated[list[str] | None, typer.Option("--state", help="Only runs in this state.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Only runs of this method.")] = None,
@@ -50,17 +47,14 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs, newest first."""
-    from engine.runs.index import RunIndex
-    from engine.runs.table import RunQuery, select_runs, summaries_csv
-
     store = _store()
     query = RunQuery(
         words=" ".join(words or ()),
-        states=_states(state or ()),
+        states=tuple(_known(name, State, "--state") for name in state or ()),
         methods=tuple(method or ()),
         models=tuple(model or ()),
         tags=tuple(tag or ()),
-        sort=_sort_key(sort),
+        sort=_known(sort, SortKey, "--sort"),
         descending=not ascending,
     )
     found = select_runs(RunIndex(store).summaries(), query)
@@ -83,10 +77,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: its state and why, and its figures."""
-    from engine.runs.history.reader import HistoryReader
-    from engine.runs.summary import summarize
-    from engine.runs.table import steps_csv
-
     store = _store()
     run = store.get(run_id)
     if as_csv:
@@ -99,36 +89,33 @@ def show(
 
 def stop(run_id: RunId, as_json: AsJson = False) -> None:
     """Save what a run has learned so far, and stop it; a waiting run leaves the queue."""
-    from engine.runs.control import request_stop
-
-    store = _store()
-    run = store.get(run_id)
-    request_stop(run)
-    _settle(store.home, run, seconds=2.0)
-    _print_state(store, run, as_json=as_json)
+    _ask(run_id, request_stop, 2.0, as_json=as_json)
 
 
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
     """End a run at once; its newest checkpoint stays."""
-    from engine.runs.control import request_cancel
+    _ask(run_id, request_cancel, _SETTLE_SECONDS, as_json=as_json)
 
+
+def _ask(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json: bool) -> None:
+    """Make a request of a run, give it a moment to obey, and print what it does then."""
     store = _store()
     run = store.get(run_id)
-    request_cancel(run)
-    _settle(store.home, run, seconds=_SETTLE_SECONDS)
-    _print_state(store, run, as_json=as_json)
+    request(run)
+    _wait_until(lambda: run.folder.read_state().is_final, store.home, seconds)
+    summary = summarize(run)
+    if as_json:
+        print_json(_summary_json(store, summary))
+    else:
+        print(f"{run.id} is {summary.state}. {summary.cause} {summary.advice}".rstrip())
 
 
 def resume(run_id: RunId, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped, interrupted or failed, from its newest checkpoint, and follow it."""
-    from engine.commands.output import ProgressLine
-    from engine.commands.train import follow_to_the_end, report
-    from engine.runs.control import request_resume
-
     store = _store()
     run = store.get(run_id)
     request_resume(store.home, run)
-    _wait_until_queued(store.home, run)
+    _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)
 
 
@@ -138,9 +125,6 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a run that has ended, with its adapter, checkpoints and log."""
-    from engine.runs.store import folder_size_bytes
-    from engine.runs.summary import summarize
-
     store = _store()
     run = store.get(run_id)
     size = words_of_bytes(folder_size_bytes(run.folder.path))
@@ -153,60 +137,30 @@ def delete(
         print(f"Deleted {run.id}; {words_of_bytes(freed)} are free again.")
 
 
-def _store() -> "RunStore":
+def _store() -> RunStore:
     """The runs of this person, their states brought up to date where no server does so."""
-    from engine.runs.store import RunStore
-    from engine.runs.supervision.supervisor import reconcile
-
-    home = LoratoryHome.from_environment()
-    reconcile(home)
-    return RunStore(home, local_owner())
+    store = own_runs()
+    reconcile(store.home)
+    return store
 
 
-def _settle(home: LoratoryHome, run: "Run", seconds: float) -> None:
-    """Give a request a moment to be obeyed."""
-    from engine.runs.supervision.supervisor import reconcile
-
+def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: float) -> None:
+    """Wait a while, and bring states up to date meanwhile."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not run.folder.read_state().is_final:
-        time.sleep(0.2)
-        reconcile(home)
-
-
-def _wait_until_queued(home: LoratoryHome, run: "Run") -> None:
-    from engine.runs.supervision.supervisor import reconcile
-
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while run.folder.read_state().is_final and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         reconcile(home)
         time.sleep(0.1)
 
 
-def _states(given: "list[str] | tuple[str, ...]") -> "tuple[State, ...]":
-    from typing import get_args
-
-    from engine.runs.run import State
-
-    known: tuple[State, ...] = get_args(State)
-    for name in given:
-        if name not in known:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.", param_hint="--state")
-    return tuple(state for state in known if state in given)
+def _known(given: str, choices: Any, option: str) -> Any:
+    """Return one of the values of a Literal."""
+    known = get_args(choices)
+    if given not in known:
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(known)}.", param_hint=option)
+    return given
 
 
-def _sort_key(given: str) -> "SortKey":
-    from typing import get_args
-
-    from engine.runs.table import SortKey
-
-    known: tuple[SortKey, ...] = get_args(SortKey)
-    for name in known:
-        if name == given:
-            return name
-    raise typer.BadParameter(f"{given!r} is not one of {', '.join(known)}.", param_hint="--sort")
-
-
-def _summary_json(store: "RunStore", summary: "RunSummary") -> dict[str, object]:
+def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, object]:
     values = summary.model_dump(mode="python")
     return {
         "run_id": summary.id,
@@ -217,23 +171,12 @@ def _summary_json(store: "RunStore", summary: "RunSummary") -> dict[str, object]
     }
 
 
-def _print_state(store: "RunStore", run: "Run", *, as_json: bool) -> None:
-    from engine.runs.summary import summarize
-
-    summary = summarize(run)
-    if as_json:
-        print_json(_summary_json(store, summary))
-    else:
-        print(f"{run.id} is {summary.state}. {summary.cause} {summary.advice}".rstrip())
-
-
-def _row(summary: "RunSummary") -> tuple[str, ...]:
-    steps = f"{summary.steps:,}" if not summary.total_steps else f"{summary.steps:,} of {summary.total_steps:,}"
+def _row(summary: RunSummary) -> tuple[str, ...]:
     return (
         summary.id,
-        summary.name if len(summary.name) <= 40 else f"{summary.name[:39]}…",
+        shortened(summary.name, 40),
         summary.state,
-        steps,
+        _steps(summary),
         words_of_loss(summary.final_loss),
         words_of_loss(summary.eval_loss),
         words_of_seconds(summary.seconds),
@@ -241,9 +184,11 @@ def _row(summary: "RunSummary") -> tuple[str, ...]:
     )
 
 
-def _description(home: LoratoryHome, run: "Run", summary: "RunSummary") -> str:
-    from engine.runs.electricity import energy_words, read_electricity
+def _steps(summary: RunSummary) -> str:
+    return f"{summary.steps:,} of {summary.total_steps:,}" if summary.total_steps else f"{summary.steps:,}"
 
+
+def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
     facts = [
@@ -254,7 +199,7 @@ def _description(home: LoratoryHome, run: "Run", summary: "RunSummary") -> str:
         ("device", summary.device or "–"),
         ("created", words_of_time(summary.created)),
         ("duration", words_of_seconds(summary.seconds)),
-        ("steps", f"{summary.steps:,} of {summary.total_steps:,}" if summary.total_steps else f"{summary.steps:,}"),
+        ("steps", _steps(summary)),
         ("loss", words_of_loss(summary.final_loss)),
         (
             "held-out loss",
@@ -272,3 +217,6 @@ def _description(home: LoratoryHome, run: "Run", summary: "RunSummary") -> str:
     ]
     lines = [f"{summary.name}  ({run.id})", *(f"  {label:<15}{value}" for label, value in facts)]
     return "\n".join(lines + ([f"\n{summary.note}"] if summary.note else []))
+
+
+COMMANDS = (runs, show, stop, cancel, resume, delete)

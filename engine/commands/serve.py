@@ -7,33 +7,22 @@ from typing import Annotated
 
 import typer
 
-from engine.chat.contract import ChatTarget, LoadProgress
-from engine.commands.chat import find_target, with_choices
-from engine.commands.output import BaseModelName, CheckpointName, ProgressLine, print_json
-from engine.config.run import Quantization
+from engine.chat.contract import ChatTarget
+from engine.chat.session import ChatSession
+from engine.chat.target import plan_load
+from engine.commands.chat import QuantizationName, TargetName, choose_target, show_loading
+from engine.commands.output import BaseModelName, CheckpointName, ProgressLine, own_runs, print_json
 from engine.errors import RunError
-from engine.paths import LoratoryHome, local_owner
-from engine.runs.store import RunStore
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `loratory` program."""
-    app.command("serve")(serve)
-    app.command("ui")(ui)
 
 
 def serve(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id, a folder with an adapter or a model, or a model's name.")
-    ],
+    run: TargetName,
     host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes any that is free.")] = 8000,
     checkpoint: CheckpointName = None,
     base: Annotated[bool, typer.Option("--base", help="Serve the base alone, without what was trained.")] = False,
     model: BaseModelName = None,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="none, nf4, fp4 or int8; as the run was trained unless given.")
-    ] = None,
+    quantization: QuantizationName = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout once clients may come, nothing else.")
     ] = False,
@@ -42,28 +31,22 @@ def serve(
 
     Ctrl-C ends it and frees the device.
     """
-    from engine.chat.session import ChatSession
-    from engine.chat.target import plan_load
     from engine.serve.endpoint import Listening, serve_model
     from engine.serve.model import ServedModel
 
-    home = LoratoryHome.from_environment()
-    target = with_choices(find_target(run, RunStore(home, local_owner())), checkpoint, model)
-    target = target.model_copy(update={"quantization": quantization})
+    store = own_runs()
+    target = choose_target(run, store, checkpoint, model, quantization)
     plan = plan_load(target)
     if base and target.tuned is None:
         raise RunError("A model is its own base.", "Leave --base out.")
     if base:
         target = ChatTarget.of_model(plan.model)
     name, aliases = _names(target, plan.tuned.name if plan.tuned is not None else "")
-    served = ServedModel(ChatSession(home), target, name, aliases)
-    line = ProgressLine()
+    served = ServedModel(ChatSession(store.home), target, name, aliases)
 
     def load() -> None:
-        try:
-            served.load(lambda progress: _show(line, progress))
-        finally:
-            line.clear()
+        with ProgressLine() as line:
+            served.load(lambda progress: show_loading(line, progress))
 
     def listening(where: Listening) -> None:
         if as_json:
@@ -83,11 +66,6 @@ def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
     return (Path(target.model.id).name if Path(target.model.id).is_absolute() else target.model.id), ()
 
 
-def _show(line: ProgressLine, progress: LoadProgress) -> None:
-    if progress.phase != "ready":
-        line.show(progress.message, progress.fraction)
-
-
 def ui(
     host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 7860,
@@ -98,3 +76,6 @@ def ui(
     page = importlib.import_module("app")
     arguments = ["--host", host, "--port", str(port), *(["--open"] if opens_browser else [])]
     raise typer.Exit(page.main(arguments))
+
+
+COMMANDS = (serve, ui)

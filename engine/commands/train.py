@@ -4,15 +4,17 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from engine.commands.configs import load_config_argument, load_config_mapping
 from engine.commands.output import (
     AsJson,
     ConfigName,
     Overrides,
     ProgressLine,
+    own_runs,
     print_json,
     print_table,
     words_of_bytes,
@@ -20,21 +22,24 @@ from engine.commands.output import (
     words_of_seconds,
 )
 from engine.errors import RunError
-from engine.paths import LoratoryHome, local_owner
-
-if TYPE_CHECKING:
-    from engine.runs.history.run_history import RunHistory
-    from engine.runs.run import Run
-    from engine.runs.summary import RunSummary
-    from engine.runs.supervision.supervisor import SupervisorSettings
+from engine.inspector.session import Inspector
+from engine.paths import LoratoryHome
+from engine.runs.control import request_stop
+from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import RunHistory, seconds_left
+from engine.runs.launch import Launcher, Preflight
+from engine.runs.run import Run
+from engine.runs.summary import RunSummary, summarize
+from engine.runs.supervision.supervisor import Supervisor, SupervisorSettings
+from engine.runs.sweep import sweep_configs
+from engine.runs.table import best_by_held_out_loss
 
 _LOOK_SECONDS = 0.25
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `loratory` program."""
-    app.command("train")(train)
-    app.command("sweep")(sweep)
+_ENDED_WELL = ("completed", "stopped")
+_REPORTED = set(
+    "cause advice steps total_steps final_loss base_eval_loss eval_loss best_eval_loss best_step tokens_per_second "
+    "peak_memory_bytes predicted_bytes".split()
+)
 
 
 def train(
@@ -46,30 +51,17 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train, with progress on stderr. The run continues when this command is killed; Ctrl+C saves and stops it."""
-    from engine.commands.configs import load_config_argument
-    from engine.inspector.session import Inspector
-    from engine.runs.launch import Launcher, Preflight
-    from engine.runs.store import RunStore
-
-    home = LoratoryHome.from_environment()
-    run_config = load_config_argument(config, tuple(overrides or ()), home)
-    store = RunStore(home, local_owner())
-    line = ProgressLine()
-    inspector = Inspector(home)
-    try:
-        launcher = Launcher(store, Preflight(home, inspector))
-        run = launcher.start(run_config, key, on_progress=line.show)
-    finally:
-        inspector.close()
-        line.clear()
+    store = own_runs()
+    run_config = load_config_argument(config, overrides, store.home)
+    with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
+        run = Launcher(store, Preflight(store.home, inspector)).start(run_config, key, on_progress=line.show)
     line.say(f"Run {run.id}")
-    summary = follow_to_the_end(home, run, line)
-    report(run, summary, as_json=as_json)
+    report(run, follow_to_the_end(store.home, run, line), as_json=as_json)
 
 
 def follow_to_the_end(
-    home: LoratoryHome, run: "Run", line: ProgressLine, settings: "SupervisorSettings | None" = None
-) -> "RunSummary":
+    home: LoratoryHome, run: Run, line: ProgressLine, settings: SupervisorSettings | None = None
+) -> RunSummary:
     """Show a run's progress until it has ended, supervising it where no server does.
 
     The first Ctrl+C asks the run to save and stop, the second leaves it alone.
@@ -77,10 +69,6 @@ def follow_to_the_end(
     Raises:
         KeyboardInterrupt: At the second Ctrl+C; the run continues, and a server or the next command finds it.
     """
-    from engine.runs.history.reader import HistoryReader
-    from engine.runs.summary import summarize
-    from engine.runs.supervision.supervisor import Supervisor
-
     supervisor = Supervisor(home, settings)
     if supervisor.start() == "standing_by":
         line.say("A running Loratory server executes it; it continues without this command.")
@@ -105,7 +93,7 @@ def follow_to_the_end(
     return summarize(run)
 
 
-def report(run: "Run", summary: "RunSummary", *, as_json: bool) -> None:
+def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
     """Print what came out.
 
     Raises:
@@ -113,35 +101,24 @@ def report(run: "Run", summary: "RunSummary", *, as_json: bool) -> None:
     """
     if as_json:
         print_json(result_json(run, summary))
-    elif summary.state in ("completed", "stopped"):
+    elif summary.state in _ENDED_WELL:
         print(_result_text(run, summary))
-    if summary.state not in ("completed", "stopped"):
+    if summary.state not in _ENDED_WELL:
         raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or f"See {run.folder.log.name}.")
 
 
-def result_json(run: "Run", summary: "RunSummary") -> dict[str, Any]:
+def result_json(run: Run, summary: RunSummary) -> dict[str, Any]:
     """The JSON object of the command."""
     return {
         "run_id": run.id,
         "directory": str(run.folder.path),
         "status": summary.state,
-        "cause": summary.cause,
-        "advice": summary.advice,
-        "steps": summary.steps,
-        "total_steps": summary.total_steps,
-        "final_loss": summary.final_loss,
-        "base_eval_loss": summary.base_eval_loss,
-        "eval_loss": summary.eval_loss,
-        "best_eval_loss": summary.best_eval_loss,
-        "best_step": summary.best_step,
-        "tokens_per_second": summary.tokens_per_second,
-        "peak_memory_bytes": summary.peak_memory_bytes,
-        "predicted_bytes": summary.predicted_bytes,
+        **summary.model_dump(include=_REPORTED),
         "seconds": summary.seconds,
     }
 
 
-def _result_text(run: "Run", summary: "RunSummary") -> str:
+def _result_text(run: Run, summary: RunSummary) -> str:
     losses = words_of_loss(summary.eval_loss)
     if summary.base_eval_loss and summary.eval_loss:
         change = summary.eval_loss / summary.base_eval_loss - 1
@@ -162,7 +139,7 @@ def _result_text(run: "Run", summary: "RunSummary") -> str:
     return "\n".join(lines)
 
 
-def _show(line: ProgressLine, state: str, cause: str, history: "RunHistory") -> None:
+def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> None:
     total, step = history.total_steps, history.last_step
     if cause:
         line.show(cause)
@@ -172,8 +149,6 @@ def _show(line: ProgressLine, state: str, cause: str, history: "RunHistory") -> 
         message = history.status.message if history.status is not None else ""
         line.show(message or "Starting the worker.")
     else:
-        from engine.runs.history.run_history import seconds_left
-
         parts = [f"step {step:,} of {total:,}", f"loss {words_of_loss(history.steps.last('loss'))}"]
         if history.tuned_evals:
             parts.append(f"held out {words_of_loss(history.tuned_evals[-1].eval_loss)}")
@@ -186,9 +161,7 @@ def _show(line: ProgressLine, state: str, cause: str, history: "RunHistory") -> 
 
 
 @contextlib.contextmanager
-def _interrupt_asks_to_stop(run: "Run", line: ProgressLine) -> Iterator[None]:
-    from engine.runs.control import request_stop
-
+def _interrupt_asks_to_stop(run: Run, line: ProgressLine) -> Iterator[None]:
     def ask(_number: int, _frame: object) -> None:
         if run.folder.stop_request.exists():
             raise KeyboardInterrupt
@@ -203,11 +176,6 @@ def _interrupt_asks_to_stop(run: "Run", line: ProgressLine) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-if TYPE_CHECKING:
-    from engine.runs.run import Run
-    from engine.runs.summary import RunSummary
-
-
 def sweep(
     config: ConfigName,
     axes: Annotated[list[str], typer.Option("--over", help="section.field=value,value,… any number of times.")],
@@ -217,42 +185,27 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Train every combination of some settings, such as --over adapter.r=8,16 --over training.learning_rate=1e-4,2e-4."""
-    from engine.commands.configs import load_config_mapping
-    from engine.commands.train import follow_to_the_end, result_json
-    from engine.inspector.session import Inspector
-    from engine.runs.launch import Preflight
-    from engine.runs.store import RunStore
-    from engine.runs.sweep import sweep_configs
-
-    home = LoratoryHome.from_environment()
-    configs = sweep_configs(load_config_mapping(config, tuple(overrides or ()), home), axes)
-    line = ProgressLine()
-    inspector = Inspector(home)
-    try:
-        preflight = Preflight(home, inspector)
+    store = own_runs()
+    configs = sweep_configs(load_config_mapping(config, overrides, store.home), axes)
+    with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
+        preflight = Preflight(store.home, inspector)
         checked = [preflight.check(one, line.show) for one in configs]  # all of them before the first is filed
-    finally:
-        inspector.close()
-        line.clear()
-    store = RunStore(home, local_owner())
     runs = [store.create(one.config, one.provenance, report=one.report) for one in checked]
     line.say(f"Filed {len(runs)} runs.")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):
         line.say(f"Run {number} of {len(runs)}: {run.id}")
-        results.append((run, follow_to_the_end(home, run, line)))
+        results.append((run, follow_to_the_end(store.home, run, line)))
     if as_json:
         print_json([{"name": summary.name, **result_json(run, summary)} for run, summary in results])
     else:
         _print_results([summary for _, summary in results])
-    failed = [summary for _, summary in results if summary.state not in ("completed", "stopped")]
+    failed = [summary for _, summary in results if summary.state not in _ENDED_WELL]
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs did not end well.", f"See `loratory show {failed[0].id}`.")
 
 
-def _print_results(summaries: "list[RunSummary]") -> None:
-    from engine.runs.table import best_by_held_out_loss
-
+def _print_results(summaries: list[RunSummary]) -> None:
     best = best_by_held_out_loss(summaries)
     rows = [
         (
@@ -266,3 +219,6 @@ def _print_results(summaries: "list[RunSummary]") -> None:
         for summary in summaries
     ]
     print_table(("run", "name", "state", "held out", "duration", ""), rows)
+
+
+COMMANDS = (train, sweep)

@@ -76,7 +76,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch, home):
     Echo.sessions = []
-    monkeypatch.setattr("engine.chat.session.ChatSession", Echo)
+    monkeypatch.setattr("engine.commands.chat.ChatSession", Echo)
     return Echo
 
 

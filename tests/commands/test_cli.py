@@ -9,25 +9,21 @@ import engine.commands
 from engine.cli import COMMAND_MODULES, run_command
 
 FAILING = """
-import typer
 from engine.errors import ConfigError, ModelError, Problem
 
-def register(app: typer.Typer) -> None:
-    @app.command("mend")
-    def mend() -> None:
-        raise ModelError("The model is gone.", "Choose another.")
+def mend() -> None:
+    raise ModelError("The model is gone.", "Choose another.")
 
-    @app.command("crash")
-    def crash() -> None:
-        raise KeyError("surprise")
+def crash() -> None:
+    raise KeyError("surprise")
 
-    @app.command("wrong")
-    def wrong() -> None:
-        raise ConfigError([Problem("a.b", "it is 1."), Problem("c.d", "it is 2.")])
+def wrong() -> None:
+    raise ConfigError([Problem("a.b", "it is 1."), Problem("c.d", "it is 2.")])
 
-    @app.command("fine")
-    def fine(number: int = 1) -> None:
-        print("fine", number)
+def fine(number: int = 1) -> None:
+    print("fine", number)
+
+COMMANDS = (mend, crash, wrong, fine)
 """
 
 
@@ -101,7 +97,7 @@ def test_every_module_of_commands_is_part_of_the_program():
     registering = {
         f"engine.commands.{path.stem}"
         for path in Path(engine.commands.__file__ or "").parent.glob("*.py")
-        if "def register(" in path.read_text(encoding="utf-8")
+        if "\nCOMMANDS = " in path.read_text(encoding="utf-8")
     }
     assert registering == set(COMMAND_MODULES)
 

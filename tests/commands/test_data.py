@@ -3,10 +3,9 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from engine.commands.data import register
+from engine.cli import build_app
 from engine.errors import ConfigError, DatasetError
 
 REPORT_KEYS = {
@@ -24,9 +23,8 @@ REPORT_KEYS = {
 
 @pytest.fixture
 def run(home):
-    app = typer.Typer()
+    app = build_app(("engine.commands.data",))
     app.callback()(lambda: None)
-    register(app)
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

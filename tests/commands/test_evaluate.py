@@ -54,7 +54,7 @@ class FakeJob:
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
     monkeypatch.setattr(FakeJob, "requests", [])
-    monkeypatch.setattr("engine.evaluation.job.EvaluationJob", FakeJob)
+    monkeypatch.setattr("engine.commands.evaluate.EvaluationJob", FakeJob)
     return FakeJob
 
 

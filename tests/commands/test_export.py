@@ -49,7 +49,7 @@ def job(monkeypatch, home):
     monkeypatch.setattr(FakeJob, "requests", [])
     monkeypatch.setattr(FakeJob, "passed", True)
     monkeypatch.setattr(FakeJob, "error", None)
-    monkeypatch.setattr("engine.export.job.ExportJob", FakeJob)
+    monkeypatch.setattr("engine.commands.export.ExportJob", FakeJob)
     return FakeJob
 
 

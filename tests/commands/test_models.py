@@ -3,19 +3,17 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from engine.commands.models import register
+from engine.cli import build_app
 from engine.models.catalog import list_catalog
 from engine.models.hub import HubModel
 
 
 @pytest.fixture
 def run():
-    app = typer.Typer()
+    app = build_app(("engine.commands.models",))
     app.callback()(lambda: None)
-    register(app)
     return lambda *arguments: CliRunner().invoke(app, ["models", *arguments])
 
 

@@ -45,7 +45,7 @@ class FakeJob:
 def job(monkeypatch, home):
     monkeypatch.setattr(FakeJob, "requests", [])
     monkeypatch.setattr(FakeJob, "error", None)
-    monkeypatch.setattr("engine.export.push.job.PushJob", FakeJob)
+    monkeypatch.setattr("engine.commands.export.PushJob", FakeJob)
     return FakeJob
 
 
