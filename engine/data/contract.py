@@ -8,10 +8,12 @@ from engine.data.records import ProblemKind
 from engine.errors import DatasetError
 
 
-class RowProblem(BaseModel):
-    """What is wrong with one row. `row` counts from 0 over everything that is not blank, `line` from 1 as editors do."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class RowProblem(_Part):
+    """What is wrong with one row. `row` counts from 0 over everything that is not blank, `line` from 1 as editors do."""
 
     row: int
     line: int | None  # None where the source has no lines (Parquet, the Hub)
@@ -19,10 +21,6 @@ class RowProblem(BaseModel):
     kind: ProblemKind
     dropped: bool = True  # False: the row stays, and this is worth knowing
     sample: str = ""  # how the row begins
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
 
 class Histogram(_Part):
@@ -112,10 +110,8 @@ class CheckProgress(_Part):
         return min(1.0, self.bytes_read / self.size_bytes) if self.size_bytes else None
 
 
-class HeldOutRows(BaseModel):
+class HeldOutRows(_Part, extra="forbid"):
     """Rows that were kept back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: tuple[int, ...]  # of the dataset, from 0; spread evenly over all that were held out
     total: int

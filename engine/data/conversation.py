@@ -69,29 +69,13 @@ def warnings_of(example: Example) -> tuple[RowWarning, ...]:
     """Return warnings about the turns of a conversation: their order, empty ones, calls without results."""
     if isinstance(example, PlainText):
         return ()
-    roles = [message.role for message in example.messages]
-    if not any(message.tool_calls for message in example.messages) and "tool" not in roles:
-        turns = roles[1:] if roles[0] == "system" else roles
-        alternate = all(role == ("user", "assistant")[index % 2] for index, role in enumerate(turns))
-        if alternate and len(turns) % 2 == 0 and not any(map(_asks_nothing, example.messages)):
-            return ()  # the common case
-    return tuple(_look_closely(example))
-
-
-def _asks_nothing(message: Message) -> bool:
-    return message.role == "user" and (not message.content or message.content.isspace())
-
-
-def _look_closely(conversation: Conversation) -> list[RowWarning]:
-    messages = conversation.messages
+    messages = example.messages
     found: list[RowWarning] = []
-    spoken = [message for message in messages if message.role != "system"]
-    if spoken and spoken[0].role == "assistant":
-        found.append(
-            ("order", "the assistant speaks first; nothing asks for that turn, so it is context and not trained")
-        )
+    if next((message.role for message in messages if message.role != "system"), "") == "assistant":
+        reason = "the assistant speaks first; nothing asks for that turn, so it is context and not trained"
+        found.append(("order", reason))
     for number, message in enumerate(messages, start=1):
-        if _asks_nothing(message):
+        if message.role == "user" and (not message.content or message.content.isspace()):
             found.append(("empty", f"turn {number} is the user's, and it is empty"))
     for number, (before, message) in enumerate(pairwise(messages), start=2):
         if message.role == before.role == "user":
@@ -103,4 +87,4 @@ def _look_closely(conversation: Conversation) -> list[RowWarning]:
             found.append(("tools", f"turn {number} is the result of no call"))
     if messages[-1].role in ("user", "tool"):
         found.append(("unanswered", f"the last turn is the {messages[-1].role}'s; nothing answers it"))
-    return found
+    return tuple(found)

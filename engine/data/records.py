@@ -1,11 +1,10 @@
 """A row as its source holds it, why it may be left out, and what every source of rows can do."""
 
-import hashlib
 import json
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 ProblemKind = Literal[
     "not_json",
@@ -100,6 +99,11 @@ def _text_length(value: Any) -> int:
     return length
 
 
+def place(row: int, line: int | None) -> str:
+    """Return where a row is in its source, for people."""
+    return f"line {line:,}" if line is not None else f"row {row:,}"
+
+
 def bad_record(position: Position, raw: bytes, kind: ProblemKind, problem: str) -> Record:
     """Return a row that could not be read."""
     return Record(position.row, position.line, None, raw[:1000], position.offset, kind, problem)
@@ -146,115 +150,59 @@ class SourceForm(NamedTuple):
         return f"{self.label}{encoding}{', gzip' if self.is_gzipped else ''}"
 
 
-class RowSource(Protocol):
+class RowSource(ABC):
     """Something that rows come from, in order and again."""
 
     name: str  # safe to show
     form: SourceForm
-    kind: str  # the same in words, such as "JSON Lines, gzip"
-    columns: tuple[str, ...]  # where the source itself names them; else empty
+    columns: tuple[str, ...] = ()  # where the source itself names them
 
     @property
+    def kind(self) -> str:
+        """The form for people, such as "JSON Lines, gzip"."""
+        return self.form.words
+
+    @property
+    @abstractmethod
     def notes(self) -> Sequence[str]:
         """What is odd about it as a whole; complete once it has been read to its end."""
 
     @property
+    @abstractmethod
     def size_bytes(self) -> int | None:
         """Of the file or files."""
 
     @property
+    @abstractmethod
     def bytes_read(self) -> int:
         """How far the reading under way has come."""
 
     @property
+    @abstractmethod
     def total_rows(self) -> int | None:
         """Rows, where that is known; once it has been read to its end, it is."""
 
-    def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Yield rows from `first_row` on."""
+    @abstractmethod
+    def records(self, first_row: int = 0) -> Iterator[Record | None]:
+        """Yield rows from `first_row` on; None, so that others get their turn, after each step of the way there.
 
-    def approach(self, first_row: int, /) -> Iterator[None]:
-        """Do in small steps what `records(first_row)`, asked next, has to do before its first row."""
+        Raises:
+            DatasetError: If the source is damaged or too large, or its connection is lost.
+        """
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
+        return picked(self.records(rows[0]), rows)
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Return a hash that changes when the content does, as far as size, time and samples show."""
 
 
-class SeveralSources:
-    """Several sources of rows, read as if they were one; each row comes with the number of its source."""
-
-    def __init__(self, sources: Sequence[RowSource]) -> None:
-        self._sources = sources
-
-    @property
-    def total_rows(self) -> int | None:
-        """Rows, once they are known."""
-        return _known_sum(source.total_rows for source in self._sources)
-
-    @property
-    def size_bytes(self) -> int | None:
-        return _known_sum(source.size_bytes for source in self._sources)
-
-    @property
-    def bytes_read(self) -> int:
-        return sum(source.bytes_read for source in self._sources)
-
-    def fingerprint(self) -> str:
-        """Return a hash that changes when the content of any source does."""
-        prints = [source.fingerprint() for source in self._sources]
-        return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
-
-    def numbered(self, first_row: int = 0) -> Iterator[tuple[int, Record]]:
-        """Yield rows from `first_row` on."""
-        start = 0
-        for number, source in enumerate(self._sources):
-            if source.total_rows is None or start + source.total_rows > first_row:
-                for record in source.records(max(0, first_row - start)):
-                    yield number, record._replace(row=start + record.row) if start else record
-            start += source.total_rows or 0
-
-    def approach(self, first_row: int, /) -> Iterator[None]:
-        """Do in small steps what `numbered(first_row)`, called next, has to do before its first row."""
-        start = 0
-        for source in self._sources:
-            if source.total_rows is None or start + source.total_rows > first_row:
-                yield from source.approach(max(0, first_row - start))
-            if source.total_rows is None or start + source.total_rows > first_row:
-                return
-            start += source.total_rows
-
-    def pick_numbered(self, rows: Sequence[int]) -> Iterator[tuple[int, Record] | None]:
-        """Yield rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
-        start = 0
-        waiting = deque(rows)
-        for number, source in enumerate(self._sources):
-            total = source.total_rows
-            here = [row - start for row in waiting if total is None or row < start + total]
-            for record in source.pick(here) if here else ():
-                if record is None:
-                    yield None
-                    continue
-                waiting.popleft()
-                yield number, record._replace(row=start + record.row)
-            start += source.total_rows or 0
-
-
-def _known_sum(values: Iterable[int | None]) -> int | None:
-    total = 0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
-
-
-def picked(records: Iterator[Record], rows: Sequence[int]) -> Iterator[Record | None]:
+def picked(records: Iterator[Record | None], rows: Sequence[int]) -> Iterator[Record | None]:
     """Pick rows, which ascend, out of records that begin at or before the first of them."""
     wanted = frozenset(rows)
     for record in records:
-        yield record if record.row in wanted else None
-        if record.row >= rows[-1]:
+        yield record if record is not None and record.row in wanted else None
+        if record is not None and record.row >= rows[-1]:
             return

@@ -1,25 +1,19 @@
 """Where rows come from: a sample, a file, a folder or the Hub, by the name of the source."""
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS, kind_of, open_file
-from engine.data.files.access import (
-    ANY_FILE,
-    DataAccess,
-    shown_name,
-)
-from engine.data.files.plain_text import PLAIN_TEXT
-from engine.data.hub import is_on_hub
-from engine.data.records import (
-    Record,
-    RowSource,
-    SeveralSources,
-)
+from engine.data.files.access import ANY_FILE, DataAccess, shown_name
+from engine.data.files.plain_text import PlainTextReader
+from engine.data.hub import HubRows, is_on_hub
+from engine.data.records import Record, RowSource
 from engine.errors import DatasetError
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
@@ -29,17 +23,11 @@ _SAMPLE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What opening a source depends on, apart from its name.
-
-    Args:
-        access: Which files may be read.
-        home: Holds row indexes; None keeps none.
-        streaming: Read from the Hub row by row, for a preview, instead of fetching the dataset first.
-    """
+    """What opening a source depends on, apart from its name."""
 
     access: DataAccess = ANY_FILE
-    home: LoratoryHome | None = None
-    streaming: bool = False
+    home: LoratoryHome | None = None  # holds caches; None keeps none
+    streaming: bool = False  # read from the Hub row by row, for a preview, instead of fetching the dataset first
 
     @property
     def cache_folder(self) -> Path | None:
@@ -47,7 +35,7 @@ class SourceOptions:
 
 
 def list_samples() -> tuple[str, ...]:
-    """Return names of the datasets that come with Loratory, as a config takes them."""
+    """Return the datasets that come with Loratory, as a config names them."""
     return tuple(sorted(f"{SAMPLE_PREFIX}{path.stem}" for path in SAMPLES_FOLDER.glob("*.jsonl")))
 
 
@@ -61,13 +49,9 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     if name.startswith(SAMPLE_PREFIX):
         return open_file(_sample_path(name), options.cache_folder)
     if is_on_hub(name):
-        from engine.data.hub.rows import HubRows
-
         return HubRows(config, streaming=options.streaming)
     path = options.access.resolve(name)
-    if path.is_dir():
-        return open_folder(path, config.split, options.cache_folder)
-    return open_file(path, options.cache_folder)
+    return _open_folder(path, config.split, options) if path.is_dir() else open_file(path, options.cache_folder)
 
 
 def _sample_path(name: str) -> Path:
@@ -80,29 +64,11 @@ def _sample_path(name: str) -> Path:
     return path
 
 
-# Files of a repository that describe its data: documents, and what libraries write.
-_DOCUMENT = re.compile(
-    r"(readme|licen[cs]e|copying|notice|changelog|citation|contributing|code[_-]of[_-]conduct|data(set)?[_-]?card)"
-    r"(?![a-z]).*|.*[_-](readme|licen[cs]e)",
-    re.IGNORECASE,
-)
-
-_NOTED_DOWN = frozenset(
-    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"}
-)
-
 MAX_FILES = 4096  # each is opened before the first row is read
 MAX_ENTRIES = 50_000
 
 
-def describes_data(file: Path) -> bool:
-    """Return whether a file is a README, a licence or the like by its name, or a library's description of a dataset."""
-    name = file.name.lower()
-    is_document = kind_of(file.name) is PLAIN_TEXT and _DOCUMENT.fullmatch(file.stem) is not None
-    return is_document or name in _NOTED_DOWN
-
-
-def files_below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path) -> Iterator[Path]:
     """Yield files, and links that may lead to some; hidden ones and those of hidden folders are left out.
 
     Raises:
@@ -130,32 +96,76 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
 
 
-class ManyFiles(SeveralSources):
-    """The files of a folder, one after the other, as one source.
+class SeveralSources(RowSource):
+    """Several sources, such as the files of a folder, read one after the other as if they were one."""
 
-    Args:
-        name: Of the folder.
-        files: In order.
-    """
-
-    def __init__(self, name: str, files: Sequence[RowSource]) -> None:
-        super().__init__(files)
+    def __init__(self, name: str, sources: Sequence[RowSource]) -> None:
         self.name = name
-        self.form = files[0].form
-        self.kind = f"{len(files)} files: {files[0].kind}"
-        self.columns = files[0].columns
+        self.form = sources[0].form
+        self.columns = sources[0].columns
+        self._sources = sources
+
+    @property
+    def kind(self) -> str:
+        return f"{len(self._sources)} files: {self._sources[0].kind}"
 
     @property
     def notes(self) -> Sequence[str]:
-        return [note for file in self._sources for note in file.notes]
+        return [note for source in self._sources for note in source.notes]
 
-    def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Yield rows from `first_row` on, numbered through all files."""
-        return (record for _, record in self.numbered(first_row))
+    @property
+    def size_bytes(self) -> int | None:
+        return _known_sum(source.size_bytes for source in self._sources)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(source.bytes_read for source in self._sources)
+
+    @property
+    def total_rows(self) -> int | None:
+        return _known_sum(source.total_rows for source in self._sources)
+
+    def records(self, first_row: int = 0) -> Iterator[Record | None]:
+        start = 0
+        for source in self._sources:
+            if source.total_rows is None or start + source.total_rows > first_row:
+                for record in source.records(max(0, first_row - start)):
+                    yield record._replace(row=start + record.row) if record is not None and start else record
+            start += source.total_rows or 0
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Yield some rows, numbered through all files."""
-        return (found[1] if found is not None else None for found in self.pick_numbered(rows))
+        start = 0
+        waiting = deque(rows)
+        for source in self._sources:
+            total = source.total_rows
+            here = [row - start for row in waiting if total is None or row < start + total]
+            for record in source.pick(here) if here else ():
+                if record is not None:
+                    waiting.popleft()
+                    record = record._replace(row=start + record.row)
+                yield record
+            start += source.total_rows or 0
+
+    def fingerprint(self) -> str:
+        prints = [source.fingerprint() for source in self._sources]
+        return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
+
+
+def _known_sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+# Files of a repository that describe its data: documents, and what libraries write.
+_DOCUMENT = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|citation|contributing|code[_-]of[_-]conduct|data(set)?[_-]?card)"
+    r"(?![a-z]).*|.*[_-](readme|licen[cs]e)",
+    re.IGNORECASE,
+)
+
+_NOTED_DOWN = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"}
+)
 
 
 def data_files(folder: Path, split: str) -> list[Path]:
@@ -166,18 +176,18 @@ def data_files(folder: Path, split: str) -> list[Path]:
     Raises:
         DatasetError: If the folder holds more than MAX_ENTRIES files and folders.
     """
-    found = sorted(file for file in files_below(folder) if kind_of(file.name) is not None)
+    found = sorted(file for file in _files_below(folder) if kind_of(file.name) is not None)
     inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(folder)]
-    data = [file for file in inside if not describes_data(file)] or inside
+    data = [file for file in inside if not _describes_data(file)] or inside
     return [file for file in data if split and file.name.lower().startswith(split.lower())] or data
 
 
-def open_folder(path: Path, split: str, index_folder: Path | None = None) -> RowSource:
-    """Open the data files of a folder: those named after the split, else all.
+def _describes_data(file: Path) -> bool:
+    is_document = kind_of(file.name) is PlainTextReader and _DOCUMENT.fullmatch(file.stem) is not None
+    return is_document or file.name.lower() in _NOTED_DOWN
 
-    Raises:
-        DatasetError: If it holds none, or too many, or one of them cannot be read.
-    """
+
+def _open_folder(path: Path, split: str, options: SourceOptions) -> RowSource:
     files = data_files(path, split)
     if not files:
         raise DatasetError(
@@ -189,5 +199,5 @@ def open_folder(path: Path, split: str, index_folder: Path | None = None) -> Row
             f"The folder {shown_name(path.name)} holds {len(files):,} data files; {MAX_FILES:,} is the most.",
             "Put the rows into fewer files, or choose a folder further down.",
         )
-    opened = [open_file(file, index_folder) for file in files]
-    return opened[0] if len(opened) == 1 else ManyFiles(shown_name(path.name), opened)
+    opened = [open_file(file, options.cache_folder) for file in files]
+    return opened[0] if len(opened) == 1 else SeveralSources(shown_name(path.name), opened)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from importlib.resources import files
 
-from engine.data.render.template import freeze_template
-from engine.data.render.tokens import ChatTokenizer
+from engine.data.render.template import ChatTokenizer, freeze_template
 
 CORPUS = "user assistant system the a rank of an adapter is a number and what does it do with one two three "
 

@@ -10,7 +10,7 @@ import pytest
 from engine.config.run import DatasetConfig
 from engine.data.conversation import ToolCall
 from engine.data.files.arrow_rows import without_gaps
-from engine.data.hub.rows import HubRows
+from engine.data.hub import HubRows
 from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
@@ -109,7 +109,7 @@ def test_an_object_as_the_result_of_a_tool_has_its_own_keys_alone(tmp_path):
     _, table = write_both(tmp_path, rows)
     reader = DatasetReader(DatasetConfig(source=str(table), format="messages"), SourceOptions())
 
-    assert [record.value["found"] for _, record in reader.numbered()] == [{"a": 1}, {"b": [None, 2]}]
+    assert [record.value["found"] for record in reader.records()] == [{"a": 1}, {"b": [None, 2]}]
 
 
 def test_a_null_that_the_author_of_a_jsonl_file_wrote_stays(tmp_path):
@@ -126,9 +126,9 @@ def test_a_null_that_the_author_of_a_jsonl_file_wrote_stays(tmp_path):
 def test_columns_themselves_keep_their_nulls(tmp_path):
     _, table = write_both(tmp_path, [{"instruction": "Ask", "output": None, "x": {"a": 1}}, {"output": "b", "x": None}])
 
-    rows = [record.value for _, record in DatasetReader(
+    rows = [record.value for record in DatasetReader(
         DatasetConfig(source=str(table), format="alpaca"), SourceOptions()
-    ).numbered()]  # fmt: skip
+    ).records()]  # fmt: skip
 
     assert rows == [
         {"instruction": "Ask", "output": None, "x": {"a": 1}},

@@ -237,7 +237,7 @@ def test_the_split_of_the_first_source_is_no_other_sources(tmp_path):
 
     reader = DatasetReader(config, SourceOptions())
 
-    assert [record.value["output"] for _, record in reader.numbered()] == ["one special"] * 2 + ["two train"] * 2
+    assert [record.value["output"] for record in reader.records()] == ["one special"] * 2 + ["two train"] * 2
 
 
 def test_duplicates_are_found_across_formats_and_never_split(tmp_path):

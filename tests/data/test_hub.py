@@ -203,4 +203,4 @@ def test_columns_with_pictures_are_left_out_and_said_to_be_at_any_depth(hub, str
 
     assert [row.kind for row in reader.rows()] == [None] * 30
     assert reader.columns == ("instruction", "output")
-    assert any("photo, turns" in note for note in reader.notes())
+    assert any("photo, turns" in note for note in reader.notes)

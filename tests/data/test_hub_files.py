@@ -6,8 +6,7 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.files.access import DataAccess
-from engine.data.hub import confined_to, require_hub_id, require_own_files
-from engine.data.hub.rows import HubRows
+from engine.data.hub import HubRows, confined_to, require_hub_id, require_own_files
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
 from tests.data.dataset_hub import DatasetHub

@@ -9,7 +9,7 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
 from engine.data.files import text_stream
 from engine.data.files.access import unpacked_pieces
-from engine.data.files.text_file import STRIDE, RowIndex
+from engine.data.files.base import STRIDE, RowIndex
 from engine.data.passes.page import find_row, read_page, search_rows
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
@@ -203,7 +203,7 @@ def test_a_row_that_is_not_there_is_said_to_be_missing(files, row):
 
 
 def test_a_jump_reads_no_more_than_a_stride_once_the_file_is_indexed(files, home, monkeypatch):
-    list(open_reader(files / "rows.jsonl", home).numbered())
+    list(open_reader(files / "rows.jsonl", home).records())
     reader = open_reader(files / "rows.jsonl", home)
     parsed = []
     original = reader.parts[0].source._reader.read
@@ -221,7 +221,7 @@ def test_a_jump_reads_no_more_than_a_stride_once_the_file_is_indexed(files, home
 def test_an_index_belongs_to_one_content(files, home, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n' * 10)
-    list(open_reader(path, home).numbered())
+    list(open_reader(path, home).records())
     path.write_text('{"text": "b"}\n' * 20)
 
     assert open_reader(path, home).total_rows == 20

@@ -7,9 +7,15 @@ import pytest
 from engine.data.conversation import Conversation, Message
 from engine.data.records import RowProblemError
 from engine.data.render.adapt import abilities_of
-from engine.data.render.template import apply_template, freeze_template, stop_token_ids, tokenizer_fingerprint
+from engine.data.render.template import (
+    apply_template,
+    control_token_ids,
+    control_token_pattern,
+    freeze_template,
+    stop_token_ids,
+    tokenizer_fingerprint,
+)
 from engine.data.render.tokenize import RenderOptions, prompt_ids, render_conversation
-from engine.data.render.tokens import control_token_ids, control_token_pattern
 from engine.errors import ModelError, ModelLimitError
 from tests.data.families import bpe_tokenizer, family, template_text, tokenizer_of
 

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.formats import detect_format
-from engine.data.formats.unread import unread_columns
+from engine.data.formats import detect_format, unread_columns
 from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
 

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import itertools
 import zipfile
 
 import openpyxl
@@ -78,11 +79,12 @@ def test_rows_are_text_and_have_their_numbers_of_the_sheet(tmp_path):
 def test_rows_are_read_from_every_place(tmp_path):
     source = open_file(save(tmp_path / "rows.xlsx", TABLE))
 
-    assert [record.row for record in source.records(397)] == [397, 398, 399]
+    assert [record.row for record in source.records(397) if record] == [397, 398, 399]
     assert [record.row for record in source.pick([5, 300]) if record is not None] == [5, 300]
-    assert len(list(source.approach(200))) == 200
-    assert next(source.records(200)).value["instruction"] == "Question 200"
-    assert list(source.records(400)) == []
+    rows = source.records(200)
+    assert list(itertools.islice(rows, 200)) == [None] * 200
+    assert next(rows).value["instruction"] == "Question 200"
+    assert not any(source.records(400))
 
 
 def test_rows_are_previewed_checked_and_rendered_by_their_numbers(tmp_path):

@@ -12,8 +12,7 @@ from engine.data.conversation import Conversation, RowWarning
 from engine.data.records import RowProblemError, shortened
 from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
 from engine.data.render.sequence_plan import _chosen_turns, _special_tokens_in_words
-from engine.data.render.template import apply_template
-from engine.data.render.tokens import ChatTokenizer, control_token_texts
+from engine.data.render.template import ChatTokenizer, apply_template, control_token_texts
 
 _LOOK_EVERY_TURNS = 8
 _OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")

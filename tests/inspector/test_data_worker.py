@@ -21,7 +21,7 @@ class Request:
 
 (sequence,) = handlers.render(params, Request())["sequences"]
 assert sequence["labels"]
-from engine.data.hub.rows import _import_datasets
+from engine.data.hub import _import_datasets
 
 datasets = _import_datasets()
 rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])

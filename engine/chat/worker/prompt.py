@@ -10,9 +10,8 @@ from engine.chat.contract import PromptView
 from engine.data.conversation import Conversation, Message
 from engine.data.records import RowProblemError
 from engine.data.render.sequence_plan import prompt_text
-from engine.data.render.template import rendering_confined, stop_token_ids
+from engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
 from engine.data.render.tokenize import prompt_ids
-from engine.data.render.tokens import ChatTokenizer
 from engine.errors import ModelError
 from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource

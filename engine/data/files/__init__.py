@@ -3,21 +3,23 @@
 from pathlib import Path, PurePath
 
 from engine.data.files.access import UnpackedFile, gzipped_start, open_regular, shown_name
-from engine.data.files.arrow import ARROW
-from engine.data.files.delimited import DELIMITED
-from engine.data.files.json_files import JSON, JSON_LINES
-from engine.data.files.kinds import BinaryKind, TextKind, TextStart
-from engine.data.files.parquet import PARQUET
-from engine.data.files.plain_text import PLAIN_TEXT
-from engine.data.files.text_file import TextFileRows
+from engine.data.files.arrow import ArrowRows
+from engine.data.files.base import BinaryRows, TextFileRows, TextReader, TextStart
+from engine.data.files.delimited import DelimitedReader
+from engine.data.files.json_files import JsonLinesReader, JsonValuesReader
+from engine.data.files.parquet import ParquetRows
+from engine.data.files.plain_text import PlainTextReader
 from engine.data.files.text_stream import TextStream
-from engine.data.files.xlsx import XLSX
+from engine.data.files.xlsx import XlsxRows
 from engine.data.records import RowSource
 from engine.errors import DatasetError
 
-BINARY_KINDS: tuple[BinaryKind, ...] = (PARQUET, ARROW, XLSX)
-TEXT_KINDS: tuple[TextKind, ...] = (JSON_LINES, JSON, DELIMITED, PLAIN_TEXT)  # the last one takes every text
-_KINDS: tuple[BinaryKind | TextKind, ...] = (*TEXT_KINDS, *BINARY_KINDS)
+FileKind = type[TextReader] | type[BinaryRows]
+
+_BINARY_KINDS: tuple[type[BinaryRows], ...] = (ParquetRows, ArrowRows, XlsxRows)
+# The last one takes every text.
+_TEXT_KINDS: tuple[type[TextReader], ...] = (JsonLinesReader, JsonValuesReader, DelimitedReader, PlainTextReader)
+_KINDS: tuple[FileKind, ...] = (*_TEXT_KINDS, *_BINARY_KINDS)
 _KIND_OF_ENDING = {ending: kind for kind in _KINDS for ending in kind.endings}
 # Files that are named by mistake: not read, and not a dataset on the Hub either.
 _OTHER_FILES = frozenset(
@@ -30,7 +32,7 @@ DATA_LABELS = tuple(kind.label for kind in _KINDS)
 _MAGIC_BYTES = 8
 
 
-def kind_of(name: str) -> BinaryKind | TextKind | None:
+def kind_of(name: str) -> FileKind | None:
     """Return the kind that a file's name means, also where it is gzipped; None for any other ending."""
     return _KIND_OF_ENDING.get(PurePath(name.lower().removesuffix(".gz")).suffix)
 
@@ -41,11 +43,7 @@ def names_file(name: str) -> bool:
 
 
 def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
-    """Open one file by its content.
-
-    Args:
-        path: A regular file.
-        index_folder: Keeps indexes of rows and unpacked files; None keeps none.
+    """Open one regular file by its content; the folder, if there is one, keeps indexes of rows and unpacked files.
 
     Raises:
         DatasetError: If it cannot be read, or holds no rows.
@@ -54,23 +52,23 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
         start = file.read(_MAGIC_BYTES)
     kind = _binary_kind(start)
     if kind is not None:
-        return kind.open(path, None)
+        return kind(path)
     kind = _binary_kind(gzipped_start(path, _MAGIC_BYTES))
     if kind is not None:
-        return kind.open(path, UnpackedFile(path, index_folder))
+        return kind(path, UnpackedFile(path, index_folder))
     stream = TextStream(path)  # raises where the content shows what the file is instead
     named = kind_of(path.name)
-    if isinstance(named, BinaryKind):
+    if named in _BINARY_KINDS:
         raise DatasetError(
             f"{shown_name(path.name)} is not a {named.label} file, despite its extension.", "Choose the right file."
         )
     head = stream.head().lstrip()
     if not head:
         raise DatasetError(f"{shown_name(path.name)} is empty.", "Choose a file with rows in it.")
-    kinds = (named,) if named is not None and named.trusts_ending else TEXT_KINDS
-    readers = (kind.recognize(TextStart(stream, head, named)) for kind in kinds)
+    trusted = [kind for kind in _TEXT_KINDS if kind is named and kind.trusts_ending]
+    readers = (kind.recognize(TextStart(stream, head, named)) for kind in trusted or _TEXT_KINDS)
     return TextFileRows(stream, next(reader for reader in readers if reader is not None), index_folder)
 
 
-def _binary_kind(start: bytes) -> BinaryKind | None:
-    return next((kind for kind in BINARY_KINDS if start.startswith(kind.magics)), None)
+def _binary_kind(start: bytes) -> type[BinaryRows] | None:
+    return next((kind for kind in _BINARY_KINDS if start.startswith(kind.magics)), None)

@@ -1,4 +1,4 @@
-"""Opening files: which may be read, what gzip holds, and whether a file is still the same."""
+"""Opening files: which may be read, what gzip holds, whether a file is still the same, and what is cached about it."""
 
 import gzip
 import hashlib
@@ -13,21 +13,20 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
-from engine.errors import DatasetError
+from pydantic import BaseModel, ValidationError
+
+from engine.errors import DatasetError, StorageError
+from engine.files import write_atomically
 
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_Saved = TypeVar("_Saved", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class DataAccess:
-    """Where datasets may lie.
-
-    Args:
-        roots: Folders that a path must end up in, symlinks followed; None lets any regular file be read, as suits the
-            terminal, where a person reads with their own rights.
-    """
+    """Where datasets may lie: a path must end up in one of `roots`, symlinks followed; None lets any file be read."""
 
     roots: tuple[Path, ...] | None = None
 
@@ -109,19 +108,39 @@ def shown_name(name: str, limit: int = 80) -> str:
 
 
 _BIDI_CONTROLS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
-_FINGERPRINT_BLOCK_BYTES = 1 << 16
 
 
 def fingerprint_of(path: Path) -> str:
     """Return sha256 over a file's size, time of change, and its first, middle and last 64 KiB."""
+    block_bytes = 1 << 16
     with open_regular(path) as file:
         size = file.seek(0, 2)
         digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns}".encode())
-        middle, end = (size - _FINGERPRINT_BLOCK_BYTES) // 2, size - _FINGERPRINT_BLOCK_BYTES
-        for offset in sorted({0, max(0, middle), max(0, end)}):
+        for offset in sorted({0, max(0, (size - block_bytes) // 2), max(0, size - block_bytes)}):
             file.seek(offset)
-            digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
+            digest.update(file.read(block_bytes))
     return digest.hexdigest()
+
+
+def read_cached(model: type[_Saved], cache_file: Path | None) -> _Saved | None:
+    """Return what `write_cached` kept; None where there is nothing, or it cannot be read."""
+    if cache_file is None:
+        return None
+    try:
+        return model.model_validate_json(cache_file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_cached(cache_file: Path | None, value: BaseModel) -> None:
+    """Keep a value for other processes; None keeps it nowhere."""
+    if cache_file is None:
+        return
+    try:
+        cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(cache_file, value.model_dump_json())
+    except (OSError, StorageError):
+        return  # a cache that cannot be written costs time, nothing else
 
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -129,16 +148,10 @@ GZIP_MAGIC = b"\x1f\x8b"
 # Text shrinks three- to tenfold, very repetitive text a hundredfold; a bomb does a thousandfold.
 MAX_RATIO = 200
 RATIO_COUNTS_FROM_BYTES = 64 << 20
-_PIECE_BYTES = 1 << 20
 
 
-def unpacked_pieces(file: BinaryIO, name: str, piece_bytes: int = _PIECE_BYTES) -> Iterator[bytes]:
-    """Unpack a file from its beginning.
-
-    Args:
-        file: At its beginning.
-        name: Of the file, for errors.
-        piece_bytes: The most that is unpacked at a time.
+def unpacked_pieces(file: BinaryIO, name: str, piece_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """Unpack a file, opened at its beginning, with at most `piece_bytes` at a time; `name` is for errors.
 
     Raises:
         DatasetError: If it is damaged, or a decompression bomb.
@@ -164,10 +177,6 @@ def unpacked_pieces(file: BinaryIO, name: str, piece_bytes: int = _PIECE_BYTES) 
         yield piece
 
 
-_FOLDER = "unpacked"
-_KEPT_SECONDS = 7 * 24 * 3600.0
-
-
 def gzipped_start(path: Path, size: int) -> bytes:
     """Return the first bytes of what a gzip file holds; empty for any other file, and for one that is damaged."""
     with open_regular(path) as file:
@@ -185,10 +194,6 @@ class UnpackedFile:
 
     Files not read for a week are removed when another is unpacked; without a cache folder, it is removed with this object.
 
-    Args:
-        path: The gzip file.
-        cache_folder: Where it is kept for the next reader; None keeps it nowhere.
-
     Raises:
         DatasetError: If it is damaged, a decompression bomb, or too large for the disk.
     """
@@ -198,7 +203,7 @@ class UnpackedFile:
             self.path = _write(path, Path(tempfile.gettempdir()))
             weakref.finalize(self, self.path.unlink, missing_ok=True)
             return
-        folder = cache_folder / _FOLDER
+        folder = cache_folder / "unpacked"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = folder / fingerprint_of(path)
         try:
@@ -227,7 +232,7 @@ def _write(path: Path, folder: Path) -> Path:
 
 
 def _remove_old(folder: Path) -> None:
-    oldest = time.time() - _KEPT_SECONDS
+    oldest = time.time() - 7 * 24 * 3600.0
     for file in folder.iterdir():
         try:
             if file.stat().st_mtime < oldest:

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from engine.data.files.access import open_regular
 from engine.data.files.arrow_rows import ColumnarRows, batch_records
-from engine.data.files.kinds import BinaryKind
-from engine.data.records import Record
+from engine.data.records import Record, SourceForm
 
 _FILE_MAGIC = b"ARROW1"
 _CONTINUATION = b"\xff\xff\xff\xff"
@@ -38,6 +37,9 @@ class ArrowRows(ColumnarRows):
     """An Arrow file or stream."""
 
     label = "Arrow"
+    endings = (".arrow", ".feather")
+    magics = (_FILE_MAGIC, _CONTINUATION)
+    form = SourceForm("arrow", "Arrow")
     article = "an"
     what_is_smaller = "record batches"
 
@@ -73,7 +75,10 @@ class ArrowRows(ColumnarRows):
     def _require_bounded(self, file: BinaryIO, message: _Message) -> None:
         if message.kind == _SCHEMA:
             return
-        header = _batch_header(_header(file, message), message.kind)
+        file.seek(message.start + 8)
+        header = _Table.root(file.read(message.body - message.start - 8)).table(2)
+        if message.kind == _DICTIONARY:
+            header = header.table(1)
         if sum(max(0, struct.unpack("<qq", node)[0]) for node in header.vector(1, 16)) > _MAX_VALUES:
             raise self._too_large("values")
         packed = unpacked = 0
@@ -147,15 +152,6 @@ def _messages(file: BinaryIO) -> Iterator[_Message]:
         raise ValueError("there is no schema")
 
 
-def _header(file: BinaryIO, message: _Message) -> "_Table":
-    file.seek(message.start + 8)
-    return _Table.root(file.read(message.body - message.start - 8))
-
-
-def _batch_header(header: "_Table", kind: int) -> "_Table":
-    return header.table(2) if kind == _BATCH else header.table(2).table(1)
-
-
 class _Table:
     """A table of a FlatBuffer; fields are counted from 0, and absent ones are 0.
 
@@ -171,13 +167,11 @@ class _Table:
 
     @classmethod
     def root(cls, data: bytes) -> "_Table":
-        """Return the outermost table."""
         if len(data) < 4:
             raise ValueError("a header breaks off")
         return cls(data, int.from_bytes(data[:4], "little"))
 
     def has(self, field: int) -> bool:
-        """Return whether a field is there."""
         return self._at(field) > 0
 
     def number(self, field: int, kind: str) -> int:
@@ -185,7 +179,6 @@ class _Table:
         return self._read(self._at(field), kind) if self.has(field) else 0
 
     def table(self, field: int) -> "_Table":
-        """Return another table that a field refers to."""
         return _Table(self._data, self._at(field) + self._read(self._at(field), "<I"))
 
     def vector(self, field: int, size: int) -> list[bytes]:
@@ -223,19 +216,5 @@ def _is_supported(kind: Any) -> bool:
         return _is_supported(kind.key_type) and _is_supported(kind.item_type)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _is_supported(kind.value_type)
-    return any(
-        is_kind(kind)
-        for is_kind in (
-            types.is_null,
-            types.is_primitive,
-            types.is_decimal,
-            types.is_string,
-            types.is_large_string,
-            types.is_binary,
-            types.is_large_binary,
-            types.is_fixed_size_binary,
-        )
-    )
-
-
-ARROW = BinaryKind("Arrow", (".arrow", ".feather"), (_FILE_MAGIC, _CONTINUATION), ArrowRows)
+    plain = "null primitive decimal string large_string binary large_binary fixed_size_binary".split()
+    return any(getattr(types, f"is_{name}")(kind) for name in plain)

@@ -1,13 +1,14 @@
 """Rows of Arrow batches as Python values, some megabytes at a time, and files that consist of groups of rows."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.data.files.access import MAX_RATIO, RATIO_COUNTS_FROM_BYTES, UnpackedFile, fingerprint_of, shown_name
-from engine.data.records import MAX_ROW_BYTES, Record, SourceForm, picked, too_long
+from engine.data.files.access import MAX_RATIO, RATIO_COUNTS_FROM_BYTES, UnpackedFile
+from engine.data.files.base import BinaryRows
+from engine.data.records import MAX_ROW_BYTES, Record, picked, too_long
 from engine.errors import DatasetError
 
 # What is unpacked at a time: the pages of a row group, one of each column, or a record batch.
@@ -16,32 +17,15 @@ _MAX_PIECE_ROWS = 4096
 _ELEMENT_BYTES = 8  # the least that an element of a list takes, also an empty one
 
 
-class ColumnarRows(ABC):
-    """A file of Arrow's, as groups of rows that are read one by one.
+class ColumnarRows(BinaryRows):
+    """A file of Arrow's, as groups of rows that are read one by one."""
 
-    Args:
-        path: A regular file, or a gzip file of one.
-        unpacked: What the gzip file holds.
-
-    Raises:
-        DatasetError: If it is damaged.
-    """
-
-    label: ClassVar[str]
     article: ClassVar[str] = "a"
     what_is_smaller: ClassVar[str]  # what to make smaller where the groups are too large
 
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
-        self.name = shown_name(path.name)
-        self.form = SourceForm(self.label.lower(), self.label, is_gzipped=unpacked is not None)
-        self.kind = self.form.words
-        self.notes: Sequence[str] = ()
-        self._original = path
-        self._unpacked = unpacked  # lives as long as these rows do
-        self._path = path if unpacked is None else unpacked.path
-        self.size_bytes: int | None = self._path.stat().st_size
+        super().__init__(path, unpacked)
         self._rows_read = 0
-        self.columns: tuple[str, ...] = ()
         self._group_rows: list[int] = []
         with self._errors_explained():
             self._read_groups()
@@ -62,12 +46,7 @@ class ColumnarRows(ABC):
     def bytes_read(self) -> int:
         return round((self.size_bytes or 0) * self._rows_read / max(1, sum(self._group_rows)))
 
-    def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Yield rows from `first_row` on.
-
-        Raises:
-            DatasetError: If the file is damaged, or decompresses to far more than its size.
-        """
+    def records(self, first_row: int = 0) -> Iterator[Record | None]:
         row = 0  # the first of the group
         with self._errors_explained():
             for group, rows in enumerate(self._group_rows):
@@ -76,10 +55,6 @@ class ColumnarRows(ABC):
                         self._rows_read = record.row
                         yield record
                 row += rows
-
-    def approach(self, _first_row: int, /) -> Iterator[None]:
-        """Nothing has to be read before a row but the beginning of its group."""
-        return iter(())
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows; groups that hold none of them are not read."""
@@ -90,9 +65,6 @@ class ColumnarRows(ABC):
                 yield from picked(self.records(here[0]), here)
             first += count
 
-    def fingerprint(self) -> str:
-        return fingerprint_of(self._original)
-
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:
         from pyarrow import ArrowException
@@ -102,8 +74,9 @@ class ColumnarRows(ABC):
         except MemoryError as error:
             raise self._too_large("rows") from error
         except NotImplementedError as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(".")
             raise DatasetError(
-                f"{self.name} is {self.article} {self.label} file with a part that is not supported here: {_first_line(error)}.",
+                f"{self.name} is {self.article} {self.label} file with a part that is not supported here: {reason}.",
                 "Export it again, with other settings or as JSONL.",
             ) from error
         except (OSError, ValueError, ArrowException) as error:
@@ -126,11 +99,6 @@ class ColumnarRows(ABC):
             f"The {what} of the {self.label} file {self.name} decompress to far more than their size on disk.",
             f"Export it again with smaller {self.what_is_smaller}, or as JSONL.",
         )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__
 
 
 def batch_records(batch: Any, first_row: int) -> Iterator[Record]:

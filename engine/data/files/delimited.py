@@ -1,18 +1,19 @@
 """Rows of a CSV or TSV file: delimiter found by looking, quoted cells over several lines, lost quotes survived."""
 
+import contextlib
 import csv
 import itertools
 from collections import deque
 from collections.abc import Iterator
 
 from engine.data.files.access import shown_name
-from engine.data.files.kinds import TextKind, TextReader, TextStart, require_unique
+from engine.data.files.base import TextReader, TextStart, require_unique
 from engine.data.files.text_stream import Line, TextStream, read_lines
 from engine.data.records import (
     MAX_ROW_BYTES,
     Position,
-    ProblemKind,
     Record,
+    RowProblemError,
     SourceForm,
     bad_record,
     not_utf8,
@@ -28,14 +29,14 @@ _MAX_LINES_OF_A_ROW = 5000  # a longer quoted cell has lost its closing quote
 
 
 class DelimitedReader(TextReader):
-    """A CSV file with its delimiter and header known.
-
-    Args:
-        stream: The file.
+    """Cuts a CSV file into rows, by the delimiter and the header that it finds.
 
     Raises:
         DatasetError: If the header is empty, or names a column twice.
     """
+
+    label = "CSV"
+    endings = (".csv", ".tab", ".tsv")
 
     def __init__(self, stream: TextStream) -> None:
         self._stream = stream
@@ -46,20 +47,37 @@ class DelimitedReader(TextReader):
         )
         self.columns = self._read_header()
 
+    @classmethod
+    def recognize(cls, start: TextStart) -> "DelimitedReader | None":
+        try:
+            reader = cls(start.stream)
+        except DatasetError:
+            if start.named is cls:
+                raise
+            return None
+        if start.named is cls:
+            return reader
+        rows = list(itertools.islice(reader.read(Position(0, 1, 0)), 5))
+        width = len(reader.columns)
+        return reader if width > 1 and rows and all(len(row.value or ()) == width for row in rows) else None
+
     def read(self, start: Position) -> Iterator[Record]:
         """Yield rows from `start` on; `Position(0, 1, 0)` begins after the header."""
         lines = _Lines(read_lines(self._stream, start.offset, start.line, blank=True))
-        if start.offset == 0:
-            self._next_row(lines, -1)
+        if start.offset == 0 and (header := lines.next()) is not None:
+            self._row(header, lines, -1)
         row = start.row
-        while (record := self._next_row(lines, row)) is not None:
-            yield record
+        while (first := lines.next()) is not None:
+            yield self._row(first, lines, row)
             row += 1
 
     def _read_header(self) -> tuple[str, ...]:
-        record = self._next_cells(_Lines(read_lines(self._stream, blank=True)))
-        cells = record.cells if record is not None else []
-        named = any(cell.strip() for cell in cells)
+        lines = _Lines(read_lines(self._stream, blank=True))
+        first = lines.next()
+        cells: list[str] = []
+        if first is not None:
+            with contextlib.suppress(RowProblemError):
+                _, cells = self._cells(first, lines)
         columns = tuple(cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1))
         name = shown_name(self._stream.path.name)
         if any("\r" in column.replace("\r\n", "") for column in columns):
@@ -67,33 +85,27 @@ class DelimitedReader(TextReader):
                 f"The first line of {name} contains a carriage return, which ends lines in some files.",
                 "Save it with one kind of line ends.",
             )
-        if not named:
+        if not any(cell.strip() for cell in cells):
             raise DatasetError(f"The first line of {name} names no columns.", "Put the columns' names there.")
         require_unique(columns, name)
         return columns
 
-    def _next_row(self, lines: "_Lines", row: int) -> Record | None:
-        found = self._next_cells(lines)
-        if found is None:
-            return None
-        position = Position(row, found.first.number, found.first.offset)
-        if found.kind is not None:
-            return bad_record(position, found.raw, found.kind, found.problem)
-        cells = found.cells
+    def _row(self, first: Line, lines: "_Lines", row: int) -> Record:
+        position = Position(row, first.number, first.offset)
+        try:
+            raw, cells = self._cells(first, lines)
+        except RowProblemError as problem:
+            return bad_record(position, first.data, problem.kind, problem.problem)
         if len(cells) > len(self.columns):
-            problem = f"it has {len(cells)} cells, and the header names {len(self.columns)} columns"
-            return bad_record(position, found.raw, "csv", problem)
+            reason = f"it has {len(cells)} cells, and the header names {len(self.columns)} columns"
+            return bad_record(position, raw, "csv", reason)
         # Cells that are missing at the end are missing columns, and reported as such if they are needed.
-        value = dict(zip(self.columns, cells, strict=False))
-        return Record(row, found.first.number, value, found.raw, found.first.offset)
+        return Record(row, first.number, dict(zip(self.columns, cells, strict=False)), raw, first.offset)
 
-    def _next_cells(self, lines: "_Lines") -> "_Cells | None":
-        """Return the cells of the next row, over as many lines as its quotes stay open."""
-        first = lines.next()
-        if first is None:
-            return None
+    def _cells(self, first: Line, lines: "_Lines") -> tuple[bytes, list[str]]:
+        """Return a row and its cells, over as many lines as its quotes stay open."""
         if first.size_bytes > len(first.data):
-            return _Cells(first, first.data, kind="too_long", problem=too_long(first.size_bytes))
+            raise RowProblemError("too_long", too_long(first.size_bytes))
         taken = [first]
         try:
             # Over several lines, a closing quote must end a cell; else another row's quote closed this one's.
@@ -101,23 +113,23 @@ class DelimitedReader(TextReader):
         except UnicodeDecodeError as error:
             lines.push_back(taken[1:])
             before = sum(len(line.data) + 1 for line in taken[:-1])
-            return _Cells(first, first.data, kind="not_utf8", problem=not_utf8(error, before))
+            raise RowProblemError("not_utf8", not_utf8(error, before)) from error
         except csv.Error as error:
             lines.push_back(taken[1:])
             if len(taken) == 1 and _NOT_CLOSED not in str(error):
-                return self._cells_of_an_odd_line(first)
-            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
+                return first.data, self._cells_of_an_odd_line(first)
+            raise RowProblemError("csv", _NEVER_CLOSED) from error
         if len(taken) > 1 and self.columns and len(cells) != len(self.columns):
             lines.push_back(taken[1:])  # the other lines get their chance
-            return _Cells(first, first.data, kind="csv", problem=_NEVER_CLOSED)
-        return _Cells(first, b"\n".join(line.data for line in taken), _shown(cells))
+            raise RowProblemError("csv", _NEVER_CLOSED)
+        return b"\n".join(line.data for line in taken), _shown(cells)
 
-    def _cells_of_an_odd_line(self, line: Line) -> "_Cells":
+    def _cells_of_an_odd_line(self, line: Line) -> list[str]:
         """Return the cells of a line with a misplaced quotation mark, which is read as an ordinary character."""
         try:
-            return _Cells(line, line.data, _shown(next(csv.reader([_text_of(line)], delimiter=self.delimiter))))
+            return _shown(next(csv.reader([_text_of(line)], delimiter=self.delimiter)))
         except csv.Error as error:
-            return _Cells(line, line.data, kind="csv", problem=f"not readable as CSV: {error}")
+            raise RowProblemError("csv", f"not readable as CSV: {error}") from error
 
 
 def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
@@ -143,25 +155,6 @@ def _text_of(line: Line) -> str:
 
 def _shown(cells: list[str]) -> list[str]:
     return [cell.replace(_VEILED_RETURN, "\r") if _VEILED_RETURN in cell else cell for cell in cells]
-
-
-class _Cells:
-    """What was read of one row."""
-
-    def __init__(
-        self,
-        first: Line,
-        raw: bytes,
-        cells: list[str] | None = None,
-        *,
-        kind: ProblemKind | None = None,
-        problem: str = "",
-    ) -> None:
-        self.first = first
-        self.raw = raw
-        self.cells = cells or []
-        self.kind = kind
-        self.problem = problem
 
 
 class _Lines:
@@ -200,18 +193,3 @@ def _sniff_delimiter(head: str) -> str:
         if score > best_score:
             best, best_score = delimiter, score
     return best
-
-
-def _recognize(start: TextStart) -> DelimitedReader | None:
-    if start.named is DELIMITED:
-        return DelimitedReader(start.stream)
-    try:
-        reader = DelimitedReader(start.stream)
-    except DatasetError:
-        return None
-    rows = list(itertools.islice(reader.read(Position(0, 1, 0)), 5))
-    width = len(reader.columns)
-    return reader if width > 1 and rows and all(len(row.value or ()) == width for row in rows) else None
-
-
-DELIMITED = TextKind("CSV", (".csv", ".tab", ".tsv"), _recognize)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from json import JSONDecoder
 from typing import Any
 
-from engine.data.files.kinds import TextKind, TextReader, TextStart
-from engine.data.files.text_stream import TextStream, read_lines
+from engine.data.files.base import TextReader, TextStart
+from engine.data.files.text_stream import Line, TextStream, read_lines
 from engine.data.formats.turns import conversation_column
 from engine.data.records import (
     MAX_ROW_BYTES,
@@ -94,12 +94,10 @@ def _why(error: json.JSONDecodeError) -> str:
 
 
 class JsonLinesReader(TextReader):
-    """A JSONL file.
+    """Cuts a JSONL file into rows; `lists` where its lines are lists of turns."""
 
-    Args:
-        stream: The file.
-        lists: Whether its lines are lists of turns.
-    """
+    label = "JSON Lines"
+    endings = (".jsonl", ".jsonlines", ".ndjson")
 
     def __init__(self, stream: TextStream, *, lists: bool = False) -> None:
         self._stream = stream
@@ -109,39 +107,65 @@ class JsonLinesReader(TextReader):
             else SourceForm("json_lines", "JSON Lines")
         )
 
+    @classmethod
+    def recognize(cls, start: TextStart) -> "JsonLinesReader | None":
+        first = start.head[:1]
+        is_named = start.named in (JsonValuesReader, cls)
+        if first == b"[":
+            has_lists = (is_named or start.named is None) and _has_list_lines(start)
+            return cls(start.stream, lists=True) if has_lists else None
+        if first == b"{":
+            return cls(start.stream) if start.named is cls or _ends_on_first_line(start) else None
+        return cls(start.stream) if is_named else None
+
     def read(self, start: Position) -> Iterator[Record]:
-        """Yield rows from `start` on."""
-        return (record for record in self._read(start, None) if record is not None)
+        return (_line_record(position, line) for position, line in self._lines(start))
 
     def pick(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
         """Yield rows from `start` on, with None in place of those that are not wanted, which are not parsed."""
-        return self._read(start, wanted)
-
-    def _read(self, start: Position, wanted: frozenset[int] | None) -> Iterator[Record | None]:
-        row = start.row
-        for line in read_lines(self._stream, start.offset, start.line):
-            if wanted is not None and row not in wanted:
-                yield None
-            elif line.size_bytes > len(line.data):
-                position = Position(row, line.number, line.offset)
-                yield bad_record(position, line.data, "too_long", too_long(line.size_bytes))
-            else:
-                yield json_record(Position(row, line.number, line.offset), line.data)
-            row += 1
+        return (
+            _line_record(position, line) if position.row in wanted else None for position, line in self._lines(start)
+        )
 
     def positions(self, start: Position) -> Iterator[Position]:
         """Yield where rows begin, from `start` on, without parsing rows."""
-        row = start.row
-        for line in read_lines(self._stream, start.offset, start.line):
-            yield Position(row, line.number, line.offset)
-            row += 1
+        return (position for position, _ in self._lines(start))
+
+    def _lines(self, start: Position) -> Iterator[tuple[Position, Line]]:
+        for row, line in enumerate(read_lines(self._stream, start.offset, start.line), start.row):
+            yield Position(row, line.number, line.offset), line
+
+
+def _line_record(position: Position, line: Line) -> Record:
+    if line.size_bytes > len(line.data):
+        return bad_record(position, line.data, "too_long", too_long(line.size_bytes))
+    return json_record(position, line.data)
+
+
+def _ends_on_first_line(start: TextStart) -> bool:
+    line = start.head.split(b"\n", 1)[0].strip()
+    return line.endswith(b"}") or len(line) == len(start.head) == len(start.stream.head())
+
+
+def _has_list_lines(start: TextStart) -> bool:
+    """Return whether a file that begins with a bracket has a list on each line, and not one array over all of them."""
+    head = start.head
+    if b"\n" not in head:
+        head = start.stream.head(MAX_ROW_BYTES + 1).lstrip()
+        if b"\n" not in head and len(head) > MAX_ROW_BYTES:
+            return False
+    first, _, rest = head.partition(b"\n")
+    if not first.rstrip().endswith(b"]"):
+        return False
+    if rest.strip():
+        return rest.lstrip()[:1] in (b"[", b"{")
+    return start.named is JsonLinesReader and json_record(Position(0, 1, 0), first).value is not None
 
 
 # A whole string at once, so brackets inside of it do not count. JSON strings hold no line feeds, so one that is
 # never closed ends with its line, and the rows after it are found again. A string may also continue in the next chunk.
 _TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
 _STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')
-_TRAILING_BACKSLASHES = re.compile(rb"\\*\Z")
 _QUOTE, _COMMA, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'",{[}]'
 _PARTNER = {_CLOSE_OBJECT: _OPEN_OBJECT, _CLOSE_ARRAY: _OPEN_ARRAY}
 _SPACE = b" \t\r\n"
@@ -149,12 +173,10 @@ _MAX_DEPTH = 1_000_000
 
 
 class JsonValuesReader(TextReader):
-    """Cuts a stream of JSON into its rows, holding one row at a time.
+    """Cuts a stream of JSON, in which rows are in one array or follow each other, holding one row at a time."""
 
-    Args:
-        stream: The file.
-        array: Whether the rows are in one array; else they follow each other.
-    """
+    label = "JSON"
+    endings = (".json",)
 
     def __init__(self, stream: TextStream, array: bool) -> None:
         self._stream = stream
@@ -166,8 +188,13 @@ class JsonValuesReader(TextReader):
             else SourceForm("json_objects", "JSON objects over several lines")
         )
 
+    @classmethod
+    def recognize(cls, start: TextStart) -> "JsonValuesReader | None":
+        first = start.head[:1]
+        is_array = first == b"[" and start.named in (cls, JsonLinesReader, None)
+        return cls(start.stream, is_array) if is_array or first == b"{" else None
+
     def read(self, start: Position) -> Iterator[Record]:
-        """Yield rows from `start` on; `Position(0, 1, 0)` begins with the file."""
         scanner = _Scanner(start, self._array)
         chunks = self._stream.chunks(start.offset)
         for chunk in chunks:
@@ -300,48 +327,4 @@ def _is_closed(string: bytes) -> bool:
 
 
 def _ends_escaped(text: bytes) -> bool:
-    match = _TRAILING_BACKSLASHES.search(text)
-    return match is not None and len(match.group()) % 2 == 1
-
-
-def _recognize_lines(start: TextStart) -> JsonLinesReader | None:
-    first = start.head[:1]
-    is_named = start.named in (JSON, JSON_LINES)
-    if first == b"[":
-        has_lists = (is_named or start.named is None) and _has_list_lines(start)
-        return JsonLinesReader(start.stream, lists=True) if has_lists else None
-    if first == b"{":
-        is_lines = start.named is JSON_LINES or _ends_on_first_line(start)
-        return JsonLinesReader(start.stream) if is_lines else None
-    return JsonLinesReader(start.stream) if is_named else None
-
-
-def _recognize_values(start: TextStart) -> JsonValuesReader | None:
-    first = start.head[:1]
-    if first == b"[":
-        return JsonValuesReader(start.stream, array=True) if start.named in (JSON, JSON_LINES, None) else None
-    return JsonValuesReader(start.stream, array=False) if first == b"{" else None
-
-
-def _ends_on_first_line(start: TextStart) -> bool:
-    line = start.head.split(b"\n", 1)[0].strip()
-    return line.endswith(b"}") or len(line) == len(start.head) == len(start.stream.head())
-
-
-def _has_list_lines(start: TextStart) -> bool:
-    """Return whether a file that begins with a bracket has a list on each line, and not one array over all of them."""
-    head = start.head
-    if b"\n" not in head:
-        head = start.stream.head(MAX_ROW_BYTES + 1).lstrip()
-        if b"\n" not in head and len(head) > MAX_ROW_BYTES:
-            return False
-    first, _, rest = head.partition(b"\n")
-    if not first.rstrip().endswith(b"]"):
-        return False
-    if rest.strip():
-        return rest.lstrip()[:1] in (b"[", b"{")
-    return start.named is JSON_LINES and json_record(Position(0, 1, 0), first).value is not None
-
-
-JSON_LINES = TextKind("JSON Lines", (".jsonl", ".jsonlines", ".ndjson"), _recognize_lines)
-JSON = TextKind("JSON", (".json",), _recognize_values)
+    return (len(text) - len(text.rstrip(b"\\"))) % 2 == 1

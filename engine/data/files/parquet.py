@@ -3,12 +3,22 @@
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from engine.data.files.access import (
-    open_regular,
-)
+from engine.data.files.access import open_regular
 from engine.data.files.arrow_rows import ColumnarRows, batch_records, row_sizes, value_count
-from engine.data.files.kinds import BinaryKind
-from engine.data.records import MAX_ROW_BYTES, Record
+from engine.data.records import MAX_ROW_BYTES, Record, SourceForm
+
+_MAGIC = b"PAR1"
+_BATCH_ROWS = 256
+
+# Where values are shared, each batch carries all of them along.
+_SHARED_BATCH_ROWS = 4096
+_MAX_FOOTER_BYTES = 64 << 20
+
+# What a batch may take in memory, wherever a single row does not take more.
+_BATCH_BYTES = 64 << 20
+
+# Values in the lists of a column: one row may hold all of them, and a run of equal ones takes no room in the file.
+_RATIO_COUNTS_FROM_VALUES = 32 << 20
 
 _MAX_HEADER_BYTES = 1 << 20
 _HEADER_GUESS_BYTES = 512
@@ -45,22 +55,12 @@ def read_pages(file: BinaryIO, start: int, size: int) -> Iterator[Page]:
         packed, unpacked = header.get(_PACKED), header.get(_UNPACKED)
         if not isinstance(packed, int) or not isinstance(unpacked, int) or packed < 0 or unpacked < 0:
             raise ValueError("a page has no size")
-        yield _page(header, unpacked, packed)
+        is_dictionary = header.get(_TYPE) == _DICTIONARY_PAGE
+        inner = header.get(_DICTIONARY if is_dictionary else _DATA) or header.get(_DATA_V2) or {}
+        encoding = inner.get(_ENCODING_V2 if _DATA_V2 in header and not is_dictionary else _ENCODING)
+        values = max(0, int(inner.get(_VALUES, 0)))
+        yield Page(unpacked, packed, values, is_dictionary, encoding == _PREFIXED, encoding in _BY_DICTIONARY)
         place += header_bytes + packed
-
-
-def _page(header: dict[int, Any], unpacked: int, packed: int) -> Page:
-    is_dictionary = header.get(_TYPE) == _DICTIONARY_PAGE
-    inner = header.get(_DICTIONARY if is_dictionary else _DATA) or header.get(_DATA_V2) or {}
-    encoding = inner.get(_ENCODING_V2 if _DATA_V2 in header and not is_dictionary else _ENCODING)
-    return Page(
-        unpacked,
-        packed,
-        max(0, int(inner.get(_VALUES, 0))),
-        is_dictionary,
-        encoding == _PREFIXED,
-        encoding in _BY_DICTIONARY,
-    )
 
 
 def _read_header(file: BinaryIO, place: int, end: int) -> tuple[dict[int, Any], int]:
@@ -140,21 +140,6 @@ class _Compact:
         return (value >> 1) ^ -(value & 1)
 
 
-PARQUET_MAGIC = b"PAR1"
-_BATCH_ROWS = 256
-
-# Where values are shared, each batch carries all of them along.
-_SHARED_BATCH_ROWS = 4096
-_MAX_FOOTER_BYTES = 64 << 20
-
-# What a batch may take in memory, wherever a single row does not take more.
-_BATCH_BYTES = 64 << 20
-
-
-# Values in the lists of a column: one row may hold all of them, and a run of equal ones takes no room in the file.
-_RATIO_COUNTS_FROM_VALUES = 32 << 20
-
-
 class _Column(NamedTuple):
     """How a column of one row group becomes rows."""
 
@@ -169,6 +154,9 @@ class ParquetRows(ColumnarRows):
     """A Parquet file."""
 
     label = "Parquet"
+    endings = (".parquet",)
+    magics = (_MAGIC,)
+    form = SourceForm("parquet", "Parquet")
     what_is_smaller = "pages and row groups"
 
     def _read_groups(self) -> None:
@@ -259,7 +247,7 @@ class ParquetRows(ColumnarRows):
             size = file.seek(0, 2)
             file.seek(max(0, size - 8))
             tail = file.read(8)
-        if tail[4:] != PARQUET_MAGIC or int.from_bytes(tail[:4], "little") > min(size, _MAX_FOOTER_BYTES):
+        if tail[4:] != _MAGIC or int.from_bytes(tail[:4], "little") > min(size, _MAX_FOOTER_BYTES):
             raise self._damaged()
         # Else a whole row group is read, and held together with what is made of it.
         reading = {"memory_map": False, "pre_buffer": False, "buffer_size": 1 << 20}
@@ -268,6 +256,3 @@ class ParquetRows(ColumnarRows):
 
 def _rows_at_once(row_bytes: float, most: int) -> int:
     return max(1, min(most, int(_BATCH_BYTES / max(1.0, row_bytes))))
-
-
-PARQUET = BinaryKind("Parquet", (".parquet",), (PARQUET_MAGIC,), ParquetRows)

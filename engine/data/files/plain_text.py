@@ -2,33 +2,36 @@
 
 from collections.abc import Iterator
 
-from engine.data.files.kinds import TextKind, TextReader
+from engine.data.files.base import TextReader, TextStart
 from engine.data.files.text_stream import Line, TextStream, read_lines
 from engine.data.records import MAX_ROW_BYTES, Position, Record, SourceForm, bad_record, not_utf8, too_long
 
-TEXT_COLUMN = "text"
+_TEXT_COLUMN = "text"
 
 
 class PlainTextReader(TextReader):
-    """A text file.
+    """Cuts a text file into rows."""
 
-    Args:
-        stream: The file.
-    """
+    label = "plain text"
+    endings = (".txt", ".text", ".md")
+    trusts_ending = True
+    columns = (_TEXT_COLUMN,)
 
     def __init__(self, stream: TextStream) -> None:
         self._stream = stream
         lines = stream.head().rstrip().split(b"\n")
         self._by_paragraph = any(not line.strip() for line in lines)
-        self.columns = (TEXT_COLUMN,)
         self.form = (
             SourceForm("paragraphs", "plain text, a row for each paragraph")
             if self._by_paragraph
             else SourceForm("lines", "plain text, a row for each line")
         )
 
+    @classmethod
+    def recognize(cls, start: TextStart) -> "PlainTextReader":
+        return cls(start.stream)
+
     def read(self, start: Position) -> Iterator[Record]:
-        """Yield rows from `start` on."""
         row = start.row
         lines: list[Line] = []
         size_bytes = 0
@@ -56,9 +59,4 @@ def _record(row: int, lines: list[Line], size_bytes: int) -> Record:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return bad_record(position, raw, "not_utf8", not_utf8(error))
-    return Record(row, position.line, {TEXT_COLUMN: text.replace("\r\n", "\n").rstrip("\r")}, raw, position.offset)
-
-
-PLAIN_TEXT = TextKind(
-    "plain text", (".txt", ".text", ".md"), lambda start: PlainTextReader(start.stream), trusts_ending=True
-)
+    return Record(row, position.line, {_TEXT_COLUMN: text.replace("\r\n", "\n").rstrip("\r")}, raw, position.offset)

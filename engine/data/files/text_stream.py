@@ -3,7 +3,6 @@
 import codecs
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,10 +15,7 @@ SNIFF_BYTES = 1 << 16
 
 _NOT_TEXT: tuple[tuple[bytes, str], ...] = (
     (b"\xd0\xcf\x11\xe0", "an old or an encrypted Office document"),
-    (b"\x80\x02", "a pickle, which is never opened because it can run code"),
-    (b"\x80\x03", "a pickle, which is never opened because it can run code"),
-    (b"\x80\x04", "a pickle, which is never opened because it can run code"),
-    (b"\x80\x05", "a pickle, which is never opened because it can run code"),
+    *((bytes((0x80, version)), "a pickle, which is never opened because it can run code") for version in range(2, 6)),
     (b"BZh", "compressed with bzip2"),
     (b"\xfd7zXZ\x00", "compressed with xz"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
@@ -33,24 +29,8 @@ _NOT_TEXT: tuple[tuple[bytes, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class _Encoding:
-    name: str  # of Python's codec
-    mark_bytes: int  # length of the byte order mark
-
-
-class _Approached(NamedTuple):
-    """The stream unpacked up to an offset."""
-
-    offset: int
-    pieces: Iterator[bytes]  # what follows
-
-
 class TextStream:
     """A file opened as UTF-8. Offsets count bytes of the UTF-8 stream, after everything is unwrapped.
-
-    Args:
-        path: A regular file.
 
     Raises:
         DatasetError: If it cannot be read, or is not text.
@@ -62,29 +42,24 @@ class TextStream:
         with open_regular(path) as file:
             self.size_bytes = file.seek(0, 2)
             file.seek(0)
-            self._compressed = file.read(2) == GZIP_MAGIC
-        self._encoding = _Encoding("utf-8", 0)
+            self.is_gzipped = file.read(2) == GZIP_MAGIC
+            file.seek(0)
+            start = next(self._raw(file, 0), b"")[:SNIFF_BYTES]
+        for magic, what in _NOT_TEXT:
+            if start.startswith(magic):
+                raise DatasetError(
+                    f"{shown_name(path.name)} is {what}.",
+                    "Export the rows as JSONL, CSV, Excel, Parquet or Arrow, and choose that file.",
+                )
+        self.encoding, self._mark_bytes = _encoding_of(start)
         self._old_line_ends = False
-        self._approached: _Approached | None = None
-        start = self._sniff_start()
-        self._refuse_other_files(start)
-        self._encoding = _encoding_of(start)
+        self._approached: tuple[int, Iterator[bytes]] | None = None  # an offset, and the stream from there on
         self._old_line_ends = b"\r" in self.head() and b"\n" not in self.head()
 
     @property
     def seeks(self) -> bool:
         """Whether an offset of the stream is one of the file."""
-        return not self._compressed and self._encoding.name == "utf-8"
-
-    @property
-    def encoding(self) -> str:
-        """Of the file, by its byte order mark: a name of Python's codecs."""
-        return self._encoding.name
-
-    @property
-    def is_gzipped(self) -> bool:
-        """Whether the file is packed."""
-        return self._compressed
+        return not self.is_gzipped and self.encoding == "utf-8"
 
     def head(self, size: int = SNIFF_BYTES) -> bytes:
         """Return the first bytes of the stream."""
@@ -113,15 +88,15 @@ class TextStream:
         pieces = self._pieces(offset)
         for piece in pieces:
             if piece:
-                self._approached = _Approached(offset, itertools.chain((piece,), pieces))
+                self._approached = (offset, itertools.chain((piece,), pieces))
                 return
             yield
 
     def _pieces(self, offset: int) -> Iterator[bytes]:
         """Yield the stream from `offset` on; what is unpacked before it comes as empty pieces."""
         approached, self._approached = self._approached, None
-        if approached is not None and approached.offset == offset:
-            yield from approached.pieces
+        if approached is not None and approached[0] == offset:
+            yield from approached[1]
             return
         skip = 0 if self.seeks else offset
         for piece in self._unwrapped(offset if self.seeks else 0):
@@ -130,11 +105,11 @@ class TextStream:
 
     def _unwrapped(self, offset: int) -> Iterator[bytes]:
         with open_regular(self.path) as file:
-            if self._encoding.name == "utf-8":
-                yield from self._raw(file, offset + self._encoding.mark_bytes)
+            if self.encoding == "utf-8":
+                yield from self._raw(file, offset + self._mark_bytes)
                 return
-            decoder = codecs.getincrementaldecoder(self._encoding.name)(errors="surrogatepass")
-            for piece in self._raw(file, self._encoding.mark_bytes):
+            decoder = codecs.getincrementaldecoder(self.encoding)(errors="surrogatepass")
+            for piece in self._raw(file, self._mark_bytes):
                 yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
             try:
                 yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
@@ -142,60 +117,43 @@ class TextStream:
                 return  # the last character is cut in half; its row is cut off as well, and reported
 
     def _raw(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
-        if not self._compressed:
+        """Yield the bytes of the file, without gzip, from `offset` on."""
+        if self.is_gzipped:
+            pieces, skip = unpacked_pieces(file, self.path.name, CHUNK_BYTES), offset
+        else:
             file.seek(offset)
-            while piece := file.read(CHUNK_BYTES):
-                self.bytes_read = file.tell()
-                yield piece
-            return
-        yield from self._decompressed(file, offset)
-
-    def _decompressed(self, file: BinaryIO, skip: int) -> Iterator[bytes]:
-        for piece in unpacked_pieces(file, self.path.name, CHUNK_BYTES):
+            pieces, skip = iter(lambda: file.read(CHUNK_BYTES), b""), 0
+        for piece in pieces:
             self.bytes_read = file.tell()
             yield piece[skip:]
             skip = max(0, skip - len(piece))
 
-    def _sniff_start(self) -> bytes:
-        with open_regular(self.path) as file:
-            return next(self._raw(file, 0), b"")[:SNIFF_BYTES]
 
-    def _refuse_other_files(self, start: bytes) -> None:
-        for magic, what in _NOT_TEXT:
-            if start.startswith(magic):
-                raise DatasetError(
-                    f"{shown_name(self.path.name)} is {what}.",
-                    "Export the rows as JSONL, CSV, Excel, Parquet or Arrow, and choose that file.",
-                )
-
-
-def _encoding_of(start: bytes) -> _Encoding:
+def _encoding_of(start: bytes) -> tuple[str, int]:
+    """Return a name of Python's codecs, and the length of the byte order mark."""
     if start.startswith(codecs.BOM_UTF8):
-        return _Encoding("utf-8", 3)
+        return "utf-8", 3
     if start.startswith(codecs.BOM_UTF16_LE):
-        return _Encoding("utf-16-le", 2)
+        return "utf-16-le", 2
     if start.startswith(codecs.BOM_UTF16_BE):
-        return _Encoding("utf-16-be", 2)
+        return "utf-16-be", 2
     # Without a mark: data files hold much ASCII, of which UTF-16 makes every other byte zero.
     first, second = start[::2].count(0), start[1::2].count(0)
     many, few = len(start) // 8, 1 + len(start) // 100
     if len(start) >= 4 and second > many and first <= few:
-        return _Encoding("utf-16-le", 0)
+        return "utf-16-le", 0
     if len(start) >= 4 and first > many and second <= few:
-        return _Encoding("utf-16-be", 0)
-    return _Encoding("utf-8", 0)
+        return "utf-16-be", 0
+    return "utf-8", 0
 
 
-class Line:
+class Line(NamedTuple):
     """One line of a file: its bytes up to the bound, and how long it really is."""
 
-    __slots__ = ("data", "number", "offset", "size_bytes")
-
-    def __init__(self, data: bytes, number: int, offset: int, size_bytes: int) -> None:
-        self.data = data
-        self.number = number  # from 1
-        self.offset = offset
-        self.size_bytes = size_bytes
+    data: bytes
+    number: int  # from 1
+    offset: int
+    size_bytes: int
 
 
 def read_lines(stream: TextStream, offset: int = 0, number: int = 1, *, blank: bool = False) -> Iterator[Line]:

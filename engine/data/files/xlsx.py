@@ -4,29 +4,21 @@
 checked before anything of it is unpacked, and how much of a sheet there may be without the end of a row.
 """
 
+import functools
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
-from itertools import dropwhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from engine.data.files.access import (
-    MAX_RATIO,
-    RATIO_COUNTS_FROM_BYTES,
-    UnpackedFile,
-    fingerprint_of,
-    open_regular,
-    shown_name,
-)
-from engine.data.files.kinds import BinaryKind, require_unique
-from engine.data.records import MAX_ROW_BYTES, Position, Record, SourceForm, bad_record, picked, too_long
+from engine.data.files.access import MAX_RATIO, RATIO_COUNTS_FROM_BYTES, UnpackedFile, open_regular, shown_name
+from engine.data.files.base import BinaryRows, require_unique
+from engine.data.records import MAX_ROW_BYTES, Position, Record, SourceForm, bad_record, too_long
 from engine.errors import DatasetError
 from engine.processes.limits import TimeLimitError, time_limit
 
-_MAGIC = b"PK\x03\x04"
 _END_OF_ARCHIVE = b"PK\x05\x06"
 _END_BYTES = 22 + 65_535  # with the longest comment
 _MAX_LISTING_BYTES = 1 << 20
@@ -39,38 +31,18 @@ _MAX_OPEN_BYTES = 4 * MAX_ROW_BYTES  # of XML without the end of a row
 _MAX_OPEN_TAGS = 65_536  # Excel has 16,384 columns
 
 
-class _Sheet(NamedTuple):
-    """A sheet, and what its cells refer to."""
+class XlsxRows(BinaryRows):
+    """An Excel workbook."""
 
-    path: str
-    strings: Sequence[str]
-    epoch: Any
-    date_formats: set[int]
-    timedelta_formats: set[int]
-
-
-class XlsxRows:
-    """An Excel workbook.
-
-    Args:
-        path: A regular file that begins as a zip archive does, or a gzip file of one.
-        unpacked: What the gzip file holds.
-
-    Raises:
-        DatasetError: If it is not a workbook, is damaged or too large, or its sheets have no rows.
-    """
+    label = "Excel"
+    endings = (".xlsx",)
+    magics = (b"PK\x03\x04",)
+    form = SourceForm("xlsx", "Excel workbook")
+    bytes_read = 0
+    total_rows: int | None = None
 
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
-        self.name = shown_name(path.name)
-        self.form = SourceForm("xlsx", "Excel workbook", is_gzipped=unpacked is not None)
-        self.kind = self.form.words
-        self._original = path
-        self._unpacked = unpacked  # lives as long as these rows do
-        self._path = path if unpacked is None else unpacked.path
-        self.size_bytes: int | None = self._path.stat().st_size
-        self.bytes_read = 0
-        self.total_rows: int | None = None
-        self._ahead: tuple[int, Iterator[Record]] | None = None
+        super().__init__(path, unpacked)
         with self._errors_explained(), self._archive() as archive, time_limit(_OPEN_SECONDS):
             sheets = self._open(archive)
         self._header: dict[int, str] = {}
@@ -82,44 +54,21 @@ class XlsxRows:
             raise DatasetError(f"The sheets of {self.name} are empty.", "Choose a workbook with rows in it.")
         self.columns = tuple(self._header.values())
         require_unique(self.columns, self.name)
-        self.notes: Sequence[str] = []
         if len(sheets) > 1:
-            title = next(title for title, sheet in sheets.items() if sheet is self._sheet)
+            title = next(title for title, path in sheets.items() if path == self._sheet)
             self.notes = [f"Only the sheet {shown_name(title, 40)} is read; the workbook has {len(sheets):,} sheets."]
 
-    def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Yield rows from `first_row` on; all before it are read again, unless they were approached.
+    def records(self, first_row: int = 0) -> Iterator[Record | None]:
+        """Yield rows from `first_row` on, with None for each before it, as all of them are read again."""
+        return (record if record.row >= first_row else None for record in self._read())
 
-        Raises:
-            DatasetError: If the sheet is damaged, or a row of it is too large.
-        """
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == first_row:
-            return ahead[1]
-        return dropwhile(lambda record: record.row < first_row, self._read())
-
-    def approach(self, first_row: int, /) -> Iterator[None]:
-        """Read the rows before `first_row` one by one."""
-        rows = self._read()
-        for _ in range(first_row):
-            if next(rows, None) is None:
-                break
-            yield
-        self._ahead = (first_row, rows)
-
-    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Yield some rows, in one pass."""
-        return picked(self.records(rows[0]), rows)
-
-    def fingerprint(self) -> str:
-        return fingerprint_of(self._original)
-
-    def _open(self, archive: zipfile.ZipFile) -> dict[str, _Sheet]:
-        """Return the sheets that are not hidden, by their titles."""
+    def _open(self, archive: zipfile.ZipFile) -> dict[str, str]:
+        """Return the paths of the sheets that are not hidden, by their titles."""
         import warnings
 
         from openpyxl.reader.excel import ExcelReader
         from openpyxl.styles.stylesheet import apply_stylesheet
+        from openpyxl.worksheet._reader import WorkSheetParser
 
         self._require_bounded(archive)
         reader = ExcelReader(archive.fp, read_only=True, data_only=True, keep_links=False)
@@ -129,12 +78,17 @@ class XlsxRows:
             reader.read_strings()
             reader.read_workbook()
             apply_stylesheet(reader.archive, reader.wb)  # distinguishes dates from numbers
-        book = reader.wb
-        # Its worksheets are left alone: for a sheet that does not give its dimensions, they read all of it.
+        self._parser = functools.partial(
+            WorkSheetParser,
+            shared_strings=reader.shared_strings,
+            data_only=True,
+            epoch=reader.wb.epoch,
+            date_formats=reader.wb._date_formats,
+            timedelta_formats=reader.wb._timedelta_formats,
+        )
+        # The workbook's own sheets are left alone: for one that does not give its dimensions, they read all of it.
         return {
-            sheet.name: _Sheet(
-                relation.target, reader.shared_strings, book.epoch, book._date_formats, book._timedelta_formats
-            )
+            sheet.name: relation.target
             for sheet, relation in reader.parser.find_sheets()
             if sheet.state == "visible" and relation.target in archive.namelist()
         }
@@ -190,20 +144,13 @@ class XlsxRows:
 
     def _rows(self) -> Iterator[tuple[int, dict[int, str]]]:
         """Yield rows of the sheet: their numbers in it, and the texts of their cells by the numbers of columns."""
-        from openpyxl.worksheet._reader import DATA_TAG, ROW_TAG, WorkSheetParser
+        from openpyxl.worksheet._reader import DATA_TAG, ROW_TAG
         from openpyxl.xml.functions import iterparse
 
-        with self._errors_explained(), self._archive() as archive, archive.open(self._sheet.path) as stream:
+        with self._errors_explained(), self._archive() as archive, archive.open(self._sheet) as stream:
             guarded = _GuardedXml(stream)
-            size = max(1, archive.getinfo(self._sheet.path).file_size)
-            parser = WorkSheetParser(
-                guarded,
-                self._sheet.strings,
-                data_only=True,
-                epoch=self._sheet.epoch,
-                date_formats=self._sheet.date_formats,
-                timedelta_formats=self._sheet.timedelta_formats,
-            )
+            size = max(1, archive.getinfo(self._sheet).file_size)
+            parser = self._parser(guarded)
             rows = None
             for event, element in iterparse(guarded, events=("start", "end")):
                 if element.tag == DATA_TAG:
@@ -295,6 +242,3 @@ def _text(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds") if value.time() != datetime.min.time() else value.date().isoformat()
     return value.isoformat() if isinstance(value, date) else str(value)
-
-
-XLSX = BinaryKind("Excel", (".xlsx",), (_MAGIC,), XlsxRows)

@@ -1,31 +1,49 @@
-"""The data formats, one object each, and which of them a dataset has. To add a format, write its module and name it here."""
+"""The data formats, one object each: which of them a dataset has, and which of its columns that one leaves unread.
 
-from collections.abc import Mapping, Sequence
+To add a format, write its module and name it here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from engine.config.run import DataFormatName, DatasetConfig
 from engine.data.conversation import Conversation, Example
-from engine.data.formats.alpaca import ALPACA
-from engine.data.formats.base import TURN_FIELDS, Cells, DataFormat, Detection, Table
+from engine.data.files.access import shown_name
+from engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
 from engine.data.formats.conversations import MESSAGES, SHAREGPT
-from engine.data.formats.prompt_completion import PROMPT_COMPLETION
+from engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
 from engine.data.formats.text import TEXT
-from engine.data.formats.turns import are_single_turns, turn_list
+from engine.data.formats.turns import are_single_turns, is_turn, turn_list
 from engine.data.records import RowProblemError
 from engine.errors import DatasetError
 
 FORMATS: dict[str, DataFormat] = {
     format_.name: format_ for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT)
 }
+_ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
+
+# Names of columns that hold a part of the row, whatever is in them.
+_TELLING = _ROLES.union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
+
+# Words in the names of columns that describe a row and are not part of it.
+_ABOUT_ROWS = frozenset(
+    """
+    id ids uid uuid guid idx index key hash md5 sha sha1 sha256 url urls uri link links source sources origin src
+    provenance path file filename folder category categories topic topics subject tag tags label labels class type
+    kind task tasks domain field genre score scores rating rank quality reward likes votes count length tokens
+    difficulty level lang langs language languages locale country license licence date time timestamp created
+    updated modified year model models engine generator annotator worker author user username name title split
+    subset dataset datasets config version status flag license doi email
+    """.split()
+)
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 class Converter:
-    """Reads rows in the format that was detected.
-
-    Args:
-        detection: The format and the columns that hold it.
-    """
+    """Reads rows in the format that was detected."""
 
     def __init__(self, detection: Detection) -> None:
         self._format = FORMATS[detection.format]
@@ -49,16 +67,12 @@ class Converter:
 
 
 def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> Detection:
-    """Decide the format from the first rows, or take the one that the person chose.
-
-    Args:
-        config: `format` and `column_map` override what is seen.
-        rows: The first rows that could be read.
+    """Decide the format from the first rows; `format` and `column_map` of the config override what is seen.
 
     Raises:
         DatasetError: If no format fits; names the columns that are there.
     """
-    names = _column_names(rows)
+    names = column_names(rows)
     mapped = dict(config.column_map)
     if config.format != "auto":
         return _chosen(FORMATS[config.format], names, mapped, "chosen by you")
@@ -94,7 +108,7 @@ def likeliest_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -
     """
     if config.format != "auto":
         return config.format
-    names = _column_names(rows)
+    names = column_names(rows)
     plain = {_plain(name) for name in names}
     known = {
         format_.name: sum(
@@ -112,11 +126,9 @@ def likeliest_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -
     return (PROMPT_COMPLETION if len(names) > 1 else TEXT).name
 
 
-def _column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    names: dict[str, None] = {}
-    for row in rows:
-        names.update(dict.fromkeys(row))
-    return list(names)
+def column_names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of columns in the order in which they are seen."""
+    return tuple(dict.fromkeys(name for row in rows for name in row))
 
 
 def _plain(name: str) -> str:
@@ -143,10 +155,9 @@ def _from_mapping(names: Sequence[str], mapped: Mapping[str, str]) -> Detection:
         required = set(format_.required)
         if required <= set(mapped) | set(names) and required & set(mapped):
             return _chosen(format_, names, mapped, f"your mapping names the columns of {_words(format_)}")
-    known = sorted({column.role for format_ in FORMATS.values() for column in format_.columns})
     raise DatasetError(
         f"The mapping of {_listed(list(mapped))} makes no format complete.",
-        f"Map to the columns of one format; the names to map are {', '.join(known)}.",
+        f"Map to the columns of one format; the names to map are {', '.join(sorted(_ROLES))}.",
     )
 
 
@@ -180,3 +191,83 @@ def _chosen(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str]
 
 def _words(format_: DataFormat) -> str:
     return format_.name.replace("_", " ")
+
+
+def unread_columns(
+    detection: Detection, column_map: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """Return the columns of text that the conversion leaves alone, in their order.
+
+    Ids, categories, links and the like are none, nor is what repeats the text that is read. Roles that `column_map` maps
+    to no column are left out on purpose.
+    """
+    used = {column for role, column in detection.columns.items() if role not in TURN_FIELDS}
+    on_purpose = {role for role, column in column_map.items() if not column}
+    return tuple(
+        name
+        for name in column_names(rows)
+        if name not in used
+        and _plain(name) not in on_purpose
+        and _says_something(name, rows)
+        and not _is_told_already(name, used, rows)
+    )
+
+
+def unread_note(columns: Sequence[str], where: str = "") -> str:
+    """Return a note about such columns; `where` names their source, such as " of rows.csv"."""
+    most = 8
+    named = ", ".join(shown_name(column, 40) for column in columns[:most])
+    more = f" and {len(columns) - most:,} more" if len(columns) > most else ""
+    noun = "columns" if len(columns) > 1 else "column"
+    return f"The text in the {noun} {named}{more}{where} is not read. A column mapping can give it a role."
+
+
+def _says_something(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    values = [row.get(name) for row in rows]
+    if _plain(name) in _TELLING:
+        return any(True for value in values for _ in _texts(value))
+    is_about_rows = any(word.lower() in _ABOUT_ROWS for word in _WORD.findall(name))
+    words = 20 if is_about_rows else 3  # no title, category or source is as long as that
+    return any(_is_prose(text, words) for value in values if _is_text(value) for text in _texts(value))
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value) or is_turn(value[0])
+    return isinstance(value, str) and (not value.lstrip().startswith(("{", "[")) or turn_list(value) is not None)
+
+
+def _is_prose(text: str, words: int) -> bool:
+    """Return whether text has so many words, or some letters of a script that puts no spaces between words."""
+    return len(text.split()) >= words or (not text.isascii() and len(text) >= 8)
+
+
+def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether in every row the column is a part of what is read, or holds all of it, as a rendered prompt does."""
+    for row in rows:
+        texts = [single_spaced(text) for text in _texts(row.get(name))]
+        read = [single_spaced(text) for column in used for text in _texts(row.get(column))]
+        whole = " ".join(read)
+        is_part = all(text in whole for text in texts)
+        holds_all = bool(read) and all(part in " ".join(texts) for part in read)
+        if not is_part and not holds_all:
+            return False
+    return True
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts of a cell: text, the content of turns, the texts of a list or an object."""
+    if isinstance(value, str) and (turns := turn_list(value)) is not None:
+        value = turns
+    if isinstance(value, str):
+        if value.strip():
+            yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, Mapping):
+        contents = [
+            value[name] for name in ("content", "value", "text") if name in value
+        ]  # of a turn, or a part of one
+        for item in contents or value.values():
+            yield from _texts(item)

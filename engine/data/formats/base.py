@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 
 from engine.config.run import DataFormatName
 from engine.data.conversation import Conversation, Example, Message
-from engine.data.formats.columns import Names, Rows, system_column
 from engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
 from engine.data.records import RowProblemError, describe_kind, shortened
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell holds nothing; pandas writes NaN for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 class Column(NamedTuple):
@@ -23,6 +27,7 @@ class Column(NamedTuple):
 
 
 SYSTEM = Column("system", False, "system prompt")
+SYSTEM_NAMES = ("system", "system_prompt", "system_message")
 TOOLS = Column("tools", False, "functions that the assistant may call")
 
 # Names of a turn's own fields, which a mapping may rename as well.
@@ -32,8 +37,19 @@ TURN_FIELDS = ("from", "value", "role", "content")
 class Table(NamedTuple):
     """What a format is detected by."""
 
-    names: Names  # as they are, and without case and spaces
-    rows: Rows  # the first that could be read
+    names: Mapping[str, str]  # of columns, by themselves and by themselves without case and spaces
+    rows: Sequence[Mapping[str, Any]]  # the first that could be read
+
+    def cells(self, column: str) -> list[Any]:
+        """Return the cells of a column; None for each that is not there."""
+        return [row.get(column) for row in self.rows]
+
+    def is_text(self, column: str) -> bool:
+        """Return whether a column holds text or, in some rows, nothing."""
+        values = self.cells(column)
+        return any(isinstance(value, str) for value in values) and all(
+            isinstance(value, str) or is_missing(value) for value in values
+        )
 
 
 class Evidence(IntEnum):
@@ -58,25 +74,15 @@ class Detection:
 
 
 class DataFormat(ABC):
-    """One way in which the rows of a dataset hold conversations or text.
-
-    Attributes:
-        name: As configs have it.
-        label: The same for people.
-        columns: Those that the format knows.
-        turn_column: Role of the column that is the whole conversation; empty where a format has none.
-        turn_fields: Where a turn of it has its role and its words.
-        has_turns: Off where rows are plain text, in which no part is the assistant's.
-        may_hold_turns: Roles whose columns hold text, or a list of turns instead.
-    """
+    """One way in which the rows of a dataset hold conversations or text."""
 
     name: DataFormatName
-    label: str
-    columns: tuple[Column, ...]
-    turn_column: str = ""
-    turn_fields: tuple[str, str] = ("role", "content")
-    has_turns: bool = True
-    may_hold_turns: tuple[str, ...] = ()
+    label: str  # for people
+    columns: tuple[Column, ...]  # those that the format knows
+    turn_column: str = ""  # role of the column that is the whole conversation; empty where a format has none
+    turn_fields: tuple[str, str] = ("role", "content")  # where a turn of it has its role and its words
+    has_turns: bool = True  # off where rows are plain text, in which no part is the assistant's
+    may_hold_turns: tuple[str, ...] = ()  # roles whose columns hold text, or a list of turns instead
 
     @abstractmethod
     def detect(self, table: Table) -> list[Detection]:
@@ -102,7 +108,8 @@ class DataFormat(ABC):
         conversations = (turn_list(row.get(column)) or [{}] for row in table.rows for column in found.columns.values())
         if any(turns[0].get("role", turns[0].get("from")) == "system" for turns in conversations):
             return None  # the conversations already begin with them
-        return system_column(table.names, table.rows)
+        columns = (table.names[name] for name in SYSTEM_NAMES if name in table.names)
+        return next(filter(table.is_text, columns), None)
 
     def detected(
         self, columns: Mapping[str, str], reason: str, table: Table, *, evidence: Evidence, sure: bool = True
@@ -126,11 +133,7 @@ class DataFormat(ABC):
 
 
 class Cells:
-    """The cells of a dataset's rows by their roles.
-
-    Args:
-        columns: Names of columns by their roles.
-    """
+    """The cells of a dataset's rows by their roles, of which `columns` has the names."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = columns
@@ -163,8 +166,7 @@ class Cells:
         if name is None:
             return ""
         found = self.value.get(name) if optional else self.required(role)
-        is_missing = found is None or (isinstance(found, float) and math.isnan(found))  # pandas writes NaN for it
-        if is_missing and optional:
+        if optional and is_missing(found):
             return ""
         if not isinstance(found, str):
             raise RowProblemError("not_text", f"{name} is {describe_kind(found)}, not text")

@@ -1,13 +1,12 @@
 """Formats whose rows hold one list of turns: ShareGPT's from and value, and OpenAI's role and content."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.data.conversation import Conversation
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
 from engine.data.formats.turns import begins_like_turns, is_turn, turn_list
 
-_USUAL_NAMES = (("conversations", "conversation"), ("messages", "message"), ("dialog", "dialogue"))
 # Columns that may hold lists of turns without being the conversation.
 _NO_CONVERSATION = frozenset({"history", "tools", "prompt", "completion"})
 
@@ -25,8 +24,7 @@ class TurnLists(DataFormat):
 
     def detect(self, table: Table) -> list[Detection]:
         found = []
-        for names in _USUAL_NAMES:
-            name = next((table.names[name] for name in names if name in table.names), "")
+        for name in _usual_columns(table):
             turns = _first_turns(name, table)
             if turns is not None and self.fits(turns):
                 found.append(self._detected_turns(name, table, Evidence.TURNS))
@@ -66,13 +64,17 @@ class Messages(TurnLists):
 
     def detect(self, table: Table) -> list[Detection]:
         found = super().detect(table)
-        for names in _USUAL_NAMES:
-            name = next((table.names[name] for name in names if name in table.names), "")
+        for name in _usual_columns(table):
             if _first_turns(name, table) is None and any(begins_like_turns(row.get(name)) for row in table.rows):
                 # Text that only looks like JSON is not plain text: each row then reports what is wrong with it.
                 reason = f"a list {name} that is not valid JSON"
                 found.append(Detection(self.name, reason, {"messages": name}, sure=False, evidence=Evidence.TURNS))
         return found
+
+
+def _usual_columns(table: Table) -> Iterator[str]:
+    for names in (("conversations", "conversation"), ("messages", "message"), ("dialog", "dialogue")):
+        yield from [table.names[name] for name in names if name in table.names][:1]
 
 
 def _first_turns(name: str, table: Table) -> list[Any] | None:

@@ -23,7 +23,7 @@ class Text(DataFormat):
             name = names["content"]
         elif len(set(names.values())) == 1:
             name = next(iter(names.values()))
-            values = [row.get(name) for row in table.rows]
+            values = table.cells(name)
             if not all(isinstance(value, str) for value in values) or any(map(looks_like_turns, values)):
                 return []
             reason = f"the column {name} alone, and it holds text"

@@ -11,24 +11,13 @@ from typing import Any
 from engine.data.conversation import Message, Role, ToolCall
 from engine.data.records import RowProblemError, describe_kind, shortened
 
-ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "developer": "system",
-    "observation": "tool",
-    "tool": "tool",
-    "function": "tool",
-    "ipython": "tool",
+_TAGS: dict[Role, str] = {
+    "user": "human user prompter",
+    "assistant": "gpt assistant chatgpt bing bard model function_call",
+    "system": "system developer",
+    "tool": "observation tool function ipython",
 }
+ROLES = {tag: role for role, tags in _TAGS.items() for tag in tags.split()}
 
 # Roles by which rows that are single turns are recognized.
 _SPEAKERS = frozenset({"user", "assistant", "system", "human", "gpt", "tool"})
@@ -87,13 +76,7 @@ def are_single_turns(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 
 
 def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_fields: Sequence[str]) -> list[Message]:
-    """Return the turns that a cell holds, as a list or as JSON text.
-
-    Args:
-        turns: The cell.
-        column: Its name, for errors.
-        role_fields: Names under which a turn may have its role.
-        content_fields: Names under which it may have its words.
+    """Return the turns that a cell holds, as a list or as JSON text; the fields are names that a turn's own may have.
 
     Raises:
         RowProblemError: If it does not hold a list of turns.
@@ -133,26 +116,20 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
     content = next((turn[name] for name in content_fields if name in turn), None)
     is_learned = role != "assistant" or _is_learned(turn, number)
     if tag == "function_call":
-        return Message("assistant", tool_calls=_calls_from(content, number), is_learned=is_learned)
+        return Message("assistant", tool_calls=_sharegpt_calls(content, number), is_learned=is_learned)
     calls = _openai_calls(turn, number) if role == "assistant" else ()
     if content is None and not (calls or turn.get("reasoning_content")):
         raise RowProblemError("not_text", f"turn {number} has no content")
     words = "" if content is None else _content(content, number, role)
     if role == "tool":
-        return Message(
-            role,
-            words,
-            name=_optional_text(turn.get("name")),
-            tool_call_id=_optional_text(turn.get("tool_call_id")),
-        )
+        name, call_id = (_optional_text(turn.get(field)) for field in ("name", "tool_call_id"))
+        return Message(role, words, name=name, tool_call_id=call_id)
     if role != "assistant":
         return Message(role, words)
-    message = replace(answer(words), tool_calls=calls, is_learned=is_learned)
-    reasoning = next(
-        (turn[name] for name in ("reasoning_content", "thinking", "reasoning") if isinstance(turn.get(name), str)),
-        None,
-    )
-    return replace(message, reasoning=reasoning) if reasoning and not message.reasoning else message
+    message = answer(words)
+    fields = (turn.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
+    reasoning = message.reasoning or next((field for field in fields if isinstance(field, str)), None) or None
+    return replace(message, tool_calls=calls, is_learned=is_learned, reasoning=reasoning)
 
 
 def refuse_endless(turns: Sequence[Any], column: str) -> None:
@@ -210,33 +187,29 @@ def _content(content: Any, number: int, role: Role) -> str:
     raise RowProblemError("not_text", f"the content of turn {number} is {describe_kind(content)}, not text")
 
 
-def _calls_from(content: Any, number: int) -> tuple[ToolCall, ...]:
-    """Return the calls of a ShareGPT function_call turn: an object or a list of them, usually as JSON text."""
+def _sharegpt_calls(content: Any, number: int) -> tuple[ToolCall, ...]:
+    """Return the calls of a function_call turn: an object or a list of them, usually as JSON text."""
     reason = f"the function call in turn {number} is not a JSON object with a name"
     parsed = _parsed(content, reason) if isinstance(content, str) else content
     calls = parsed if isinstance(parsed, list) else [parsed]
     if not calls:
         raise RowProblemError("tools", reason)
-    _refuse_many_calls(calls, number)
-    return tuple(_call(call, reason) for call in calls)
+    return _calls(calls, number, reason)
 
 
 def _openai_calls(turn: Mapping[str, Any], number: int) -> tuple[ToolCall, ...]:
     calls = turn.get("tool_calls")
     if calls is None and isinstance(turn.get("function_call"), Mapping):
         calls = [turn["function_call"]]
-    if not calls:
-        return ()
-    reason = f"a tool call in turn {number} has no function name"
-    if not isinstance(calls, list):
+    if calls and not isinstance(calls, list):
         raise RowProblemError("tools", f"tool_calls of turn {number} is {describe_kind(calls)}, not a list")
-    _refuse_many_calls(calls, number)
-    return tuple(_call(call, reason) for call in calls)
+    return _calls(calls or (), number, f"a tool call in turn {number} has no function name")
 
 
-def _refuse_many_calls(calls: Sequence[Any], number: int) -> None:
+def _calls(calls: Sequence[Any], number: int, reason: str) -> tuple[ToolCall, ...]:
     if len(calls) > MAX_CALLS:
         raise RowProblemError("too_long", f"turn {number} makes {len(calls):,} calls; {MAX_CALLS:,} is the most")
+    return tuple(_call(call, reason) for call in calls)
 
 
 def _call(call: Any, reason: str) -> ToolCall:

@@ -7,22 +7,23 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import ValidationError
 
 from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, Histogram, RowProblem, SourceReport, TokenLengths
+from engine.data.files.access import read_cached, write_cached
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
-from engine.data.passes.split import draw_split
-from engine.data.records import ProblemKind, Record
+from engine.data.passes.split import Split, draw_split
+from engine.data.records import ProblemKind, Record, place
 from engine.data.render.template import tokenizer_fingerprint
 from engine.data.source import SourceOptions
-from engine.errors import DatasetError, StorageError
-from engine.files import write_atomically
+from engine.errors import DatasetError
 
+Result = TypeVar("Result")
 MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it counts them all
 _ROW_NUMBERS = "I"  # up to four thousand million rows
 
@@ -54,16 +55,14 @@ class Counts:
         record = row.record
         if row.kind is not None:
             self.problem_counts[row.kind] += 1
-            if len(self.problems) < MAX_LISTED:
-                self.problems.append(_problem(record, row.kind, row.problem, dropped=True))
+            _list(self.problems, record, row.kind, row.problem, dropped=True)
             return
         self.kept_rows.append(record.row)
         self.kept_parts.append(row.part)
         self.digests.append(row.digest)
         for kind, notice in row.notices:
             self.notice_counts[kind] += 1
-            if len(self.notices) < MAX_LISTED:
-                self.notices.append(_problem(record, kind, notice, dropped=False))
+            _list(self.notices, record, kind, notice, dropped=False)
         if row.rendering is None:
             return
         self.notes.update(row.rendering.notes)
@@ -98,88 +97,81 @@ class Counts:
 
     def fingerprint(self) -> str:
         """Return a sha256 over the content of the kept rows, in order; the same for any kind of file."""
-        digests = np.frombuffer(self.digests, dtype=np.uint64)
-        return hashlib.sha256(digests.astype("<u8").tobytes()).hexdigest()
+        return hashlib.sha256(np.asarray(self.digests).astype("<u8").tobytes()).hexdigest()
 
     def rows_by_length(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the rows with the longest and with the shortest sequences, `count` of each, the extreme first."""
-        lengths = np.frombuffer(self.lengths, dtype=np.uint32) if self.lengths else np.zeros(0, dtype=np.uint32)
-        order = np.argsort(lengths, kind="stable")
+        order = np.argsort(np.asarray(self.lengths), kind="stable")
         longest = (self.length_rows[int(index)] for index in order[::-1][:count])
         shortest = (self.length_rows[int(index)] for index in order[:count])
         return tuple(dict.fromkeys(longest)), tuple(dict.fromkeys(shortest))
 
 
-def _problem(record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> RowProblem:
-    return RowProblem(
-        row=record.row, line=record.line, problem=problem, kind=kind, dropped=dropped, sample=record.sample()
-    )
-
-
-_BINS = 48
+def _list(listed: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> None:
+    if len(listed) < MAX_LISTED:
+        listed.append(
+            RowProblem(
+                row=record.row, line=record.line, problem=problem, kind=kind, dropped=dropped, sample=record.sample()
+            )
+        )
 
 
 def length_statistics(lengths: Sequence[int], max_length: int | None) -> TokenLengths | None:
     """Summarise lengths in tokens; None if there are none.
 
     Percentiles are values that occur (nearest rank): p50 is the shortest length that at least half of the sequences do
-    not exceed.
+    not exceed. The histogram has at most 48 bins of equal, whole width from 0 beyond the longest.
     """
     if not lengths:
         return None
-    ordered = np.sort(np.asarray(lengths, dtype=np.int64))
-    count = len(ordered)
-
-    def nearest_rank(share: float) -> int:
-        return int(ordered[max(0, math.ceil(share * count) - 1)])
-
+    values = np.asarray(lengths, dtype=np.int64)
+    shortest, p50, p95, longest = map(int, np.quantile(values, (0.0, 0.5, 0.95, 1.0), method="inverted_cdf"))
+    width = max(1, math.ceil((longest + 1) / 48))
+    edges = np.arange(0, longest + width + 1, width)
+    counts, _ = np.histogram(values, bins=edges)
     return TokenLengths(
-        min=int(ordered[0]),
-        p50=nearest_rank(0.50),
-        p95=nearest_rank(0.95),
-        max=int(ordered[-1]),
-        over_max_length=0 if max_length is None else int(count - np.searchsorted(ordered, max_length, side="right")),
-        histogram=_histogram(ordered),
+        min=shortest,
+        p50=p50,
+        p95=p95,
+        max=longest,
+        over_max_length=0 if max_length is None else int(np.count_nonzero(values > max_length)),
+        histogram=Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist())),
     )
 
 
-def _histogram(ordered: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Histogram:
-    """Return bins of equal, whole width from 0 beyond the longest."""
-    width = max(1, math.ceil((int(ordered[-1]) + 1) / _BINS))
-    edges = np.arange(0, int(ordered[-1]) + width + 1, width)
-    counts, _ = np.histogram(ordered, bins=edges)
-    return Histogram(edges=tuple(int(edge) for edge in edges), counts=tuple(int(value) for value in counts))
-
-
-_EXTREME_ROWS = 50
 Steps = Generator[CheckProgress | None, None, DatasetReport]  # None only gives the turn away
 
 
-def check_steps(
-    config: DatasetConfig,
-    options: SourceOptions,
-    *,
-    seed: int,
-    renderer: Renderer | None = None,
-    on_kept: Callable[[DatasetRow], None] | None = None,
-) -> Steps:
+class Pass(NamedTuple):
+    """What one pass over every row found."""
+
+    report: DatasetReport
+    split: Split
+    kept_rows: Sequence[int]  # numbers of the rows that the positions of the split mean
+
+
+def check_steps(config: DatasetConfig, options: SourceOptions, *, seed: int, renderer: Renderer | None = None) -> Steps:
     """Check a dataset; yields dozens of times a second, some of them with its progress, and closing it stops the check.
 
-    Args:
-        config: The dataset.
-        options: With a home, a report that was made before is returned at once.
-        seed: Draws the held-out rows.
-        renderer: Counts tokens.
-        on_kept: Gets every row that is kept, in order; the cache is then not used.
+    The seed draws the held-out rows. With a home, a report that was made before is returned at once.
 
     Raises:
         DatasetError: If the source cannot be read, or no row of it can be trained on.
     """
-    started = time.monotonic()
     reader = DatasetReader(config, options, renderer)
-    cache_file = _cache_file(config, options, reader, seed, renderer)
-    if on_kept is None and (known := _cached(cache_file)) is not None:
-        return known
+    cache_file = _cache_file(reader, seed)
+    report = read_cached(DatasetReport, cache_file)
+    if report is None:
+        report = (yield from pass_steps(reader, seed)).report
+        write_cached(cache_file, report)
+    return report
+
+
+def pass_steps(
+    reader: DatasetReader, seed: int, on_kept: Callable[[DatasetRow], None] | None = None
+) -> Generator[CheckProgress | None, None, Pass]:
+    """Read every row; yields as `check_steps` does. `on_kept` gets every row that is kept, in order."""
+    started = time.monotonic()
     counts = Counts(len(reader.parts))
     pace = Pace()
     for row in reader.rows():
@@ -187,44 +179,47 @@ def check_steps(
         if on_kept is not None and row.kind is None:
             on_kept(row)
         if pace.turn_is_over():
-            yield _progress(reader, counts) if pace.report_is_due() else None
+            progress = CheckProgress(
+                rows=counts.rows,
+                bytes_read=reader.bytes_read,
+                size_bytes=reader.size_bytes,
+                tokens=counts.total_tokens,
+            )
+            yield progress if pace.report_is_due() else None
     if not counts.kept:
         raise _nothing_kept(reader, counts)
-    report = _report(config, reader, counts, seed, renderer, time.monotonic() - started)
-    _remember(cache_file, report)
-    return report
+    split = draw_split(counts.digests, reader.config, seed, parts=counts.kept_parts, weights=reader.weights)
+    report = _report(reader, counts, split, time.monotonic() - started)
+    return Pass(report, split, counts.kept_rows)
 
 
-def _progress(reader: DatasetReader, counts: Counts) -> CheckProgress:
-    return CheckProgress(
-        rows=counts.rows, bytes_read=reader.bytes_read, size_bytes=reader.size_bytes, tokens=counts.total_tokens
-    )
+def finish(
+    steps: Generator[CheckProgress | None, None, Result], on_progress: Callable[[CheckProgress], None] | None = None
+) -> Result:
+    """Run steps to their end, in one go."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        if on_progress is not None and progress is not None:
+            on_progress(progress)
 
 
 def check_dataset(
     config: DatasetConfig, options: SourceOptions, *, seed: int = 42, renderer: Renderer | None = None
 ) -> DatasetReport:
     """Check a dataset in one go; see `check_steps`."""
-    steps = check_steps(config, options, seed=seed, renderer=renderer)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            report: DatasetReport = end.value
-            return report
+    return finish(check_steps(config, options, seed=seed, renderer=renderer))
 
 
-def _report(
-    config: DatasetConfig, reader: DatasetReader, counts: Counts, seed: int, renderer: Renderer | None, seconds: float
-) -> DatasetReport:
+def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float) -> DatasetReport:
     duplicates = counts.duplicate_rows()
-    split = draw_split(counts.digests, config, seed, parts=counts.kept_parts, weights=reader.weights)
-    longest, shortest = counts.rows_by_length(_EXTREME_ROWS)
-    counted = renderer is not None
-    detection = reader.detection
-    return DatasetReport(
-        source=config.source,
-        kind=reader.parts[0].source.kind,
+    detection, renderer = reader.detection, reader.renderer
+    report = DatasetReport(
+        source=reader.config.source,
+        kind=reader.kind,
         format=detection.format,
         format_reason=detection.reason,
         format_sure=detection.sure,
@@ -249,78 +244,62 @@ def _report(
         problem_counts=dict(counts.problem_counts),
         notices=tuple(counts.notices),
         notice_counts=dict(counts.notice_counts),
-        notes=(*reader.notes(), *(f"{note} Rows: {count:,}." for note, count in counts.notes.items())),
+        notes=(*reader.notes, *(f"{note} Rows: {count:,}." for note, count in counts.notes.items())),
         duplicates=len(duplicates),
         duplicate_rows=tuple(duplicates[:MAX_LISTED]),
         train_rows=len(split.train),
         held_out_rows=len(split.held_out),
-        model=renderer.model if renderer is not None else None,
-        max_length=renderer.max_length if renderer is not None else None,
-        train_on=config.train_on,
-        sequences=len(counts.lengths) if counted else None,
-        token_lengths=length_statistics(counts.lengths, renderer.max_length) if renderer is not None else None,
-        total_tokens=counts.total_tokens if counted else None,
-        trained_tokens=counts.trained_tokens if counted else None,
-        masked_tokens=counts.total_tokens - counts.trained_tokens if counted else None,
-        lost_trained_tokens=counts.lost_trained_tokens if counted else None,
-        longest_rows=longest,
-        shortest_rows=shortest,
+        train_on=reader.config.train_on,
         size_bytes=reader.size_bytes,
         seconds=seconds,
     )
+    if renderer is None:
+        return report
+    longest, shortest = counts.rows_by_length(50)
+    counted = {
+        "model": renderer.model,
+        "max_length": renderer.max_length,
+        "sequences": len(counts.lengths),
+        "token_lengths": length_statistics(counts.lengths, renderer.max_length),
+        "total_tokens": counts.total_tokens,
+        "trained_tokens": counts.trained_tokens,
+        "masked_tokens": counts.total_tokens - counts.trained_tokens,
+        "lost_trained_tokens": counts.lost_trained_tokens,
+        "longest_rows": longest,
+        "shortest_rows": shortest,
+    }
+    return report.model_copy(update=counted)
 
 
 def _nothing_kept(reader: DatasetReader, counts: Counts) -> DatasetError:
     first = counts.problems[0]
-    where = f"line {first.line:,}" if first.line is not None else f"row {first.row:,}"
-    name = reader.parts[0].source.name
     rows = f"none of the {counts.rows:,} rows" if counts.rows > 1 else "the only row"
     return DatasetError(
-        f"Nothing to train on in {name}: {rows} can be used; {where}: {first.problem}.",
+        f"Nothing to train on in {reader.name}: {rows} can be used; {place(first.row, first.line)}: {first.problem}.",
         f"It was read as {reader.detection.format.replace('_', ' ')}. Correct the data, or choose another format, "
         "column mapping or max_length.",
     )
 
 
-def _cache_file(
-    config: DatasetConfig, options: SourceOptions, reader: DatasetReader, seed: int, renderer: Renderer | None
-) -> Path | None:
-    if options.cache_folder is None:
+def _cache_file(reader: DatasetReader, seed: int) -> Path | None:
+    if reader.cache_folder is None:
         return None
+    renderer = reader.renderer
     settings = [
         _code_fingerprint(),
         reader.fingerprint(),
-        config.model_dump(mode="json"),
+        reader.config.model_dump(mode="json"),
         seed,
         [renderer.model, renderer.max_length, tokenizer_fingerprint(renderer.tokenizer)] if renderer else None,
     ]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return options.cache_folder / f"{key}.report.json"
+    return reader.cache_folder / f"{key}.report.json"
 
 
-@lru_cache(maxsize=1)
+@cache
 def _code_fingerprint() -> str:
     """Return a hash of this package's code: a report never outlives the code that made it."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _cached(cache_file: Path | None) -> DatasetReport | None:
-    if cache_file is None:
-        return None
-    try:
-        return DatasetReport.model_validate_json(cache_file.read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def _remember(cache_file: Path | None, report: DatasetReport) -> None:
-    if cache_file is None:
-        return
-    try:
-        cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(cache_file, report.model_dump_json())
-    except (OSError, StorageError):
-        return  # a cache that cannot be written costs time, nothing else

@@ -17,7 +17,7 @@ from engine.data.contract import (
     TokenSpan,
 )
 from engine.data.conversation import Conversation, PlainText
-from engine.data.formats import likeliest_format
+from engine.data.formats import column_names, likeliest_format
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
 from engine.data.records import Record
 from engine.data.render.sequence_plan import trained_turns
@@ -32,13 +32,13 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
     """Read a page, giving the turn away all the while."""
     pace = Pace()
     next_row: int | None = None
-    records: list[tuple[int, Record]] = []
+    records: list[Record] = []
     if request.rows is not None:
         records = yield from _pick(reader, request.rows, pace)
     else:
         for found in _on_page(reader, request):
             if found is not None and len(records) == request.count:
-                next_row = found[1].row
+                next_row = found.row
                 break
             if found is not None:
                 records.append(found)
@@ -50,36 +50,36 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
         if pace.turn_is_over():
             yield
     detection = reader.detection
+    downloads = (getattr(part.source, "download_bytes", None) or 0 for part in reader.parts)
     return DatasetPage(
         rows=tuple(_page_row(row, reader, brief=request.brief) for row in chosen),
         first_row=request.first_row,
         next_row=next_row,
         total_rows=reader.total_rows,
-        kind=reader.parts[0].source.kind,
+        kind=reader.kind,
         format=detection.format,
         format_reason=detection.reason,
         format_sure=detection.sure,
         columns=reader.columns,
         column_map=dict(detection.columns),
-        notes=tuple(reader.notes()),
-        download_bytes=_download_bytes(reader),
+        notes=tuple(reader.notes),
+        download_bytes=sum(downloads) or None,
     )
 
 
-def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[tuple[int, Record] | None]:
+def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[Record | None]:
     """Yield rows from the first one on that the request means; None for each that is passed over."""
-    yield from reader.approach(request.first_row)
     needle = request.search.casefold()
-    for part, record in reader.numbered(request.first_row):
-        yield (part, record) if not needle or needle in _searchable(record) else None
+    for record in reader.records(request.first_row):
+        yield record if record is not None and (not needle or needle in _searchable(record)) else None
 
 
-def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[tuple[int, Record]]]:
-    """Yield rows with these numbers, in their order, from one pass over the data."""
-    found: dict[int, tuple[int, Record]] = {}
-    for one in reader.pick_numbered(sorted({row for row in rows if row >= 0})):
-        if one is not None:
-            found[one[1].row] = one
+def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[Record]]:
+    """Return rows with these numbers, in their order, from one pass over the data."""
+    found: dict[int, Record] = {}
+    for record in reader.pick(sorted({row for row in rows if row >= 0})):
+        if record is not None:
+            found[record.row] = record
         if pace.turn_is_over():
             yield
     missing = next((row for row in rows if row not in found), None)
@@ -97,15 +97,13 @@ def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[S
     looked = 0
     pace = Pace()
     for first, end in ((after_row + 1, None), (0, after_row + 1)):
-        for _ in reader.approach(first):
-            if pace.turn_is_over():
-                yield None
-        for _, record in reader.numbered(first):
-            if end is not None and record.row >= end:
-                break
-            if needle in _searchable(record):
-                return FoundRow(row=record.row, from_top=end is not None)
-            looked += 1
+        for record in reader.records(first):
+            if record is not None:
+                if end is not None and record.row >= end:
+                    break
+                if needle in _searchable(record):
+                    return FoundRow(row=record.row, from_top=end is not None)
+                looked += 1
             if pace.turn_is_over():
                 progress = SearchProgress(rows=looked, total_rows=reader.total_rows)
                 yield progress if pace.report_is_due() else None
@@ -138,12 +136,6 @@ def _searchable(record: Record) -> str:
     return str(record.value).casefold()
 
 
-def _download_bytes(reader: DatasetReader) -> int | None:
-    """Return the bytes that are fetched before every row can be read; None where none, or not known."""
-    sizes = [getattr(part.source, "download_bytes", None) for part in reader.parts]
-    return sum(size for size in sizes if size) or None
-
-
 def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow:
     record = row.record
     raw = record.sample(_RAW_CHARACTERS)
@@ -159,7 +151,7 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
         text=_shown(example.content) if isinstance(example, PlainText) else None,
         raw=raw,
         notices=tuple(notice for _, notice in row.notices),
-        trained_turns=trained_turns(talk, reader.train_on) if talk is not None else (),
+        trained_turns=trained_turns(talk, reader.config.train_on) if talk is not None else (),
         sequences=tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
     )
 
@@ -170,10 +162,8 @@ MAX_SHOWN_TOKENS = 20_000
 
 
 def _shortened_turns(conversation: Conversation) -> Conversation:
-    if all(len(message.content) <= MAX_SHOWN_CHARACTERS for message in conversation.messages):
-        return conversation
-    messages = tuple(replace(message, content=_shown(message.content)) for message in conversation.messages)
-    return replace(conversation, messages=messages)
+    messages = (replace(message, content=_shown(message.content)) for message in conversation.messages)
+    return replace(conversation, messages=tuple(messages))
 
 
 def _shown(text: str) -> str:
@@ -182,12 +172,7 @@ def _shown(text: str) -> str:
 
 
 def sequence_view(rendered: RenderedRow, *, brief: bool = False) -> SequenceView:
-    """Join the tokens of a sequence into spans.
-
-    Args:
-        rendered: The sequence.
-        brief: Count only, without spans.
-    """
+    """Join the tokens of a sequence into spans; a brief view has none, and counts only."""
     tokens = zip(rendered.pieces, rendered.labels, rendered.special, rendered.input_ids, strict=True)
     shown = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
     spans: list[TokenSpan] = []
@@ -222,5 +207,5 @@ def read_columns(config: DatasetConfig, options: SourceOptions) -> DatasetColumn
     """
     source = open_source(config, options)
     rows: list[Mapping[str, Any]] = [record.value for record in head_of(source) if record.value is not None]
-    names = source.columns or tuple(dict.fromkeys(name for row in rows for name in row))
+    names = source.columns or column_names(rows)
     return DatasetColumns(columns=printable_names(names), format=likeliest_format(config, rows))

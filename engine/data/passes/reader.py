@@ -7,24 +7,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any, Self
 
 from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning, warnings_of
-from engine.data.formats import FORMATS, Converter, detect_format
+from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from engine.data.formats.base import Detection
-from engine.data.formats.unread import unread_columns, unread_note
-from engine.data.records import (
-    ProblemKind,
-    Record,
-    RowProblemError,
-    RowSource,
-    SeveralSources,
-)
+from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, place
+from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import Rendering, RenderOptions, render_many
-from engine.data.render.tokens import ChatTokenizer
-from engine.data.source import SourceOptions, open_source
+from engine.data.source import SeveralSources, SourceOptions, open_source
 from engine.errors import DatasetError
 
 _TURN_SECONDS = 0.03
@@ -61,19 +53,12 @@ _BATCH_BYTES = 1 << 16  # takes some tens of milliseconds to render and tokenize
 
 @dataclass(frozen=True)
 class Renderer:
-    """How rows become tokens.
+    """How rows become tokens."""
 
-    Args:
-        tokenizer: With its frozen template.
-        max_length: Where sequences are cut, in tokens.
-        model: What to call the model in reports.
-        notes: What was settled about the tokenizer, for reports.
-    """
-
-    tokenizer: ChatTokenizer
-    max_length: int | None
-    model: str | None = None
-    notes: tuple[str, ...] = ()
+    tokenizer: ChatTokenizer  # with its frozen template
+    max_length: int | None  # where sequences are cut, in tokens
+    model: str | None = None  # in reports
+    notes: tuple[str, ...] = ()  # what was settled about the tokenizer, for reports
 
 
 @dataclass(frozen=True)
@@ -91,12 +76,7 @@ class DatasetRow:
 
 
 class DatasetReader(SeveralSources):
-    """Reads a dataset, or several that are mixed.
-
-    Args:
-        config: The dataset.
-        options: How to open its sources.
-        renderer: Also renders each row, where given.
+    """Reads a dataset, or several that are mixed; with a renderer, it renders each row.
 
     Raises:
         DatasetError: If a source cannot be read, holds no rows, or no format fits it.
@@ -108,48 +88,54 @@ class DatasetReader(SeveralSources):
         for source in config.mix:
             other = config.model_copy(update={"source": source, **own})
             self.parts.append(DatasetPart(other, options, of_a_mix=True))
-        super().__init__([part.source for part in self.parts])
+        super().__init__(self.parts[0].source.name, [part.source for part in self.parts])
+        self.columns = tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
         self.weights = (1.0, *config.mix.values())
-        self.train_on = config.train_on
-        self._renderer = renderer
+        self.config = config
+        self.cache_folder = options.cache_folder
+        self.renderer = renderer
 
     def with_renderer(self, renderer: Renderer | None) -> Self:
         """Return a reader of the same opened sources that renders otherwise."""
         other = copy(self)
-        other._renderer = renderer
+        other.renderer = renderer
         return other
 
     @property
     def detection(self) -> Detection:
         return self.parts[0].detection
 
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Of all parts, in the order in which they are seen."""
-        return tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
+    @property
+    def kind(self) -> str:
+        return self.parts[0].source.kind
 
+    @property
     def notes(self) -> list[str]:
-        """Return what is worth knowing about the dataset as a whole."""
-        notes = list(self._renderer.notes) if self._renderer is not None else []
+        """What is worth knowing about the dataset as a whole."""
+        notes = list(self.renderer.notes) if self.renderer is not None else []
         for part in self.parts:
             notes.extend(part.source.notes)
             if part.unread:
                 where = f" of {part.source.name}" if len(self.parts) > 1 else ""
                 notes.append(unread_note(part.unread, where))
-        if not all(FORMATS[part.detection.format].has_turns for part in self.parts) and self.train_on != "all":
+        has_turns = all(FORMATS[part.detection.format].has_turns for part in self.parts)
+        if not has_turns and self.config.train_on != "all":
             notes.append("Plain text has no assistant turns, so all of it is trained.")
         return notes
 
     def rows(self, first_row: int = 0) -> Iterator[DatasetRow]:
         """Yield rows from `first_row` on, numbered through all parts."""
-        return self.convert(self.numbered(first_row))
+        return self.convert(self.records(first_row))
 
-    def convert(self, records: Iterable[tuple[int, Record]]) -> Iterator[DatasetRow]:
-        """Convert and render rows, some of them at a time, each given with the number of its part."""
-        batch: list[tuple[int, Record]] = []
-        size = 0
-        for seen, (part, record) in enumerate(records, start=1):
-            batch.append((part, record))
+    def convert(self, records: Iterable[Record | None]) -> Iterator[DatasetRow]:
+        """Convert and render rows, some of them at a time."""
+        batch: list[Record] = []
+        size = seen = 0
+        for record in records:
+            if record is None:
+                continue
+            seen += 1
+            batch.append(record)
             size += record.size_bytes
             # Batches grow: the first row of a page need not wait for sixty-four.
             if len(batch) >= min(_BATCH_ROWS, seen) or size > _BATCH_BYTES:
@@ -157,17 +143,17 @@ class DatasetReader(SeveralSources):
                 batch, size = [], 0
         yield from self._convert_batch(batch)
 
-    def _convert_batch(self, records: Sequence[tuple[int, Record]]) -> list[DatasetRow]:
-        """Convert and render some rows, each given with the number of its part."""
-        rows = [self._convert(record, part) for part, record in records]
-        if self._renderer is None:
+    def _convert_batch(self, records: Sequence[Record]) -> list[DatasetRow]:
+        rows = list(map(self._convert, records))
+        if self.renderer is None:
             return rows
-        options = RenderOptions(self._renderer.max_length, self.train_on)
+        options = RenderOptions(self.renderer.max_length, self.config.train_on)
         good = [(row.record.row, row.example) for row in rows if row.example is not None]
-        renderings = iter(render_many(good, self._renderer.tokenizer, options))
+        renderings = iter(render_many(good, self.renderer.tokenizer, options))
         return [row if row.example is None else _with_rendering(row, next(renderings)) for row in rows]
 
-    def _convert(self, record: Record, part: int) -> DatasetRow:
+    def _convert(self, record: Record) -> DatasetRow:
+        part = self._part_of(record.row)
         if record.value is None:
             return DatasetRow(record, part, kind=record.kind, problem=record.problem)
         try:
@@ -175,6 +161,15 @@ class DatasetReader(SeveralSources):
             return DatasetRow(record, part, example, notices=warnings_of(example), digest=digest_of(example))
         except RowProblemError as problem:
             return DatasetRow(record, part, kind=problem.kind, problem=problem.problem)
+
+    def _part_of(self, row: int) -> int:
+        """Return the number of the part that a row comes from; parts before it have been read to their ends."""
+        end = 0
+        for number, part in enumerate(self.parts[:-1]):
+            total = part.source.total_rows
+            if total is None or row < (end := end + total):
+                return number
+        return len(self.parts) - 1
 
 
 def _with_rendering(row: DatasetRow, rendering: Rendering | RowProblemError) -> DatasetRow:
@@ -186,10 +181,7 @@ def _with_rendering(row: DatasetRow, rendering: Rendering | RowProblemError) -> 
 class DatasetPart:
     """One source with its format.
 
-    Args:
-        config: Names the source, and the format and the mapping where a person chose them.
-        options: How to open it.
-        of_a_mix: They were chosen for another source; where they do not fit this one, it is looked at by itself.
+    Format and mapping of a dataset `of_a_mix` were chosen for another source: where they do not fit, it decides by itself.
 
     Raises:
         DatasetError: If it cannot be read, holds no rows, or no format fits it.
@@ -203,15 +195,12 @@ class DatasetPart:
             raise DatasetError(f"{self.source.name} {what}.", "Choose a dataset with rows in it.")
         rows: list[Mapping[str, Any]] = [record.value for record in head if record.value is not None]
         if not rows:
-            first = head[0]
-            where = f"line {first.line:,}" if first.line is not None else f"row {first.row:,}"
             raise DatasetError(
-                f"None of the first {len(head):,} rows of {self.source.name} can be read; {where}: {first.problem}.",
+                f"None of the first {len(head):,} rows of {self.source.name} can be read; "
+                f"{place(head[0].row, head[0].line)}: {head[0].problem}.",
                 f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
             )
-        self.columns = printable_names(
-            self.source.columns or tuple(dict.fromkeys(name for row in rows for name in row))
-        )
+        self.columns = printable_names(self.source.columns or column_names(rows))
         self.detection: Detection = (
             _detect_by_itself(config, rows, self.source.name) if of_a_mix else detect_format(config, rows)
         )
@@ -236,6 +225,8 @@ def head_of(source: RowSource) -> list[Record]:
     head: list[Record] = []
     size = 0
     for record in source.records():
+        if record is None:
+            continue
         head.append(record)
         size += record.size_bytes
         if len(head) >= DETECTION_ROWS or size > _DETECTION_BYTES:
@@ -243,7 +234,7 @@ def head_of(source: RowSource) -> list[Record]:
     return head
 
 
-def printable_names(names: Sequence[str]) -> tuple[str, ...]:
+def printable_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return names of columns that can be sent and shown, whatever letters a file puts into them."""
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 

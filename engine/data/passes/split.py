@@ -33,14 +33,8 @@ def draw_split(
 
     Equal rows share a digest and stay together. At least one group is held out where `eval_fraction` is
     above zero and there are two groups to choose from; at least one always remains to train on. Held-out rows are never
-    weighted: they measure every source as it is.
-
-    Args:
-        digests: Of the kept rows, in order, 64 bits each.
-        config: `max_samples` and `eval_fraction`.
-        seed: Draws the same rows again.
-        parts: Of the kept rows: which source of a mixture each comes from.
-        weights: Of the sources.
+    weighted: they measure every source as it is. `digests` of 64 bits and `parts`, the numbers of their sources, are those
+    of the kept rows; `weights` are those of the sources.
     """
     sample = _draw_sample(len(digests), config.max_samples, seed)
     sampled = np.asarray(digests, dtype=np.uint64)

@@ -7,15 +7,14 @@ opens the first user turn; turns of one role in a row become one, where a templa
 """
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 from engine.data.conversation import Conversation, Message, ToolCall
 from engine.data.records import RowProblemError
-from engine.data.render.template import ChatMessages, apply_template
-from engine.data.render.tokens import ChatTokenizer, TokenizerState
+from engine.data.render.template import ChatMessages, ChatTokenizer, apply_template, once_per_tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,10 @@ class TemplateAbilities:
 _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
 
 
-@lru_cache(maxsize=16)
-def _probe(state: TokenizerState) -> TemplateAbilities:
-    return _Probe(state.tokenizer).abilities()
-
-
+@once_per_tokenizer
 def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
-    """Find out, once per tokenizer and template, what the template can express."""
-    return _probe(TokenizerState(tokenizer))
+    """Find out what the template can express."""
+    return _Probe(tokenizer).abilities()
 
 
 class _Probe:
@@ -65,7 +60,7 @@ class _Probe:
             system=self._shows([system, user, answer], _A, _B, _C),
             later_system=self._shows([user, answer, system, user, answer], _C),
             repeated_roles=self._shows([user, {"role": "user", "content": _D}, answer], _A, _B, _D),
-            tool_list=self._shows_tools(),
+            tool_list=self._shows([user], _A, _B, _C, _D, tools=[probe_tool(_B, _C, _D)]),
             tool_calls=object_calls or text_calls,
             parallel_calls=self._takes_calls(calls=2, as_text=text_calls),
             text_arguments=text_calls,
@@ -81,9 +76,6 @@ class _Probe:
         except RowProblemError:
             return False
         return all(word in text for word in words)
-
-    def _shows_tools(self) -> bool:
-        return self._shows([{"role": "user", "content": _A}], _A, _B, _C, _D, tools=[probe_tool(_B, _C, _D)])
 
     def _takes_calls(self, *, calls: int, as_text: bool) -> bool:
         numbers = [f"{number:05d}" for number in range(calls)]
@@ -186,8 +178,12 @@ def tool_schema(tool: Any) -> Any:
 
 def call_in_words(call: ToolCall) -> str:
     """Return a call in the Hermes convention."""
-    arguments = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
+    arguments = _arguments_in_words(call)
     return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
+
+
+def _arguments_in_words(call: ToolCall) -> str:
+    return call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
 
 
 def _tool_list_in_words(steps: AdaptedConversation, *, how_to_call: bool) -> AdaptedConversation:
@@ -340,21 +336,12 @@ def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
     if abilities.text_parts:
         entry["content"] = as_parts(entry["content"])
     if message.tool_calls:
+        arguments = _arguments_in_words if abilities.text_arguments else operator.attrgetter("arguments")
         entry["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call, abilities)},
-            }
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call)}}
             for call in message.tool_calls
         ]
     if message.role == "tool":
         entry |= {"tool_call_id": message.tool_call_id, "name": message.name}
         entry = {key: value for key, value in entry.items() if value is not None}
     return entry
-
-
-def _arguments(call: ToolCall, abilities: TemplateAbilities) -> Any:
-    if abilities.text_arguments and not isinstance(call.arguments, str):
-        return json.dumps(call.arguments, ensure_ascii=False)
-    return call.arguments

@@ -14,7 +14,7 @@ from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, PlainText, RowWarning
 from engine.data.records import RowProblemError
 from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template
-from engine.data.render.tokens import ChatTokenizer, control_token_pattern, control_token_texts
+from engine.data.render.template import ChatTokenizer, control_token_pattern, control_token_texts
 from engine.data.render.turn_renderer import Turn, TurnRenderer
 
 _LOOK_EVERY_TURNS = 8
@@ -46,11 +46,7 @@ def plan_conversation(
 ) -> RowPlan:
     """Decide the sequences of a conversation.
 
-    Args:
-        conversation: Of any length.
-        tokenizer: With a frozen template.
-        train_on: Which turns are trained.
-        max_length: Turns beyond it are not rendered: verifying a turn takes longer the later it comes.
+    Turns beyond max_length are not rendered: verifying a turn takes longer the later it comes.
 
     Raises:
         RowProblemError: If the template refuses the row, or no turn of it can be trained.
@@ -114,23 +110,17 @@ def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, .
 
 def _chosen_turns(adapted: AdaptedConversation | Conversation, train_on: TrainOn) -> list[int]:
     """Return indexes of the assistant turns that count; what the data marks as only read does not."""
-    return [index for index in _meant_turns(adapted, train_on) if adapted.messages[index].is_learned]
-
-
-def _meant_turns(adapted: AdaptedConversation | Conversation, train_on: TrainOn) -> list[int]:
-    """Return indexes of the assistant turns that a setting means."""
     messages = adapted.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
+    start = 0
     if train_on == "last_assistant":
-        return answers[-1:]
-    if train_on == "completion":
+        answers = answers[-1:]
+    elif train_on == "completion" and adapted.completion_start is not None:
         start = adapted.completion_start
-        if start is None:
-            asked = [index for index, message in enumerate(messages) if message.role == "user"]
-            before_answer = [index for index in asked if answers and index < answers[-1]]
-            start = before_answer[-1] + 1 if before_answer else 0
-        return [index for index in answers if index >= start]
-    return answers
+    elif train_on == "completion" and answers:
+        asked = (index for index in range(answers[-1], -1, -1) if messages[index].role == "user")
+        start = next(asked, -1) + 1
+    return [index for index in answers if index >= start and messages[index].is_learned]
 
 
 def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:

@@ -1,17 +1,116 @@
-"""The one chat template of a run: made complete and frozen before the first row, saved with the adapter, used by the chat."""
+"""The tokenizer and the one chat template of a run: frozen before the first row, saved with the adapter, used by the chat."""
 
 import hashlib
 import json
 import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, Protocol, TypeVar
 
 from engine.data.records import RowProblemError, shortened
-from engine.data.render.tokens import ChatTokenizer, control_token_ids
 from engine.errors import ModelError, ModelLimitError
 from engine.processes.limits import TimeLimitError, confined, renew_deadline, time_limit
+
+Answer = TypeVar("Answer")
+
+
+class ChatTokenizer(Protocol):
+    """The part of transformers' fast tokenizers that decides what a model sees; `freeze_template` prepares one."""
+
+    chat_template: Any  # Jinja text, or named texts
+    eos_token: str | None
+    eos_token_id: int | None
+    bos_token: str | None
+    bos_token_id: int | None
+    pad_token: str | None
+    pad_token_id: int | None
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+    ) -> Any: ...
+
+    def __call__(
+        self, text: Any, *, add_special_tokens: bool = True, return_offsets_mapping: bool = False
+    ) -> Mapping[str, Any]: ...
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+class TokenizerState:
+    """A tokenizer as a key of caches: equal for the same object with the same template, special and added tokens.
+
+    It compares what those were when it was made, so a tokenizer that changed since does not find its former answers.
+    """
+
+    __slots__ = ("_key", "tokenizer")
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self.tokenizer = tokenizer  # kept: the id of an object that is gone may become another's
+        template = tokenizer.chat_template
+        settled = tuple(template.items()) if isinstance(template, Mapping) else template
+        tokens = tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, len(tokenizer)
+        self._key = (id(tokenizer), settled, *tokens)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenizerState) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+def once_per_tokenizer(answer: Callable[[ChatTokenizer], Answer]) -> Callable[[ChatTokenizer], Answer]:
+    """Remember what a function returns for the last few tokenizers and templates."""
+
+    @lru_cache(maxsize=16)
+    def remembered(state: TokenizerState) -> Answer:
+        return answer(state.tokenizer)
+
+    @wraps(answer)
+    def ask(tokenizer: ChatTokenizer) -> Answer:
+        return remembered(TokenizerState(tokenizer))
+
+    return ask
+
+
+@once_per_tokenizer
+def control_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """Return tokens that no ordinary text produces: special ones, and added ones that are more than white space."""
+    added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if str(token).strip())
+    return frozenset([*tokenizer.all_special_ids, *added])
+
+
+@once_per_tokenizer
+def control_token_texts(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    """Return the control tokens as they are written in text."""
+    return tuple(tokenizer.convert_ids_to_tokens(sorted(control_token_ids(tokenizer))))
+
+
+@once_per_tokenizer
+def control_token_pattern(tokenizer: ChatTokenizer) -> re.Pattern[str]:
+    """Return what finds a control token in text."""
+    longest_first = sorted(control_token_texts(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
 
 FROZEN_DATE = date(2025, 1, 1)
 
@@ -31,20 +130,10 @@ DEFAULT_TEMPLATE = (
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(?P<format>[^"']*)\1\s*\)""")
 _DATE_MACRO = "{%- macro strftime_now(format) -%}" + FROZEN_DATE.isoformat() + "{%- endmacro -%}"
 _EOS_CANDIDATES = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]")
-
 _PAD_CANDIDATES = (
-    "<pad>",
-    "<|pad|>",
-    "[PAD]",
-    "<|finetune_right_pad_id|>",
-    "<|fim_pad|>",
-    "<|vision_pad|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<unk>",
-    "<|reserved_special_token_0|>",
-    "<0x00>",  # the byte zero, which no text holds; in SentencePiece vocabularies
-    "Ā",  # the same in byte-level ones
+    *"<pad> <|pad|> [PAD] <|finetune_right_pad_id|> <|fim_pad|> <|vision_pad|> <|endoftext|> <|end_of_text|>".split(),
+    *("<unk>", "<|reserved_special_token_0|>"),
+    *("<0x00>", "Ā"),  # the byte zero, which no text holds, in SentencePiece and in byte-level vocabularies
 )
 
 
@@ -59,11 +148,7 @@ class FrozenTemplate:
 def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
     """Make a tokenizer complete, in place: a template, a fixed date in it, an eos token, and a pad token of its own.
 
-    Saving the tokenizer afterwards saves the template that training used; every other program then renders the same
-    prompts. Calling it twice changes nothing more.
-
-    Returns:
-        What was changed.
+    Saving the tokenizer afterwards saves the template that training used. Calling it twice changes nothing more.
 
     Raises:
         ModelError: If the tokenizer has no token that could end an answer.
@@ -107,45 +192,37 @@ def _freeze_date(tokenizer: ChatTokenizer, notes: list[str]) -> None:
 
 def _without_clock(template: str) -> str:
     """Replace calls of strftime_now by the fixed date; a call whose format is computed gets a macro of that name."""
-
-    def fixed(match: re.Match[str]) -> str:
-        return repr(FROZEN_DATE.strftime(match["format"]))
-
-    frozen = _DATE_CALL.sub(fixed, template)
+    frozen = _DATE_CALL.sub(lambda match: repr(FROZEN_DATE.strftime(match["format"])), template)
     if re.search(r"strftime_now\s*\(", frozen) and _DATE_MACRO not in frozen:
         frozen = _DATE_MACRO + frozen
     return frozen
 
 
 def _settle_eos(tokenizer: ChatTokenizer, notes: list[str]) -> None:
-    if tokenizer.eos_token_id is not None:
-        return
-    vocabulary = tokenizer.get_vocab()
-    for candidate in _EOS_CANDIDATES:
-        if candidate in vocabulary:
-            tokenizer.eos_token = candidate
-            notes.append(f"The tokenizer names no end-of-sequence token; {candidate} is used.")
-            return
-    raise ModelError(
-        "This model's tokenizer has no token that ends an answer.",
-        "Choose another model, or set eos_token in its tokenizer_config.json.",
-    )
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = _free_token(tokenizer, _EOS_CANDIDATES, "ends an answer", "eos_token")
+        notes.append(f"The tokenizer names no end-of-sequence token; {tokenizer.eos_token} is used.")
 
 
 def _settle_pad(tokenizer: ChatTokenizer, notes: list[str]) -> None:
     """Give padding a token that no answer must end with."""
     answer_ends = {tokenizer.eos_token_id, *stop_token_ids(tokenizer)}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in answer_ends:
-        return
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in answer_ends:
+        pad = _free_token(tokenizer, _PAD_CANDIDATES, "padding could use", "pad_token", answer_ends)
+        tokenizer.pad_token = pad
+        notes.append(f"Padding uses the token {pad}, because the tokenizer has none that is free for it.")
+
+
+def _free_token(
+    tokenizer: ChatTokenizer, candidates: Sequence[str], purpose: str, field: str, taken: Container[int | None] = ()
+) -> str:
     vocabulary = tokenizer.get_vocab()
-    for candidate in _PAD_CANDIDATES:
-        if candidate in vocabulary and vocabulary[candidate] not in answer_ends:
-            tokenizer.pad_token = candidate
-            notes.append(f"Padding uses the token {candidate}, because the tokenizer has none that is free for it.")
-            return
+    for candidate in candidates:
+        if candidate in vocabulary and vocabulary[candidate] not in taken:
+            return candidate
     raise ModelError(
-        "This model's tokenizer has no token that padding could use.",
-        "Choose another model, or set pad_token in its tokenizer_config.json.",
+        f"This model's tokenizer has no token that {purpose}.",
+        f"Choose another model, or set {field} in its tokenizer_config.json.",
     )
 
 
@@ -172,21 +249,12 @@ def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
         return tuple(stops)
     tail = text[text.rfind(word) + len(word) :]
     controls = control_token_ids(tokenizer)
-    for token_id in tokenizer(tail, add_special_tokens=False)["input_ids"]:
-        if token_id in controls:
-            if token_id not in stops:
-                stops.append(token_id)
-            break
-    return tuple(stops)
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    stops += [token_id for token_id in ids if token_id in controls][:1]
+    return tuple(dict.fromkeys(stops))
 
 
 TEMPLATE_SECONDS = 2.0  # of computing time for one rendering; the slowest template in use needs some milliseconds
-
-# What a process may spend on rendering and tokenizing, in C code as well: more than the template alone may, and several
-# times what rows of the largest size need. Loading a template and its first row together stay below ten seconds.
-_RENDERING_SECONDS = 4.0
-_RENDERING_SECONDS_PER_MB = 5.0
-_RENDERING_MEMORY_BYTES = 1 << 30
 _ALWAYS_FITS_CHARACTERS = 1_000_000
 _LONGER_THAN_INPUT = 10  # times; escaping in JSON makes text up to six times as long
 ChatMessages = list[dict[str, Any]]
@@ -221,7 +289,7 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
 
 def rendering_confined(size_bytes: int) -> AbstractContextManager[None]:
     """Bound what rendering and tokenizing rows of this size computes and allocates; it ends the process that exceeds it."""
-    return confined(_rendering_seconds(size_bytes), _RENDERING_MEMORY_BYTES)
+    return confined(_rendering_seconds(size_bytes), memory_bytes=1 << 30)
 
 
 def next_row_confined(size_bytes: int) -> None:
@@ -230,7 +298,9 @@ def next_row_confined(size_bytes: int) -> None:
 
 
 def _rendering_seconds(size_bytes: int) -> float:
-    return _RENDERING_SECONDS + _RENDERING_SECONDS_PER_MB * size_bytes / 1e6
+    # In C code as well: more than the template alone may, and several times what rows of the largest size need.
+    # Loading a template and its first row together stay below ten seconds.
+    return 4.0 + 5.0 * size_bytes / 1e6
 
 
 def _overrun(tokenizer: ChatTokenizer, what: str) -> ModelLimitError:

@@ -3,17 +3,118 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning
 from engine.data.records import RowProblemError
 from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
-from engine.data.render.template import next_row_confined, rendering_confined
-from engine.data.render.tokens import ChatTokenizer, Encoded, control_token_ids, encode, encode_many
+from engine.data.render.template import (
+    ChatTokenizer,
+    TokenizerState,
+    control_token_ids,
+    next_row_confined,
+    rendering_confined,
+)
 from engine.data.render.turn_renderer import Turn
 
 IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
+
+
+@dataclass
+class Encoded:
+    """A tokenized text: token i reaches from character `starts[i]` up to, not with, `ends[i]`."""
+
+    text: str
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+    def append(self, text: str, tokenizer: ChatTokenizer) -> None:
+        """Add the tokens of `text`, tokenized as what follows other text and not as a beginning of its own."""
+        marker = "\n"
+        lead = len(tokenizer(marker, add_special_tokens=False)["input_ids"])
+        following = encode(marker + text, tokenizer)
+        shift = len(self.text) - len(marker)
+        if following.starts[lead : lead + 1] != [len(marker)]:  # the marker melted into the text
+            lead, shift, following = 0, len(self.text), encode(text, tokenizer)
+        self.text += text
+        self.ids.extend(following.ids[lead:])
+        self.starts.extend(start + shift for start in following.starts[lead:])
+        self.ends.extend(end + shift for end in following.ends[lead:])
+
+    def boundary(self, character: int, tokenizer: ChatTokenizer) -> int | None:
+        """Return the token that begins at `character`, if those before it are the tokens of the text before it.
+
+        None where a token reaches across, or where that text by itself would be split into other tokens.
+        """
+        first = bisect_left(self.starts, character)
+        if first < len(self.starts) and self.starts[first] != character:
+            return None
+        if first and self.ends[first - 1] > character:
+            return None
+        # Control tokens split a text before anything else is merged, so it is enough to compare from the last one on.
+        controls = control_token_ids(tokenizer)
+        back = first
+        while back > 0:
+            back -= 1
+            if self.ids[back] in controls:
+                break
+        begin = self.starts[back] if first else 0
+        alone = _ids_alone(self.text[begin:character], tokenizer)
+        return first if alone == self.ids[back:first] else None
+
+    def turn_end(self, first: int, after: int, tokenizer: ChatTokenizer) -> int | None:
+        """Return index after the control token that ends a turn whose tokens are `first` to `after`.
+
+        White space that a template puts after it is not part of the turn. None if no control token ends it.
+        """
+        controls = control_token_ids(tokenizer)
+        for end in range(after, first, -1):
+            if self.ids[end - 1] in controls:
+                return end
+            if self.text[self.starts[end - 1] : self.ends[end - 1]].strip():
+                return None
+        return None
+
+    def pieces(self) -> list[str]:
+        """Return the text of each token; a character of several tokens belongs to the first of them."""
+        pieces = []
+        position = 0
+        for start, end in zip(self.starts, self.ends, strict=True):
+            pieces.append(self.text[min(position, start) : end] if end > position else "")
+            position = max(position, end)
+        return pieces
+
+
+def encode(text: str, tokenizer: ChatTokenizer, *, add_special_tokens: bool = False) -> Encoded:
+    """Tokenize one text."""
+    return encode_many([text], tokenizer, add_special_tokens=add_special_tokens)[0]
+
+
+def encode_many(texts: Sequence[str], tokenizer: ChatTokenizer, *, add_special_tokens: bool = False) -> list[Encoded]:
+    """Tokenize several texts at once, on all cores where the tokenizer can."""
+    if not texts:
+        return []
+    encoding = tokenizer(list(texts), add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    return [
+        Encoded(text, list(ids), [start for start, _ in offsets], [end for _, end in offsets])
+        for text, ids, offsets in zip(texts, encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    ]
+
+
+def _ids_alone(text: str, tokenizer: ChatTokenizer) -> list[int]:
+    # What a template writes before an answer is short and repeats; whole prompts do not come twice.
+    if len(text) > 256:
+        return _ids_of(TokenizerState(tokenizer), text)
+    return _remembered_ids(TokenizerState(tokenizer), text)
+
+
+def _ids_of(state: TokenizerState, text: str) -> list[int]:
+    return list(state.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+_remembered_ids = lru_cache(maxsize=4096)(_ids_of)
 
 
 @dataclass(frozen=True)
@@ -84,16 +185,7 @@ class Rendering:
 
 
 def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> Rendering:
-    """Turn one row into what the model is trained on.
-
-    Args:
-        row: Number of the row in the dataset, carried through.
-        example: From `engine.data.formats.convert`.
-        tokenizer: With a frozen template.
-        options: What counts, and where to cut.
-
-    Returns:
-        One sequence, or several where the template rewrites earlier turns.
+    """Turn the row of that number into one sequence, or several where the template rewrites earlier turns.
 
     Raises:
         RowProblemError: If the template refuses the row, if nothing in it can be trained, or if the cut leaves nothing.
@@ -107,7 +199,7 @@ def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, op
 def render_many(
     examples: Sequence[tuple[int, Example]], tokenizer: ChatTokenizer, options: RenderOptions
 ) -> list[Rendering | RowProblemError]:
-    """Render several rows, in order; quicker than one by one, because they are tokenized together."""
+    """Render rows, each with its number, in order; quicker than one by one, because they are tokenized together."""
     plans: list[RowPlan | RowProblemError] = []
     sizes = [len(example.text()) for _, example in examples]
     with rendering_confined(sum(sizes)):
@@ -120,28 +212,13 @@ def render_many(
     good = [plan for plan in plans if isinstance(plan, RowPlan)]
     # Where a template rewrites earlier turns, a row has many sequences that hold most of it.
     with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _measured(plan))):
-        return _finish_many(examples, plans, _encode_plans(good, tokenizer), tokenizer, options)
-
-
-def _finish_many(
-    examples: Sequence[tuple[int, Example]],
-    plans: Sequence[RowPlan | RowProblemError],
-    encoded: list[Encoded],
-    tokenizer: ChatTokenizer,
-    options: RenderOptions,
-) -> list[Rendering | RowProblemError]:
-    waiting = iter(encoded)
-    renderings: list[Rendering | RowProblemError] = []
-    for (row, _), plan in zip(examples, plans, strict=True):
-        if isinstance(plan, RowProblemError):
-            renderings.append(plan)
-            continue
-        sequences = [next(waiting) for _ in _measured(plan)]
-        try:
-            renderings.append(_finish(row, plan, sequences, tokenizer, options))
-        except RowProblemError as problem:
-            renderings.append(problem)
-    return renderings
+        encoded = iter(_encode_plans(good, tokenizer))
+        return [
+            plan
+            if isinstance(plan, RowProblemError)
+            else _finish(row, plan, [next(encoded) for _ in _measured(plan)], tokenizer, options)
+            for (row, _), plan in zip(examples, plans, strict=True)
+        ]
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Sequence[object] = ()) -> list[int]:
@@ -174,7 +251,7 @@ def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[En
 
 def _finish(
     row: int, plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
-) -> Rendering:
+) -> Rendering | RowProblemError:
     pending = list(zip(plan.sequences, sequences, strict=False))
     rendered: list[RenderedRow] = []
     lost = plan.beyond_tokens
@@ -202,10 +279,10 @@ def _finish(
             rendered[longest] = replace(rendered[longest], beyond_tokens=beyond)
         return Rendering(tuple(rendered), plan.notes, plan.notices)
     if lost:
-        raise RowProblemError(
+        return RowProblemError(
             "cut_away", f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
         )
-    raise RowProblemError("nothing_to_learn", "no token of it would be trained")
+    return RowProblemError("nothing_to_learn", "no token of it would be trained")
 
 
 def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from engine.data.conversation import RowWarning
 from engine.data.records import RowProblemError, shortened
 from engine.data.render.adapt import AdaptedConversation, abilities_of, tool_schema
-from engine.data.render.template import ChatMessages, apply_template
-from engine.data.render.tokens import ChatTokenizer
+from engine.data.render.template import ChatMessages, ChatTokenizer, apply_template
 
 _WHOLE_TURNS = 32  # at the beginning; the next that is rendered in whole lies half as far on again, and so on
 _WINDOW_TURNS = 4
@@ -47,12 +46,7 @@ class Turn:
 
 
 class TurnRenderer:
-    """Renders one conversation.
-
-    Args:
-        adapted: In the template's terms.
-        tokenizer: With the frozen template.
-    """
+    """Renders one conversation, which is in the template's terms."""
 
     def __init__(self, adapted: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
         self._messages = adapted.messages
@@ -126,9 +120,7 @@ class TurnRenderer:
     def _block(self, indexes: Sequence[int], before: Turn) -> list[Turn]:
         """Return turns proved by windows, the last of them in whole too; none where windows and whole do not agree.
 
-        Args:
-            indexes: Of these turns, after that of the one before them.
-            before: That one.
+        The first index is that of the turn before them, which is `before`.
         """
         prompts: list[tuple[str, str]] = []  # of a turn before, and of the turn itself
         answers: list[str] = []
@@ -162,13 +154,7 @@ class TurnRenderer:
         ]
 
     def _answer(self, prompt: str, anchor: int, index: int) -> str:
-        """Return what the turn at `index` adds to its prompt.
-
-        Args:
-            prompt: Of the messages of the window, up to that turn.
-            anchor: Of the window; 0 for the whole conversation.
-            index: Of the turn.
-        """
+        """Return what the turn at `index` adds to its prompt, which renders the window of that anchor up to the turn."""
         message = self._messages[index]
         whole = self._render(self._window(anchor, index + 1), prompt=False)
         if whole.startswith(prompt):
@@ -200,19 +186,13 @@ class TurnRenderer:
 
     def _second_question(self) -> int:
         """Return index of the first user's turn after an answer."""
-        answered = False
-        for index, message in enumerate(self._messages):
-            if message.role == "user" and answered:
-                return index
-            answered = answered or message.role == "assistant"
-        return len(self._messages)
+        roles = [message.role for message in self._messages]
+        answered = roles.index("assistant") if "assistant" in roles else len(roles)
+        return roles.index("user", answered) if "user" in roles[answered:] else len(roles)
 
     def _question_before(self, index: int) -> int:
-        while index > 0:
-            index -= 1
-            if self._messages[index].role == "user":
-                return index
-        return 0
+        before = range(index - 1, -1, -1)
+        return next((place for place in before if self._messages[place].role == "user"), 0)
 
     def _render(self, messages: ChatMessages, *, prompt: bool) -> str:
         if self._work > _MAX_WORK:

@@ -22,8 +22,8 @@ from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory
 from engine.config.results import SamplingConfig
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.data.render.tokens import ChatTokenizer
 from engine.errors import DatasetError, ModelError
 from engine.evaluation.contract import (
     AnsweredRow,

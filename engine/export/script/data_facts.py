@@ -94,7 +94,7 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         held_out_draw=config.dataset.eval_fraction * look.most_tokens > _ALL_MEASURED_TOKENS,
     )
     # What is on the Hub is read by the same library in both, and is fetched once.
-    rows = (record.value for _, record in reader.numbered()) if kind == "hub" else None
+    rows = (record.value for record in reader.records() if record is not None) if kind == "hub" else None
     _require_same_rows(config, facts, look.digests, part, rows)
     return facts
 

@@ -1,20 +1,38 @@
-"""Rows of a dataset on the Hub, through the `datasets` library; no script of a repository is ever run."""
+"""Datasets on the Hub: which names mean one, which files one may name, and its rows, through the `datasets` library.
 
+No script of a repository is ever run.
+"""
+
+import functools
 import hashlib
 import json
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
-from engine.config.run import DatasetConfig
+from engine.config.run import DatasetConfig, ModelConfig
+from engine.data.files import names_file
 from engine.data.files.access import shown_name
 from engine.data.files.arrow_rows import without_gaps
-from engine.data.hub import HUB_ROOT, confined_to, require_hub_id, require_own_files
-from engine.data.records import Record, SourceForm, picked
+from engine.data.records import Record, RowSource, SourceForm
 from engine.errors import DatasetError, EngineError
 from engine.hub_errors import DATASET, error_chain, find_fault
+from engine.models.source import is_hub_id, may_need_hub
+from engine.processes.spawn import Access
+
+_HUB_ROOT = "hf://datasets/"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+
+# The rest open what a row or a name inside an archive points to, or need libraries that are not installed. "cache" is
+# what this library itself fetched before.
+_READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
+_CONFINED_TO: ContextVar[str | None] = ContextVar("confined_to", default=None)
 
 # What opens the file or address that a row names, such as Image, has this; Json has it too, and opens nothing.
 _DECODER = "decode_example"
@@ -22,24 +40,144 @@ _PLAIN_FEATURES = ("Json",)
 _LOCAL_PATH = re.compile(r"(?<![\w:/.@-])(?:[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+[^\s'\"]*")
 
 
-class HubRows:
-    """A dataset on the Hub.
+def is_on_hub(source: str) -> bool:
+    """Return whether a name means a dataset on the Hub: it looks like an id and not like a file, and no file has it."""
+    name = source.strip()
+    return is_hub_id(name) and not names_file(name) and not _is_there(name)
 
-    Args:
-        config: Names the dataset, and its subset, split and revision.
-        streaming: Take rows as they come, for a preview; else the dataset is fetched and kept by `datasets`.
+
+def reads_from_hub(dataset: DatasetConfig) -> bool:
+    """Return whether the dataset, or one that is mixed in, is on the Hub."""
+    return any(map(is_on_hub, (dataset.source, *dataset.mix)))
+
+
+def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> frozenset[Access]:
+    """Return what a process may log in to for this model and dataset: the Hub, where one of them may be there."""
+    needs_hub = may_need_hub(model) or (dataset is not None and reads_from_hub(dataset))
+    return frozenset({Access.HUB}) if needs_hub else frozenset()
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, an unknown home
+        return False
+
+
+def require_hub_id(name: str) -> str:
+    """Give an id back that can only mean a repository on the Hub.
+
+    The library takes the names of its own readers, such as `text`, for an order to read the working folder.
+
+    Raises:
+        DatasetError: If it is none.
+    """
+    owner, slash, bare = name.rpartition("/")
+    named = _HUB_NAME.fullmatch(bare) is not None and (not slash or _HUB_NAME.fullmatch(owner) is not None)
+    if not named or owner == "buckets" or ".." in name:
+        raise DatasetError(
+            f"{shown_name(name)} is not the id of a dataset on the Hub.", "An id reads owner/name, as in its address."
+        )
+    if not slash and bare.lower() in _reader_names():
+        raise DatasetError(
+            f"{shown_name(name)} is the name of a file format and of no dataset on the Hub.",
+            "Give the path of a file or a folder, or the id of a dataset as owner/name.",
+        )
+    return name
+
+
+@contextmanager
+def confined_to(hub_id: str) -> Iterator[None]:
+    """Refuse a README that names files outside its own repository, before they are looked for.
+
+    Looking alone would request any address that the README names, and reveal which files exist here.
+    """
+    _install_confinement()
+    token = _CONFINED_TO.set(hub_id)
+    try:
+        yield
+    finally:
+        _CONFINED_TO.reset(token)
+
+
+def _install_confinement() -> None:
+    from datasets import data_files
+
+    resolve = data_files.resolve_pattern
+    if hasattr(resolve, "confined"):
+        return
+
+    @functools.wraps(resolve)
+    def resolve_confined(pattern: str, base_path: str, *rest: Any, **options: Any) -> Any:
+        hub_id = _CONFINED_TO.get()
+        if hub_id is not None and not (_is_inside(base_path, hub_id) and _is_relative(pattern)):
+            raise _points_outside(hub_id)
+        return resolve(pattern, base_path, *rest, **options)
+
+    resolve_confined.confined = True  # type: ignore[attr-defined]
+    data_files.resolve_pattern = resolve_confined
+
+
+def require_own_files(builder: Any, hub_id: str) -> None:
+    """Refuse a dataset that would be read from anywhere but its own repository, or by a reader that is not plain.
+
+    Raises:
+        DatasetError: If it is one.
+    """
+    modules = [kind.__module__ for kind in type(builder).__mro__]
+    readers = {name.split(".")[2] for name in modules if name.startswith("datasets.packaged_modules.")}
+    if not readers or not readers <= _READERS:
+        names = ", ".join(sorted(readers)) or "an unknown kind"
+        raise DatasetError(
+            f"{shown_name(hub_id)} is stored as {names}, which is not read from the Hub.",
+            "Choose a dataset that is stored as Parquet, JSON, CSV, Arrow or text.",
+        )
+    for files in (getattr(builder.config, "data_files", None) or {}).values():
+        if not all(_is_inside(str(file), hub_id) for file in files):
+            raise _points_outside(hub_id)
+
+
+def _points_outside(hub_id: str) -> DatasetError:
+    return DatasetError(
+        f"{shown_name(hub_id)} names data files outside its own repository, and none of them was opened.",
+        "Choose another dataset, or download the files that you trust and choose those.",
+    )
+
+
+def _is_relative(pattern: str) -> bool:
+    plain = pattern.replace("\\", "/")
+    return not plain.startswith(("/", "~")) and ":" not in plain and ".." not in plain.split("/")
+
+
+def _is_inside(address: str, hub_id: str) -> bool:
+    plain = address.replace("\\", "/")
+    rest = plain.removeprefix(f"{_HUB_ROOT}{hub_id}")
+    return rest != plain and rest[:1] in ("@", "/") and "::" not in rest and ".." not in rest.split("/")
+
+
+@functools.cache
+def _reader_names() -> frozenset[str]:
+    from datasets import packaged_modules
+
+    found = {module.name for module in pkgutil.iter_modules(packaged_modules.__path__)}
+    return frozenset(found | set(packaged_modules._PACKAGED_DATASETS_MODULES))
+
+
+class HubRows(RowSource):
+    """A dataset on the Hub, with rows streamed for a preview, or fetched and kept by `datasets`.
 
     Raises:
         DatasetError: If it cannot be reached, or does not exist, or has no such subset or split.
     """
 
+    form = SourceForm("hub", "Hub dataset")
+    notes: Sequence[str] = ()
+    size_bytes: int | None = None
+    bytes_read = 0
+    total_rows: int | None = None
+
     def __init__(self, config: DatasetConfig, *, streaming: bool) -> None:
         self.name = shown_name(config.source)
-        self.form = SourceForm("hub", "Hub dataset")
-        self.kind = self.form.words
-        self.notes: list[str] = []
-        self.size_bytes: int | None = None
-        self.bytes_read = 0
         self._config = config
         self._streaming = streaming
         self._data = self._load()
@@ -49,22 +187,14 @@ class HubRows:
             if streaming:  # else each is opened before it is removed: a file or an address that the row names
                 self._data = self._data.decode(False)
             self._data = self._data.remove_columns(media)
-            self.notes.append(f"Columns that hold pictures or sound are not read: {', '.join(media)}.")
-        self._total_rows: int | None = None if streaming else len(self._data)
+            self.notes = [f"Columns that hold pictures or sound are not read: {', '.join(media)}."]
+        if not streaming:
+            self.total_rows = len(self._data)
         self.download_bytes: int | None = getattr(getattr(self._data, "info", None), "download_size", None)
-        self.columns: tuple[str, ...] = tuple(name for name in features if name not in media)
         self._features = {name: feature for name, feature in features.items() if name not in media}
+        self.columns = tuple(self._features)
 
-    @property
-    def total_rows(self) -> int | None:
-        return self._total_rows
-
-    def records(self, first_row: int = 0) -> Iterator[Record]:
-        """Yield rows from `first_row` on.
-
-        Raises:
-            DatasetError: If the connection is lost on the way, or a file cannot be read.
-        """
+    def records(self, first_row: int = 0) -> Iterator[Record | None]:
         if self._streaming:
             rows: Any = self._data.skip(first_row) if first_row else self._data
         else:
@@ -74,18 +204,14 @@ class HubRows:
             for value in rows:
                 yield Record(row, None, {name: self._without_gaps(name, cell) for name, cell in value.items()})
                 row += 1
-            self._total_rows = row
+            self.total_rows = row
         except Exception as error:  # a lost connection, a damaged file, rows that do not fit their columns
             raise _explain(error, self._config.source.strip()) from error
-
-    def approach(self, _first_row: int, /) -> Iterator[None]:
-        """Whatever comes before a row is passed over by the library itself."""
-        return iter(())
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows: one by one where the dataset is here, else in one pass."""
         if self._streaming:
-            return picked(self.records(rows[0]), rows)
+            return super().pick(rows)
         return (next(self.records(row)) for row in rows if row < len(self._data))
 
     def fingerprint(self) -> str:
@@ -103,7 +229,7 @@ class HubRows:
             with confined_to(hub_id):
                 # With its root, the id can mean no folder here, which the library would otherwise read instead.
                 builder = datasets.load_dataset_builder(
-                    f"{HUB_ROOT}{hub_id}", self._config.subset, revision=self._config.revision
+                    f"{_HUB_ROOT}{hub_id}", self._config.subset, revision=self._config.revision
                 )
             require_own_files(builder, hub_id)
             if self._streaming:

@@ -1,0 +1,208 @@
+"""What every kind of file is made of: text that a reader cuts into rows, or rows that begin with fixed bytes."""
+
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from pydantic import BaseModel
+
+from engine.data.files.access import UnpackedFile, fingerprint_of, read_cached, shown_name, write_cached
+from engine.data.files.text_stream import TextStream
+from engine.data.records import Position, Record, RowSource, SourceForm
+from engine.errors import DatasetError
+
+_START = Position(0, 1, 0)
+
+
+class TextStart(NamedTuple):
+    """How a text file begins, by which its kind is recognized."""
+
+    stream: TextStream
+    head: bytes  # without leading white space
+    named: "type[TextReader] | type[BinaryRows] | None"  # the kind that the ending of its name means
+
+
+class TextReader(ABC):
+    """Cuts one text file into its rows."""
+
+    label: ClassVar[str]  # what people call the kind
+    endings: ClassVar[tuple[str, ...]]  # of file names
+    trusts_ending: ClassVar[bool] = False  # whether they decide, whatever a file begins with
+    form: SourceForm
+    columns: tuple[str, ...] = ()  # where the file itself names them
+    notes: Sequence[str] = ()  # what is odd about the file as a whole, once it has been read to its end
+
+    @classmethod
+    @abstractmethod
+    def recognize(cls, start: TextStart) -> "TextReader | None":
+        """Return the reader of a file of this kind; None for any other."""
+
+    @abstractmethod
+    def read(self, start: Position) -> Iterator[Record]:
+        """Yield rows from `start` on; `Position(0, 1, 0)` is the beginning of the file."""
+
+    def pick(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
+        """Yield rows from `start` on, with None in place of those that are not wanted."""
+        return (record if record.row in wanted else None for record in self.read(start))
+
+    def positions(self, start: Position) -> Iterator[Position]:
+        """Yield where rows begin, from `start` on."""
+        return (Position(record.row, record.line or 1, record.offset) for record in self.read(start))
+
+
+class BinaryRows(RowSource):
+    """Rows of a regular file of a kind that begins with fixed bytes, or of what a gzip file holds `unpacked`.
+
+    Raises:
+        DatasetError: If it is damaged or too large.
+    """
+
+    label: ClassVar[str]  # what people call the kind
+    endings: ClassVar[tuple[str, ...]]  # of file names
+    magics: ClassVar[tuple[bytes, ...]]  # first bytes of its files
+    notes: Sequence[str] = ()
+    size_bytes: int | None = None
+
+    def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
+        self.name = shown_name(path.name)
+        self._original = path
+        self._unpacked = unpacked  # lives as long as these rows do
+        self._path = path if unpacked is None else unpacked.path
+        self.form = self.form._replace(is_gzipped=unpacked is not None)
+        self.size_bytes = self._path.stat().st_size
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._original)
+
+
+def require_unique(columns: Sequence[str], name: str) -> None:
+    """Require that the header of a table names each column once.
+
+    Raises:
+        DatasetError: With the column that it names twice.
+    """
+    twice = next((column for column, count in Counter(columns).items() if count > 1), None)
+    if twice is not None:
+        raise DatasetError(
+            f"The column {shown_name(twice)!r} appears twice in the header of {name}.", "Rename one of the two."
+        )
+
+
+STRIDE = 1024
+
+
+class _SavedIndex(BaseModel):
+    positions: tuple[Position, ...] = ()
+    total_rows: int | None = None
+
+
+class RowIndex:
+    """Positions of rows 0, 1024, 2048 …, as far as a file has been read, and the number of rows once its end was seen."""
+
+    def __init__(self, cache_file: Path | None = None) -> None:
+        self._cache_file = cache_file
+        saved = read_cached(_SavedIndex, cache_file) or _SavedIndex()
+        self._positions = list(saved.positions)
+        self.total_rows = saved.total_rows
+
+    def nearest(self, row: int) -> Position:
+        """Return the last known position at or before `row`."""
+        place = min(row // STRIDE, len(self._positions) - 1)
+        return self._positions[place] if place >= 0 else _START
+
+    @property
+    def known_rows(self) -> int:
+        """Rows up to which a jump needs no reading ahead."""
+        return self.total_rows if self.total_rows is not None else max(0, len(self._positions) - 1) * STRIDE
+
+    @property
+    def last(self) -> Position:
+        """The furthest known position."""
+        return self._positions[-1] if self._positions else _START
+
+    def saw(self, position: Position) -> None:
+        """Note a row that was read; rows come in order, and those that are known already change nothing."""
+        if position.row == len(self._positions) * STRIDE:
+            self._positions.append(position)
+
+    def finish(self, total_rows: int) -> None:
+        """Note the end of the file, and keep the index for other processes."""
+        if self.total_rows is None:
+            self.total_rows = total_rows
+            write_cached(self._cache_file, _SavedIndex(positions=tuple(self._positions), total_rows=total_rows))
+
+
+class TextFileRows(RowSource):
+    """Rows of one text file, whose row index is kept in the folder, if there is one."""
+
+    size_bytes: int | None = None
+
+    def __init__(self, stream: TextStream, reader: TextReader, index_folder: Path | None = None) -> None:
+        self.name = shown_name(stream.path.name)
+        self._stream = stream
+        self._reader = reader
+        self.size_bytes = stream.size_bytes
+        self.columns = reader.columns
+        self.form = reader.form._replace(encoding=stream.encoding, is_gzipped=stream.is_gzipped)
+        self._index = RowIndex(index_folder / f"{self.fingerprint()}.rows.json" if index_folder is not None else None)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self._reader.notes
+
+    @property
+    def bytes_read(self) -> int:
+        return self._stream.bytes_read
+
+    @property
+    def total_rows(self) -> int | None:
+        return self._index.total_rows
+
+    def records(self, first_row: int = 0) -> Iterator[Record | None]:
+        """Yield rows from `first_row` on; what is passed over is read once, and never again after that."""
+        if self.total_rows is not None and first_row >= self.total_rows:
+            return
+        yield from self._skim(first_row)
+        start = self._index.nearest(first_row)
+        yield from self._stream.approach(start.offset)
+        row = -1
+        for record in self._reader.read(start):
+            row = record.row
+            if row % STRIDE == 0:
+                self._index.saw(Position(row, record.line or 1, record.offset))
+            if row >= first_row:
+                yield record
+        if row >= 0 or first_row == 0:
+            self._index.finish(row + 1)
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Yield some rows, in one pass; rows between them are passed over by a jump, where the file allows one."""
+        wanted = frozenset(rows)
+        waiting = deque(rows)
+        while waiting:
+            for record in self._reader.pick(self._index.nearest(waiting[0]), wanted):
+                yield record
+                if record is None:
+                    continue
+                waiting.popleft()
+                if not waiting or (self._stream.seeks and self._index.nearest(waiting[0]).row > record.row):
+                    break
+            else:
+                if self.total_rows is None:  # there are fewer rows; now it is known how many
+                    yield from (None for _ in self.records(self._index.known_rows))
+                return
+
+    def _skim(self, row: int) -> Iterator[None]:
+        """Note where rows begin, up to `row`, without parsing them where the kind allows."""
+        if self.total_rows is not None or row < self._index.known_rows + STRIDE:
+            return
+        for position in self._reader.positions(self._index.last):
+            self._index.saw(position)
+            if position.row >= row:
+                return
+            yield
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._stream.path)
