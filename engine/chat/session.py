@@ -1,5 +1,6 @@
 """One conversation partner for everybody on this server: loads a model in a process of its own and streams its answers."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices, le
 from engine.paths import LoratoryHome
 from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.messages import JsonObject
 
 WORKER_MODULE = "engine.chat.worker.main"
 
@@ -53,7 +55,6 @@ class _Loaded:
         return self.process.pid is not None
 
     def serves(self, target: ChatTarget, plan: LoadPlan) -> bool:
-        """Return whether nothing has to be done to answer as `target`."""
         return self.is_alive and self.target == target and self.plan == plan
 
     def has_base_of(self, target: ChatTarget, plan: LoadPlan) -> bool:
@@ -107,17 +108,21 @@ class ChatSession:
             loaded, loading, generating, note = self._loaded, self._loading, len(self._under_way), self._note
         if loading is not None:
             return ChatState(phase="loading", target=loading.target, progress=loading.progress)
-        if loaded is None or loaded.process.pid is None:
+        pid = loaded.process.pid if loaded is not None else None
+        if loaded is None or pid is None:
             return ChatState(phase="empty", note=note)
+        process_bytes = None
+        with contextlib.suppress(psutil.Error):
+            process_bytes = int(psutil.Process(pid).memory_info().rss)
         return ChatState(
             phase="generating" if generating else "ready",
             target=loaded.target,
             model=loaded.model,
             generating=generating,
-            process_bytes=_resident_bytes(loaded.process.pid),
+            process_bytes=process_bytes,
         )
 
-    def load(self, target: ChatTarget, on_progress: OnLoadProgress | None = None) -> LoadedModel:
+    def load(self, target: ChatTarget, on_progress: OnLoadProgress = lambda _: None) -> LoadedModel:
         """Load what `target` names, and return once it can answer; what is loaded already is not loaded again.
 
         Adapters are exchanged beneath a base that stays in memory; for another base the process ends, which frees its
@@ -249,45 +254,30 @@ class ChatSession:
         )
 
     def _load_in(
-        self,
-        process: JsonLinesProcess,
-        request: LoadRequest,
-        loading: _Loading,
-        on_progress: OnLoadProgress | None,
+        self, process: JsonLinesProcess, request: LoadRequest, loading: _Loading, on_progress: OnLoadProgress
     ) -> LoadedModel:
-        def note(value: dict[str, Any]) -> None:
-            progress = LoadProgress.model_validate(value)
-            loading.progress = progress
-            if on_progress is not None:
-                on_progress(progress)
+        def note(value: JsonObject) -> None:
+            loading.progress = LoadProgress.model_validate(value)
+            on_progress(loading.progress)
 
         with self._lock:
             if self._loading is not loading:
                 raise _loading_ended()
             loading.process = process
-        if on_progress is not None:
-            on_progress(loading.progress)
+        on_progress(loading.progress)
         try:
             process.start()
-            self._hold_device(process, request)
+            identity = ProcessIdentity.of(process.pid or 0)
+            if identity is None:
+                raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
+            title = Path(request.plan.model.id).name
+            holder = LeaseHolder(purpose="chat", title=title, process=identity, preemptible=True)
+            hold_devices(self._leases, (lease_name(request.device),), holder, Wait(_LEAVING_SECONDS))
             return LoadedModel.model_validate(process.call("load", request.model_dump(mode="json"), on_progress=note))
         except WorkerError as error:
             if self._loading is not loading:
                 raise _loading_ended() from error
             raise
-
-    def _hold_device(self, process: JsonLinesProcess, request: LoadRequest) -> None:
-        """Take the device for the process; a process that is just ending is given a moment.
-
-        Raises:
-            DeviceError: If it is in use; names the user.
-        """
-        identity = ProcessIdentity.of(process.pid or 0)
-        if identity is None:
-            raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
-        title = Path(request.plan.model.id).name
-        holder = LeaseHolder(purpose="chat", title=title, process=identity, preemptible=True)
-        hold_devices(self._leases, (lease_name(request.device),), holder, Wait(_LEAVING_SECONDS))
 
     def _give_way_when_asked(self, loaded: _Loaded) -> None:
         """Unload an idle model when a run waits for its device; ends with the model, or when another takes its place."""
@@ -312,10 +302,3 @@ class ChatSession:
 
 def _loading_ended() -> WorkerError:
     return WorkerError("Loading was ended before the model was there.", "Load it again when you need it.")
-
-
-def _resident_bytes(pid: int) -> int | None:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None

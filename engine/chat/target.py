@@ -1,25 +1,25 @@
 """From what a person wants to talk to, to what has to be loaded: looked up on the disk, before any process starts."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
 from engine.config.methods.base import PeftMethod
 from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from engine.config.methods.registry import METHODS, method_of_peft_type
-from engine.config.run import ModelConfig, RunConfig
+from engine.config.run import ModelConfig
 from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import read_config
 from engine.models.source import DEMO_HUB_ID
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, is_intact, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
 from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PICKLED_ADAPTER_WEIGHTS = "adapter_model.bin"
 
 
 class PlannedWeights(Value):
@@ -73,7 +73,7 @@ class LoadRequest(Value):
     device: Device
 
 
-class _Found(Value):
+class _Found(NamedTuple):
     weights: PlannedWeights
     model: ModelConfig  # the base that the run or the adapter names
 
@@ -91,28 +91,41 @@ def plan_load(target: ChatTarget) -> LoadPlan:
     model = target.model or (found.model if found is not None else None)
     if model is None:
         raise ModelError("No model was chosen.", "Choose a run, an adapter or a model to talk to.")
-    if target.model is None and tuned is not None and second is not None and _differ(tuned.model, second.model):
-        raise ModelError(
-            f"{tuned.weights.name} was trained on {_shown(tuned.model)}, {second.weights.name} on "
-            f"{_shown(second.model)}.",
-            "Compare two runs on the same model.",
-        )
     if target.model is None and found is not None:
-        _require_base_here(found)
-    notes = []
+        _require_same_base(tuned, second)
+        base = Path(model.id)
+        if base.is_absolute() and not base.exists():
+            raise ModelError(
+                f"The base model of {found.weights.name}, {base.name}, is not on this machine.",
+                "Copy it to where it was, or name the model that takes its place.",
+            )
+    notes: tuple[str, ...] = ()
     if target.quantization is not None and target.quantization != model.quantization:
         if tuned is not None:
-            notes.append(
+            notes = (
                 f"{tuned.weights.name} was trained with quantization {model.quantization} and is loaded with "
-                f"{target.quantization}: answers may differ."
+                f"{target.quantization}: answers may differ.",
             )
         model = model.model_copy(update={"quantization": target.quantization})
     return LoadPlan(
         model=model,
         tuned=tuned.weights if tuned is not None else None,
         second=second.weights if second is not None else None,
-        notes=tuple(notes),
+        notes=notes,
     )
+
+
+def _require_same_base(tuned: _Found | None, second: _Found | None) -> None:
+    if tuned is None or second is None:
+        return
+    one, other = tuned.model, second.model
+    if (one.id, one.revision) != (other.id, other.revision):
+        # Only the name of a folder is shown.
+        shown = [Path(model.id).name if Path(model.id).is_absolute() else model.id for model in (one, other)]
+        raise ModelError(
+            f"{tuned.weights.name} was trained on {shown[0]}, {second.weights.name} on {shown[1]}.",
+            "Compare two runs on the same model.",
+        )
 
 
 def list_checkpoints(run: Path) -> tuple[str, ...]:
@@ -131,7 +144,7 @@ def _find(choice: AdapterChoice) -> _Found:
             f"{choice.folder.name} is not a run and has no checkpoints.", "Leave the checkpoint out, or name a run."
         )
     if (choice.folder / ADAPTER_CONFIG).is_file():
-        return _find_adapter(choice.folder)
+        return _find_adapter(choice.folder, choice.folder.name)
     if (choice.folder / "config.json").is_file():
         raise ModelError(
             f"{choice.folder.name} holds a model, not an adapter.", "Choose it as the model instead, with no adapter."
@@ -145,46 +158,47 @@ def _find(choice: AdapterChoice) -> _Found:
 def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
     config = run.read_config()
     name = run_title(config)
-    there = list_checkpoints(run.path)
-    offered = f"Choose one of its checkpoints: {', '.join(there[:5])}." if there else ""
-    if checkpoint is None:
-        folder = _trained_folder(run.adapter)
-        if folder is None:
-            raise RunError(
-                f"The run {name} has no adapter yet.", offered or "Wait for its first checkpoint or its end."
-            )
-    else:
-        folder = _intact_folder(run, checkpoint)
-        if folder is None:
-            raise RunError(
-                f"The run {name} has no checkpoint {checkpoint[:60]!r} that is whole.",
-                offered or "It has none yet; leave the checkpoint out, or wait for the first one.",
-            )
-    return _Found(weights=_describe(folder, name, config), model=config.model)
-
-
-def _describe(folder: Path, name: str, config: RunConfig) -> PlannedWeights:
+    folder = run.adapter if checkpoint is None else _intact_folder(run, checkpoint)
+    if folder is None or not any((folder / file).is_file() for file in (ADAPTER_CONFIG, "config.json")):
+        there = ", ".join(list_checkpoints(run.path)[:5])
+        offered = f"Choose one of its checkpoints: {there}." if there else ""
+        if checkpoint is None:
+            fix = offered or "Wait for its first checkpoint or its end."
+            raise RunError(f"The run {name} has no adapter yet.", fix)
+        raise RunError(
+            f"The run {name} has no checkpoint {checkpoint[:60]!r} that is whole.",
+            offered or "It has none yet; leave the checkpoint out, or wait for the first one.",
+        )
     if config.adapter.traits.trains_all:
-        return PlannedWeights(folder=folder, name=name, method=config.adapter.method)
-    return _find_adapter(folder, name).weights
+        weights = PlannedWeights(folder=folder, name=name, method=config.adapter.method)
+    else:
+        weights = _find_adapter(folder, name).weights
+    return _Found(weights, config.model)
 
 
-def _find_adapter(folder: Path, name: str | None = None) -> _Found:
-    name = name or folder.name
+def _intact_folder(run: RunFolder, name: str) -> Path | None:
+    """Return the folder of the trained weights of a checkpoint, if it is complete and they are as they were written."""
+    below = f"{ADAPTER_SUBFOLDER}/"
+    for checkpoint in complete_checkpoints(run.checkpoints):
+        if checkpoint.folder.name == name:
+            files = {path: told for path, told in checkpoint.manifest.files.items() if path.startswith(below)}
+            weights = checkpoint._replace(manifest=checkpoint.manifest.model_copy(update={"files": files}))
+            return checkpoint.folder / below if is_intact(weights) else None
+    return None
+
+
+def _find_adapter(folder: Path, name: str) -> _Found:
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        if (folder / PICKLED_ADAPTER_WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
             raise ModelError(
-                f"The adapter {name} is a pickle file ({PICKLED_ADAPTER_WEIGHTS}), which can run code when it is read.",
+                f"The adapter {name} is a pickle file (adapter_model.bin), which can run code when it is read.",
                 "If you trust it, save it again with PEFT; that writes safetensors.",
             )
         raise ModelError(f"The adapter {name} has no {ADAPTER_WEIGHTS}.", "Copy the whole adapter folder again.")
     values = read_config(folder / ADAPTER_CONFIG, name)
-    try:
-        peft_type = str(values["peft_type"])
-        base = values.get("base_model_name_or_path") or ""
-        revision = values.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"The {ADAPTER_CONFIG} of {name} cannot be read.", "Copy the adapter folder again.") from error
+    if "peft_type" not in values:
+        raise ModelError(f"The {ADAPTER_CONFIG} of {name} cannot be read.", "Copy the adapter folder again.")
+    peft_type, base, revision = str(values["peft_type"]), values.get("base_model_name_or_path"), values.get("revision")
     initialization = initialization_from_base(values)
     if initialization:
         raise ModelError(
@@ -201,41 +215,3 @@ def _find_adapter(folder: Path, name: str | None = None) -> _Found:
         weights=PlannedWeights(folder=folder, name=name, method=method.name if method else "", peft_type=peft_type),
         model=ModelConfig(id=base, revision=revision if isinstance(revision, str) else None),
     )
-
-
-def _require_base_here(found: _Found) -> None:
-    base = Path(found.model.id)
-    if base.is_absolute() and not base.exists():
-        raise ModelError(
-            f"The base model of {found.weights.name}, {base.name}, is not on this machine.",
-            "Copy it to where it was, or name the model that takes its place.",
-        )
-
-
-def _trained_folder(folder: Path) -> Path | None:
-    """Return the folder itself where it holds trained weights; None where it does not."""
-    holds = (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file()
-    return folder if holds else None
-
-
-def _intact_folder(run: RunFolder, name: str) -> Path | None:
-    """Return the trained weights of a checkpoint, if it is complete and they are as they were written."""
-    for checkpoint in complete_checkpoints(run.checkpoints):
-        if checkpoint.folder.name == name:
-            files = {
-                path: told
-                for path, told in checkpoint.manifest.files.items()
-                if path.startswith(f"{ADAPTER_SUBFOLDER}/")
-            }
-            if damage(checkpoint._replace(manifest=checkpoint.manifest.model_copy(update={"files": files}))):
-                return None
-            return _trained_folder(checkpoint.folder / ADAPTER_SUBFOLDER)
-    return None
-
-
-def _differ(one: ModelConfig, other: ModelConfig) -> bool:
-    return (one.id, one.revision) != (other.id, other.revision)
-
-
-def _shown(model: ModelConfig) -> str:
-    return Path(model.id).name if Path(model.id).is_absolute() else model.id

@@ -1,8 +1,8 @@
 """Asking the inspector: processes that know tokenizers and model modules, which the page does not import."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,14 +25,16 @@ from engine.models.folder import ModelPart
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelDetails, ModelShape
 from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.json_lines import JsonLinesProcess, result_of
+from engine.processes.messages import JsonObject
 from engine.processes.pool import ProcessPool
 from engine.processes.spawn import Access, has_hub_login
 
 DATA_WORKER_MODULE = "engine.inspector.worker.data"
 MODELS_WORKER_MODULE = "engine.inspector.worker.models"
-_DATA_PROCESSES = 3  # at most; the first answers alone until it is busy with one long step
-_MODELS_PROCESSES = 2
+
+Result = TypeVar("Result", bound=BaseModel)
+Progress = TypeVar("Progress", bound=BaseModel)
 
 
 class RenderedSequence(BaseModel):
@@ -65,21 +67,28 @@ class Inspector:
         roots = tuple(str(root) for root in data_roots or ())
 
         def pool(module: str, log_name: str, size: int, *access: Access) -> ProcessPool:
-            arguments = roots if module == DATA_WORKER_MODULE else ()
-            log = home.server / log_name
-            same = (
-                JsonLinesProcess(module, arguments=arguments, log_file=log, environment=environment, access=access)
+            reads_data = module == DATA_WORKER_MODULE
+            processes = (
+                JsonLinesProcess(
+                    module,
+                    arguments=roots if reads_data else (),
+                    log_file=home.server / log_name,
+                    environment=environment,
+                    access=access,
+                )
                 for _ in range(size)
             )
-            return ProcessPool(tuple(same), _explain_overrun, spare=module == DATA_WORKER_MODULE)
+            return ProcessPool(tuple(processes), _explain_overrun, spare=reads_data)
 
-        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", _DATA_PROCESSES)
+        # At most three; the first answers alone until it is busy with one long step.
+        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
         # program once more keeps previews answered meanwhile.
         self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1)
         # What the Hub gives only to those who are logged in: a process that may log in, for one question.
         self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, Access.HUB)
-        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", _MODELS_PROCESSES)
+        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2)
+        self._pools = (self._data, self._fetching, self._logged_in, self._models)
 
     def start(self) -> None:
         """Start the data process now, to have its imports done before the first request.
@@ -90,10 +99,8 @@ class Inspector:
 
     def close(self) -> None:
         """End the processes."""
-        self._data.close()
-        self._fetching.close()
-        self._logged_in.close()
-        self._models.close()
+        for pool in self._pools:
+            pool.close()
 
     def stop_fetching(self) -> None:
         """End whatever is being fetched from the Hub; checks that wait for it end with a WorkerError."""
@@ -103,7 +110,7 @@ class Inspector:
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of all processes that live."""
-        return (*self._data.pids, *self._fetching.pids, *self._logged_in.pids, *self._models.pids)
+        return tuple(pid for pool in self._pools for pid in pool.pids)
 
     def module_inventory(self, model: ModelConfig) -> ModelShape:
         """Return the modules of a model and their sizes, without loading a weight; at once where they were read before.
@@ -111,12 +118,9 @@ class Inspector:
         Raises:
             ModelError: If the model cannot be found, reached or read.
         """
+        params = {"model": model.model_dump(mode="json")}
         known = known_inventory(model, self._home)
-        if known is not None:
-            return known
-        return ModelShape.model_validate(
-            self._call(self._models, "module_inventory", {"model": model.model_dump(mode="json")})
-        )
+        return known or self._ask(self._models, "module_inventory", params, ModelShape)
 
     def model_details(self, model: ModelConfig) -> ModelDetails:
         """Return architecture, context length, chat template and licence of a model.
@@ -125,7 +129,7 @@ class Inspector:
             ModelError: If the model cannot be found, reached or read.
         """
         params = {"model": model.model_dump(mode="json")}
-        return ModelDetails.model_validate(self._call(self._models, "model_details", params))
+        return self._ask(self._models, "model_details", params, ModelDetails)
 
     def preview(
         self,
@@ -149,7 +153,7 @@ class Inspector:
         """
         page = PageRequest(first_row=first_row, count=count, search=searchable(search), rows=rows, brief=brief)
         params = _params(dataset, model, max_length) | {"page": page.model_dump(mode="json")}
-        return DatasetPage.model_validate(self._call(self._data, "preview", params))
+        return self._ask(self._data, "preview", params, DatasetPage)
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.
@@ -157,7 +161,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened.
         """
-        return DatasetColumns.model_validate(self._call(self._data, "columns", _params(dataset, None, None)))
+        return self._ask(self._data, "columns", _params(dataset), DatasetColumns)
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         """Find the next row that holds a text, in any case: yields progress, then at last where. Closing it stops it.
@@ -167,12 +171,9 @@ class Inspector:
         Raises:
             DatasetError: If the dataset cannot be read, or the text is too long.
         """
-        params = _params(dataset, None, None) | {"text": searchable(text), "after_row": after_row}
-        for answer in self._stream(self._data, "find", params):
-            if "result" in answer:
-                yield FoundRow.model_validate(answer["result"])
-            else:
-                yield SearchProgress.model_validate(answer["progress"])
+        params = _params(dataset) | {"text": searchable(text), "after_row": after_row}
+        answers = self._stream(self._data, "find", params)
+        yield from _validated(answers, SearchProgress, FoundRow)
 
     def check(
         self,
@@ -203,12 +204,8 @@ class Inspector:
     ) -> Iterator[CheckProgress | DatasetReport]:
         """Check step by step: yields progress, then at last the report. Closing the iterator stops the check."""
         params = _params(dataset, model, max_length) | {"seed": seed}
-        answers = self._stream(self._fetching if reads_from_hub(dataset) else self._data, "check", params)
-        for answer in answers:
-            if "result" in answer:
-                yield DatasetReport.model_validate(answer["result"])
-            else:
-                yield CheckProgress.model_validate(answer["progress"])
+        answers = self._stream(self._reading(dataset), "check", params)
+        yield from _validated(answers, CheckProgress, DatasetReport)
 
     def held_out(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None, *, seed: int, count: int = 200
@@ -222,8 +219,7 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         params = _params(dataset, model, max_length) | {"seed": seed, "count": count}
-        pool = self._fetching if reads_from_hub(dataset) else self._data
-        return HeldOutRows.model_validate(self._call(pool, "held_out", params))
+        return self._ask(self._reading(dataset), "held_out", params, HeldOutRows)
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
@@ -234,16 +230,17 @@ class Inspector:
             DatasetError: If there is no such row, or it is left out, with the reason.
             ModelError: If the tokenizer cannot be loaded.
         """
-        answer = self._call(self._data, "render", _params(dataset, model, max_length) | {"row": row})
+        answer = result_of(self._stream(self._data, "render", _params(dataset, model, max_length) | {"row": row}))
         return tuple(RenderedSequence.model_validate(sequence) for sequence in answer["sequences"])
 
-    def _call(self, pool: ProcessPool, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        result: dict[str, Any] = next(
-            answer["result"] for answer in self._stream(pool, method, params) if "result" in answer
-        )
-        return result
+    def _reading(self, dataset: DatasetConfig) -> ProcessPool:
+        """Return who reads all rows of a dataset."""
+        return self._fetching if reads_from_hub(dataset) else self._data
 
-    def _stream(self, pool: ProcessPool, method: str, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _ask(self, pool: ProcessPool, method: str, params: JsonObject, result: type[Result]) -> Result:
+        return result.model_validate(result_of(self._stream(pool, method, params)))
+
+    def _stream(self, pool: ProcessPool, method: str, params: JsonObject) -> Iterator[JsonObject]:
         """Ask a process without a login; what the Hub refuses it is fetched by one that has a login, and ends then."""
         try:
             yield from pool.stream(method, params)
@@ -263,7 +260,17 @@ class Inspector:
         yield from pool.stream(method, params)
 
 
-def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int | None) -> dict[str, Any]:
+def _validated(
+    answers: Iterator[JsonObject], progress: type[Progress], result: type[Result]
+) -> Iterator[Progress | Result]:
+    for answer in answers:
+        if "result" in answer:
+            yield result.model_validate(answer["result"])
+        else:
+            yield progress.model_validate(answer["progress"])
+
+
+def _params(dataset: DatasetConfig, model: ModelConfig | None = None, max_length: int | None = None) -> JsonObject:
     return {
         "dataset": dataset.model_dump(mode="json"),
         "model": model.model_dump(mode="json") if model is not None else None,
@@ -271,7 +278,7 @@ def _params(dataset: DatasetConfig, model: ModelConfig | None, max_length: int |
     }
 
 
-def _explain_overrun(params: Mapping[str, Any]) -> EngineError:
+def _explain_overrun(params: JsonObject) -> EngineError:
     """Return what a request's process was ended over: the model where it had one, else the dataset."""
     model, dataset = params.get("model"), params.get("dataset")
     if model is not None:

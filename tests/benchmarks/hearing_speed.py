@@ -15,7 +15,7 @@ import torch
 
 from engine.chat.contract import AdapterChoice, ChatTarget
 from engine.chat.target import plan_load
-from engine.chat.worker.prompt import end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import ModelPlace, Weights
 from engine.config.run import ModelConfig
 from engine.data.conversation import Message

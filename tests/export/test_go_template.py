@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.chat.worker.prompt import render_prompt
+from engine.chat.worker.answer import render_prompt
 from engine.data.conversation import Message
 from engine.errors import ModelError
 from engine.export.gguf.go_template import GoTemplate, NotTranslatableError, sample_conversations, translate

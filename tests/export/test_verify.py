@@ -8,7 +8,7 @@ import torch
 
 from engine.chat.contract import ChatTarget, PromptView
 from engine.chat.target import plan_load
-from engine.chat.worker.prompt import load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights
 from engine.data.conversation import Message
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record

@@ -28,8 +28,7 @@ _KEY_PREFIX = "base_model.model."
 _WRONG_BASE_FIX = "Load it with the model that it was trained on."
 
 
-@dataclass(frozen=True)
-class Bias:
+class Bias(NamedTuple):
     """A bias of the base that an adapter overwrites, because it was trained with `bias` other than none."""
 
     parameter: nn.Parameter

@@ -11,8 +11,14 @@ from transformers.utils import logging as transformers_logging
 
 from engine.chat.contract import Branch, ChatRequest, LoadedModel, LoadPhase, LoadProgress
 from engine.chat.target import LoadPlan, LoadRequest
-from engine.chat.worker.answer import Answer, AnswerRules
-from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import (
+    Answer,
+    AnswerRules,
+    TalkingTokenizer,
+    end_token_ids,
+    load_chat_tokenizer,
+    render_prompt,
+)
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
 from engine.hardware.device import Device

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,6 @@ from engine.training.ops.attention import copy_shared_heads
 from engine.training.placement import require_usable
 from engine.training.precision import quantization_of
 
-# One row times this matrix: larger than processor caches, as a model's weights are, so memory sets the pace.
-_OUT_FEATURES, _IN_FEATURES = 8192, 2048
-_ROUNDS = 12
-
 
 def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
     """The configured precision; for `auto` bfloat16 or float16 on GPUs, and on processors the one that generates faster.
@@ -51,24 +47,20 @@ def faster_dtype_on_this_processor() -> torch.dtype:
 
     The two take turns and the best time of each counts, so other programs on the machine seldom decide.
     """
-    dtypes = (torch.bfloat16, torch.float32)
-    weights = {dtype: torch.ones(_OUT_FEATURES, _IN_FEATURES, dtype=dtype) for dtype in dtypes}
-    best = dict.fromkeys(dtypes, float("inf"))
+    # Larger than processor caches, as a model's weights are, so memory sets the pace.
+    weights = {dtype: torch.ones(8192, 2048, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
+    best = dict.fromkeys(weights, float("inf"))
     with torch.inference_mode():
-        for _ in range(_ROUNDS):
+        for _ in range(12):
             for dtype, weight in weights.items():
-                row = torch.ones(1, _IN_FEATURES, dtype=dtype)
+                row = torch.ones(1, 2048, dtype=dtype)
                 started = time.perf_counter()
                 functional.linear(row, weight)
                 best[dtype] = min(best[dtype], time.perf_counter() - started)
-    return min(dtypes, key=lambda dtype: best[dtype])
+    return min(best, key=lambda dtype: best[dtype])
 
 
 Announce = Callable[[str], None]
-
-# Bytes of a weight in memory: 4 bits and the scales of its block of 64; 8 bits and a scale per row.
-_QUANTIZED_BYTES = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}
-_GIB = 1024**3
 
 # A long text is read in pieces: other answers go on meanwhile, a stop is seen, and logits stay small.
 PIECE_TOKENS = 512
@@ -130,7 +122,6 @@ class BranchWeights:
             ids: The tokens.
             labels: The same where a token is trained, else -100; nothing predicts the first token.
         """
-        self.holder.switch_to(self.adapter)
         device = self.holder.model.device
         cache = self.new_cache()
         step = PIECE_TOKENS if cache is not None else len(ids)
@@ -149,17 +140,14 @@ class BranchWeights:
 
     def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Read a whole sequence at once; returns the logits after the tokens at `positions`, (positions, vocabulary)."""
-        self.holder.switch_to(self.adapter)
-        device = self.holder.model.device
+        cache, device = self.new_cache(), self.holder.model.device
         piece, wanted = torch.tensor([list(ids)], device=device), torch.tensor(list(positions), device=device)
-        logits: torch.Tensor = self.holder.forward(piece, self.new_cache(), wanted)[0]
-        return logits.float()
+        return self.holder.forward(piece, cache, wanted)[0].float()
 
     def next_logits(self, ids: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """Read `ids`, shape (1, tokens), after what the cache holds; returns logits of the next token, (1, vocabulary)."""
         self.holder.switch_to(self.adapter)
-        logits: torch.Tensor = self.holder.forward(ids, cache)[:, -1]
-        return logits.float()
+        return self.holder.forward(ids, cache)[:, -1].float()
 
 
 class Weights:
@@ -250,7 +238,7 @@ class Weights:
     def _load_one(self, branch: Branch, trained: PlannedWeights) -> BranchWeights:
         if trained.is_whole_model:
             self._announce(f"Reading the weights of {trained.name}.")
-            place = ModelPlace(trained.folder, trained.name, self.place.device, self.place.dtype)
+            place = replace(self.place, folder=trained.folder, name=trained.name)
             return BranchWeights(AdaptedBase(load_model(place, self.plan.model), trained.name))
         base = self._need_base()
         self._announce(f"Reading the adapter {trained.name}.")
@@ -274,10 +262,10 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
     check_model_folder(place.folder, place.name)
     if place.device.kind == "cuda":
         require_usable([device for device in list_devices() if device.kind == "cuda"], names_gpus=True)
-    require_memory(place, config)
+    _require_memory(place, config)
     arguments: dict[str, object] = {}
     quantization = quantization_of(config, place.dtype)
-    if quantization is not None:
+    if quantization is not None:  # None would hide the one that the model brings
         arguments["quantization_config"] = quantization
     if config.attn_implementation != "auto":
         arguments["attn_implementation"] = config.attn_implementation
@@ -306,20 +294,14 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
     return model
 
 
-def require_memory(place: ModelPlace, config: ModelConfig) -> None:
-    """Compare the weights with the free memory, before loading takes it all.
-
-    Raises:
-        DeviceError: If they are larger.
-    """
-    needed = weights_bytes(place, config)
-    free = torch.cuda.mem_get_info()[0] if place.device.kind == "cuda" else memory_now().free_bytes
+def _require_memory(place: ModelPlace, config: ModelConfig) -> None:
+    """Compare the weights with the free memory, before loading takes it all."""
+    needed = weights_bytes(place, config) / 1024**3
+    free = (torch.cuda.mem_get_info()[0] if place.device.kind == "cuda" else memory_now().free_bytes) / 1024**3
     if needed > free:
-        other = "Choose a smaller model." if config.quantization != "none" else "Load it with nf4 quantization."
         raise DeviceError(
-            f"{place.name} needs {needed / _GIB:.1f} GiB for its weights; {place.device.name} has {free / _GIB:.1f} GiB "
-            "free.",
-            other,
+            f"{place.name} needs {needed:.1f} GiB for its weights; {place.device.name} has {free:.1f} GiB free.",
+            "Choose a smaller model." if config.quantization != "none" else "Load it with nf4 quantization.",
         )
 
 
@@ -327,13 +309,14 @@ def weights_bytes(place: ModelPlace, config: ModelConfig) -> int:
     """Return bytes that the weights take once loaded, from the headers of their files."""
     index = place.folder / WEIGHTS_INDEX
     names = shard_names(index, place.name) if index.is_file() else (SINGLE_WEIGHTS,)
+    # 4 bits and the scales of a block of 64; 8 bits and a scale per row.
+    quantized_bytes = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}.get(config.quantization, place.dtype.itemsize)
     total = 0.0
     for name in names:
         for record in read_safetensors_header(place.folder / name, place.name):
             # Only matrices inside the layers are quantized; embeddings and norms stay as they are.
             quantized = len(record.shape) == 2 and "embed" not in record.name and "lm_head" not in record.name
-            per_element = _QUANTIZED_BYTES.get(config.quantization) if quantized else None
-            total += math.prod(record.shape) * (per_element or place.dtype.itemsize)
+            total += math.prod(record.shape) * (quantized_bytes if quantized else place.dtype.itemsize)
     return int(total)
 
 

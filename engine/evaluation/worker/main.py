@@ -16,8 +16,7 @@ from sacrebleu.metrics import CHRF
 from transformers.utils import logging as transformers_logging
 
 from engine.chat.contract import Branch
-from engine.chat.worker.answer import Answer, AnswerRules
-from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer
+from engine.chat.worker.answer import Answer, AnswerRules, TalkingTokenizer, end_token_ids, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.results import SamplingConfig
 from engine.data.hub import reads_from_hub

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from engine.chat.contract import PromptView
-from engine.chat.worker.prompt import end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import BranchWeights, Weights
 from engine.data.conversation import Message
 from engine.training.failure import is_out_of_memory

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
-from engine.chat.worker.prompt import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
+from engine.chat.worker.answer import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, load_model, memory_errors, weights_bytes
 from engine.config.results import ExportDtype
 from engine.config.run import ModelConfig

@@ -25,43 +25,24 @@ _LARGEST = {  # far beyond anything published, and small enough to be built with
     "num_experts": 100_000,
 }
 
-_NAMES: Mapping[str, tuple[str, ...]] = {  # under which architectures keep a size, transformers' usual name first
-    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "n_embed", "emb_dim"),
-    "intermediate_size": (
-        "intermediate_size",
-        "ffn_dim",
-        "n_inner",
-        "ffn_hidden_size",
-        "d_ff",
-        "decoder_ffn_dim",
-        "d_inner",
-    ),
-    "num_hidden_layers": (
-        "num_hidden_layers",
-        "n_layer",
-        "n_layers",
-        "num_layers",
-        "decoder_layers",
-        "num_decoder_layers",
-    ),
-    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"),
-    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
-    "vocab_size": ("vocab_size",),
-    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"),
-    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
-    "num_experts_per_token": (
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "moe_topk",
-        "moe_k",
-        "top_k_experts",
-        "moe_top_k",
-    ),
-    "moe_intermediate_size": ("moe_intermediate_size", "expert_ffn_hidden_size"),
-    "hidden_act": ("hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act"),
-    "embedding_dropout": ("embd_pdrop", "embedding_dropout", "embed_dropout", "embd_dropout", "emb_pdrop"),
-    "hidden_dropout": ("resid_pdrop", "hidden_dropout", "resid_dropout", "dropout", "hidden_dropout_prob"),
-    "attention_dropout": ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"),
+_NAMES = {  # under which architectures keep a size, transformers' usual name first
+    size: tuple(names.split())
+    for size, names in {
+        "hidden_size": "hidden_size n_embd d_model dim n_embed emb_dim",
+        "intermediate_size": "intermediate_size ffn_dim n_inner ffn_hidden_size d_ff decoder_ffn_dim d_inner",
+        "num_hidden_layers": "num_hidden_layers n_layer n_layers num_layers decoder_layers num_decoder_layers",
+        "num_attention_heads": "num_attention_heads n_head n_heads num_heads decoder_attention_heads",
+        "num_key_value_heads": "num_key_value_heads num_kv_heads n_head_kv",
+        "vocab_size": "vocab_size",
+        "max_position_embeddings": "max_position_embeddings n_positions max_seq_len seq_length n_ctx",
+        "num_experts": "num_experts num_local_experts n_routed_experts moe_num_experts",
+        "num_experts_per_token": "num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts moe_top_k",
+        "moe_intermediate_size": "moe_intermediate_size expert_ffn_hidden_size",
+        "hidden_act": "hidden_act hidden_activation activation_function activation mlp_hidden_act",
+        "embedding_dropout": "embd_pdrop embedding_dropout embed_dropout embd_dropout emb_pdrop",
+        "hidden_dropout": "resid_pdrop hidden_dropout resid_dropout dropout hidden_dropout_prob",
+        "attention_dropout": "attention_dropout attn_pdrop attention_probs_dropout_prob",
+    }.items()
 }
 
 _SAID_BY = {"num_hidden_layers": ("layers_block_type", "hybrid_override_pattern")}  # Nemotron-H spells its layers out
@@ -130,7 +111,8 @@ def read_sizes(config: PreTrainedConfig) -> Sizes:
     text = config.get_text_config(decoder=True)
     heads = _size(text, "num_attention_heads") or 1
     hidden_size = _size(text, "hidden_size")
-    experts = _size(text, "num_experts")
+    intermediate_size, experts = _size(text, "intermediate_size"), _size(text, "num_experts")
+    activation = _first(text, _NAMES["hidden_act"])
     return Sizes(
         hidden_size=hidden_size,
         num_hidden_layers=_size(text, "num_hidden_layers"),
@@ -138,15 +120,13 @@ def read_sizes(config: PreTrainedConfig) -> Sizes:
         num_key_value_heads=_key_value_heads(text, heads),
         head_dim=_largest(_value(text, "head_dim")) or hidden_size // heads,
         # GPT-2 and its like leave it out for four times the hidden size.
-        intermediate_size=_size(text, "intermediate_size") or 4 * hidden_size,
+        intermediate_size=intermediate_size or 4 * hidden_size,
         vocab_size=_size(text, "vocab_size"),
         max_position_embeddings=_size(text, "max_position_embeddings") or None,
-        hidden_act=_text(_first(text, _NAMES["hidden_act"])),
+        hidden_act=activation if isinstance(activation, str) else None,
         num_experts=experts,
         num_experts_per_token=_size(text, "num_experts_per_token") if experts else 0,
-        moe_intermediate_size=(_size(text, "moe_intermediate_size") or _size(text, "intermediate_size"))
-        if experts
-        else 0,
+        moe_intermediate_size=(_size(text, "moe_intermediate_size") or intermediate_size) if experts else 0,
         sliding_window=_largest(_value(text, "sliding_window")) or None,
         layer_types=tuple(str(kind) for kind in _value(text, "layer_types") or ()),
         embedding_dropout=_share(text, "embedding_dropout"),
@@ -244,7 +224,3 @@ def _share(config: PreTrainedConfig, name: str) -> float:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

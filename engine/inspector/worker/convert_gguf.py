@@ -46,7 +46,7 @@ def convert(params: JsonObject, request: Request) -> JsonObject:
     except Exception as error:
         # Parsers of a foreign binary format raise whatever they please.
         raise ModelError(
-            f"{gguf.name} cannot be converted ({type(error).__name__}: {_first_line(error)}).",
+            f"{gguf.name} cannot be converted ({type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')[:200]}).",
             "Choose a GGUF file of a causal language model that transformers can read, or the original model.",
         ) from error
     model.config.name_or_path = ""
@@ -101,11 +101,6 @@ def _prove(tokenizer: PreTrainedTokenizerBase, target: Path, vocab_size: int) ->
             f"The tokenizer of this GGUF file has {len(saved)} tokens, its model {vocab_size}.",
             "Use the original model.",
         )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else "no reason given"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +21,6 @@ from engine.data.passes.page import find_row, read_columns, read_page, search_ro
 from engine.data.passes.prepare import held_out_steps
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.render.template import FrozenTemplate
-from engine.data.render.tokenize import RenderedRow
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from engine.inspector.session import RenderedSequence
@@ -54,7 +52,7 @@ class OpenReaders:
     ) -> None:
         self._open = open_reader
         self._clock = clock
-        self._opened: OrderedDict[str, _Opened] = OrderedDict()
+        self._opened: dict[str, _Opened] = {}  # the newest last
 
     def get(self, config: DatasetConfig, renderer: Renderer | None) -> DatasetReader:
         """Return a reader for this dataset and renderer.
@@ -70,11 +68,8 @@ class OpenReaders:
             known = _Opened(self._open(config), self._clock())
         self._opened[key] = known
         while len(self._opened) > _KEPT:
-            self._opened.popitem(last=False)
+            del self._opened[next(iter(self._opened))]
         return known.reader.with_renderer(renderer)
-
-
-LoadTokenizer = Callable[[ModelSource], tuple[Any, FrozenTemplate]]
 
 
 class DatasetHandlers:
@@ -86,7 +81,9 @@ class DatasetHandlers:
         load: Loads a tokenizer: `engine.inspector.worker.load_tokenizer`, which takes transformers in.
     """
 
-    def __init__(self, home: LoratoryHome, access: DataAccess, load: LoadTokenizer) -> None:
+    def __init__(
+        self, home: LoratoryHome, access: DataAccess, load: Callable[[ModelSource], tuple[Any, FrozenTemplate]]
+    ) -> None:
         self._home = home
         self._load = load
         self._options = SourceOptions(access=access, home=home)
@@ -106,13 +103,12 @@ class DatasetHandlers:
 
     def find(self, params: JsonObject, request: Request) -> Steps:
         reader = self._reader(params, request, streaming=True)
-        steps = search_rows(reader, params["text"], params["after_row"])
-        return (yield from _watched(steps, request, report=_reporter(request)))
+        return (yield from _watched(search_rows(reader, params["text"], params["after_row"]), request))
 
     def check(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params, request)
         steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
-        return (yield from _watched(steps, request, report=_reporter(request)))
+        return (yield from _watched(steps, request))
 
     def held_out(self, params: JsonObject, request: Request) -> Steps:
         dataset, renderer = self._asked(params, request)
@@ -132,7 +128,8 @@ class DatasetHandlers:
             raise DatasetError(
                 f"Row {params['row']:,} is left out: {row.problem}.", "Choose another row, or correct this one."
             )
-        return {"sequences": [_sequence(rendered) for rendered in row.rendering.rows]}
+        sequences = (RenderedSequence.model_validate(one, from_attributes=True) for one in row.rendering.rows)
+        return {"sequences": [sequence.model_dump(mode="json") for sequence in sequences]}
 
     def _reader(self, params: JsonObject, request: Request, *, streaming: bool) -> DatasetReader:
         dataset, renderer = self._asked(params, request)
@@ -154,26 +151,7 @@ class DatasetHandlers:
         return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
 
 
-def _reporter(request: Request) -> Callable[[BaseModel], None]:
-    return lambda progress: request.progress(progress.model_dump(mode="json"))
-
-
-def _sequence(rendered: RenderedRow) -> JsonObject:
-    return RenderedSequence(
-        row=rendered.row,
-        part=rendered.part,
-        text=rendered.text,
-        input_ids=tuple(rendered.input_ids),
-        labels=tuple(rendered.labels),
-        tokens=tuple(rendered.tokens),
-        pieces=tuple(rendered.pieces),
-        uncut_tokens=rendered.uncut_tokens,
-    ).model_dump(mode="json")
-
-
-def _watched(
-    steps: Generator[Any, None, BaseModel], request: Request, report: Callable[[Any], None] = lambda _: None
-) -> Steps:
+def _watched(steps: Generator[BaseModel | None, None, BaseModel], request: Request) -> Steps:
     """Do long work step by step, with other requests answered in between; ends early when it is cancelled."""
     while True:
         try:
@@ -184,7 +162,7 @@ def _watched(
         if request.is_cancelled():
             raise CancelledRequestError
         if progress is not None:
-            report(progress)
+            request.progress(progress.model_dump(mode="json"))
         yield
 
 

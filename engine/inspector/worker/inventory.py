@@ -1,7 +1,7 @@
 """The modules of a model, read off the real architecture, built on the meta device from its configuration alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -16,7 +16,6 @@ from engine.config.run import ModelConfig
 from engine.errors import ModelError, ModelLimitError
 from engine.inspector.worker.architecture import Sizes, build_config, read_attention, read_sizes
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
-from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
 from engine.processes.limits import TimeLimitError, confined, time_limit
@@ -26,30 +25,17 @@ _SECONDS = 4.0
 _MEMORY_BYTES = 1 << 30
 
 _GATE_NAMES = frozenset(
-    {
-        "gate_proj",
-        "gate_up_proj",
-        "w3",
-        "wi_1",
-        "linear_v",
-        "v1",
-        "c_fc_1",
-        "gate_linear",
-        "up_gate_proj",
-        "input_linear",
-    }
+    "gate_proj gate_up_proj w3 wi_1 linear_v v1 c_fc_1 gate_linear up_gate_proj input_linear".split()
 )
 
 
-def module_inventory(
-    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
-) -> ModelShape:
+def module_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape:
     """Return module inventory of a catalogue entry, a folder (config.json is enough), a Hub id or a GGUF file.
 
     Raises:
         ModelError: If the model cannot be found, or its configuration describes none.
     """
-    values = architecture_values(model, home, on_progress)
+    values = architecture_values(model, home)
     shape = cached_inventory(values, home)
     if shape is None:
         shape = inventory_of(values)
@@ -89,7 +75,7 @@ def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
         tie_word_embeddings=any(module.is_output_head and module.tied_to for module in modules),
         rotary=_is_rotary(model),
         attention_support=read_attention(model).support,
-        **read_answer_cache(model)._asdict(),
+        **_answer_cache(model),
         modules=modules,
         # Architectures without the field have it built in: plain ones use GELU, gated ones SiLU.
         **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),
@@ -106,51 +92,38 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
         # Constructors divide, index and assert on any value of the configuration.
         raise ModelError(
             f"The configuration describes no {config.model_type} model that transformers can build "
-            f"({type(error).__name__}: {_first_line(error)}).",
+            f"({type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')[:200]}).",
             "Use the config.json of the original model.",
         ) from error
     return model
 
 
-class _Head(NamedTuple):
-    module: nn.Module | None
-    unquantized: frozenset[str]  # names of modules that bitsandbytes leaves unquantized
-
-
 def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]:
     """Yield every module that owns parameters, and every norm, in order of registration: as `named_modules` goes."""
-    head = _Head(model.get_output_embeddings(), frozenset(get_keys_to_not_convert(model)))
+    head, unquantized = model.get_output_embeddings(), get_keys_to_not_convert(model)
     owners: dict[int, str] = {}  # id of a parameter → the module that had it first
     for name, module in model.named_modules():
         own = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
         if not own and not _is_norm(module):
             continue
         new = [parameter for parameter in own.values() if owners.setdefault(id(parameter), name) == name]
-        tied = next((owners[id(parameter)] for parameter in own.values() if owners[id(parameter)] != name), None)
-        yield _describe(name, module, own, sizes).model_copy(
-            update={
-                "parameters": sum(parameter.numel() for parameter in new),
-                "tied_to": tied,
-                "is_output_head": module is head.module,
-                "is_quantizable": _is_replaced_by_bitsandbytes(name, module, head.unquantized),
-            }
+        kind, in_features, out_features = _kind_and_features(module, own, sizes)
+        is_bare = kind in ("experts", "router", "other")
+        yield ModuleShape(
+            name=name,
+            kind=kind,
+            class_name=type(module).__name__,
+            parameters=sum(parameter.numel() for parameter in new),
+            in_features=in_features,
+            out_features=out_features,
+            has_bias="bias" in own,
+            bare_parameters={key: tuple(parameter.shape) for key, parameter in own.items()} if is_bare else {},
+            tied_to=next((owners[id(parameter)] for parameter in own.values() if owners[id(parameter)] != name), None),
+            is_output_head=module is head,
+            # As transformers/integrations/bitsandbytes.py, replace_with_bnb_linear.
+            is_quantizable=(isinstance(module, Conv1D) or type(module) is nn.Linear)
+            and bool(should_convert_module(name, unquantized)),
         )
-
-
-def _describe(name: str, module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> ModuleShape:
-    kind, in_features, out_features = _kind_and_features(module, own, sizes)
-    return ModuleShape(
-        name=name,
-        kind=kind,
-        class_name=type(module).__name__,
-        parameters=0,
-        in_features=in_features,
-        out_features=out_features,
-        has_bias="bias" in own,
-        bare_parameters={key: tuple(parameter.shape) for key, parameter in own.items()}
-        if kind in ("experts", "router", "other")
-        else {},
-    )
 
 
 def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> tuple[ModuleKind, int, int]:
@@ -168,12 +141,10 @@ def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes
     if sizes.num_experts and any(tensor.dim() == 3 and "Expert" in type(module).__name__ for tensor in own.values()):
         return "experts", sizes.hidden_size, sizes.moe_intermediate_size
     weight = own.get("weight")
-    if weight is not None and weight.dim() == 2:
-        rows, columns = weight.shape
-        if sizes.num_experts and rows == sizes.num_experts:
-            return "router", columns, rows
-        return "other", columns, rows
-    return "other", 0, 0
+    if weight is None or weight.dim() != 2:
+        return "other", 0, 0
+    rows, columns = weight.shape
+    return "router" if sizes.num_experts and rows == sizes.num_experts else "other", columns, rows
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -185,13 +156,6 @@ def _is_norm(module: nn.Module) -> bool:
         and all(parameter.dim() <= 1 for parameter in own)
         and not list(module.children())
     )
-
-
-def _is_replaced_by_bitsandbytes(name: str, module: nn.Module, unquantized: frozenset[str]) -> bool:
-    """Source: transformers/integrations/bitsandbytes.py, replace_with_bnb_linear."""
-    if not (isinstance(module, Conv1D) or type(module) is nn.Linear):
-        return False
-    return bool(should_convert_module(name, list(unquantized)))
 
 
 def _has_gate(modules: Sequence[ModuleShape], sizes: Sizes) -> bool:
@@ -210,11 +174,6 @@ def _is_rotary(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config, "rotary_dim", None))  # GPT-J and CodeGen rotate without a module of that name
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no reason given"
-
-
 # Under which names configurations keep the sizes of a state space.
 _STATE_NAMES: Mapping[str, tuple[str, ...]] = {
     "inner": ("mamba_d_ssm", "mamba_intermediate_size"),
@@ -227,27 +186,24 @@ _STATE_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class AnswerCache(NamedTuple):
-    """As the fields of a ModelShape of the same names."""
-
-    kept_tokens: tuple[int | None, ...]
-    state_elements: int
-
-
-def read_answer_cache(model: PreTrainedModel) -> AnswerCache:
+def _answer_cache(model: PreTrainedModel) -> dict[str, Any]:
     """Return what the cache of one answer holds, by the layers of the cache that transformers makes for this model.
 
     A model that does not take such a cache reads everything again for each token, and keeps nothing.
 
-    Source: `BranchWeights.new_cache`, engine/chat/weights.py; `DynamicCache`, transformers/cache_utils.py.
+    Source: `BranchWeights.new_cache`, engine/chat/worker/weights.py; `DynamicCache`, transformers/cache_utils.py.
     """
     if not model._supports_default_dynamic_cache():
-        return AnswerCache((), 0)
+        return {"kept_tokens": (), "state_elements": 0}
     text = model.config.get_text_config(decoder=True)
     layers = DynamicCache(config=text).layers
-    kept = tuple(getattr(layer, "sliding_window", None) for layer in layers if isinstance(layer, DynamicLayer))
     with_state = sum(hasattr(layer, "recurrent_states") for layer in layers)
-    return AnswerCache(kept, with_state * _state_elements(text))
+    return {
+        "kept_tokens": tuple(
+            getattr(layer, "sliding_window", None) for layer in layers if isinstance(layer, DynamicLayer)
+        ),
+        "state_elements": with_state * _state_elements(text),
+    }
 
 
 def _state_elements(text: PreTrainedConfig) -> int:

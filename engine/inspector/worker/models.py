@@ -17,20 +17,16 @@ from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 from engine.models.folder import ModelPart, read_config
 from engine.models.inventory_cache import architecture_values
-from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelDetails
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, serve
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MAX_CARD_BYTES = 1_000_000
 _DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 MB) and unpacked once; then its chat template is shown here."
 
 
-def model_details(
-    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
-) -> ModelDetails:
+def model_details(model: ModelConfig, home: LoratoryHome) -> ModelDetails:
     """Describe a model; fetches its configuration and tokenizer, never its weights.
 
     A model of the catalogue is described also where the Hub is out of reach; the facts about its tokenizer are left out then.
@@ -38,28 +34,21 @@ def model_details(
     Raises:
         ModelError: If it cannot be found, or its configuration describes none.
     """
-    shape = module_inventory(model, home, on_progress)
+    shape = module_inventory(model, home)
     entry = find_in_catalog(model.id)
     details = ModelDetails(
         name=entry.title if entry else model.id,
         hub_id=entry.hub_id if entry else None,
-        architecture=shape.architecture,
         parameters=shape.num_parameters,
-        num_hidden_layers=shape.num_hidden_layers,
-        hidden_size=shape.hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        max_position_embeddings=shape.max_position_embeddings,
         dtype="",
-        vocab_size=shape.vocab_size,
-        num_experts=shape.num_experts,
         linear_names=shape.linear_names(),
         license=entry.license if entry else None,
+        **shape.model_dump(include=set(ModelDetails.model_fields)),
     )
     if model.id.strip() == DEMO_MODEL_ID and not is_demo_prepared(home):
         return details.model_copy(update={"tokenizer_missing": _DEMO_NOT_HERE})
     try:
-        source = resolve_model(model, home, on_progress, ModelPart.TOKENIZER)
+        source = resolve_model(model, home, part=ModelPart.TOKENIZER)
         return details.model_copy(update=_from_files(source, entry is not None))
     except ModelError as error:
         return details.model_copy(update={"tokenizer_missing": str(error)})
@@ -74,9 +63,9 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
         "size_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None,
         "tokenizer_tokens": len(tokenizer),
         "special_tokens": {
-            name.removesuffix("_token"): str(token)
-            for name in _SPECIAL_TOKENS
-            if (token := getattr(tokenizer, name, None)) is not None
+            name: str(token)
+            for name in ("bos", "eos", "pad", "unk")
+            if (token := getattr(tokenizer, f"{name}_token", None)) is not None
         },
         "chat_template": _template_text(tokenizer),
     }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from gguf import GGUFReader
 
-from engine.chat.worker.prompt import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
 from engine.config.results import ExportDtype
 from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
