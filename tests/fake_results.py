@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 from engine.errors import PushError
-from engine.evaluation.contract import (
+from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     BranchAnswer,

@@ -18,8 +18,7 @@ from engine.commands.output import (
 )
 from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
-from engine.evaluation.contract import EvaluationRequest, EvaluationResult
-from engine.evaluation.job import EvaluationJob
+from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult
 
 
 def evaluate(

@@ -1,23 +1,18 @@
-"""Measures a run on its held-out rows: checked here, done in a process of its own, saved with the run."""
+"""Measures a run on its held-out rows: what is asked and what comes out, checked here, done in a process of its own."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from engine.chat.target import plan_load
-from engine.config.run import RunSection
+from engine.chat.contract import Branch, ChatTarget, Value
+from engine.chat.target import LoadPlan, plan_load
+from engine.config.results import EvaluationConfig
+from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import RunError, StorageError
-from engine.evaluation.contract import (
-    DataThen,
-    EvaluationOrder,
-    EvaluationProgress,
-    EvaluationRequest,
-    EvaluationResult,
-    evaluation_file,
-)
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
@@ -29,7 +24,100 @@ from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.evaluation.worker.main"
 
-OnEvaluationProgress = Callable[[EvaluationProgress], None]
+
+class EvaluationRequest(Value):
+    """Which run, with how many rows."""
+
+    target: ChatTarget  # a run, with or without a checkpoint
+    settings: EvaluationConfig = EvaluationConfig()
+
+
+class DataThen(Value):
+    """What the trainer got, by which it is seen whether the data has changed since; None where it was not recorded."""
+
+    train_rows: int | None = None
+    held_out_rows: int | None = None
+    fingerprint: str | None = None
+
+
+class EvaluationOrder(Value):
+    """The same for the process that does it, with everything found."""
+
+    plan: LoadPlan
+    run: RunConfig
+    settings: EvaluationConfig
+    device: Device
+    data_then: DataThen = DataThen()
+
+
+class EvaluationProgress(Value):
+    """How far it has come; `fraction` from 0 to 1 where it is known."""
+
+    message: str
+    fraction: float | None = None
+
+
+class BranchLoss(Value):
+    """Mean loss over all trained tokens of the held-out rows, in nats."""
+
+    loss: float
+    perplexity: float  # e to the loss: among how many equally likely tokens the model chooses, on average
+    tokens: int
+
+    @classmethod
+    def of(cls, loss: float, tokens: int) -> "BranchLoss":
+        """Work out the perplexity; beyond an exponent of 700 it would overflow."""
+        return cls(loss=loss, perplexity=math.exp(min(loss, 700.0)), tokens=tokens)
+
+
+class AnswerScores(Value):
+    """An answer against its reference. `exact` ignores white space; the other scores are from 0 to 1."""
+
+    exact: bool
+    rouge_l: float
+    chrf: float
+
+
+class BranchAnswer(Value):
+    """What one branch wrote on a row."""
+
+    text: str
+    tokens: int
+    scores: AnswerScores
+
+
+class AnsweredRow(Value):
+    """A held-out row with its reference and the answers to it."""
+
+    row: int  # of the dataset, from 0
+    prompt: str
+    reference: str
+    answers: dict[Branch, BranchAnswer]
+
+
+class MeanScores(Value):
+    """Means over the answered rows."""
+
+    exact: float
+    rouge_l: float
+    chrf: float
+    rows: int
+
+
+class EvaluationResult(Value):
+    """What came out. Every branch saw the same rows with the same masking."""
+
+    losses: dict[Branch, BranchLoss]
+    rows: int  # that the loss was measured on
+    scores: dict[Branch, MeanScores]  # empty where no row was answered
+    answered: tuple[AnsweredRow, ...] = ()  # those with the worst tuned answers first
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def evaluation_file(run: Path, checkpoint: str | None) -> Path:
+    """Return where a run keeps what was measured on it; one file for the final result and one for each checkpoint."""
+    return run / "evaluations" / f"{checkpoint or 'final'}.json"
 
 
 class EvaluationJob:
@@ -49,7 +137,7 @@ class EvaluationJob:
         self._choose = choose
         self._stopped = threading.Event()
 
-    def run(self, on_progress: OnEvaluationProgress = lambda _: None) -> EvaluationResult:
+    def run(self, on_progress: Callable[[EvaluationProgress], None] = lambda _: None) -> EvaluationResult:
         """Measure, and keep the result in the run's folder, where `read_evaluation` finds it.
 
         Raises:
@@ -70,7 +158,6 @@ class EvaluationJob:
             device=order.device,
             access=hub_access(order.plan.model, order.run.dataset),
         )
-
         on_progress(EvaluationProgress(message="Starting a process for the evaluation."))
         answer = job.run(
             "evaluate",
@@ -101,23 +188,19 @@ class EvaluationJob:
                 "Only a run can be evaluated: it alone knows which rows it was not trained on.", "Choose a run."
             )
         run = RunFolder(chosen.folder)
+        report = read_history(run.events).data_report
         order = EvaluationOrder(
             plan=plan_load(target),
             run=run.read_config(),
             settings=self._request.settings,
             device=self._choose(RunSection(devices=target.devices)),
-            data_then=_data_then(run),
+            data_then=DataThen(
+                train_rows=report.train_rows if report is not None else None,
+                held_out_rows=report.eval_rows if report is not None else None,
+                fingerprint=read_provenance(run).dataset_fingerprint,
+            ),
         )
         return order, evaluation_file(chosen.folder, chosen.checkpoint)
-
-
-def _data_then(run: RunFolder) -> DataThen:
-    report = read_history(run.events).data_report
-    return DataThen(
-        train_rows=report.train_rows if report is not None else None,
-        held_out_rows=report.eval_rows if report is not None else None,
-        fingerprint=read_provenance(run).dataset_fingerprint,
-    )
 
 
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:

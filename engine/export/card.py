@@ -12,8 +12,7 @@ from engine.chat.target import LoadPlan
 from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
-from engine.evaluation.contract import EvaluationResult
-from engine.evaluation.job import read_evaluation
+from engine.evaluation.job import EvaluationResult, read_evaluation
 from engine.export.kinds import KINDS
 from engine.models.catalog import find_in_catalog
 from engine.runs.history.reader import read_history

@@ -7,7 +7,7 @@ import pytest
 
 from engine.cli import run_command
 from engine.config.load import config_from_mapping
-from engine.evaluation.contract import (
+from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     BranchAnswer,

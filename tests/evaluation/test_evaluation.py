@@ -18,8 +18,14 @@ from engine.data.passes.prepare import prepare_dataset
 from engine.data.render.template import freeze_template
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
-from engine.evaluation.contract import DataThen, EvaluationOrder, EvaluationRequest, EvaluationResult
-from engine.evaluation.job import EvaluationJob, read_evaluation
+from engine.evaluation.job import (
+    DataThen,
+    EvaluationJob,
+    EvaluationOrder,
+    EvaluationRequest,
+    EvaluationResult,
+    read_evaluation,
+)
 from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer, spread_evenly
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError

@@ -11,7 +11,7 @@ from engine.chat.target import plan_load
 from engine.config.load import config_from_mapping
 from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS
-from engine.evaluation.contract import BranchLoss, EvaluationResult, MeanScores, evaluation_file
+from engine.evaluation.job import BranchLoss, EvaluationResult, MeanScores, evaluation_file
 from engine.export.card import data_names, gather_facts, hub_datasets, loss_curve, write_card
 from engine.paths import local_owner
 from engine.runs.history.reader import read_history

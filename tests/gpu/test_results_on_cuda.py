@@ -13,7 +13,7 @@ from engine.chat.worker.weights import ModelPlace, Weights
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import EvaluationConfig, ExportConfig, SamplingConfig
 from engine.data.conversation import Message
-from engine.evaluation.contract import EvaluationOrder, EvaluationResult
+from engine.evaluation.job import EvaluationOrder, EvaluationResult
 from engine.evaluation.worker.main import EvaluationWorker
 from engine.export.contract import ExportOrder, ExportResult
 from engine.export.folder import made_aside

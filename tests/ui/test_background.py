@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from engine.errors import EngineError, ModelError, RunError, StorageError
-from engine.evaluation.contract import EvaluationProgress
+from engine.evaluation.job import EvaluationProgress
 from engine.processes.messages import CancelledRequestError
 from ui.backend.background import UNEXPECTED, BackgroundWork
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.chat.contract import ChatTarget
-from engine.evaluation.contract import EvaluationRequest
+from engine.evaluation.job import EvaluationRequest
 from tests.fake_results import FakeEvaluation, an_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes

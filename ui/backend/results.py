@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from engine.chat.contract import ChatTarget
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
-from engine.evaluation.contract import EvaluationRequest, EvaluationResult, evaluation_file
-from engine.evaluation.job import EvaluationJob
+from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult, evaluation_file
 from engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult
 from engine.export.job import ExportJob
 from engine.export.push.job import PushJob

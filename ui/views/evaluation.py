@@ -5,7 +5,7 @@ from html import escape
 
 from engine.chat.contract import Branch
 from engine.evaluation.blind_test import CLEAR_CHANCE, BlindTally, Judgement, Pair
-from engine.evaluation.contract import AnsweredRow, AnswerScores, EvaluationResult
+from engine.evaluation.job import AnsweredRow, AnswerScores, EvaluationResult
 from ui.backend.results import MeasuredRun
 from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
 from ui.views.html import Column, Row, duration, empty, facts, log, notices, pickable, plural, small, table, under

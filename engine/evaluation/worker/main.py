@@ -1,14 +1,15 @@
 """The process that evaluates: `python -P -m engine.evaluation.worker.main HOME`, JSON lines on stdio."""
 
+import contextlib
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from statistics import fmean
+from typing import TypeVar
 
 import torch
 from rouge_score.rouge_scorer import RougeScorer
@@ -24,7 +25,7 @@ from engine.data.passes.prepare import PreparedDataset, prepare_dataset
 from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.errors import DatasetError, ModelError
-from engine.evaluation.contract import (
+from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     BranchAnswer,
@@ -50,6 +51,10 @@ class _WordsOfAnyScript:
         return _WORD.findall(text.lower())
 
 
+_ROUGE = RougeScorer(["rougeL"], tokenizer=_WordsOfAnyScript())
+_CHRF = CHRF()
+
+
 def score_answer(answer: str, reference: str) -> AnswerScores:
     """Compare one answer with its reference."""
     return AnswerScores(
@@ -61,13 +66,8 @@ def score_answer(answer: str, reference: str) -> AnswerScores:
 
 def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
     """Return means over rows."""
-    count = max(len(scores), 1)
-    return MeanScores(
-        exact=sum(score.exact for score in scores) / count,
-        rouge_l=sum(score.rouge_l for score in scores) / count,
-        chrf=sum(score.chrf for score in scores) / count,
-        rows=len(scores),
-    )
+    means = {name: fmean(getattr(score, name) for score in scores) for name in AnswerScores.model_fields}
+    return MeanScores(rows=len(scores), **means)
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -75,7 +75,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
     Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
     """
-    return float(_rouge().score(target=reference, prediction=answer)["rougeL"].fmeasure)
+    return float(_ROUGE.score(target=reference, prediction=answer)["rougeL"].fmeasure)
 
 
 def chrf(answer: str, reference: str) -> float:
@@ -83,27 +83,10 @@ def chrf(answer: str, reference: str) -> float:
 
     Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
     """
-    return float(_chrf().sentence_score(answer, [reference]).score) / 100
-
-
-@lru_cache(maxsize=1)
-def _rouge() -> RougeScorer:
-    return RougeScorer(["rougeL"], tokenizer=_WordsOfAnyScript())
-
-
-@lru_cache(maxsize=1)
-def _chrf() -> CHRF:
-    return CHRF()
+    return float(_CHRF.sentence_score(answer, [reference]).score) / 100
 
 
 Item = TypeVar("Item")
-
-
-class PromptAndReference(NamedTuple):
-    """The last answer of a sequence, and everything before it."""
-
-    prompt_ids: tuple[int, ...]
-    reference_ids: tuple[int, ...]
 
 
 def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
@@ -113,8 +96,8 @@ def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def split_at_answer(row: TokenizedRow) -> PromptAndReference | None:
-    """Split a sequence at its last trained tokens; None where nothing comes before them, as in plain text."""
+def split_at_answer(row: TokenizedRow) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the prompt of a sequence and its last trained tokens; None where nothing comes before, as in plain text."""
     trained = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
     if not trained:
         return None
@@ -124,7 +107,7 @@ def split_at_answer(row: TokenizedRow) -> PromptAndReference | None:
         start -= 1
     if start == 0:
         return None
-    return PromptAndReference(tuple(row.input_ids[:start]), tuple(row.input_ids[start:end]))
+    return tuple(row.input_ids[:start]), tuple(row.input_ids[start:end])
 
 
 def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
@@ -187,7 +170,7 @@ class EvaluationWorker:
             scores={
                 branch: mean_scores([row.answers[branch].scores for row in answered]) for branch in losses if answered
             },
-            answered=tuple(sorted(answered, key=_worth)),
+            answered=tuple(sorted(answered, key=lambda row: row.answers["tuned"].scores.chrf)),
             seconds=time.perf_counter() - started,
             notes=(*order.plan.notes, *_changes(data, order.data_then)),
         )
@@ -239,44 +222,37 @@ def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> di
 
 def _answer(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:
     """Let every branch write an answer to some of the rows."""
-    parted = [(row, part) for row in rows if (part := split_at_answer(row)) is not None]
+    tokenizer = evaluation.tokenizer
+    parted = [(row.row, *parts) for row in rows if (parts := split_at_answer(row)) is not None]
     chosen = spread_evenly(parted, evaluation.order.settings.answered_rows)
     answered = []
-    for number, (row, part) in enumerate(chosen, start=1):
-        reference = decode(part.reference_ids, evaluation.tokenizer)
-        answers = dict(_answers(evaluation, part, reference))
-        if answers:
-            prompt = evaluation.tokenizer.decode(part.prompt_ids)
-            answered.append(AnsweredRow(row=row.row, prompt=prompt, reference=reference, answers=answers))
+    for number, (row, prompt_ids, reference_ids) in enumerate(chosen, start=1):
+        reference = decode(reference_ids, tokenizer)
+        with contextlib.suppress(ModelError):  # the row fills the whole context
+            answers = {
+                branch: _branch_answer(evaluation, branch, prompt_ids, reference)
+                for branch in evaluation.weights.offered
+            }
+            prompt = tokenizer.decode(prompt_ids)
+            answered.append(AnsweredRow(row=row, prompt=prompt, reference=reference, answers=answers))
         evaluation.report(f"Answering, row {number:,} of {len(chosen):,}.", number / len(chosen))
     return answered
 
 
-def _answers(
-    evaluation: _Evaluation, part: PromptAndReference, reference: str
-) -> Iterator[tuple[Branch, BranchAnswer]]:
-    weights, tokenizer = evaluation.weights, evaluation.tokenizer
+def _branch_answer(
+    evaluation: _Evaluation, branch: Branch, prompt_ids: tuple[int, ...], reference: str
+) -> BranchAnswer:
+    tokenizer, weights = evaluation.tokenizer, evaluation.weights.branch(branch)
+    model = weights.holder.model
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     sampling = SamplingConfig(temperature=0, max_new_tokens=evaluation.order.settings.max_new_tokens)
-    for branch in weights.offered:
-        answering = weights.branch(branch)
-        model = answering.holder.model
-        context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        rules = AnswerRules(part.prompt_ids, end_token_ids(tokenizer, model.generation_config), sampling, context)
-        try:
-            answer = Answer(branch, answering, rules, tokenizer)
-        except ModelError:  # the row fills the whole context
-            return
-        while not answer.done:
-            evaluation.end_if_stopped()
-            answer.advance()
-        text = decode(answer.tokens, tokenizer)
-        yield branch, BranchAnswer(text=text, tokens=len(answer.tokens), scores=score_answer(text, reference))
-
-
-def _worth(row: AnsweredRow) -> float:
-    """Return how good the tuned answer is; the worst rows are looked at first."""
-    judged: Branch = "tuned" if "tuned" in row.answers else "base"
-    return row.answers[judged].scores.chrf
+    rules = AnswerRules(prompt_ids, end_token_ids(tokenizer, model.generation_config), sampling, context)
+    answer = Answer(branch, weights, rules, tokenizer)
+    while not answer.done:
+        evaluation.end_if_stopped()
+        answer.advance()
+    text = decode(answer.tokens, tokenizer)
+    return BranchAnswer(text=text, tokens=len(answer.tokens), scores=score_answer(text, reference))
 
 
 def main() -> None:
