@@ -1,28 +1,20 @@
-"""What an OpenAI client asks for, read into what a conversation needs; what cannot be done is refused by name."""
+"""OpenAI's objects: what a client asks for, read into what a conversation needs or refused by name, and the answers."""
 
+import time
+import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import JSONResponse
 
 from engine.config.results import SamplingConfig
 from engine.data.conversation import Message, ToolCall
 
-MAX_STOPS = 16
-_SEEDS = 2**32
-
 # These change nothing about an answer here.
 _IGNORED = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
+    "metadata parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier service_tier store user".split()
 )
 # These would; they are accepted only where they ask for nothing.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -54,43 +46,52 @@ class RefusedRequestError(Exception):
         param: Which part of the request it is about.
         code: A word that programs look at.
         status: HTTP status.
+        kind: OpenAI's type of error.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+    ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code
         self.status = status
+        self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        """Return it as an answer."""
+        return JSONResponse(self.body, self.status, headers)
 
 
-class _Part(BaseModel):
+class _Asked(BaseModel):
+    """A part of what clients send; what it has in addition is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Part(_Asked):
     """A piece of a message's content."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: Literal["text"]
     text: str
 
 
-class _Function(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
+class _Function(_Asked):
     name: str
     arguments: str = "{}"
 
 
-class _ToolCall(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
+class _ToolCall(_Asked):
     id: str | None = None
     function: _Function
 
 
-class AskedMessage(BaseModel):
+class AskedMessage(_Asked):
     """One turn, as clients send it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[_Part, ...] | None = None
@@ -115,20 +116,16 @@ class AskedMessage(BaseModel):
         )
 
 
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
+class _StreamOptions(_Asked):
     include_usage: bool = False
 
 
-class ChatCompletionRequest(BaseModel):
+class ChatCompletionRequest(_Asked):
     """The body of POST /v1/chat/completions; what is left out is as in the chat.
 
     `top_k`, `repetition_penalty` and `return_token_ids` are those of vLLM; the official client sends them with
     `extra_body`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     model: str = Field(max_length=500)
     messages: tuple[AskedMessage, ...] = Field(min_length=1, max_length=10_000)
@@ -164,22 +161,9 @@ class ChatCompletionRequest(BaseModel):
             "top_k": None if self.top_k is None else max(self.top_k, 0),  # vLLM's -1 means off as well
             "repetition_penalty": self.repetition_penalty,
             "max_new_tokens": self.max_completion_tokens or self.max_tokens,
-            "seed": None if self.seed is None else self.seed % _SEEDS,
+            "seed": None if self.seed is None else self.seed % 2**32,
         }
         return SamplingConfig.model_validate({name: value for name, value in given.items() if value is not None})
-
-
-class ErrorBody(NamedTuple):
-    """An error in OpenAI's form."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the body of the answer."""
-        return {"error": self._asdict()}
 
 
 def read_request(body: Any) -> ChatCompletionRequest:
@@ -210,8 +194,78 @@ def read_request(body: Any) -> ChatCompletionRequest:
         where = ".".join(str(part) for part in first["loc"][:3])
         code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
         raise RefusedRequestError(f"{where}: {first['msg']}.", param=where, code=code) from None
-    if len(request.stops) > MAX_STOPS or any(len(text) > 1000 for text in request.stops):
+    if len(request.stops) > 16 or any(len(text) > 1000 for text in request.stops):
         raise RefusedRequestError(
-            f"stop takes up to {MAX_STOPS} texts of up to 1,000 characters.", param="stop", code="invalid_value"
+            "stop takes up to 16 texts of up to 1,000 characters.", param="stop", code="invalid_value"
         )
     return request
+
+
+OpenAIFinish = Literal["stop", "length"]
+
+
+class Written(NamedTuple):
+    """What came since the last one."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int  # so far
+    finish: OpenAIFinish | None = None
+
+
+@dataclass(frozen=True)
+class CompletionForm:
+    """One answer's objects, as the official client reads them.
+
+    Args:
+        model: The name that was asked for.
+        prompt_token_ids: What the model read, where the client wants to see it.
+        with_usage: Whether a stream ends with the counts.
+    """
+
+    model: str
+    prompt_token_ids: tuple[int, ...] | None = None
+    with_usage: bool = False
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, text: str, last: Written) -> dict[str, Any]:
+        """`chat.completion`."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
+        return {**self._head("chat.completion"), **self._ids(), "choices": [choice], "usage": _usage(last)}
+
+    def opening(self) -> dict[str, Any]:
+        """Return the first `chat.completion.chunk`: who speaks."""
+        return {**self._chunk({"role": "assistant", "content": ""}), **self._ids()}
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return a piece of the answer."""
+        return self._chunk({"content": text})
+
+    def closing(self, last: Written) -> dict[str, Any]:
+        """Return why it ends."""
+        return self._chunk({}, last.finish)
+
+    def counts(self, last: Written) -> dict[str, Any]:
+        """Return what it took, where the client asked for it; has no choices."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(last)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _ids(self) -> dict[str, Any]:
+        return {} if self.prompt_token_ids is None else {"prompt_token_ids": list(self.prompt_token_ids)}
+
+    def _chunk(self, delta: dict[str, Any], finish: OpenAIFinish | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        counted = {"usage": None} if self.with_usage else {}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **counted}
+
+
+def _usage(last: Written) -> dict[str, int]:
+    return {
+        "prompt_tokens": last.prompt_tokens,
+        "completion_tokens": last.completion_tokens,
+        "total_tokens": last.prompt_tokens + last.completion_tokens,
+    }

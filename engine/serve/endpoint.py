@@ -18,20 +18,13 @@ from starlette.types import Receive, Scope, Send
 
 from engine.chat.contract import ChatRequest
 from engine.errors import DeviceError, EngineError, ModelError
-from engine.serve.answers import CompletionForm, Written, write_answer
-from engine.serve.contract import ChatCompletionRequest, ErrorBody, RefusedRequestError, read_request
+from engine.serve.contract import ChatCompletionRequest, CompletionForm, RefusedRequestError, Written, read_request
 from engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, bound_socket, refuse_unless_usable
-from engine.serve.model import ServedModel
+from engine.serve.model import ServedModel, write_answer
 
 Result = TypeVar("Result")
 
 MAX_BODY_BYTES = 8_000_000
-
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class ClientGoneError(Exception):
@@ -69,7 +62,7 @@ class _Endpoint:
         try:
             self._served.branch(name)
         except RefusedRequestError as refusal:
-            return _refusal(refusal)
+            return refusal.response()
         return JSONResponse(self._card(name))
 
     async def health(self, _: Request) -> Response:
@@ -89,16 +82,17 @@ class _Endpoint:
             )
             return await _unless_gone(self._answer(asked, question), request.receive)
         except RefusedRequestError as refusal:
-            return _refusal(refusal)
+            return refusal.response()
         except EngineError as error:
-            return _engine_error(error)
+            # Where the device is in use, asking again later may help.
+            return _as_refusal(error).response({"Retry-After": "30"} if isinstance(error, DeviceError) else None)
         except ClientGoneError:
             return Response(status_code=499)  # the client is gone
 
     async def _answer(self, asked: ChatCompletionRequest, question: ChatRequest) -> Response:
         await self._served.ready()
         ids = await self._served.prompt_ids(question.messages) if asked.return_token_ids else None
-        form = CompletionForm(asked.model, ids)
+        form = CompletionForm(asked.model, ids, asked.wants_usage)
         written = self._write(question, asked.stops)
         if not asked.stream:
             text = ""
@@ -107,7 +101,7 @@ class _Endpoint:
             return JSONResponse(form.whole(text, last))
         # What is wrong with the conversation shows before its first token, and then is an answer with a status.
         first = await anext(written)
-        return _EventStream(_events(form, first, written, with_usage=asked.wants_usage))
+        return _EventStream(_events(form, first, written))
 
     async def _write(self, question: ChatRequest, stops: tuple[str, ...]) -> AsyncGenerator[Written, None]:
         async with (
@@ -122,22 +116,22 @@ class _Endpoint:
 
 
 async def _events(
-    form: CompletionForm, first: Written, rest: AsyncGenerator[Written, None], *, with_usage: bool
+    form: CompletionForm, first: Written, rest: AsyncGenerator[Written, None]
 ) -> AsyncGenerator[str, None]:
     last = first
     try:
-        yield _event(form.opening(with_usage=with_usage))
+        yield _event(form.opening())
         if first.text:
-            yield _event(form.piece(first.text, with_usage=with_usage))
+            yield _event(form.piece(first.text))
         async for last in rest:
             if last.text:
-                yield _event(form.piece(last.text, with_usage=with_usage))
-        yield _event(form.closing(last, with_usage=with_usage))
-        if with_usage:
+                yield _event(form.piece(last.text))
+        yield _event(form.closing(last))
+        if form.with_usage:
             yield _event(form.counts(last))
         yield "data: [DONE]\n\n"
     except EngineError as error:
-        yield _event(_body(error).as_json())
+        yield _event(_as_refusal(error).body)
     finally:
         await rest.aclose()  # which stops the model
 
@@ -155,7 +149,12 @@ class _EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         async with contextlib.aclosing(self._events) as events:
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             async for event in events:
                 await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -202,34 +201,19 @@ def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _refusal(refusal: RefusedRequestError) -> Response:
-    body = ErrorBody(refusal.message, "invalid_request_error", refusal.param, refusal.code)
-    return JSONResponse(body.as_json(), refusal.status)
-
-
-def _engine_error(error: EngineError) -> Response:
+def _as_refusal(error: EngineError) -> RefusedRequestError:
     if isinstance(error, ModelError):
-        return JSONResponse(_body(error).as_json(), 400)
-    # The device is in use, or the process ended: asking again later may help.
-    return JSONResponse(_body(error).as_json(), 503, {"Retry-After": "30"} if isinstance(error, DeviceError) else None)
-
-
-def _body(error: EngineError) -> ErrorBody:
-    kind = "invalid_request_error" if isinstance(error, ModelError) else "server_error"
-    return ErrorBody(f"{error.what} {error.fix}", kind, code=None)
+        return RefusedRequestError(str(error))
+    return RefusedRequestError(
+        str(error), status=503, kind="server_error"
+    )  # the device is in use, or the process ended
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {
-        404: "Not found. Available: /v1/chat/completions and /v1/models.",
-        405: "Method not allowed.",
-    }
+    words = {404: "Not found. Available: /v1/chat/completions and /v1/models.", 405: "Method not allowed."}
     message = words.get(error.status_code, error.detail)
-    return JSONResponse(ErrorBody(message, "invalid_request_error").as_json(), error.status_code)
-
-
-_GRACE_SECONDS = 3
+    return RefusedRequestError(message, status=error.status_code).response()
 
 
 class Listening(NamedTuple):
@@ -244,7 +228,7 @@ def serve_model(
     host: str,
     port: int,
     on_listening: Callable[[Listening], None],
-    load: Callable[[], object] | None = None,
+    load: Callable[[], object],
 ) -> None:
     """Load the model, then answer until Ctrl-C or SIGTERM; the model's process has ended when this returns.
 
@@ -253,7 +237,7 @@ def serve_model(
         host: A loopback address.
         port: 0 takes any that is free.
         on_listening: Gets the address once clients may connect.
-        load: Loads the model; `served.load` unless progress is to be shown.
+        load: Loads the model, as `served.load` does.
 
     Raises:
         DeviceError: If the address cannot be used, or the device is in use.
@@ -265,7 +249,7 @@ def serve_model(
     # uvicorn ends in order and then raises the signal again; that one must not kill us before the model has gone.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        (load or served.load)()
+        load()
         config = uvicorn.Config(
             build_endpoint(served),
             log_config=None,
@@ -273,7 +257,7 @@ def serve_model(
             lifespan="off",
             ws="none",
             server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_graceful_shutdown=3,
         )
         bound.listen()  # who comes from now on is kept waiting for a moment and not refused
         shown = f"[{host}]" if ":" in host else host

@@ -4,11 +4,11 @@ import socket
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import DeviceError
-from engine.serve.contract import ErrorBody
+from engine.serve.contract import RefusedRequestError
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -52,12 +52,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-_FOREIGN = "This endpoint answers programs on this computer, and no page of another site."
 _PAGE_FOREIGN = "Loratory answers its own page and programs on this computer. A page of another site may not ask it."
 _PAGE_NAME = "Loratory is reached as 127.0.0.1 or localhost only. Open it under one of these names."
-
-_NOTHING = "default-src 'none'; frame-ancestors 'none'"  # for answers that are not a page
-_FORWARDED = (b"x-forwarded-", b"x-gradio-server", b"forwarded")
 
 
 def restricted(send: Send) -> Send:
@@ -66,7 +62,8 @@ def restricted(send: Send) -> Send:
     async def send_restricted(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            headers.setdefault("Content-Security-Policy", _NOTHING)
+            # For answers that are not a page.
+            headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
             headers["X-Content-Type-Options"] = "nosniff"
             headers["X-Frame-Options"] = "SAMEORIGIN"
             headers["Referrer-Policy"] = "no-referrer"
@@ -91,7 +88,8 @@ class LocalProgramsOnly:
         if scope["type"] != "http":
             return
         refusal = _refusal(scope["method"], Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, restricted(send))
+        answer = self._app if refusal is None else refusal.response()
+        await answer(scope, receive, restricted(send))
 
 
 class OwnPageOnly:
@@ -123,13 +121,17 @@ class OwnPageOnly:
 
 
 def _without_forwarded(scope: Scope) -> Scope:
-    own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED)]
+    forwarded = (b"x-forwarded-", b"x-gradio-server", b"forwarded")
+    own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(forwarded)]
     plain = {"http": "http", "websocket": "ws"}[scope["type"]]  # uvicorn believes in X-Forwarded-Proto
     return {**scope, "headers": own, "scheme": plain}
 
 
 def _is_called_by_its_name(headers: Headers) -> bool:
-    return _host_name(headers.get("host", "")) in LOOPBACK_HOSTS
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname in LOOPBACK_HOSTS
+    except ValueError:
+        return False
 
 
 def _comes_from_itself(headers: Headers) -> bool:
@@ -144,22 +146,13 @@ def _is_navigation(headers: Headers) -> bool:
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
-def _refusal(method: str, headers: Headers) -> JSONResponse | None:
+def _refusal(method: str, headers: Headers) -> RefusedRequestError | None:
     if not _is_called_by_its_name(headers):
-        return _refuse(403, "This endpoint is reached as 127.0.0.1 or localhost only.", "host_not_allowed")
+        message = "This endpoint is reached as 127.0.0.1 or localhost only."
+        return RefusedRequestError(message, code="host_not_allowed", status=403)
     if not _comes_from_itself(headers):
-        return _refuse(403, _FOREIGN, "origin_not_allowed")
+        message = "This endpoint answers programs on this computer, and no page of another site."
+        return RefusedRequestError(message, code="origin_not_allowed", status=403)
     if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        return _refuse(415, "Send the body as application/json.", "unsupported_media_type")
+        return RefusedRequestError("Send the body as application/json.", code="unsupported_media_type", status=415)
     return None
-
-
-def _refuse(status: int, message: str, code: str) -> JSONResponse:
-    return JSONResponse(ErrorBody(message, "invalid_request_error", code=code).as_json(), status)
-
-
-def _host_name(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""

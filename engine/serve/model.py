@@ -1,19 +1,17 @@
-"""The model that is served: under which names it answers, and loaded again when it was unloaded for a run."""
+"""The model that is served: under which names it answers, loaded again when it was unloaded for a run, its answers."""
 
 import asyncio
+import contextlib
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
-from engine.chat.contract import Branch, ChatTarget, LoadedModel
+from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, FinishReason, LoadedModel
 from engine.chat.session import ChatSession, OnLoadProgress
 from engine.data.conversation import Message
-from engine.serve.contract import RefusedRequestError
-
-BASE_NAME = "base"
-
-# More would share the same tokens per second; each one holds keys and values of its whole context.
-_AT_ONCE = 16
+from engine.serve.contract import OpenAIFinish, RefusedRequestError, Written
 
 
 @dataclass
@@ -31,30 +29,15 @@ class ServedModel:
     target: ChatTarget
     name: str
     aliases: Sequence[str] = ()
+    # Held while an answer is written; further requests wait in order. More would share the same tokens per second, and each
+    # one holds keys and values of its whole context.
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(16), init=False)
+    offered: Sequence[str] = field(default=(), init=False)  # the names that are listed
+    created: int = field(default=0, init=False)  # when it was loaded first, in seconds since the epoch
     _branches: Mapping[str, Branch] = field(default_factory=dict, init=False)
-    _offered: Sequence[str] = field(default=(), init=False)
-    _created: int = field(default=0, init=False)
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
-    def __post_init__(self) -> None:
-        self._loading = asyncio.Lock()
-        self._room = asyncio.Semaphore(_AT_ONCE)
-
-    @property
-    def room(self) -> asyncio.Semaphore:
-        """Held while an answer is written; further requests wait in order."""
-        return self._room
-
-    @property
-    def offered(self) -> Sequence[str]:
-        """The names that are listed."""
-        return self._offered
-
-    @property
-    def created(self) -> int:
-        """When it was loaded first, in seconds since the epoch."""
-        return self._created
-
-    def load(self, on_progress: OnLoadProgress | None = None) -> LoadedModel:
+    def load(self, on_progress: OnLoadProgress = lambda _: None) -> LoadedModel:
         """Load it, and find out what it can be asked for.
 
         Raises:
@@ -65,12 +48,12 @@ class ServedModel:
         names: dict[str, Branch] = {self.name: own, **dict.fromkeys(self.aliases, own)}
         offered = [self.name]
         if "base" in loaded.branches:
-            names.setdefault(BASE_NAME, "base")
+            names.setdefault("base", "base")
             names.setdefault(loaded.name, "base")
             if own != "base":
-                offered.append(BASE_NAME)
-        self._branches, self._offered = names, offered
-        self._created = self._created or int(time.time())
+                offered.append("base")
+        self._branches, self.offered = names, offered
+        self.created = self.created or int(time.time())
         return loaded
 
     async def ready(self) -> None:
@@ -94,7 +77,7 @@ class ServedModel:
         found = self._branches.get(name)
         if found is None:
             raise RefusedRequestError(
-                f"The model {name[:100]!r} does not exist here; there are {', '.join(self._offered)}.",
+                f"The model {name[:100]!r} does not exist here; there are {', '.join(self.offered)}.",
                 param="model",
                 code="model_not_found",
                 status=404,
@@ -104,3 +87,113 @@ class ServedModel:
     async def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return exactly what the model reads for a conversation."""
         return (await asyncio.to_thread(self.session.prompt, messages)).ids
+
+
+class Scanned(NamedTuple):
+    """What may be shown now."""
+
+    text: str
+    stopped: bool  # one of the texts was found; nothing comes after it
+
+
+class StopScanner:
+    """Passes text on as it arrives, holding back what may be the beginning of a stop text.
+
+    Args:
+        stops: The texts; none passes everything on.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def add(self, text: str) -> Scanned:
+        """Take what was written; gives what is certain to belong to the answer."""
+        held = self._held + text
+        found = [position for stop in self._stops if (position := held.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return Scanned(held[: min(found)], stopped=True)
+        # The last characters that are the first ones of a stop text.
+        endings = (held[start:] for start in range(len(held)))
+        self._held = next((end for end in endings if any(stop.startswith(end) for stop in self._stops)), "")
+        return Scanned(held[: len(held) - len(self._held)], stopped=False)
+
+    def finish(self) -> str:
+        """Return what was held back, once nothing follows any more."""
+        held, self._held = self._held, ""
+        return held
+
+
+_FINISHES: dict[FinishReason, OpenAIFinish] = {
+    "eos": "stop",
+    "stopped": "stop",
+    "length": "length",
+    "context": "length",
+}
+
+
+async def write_answer(
+    session: ChatSession, request: ChatRequest, stops: Sequence[str]
+) -> AsyncGenerator[Written, None]:
+    """Yield the answer while it is written; leaving early stops the model within a token.
+
+    The session's iterator blocks, so a thread of its own follows it.
+
+    Args:
+        session: Answers.
+        request: One branch.
+        stops: Texts that end the answer and are no part of it.
+
+    Raises:
+        EngineError: As `ChatSession.stream` does.
+    """
+    scanner = StopScanner(stops)
+    async with contextlib.aclosing(_chunks(session, request)) as chunks:
+        async for chunk in chunks:
+            scanned = scanner.add(chunk.text)
+            if scanned.stopped:
+                yield Written(scanned.text, chunk.prompt_tokens, chunk.tokens, "stop")
+                return
+            if chunk.done:
+                assert chunk.finish_reason is not None  # with `done`
+                rest = scanner.finish()
+                yield Written(scanned.text + rest, chunk.prompt_tokens, chunk.tokens, _FINISHES[chunk.finish_reason])
+                return
+            yield Written(scanned.text, chunk.prompt_tokens, chunk.tokens)
+
+
+async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[ChatChunk | Exception] = asyncio.Queue()
+    unwanted = threading.Event()
+
+    def hand_over(item: ChatChunk | Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
+            loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+    def follow() -> None:
+        stream = cast(Generator[ChatChunk, None, None], session.stream(request))
+        try:
+            for chunk in stream:
+                if unwanted.is_set():
+                    break
+                hand_over(chunk)
+        except Exception as error:
+            hand_over(error)
+        finally:
+            stream.close()
+
+    threading.Thread(target=follow, daemon=True).start()
+    finished = False
+    try:
+        while not finished:
+            item = await arrived.get()
+            finished = isinstance(item, Exception) or item.done
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        if not finished:
+            unwanted.set()
+            session.stop(request.id)

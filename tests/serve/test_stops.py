@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from engine.serve.answers import StopScanner
+from engine.serve.model import StopScanner
 
 
 def scan(pieces, stops):
