@@ -28,8 +28,8 @@ from engine.hardware.device import Device, visible_only
 from engine.hardware.devices import choose_device
 from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import JsonObject
 
 WORKER_MODULE = "engine.chat.worker.main"

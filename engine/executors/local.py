@@ -14,7 +14,7 @@ from engine.errors import EngineError
 from engine.executors.base import Executor, Job, JobEnd, JobSpec, JobStatus
 from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
-from engine.processes.identity import ProcessIdentity, end_group
+from engine.processes.liveness import ProcessIdentity, end_group
 from engine.processes.spawn import Access, cap_log, spawn, worker_argv
 from engine.runs.provenance import run_title
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState

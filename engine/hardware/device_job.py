@@ -18,8 +18,8 @@ from engine.hardware.lease import (
     lease_name,
 )
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.spawn import Access
 
 

@@ -16,8 +16,7 @@ from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity, boot_id
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock, ProcessIdentity, boot_id
 from engine.processes.messages import CancelledRequestError
 
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]

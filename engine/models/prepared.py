@@ -19,7 +19,7 @@ from engine.errors import ModelError, StorageError
 from engine.files import fsync_folder
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock
 from engine.processes.messages import JsonObject
 
 ModelPhase = Literal["waiting", "looking", "downloading", "unpacking", "converting", "verifying", "ready"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import Empty, Queue
 
 from engine.errors import ModelLimitError, WorkerError
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import (
     CancelledRequestError,
     JsonObject,

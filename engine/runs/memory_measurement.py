@@ -23,8 +23,7 @@ from engine.hardware.devices import choose_devices
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
 from engine.memory.result import MemoryEstimate
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity, end_group
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock, ProcessIdentity, end_group
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events

@@ -12,8 +12,7 @@ from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.errors import RunError, StorageError
 from engine.files import write_atomically
-from engine.processes.identity import ProcessIdentity
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.checkpoints import offered_checkpoints
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import last_event

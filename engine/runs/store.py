@@ -18,7 +18,7 @@ from engine.data.contract import DatasetReport
 from engine.errors import RunError, StorageError
 from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock
 from engine.runs.control import resume_is_requested
 from engine.runs.history.reader import cached_history_path
 from engine.runs.provenance import Provenance, describe_config

@@ -16,7 +16,7 @@ from engine.errors import DeviceError, RunError, WorkerError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.tiny_model import make_tiny_model
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from engine.executors.base import JobSpec
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_resume
 from engine.runs.history.events import StepData
 from engine.runs.history.log import read_events

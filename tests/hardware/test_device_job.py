@@ -10,7 +10,7 @@ import pytest
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import DeviceError
 from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 
 

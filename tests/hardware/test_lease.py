@@ -11,7 +11,7 @@ from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engine.processes.identity import ProcessIdentity, boot_id, end_group
+from engine.processes.liveness import ProcessIdentity, boot_id, end_group
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ConfigError, DatasetError, WorkerError
-from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.liveness import ProcessIdentity
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ModelLimitError, WorkerError
-from engine.processes.identity import ProcessIdentity
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.pool import ProcessPool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from engine.executors import make_executors
 from engine.executors.base import JobSpec
 from engine.executors.local import WorkerCommand
 from engine.hardware.device import Device
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.runs.history.reader import read_history
 from engine.runs.run import Run, RunState, WorkerRecord
 from engine.runs.supervision.progress_watch import SilenceLimits

@@ -7,7 +7,7 @@ import pytest
 
 from engine.executors.base import JobSpec
 from engine.hardware.lease import LeaseBook
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter

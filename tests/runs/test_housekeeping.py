@@ -7,7 +7,7 @@ import time
 import pytest
 
 from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.spawn import spawn
 from engine.runs.supervision.supervisor import Housekeeping, Supervisor
 from tests.runs.supervision import config_for, fake_settings, wait_until

@@ -13,7 +13,7 @@ from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import estimate_memory
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData
 from engine.runs.history.log import read_events

@@ -5,7 +5,7 @@ import pytest
 from engine.config.run import RunSection
 from engine.hardware.device import Device, Obstacle
 from engine.hardware.lease import LeaseHolder
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.runs.supervision.queue import QueueOrder, Waiting, plan_starts
 from tests.runs.supervision import GIB, cpu, gpu
 

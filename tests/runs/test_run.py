@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from engine.errors import RunError
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import ATTEMPT_VARIABLE, RunFolder, RunState

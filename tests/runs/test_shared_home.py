@@ -7,7 +7,7 @@ import pytest
 
 from engine.executors.local import LocalContext, LocalExecutor
 from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.supervision.progress_watch import SilenceLimits
@@ -61,7 +61,7 @@ def test_machines_that_share_a_home_lease_their_own_devices(home, monkeypatch):
 
     with monkeypatch.context() as there:
         there.setattr("engine.hardware.lease.boot_id", lambda: ELSEWHERE["boot_id"])
-        there.setattr("engine.processes.identity.boot_id", lambda: ELSEWHERE["boot_id"])
+        there.setattr("engine.processes.liveness.boot_id", lambda: ELSEWHERE["boot_id"])
         there.setattr("platform.node", lambda: ELSEWHERE["host"])
         LeaseBook(home).take(["cuda:0"], theirs)
         assert LeaseBook(home).holder("cuda:0").title == "qwen"

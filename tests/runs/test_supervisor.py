@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import RunError
 from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.identity import ProcessIdentity
+from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.reader import read_history
 from engine.runs.provenance import Provenance

@@ -2,8 +2,7 @@
 
 import os
 
-from engine.processes.identity import ProcessIdentity
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.control import request_cancel
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.supervision.supervisor import is_supervised, reconcile, supervisor_of

@@ -9,8 +9,7 @@ import pytest
 from engine.errors import RunError, StorageError
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.identity import ProcessIdentity
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.events import FailedData
 from engine.runs.history.log import note_failure

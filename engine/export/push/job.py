@@ -29,7 +29,7 @@ from engine.models.folder import ModelPart
 from engine.models.source import is_hub_id, is_revision, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock
 from engine.processes.messages import CancelledRequestError
 from engine.processes.spawn import Access
 from engine.runs.run import RunFolder

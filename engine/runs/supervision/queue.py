@@ -13,7 +13,7 @@ from engine.hardware.device import Device
 from engine.hardware.devices import device_options, first_that_fits
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock
 from engine.runs.reasons import Why
 
 QueueMove = Literal["first", "up", "down", "last"]

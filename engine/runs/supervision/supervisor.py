@@ -18,8 +18,7 @@ from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
-from engine.processes.identity import ProcessIdentity
-from engine.processes.lock import FileLock
+from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.store import KEYS_FOLDER, RUN_ID
 from engine.runs.supervision.queue import QueueOrder, Waiting, plan_starts
