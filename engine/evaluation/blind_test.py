@@ -3,8 +3,10 @@
 Judgements are kept with the run, one JSON line each, so several people can judge at the same time.
 """
 
+import contextlib
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -46,9 +48,7 @@ class Judgement(Value):
     @property
     def preferred(self) -> Branch | None:
         """Whose answer was chosen; None where neither side won."""
-        if self.verdict == "left":
-            return self.pair.left
-        return self.pair.right if self.verdict == "right" else None
+        return {"left": self.pair.left, "right": self.pair.right}.get(self.verdict)
 
 
 class BlindTally(Value):
@@ -108,19 +108,16 @@ def sign_test(wins: int, losses: int) -> float:
 
 def count_judgements(judgements: Iterable[Judgement], first: Branch, second: Branch) -> BlindTally:
     """Count the judgements about exactly these two branches."""
-    counts = {"first": 0, "second": 0, "equal": 0, "neither": 0}
-    for judgement in judgements:
-        if {judgement.pair.left, judgement.pair.right} != {first, second}:
-            continue
-        if judgement.preferred is None:
-            counts["equal" if judgement.verdict == "equal" else "neither"] += 1
-        else:
-            counts["first" if judgement.preferred == first else "second"] += 1
+    counts: Counter[str] = Counter(
+        judgement.preferred or judgement.verdict
+        for judgement in judgements
+        if {judgement.pair.left, judgement.pair.right} == {first, second}
+    )
     return BlindTally(
         first=first,
         second=second,
-        first_preferred=counts["first"],
-        second_preferred=counts["second"],
+        first_preferred=counts[first],
+        second_preferred=counts[second],
         equal=counts["equal"],
         neither=counts["neither"],
     )
@@ -157,8 +154,6 @@ def read_judgements(file: Path) -> tuple[Judgement, ...]:
         return ()
     found = []
     for line in lines:
-        try:
+        with contextlib.suppress(ValidationError):
             found.append(Judgement.model_validate_json(line))
-        except ValidationError:
-            continue
     return tuple(found)

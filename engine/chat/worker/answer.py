@@ -10,6 +10,7 @@ import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -266,3 +267,25 @@ def _room_for_tokens(weights: BranchWeights, rules: AnswerRules) -> float:
             "Start a new conversation, or take turns out of this one.",
         )
     return rules.context_length - used
+
+
+def begin_answer(
+    branch: Branch,
+    weights: BranchWeights,
+    prompt_ids: tuple[int, ...],
+    sampling: SamplingConfig,
+    tokenizer: TalkingTokenizer,
+) -> Answer:
+    """Begin an answer that ends where the model and its context do.
+
+    Raises:
+        ModelError: If the prompt leaves no room in the context.
+    """
+    model = weights.holder.model
+    end_ids = end_token_ids(tokenizer, model.generation_config)
+    return Answer(branch, weights, AnswerRules(prompt_ids, end_ids, sampling, context_length(model)), tokenizer)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Return the positions that a model was made for; None where it does not say."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)

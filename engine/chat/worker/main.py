@@ -10,18 +10,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from engine.chat.contract import Branch, ChatRequest, LoadedModel, LoadPhase, LoadProgress
-from engine.chat.target import LoadPlan, LoadRequest
-from engine.chat.worker.answer import (
-    Answer,
-    AnswerRules,
-    TalkingTokenizer,
-    end_token_ids,
-    load_chat_tokenizer,
-    render_prompt,
-)
+from engine.chat.target import LoadRequest
+from engine.chat.worker.answer import TalkingTokenizer, begin_answer, context_length, load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
-from engine.hardware.device import Device
 from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
@@ -35,18 +27,6 @@ _WARM_UP_TOKENS = 8
 class _Loaded:
     weights: Weights
     tokenizer: TalkingTokenizer
-    context_length: int | None
-
-    def answers(self, ask: ChatRequest) -> list[Answer]:
-        """Return an answer to begin for each branch that is asked."""
-        prompt = render_prompt(ask.messages, ask.tools, self.tokenizer)
-        started = []
-        for branch in ask.branches:
-            weights = self.weights.branch(branch)
-            end_ids = end_token_ids(self.tokenizer, weights.holder.model.generation_config)
-            rules = AnswerRules(prompt.ids, end_ids, ask.sampling, self.context_length)
-            started.append(Answer(branch, weights, rules, self.tokenizer))
-        return started
 
 
 class ChatWorker:
@@ -55,13 +35,12 @@ class ChatWorker:
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
         self._loaded: _Loaded | None = None
-        self._device: Device | None = None
 
     def load(self, params: JsonObject, request: Request) -> JsonObject:
         """Load a plan; only its adapters where the base is in memory already."""
         started = time.perf_counter()
         asked = LoadRequest.model_validate(params)
-        plan, self._device = asked.plan, asked.device
+        plan = asked.plan
 
         def report(phase: LoadPhase, message: str, fraction: float | None = None) -> None:
             progress = LoadProgress(phase=phase, message=message, fraction=fraction)
@@ -81,20 +60,34 @@ class ChatWorker:
             weights = Weights(plan, place, lambda message: report("loading_model", message))
         folders = [trained.folder for trained in plan.trained.values()]
         tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
-        model = next(weights.holders()).model
-        context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self._loaded = _Loaded(weights, tokenizer, context)
+        self._loaded = _Loaded(weights, tokenizer)
         branches: tuple[Branch, ...] = (*plan.trained,) or ("base",)
         for branch in branches:
             _warm_up(weights.branch(branch), weights.place)
         report("ready", f"{weights.place.name} is ready.", 1.0)
-        return self._describe(plan, time.perf_counter() - started).model_dump(mode="json")
+        return LoadedModel(
+            name=weights.place.name,
+            method=plan.method_name,
+            branches=weights.offered,
+            device=weights.place.device.name,
+            dtype=str(weights.place.dtype).removeprefix("torch."),
+            quantization=plan.model.quantization,
+            weights_bytes=weights.size_bytes,
+            adapter_bytes=weights.adapter_bytes,
+            context_length=context_length(next(weights.holders()).model),
+            load_seconds=time.perf_counter() - started,
+            notes=plan.notes,
+        ).model_dump(mode="json")
 
     def generate(self, params: JsonObject, request: Request) -> Steps:
         """Write an answer on each branch, one token a turn."""
         ask = ChatRequest.model_validate(params)
         loaded = self._require_loaded()
-        answers = loaded.answers(ask)
+        prompt = render_prompt(ask.messages, ask.tools, loaded.tokenizer)
+        answers = [
+            begin_answer(branch, loaded.weights.branch(branch), prompt.ids, ask.sampling, loaded.tokenizer)
+            for branch in ask.branches
+        ]
         while answers:
             for answer in answers:
                 if self._loaded is not loaded:
@@ -116,23 +109,6 @@ class ChatWorker:
         if self._loaded is None:
             raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
         return self._loaded
-
-    def _describe(self, plan: LoadPlan, seconds: float) -> LoadedModel:
-        loaded = self._require_loaded()
-        place = loaded.weights.place
-        return LoadedModel(
-            name=place.name,
-            method=plan.method_name,
-            branches=loaded.weights.offered,
-            device=place.device.name,
-            dtype=str(place.dtype).removeprefix("torch."),
-            quantization=plan.model.quantization,
-            weights_bytes=loaded.weights.size_bytes,
-            adapter_bytes=loaded.weights.adapter_bytes,
-            context_length=loaded.context_length,
-            load_seconds=seconds,
-            notes=plan.notes,
-        )
 
 
 def _warm_up(branch: BranchWeights, place: ModelPlace) -> None:

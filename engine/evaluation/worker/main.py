@@ -17,7 +17,7 @@ from sacrebleu.metrics import CHRF
 from transformers.utils import logging as transformers_logging
 
 from engine.chat.contract import Branch
-from engine.chat.worker.answer import Answer, AnswerRules, TalkingTokenizer, end_token_ids, load_chat_tokenizer
+from engine.chat.worker.answer import TalkingTokenizer, begin_answer, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.results import SamplingConfig
 from engine.data.hub import reads_from_hub
@@ -243,11 +243,8 @@ def _branch_answer(
     evaluation: _Evaluation, branch: Branch, prompt_ids: tuple[int, ...], reference: str
 ) -> BranchAnswer:
     tokenizer, weights = evaluation.tokenizer, evaluation.weights.branch(branch)
-    model = weights.holder.model
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     sampling = SamplingConfig(temperature=0, max_new_tokens=evaluation.order.settings.max_new_tokens)
-    rules = AnswerRules(prompt_ids, end_token_ids(tokenizer, model.generation_config), sampling, context)
-    answer = Answer(branch, weights, rules, tokenizer)
+    answer = begin_answer(branch, weights, prompt_ids, sampling, tokenizer)
     while not answer.done:
         evaluation.end_if_stopped()
         answer.advance()

@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import JsonValue
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from engine.errors import ModelError
 from engine.models.architectures import is_causal_lm, is_known_model_type
 from engine.models.batching import AttentionFacts
-from engine.models.shape import AttentionSupport
+from engine.models.shape import AttentionSupport, ModelShape
 from engine.processes.limits import TimeLimitError
 
 _LARGEST = {  # far beyond anything published, and small enough to be built without weights in seconds
@@ -46,30 +46,6 @@ _NAMES = {  # under which architectures keep a size, transformers' usual name fi
 }
 
 _SAID_BY = {"num_hidden_layers": ("layers_block_type", "hybrid_override_pattern")}  # Nemotron-H spells its layers out
-
-
-class Sizes(NamedTuple):
-    """The fields of a ModelShape that the configuration gives, by the same names."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int | None
-    hidden_act: str | None
-    num_experts: int
-    num_experts_per_token: int
-    moe_intermediate_size: int
-    sliding_window: int | None
-    layer_types: tuple[str, ...]
-    embedding_dropout: float
-    hidden_dropout: float
-    attention_dropout: float
-    final_logit_softcapping: float | None
-    attn_logit_softcapping: float | None
 
 
 def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
@@ -106,24 +82,27 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
     return config
 
 
-def read_sizes(config: PreTrainedConfig) -> Sizes:
-    """Return sizes of the text model inside `config`, under one set of names."""
+def read_shape(config: PreTrainedConfig) -> ModelShape:
+    """Return the sizes of the text model inside `config`, under one set of names; what only its modules show is missing."""
     text = config.get_text_config(decoder=True)
     heads = _size(text, "num_attention_heads") or 1
     hidden_size = _size(text, "hidden_size")
-    intermediate_size, experts = _size(text, "intermediate_size"), _size(text, "num_experts")
+    # GPT-2 and its like leave it out for four times the hidden size.
+    intermediate_size = _size(text, "intermediate_size")
+    experts = _size(text, "num_experts")
     activation = _first(text, _NAMES["hidden_act"])
-    return Sizes(
+    return ModelShape(
+        architecture="",
+        model_type=str(config.model_type),
+        num_parameters=0,
         hidden_size=hidden_size,
         num_hidden_layers=_size(text, "num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=_key_value_heads(text, heads),
         head_dim=_largest(_value(text, "head_dim")) or hidden_size // heads,
-        # GPT-2 and its like leave it out for four times the hidden size.
         intermediate_size=intermediate_size or 4 * hidden_size,
         vocab_size=_size(text, "vocab_size"),
         max_position_embeddings=_size(text, "max_position_embeddings") or None,
-        hidden_act=activation if isinstance(activation, str) else None,
         num_experts=experts,
         num_experts_per_token=_size(text, "num_experts_per_token") if experts else 0,
         moe_intermediate_size=(_size(text, "moe_intermediate_size") or intermediate_size) if experts else 0,
@@ -134,13 +113,14 @@ def read_sizes(config: PreTrainedConfig) -> Sizes:
         attention_dropout=_share(text, "attention_dropout"),
         final_logit_softcapping=_number(_value(text, "final_logit_softcapping")),
         attn_logit_softcapping=_number(_value(text, "attn_logit_softcapping")),
+        **({"hidden_act": activation} if isinstance(activation, str) else {}),
     )
 
 
 def read_attention(model: PreTrainedModel) -> AttentionFacts:
     """Return what decides how the rows of a causal language model are batched; its weights are not looked at."""
     text = model.config.get_text_config(decoder=True)
-    sizes = read_sizes(model.config)
+    shape = read_shape(model.config)
     support = AttentionSupport(
         has_sdpa=bool(model._supports_sdpa),
         has_flash=bool(model._supports_flash_attn),
@@ -148,7 +128,7 @@ def read_attention(model: PreTrainedModel) -> AttentionFacts:
         is_causal=bool(getattr(text, "is_decoder", True)),  # encoders can be decoders, and have a flag for it
         is_stateful=bool(model._is_stateful),
     )
-    return AttentionFacts(str(text.model_type), sizes.layer_types, sizes.sliding_window, support)
+    return AttentionFacts(str(text.model_type), shape.layer_types, shape.sliding_window, support)
 
 
 def _read_as_transformers_does(values: Mapping[str, JsonValue]) -> PreTrainedConfig:

@@ -14,7 +14,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, ModelLimitError
-from engine.inspector.worker.architecture import Sizes, build_config, read_attention, read_sizes
+from engine.inspector.worker.architecture import build_config, read_attention, read_shape
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
@@ -63,23 +63,24 @@ def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
 
 def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
     config = build_config(values)
-    sizes = read_sizes(config)
+    shape = read_shape(config)
     model = _build(config)
-    modules = tuple(_list_modules(model, sizes))
-    gated = _has_gate(modules, sizes)
-    return ModelShape(
-        architecture=type(model).__name__,
-        model_type=str(config.model_type),
-        num_parameters=sum(module.parameters for module in modules),
-        gated_mlp=gated,
-        tie_word_embeddings=any(module.is_output_head and module.tied_to for module in modules),
-        rotary=_is_rotary(model),
-        attention_support=read_attention(model).support,
+    modules = tuple(_list_modules(model, shape))
+    gated = _has_gate(modules, shape)
+    found: dict[str, Any] = {
+        "architecture": type(model).__name__,
+        "num_parameters": sum(module.parameters for module in modules),
+        "gated_mlp": gated,
+        "tie_word_embeddings": any(module.is_output_head and module.tied_to for module in modules),
+        "rotary": _is_rotary(model),
+        "attention_support": read_attention(model).support,
+        "modules": modules,
         **_answer_cache(model),
-        modules=modules,
+    }
+    if "hidden_act" not in shape.model_fields_set:
         # Architectures without the field have it built in: plain ones use GELU, gated ones SiLU.
-        **sizes._replace(hidden_act=sizes.hidden_act or ("silu" if gated else "gelu"))._asdict(),
-    )
+        found["hidden_act"] = "silu" if gated else "gelu"
+    return shape.model_copy(update=found)
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
@@ -98,7 +99,7 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]:
+def _list_modules(model: PreTrainedModel, shape: ModelShape) -> Iterator[ModuleShape]:
     """Yield every module that owns parameters, and every norm, in order of registration: as `named_modules` goes."""
     head, unquantized = model.get_output_embeddings(), get_keys_to_not_convert(model)
     owners: dict[int, str] = {}  # id of a parameter → the module that had it first
@@ -107,7 +108,7 @@ def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]
         if not own and not _is_norm(module):
             continue
         new = [parameter for parameter in own.values() if owners.setdefault(id(parameter), name) == name]
-        kind, in_features, out_features = _kind_and_features(module, own, sizes)
+        kind, in_features, out_features = _kind_and_features(module, own, shape)
         is_bare = kind in ("experts", "router", "other")
         yield ModuleShape(
             name=name,
@@ -126,7 +127,9 @@ def _list_modules(model: PreTrainedModel, sizes: Sizes) -> Iterator[ModuleShape]
         )
 
 
-def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes: Sizes) -> tuple[ModuleKind, int, int]:
+def _kind_and_features(
+    module: nn.Module, own: Mapping[str, torch.Tensor], shape: ModelShape
+) -> tuple[ModuleKind, int, int]:
     # A router may be a Linear that returns several tensors, and takes no adapter.
     if isinstance(module, nn.Linear) and "Router" not in type(module).__name__:
         return "linear", module.in_features, module.out_features
@@ -138,13 +141,13 @@ def _kind_and_features(module: nn.Module, own: Mapping[str, torch.Tensor], sizes
         width = max((parameter.shape[-1] for parameter in own.values() if parameter.dim()), default=0)
         return "norm", width, width
     # Experts are one parameter of shape (experts, …, …): transformers/integrations/moe.py.
-    if sizes.num_experts and any(tensor.dim() == 3 and "Expert" in type(module).__name__ for tensor in own.values()):
-        return "experts", sizes.hidden_size, sizes.moe_intermediate_size
+    if shape.num_experts and any(tensor.dim() == 3 and "Expert" in type(module).__name__ for tensor in own.values()):
+        return "experts", shape.hidden_size, shape.moe_intermediate_size
     weight = own.get("weight")
     if weight is None or weight.dim() != 2:
         return "other", 0, 0
     rows, columns = weight.shape
-    return "router" if sizes.num_experts and rows == sizes.num_experts else "other", columns, rows
+    return "router" if shape.num_experts and rows == shape.num_experts else "other", columns, rows
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -158,12 +161,12 @@ def _is_norm(module: nn.Module) -> bool:
     )
 
 
-def _has_gate(modules: Sequence[ModuleShape], sizes: Sizes) -> bool:
+def _has_gate(modules: Sequence[ModuleShape], shape: ModelShape) -> bool:
     """Return whether the feed-forward part multiplies two projections: by name, or by one projection of twice the width."""
     for module in modules:
         if module.name.rsplit(".", 1)[-1] in _GATE_NAMES or not _GATE_NAMES.isdisjoint(module.bare_parameters):
             return True
-        if module.kind == "linear" and not module.is_output_head and module.out_features == 2 * sizes.intermediate_size:
+        if module.kind == "linear" and not module.is_output_head and module.out_features == 2 * shape.intermediate_size:
             return True
     return False
 
