@@ -72,6 +72,7 @@ class _Loading:
     process: JsonLinesProcess | None = None
 
 
+@dataclass(eq=False)
 class ChatSession:
     """Talks to one loaded model; any number of threads may ask at once, and each gets its turn at every token.
 
@@ -83,16 +84,12 @@ class ChatSession:
         gives_way_after_seconds: How long it must have been idle before it lets a waiting run have the device.
     """
 
-    def __init__(
-        self,
-        home: LoratoryHome,
-        choose: Callable[[RunSection], Device] = choose_device,
-        gives_way_after_seconds: float = 60.0,
-    ) -> None:
-        self._home = home
-        self._choose = choose
-        self._leases = LeaseBook(home)
-        self._gives_way_after_seconds = gives_way_after_seconds
+    home: LoratoryHome
+    choose: Callable[[RunSection], Device] = choose_device
+    gives_way_after_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        self._leases = LeaseBook(self.home)
         # Guards everything below; held for moments only, never while the process works.
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
@@ -149,7 +146,7 @@ class ChatSession:
         try:
             if former is not None and kept is None:
                 former.process.close()
-            device = kept.device if kept is not None else self._choose(RunSection(devices=target.devices))
+            device = kept.device if kept is not None else self.choose(RunSection(devices=target.devices))
             process = kept.process if kept is not None else self._new_process(device, plan.model)
             model = self._load_in(process, LoadRequest(plan=plan, device=device), loading, on_progress)
         except BaseException:
@@ -246,8 +243,8 @@ class ChatSession:
     def _new_process(self, device: Device, model: ModelConfig) -> JsonLinesProcess:
         return JsonLinesProcess(
             WORKER_MODULE,
-            log_file=self._home.server / "chat.log",
-            arguments=(str(self._home.root),),
+            log_file=self.home.server / "chat.log",
+            arguments=(str(self.home.root),),
             environment=visible_only((device,)),
             access=hub_access(model),
             restarts=False,
@@ -288,7 +285,7 @@ class ChatSession:
                 if self._loaded is not loaded and kept is not loaded:
                     return
                 unused = self._loaded is loaded and not self._under_way
-                idle = unused and time.monotonic() - self._idle_since >= self._gives_way_after_seconds
+                idle = unused and time.monotonic() - self._idle_since >= self.gives_way_after_seconds
             if idle and self._leases.is_asked_to_give_way(identity):
                 with self._lock:
                     if self._loaded is not loaded or self._under_way:

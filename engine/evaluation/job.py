@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -120,6 +121,7 @@ def evaluation_file(run: Path, checkpoint: str | None) -> Path:
     return run / "evaluations" / f"{checkpoint or 'final'}.json"
 
 
+@dataclass(eq=False)
 class EvaluationJob:
     """One evaluation; can be stopped from another thread.
 
@@ -129,13 +131,10 @@ class EvaluationJob:
         choose: Picks the device; `engine.hardware.devices.choose_device` unless a test says otherwise.
     """
 
-    def __init__(
-        self, home: LoratoryHome, request: EvaluationRequest, choose: Callable[[RunSection], Device] = choose_device
-    ) -> None:
-        self._home = home
-        self._request = request
-        self._choose = choose
-        self._stopped = threading.Event()
+    home: LoratoryHome
+    request: EvaluationRequest
+    choose: Callable[[RunSection], Device] = choose_device
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self, on_progress: Callable[[EvaluationProgress], None] = lambda _: None) -> EvaluationResult:
         """Measure, and keep the result in the run's folder, where `read_evaluation` finds it.
@@ -151,7 +150,7 @@ class EvaluationJob:
         order, file = self._order()
         assert order.plan.tuned is not None
         job = DeviceJob(
-            home=self._home,
+            home=self.home,
             module=WORKER_MODULE,
             purpose="evaluation",
             title=order.plan.tuned.name,
@@ -181,7 +180,7 @@ class EvaluationJob:
         self._stopped.set()
 
     def _order(self) -> tuple[EvaluationOrder, Path]:
-        target = self._request.target
+        target = self.request.target
         chosen = target.tuned
         if chosen is None or not RunFolder(chosen.folder).config.is_file():
             raise RunError(
@@ -192,8 +191,8 @@ class EvaluationJob:
         order = EvaluationOrder(
             plan=plan_load(target),
             run=run.read_config(),
-            settings=self._request.settings,
-            device=self._choose(RunSection(devices=target.devices)),
+            settings=self.request.settings,
+            device=self.choose(RunSection(devices=target.devices)),
             data_then=DataThen(
                 train_rows=report.train_rows if report is not None else None,
                 held_out_rows=report.eval_rows if report is not None else None,

@@ -7,8 +7,8 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -99,33 +99,28 @@ class _Awaited:
         return heard is not None and time.monotonic() - max(self.asked, heard) > seconds
 
 
+@dataclass(eq=False)
 class JsonLinesProcess:
     """A worker process that answers one request at a time; starts on first use and again after it died.
 
     Args:
         module: Module that calls `serve`.
         log_file: Takes its stderr.
+        arguments: Of its command line.
         environment: Variables in addition to those that every process gets.
         access: What the worker may log in to.
         restarts: Off for a worker whose memory is the point: once dead or closed, it answers no more.
     """
 
-    def __init__(
-        self,
-        module: str,
-        *,
-        log_file: Path,
-        arguments: tuple[str, ...] = (),
-        environment: Mapping[str, str] | None = None,
-        access: Collection[Access] = (),
-        restarts: bool = True,
-    ) -> None:
-        self._module = module
-        self._arguments = arguments
-        self._log_file = log_file
-        self._environment = dict(environment or {})
-        self._access = tuple(access)
-        self._restarts = restarts
+    module: str
+    _: KW_ONLY
+    log_file: Path
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    access: Collection[Access] = ()
+    restarts: bool = True
+
+    def __post_init__(self) -> None:
         self._ids = itertools.count(1)
         # Guards `_running`, `_closed`, `_answers` and writes to the stdin of the worker; many threads may ask at once.
         self._lock = threading.Lock()
@@ -276,13 +271,13 @@ class JsonLinesProcess:
     def _ensure_started(self) -> _Running:
         if self._running is not None and self._running.is_alive:
             return self._running
-        if not self._restarts and (self._closed or self._running is not None):
+        if not self.restarts and (self._closed or self._running is not None):
             raise self._death(self._running)
         process, life_line = spawn_helper(
-            worker_argv(self._module, self._arguments),
-            log_file=self._log_file,
-            environment=self._environment,
-            access=self._access,
+            worker_argv(self.module, self.arguments),
+            log_file=self.log_file,
+            environment=self.environment,
+            access=self.access,
         )
         running = self._running = _Running(process, life_line)
         threading.Thread(target=self._read_answers, args=(running,), daemon=True).start()
@@ -336,8 +331,8 @@ class JsonLinesProcess:
             reason = f"was ended by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
         else:
             reason = f"ended with code {code}" if code is not None else "was closed"
-        what = f"The helper process {self._module.rsplit('.', 2)[-2]} {reason} before it answered."
-        fix = f"Try again; if it happens twice, its log {self._log_file.name} says more."
+        what = f"The helper process {self.module.rsplit('.', 2)[-2]} {reason} before it answered."
+        fix = f"Try again; if it happens twice, its log {self.log_file.name} says more."
         if running is None or running.closed:
             return WorkerError(what, fix)
         at_fault = request_id is not None and running.turn == request_id

@@ -7,6 +7,7 @@ and once more where the process ended while it worked on something else.
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from engine.errors import EngineError, ModelLimitError
 from engine.processes.json_lines import JsonLinesProcess, result_of
@@ -19,6 +20,7 @@ _REMEMBERED = 64
 _KEPT_IDLE_SECONDS = 600.0
 
 
+@dataclass(eq=False)
 class ProcessPool:
     """Answers from the first process while that keeps up; the others start when they are needed and end when idle.
 
@@ -28,16 +30,11 @@ class ProcessPool:
         spare: Whether the second starts after the first answer, before it is needed: no question then waits for imports.
     """
 
-    def __init__(
-        self,
-        processes: tuple[JsonLinesProcess, ...],
-        explain: Callable[[JsonObject], EngineError],
-        *,
-        spare: bool = False,
-    ) -> None:
-        self._processes = processes
-        self._explain = explain
-        self._spares = processes[1:2] if spare else ()
+    processes: tuple[JsonLinesProcess, ...]
+    explain: Callable[[JsonObject], EngineError]
+    spare: bool = False
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()  # guards `_overruns`, `_idle_timer` and `_is_closed`
         self._is_closed = False
         # What and fix of the error, by what was worked with: `Request.work_with` names it after the files that are read.
@@ -47,11 +44,11 @@ class ProcessPool:
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of all that live."""
-        return tuple(pid for process in self._processes if (pid := process.pid) is not None)
+        return tuple(pid for process in self.processes if (pid := process.pid) is not None)
 
     def start(self) -> None:
         """Start the first process now, and save the first question the wait for its imports."""
-        self._processes[0].start()
+        self.processes[0].start()
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """End the processes; questions under way end with a WorkerError."""
@@ -59,12 +56,12 @@ class ProcessPool:
             self._is_closed = True
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-        for process in self._processes:
+        for process in self.processes:
             process.close(timeout_seconds)
 
     def close_if_unused(self) -> None:
         """End the processes where no question is under way; they start again with the next one."""
-        for process in self._processes:
+        for process in self.processes:
             process.close_if_unused()
 
     def call(self, method: str, params: JsonObject) -> JsonObject:
@@ -86,10 +83,10 @@ class ProcessPool:
         while True:
             process = self._choose(busy)
             asked = {**params, "overruns": self._overruns.copy()}
-            begins_within = _BEGINS_WITHIN_SECONDS if len(self._processes) > 1 else None
+            begins_within = _BEGINS_WITHIN_SECONDS if len(self.processes) > 1 else None
             try:
                 for answer in process.stream(method, asked, begins_within=begins_within):
-                    if "result" in answer:
+                    if self.spare and "result" in answer:
                         self._start_spare()
                     yield answer
                 return
@@ -111,7 +108,7 @@ class ProcessPool:
     def _start_spare(self) -> None:
         with self._lock:
             if not self._is_closed:
-                for process in self._spares:
+                for process in self.processes[1:2]:
                     process.start()
 
     def _choose(self, busy: JsonLinesProcess | None) -> JsonLinesProcess:
@@ -119,7 +116,7 @@ class ProcessPool:
 
         The first has the tokenizers that were asked about before, so it is preferred to an idle spare one.
         """
-        offered = [process for process in self._processes if process is not busy]
+        offered = [process for process in self.processes if process is not busy]
         started = (process for process in offered if process.pid is not None)
         keeping_up = (process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS)
         not_started = (process for process in offered if process.pid is None)
@@ -129,7 +126,7 @@ class ProcessPool:
     def _at_fault(self, end: ProcessEndedError, params: JsonObject) -> EngineError:
         if end.exit_code not in OVERRUN_EXIT_CODES:
             return end
-        error = self._explain(params)
+        error = self.explain(params)
         self._remember(end.subject, error)
         return error
 
@@ -142,7 +139,7 @@ class ProcessPool:
                 del self._overruns[next(iter(self._overruns))]
 
     def _end_idle_ones_later(self) -> None:
-        if all(process.pid is None for process in self._processes[1:]):
+        if all(process.pid is None for process in self.processes[1:]):
             return
         with self._lock:
             if self._idle_timer is not None:
@@ -152,5 +149,5 @@ class ProcessPool:
             self._idle_timer.start()
 
     def _end_idle_ones(self) -> None:
-        for process in self._processes[1:]:
+        for process in self.processes[1:]:
             process.close_if_unused()

@@ -96,6 +96,7 @@ class Scanned(NamedTuple):
     stopped: bool  # one of the texts was found; nothing comes after it
 
 
+@dataclass
 class StopScanner:
     """Passes text on as it arrives, holding back what may be the beginning of a stop text.
 
@@ -103,20 +104,19 @@ class StopScanner:
         stops: The texts; none passes everything on.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
+    stops: Sequence[str]
+    _held: str = field(default="", init=False)
 
     def add(self, text: str) -> Scanned:
         """Take what was written; gives what is certain to belong to the answer."""
         held = self._held + text
-        found = [position for stop in self._stops if (position := held.find(stop)) >= 0]
+        found = [position for stop in self.stops if (position := held.find(stop)) >= 0]
         if found:
             self._held = ""
             return Scanned(held[: min(found)], stopped=True)
         # The last characters that are the first ones of a stop text.
         endings = (held[start:] for start in range(len(held)))
-        self._held = next((end for end in endings if any(stop.startswith(end) for stop in self._stops)), "")
+        self._held = next((end for end in endings if any(stop.startswith(end) for stop in self.stops)), "")
         return Scanned(held[: len(held) - len(self._held)], stopped=False)
 
     def finish(self) -> str:

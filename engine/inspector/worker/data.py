@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ class _Opened(NamedTuple):
     since: float
 
 
+@dataclass
 class OpenReaders:
     """The last few readers whose rows all come from the Hub; what is here is opened each time, for it may change.
 
@@ -47,12 +48,9 @@ class OpenReaders:
         clock: Of seconds.
     """
 
-    def __init__(
-        self, open_reader: Callable[[DatasetConfig], DatasetReader], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._open = open_reader
-        self._clock = clock
-        self._opened: dict[str, _Opened] = {}  # the newest last
+    open_reader: Callable[[DatasetConfig], DatasetReader]
+    clock: Callable[[], float] = time.monotonic
+    _opened: dict[str, _Opened] = field(default_factory=dict, init=False)  # the newest last
 
     def get(self, config: DatasetConfig, renderer: Renderer | None) -> DatasetReader:
         """Return a reader for this dataset and renderer.
@@ -61,11 +59,11 @@ class OpenReaders:
             DatasetError: If it has to be opened, and cannot be.
         """
         if not all(map(is_on_hub, (config.source, *config.mix))):
-            return self._open(config).with_renderer(renderer)
+            return self.open_reader(config).with_renderer(renderer)
         key = config.model_dump_json(exclude={"eval_fraction", "max_samples"})  # which do not change single rows
         known = self._opened.pop(key, None)
-        if known is None or self._clock() - known.since > _KEPT_SECONDS:
-            known = _Opened(self._open(config), self._clock())
+        if known is None or self.clock() - known.since > _KEPT_SECONDS:
+            known = _Opened(self.open_reader(config), self.clock())
         self._opened[key] = known
         while len(self._opened) > _KEPT:
             del self._opened[next(iter(self._opened))]

@@ -48,7 +48,7 @@ class Target:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             self.good_page()
-            living = (process for process in self.inspector._data._processes if process.pid is not None)
+            living = (process for process in self.inspector._data.processes if process.pid is not None)
             if all(process._running.heard is not None for process in living):
                 return
             time.sleep(0.05)
