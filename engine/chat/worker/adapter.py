@@ -67,8 +67,7 @@ class AdaptedBase:
     _in_force: Adapter | None = None
 
     def __post_init__(self) -> None:
-        parameters = inspect.signature(self.model.forward).parameters
-        self._keeps_some = "logits_to_keep" in parameters
+        self._keeps_some = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     def forward(self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Run the model with the adapter that is in force.
@@ -258,7 +257,7 @@ def _module_path(key: str) -> tuple[str, str]:
 
 
 def _require_all_keys(expected: Set[str], records: tuple[TensorRecord, ...], name: str) -> None:
-    """A tensor that the file lacks would stay random, and PEFT only warns of it."""
+    # A tensor that the file lacks would stay random, and PEFT only warns of it.
     missing = sorted(expected - {record.name for record in records})
     if missing:
         raise ModelError(
@@ -276,14 +275,12 @@ def _peft_errors(name: str, base_name: str) -> Iterator[None]:
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(
-            f"The adapter {name} does not fit {base_name} ({type(error).__name__}).", _WRONG_BASE_FIX
-        ) from error
+        what = f"The adapter {name} does not fit {base_name} ({type(error).__name__})."
+        raise ModelError(what, _WRONG_BASE_FIX) from error
 
 
 # Layers whose branch is the sum below. Others of PEFT's (convolutions, experts, attention as a whole) keep their own pass.
-_QUANTIZED_LAYERS = frozenset({"Linear4bit", "Linear8bitLt"})
-_PLAIN_LAYERS = _QUANTIZED_LAYERS | {"Linear"}
+_QUANTIZED_LAYERS = ("Linear4bit", "Linear8bitLt")
 
 
 class _Branch(NamedTuple):
@@ -309,7 +306,7 @@ def use_plain_branches(layers: Iterable[torch.nn.Module]) -> None:
     On a processor the others' matrices are held in float32, as PEFT loads them by default.
     """
     for layer in layers:
-        if isinstance(layer, LoraLayer) and type(layer).__name__ in _PLAIN_LAYERS:
+        if isinstance(layer, LoraLayer) and type(layer).__name__ in ("Linear", *_QUANTIZED_LAYERS):
             # Bound to the instance: PEFT sees the class that it knows.
             layer.forward = types.MethodType(_forward_with(_plain_branches(layer)), layer)
 
