@@ -47,17 +47,13 @@ def build_endpoint(served: ServedModel) -> Starlette:
 
 
 class _Endpoint:
-    """Handlers of the routes."""
-
     def __init__(self, served: ServedModel) -> None:
         self._served = served
 
     async def list_models(self, _: Request) -> Response:
-        """Return every name that answers."""
         return JSONResponse({"object": "list", "data": [self._card(name) for name in self._served.offered]})
 
     async def show_model(self, request: Request) -> Response:
-        """One of them."""
         name = str(request.path_params["name"])
         try:
             self._served.branch(name)
@@ -66,11 +62,9 @@ class _Endpoint:
         return JSONResponse(self._card(name))
 
     async def health(self, _: Request) -> Response:
-        """Return what the session does now; an idle model may have made room for a run."""
         return JSONResponse({"status": self._served.session.state.phase})
 
     async def complete(self, request: Request) -> Response:
-        """Answer a conversation."""
         try:
             asked = read_request(await _read_json(request))
             branch = self._served.branch(asked.model)

@@ -45,6 +45,7 @@ _NAMES = {  # under which architectures keep a size, transformers' usual name fi
     }.items()
 }
 
+_FIX = "Use the config.json of the original model."
 _SAID_BY = {"num_hidden_layers": ("layers_block_type", "hybrid_override_pattern")}  # Nemotron-H spells its layers out
 
 
@@ -55,10 +56,9 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
         ModelError: If it names no causal language model that transformers knows, leaves out the sizes without which any
             answer would be about another model, or gives absurd ones.
     """
-    fix = "Use the config.json of the original model."
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise ModelError("The configuration names no model_type.", fix)
+        raise ModelError("The configuration names no model_type.", _FIX)
     if not is_known_model_type(model_type):
         raise ModelError(
             f"The installed transformers does not know the model type {model_type[:80]!r}.",
@@ -77,7 +77,7 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
     except Exception as error:
         # Configuration classes validate by whatever they raise.
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"The configuration of this {model_type} model is wrong ({reason}).", fix) from error
+        raise ModelError(f"The configuration of this {model_type} model is wrong ({reason}).", _FIX) from error
     _refuse_absurd_sizes(config)
     return config
 
@@ -91,6 +91,7 @@ def read_shape(config: PreTrainedConfig) -> ModelShape:
     intermediate_size = _size(text, "intermediate_size")
     experts = _size(text, "num_experts")
     activation = _first(text, _NAMES["hidden_act"])
+    given: dict[str, Any] = {"hidden_act": activation} if isinstance(activation, str) else {}
     return ModelShape(
         architecture="",
         model_type=str(config.model_type),
@@ -113,7 +114,7 @@ def read_shape(config: PreTrainedConfig) -> ModelShape:
         attention_dropout=_share(text, "attention_dropout"),
         final_logit_softcapping=_number(_value(text, "final_logit_softcapping")),
         attn_logit_softcapping=_number(_value(text, "attn_logit_softcapping")),
-        **({"hidden_act": activation} if isinstance(activation, str) else {}),
+        **given,
     )
 
 
@@ -159,13 +160,11 @@ def _refuse_absurd_sizes(config: PreTrainedConfig) -> None:
             if isinstance(number, bool) or number != int(number) or not 0 <= number <= largest:
                 raise ModelError(
                     f"The configuration gives {size} as {number}; it must be a whole number up to {largest:,}.",
-                    "Use the config.json of the original model.",
+                    _FIX,
                 )
     for size in ("hidden_size", "num_hidden_layers", "vocab_size"):
         if _size(text, size) < 1:
-            raise ModelError(
-                f"The configuration gives no positive {size}.", "Use the config.json of the original model."
-            )
+            raise ModelError(f"The configuration gives no positive {size}.", _FIX)
 
 
 def _key_value_heads(text: PreTrainedConfig, heads: int) -> int:

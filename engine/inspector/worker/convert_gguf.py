@@ -5,13 +5,11 @@ Run as `python -P -m engine.inspector.worker.convert_gguf`; `engine.models.prepa
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from gguf import GGUFReader
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from engine.errors import ModelError
 from engine.processes.limits import lift_memory_limit
@@ -39,7 +37,7 @@ def convert(params: JsonObject, request: Request) -> JsonObject:
         tokenizer = _load_tokenizer(gguf)
         request.progress({"message": "Unpacking the weights to bfloat16."})
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **_dequantized()
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
     except (MemoryError, OSError):
         raise
@@ -58,15 +56,10 @@ def convert(params: JsonObject, request: Request) -> JsonObject:
     return {"parameters": model.num_parameters()}
 
 
-def _dequantized() -> dict[str, Any]:
-    config_class = getattr(transformers, "GgufConfig", None)
-    # Releases before that class always unpacked.
-    return {} if config_class is None else {"quantization_config": config_class(dequantize=True)}
-
-
 def _load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if _pre_tokenizer_name(gguf) in _DIGITS_APART:
+    # How this vocabulary's text is split before merging, by llama.cpp's name for it.
+    if read_gguf_metadata(str(gguf))[0].get("tokenizer.ggml.pre") in _DIGITS_APART:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
@@ -74,17 +67,6 @@ def _load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
             ]
         )
     return tokenizer
-
-
-def _pre_tokenizer_name(gguf: Path) -> str | None:
-    """Return how this vocabulary's text is split before merging, by llama.cpp's name for it."""
-    try:
-        from transformers.integrations.gguf.reader import read_gguf_metadata
-    except ImportError:  # releases before it; the other reader takes seconds
-        field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-        return str(field.contents()) if field is not None else None
-    name = read_gguf_metadata(str(gguf))[0].get("tokenizer.ggml.pre")
-    return str(name) if name is not None else None
 
 
 def _prove(tokenizer: PreTrainedTokenizerBase, target: Path, vocab_size: int) -> None:
