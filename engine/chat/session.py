@@ -77,16 +77,11 @@ class ChatSession:
     """Talks to one loaded model; any number of threads may ask at once, and each gets its turn at every token.
 
     A loaded model holds its device. When a run waits for that device, the model is unloaded once it has been idle.
-
-    Args:
-        home: The Loratory home.
-        choose: Picks the device; `engine.hardware.devices.choose_device` unless a test says otherwise.
-        gives_way_after_seconds: How long it must have been idle before it lets a waiting run have the device.
     """
 
     home: LoratoryHome
     choose: Callable[[RunSection], Device] = choose_device
-    gives_way_after_seconds: float = 60.0
+    gives_way_after_seconds: float = 60.0  # how long it is idle before a waiting run gets the device
 
     def __post_init__(self) -> None:
         self._leases = LeaseBook(self.home)

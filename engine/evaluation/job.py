@@ -123,13 +123,7 @@ def evaluation_file(run: Path, checkpoint: str | None) -> Path:
 
 @dataclass(eq=False)
 class EvaluationJob:
-    """One evaluation; can be stopped from another thread.
-
-    Args:
-        home: The Loratory home.
-        request: What is wanted.
-        choose: Picks the device; `engine.hardware.devices.choose_device` unless a test says otherwise.
-    """
+    """One evaluation; can be stopped from another thread."""
 
     home: LoratoryHome
     request: EvaluationRequest

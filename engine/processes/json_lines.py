@@ -101,24 +101,15 @@ class _Awaited:
 
 @dataclass(eq=False)
 class JsonLinesProcess:
-    """A worker process that answers one request at a time; starts on first use and again after it died.
+    """A worker process that answers one request at a time; starts on first use and again after it died."""
 
-    Args:
-        module: Module that calls `serve`.
-        log_file: Takes its stderr.
-        arguments: Of its command line.
-        environment: Variables in addition to those that every process gets.
-        access: What the worker may log in to.
-        restarts: Off for a worker whose memory is the point: once dead or closed, it answers no more.
-    """
-
-    module: str
+    module: str  # calls `serve`
     _: KW_ONLY
-    log_file: Path
+    log_file: Path  # takes its stderr
     arguments: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    access: Collection[Access] = ()
-    restarts: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)  # in addition to what every process gets
+    access: Collection[Access] = ()  # what the worker may log in to
+    restarts: bool = True  # off for a worker whose memory is the point: once dead or closed, it answers no more
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(1)
@@ -160,12 +151,7 @@ class JsonLinesProcess:
     ) -> JsonObject:
         """Ask and wait for the result.
 
-        Args:
-            method: Name of the handler.
-            params: What the handler gets.
-            on_progress: Gets each progress report.
-            stopped: Set by another thread that wants no more of it: the request is cancelled then, and a process that
-                does not obey within seconds is ended.
+        Once another thread sets `stopped`, the request is cancelled, and a process that does not obey within seconds ended.
 
         Raises:
             EngineError: As raised by the handler, of the same class.
@@ -219,7 +205,7 @@ class JsonLinesProcess:
 
         Args:
             method: Name of the handler.
-            params: What the handler gets.
+            params: What it gets.
             request_id: From `reserve_id`, for callers that may want to `cancel`.
             begins_within: Seconds after which a request that a ready worker has not begun is taken back.
 

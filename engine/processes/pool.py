@@ -22,16 +22,11 @@ _KEPT_IDLE_SECONDS = 600.0
 
 @dataclass(eq=False)
 class ProcessPool:
-    """Answers from the first process while that keeps up; the others start when they are needed and end when idle.
+    """Answers from the first process while that keeps up; the others start when they are needed and end when idle."""
 
-    Args:
-        processes: The same program, several times; the first is kept.
-        explain: Says for people what a question's process was ended over: gets its parameters.
-        spare: Whether the second starts after the first answer, before it is needed: no question then waits for imports.
-    """
-
-    processes: tuple[JsonLinesProcess, ...]
-    explain: Callable[[JsonObject], EngineError]
+    processes: tuple[JsonLinesProcess, ...]  # the same program, several times; the first is kept
+    explain: Callable[[JsonObject], EngineError]  # says what a question's process was ended over: gets its parameters
+    # Whether the second starts after the first answer, before it is needed: no question then waits for imports.
     spare: bool = False
 
     def __post_init__(self) -> None:

@@ -71,12 +71,7 @@ class Access(Enum):
 
 
 def environment_for(access: Collection[Access], inherited: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Choose what a process gets of an environment.
-
-    Args:
-        access: What it may log in to; nothing else's secrets are passed.
-        inherited: The environment to choose from; ours by default.
-    """
+    """Choose what a process gets of an environment, ours by default: no secrets but those for its `access`."""
 
     def is_passed(name: str) -> bool:
         if name in _PASSED or any(member.value.fullmatch(name) for member in access):

@@ -215,17 +215,11 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class CompletionForm:
-    """One answer's objects, as the official client reads them.
+    """One answer's objects, as the official client reads them."""
 
-    Args:
-        model: The name that was asked for.
-        prompt_token_ids: What the model read, where the client wants to see it.
-        with_usage: Whether a stream ends with the counts.
-    """
-
-    model: str
-    prompt_token_ids: tuple[int, ...] | None = None
-    with_usage: bool = False
+    model: str  # the name that was asked for
+    prompt_token_ids: tuple[int, ...] | None = None  # what the model read, where the client wants to see it
+    with_usage: bool = False  # whether a stream ends with the counts
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -16,19 +16,12 @@ from engine.serve.contract import OpenAIFinish, RefusedRequestError, Written
 
 @dataclass
 class ServedModel:
-    """One target on one session, for any number of clients.
-
-    Args:
-        session: Answers; a model in a process of its own.
-        target: What is loaded into it.
-        name: What clients call it; `base` is its base, where it has one.
-        aliases: Further names for the same.
-    """
+    """One target on one session, for any number of clients."""
 
     session: ChatSession
     target: ChatTarget
-    name: str
-    aliases: Sequence[str] = ()
+    name: str  # what clients call it; `base` is its base, where it has one
+    aliases: Sequence[str] = ()  # further names for the same
     # Held while an answer is written; further requests wait in order. More would share the same tokens per second, and each
     # one holds keys and values of its whole context.
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(16), init=False)
@@ -98,11 +91,7 @@ class Scanned(NamedTuple):
 
 @dataclass
 class StopScanner:
-    """Passes text on as it arrives, holding back what may be the beginning of a stop text.
-
-    Args:
-        stops: The texts; none passes everything on.
-    """
+    """Passes text on as it arrives, holding back what may be the beginning of a stop text."""
 
     stops: Sequence[str]
     _held: str = field(default="", init=False)
@@ -136,14 +125,9 @@ _FINISHES: dict[FinishReason, OpenAIFinish] = {
 async def write_answer(
     session: ChatSession, request: ChatRequest, stops: Sequence[str]
 ) -> AsyncGenerator[Written, None]:
-    """Yield the answer while it is written; leaving early stops the model within a token.
+    """Yield the answer of one branch while it is written, up to a stop text; leaving early stops the model within a token.
 
     The session's iterator blocks, so a thread of its own follows it.
-
-    Args:
-        session: Answers.
-        request: One branch.
-        stops: Texts that end the answer and are no part of it.
 
     Raises:
         EngineError: As `ChatSession.stream` does.

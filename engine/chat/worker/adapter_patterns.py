@@ -28,11 +28,6 @@ def base_module_names(model: nn.Module) -> list[str]:
 def resolve_patterns(config: PeftConfig, names: Sequence[str], adapter: str) -> None:
     """Replace every pattern of a configuration, in place, by names that it matches.
 
-    Args:
-        config: As PEFT read it.
-        names: Of the modules that an adapter may be put on.
-        adapter: What to call it in messages.
-
     Raises:
         ModelError: If a pattern is unusable or takes too long, or what should be a name is none.
     """

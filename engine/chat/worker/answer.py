@@ -44,12 +44,7 @@ class TalkingTokenizer(ChatTokenizer, Protocol):
 
 
 def load_chat_tokenizer(trained: Sequence[Path], base: Path, name: str) -> TalkingTokenizer:
-    """Load the tokenizer with the template that training froze; where nothing was trained, freeze the base's own.
-
-    Args:
-        trained: Folders of trained weights, the most wanted first; the first with a tokenizer in it counts.
-        base: Folder of the base model.
-        name: Of the base, for messages.
+    """Load the first tokenizer with the template that training froze; where there is none, freeze the base's own.
 
     Raises:
         ModelError: If the tokenizer cannot be read.
@@ -168,12 +163,6 @@ class AnswerRules:
 
 class Answer:
     """An answer under way.
-
-    Args:
-        branch: Its name, put on every chunk.
-        weights: What writes it.
-        rules: Prompt, ends and sampling.
-        tokenizer: Turns tokens into text.
 
     Raises:
         ModelError: If the prompt leaves no room in the context.

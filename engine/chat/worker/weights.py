@@ -153,11 +153,6 @@ class BranchWeights:
 class Weights:
     """A base and what was trained on it.
 
-    Args:
-        plan: What is wanted.
-        place: Where the base is, and where it goes.
-        announce: Gets in words what is being read.
-
     Raises:
         ModelError: If something cannot be read or does not belong together.
         DeviceError: If memory is too small.

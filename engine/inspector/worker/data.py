@@ -41,15 +41,10 @@ class _Opened(NamedTuple):
 
 @dataclass
 class OpenReaders:
-    """The last few readers whose rows all come from the Hub; what is here is opened each time, for it may change.
+    """The last few readers whose rows all come from the Hub; what is here is opened each time, for it may change."""
 
-    Args:
-        open_reader: Opens a dataset without a renderer.
-        clock: Of seconds.
-    """
-
-    open_reader: Callable[[DatasetConfig], DatasetReader]
-    clock: Callable[[], float] = time.monotonic
+    open_reader: Callable[[DatasetConfig], DatasetReader]  # without a renderer
+    clock: Callable[[], float] = time.monotonic  # in seconds
     _opened: dict[str, _Opened] = field(default_factory=dict, init=False)  # the newest last
 
     def get(self, config: DatasetConfig, renderer: Renderer | None) -> DatasetReader:
@@ -71,23 +66,22 @@ class OpenReaders:
 
 
 class DatasetHandlers:
-    """Answers questions about data.
-
-    Args:
-        home: Holds models and caches.
-        access: Which files may be read.
-        load: Loads a tokenizer: `engine.inspector.worker.load_tokenizer`, which takes transformers in.
-    """
+    """Answers questions about data."""
 
     def __init__(
         self, home: LoratoryHome, access: DataAccess, load: Callable[[ModelSource], tuple[Any, FrozenTemplate]]
     ) -> None:
         self._home = home
-        self._load = load
         self._options = SourceOptions(access=access, home=home)
         streamed = replace(self._options, streaming=True)
         self._previews = OpenReaders(lambda dataset: DatasetReader(dataset, streamed))
-        self._renderers = lru_cache(maxsize=4)(self._load_renderer)  # a changed file is another key
+
+        @lru_cache(maxsize=4)
+        def renderer_of(source: ModelSource, _files: str) -> Renderer:  # a changed file is another key
+            tokenizer, frozen = load(source)
+            return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
+
+        self._renderer_of = renderer_of
 
     def preview(self, params: JsonObject, request: Request) -> Steps:
         wanted = PageRequest.model_validate(params["page"])
@@ -142,11 +136,7 @@ class DatasetHandlers:
         source = resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart.TOKENIZER)
         files = tokenizer_files_fingerprint(Path(source.location))
         request.work_with(files)
-        return dataset, replace(self._renderers(source, files), max_length=params["max_length"])
-
-    def _load_renderer(self, source: ModelSource, _files: str) -> Renderer:
-        tokenizer, frozen = self._load(source)
-        return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
+        return dataset, replace(self._renderer_of(source, files), max_length=params["max_length"])
 
 
 def _watched(steps: Generator[BaseModel | None, None, BaseModel], request: Request) -> Steps:
@@ -194,17 +184,7 @@ def main() -> None:
     limit_memory(_MEMORY_BYTES)
     roots = tuple(Path(root) for root in sys.argv[1:])
     handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(roots or None), load_tokenizer)
-    serve(
-        {
-            "preview": handlers.preview,
-            "columns": handlers.columns,
-            "find": handlers.find,
-            "check": handlers.check,
-            "fetch": handlers.fetch,
-            "held_out": handlers.held_out,
-            "render": handlers.render,
-        }
-    )
+    serve({name: getattr(handlers, name) for name in "preview columns find check fetch held_out render".split()})
 
 
 if __name__ == "__main__":

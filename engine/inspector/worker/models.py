@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import PreTrainedTokenizerBase
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
@@ -57,6 +56,9 @@ def model_details(model: ModelConfig, home: LoratoryHome) -> ModelDetails:
 def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
     folder = Path(source.location)
     tokenizer = open_tokenizer(source)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default") or next(iter(template.values()), None)
     config = read_config(folder / "config.json", source.name)
     found: dict[str, object] = {
         "dtype": str(config.get("dtype") or config.get("torch_dtype") or ""),
@@ -67,18 +69,11 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
             for name in ("bos", "eos", "pad", "unk")
             if (token := getattr(tokenizer, f"{name}_token", None)) is not None
         },
-        "chat_template": _template_text(tokenizer),
+        "chat_template": template or None,
     }
     if not is_in_catalog:
         found |= {"name": source.name, "hub_id": source.hub_id, "license": _license_of(folder)}
     return found
-
-
-def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):  # several, by name
-        template = template.get("default") or next(iter(template.values()), None)
-    return template or None
 
 
 def _license_of(folder: Path) -> str | None:
@@ -96,11 +91,7 @@ def _license_of(folder: Path) -> str | None:
 
 
 class ModelHandlers:
-    """Answers questions about models.
-
-    Args:
-        home: Holds models and caches.
-    """
+    """Answers questions about models."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
