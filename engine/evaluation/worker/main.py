@@ -126,14 +126,12 @@ class _Evaluation:
     tokenizer: TalkingTokenizer
 
     def report(self, message: str, fraction: float | None = None) -> None:
-        """Report, and end here if the person has stopped it."""
         self.end_if_stopped()
         self.request.progress(EvaluationProgress(message=message, fraction=fraction).model_dump(mode="json"))
 
     def end_if_stopped(self) -> None:
-        """Cheap enough for every token."""
-        if self.request.is_cancelled():
-            raise CancelledRequestError()
+        if self.request.is_cancelled():  # cheap enough for every token
+            raise CancelledRequestError
 
 
 class EvaluationWorker:
@@ -152,14 +150,27 @@ class EvaluationWorker:
         folder = Path(source.location)
         trained = [weights.folder for weights in order.plan.trained.values()]
         tokenizer = load_chat_tokenizer(trained, folder, source.name)
-        data = self._read_data(order, tokenizer, request)
-        give_up_access(Access.HUB)
-        rows = spread_evenly(data.held_out, order.settings.max_rows)
-        place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
 
         def announce(message: str) -> None:
             request.progress(EvaluationProgress(message=message).model_dump(mode="json"))
 
+        announce("Reading the held-out rows.")
+        training = order.run.training
+        data = prepare_dataset(
+            order.run.dataset,
+            seed=training.seed,
+            max_length=training.max_length,
+            tokenizer=tokenizer,
+            home=self._home,
+        )
+        if not data.held_out:
+            raise DatasetError(
+                "This run has no held-out rows, so there is nothing to measure on.",
+                "Train with dataset.eval_fraction above 0.",
+            )
+        give_up_access(Access.HUB)
+        rows = spread_evenly(data.held_out, order.settings.max_rows)
+        place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
         evaluation = _Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
             losses = _measure_losses(evaluation, rows)
@@ -176,29 +187,12 @@ class EvaluationWorker:
         )
         return result.model_dump(mode="json")
 
-    def _read_data(self, order: EvaluationOrder, tokenizer: TalkingTokenizer, request: Request) -> PreparedDataset:
-        request.progress(EvaluationProgress(message="Reading the held-out rows.").model_dump(mode="json"))
-        config = order.run
-        prepared = prepare_dataset(
-            config.dataset,
-            seed=config.training.seed,
-            max_length=config.training.max_length,
-            tokenizer=tokenizer,
-            home=self._home,
-        )
-        if not prepared.held_out:
-            raise DatasetError(
-                "This run has no held-out rows, so there is nothing to measure on.",
-                "Train with dataset.eval_fraction above 0.",
-            )
-        return prepared
-
 
 def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
     """Warn where the data is not what it was: the split is then another, and rows may have been trained on."""
     now = DataThen(train_rows=len(data.train), held_out_rows=len(data.held_out), fingerprint=data.report.fingerprint)
     recorded = then.model_dump(exclude_none=True)
-    if all(getattr(now, name) == value for name, value in recorded.items()):
+    if now.model_dump(include=set(recorded)) == recorded:
         return ()
     return (
         "The data has changed since this run was trained: some of the rows measured here may have been trained on, so "
