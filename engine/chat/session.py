@@ -42,8 +42,6 @@ OnLoadProgress = Callable[[LoadProgress], None]
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model that answers."""
-
     target: ChatTarget
     plan: LoadPlan
     device: Device
@@ -64,8 +62,6 @@ class _Loaded:
 
 @dataclass
 class _Loading:
-    """A model on its way into memory."""
-
     target: ChatTarget
     progress: LoadProgress
     kept: _Loaded | None = None  # whose process continues with other adapters; kept where they do not fit

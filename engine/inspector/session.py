@@ -204,7 +204,7 @@ class Inspector:
     ) -> Iterator[CheckProgress | DatasetReport]:
         """Check step by step: yields progress, then at last the report. Closing the iterator stops the check."""
         params = _params(dataset, model, max_length) | {"seed": seed}
-        answers = self._stream(self._reading(dataset), "check", params)
+        answers = self._stream(self._whole_reader(dataset), "check", params)
         yield from _validated(answers, CheckProgress, DatasetReport)
 
     def held_out(
@@ -219,7 +219,7 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         params = _params(dataset, model, max_length) | {"seed": seed, "count": count}
-        return self._ask(self._reading(dataset), "held_out", params, HeldOutRows)
+        return self._ask(self._whole_reader(dataset), "held_out", params, HeldOutRows)
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
@@ -233,8 +233,7 @@ class Inspector:
         answer = result_of(self._stream(self._data, "render", _params(dataset, model, max_length) | {"row": row}))
         return tuple(RenderedSequence.model_validate(sequence) for sequence in answer["sequences"])
 
-    def _reading(self, dataset: DatasetConfig) -> ProcessPool:
-        """Return who reads all rows of a dataset."""
+    def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:
         return self._fetching if reads_from_hub(dataset) else self._data
 
     def _ask(self, pool: ProcessPool, method: str, params: JsonObject, result: type[Result]) -> Result:

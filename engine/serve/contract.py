@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,29 +38,21 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+@dataclass(eq=False)
 class RefusedRequestError(Exception):
-    """The request is wrong, or asks for what is not there; becomes an answer in OpenAI's form.
+    """The request is wrong, or asks for what is not there; becomes an answer in OpenAI's form."""
 
-    Args:
-        message: For the person who wrote the client.
-        param: Which part of the request it is about.
-        code: A word that programs look at.
-        status: HTTP status.
-        kind: OpenAI's type of error.
-    """
+    message: str  # for the person who wrote the client
+    _: KW_ONLY
+    param: str | None = None  # which part of the request it is about
+    code: str | None = None  # a word that programs look at
+    status: int = 400  # of HTTP
+    kind: str = "invalid_request_error"  # OpenAI's type of error
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        status: int = 400,
-        kind: str = "invalid_request_error",
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    @property
+    def body(self) -> dict[str, Any]:
+        """Return it in OpenAI's form."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
         """Return it as an answer."""
@@ -74,8 +66,6 @@ class _Asked(BaseModel):
 
 
 class _Part(_Asked):
-    """A piece of a message's content."""
-
     type: Literal["text"]
     text: str
 

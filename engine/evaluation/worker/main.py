@@ -118,8 +118,6 @@ def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """One evaluation under way."""
-
     order: EvaluationOrder
     request: Request
     weights: Weights
@@ -215,7 +213,6 @@ def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> di
 
 
 def _answer(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:
-    """Let every branch write an answer to some of the rows."""
     tokenizer = evaluation.tokenizer
     parted = [(row.row, *parts) for row in rows if (parts := split_at_answer(row)) is not None]
     chosen = spread_evenly(parted, evaluation.order.settings.answered_rows)
