@@ -81,7 +81,6 @@ def _license_of(folder: Path) -> str | None:
     card = folder / "README.md"
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         if card.is_file() and card.stat().st_size <= 1_000_000:
-            # Hugging Face's own reader takes time that grows with the square of what is in the file.
             opening, _, rest = card.read_text(encoding="utf-8").partition("---\n")
             front_matter = yaml.safe_load(rest.partition("\n---")[0]) if not opening.strip() else None
             license_ = front_matter.get("license") if isinstance(front_matter, dict) else None
