@@ -10,8 +10,7 @@ from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
-from engine.memory.estimate import estimate_memory
-from engine.memory.result import MemoryEstimate
+from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely

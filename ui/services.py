@@ -8,7 +8,7 @@ from engine.config.run import ModelConfig, RunConfig
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
-from engine.memory.result import MemoryEstimate
+from engine.memory.estimate import MemoryEstimate
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher

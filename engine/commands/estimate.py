@@ -13,8 +13,7 @@ from engine.hardware.device import Device
 from engine.hardware.devices import device_options, device_problems, list_devices
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
-from engine.memory.compare import MethodNeed, compare_methods
-from engine.memory.device.several_devices import DeviceShare, share_among
+from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.runs.memory_measurement import MeasuredStep, MeasurementJob

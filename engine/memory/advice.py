@@ -9,10 +9,9 @@ from engine.config.methods.registry import DEFAULT_METHOD
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.memory.config_changes import Changed, as_overrides, largest_that_fits, new_problems, with_changes
-from engine.memory.device.device_need import DeviceNeed
-from engine.memory.estimate import Estimator, judge
-from engine.memory.result import Verdict
-from engine.memory.run_workload import compute_width_bytes
+from engine.memory.device_need import DeviceNeed
+from engine.memory.estimate import Estimator, Verdict, judge
+from engine.memory.workload import compute_width_bytes
 from engine.models.shape import ModelShape
 
 _LARGEST_BATCH = 4096  # the bound of TrainingConfig.per_device_train_batch_size

@@ -1,21 +1,41 @@
-"""All methods side by side for one model and one set of rows."""
+"""Other ways to use one model, side by side: all methods, several devices, and no training at all."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig, RunConfig
-from engine.errors import EngineError, Problem
+from engine.errors import EngineError
 from engine.hardware.device import Device
+from engine.memory.autograd.tape import Tape
 from engine.memory.config_changes import Changed, as_overrides, new_problems, with_changes
-from engine.memory.device.device_need import TensorsAtPeak, need_on_device
-from engine.memory.estimate import Estimator, judge
-from engine.memory.inference import inference_bytes, inference_workload
-from engine.memory.result import Verdict
-from engine.memory.run_workload import workload_of_run
+from engine.memory.device_need import DeviceNeed, TensorsAtPeak, need_on_device
+from engine.memory.estimate import Estimator, Verdict, judge
+from engine.memory.layers.decoder import decoder_layer, embed, residual_width
+from engine.memory.layers.step_context import StepContext
+from engine.memory.peak import workspace_bytes
+from engine.memory.persistent import weight_bytes
+from engine.memory.structure import LayerStructure, ModelStructure
+from engine.memory.targets import AdapterTargets
+from engine.memory.workload import Precision, Workload, workload_of_run
 from engine.models.shape import ModelShape
+
+PIECE_TOKENS = 512  # engine/chat/weights.py
+
+# What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
+_REPAIRS: Mapping[str, Changed] = {
+    "adapter.bias": Changed("adapter", "bias", "none"),
+    "training.packing": Changed("training", "packing", False),
+}
+Sharing = Literal["DDP", "FSDP", "device_map"]
+_MEANINGS: dict[Sharing, str] = {
+    "DDP": "Each device holds the whole model and trains on its own rows.",
+    "FSDP": "Weights, gradients and optimizer state are divided; each layer is put together while it runs.",
+    "device_map": "Each device holds some of the layers, and they work in turn: for models that one cannot hold.",
+}
 
 
 class MethodNeed(BaseModel):
@@ -24,35 +44,31 @@ class MethodNeed(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     method: str  # as people call it
-    needed_bytes: int | None  # None where it cannot be used with this model or these settings
-    verdict: Verdict | None
+    needed_bytes: int | None = None  # None where it cannot be used with this model or these settings
+    verdict: Verdict | None = None
     trainable: int | None = None
     why_not: str = ""
     overrides: tuple[str, ...] = ()  # section.field=value: what choosing this row changes; none where it trains nothing
     is_current: bool = False
 
 
+class DeviceShare(BaseModel):
+    """One way of training on several devices, and what each of them needs for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sharing: Sharing
+    meaning: str  # one sentence
+    devices: int
+    expected_bytes: int  # on each device, or on the fullest where they differ
+    needed_bytes: int  # the same; nine runs in ten stay below
+    each_needed_bytes: tuple[int, ...] = ()  # where the devices differ, of each in order
+    verdict: Verdict
+
+
 class _Method(NamedTuple):
     name: str
     changes: tuple[Changed, ...]
-
-
-def _compared(adapter: AdapterConfig) -> Iterator[_Method]:
-    """Yield every row: full fine-tuning first, then the methods in their order."""
-    for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
-        adapted = tuple(Changed("adapter", name, value) for name, value in adapter.changes_for(method.name).items())
-        for row in method.compared:
-            changes = (*adapted, Changed("model", "quantization", row.quantization))
-            if row.gradient_checkpointing is not None:
-                changes = (*changes, Changed("training", "gradient_checkpointing", row.gradient_checkpointing))
-            yield _Method(row.name, changes)
-
-
-# What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
-_REPAIRS: Mapping[str, Changed] = {
-    "adapter.bias": Changed("adapter", "bias", "none"),
-    "training.packing": Changed("training", "packing", False),
-}
 
 
 def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tuple[MethodNeed, ...]:
@@ -72,16 +88,31 @@ def compare_rows(
     return tuple(_training(estimator, config, row) for row in _compared(config.adapter) if row.name in names)
 
 
+def _compared(adapter: AdapterConfig) -> Iterator[_Method]:
+    """Yield every row: full fine-tuning first, then the methods in their order."""
+    for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
+        adapted = tuple(Changed("adapter", name, value) for name, value in adapter.changes_for(method.name).items())
+        for row in method.compared:
+            changes = (*adapted, Changed("model", "quantization", row.quantization))
+            if row.gradient_checkpointing is not None:
+                changes = (*changes, Changed("training", "gradient_checkpointing", row.gradient_checkpointing))
+            yield _Method(row.name, changes)
+
+
 def _training(estimator: Estimator, config: RunConfig, method: _Method) -> MethodNeed:
-    changes, refusals = _combinable(config, method, estimator.device)
+    changes = method.changes
+    refusals = new_problems(config, with_changes(config, changes), estimator.device)
+    repairs = tuple(_REPAIRS[problem.field] for problem in refusals if problem.field in _REPAIRS)
+    if repairs:
+        changes = (*changes, *repairs)
+        refusals = new_problems(config, with_changes(config, changes), estimator.device)
     if refusals:
-        return MethodNeed(method=method.name, needed_bytes=None, verdict=None, why_not=refusals[0].message)
-    overrides = as_overrides(changes)
-    other = with_changes(config, changes)
+        return MethodNeed(method=method.name, why_not=refusals[0].message)
+    overrides, other = as_overrides(changes), with_changes(config, changes)
     try:
         estimate = estimator.estimate(other)
     except EngineError as error:
-        return MethodNeed(method=method.name, needed_bytes=None, verdict=None, why_not=error.what, overrides=overrides)
+        return MethodNeed(method=method.name, why_not=error.what, overrides=overrides)
     return MethodNeed(
         method=method.name,
         needed_bytes=estimate.needed_bytes,
@@ -92,22 +123,108 @@ def _training(estimator: Estimator, config: RunConfig, method: _Method) -> Metho
     )
 
 
-def _combinable(config: RunConfig, method: _Method, device: Device) -> tuple[tuple[Changed, ...], list[Problem]]:
-    """The method's changes with what has to go with them, and why they would be refused all the same."""
-    refusals = new_problems(config, with_changes(config, method.changes), device)
-    repairs = tuple(_REPAIRS[problem.field] for problem in refusals if problem.field in _REPAIRS)
-    changes = (*method.changes, *repairs)
-    return changes, new_problems(config, with_changes(config, changes), device) if repairs else refusals
+def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[DeviceShare, ...]:
+    """Figures for so many devices like the estimator's, each of which gets a whole batch of `config`.
+
+    Raises:
+        ConfigError: If the adapter matches no module of the model, or a setting is absurd.
+        ModelError: If the model's shape lacks what a decoder needs.
+    """
+    alone = replace(workload_of_run(estimator.shape, config, estimator.device), data_parallel=1)
+    needs: dict[Sharing, tuple[DeviceNeed, ...]] = {
+        "DDP": (estimator.need_of_step(replace(alone, data_parallel=devices)),),
+        "FSDP": (estimator.need_of_step(replace(alone, sharded=devices)),),
+    }
+    if devices <= estimator.structure.num_layers:
+        needs["device_map"] = estimator.split_needs(alone, devices)
+    shares = []
+    for sharing, meaning in _MEANINGS.items():
+        if sharing in needs:
+            fullest = max(needs[sharing], key=lambda need: need.needed_bytes)
+            shares.append(
+                DeviceShare(
+                    sharing=sharing,
+                    meaning=meaning,
+                    devices=devices,
+                    expected_bytes=fullest.expected_bytes,
+                    needed_bytes=fullest.needed_bytes,
+                    each_needed_bytes=tuple(need.needed_bytes for need in needs[sharing])
+                    if sharing == "device_map"
+                    else (),
+                    verdict=judge(fullest, estimator.device),
+                )
+            )
+    return tuple(shares)
 
 
 def _inference(estimator: Estimator, config: RunConfig) -> MethodNeed:
     """Answering with the weights in the precision of the draft, in a conversation as long as a row."""
-    name = "Inference only"
-    device = estimator.device
+    name, device = "Inference only", estimator.device
     try:
         workload = inference_workload(workload_of_run(estimator.shape, config, device))
-        tensors = inference_bytes(estimator.structure, workload, device.name)
+        tensors = _inference_bytes(estimator.structure, workload, device.name)
     except EngineError as error:
-        return MethodNeed(method=name, needed_bytes=None, verdict=None, why_not=error.what)
+        return MethodNeed(method=name, why_not=error.what)
     need = need_on_device(TensorsAtPeak(tensors), workload, device)
     return MethodNeed(method=name, needed_bytes=need.needed_bytes, verdict=judge(need, device), trainable=0)
+
+
+def inference_workload(workload: Workload) -> Workload:
+    """One conversation as long as a row, on frozen weights in the precision that products are computed in."""
+    width = workload.precision.compute
+    return replace(
+        workload,
+        adapter=AdapterConfig(),
+        batch_size=1,
+        joined=False,
+        masked=False,
+        fills_up_to=1,
+        checkpointing="none",
+        accumulates=False,
+        precision=Precision(width, width, width, width, width, adapter=width),
+    )
+
+
+def _inference_bytes(structure: ModelStructure, workload: Workload, device_name: str) -> int:
+    """Tensors at the peak of answering a prompt that fills the context.
+
+    Source: `Answer`, engine/chat/answer.py, which reads the prompt in pieces and asks for the logits of its last position;
+    `AdaptedBase.forward`, which casts them to 32 bits.
+    """
+    shape = structure.shape
+    passage = max(_passage_bytes(structure, workload, layer) for layer in structure.layers)
+    logits = shape.vocab_size * (workload.precision.head + 4)
+    weights = sum(weight_bytes(shape.modules, workload))
+    return weights + cache_bytes(shape, workload) + max(passage, logits) + workspace_bytes(workload, device_name)
+
+
+def cache_bytes(shape: ModelShape, workload: Workload) -> int:
+    """Bytes of what the layers remember of a conversation, at most.
+
+    A layer that sees all tokens keeps the keys and values of all. One with a window keeps what its window lacks of the last
+    piece, in the tensor that has both. The largest of these is there twice, while new ones are put behind it. States of
+    constant size are held at 32 bits.
+
+    Source: `DynamicLayer`, `DynamicSlidingWindowLayer` and `LinearAttentionLayer`, transformers/cache_utils.py.
+    """
+    tokens = workload.tokens
+    limits = (None,) * shape.num_hidden_layers if shape.kept_tokens is None else shape.kept_tokens
+    kept = [tokens if window is None else min(tokens, window - 1 + PIECE_TOKENS) for window in limits]
+    a_token = 2 * shape.num_key_value_heads * shape.head_dim * workload.precision.compute
+    return a_token * (sum(kept) + max(kept, default=0)) + 4 * shape.state_elements
+
+
+def _passage_bytes(structure: ModelStructure, workload: Workload, layer: LayerStructure) -> int:
+    """What passes through one layer, with what all layers are given."""
+
+    def stage() -> StepContext:
+        tape = Tape()
+        tape.records_gradients = False
+        return StepContext(tape, workload, structure, AdapterTargets(modules=()))
+
+    width = residual_width(stage())
+    r = stage()
+    _, passing = embed(r)
+    x = r.tape.value(r.tokens * structure.shape.hidden_size, width)
+    decoder_layer(r, x, layer)
+    return r.tape.peak + passing.arguments

@@ -1,23 +1,88 @@
 """How much memory a run needs, in which phase, and whether that fits."""
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import AdapterConfig, RunConfig
 from engine.hardware.device import Device
-from engine.memory.device.device_need import DeviceNeed, need_on_device
-from engine.memory.device.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part, workload_of_part
+from engine.memory.device_need import DeviceNeed, need_on_device
+from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
 from engine.memory.peak import Peak, find_peak, refuse_nonsense
-from engine.memory.persistent import Persistent, base_weight_bytes
-from engine.memory.phases import Held
-from engine.memory.result import GIB, MemoryComponent, MemoryEstimate, ParameterCount, Verdict
-from engine.memory.run_workload import workload_of_run, workload_of_step
+from engine.memory.persistent import weight_bytes
+from engine.memory.phases import Phase
 from engine.memory.structure import read_structure
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.memory.trainable import TrainableCount, count_trainable
-from engine.memory.workload import Workload
+from engine.memory.workload import Workload, workload_of_run, workload_of_step
 from engine.models.shape import ModelShape
 
-__all__ = ["GIB", "Estimator", "MemoryEstimate", "Verdict", "estimate_memory"]
+Verdict = Literal["fits", "tight", "does_not_fit"]
+ComponentKey = Literal["weights", "unquantized", "trained", "activations", "loss", "runtime", "margin"]
+
+PHASE_WORDS: dict[Phase, str] = {
+    "forward": "forward pass",
+    "loss_backward": "backward pass of the loss",
+    "layer_backward": "backward pass of a layer",
+    "optimizer_step": "optimizer step",
+}
+GIB = 2**30
+
+
+class ParameterCount(BaseModel):
+    """Counts as PEFT's `print_trainable_parameters` gives them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    total: int
+    trainable: int
+    trainable_percent: float
+
+
+class MemoryComponent(BaseModel):
+    """One part of the stacked bar."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: ComponentKey
+    label: str  # plain words
+    bytes: int
+    depends_on: str  # one sentence: what it is and what moves it
+
+
+class MemoryEstimate(BaseModel):
+    """What one device holds at the peak of a training step.
+
+    The components without the margin add up to `expected_bytes`, with it to `needed_bytes`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: ParameterCount
+    components: tuple[MemoryComponent, ...]
+    allocated_bytes: int  # tensors alive at the peak; on CUDA torch.cuda.max_memory_allocated
+    reserved_bytes: int  # what the allocator holds for them; on CUDA max_memory_reserved
+    expected_bytes: int  # what the device's own tools show for the process
+    needed_bytes: int  # nine runs in ten stay below
+    phase: Phase
+    phases_bytes: dict[Phase, int]  # allocated at the peak of each phase
+    verdict: Verdict
+    device_name: str
+    device_kind: Literal["cuda", "mps", "cpu"]
+    free_bytes: int
+    total_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def phase_words(self) -> str:
+        """The phase of the peak, for people."""
+        return PHASE_WORDS[self.phase]
+
+    @property
+    def components_bytes(self) -> dict[str, int]:
+        """Bytes by label, in the order of the bar."""
+        return {component.label: component.bytes for component in self.components}
 
 
 def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> MemoryEstimate:
@@ -68,20 +133,24 @@ class Estimator:
         needs = [need_on_device(one.peak.tensors, one.workload, self.device).needed_bytes for one in device_steps]
         number = needs.index(max(needs))
         fullest = device_steps[number]
-        whole = self._adapted(workload.adapter)[1]
         estimate = describe_peak(fullest.peak, fullest.workload, self.device)
         note = (
             f"These are figures of the fullest of {len(device_steps)} devices, number {number + 1} in run.devices: it holds "
             f"{_part_words(fullest.part)}. They need {', '.join(f'{need / GIB:.1f}' for need in needs)} GiB at most."
         )
-        return estimate.model_copy(update={"parameters": _parameters(whole), "notes": (*estimate.notes, note)})
+        parameters = _parameters(self._adapted(workload.adapter)[1])
+        return estimate.model_copy(update={"parameters": parameters, "notes": (*estimate.notes, note)})
 
     def need(self, config: RunConfig) -> DeviceNeed:
         """Only what decides whether it fits; raises as `estimate_memory` does."""
         workload = workload_of_run(self.shape, config, self.device)
         if config.run.spread_over == 1:
-            return need_on_device(self.peak(workload).tensors, workload, self.device)
+            return self.need_of_step(workload)
         return max(self.split_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
+
+    def need_of_step(self, workload: Workload) -> DeviceNeed:
+        """What a step that is described already needs on one device; raises as `estimate_memory` does."""
+        return need_on_device(self.peak(workload).tensors, workload, self.device)
 
     def split_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
         """What each of several devices like this one needs where the layers are divided among them, in order."""
@@ -89,7 +158,7 @@ class Estimator:
             need_on_device(one.peak.tensors, one.workload, self.device) for one in self.split_layers(workload, devices)
         )
 
-    def split_layers(self, workload: Workload, devices: int) -> tuple["DeviceStep", ...]:
+    def split_layers(self, workload: Workload, devices: int) -> tuple[DeviceStep, ...]:
         """The same step as each of several devices takes part in it; raises as `estimate_memory` does, and:
 
         Raises:
@@ -102,18 +171,17 @@ class Estimator:
             if known is not None:
                 steps.append(known._replace(part=part))
                 continue
-            shape, own = shape_of_part(self.shape, part), workload_of_part(workload, part)
-            part_targets = targets_of_part(targets, part)
-            counts = count_trainable(shape, workload.adapter, part_targets)
-            steps.append(
-                DeviceStep(part, own, find_peak(read_structure(shape), own, self.device.name, part_targets, counts))
-            )
+            shape, own_targets = shape_of_part(self.shape, part), targets_of_part(targets, part)
+            own = replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
+            counts = count_trainable(shape, workload.adapter, own_targets)
+            peak = find_peak(read_structure(shape), own, self.device.name, own_targets, counts)
+            steps.append(DeviceStep(part, own, peak))
         return tuple(steps)
 
     def parts(self, workload: Workload, devices: int) -> tuple[DevicePart, ...]:
         """Return which layers each of several devices holds; raises as `split_layers` does."""
         whole = self.peak(workload)
-        weights = sum(base_weight_bytes(self.structure, workload))
+        weights = sum(weight_bytes(self.shape.modules, workload))
         trained = 0 if workload.trains_adapter else whole.persistent.optimizer + weights
         return divide_layers(
             self.shape,
@@ -151,7 +219,7 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
     need = need_on_device(peak.tensors, workload, device)
     return MemoryEstimate(
         parameters=_parameters(peak.counts),
-        components=describe_components(peak.persistent, peak.held, need, workload, peak.workspace_bytes),
+        components=_components(peak, need, workload),
         allocated_bytes=peak.allocated_bytes,
         reserved_bytes=need.reserved_bytes,
         expected_bytes=need.expected_bytes,
@@ -172,10 +240,8 @@ def _parameters(counts: TrainableCount) -> ParameterCount:
 
 
 def _part_words(part: DevicePart) -> str:
-    extras = [
-        word for word, is_there in (("embeddings", part.has_embeddings), ("output head", part.has_head)) if is_there
-    ]
-    return " and ".join([f"{len(part.layers)} layers", *extras])
+    extras = {"embeddings": part.has_embeddings, "output head": part.has_head}
+    return " and ".join([f"{len(part.layers)} layers", *(word for word, is_there in extras.items() if is_there)])
 
 
 def judge(need: DeviceNeed, device: Device) -> Verdict:
@@ -212,76 +278,67 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
         notes.append(
             f"{persistent.dense_experts / GIB:.2f} of {weights / GIB:.2f} GiB of weights stay in {bits} bits although "
             f"quantization is {workload.base}: this model holds its experts as bare parameters, which bitsandbytes leaves "
-            f"alone{_experts_without_adapter(workload)}."
+            f"alone{' and which get no adapter' if workload.trains_adapter else ''}."
         )
     if workload.base == "int8" and workload.checkpointing != "none":
         notes.append("int8 layers keep their inputs, so gradient checkpointing saves less than elsewhere.")
     return tuple(notes)
 
 
-def _experts_without_adapter(workload: Workload) -> str:
-    return " and which get no adapter" if workload.trains_adapter else ""
-
-
-def describe_components(
-    persistent: Persistent, held: Held, need: DeviceNeed, workload: Workload, workspace_bytes: int
-) -> tuple[MemoryComponent, ...]:
+def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[MemoryComponent, ...]:
     """Divide what is needed at the peak; the parts add up to `need.needed_bytes`."""
-    runtime = need.expected_bytes - persistent.total - held.total - workspace_bytes
-    on_cuda = workload.device == "cuda"
-    return (
-        MemoryComponent(
-            key="weights",
-            label=f"Weights ({_format_words(workload)})",
-            bytes=persistent.weights,
-            depends_on="The linear layers of the base model; their number and their precision decide.",
+    persistent, held = peak.persistent, peak.held
+    on_cuda, has_experts = workload.device == "cuda", persistent.dense_experts > 0
+    precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
+    trained = persistent.adapter + persistent.optimizer + persistent.buckets + held.gradients
+    parts: tuple[tuple[ComponentKey, str, int, str], ...] = (
+        (
+            "weights",
+            f"Weights ({precision})",
+            persistent.weights,
+            "The linear layers of the base model; their number and their precision decide.",
         ),
-        MemoryComponent(
-            key="unquantized",
-            label="Experts, embeddings, norms, head" if persistent.dense_experts else "Embeddings, norms, head",
-            bytes=persistent.unquantized,
-            depends_on="What quantization leaves alone, experts held as bare parameters most of all."
-            if persistent.dense_experts
+        (
+            "unquantized",
+            "Experts, embeddings, norms, head" if has_experts else "Embeddings, norms, head",
+            persistent.unquantized,
+            "What quantization leaves alone, experts held as bare parameters most of all."
+            if has_experts
             else "What quantization leaves alone; it grows with the vocabulary and the hidden size.",
         ),
-        MemoryComponent(
-            key="trained",
-            label="Adapter, gradients, optimizer" if workload.trains_adapter else "Gradients, optimizer",
-            bytes=persistent.adapter + persistent.optimizer + persistent.buckets + held.gradients,
-            depends_on="Everything that is trained, its gradients, and the optimizer state; it grows "
+        (
+            "trained",
+            "Adapter, gradients, optimizer" if workload.trains_adapter else "Gradients, optimizer",
+            trained,
+            "Everything that is trained, its gradients, and the optimizer state; it grows "
             "with rank and targets, and the optimizer decides.",
         ),
-        MemoryComponent(
-            key="activations",
-            label="Activations",
-            bytes=held.activations + held.weight_copies,
-            depends_on="What the layers keep for the backward pass, and weights written out while they are in use; it "
+        (
+            "activations",
+            "Activations",
+            held.activations + held.weight_copies,
+            "What the layers keep for the backward pass, and weights written out while they are in use; it "
             "grows with batch × length and shrinks with gradient checkpointing.",
         ),
-        MemoryComponent(
-            key="loss",
-            label="Logits and loss",
-            bytes=held.loss,
-            depends_on="One number for every entry of the vocabulary at each position that is scored at once.",
+        (
+            "loss",
+            "Logits and loss",
+            held.loss,
+            "One number for every entry of the vocabulary at each position that is scored at once.",
         ),
-        MemoryComponent(
-            key="runtime",
-            label="CUDA and allocator" if on_cuda else "Python and libraries",
-            bytes=runtime + workspace_bytes,
-            depends_on="The CUDA context, workspaces of matrix products, and what the allocator holds beyond the tensors."
+        (
+            "runtime",
+            "CUDA and allocator" if on_cuda else "Python and libraries",
+            need.expected_bytes - persistent.total - held.total,
+            "The CUDA context, workspaces of matrix products, and what the allocator holds beyond the tensors."
             if on_cuda
             else "The process itself with PyTorch and transformers, and what its allocator holds beyond the tensors.",
         ),
-        MemoryComponent(
-            key="margin",
-            label="Margin of error",
-            bytes=need.needed_bytes - need.expected_bytes,
-            depends_on="How far a run may go beyond what is expected: nine in ten stay within it.",
+        (
+            "margin",
+            "Margin of error",
+            need.needed_bytes - need.expected_bytes,
+            "How far a run may go beyond what is expected: nine in ten stay within it.",
         ),
     )
-
-
-def _format_words(workload: Workload) -> str:
-    if workload.base != "dense":
-        return workload.base
-    return f"{workload.precision.weights * 8} bit"
+    return tuple(MemoryComponent(key=key, label=label, bytes=size, depends_on=why) for key, label, size, why in parts)

@@ -1,13 +1,13 @@
 """The highest point of a training step: in which phase it lies, and what is alive there."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from engine.errors import ConfigError, ModelError, Problem
-from engine.memory.device.device_need import TensorsAtPeak, is_hopper
+from engine.memory.device_need import TensorsAtPeak, is_hopper
 from engine.memory.optimizers import optimizer_scratch_bytes
 from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes, quantized_bytes
-from engine.memory.phases import Held, Phase, StepPeaks, simulate_step
+from engine.memory.phases import Held, Phase, simulate_step
 from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets
 from engine.memory.trainable import TrainableCount
@@ -57,12 +57,13 @@ def find_peak(
     """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`."""
     persistent = persistent_bytes(structure, workload, counts)
     step = simulate_step(structure, workload, targets)
-    peaks = _with_optimizer(step, workload, counts)
+    peaks = dict(step.peaks)
+    peaks["optimizer_step"] += Held(gradients=optimizer_scratch_bytes(counts.groups, workload.optimizer))
     workspace = workspace_bytes(workload, device_name)
     base = persistent.total + workspace
     if workload.accumulates:
         waiting = Held(gradients=gradient_bytes(structure, workload, counts))
-        peaks = {phase: held.plus(waiting) for phase, held in peaks.items()}
+        peaks = {phase: held + waiting for phase, held in peaks.items()}
     if workload.sharded > 1:
         persistent, peaks = fully_sharded(structure, workload, persistent, peaks)
         base = persistent.total + workspace
@@ -78,12 +79,6 @@ def find_peak(
         workspace_bytes=workspace,
         is_approximate=structure.is_approximate,
     )
-
-
-def _with_optimizer(step: StepPeaks, workload: Workload, counts: TrainableCount) -> dict[Phase, Held]:
-    scratch = optimizer_scratch_bytes(counts.groups, workload.optimizer)
-    end = step.peaks["optimizer_step"]
-    return {**step.peaks, "optimizer_step": end.plus(Held(gradients=scratch))}
 
 
 def workspace_bytes(workload: Workload, device_name: str) -> int:
@@ -104,23 +99,21 @@ def refuse_nonsense(shape: ModelShape, workload: Workload) -> None:
         ConfigError: If batch or length are absurd.
         ModelError: If the model's shape lacks what a decoder needs.
     """
-    missing = [
-        name
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size")
-        if getattr(shape, name) < 1
-    ]
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size")
+    missing = [name for name in needed if getattr(shape, name) < 1]
     if missing:
         raise ModelError(
             f"The configuration of {shape.architecture} gives no {', '.join(missing)}.",
             "Use the config.json of the original model.",
         )
-    problems = []
-    for field, value, largest in (
-        ("training.per_device_train_batch_size", workload.batch_size, _LARGEST_BATCH),
-        ("training.max_length", workload.length, _LARGEST_LENGTH),
-    ):
-        if not 1 <= value <= largest:
-            problems.append(Problem(field, f"{value:,} is out of range; it must be from 1 to {largest:,}."))
+    problems = [
+        Problem(f"training.{name}", f"{value:,} is out of range; it must be from 1 to {largest:,}.")
+        for name, value, largest in (
+            ("per_device_train_batch_size", workload.batch_size, _LARGEST_BATCH),
+            ("max_length", workload.length, _LARGEST_LENGTH),
+        )
+        if not 1 <= value <= largest
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -146,7 +139,8 @@ def fully_sharded(
         # The optimizer works on its own share; before that, layers are put together and trained as a whole.
         copies = 0 if phase == "optimizer_step" else whole + _LAYERS_GATHERED * largest
         layer_gradients = held.gradients // structure.num_layers if phase == "layer_backward" else 0
-        shares[phase] = held._replace(
+        shares[phase] = replace(
+            held,
             gradients=_divided(held.gradients, devices) + layer_gradients,
             weight_copies=held.weight_copies + copies,
         )

@@ -36,16 +36,11 @@ class Persistent:
         return self.weights + self.unquantized + self.adapter + self.optimizer + self.buckets
 
 
-def base_weight_bytes(structure: ModelStructure, workload: Workload) -> tuple[int, int]:
-    """Bytes of the base model: its linear layers in the base's format, and the rest.
+def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[int, int]:
+    """Bytes of modules of the base model: linear layers in the base's format, and the rest.
 
     Tied weights are counted at their first owner. Layers that hold an adapter on top keep their base.
     """
-    return weight_bytes(structure.shape.modules, workload)
-
-
-def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[int, int]:
-    """The same for some modules."""
     linear = rest = 0
     for module in modules:
         if workload.quantizes(module):
@@ -80,7 +75,7 @@ def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
 
 def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> Persistent:
     """Everything that does not move during a step."""
-    weights, unquantized = base_weight_bytes(structure, workload)
+    weights, unquantized = weight_bytes(structure.shape.modules, workload)
     on_device, paged = optimizer_state_bytes(counts.shapes, workload.optimizer)
     return Persistent(
         weights=weights,
@@ -117,7 +112,7 @@ def _mapped_bytes(structure: ModelStructure, workload: Workload) -> int:
 def gradient_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:
     """All gradients: each as wide as its weight."""
     if not workload.trains_adapter:
-        return sum(base_weight_bytes(structure, workload))
+        return sum(weight_bytes(structure.shape.modules, workload))
     biases = counts.trainable - counts.added
     return counts.added * workload.precision.adapter + biases * workload.precision.norms
 

@@ -7,14 +7,13 @@ it reaches above that. Layers of one kind behave the same, so the highest point 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Parameter, Value
-from engine.memory.layers.decoder import decoder_layer, residual_width
-from engine.memory.layers.embedding import embed, input_is_leaf, input_needs_gradient
+from engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, input_needs_gradient, residual_width
 from engine.memory.layers.losses import head_and_loss, positions_of_larger_chunks, trained_positions
-from engine.memory.layers.norms import normalize
+from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure, ModelStructure
 from engine.memory.targets import AdapterTargets
@@ -23,7 +22,8 @@ from engine.memory.workload import Workload
 Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]
 
 
-class Held(NamedTuple):
+@dataclass(frozen=True)
+class Held:
     """Bytes by group, as they are alive together."""
 
     activations: int = 0
@@ -33,16 +33,21 @@ class Held(NamedTuple):
 
     @property
     def total(self) -> int:
-        return sum(self)
+        return self.activations + self.loss + self.gradients + self.weight_copies
 
-    def plus(self, other: "Held") -> "Held":
-        return Held(*(mine + its for mine, its in zip(self, other, strict=True)))
+    def __add__(self, other: "Held") -> "Held":
+        return Held(
+            self.activations + other.activations,
+            self.loss + other.loss,
+            self.gradients + other.gradients,
+            self.weight_copies + other.weight_copies,
+        )
 
-    def minus(self, other: "Held") -> "Held":
-        return Held(*(mine - its for mine, its in zip(self, other, strict=True)))
+    def __sub__(self, other: "Held") -> "Held":
+        return self + other * -1
 
-    def times(self, count: int) -> "Held":
-        return Held(*(mine * count for mine in self))
+    def __mul__(self, count: int) -> "Held":
+        return Held(self.activations * count, self.loss * count, self.gradients * count, self.weight_copies * count)
 
 
 NOTHING = Held()
@@ -70,11 +75,6 @@ class StepPeaks:
 
     peaks: dict[Phase, Held]
     layer_bytes: int  # how high one layer reaches, forward and backward, above what is alive around it
-    gradients_bytes: int  # that the step makes: of all trained weights, or none where they are there already
-
-    @property
-    def phase(self) -> Phase:
-        return max(self.peaks, key=lambda phase: self.peaks[phase].total)
 
 
 def simulate_step(
@@ -86,62 +86,54 @@ def simulate_step(
         as_dispatch_mode: Count as a dispatch mode does that watches: it keeps autograd from adding in place, and does
             not see what a kernel takes for itself.
     """
-    names = targets.names
 
     def stage() -> StepContext:
         tape = Tape(adds_in_place=not as_dispatch_mode, sees_scratch=not as_dispatch_mode)
-        return StepContext(tape, workload, structure, targets, names)
+        return StepContext(tape, workload, structure, targets)
 
     width = residual_width(stage())
     embedding = _embedding_stretch(stage())
     layers = _layer_stretches(stage, structure, workload, width)
-    head = _head_stretches(stage, width)
-    return _put_together(embedding, layers, head, stage())
+    return _put_together(embedding, layers, _head_stretches(stage, width), stage())
 
 
 def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stage: StepContext) -> StepPeaks:
-    workload, structure = stage.workload, stage.structure
-    alive = embedding.kept.plus(embedding.while_layers_run).plus(embedding.while_forward)
+    workload = stage.workload
+    alive = embedding.kept + embedding.while_layers_run + embedding.while_forward
     forward = embedding.forward_peak
     cache = Held(activations=stage.cache_bytes_per_layer)
     # The first layer's input is held by a variable of the model until the last layer has run.
-    held_input = Held(activations=layers[0].input_let_go_bytes)
+    held_input = Held(activations=layers[0].input_let_go_bytes) if len(layers) > 1 else NOTHING
     for number, stretch in enumerate(layers):
         if number == 1:
-            alive = alive.plus(held_input)
+            alive += held_input
         # The last layer of a kind starts highest.
-        each = stretch.kept.plus(stretch.while_forward).plus(cache)
-        forward = _higher(forward, alive.plus(each.times(stretch.count - 1)).plus(stretch.forward_peak))
-        alive = alive.plus(each.times(stretch.count))
+        each = stretch.kept + stretch.while_forward + cache
+        forward = _higher(forward, alive + each * (stretch.count - 1) + stretch.forward_peak)
+        alive += each * stretch.count
     # The last norm belongs to the model's forward pass, whose variables are all there still.
-    forward = _higher(forward, alive.plus(head.opening_peak))
-    alive = alive.minus(embedding.while_layers_run)
-    if len(layers) > 1:
-        alive = alive.minus(held_input)
-    forward = _higher(forward, alive.plus(head.forward_peak))
+    forward = _higher(forward, alive + head.opening_peak)
+    alive -= embedding.while_layers_run + held_input
+    forward = _higher(forward, alive + head.forward_peak)
     # The model's output goes out of scope and with it the cache, and autocast is left.
-    alive = alive.minus(embedding.while_forward)
+    alive -= embedding.while_forward
     for stretch in layers:
-        alive = alive.minus(stretch.while_forward.plus(cache).times(stretch.count))
-    loss_backward = alive.plus(head.backward_peak)
+        alive -= (stretch.while_forward + cache) * stretch.count
+    loss_backward = alive + head.backward_peak
     # From here on the head's gradients, what the caller holds of its results, and the gradient of the loss stay.
-    alive = alive.plus(head.left).plus(Held(loss=4))
-    backward = Held()
+    alive += head.left + Held(loss=4)
+    backward = NOTHING
     for stretch in reversed(layers):
-        output = Held(activations=stretch.output_bytes)
-        first = alive.minus(output).plus(stretch.backward_peak)
-        step = stretch.left.minus(stretch.kept)
-        alive = alive.plus(step.times(stretch.count - 1))
-        last = alive.minus(output).plus(stretch.backward_peak)
-        backward = _higher(backward, _higher(first, last))
-        alive = alive.plus(step)
-    backward = _higher(backward, alive.minus(Held(activations=embedding.output_bytes)).plus(embedding.backward_peak))
+        above = stretch.backward_peak - Held(activations=stretch.output_bytes)
+        step = stretch.left - stretch.kept
+        backward = _higher(backward, _higher(alive + above, alive + step * (stretch.count - 1) + above))
+        alive += step * stretch.count
+    backward = _higher(backward, alive + embedding.backward_peak - Held(activations=embedding.output_bytes))
     gradients = sum(s.left.gradients * s.count for s in (embedding, *layers, head))
-    gradients -= _tied_gradient(workload, structure)
-    at_the_end = Held(loss=head.left.loss, gradients=gradients)
+    at_the_end = Held(loss=head.left.loss, gradients=gradients - _tied_gradient(workload, stage.structure))
     if workload.loss.holds_logits and input_is_leaf(workload):
         # The graph hangs on the logits, and on the graph its leaf: the first layer's input with its own gradient.
-        at_the_end = at_the_end.plus(Held(activations=2 * embedding.output_bytes))
+        at_the_end += Held(activations=2 * embedding.output_bytes)
     return StepPeaks(
         peaks={
             "forward": forward,
@@ -150,7 +142,6 @@ def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stag
             "optimizer_step": at_the_end,
         },
         layer_bytes=max(layer.forward_peak.total + layer.backward_peak.total for layer in layers),
-        gradients_bytes=gradients,
     )
 
 
@@ -162,12 +153,11 @@ def _embedding_stretch(r: StepContext) -> Stretch:
     """What is computed before the first layer. Positions and mask stay as long as a layer may be run again."""
     r.put_prefixes(r.structure.num_layers)
     x, passing = embed(r)
-    layers_only = Held(activations=passing.inputs_embeds)
-    arguments = Held(activations=passing.arguments)
-    stretch = _measured(r, x, start=Held(), input_bytes=x.storage.size if input_is_leaf(r.workload) else 0)
+    arguments, layers_only = Held(activations=passing.arguments), Held(activations=passing.inputs_embeds)
+    stretch = _measured(r, x, start=NOTHING, input_bytes=x.storage.size if input_is_leaf(r.workload) else 0)
     if r.workload.checkpointing == "none":
-        return replace(stretch, while_layers_run=layers_only.plus(arguments))
-    return replace(stretch, kept=stretch.kept.plus(arguments), while_layers_run=layers_only)
+        return replace(stretch, while_layers_run=layers_only + arguments)
+    return replace(stretch, kept=stretch.kept + arguments, while_layers_run=layers_only)
 
 
 def _layer_stretches(
@@ -222,20 +212,20 @@ def _measured(r: StepContext, output: Value, *, start: Held, input_bytes: int) -
     The gradient of the input, `input_bytes`, is what arrives at the stretch before and counts there.
     """
     tape = r.tape
-    forward_peak = Held(*tape.peak_groups).minus(start)
+    forward_peak = Held(*tape.peak_groups) - start
     with_everything = Held(*tape.groups)
     r.end_forward()
     kept = Held(*tape.groups)
-    while_forward = with_everything.minus(kept)
-    kept = kept.minus(start)
+    while_forward = with_everything - kept
+    kept = kept - start
     output_bytes = output.storage.size
     tape.drop(output)
     before = Held(*tape.groups)
     tape.start_phase()
     gradient = tape.allocate(output_bytes)
     tape.continue_backward(output, gradient)
-    peak = Held(*tape.peak_groups).minus(before)
-    left = Held(*tape.groups).minus(Held(gradients=input_bytes))
+    peak = Held(*tape.peak_groups) - before
+    left = Held(*tape.groups) - Held(gradients=input_bytes)
     return Stretch(kept, output_bytes, forward_peak, peak, left, while_forward=while_forward)
 
 
@@ -264,23 +254,19 @@ def _head_stretch(r: StepContext, width: int) -> Stretch:
     if not r.workload.holds_head:  # what comes back from the next device is the gradient
         return Stretch(NOTHING, 0, NOTHING, Held(activations=hidden_bytes), NOTHING)
     start = Held(*tape.groups)
-    with tape.scope() as scope:
-        normed = hidden
-        for norm in structure.final_norms[:1]:
-            normed = normalize(r, hidden, norm)
-        opening_peak = Held(*tape.peak_groups).minus(start)
-        tape.drop(hidden)
-        loss, logits = head_and_loss(r, normed)
-        scope.returns(loss)
-        if logits is not None:
-            scope.returns(logits)
-    forward_peak = Held(*tape.peak_groups).minus(start)
+    outer = tape.enter_scope()
+    normed = normalize(r, hidden, structure.final_norms[0]) if structure.final_norms else hidden
+    opening_peak = Held(*tape.peak_groups) - start
+    tape.drop(hidden)
+    loss, logits = head_and_loss(r, normed)
+    tape.leave_scope(outer, [loss] if logits is None else [loss, logits])
+    forward_peak = Held(*tape.peak_groups) - start
     if logits is not None and not r.workload.loss.holds_logits:
         tape.drop(logits)
     r.end_forward()
     tape.start_phase()
     tape.backward(loss, tape.allocate(4))
-    peak = Held(*tape.peak_groups).minus(start)
+    peak = Held(*tape.peak_groups) - start
     return Stretch(
         kept=Held(),
         output_bytes=0,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, Problem
@@ -17,7 +18,7 @@ class AdapterTargets:
     modules: tuple[ModuleShape, ...]
     saved_in_full: tuple[ModuleShape, ...] = ()
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(module.name for module in self.modules)
 

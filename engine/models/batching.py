@@ -47,6 +47,14 @@ class AttentionFacts:
 PLAIN_ATTENTION = AttentionFacts("llama", (), None, AttentionSupport())
 
 
+def can_run_flash_attention(config: RunConfig, device: Device) -> bool:
+    """Whether FlashAttention 2 runs there: at 16 bits, on GPUs of the generation that first multiplied bfloat16.
+
+    Source: flash_attn's README, "NVIDIA CUDA Support".
+    """
+    return device.kind == "cuda" and device.has_fast_bfloat16 and config.model.compute_dtype != "float32"
+
+
 def expected_attention(support: AttentionSupport, config: RunConfig, device: Device, *, has_flash_package: bool) -> str:
     """Return the attention that a run gets, as transformers names it.
 
@@ -61,9 +69,7 @@ def expected_attention(support: AttentionSupport, config: RunConfig, device: Dev
     asked = config.model.attn_implementation
     if asked != "auto":
         return asked
-    # The generation that multiplies bfloat16 is the first that the package has kernels for.
-    is_flash_gpu = device.kind == "cuda" and device.has_fast_bfloat16 and config.model.compute_dtype != "float32"
-    if has_flash_package and is_flash_gpu and support.has_flash:
+    if has_flash_package and support.has_flash and can_run_flash_attention(config, device):
         return FLASH_ATTENTION
     return "sdpa" if support.has_sdpa else "eager"
 

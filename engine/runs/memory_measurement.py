@@ -21,7 +21,7 @@ from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_devices
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
-from engine.memory.result import MemoryEstimate
+from engine.memory.estimate import MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity, end_group
 from engine.processes.messages import CancelledRequestError

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.memory.device.device_need import DeviceNeed
+from engine.memory.device_need import DeviceNeed
 from engine.runs.history.events import MemoryData
 
 PeakKind = Literal["allocated", "reserved", "process"]

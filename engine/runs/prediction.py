@@ -11,9 +11,9 @@ from engine.hardware.device import Device
 from engine.hardware.devices import first_that_fits, list_devices
 from engine.hardware.lease import lease_name
 from engine.memory.advice import advise
-from engine.memory.device.device_need import DeviceNeed
+from engine.memory.device_need import DeviceNeed
 from engine.memory.estimate import GIB, Estimator
-from engine.memory.run_workload import workload_of_run
+from engine.memory.workload import workload_of_run
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome

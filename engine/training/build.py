@@ -10,11 +10,12 @@ from engine.config.rules import optimizer_name
 from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
+from engine.models.batching import FLASH_ATTENTION, can_run_flash_attention
 from engine.models.source import ModelSource
 from engine.training.failure import is_out_of_memory
 from engine.training.layer_split import attach_device_hooks, plan_spread
 from engine.training.methods.registry import method_trainer
-from engine.training.ops.attention import FLASH_CAPABILITY, copy_shared_heads
+from engine.training.ops.attention import copy_shared_heads
 from engine.training.placement import Placement
 from engine.training.precision import Precision, quantization_of
 
@@ -38,7 +39,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
         "use_safetensors": True,
         "low_cpu_mem_usage": True,
     }
-    attention = choose_attention(config, precision, placement)
+    attention = choose_attention(config, placement)
     if attention is not None:
         arguments["attn_implementation"] = attention
     quantization = quantization_of(config.model, precision.compute)
@@ -70,22 +71,16 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     return model
 
 
-def choose_attention(config: RunConfig, precision: Precision, placement: Placement) -> str | None:
+def choose_attention(config: RunConfig, placement: Placement) -> str | None:
     """The attention kernel as transformers names it; None leaves it to transformers: sdpa where a model has it, else eager.
 
-    Flash attention is taken where it is installed and can run: on GPUs since Ampere, and at 16 bits.
+    Flash attention is taken where it is installed and can run on each of its GPUs.
     """
     asked = config.model.attn_implementation
     if asked != "auto":
         return asked
-    if (
-        placement.torch_device.type == "cuda"
-        and precision.compute in (torch.bfloat16, torch.float16)
-        and is_flash_attn_2_available()
-        and all(torch.cuda.get_device_capability(index) >= FLASH_CAPABILITY for index in placement.torch_indexes)
-    ):
-        return "flash_attention_2"
-    return None
+    runs = all(can_run_flash_attention(config, device) for device in placement.spread or (placement.device,))
+    return FLASH_ATTENTION if runs and is_flash_attn_2_available() else None
 
 
 def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:

@@ -15,9 +15,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.device.layer_split import DevicePart
 from engine.memory.estimate import Estimator
-from engine.memory.run_workload import workload_of_run
+from engine.memory.layer_split import DevicePart
+from engine.memory.workload import workload_of_run
 from engine.models.folder import read_config
 from engine.models.source import ModelSource
 

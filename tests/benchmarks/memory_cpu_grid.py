@@ -7,7 +7,7 @@ steps on Alpaca rows, each of another length, of which only the first was looked
 known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
 fails is named, counts in no mean, and makes the command fail. Measure on a machine that does nothing else.
 
-The constants of `engine/memory/device/device_need.py` were found on runs of this grid: it tells how well they hold on this machine and
+The constants of `engine/memory/device_need.py` were found on runs of this grid: it tells how well they hold on this machine and
 with these libraries, not how well they would foretell other models.
 """
 
@@ -30,9 +30,8 @@ from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor
 from engine.inspector.worker.inventory import module_inventory
-from engine.memory.estimate import Estimator, describe_peak
-from engine.memory.result import MemoryEstimate
-from engine.memory.run_workload import workload_of_run
+from engine.memory.estimate import Estimator, MemoryEstimate, describe_peak
+from engine.memory.workload import workload_of_run
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.spawn import spawn, worker_argv

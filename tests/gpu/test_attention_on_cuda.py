@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.memory.run_workload import has_flash_attention
+from engine.memory.workload import has_flash_attention
 from engine.training.ops.attention import sdpa_with_copied_heads
 from tests.gpu.cuda_training import ROWS, auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model

@@ -7,7 +7,7 @@ def assert_predicted(need, memory):
     """Tensors within six percent; what PyTorch held, and the process, below their bounds.
 
     Args:
-        need: `engine.memory.device.device_need.DeviceNeed` of the run.
+        need: `engine.memory.device_need.DeviceNeed` of the run.
         memory: `engine.runs.history.events.MemoryData`, the run's last.
     """
     error = need.allocated_bytes / memory.peak_allocated_bytes - 1

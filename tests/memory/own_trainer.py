@@ -11,7 +11,7 @@ import torch
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.run_workload import workload_of_step
+from engine.memory.workload import workload_of_step
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, Case, build_config
 
 # Sizes that 4-bit blocks and the CPU's kernels for them take.

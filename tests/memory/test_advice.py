@@ -7,9 +7,8 @@ from engine.errors import ConfigError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
-from engine.memory.compare import compare_methods
+from engine.memory.compare import compare_methods, share_among
 from engine.memory.config_changes import largest_that_fits
-from engine.memory.device.several_devices import share_among
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.models.catalog import find_in_catalog
 

@@ -7,7 +7,7 @@ import pytest
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.device.device_need import compiled_products_bytes
+from engine.memory.device_need import compiled_products_bytes
 from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
 

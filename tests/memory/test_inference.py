@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from engine.chat.worker import weights
 from engine.config.load import config_from_mapping
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory import inference
-from engine.memory.inference import cache_bytes, inference_workload
-from engine.memory.run_workload import workload_of_run
+from engine.memory import compare
+from engine.memory.compare import cache_bytes, inference_workload
+from engine.memory.workload import workload_of_run
 from tests.training.tiny_training import CPU
 
 PIECE = 32
@@ -61,7 +61,7 @@ def held_bytes(cache):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_is_as_large_as_the_estimate_says(family, monkeypatch):
-    monkeypatch.setattr(inference, "PIECE_TOKENS", PIECE)
+    monkeypatch.setattr(compare, "PIECE_TOKENS", PIECE)
     configuration = AutoConfig.for_model(family, **TINY | FAMILIES[family])
     torch.manual_seed(0)
     shape = inventory_of({**configuration.to_dict(), "model_type": family})
@@ -82,4 +82,4 @@ def test_a_cache_is_as_large_as_the_estimate_says(family, monkeypatch):
 
 
 def test_the_estimate_knows_the_chats_pieces():
-    assert inference.PIECE_TOKENS == weights.PIECE_TOKENS
+    assert compare.PIECE_TOKENS == weights.PIECE_TOKENS

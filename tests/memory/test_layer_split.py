@@ -6,11 +6,11 @@ from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
-from engine.memory.device.layer_split import shape_of_part
-from engine.memory.device.several_devices import share_among
+from engine.memory.compare import share_among
 from engine.memory.estimate import Estimator
+from engine.memory.layer_split import shape_of_part
 from engine.memory.persistent import weight_bytes
-from engine.memory.run_workload import workload_of_run
+from engine.memory.workload import workload_of_run
 from engine.models.catalog import find_in_catalog
 
 GIB = 2**30

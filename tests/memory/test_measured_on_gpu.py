@@ -4,7 +4,7 @@ import pytest
 
 from engine.config.run import AdapterConfig
 from engine.hardware.device import Device
-from engine.memory.device.device_need import TensorsAtPeak, need_on_device
+from engine.memory.device_need import TensorsAtPeak, need_on_device
 from engine.memory.workload import Workload
 from engine.runs.history.events import MemoryData
 from tests.memory.measured_on_gpu import assert_predicted

@@ -6,10 +6,10 @@ from engine.config.load import config_from_mapping
 from engine.config.rules import LOSS_CHUNK_BYTES, LOSS_CHUNK_BYTES_CPU
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.device.device_need import need_on_device
+from engine.memory.device_need import need_on_device
 from engine.memory.estimate import Estimator
 from engine.memory.layers.losses import chunk_sizes, positions_of_larger_chunks
-from engine.memory.run_workload import workload_of_step
+from engine.memory.workload import workload_of_step
 from engine.models.catalog import find_in_catalog
 
 GIB = 2**30

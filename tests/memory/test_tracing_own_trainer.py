@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engine.config.methods.registry import METHODS
-from engine.memory import run_workload
+from engine.memory import workload
 from engine.memory.layers import losses
 from engine.training.ops import loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
@@ -141,7 +141,7 @@ def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides,
     logits = BATCH * (LENGTH - 1) * VOCABULARY * 4
     chunk_bytes = -(-logits // chunks)
     monkeypatch.setattr(loss, "LOSS_CHUNK_BYTES_CPU", chunk_bytes)
-    monkeypatch.setattr(run_workload, "LOSS_CHUNK_BYTES_CPU", chunk_bytes)
+    monkeypatch.setattr(workload, "LOSS_CHUNK_BYTES_CPU", chunk_bytes)
     assert len(losses.chunk_sizes(BATCH * (LENGTH - 1), VOCABULARY, chunk_bytes)) == chunks
     own = prepare(overrides)
 

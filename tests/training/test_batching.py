@@ -13,7 +13,7 @@ from engine.export.script.model_facts import look_at_model
 from engine.hardware.device import Device
 from engine.inspector.worker.architecture import read_attention
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.run_workload import workload_of_step
+from engine.memory.workload import workload_of_step
 from engine.models.batching import AttentionFacts, choose_batching, expected_attention
 from engine.models.inventory_cache import remember_inventory
 from engine.models.shape import AttentionSupport
@@ -119,7 +119,7 @@ def test_the_estimate_judges_as_the_trainer_with_the_real_model(
     family, flash, packing, device, tiny_model, monkeypatch
 ):
     model, values = tiny_model(family)
-    monkeypatch.setattr("engine.memory.run_workload.has_flash_attention", lambda: flash)
+    monkeypatch.setattr("engine.memory.workload.has_flash_attention", lambda: flash)
     config = make_config(model={"compute_dtype": "auto"}, training={"packing": packing})
     shape, facts = inventory_of(values), read_attention(model)
     takes_flash = flash and facts.support.has_flash and device is GPU

@@ -109,14 +109,12 @@ def test_int8_layers_write_nothing_into_the_log(tiny_model_folder, tmp_path, cap
 
 
 def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
-    capabilities = [(8, 6), (7, 5)]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    with_an_old_one = replace(ON_TWO, spread=(GPU, replace(OLD, index=1)))
     monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: True)
     config = make_config(Path("m"), model={"compute_dtype": "bfloat16"})
-    precision = choose_precision(config, GPU)
 
-    assert build.choose_attention(config, precision, ON_GPU) == "flash_attention_2"
-    assert build.choose_attention(config, precision, ON_TWO) is None
+    assert build.choose_attention(config, ON_GPU) == "flash_attention_2"
+    assert build.choose_attention(config, with_an_old_one) is None
 
 
 @pytest.mark.parametrize(

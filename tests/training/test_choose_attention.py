@@ -7,12 +7,11 @@ from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.hardware.libraries import library_version
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.run_workload import has_flash_attention, workload_of_step
+from engine.memory.workload import has_flash_attention, workload_of_step
 from engine.models.catalog import find_in_catalog
 from engine.training import build
 from engine.training.build import choose_attention
 from engine.training.placement import Placement
-from engine.training.precision import choose_precision
 
 AMPERE, TURING = (8, 6), (7, 5)
 
@@ -22,7 +21,6 @@ def gpu(monkeypatch):
     """A GPU of some capability, with or without flash_attn installed."""
 
     def place(capability, *, installed=True):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: capability)
         monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: installed)
         device = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=capability >= (8, 0))
         return Placement(device, torch.device("cuda", 0))
@@ -32,7 +30,7 @@ def gpu(monkeypatch):
 
 def chosen(placement, **model):
     config = config_from_mapping({"model": {"id": "m", **model}, "dataset": {"source": "d"}})
-    return choose_attention(config, choose_precision(config, placement.device), placement)
+    return choose_attention(config, placement)
 
 
 def test_flash_attention_is_taken_where_it_is_installed_and_runs(gpu):

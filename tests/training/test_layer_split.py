@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.errors import ConfigError, DeviceError
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.device.layer_split import divide
 from engine.memory.estimate import Estimator
-from engine.memory.run_workload import workload_of_run
+from engine.memory.layer_split import divide
+from engine.memory.workload import workload_of_run
 from engine.models.source import ModelSource
 from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad

@@ -9,7 +9,7 @@ from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.memory.compare import compare_rows
-from engine.memory.result import Verdict
+from engine.memory.estimate import Verdict
 from engine.models.catalog import list_catalog
 from engine.models.shape import ModelShape
 from ui.backend.background import BackgroundWork, FunctionJob

@@ -10,10 +10,8 @@ from engine.config.load import with_overrides
 from engine.config.methods.base import FOUR_BIT
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.config.run import AdapterConfig
-from engine.memory.compare import MethodNeed, compare_methods
-from engine.memory.device.several_devices import DeviceShare, share_among
-from engine.memory.estimate import Estimator
-from engine.memory.result import Verdict
+from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
+from engine.memory.estimate import Estimator, Verdict
 from ui.components import QUICK, SLOW, CheckboxGroup, Radio, nothing, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.form import ALL_LINEAR, EVERY_LAYER, field_of

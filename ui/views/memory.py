@@ -7,7 +7,7 @@ from typing import Any
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.memory.advice import Advice, AdvisedChange
-from engine.memory.result import MemoryEstimate
+from engine.memory.estimate import MemoryEstimate
 from engine.runs.memory_measurement import MeasuredStep
 from ui.backend.background import Work
 from ui.draft import Draft

@@ -14,7 +14,7 @@ from engine.export.script.facts import ModelFacts, TokenizerFacts
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor
-from engine.memory.run_workload import has_flash_attention
+from engine.memory.workload import has_flash_attention
 from engine.models.batching import PLAIN_ATTENTION, AttentionFacts, choose_batching, expected_attention
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID

@@ -1,366 +1,106 @@
-"""A simulation of autograd in which every tensor is a number of bytes.
+"""What each operation allocates, keeps for its derivative, and allocates again in the backward pass.
 
-The memory of a training step is decided by which tensors are alive at the same time, and that is decided by three
-simple rules of PyTorch: an operation keeps what its derivative needs (`derivatives.yaml`), the backward pass visits
-operations in reverse order of creation and releases what each kept, and a gradient that arrives second is added into
-the first. `Tape` follows these rules on sizes alone, in microseconds and without torch; `operations.py` has
-what each operation allocates, keeps and frees.
+Source of every method: tools/autograd/derivatives.yaml and the kernels of PyTorch 2.9 to 2.13, observed with the
+tests under tests/memory. Widths are bytes per element.
 """
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from engine.memory.autograd.tensors import (
-    Backward,
-    Checkpoint,
-    Gradients,
-    Group,
-    LiveBytes,
-    Node,
-    Parameter,
-    Producer,
-    Storage,
-    Value,
-    needs_gradient,
-    producer_of,
-)
+from engine.memory.autograd.graph import Graph
+from engine.memory.autograd.tensors import Backward, Gradients, Parameter, Storage, Value, needs_gradient, share
 
 
-class _SavedEverythingError(Exception):
-    """Recomputation has reached the last tensor that the backward pass asks for."""
+class Tape(Graph):
+    """Autograd with the operations that decoders are made of."""
 
+    def cast(self, x: Value, width: int) -> Value:
+        """`x.to(dtype)`: the same tensor where the width is right already, else a copy."""
+        return self.alias(x) if x.width == width else self.scale(x, width=width)
 
-class Scope:
-    """The local variables of one Python function: they go out of scope when it ends, except what it returns."""
+    def clone(self, x: Value) -> Value:
+        """A copy, such as `contiguous()` makes of a transposed tensor, or `x + number`; its gradient passes through."""
+        return self.operation((x,), x.elements, x.width, backward=lambda gradient: (share(gradient),))
 
-    __slots__ = ("_outer", "_results", "_tape")
+    def assign(self, old: Value, new: Value) -> Value:
+        """`variable = new`: what the variable held before is released."""
+        self.drop(old)
+        return new
 
-    def __init__(self, tape: "Tape") -> None:
-        self._tape = tape
-        self._results: tuple[Value, ...] = ()
+    def add(self, x: Value, y: Value) -> Value:
+        """`x + y`: keeps nothing; both inputs get the arriving gradient, cast where they are narrower."""
+        width = max(x.width, y.width)
+        backward = self._pass_on(x, y)
+        return self.operation((x, y), x.elements, width, backward=backward, gradient_sizes=(x.size, y.size))
 
-    def __enter__(self) -> "Scope":
-        self._outer = self._tape.enter_scope()
-        return self
+    def multiply(self, x: Value, y: Value | Parameter) -> Value:
+        """`x * y`: keeps each factor that the other one's gradient needs; y may be broadcast over x.
 
-    def returns(self, value: Value) -> Value:
-        """Hand a value to the caller's scope."""
-        self._results += (value,)
-        return value
-
-    def __exit__(self, *_: object) -> None:
-        self._tape.leave_scope(self._outer, self._results)
-
-
-class Tape(LiveBytes):
-    """Live bytes over time.
-
-    Attributes:
-        adds_in_place: Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching,
-            which is how the tests watch it (torch/csrc/autograd/input_buffer.cpp).
-        in_backward: The backward pass is under way, recomputation included.
-    """
-
-    def __init__(self, *, adds_in_place: bool = True, sees_scratch: bool = True) -> None:
-        super().__init__(sees_scratch=sees_scratch)
-        self.records_gradients = True
-        self.adds_in_place = adds_in_place
-        self.in_backward = False
-        self._nodes: list[Node] = []
-        self._attributes: list[Storage] = []  # of nodes that were visited
-        self._locals: list[Value] = []
-        self._checkpoint: Checkpoint | None = None  # whose first forward pass is under way
-        self._recomputing: Checkpoint | None = None
-
-    # Variables
-
-    def value(self, elements: int, width: int, producer: Producer = None, group: Group | None = None) -> Value:
-        """A new tensor, held by one variable."""
-        value = Value(self.allocate(elements * width, group), elements, width, producer)
-        self._locals.append(value)
-        return value
-
-    def alias(self, value: Value, *, elements: int | None = None) -> Value:
-        """Another variable for the same bytes: a view, or a second name."""
-        value.storage.references += 1
-        other = Value(value.storage, value.elements if elements is None else elements, value.width, value.producer)
-        self._locals.append(other)
-        return other
-
-    def drop(self, *values: Value) -> None:
-        """The variables go out of scope, or are reassigned."""
-        for value in values:
-            if value.held:
-                value.held = False
-                self.release(value.storage)
-
-    def scope(self) -> Scope:
-        """Enter a Python function."""
-        return Scope(self)
-
-    def enter_scope(self) -> list[Value]:
-        """Begin a list of local variables; returns the outer one."""
-        outer, self._locals = self._locals, []
-        return outer
-
-    def leave_scope(self, outer: list[Value], results: Sequence[Value] = ()) -> None:
-        """Let the local variables go, except the results."""
-        for value in self._locals:
-            if value.held and value not in results:
-                value.held = False
-                self.release(value.storage)
-        self._locals = outer
-        outer.extend(results)
-
-    # Recording
-
-    def operation(
-        self,
-        inputs: Sequence[Value | Parameter],
-        *,
-        elements: int,
-        width: int,
-        backward: Backward,
-        saved: Sequence[Value | Parameter] = (),
-        saves_result: bool = False,
-        gradient_sizes: Sequence[int] | None = None,
-    ) -> Value:
-        """Run an operation: keep `saved` where a gradient will be needed, then allocate the result.
-
-        Saving comes first, as in PyTorch: that is where recomputation stops early.
+        A broadcast factor's gradient is computed at full size before it is summed.
         """
-        if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
-            return self.value(elements, width)
-        node = self.node(inputs, backward)
-        node.gradient_sizes = gradient_sizes
-        for item in saved:
-            self._save(node, item.storage if isinstance(item, Value) else None)
-        result = self.value(elements, width, node)
-        if saves_result:
-            self._save(node, result.storage)
+        return self.product_of_factors(x, y, x.elements)
+
+    def product_of_factors(self, x: Value, y: Value | Parameter, elements: int) -> Value:
+        """The same where both may be broadcast."""
+        needs = (needs_gradient(x), needs_gradient(y))
+        width = max(x.width, y.width)
+        return self.operation(
+            (x, y),
+            elements,
+            width,
+            backward=lambda _: [self.allocate(elements * width) if needed else None for needed in needs],
+            saved=[factor for factor, needed in zip((y, x), needs, strict=True) if needed],
+            gradient_sizes=(x.size, y.size),
+        )
+
+    def scale(self, x: Value, *, width: int | None = None) -> Value:
+        """`x * number` or another pointwise function whose derivative needs only numbers."""
+        return self.operation((x,), x.elements, width or x.width)
+
+    def pointwise(self, x: Value, *, saves_result: bool = False, scratch: int = 0) -> Value:
+        """A pointwise function with one gradient tensor, such as silu and gelu (keep x) or tanh (keeps its result).
+
+        Args:
+            scratch: Tensors of x's size that its backward formula holds in addition to the gradient.
+        """
+        saved = () if saves_result else (x,)
+        scratches = (x.size,) * scratch
+        return self.operation((x,), x.elements, x.width, scratch=scratches, saved=saved, saves_result=saves_result)
+
+    def soft_cap(self, x: Value) -> Value:
+        """`tanh(x / cap) * cap`, where no variable holds x itself any more."""
+        x = self.assign(x, self.scale(x))
+        x = self.assign(x, self.pointwise(x, saves_result=True))
+        return self.assign(x, self.scale(x))
+
+    def linear(self, x: Value, weight: Value | Parameter, out_features: int, bias: Parameter | None = None) -> Value:
+        """`x @ W.T + b`: keeps x only where W is trained. The weight's gradient is computed before the input's."""
+        width, x_size, weight_elements = x.width, x.size, weight.elements
+        x_needs, weight_needs = needs_gradient(x), needs_gradient(weight)
+        saved: list[Value | Parameter] = [*([x] if weight_needs else []), *([weight] if x_needs else [])]
+
+        def backward(_: Storage) -> Gradients:
+            of_weight = self.allocate(weight_elements * width) if weight_needs else None
+            of_x = self.allocate(x_size) if x_needs else None
+            if bias is None:
+                return (of_x, of_weight)
+            return (of_x, of_weight, self.allocate(out_features * width) if bias.trainable else None)
+
+        inputs: Sequence[Value | Parameter] = (x, weight) if bias is None else (x, weight, bias)
+        elements = x.elements * out_features // weight.elements * out_features
+        return self.operation(inputs, elements, width, backward=backward, saved=saved)
+
+    def dropout(self, x: Value, *, on_cuda: bool) -> Value:
+        """Keeps a mask: one byte an element on CUDA (`native_dropout`), a factor of x's own width on the CPU."""
+        mask = self.value(x.elements, 1 if on_cuda else x.width)
+        result = self.operation((x,), x.elements, x.width, saved=(mask,))
+        self.drop(mask)
         return result
 
-    def operation_in_place(
-        self, target: Value, inputs: Sequence[Value | Parameter], *, backward: Backward, saved: Sequence[Value]
-    ) -> Value:
-        """Run an operation that writes its result over `target`."""
-        result = self.alias(target)
-        if self.records_gradients and any(needs_gradient(item) for item in inputs):
-            node = self.node(inputs, backward)
-            for item in saved:
-                self._save(node, item.storage)
-            result.producer = node
-        self.drop(target)
-        return result
+    def concatenate(self, *parts: Value, saved: Sequence[Value] = ()) -> Value:
+        """`torch.cat`: a new tensor; the gradients of its parts are views of the one that arrives."""
+        elements = sum(part.elements for part in parts)
+        return self.operation(parts, elements, parts[0].width, backward=self._pass_on(*parts), saved=saved)
 
-    def node(self, inputs: Sequence[Value | Parameter], backward: Backward) -> Node:
-        """Record an operation that allocates nothing forward, such as a view."""
-        node = Node([producer_of(item) for item in inputs], backward, self._checkpoint)
-        self._nodes.append(node)
-        return node
-
-    @property
-    def position(self) -> int:
-        """How many operations are recorded."""
-        return len(self._nodes)
-
-    def forget(self, first: int, end: int) -> None:
-        """Let go of what operations keep that no gradient will reach, as when a graph goes out of scope."""
-        for node in self._nodes[first:end]:
-            self._let_go(node)
-            for storage in node.attributes:
-                self.release(storage)
-            node.attributes = []
-
-    def end_graph(self) -> None:
-        """The loss goes out of scope, and with it what the nodes of its graph still keep as attributes."""
-        for storage in self._attributes:
-            self.release(storage)
-        self._attributes = []
-
-    def gathering_node(self, inputs: Sequence[Value | Parameter], backward: Backward, *, parts: int) -> Node:
-        """Record a view into several parts: their gradients are kept apart until all have come."""
-        node = self.node(inputs, backward)
-        node.parts = [] if parts > 1 else None
-        return node
-
-    def keep_as_attribute(self, result: Value, kept: Value) -> None:
-        """Keep a tensor as a plain attribute of the node that made `result`: checkpointing never sees it."""
-        if isinstance(result.producer, Node):
-            kept.storage.references += 1
-            result.producer.attributes.append(kept.storage)
-
-    def _save(self, node: Node, storage: Storage | None) -> None:
-        """Keep a storage for the backward pass (None: a weight, which is there anyway)."""
-        if self._checkpoint is not None:
-            node.slots.append(self._checkpoint.saves)
-            self._checkpoint.saves += 1
-            return
-        if storage is not None:
-            storage.references += 1
-        recomputing = self._recomputing
-        if recomputing is None:
-            if storage is not None:
-                node.saved.append(storage)
-            return
-        assert recomputing.recomputed is not None
-        recomputing.recomputed.append(storage)
-        if len(recomputing.recomputed) == recomputing.saves:
-            raise _SavedEverythingError
-
-    # Backward
-
-    def backward(self, root: Value, gradient: Storage) -> None:
-        """Visit everything that `root` was computed from, in reverse order of creation; the gradient is released last."""
-        self.in_backward = True
-        gradient.references += 1
-        self._accumulate(root.producer, gradient)
-        self._visit(self._nodes)
-        self.release(gradient)
-        self.in_backward = False
-
-    def continue_backward(self, value: Value, gradient: Storage) -> None:
-        """The same in the middle of a backward pass: nothing else holds the gradient that arrives here."""
-        self.in_backward = True
-        self._accumulate(value.producer, gradient)
-        self._visit(self._nodes)
-        self.in_backward = False
-
-    def _visit(self, nodes: list[Node]) -> None:
-        while nodes:
-            node = nodes.pop()
-            self._attributes.extend(node.attributes)
-            node.attributes = []
-            arrived = node.gradient
-            if arrived is None:
-                self._let_go(node)
-                continue
-            node.gradient = None
-            if node.slots:
-                self._unpack(node)
-            gradients = node.backward(arrived)
-            if node.slots:  # nothing else holds recomputed tensors
-                self._let_go(node)
-            if node.gradient_sizes is not None:
-                gradients = [
-                    self._in_form(gradient, size) for gradient, size in zip(gradients, node.gradient_sizes, strict=True)
-                ]
-            self.release(arrived)
-            for part in node.parts or ():
-                self.release(part)
-            self._let_go(node)
-            for producer, computed in zip(node.inputs, gradients, strict=True):
-                if computed is not None:
-                    self._accumulate(producer, computed)
-
-    def _in_form(self, gradient: Storage | None, size: int) -> Storage | None:
-        """Cast a gradient, or sum it over what was broadcast (`validate_outputs` in torch/csrc/autograd/engine.cpp)."""
-        if gradient is None or gradient.size == size:
-            return gradient
-        formed = self.allocate(size)
-        self.release(gradient)
-        return formed
-
-    def _let_go(self, node: Node) -> None:
-        for storage in node.saved:
-            self.release(storage)
-        node.saved = []
-
-    def _accumulate(self, producer: Producer, gradient: Storage) -> None:
-        if producer is None or (isinstance(producer, Parameter) and not producer.trainable):
-            self.release(gradient)
-            return
-        if isinstance(producer, Parameter) and producer.adds_up:
-            self.release(gradient)
-            return
-        if producer.gradient is None:
-            if isinstance(producer, Parameter):
-                self.groups[gradient.group] -= gradient.size
-                self.groups[Group.GRADIENTS] += gradient.size
-                gradient.group = Group.GRADIENTS
-            producer.gradient = gradient
-            return
-        if isinstance(producer, Node) and producer.parts is not None:
-            producer.parts.append(gradient)
-            return
-        old = producer.gradient
-        if not self.adds_in_place or old.references > 1:
-            producer.gradient = self.allocate(old.size, old.group)
-            self.release(old)
-        self.release(gradient)
-
-    # Checkpointing
-
-    def checkpointed(self, forward: Callable[[], Value], x: Value, *, reentrant: bool) -> Value:
-        """Run `forward`, keep only its input, and run it again in the backward pass."""
-        return self._checkpointed_reentrant(forward, x) if reentrant else self._checkpointed(forward, x)
-
-    def _checkpointed(self, forward: Callable[[], Value], x: Value) -> Value:
-        """Nodes are recorded in full; what they would save is packed away as a place in a list.
-
-        Source: `_checkpoint_without_reentrant_generator` in torch/utils/checkpoint.py.
-        """
-        checkpoint = Checkpoint(forward)
-        first = len(self._nodes)
-        outer, self._checkpoint = self._checkpoint, checkpoint
-        result = forward()
-        self._checkpoint = outer
-        # The call's arguments live as long as one node may still ask for it to be repeated.
-        last_to_ask = next((node for node in self._nodes[first:] if node.slots), None)
-        if last_to_ask is not None:
-            x.storage.references += 1
-            last_to_ask.saved.append(x.storage)
-        return result
-
-    def _unpack(self, node: Node) -> None:
-        checkpoint = node.checkpoint
-        assert checkpoint is not None
-        if checkpoint.recomputed is None:
-            self._recompute(checkpoint)
-        recomputed = checkpoint.recomputed
-        assert recomputed is not None
-        node.saved.extend(storage for slot in node.slots if (storage := recomputed[slot]) is not None)
-
-    def _recompute(self, checkpoint: Checkpoint) -> None:
-        """Run forward again until all is saved, then leave it as an exception does.
-
-        Source: `_recomputation_hook`, with early stop, in torch/utils/checkpoint.py.
-        """
-        checkpoint.recomputed = []
-        nodes, self._nodes = self._nodes, []
-        variables = self.enter_scope()
-        before, self._recomputing = self._recomputing, checkpoint
-        with contextlib.suppress(_SavedEverythingError):
-            checkpoint.forward()
-        self._recomputing = before
-        self.leave_scope(variables)
-        self.forget(0, len(self._nodes))
-        self._nodes = nodes
-
-    def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
-        """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward.
-
-        Source: `CheckpointFunction` in torch/utils/checkpoint.py.
-        """
-        self.records_gradients = False
-        result = forward()
-        self.records_gradients = True
-        held = x
-
-        def backward(arrived: Storage) -> Gradients:
-            leaf = Parameter(held.elements, held.width, trainable=True)
-            producer, held.producer = held.producer, leaf
-            nodes, self._nodes = self._nodes, []
-            variables = self.enter_scope()
-            output = forward()
-            arrived.references += 1
-            self._accumulate(output.producer, arrived)
-            self._visit(self._nodes)
-            self.leave_scope(variables)
-            held.producer, self._nodes = producer, nodes
-            return (leaf.gradient,)
-
-        node = self.node((x,), backward)
-        self._save(node, x.storage)
-        result.producer = node
-        return result
+    def _pass_on(self, *inputs: Value) -> Backward:
+        needs = [needs_gradient(item) for item in inputs]
+        return lambda gradient: [share(gradient) if needed else None for needed in needs]

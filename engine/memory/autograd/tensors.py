@@ -1,6 +1,7 @@
 """What autograd is made of, with every tensor reduced to its number of bytes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Union
 
@@ -14,31 +15,36 @@ class Group(IntEnum):
     WEIGHT_COPIES = 3  # frozen weights in another form while they are used: dequantized or cast
 
 
+@dataclass(eq=False, slots=True)
 class Storage:
     """One allocation. `references` counts the variables and autograd nodes that hold it."""
 
-    __slots__ = ("group", "references", "size")
-
-    def __init__(self, size: int, group: Group) -> None:
-        self.size = size
-        self.references = 1
-        self.group = group
+    size: int
+    group: Group
+    references: int = 1
 
 
+def share(storage: Storage) -> Storage:
+    """One more reference to the same bytes."""
+    storage.references += 1
+    return storage
+
+
+@dataclass(eq=False, slots=True)
 class Parameter:
-    """A weight outside the tape: it is always there, so only its gradient counts.
+    """A weight outside the tape: it is always there, so only its gradient counts."""
 
-    `adds_up`: a gradient of an earlier pass is there already, counted elsewhere; one that arrives is added into it.
-    """
+    elements: int
+    width: int  # bytes per element
+    trainable: bool = field(default=False, kw_only=True)
+    # A gradient of an earlier pass is there already, counted elsewhere; one that arrives is added into it.
+    adds_up: bool = field(default=False, kw_only=True)
+    gradient: Storage | None = None
 
-    __slots__ = ("adds_up", "elements", "gradient", "trainable", "width")
-
-    def __init__(self, elements: int, width: int, *, trainable: bool = False, adds_up: bool = False) -> None:
-        self.elements = elements
-        self.width = width
-        self.trainable = trainable
-        self.adds_up = adds_up
-        self.gradient: Storage | None = None
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.elements * self.width
 
 
 # A gradient for each input of a node, None where that input needs none. Each carries one reference of its own.
@@ -46,75 +52,56 @@ Gradients = Sequence[Storage | None]
 Backward = Callable[[Storage], Gradients]
 
 
+@dataclass(eq=False, slots=True)
 class Checkpoint:
     """A checkpointed stretch of the forward pass: how to run it again, and what running it again has saved."""
 
-    __slots__ = ("forward", "recomputed", "saves")
-
-    def __init__(self, forward: Callable[[], "Value"]) -> None:
-        self.forward = forward
-        self.saves = 0
-        self.recomputed: list[Storage | None] | None = None
+    forward: Callable[[], "Value"]
+    saves: int = 0
+    recomputed: list[Storage | None] | None = None
 
 
+@dataclass(eq=False, slots=True)
 class Node:
-    """An operation that the backward pass will visit.
+    """An operation that the backward pass will visit."""
 
-    `saved` holds what it keeps; inside a checkpoint `slots` has the numbers of the recomputed tensors that it will ask for.
-    `attributes` are tensors that a custom function keeps in plain attributes, which live as long as the graph.
-    `parts` holds the gradients of its several outputs, where it has any.
-    `gradient_sizes` are those of the inputs, where a gradient comes wider or unsummed and is brought into form.
-    """
-
-    __slots__ = (
-        "attributes",
-        "backward",
-        "checkpoint",
-        "gradient",
-        "gradient_sizes",
-        "inputs",
-        "parts",
-        "saved",
-        "slots",
+    inputs: Sequence["Producer"]
+    backward: Backward
+    checkpoint: Checkpoint | None
+    saved: list[Storage] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)  # in a checkpoint: numbers of the recomputed tensors it will ask for
+    gradient: Storage | None = None
+    gradient_sizes: Sequence[int] | None = (
+        None  # of the inputs, where one comes wider or unsummed and is brought into form
     )
-
-    def __init__(self, inputs: Sequence["Producer"], backward: Backward, checkpoint: Checkpoint | None) -> None:
-        self.inputs = inputs
-        self.backward = backward
-        self.checkpoint = checkpoint
-        self.saved: list[Storage] = []
-        self.slots: list[int] = []
-        self.gradient: Storage | None = None
-        self.gradient_sizes: Sequence[int] | None = None
-        self.parts: list[Storage] | None = None
-        self.attributes: list[Storage] = []
+    parts: list[Storage] | None = None  # gradients of its several outputs, where it has any
+    attributes: list[Storage] = field(
+        default_factory=list
+    )  # kept by a custom function itself, as long as the graph lives
 
 
 Producer = Union[Node, Parameter, None]  # noqa: UP007 - names a forward reference
 
 
+@dataclass(eq=False, slots=True)
 class Value:
     """A tensor as a Python variable holds it: a storage, its elements and width, and who computed it."""
 
-    __slots__ = ("elements", "held", "producer", "storage", "width")
+    storage: Storage
+    elements: int
+    width: int  # bytes per element
+    producer: Producer = None
+    held: bool = True
 
-    def __init__(self, storage: Storage, elements: int, width: int, producer: Producer = None) -> None:
-        self.storage = storage
-        self.elements = elements
-        self.width = width  # bytes per element
-        self.producer = producer
-        self.held = True
-
-
-def producer_of(item: Value | Parameter) -> Producer:
-    return item.producer if isinstance(item, Value) else item
+    @property
+    def size(self) -> int:
+        """Bytes of these elements; a view has fewer than its storage."""
+        return self.elements * self.width
 
 
 def needs_gradient(item: Value | Parameter) -> bool:
     """Whether the backward pass will come to this input."""
-    if isinstance(item, Parameter):
-        return item.trainable
-    return item.producer is not None
+    return item.trainable if isinstance(item, Parameter) else item.producer is not None
 
 
 class LiveBytes:
@@ -130,8 +117,7 @@ class LiveBytes:
     """
 
     def __init__(self, *, sees_scratch: bool = True) -> None:
-        self.live = 0
-        self.peak = 0
+        self.live = self.peak = 0
         self.groups = [0] * len(Group)
         self.peak_groups = [0] * len(Group)
         self.group = Group.ACTIVATIONS
@@ -143,8 +129,7 @@ class LiveBytes:
         self.live += size
         self.groups[group] += size
         if self.live > self.peak:
-            self.peak = self.live
-            self.peak_groups = self.groups.copy()
+            self.start_phase()
         return Storage(size, group)
 
     def release(self, storage: Storage) -> None:
@@ -158,10 +143,9 @@ class LiveBytes:
         """Hold scratch of these sizes, all at once, within one operation."""
         self.release(self.allocate(sum(sizes), group))
 
-    def use_scratch(self, *sizes: int, group: Group | None = None) -> None:
+    def use_scratch(self, size: int, group: Group | None = None) -> None:
         """Hold what a kernel takes for itself within one operation."""
-        if self.sees_scratch:
-            self.use(*sizes, group=group)
+        self.release(self.allocate_scratch(size, group))
 
     def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
         """The same for longer than one allocation."""

@@ -1,17 +1,10 @@
 """softmax(QKᵀ)V, operation by operation, for each kernel that may be taken."""
 
-from engine.memory.autograd.operations import (
-    add,
-    assign,
-    cast,
-    clone,
-    dropout,
-    pointwise,
-    scale,
-)
-from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient
-from engine.memory.layers.step_context import StepContext
-from engine.memory.layers.tiled_attention import attend_row_by_row
+from typing import NamedTuple
+
+from engine.config.rules import QUERY_TILE
+from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient, share
+from engine.memory.layers.step_context import StepContext, in_scope
 
 _EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
 _MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
@@ -19,30 +12,25 @@ _MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
 _SOFTMAX_AS_WIDE_AS_SCORES = frozenset({"gpt2"})
 
 
+@in_scope
 def attention_kernel(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """Attend with the kernel of this step."""
-    tape, workload = r.tape, r.workload
-    target = workload.precision.autocast
-    with tape.scope() as scope:
-        if workload.attention == "eager":
-            return scope.returns(_eager(r, query, key, value))
-        if target is not None:
-            query, key, value = (cast(tape, part, target) for part in (query, key, value))
-        if workload.attention == "math":
-            return scope.returns(_math(r, query, key, value))
-        if workload.attention == "tiled":
-            return scope.returns(attend_row_by_row(r, query, key, value))
-        return scope.returns(_fused(r, query, key, value))
+    attention, target = r.workload.attention, r.workload.precision.autocast
+    if attention == "eager":
+        return _eager(r, query, key, value)
+    if target is not None:
+        query, key, value = (r.tape.cast(part, target) for part in (query, key, value))
+    if attention == "math":
+        return _math(r, query, key, value)
+    if attention == "tiled":
+        return _attend_row_by_row(r, query, key, value)
+    return _fused(r, query, key, value)
 
 
 def _repeat_heads(r: StepContext, x: Value) -> Value:
     """Copy each key-value head for the query heads that share it (`repeat_kv`); its gradient is summed back."""
-    shape, tape = r.structure.shape, r.tape
-    groups = shape.num_attention_heads // shape.num_key_value_heads
-    if groups == 1:
-        return tape.alias(x)
-    back = x.elements * x.width
-    return tape.operation((x,), elements=x.elements * groups, width=x.width, backward=lambda _: (tape.allocate(back),))
+    groups = r.structure.shape.num_attention_heads // r.structure.shape.num_key_value_heads
+    return r.tape.alias(x) if groups == 1 else r.tape.operation((x,), x.elements * groups, x.width)
 
 
 def _score_elements(r: StepContext) -> int:
@@ -50,81 +38,57 @@ def _score_elements(r: StepContext) -> int:
     return workload.batch_size * r.structure.shape.num_attention_heads * workload.length * workload.key_length
 
 
+@in_scope
 def _eager(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """Attention written out: scores of every head, batch × heads × length × length, several times.
 
     Keeps the probabilities at 32 bits and again at compute precision.
 
-    Source: `eager_attention_forward`, transformers/models/llama/modeling_llama.py.
+    Source: `eager_attention_forward`, transformers/models/llama/modeling_llama.py; Gemma 2 caps the scores.
     """
     tape, shape, workload = r.tape, r.structure.shape, r.workload
-    with tape.scope() as scope:
-        key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-        raw = _matmul(r, query, key, _score_elements(r))
-        scores = scale(tape, raw)
-        tape.drop(raw)
-        if shape.attn_logit_softcapping is not None:
-            scores = assign(tape, scores, _soft_capped(r, scores))
-        mask = r.small(workload.length * workload.key_length, scores.width)
-        masked = add(tape, scores, mask)
-        tape.drop(scores)
-        probabilities = _softmax(r, masked)
-        tape.drop(masked)
-        if shape.attention_dropout > 0:
-            probabilities = assign(tape, probabilities, dropout(tape, probabilities, on_cuda=r.on_cuda))
-        answer = _matmul(r, probabilities, value, query.elements)
-        return scope.returns(assign(tape, answer, clone(tape, answer)))
+    key, value = _repeat_heads(r, key), _repeat_heads(r, value)
+    scores = _matmul(r, query, key, _score_elements(r))
+    scores = tape.assign(scores, tape.scale(scores))
+    if shape.attn_logit_softcapping is not None:
+        scores = tape.assign(scores, tape.soft_cap(tape.alias(scores)))
+    mask = r.small(workload.length * workload.key_length, scores.width)
+    masked = tape.assign(scores, tape.add(scores, mask))
+    probabilities = tape.assign(masked, _softmax(r, masked))
+    if shape.attention_dropout > 0:
+        probabilities = tape.assign(probabilities, tape.dropout(probabilities, on_cuda=r.on_cuda))
+    answer = _matmul(r, probabilities, value, query.elements)
+    return tape.assign(answer, tape.clone(answer))
 
 
+@in_scope
 def _math(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """PyTorch's fallback where no fused kernel fits: the same written out, at 32 bits throughout.
 
     Source: `_scaled_dot_product_attention_math`, aten/src/ATen/native/transformers/attention.cpp.
     """
     tape, width = r.tape, query.width
-    with tape.scope() as scope:
-        query, key, value = (cast(tape, part, 4) for part in (query, key, value))
-        query, key = scale(tape, query), scale(tape, key)
-        key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-        raw = _matmul(r, query, key, _score_elements(r))
-        masked = add(tape, raw, r.small(r.workload.length * r.workload.key_length, 4))
-        tape.drop(raw)
-        probabilities = _softmax(r, masked)
-        tape.drop(masked)
-        answer = _matmul(r, probabilities, value, query.elements)
-        narrow_answer = cast(tape, answer, width)
-        return scope.returns(clone(tape, narrow_answer))
+    query, key, value = (tape.cast(part, 4) for part in (query, key, value))
+    query, key = tape.scale(query), tape.scale(key)
+    key, value = _repeat_heads(r, key), _repeat_heads(r, value)
+    scores = _matmul(r, query, key, _score_elements(r))
+    masked = tape.assign(scores, tape.add(scores, r.small(r.workload.length * r.workload.key_length, 4)))
+    probabilities = tape.assign(masked, _softmax(r, masked))
+    answer = _matmul(r, probabilities, value, query.elements)
+    return tape.clone(tape.cast(answer, width))
 
 
+@in_scope
 def _matmul(r: StepContext, left: Value, right: Value, elements: int) -> Value:
     """Batched product: keeps both sides where the other needs a gradient."""
     tape, target = r.tape, r.workload.precision.autocast
-    with tape.scope() as scope:
-        if target is not None and r.workload.attention == "eager":
-            left, right = cast(tape, left, target), cast(tape, right, target)
-        left_needs, right_needs = needs_gradient(left), needs_gradient(right)
-        left_size, right_size = left.elements * left.width, right.elements * right.width
-
-        def backward(_: Storage) -> Gradients:
-            of_left = tape.allocate(left_size) if left_needs else None
-            of_right = tape.allocate(right_size) if right_needs else None
-            return (of_left, of_right)
-
-        saved = [part for part, needed in ((left, right_needs), (right, left_needs)) if needed]
-        result = tape.operation((left, right), elements=elements, width=left.width, backward=backward, saved=saved)
-        return scope.returns(result)
+    if target is not None and r.workload.attention == "eager":
+        left, right = tape.cast(left, target), tape.cast(right, target)
+    saved = [*([left] if needs_gradient(right) else []), *([right] if needs_gradient(left) else [])]
+    return tape.operation((left, right), elements, left.width, saved=saved)
 
 
-def _soft_capped(r: StepContext, scores: Value) -> Value:
-    """Gemma 2: divide, tanh, multiply."""
-    tape = r.tape
-    with tape.scope() as scope:
-        divided = scale(tape, scores)
-        bounded = pointwise(tape, divided, saves_result=True)
-        tape.drop(divided)
-        return scope.returns(scale(tape, bounded))
-
-
+@in_scope
 def _softmax(r: StepContext, scores: Value) -> Value:
     """Softmax at 32 bits, then back. CUDA does both in one kernel from float16 alone; else the scores are cast before.
 
@@ -132,24 +96,16 @@ def _softmax(r: StepContext, scores: Value) -> Value:
     """
     tape, width = r.tape, scores.width
     if r.structure.shape.model_type in _SOFTMAX_AS_WIDE_AS_SCORES:
-        return pointwise(tape, scores, saves_result=True, scratch=1 if r.on_cuda else 0)
+        return tape.pointwise(scores, saves_result=True, scratch=1 if r.on_cuda else 0)
     fused_cast = r.on_cuda and r.workload.precision.is_float16 and width == 2
-    with tape.scope() as scope:
-        wide = tape.alias(scores) if fused_cast else cast(tape, scores, 4)
-        back = wide.elements * wide.width
-        product = wide.elements * 4 if r.on_cuda else 0
-
-        def backward(_: Storage) -> Gradients:
-            held = tape.allocate(product)
-            of_scores = tape.allocate(back)
-            tape.release(held)
-            return (of_scores,)
-
-        probabilities = tape.operation((wide,), elements=wide.elements, width=4, backward=backward, saves_result=True)
-        tape.drop(wide)
-        return scope.returns(cast(tape, probabilities, width))
+    wide = tape.alias(scores) if fused_cast else tape.cast(scores, 4)
+    scratch = (wide.elements * 4 if r.on_cuda else 0,)
+    probabilities = tape.operation((wide,), wide.elements, 4, scratch=scratch, saves_result=True)
+    tape.drop(wide)
+    return tape.cast(probabilities, width)
 
 
+@in_scope
 def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     """A kernel that never writes the scores out: keeps queries, keys, values, its answer and one number a row.
 
@@ -160,41 +116,30 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     Source: Dao et al. 2022 (arXiv:2205.14135); aten/src/ATen/native/transformers/cuda/attention_backward.cu;
     csrc/flash_attn/flash_api.cpp of Dao-AILab/flash-attention.
     """
-    tape, shape, workload = r.tape, r.structure.shape, r.workload
-    kernel = workload.attention
-    with tape.scope() as scope:
-        if workload.expands_key_values:
-            key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-        width = query.width
-        length = workload.length
-        if kernel == "efficient":
-            length = -(-length // _EFFICIENT_ROW_MULTIPLE) * _EFFICIENT_ROW_MULTIPLE
-        rows = workload.batch_size * shape.num_attention_heads * length
-        sizes = [part.elements * width for part in (query, key, value)]
-        statistics = tape.value(rows, 4)
-        extra = [_written_out_mask(r, width)] if workload.masked else []
+    tape, workload = r.tape, r.workload
+    if workload.expands_key_values:
+        key, value = _repeat_heads(r, key), _repeat_heads(r, value)
+    width, length = query.width, workload.length
+    if workload.attention == "efficient":
+        length = -(-length // _EFFICIENT_ROW_MULTIPLE) * _EFFICIENT_ROW_MULTIPLE
+    rows = workload.batch_size * r.structure.shape.num_attention_heads * length
+    sizes = [part.elements * width for part in (query, key, value)]
+    statistics = tape.value(rows, 4)
+    mask = [_written_out_mask(r, width)] if workload.masked else []
+    scratch = rows * 4 if workload.attention in ("flash", "efficient") else 0
+    if workload.attention == "flash":
         has_groups = query.elements * workload.key_length > key.elements * workload.length
+        scratch += query.elements * 4 + (2 * sizes[0] if has_groups else 0)
 
-        def backward(_: Storage) -> Gradients:
-            scratch = 0
-            if kernel == "flash":
-                scratch = query.elements * 4 + rows * 4 + (2 * sizes[0] if has_groups else 0)
-            elif kernel == "efficient":
-                scratch = rows * 4
-            held = tape.allocate(scratch)
-            gradients = [tape.allocate(size) for size in sizes]
-            tape.release(held)
-            return gradients
+    def backward(_: Storage) -> Gradients:
+        held = tape.allocate(scratch)
+        gradients = [tape.allocate(size) for size in sizes]
+        tape.release(held)
+        return gradients
 
-        answer = tape.operation(
-            (query, key, value),
-            elements=query.elements,
-            width=width,
-            backward=backward,
-            saved=(query, key, value, statistics, *extra),
-            saves_result=True,
-        )
-        return scope.returns(answer)
+    parts = (query, key, value)
+    saved = (*parts, statistics, *mask)
+    return tape.operation(parts, query.elements, width, backward=backward, saved=saved, saves_result=True)
 
 
 def _written_out_mask(r: StepContext, width: int) -> Value:
@@ -204,3 +149,142 @@ def _written_out_mask(r: StepContext, width: int) -> Value:
     if r.on_cuda:
         columns = -(-columns // _MASK_COLUMN_MULTIPLE) * _MASK_COLUMN_MULTIPLE
     return r.tape.value(workload.batch_size * workload.length * columns, width)
+
+
+class _Row(NamedTuple):
+    """What one row's attention is about: heads, key-value heads, tokens, head size, and bytes per element."""
+
+    heads: int
+    shared: int
+    length: int
+    size: int
+    width: int
+    stands_alone: bool  # its queries are one stretch of memory
+
+    @property
+    def query_elements(self) -> int:
+        return self.heads * self.length * self.size
+
+    @property
+    def key_elements(self) -> int:
+        return self.shared * self.length * self.size
+
+    @property
+    def tiles(self) -> list["_Tile"]:
+        """The last three. Each earlier one holds less at once, and nothing of it is left, so no peak is missed."""
+        ends = [min(start + QUERY_TILE, self.length) for start in range(0, self.length, QUERY_TILE)]
+        return [
+            _Tile(
+                queries=(end - 1) % QUERY_TILE + 1,
+                keys=end,
+                query_elements=self.heads * ((end - 1) % QUERY_TILE + 1) * self.size,
+                copies_queries=not (self.stands_alone and self.has_one_tile),
+            )
+            for end in ends[-3:]
+        ]
+
+    @property
+    def has_one_tile(self) -> bool:
+        return self.length <= QUERY_TILE
+
+
+class _Tile(NamedTuple):
+    queries: int
+    keys: int  # up to its last query
+    query_elements: int
+    copies_queries: bool
+
+
+@in_scope
+def _attend_row_by_row(r: StepContext, query: Value, key: Value, value: Value) -> Value:
+    """Loratory's attention on the CPU: within each of the joined rows, in tiles of queries.
+
+    Outputs of several rows are joined and laid out by tokens. Each step below mirrors one of the source.
+
+    Source: `joined_attention` and `_TiledAttention`, engine/training/ops/attention.py.
+    """
+    tape, shape = r.tape, r.structure.shape
+    heads, shared, lengths = shape.num_attention_heads, shape.num_key_value_heads, r.workload.row_lengths
+    queries, keys, values = (_split_rows(r, part, len(lengths)) for part in (query, key, value))
+    outputs = []
+    for length in lengths:
+        row = _Row(heads, shared, length, shape.head_dim, query.width, stands_alone=len(lengths) == 1)
+        own = tape.alias(queries, elements=row.query_elements)
+        own_keys, own_values = (tape.alias(part, elements=row.key_elements) for part in (keys, values))
+        outputs.append(_attend_in_tiles(r, row, own, own_keys, own_values))
+    joined = outputs[0] if len(outputs) == 1 else tape.concatenate(*outputs)
+    # Variables of the function: rows' outputs live until it returns.
+    return tape.clone(joined)
+
+
+def _split_rows(r: StepContext, x: Value, rows: int) -> Value:
+    """`x[0].split(lengths)`: views; the gradients of the rows are joined, and that again for the batch dimension."""
+    result = r.tape.view(x)
+    if needs_gradient(x) and r.tape.records_gradients:
+        result.producer = node = r.tape.node((result,))
+        node.parts = [] if rows > 1 else None  # kept apart until all have come
+    return result
+
+
+@in_scope
+def _attend_in_tiles(r: StepContext, row: _Row, query: Value, key: Value, value: Value) -> Value:
+    tape = r.tape
+    parts = (query, key, value)
+    needs = [needs_gradient(part) for part in parts]
+    keys32 = tape.value(row.key_elements if row.width < 4 else 0, 4)
+    output = tape.value(row.query_elements, row.width)
+    probabilities = tape.value(0, 1)
+    for tile in row.tiles:
+        probabilities = tape.assign(probabilities, _probabilities(r, row, tile))
+        tape.use(tile.query_elements * row.width)
+
+    def backward(_: Storage) -> Gradients:
+        gradients = _gradients_in_tiles(r, row)
+        for storage, needed in zip(gradients, needs, strict=True):
+            if not needed:
+                tape.release(storage)
+        return [storage if needed else None for storage, needed in zip(gradients, needs, strict=True)]
+
+    tape.drop(keys32)
+    return tape.operation_in_place(output, parts, backward, (*parts, *([probabilities] if row.has_one_tile else [])))
+
+
+def _probabilities(r: StepContext, row: _Row, tile: _Tile) -> Value:
+    """Queries at 32 bits, scores, their softmax, and that at the row's own precision."""
+    tape = r.tape
+    copied = tape.value(tile.query_elements if tile.copies_queries else 0, row.width)
+    queries = copied if row.width == 4 else tape.assign(copied, tape.value(tile.query_elements, 4))
+    scores = tape.value(row.heads * tile.queries * tile.keys, 4)
+    softmax = tape.value(scores.elements, 4)
+    result = softmax if row.width == 4 else tape.assign(softmax, tape.value(scores.elements, row.width))
+    tape.drop(queries, scores)
+    return result
+
+
+def _gradients_in_tiles(r: StepContext, row: _Row) -> tuple[Storage, Storage, Storage]:
+    tape, width = r.tape, row.width
+    of_query = tape.allocate(row.query_elements * width)
+    outer = tape.enter_scope()
+    if not row.has_one_tile:
+        tape.value(row.key_elements if width < 4 else 0, 4)  # keys at 32 bits
+        tape.value(row.key_elements, 4)  # sums of the tiles' gradients
+        tape.value(row.key_elements, 4)
+    previous = [tape.value(0, 1) for _ in range(7)]
+    for tile in row.tiles:
+        # The variables of the tile before are released one by one, once the new value is there.
+        variables = iter(previous)
+        scores, copied = row.heads * tile.queries * tile.keys, tile.query_elements if tile.copies_queries else 0
+        of_keys = row.shared * tile.keys * row.size
+        probabilities = tape.value(0, 1) if row.has_one_tile else _probabilities(r, row, tile)
+        previous = [tape.assign(next(variables), probabilities)]
+        for elements in (copied, copied, scores, scores):  # queries, and gradients of outputs, probabilities, scores
+            previous.append(tape.assign(next(variables), tape.value(elements, width)))
+        tape.use(tile.query_elements * width)
+        for _ in ("keys", "values"):
+            previous.append(tape.assign(next(variables), tape.value(of_keys, width)))
+    if row.has_one_tile:
+        of_key, of_value = (share(part.storage) for part in previous[-2:])
+    else:
+        of_key, of_value = tape.allocate(row.key_elements * width), tape.allocate(row.key_elements * width)
+    tape.leave_scope(outer)
+    return of_query, of_key, of_value

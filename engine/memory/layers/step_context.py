@@ -1,12 +1,29 @@
 """What the simulation of a step knows while it goes from layer to layer."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec
 
 from engine.memory.autograd.tape import Tape
-from engine.memory.autograd.tensors import Group, Parameter, Storage, Value
+from engine.memory.autograd.tensors import Group, Parameter, Storage, Value, share
 from engine.memory.structure import ModelStructure
 from engine.memory.targets import AdapterTargets
 from engine.memory.workload import Workload
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def in_scope(
+    function: Callable[Concatenate["StepContext", _Arguments], Value],
+) -> Callable[Concatenate["StepContext", _Arguments], Value]:
+    """Let the local variables of a function go out of scope when it ends, except what it returns."""
+
+    @functools.wraps(function)
+    def scoped(r: "StepContext", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Value:
+        return r.tape.in_scope(lambda: function(r, *args, **kwargs))
+
+    return scoped
 
 
 @dataclass(frozen=True)
@@ -17,7 +34,6 @@ class StepContext:
     workload: Workload
     structure: ModelStructure
     targets: AdapterTargets
-    target_names: frozenset[str]
     prefixes: list[Value] = field(default_factory=list)  # learned keys and values for the next layers
     cast_copies: dict[int, Value] = field(default_factory=dict)  # by id of the weight
     cast_weights: list[Parameter] = field(default_factory=list)  # whose ids must not be used again meanwhile
@@ -109,13 +125,13 @@ class StepContext:
 
         Source: `cached_cast` in aten/src/ATen/autocast_mode.cpp.
         """
-        tape, back = self.tape, weight.elements * weight.width
+        tape = self.tape
         known = self.cast_copies.get(id(weight))
         if known is not None and not tape.in_backward:
             return tape.alias(known)
         producer = None
         if weight.trainable and tape.records_gradients:
-            producer = tape.node((weight,), lambda _: (tape.allocate(back),))
+            producer = tape.node((weight,))
         copy = tape.value(weight.elements, width, producer, Group.WEIGHT_COPIES)
         if weight.trainable and not tape.in_backward:
             self.hold_until_forward_ends(copy)
@@ -125,8 +141,7 @@ class StepContext:
 
     def hold_until_forward_ends(self, value: Value) -> None:
         """Hold this outside the layers while the forward pass lasts."""
-        value.storage.references += 1
-        self.until_forward_ends.append(value.storage)
+        self.until_forward_ends.append(share(value.storage))
 
     def end_forward(self) -> None:
         """End the forward pass: release what was held for it."""

@@ -2,8 +2,8 @@
 
 from engine.config.run import AdapterConfig
 from engine.memory.autograd.tensors import Parameter, Value
-from engine.memory.layers.projections import base_projection
-from engine.memory.layers.step_context import StepContext
+from engine.memory.layers.modules import base_projection
+from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModelShape, ModuleShape
 
@@ -43,19 +43,13 @@ class MemoryRule:
         return 0
 
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
-        """Send x through one adapted layer."""
+        """Send x through one adapted layer, in a scope of the caller's."""
         return base_projection(r, x, module)
 
 
 def as_value(r: StepContext, parameter: Parameter) -> Value:
     """Return a weight as an operand of pointwise operations, which make the first tensor on the tape."""
-    tape, size = r.tape, parameter.elements * parameter.width
-    return tape.operation(
-        (parameter,),
-        elements=parameter.elements,
-        width=parameter.width,
-        backward=lambda _: (tape.allocate(size),),
-    )
+    return r.tape.operation((parameter,), parameter.elements, parameter.width)
 
 
 def as_view(r: StepContext, parameter: Parameter) -> Value:
@@ -63,3 +57,46 @@ def as_view(r: StepContext, parameter: Parameter) -> Value:
     value = r.small(parameter.elements, parameter.width)
     value.producer = parameter
     return value
+
+
+def base_result(r: StepContext, x: Value, module: ModuleShape) -> Value:
+    """Send x through the layer without its adapter; PEFT copies what a 4-bit layer answers.
+
+    Source: `Linear4bit.forward` in peft/tuners/lora/bnb.py, as in the bnb.py of other methods.
+    """
+    result = base_projection(r, x, module)
+    return copied_in_4_bits(r, result, module)
+
+
+def copied_in_4_bits(r: StepContext, result: Value, module: ModuleShape) -> Value:
+    """`result.clone()`, on 4-bit layers alone."""
+    if r.workload.quantizes(module) and r.workload.base in ("nf4", "fp4"):
+        return r.tape.assign(result, r.tape.clone(result))
+    return result
+
+
+def add_branch(r: StepContext, result: Value, update: Value, width: int) -> Value:
+    """`(result + update).to(dtype)`, after which no variable holds either."""
+    both = r.tape.add(result, update)
+    r.tape.drop(result, update)
+    return r.tape.assign(both, r.tape.cast(both, width))
+
+
+def multiply_with_weight(r: StepContext, x: Value, weight: Value, out_features: int) -> Value:
+    """`x @ weight.T` with a computed weight, as autocast computes it; no variable holds either afterwards."""
+    tape, target = r.tape, r.workload.precision.autocast
+    if target is not None:
+        x = tape.assign(x, tape.cast(x, target))
+        weight = tape.assign(weight, tape.cast(weight, target))
+    result = tape.linear(x, weight, out_features)
+    tape.drop(x, weight)
+    return result
+
+
+@in_scope
+def add_with_weight(r: StepContext, result: Value, x: Value, module: ModuleShape, written_out: Value) -> Value:
+    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the weight, which is released after the product."""
+    inner = r.tape.cast(x, written_out.width)
+    update = multiply_with_weight(r, inner, r.tape.alias(written_out), module.out_features)
+    r.tape.drop(written_out)
+    return add_branch(r, result, update, x.width)

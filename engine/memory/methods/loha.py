@@ -1,11 +1,10 @@
 """LoHa: two pairs of matrices for each layer, multiplied out to the size of its weight at every pass."""
 
 from engine.config.run import AdapterConfig
-from engine.memory.autograd.operations import add, assign, cast, linear
 from engine.memory.autograd.tensors import Gradients, Storage, Value
-from engine.memory.layers.projections import base_projection
+from engine.memory.layers.modules import base_projection
 from engine.memory.layers.step_context import StepContext
-from engine.memory.methods.base import MemoryRule
+from engine.memory.methods.base import MemoryRule, add_with_weight
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModuleShape
 
@@ -23,25 +22,8 @@ class LoHaMemory(MemoryRule):
 
         Source: `LoHaLayer.forward` in peft/tuners/loha/layer.py.
         """
-        with r.tape.scope() as scope:
-            result = base_projection(r, x, module)
-            return scope.returns(add_with_weight(r, result, x, module, _hadamard(r, module)))
-
-
-def add_with_weight(r: StepContext, result: Value, x: Value, module: ModuleShape, written_out: Value) -> Value:
-    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the weight, which is released after the product."""
-    tape, target, width = r.tape, r.workload.precision.autocast, x.width
-    with tape.scope() as scope:
-        inner = cast(tape, x, written_out.width)
-        weight = tape.alias(written_out)
-        if target is not None:
-            inner = assign(tape, inner, cast(tape, inner, target))
-            weight = assign(tape, weight, cast(tape, weight, target))
-        update = linear(tape, inner, weight, module.out_features)
-        tape.drop(inner, weight, written_out)
-        both = add(tape, result, update)
-        tape.drop(result, update)
-        return scope.returns(assign(tape, both, cast(tape, both, width)))
+        result = base_projection(r, x, module)
+        return add_with_weight(r, result, x, module, _hadamard(r, module))
 
 
 def _hadamard(r: StepContext, module: ModuleShape) -> Value:
@@ -66,4 +48,4 @@ def _hadamard(r: StepContext, module: ModuleShape) -> Value:
         tape.release(scaled)
         return gradients
 
-    return tape.operation(parameters, elements=elements, width=low, backward=backward)
+    return tape.operation(parameters, elements, low, backward=backward)

@@ -3,12 +3,10 @@
 import math
 
 from engine.config.run import AdapterConfig
-from engine.memory.autograd.operations import assign, scale
-from engine.memory.autograd.tensors import Gradients, Storage, Value
-from engine.memory.layers.projections import autocast_linear, base_projection
+from engine.memory.autograd.tensors import Value
+from engine.memory.layers.modules import autocast_linear, base_projection
 from engine.memory.layers.step_context import StepContext
-from engine.memory.methods.base import MemoryRule, as_view
-from engine.memory.methods.loha import add_with_weight
+from engine.memory.methods.base import MemoryRule, add_with_weight, as_view
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModuleShape
 
@@ -27,12 +25,12 @@ class LoKrMemory(MemoryRule):
         Source: `LoKrLayer.forward` and `make_kron` in peft/tuners/lokr/layer.py.
         """
         tape = r.tape
-        with tape.scope() as scope:
-            result = base_projection(r, x, module)
-            first, second = (_multiplied(r, tensors) for tensors in _factors(module, r.workload.adapter))
-            weight = _kronecker(r, first, second)
-            weight = assign(tape, weight, scale(tape, weight))
-            return scope.returns(add_with_weight(r, result, x, module, weight))
+        result = base_projection(r, x, module)
+        first, second = (_multiplied(r, tensors) for tensors in _factors(module, r.workload.adapter))
+        # A product with both factors broadcast; the gradient of each is computed at full size before it is summed.
+        weight = tape.product_of_factors(first, second, first.elements * second.elements)
+        weight = tape.assign(weight, tape.scale(weight))
+        return add_with_weight(r, result, x, module, weight)
 
 
 def _factors(module: ModuleShape, adapter: AdapterConfig) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
@@ -75,21 +73,3 @@ def _multiplied(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
     low = r.workload.precision.autocast
     first = as_view(r, weights[0]) if low is None else r.cast_weight(weights[0], low)
     return autocast_linear(r, first, weights[1], tensors[1][1])
-
-
-def _kronecker(r: StepContext, first: Value, second: Value) -> Value:
-    """A product with both factors broadcast; the gradient of each is computed at full size before it is summed."""
-    tape = r.tape
-    elements, width = first.elements * second.elements, max(first.width, second.width)
-
-    def backward(_: Storage) -> Gradients:
-        return tape.allocate(elements * width), tape.allocate(elements * width)
-
-    return tape.operation(
-        (first, second),
-        elements=elements,
-        width=width,
-        backward=backward,
-        saved=(first, second),
-        gradient_sizes=(first.elements * first.width, second.elements * second.width),
-    )

@@ -1,9 +1,8 @@
 """OFT: a skew-symmetric matrix for each block of a layer's inputs, and the rotation that is made of it."""
 
 from engine.config.run import AdapterConfig
-from engine.memory.autograd.operations import cast, clone
 from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient
-from engine.memory.layers.projections import base_projection
+from engine.memory.layers.modules import base_projection
 from engine.memory.layers.step_context import StepContext
 from engine.memory.methods.base import MemoryRule
 from engine.memory.optimizers import TensorShape
@@ -29,14 +28,13 @@ class OftMemory(MemoryRule):
 
         Source: `Linear.forward` and `OFTRotationModule.forward` in peft/tuners/oft/layer.py.
         """
-        tape, width = r.tape, x.width
-        with tape.scope() as scope:
-            inner = cast(tape, x, r.workload.precision.adapter)
-            turned = _rotate(r, inner, _rotation(r, module))
-            in_order = clone(tape, turned)  # blocks come before rows, and are put back
-            wide = cast(tape, in_order, r.workload.precision.adapter)
-            tape.drop(inner, turned, in_order)
-            return scope.returns(base_projection(r, cast(tape, wide, width), module))
+        tape, adapter_width = r.tape, r.workload.precision.adapter
+        inner = tape.cast(x, adapter_width)
+        turned = _rotate(r, inner, _rotation(r, module))
+        in_order = tape.clone(turned)  # blocks come before rows, and are put back
+        wide = tape.cast(in_order, adapter_width)
+        tape.drop(inner, turned, in_order)
+        return base_projection(r, tape.cast(wide, x.width), module)
 
 
 def block_size(in_features: int, wanted: int) -> int:
@@ -66,7 +64,7 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
         tape.use(elements * 4, elements * 4, elements * 4)
         return (tape.allocate(triangle * 4),)
 
-    rotation = tape.operation((parameter,), elements=elements, width=4, backward=backward, saved=kept)
+    rotation = tape.operation((parameter,), elements, 4, backward=backward, saved=kept)
     tape.drop(*kept)
     return rotation
 
@@ -75,12 +73,6 @@ def _rotate(r: StepContext, x: Value, rotation: Value) -> Value:
     """A product of every block with its rotation; keeps both."""
     tape, low = r.tape, r.workload.precision.autocast
     if low is not None:
-        x, rotation = cast(tape, x, low), cast(tape, rotation, low)
-    sizes, x_needs = (x.elements * x.width, rotation.elements * rotation.width), needs_gradient(x)
-
-    def backward(_: Storage) -> Gradients:
-        of_rotation = tape.allocate(sizes[1])
-        return (tape.allocate(sizes[0]) if x_needs else None, of_rotation)
-
-    saved = (x, rotation) if x_needs else (x,)
-    return tape.operation((x, rotation), elements=x.elements, width=x.width, backward=backward, saved=saved)
+        x, rotation = tape.cast(x, low), tape.cast(rotation, low)
+    saved = (x, rotation) if needs_gradient(x) else (x,)
+    return tape.operation((x, rotation), x.elements, x.width, saved=saved)

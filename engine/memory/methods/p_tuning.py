@@ -1,10 +1,9 @@
 """P-tuning: one embedding for each virtual token, and the encoder that all go through."""
 
 from engine.config.run import AdapterConfig
-from engine.memory.autograd.operations import add, assign, concatenate, narrow, pointwise
 from engine.memory.autograd.tensors import Value
-from engine.memory.layers.projections import autocast_linear
-from engine.memory.layers.step_context import StepContext
+from engine.memory.layers.modules import autocast_linear
+from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.base import MemoryRule
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModelShape
@@ -32,37 +31,27 @@ class PTuningMemory(MemoryRule):
         tape, width, adapter = r.tape, r.structure.shape.hidden_size, r.workload.adapter
         inner = adapter.encoder_hidden_size or width
         sizes = [(width, inner), (inner, inner), (inner, width)]
-        with tape.scope() as scope:
-            x = super().virtual_inputs(r)
-            if adapter.encoder_reparameterization_type == "LSTM":
-                sizes = [(2 * inner, 2 * inner), (2 * inner, width)]
-                for _ in range(adapter.encoder_num_layers):
-                    x = assign(tape, x, concatenate(tape, _direction(r, x, inner), _direction(r, x, inner)))
-            for number, (read, out) in enumerate(sizes, start=1):
-                x = assign(tape, x, autocast_linear(r, x, r.adapter_weight(read * out), out))
-                if number < len(sizes):
-                    x = assign(tape, x, pointwise(tape, x, saves_result=True))
-            return scope.returns(x)
+        x = super().virtual_inputs(r)
+        if adapter.encoder_reparameterization_type == "LSTM":
+            sizes = [(2 * inner, 2 * inner), (2 * inner, width)]
+            for _ in range(adapter.encoder_num_layers):
+                x = tape.assign(x, tape.concatenate(_direction(r, x, inner), _direction(r, x, inner)))
+        for number, (read, out) in enumerate(sizes, start=1):
+            x = tape.assign(x, autocast_linear(r, x, r.adapter_weight(read * out), out))
+            if number < len(sizes):
+                x = tape.assign(x, tape.pointwise(x, saves_result=True))
+        return x
 
 
+@in_scope
 def _direction(r: StepContext, x: Value, inner: int) -> Value:
     """Send all tokens through one direction of one layer of an LSTM, with four gates each."""
     tape, tokens = r.tape, r.workload.virtual_inputs
-    with tape.scope() as scope:
-        read = autocast_linear(r, x, r.adapter_weight(4 * inner * x.elements // tokens), 4 * inner)
-        states = narrow(tape, read, tokens * inner)  # stands for those of the steps before
-        remembered = autocast_linear(r, states, r.adapter_weight(4 * inner * inner), 4 * inner)
-        gates = pointwise(tape, add(tape, read, remembered), saves_result=True)
-        # At 16 bits the kernel keeps the weights in an order of its own.
-        weights = 4 * inner * (x.elements // tokens + inner) if r.workload.precision.autocast is not None else 0
-        packed = tape.value(weights, read.width)
-        size = gates.elements * gates.width
-        return scope.returns(
-            tape.operation(
-                (gates,),
-                elements=tokens * inner,
-                width=gates.width,
-                backward=lambda _: (tape.allocate(size),),
-                saved=(packed,),
-            )
-        )
+    read = autocast_linear(r, x, r.adapter_weight(4 * inner * x.elements // tokens), 4 * inner)
+    states = tape.view(read, tokens * inner)  # stands for those of the steps before
+    remembered = autocast_linear(r, states, r.adapter_weight(4 * inner * inner), 4 * inner)
+    gates = tape.pointwise(tape.add(read, remembered), saves_result=True)
+    # At 16 bits the kernel keeps the weights in an order of its own.
+    weights = 4 * inner * (x.elements // tokens + inner) if r.workload.precision.autocast is not None else 0
+    packed = tape.value(weights, read.width)
+    return tape.operation((gates,), tokens * inner, gates.width, saved=(packed,))

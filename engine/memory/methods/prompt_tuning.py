@@ -7,7 +7,7 @@ from engine.models.shape import ModelShape
 
 
 class PromptTuningMemory(MemoryRule):
-    """What the step does with them is in `engine.memory.layers.embedding`."""
+    """What the step does with them is in `engine.memory.layers.decoder`."""
 
     def virtual_token_tensors(self, shape: ModelShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
         """Return the weight of `PromptEmbedding`."""

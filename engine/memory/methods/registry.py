@@ -1,8 +1,8 @@
 """The memory rule of each PEFT method. The rule of a new method is added here."""
 
 from engine.memory.autograd.tensors import Value
-from engine.memory.layers.projections import base_projection
-from engine.memory.layers.step_context import StepContext
+from engine.memory.layers.modules import base_projection
+from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.adalora import AdaLoraMemory
 from engine.memory.methods.base import MemoryRule
 from engine.memory.methods.ia3 import Ia3Memory
@@ -33,8 +33,9 @@ MEMORY_RULES: dict[str, MemoryRule] = {
 }
 
 
+@in_scope
 def project(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """Send x through one linear layer, adapter included."""
-    if module.name not in r.target_names:
+    if module.name not in r.targets.names:
         return base_projection(r, x, module)
     return MEMORY_RULES[r.workload.adapter.method].project(r, x, module)

@@ -1,11 +1,10 @@
 """VeRA: two vectors for each layer, and two random matrices for all of them."""
 
 from engine.config.run import AdapterConfig
-from engine.memory.autograd.operations import add, assign, cast, clone, dropout, multiply
 from engine.memory.autograd.tensors import Parameter, Value
-from engine.memory.layers.projections import autocast_linear, base_projection, is_quantized
+from engine.memory.layers.modules import autocast_linear
 from engine.memory.layers.step_context import StepContext
-from engine.memory.methods.base import MemoryRule
+from engine.memory.methods.base import MemoryRule, add_branch, base_result
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModuleShape
 
@@ -29,19 +28,13 @@ class VeraMemory(MemoryRule):
         """
         tape, workload = r.tape, r.workload
         rank = workload.adapter.r
-        with tape.scope() as scope:
-            result = base_projection(r, x, module)
-            answered = result.width
-            if is_quantized(r, module) and workload.base != "int8":
-                result = assign(tape, result, clone(tape, result))
-            inner = cast(tape, x, workload.precision.adapter)
-            if workload.adapter.vera_dropout > 0:
-                inner = assign(tape, inner, dropout(tape, inner, on_cuda=r.on_cuda))
-            down = autocast_linear(r, inner, Parameter(rank * module.in_features, 4), rank)
-            down = assign(tape, down, multiply(tape, down, r.adapter_weight(rank)))
-            up = autocast_linear(r, down, Parameter(rank * module.out_features, 4), module.out_features)
-            tape.drop(down)
-            up = assign(tape, up, multiply(tape, up, r.adapter_weight(module.out_features)))
-            result = assign(tape, result, add(tape, result, up))
-            tape.drop(up)
-            return scope.returns(assign(tape, result, cast(tape, result, answered)))
+        result = base_result(r, x, module)
+        inner = tape.cast(x, workload.precision.adapter)
+        if workload.adapter.vera_dropout > 0:
+            inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
+        down = autocast_linear(r, inner, Parameter(rank * module.in_features, 4), rank)
+        down = tape.assign(down, tape.multiply(down, r.adapter_weight(rank)))
+        up = autocast_linear(r, down, Parameter(rank * module.out_features, 4), module.out_features)
+        tape.drop(down)
+        up = tape.assign(up, tape.multiply(up, r.adapter_weight(module.out_features)))
+        return add_branch(r, result, up, result.width)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Storage, Value
-from engine.memory.layers.decoder import decoder_layer
-from engine.memory.layers.embedding import embed
+from engine.memory.layers.decoder import decoder_layer, embed
 from engine.memory.layers.losses import head_and_loss
-from engine.memory.layers.norms import normalize
+from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure, ModelStructure
 from engine.memory.targets import AdapterTargets
@@ -63,7 +62,7 @@ class RecordingTape(Tape):
 def trace_step(structure: ModelStructure, workload: Workload, targets: AdapterTargets) -> StepStream:
     """Simulate forward and backward pass of all layers, then release everything but the gradients."""
     tape = RecordingTape()
-    r = StepContext(tape, workload, structure, targets, targets.names)
+    r = StepContext(tape, workload, structure, targets)
     r.put_prefixes(structure.num_layers)
     embedded, passing = embed(r)
     inputs_embeds = tape.allocate(passing.inputs_embeds)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.errors import EngineError
 from engine.hardware.device import Device
-from engine.memory.device.device_need import (
+from engine.memory.device_need import (
     PROCESS_MARGIN,
     DeviceNeed,
     TensorsAtPeak,

@@ -5,7 +5,7 @@ free, so a resumed run finds every layer where it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.errors import ConfigError, Problem
 from engine.memory.persistent import weight_bytes
@@ -129,11 +129,6 @@ def shape_of_part(shape: ModelShape, part: DevicePart) -> ModelShape:
             "num_parameters": sum(module.parameters for module in modules),
         }
     )
-
-
-def workload_of_part(workload: Workload, part: DevicePart) -> Workload:
-    """The step as one device takes part in it."""
-    return replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
 
 
 def targets_of_part(targets: AdapterTargets, part: DevicePart) -> AdapterTargets:

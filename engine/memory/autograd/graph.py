@@ -1,0 +1,364 @@
+"""A simulation of autograd in which every tensor is a number of bytes.
+
+The memory of a training step is decided by which tensors are alive at the same time, and that is decided by three
+simple rules of PyTorch: an operation keeps what its derivative needs (`derivatives.yaml`), the backward pass visits
+operations in reverse order of creation and releases what each kept, and a gradient that arrives second is added into
+the first. `Graph` follows these rules on sizes alone, in microseconds and without torch; `Tape` has what each operation
+allocates, keeps and frees.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+from engine.memory.autograd.tensors import (
+    Backward,
+    Checkpoint,
+    Gradients,
+    Group,
+    LiveBytes,
+    Node,
+    Parameter,
+    Producer,
+    Storage,
+    Value,
+    needs_gradient,
+    share,
+)
+
+
+class _SavedEverythingError(Exception):
+    """Recomputation has reached the last tensor that the backward pass asks for."""
+
+
+class Graph(LiveBytes):
+    """Live bytes over time.
+
+    Attributes:
+        adds_in_place: Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching,
+            which is how the tests watch it (torch/csrc/autograd/input_buffer.cpp).
+        in_backward: The backward pass is under way, recomputation included.
+    """
+
+    def __init__(self, *, adds_in_place: bool = True, sees_scratch: bool = True) -> None:
+        super().__init__(sees_scratch=sees_scratch)
+        self.records_gradients = True
+        self.adds_in_place = adds_in_place
+        self.in_backward = False
+        self._nodes: list[Node] = []
+        self._attributes: list[Storage] = []  # of nodes that were visited
+        self._locals: list[Value] = []
+        self._checkpoint: Checkpoint | None = None  # whose first forward pass is under way
+        self._recomputing: Checkpoint | None = None
+
+    # Variables
+
+    def value(self, elements: int, width: int, producer: Producer = None, group: Group | None = None) -> Value:
+        """A new tensor, held by one variable."""
+        value = Value(self.allocate(elements * width, group), elements, width, producer)
+        self._locals.append(value)
+        return value
+
+    def alias(self, value: Value, *, elements: int | None = None) -> Value:
+        """Another variable for the same bytes: a view, or a second name."""
+        count = value.elements if elements is None else elements
+        other = Value(share(value.storage), count, value.width, value.producer)
+        self._locals.append(other)
+        return other
+
+    def drop(self, *values: Value) -> None:
+        """The variables go out of scope, or are reassigned."""
+        for value in values:
+            if value.held:
+                value.held = False
+                self.release(value.storage)
+
+    def in_scope(self, function: Callable[[], Value]) -> Value:
+        """Call a function whose local variables go out of scope when it ends, except its result."""
+        outer = self.enter_scope()
+        results: tuple[Value, ...] = ()
+        try:
+            result = function()
+            results = (result,)
+            return result
+        finally:
+            self.leave_scope(outer, results)
+
+    def enter_scope(self) -> list[Value]:
+        """Begin a list of local variables; returns the outer one."""
+        outer, self._locals = self._locals, []
+        return outer
+
+    def leave_scope(self, outer: list[Value], results: Sequence[Value] = ()) -> None:
+        """Let the local variables go, except the results."""
+        for value in self._locals:
+            if value.held and value not in results:
+                value.held = False
+                self.release(value.storage)
+        self._locals = outer
+        outer.extend(results)
+
+    # Recording
+
+    def operation(
+        self,
+        inputs: Sequence[Value | Parameter],
+        elements: int,
+        width: int,
+        *,
+        backward: Backward | None = None,
+        scratch: Sequence[int] = (),
+        saved: Sequence[Value | Parameter] = (),
+        saves_result: bool = False,
+        gradient_sizes: Sequence[int] | None = None,
+    ) -> Value:
+        """Run an operation: keep `saved` where a gradient will be needed, then allocate the result.
+
+        Saving comes first, as in PyTorch: that is where recomputation stops early.
+
+        Args:
+            backward: Where it does not simply make a gradient for each input that needs one.
+            scratch: Bytes that are held meanwhile, where it does.
+            gradient_sizes: Of the inputs, where a gradient comes wider or unsummed and is brought into form.
+        """
+        if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
+            return self.value(elements, width)
+        node = self.node(inputs, backward, scratch)
+        node.gradient_sizes = gradient_sizes
+        for item in saved:
+            self._save(node, item)
+        result = self.value(elements, width, node)
+        if saves_result:
+            self._save(node, result)
+        return result
+
+    def operation_in_place(
+        self,
+        target: Value,
+        inputs: Sequence[Value | Parameter],
+        backward: Backward | None = None,
+        saved: Sequence[Value] = (),
+    ) -> Value:
+        """Run an operation that writes its result over `target`."""
+        result = self.alias(target)
+        if self.records_gradients and any(needs_gradient(item) for item in inputs):
+            node = self.node(inputs, backward)
+            for item in saved:
+                self._save(node, item)
+            result.producer = node
+        self.drop(target)
+        return result
+
+    def view(self, x: Value, elements: int | None = None, *, copies_gradient: bool = True) -> Value:
+        """A slice or another layout of x, whose gradient is a tensor of x's full size, zero outside."""
+        result = self.alias(x, elements=elements)
+        if copies_gradient and needs_gradient(x) and self.records_gradients:
+            result.producer = self.node((x,))
+        return result
+
+    def node(
+        self, inputs: Sequence[Value | Parameter], backward: Backward | None = None, scratch: Sequence[int] = ()
+    ) -> Node:
+        """Record an operation that allocates nothing forward; arguments as in `operation`."""
+        producers = [item.producer if isinstance(item, Value) else item for item in inputs]
+        node = Node(producers, backward or self._gradients_of(inputs, scratch), self._checkpoint)
+        self._nodes.append(node)
+        return node
+
+    def _gradients_of(self, inputs: Sequence[Value | Parameter], scratch: Sequence[int]) -> Backward:
+        sizes = [item.size if needs_gradient(item) else None for item in inputs]
+
+        def backward(_: Storage) -> Gradients:
+            held = [self.allocate(size) for size in scratch]
+            gradients = [None if size is None else self.allocate(size) for size in sizes]
+            for storage in held:
+                self.release(storage)
+            return gradients
+
+        return backward
+
+    @property
+    def position(self) -> int:
+        """How many operations are recorded."""
+        return len(self._nodes)
+
+    def forget(self, first: int, end: int) -> None:
+        """Let go of what operations keep that no gradient will reach, as when a graph goes out of scope."""
+        for node in self._nodes[first:end]:
+            self._let_go(node)
+            for storage in node.attributes:
+                self.release(storage)
+            node.attributes = []
+
+    def end_graph(self) -> None:
+        """The loss goes out of scope, and with it what the nodes of its graph still keep as attributes."""
+        for storage in self._attributes:
+            self.release(storage)
+        self._attributes = []
+
+    def keep_as_attribute(self, result: Value, kept: Value) -> None:
+        """Keep a tensor as a plain attribute of the node that made `result`: checkpointing never sees it."""
+        if isinstance(result.producer, Node):
+            result.producer.attributes.append(share(kept.storage))
+
+    def _save(self, node: Node, item: Value | Parameter) -> None:
+        """Keep an input for the backward pass; a weight is there anyway."""
+        if self._checkpoint is not None:
+            node.slots.append(self._checkpoint.saves)
+            self._checkpoint.saves += 1
+            return
+        storage = share(item.storage) if isinstance(item, Value) else None
+        if self._recomputing is None:
+            if storage is not None:
+                node.saved.append(storage)
+            return
+        recomputed = self._recomputing.recomputed
+        assert recomputed is not None
+        recomputed.append(storage)
+        if len(recomputed) == self._recomputing.saves:
+            raise _SavedEverythingError
+
+    # Backward
+
+    def backward(self, root: Value, gradient: Storage) -> None:
+        """Visit everything that `root` was computed from, in reverse order of creation; the gradient is released last."""
+        self.continue_backward(root, share(gradient))
+        self.release(gradient)
+
+    def continue_backward(self, value: Value, gradient: Storage) -> None:
+        """The same in the middle of a backward pass: nothing else holds the gradient that arrives here."""
+        self.in_backward = True
+        self._accumulate(value.producer, gradient)
+        self._visit(self._nodes)
+        self.in_backward = False
+
+    def _visit(self, nodes: list[Node]) -> None:
+        while nodes:
+            node = nodes.pop()
+            self._attributes.extend(node.attributes)
+            node.attributes = []
+            arrived = node.gradient
+            if arrived is None:
+                self._let_go(node)
+                continue
+            node.gradient = None
+            if node.slots:
+                self._unpack(node)
+            gradients = node.backward(arrived)
+            if node.slots:  # nothing else holds recomputed tensors
+                self._let_go(node)
+            if node.gradient_sizes is not None:
+                gradients = [
+                    self._in_form(gradient, size) for gradient, size in zip(gradients, node.gradient_sizes, strict=True)
+                ]
+            self.release(arrived)
+            for part in node.parts or ():
+                self.release(part)
+            self._let_go(node)
+            for producer, computed in zip(node.inputs, gradients, strict=True):
+                if computed is not None:
+                    self._accumulate(producer, computed)
+
+    def _in_form(self, gradient: Storage | None, size: int) -> Storage | None:
+        """Cast a gradient, or sum it over what was broadcast (`validate_outputs` in torch/csrc/autograd/engine.cpp)."""
+        if gradient is None or gradient.size == size:
+            return gradient
+        formed = self.allocate(size)
+        self.release(gradient)
+        return formed
+
+    def _let_go(self, node: Node) -> None:
+        for storage in node.saved:
+            self.release(storage)
+        node.saved = []
+
+    def _accumulate(self, producer: Producer, gradient: Storage) -> None:
+        if producer is None or (isinstance(producer, Parameter) and (producer.adds_up or not producer.trainable)):
+            self.release(gradient)
+            return
+        if producer.gradient is None:
+            if isinstance(producer, Parameter):
+                self.groups[gradient.group] -= gradient.size
+                self.groups[Group.GRADIENTS] += gradient.size
+                gradient.group = Group.GRADIENTS
+            producer.gradient = gradient
+            return
+        if isinstance(producer, Node) and producer.parts is not None:
+            producer.parts.append(gradient)
+            return
+        old = producer.gradient
+        if not self.adds_in_place or old.references > 1:
+            producer.gradient = self.allocate(old.size, old.group)
+            self.release(old)
+        self.release(gradient)
+
+    # Checkpointing
+
+    def checkpointed(self, forward: Callable[[], Value], x: Value, *, reentrant: bool) -> Value:
+        """Run `forward`, keep only its input, and run it again in the backward pass.
+
+        Nodes are recorded in full; what they would save is packed away as a place in a list.
+
+        Source: `_checkpoint_without_reentrant_generator` in torch/utils/checkpoint.py.
+        """
+        if reentrant:
+            return self._checkpointed_reentrant(forward, x)
+        checkpoint = Checkpoint(forward)
+        first = len(self._nodes)
+        outer, self._checkpoint = self._checkpoint, checkpoint
+        result = forward()
+        self._checkpoint = outer
+        # The call's arguments live as long as one node may still ask for it to be repeated.
+        last_to_ask = next((node for node in self._nodes[first:] if node.slots), None)
+        if last_to_ask is not None:
+            last_to_ask.saved.append(share(x.storage))
+        return result
+
+    def _unpack(self, node: Node) -> None:
+        checkpoint = node.checkpoint
+        assert checkpoint is not None
+        if checkpoint.recomputed is None:
+            checkpoint.recomputed = []
+            self._recompute(checkpoint)
+        recomputed = checkpoint.recomputed
+        node.saved.extend(storage for slot in node.slots if (storage := recomputed[slot]) is not None)
+
+    def _recompute(self, checkpoint: Checkpoint) -> None:
+        """Run forward again until all is saved, then leave it as an exception does.
+
+        Source: `_recomputation_hook`, with early stop, in torch/utils/checkpoint.py.
+        """
+        nodes, self._nodes = self._nodes, []
+        variables = self.enter_scope()
+        before, self._recomputing = self._recomputing, checkpoint
+        with contextlib.suppress(_SavedEverythingError):
+            checkpoint.forward()
+        self._recomputing = before
+        self.leave_scope(variables)
+        self.forget(0, len(self._nodes))
+        self._nodes = nodes
+
+    def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
+        """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward.
+
+        Source: `CheckpointFunction` in torch/utils/checkpoint.py.
+        """
+        self.records_gradients = False
+        result = forward()
+        self.records_gradients = True
+
+        def backward(arrived: Storage) -> Gradients:
+            leaf = Parameter(x.elements, x.width, trainable=True)
+            producer, x.producer = x.producer, leaf
+            nodes, self._nodes = self._nodes, []
+            variables = self.enter_scope()
+            output = forward()
+            self._accumulate(output.producer, share(arrived))
+            self._visit(self._nodes)
+            self.leave_scope(variables)
+            x.producer, self._nodes = producer, nodes
+            return (leaf.gradient,)
+
+        node = self.node((x,), backward)
+        self._save(node, x)
+        result.producer = node
+        return result
