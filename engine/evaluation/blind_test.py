@@ -78,14 +78,7 @@ class BlindTally(Value):
 
 
 def draw_pair(prompt: str, reference: str, answers: dict[Branch, str], draw: random.Random) -> Pair:
-    """Put two answers into an order that is drawn for every prompt.
-
-    Args:
-        prompt: What was asked.
-        reference: The right answer, where it is known.
-        answers: Of exactly two branches.
-        draw: `random.SystemRandom()` unless a test says otherwise.
-    """
+    """Put the answers of two branches into an order that is drawn for every prompt; `draw` is random but in tests."""
     first, second = answers
     left, right = (first, second) if draw.random() < 0.5 else (second, first)
     return Pair(prompt=prompt, reference=reference, left=left, right=right, answers=answers)

@@ -189,10 +189,7 @@ class Answer:
         """Take one turn: a piece of the prompt (then nothing is returned), or one token."""
         with torch.inference_mode():
             logits = self._read_on()
-            if logits is None:
-                return None
-            token = self._sampler.choose(self._ids, logits)
-            return self._take(token)
+            return None if logits is None else self._take(self._sampler.choose(self._ids, logits))
 
     def _take(self, token: int) -> ChatChunk:
         if self._first_token_at is None:

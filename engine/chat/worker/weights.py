@@ -232,9 +232,7 @@ class Weights:
 
     def _load_one(self, branch: Branch, trained: PlannedWeights) -> BranchWeights:
         if trained.is_whole_model:
-            self._announce(f"Reading the weights of {trained.name}.")
-            place = replace(self.place, folder=trained.folder, name=trained.name)
-            return BranchWeights(AdaptedBase(load_model(place, self.plan.model), trained.name))
+            return BranchWeights(self._read(replace(self.place, folder=trained.folder, name=trained.name)))
         base = self._need_base()
         self._announce(f"Reading the adapter {trained.name}.")
         with memory_errors(self.place):
@@ -242,9 +240,12 @@ class Weights:
 
     def _need_base(self) -> AdaptedBase:
         if self._base is None:
-            self._announce(f"Reading the weights of {self.place.name}.")
-            self._base = AdaptedBase(load_model(self.place, self.plan.model), self.place.name)
+            self._base = self._read(self.place)
         return self._base
+
+    def _read(self, place: ModelPlace) -> AdaptedBase:
+        self._announce(f"Reading the weights of {place.name}.")
+        return AdaptedBase(load_model(place, self.plan.model), place.name)
 
 
 def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
