@@ -9,7 +9,6 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import IO
 
 from engine.errors import WorkerError
 
@@ -109,21 +108,19 @@ def spawn(
     *,
     log_file: Path,
     environment: Mapping[str, str] | None = None,
-    stdin: int = subprocess.DEVNULL,
-    stdout: int | IO[bytes] | None = None,
-    inherited: tuple[int, ...] = (),
     access: Collection[Access] = (),
+    asked: bool = False,
+    inherited: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that outlives us: own session, no inherited handles, stdout and stderr appended to `log_file`.
 
     Args:
         argv: The command, as a list; never through a shell.
-        log_file: Takes stderr, and stdout unless `stdout` is given.
+        log_file: Takes stderr, and stdout unless the process is asked.
         environment: Variables in addition to those that `environment_for` passes on.
-        stdin: `subprocess.PIPE` for a worker that is asked questions.
-        stdout: `subprocess.PIPE` for a worker that answers.
-        inherited: Other descriptors that the process gets.
         access: What it may log in to; no other secret of ours reaches it.
+        asked: Whether it has pipes for questions on stdin and answers on stdout.
+        inherited: Other descriptors that the process gets.
 
     Raises:
         WorkerError: If the process cannot be started.
@@ -134,8 +131,8 @@ def spawn(
         with log_file.open("ab") as log:
             return subprocess.Popen(
                 list(argv),
-                stdin=stdin,
-                stdout=log if stdout is None else stdout,
+                stdin=subprocess.PIPE if asked else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if asked else log,
                 stderr=log,
                 env={**LIBRARY_ENVIRONMENT, **environment_for(access), **(environment or {})},
                 start_new_session=True,
@@ -192,10 +189,9 @@ def spawn_helper(
             argv,
             log_file=log_file,
             environment=environment if given is None else {**environment, LIFE_LINE: str(given)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            inherited=() if given is None else (given,),
             access=access,
+            asked=True,
+            inherited=() if given is None else (given,),
         )
     except WorkerError:
         if held is not None:
