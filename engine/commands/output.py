@@ -1,6 +1,5 @@
 """Options that commands share, and what they print: JSON on stdout, tables, a line of progress on stderr."""
 
-import json
 import math
 import sys
 import time
@@ -10,6 +9,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
@@ -41,7 +41,7 @@ def own_runs() -> RunStore:
 
 def print_json(value: Any) -> None:
     """Print one JSON value and nothing else; numbers that JSON cannot hold become null."""
-    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(to_json(value, inf_nan_mode="null").decode() + "\n")
     sys.stdout.flush()
 
 
@@ -161,15 +161,3 @@ class ProgressLine:
             self._stream.write("\r" + " " * len(self._shown) + "\r")
             self._stream.flush()
         self._shown = ""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return _plain(value.model_dump(mode="python"))
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -4,6 +4,7 @@ A GPU that is cut into MIG instances is listed as these: CUDA gives a process on
 GPU 1 has the index 202, which stays its own when other instances come and go.
 """
 
+import contextlib
 import importlib
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from engine.hardware.device import Capability, Device, MemoryNow
+from engine.hardware.device import Device, MemoryNow
 from engine.hardware.libraries import Driver, TorchBuild
 
 Answer = TypeVar("Answer")
@@ -20,30 +21,27 @@ _FIRST_CAPABILITY_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, 
 _MIG_INDEXES = 100  # indexes that each GPU has for its instances; NVIDIA's largest has seven
 
 
-class NvmlSession(Protocol):
-    """The part of pynvml that every question to the driver needs."""
+class Nvml(Protocol):
+    """The part of pynvml that is used here."""
 
     NVMLError: type[Exception]
     NVMLError_NotSupported: type[Exception]
 
     def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
     def nvmlShutdown(self) -> None: ...  # noqa: N802
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Any, index: int) -> Any: ...  # noqa: N802
-
-
-class Nvml(NvmlSession, Protocol):
-    """The part of pynvml that is used here."""
-
     def nvmlSystemGetDriverVersion(self) -> str | bytes: ...  # noqa: N802
     def nvmlSystemGetCudaDriverVersion(self) -> int: ...  # noqa: N802
     def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Any, index: int) -> Any: ...  # noqa: N802
     def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...  # noqa: N802
     def nvmlDeviceGetUUID(self, handle: Any) -> str | bytes: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802
     def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]: ...  # noqa: N802
     def nvmlDeviceGetMigMode(self, device: Any) -> Sequence[int]: ...  # noqa: N802
     def nvmlDeviceGetMaxMigDeviceCount(self, device: Any) -> int: ...  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...  # noqa: N802
 
 
 class _Listed(NamedTuple):
@@ -63,7 +61,7 @@ def load_nvml() -> Nvml | None:
     return nvml
 
 
-def ask_driver(nvml: NvmlSession, question: Callable[[], Answer]) -> Answer | None:
+def ask_driver(nvml: Nvml, question: Callable[[], Answer]) -> Answer | None:
     """Ask the driver something between `nvmlInit` and `nvmlShutdown`; None where there is none, or it does not know."""
     try:
         nvml.nvmlInit()
@@ -77,7 +75,7 @@ def ask_driver(nvml: NvmlSession, question: Callable[[], Answer]) -> Answer | No
         nvml.nvmlShutdown()
 
 
-def device_handle(nvml: NvmlSession, index: int) -> Any:
+def device_handle(nvml: Nvml, index: int) -> Any:
     """Return NVML's handle of the device that `list_cuda_devices` gives this index."""
     if index < _MIG_INDEXES:
         return nvml.nvmlDeviceGetHandleByIndex(index)
@@ -102,8 +100,7 @@ def list_cuda_devices(
     def describe_all() -> tuple[Device, ...]:
         listed = [one for index in range(nvml.nvmlDeviceGetCount()) for one in _listed(nvml, index, shared_memory)]
         driver = driver_version(nvml) if listed else None
-        devices = tuple(one.device for one in listed) if hidden_too else _visible(listed)
-        return tuple(_with_obstacle(device, torch, driver) for device in devices)
+        return tuple(_with_obstacle(one.device, torch, driver) for one in (listed if hidden_too else _visible(listed)))
 
     return ask_driver(nvml, describe_all) or ()
 
@@ -128,24 +125,19 @@ def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Liste
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if _is_cut(nvml, handle) else 0
-        now = _memory(nvml, handle, shared_memory) if not most else shared_memory
+        if not most:
+            yield _Listed(index, uuid, _describe(index, uuid, name, capability, _memory(nvml, handle, shared_memory)))
     except nvml.NVMLError:  # fallen off the bus, or not ours to see; the others still count
         return
-    if not most:
-        yield _Listed(index, uuid, replace(_describe(index, name, (major, minor), now), uuid=uuid))
-        return
     for number in range(most):
-        try:
+        with contextlib.suppress(nvml.NVMLError):  # numbers without an instance are usual
             instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
             own, own_name = _text(nvml.nvmlDeviceGetUUID(instance)), _text(nvml.nvmlDeviceGetName(instance))
-            memory = nvml.nvmlDeviceGetMemoryInfo(instance)
-        except nvml.NVMLError:  # numbers without an instance are usual
-            continue
-        now = MemoryNow(int(memory.total), int(memory.free))
-        device = _describe((index + 1) * _MIG_INDEXES + number, own_name, (major, minor), now)
-        yield _Listed(index, uuid, replace(device, uuid=own))
+            now = _memory(nvml, instance, shared_memory)
+            own_index = (index + 1) * _MIG_INDEXES + number
+            yield _Listed(index, uuid, _describe(own_index, own, own_name, capability, now))
 
 
 def _is_cut(nvml: Nvml, handle: Any) -> bool:
@@ -164,30 +156,32 @@ def _memory(nvml: Nvml, handle: Any, shared_memory: MemoryNow) -> MemoryNow:
     return MemoryNow(int(memory.total), int(memory.free))
 
 
-def _describe(index: int, name: str, capability: Capability, now: MemoryNow) -> Device:
+def _describe(index: int, uuid: str, name: str, capability: Sequence[int], now: MemoryNow) -> Device:
+    major, minor = capability
     return Device(
         kind="cuda",
         index=index,
         name=name.removeprefix("NVIDIA "),
         total_bytes=now.total_bytes,
         free_bytes=now.free_bytes,
-        has_fast_bfloat16=capability >= _FIRST_CAPABILITY_WITH_BFLOAT16,
-        capability=capability,
+        has_fast_bfloat16=(major, minor) >= _FIRST_CAPABILITY_WITH_BFLOAT16,
+        capability=(major, minor),
+        uuid=uuid,
     )
 
 
-def _visible(listed: Sequence[_Listed]) -> tuple[Device, ...]:
+def _visible(listed: Sequence[_Listed]) -> Sequence[_Listed]:
     """Those that CUDA_VISIBLE_DEVICES lets programs use; CUDA reads it up to the first name that means nothing."""
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None:
-        return tuple(one.device for one in listed)
+        return listed
     chosen: set[int] = set()
     for name in setting.split(","):
-        named = [one for one in listed if _is_called(one, name.strip())]
+        named = {one.device.index for one in listed if _is_called(one, name.strip())}
         if not named:
             break
-        chosen.update(one.device.index for one in named)
-    return tuple(one.device for one in listed if one.device.index in chosen)
+        chosen |= named
+    return [one for one in listed if one.device.index in chosen]
 
 
 def _is_called(one: _Listed, name: str) -> bool:
@@ -206,17 +200,7 @@ def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-_MILLIJOULES = 1000.0
-_GPU = re.compile(r"cuda:(\d+)")
-
-
-class EnergyMeter(NvmlSession, Protocol):
-    """The part of pynvml that is used here."""
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802 - NVML's own name
-
-
-def energy_so_far_joules(devices: str, nvml: EnergyMeter | None = None) -> float | None:
+def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None:
     """Joules that these GPUs have used since their driver was loaded; a run's share is the difference of two readings.
 
     Args:
@@ -228,25 +212,19 @@ def energy_so_far_joules(devices: str, nvml: EnergyMeter | None = None) -> float
 
     Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption.
     """
-    meter: EnergyMeter | None = nvml if nvml is not None else load_nvml()  # type: ignore[assignment]
-    indexes = [int(found[1]) for name in devices.split(", ") if (found := _GPU.fullmatch(name)) is not None]
+    meter = nvml or load_nvml()
+    indexes = [int(index) for index in re.findall(r"\bcuda:(\d+)\b", devices)]
     if meter is None or not indexes:
         return None
 
     def joules() -> float:
         handles = [device_handle(meter, index) for index in indexes]
-        return sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / _MILLIJOULES
+        return sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000  # of millijoules
 
     return ask_driver(meter, joules)
 
 
-class ProcessMeter(NvmlSession, Protocol):
-    """The part of pynvml that is used here."""
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...  # noqa: N802 - NVML's own name
-
-
-def gpu_process_bytes(index: int, nvml: ProcessMeter | None = None) -> int | None:
+def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
     """What this process takes of a GPU now; None where the driver does not tell, as on Windows.
 
     In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
@@ -257,13 +235,10 @@ def gpu_process_bytes(index: int, nvml: ProcessMeter | None = None) -> int | Non
 
     Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses and nvmlProcessInfo_t.
     """
-    meter: ProcessMeter | None = nvml if nvml is not None else load_nvml()  # type: ignore[assignment]
+    meter = nvml or load_nvml()
     if meter is None:
         return None
 
-    def processes() -> list[Any]:
-        return list(meter.nvmlDeviceGetComputeRunningProcesses(device_handle(meter, index)))
-
-    found = ask_driver(meter, processes) or []
+    found = ask_driver(meter, lambda: meter.nvmlDeviceGetComputeRunningProcesses(device_handle(meter, index))) or ()
     ours = [process for process in found if process.pid == os.getpid()] or (found if len(found) == 1 else [])
     return int(ours[0].usedGpuMemory) if ours and ours[0].usedGpuMemory else None

@@ -1,9 +1,9 @@
 """One piece of work in a process of its own that holds its device for as long as it lives."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from engine.errors import WorkerError
@@ -68,34 +68,25 @@ class DeviceJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
+        log_file = self.home.server / f"{self.purpose}.log"
         process = JsonLinesProcess(
             self.module,
-            log_file=self._log_file,
+            log_file=log_file,
             arguments=(str(self.home.root),),
             environment=visible_only((self.device,)),
             access=self.access,
             restarts=False,
         )
-        try:
+        with contextlib.closing(process):
             process.start()
             if self.holds_device:
-                self._hold(process, Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped))
+                identity = ProcessIdentity.of(process.pid or 0)
+                if identity is None:
+                    raise WorkerError(
+                        f"The process for the {self.purpose} ended without a result.",
+                        f"Its log {log_file.name} says more.",
+                    )
+                holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity)
+                wait = Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped)
+                hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, wait)
             return process.call(method, params, on_progress=on_progress, stopped=stopped)
-        finally:
-            process.close()
-
-    def _hold(self, process: JsonLinesProcess, wait: Wait) -> None:
-        identity = ProcessIdentity.of(process.pid or 0)
-        if identity is None:
-            raise self._ended()
-        holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity)
-        hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, wait)
-
-    @property
-    def _log_file(self) -> Path:
-        return self.home.server / f"{self.purpose}.log"
-
-    def _ended(self) -> WorkerError:
-        return WorkerError(
-            f"The process for the {self.purpose} ended without a result.", f"Its log {self._log_file.name} says more."
-        )

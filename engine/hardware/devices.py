@@ -1,6 +1,6 @@
 """Which devices there are, which one a run gets, and what it cannot run there."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from engine.config.run import ModelConfig, RunConfig, RunSection
 from engine.errors import DeviceError, Problem
@@ -22,11 +22,6 @@ def list_devices() -> tuple[Device, ...]:
     memory = memory_now()
     gpus = list_cuda_devices(load_nvml(), memory, installed_torch(LoratoryHome.located()))
     return (*gpus, *list_apple_gpus(this_system(), memory), describe_processor())
-
-
-def usable_gpus(devices: Iterable[Device]) -> tuple[Device, ...]:
-    """Return the CUDA devices that nothing is known to keep PyTorch from using, in their order."""
-    return tuple(device for device in devices if device.kind == "cuda" and device.obstacle is None)
 
 
 def choose_device(run: RunSection) -> Device:
@@ -68,7 +63,8 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
             instance together with another device; if there is no device at all.
     """
     gpus = {device.index: device for device in devices if device.kind == "cuda"}
-    if run.devices == "auto" and (usable := usable_gpus(devices)):
+    usable = [gpu for gpu in gpus.values() if gpu.obstacle is None]
+    if run.devices == "auto" and usable:
         free = [gpu for gpu in usable if gpu.free_bytes >= gpu.total_bytes * _COUNTS_AS_FREE]
         busy = sorted((gpu for gpu in usable if gpu not in free), key=lambda gpu: -gpu.free_bytes)
         return tuple((gpu,) for gpu in (*free, *busy))
@@ -78,7 +74,7 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
         if found is None:
             raise DeviceError("This machine shows no device to train on.", "Name a GPU in run.devices.")
         return ((found,),)
-    wanted = tuple(run.devices)
+    wanted = run.devices
     missing = [index for index in wanted if index not in gpus]
     if missing or not wanted:
         there = ", ".join(f"{index} ({gpu.name})" for index, gpu in gpus.items()) or "none"
@@ -112,56 +108,45 @@ def first_that_fits(
     return next((option for option in options if all((needed(one) or 0) <= one.free_bytes for one in option)), None)
 
 
-_GPU_OPTIMIZERS = {
-    "adamw_8bit": "adamw_torch",
-    "paged_adamw_8bit": "adamw_torch",
-    "paged_adamw_32bit": "adamw_torch",
-}
-
 # The first that has kernels for Apple's GPU (bitsandbytes/backends/mps).
 BITSANDBYTES_WITH_MPS = (0, 50)
 
 
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:
     """Settings that the device cannot run, each with the nearest that it can."""
-    problems = []
     training, model = config.training, config.model
     if device.kind == "cuda":
         return []
     where = "Apple's GPU" if device.kind == "mps" else "the CPU"
-    nearest = _GPU_OPTIMIZERS.get(training.optim)
-    if nearest is not None:
-        message = f"{training.optim} needs a CUDA device, and this run would use {where}; {nearest} is the nearest."
+    problems = []
+    if training.optim in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
+        message = f"{training.optim} needs a CUDA device, and this run would use {where}; adamw_torch is the nearest."
         problems.append(Problem("training.optim", message))
     if model.attn_implementation == "flash_attention_2":
         message = f"flash_attention_2 needs a CUDA device, and this run would use {where}; sdpa is the nearest."
         problems.append(Problem("model.attn_implementation", message))
-    if model.compute_dtype == "float16" and device.kind == "cpu":
+    if device.kind == "mps":
+        return [*problems, *_apple_problems(model, device)]
+    if model.compute_dtype == "float16":
         message = "float16 trains on GPUs only, and this run would use the CPU; auto chooses what it can."
         problems.append(Problem("model.compute_dtype", message))
-    if (
-        device.kind == "cpu"
-        and model.quantization == "int8"
-        and "use_dora" in config.adapter.traits.fields
-        and config.adapter.use_dora
-    ):
+    if model.quantization == "int8" and "use_dora" in config.adapter.traits.fields and config.adapter.use_dora:
         message = "PEFT cannot read back the lengths of int8 weights on a CPU, which DoRA needs; nf4 is the nearest."
         problems.append(Problem("adapter.use_dora", message))
-    return [*problems, *(_apple_problems(model, device) if device.kind == "mps" else ())]
+    return problems
 
 
-def _apple_problems(model: ModelConfig, device: Device) -> list[Problem]:
+def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
     """What an older system or an older bitsandbytes cannot do on Apple's GPU.
 
     Source: the table of platforms in bitsandbytes' README: macOS 14 for int8 and 4 bits, 8-bit optimizers still to come.
     """
-    problems = []
     has_macos_14 = device.has_fast_bfloat16  # this is what decides it
     if model.compute_dtype == "bfloat16" and not has_macos_14:
         message = "bfloat16 on Apple's GPU needs macOS 14; float32 is the nearest, and float16 takes as little memory."
-        problems.append(Problem("model.compute_dtype", message))
+        yield Problem("model.compute_dtype", message)
     if model.quantization == "none":
-        return problems
+        return
     installed = library_version("bitsandbytes") or "missing"
     missing = [] if has_macos_14 else ["macOS 14"]
     if version_parts(installed) < BITSANDBYTES_WITH_MPS:
@@ -171,8 +156,7 @@ def _apple_problems(model: ModelConfig, device: Device) -> list[Problem]:
             f"{model.quantization} weights on Apple's GPU need {' and '.join(missing)}. Update, set none for 16-bit weights, "
             "or set run.devices to cpu, where they work."
         )
-        problems.append(Problem("model.quantization", message))
-    return problems
+        yield Problem("model.quantization", message)
 
 
 def version_parts(version: str, count: int = 2) -> tuple[int, ...]:

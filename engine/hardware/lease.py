@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
@@ -35,8 +35,7 @@ class LeaseHolder(BaseModel):
     process: ProcessIdentity
     run_id: str | None = None  # what for, where one process holds devices for several
     since: float = 0.0  # seconds since the epoch
-    # Releases the device when asked, as an idle chat does; `gives_way` in files of older versions.
-    preemptible: bool = Field(default=False, validation_alias=AliasChoices("preemptible", "gives_way"))
+    preemptible: bool = False  # releases the device when asked, as an idle chat does
 
     @property
     def why_wait(self) -> str:
@@ -86,11 +85,10 @@ class LeaseBook:
                         f"{device_words(device)} is in use for {present.purpose} ({present.title}).",
                         "Wait until it is free, or stop what uses it.",
                     )
-            stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
             try:
                 for device in wanted:
                     self._wanted_mark(device).unlink(missing_ok=True)
-                    write_atomically(self._file(device), stamped.model_dump_json())
+                    self._write(device, holder)
             except (StorageError, OSError):
                 for device in new:  # the last one as well: it may have been written before its folder could not be
                     with contextlib.suppress(OSError):
@@ -112,9 +110,8 @@ class LeaseBook:
                 is_ours = present is not None and present.process in (giver, holder.process)
                 if present is None or not is_ours or present.run_id != holder.run_id:
                     raise DeviceError(f"{device_words(device)} is no longer ours to pass on.", "Try again.")
-            stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
             for device in wanted:
-                write_atomically(self._file(device), stamped.model_dump_json())
+                self._write(device, holder)
 
     def release(self, process: ProcessIdentity) -> None:
         """Give back everything that a process holds; does nothing where it holds nothing."""
@@ -183,15 +180,11 @@ class LeaseBook:
         """Whether a run waits for a device that this process holds; for preemptible holders."""
         for mark in self._folder.glob("*.wanted"):
             holder = _parse(mark.with_suffix(".json"))
-            if holder is not None and holder.process == process and self._is_recent(mark):
-                return True
+            if holder is not None and holder.process == process:
+                with contextlib.suppress(OSError):
+                    if abs(self._clock() - mark.stat().st_mtime) < _WANTED_SECONDS:
+                        return True
         return False
-
-    def _is_recent(self, mark: Path) -> bool:
-        try:
-            return abs(self._clock() - mark.stat().st_mtime) < _WANTED_SECONDS
-        except OSError:
-            return False
 
     def _open(self) -> FileLock:
         """Looking a device up and taking it must not be torn apart by another process that does the same."""
@@ -200,6 +193,10 @@ class LeaseBook:
     def _read(self, device: str) -> LeaseHolder | None:
         holder = _parse(self._file(device))
         return holder if holder is not None and self._holds(holder) else None
+
+    def _write(self, device: str, holder: LeaseHolder) -> None:
+        stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
+        write_atomically(self._file(device), stamped.model_dump_json())
 
     def _holds(self, holder: LeaseHolder) -> bool:
         liveness = holder.process.liveness()
@@ -236,32 +233,18 @@ def _parse(file: Path) -> LeaseHolder | None:
 # An idle chat releases its device within a minute.
 UNTIL_A_CHAT_LEAVES_SECONDS = 75.0
 
-_LOOK_SECONDS = 0.25
-
 
 @dataclass(frozen=True)
 class Wait:
-    """How to wait for devices that are in use.
-
-    Args:
-        seconds: How long.
-        on_wait: Told who has the device, each time that is looked at.
-        stopped: Set by another thread that no longer wants it.
-    """
+    """How to wait for devices that are in use."""
 
     seconds: float
-    on_wait: Callable[[LeaseHolder], None] = lambda _: None
-    stopped: threading.Event = field(default_factory=threading.Event)
+    on_wait: Callable[[LeaseHolder], None] = lambda _: None  # told who has the device, each time that is looked at
+    stopped: threading.Event = field(default_factory=threading.Event)  # set by another thread that no longer wants it
 
 
 def hold_devices(book: LeaseBook, devices: Sequence[str], holder: LeaseHolder, wait: Wait) -> None:
-    """Take devices, all or none, and wait for them a while.
-
-    Args:
-        book: The leases of the home.
-        devices: As `engine.hardware.lease.lease_name` gives them.
-        holder: Who gets them; the lease ends with its process.
-        wait: For how long, and who is told.
+    """Take devices as `LeaseBook.take` does, and wait for them a while.
 
     Raises:
         DeviceError: If one of them is still in use; names the holder.
@@ -282,4 +265,4 @@ def hold_devices(book: LeaseBook, devices: Sequence[str], holder: LeaseHolder, w
             if present is not None and not present.is_the_same_as(holder):
                 book.ask_to_give_way(device)
                 wait.on_wait(present)
-        wait.stopped.wait(_LOOK_SECONDS)
+        wait.stopped.wait(0.25)
