@@ -1,13 +1,12 @@
 """Which architectures the installed transformers knows, read from its source text without importing it."""
 
 import ast
+import contextlib
 import functools
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
-
-_CONFIG_TABLE = "CONFIG_MAPPING_NAMES"
-_CAUSAL_LM_TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
 
 def is_known_model_type(model_type: str) -> bool:
@@ -15,13 +14,13 @@ def is_known_model_type(model_type: str) -> bool:
 
     This is a courtesy that refuses early; the process that loads a model has the last word.
     """
-    known = _table(_CONFIG_TABLE)
+    known = _table("CONFIG_MAPPING_NAMES")
     return not known or model_type in known
 
 
 def is_causal_lm(model_type: str) -> bool:
     """Return whether transformers can build a causal language model of this `model_type`; True where that cannot be found out."""
-    known = _table(_CAUSAL_LM_TABLE)
+    known = _table("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
     return not known or model_type in known
 
 
@@ -36,33 +35,20 @@ def _table(name: str) -> frozenset[str]:
         return frozenset()
     folder = Path(spec.submodule_search_locations[0]) / "models" / "auto"
     keys: set[str] = set()
-    for path in sorted(folder.glob("*.py")):
-        if path.name not in ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py"):
-            continue
-        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-            keys.update(_keys_given_to(statement, name))
+    for file in ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py"):
+        with contextlib.suppress(FileNotFoundError):
+            source = (folder / file).read_text(encoding="utf-8")
+            lines = source.splitlines()
+            for statement in ast.parse(source).body:
+                # The table is assigned, or its update method is called.
+                if re.match(rf"{name}\b", lines[statement.lineno - 1]):
+                    keys.update(_keys_in(statement))
     return frozenset(keys)
 
 
-def _keys_given_to(statement: ast.stmt, name: str) -> Iterator[str]:
-    """Yield string keys of `name = OrderedDict([("key", …), …])`, of `name.update({...})`, in whatever nesting."""
-    if isinstance(statement, ast.Assign):
-        named = any(isinstance(target, ast.Name) and target.id == name for target in statement.targets)
-        value: ast.expr = statement.value
-    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        named = isinstance(statement.target, ast.Name) and statement.target.id == name
-        value = statement.value
-    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-        function = statement.value.func
-        named = (
-            isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == name
-        )
-        value = statement.value
-    else:
-        return
-    if not named:
-        return
-    for node in ast.walk(value):
+def _keys_in(statement: ast.stmt) -> Iterator[str]:
+    """Yield the string keys of `OrderedDict([("key", …), …])` and of `{"key": …}`, in whatever nesting."""
+    for node in ast.walk(statement):
         if isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[0], ast.Constant):
             yield str(node.elts[0].value)
         elif isinstance(node, ast.Dict):

@@ -56,13 +56,7 @@ def can_run_flash_attention(config: RunConfig, device: Device) -> bool:
 
 
 def expected_attention(support: AttentionSupport, config: RunConfig, device: Device, *, has_flash_package: bool) -> str:
-    """Return the attention that a run gets, as transformers names it.
-
-    Args:
-        support: Of the model's architecture.
-        config: Of the run.
-        device: Where it trains.
-        has_flash_package: Whether flash-attn is installed there.
+    """Return the attention that a run gets on a device, as transformers names it.
 
     Source: `choose_attention`, engine/training/build.py; `get_correct_attn_implementation`, transformers/modeling_utils.py.
     """
@@ -94,11 +88,8 @@ def choose_batching(
         trial_agrees: Whether joined rows had the losses of separate rows when the trainer tried both. None before the
             trial: the answer is then the one for a trial that agrees, as it does with transformers' own architectures.
     """
-    if (
-        trial_agrees is False or config.adapter.traits.virtual_tokens != "none"
-    ):  # they would come before the first row only
-        return "padded"
-    if not facts.sees_rows_apart:
+    # Virtual tokens would come before the first row only.
+    if trial_agrees is False or config.adapter.traits.virtual_tokens != "none" or not facts.sees_rows_apart:
         return "padded"
     if attention.startswith("flash_attention"):
         return "joined"

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, computed_field
 
-_CATALOG_FILE = Path(__file__).with_name("catalog.json")
-
 
 class CatalogEntry(BaseModel):
     """One model of the catalogue; what is not known for certain is left out."""
@@ -36,7 +34,7 @@ class CatalogEntry(BaseModel):
 @functools.cache
 def list_catalog() -> tuple[CatalogEntry, ...]:
     """The whole catalogue: the demo model first, then by number of parameters."""
-    return TypeAdapter(tuple[CatalogEntry, ...]).validate_json(_CATALOG_FILE.read_bytes())
+    return TypeAdapter(tuple[CatalogEntry, ...]).validate_json(Path(__file__).with_name("catalog.json").read_bytes())
 
 
 def find_in_catalog(model_id: str) -> CatalogEntry | None:

