@@ -1,20 +1,5 @@
 """What can go wrong, said in two sentences: what happened, then what to do.
 
-    EngineError
-    ├── ConfigError          a RunConfig breaks its own rules; lists every problem
-    ├── DatasetError         a source cannot be read, or holds nothing to learn from
-    │   └── DatasetAccessError    the Hub gives it only to those who are logged in, if there is one
-    ├── ModelError           a model cannot be found, reached, read or trained
-    │   ├── HubUnreachableError   the Hub did not answer, and this machine has no copy
-    │   ├── ModelAccessError      the Hub gives it only to those who are logged in, if there is one
-    │   ├── MemoryUnknownError    its memory cannot be estimated; it may train all the same
-    │   └── ModelLimitError       its files need more time, memory or room than those of any model in use
-    ├── RunError             a run does not exist, or is not in a state that allows the request
-    ├── DeviceError          the device is missing, busy or cannot do what was asked
-    ├── StorageError         a folder cannot be written, or the disk is full
-    ├── PushError            a result cannot be put on the Hub
-    └── WorkerError          a process of ours ended, hung or answered nonsense
-
 Raised in `engine`, shown once: on the page by `ui.errors`, in the terminal by `engine.cli`. No message holds a
 secret or the path of another person's files.
 """

@@ -166,13 +166,10 @@ class TerminalConversation:
     """Reads lines, answers them.
 
     Args:
-        partner: A chat session with a loaded model.
-        model: What it has loaded.
+        partner: A chat session that has loaded `model`.
         opening: A system turn, or nothing.
-        sampling: Settings of every answer.
         branch: Who answers at first.
         ask: Reads a line; raises EOFError at the end.
-        out: Where answers go.
     """
 
     def __init__(

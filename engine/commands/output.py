@@ -111,10 +111,6 @@ class ProgressLine:
     """One line that is written over and over on a terminal; elsewhere a line now and then, so logs stay short.
 
     As a context manager it is cleared at the end.
-
-    Args:
-        stream: Where to.
-        clock: Monotonic seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:

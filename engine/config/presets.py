@@ -1,5 +1,6 @@
 """The fine-tunes that ship with Loratory: each a RunConfig in YAML, opened by lines that say for whom it is."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,8 @@ def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
 
 
 def _read(path: Path) -> Preset:
-    header: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        match = _HEADER.match(line)
-        if match:
-            header[match[1]] = match[2].strip()
-        elif not line.startswith("#"):
-            break
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    header = {match[1]: match[2].strip() for line in lines if (match := _HEADER.match(line))}
     missing = {"Title", "Device", "About"} - header.keys()
     if missing:
         raise ConfigError([Problem("", f"the preset {path.stem} lacks the opening line {', '.join(sorted(missing))}.")])

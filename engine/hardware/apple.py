@@ -9,7 +9,6 @@ from typing import NamedTuple
 from engine.hardware.device import Device, MemoryNow
 
 _FIRST_MACOS_WITH_BFLOAT16 = (14, 0)  # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
-_NAME_BYTES = 256
 
 
 class AppleSystem(NamedTuple):
@@ -31,7 +30,6 @@ def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: i
     """The GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for Macs with others.
 
     Args:
-        system: See `this_system`.
         memory: RAM, which such a GPU shares with the processor.
         recommended_bytes: How much of it Metal advises one program to take, where torch was asked
             (`torch.mps.recommended_max_memory`).
@@ -58,7 +56,7 @@ def _version(macos: str) -> tuple[int, ...]:
 
 def _chip() -> str:
     """The chip's name, from the system call sysctlbyname(3); empty where there is none."""
-    value, size = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_size_t(_NAME_BYTES)
+    value, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
     try:
         library = ctypes.CDLL(ctypes.util.find_library("c"))
         failed = library.sysctlbyname(b"machdep.cpu.brand_string", value, ctypes.byref(size), None, ctypes.c_size_t(0))

@@ -89,7 +89,6 @@ def list_cuda_devices(
     """Return every GPU that this process may use, in the order of `nvidia-smi`; none where there is no driver.
 
     Args:
-        nvml: What `load_nvml` found.
         shared_memory: RAM, for GPUs that have no memory of their own and share it with the processor.
         torch: Decides which of them have an obstacle; None where that is of no interest.
         hidden_too: List those as well that CUDA_VISIBLE_DEVICES hides.
@@ -203,12 +202,11 @@ def _text(value: str | bytes) -> str:
 def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None:
     """Joules that these GPUs have used since their driver was loaded; a run's share is the difference of two readings.
 
+    None where there is no meter: for the processor, older GPUs, and slices of a shared one.
+
     Args:
         devices: As leases name them: "cuda:0", "cuda:0, cuda:1", "cpu".
         nvml: The binding; None takes the installed one.
-
-    Returns:
-        None where there is no meter: for the processor, older GPUs, and slices of a shared one.
 
     Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption.
     """
@@ -225,13 +223,9 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
 
 
 def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
-    """What this process takes of a GPU now; None where the driver does not tell, as on Windows.
+    """What this process takes of a GPU that it has used; None where the driver does not tell, as on Windows.
 
     In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
-
-    Args:
-        index: Of the device, as `engine.hardware.cuda` numbers them. This process must have used it.
-        nvml: The binding; None takes the installed one.
 
     Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses and nvmlProcessInfo_t.
     """

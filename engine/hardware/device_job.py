@@ -25,25 +25,15 @@ from engine.processes.spawn import Access
 
 @dataclass(frozen=True)
 class DeviceJob:
-    """What is done where.
+    """What is done where."""
 
-    Args:
-        home: The Loratory home; its root is the worker's argument.
-        module: Module of the worker, which calls `serve`.
-        purpose: What the device is held for; names the worker's log as well.
-        title: What people call it.
-        device: The only one that the worker sees.
-        holds_device: Off where the work needs none.
-        access: What the worker may log in to.
-    """
-
-    home: LoratoryHome
-    module: str
-    purpose: Purpose
-    title: str
-    device: Device
-    holds_device: bool = True
-    access: frozenset[Access] = frozenset()
+    home: LoratoryHome  # its root is the worker's argument
+    module: str  # of the worker, which calls `serve`
+    purpose: Purpose  # names the worker's log as well
+    title: str  # what people call it
+    device: Device  # the only one that the worker sees
+    holds_device: bool = True  # off where the work needs none
+    access: frozenset[Access] = frozenset()  # what the worker may log in to
 
     def run(
         self,
@@ -56,10 +46,8 @@ class DeviceJob:
         """Start the process, hold the device, ask once, and end the process.
 
         Args:
-            method: Handler of the worker.
-            params: What the handler gets.
+            method: Handler of the worker, which gets `params`.
             stopped: Set by another thread that wants no more of it; the process is gone some seconds later.
-            on_progress: Gets each progress report.
             on_wait: Told who has the device while it is waited for.
 
         Raises:

@@ -51,10 +51,6 @@ class LeaseBook:
     """The leases of this machine's devices, kept in the home, where every process of ours sees the same.
 
     Machines that share a home have a folder each, named after the boot: their devices are different ones.
-
-    Args:
-        home: The Loratory home.
-        clock: Seconds since the epoch.
     """
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.time) -> None:
@@ -63,11 +59,9 @@ class LeaseBook:
         self._clock = clock
 
     def take(self, devices: Iterable[str], holder: LeaseHolder) -> None:
-        """Give devices to a process: all of them or none. What it holds already for the same thing stays its own.
+        """Give devices, named by `lease_name`, to a living process: all of them or none.
 
-        Args:
-            devices: Names as `lease_name` gives them.
-            holder: Who gets them; its process must be alive.
+        What it holds already for the same thing stays its own.
 
         Raises:
             DeviceError: If one of them is in use; names the holder.

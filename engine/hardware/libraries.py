@@ -37,17 +37,11 @@ class Driver(NamedTuple):
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """An installed PyTorch.
+    """An installed PyTorch."""
 
-    Attributes:
-        version: Such as 2.13.0+cu126.
-        cuda: The CUDA that it is built for, such as 12.6; None for the processor alone.
-        architectures: What it has kernels for, such as sm_75 and compute_120; empty where that is not known yet.
-    """
-
-    version: str
-    cuda: str | None
-    architectures: tuple[str, ...] = ()
+    version: str  # such as 2.13.0+cu126
+    cuda: str | None  # that it is built for, such as 12.6; None for the processor alone
+    architectures: tuple[str, ...] = ()  # that it has kernels for, such as sm_75; empty where that is not known yet
 
     def obstacle(self, gpu: str, capability: Capability, driver: Driver | None) -> Obstacle | None:
         """Return what keeps a GPU from being used; None where nothing is known to."""
@@ -73,11 +67,7 @@ class TorchBuild:
 
 
 def installed_torch(home: LoratoryHome) -> TorchBuild | None:
-    """Return the PyTorch that is installed here; None where none is found.
-
-    Args:
-        home: Where `note_architectures` has left what the compiled library knows.
-    """
+    """Return the PyTorch that is installed here, with what `note_architectures` has left; None where none is found."""
     build = _build_on_disk()
     if build is None:
         return None

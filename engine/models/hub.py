@@ -62,10 +62,7 @@ class _Listing(NamedTuple):
 def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSnapshot | None:
     """Return the model in the Hub's cache, if everything that is needed of it is there; no request is made.
 
-    Args:
-        hub_id: Such as Qwen/Qwen3-0.6B.
-        revision: Branch, tag or commit; None for the default branch as it was when it was last fetched.
-        part: How much of the model is needed.
+    Without a revision, that is the default branch as it was when it was last fetched.
     """
     commit = revision or constants.DEFAULT_REVISION
     if not _COMMIT.fullmatch(commit):
@@ -94,8 +91,8 @@ def fetch_from_hub(
     A cached commit is used without asking; a branch is looked up, and its cached state used where the Hub is out of reach.
 
     Args:
-        hub_id: As `hub_id.is_hub_id` accepts it.
-        revision: As `hub_id.is_revision` accepts it; None for the default branch.
+        hub_id: As `is_hub_id` accepts it.
+        revision: As `is_revision` accepts it; None for the default branch.
         part: How much of the model is needed.
         on_progress: Told the bytes that have arrived, from another thread.
         timeout_seconds: How long the Hub may take to list its files.

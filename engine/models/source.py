@@ -49,11 +49,8 @@ def resolve_model(
 ) -> ModelSource:
     """Make a model available on this machine; the second time at once and without a network.
 
-    Args:
-        config: Whose `id` and `revision` name the model.
-        home: Holds what is converted here; what comes from the Hub goes to the Hub's own cache.
-        on_progress: Told what is being done, with bytes where they are known; may be called from another thread.
-        part: How much of it is needed; a preview needs no weights.
+    What is converted here stays in the home, what comes from the Hub in the Hub's own cache. `on_progress` may be called from
+    another thread.
 
     Raises:
         ModelError: If it cannot be found or reached, or cannot be trained safely.

@@ -44,54 +44,34 @@ class ComparedRow(NamedTuple):
 
 
 class PeftMethod:
-    """One PEFT method. A subclass states its traits and overrides what differs.
+    """One PEFT method. A subclass states its traits and overrides what differs."""
 
-    Attributes:
-        name: Value of `adapter.method`.
-        label: Name on the page and in messages.
-        help: One or two short sentences: what it does, how to choose.
-        four_bit_label: Name on a base of four bits, where people have one for it, with `four_bit_help`.
-        peft_type: `peft_type` in adapter_config.json; empty where PEFT is not used.
-        peft_class: PEFT's configuration class.
-        fields: Settings of the adapter section that it reads, in the order of the form.
-        advanced: Those of `fields` that few people change.
-        defaults: Defaults of settings that differ from those of the fields, which several methods share.
-        same_on_warm_start: Fields of PEFT's configuration that must be equal for weights to mean the same.
-        trains_all: The whole model is trained, without an adapter.
-        virtual_tokens: Whether learned positions come before every sequence, as keys and values or as inputs.
-        starts_as_identity: Before the first step the adapted model computes what its base computes.
-        quantization: Quantized formats of frozen weights that it can be trained on.
-        layer_kinds: Kinds of modules that it can adapt.
-        checkpointing_conflict: Why gradient checkpointing cannot be used, as a clause; empty where it can.
-        tensor_marks: Parts of names by which its tensors and modules are told from those of the base.
-        why_not_mergeable: Why PEFT cannot merge the adapter into the base's weights, as a clause; empty where it can.
-        regularized: A regularizer is part of the loss.
-        script_callback: Callback in `engine.export.script.worker.methods` that training with PEFT alone needs.
-        rules: Settings that cannot work together where it is chosen.
-    """
-
-    name: ClassVar[str]
-    label: ClassVar[str]
-    help: ClassVar[str]
-    four_bit_label: ClassVar[str] = ""
+    name: ClassVar[str]  # value of `adapter.method`
+    label: ClassVar[str]  # on the page and in messages
+    help: ClassVar[str]  # one or two short sentences: what it does, how to choose
+    four_bit_label: ClassVar[str] = ""  # on a base of four bits, where people have a name for that
     four_bit_help: ClassVar[str] = ""
-    peft_type: ClassVar[str] = ""
-    peft_class: ClassVar[str] = ""
-    fields: ClassVar[tuple[str, ...]] = ()
-    advanced: ClassVar[tuple[str, ...]] = ()
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    same_on_warm_start: ClassVar[tuple[str, ...]] = ()
-    trains_all: ClassVar[bool] = False
-    virtual_tokens: ClassVar[VirtualTokens] = "none"
-    starts_as_identity: ClassVar[bool] = True
-    quantization: ClassVar[frozenset[str]] = QUANTIZED
-    layer_kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})
-    checkpointing_conflict: ClassVar[str] = ""
-    why_not_mergeable: ClassVar[str] = ""
-    tensor_marks: ClassVar[tuple[str, ...]] = ()
-    script_callback: ClassVar[str] = ""
-    regularized: ClassVar[bool] = False
-    rules: ClassVar[tuple[PairRule, ...]] = ()
+    peft_type: ClassVar[str] = ""  # in adapter_config.json; empty where PEFT is not used
+    peft_class: ClassVar[str] = ""  # PEFT's configuration class
+    fields: ClassVar[tuple[str, ...]] = ()  # settings of the adapter section that it reads, in the order of the form
+    advanced: ClassVar[tuple[str, ...]] = ()  # those of `fields` that few people change
+    defaults: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # where they differ from those of the fields, which several methods share
+    same_on_warm_start: ClassVar[tuple[str, ...]] = ()  # fields that must be equal for weights to mean the same
+    trains_all: ClassVar[bool] = False  # the whole model, without an adapter
+    virtual_tokens: ClassVar[VirtualTokens] = "none"  # learned positions before every sequence: as what they come
+    starts_as_identity: ClassVar[bool] = True  # before the first step the adapted model computes what its base computes
+    quantization: ClassVar[frozenset[str]] = QUANTIZED  # formats of frozen weights that it can be trained on
+    layer_kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})  # kinds of modules that it can adapt
+    checkpointing_conflict: ClassVar[str] = ""  # why gradient checkpointing cannot be used, as a clause; empty: it can
+    why_not_mergeable: ClassVar[str] = (
+        ""  # why PEFT cannot merge it into the base's weights, as a clause; empty: it can
+    )
+    tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names by which its tensors are told from those of the base
+    script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.methods`, where training with PEFT needs one
+    regularized: ClassVar[bool] = False  # a regularizer is part of the loss
+    rules: ClassVar[tuple[PairRule, ...]] = ()  # settings that cannot work together where it is chosen
 
     @property
     def adapts_layers(self) -> bool:
@@ -140,7 +120,8 @@ class PeftMethod:
 
         The trainer and the exported script use the same ones.
         """
-        return {name: getattr(adapter, name) for name in self.fields if name not in _CHOSEN_MODULES}
+        chosen_modules = ("target_modules", "modules_to_save", "feedforward_modules")
+        return {name: getattr(adapter, name) for name in self.fields if name not in chosen_modules}
 
     def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the same arguments for an exported script, with the modules that get an adapter.
@@ -181,9 +162,6 @@ class PeftMethod:
         if self.has_dropout(adapter):
             return ["Dropout draws other random numbers than the run did, so losses differ by chance."]
         return []
-
-
-_CHOSEN_MODULES = frozenset({"target_modules", "modules_to_save", "feedforward_modules"})
 
 
 class FullFineTuning(PeftMethod):
