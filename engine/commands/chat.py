@@ -129,20 +129,17 @@ def _answer_once(
     session: ChatSession, messages: tuple[Message, ...], branch: Branch, sampling: SamplingConfig, *, as_json: bool
 ) -> None:
     view = session.prompt(messages)
-    pieces = []
-    chunk = None
+    chunks = []
     for chunk in session.stream(ChatRequest(messages=messages, branches=(branch,), sampling=sampling)):
-        pieces.append(chunk.text)
+        chunks.append(chunk)
         if not as_json:
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
-    assert chunk is not None  # every answer ends with a chunk
+            print(chunk.text, end="", flush=True)
     if not as_json:
-        sys.stdout.write("\n")
+        print()
         return
-    answer = {"prompt_ids": view.ids, "text": "".join(pieces)}
-    told = ("tokens", "tokens_per_second", "first_token_seconds", "finish_reason", "branch")
-    print_json(answer | {name: getattr(chunk, name) for name in told})
+    facts = {"tokens", "tokens_per_second", "first_token_seconds", "finish_reason", "branch"}
+    text = "".join(chunk.text for chunk in chunks)
+    print_json({"prompt_ids": view.ids, "text": text, **chunks[-1].model_dump(include=facts)})
 
 
 def show_loading(line: ProgressLine, progress: LoadProgress) -> None:

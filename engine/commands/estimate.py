@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.commands.configs import load_config_argument
-from engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine, print_json
-from engine.config.run import RunConfig
+from engine.commands.output import AsJson, ConfigName, Overrides, print_json, with_progress
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options, device_problems, list_devices
 from engine.inspector.session import Inspector
@@ -52,21 +51,18 @@ def estimate(
     problems = device_problems(run_config, device) if memory_gib is None else ()
     refusals = [f"This device cannot run it: {problem.message}" for problem in problems]
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
-    measured = _measure(home, run_config, estimator.estimate_step(run_config)) if measure else None
+    measured = None
+    if measure:
+        measured = with_progress(MeasurementJob(home, run_config, estimator.estimate_step(run_config)).run)
     advice = advise(shape, run_config, device)
     methods = compare_methods(shape, run_config, device)
     if as_json:
-        shared = {"several_devices": [share.model_dump() for share in shares]} if shares else {}
-        more = {"measured": measured.model_dump()} if measured is not None else {}
+        shared = {"several_devices": shares} if shares else {}
+        more = {"measured": measured} if measured is not None else {}
         print_json(_as_json(result, advice, methods, refusals) | shared | more)
     else:
         lines = [*_text(result, advice, methods, refusals), *_shares_text(shares), *_measured_text(measured)]
         typer.echo("\n".join(lines))
-
-
-def _measure(home: LoratoryHome, config: RunConfig, result: MemoryEstimate) -> MeasuredStep:
-    with ProgressLine() as line:
-        return MeasurementJob(home, config, result).run(lambda progress: line.show(progress.message, progress.fraction))
 
 
 def _device_with(memory_gib: float) -> Device:
@@ -85,7 +81,7 @@ def _as_json(
     result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], refusals: Sequence[str]
 ) -> dict[str, Any]:
     return {
-        "parameters": result.parameters.model_dump(),
+        "parameters": result.parameters,
         "components_bytes": result.components_bytes,
         "allocated_bytes": result.allocated_bytes,
         "reserved_bytes": result.reserved_bytes,
@@ -94,10 +90,10 @@ def _as_json(
         "phase": result.phase,
         "verdict": result.verdict,
         "device": {"name": result.device_name, "free_bytes": result.free_bytes, "total_bytes": result.total_bytes},
-        "advice": [change.model_dump() for change in advice.changes],
+        "advice": advice.changes,
         "longest_max_length": advice.longest_max_length,
         "largest_batch_size": advice.largest_batch_size,
-        "methods": [method.model_dump() for method in methods],
+        "methods": methods,
         "notes": [*result.notes, *refusals],
     }
 
@@ -115,11 +111,9 @@ def _text(result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed],
     if advice.changes:
         lines += ["", "What would change it:"]
         lines += [f"  {_gib(change.needed_bytes):>8} GiB  {change.change} ({change.cost})" for change in advice.changes]
-    if advice.longest_max_length and advice.largest_batch_size:
-        lines += [
-            "",
-            f"Room for rows of {advice.longest_max_length:,} tokens, or for a batch of {advice.largest_batch_size:,}.",
-        ]
+    rows, batch = advice.longest_max_length, advice.largest_batch_size
+    if rows and batch:
+        lines += ["", f"Room for rows of {rows:,} tokens, or for a batch of {batch:,}."]
     lines += ["", "Other methods with the same settings:"]
     for method in methods:
         need = f"{_gib(method.needed_bytes):>8} GiB" if method.needed_bytes is not None else "       –    "

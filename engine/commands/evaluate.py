@@ -8,13 +8,13 @@ from engine.chat.contract import ChatTarget
 from engine.commands.output import (
     AsJson,
     CheckpointName,
-    ProgressLine,
     RunId,
     own_runs,
     print_json,
     print_table,
     setting_option,
     shortened,
+    with_progress,
 )
 from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
@@ -34,10 +34,7 @@ def evaluate(
     settings = section_from_mapping(EvaluationConfig, given)
     store = own_runs()
     target = ChatTarget.of_run(store.get(run).folder.path, checkpoint)
-    with ProgressLine() as line:
-        result = EvaluationJob(store.home, EvaluationRequest(target=target, settings=settings)).run(
-            lambda progress: line.show(progress.message, progress.fraction)
-        )
+    result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=settings)).run)
     if as_json:
         values = result.model_dump(mode="json")
         print_json(values.pop("losses") | values)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engine.chat.contract import AdapterChoice, ChatTarget
+from engine.chat.contract import ChatTarget
 from engine.commands.chat import choose_target
 from engine.commands.configs import load_config_argument, named_path
 from engine.commands.output import (
@@ -16,28 +16,20 @@ from engine.commands.output import (
     CheckpointName,
     ConfigName,
     Overrides,
-    ProgressLine,
     own_runs,
     print_json,
     setting_option,
+    with_progress,
     words_of_bytes,
 )
 from engine.config.load import config_to_yaml, section_from_mapping
 from engine.config.results import ExportConfig, ExportDtype, ExportKind, GgufType, PushConfig
 from engine.config.run import ModelConfig
 from engine.errors import EngineError, RunError, StorageError
-from engine.export.contract import (
-    ExportedFile,
-    ExportRequest,
-    ExportResult,
-    PushRequest,
-    PushResult,
-    Verification,
-)
+from engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest, Verification
 from engine.export.job import ExportJob
 from engine.export.push.job import PushJob
 from engine.inspector.session import Inspector
-from engine.paths import LoratoryHome
 
 TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
@@ -70,26 +62,21 @@ def export(
     }
     store = own_runs()
     folder = named_path(run)
-    trained = AdapterChoice(
-        folder=folder.resolve() if folder.is_dir() else store.get(run).folder.path, checkpoint=checkpoint
-    )
+    target = ChatTarget.of_run(folder.resolve() if folder.is_dir() else store.get(run).folder.path, checkpoint)
     request = ExportRequest(
-        target=ChatTarget(model=ModelConfig(id=model) if model is not None else None, tuned=trained),
+        target=target.model_copy(update={"model": ModelConfig(id=model)}) if model is not None else target,
         folder=named_path(out),
         settings=section_from_mapping(ExportConfig, values),
         llama_cpp=named_path(llama_cpp) if llama_cpp is not None else None,
     )
-    with ProgressLine() as line:
-        result = ExportJob(store.home, request).run(lambda progress: line.show(progress.message, progress.fraction))
+    result = with_progress(ExportJob(store.home, request).run)
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json(result)
     else:
         _report(result)
     if result.verified is not None and not result.verified.passed:
-        raise RunError(
-            _difference(result.verified),
-            "Do not use it; export the adapter instead, and please report this.",
-        )
+        fix = "Do not use it; export the adapter instead, and please report this."
+        raise RunError(_difference(result.verified), fix)
 
 
 def _difference(verified: Verification) -> str:
@@ -161,18 +148,13 @@ def push(
     store = own_runs()
     target = choose_target(run, store, checkpoint, model)
     request = PushRequest(target=target, repository=repository, settings=section_from_mapping(PushConfig, values))
-    with ProgressLine() as line:
-        result = PushJob(store.home, request).run(lambda progress: line.show(progress.message, progress.fraction))
+    result = with_progress(PushJob(store.home, request).run)
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json(result)
     else:
-        _report_push(result)
-
-
-def _report_push(result: PushResult) -> None:
-    _print_files(result.files, result.notes)
-    who = "private" if result.private else "public"
-    typer.echo(f"{result.url} ({who}), commit {result.commit[:12]}, {words_of_bytes(result.sent_bytes)} sent")
+        _print_files(result.files, result.notes)
+        who = "private" if result.private else "public"
+        typer.echo(f"{result.url} ({who}), commit {result.commit[:12]}, {words_of_bytes(result.sent_bytes)} sent")
 
 
 def script(
@@ -201,7 +183,9 @@ def script(
             with contextlib.suppress(RunError):  # of a preset
                 run = store.get(config).folder
         if run is None and run_config.training.train_sampling_strategy == "group_by_length":
-            _inspect(run_config.model, store.home)
+            # It finds out how the model's attention works, by which rows are batched.
+            with contextlib.suppress(EngineError), contextlib.closing(Inspector(store.home)) as inspector:
+                inspector.module_inventory(run_config.model)
         facts = gather_script_facts(run_config, store.home, run)
         text = write_short_script(facts) if short else write_script(facts)
     if file_to_write is None:
@@ -213,12 +197,6 @@ def script(
     except OSError as error:
         raise StorageError(f"{out} cannot be written ({error.strerror}).", "Choose a new file.") from error
     typer.echo(str(out))
-
-
-def _inspect(model: ModelConfig, home: LoratoryHome) -> None:
-    """Find out how the model's attention works, by which rows are batched; a script is written without it as well."""
-    with contextlib.suppress(EngineError), contextlib.closing(Inspector(home)) as inspector:
-        inspector.module_inventory(model)
 
 
 COMMANDS = (export, push, script)

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -14,6 +14,8 @@ from pydantic_core import to_json
 from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
+
+Result = TypeVar("Result")
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")]
 ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, a preset's name, or a run's id.")]
@@ -157,3 +159,9 @@ class ProgressLine:
             self._stream.write("\r" + " " * len(self._shown) + "\r")
             self._stream.flush()
         self._shown = ""
+
+
+def with_progress(work: Callable[[Callable[[Any], None]], Result]) -> Result:
+    """Do work that reports a message and a fraction, and show these in a line."""
+    with ProgressLine() as line:
+        return work(lambda progress: line.show(progress.message, progress.fraction))

@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -58,7 +58,7 @@ class LeaseBook:
         self._runs = home.runs
         self._clock = clock
 
-    def take(self, devices: Iterable[str], holder: LeaseHolder) -> None:
+    def take(self, devices: Sequence[str], holder: LeaseHolder) -> None:
         """Give devices, named by `lease_name`, to a living process: all of them or none.
 
         What it holds already for the same thing stays its own.
@@ -67,11 +67,10 @@ class LeaseBook:
             DeviceError: If one of them is in use; names the holder.
             StorageError: If the book cannot be written.
         """
-        wanted = tuple(devices)
         new = []
         with self._open():
-            for device in wanted:
-                present = self._read(device)
+            for device in devices:
+                present = self.holder(device)
                 if present is None:
                     new.append(device)
                 elif not present.is_the_same_as(holder):
@@ -80,7 +79,7 @@ class LeaseBook:
                         "Wait until it is free, or stop what uses it.",
                     )
             try:
-                for device in wanted:
+                for device in devices:
                     self._wanted_mark(device).unlink(missing_ok=True)
                     self._write(device, holder)
             except (StorageError, OSError):
@@ -89,22 +88,21 @@ class LeaseBook:
                         self._file(device).unlink(missing_ok=True)
                 raise
 
-    def hand_over(self, devices: Iterable[str], giver: ProcessIdentity, holder: LeaseHolder) -> None:
+    def hand_over(self, devices: Sequence[str], giver: ProcessIdentity, holder: LeaseHolder) -> None:
         """Pass devices on, for example from the process that started a worker to that worker.
 
         Raises:
             DeviceError: If the giver does not hold them for the same thing.
             StorageError: If the book cannot be written.
         """
-        wanted = tuple(devices)
         with self._open():
-            for device in wanted:
-                present = self._read(device)
+            for device in devices:
+                present = self.holder(device)
                 # The first of several may have been passed on before the disk was full.
                 is_ours = present is not None and present.process in (giver, holder.process)
                 if present is None or not is_ours or present.run_id != holder.run_id:
                     raise DeviceError(f"{device_words(device)} is no longer ours to pass on.", "Try again.")
-            for device in wanted:
+            for device in devices:
                 self._write(device, holder)
 
     def release(self, process: ProcessIdentity) -> None:
@@ -138,31 +136,29 @@ class LeaseBook:
 
     def holder(self, device: str) -> LeaseHolder | None:
         """Who has a device now; None where no living process does."""
-        return self._read(device)
+        holder = _parse(self._file(device))
+        return holder if holder is not None and self._holds(holder) else None
 
     def holder_of_run(self, run_id: str) -> LeaseHolder | None:
         """The living process that holds a device for a run."""
-        for file in self._folder.glob("*.json"):
-            holder = _parse(file)
-            if holder is not None and holder.run_id == run_id and self._holds(holder):
-                return holder
-        return None
+        return next((holder for _, holder in self._held_for(run_id)), None)
 
     def devices_of_run(self, run_id: str) -> tuple[str, ...]:
         """Names of the devices that a living process holds for a run."""
-        found = {file.stem: _parse(file) for file in sorted(self._folder.glob("*.json"))}
-        return tuple(
-            stem.replace("-", ":")
-            for stem, holder in found.items()
-            if holder is not None and holder.run_id == run_id and self._holds(holder)
-        )
+        return tuple(device for device, _ in self._held_for(run_id))
+
+    def _held_for(self, run_id: str) -> Iterator[tuple[str, LeaseHolder]]:
+        for file in sorted(self._folder.glob("*.json")):
+            holder = _parse(file)
+            if holder is not None and holder.run_id == run_id and self._holds(holder):
+                yield file.stem.replace("-", ":"), holder
 
     def ask_to_give_way(self, device: str) -> bool:
         """Tell a holder that a run waits for its device; returns whether it is preemptible.
 
         The request expires after some seconds, so a run that still waits repeats it.
         """
-        holder = self._read(device)
+        holder = self.holder(device)
         if holder is None or not holder.preemptible:
             return False
         mark, now = self._wanted_mark(device), self._clock()
@@ -183,10 +179,6 @@ class LeaseBook:
     def _open(self) -> FileLock:
         """Looking a device up and taking it must not be torn apart by another process that does the same."""
         return FileLock(self._folder / "lock")
-
-    def _read(self, device: str) -> LeaseHolder | None:
-        holder = _parse(self._file(device))
-        return holder if holder is not None and self._holds(holder) else None
 
     def _write(self, device: str, holder: LeaseHolder) -> None:
         stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})

@@ -22,23 +22,13 @@ MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
 SINGLE_WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-TOKENIZER_FILES = (  # any one of these names a tokenizer that transformers can build
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tekken.json",
-    "tiktoken.model",
+TOKENIZER_FILES = tuple(  # any one of these names a tokenizer that transformers can build
+    "tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model tekken.json tiktoken.model".split()
 )
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-_TOKENIZER_SETTINGS = (
-    "config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
+_TOKENIZER_SETTINGS = frozenset(
+    "config.json tokenizer_config.json special_tokens_map.json added_tokens.json generation_config.json".split()
 )
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
@@ -69,17 +59,25 @@ class TensorRecord(NamedTuple):
 def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIGHTS) -> None:
     """Make sure that `folder` holds what is needed of a model, and that loading it runs no code of its own.
 
-    Args:
-        folder: A model folder as `save_pretrained` writes it.
-        name: What to call it in messages.
-        part: How much of it must be there.
-
     Raises:
         ModelError: If it is an adapter, has pickled weights only, needs its own Python code, lacks a shard or a
             tokenizer, or holds a damaged file.
     """
     with _read_errors_explained(name):
-        _check(folder, name, part)
+        if not folder.is_dir():
+            raise ModelError(
+                f"The folder {name} does not exist.", "Check the path, or choose a model from the catalogue."
+            )
+        if not _is_file(folder / "config.json"):
+            raise _no_config_error(folder, name)
+        refuse_own_code(read_config(folder / "config.json", name), name)
+        if part.value >= ModelPart.TOKENIZER.value and not any(_is_file(folder / file) for file in TOKENIZER_FILES):
+            raise ModelError(
+                f"{name} has no tokenizer (none of {', '.join(TOKENIZER_FILES[:3])} …).",
+                "Copy the tokenizer files of the original model into the folder.",
+            )
+        if part is ModelPart.WEIGHTS:
+            _check_weights(folder, name)
 
 
 @contextlib.contextmanager
@@ -281,24 +279,19 @@ def pickled_weights_error(name: str, example: str) -> ModelError:
     )
 
 
-def _check(folder: Path, name: str, part: ModelPart) -> None:
-    if not folder.is_dir():
-        raise ModelError(f"The folder {name} does not exist.", "Check the path, or choose a model from the catalogue.")
-    if not _is_file(folder / "config.json"):
-        if _is_file(folder / ADAPTER_CONFIG):
-            raise ModelError(
-                f"{name} holds an adapter{_base_of_adapter(folder)}, not a model.",
-                "Choose its base model here; an adapter can be chatted with and exported, and trained further from a run.",
-            )
-        raise ModelError(f"{name} has no config.json.", "Choose a folder as transformers' save_pretrained writes it.")
-    refuse_own_code(read_config(folder / "config.json", name), name)
-    if part.value >= ModelPart.TOKENIZER.value and not any(_is_file(folder / file) for file in TOKENIZER_FILES):
-        raise ModelError(
-            f"{name} has no tokenizer (none of {', '.join(TOKENIZER_FILES[:3])} …).",
-            "Copy the tokenizer files of the original model into the folder.",
-        )
-    if part.value >= ModelPart.WEIGHTS.value:
-        _check_weights(folder, name)
+def _no_config_error(folder: Path, name: str) -> ModelError:
+    if not _is_file(folder / ADAPTER_CONFIG):
+        return ModelError(f"{name} has no config.json.", "Choose a folder as transformers' save_pretrained writes it.")
+    try:
+        base = read_config(folder / ADAPTER_CONFIG, folder.name).get("base_model_name_or_path")
+    except ModelError:
+        base = None
+    # A base given as a path reveals where files are kept; a Hub id or a name does not.
+    is_name = isinstance(base, str) and base and not Path(base).is_absolute() and len(base) < 200
+    return ModelError(
+        f"{name} holds an adapter{f' for {base}' if is_name else ''}, not a model.",
+        "Choose its base model here; an adapter can be chatted with and exported, and trained further from a run.",
+    )
 
 
 def _check_weights(folder: Path, name: str) -> None:
@@ -319,15 +312,6 @@ def _check_weights(folder: Path, name: str) -> None:
         raise ModelError(f"{name} has no weights ({SINGLE_WEIGHTS}).", "Download or copy the weight files.")
     for shard in shards:
         read_safetensors_header(folder / shard, name)
-
-
-def _base_of_adapter(folder: Path) -> str:
-    try:
-        base = read_config(folder / ADAPTER_CONFIG, folder.name).get("base_model_name_or_path")
-    except ModelError:
-        return ""
-    # A base given as a path reveals where files are kept; a Hub id or a name does not.
-    return f" for {base}" if isinstance(base, str) and base and not Path(base).is_absolute() and len(base) < 200 else ""
 
 
 def _is_file(path: Path) -> bool:

@@ -38,13 +38,8 @@ from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progre
 Answer = TypeVar("Answer")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_SIDE_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+    "tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt chat_template.jinja chat_template.json"
+).split()
 
 
 class HubSnapshot(NamedTuple):
@@ -211,12 +206,16 @@ def _fetch_files(hub_id: str, listing: _Listing, names: Sequence[str], on_progre
 @contextmanager
 def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnModelProgress) -> Iterator[None]:
     """Report how much has arrived, by the growth of the cache, as in all releases of huggingface_hub."""
-    before_bytes = _folder_bytes(blobs)
     finished = threading.Event()
+
+    def stored_bytes() -> int:
+        return sum(map(size_on_disk, blobs.glob("*")))
+
+    before_bytes = stored_bytes()
 
     def follow() -> None:
         while not finished.wait(0.5):
-            arrived = min(total_bytes, max(0, _folder_bytes(blobs) - before_bytes))
+            arrived = min(total_bytes, max(0, stored_bytes() - before_bytes))
             on_progress(ModelProgress("downloading", f"Downloading {hub_id}.", arrived, total_bytes))
 
     follower = threading.Thread(target=follow, daemon=True)
@@ -244,10 +243,6 @@ def _reference(hub_id: str, revision: str) -> Path:
 
 def _storage_folder(hub_id: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(map(size_on_disk, folder.glob("*")))
 
 
 class _SilentBar(hub_tqdm):

@@ -208,25 +208,9 @@ def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = 
         ModelError: If the file is not a readable GGUF file of a causal language model.
         StorageError: If the disk has no space for it.
     """
-    check_gguf(gguf)
-    status = gguf.stat()
-    identity = f"{gguf.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    folder = home.models / f"gguf-{gguf.stem[:60]}-{digest}"
-    # bfloat16 takes four times the room of the four bits that most files hold, with their scales.
-    recipe = Recipe(made_from=f"{gguf.name} {digest} {CONVERSION}", needed_bytes=status.st_size * 4)
-    return prepare_once(folder, recipe, lambda target: convert_gguf(gguf, target, home, on_progress), on_progress)
-
-
-def check_gguf(gguf: Path) -> None:
-    """Make sure that this is a GGUF file.
-
-    Raises:
-        ModelError: If it is not, or cannot be read.
-    """
     try:
         with gguf.open("rb") as file:
-            magic = file.read(4)
+            magic, status = file.read(4), os.fstat(file.fileno())
     except OSError as error:
         raise ModelError(
             f"{gguf.name} cannot be read ({error.strerror}).", "Check its name and permissions."
@@ -235,6 +219,12 @@ def check_gguf(gguf: Path) -> None:
         raise ModelError(
             f"{gguf.name} is not a GGUF file (it starts with {magic!r}).", "Choose a file written by llama.cpp's tools."
         )
+    identity = f"{gguf.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    folder = home.models / f"gguf-{gguf.stem[:60]}-{digest}"
+    # bfloat16 takes four times the room of the four bits that most files hold, with their scales.
+    recipe = Recipe(made_from=f"{gguf.name} {digest} {CONVERSION}", needed_bytes=status.st_size * 4)
+    return prepare_once(folder, recipe, lambda target: convert_gguf(gguf, target, home, on_progress), on_progress)
 
 
 def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnModelProgress) -> None:
