@@ -16,18 +16,9 @@ import typer
 from engine.errors import EngineError
 
 # Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
-COMMAND_MODULES = (
-    "engine.commands.train",
-    "engine.commands.configs",
-    "engine.commands.models",
-    "engine.commands.data",
-    "engine.commands.estimate",
-    "engine.commands.runs",
-    "engine.commands.run_notes",
-    "engine.commands.chat",
-    "engine.commands.serve",
-    "engine.commands.evaluate",
-    "engine.commands.export",
+COMMAND_MODULES = tuple(
+    f"engine.commands.{name}"
+    for name in "train configs models data estimate runs run_notes chat serve evaluate export".split()
 )
 
 

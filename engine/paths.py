@@ -13,8 +13,6 @@ from engine.errors import StorageError
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 SAMPLES_FOLDER = PRESETS_FOLDER / "data"
 
-_OWNER_PATTERN = re.compile(r"[^A-Za-z0-9_-]+")
-
 
 def local_owner() -> str:
     """Name of the person who runs this process, made safe as a folder name; owner of runs where no accounts exist."""
@@ -22,7 +20,7 @@ def local_owner() -> str:
         name = getpass.getuser()
     except (OSError, KeyError):
         name = "local"
-    return _OWNER_PATTERN.sub("-", name)[:64].strip("-") or "local"
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:64].strip("-") or "local"
 
 
 def typed_path(text: str | Path) -> Path:
@@ -39,11 +37,8 @@ def data_folders() -> tuple[Path, ...]:
     named = [typed_path(name) for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]
     folders = (Path.home(), Path.cwd(), PRESETS_FOLDER.parent.parent, *named)
     # A root of the file system would confine nothing; people who want that name it.
-    return tuple(
-        dict.fromkeys(
-            folder.resolve() for folder in folders if folder in named or folder.resolve() != Path(folder.anchor)
-        )
-    )
+    confining = (folder for folder in folders if folder in named or folder.resolve() != Path(folder.anchor))
+    return tuple(dict.fromkeys(folder.resolve() for folder in confining))
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class LoratoryHome:
     def located(cls) -> "LoratoryHome":
         """Return where the home folder is or would be; nothing is made there."""
         configured = os.environ.get("LORATORY_HOME")
-        root = typed_path(configured) if configured else Path(platformdirs.user_data_dir("loratory", appauthor=False))
+        root = typed_path(configured) if configured else platformdirs.user_data_path("loratory", appauthor=False)
         return cls(root.resolve())
 
     def make_writable(self) -> None:

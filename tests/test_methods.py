@@ -6,7 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 
-from engine.config.load import config_from_mapping, config_from_yaml, config_to_yaml
+from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
@@ -101,7 +101,7 @@ def test_fields_of_a_method_are_settings_and_survive_yaml(method):
 
     assert set(method.fields) <= set(AdapterConfig.model_fields)
     assert set(method.advanced) <= set(method.fields)
-    assert config_from_yaml(config_to_yaml(config)) == config
+    assert config_from_mapping(mapping_from_yaml(config_to_yaml(config))) == config
     for name, value in method.defaults.items():
         assert getattr(config.adapter, name) == value
 

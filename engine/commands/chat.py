@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, TextIO
 
@@ -186,7 +185,7 @@ class TerminalConversation:
         self._sampling = sampling
         self._branches: tuple[Branch, ...] = (branch,)
         self._ask = ask
-        self._out = out or sys.stdout
+        self._out = out  # None: stdout
 
     def run(self) -> None:
         """Converse until the person leaves."""
@@ -262,7 +261,7 @@ class TerminalConversation:
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(self._partner.stream(request)) as stream:  # type: ignore[type-var]
             for chunk in stream:
                 pieces.append(chunk.text)
-                self._write(chunk.text)
+                print(chunk.text, end="", file=self._out, flush=True)
                 if chunk.done:
                     ending = f"{chunk.tokens:,} tokens, {chunk.tokens_per_second:.1f} per second"
         self._say(f"\n  ({ending})")
@@ -279,11 +278,7 @@ class TerminalConversation:
         self._say(f"Saved as {path.name}.")
 
     def _say(self, text: str) -> None:
-        self._write(text + "\n")
-
-    def _write(self, text: str) -> None:
-        self._out.write(text)
-        self._out.flush()
+        print(text, file=self._out, flush=True)
 
 
 COMMANDS = (chat,)

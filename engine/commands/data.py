@@ -1,12 +1,11 @@
 """`loratory inspect` and `loratory render`: what a dataset holds, and the very tokens that a model would learn from it."""
 
 import contextlib
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from engine.commands.output import AsJson, ProgressLine, print_json, words_of_seconds
-from engine.config.load import choices_of
+from engine.commands.output import AsJson, ProgressLine, print_json, print_result, words_of_seconds
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import CheckProgress, DatasetReport, RowProblem
@@ -58,10 +57,7 @@ def inspect(
     config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
     counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
     report = _check(config, counting if tokens else None, max_length, home)
-    if as_json:
-        print_json(report)
-    else:
-        typer.echo(report_text(report))
+    print_result(report, report_text(report), as_json=as_json)
 
 
 def render(
@@ -92,14 +88,10 @@ def render(
 
 
 def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> DatasetConfig:
-    """Check the arguments, all problems together.
-
-    Raises:
-        ConfigError: If one of them is wrong.
-    """
+    """Check the arguments, all problems together."""
     problems = []
     for field, option, given in (("format", "--format", format_), ("train_on", "--train-on", train_on)):
-        choices = choices_of(DatasetConfig, field)
+        choices = get_args(DatasetConfig.model_fields[field].annotation)
         if given not in choices:
             problems.append(Problem(option, f"{given!r} is not one of {', '.join(choices)}."))
     mapped = {}

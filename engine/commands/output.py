@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar, get_args
 
 import typer
 from pydantic import BaseModel
@@ -36,6 +36,17 @@ def setting_option(section: type[BaseModel], field: str, *names: str) -> Any:
     return typer.Option(*names, help=section.model_fields[field].description)
 
 
+def one_of(given: str, choices: Any, name: str) -> Any:
+    """Return what was given for an argument or option, if it is one of the values of a Literal.
+
+    Raises:
+        BadParameter: If it is not.
+    """
+    if given not in get_args(choices):
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(get_args(choices))}.", param_hint=name)
+    return given
+
+
 def own_runs() -> RunStore:
     """Return the runs of the person at the terminal."""
     return RunStore(LoratoryHome.from_environment(), local_owner())
@@ -45,6 +56,14 @@ def print_json(value: Any) -> None:
     """Print one JSON value and nothing else; numbers that JSON cannot hold become null."""
     sys.stdout.write(to_json(value, inf_nan_mode="null").decode() + "\n")
     sys.stdout.flush()
+
+
+def print_result(value: Any, text: str, *, as_json: bool) -> None:
+    """Print a value as JSON, or the text that says the same to people."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

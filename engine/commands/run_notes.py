@@ -1,10 +1,10 @@
 """`loratory rename, note, tag, move, start-anyway, electricity`: notes, order and cost of runs."""
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
-from engine.commands.output import AsJson, RunId, own_runs, print_json
+from engine.commands.output import AsJson, RunId, one_of, own_runs, print_result
 from engine.errors import RunError
 from engine.paths import LoratoryHome
 from engine.runs.control import request_start_anyway
@@ -51,28 +51,23 @@ def move(
     as_json: AsJson = False,
 ) -> None:
     """Move a waiting run within the queue."""
-    if where not in get_args(QueueMove):
-        raise typer.BadParameter(f"{where!r} is not one of {', '.join(get_args(QueueMove))}.", param_hint="WHERE")
+    direction: QueueMove = one_of(where, QueueMove, "WHERE")
     store = own_runs()
     run = store.get(run_id)
     waiting = [known.id for known in store.list() if known.folder.read_state().state == "queued"]
     if run.id not in waiting:
         raise RunError(f"{run.id} is {run.folder.read_state().state} and does not wait.", "Only waiting runs move.")
-    order = QueueOrder(store.home).shift(run.id, waiting, where)  # type: ignore[arg-type]
-    if as_json:
-        print_json({"queue": order})
-    else:
-        print("\n".join(f"{place}. {known}" for place, known in enumerate(order, start=1)))
+    order = QueueOrder(store.home).shift(run.id, waiting, direction)
+    text = "\n".join(f"{place}. {known}" for place, known in enumerate(order, start=1))
+    print_result({"queue": order}, text, as_json=as_json)
 
 
 def start_anyway(run_id: RunId, as_json: AsJson = False) -> None:
     """Let a waiting run start although the free memory does not cover its estimate."""
     run = own_runs().get(run_id)
     request_start_anyway(run)
-    if as_json:
-        print_json({"run_id": run.id, "start_anyway": True})
-    else:
-        print(f"{run.id} starts as soon as its device is free of other Loratory work. It may run out of memory.")
+    text = f"{run.id} starts as soon as its device is free of other Loratory work. It may run out of memory."
+    print_result({"run_id": run.id, "start_anyway": True}, text, as_json=as_json)
 
 
 def electricity(
@@ -93,21 +88,16 @@ def electricity(
             known.currency if currency is None else currency,
             known.watts if watts is None else watts or None,
         )
-    if as_json:
-        print_json(known.model_dump())
-    else:
-        cost = "no price is set" if known.price_per_kwh is None else f"{known.currency} {known.price_per_kwh:g} a kWh"
-        power = "unknown where no GPU measures it" if known.watts is None else f"{known.watts:g} W where none measures"
-        print(f"price: {cost.strip()}\npower: {power}")
+    cost = "no price is set" if known.price_per_kwh is None else f"{known.currency} {known.price_per_kwh:g} a kWh"
+    power = "unknown where no GPU measures it" if known.watts is None else f"{known.watts:g} W where none measures"
+    print_result(known, f"price: {cost.strip()}\npower: {power}", as_json=as_json)
 
 
 def _change(run: Run, as_json: bool, **changes: Any) -> None:
     notes = change_notes(run.folder, **changes)
-    if as_json:
-        print_json({"run_id": run.id, **notes.model_dump()})
-    else:
-        tags = f" [{', '.join(notes.tags)}]" if notes.tags else ""
-        print(f"{run.id}: {notes.name or 'no name of its own'}{tags}{f' – {notes.note}' if notes.note else ''}")
+    tags = f" [{', '.join(notes.tags)}]" if notes.tags else ""
+    text = f"{run.id}: {notes.name or 'no name of its own'}{tags}{f' – {notes.note}' if notes.note else ''}"
+    print_result({"run_id": run.id, **notes.model_dump()}, text, as_json=as_json)
 
 
 COMMANDS = (rename, note, tag, move, start_anyway, electricity)

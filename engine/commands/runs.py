@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 
@@ -11,8 +11,10 @@ from engine.commands.output import (
     ProgressLine,
     RunId,
     confirm,
+    one_of,
     own_runs,
     print_json,
+    print_result,
     print_table,
     shortened,
     words_of_bytes,
@@ -50,11 +52,11 @@ def runs(
     store = _store()
     query = RunQuery(
         words=" ".join(words or ()),
-        states=tuple(_known(name, State, "--state") for name in state or ()),
+        states=tuple(one_of(name, State, "--state") for name in state or ()),
         methods=tuple(method or ()),
         models=tuple(model or ()),
         tags=tuple(tag or ()),
-        sort=_known(sort, SortKey, "--sort"),
+        sort=one_of(sort, SortKey, "--sort"),
         descending=not ascending,
     )
     found = select_runs(RunIndex(store).summaries(), query)
@@ -104,10 +106,8 @@ def _ask(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json
     request(run)
     _wait_until(lambda: run.folder.read_state().is_final, store.home, seconds)
     summary = summarize(run)
-    if as_json:
-        print_json(_summary_json(store, summary))
-    else:
-        print(f"{run.id} is {summary.state}. {summary.cause} {summary.advice}".rstrip())
+    text = f"{run.id} is {summary.state}. {summary.cause} {summary.advice}".rstrip()
+    print_result(_summary_json(store, summary), text, as_json=as_json)
 
 
 def resume(run_id: RunId, as_json: AsJson = False) -> None:
@@ -131,10 +131,8 @@ def delete(
     if run.folder.read_state().is_final:
         confirm(f"Delete {run.id} ({summarize(run).name}, {size})?", given=yes)
     freed = store.delete(run.id)
-    if as_json:
-        print_json({"run_id": run.id, "status": "deleted", "freed_bytes": freed})
-    else:
-        print(f"Deleted {run.id}; {words_of_bytes(freed)} are free again.")
+    text = f"Deleted {run.id}; {words_of_bytes(freed)} are free again."
+    print_result({"run_id": run.id, "status": "deleted", "freed_bytes": freed}, text, as_json=as_json)
 
 
 def _store() -> RunStore:
@@ -150,14 +148,6 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
     while not condition() and time.monotonic() < deadline:
         reconcile(home)
         time.sleep(0.1)
-
-
-def _known(given: str, choices: Any, option: str) -> Any:
-    """Return one of the values of a Literal."""
-    known = get_args(choices)
-    if given not in known:
-        raise typer.BadParameter(f"{given!r} is not one of {', '.join(known)}.", param_hint=option)
-    return given
 
 
 def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, object]:
@@ -191,6 +181,7 @@ def _steps(summary: RunSummary) -> str:
 def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
+    base_loss, foretold = words_of_loss(summary.base_eval_loss), words_of_bytes(summary.predicted_bytes)
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
         ("method", summary.method),
@@ -201,15 +192,9 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
         ("duration", words_of_seconds(summary.seconds)),
         ("steps", _steps(summary)),
         ("loss", words_of_loss(summary.final_loss)),
-        (
-            "held-out loss",
-            f"{words_of_loss(summary.eval_loss)} (base {words_of_loss(summary.base_eval_loss)}, best {best})",
-        ),
+        ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
         ("speed", speed),
-        (
-            "peak memory",
-            f"{words_of_bytes(summary.peak_memory_bytes)} (foretold {words_of_bytes(summary.predicted_bytes)})",
-        ),
+        ("peak memory", f"{words_of_bytes(summary.peak_memory_bytes)} (foretold {foretold})"),
         ("size", words_of_bytes(summary.size_bytes)),
         ("electricity", energy_words(summary, read_electricity(home)) or "–"),
         ("tags", ", ".join(summary.tags) or "–"),

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -97,15 +97,6 @@ def section_from_mapping(section: type[SectionType], values: Mapping[str, Any]) 
         return section.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(_field_problems(error)) from error
-
-
-def config_from_yaml(text: str) -> RunConfig:
-    """Read a RunConfig from YAML text.
-
-    Raises:
-        ConfigError: If the text is no YAML mapping, or any setting is wrong.
-    """
-    return config_from_mapping(mapping_from_yaml(text))
 
 
 def mapping_from_yaml(text: str) -> dict[str, Any]:
@@ -255,8 +246,3 @@ def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]
     except ValidationError:  # a section was itself malformed; its fields are reported already
         return []
     return pair_problems(config, ignoring=broken)
-
-
-def choices_of(section: type[BaseModel], field: str) -> tuple[str, ...]:
-    """Allowed values of a setting that is a choice."""
-    return tuple(str(value) for value in get_args(section.model_fields[field].annotation))

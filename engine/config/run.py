@@ -11,12 +11,10 @@ from engine.config.training import TrainingConfig
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
-AttentionImplementation = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 DataFormatName = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
 DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Launcher = Literal["local", "accelerate"]
-DeviceMap = Literal["none", "balanced"]
 
 if TYPE_CHECKING:
     Method = str
@@ -55,7 +53,7 @@ class ModelConfig(Section):
         "Compute dtype",
         "auto uses bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs.",
     )
-    attn_implementation: AttentionImplementation = setting(
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting(
         "auto", "Attention", "auto uses flash attention where it is installed and fits the model, else sdpa."
     )
 
@@ -157,7 +155,7 @@ class RunSection(Section):
         "Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it.",
     )
     launcher: Launcher = setting("local", "Launcher", "local starts one process; accelerate starts one per device.")
-    device_map: DeviceMap = setting(
+    device_map: Literal["none", "balanced"] = setting(
         "none",
         "Spread over GPUs",
         "balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU "

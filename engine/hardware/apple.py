@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from engine.hardware.device import Device, MemoryNow
 
-_FIRST_MACOS_WITH_BFLOAT16 = (14, 0)  # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
-
 
 class AppleSystem(NamedTuple):
     """What must be known of a system to tell whether it has a GPU that torch trains on."""
@@ -36,6 +34,7 @@ def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: i
     """
     if system.platform != "darwin" or system.machine != "arm64":
         return ()
+    macos = [int(part) for part in system.macos.split(".")[:2] if part.isdigit()]
     total = memory.total_bytes if not recommended_bytes else min(memory.total_bytes, recommended_bytes)
     return (
         Device(
@@ -44,14 +43,10 @@ def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: i
             name=f"{system.chip or 'Apple'} GPU",
             total_bytes=total,
             free_bytes=min(memory.free_bytes, total),
-            has_fast_bfloat16=_version(system.macos) >= _FIRST_MACOS_WITH_BFLOAT16,
+            # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
+            has_fast_bfloat16=macos >= [14],
         ),
     )
-
-
-def _version(macos: str) -> tuple[int, ...]:
-    parts = [int(part) for part in macos.split(".")[:2] if part.isdigit()]
-    return (*parts, 0)[:2]
 
 
 def _chip() -> str:

@@ -29,13 +29,13 @@ class Nvml(Protocol):
 
     def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
     def nvmlShutdown(self) -> None: ...  # noqa: N802
-    def nvmlSystemGetDriverVersion(self) -> str | bytes: ...  # noqa: N802
+    def nvmlSystemGetDriverVersion(self) -> str: ...  # noqa: N802
     def nvmlSystemGetCudaDriverVersion(self) -> int: ...  # noqa: N802
     def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
     def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Any, index: int) -> Any: ...  # noqa: N802
-    def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...  # noqa: N802
-    def nvmlDeviceGetUUID(self, handle: Any) -> str | bytes: ...  # noqa: N802
+    def nvmlDeviceGetName(self, handle: Any) -> str: ...  # noqa: N802
+    def nvmlDeviceGetUUID(self, handle: Any) -> str: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802
     def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]: ...  # noqa: N802
     def nvmlDeviceGetMigMode(self, device: Any) -> Sequence[int]: ...  # noqa: N802
@@ -107,7 +107,7 @@ def list_cuda_devices(
 def driver_version(nvml: Nvml) -> Driver | None:
     """Return the driver's version; None where it does not tell. Call it within `ask_driver`."""
     try:
-        version, cuda = _text(nvml.nvmlSystemGetDriverVersion()), nvml.nvmlSystemGetCudaDriverVersion()
+        version, cuda = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion()
     except nvml.NVMLError:
         return None
     return Driver(version, (cuda // 1000, cuda % 1000 // 10))
@@ -123,7 +123,7 @@ def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Liste
     """One GPU, or the MIG instances that it is cut into."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+        uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
         capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if _is_cut(nvml, handle) else 0
         if not most:
@@ -133,7 +133,7 @@ def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Liste
     for number in range(most):
         with contextlib.suppress(nvml.NVMLError):  # numbers without an instance are usual
             instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-            own, own_name = _text(nvml.nvmlDeviceGetUUID(instance)), _text(nvml.nvmlDeviceGetName(instance))
+            own, own_name = nvml.nvmlDeviceGetUUID(instance), nvml.nvmlDeviceGetName(instance)
             now = _memory(nvml, instance, shared_memory)
             own_index = (index + 1) * _MIG_INDEXES + number
             yield _Listed(index, uuid, _describe(own_index, own, own_name, capability, now))
@@ -193,10 +193,6 @@ def _is_called(one: _Listed, name: str) -> bool:
     if name.startswith("MIG-"):
         return one.device.uuid.startswith(name)
     return name == str(one.gpu) or (name.startswith("GPU-") and one.gpu_uuid.startswith(name))
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
@@ -25,10 +25,8 @@ _SWEPT_SECONDS = 7 * 24 * 3600.0  # a machine that shares the home takes or give
 _WANTED_SECONDS = 10.0  # a waiting process asks several times a second
 
 
-class LeaseHolder(BaseModel):
+class LeaseHolder(BaseModel, frozen=True):
     """The process that has a device, and what for. The lease ends with the process, however that ends."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     purpose: Purpose
     title: str  # what people call it: a run's name, a model

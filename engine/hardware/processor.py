@@ -3,6 +3,7 @@
 import itertools
 import os
 import platform
+import re
 from pathlib import Path
 
 import psutil
@@ -51,11 +52,8 @@ def cgroup_memory(folder: Path) -> MemoryNow | None:
     if not limit.isdigit():
         return None
     used = _read(folder / "memory.current").strip()
-    used_bytes = int(used) if used.isdigit() else 0
-    for line in _read(folder / "memory.stat").splitlines():
-        key, _, value = line.partition(" ")
-        if key == "inactive_file" and value.isdigit():
-            used_bytes -= int(value)
+    cached = re.search(r"^inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+    used_bytes = (int(used) if used.isdigit() else 0) - (int(cached[1]) if cached else 0)
     return MemoryNow(int(limit), max(0, int(limit) - max(0, used_bytes)))
 
 

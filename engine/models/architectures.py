@@ -26,10 +26,7 @@ def is_causal_lm(model_type: str) -> bool:
 
 @functools.cache
 def _table(name: str) -> frozenset[str]:
-    """Keys of one of transformers' tables of architectures.
-
-    Importing transformers pulls in torch, which the light rooms must not; finding it does not import it.
-    """
+    # Importing transformers pulls in torch, which the light rooms must not; finding it does not import it.
     spec = importlib.util.find_spec("transformers")
     if spec is None or not spec.submodule_search_locations:
         return frozenset()

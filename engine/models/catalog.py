@@ -4,13 +4,11 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, computed_field
+from pydantic import BaseModel, JsonValue, TypeAdapter, computed_field
 
 
-class CatalogEntry(BaseModel):
+class CatalogEntry(BaseModel, frozen=True, extra="forbid"):
     """One model of the catalogue; what is not known for certain is left out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str  # what ModelConfig.id takes
     hub_id: str

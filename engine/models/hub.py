@@ -13,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 from huggingface_hub.utils.tqdm import tqdm as hub_tqdm
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 
 from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
 from engine.files import write_atomically
@@ -122,12 +122,7 @@ def fetch_from_hub(
 
 
 def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """Wait so long for an answer and no longer, whatever it hangs on: name lookup, a proxy or a slow server.
-
-    Raises:
-        TimeoutError: If there is no answer in time; the request is then abandoned.
-        Exception: Whatever `ask` raises.
-    """
+    """Wait so long for an answer and no longer, whatever it hangs on: name lookup, a proxy or a slow server."""
     answer: Future[Answer] = Future()
 
     def put() -> None:
@@ -252,10 +247,8 @@ class _SilentBar(hub_tqdm):
         super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
 
-class HubModel(BaseModel):
+class HubModel(BaseModel, frozen=True):
     """One model that a search found; None where the Hub does not report it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
     parameters: int | None = Field(None, validation_alias=AliasPath("safetensors", "total"))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engine.errors import ModelError, StorageError
 from engine.files import fsync_folder
@@ -45,29 +45,23 @@ MANIFEST_NAME = "MANIFEST.json"
 _HASHED_ON_EVERY_USE_BYTES = 16 * 1024**2  # tokenizer and configuration; hashing weights would cost a second each time
 
 
-class FileRecord(BaseModel):
+class FileRecord(BaseModel, frozen=True):
     """What one file of a finished folder must look like."""
-
-    model_config = ConfigDict(frozen=True)
 
     size_bytes: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, frozen=True):
     """What belongs to a finished folder, and what it was made from."""
-
-    model_config = ConfigDict(frozen=True)
 
     v: int = 1
     made_from: str
     files: dict[str, FileRecord]
 
 
-class Recipe(BaseModel):
+class Recipe(NamedTuple):
     """What a folder is made from; a folder made from anything else is rebuilt."""
-
-    model_config = ConfigDict(frozen=True)
 
     made_from: str  # names the source and the way it is converted
     needed_bytes: int  # free disk space that making it takes at its height

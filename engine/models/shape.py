@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import regex
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 # How single projections of experts were called before transformers stacked them, and the router. PEFT takes these names to
 # mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see engine/DECISIONS.md.
@@ -15,10 +15,8 @@ EXPERT_PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1
 ModuleKind = Literal["linear", "conv1d", "embedding", "norm", "router", "experts", "other"]
 
 
-class ModuleShape(BaseModel):
+class ModuleShape(BaseModel, frozen=True):
     """One leaf module that owns parameters; read from the real architecture on the meta device."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str  # full dotted name, as PEFT sees it
     kind: ModuleKind  # linear and conv1d only for what PEFT adapts as such; a router or experts held as bare parameters not
@@ -37,10 +35,8 @@ class ModuleShape(BaseModel):
         return self.out_features if self.has_bias else 0
 
 
-class AttentionSupport(BaseModel):
+class AttentionSupport(BaseModel, frozen=True):
     """What an architecture's class in transformers declares about its attention; the defaults are those of most decoders."""
-
-    model_config = ConfigDict(frozen=True)
 
     has_sdpa: bool = True
     has_flash: bool = True
@@ -49,10 +45,8 @@ class AttentionSupport(BaseModel):
     is_stateful: bool = False  # a state is passed from token to token besides attention
 
 
-class ModelShape(BaseModel):
+class ModelShape(BaseModel, frozen=True):
     """Everything about an architecture that memory depends on. Sizes in elements, never in bytes."""
-
-    model_config = ConfigDict(frozen=True)
 
     architecture: str  # class name, as in config.architectures
     model_type: str
@@ -107,10 +101,8 @@ class ModelShape(BaseModel):
         )
 
 
-class ModelDetails(BaseModel):
+class ModelDetails(BaseModel, frozen=True):
     """One model, described from its configuration, its tokenizer and its files; no weight is read for it."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     hub_id: str | None

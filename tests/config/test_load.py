@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping, config_from_yaml, config_to_yaml, setting_names, with_overrides
+from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, setting_names, with_overrides
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 
@@ -91,7 +91,7 @@ def test_a_misspelt_setting_is_answered_with_the_nearest_one():
 
 def test_missing_sections_are_named():
     with pytest.raises(ConfigError) as caught:
-        config_from_yaml("training: {max_steps: 3}")
+        config_from_mapping(mapping_from_yaml("training: {max_steps: 3}"))
 
     assert {problem.field for problem in caught.value.problems} == {"model", "dataset"}
 
@@ -108,7 +108,7 @@ def test_missing_sections_are_named():
 )
 def test_yaml_that_is_no_configuration_is_refused_in_words(text, words):
     with pytest.raises(ConfigError, match=words):
-        config_from_yaml(text)
+        config_from_mapping(mapping_from_yaml(text))
 
 
 def test_a_configuration_survives_the_round_trip_with_every_default_written_out():
@@ -120,14 +120,16 @@ def test_a_configuration_survives_the_round_trip_with_every_default_written_out(
 
     text = config_to_yaml(config)
 
-    assert config_from_yaml(text) == config
+    assert config_from_mapping(mapping_from_yaml(text)) == config
     for name in setting_names():
         assert f"{name.rsplit('.', 1)[-1]}:" in text
 
 
 def test_scientific_notation_is_a_number_with_or_without_a_point():
     assert (
-        config_from_yaml("model: {id: a}\ndataset: {source: b}\ntraining: {learning_rate: 3e-4}").training.learning_rate
+        config_from_mapping(
+            mapping_from_yaml("model: {id: a}\ndataset: {source: b}\ntraining: {learning_rate: 3e-4}")
+        ).training.learning_rate
         == 3e-4
     )
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from engine.config.load import config_from_mapping, config_from_yaml, config_to_yaml, with_overrides
+from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
 from engine.config.presets import Preset, find_preset, list_presets
 from engine.errors import ConfigError
 from engine.hardware.device import Device
@@ -20,7 +20,7 @@ NAMES = [preset.name for preset in list_presets()]
 def test_a_preset_survives_the_round_trip(name):
     config = find_preset(name).load()
 
-    assert config_from_yaml(config_to_yaml(config)) == config
+    assert config_from_mapping(mapping_from_yaml(config_to_yaml(config))) == config
 
 
 def test_the_presets_that_the_readme_names_are_there():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from engine.cli import run_command
-from engine.config.load import config_from_mapping, config_from_yaml
+from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.data.passes.prepare import prepare_dataset
@@ -282,7 +282,7 @@ def test_the_command_prints_a_script_or_the_settings_and_overwrites_nothing(home
     assert run_command(chosen, modules) == 0
     assert "SFTTrainer" in capsys.readouterr().out
     assert run_command([*chosen, "--yaml"], modules) == 0
-    printed = config_from_yaml(capsys.readouterr().out)
+    printed = config_from_mapping(mapping_from_yaml(capsys.readouterr().out))
     assert printed.training == find_preset("quickstart-cpu").load().training
     (tmp_path / "mine.py").write_text("mine")
     assert run_command([*chosen, "--out", str(tmp_path / "mine.py")], modules) == 1

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 GIB = 1024**3
 RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9), 24, 21)
-T4 = (b"Tesla T4", (7, 5), 16, 15)
+T4 = ("Tesla T4", (7, 5), 16, 15)
 GTX_1080 = ("NVIDIA GeForce GTX 1080", (6, 1), 8, 8)
 
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 import yaml
 
-from engine.config.load import config_from_yaml
+from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.errors import RunError, StorageError
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
@@ -27,7 +27,7 @@ def test_a_run_is_saved_complete_and_for_its_owner_only(store, home):
     config = config_for("first")
     run = store.create(config, Provenance(dataset_fingerprint="abc"))
 
-    assert config_from_yaml(run.folder.config.read_text()) == config
+    assert config_from_mapping(mapping_from_yaml(run.folder.config.read_text())) == config
     assert yaml.safe_load(run.folder.config.read_text())["training"]["seed"] == 42, "defaults are written out"
     assert read_provenance(run.folder).dataset_fingerprint == "abc"
     assert run.folder.path == home.runs / "ann" / run.id

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from gradio import EventData
 
-from engine.config.load import config_from_yaml
+from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.errors import StorageError
 from engine.export.records import ExportRecord
 from tests.fake_results import FakeExport, a_verification
@@ -214,7 +214,7 @@ def test_yaml_is_the_whole_configuration(tab, run):
     assert not shown[tab.buttons]["visible"]
     assert "loratory-faq" in shown[tab.text.text]
     written = Path(shown[tab.text.download]["value"]).read_text()
-    assert config_from_yaml(written) == a_config(run__name="faq: rank 16 / <b>")
+    assert config_from_mapping(mapping_from_yaml(written)) == a_config(run__name="faq: rank 16 / <b>")
 
 
 def test_the_script_is_python_and_names_the_run(tab, run, services):
