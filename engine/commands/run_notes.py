@@ -46,9 +46,7 @@ def tag(
 
 
 def move(
-    run_id: RunId,
-    where: Annotated[str, typer.Argument(help="first, up, down or last.")],
-    as_json: AsJson = False,
+    run_id: RunId, where: Annotated[str, typer.Argument(help="first, up, down or last.")], as_json: AsJson = False
 ) -> None:
     """Move a waiting run within the queue."""
     direction: QueueMove = one_of(where, QueueMove, "WHERE")

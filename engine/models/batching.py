@@ -69,12 +69,7 @@ def expected_attention(support: AttentionSupport, config: RunConfig, device: Dev
 
 
 def choose_batching(
-    facts: AttentionFacts,
-    attention: str,
-    config: RunConfig,
-    device_kind: str,
-    *,
-    trial_agrees: bool | None = None,
+    facts: AttentionFacts, attention: str, config: RunConfig, device_kind: str, *, trial_agrees: bool | None = None
 ) -> Batching:
     """Return how rows become batches: joined into one sequence without padding, or padded side by side.
 

@@ -274,8 +274,7 @@ def pickled_file_error(name: str, file: str) -> ModelError:
 def pickled_weights_error(name: str, example: str) -> ModelError:
     """Return why weights in pickle files are refused."""
     return ModelError(
-        f"{name} has its weights only as pickle files ({example}), which can run code when they are read.",
-        _CONVERT,
+        f"{name} has its weights only as pickle files ({example}), which can run code when they are read.", _CONVERT
     )
 
 
