@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -56,7 +56,7 @@ class LeaseBook:
         self._runs = home.runs
         self._clock = clock
 
-    def take(self, devices: Sequence[str], holder: LeaseHolder) -> None:
+    def take(self, devices: Iterable[str], holder: LeaseHolder) -> None:
         """Give devices, named by `lease_name`, to a living process: all of them or none.
 
         What it holds already for the same thing stays its own.
@@ -65,9 +65,10 @@ class LeaseBook:
             DeviceError: If one of them is in use; names the holder.
             StorageError: If the book cannot be written.
         """
+        wanted = tuple(devices)
         new = []
         with self._open():
-            for device in devices:
+            for device in wanted:
                 present = self.holder(device)
                 if present is None:
                     new.append(device)
@@ -77,7 +78,7 @@ class LeaseBook:
                         "Wait until it is free, or stop what uses it.",
                     )
             try:
-                for device in devices:
+                for device in wanted:
                     self._wanted_mark(device).unlink(missing_ok=True)
                     self._write(device, holder)
             except (StorageError, OSError):
