@@ -109,9 +109,7 @@ def label_of(name: str) -> str:
 def component_for(name: str, **presentation: Any) -> Any:
     """Build the component of one setting; label, help, bounds and default come from its Field.
 
-    Args:
-        name: Dotted name, such as `training.learning_rate`.
-        presentation: What only the page decides: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
+    Only the page decides on `presentation`: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
     """
     return component_of_field(field_of(name), **{"label": label_of(name), **presentation})
 
@@ -163,7 +161,6 @@ def text_of(number: float | None) -> str:
 
 
 def _choices_of(name: str) -> list[str]:
-    """Return the names to choose from; none where anything can be given."""
     annotation = field_of(name).annotation
     kind = _plain_type(annotation)
     return [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else _several_of(annotation)

@@ -143,8 +143,7 @@ class PageSession(SessionState):  # type: ignore[misc]  # Gradio's types are not
 class PageSessions(StateHolder):  # type: ignore[misc]
     """The sessions of all pages. Gradio calls this on its event loop alone.
 
-    Args:
-        capacity: Beyond it, the session used least recently is dropped, closed pages first.
+    Beyond the capacity, the session used least recently is dropped, closed pages first.
     """
 
     def __init__(self, capacity: int = 1000) -> None:

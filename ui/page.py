@@ -102,11 +102,7 @@ class Page:
         return f"the adapter in {Path(start).name}" if start else ""
 
     def wire(self, *, exclude: tuple[str, ...] = ()) -> None:
-        """Redraw on every change that a person makes in the form.
-
-        Args:
-            exclude: Settings whose own event already ends in a redraw.
-        """
+        """Redraw on every change that a person makes in the form, except where a setting's own event ends in a redraw already."""
         components = [self.form[name] for name in self.form.names if name not in exclude]
         inputs = [
             # What cannot be seen is not changed by hand; the event that sets it redraws by `refresh_after`.

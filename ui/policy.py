@@ -26,10 +26,6 @@ class PagePolicy:
 
     Gradio builds its components with `new Function` and styles elements in place, so both stay allowed. Its inline
     scripts are allowed by their hashes: a script in what a model, a dataset or a file says is not run.
-
-    Args:
-        app: Answers what is not refused.
-        transfers: Knows the room for uploads.
     """
 
     def __init__(self, app: ASGIApp, transfers: Transfers) -> None:

@@ -81,11 +81,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
 def launch(services: Services, host: str, port: int | None, *, open_browser: bool = False) -> gr.Blocks:
     """Lay out the page and serve it from threads of this process; `local_url` says where, `close` ends it.
 
-    Args:
-        services: What the page may call.
-        host: A loopback address.
-        port: None takes any free port.
-        open_browser: Also open it in the default browser.
+    The host is a loopback address; without a port, any free one is taken.
 
     Raises:
         StorageError: If the folder for uploads and downloads cannot be used.

@@ -97,11 +97,7 @@ def _key(draft: Draft) -> str:
 
 
 def with_advice(draft: Draft, kind: str) -> dict[str, Any]:
-    """Return the settings of a draft with one advised change.
-
-    Args:
-        draft: The draft.
-        kind: Of the change; its words have figures that follow the free memory, also after they were drawn.
+    """Return the settings of a draft with the change of one kind; its words have figures that follow the free memory.
 
     Raises:
         EngineError: If that is not advised now.

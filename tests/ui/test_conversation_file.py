@@ -9,13 +9,12 @@ import pytest
 from engine.errors import DatasetError
 from ui.views.chat import Answer, Turn
 from ui.views.conversation_file import (
+    SavedConversation,
     as_json,
     as_markdown,
     open_conversation,
     read_conversation,
     render_links,
-    save,
-    turns_of,
 )
 
 TURNS = [
@@ -26,14 +25,14 @@ TURNS = [
 
 @pytest.fixture
 def saved():
-    return save(TURNS, "Be brief.", "SmolLM2", {"tuned": "faq, rank 16"})
+    return SavedConversation(model="SmolLM2", names={"tuned": "faq, rank 16"}, system="Be brief.", turns=TURNS)
 
 
 def test_json_comes_back_as_it_was(saved):
     opened = read_conversation(as_json(saved).encode())
 
     assert opened == saved
-    assert turns_of(opened) == TURNS
+    assert list(opened.turns) == TURNS
 
 
 def test_markdown_names_who_said_what(saved):
@@ -49,7 +48,7 @@ def test_the_links_hold_the_files_themselves(saved):
 
     assert markdown == as_markdown(saved)
     assert json.loads(values)["turns"][1]["question"] == "</a><script>?"
-    assert "No messages yet" in render_links(save([], "", "", {}))
+    assert "No messages yet" in render_links(SavedConversation())
 
 
 @pytest.mark.parametrize("content", [b"", b"{}x", b'{"turns": [{"question": 1}]}', b"[]", b"\xff"])

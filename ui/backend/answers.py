@@ -34,10 +34,7 @@ class _Failed(NamedTuple):
 
 
 def run_streaming(work: Callable[[Callable[[M], None]], R]) -> Iterator[M | Done[R]]:
-    """Run `work` in a thread; yield its messages, then `Done` with its result.
-
-    Args:
-        work: Is given a function to send messages with; any thread may call it.
+    """Run `work` in a thread, with a function that sends messages; yield them, then `Done` with its result.
 
     Raises:
         Exception: Whatever `work` raised.

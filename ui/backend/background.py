@@ -52,11 +52,7 @@ class Job(Protocol[Finished]):
 
 
 class FunctionJob(Generic[R]):
-    """A job of one function; after a stop, it ends when it reports progress.
-
-    Args:
-        function: Called with a function that reports progress; any thread may report.
-    """
+    """A job of one function, which reports progress from any thread; after a stop, it ends at its next report."""
 
     def __init__(self, function: Callable[[Callable[[Message], None]], R]) -> None:
         self._function = function
@@ -118,16 +114,10 @@ class BackgroundWork(Generic[R]):
         self._lock = threading.RLock()  # guards _works: handlers of many pages ask at once
 
     def start(self, key: str, title: str, job: Job[R], keep: Callable[[R], None] = lambda _: None) -> Work[R]:
-        """Run a job in a thread of its own, to its end, whether or not a page looks.
-
-        Args:
-            key: What can have one piece of work at a time, such as a run's id.
-            title: What it is.
-            job: The job.
-            keep: Saves the result before it is shown.
+        """Run a job in a thread of its own, to its end, whether or not a page looks; `keep` saves the result before it is shown.
 
         Raises:
-            RunError: If there is work under this key already.
+            RunError: If there is work already under this key, such as a run's id.
         """
         with self._lock:
             present = self._works.get(key)

@@ -112,9 +112,7 @@ class DatasetChecks:
     def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
         """Return the check of this question, started now unless it exists or needs a person's request.
 
-        Args:
-            question: The question.
-            page: Which page asks. Its checks for another form end, unless another page waits for them.
+        Checks of the same page for another form end, unless another page waits for them.
         """
         with self._lock:
             is_unused = self._end_outdated(question, page) if page else False
@@ -172,12 +170,7 @@ class DatasetChecks:
             return check
 
     def note_opening(self, question: CheckQuestion, error: EngineError | None) -> None:
-        """Remember why no row of a dataset could be shown, until one can.
-
-        Args:
-            question: How it was opened.
-            error: None where it could be.
-        """
+        """Remember why no row of a dataset could be shown, until one can: `error` is None then."""
         with self._lock:
             self._refused.pop(question.key, None)
             if error is not None:
@@ -266,5 +259,4 @@ def _look_at(check: RunningCheck) -> None:
 
 
 def _identity(dataset: DatasetConfig) -> str:
-    """Return what is downloaded, whichever way it is read."""
     return dataset.model_dump_json(include={"source", "subset", "split", "revision", "mix"})

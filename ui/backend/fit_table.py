@@ -23,12 +23,7 @@ _UNKNOWN: Verdicts = (None,) * len(_METHODS)
 
 
 class FitTable:
-    """Verdicts for each catalogue model at the default settings on the best device of this machine.
-
-    Args:
-        shape_of: Returns a model's modules; called from a background thread.
-        devices: Lists the devices; the one with the most memory of the best kind counts.
-    """
+    """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind."""
 
     methods = _METHODS
 

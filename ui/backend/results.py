@@ -28,14 +28,9 @@ _REMEMBERED = 400
 
 @dataclass(frozen=True)
 class ResultWork:
-    """Starts evaluations and exports; at most one of each at a time for each run.
+    """Starts evaluations and exports by the jobs that the three functions make; at most one of each at a time for each run.
 
-    Args:
-        home: The Loratory home.
-        evaluate: Makes the job of an evaluation.
-        export: Makes the job of an export.
-        push: Makes the job of a push.
-        roots: Folders below which the page may write; None takes the exports folder and the data folders.
+    The page may write below `roots`; None takes the exports folder and the data folders.
     """
 
     home: LoratoryHome

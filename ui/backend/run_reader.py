@@ -104,11 +104,7 @@ def can_chat(run: Run) -> bool:
 
 
 class RunReader:
-    """Reads the runs of one store.
-
-    Args:
-        runs: The store.
-    """
+    """Reads the runs of one store."""
 
     def __init__(self, runs: RunStore) -> None:
         self._runs = runs

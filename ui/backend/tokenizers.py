@@ -16,8 +16,7 @@ from ui.views.html import size
 class Tokenizers:
     """Downloads what previews need of a model, once for each, and knows which tokenizers are there.
 
-    Args:
-        resolve: Makes a model's tokenizer available on this machine; returns at once where it is already.
+    `resolve` returns at once where a model's tokenizer is on this machine already.
     """
 
     def __init__(self, resolve: Callable[[ModelConfig, OnModelProgress], object]) -> None:

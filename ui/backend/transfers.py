@@ -25,13 +25,7 @@ _KEPT_SECONDS = 6 * 3600  # uploads move to their own folder at once; a download
 
 @dataclass(frozen=True)
 class Transfers:
-    """The disk space of uploads and downloads.
-
-    Args:
-        home: Files pass through `home.transfers`; datasets that were uploaded stay in `home.uploads`.
-        largest_file_bytes: Of one upload or download.
-        largest_total_bytes: Of both folders together.
-    """
+    """The disk space of uploads and downloads: files pass through `home.transfers`; uploaded datasets stay in `home.uploads`."""
 
     home: LoratoryHome
     largest_file_bytes: int = LARGEST_FILE_BYTES

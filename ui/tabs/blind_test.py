@@ -256,7 +256,6 @@ class BlindTestPart:
         return replace(judging, pair=None, judged=(*judging.judged, judgement))
 
     def _tallied(self, judging: Judging) -> tuple[BlindTally, Judging]:
-        """Return the tally of all judgements of what is loaded now."""
         target, sides = compared(self._page.services.chat.state)
         judging, file = judging.of(target), self._file(target)
         return count_judgements(read_judgements(file) if file is not None else judging.judged, *sides), judging

@@ -217,7 +217,6 @@ class DataTab:
     def _render_check(
         self, check: RunningCheck, listing: str, list_page: int, page: DatasetPage | None = None
     ) -> Updates:
-        """Return what is known of all rows."""
         report, lengths, listed = check.report, "", ""
         if report is not None:
             listed = self.rows.render_list(check.question, report, listing, list_page)

@@ -86,12 +86,7 @@ class DatasetFormat:
         return self._boxes(page.format, page.columns, page.column_map, mapping=wants_mapping)
 
     def of_columns(self, dataset: DatasetConfig, known: DatasetColumns | None) -> Updates:
-        """Return the settings where reading failed.
-
-        Args:
-            dataset: The dataset.
-            known: Its columns; None where it cannot be opened at all, perhaps for its split.
-        """
+        """Return the settings where reading failed; without columns it cannot be opened at all, perhaps for its split."""
         if known is None:
             return {**self._boxes("auto", (), {}, mapping=False), self.fold: gr.update(open=True)}
         return self._boxes(known.format, known.columns, dataset.column_map, mapping=True)

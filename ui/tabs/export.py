@@ -152,7 +152,6 @@ class ExportTab:
         return self._page.reader.observe(run_id)
 
     def _propose(self, run_id: str | None, checkpoint: str | None, form: str) -> Any:
-        """Return a new folder, named for the run."""
         if form not in FOLDERS or not self._page.reader.exists(run_id or ""):
             return UNCHANGED
         return self._new_folder(self._observe(run_id), checkpoint, form)
@@ -273,7 +272,6 @@ class ExportTab:
 
 
 def _folder_of(record: ExportRecord | None) -> Path | None:
-    """Return the folder of an export, if it still exists."""
     if record is None or record.kind == "hub" or not Path(record.place).is_dir():
         return None
     return Path(record.place)

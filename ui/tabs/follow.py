@@ -80,13 +80,7 @@ class Question(BaseModel):
 
 
 class FollowPart:
-    """Lays out the run view.
-
-    Args:
-        page: The page.
-        choice: Where the run is chosen; None where a table does that.
-        prefix: Begins the ids of its elements, where the view is on the page a second time.
-    """
+    """Lays out the run view: with a choice of the run, or with a prefix of ids below the table that is the choice."""
 
     def __init__(self, page: Page, choice: gr.Dropdown | None = None, prefix: str = "") -> None:
         self._page = page

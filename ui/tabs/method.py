@@ -166,7 +166,6 @@ def is_linked(mapping: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _next_step(draft: Draft) -> str:
-    """Return what is missing before there are figures."""
     if draft.shape is not None:
         return "Correct the settings first."
     if draft.mapping["model"].get("id"):

@@ -119,12 +119,7 @@ class ModelTab:
         self._fetch_after(event)
 
     def _fetch_after(self, event: Any, *, again: bool = True) -> None:
-        """After an event that settled the model, download its tokenizer where it is not here yet.
-
-        Args:
-            event: The event.
-            again: Also retry a download that has failed.
-        """
+        """After an event that settled the model, download its tokenizer where it is not here yet, also `again` after a failure."""
 
         def fetch(*values: Any) -> Updates:
             return self.tokenizer.updates(model_of(self._page.form.mapping(values)), again=again)
@@ -222,11 +217,9 @@ def _search_hub(query: str) -> str:
 
 
 class TokenizerStatus:
-    """Lays out the line with the progress; its `ended` fires when there is something new to show with the model.
+    """Lays out the line with the progress of a tokenizer, in the same words on each tab.
 
-    Args:
-        page: The page.
-        tab: Name of the tab, for ids.
+    Its `ended` fires when there is something new to show with the model.
     """
 
     def __init__(self, page: Page, tab: str) -> None:
@@ -246,12 +239,7 @@ class TokenizerStatus:
         return self.poll.submit
 
     def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
-        """Start the download of a tokenizer where it is not here yet, and return its status after a short wait.
-
-        Args:
-            model: The model.
-            again: Also retry a download that has failed.
-        """
+        """Start the download of a tokenizer where it is not here yet, or `again` after a failure; return its status soon."""
         if model is None:
             return {self.line: "", self.again: visible_if(False), self.poll: ""}
         work = self._page.services.tokenizers.ask(model, again=again)

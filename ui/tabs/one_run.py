@@ -81,19 +81,13 @@ class OneRunPart:
         return saved, deleted
 
     def show_after(self, event: Dependency, *, again: bool) -> Dependency:
-        """After an event that may have chosen a run: show it.
-
-        Args:
-            event: The event.
-            again: Whether the shown run may have changed meanwhile. What is typed stays either way.
-        """
+        """After an event that may have chosen a run, show it; `again` where it may have changed. What is typed stays."""
         inputs = [self._page.chosen_run, *self.follow.look_inputs]
         outputs = [*self._described, *self.follow.outputs]
         return event.then(self._show_again if again else self.show, inputs, outputs, **QUICK)
 
     @property
     def _changing(self) -> list[Any]:
-        """What `changed` changes."""
         return [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
 
     @property

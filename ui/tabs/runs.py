@@ -218,7 +218,6 @@ class RunsTab:
         return {self.compared: [*compared, run_id]}
 
     def _waiting(self, rows: list[RunSummary]) -> list[RunSummary]:
-        """Return the waiting runs among all rows, in their order."""
         waiting = {row.id: row for row in rows if row.state == "queued"}
         return [waiting[run_id] for run_id in self._order.sort(list(waiting))]
 

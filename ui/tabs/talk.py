@@ -30,25 +30,9 @@ from ui.components import (
 )
 from ui.page import Page, browser_state
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
-from ui.views.chat import (
-    Answer,
-    Turn,
-    loaded_words,
-    messages_of,
-    render_prompt,
-    render_suggestions,
-    render_transcript,
-    some_prompts,
-)
-from ui.views.conversation_file import (
-    SavedConversation,
-    as_json,
-    open_conversation,
-    read_conversation,
-    render_links,
-    save,
-    turns_of,
-)
+from ui.views import chat as view
+from ui.views.chat import Answer, Turn
+from ui.views.conversation_file import SavedConversation, as_json, open_conversation, read_conversation, render_links
 from ui.views.html import error_box, small
 
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
@@ -129,7 +113,7 @@ class TalkPart:
             self._clear, None,
             [self.transcript, self.turns, self.trouble, self.again, self.clear, self.kept, self.links], **QUICK,
         )  # fmt: skip
-        cleared.then(render_suggestions, self.offered, self.suggestions, **QUICK)
+        cleared.then(view.render_suggestions, self.offered, self.suggestions, **QUICK)
         self.transcript.click(self._edit, self.turns, [*asked, self.transcript], **QUICK)
         loaded.then(self._suggest, None, [self.suggestions, self.offered], **SLOW)
         self.suggestions.click(
@@ -213,14 +197,13 @@ class TalkPart:
         }
 
     def _shown(self, turns: list[Turn]) -> Updates:
-        """Return a conversation with its buttons."""
         button = visible_if(bool(turns))
         return {self.turns: turns, self.transcript: self._render(turns), self.again: button, self.clear: button}
 
     def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
         state = self._page.services.chat.state
         context = state.model.context_length if state.model is not None else None
-        return render_transcript(turns, self._choice.names(state.target), context, can_edit=not writing)
+        return view.render_transcript(turns, self._choice.names(state.target), context, can_edit=not writing)
 
     def _branches(self, choice: str) -> tuple[Branch, ...]:
         model = self._page.services.chat.state.model
@@ -254,13 +237,13 @@ class TalkPart:
             return []
         config = self._page.reader.observe(target.tuned.folder.name).config
         try:
-            return some_prompts(self._prompts.of_run(config), _SUGGESTIONS, draw) if config is not None else []
+            return view.some_prompts(self._prompts.of_run(config), _SUGGESTIONS, draw) if config is not None else []
         except EngineError:
             return []  # the data may be gone; chat works without it
 
     def _suggest(self, draw: random.Random | None = None) -> Updates:
         prompts = self._row_prompts(draw)
-        return {self.suggestions: render_suggestions(prompts), self.offered: prompts}
+        return {self.suggestions: view.render_suggestions(prompts), self.offered: prompts}
 
     def _take(self, event: gr.EventData, offered: list[RowPrompt]) -> Updates:
         number = picked(event)
@@ -277,15 +260,16 @@ class TalkPart:
         typed = (question or "").strip()
         # With nothing typed: the prompt of the newest answer.
         asked = [*turns, Turn(typed)] if typed else [*turns[:-1], *(Turn(turn.question) for turn in turns[-1:])]
-        messages = messages_of(asked, branch, system or "")
+        messages = view.messages_of(asked, branch, system or "")
         if not messages:
             return small("Type a question to see its prompt.")
-        return render_prompt(self._page.services.chat.prompt(messages))
+        return view.render_prompt(self._page.services.chat.prompt(messages))
 
     def _saved(self, turns: list[Turn], system: str) -> SavedConversation:
         state = self._page.services.chat.state
-        model = loaded_words(state.model) if state.model is not None else ""
-        return save(turns, system or "", model, self._choice.names(state.target))
+        model = view.loaded_words(state.model) if state.model is not None else ""
+        names = self._choice.names(state.target)
+        return SavedConversation(model=model, names=names, system=system or "", turns=tuple(turns))
 
     def _keep(self, turns: list[Turn], system: str) -> Updates:
         saved = self._saved(turns, system)
@@ -300,11 +284,11 @@ class TalkPart:
             saved = read_conversation(str(kept).encode())
         except EngineError:
             return UNCHANGED  # of another version
-        return {**self._shown(turns_of(saved)), self.sampling.system: system or saved.system}
+        return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: system or saved.system}
 
     def _open(self, path: str) -> Updates:
         saved = open_conversation(Path(path))
-        return {**self._shown(turns_of(saved)), self.sampling.system: saved.system}
+        return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: saved.system}
 
 
 def _row_of(turn: Turn) -> RowPrompt | None:
@@ -320,7 +304,7 @@ def _requests(
     turns: Sequence[Turn], asked: tuple[Branch, ...], system: str, sampling: SamplingConfig
 ) -> list[ChatRequest]:
     """Return one request for all branches while they remember the same; afterwards one for each."""
-    remembered = {branch: messages_of(turns, branch, system) for branch in asked}
+    remembered = {branch: view.messages_of(turns, branch, system) for branch in asked}
     if len(set(remembered.values())) == 1:
         return [ChatRequest(messages=remembered[asked[0]], branches=asked, sampling=sampling, id=uuid.uuid4().hex)]
     return [

@@ -2,13 +2,17 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, PlainSerializer
+from pydantic.dataclasses import dataclass
 
 from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, LoadProgress, PromptView
 from engine.data.conversation import Message
 from ui.backend.answers import RowPrompt
-from ui.views.html import empty, log, notices, pick_button, progress_bar, short_name, size, small, status
+from ui.views.html import empty, log, notices, pick_button, plural, progress_bar, short_name, size, small, status
 
 BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
 NO_ANSWER = "<em>(empty answer)</em>"
@@ -18,22 +22,24 @@ _FINISH_WORDS: dict[FinishReason, str] = {
     "context": "context full",
     "stopped": "stopped",
 }
-_LONGEST_SUGGESTION = 240
 _NOT_LOADED = empty(
     "No model loaded",
     "Choose a run above and load it. It uses memory until you unload it; a run that waits for the device comes first.",
 )
 
 
-@dataclass(frozen=True)
+_SAVED = ConfigDict(extra="forbid")  # the parts of a conversation's file
+
+
+@dataclass(frozen=True, config=_SAVED)
 class Answer:
     """The answer of one branch."""
 
     branch: Branch
     text: str = ""
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-    prompt_tokens: int = 0
+    tokens: int = Field(0, ge=0)
+    tokens_per_second: Annotated[float, PlainSerializer(lambda speed: round(speed, 2))] = 0.0
+    prompt_tokens: int = Field(0, ge=0)
     done: bool = False
     finish_reason: FinishReason | None = None
 
@@ -50,17 +56,13 @@ class Answer:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_SAVED)
 class Turn:
     """A question and its answers."""
 
     question: str
     answers: tuple[Answer, ...] = ()
     reference: str = ""  # the answer of the data, where the question comes from a row
-
-    def answer_of(self, branch: Branch) -> Answer | None:
-        """Return the answer of `branch`; None where it was not asked."""
-        return next((answer for answer in self.answers if answer.branch == branch), None)
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
@@ -79,7 +81,7 @@ def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Mes
     """Return the conversation as one branch remembers it: with its own answers."""
     messages = [Message("system", system.strip())] if system.strip() else []
     for turn in turns:
-        answer = turn.answer_of(branch)
+        answer = next((answer for answer in turn.answers if answer.branch == branch), None)
         messages.append(Message("user", turn.question))
         if answer is not None and answer.done and answer.text:
             messages.append(Message("assistant", answer.text))
@@ -97,11 +99,7 @@ def render_transcript(
 ) -> str:
     """Return the whole conversation; empty before the first question.
 
-    Args:
-        turns: The conversation.
-        names: Of the branches, where they differ from `BRANCH_WORDS`.
-        context_tokens: Context length of the model, where it is known.
-        can_edit: Whether a question can be edited; its `data-pick` is `edit:N`.
+    Names may differ from `BRANCH_WORDS`; the `data-pick` of a question that can be edited is `edit:N`.
     """
     if not turns:
         return ""
@@ -128,15 +126,7 @@ def _answer(answer: Answer, name: str, context_tokens: int | None) -> str:
 
 
 def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bool = False) -> str:
-    """Return one answer under the name of who gave it.
-
-    Args:
-        css: Its class.
-        name: Text above it.
-        html: The answer.
-        figures: Below it.
-        writing: Whether more is to come.
-    """
+    """Return one answer as HTML under the name of who gave it, with figures below it; `writing` where more is to come."""
     below = f'<p class="figures">{figures}</p>' if figures else ""
     return (
         f'<div class="{f"answer {css}".strip()}"><h4>{escape(name)}</h4>'
@@ -147,7 +137,7 @@ def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bo
 def _figures(answer: Answer, context_tokens: int | None) -> str:
     if not answer.tokens:
         return "reading the question …" if not answer.done else _FINISH_WORDS[answer.finish_reason or "stopped"]
-    parts = [f"{answer.tokens:,} {'token' if answer.tokens == 1 else 'tokens'}"]
+    parts = [plural(answer.tokens, "token")]
     if answer.tokens_per_second:
         parts.append(f"{answer.tokens_per_second:,.1f} tokens/s")
     if answer.done and answer.finish_reason is not None:
@@ -159,12 +149,7 @@ def _figures(answer: Answer, context_tokens: int | None) -> str:
 
 
 def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
-    """Return one line: what is loaded, on which device, and its memory.
-
-    Args:
-        state: Of the session.
-        results: The runs whose results are loaded, in words.
-    """
+    """Return one line: what is loaded, `results` of which runs, on which device, and its memory."""
     if state.phase == "loading":
         return render_loading(state.progress)
     if state.model is None:
@@ -204,10 +189,8 @@ def _loaded(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str
 
 
 def _with_what(model: LoadedModel, results: Sequence[str]) -> str:
-    if not model.method:
-        return " (base model)"
-    method = escape(model.method)
-    if "tuned" not in model.branches:
+    method = escape(model.method or "base model")
+    if not model.method or "tuned" not in model.branches:
         return f" ({method})"
     if not results:
         return f" with its {method} result"
@@ -228,7 +211,7 @@ def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random |
     """Return a few prompts that are short enough to read at a glance: spread evenly, or random where `draw` is given."""
     found: dict[str, RowPrompt] = {}
     for prompt in prompts:
-        if len(prompt.question) <= _LONGEST_SUGGESTION:
+        if len(prompt.question) <= 240:
             found.setdefault(prompt.question, prompt)
     short = list(found.values())
     if draw is not None:

@@ -1,86 +1,33 @@
 """A conversation as a file: Markdown to read, JSON to read and open again."""
 
-import json
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from engine.chat.contract import Branch, FinishReason
+from engine.chat.contract import Branch
 from engine.errors import DatasetError
-from ui.views.chat import BRANCH_WORDS, Answer, Turn
+from ui.views.chat import BRANCH_WORDS, Turn
 from ui.views.html import small
 
 _LARGEST_BYTES = 4_000_000
+_CHOOSE_ANOTHER = "Choose a .json file that was saved here."
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SavedAnswer(_Part):
-    """One branch's answer."""
-
-    branch: Branch
-    name: str = ""  # of the run, for readers
-    text: str
-    tokens: int = Field(0, ge=0)
-    tokens_per_second: float = 0.0
-    prompt_tokens: int = Field(0, ge=0)
-    finish_reason: FinishReason | None = None
-
-
-class SavedTurn(_Part):
-    """A question, its answers, and the reference where it is known."""
-
-    question: str
-    reference: str = ""
-    answers: tuple[SavedAnswer, ...] = ()
-
-
-class SavedConversation(_Part):
+class SavedConversation(BaseModel):
     """The file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["loratory conversation"] = "loratory conversation"
     version: Literal[1] = 1
     model: str = ""  # what was loaded, in words
+    names: Mapping[Branch, str] = {}  # of the runs, for readers
     system: str = ""
-    turns: tuple[SavedTurn, ...] = Field((), max_length=10_000)
-
-
-def save(turns: Sequence[Turn], system: str, model: str, names: Mapping[Branch, str]) -> SavedConversation:
-    """Return the conversation as a file holds it."""
-    words = {**BRANCH_WORDS, **names}
-
-    def saved(answer: Answer) -> SavedAnswer:
-        values = asdict(answer) | {"tokens_per_second": round(answer.tokens_per_second, 2)}
-        del values["done"]
-        return SavedAnswer(name=words[answer.branch], **values)
-
-    return SavedConversation(
-        model=model,
-        system=system,
-        turns=tuple(
-            SavedTurn(question=turn.question, reference=turn.reference, answers=tuple(map(saved, turn.answers)))
-            for turn in turns
-        ),
-    )
-
-
-def turns_of(saved: SavedConversation) -> list[Turn]:
-    """Return the conversation as the page holds it."""
-    return [
-        Turn(
-            turn.question,
-            tuple(Answer(done=True, **answer.model_dump(exclude={"name"})) for answer in turn.answers),
-            turn.reference,
-        )
-        for turn in saved.turns
-    ]
+    turns: tuple[Turn, ...] = Field((), max_length=10_000)
 
 
 def open_conversation(path: Path) -> SavedConversation:
@@ -97,7 +44,7 @@ def open_conversation(path: Path) -> SavedConversation:
     if len(content) > _LARGEST_BYTES:
         raise DatasetError(
             f"That file is larger than {_LARGEST_BYTES // 10**6} MB, the limit of a saved conversation.",
-            "Choose a .json file that was saved here.",
+            _CHOOSE_ANOTHER,
         )
     return read_conversation(content)
 
@@ -110,19 +57,18 @@ def read_conversation(content: bytes) -> SavedConversation:
     """
     try:
         return SavedConversation.model_validate_json(content)
-    except (ValidationError, ValueError) as error:
-        raise DatasetError(
-            "That file is not a conversation saved by Loratory.", "Choose a .json file that was saved here."
-        ) from error
+    except ValueError as error:
+        raise DatasetError("That file is not a conversation saved by Loratory.", _CHOOSE_ANOTHER) from error
 
 
 def as_json(saved: SavedConversation) -> str:
     """Return the file that can be opened again."""
-    return json.dumps(saved.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    return saved.model_dump_json(indent=2) + "\n"
 
 
 def as_markdown(saved: SavedConversation) -> str:
     """Return the file to read."""
+    names = {**BRANCH_WORDS, **saved.names}
     lines = ["# Conversation", ""]
     if saved.model:
         lines += [f"With {saved.model}.", ""]
@@ -131,7 +77,7 @@ def as_markdown(saved: SavedConversation) -> str:
     for turn in saved.turns:
         lines += ["## You", "", turn.question, ""]
         for answer in turn.answers:
-            lines += [f"### {answer.name or BRANCH_WORDS[answer.branch]}", "", answer.text.strip(), ""]
+            lines += [f"### {names[answer.branch]}", "", answer.text.strip(), ""]
         if turn.reference:
             lines += ["### Reference", "", turn.reference, ""]
     return "\n".join(lines)
@@ -141,7 +87,8 @@ def render_links(saved: SavedConversation) -> str:
     """Return two downloads that need no file on the server."""
     if not saved.turns:
         return small("No messages yet.")
-    return f'<p class="links">{_link("conversation.md", "text/markdown", as_markdown(saved))}{_link("conversation.json", "application/json", as_json(saved))}</p>'
+    markdown = _link("conversation.md", "text/markdown", as_markdown(saved))
+    return f'<p class="links">{markdown}{_link("conversation.json", "application/json", as_json(saved))}</p>'
 
 
 def _link(name: str, kind: str, text: str) -> str:

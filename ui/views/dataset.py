@@ -73,12 +73,7 @@ def _lead(text: str) -> str:
 
 
 def render_progress(progress: CheckProgress | None, *, fetches: bool = False) -> str:
-    """Return the progress of the pass over all rows.
-
-    Args:
-        progress: None before the first row.
-        fetches: Whether the dataset is downloaded from the Hub before that.
-    """
+    """Return the progress of the pass over all rows; before the first row, of the download that precedes it."""
     if progress is None:
         return _sentence("Downloading the dataset from the Hub …" if fetches else "Reading all rows …", role=True)
     part = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
@@ -93,8 +88,7 @@ def render_progress(progress: CheckProgress | None, *, fetches: bool = False) ->
 def render_waiting(page: DatasetPage | None) -> str:
     """Return why nothing is counted yet: reading all rows of a dataset on the Hub downloads all of it.
 
-    Args:
-        page: The first rows, whose notes a report would have for all rows.
+    The page of the first rows has the notices that a report would have for all rows.
     """
     how_much = f" ({size(page.download_bytes)})" if page is not None and page.download_bytes else ""
     words = f"This dataset is on the Hub, and rows are shown as they arrive. Counting and checking them downloads all of it{how_much}."
@@ -141,10 +135,7 @@ def render_lengths(report: DatasetReport) -> str:
 def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
     """Return SVG bars; bins beyond the cut are hatched as well as coloured, and the cut is a labelled line.
 
-    Args:
-        edges: Lower edges of the bins in tokens, and the upper edge of the last: one more than `counts`.
-        counts: Rows in each bin.
-        max_length: Where rows are truncated, in tokens.
+    Edges are in tokens, one more than counts; rows are cut at `max_length` tokens.
     """
     if not counts or max(counts) == 0:
         return ""
@@ -182,12 +173,7 @@ def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_len
 
 
 def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str:
-    """Return every row that is skipped, with its line and the reason.
-
-    Args:
-        report: Of a finished check.
-        pickable_rows: Whether picking a row shows it.
-    """
+    """Return every row that is skipped, with its line and the reason."""
     if not report.problems:
         return "" if report.dropped else small("No row is skipped.")
     problems = report.problems[:_LISTED]

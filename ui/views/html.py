@@ -41,10 +41,10 @@ def table(
     attributes: str = "",
     scrolls: str = "scroll",
 ) -> str:
-    """Return a table.
+    """Return a table; one whose titles are all empty has no head.
 
     Args:
-        columns: Plain text is the title of a column of text; a table whose titles are all empty has no head.
+        columns: Plain text is the title of a column of text.
         rows: HTML of the cells of each.
         css: More classes of the table.
         caption: Text above it.

@@ -59,10 +59,7 @@ class NamedHistory(NamedTuple):
 def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     """Return training loss raw and smoothed, held-out points, and the base model's loss as a line.
 
-    Args:
-        history: The run so far.
-        view: Smoothing and axis.
-        revision: Stays the same as long as zoom should; the run's id.
+    The revision, such as the run's id, stays the same as long as zoom should.
     """
     traces: list[dict[str, Any]] = []
     steps, losses = _finite(history, "step", "loss")
@@ -95,10 +92,7 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
 def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
     """Return learning rate, gradient norm, tokens per second and memory, as four small charts in one figure.
 
-    Args:
-        history: The run so far.
-        predicted_bytes: Peak of what a step reports as its memory; None draws no line.
-        revision: Stays the same as long as zoom should; the run's id.
+    `predicted_bytes` is the peak of what a step reports as its memory; None draws no line.
     """
     charts: tuple[tuple[str, StepColumn, float, str], ...] = (
         ("Learning rate", "learning_rate", 1, ".1e"),
@@ -247,7 +241,6 @@ def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, A
 
 
 def _smoothed(history: RunHistory, weight: float) -> Array:
-    """Return the curve through the losses that `_finite` returns."""
     curve = history.steps.smoothed_losses(weight)
     return curve if history.steps.is_complete("loss") else curve[np.isfinite(curve)]
 
@@ -261,7 +254,6 @@ def _places(history: RunHistory, against: Against) -> Array:
 
 
 def _places_of(history: RunHistory, steps: Array, against: Against) -> Array:
-    """Return where on the axis the held-out measurements are."""
     known = history.steps.steps[np.isfinite(history.steps.losses)]
     if against == "step" or not len(known):
         return steps

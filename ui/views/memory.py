@@ -23,12 +23,7 @@ OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("
 
 
 def render_side_panel(draft: Draft, begins_with: str = "") -> str:
-    """Return the whole panel for one reading of the form.
-
-    Args:
-        draft: The reading.
-        begins_with: The adapter that it starts from, in words.
-    """
+    """Return the whole panel for one reading of the form, which begins with the adapter in the words `begins_with`."""
     return _chosen(draft, begins_with) + _to_do(draft) + _memory(draft)
 
 
