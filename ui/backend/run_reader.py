@@ -11,13 +11,7 @@ from pathlib import Path
 from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, StorageError
-from engine.runs.control import (
-    ResumeRequest,
-    cancel_is_requested,
-    resume_requests,
-    start_anyway_is_requested,
-    stop_is_requested,
-)
+from engine.runs import control
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory
 from engine.runs.index import Glance, RunIndex
@@ -82,7 +76,7 @@ class ObservedRun:
     def waits_for_memory(self) -> bool:
         """Whether it waits for free memory alone, and was not allowed to start anyway."""
         waits = self.state.state == "queued" and self.state.reason == "memory"
-        return waits and not start_anyway_is_requested(self.run.folder)
+        return waits and not control.start_anyway_is_requested(self.run.folder)
 
     @property
     def has_adapter(self) -> bool:
@@ -132,9 +126,9 @@ class RunReader:
             history=self._history_of(run),
             notes=read_notes(run.folder),
             provenance=provenance,
-            stop_requested=stop_is_requested(run.folder),
-            cancel_requested=cancel_is_requested(run.folder),
-            resume_requested=ResumeRequest(run.owner, run.id) in resume_requests(self._runs.home),
+            stop_requested=control.stop_is_requested(run.folder),
+            cancel_requested=control.cancel_is_requested(run.folder),
+            resume_requested=control.ResumeRequest(run.owner, run.id) in control.resume_requests(self._runs.home),
             log_bytes=_size(run.folder.log),
         )
 

@@ -14,24 +14,15 @@ from gradio.events import Dependency
 from engine.chat.contract import Branch, ChatRequest, ChatState, ChatTarget
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError
-from engine.evaluation.blind_test import (
-    BlindTally,
-    Judgement,
-    Pair,
-    Verdict,
-    count_judgements,
-    draw_pair,
-    judgements_file,
-    keep_judgement,
-    read_judgements,
-)
+from engine.evaluation import blind_test
+from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, visible_if
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice, read_sampling
 from ui.tabs.talk import TalkPart
-from ui.views.evaluation import render_pair, render_revealed, render_same_words, render_tally, render_writing
+from ui.views import evaluation as view
 from ui.views.html import empty, error_box, plural
 
 HELD_OUT, OWN = "From the held-out set", "My own"
@@ -164,7 +155,7 @@ class BlindTestPart:
                 messages=messages, branches=sides, sampling=read_sampling(sampling), id=uuid.uuid4().hex
             )
             yield {
-                self.pair: render_writing(prompt.question, 0),
+                self.pair: view.render_writing(prompt.question, 0),
                 self.judging: judging,
                 self.next: gr.update(interactive=False),
                 self.stop: gr.update(visible=True),
@@ -178,19 +169,19 @@ class BlindTestPart:
                 stopped = stopped or chunk.finish_reason == "stopped"
                 if sum(counts.values()) >= redrawn + _TOKENS_BETWEEN_REDRAWS:
                     redrawn = sum(counts.values())
-                    yield {self.pair: render_writing(prompt.question, redrawn)}
+                    yield {self.pair: view.render_writing(prompt.question, redrawn)}
             if judging.is_about_another(chat.state.target):
                 raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
             if stopped:
                 yield {**ended, self.pair: ""}
                 return
-            pair = draw_pair(prompt.question, prompt.reference, texts, self._random)
+            pair = blind_test.draw_pair(prompt.question, prompt.reference, texts, self._random)
             if pair.same_words:
                 judging = self._judged(judging, pair, "equal")
-                yield {**ended, self.pair: render_same_words(pair), self.judging: judging}
+                yield {**ended, self.pair: view.render_same_words(pair), self.judging: judging}
                 return
             waiting = {self.judging: replace(judging, pair=pair), self.choosing: gr.update(visible=True)}
-            yield {**ended, self.pair: render_pair(pair), **waiting}
+            yield {**ended, self.pair: view.render_pair(pair), **waiting}
         except EngineError as error:
             yield {**ended, self.pair: "", self.trouble: error_box(error)}
 
@@ -202,7 +193,7 @@ class BlindTestPart:
             judging = self._judged(judging, judging.pair, verdict)
         except EngineError as error:
             return {self.trouble: error_box(error)}
-        revealed = render_revealed(judging.judged[-1], self._names(judging.target))
+        revealed = view.render_revealed(judging.judged[-1], self._names(judging.target))
         return {self.pair: revealed, self.judging: judging, self.choosing: HIDDEN, self.trouble: ""}
 
     def _judging_as(self, verdict: Verdict) -> Callable[[Judging], Updates]:
@@ -246,19 +237,21 @@ class BlindTestPart:
         against = None
         if target.second is not None:
             against = f"{target.second.folder.name}-{target.second.checkpoint or FINAL}"
-        return judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
+        return blind_test.judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
 
     def _judged(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:
         judgement = Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC), by=self._page.services.runs.owner)
         file = self._file(judging.target)
         if file is not None:
-            keep_judgement(file, judgement)
+            blind_test.keep_judgement(file, judgement)
         return replace(judging, pair=None, judged=(*judging.judged, judgement))
 
     def _tallied(self, judging: Judging) -> tuple[BlindTally, Judging]:
         target, sides = compared(self._page.services.chat.state)
         judging, file = judging.of(target), self._file(target)
-        return count_judgements(read_judgements(file) if file is not None else judging.judged, *sides), judging
+        return blind_test.count_judgements(
+            blind_test.read_judgements(file) if file is not None else judging.judged, *sides
+        ), judging
 
     def _show_count(self, judging: Judging) -> Updates:
         """Show how many pairs were judged; the result is for the end."""
@@ -274,7 +267,7 @@ class BlindTestPart:
             tally, judging = self._tallied(judging)
         except EngineError as error:
             return {self.tally: error_box(error)}
-        return {self.tally: render_tally(tally, self._names(judging.target)), self.judging: judging}
+        return {self.tally: view.render_tally(tally, self._names(judging.target)), self.judging: judging}
 
 
 def compared(state: ChatState) -> tuple[ChatTarget, tuple[Branch, Branch]]:

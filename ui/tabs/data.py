@@ -26,18 +26,7 @@ from ui.page import Page
 from ui.tabs.dataset_format import DatasetFormat
 from ui.tabs.model import TokenizerStatus
 from ui.tabs.row_viewer import RowViewer
-from ui.views.dataset import (
-    HEADING,
-    NO_DATASET,
-    render_facts,
-    render_format,
-    render_lengths,
-    render_opening,
-    render_progress,
-    render_row,
-    render_stopped,
-    render_waiting,
-)
+from ui.views import dataset as view
 from ui.views.html import Row, error_box, pickable, table, under
 from ui.views.row_lists import listing_choices
 
@@ -147,7 +136,7 @@ class DataTab:
         if wanted is None:
             return {
                 self.samples: render_samples(""),
-                self.summary: NO_DATASET,
+                self.summary: view.NO_DATASET,
                 **self.tokenizer.updates(None),
                 **self.format.hidden(),
                 **self._without_rows("", ""),
@@ -163,7 +152,7 @@ class DataTab:
             services.checks.note_opening(question, error)
             return {
                 **around,
-                self.summary: HEADING + error_box(error),
+                self.summary: view.HEADING + error_box(error),
                 **self.format.of_columns(wanted.dataset, self._columns(wanted.dataset)),
                 **self._without_rows(source, error.what),
             }
@@ -171,11 +160,11 @@ class DataTab:
         check = services.checks.ask(question, request.session_hash or "")
         return {
             **around,
-            self.summary: render_format(source, page),
+            self.summary: view.render_format(source, page),
             **self.format.of_page(wanted.dataset, page),
             self.opened: gr.update(visible=True),
             self.rows.number: number if source != shown_source else UNCHANGED,
-            self.rows.shown: render_row(page, view == "tokens"),
+            self.rows.shown: view.render_row(page, view == "tokens"),
             self._shown_source: source,
             **self._render_check(check, listing, list_page, page),
         }
@@ -220,11 +209,11 @@ class DataTab:
         report, lengths, listed = check.report, "", ""
         if report is not None:
             listed = self.rows.render_list(check.question, report, listing, list_page)
-            facts, lengths = render_facts(report), render_lengths(report)
+            facts, lengths = view.render_facts(report), view.render_lengths(report)
         elif check.waits:
-            facts = render_waiting(page)
+            facts = view.render_waiting(page)
         elif check.was_stopped:
-            facts = render_stopped(check.progress)
+            facts = view.render_stopped(check.progress)
         else:
             facts = error_box(check.error) if check.error is not None else _progress_of(check)
         choices = listing_choices(report)
@@ -267,11 +256,11 @@ class DataTab:
 
 def _opening(source: str | None, shown_source: str) -> Any:
     """Return what is shown until a new dataset has been opened; a change of its settings redraws nothing."""
-    return render_opening(source) if source and source != shown_source else UNCHANGED
+    return view.render_opening(source) if source and source != shown_source else UNCHANGED
 
 
 def _progress_of(check: RunningCheck) -> str:
-    return render_progress(check.progress, fetches=check.fetches)
+    return view.render_progress(check.progress, fetches=check.fetches)
 
 
 def _stamp_of(check: RunningCheck) -> str:

@@ -26,15 +26,7 @@ from ui.components import (
 from ui.form import component_of_field, number_of
 from ui.page import Page
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
-from ui.views.evaluation import (
-    NO_RESULT,
-    NOT_MEASURED,
-    page_words,
-    pages_of,
-    render_across,
-    render_answered,
-    render_evaluation,
-)
+from ui.views import evaluation as view
 from ui.views.html import work_status
 
 _LEAD = (
@@ -64,7 +56,7 @@ class EvaluatePart:
             self.start = gr.Button("Measure", variant="primary", scale=0, min_width=170, elem_id="measure-start")
             self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="measure-stop")
         self.status = gr.HTML(elem_id="measure-status")
-        self.result = gr.HTML(NOT_MEASURED, elem_id="measure-result")
+        self.result = gr.HTML(view.NOT_MEASURED, elem_id="measure-result")
         with gr.Column(visible=False, elem_id="measure-answers") as self.answers:
             with gr.Row(elem_id="measure-pages"):
                 self.previous = gr.Button("← Worse", size="sm", scale=0, min_width=90, elem_id="measure-previous")
@@ -127,7 +119,7 @@ class EvaluatePart:
             return UNCHANGED
         result = self._evaluations.read(run_id, state)
         working = work is not None and work.is_under_way
-        pages = pages_of(result) if result is not None else 0
+        pages = view.pages_of(result) if result is not None else 0
         number = min(number, max(0, pages - 1))
         updates: Updates = {
             self.seen: now,
@@ -135,18 +127,18 @@ class EvaluatePart:
             self.status: work_status(work, _STOPPED),
             self.start: gr.update(value="Measure again" if result is not None else "Measure", interactive=not working),
             self.stop: gr.update(visible=working, interactive=not (work is not None and work.stopping)),
-            self.result: "" if working else NOT_MEASURED,
+            self.result: "" if working else view.NOT_MEASURED,
             self.answers: visible_if(pages > 0),
             self.where: "",
             self.rows: "",
-            self.across: render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}"),
+            self.across: view.render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}"),
             self.previous: gr.update(interactive=number > 0),
             self.next: gr.update(interactive=number < pages - 1),
         }
         if result is not None:
-            updates[self.result] = render_evaluation(result)
-            updates[self.rows] = render_answered(result, number)
-            updates[self.where] = page_words(result, number) if pages else ""
+            updates[self.result] = view.render_evaluation(result)
+            updates[self.rows] = view.render_answered(result, number)
+            updates[self.where] = view.page_words(result, number) if pages else ""
         return updates
 
     def _without_run(self, seen: str) -> Updates:
@@ -158,8 +150,8 @@ class EvaluatePart:
             **dict.fromkeys((self.start, self.previous, self.next), gr.update(interactive=False)),
             self.seen: _WITHOUT_RUN,
             self.number: 0,
-            self.result: NO_RESULT,
-            self.across: render_across(self._evaluations.across(), ""),
+            self.result: view.NO_RESULT,
+            self.across: view.render_across(self._evaluations.across(), ""),
         }
 
     def _start(self, run_id: str, checkpoint: str | None, *settings: Any) -> str:

@@ -33,19 +33,9 @@ from ui.components import (
     visible_if,
 )
 from ui.page import Page
+from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
-from ui.views.run_view import (
-    NO_RUN,
-    render_heading,
-    render_left_out,
-    render_log,
-    render_memory,
-    render_timeline,
-    render_trouble,
-    render_warnings,
-    run_choices,
-)
 
 _POLL_SECONDS = 2.0
 _MOST_SMOOTHING = 0.99
@@ -87,7 +77,7 @@ class FollowPart:
         self._figures: Cache[str] = Cache()
         self._answers: Cache[str] = Cache()
         self.choice = choice
-        self.heading = live_html(NO_RUN, elem_id=f"{prefix}run-heading")
+        self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading")
         self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
         with gr.Row(elem_id=f"{prefix}run-buttons", elem_classes="run-buttons"):
             hidden: dict[str, Any] = {"visible": False, "scale": 0}
@@ -221,14 +211,14 @@ class FollowPart:
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Look at a run after a poll found that more than its curves has changed; list the runs again."""
         if not run_id:
-            return self._without_run(NO_RUN)
+            return self._without_run(run_view.NO_RUN)
         listed = {self.choice: self._list(run_id, "Follow")} if self.choice is not None else {}
         return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **listed}
 
     def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Return everything about a run; an open question stays open only where `run_shown` is the same run."""
         if not self._page.reader.exists(run_id):
-            return self._without_run(NO_RUN)
+            return self._without_run(run_view.NO_RUN)
         return self._look(run_id, smoothing, log_axis, log_open, run_shown)
 
     def look_if_in_front(self, run_id: str, view: str, *how: Any) -> Updates:
@@ -262,7 +252,7 @@ class FollowPart:
     def _list(self, run_id: str, view: str) -> Any:
         if view != "Follow":
             return UNCHANGED
-        choices = run_choices(self._page.reader.summaries()[:_LISTED])
+        choices = run_view.run_choices(self._page.reader.summaries()[:_LISTED])
         known = any(value == run_id for _, value in choices)
         return gr.update(choices=choices, value=run_id if known else None, visible=bool(choices))
 
@@ -273,13 +263,14 @@ class FollowPart:
             self.live: _question(observed, view, log_open),
             self.shown: observed.run.id,
             self.body: gr.update(visible=True),
-            self.heading: render_heading(observed),
-            self.trouble: render_trouble(observed),
+            self.heading: run_view.render_heading(observed),
+            self.trouble: run_view.render_trouble(observed),
             self.loss: self._loss(observed, view),
             self.small: self._small(observed),
-            self.memory: render_memory(observed),
-            self.warnings: render_warnings(observed) + render_left_out(observed.run.folder.read_dataset_report()),
-            self.timeline: render_timeline(observed),
+            self.memory: run_view.render_memory(observed),
+            self.warnings: run_view.render_warnings(observed)
+            + run_view.render_left_out(observed.run.folder.read_dataset_report()),
+            self.timeline: run_view.render_timeline(observed),
             self.stop: gr.update(
                 visible=state in ("queued", "submitted", "starting", "running") and not asked,
                 value="Remove from queue" if state == "queued" else "Stop and save",
@@ -293,7 +284,7 @@ class FollowPart:
             self.chat: visible_if(observed.can_chat),
         }
         if log_open:
-            updates[self.log] = render_log(log_tail(observed.run.folder.log))
+            updates[self.log] = run_view.render_log(log_tail(observed.run.folder.log))
         return updates
 
     def _loss(self, observed: ObservedRun, view: ChartView) -> str:

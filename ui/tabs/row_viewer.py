@@ -11,19 +11,10 @@ from ui.backend.background import explained
 from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Dropdown, Radio, Updates, pick_list, picked
 from ui.page import Page
+from ui.views import row_lists
 from ui.views.dataset import TELL_WHICH, render_row
 from ui.views.html import error_box, small
-from ui.views.row_lists import (
-    LISTINGS,
-    PAGE_ROWS,
-    Listing,
-    ListPage,
-    listing_choices,
-    render_counts,
-    render_problem_list,
-    render_row_list,
-    rows_of,
-)
+from ui.views.row_lists import Listing, ListPage
 
 _TITLES = {
     "odd": "Kept with warnings",
@@ -50,7 +41,7 @@ class RowViewer:
             )  # fmt: skip
         with gr.Row(elem_id="row-finding"):
             self.listing = Dropdown(
-                listing_choices(None), value="all", label="Show", container=False, min_width=170, scale=1,
+                row_lists.listing_choices(None), value="all", label="Show", container=False, min_width=170, scale=1,
                 elem_id="show",
             )  # fmt: skip
             self.search = RowSearch(page)
@@ -100,24 +91,26 @@ class RowViewer:
         chosen = _listing(listing, report)
         # With all rows, those that are skipped matter most.
         listed: Listing = ("left_out" if report.problems else "odd") if chosen == "all" else chosen
-        counts = render_counts(report)
-        rows = rows_of(report, listed)
+        counts = row_lists.render_counts(report)
+        rows = row_lists.rows_of(report, listed)
         if not rows:
             return counts
         entries = len(report.notices) if listed == "odd" else len(rows)  # a row can have several warnings
-        part = ListPage(min(max(0, page), (entries - 1) // PAGE_ROWS), entries)
+        part = ListPage(min(max(0, page), (entries - 1) // row_lists.PAGE_ROWS), entries)
         if listed == "left_out":
-            return counts + render_problem_list(report.problems[part.start : part.end], part, "Reason")
+            return counts + row_lists.render_problem_list(report.problems[part.start : part.end], part, "Reason")
         title = f"<h3>{_TITLES[listed]}</h3>"
         if listed == "odd":
-            return counts + title + render_problem_list(report.notices[part.start : part.end], part, "Warning")
+            return (
+                counts + title + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
+            )
         try:
             found = self._page.services.inspector.preview(
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
             return counts + error_box(explained(error))
-        return f"{counts}{title}{render_row_list(found.rows, part)}"
+        return f"{counts}{title}{row_lists.render_row_list(found.rows, part)}"
 
     def _question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
         question = question_of(self._page.form.mapping(values))
@@ -129,7 +122,7 @@ class RowViewer:
 
     def _rows(self, listing: str, values: tuple[Any, ...]) -> tuple[int, ...]:
         report = self._report(self._question(values))
-        return rows_of(report, _listing(listing, report)) if report is not None else ()
+        return row_lists.rows_of(report, _listing(listing, report)) if report is not None else ()
 
     def _show(self, row: float, view: str, *values: Any) -> str:
         question = self._question(values)
@@ -166,7 +159,7 @@ class RowViewer:
             return {self.number: int(which)}
         if what == "page" and which.isdigit() and len(which) < 6:
             return {self._list_page: int(which)}
-        if what == "show" and which in LISTINGS:
+        if what == "show" and which in row_lists.LISTINGS:
             return {self.listing: which, **self._begin_list(row, which, *values)}
         return UNCHANGED
 
@@ -177,8 +170,8 @@ class RowViewer:
 
 def _listing(chosen: str, report: DatasetReport | None) -> Listing:
     """Return the list that a page names, where it has rows."""
-    known = next((listing for listing in LISTINGS if listing == chosen), None)
-    return known if known is not None and report is not None and rows_of(report, known) else "all"
+    known = next((listing for listing in row_lists.LISTINGS if listing == chosen), None)
+    return known if known is not None and report is not None and row_lists.rows_of(report, known) else "all"
 
 
 class RowSearch:

@@ -16,24 +16,11 @@ from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import changed_by_hand, enclosing_tab
 from ui.page import Page
 from ui.tabs.one_run import OneRunPart
+from ui.views import run_table
 from ui.views.html import small
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, NamedHistory, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
-from ui.views.run_table import (
-    ANY_METHOD,
-    ANY_MODEL,
-    COMPARE_PREFIX,
-    FILTERS,
-    MORE,
-    NO_RUNS,
-    NOTHING_FOUND,
-    ORDERS,
-    TableQuery,
-    query_of,
-    render_queue,
-    render_run_table,
-    render_unread,
-)
+from ui.views.run_table import TableQuery
 
 _PAGE_ROWS = 100
 _REFRESH_SECONDS = 4.0
@@ -77,13 +64,13 @@ class RunsTab:
             self.state, self.method, self.model, self.order = (
                 Dropdown(list(choices), value=choices[0], label=label, scale=1, min_width=width, elem_id=elem_id)
                 for label, choices, width, elem_id in (
-                    ("State", tuple(FILTERS), 130, "runs-state"),
-                    ("Method", (ANY_METHOD,), 160, "runs-method"),
-                    ("Model", (ANY_MODEL,), 150, "runs-model"),
-                    ("Order", tuple(ORDERS), 190, "runs-order"),
+                    ("State", tuple(run_table.FILTERS), 130, "runs-state"),
+                    ("Method", (run_table.ANY_METHOD,), 160, "runs-method"),
+                    ("Model", (run_table.ANY_MODEL,), 150, "runs-model"),
+                    ("Order", tuple(run_table.ORDERS), 190, "runs-order"),
                 )
             )
-        self.table = pick_list(NO_RUNS, elem_id="runs-table")
+        self.table = pick_list(run_table.NO_RUNS, elem_id="runs-table")
         with gr.Row(elem_id="runs-below", visible=False) as self.below:
             self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="runs-csv")
         self._csv_text = gr.Textbox(visible=False)
@@ -151,12 +138,12 @@ class RunsTab:
     ) -> Updates:  # fmt: skip
         """Return the table, the queue and the choices; what is the same as in `last` is not sent."""
         rows, unread = self._page.reader.glance()
-        found = select_runs(rows, query_of(TableQuery(words, state, method, model, order)))
-        nothing = NOTHING_FOUND if rows else NO_RUNS
-        table = render_run_table(found, chosen, compared, shown) if found else nothing
+        found = select_runs(rows, run_table.query_of(TableQuery(words, state, method, model, order)))
+        nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
+        table = run_table.render_run_table(found, chosen, compared, shown) if found else nothing
         fresh = Listing(
-            table=table + render_unread(unread),
-            queue=render_queue(self._waiting(rows)),
+            table=table + run_table.render_unread(unread),
+            queue=run_table.render_queue(self._waiting(rows)),
             methods=tuple(sorted({row.method for row in rows if row.method})),
             models=tuple(sorted({row.model for row in rows if row.model})),
             has_runs=bool(rows),
@@ -166,8 +153,8 @@ class RunsTab:
         updates = {
             "table": {self.table: fresh.table},
             "queue": {self.queue: fresh.queue},
-            "methods": {self.method: gr.update(choices=[ANY_METHOD, *fresh.methods])},
-            "models": {self.model: gr.update(choices=[ANY_MODEL, *fresh.models])},
+            "methods": {self.method: gr.update(choices=[run_table.ANY_METHOD, *fresh.methods])},
+            "models": {self.model: gr.update(choices=[run_table.ANY_MODEL, *fresh.models])},
             "has_runs": {self.below: gr.update(visible=fresh.has_runs)},
         }
         sent: Updates = {self.last: fresh}
@@ -178,7 +165,7 @@ class RunsTab:
 
     def save_csv(self, words: Any, state: Any, method: Any, model: Any, order: Any) -> str:
         """Return every run that the filters leave, with every column."""
-        query = query_of(TableQuery(words, state, method, model, order))
+        query = run_table.query_of(TableQuery(words, state, method, model, order))
         return summaries_csv(select_runs(self._page.reader.summaries(), query))
 
     def compare(self, compared: list[str], against: Any, log_axis: bool) -> Updates:
@@ -203,12 +190,12 @@ class RunsTab:
 
     def _take(self, event: gr.EventData, compared: list[str], shown: int) -> Updates:
         wanted = picked(event)
-        if wanted == MORE:
+        if wanted == run_table.MORE:
             return {self.shown_rows: shown + _PAGE_ROWS}
-        run_id = wanted.removeprefix(COMPARE_PREFIX)
+        run_id = wanted.removeprefix(run_table.COMPARE_PREFIX)
         if not self._page.reader.exists(run_id):
             return UNCHANGED
-        if not wanted.startswith(COMPARE_PREFIX):
+        if not wanted.startswith(run_table.COMPARE_PREFIX):
             return {self._page.chosen_run: run_id}
         if run_id in compared:
             return {self.compared: [other for other in compared if other != run_id]}
