@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from ui.services import Services
 
 # Shown as a next step, not as a problem.
-_MISSING = {
-    "model.id": "Choose a model.",
-    "dataset.source": "Choose a dataset.",
-}
+_MISSING = {"model.id": "Choose a model.", "dataset.source": "Choose a dataset."}
 
 
 @dataclass(frozen=True)

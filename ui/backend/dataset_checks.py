@@ -244,11 +244,7 @@ class DatasetChecks:
         question = check.question
         try:
             check.report = self._inspector.check(
-                question.dataset,
-                question.model,
-                question.max_length,
-                seed=question.seed,
-                on_progress=note,
+                question.dataset, question.model, question.max_length, seed=question.seed, on_progress=note
             )
         except Exception as error:
             check.error = CancelledRequestError() if check.stop.is_set() else explained(error)

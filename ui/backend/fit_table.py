@@ -28,9 +28,7 @@ class FitTable:
     methods = _METHODS
 
     def __init__(
-        self,
-        shape_of: Callable[[ModelConfig], ModelShape],
-        devices: Callable[[], tuple[Device, ...]] = list_devices,
+        self, shape_of: Callable[[ModelConfig], ModelShape], devices: Callable[[], tuple[Device, ...]] = list_devices
     ) -> None:
         self._shape_of = shape_of
         self._devices = devices

@@ -135,13 +135,7 @@ class BlindTestPart:
         return _ONE_ALONE if branches else _NOT_LOADED
 
     def ask(
-        self,
-        source: str,
-        typed: str,
-        judging: Judging,
-        system: str,
-        request: gr.Request,
-        *sampling: Any,
+        self, source: str, typed: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
     ) -> Iterator[Updates]:
         """Let both branches answer one question, and show the answers together."""
         chat = self._page.services.chat
