@@ -31,9 +31,8 @@ class Draft:
 
     mapping: dict[str, dict[str, Any]]
     config: RunConfig | None  # None while something is missing or wrong
-    assumed: (
-        RunConfig | None
-    )  # the same with a stand-in where only the dataset is missing: memory does not depend on it
+    # The same with a stand-in where only the dataset is missing: memory does not depend on it.
+    assumed: RunConfig | None
     missing: tuple[str, ...]
     problems: tuple[Problem, ...]  # also what this machine cannot run, of a config that another one could
     shape: ModelShape | None  # None until the model's modules are known

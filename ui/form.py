@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-import annotated_types
 import gradio as gr
 from gradio.components.base import Component
 from pydantic import BaseModel
@@ -19,6 +18,7 @@ ALL_LINEAR = "all-linear"
 EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
 # Settings whose text box holds several names.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
+_LIMITS = ("ge", "gt", "le", "lt")  # of pydantic's constraints
 # A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
 _LARGEST_SLIDER = 1024
 
@@ -187,18 +187,8 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def _bounds(field: FieldInfo) -> tuple[float | None, float | None]:
-    lower: Any = None
-    upper: Any = None
-    for constraint in field.metadata:
-        if isinstance(constraint, annotated_types.Ge):
-            lower = constraint.ge
-        elif isinstance(constraint, annotated_types.Gt):
-            lower = constraint.gt
-        elif isinstance(constraint, annotated_types.Le):
-            upper = constraint.le
-        elif isinstance(constraint, annotated_types.Lt):
-            upper = constraint.lt
-    return lower, upper
+    given = {name: getattr(limit, name) for limit in field.metadata for name in _LIMITS if hasattr(limit, name)}
+    return given.get("ge", given.get("gt")), given.get("le", given.get("lt"))
 
 
 def _default_of(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ def browser_state(value: Any, name: str) -> gr.BrowserState:
     return gr.BrowserState(value, storage_key=f"loratory-{name}", secret=STORAGE_KEY)
 
 
-@dataclass
 class Page:
     """One page under construction; tabs lay themselves out, then wire themselves once all are laid out.
 
@@ -43,30 +41,23 @@ class Page:
     person may remove, register with `on_fill`.
     """
 
-    services: Services
-    form: Form = field(default_factory=Form)
-    saved_draft: gr.BrowserState = field(init=False)
-    chosen_run: gr.BrowserState = field(init=False)
-    copied_from: gr.BrowserState = field(init=False)  # id of the run whose settings were copied into the draft, or ""
-    wants_run: gr.State = field(init=False)  # whether Train shows the chosen run when it comes to the front
-    tabs: gr.Tabs = field(init=False)
-    reader: RunReader = field(init=False)  # what all tabs know about runs
-    # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
-    data_trouble: gr.Textbox = field(init=False)
-    _views: list[tuple[Component, DraftView]] = field(default_factory=list)
-    _later_views: list[tuple[Component, DraftView]] = field(default_factory=list)
-    _fill_views: list[tuple[Component, FillView]] = field(default_factory=list)
-    # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
-    _restored: gr.Checkbox = field(init=False)
+    tabs: gr.Tabs  # set when they are laid out
 
-    def __post_init__(self) -> None:
-        self.reader = RunReader(self.services.runs)
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.form = Form()
+        self.reader = RunReader(services.runs)  # what all tabs know about runs
         self.saved_draft = browser_state({}, "draft")
         self.chosen_run = browser_state("", "run")
-        self.copied_from = browser_state("", "copied-from")
-        self.wants_run = gr.State(False)
+        self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
+        self.wants_run = gr.State(False)  # whether Train shows the chosen run when it comes to the front
+        # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
         self.data_trouble = gr.Textbox("", visible=False)
+        # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
         self._restored = gr.Checkbox(False, visible=False)
+        self._views: list[tuple[Component, DraftView]] = []
+        self._later_views: list[tuple[Component, DraftView]] = []
+        self._fill_views: list[tuple[Component, FillView]] = []
 
     def on_draft(self, component: Component, view: DraftView) -> None:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""

@@ -2,9 +2,10 @@
 
 import pytest
 
+from engine.runs.summary import RunSummary
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
-from ui.views.run_plan import KnownSpeed, plan_run, render_plan
+from ui.views.run_plan import plan_run, render_plan
 
 
 def report(**changes: object):
@@ -62,7 +63,8 @@ def test_time_is_unknown_until_a_like_run_was_measured():
     config = a_config(training__max_steps=39)
 
     assert "unknown until the first steps" in render_plan(config, report(), None)
-    known = render_plan(config, report(), KnownSpeed(100.0, "faq <1>"))
+    similar = RunSummary(id="run", owner="", name="faq <1>", state="completed", tokens_per_second=100.0)
+    known = render_plan(config, report(), similar)
     assert "≈ 3 min 30 s" in known  # 21,039 tokens at 100 a second
     assert "faq &lt;1&gt;" in known
 

@@ -19,7 +19,7 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
 from ui.tabs.runs import RunsTab
-from ui.views.run_table import ANY_METHOD, ANY_MODEL, COMPARE_PREFIX, MORE, TableQuery, query_of, render_run_table, when
+from ui.views.run_table import ANY_METHOD, ANY_MODEL, COMPARE_PREFIX, MORE, query_of, render_run_table, when
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
 
 
 def test_a_browser_cannot_ask_for_an_order_that_there_is_not():
-    query = query_of(TableQuery("x" * 5000, "<b>", ANY_METHOD, None, "drop table"))
+    query = query_of("x" * 5000, "<b>", ANY_METHOD, None, "drop table")
 
     assert query.sort == "created"
     assert not query.states

@@ -297,14 +297,14 @@ def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
     config = a_config(run__name="faq before")
     services.shapes.learn(config.model)
     draft = tab._page.draft(values_of(tab, config))
-    assert tab._known_speed(draft) is None
+    assert tab._similar(draft) is None
 
     write_run(services.runs, config, InventedRun())
     write_run(services.runs, a_config(model__quantization="nf4"), InventedRun())
 
-    speed = tab._known_speed(draft)
-    assert speed is not None
-    assert speed.run_title == "faq before"
+    similar = tab._similar(draft)
+    assert similar is not None
+    assert similar.name == "faq before"
 
 
 def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):

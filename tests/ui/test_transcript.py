@@ -35,8 +35,7 @@ def test_chunks_grow_the_answer_of_their_branch_only():
     chunk = ChatChunk(branch="tuned", text="It ", tokens=1, tokens_per_second=0.0, prompt_tokens=9)
     turn = turn.with_chunk(chunk).with_chunk(chunk.model_copy(update={"text": "scales", "tokens": 2}))
 
-    assert turn.answer_of("tuned").text == "It scales"
-    assert turn.answer_of("base").text == ""
+    assert {answer.branch: answer.text for answer in turn.answers} == {"tuned": "It scales", "base": ""}
     assert all(answer.done for answer in turn.ended().answers)
 
 

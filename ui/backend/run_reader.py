@@ -78,14 +78,6 @@ class ObservedRun:
         waits = self.state.state == "queued" and self.state.reason == "memory"
         return waits and not control.start_anyway_is_requested(self.run.folder)
 
-    @property
-    def has_adapter(self) -> bool:
-        return has_adapter(self.run)
-
-    @property
-    def can_chat(self) -> bool:
-        return can_chat(self.run)
-
 
 def has_adapter(run: Run) -> bool:
     """Return whether there is a final result to chat with and to export."""

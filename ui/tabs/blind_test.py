@@ -2,7 +2,7 @@
 
 import random
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,7 +112,11 @@ class BlindTestPart:
         self.stop.click(self._stop, None, None, **QUICK)
         judged = [self.pair, self.judging, self.choosing, self.trouble]
         for verdict, button in self.verdicts:
-            self.show_count_after(button.click(self._judging_as(verdict), self.judging, judged, **QUICK))
+            self.show_count_after(
+                button.click(
+                    lambda judging, verdict=verdict: self.judge(verdict, judging), self.judging, judged, **QUICK
+                )
+            )
         self.end.click(self._show_tally, self.judging, [self.tally, self.judging], **QUICK)
 
     def show_count_after(self, event: Dependency) -> None:
@@ -189,9 +193,6 @@ class BlindTestPart:
             return {self.trouble: error_box(error)}
         revealed = view.render_revealed(judging.judged[-1], self._names(judging.target))
         return {self.pair: revealed, self.judging: judging, self.choosing: HIDDEN, self.trouble: ""}
-
-    def _judging_as(self, verdict: Verdict) -> Callable[[Judging], Updates]:
-        return lambda judging: self.judge(verdict, judging)
 
     def _names(self, target: ChatTarget | None) -> dict[Branch, str]:
         names = self._choice.names(target)

@@ -14,7 +14,7 @@ from engine.config.run import ModelConfig, Quantization
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
-from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat
+from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat, has_adapter
 from ui.components import HIDDEN, QUICK, Dropdown, Updates, visible_if
 from ui.form import component_of_field, number_of
 from ui.page import Page
@@ -51,7 +51,7 @@ class Chosen(NamedTuple):
 def checkpoint_choices(observed: ObservedRun) -> list[tuple[str, str]]:
     """Return label and name of the final result and of the checkpoints of a run, for a dropdown."""
     names = [(f"checkpoint {name}", name) for name in list_checkpoints(observed.run.folder.path)]
-    return ([(FINAL_WORDS, FINAL)] if observed.has_adapter else []) + names
+    return ([(FINAL_WORDS, FINAL)] if has_adapter(observed.run) else []) + names
 
 
 def checkpoint_of(chosen: str | None) -> str | None:
@@ -122,7 +122,7 @@ class ChatChoice:
                 self.folder: visible_if(is_folder),
                 self.against: gr.update(value=NOTHING, visible=False),
             }
-        states = self._states(run_id)
+        states = checkpoint_choices(self._page.reader.observe(run_id))
         value = states[0][1] if states else FINAL
         others = [_BASE, *self._others(run_id)]
         return {
@@ -200,31 +200,30 @@ class ChatChoice:
             return f"{title} · {run_id[-4:]}"
         return title
 
-    def _states(self, run_id: str) -> list[tuple[str, str]]:
-        return checkpoint_choices(self._page.reader.observe(run_id))
-
     def _others(self, run_id: str) -> list[tuple[str, str]]:
         """Return other checkpoints of this run, then other runs on the same base model."""
         reader = self._page.reader
-        config = reader.observe(run_id).config
-        own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in self._states(run_id)[1:]]
+        observed = reader.observe(run_id)
+        config = observed.config
+        own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in checkpoint_choices(observed)[1:]]
         if config is None:
             return own
         found = []
         for label, other in run_choices(reader.offered(can_chat)):
-            their = reader.observe(other).config if other != run_id else None
-            if their is not None and (their.model.id, their.model.revision) == (config.model.id, config.model.revision):
-                states = self._states(other)
+            theirs = reader.observe(other)
+            model = theirs.config.model if other != run_id and theirs.config is not None else None
+            if model is not None and (model.id, model.revision) == (config.model.id, config.model.revision):
+                states = checkpoint_choices(theirs)
                 found.append((label, f"{other}/{states[0][1] if states else FINAL}"))
         return own + found
 
 
-def _adapter_folder(typed: str, roots: Sequence[Path] | None = None) -> Path:
+def _adapter_folder(typed: str) -> Path:
     text = (typed or "").strip()
     if not text or len(text) > _LONGEST_NAME or "\0" in text:
         raise ModelError("No folder.", "Type the folder that holds adapter_config.json.")
     folder = typed_path(text).resolve()
-    if not any(folder.is_relative_to(root) for root in (roots if roots is not None else data_folders())):
+    if not any(folder.is_relative_to(root) for root in data_folders()):
         raise ModelError(
             f"The page does not read {folder.name or text[:60]} there.",
             "Copy it below your home folder, or add its place to LORATORY_DATA.",

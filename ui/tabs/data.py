@@ -9,7 +9,7 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from ui.backend.background import explained, stamp
-from ui.backend.dataset_checks import CheckQuestion, RunningCheck, question_of
+from ui.backend.dataset_checks import RunningCheck, question_of
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -130,7 +130,14 @@ class DataTab:
         ]  # fmt: skip
 
     def _open(
-        self, row: float, view: str, shown_source: str, listing: str, list_page: int, request: gr.Request, *values: Any
+        self,
+        row: float,
+        row_view: str,
+        shown_source: str,
+        listing: str,
+        list_page: int,
+        request: gr.Request,
+        *values: Any,
     ) -> Updates:
         wanted = question_of(self._page.form.mapping(values))
         if wanted is None:
@@ -164,7 +171,7 @@ class DataTab:
             **self.format.of_page(wanted.dataset, page),
             self.opened: gr.update(visible=True),
             self.rows.number: number if source != shown_source else UNCHANGED,
-            self.rows.shown: view.render_row(page, view == "tokens"),
+            self.rows.shown: view.render_row(page, row_view == "tokens"),
             self._shown_source: source,
             **self._render_check(check, listing, list_page, page),
         }
@@ -194,7 +201,7 @@ class DataTab:
 
     def _tick(self, seen: str, listing: str, list_page: int, *values: Any) -> Updates:
         """Follow the check of the chosen dataset; idle once its answer is on the page."""
-        question = self._question(values)
+        question = self.rows.question(values)
         check = self._page.services.checks.find(question) if question is not None else None
         if check is None:
             return {self.timer: gr.Timer(active=False)}
@@ -232,17 +239,13 @@ class DataTab:
             self._page.data_trouble: trouble.what if trouble is not None else "",
         }
 
-    def _question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
-        question = question_of(self._page.form.mapping(values))
-        return self._page.services.tokenizers.answerable(question) if question is not None else None
-
     def _stop(self, *values: Any) -> None:
-        question = self._question(values)
+        question = self.rows.question(values)
         if question is not None:
             self._page.services.checks.stop(question)
 
     def _read(self, *values: Any) -> None:
-        question = self._question(values)
+        question = self.rows.question(values)
         if question is not None:
             self._page.services.checks.read(question)
 

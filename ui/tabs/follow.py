@@ -16,7 +16,7 @@ from engine.runs.control import request_cancel, request_resume, request_start_an
 from engine.runs.peaks import step_prediction
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
-from ui.backend.run_reader import ObservedRun, log_tail
+from ui.backend.run_reader import ObservedRun, can_chat, log_tail
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -281,7 +281,7 @@ class FollowPart:
                 value=f"Resume from step {resumable:,}" if resumable else "Restart",
             ),
             self.anyway: visible_if(observed.waits_for_memory and not asked),
-            self.chat: visible_if(observed.can_chat),
+            self.chat: visible_if(can_chat(observed.run)),
         }
         if log_open:
             updates[self.log] = run_view.render_log(log_tail(observed.run.folder.log))
@@ -335,7 +335,7 @@ def _actions_stamp(observed: ObservedRun) -> str:
         observed.cancel_requested,
         observed.resume_requested,
         observed.waits_for_memory,
-        observed.can_chat,
+        can_chat(observed.run),
         state.changed,
         state.resumable_step,
         observed.history.failed is not None,

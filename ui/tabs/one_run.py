@@ -11,6 +11,7 @@ from engine.errors import EngineError
 from engine.runs.electricity import read_electricity
 from engine.runs.notes import change_notes
 from engine.runs.store import folder_size_bytes
+from ui.backend.run_reader import has_adapter
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -138,7 +139,7 @@ class OneRunPart:
             return {self.details: error_box(error), self.record: "", **gone}
         can_delete = observed.state.is_final and not observed.resume_requested
         config = observed.config
-        can_continue = observed.has_adapter and config is not None and not config.adapter.traits.trains_all
+        can_continue = has_adapter(observed.run) and config is not None and not config.adapter.traits.trains_all
         return {
             self.details: facts,
             self.record: record,

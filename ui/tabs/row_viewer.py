@@ -112,7 +112,8 @@ class RowViewer:
             return counts + error_box(explained(error))
         return f"{counts}{title}{row_lists.render_row_list(found.rows, part)}"
 
-    def _question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
+    def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
+        """Return what the form asks, as far as it can be answered now; None where it has no dataset."""
         question = question_of(self._page.form.mapping(values))
         return self._page.services.tokenizers.answerable(question) if question is not None else None
 
@@ -121,11 +122,11 @@ class RowViewer:
         return check.report if check is not None else None
 
     def _rows(self, listing: str, values: tuple[Any, ...]) -> tuple[int, ...]:
-        report = self._report(self._question(values))
+        report = self._report(self.question(values))
         return row_lists.rows_of(report, _listing(listing, report)) if report is not None else ()
 
     def _show(self, row: float, view: str, *values: Any) -> str:
-        question = self._question(values)
+        question = self.question(values)
         if question is None:
             return ""
         try:
@@ -164,7 +165,7 @@ class RowViewer:
         return UNCHANGED
 
     def _list(self, listing: str, list_page: int, *values: Any) -> str:
-        question = self._question(values)
+        question = self.question(values)
         return self.render_list(question, self._report(question), listing, list_page) if question is not None else ""
 
 

@@ -1,6 +1,6 @@
 """Runs: search, show and compare all runs; order the queue; set the price of electricity."""
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import gradio as gr
 from gradio.events import Dependency
@@ -11,7 +11,19 @@ from engine.runs.electricity import Electricity, read_electricity, save_electric
 from engine.runs.summary import RunSummary
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.table import select_runs, summaries_csv
-from ui.components import HIDDEN, QUICK, UNCHANGED, Dropdown, Radio, Updates, chart, pick_list, picked, shown_as_message
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    UNCHANGED,
+    Dropdown,
+    Radio,
+    Updates,
+    chart,
+    pick_list,
+    picked,
+    shown_as_message,
+    visible_if,
+)
 from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import changed_by_hand, enclosing_tab
 from ui.page import Page
@@ -20,7 +32,6 @@ from ui.views import run_table
 from ui.views.html import small
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, NamedHistory, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
-from ui.views.run_table import TableQuery
 
 _PAGE_ROWS = 100
 _REFRESH_SECONDS = 4.0
@@ -35,16 +46,6 @@ _SAVE_CSV = """(text) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   return '';
 }"""
-
-
-class Listing(NamedTuple):
-    """What one look at all runs puts on the page."""
-
-    table: str
-    queue: str
-    methods: tuple[str, ...]
-    models: tuple[str, ...]
-    has_runs: bool
 
 
 class RunsTab:
@@ -134,38 +135,30 @@ class RunsTab:
 
     def list_runs(
         self, words: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, compared: list[str], shown: int,
-        last: Listing | None,
+        last: list[Any] | None,
     ) -> Updates:  # fmt: skip
         """Return the table, the queue and the choices; what is the same as in `last` is not sent."""
         rows, unread = self._page.reader.glance()
-        found = select_runs(rows, run_table.query_of(TableQuery(words, state, method, model, order)))
+        found = select_runs(rows, run_table.query_of(words, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
         table = run_table.render_run_table(found, chosen, compared, shown) if found else nothing
-        fresh = Listing(
-            table=table + run_table.render_unread(unread),
-            queue=run_table.render_queue(self._waiting(rows)),
-            methods=tuple(sorted({row.method for row in rows if row.method})),
-            models=tuple(sorted({row.model for row in rows if row.model})),
-            has_runs=bool(rows),
-        )
+        methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
+        listing: Updates = {
+            self.table: table + run_table.render_unread(unread),
+            self.queue: run_table.render_queue(self._waiting(rows)),
+            self.method: gr.update(choices=[run_table.ANY_METHOD, *sorted(methods)]),
+            self.model: gr.update(choices=[run_table.ANY_MODEL, *sorted(models)]),
+            self.below: visible_if(bool(rows)),
+        }
+        fresh = list(listing.values())
         if fresh == last:
             return UNCHANGED
-        updates = {
-            "table": {self.table: fresh.table},
-            "queue": {self.queue: fresh.queue},
-            "methods": {self.method: gr.update(choices=[run_table.ANY_METHOD, *fresh.methods])},
-            "models": {self.model: gr.update(choices=[run_table.ANY_MODEL, *fresh.models])},
-            "has_runs": {self.below: gr.update(visible=fresh.has_runs)},
-        }
-        sent: Updates = {self.last: fresh}
-        for name, update in updates.items():
-            if last is None or getattr(last, name) != getattr(fresh, name):
-                sent |= update
-        return sent
+        known = dict(zip(listing, last or (), strict=False))
+        return {self.last: fresh, **{part: new for part, new in listing.items() if known.get(part) != new}}
 
     def save_csv(self, words: Any, state: Any, method: Any, model: Any, order: Any) -> str:
         """Return every run that the filters leave, with every column."""
-        query = run_table.query_of(TableQuery(words, state, method, model, order))
+        query = run_table.query_of(words, state, method, model, order)
         return summaries_csv(select_runs(self._page.reader.summaries(), query))
 
     def compare(self, compared: list[str], against: Any, log_axis: bool) -> Updates:

@@ -9,6 +9,7 @@ from engine.config.presets import find_preset, list_presets
 from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.hardware.lease import lease_name
+from engine.runs.summary import RunSummary
 from ui.backend.dataset_checks import CheckQuestion
 from ui.components import (
     QUICK,
@@ -31,7 +32,7 @@ from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.tabs.start import StartPart
 from ui.views.html import small
-from ui.views.run_plan import KnownSpeed, render_plan, render_presets
+from ui.views.run_plan import render_plan, render_presets
 
 SET_UP, FOLLOW = "Set up", "Follow"
 _LEAD = (
@@ -163,7 +164,7 @@ class TrainTab:
         config = draft.config
         check = self._page.services.checks.find(_question(config)) if config is not None else None
         report = check.report if check is not None else None
-        return render_plan(config or draft.assumed, report, self._known_speed(draft))
+        return render_plan(config or draft.assumed, report, self._similar(draft))
 
     def count(self, request: gr.Request, *values: Any) -> Updates:
         """Have the tokens counted in the background where they are not yet; the timer looks at the progress."""
@@ -187,16 +188,14 @@ class TrainTab:
             updates[trouble] = check.error.what if check.error is not None else ""
         return updates | {self.plan: self._plan(draft) + note}
 
-    def _known_speed(self, draft: Draft) -> KnownSpeed | None:
-        """Return the throughput of the newest run with the same model, method and device; a guess would mislead."""
+    def _similar(self, draft: Draft) -> RunSummary | None:
+        """Return the newest run with the same model, method and device whose speed is known; a guess would mislead."""
         config = draft.config or draft.assumed
         if config is None or draft.device is None:
             return None
         wanted = (config.model.id, config.method_name, lease_name(draft.device))
-        for row in self._page.reader.summaries():
-            if (row.model, row.method, row.device) == wanted and row.tokens_per_second:
-                return KnownSpeed(row.tokens_per_second, row.name)
-        return None
+        measured = (row for row in self._page.reader.summaries() if row.tokens_per_second)
+        return next((row for row in measured if (row.model, row.method, row.device) == wanted), None)
 
 
 def _question(config: RunConfig) -> CheckQuestion:

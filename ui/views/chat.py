@@ -37,9 +37,9 @@ class Answer:
 
     branch: Branch
     text: str = ""
-    tokens: int = Field(0, ge=0)
+    tokens: int = Field(default=0, ge=0)
     tokens_per_second: Annotated[float, PlainSerializer(lambda speed: round(speed, 2))] = 0.0
-    prompt_tokens: int = Field(0, ge=0)
+    prompt_tokens: int = Field(default=0, ge=0)
     done: bool = False
     finish_reason: FinishReason | None = None
 

@@ -27,7 +27,7 @@ class SavedConversation(BaseModel):
     model: str = ""  # what was loaded, in words
     names: Mapping[Branch, str] = {}  # of the runs, for readers
     system: str = ""
-    turns: tuple[Turn, ...] = Field((), max_length=10_000)
+    turns: tuple[Turn, ...] = Field(default=(), max_length=10_000)
 
 
 def open_conversation(path: Path) -> SavedConversation:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.chat.target import ADAPTER_CONFIG
 from engine.export.contract import ExportedFile, Verification
@@ -32,20 +31,6 @@ folder = {folder!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
 """
-
-
-class Verdict(NamedTuple):
-    """The verification in one line."""
-
-    mark: str  # a class of the page: yes, tight, no
-    words: str
-
-
-def verdict_of(verified: Verification | None) -> Verdict:
-    """Return whether an export may be used."""
-    if verified is None:
-        return Verdict("tight", "not verified")
-    return Verdict("yes", "verified") if verified.passed else Verdict("no", "differs from the run")
 
 
 def render_record(record: ExportRecord) -> str:
@@ -112,13 +97,16 @@ def render_records(records: Sequence[ExportRecord], chosen: int) -> str:
 
 
 def _record(number: int, record: ExportRecord, is_chosen: bool) -> Row:
-    verdict = verdict_of(record.verified)
+    verified = record.verified
+    mark, verdict = "tight", "not verified"
+    if verified is not None:
+        mark, verdict = ("yes", "verified") if verified.passed else ("no", "differs from the run")
     kind = KIND_WORDS.get(record.kind, record.kind) + (f" · {record.checkpoint}" if record.checkpoint else "")
     cells = (
         escape(kind),
         escape(record.place),
         size(record.size_bytes),
-        f'<span class="{verdict.mark}">{verdict.words}</span>',
+        f'<span class="{mark}">{verdict}</span>',
         record.time.astimezone().strftime("%d %b, %H:%M"),
     )
     return Row(cells, pickable(str(number), chosen=is_chosen))

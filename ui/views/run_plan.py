@@ -9,6 +9,7 @@ from engine.config.presets import Preset
 from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport
+from engine.runs.summary import RunSummary
 from ui.views.html import count, duration, facts, plural, small
 
 
@@ -20,13 +21,6 @@ class RunPlan(NamedTuple):
     seen_tokens: int  # trained and masked, over all epochs
     trained_tokens: int
     is_estimate: bool  # packing decides at the start how many rows there are
-
-
-class KnownSpeed(NamedTuple):
-    """Throughput of an earlier, similar run."""
-
-    tokens_per_second: float
-    run_title: str
 
 
 def plan_run(training: TrainingConfig, report: DatasetReport) -> RunPlan | None:
@@ -57,8 +51,8 @@ def plan_run(training: TrainingConfig, report: DatasetReport) -> RunPlan | None:
     )
 
 
-def render_plan(config: RunConfig | None, report: DatasetReport | None, speed: KnownSpeed | None) -> str:
-    """Return steps, tokens and time in figures; unknown ones are marked as unknown."""
+def render_plan(config: RunConfig | None, report: DatasetReport | None, similar: RunSummary | None) -> str:
+    """Return steps, tokens and time in figures, as fast as an earlier, `similar` run; unknown ones are marked as unknown."""
     if config is None:
         return ""
     training = config.training
@@ -77,12 +71,12 @@ def render_plan(config: RunConfig | None, report: DatasetReport | None, speed: K
         (f"{about}{count(plan.seen_tokens)}", "tokens in all"),
     ]
     note = ""
-    if speed is None:
+    if similar is None or not similar.tokens_per_second:
         figures.append(("?", "time, unknown until the first steps"))
     else:
-        figures.append((f"≈ {duration(plan.seen_tokens / speed.tokens_per_second)}", "of training"))
+        figures.append((f"≈ {duration(plan.seen_tokens / similar.tokens_per_second)}", "of training"))
         note = small(
-            f"Estimated from {speed.tokens_per_second:,.0f} tokens/s in “{speed.run_title}”, a run with the same model, method "
+            f"Estimated from {similar.tokens_per_second:,.0f} tokens/s in “{similar.name}”, a run with the same model, method "
             "and device, without loading and evaluation."
         )
     packed = small("≈: packing sets the number of rows at the start.") if about else ""

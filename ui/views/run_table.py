@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Sequence
 from html import escape
-from typing import NamedTuple
 
 from engine.runs.run import State
 from engine.runs.summary import RunSummary
@@ -52,25 +51,15 @@ _QUEUE_ROWS = 12
 _MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "↓", "Move down"))
 
 
-class TableQuery(NamedTuple):
-    """What a browser sent; nothing of it is trusted."""
-
-    words: object = ""
-    state: object = "All"
-    method: object = ""
-    model: object = ""
-    order: object = ""
-
-
-def query_of(asked: TableQuery) -> RunQuery:
+def query_of(words: object, state: object, method: object, model: object, order: object) -> RunQuery:
     """Return the query that a browser sent; an unknown part gets its default."""
-    states = next((states for name, states in FILTERS.items() if name == asked.state), frozenset())
-    sort, descending = next((key for name, key in ORDERS.items() if name == asked.order), ("created", True))
+    states = next((states for name, states in FILTERS.items() if name == state), frozenset())
+    sort, descending = next((key for name, key in ORDERS.items() if name == order), ("created", True))
     return RunQuery(
-        words=str(asked.words or "")[:200],
+        words=str(words or "")[:200],
         states=states,
-        methods=(str(asked.method),) if asked.method and asked.method != ANY_METHOD else (),
-        models=(str(asked.model),) if asked.model and asked.model != ANY_MODEL else (),
+        methods=(str(method),) if method and method != ANY_METHOD else (),
+        models=(str(model),) if model and model != ANY_MODEL else (),
         sort=sort,
         descending=descending,
     )
