@@ -16,8 +16,6 @@ from ui.draft import Draft
 from ui.page import DraftView, Page
 from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
 
-_LOOK_SECONDS = 1.5
-
 
 class SidePanel:
     """Lays out the panel; `wire` connects it once the whole page is laid out."""
@@ -28,7 +26,7 @@ class SidePanel:
         self.measured = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
-        self.timer = gr.Timer(_LOOK_SECONDS, active=False)
+        self.timer = gr.Timer(1.5, active=False)
         self.advice = pick_list(elem_id="advice")
         self._change = gr.State({})
         page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))

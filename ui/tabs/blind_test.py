@@ -93,11 +93,8 @@ class BlindTestPart:
             self.tally = gr.HTML(elem_id="blind-tally")
         # It stays on the server: nothing in the page shows whose answer is where.
         self.judging = gr.State(Judging())
-
-    @property
-    def outputs_of_keep(self) -> list[Any]:
-        """What `keep` changes."""
-        return [self.judging, self.pair, self.choosing, self.trouble, self.tally, self.count]
+        # What `keep` changes.
+        self.outputs_of_keep = [self.judging, self.pair, self.choosing, self.trouble, self.tally, self.count]
 
     def wire(self, talk: TalkPart) -> None:
         """Connect the events; system prompt and sampling are those of the chat."""

@@ -20,11 +20,6 @@ from ui.views.chat import render_chat_state, render_loading
 from ui.views.html import error_box
 
 TALK, BLIND_TEST, MEASURE = "Chat", "Blind test", "Measure"
-_LEAD = (
-    '<h2>Chat and evaluation</h2><p class="lead">Base and tuned answer the same question side by side, from one copy of the '
-    "weights.</p>"
-)
-_REFRESH_SECONDS = 3.0
 
 
 class ChatTab:
@@ -34,7 +29,10 @@ class ChatTab:
         self._page = page
         self._tab = enclosing_tab()
         prompts = HeldOutPrompts(page.services.inspector)
-        gr.HTML(_LEAD)
+        gr.HTML(
+            '<h2>Chat and evaluation</h2><p class="lead">Base and tuned answer the same question side by side, from one copy of the '
+            "weights.</p>"
+        )
         self.mode = Radio(
             [TALK, BLIND_TEST, MEASURE], value=TALK, show_label=False, container=False, elem_id="chat-mode"
         )
@@ -53,7 +51,11 @@ class ChatTab:
         with gr.Column(visible=False, elem_id="chat-measure") as self.measure_mode:
             self.evaluate = EvaluatePart(page, self.choice)
         self.seen = gr.State("")  # what is loaded, then a line break, then the state line that the page shows
-        self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
+        self.timer = gr.Timer(3.0, active=False)
+        self._looked: list[Component] = [
+            self.state, self.seen, self.load, self.unload, self.talk.panel, self.talk.branches, self.blind.panel,
+            self.blind.absent, *self.blind.outputs_of_keep,
+        ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the events."""
@@ -81,14 +83,6 @@ class ChatTab:
         switched = self.mode.input(self._switch, self.mode, modes, **QUICK)
         self.evaluate.wire(awake, switched, chosen, self.mode)
         self.blind.show_count_after(switched)
-
-    @property
-    def _looked(self) -> list[Component]:
-        talk, blind = self.talk, self.blind
-        return [
-            self.state, self.seen, self.load, self.unload, talk.panel, talk.branches, blind.panel, blind.absent,
-            *blind.outputs_of_keep,
-        ]  # fmt: skip
 
     def _choose(self, run_id: str) -> Updates:
         known = {self._page.chosen_run: run_id} if self._page.reader.exists(run_id) else {}

@@ -89,16 +89,10 @@ class ChatChoice:
                 list(_PRECISIONS), value=AS_TRAINED, label="Base precision", scale=2, min_width=180,
                 elem_id="chat-precision",
             )  # fmt: skip
-
-    @property
-    def inputs(self) -> list[Any]:
-        """In the order of `Chosen`."""
-        return [self.run, self.checkpoint, self.model, self.folder, self.against, self.precision]
-
-    @property
-    def outputs(self) -> list[Any]:
-        """What `offer` and `choose` change."""
-        return [self.run, self.checkpoint, self.model, self.folder, self.against]
+        # In the order of `Chosen`.
+        self.inputs = [self.run, self.checkpoint, self.model, self.folder, self.against, self.precision]
+        # What `offer` and `choose` change.
+        self.outputs = [self.run, self.checkpoint, self.model, self.folder, self.against]
 
     def offer(self, chosen_run: str, current: str, typed: str | None) -> Updates:
         """Return the runs that can be loaded; the chosen one is proposed."""

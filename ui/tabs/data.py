@@ -72,6 +72,10 @@ class DataTab:
         self._shown_source = gr.State("")
         self._seen = gr.State("")  # stamp of the check that the page shows
         self._asked = gr.Textbox("", visible=False)  # changes with each wish to open the dataset once more
+        self._check_outputs = [
+            self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self._seen,
+            self._page.data_trouble,
+        ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the events."""
@@ -121,13 +125,6 @@ class DataTab:
             concurrency_limit=None,
             **SLOW,
         )  # fmt: skip
-
-    @property
-    def _check_outputs(self) -> list[Any]:
-        return [
-            self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self._seen,
-            self._page.data_trouble,
-        ]  # fmt: skip
 
     def _open(
         self,

@@ -54,11 +54,8 @@ class DatasetFormat:
                     form.setting("dataset.revision")
             self.mix = DatasetMix(page)
         self.seen = gr.State(_UNSEEN)  # the format and the columns of the boxes
-
-    @property
-    def outputs(self) -> list[Any]:
-        """What `hidden`, `of_page` and `of_columns` change."""
-        return [self.column, self.mapping, *self.roles, self.fold, self.seen]
+        # What `hidden`, `of_page` and `of_columns` change.
+        self.outputs = [self.column, self.mapping, *self.roles, self.fold, self.seen]
 
     def wire(self) -> list[Any]:
         """Connect the events."""

@@ -29,12 +29,7 @@ from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
 from ui.views import evaluation as view
 from ui.views.html import work_status
 
-_LEAD = (
-    '<p class="lead">Loss and perplexity on the held-out set, then answers to some of its rows. A loaded model is unloaded '
-    "first.</p>"
-)
 _SETTINGS = ("max_rows", "answered_rows", "max_new_tokens")
-_REFRESH_SECONDS = 1.0
 _STOPPED = "Stopped; nothing was saved."
 _WITHOUT_RUN = "no run"
 
@@ -46,7 +41,10 @@ class EvaluatePart:
         self._page = page
         self._choice = choice
         self._evaluations = Evaluations(page.services.runs, page.reader)
-        gr.HTML(_LEAD)
+        gr.HTML(
+            '<p class="lead">Loss and perplexity on the held-out set, then answers to some of its rows. A loaded model is unloaded '
+            "first.</p>"
+        )
         with gr.Row(equal_height=True, elem_id="measure-settings"):
             self._settings = [
                 component_of_field(EvaluationConfig.model_fields[name], min_width=180, elem_id=f"measure-{name}")
@@ -66,15 +64,9 @@ class EvaluatePart:
         self.across = pick_list(elem_id="measure-across")
         self.number = gr.State(0)  # of the page of answered rows
         self.seen = gr.State("")
-        self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
-
-    @property
-    def _target(self) -> list[Any]:
-        return [self._choice.run, self._choice.checkpoint]
-
-    @property
-    def _looked(self) -> list[Any]:
-        return [
+        self.timer = gr.Timer(1.0, active=False)
+        self._target = [self._choice.run, self._choice.checkpoint]
+        self._looked = [
             self.seen, self.number, self.status, self.start, self.stop, self.result, self.answers, self.where, self.rows,
             self.across, self.previous, self.next,
         ]  # fmt: skip

@@ -79,23 +79,16 @@ class ExportTab:
         self.exports = gr.State(0)  # how many the page has seen
         self.seen = gr.State("")
         self.timer = gr.Timer(1.0, active=False)
-
-    @property
-    def _looking(self) -> list[Any]:
-        return [
+        self._looking = [
             self.run, self.form, self.number, self.seen, self.checkpoint, self.forms.folder, self.exports,
         ]  # fmt: skip
-
-    @property
-    def _looked(self) -> list[Any]:
-        return [
+        self._looked = [
             self.seen, self.number, self.exports, self.status, self.start, self.stop, self.result, self.archive.panel,
             self.archive.download, self.use, self.before, self.forms.folder,
         ]  # fmt: skip
-
-    @property
-    def _switched(self) -> list[Any]:
-        return [*self.forms.panels, self.text.panel, self.text.text, self.text.download, self.buttons, self.start]
+        self._switched = [
+            *self.forms.panels, self.text.panel, self.text.text, self.text.download, self.buttons, self.start,
+        ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the events."""

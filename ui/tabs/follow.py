@@ -115,28 +115,16 @@ class FollowPart:
         # In the browser, next to what is shown: buttons act on the run that a person sees, whatever was chosen since.
         self.shown = gr.Textbox("", visible=False)
         self.live = poll(self.answer, _POLL_SECONDS, elem_id=f"{prefix}run-live")
-
-    @property
-    def outputs(self) -> list[Component]:
-        """What a look changes."""
-        return [
-            *self._texts, self.live, self.shown, self.body, self.stop, self.cancel, self.resume, self.anyway, self.chat,
-            self.confirm.panel, *([self.choice] if self.choice is not None else []),
+        # What a step changes, then all that a look changes.
+        self._polled = [self.heading, self.loss, self.small, self.memory, self.warnings, self.timeline, self.log]
+        self._texts = [self.trouble, *self._polled]
+        self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
+        self.outputs: list[Component] = [
+            *self._texts, self.live, self.shown, self.body, *self._buttons, self.confirm.panel,
+            *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
-
-    @property
-    def _texts(self) -> list[Component]:
-        return [self.trouble, *self._polled]
-
-    @property
-    def _polled(self) -> list[Any]:
-        """What a step changes."""
-        return [self.heading, self.loss, self.small, self.memory, self.warnings, self.timeline, self.log]
-
-    @property
-    def look_inputs(self) -> list[Component]:
-        """What `look` needs besides the run."""
-        return [self.smoothing, self.log_axis, self._log_open, self.shown]
+        # What `look` needs besides the run.
+        self.look_inputs = [self.smoothing, self.log_axis, self._log_open, self.shown]
 
     def wire(self) -> list[Dependency]:
         """Connect the events; after those that are returned, the actions on the shown run have changed."""
@@ -236,7 +224,7 @@ class FollowPart:
         return updates
 
     def _without_run(self, heading: str) -> Updates:
-        hidden = [self.body, self.stop, self.cancel, self.resume, self.anyway, self.chat, self.confirm.panel]
+        hidden = [self.body, *self._buttons, self.confirm.panel]
         texts = dict.fromkeys([*self._texts, self.live, self.shown], "")
         return {**dict.fromkeys(hidden, HIDDEN), **texts, self.heading: heading}
 

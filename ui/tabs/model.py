@@ -227,11 +227,8 @@ class TokenizerStatus:
         self.line = live_html(elem_id=f"{tab}-tokenizer")
         self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
         self.poll = poll(self._news, _DOWNLOAD_SECONDS, elem_id=f"{tab}-tokenizer-live")
-
-    @property
-    def outputs(self) -> list[Any]:
-        """What `updates` changes."""
-        return [self.line, self.again, self.poll]
+        # What `updates` changes.
+        self.outputs = [self.line, self.again, self.poll]
 
     @property
     def ended(self) -> Any:

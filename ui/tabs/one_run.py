@@ -59,6 +59,8 @@ class OneRunPart:
                 self.save = gr.Button("Save", scale=0, min_width=110, elem_id="note-save")
             self.record = gr.HTML(elem_id="run-record")
         self._change = gr.State({})
+        self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
+        self._described = [self.panel, *self._changing, self.name, self.tags, self.note]
 
     def wire(self, compared: gr.State) -> tuple[Dependency, Dependency]:
         """Connect the events; after the two that are returned, a note or a deletion, the table has changed."""
@@ -86,14 +88,6 @@ class OneRunPart:
         inputs = [self._page.chosen_run, *self.follow.look_inputs]
         outputs = [*self._described, *self.follow.outputs]
         return event.then(self._show_again if again else self.show, inputs, outputs, **QUICK)
-
-    @property
-    def _changing(self) -> list[Any]:
-        return [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
-
-    @property
-    def _described(self) -> list[Any]:
-        return [self.panel, *self._changing, self.name, self.tags, self.note]
 
     def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         """Return all of a run, unless it is shown already."""

@@ -48,11 +48,8 @@ class RowViewer:
         self.shown = gr.HTML(elem_id="row-shown", js_on_load=TELL_WHICH)
         self.list = pick_list(elem_id="problems")
         self._list_page = gr.State(0)
-
-    @property
-    def inputs(self) -> list[Any]:
-        """What `render_list` needs besides the question."""
-        return [self.listing, self._list_page]
+        # What `render_list` needs besides the question.
+        self.inputs = [self.listing, self._list_page]
 
     def wire(self) -> None:
         """Connect the events."""

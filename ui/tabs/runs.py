@@ -34,7 +34,6 @@ from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, NamedHistory, overl
 from ui.views.run_details import ComparedRun, render_differences
 
 _PAGE_ROWS = 100
-_REFRESH_SECONDS = 4.0
 _LEAD = '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick two or more to compare their curves and settings.</p>'
 # The table is made on the server and saved by the browser: no file stays behind.
 _SAVE_CSV = """(text) => {
@@ -90,22 +89,17 @@ class RunsTab:
         self.compared = gr.State([])
         self.shown_rows = gr.State(_PAGE_ROWS)
         self.last = gr.State(None)  # the listing that the page shows
-        self.timer = gr.Timer(_REFRESH_SECONDS, active=False)
-
-    @property
-    def _query(self) -> list[Any]:
-        return [self.words, self.state, self.method, self.model, self.order]
-
-    @property
-    def _listing(self) -> tuple[list[Any], list[Any]]:
-        """Inputs and outputs of `list_runs`."""
-        inputs = [*self._query, self._page.chosen_run, self.compared, self.shown_rows, self.last]
-        return inputs, [self.table, self.queue, self.method, self.model, self.last, self.below]
-
-    @property
-    def _comparing(self) -> tuple[list[Any], list[Any]]:
-        """Inputs and outputs of `compare`."""
-        return [self.compared, self.against, self.log_axis], [self.comparison, self.overlay, self.differences]
+        self.timer = gr.Timer(4.0, active=False)
+        self._query = [self.words, self.state, self.method, self.model, self.order]
+        # Inputs and outputs of `list_runs`, and of `compare`.
+        self._listing = (
+            [*self._query, page.chosen_run, self.compared, self.shown_rows, self.last],
+            [self.table, self.queue, self.method, self.model, self.last, self.below],
+        )
+        self._comparing = (
+            [self.compared, self.against, self.log_axis],
+            [self.comparison, self.overlay, self.differences],
+        )
 
     def wire(self) -> None:
         """Connect the events."""

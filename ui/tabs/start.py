@@ -20,7 +20,6 @@ from ui.gradio_internals import enclosing_page
 from ui.page import Page, browser_state
 from ui.views.html import attention, error_box, gib, small
 
-_LOOK_SECONDS = 0.5
 _SWEEP_LEAD = small(
     "Several values, separated by commas: every combination is queued as a run. Empty fields use the form's value."
 )
@@ -59,7 +58,7 @@ class StartPart:
         self.token = browser_state("", "start")
         self.pending = gr.State("")  # key of the start that this page waits for
         self.goes_to = gr.State("")  # after a start: "follow" or "runs"
-        self.timer = gr.Timer(_LOOK_SECONDS, active=False)
+        self.timer = gr.Timer(0.5, active=False)
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
         page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
         page.on_draft(self.reason, render_reason)

@@ -86,11 +86,8 @@ class TalkPart:
         self.row = gr.State(None)  # the row prompt that was picked, until it is asked
         # A reload restores the conversation; it never leaves this browser.
         self.kept = browser_state("", "conversation")
-
-    @property
-    def _answered(self) -> list[Any]:
-        """What `ask` changes."""
-        return [
+        # What `ask` changes.
+        self._answered = [
             self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
             self.suggestions, self.row, self.kept, self.links,
         ]  # fmt: skip

@@ -45,7 +45,6 @@ _IN_SIGHT = (
     "training.gradient_checkpointing",
 )  # fmt: skip
 _COUNTED_BY = ("training.max_length", "training.seed")  # the settings that the number of tokens depends on
-_LOOK_SECONDS = 0.5  # between two looks at a count under way
 
 
 class TrainTab:
@@ -72,8 +71,9 @@ class TrainTab:
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
             self.follow = FollowPart(page, choice)
         self._change = gr.State({})
-        self.counting = gr.Timer(_LOOK_SECONDS, active=False)
+        self.counting = gr.Timer(0.5, active=False)
         page.on_draft_later(self.plan, self._plan)
+        self._counted = [self.plan, self.counting, self._page.data_trouble]
 
     def _settings(self) -> None:
         form = self._page.form
@@ -97,10 +97,6 @@ class TrainTab:
                 with gr.Row():
                     for name in rest[first : first + 2]:
                         form.setting(name, min_width=240)
-
-    @property
-    def _counted(self) -> list[Any]:
-        return [self.plan, self.counting, self._page.data_trouble]
 
     def wire(self) -> None:
         """Connect the events."""
