@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
 
 class Changes:
@@ -17,8 +18,4 @@ class Changes:
 
     def names(self) -> list[str]:
         """Names of what changes."""
-        return [name for name, value in vars(self._part).items() if _hashable(value) and value in self._updates]
-
-
-def _hashable(value: Any) -> bool:
-    return getattr(type(value), "__hash__", None) is not None
+        return [name for name, value in vars(self._part).items() if isinstance(value, Block) and value in self._updates]
