@@ -263,15 +263,14 @@ class FileLock:
             if self._path in _held:
                 return True
             try:
-                descriptor = os.open(self._path, os.O_RDWR)
+                descriptor = self._open_locked(os.O_RDWR)
             except FileNotFoundError:
                 return False
             except OSError as error:
-                raise _unusable(self._path, error) from error
-            try:
-                return not _try_lock(descriptor, self._path)
-            finally:
+                raise self._unusable(error) from error
+            if descriptor is not None:
                 os.close(descriptor)
+            return descriptor is None
 
     def _try_acquire(self) -> bool:
         with _held_guard:
@@ -280,20 +279,34 @@ class FileLock:
             try:
                 if self._makes_folder:
                     self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+                self._descriptor = self._open_locked(os.O_RDWR | os.O_CREAT)
             except OSError as error:
-                raise _unusable(self._path, error) from error
-            locked = False
-            try:
-                locked = _try_lock(descriptor, self._path)
-            finally:
-                if not locked:
-                    os.close(descriptor)
-            if not locked:
+                raise self._unusable(error) from error
+            if self._descriptor is None:
                 return False
-            self._descriptor = descriptor
             _held.add(self._path)
             return True
+
+    def _open_locked(self, flags: int) -> int | None:
+        """Open the file and lock it; None where another process has the lock."""
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError | PermissionError):  # EAGAIN and EACCES both mean that another has it
+                return None
+            raise
+        return descriptor
+
+    def _unusable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"The lock file {self._path.name} cannot be used ({error.strerror}).",
+            "Set LORATORY_HOME to a folder on a local disk that you may write to.",
+        )
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -301,23 +314,3 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-def _try_lock(descriptor: int, path: Path) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN and EACCES both mean that another process has it
-        return False
-    except OSError as error:
-        raise _unusable(path, error) from error
-    return True
-
-
-def _unusable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"The lock file {path.name} cannot be used ({error.strerror}).",
-        "Set LORATORY_HOME to a folder on a local disk that you may write to.",
-    )

@@ -52,10 +52,6 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-_PAGE_FOREIGN = "Loratory answers its own page and programs on this computer. A page of another site may not ask it."
-_PAGE_NAME = "Loratory is reached as 127.0.0.1 or localhost only. Open it under one of these names."
-
-
 def restricted(send: Send) -> Send:
     """Add headers that limit what a browser does with an answer; a policy that the answer has already stays."""
 
@@ -109,9 +105,13 @@ class OwnPageOnly:
             return
         headers = Headers(scope=scope)
         opens_page = scope["type"] == "http" and scope["method"] == "GET" and _is_navigation(headers)
-        foreign = None if _is_called_by_its_name(headers) else _PAGE_NAME
-        if foreign is None and not opens_page and not _comes_from_itself(headers):
-            foreign = _PAGE_FOREIGN
+        foreign = None
+        if not _is_called_by_its_name(headers):
+            foreign = "Loratory is reached as 127.0.0.1 or localhost only. Open it under one of these names."
+        elif not opens_page and not _comes_from_itself(headers):
+            foreign = (
+                "Loratory answers its own page and programs on this computer. A page of another site may not ask it."
+            )
         if foreign is None:
             await self._app(_without_forwarded(scope), receive, restricted(send))
         elif scope["type"] == "http":
