@@ -2,7 +2,7 @@
 
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,7 +36,6 @@ class ChatTarget(Value):
     tuned: AdapterChoice | None = None  # None: the base alone
     second: AdapterChoice | None = None  # another adapter of the same base, to compare with
     quantization: Quantization | None = None  # None: as in the run's (or model's) configuration
-    devices: Literal["auto", "cpu"] | tuple[int, ...] = "auto"
 
     @classmethod
     def of_run(cls, folder: Path, checkpoint: str | None = None) -> "ChatTarget":
@@ -77,7 +76,6 @@ class ChatRequest(Value):
     """One question to one or more branches; every branch is given the same prompt and the same seed."""
 
     messages: tuple[Message, ...] = Field(min_length=1)
-    tools: tuple[Any, ...] = ()  # JSON schemas of functions, for templates that know tools
     branches: tuple[Branch, ...] = Field(default=("tuned",), min_length=1)
     sampling: SamplingConfig = SamplingConfig()
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)  # what `ChatSession.stop` takes

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -55,9 +54,8 @@ class _Loaded:
     def serves(self, target: ChatTarget, plan: LoadPlan) -> bool:
         return self.is_alive and self.target == target and self.plan == plan
 
-    def has_base_of(self, target: ChatTarget, plan: LoadPlan) -> bool:
-        """Return whether the weights in memory are the base that `plan` wants, where `target` wants them."""
-        return self.is_alive and self.plan.model == plan.model and self.target.devices == target.devices
+    def has_base_of(self, plan: LoadPlan) -> bool:
+        return self.is_alive and self.plan.model == plan.model
 
 
 @dataclass
@@ -130,14 +128,14 @@ class ChatSession:
                 return former.model
             if self._loading is not None:
                 raise RunError("A model is being loaded already.", "Wait until it is there, or unload it first.")
-            if former is not None and former.has_base_of(target, plan):
+            if former is not None and former.has_base_of(plan):
                 loading.kept, loading.process = former, former.process
             self._loading, self._loaded, self._note = loading, None, ""
         kept = loading.kept
         try:
             if former is not None and kept is None:
                 former.process.close()
-            device = kept.device if kept is not None else self.choose(RunSection(devices=target.devices))
+            device = kept.device if kept is not None else self.choose(RunSection())
             process = kept.process if kept is not None else self._new_process(device, plan.model)
             model = self._load_in(process, LoadRequest(plan=plan, device=device), loading, on_progress)
         except BaseException:
@@ -203,7 +201,7 @@ class ChatSession:
             for number in numbers:
                 loaded.process.cancel(number)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> PromptView:
+    def prompt(self, messages: Sequence[Message]) -> PromptView:
         """Show exactly what the loaded model would read for this conversation.
 
         Raises:
@@ -211,7 +209,7 @@ class ChatSession:
             ModelError: If the chat template refuses the conversation.
         """
         process = self._ready().process
-        request = ChatRequest(messages=tuple(messages), tools=tuple(tools))
+        request = ChatRequest(messages=tuple(messages))
         return PromptView.model_validate(process.call("prompt", request.model_dump(mode="json")))
 
     def unload(self) -> None:

@@ -186,7 +186,7 @@ class EvaluationJob:
             plan=plan_load(target),
             run=run.read_config(),
             settings=self.request.settings,
-            device=self.choose(RunSection(devices=target.devices)),
+            device=self.choose(RunSection()),
             data_then=DataThen(
                 train_rows=report.train_rows if report is not None else None,
                 held_out_rows=report.eval_rows if report is not None else None,

@@ -92,7 +92,7 @@ class ExportJob:
             name=name,
             folder=self._request.folder,
             settings=settings,
-            device=self._choose(RunSection(devices=target.devices)),
+            device=self._choose(RunSection()),
             run=run.path if run.config.is_file() else None,
             llama_cpp=self._request.llama_cpp,
         )

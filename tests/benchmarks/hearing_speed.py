@@ -42,7 +42,7 @@ def main() -> None:
         place = ModelPlace(folder, options.model, describe_processor(), torch.float32)
         branch = Weights(plan_load(target), place, lambda _: None).branch("tuned")
         tokenizer = load_chat_tokenizer([adapter], folder, options.model)
-    prompts = [render_prompt((Message("user", question),), (), tokenizer) for question in QUESTIONS]
+    prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
     end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
     seconds: dict[str, list[float]] = {"drafted": [], "token by token": []}
     for _ in range(options.rounds):

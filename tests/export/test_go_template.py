@@ -17,7 +17,7 @@ SMOLLM = (
 
 
 def renderer(tokenizer):
-    return lambda messages: render_prompt(messages, (), tokenizer).text
+    return lambda messages: render_prompt(messages, tokenizer).text
 
 
 def translated(tokenizer, implied_bos: str = "") -> GoTemplate:

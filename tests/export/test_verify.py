@@ -35,7 +35,7 @@ def branches(base, tmp_path_factory):
         place = ModelPlace(base, "base", describe_processor(), torch.float32)
         weights = Weights(plan_load(ChatTarget.of_run(run)), place, lambda _: None)
         tokenizer = load_chat_tokenizer([run / "adapter"], base, "base")
-        prompts = [render_prompt((Message("user", question),), (), tokenizer) for question in QUESTIONS]
+        prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
         return weights.branch("tuned"), prompts
 
     return load

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from transformers import (
@@ -55,7 +55,7 @@ def load_chat_tokenizer(trained: Sequence[Path], base: Path, name: str) -> Talki
     return tokenizer
 
 
-def render_prompt(messages: Sequence[Message], tools: Sequence[Any], tokenizer: ChatTokenizer) -> PromptView:
+def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> PromptView:
     """Turn a conversation into exactly what the model reads to answer it.
 
     Raises:
@@ -63,8 +63,8 @@ def render_prompt(messages: Sequence[Message], tools: Sequence[Any], tokenizer: 
     """
     try:
         with rendering_confined(sum(len(message.content) for message in messages)):
-            text = prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer)
-            ids = prompt_ids(messages, tokenizer, tools)
+            text = prompt_text(Conversation(tuple(messages)), tokenizer)
+            ids = prompt_ids(messages, tokenizer)
     except RowProblemError as error:
         raise ModelError(
             f"The model's chat template refuses this conversation: {error.problem}.",

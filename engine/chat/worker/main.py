@@ -83,7 +83,7 @@ class ChatWorker:
         """Write an answer on each branch, one token a turn."""
         ask = ChatRequest.model_validate(params)
         loaded = self._require_loaded()
-        prompt = render_prompt(ask.messages, ask.tools, loaded.tokenizer)
+        prompt = render_prompt(ask.messages, loaded.tokenizer)
         answers = [
             begin_answer(branch, loaded.weights.branch(branch), prompt.ids, ask.sampling, loaded.tokenizer)
             for branch in ask.branches
@@ -103,7 +103,7 @@ class ChatWorker:
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
         """Return what the model would read."""
         ask = ChatRequest.model_validate(params)
-        return render_prompt(ask.messages, ask.tools, self._require_loaded().tokenizer).model_dump(mode="json")
+        return render_prompt(ask.messages, self._require_loaded().tokenizer).model_dump(mode="json")
 
     def _require_loaded(self) -> _Loaded:
         if self._loaded is None:

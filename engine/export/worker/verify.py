@@ -75,7 +75,7 @@ class Reference:
         tokenizer = load_chat_tokenizer([folder], live.place.folder, live.place.name)
         branch = live.branch("tuned")
         end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
-        prompts = [render_prompt((Message("user", question),), (), tokenizer) for question in QUESTIONS]
+        prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
         answers: list[RecordedAnswer] = []
         for draft, prompt in zip(draft_answers(branch, prompts, end_ids, ANSWER_TOKENS), prompts, strict=True):
             answers.append(record(branch, prompt, end_ids, draft))

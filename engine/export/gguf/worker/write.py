@@ -98,7 +98,7 @@ def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterat
     there. References to a model's own code are left out: the converter would run it.
     """
     bos = tokenizer.bos_token
-    prompt = render_prompt((Message("user", "question"),), (), tokenizer).text
+    prompt = render_prompt((Message("user", "question"),), tokenizer).text
     files = [path for path in (merged / "tokenizer_config.json", merged / "config.json") if path.is_file()]
     kept = {path: path.read_bytes() for path in files}
     try:
@@ -149,7 +149,7 @@ def write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, *, adds_
     bos = tokenizer.bos_token or ""
 
     def render(messages: Sequence[Message]) -> str:
-        return render_prompt(messages, (), tokenizer).text
+        return render_prompt(messages, tokenizer).text
 
     try:
         template = translate(render, bos if adds_bos else "")
