@@ -200,9 +200,9 @@ def test_what_stayed_after_a_failed_exchange_still_gives_way(session, target, ti
 
     with pytest.raises(Exception, match="stranger has weights for"):
         session.load(wrong, look_meanwhile)
-    monkeypatch.setattr(session, "_gives_way_after_seconds", 0.0)
+    monkeypatch.setattr(session, "gives_way_after_seconds", 0.0)
 
-    wait_until_given_up(LeaseBook(session._home), pid)
+    wait_until_given_up(LeaseBook(session.home), pid)
     assert "because a run waited for its device" in session.state.note
 
 
@@ -281,7 +281,7 @@ def test_a_device_that_somebody_else_holds_is_not_taken(session, target, monkeyp
     session.unload()
     monkeypatch.setattr("engine.chat.session._LEAVING_SECONDS", 0.1)
     other = ProcessIdentity.current()
-    book = LeaseBook(session._home)
+    book = LeaseBook(session.home)
     book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=other))
     try:
         with pytest.raises(DeviceError, match=r"The CPU is in use for training \(a long run\)"):
@@ -293,10 +293,10 @@ def test_a_device_that_somebody_else_holds_is_not_taken(session, target, monkeyp
 
 def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatch):
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(session, "_gives_way_after_seconds", 0.0)
+    monkeypatch.setattr(session, "gives_way_after_seconds", 0.0)
     session.load(target)
     pid = pid_of(session)
-    book = LeaseBook(session._home)
+    book = LeaseBook(session.home)
     assert book.holder("cpu").purpose == "chat"
     stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
     next(stream)
