@@ -18,7 +18,6 @@ from engine.errors import DatasetError
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
 SAMPLE_PREFIX = "sample:"
-_SAMPLE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 
 
 @dataclass(frozen=True)
@@ -47,21 +46,16 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     """
     name = config.source.strip()
     if name.startswith(SAMPLE_PREFIX):
-        return open_file(_sample_path(name), options.cache_folder)
+        if name not in list_samples():
+            raise DatasetError(
+                f"Unknown sample {shown_name(name.removeprefix(SAMPLE_PREFIX), 40)!r}.",
+                f"The samples are {', '.join(list_samples())}.",
+            )
+        return open_file(SAMPLES_FOLDER / f"{name.removeprefix(SAMPLE_PREFIX)}.jsonl", options.cache_folder)
     if is_on_hub(name):
         return HubRows(config, streaming=options.streaming)
     path = options.access.resolve(name)
     return _open_folder(path, config.split, options) if path.is_dir() else open_file(path, options.cache_folder)
-
-
-def _sample_path(name: str) -> Path:
-    sample = name.removeprefix(SAMPLE_PREFIX)
-    path = SAMPLES_FOLDER / f"{sample}.jsonl"
-    if not _SAMPLE_NAME.match(sample) or not path.is_file():
-        raise DatasetError(
-            f"Unknown sample {shown_name(sample, 40)!r}.", f"The samples are {', '.join(list_samples())}."
-        )
-    return path
 
 
 MAX_FILES = 4096  # each is opened before the first row is read

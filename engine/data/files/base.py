@@ -1,8 +1,9 @@
 """What every kind of file is made of: text that a reader cuts into rows, or rows that begin with fixed bytes."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -13,7 +14,7 @@ from engine.data.files.text_stream import TextStream
 from engine.data.records import Position, Record, RowSource, SourceForm
 from engine.errors import DatasetError
 
-_START = Position(0, 1, 0)
+EVERY_ROW = range(sys.maxsize)
 
 
 class TextStart(NamedTuple):
@@ -40,16 +41,11 @@ class TextReader(ABC):
         """Return the reader of a file of this kind; None for any other."""
 
     @abstractmethod
-    def read(self, start: Position) -> Iterator[Record]:
-        """Yield rows from `start` on; `Position(0, 1, 0)` is the beginning of the file."""
+    def read(self, start: Position, wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+        """Yield rows from `start` on; `Position(0, 1, 0)` is the beginning of the file.
 
-    def pick(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
-        """Yield rows from `start` on, with None in place of those that are not wanted."""
-        return (record if record.row in wanted else None for record in self.read(start))
-
-    def positions(self, start: Position) -> Iterator[Position]:
-        """Yield where rows begin, from `start` on."""
-        return (Position(record.row, record.line or 1, record.offset) for record in self.read(start))
+        Those that are not wanted may come without their value.
+        """
 
 
 class BinaryRows(RowSource):
@@ -110,17 +106,7 @@ class RowIndex:
     def nearest(self, row: int) -> Position:
         """Return the last known position at or before `row`."""
         place = min(row // STRIDE, len(self._positions) - 1)
-        return self._positions[place] if place >= 0 else _START
-
-    @property
-    def known_rows(self) -> int:
-        """Rows up to which a jump needs no reading ahead."""
-        return self.total_rows if self.total_rows is not None else max(0, len(self._positions) - 1) * STRIDE
-
-    @property
-    def last(self) -> Position:
-        """The furthest known position."""
-        return self._positions[-1] if self._positions else _START
+        return self._positions[place] if place >= 0 else Position(0, 1, 0)
 
     def saw(self, position: Position) -> None:
         """Note a row that was read; rows come in order, and those that are known already change nothing."""
@@ -164,45 +150,36 @@ class TextFileRows(RowSource):
         """Yield rows from `first_row` on; what is passed over is read once, and never again after that."""
         if self.total_rows is not None and first_row >= self.total_rows:
             return
-        yield from self._skim(first_row)
         start = self._index.nearest(first_row)
         yield from self._stream.approach(start.offset)
-        row = -1
-        for record in self._reader.read(start):
-            row = record.row
-            if row % STRIDE == 0:
-                self._index.saw(Position(row, record.line or 1, record.offset))
-            if row >= first_row:
-                yield record
-        if row >= 0 or first_row == 0:
-            self._index.finish(row + 1)
+        for record in self._read(start, range(first_row, sys.maxsize)):
+            yield record if record.row >= first_row else None
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows, in one pass; rows between them are passed over by a jump, where the file allows one."""
         wanted = frozenset(rows)
         waiting = deque(rows)
         while waiting:
-            for record in self._reader.pick(self._index.nearest(waiting[0]), wanted):
-                yield record
-                if record is None:
+            for record in self._read(self._index.nearest(waiting[0]), wanted):
+                if record.row not in wanted:
+                    yield None
                     continue
+                yield record
                 waiting.popleft()
                 if not waiting or (self._stream.seeks and self._index.nearest(waiting[0]).row > record.row):
                     break
             else:
-                if self.total_rows is None:  # there are fewer rows; now it is known how many
-                    yield from (None for _ in self.records(self._index.known_rows))
                 return
 
-    def _skim(self, row: int) -> Iterator[None]:
-        """Note where rows begin, up to `row`, without parsing them where the kind allows."""
-        if self.total_rows is not None or row < self._index.known_rows + STRIDE:
-            return
-        for position in self._reader.positions(self._index.last):
-            self._index.saw(position)
-            if position.row >= row:
-                return
-            yield
+    def _read(self, start: Position, wanted: Container[int]) -> Iterator[Record]:
+        """Read rows from `start` on, and note where they begin, and their number at the end."""
+        rows = start.row
+        for record in self._reader.read(start, wanted):
+            if record.row % STRIDE == 0:
+                self._index.saw(Position(record.row, record.line or 1, record.offset))
+            yield record
+            rows = record.row + 1
+        self._index.finish(rows)
 
     def fingerprint(self) -> str:
         return fingerprint_of(self._stream.path)

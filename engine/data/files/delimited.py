@@ -4,10 +4,10 @@ import contextlib
 import csv
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from engine.data.files.access import shown_name
-from engine.data.files.base import TextReader, TextStart, require_unique
+from engine.data.files.base import EVERY_ROW, TextReader, TextStart, require_unique
 from engine.data.files.text_stream import Line, TextStream, read_lines
 from engine.data.records import (
     MAX_ROW_BYTES,
@@ -61,7 +61,7 @@ class DelimitedReader(TextReader):
         width = len(reader.columns)
         return reader if width > 1 and rows and all(len(row.value or ()) == width for row in rows) else None
 
-    def read(self, start: Position) -> Iterator[Record]:
+    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         """Yield rows from `start` on; `Position(0, 1, 0)` begins after the header."""
         lines = _Lines(read_lines(self._stream, start.offset, start.line, blank=True))
         if start.offset == 0 and (header := lines.next()) is not None:

@@ -3,12 +3,12 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from json import JSONDecoder
 from typing import Any
 
-from engine.data.files.base import TextReader, TextStart
-from engine.data.files.text_stream import Line, TextStream, read_lines
+from engine.data.files.base import EVERY_ROW, TextReader, TextStart
+from engine.data.files.text_stream import TextStream, read_lines
 from engine.data.formats.turns import conversation_column
 from engine.data.records import (
     MAX_ROW_BYTES,
@@ -118,28 +118,15 @@ class JsonLinesReader(TextReader):
             return cls(start.stream) if start.named is cls or _ends_on_first_line(start) else None
         return cls(start.stream) if is_named else None
 
-    def read(self, start: Position) -> Iterator[Record]:
-        return (_line_record(position, line) for position, line in self._lines(start))
-
-    def pick(self, start: Position, wanted: frozenset[int]) -> Iterator[Record | None]:
-        """Yield rows from `start` on, with None in place of those that are not wanted, which are not parsed."""
-        return (
-            _line_record(position, line) if position.row in wanted else None for position, line in self._lines(start)
-        )
-
-    def positions(self, start: Position) -> Iterator[Position]:
-        """Yield where rows begin, from `start` on, without parsing rows."""
-        return (position for position, _ in self._lines(start))
-
-    def _lines(self, start: Position) -> Iterator[tuple[Position, Line]]:
+    def read(self, start: Position, wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         for row, line in enumerate(read_lines(self._stream, start.offset, start.line), start.row):
-            yield Position(row, line.number, line.offset), line
-
-
-def _line_record(position: Position, line: Line) -> Record:
-    if line.size_bytes > len(line.data):
-        return bad_record(position, line.data, "too_long", too_long(line.size_bytes))
-    return json_record(position, line.data)
+            position = Position(row, line.number, line.offset)
+            if row not in wanted:
+                yield Record(row, line.number, None, offset=line.offset)
+            elif line.size_bytes > len(line.data):
+                yield bad_record(position, line.data, "too_long", too_long(line.size_bytes))
+            else:
+                yield json_record(position, line.data)
 
 
 def _ends_on_first_line(start: TextStart) -> bool:
@@ -194,7 +181,7 @@ class JsonValuesReader(TextReader):
         is_array = first == b"[" and start.named in (cls, JsonLinesReader, None)
         return cls(start.stream, is_array) if is_array or first == b"{" else None
 
-    def read(self, start: Position) -> Iterator[Record]:
+    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         scanner = _Scanner(start, self._array)
         chunks = self._stream.chunks(start.offset)
         for chunk in chunks:
@@ -232,8 +219,10 @@ class _Scanner:
             mark = chunk[start]
             if mark == _QUOTE:
                 if end == len(chunk):
-                    self._in_string = not _is_closed(token.group())
-                    self._escaped = self._in_string and _ends_escaped(token.group())
+                    string = token.group()
+                    is_closed = len(string) > 1 and string.endswith(b'"') and not _ends_escaped(string[:-1])
+                    self._in_string = not is_closed
+                    self._escaped = self._in_string and _ends_escaped(string)
             elif mark == _COMMA:
                 if len(self._open) == self._base:
                     yield from self._finish(chunk[item:start], b",")
@@ -320,10 +309,6 @@ class _Scanner:
         self._line += self._held.count(b"\n") + self._dropped_lines
         self._offset += len(self._held) + self._dropped
         self._held, self._dropped, self._dropped_lines = b"", 0, 0
-
-
-def _is_closed(string: bytes) -> bool:
-    return len(string) > 1 and string.endswith(b'"') and not _ends_escaped(string[:-1])
 
 
 def _ends_escaped(text: bytes) -> bool:

@@ -1,8 +1,8 @@
 """Rows of a plain text file: its paragraphs where blank lines part them, else its lines."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
-from engine.data.files.base import TextReader, TextStart
+from engine.data.files.base import EVERY_ROW, TextReader, TextStart
 from engine.data.files.text_stream import Line, TextStream, read_lines
 from engine.data.records import MAX_ROW_BYTES, Position, Record, SourceForm, bad_record, not_utf8, too_long
 
@@ -31,7 +31,7 @@ class PlainTextReader(TextReader):
     def recognize(cls, start: TextStart) -> "PlainTextReader":
         return cls(start.stream)
 
-    def read(self, start: Position) -> Iterator[Record]:
+    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         row = start.row
         lines: list[Line] = []
         size_bytes = 0

@@ -25,7 +25,6 @@ from engine.errors import DatasetError
 
 Result = TypeVar("Result")
 MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it counts them all
-_ROW_NUMBERS = "I"  # up to four thousand million rows
 
 
 class Counts:
@@ -39,11 +38,11 @@ class Counts:
         self.notices: list[RowProblem] = []
         self.notice_counts: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
-        self.kept_rows = array(_ROW_NUMBERS)
+        self.kept_rows = array("I")  # row numbers up to four thousand million
         self.kept_parts = array("b")
         self.digests = array("Q")
         self.lengths = array("I")  # of sequences, before the cut
-        self.length_rows = array(_ROW_NUMBERS)  # the row of each sequence
+        self.length_rows = array("I")  # the row of each sequence
         self.total_tokens = 0
         self.trained_tokens = 0
         self.lost_trained_tokens = 0
@@ -73,27 +72,17 @@ class Counts:
             self.trained_tokens += sequence.trained_tokens
             self.lost_trained_tokens += sequence.lost_trained_tokens
 
-    @property
-    def kept(self) -> int:
-        return len(self.kept_rows)
-
     def duplicate_rows(self) -> list[int]:
         """Return rows that repeat an earlier one exactly, in order.
 
         Sorting an array of digests takes a tenth of the memory that a set of them would.
         """
-        digests = np.frombuffer(self.digests, dtype=np.uint64)
-        order = np.argsort(digests).astype(np.uint32)
+        digests = np.asarray(self.digests)
+        order = np.argsort(digests, kind="stable").astype(np.uint32)  # rows with equal digests stay in order
         ordered = digests[order]
-        as_before = np.zeros(len(order) + 1, dtype=np.bool_)
-        as_before[1:-1] = ordered[1:] == ordered[:-1]
-        shared = as_before[:-1] | as_before[1:]  # digests that several rows have: few, in most datasets
-        positions, keys = order[shared], ordered[shared]
-        del order, ordered
-        by_key = np.lexsort((positions, keys))
-        repeats = positions[by_key][1:][keys[by_key][1:] == keys[by_key][:-1]]
-        rows = np.frombuffer(self.kept_rows, dtype=np.uint32)
-        return [int(row) for row in np.sort(rows[repeats])]
+        repeats = order[1:][ordered[1:] == ordered[:-1]]
+        rows: list[int] = np.sort(np.asarray(self.kept_rows)[repeats]).tolist()
+        return rows
 
     def fingerprint(self) -> str:
         """Return a sha256 over the content of the kept rows, in order; the same for any kind of file."""
@@ -101,10 +90,8 @@ class Counts:
 
     def rows_by_length(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the rows with the longest and with the shortest sequences, `count` of each, the extreme first."""
-        order = np.argsort(np.asarray(self.lengths), kind="stable")
-        longest = (self.length_rows[int(index)] for index in order[::-1][:count])
-        shortest = (self.length_rows[int(index)] for index in order[:count])
-        return tuple(dict.fromkeys(longest)), tuple(dict.fromkeys(shortest))
+        rows = np.asarray(self.length_rows)[np.argsort(np.asarray(self.lengths), kind="stable")]
+        return tuple(dict.fromkeys(rows[::-1][:count].tolist())), tuple(dict.fromkeys(rows[:count].tolist()))
 
 
 def _list(listed: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> None:
@@ -186,7 +173,7 @@ def pass_steps(
                 tokens=counts.total_tokens,
             )
             yield progress if pace.report_is_due() else None
-    if not counts.kept:
+    if not counts.kept_rows:
         raise _nothing_kept(reader, counts)
     split = draw_split(counts.digests, reader.config, seed, parts=counts.kept_parts, weights=reader.weights)
     report = _report(reader, counts, split, time.monotonic() - started)
@@ -238,8 +225,8 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
             for number, part in enumerate(reader.parts)
         ),
         rows=counts.rows,
-        kept=counts.kept,
-        dropped=counts.rows - counts.kept,
+        kept=len(counts.kept_rows),
+        dropped=counts.rows - len(counts.kept_rows),
         problems=tuple(counts.problems),
         problem_counts=dict(counts.problem_counts),
         notices=tuple(counts.notices),

@@ -142,16 +142,19 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
     if row.example is None:
         return PageRow(row=record.row, line=record.line, raw=raw, problem=row.problem)
     sequences = row.rendering.rows if row.rendering is not None else ()
-    example = row.example
-    talk = example if isinstance(example, Conversation) else None
+    example, talk = row.example, None
+    trained: tuple[int, ...] = ()
+    if isinstance(example, Conversation):
+        messages = (replace(message, content=_shown(message.content)) for message in example.messages)
+        talk, trained = replace(example, messages=tuple(messages)), trained_turns(example, reader.config.train_on)
     return PageRow(
         row=record.row,
         line=record.line,
-        conversation=_shortened_turns(talk) if talk is not None else None,
+        conversation=talk,
         text=_shown(example.content) if isinstance(example, PlainText) else None,
         raw=raw,
         notices=tuple(notice for _, notice in row.notices),
-        trained_turns=trained_turns(talk, reader.config.train_on) if talk is not None else (),
+        trained_turns=trained,
         sequences=tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
     )
 
@@ -159,11 +162,6 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
 # Bounds on what a page shows of one row.
 MAX_SHOWN_CHARACTERS = 50_000
 MAX_SHOWN_TOKENS = 20_000
-
-
-def _shortened_turns(conversation: Conversation) -> Conversation:
-    messages = (replace(message, content=_shown(message.content)) for message in conversation.messages)
-    return replace(conversation, messages=tuple(messages))
 
 
 def _shown(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from engine.config.run import DatasetConfig
-from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning, warnings_of
+from engine.data.conversation import Example, PlainText, RowWarning, warnings_of
 from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from engine.data.formats.base import Detection
 from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, place
@@ -153,7 +153,7 @@ class DatasetReader(SeveralSources):
         return [row if row.example is None else _with_rendering(row, next(renderings)) for row in rows]
 
     def _convert(self, record: Record) -> DatasetRow:
-        part = self._part_of(record.row)
+        part = self._part_of(record.row) if len(self.parts) > 1 else 0
         if record.value is None:
             return DatasetRow(record, part, kind=record.kind, problem=record.problem)
         try:
@@ -255,8 +255,10 @@ def digest_of(example: Example) -> int:
 def _canonical(example: Example) -> str:
     if isinstance(example, PlainText):
         return example.content
-    assert isinstance(example, Conversation)
-    if not example.tools and all(map(_is_plain, example.messages)):
+    if not example.tools and not any(
+        message.tool_calls or message.role == "tool" or message.reasoning or not message.is_learned
+        for message in example.messages
+    ):
         # The common case, without building a dictionary for every turn.
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
     values = asdict(example)
@@ -264,7 +266,3 @@ def _canonical(example: Example) -> str:
         if message["is_learned"]:  # what goes without saying is left out
             del message["is_learned"]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)
-
-
-def _is_plain(message: Message) -> bool:
-    return not message.tool_calls and message.role != "tool" and not message.reasoning and message.is_learned

@@ -21,15 +21,15 @@ from engine.data.render.template import ChatMessages, ChatTokenizer, apply_templ
 class TemplateAbilities:
     """What a template takes as it is; what it does not take, `engine.data.render.adapt` puts into words."""
 
-    system: bool
-    later_system: bool  # a system turn in the middle
-    repeated_roles: bool  # two turns of one role in a row
-    tool_list: bool
-    tool_calls: bool  # calls and their results
-    parallel_calls: bool  # several calls in one turn
-    text_arguments: bool  # joins a call's arguments as text, and fails on an object
-    text_parts: bool  # wants content as a list of parts, and leaves out what is plain text
-    reasoning: Literal["field", "inline", "none"]  # a field of its own, as <think> in the content, or cut out
+    system: bool = False
+    later_system: bool = False  # a system turn in the middle
+    repeated_roles: bool = False  # two turns of one role in a row
+    tool_list: bool = False
+    tool_calls: bool = False  # calls and their results
+    parallel_calls: bool = False  # several calls in one turn
+    text_arguments: bool = False  # joins a call's arguments as text, and fails on an object
+    text_parts: bool = False  # wants content as a list of parts, and leaves out what is plain text
+    reasoning: Literal["field", "inline", "none"] = "none"  # a field of its own, as <think> in the content, or cut out
 
 
 _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
@@ -49,73 +49,53 @@ class _Probe:
         self._text_parts = False
 
     def abilities(self) -> TemplateAbilities:
-        user, answer = {"role": "user", "content": _A}, {"role": "assistant", "content": _B}
+        user, answer, system = Message("user", _A), Message("assistant", _B), Message("system", _C)
         if not self._shows([user], _A):
             self._text_parts = True
             self._text_parts = self._shows([user], _A)
-        system = {"role": "system", "content": _C}
         object_calls = self._takes_calls(calls=1, as_text=False)
         text_calls = not object_calls and self._takes_calls(calls=1, as_text=True)
         return TemplateAbilities(
             system=self._shows([system, user, answer], _A, _B, _C),
             later_system=self._shows([user, answer, system, user, answer], _C),
-            repeated_roles=self._shows([user, {"role": "user", "content": _D}, answer], _A, _B, _D),
-            tool_list=self._shows([user], _A, _B, _C, _D, tools=[probe_tool(_B, _C, _D)]),
+            repeated_roles=self._shows([user, Message("user", _D), answer], _A, _B, _D),
+            tool_list=self._shows([user], _A, _B, _C, _D, tools=[_probe_tool(_B, _C, _D)]),
             tool_calls=object_calls or text_calls,
             parallel_calls=self._takes_calls(calls=2, as_text=text_calls),
             text_arguments=text_calls,
             text_parts=self._text_parts,
-            reasoning=self._reasoning(user),
+            reasoning=self._reasoning([user, Message("assistant", _B, reasoning=_C)]),
         )
 
-    def _shows(self, messages: ChatMessages, *words: str, tools: list[Any] | None = None) -> bool:
-        if self._text_parts:
-            messages = [message | {"content": as_parts(message["content"])} for message in messages]
+    def _shows(self, messages: Sequence[Message], *words: str, tools: list[Any] | None = None, **assumed: Any) -> bool:
+        abilities = TemplateAbilities(text_parts=self._text_parts, **assumed)
         try:
-            text = apply_template(self._tokenizer, messages, tools or [], prompt=False)
+            dicts = [_as_dict(message, abilities) for message in messages]
+            text = apply_template(self._tokenizer, dicts, tools or [], prompt=False)
         except RowProblemError:
             return False
         return all(word in text for word in words)
 
     def _takes_calls(self, *, calls: int, as_text: bool) -> bool:
         numbers = [f"{number:05d}" for number in range(calls)]
-        arguments = [{_C: f"{_D}{number}"} for number in numbers]
-        asked = [
-            {
-                "id": f"call{number}",
-                "type": "function",
-                "function": {"name": f"{_B}{number}", "arguments": json.dumps(given) if as_text else given},
-            }
-            for number, given in zip(numbers, arguments, strict=True)
+        asked = tuple(ToolCall(f"{_B}{number}", {_C: f"{_D}{number}"}, f"call{number}") for number in numbers)
+        results = [
+            Message("tool", f"{_E}{number}", name=f"{_B}{number}", tool_call_id=f"call{number}") for number in numbers
         ]
-        answers = [
-            {"role": "tool", "name": f"{_B}{number}", "tool_call_id": f"call{number}", "content": f"{_E}{number}"}
-            for number in numbers
-        ]
-        messages: ChatMessages = [
-            {"role": "user", "content": _A},
-            {"role": "assistant", "content": "", "tool_calls": asked},
-            *answers,
-            {"role": "assistant", "content": f"{_A}{_B}"},
-        ]
+        last = Message("assistant", f"{_A}{_B}")
         words = [f"{word}{number}" for number in numbers for word in (_B, _D, _E)]
         # The listed tool has another name, to be distinguished from the one that is called.
-        return self._shows(messages, *words, _C, f"{_A}{_B}", tools=[probe_tool(_E, "parameter", "description")])
+        tools = [_probe_tool(_E, "parameter", "description")]
+        messages = [Message("user", _A), Message("assistant", tool_calls=asked), *results, last]
+        return self._shows(messages, *words, _C, last.content, tools=tools, text_arguments=as_text)
 
-    def _reasoning(self, user: dict[str, Any]) -> Literal["field", "inline", "none"]:
-        if self._shows([user, {"role": "assistant", "content": _B, "reasoning_content": _C}], _B, _C):
+    def _reasoning(self, messages: Sequence[Message]) -> Literal["field", "inline", "none"]:
+        if self._shows(messages, _B, _C, reasoning="field"):
             return "field"
-        inline = {"role": "assistant", "content": f"<think>\n{_C}\n</think>\n\n{_B}"}
-        return "inline" if self._shows([user, inline], _B, _C) else "none"
+        return "inline" if self._shows(messages, _B, _C) else "none"
 
 
-def as_parts(content: str) -> list[dict[str, str]]:
-    """Return text as the only part of a message, for templates of models that also take pictures."""
-    return [{"type": "text", "text": content}]
-
-
-def probe_tool(name: str, parameter: str, description: str) -> dict[str, Any]:
-    """Return a tool's JSON schema with one text parameter."""
+def _probe_tool(name: str, parameter: str, description: str) -> dict[str, Any]:
     properties = {parameter: {"type": "string", "description": description}}
     parameters = {"type": "object", "properties": properties, "required": [parameter]}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
@@ -333,8 +313,8 @@ def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
         entry["reasoning_content"] = reasoning
     elif reasoning:
         entry["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.content}"
-    if abilities.text_parts:
-        entry["content"] = as_parts(entry["content"])
+    if abilities.text_parts:  # for templates of models that also take pictures
+        entry["content"] = [{"type": "text", "text": entry["content"]}]
     if message.tool_calls:
         arguments = _arguments_in_words if abilities.text_arguments else operator.attrgetter("arguments")
         entry["tool_calls"] = [

@@ -76,8 +76,8 @@ def plan_conversation(
     sequences = _share_sequences(turns, tokenizer)
     if beyond:  # the text ends early, and does not show what the template leaves out
         rest = "\n".join(adapted.messages[index].content for index in beyond)
-        beyond_tokens = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
-        return RowPlan(sequences, adapted.notes, notices, beyond_tokens, _sequence_of(beyond[-1], renderer))
+        whole = _sequence_of(beyond[-1], renderer)
+        return RowPlan(sequences, adapted.notes, notices, _count_tokens(rest, tokenizer), whole)
     return RowPlan(sequences, adapted.notes, notices + renderer.left_out(sequences[-1].text))
 
 
@@ -156,13 +156,16 @@ class _Length:
         """Return whether the prompt of a turn has more than max_length tokens."""
         if self._max_length is None or turn.start <= self._max_length:
             return False
-        self._tokens += self._count(turn.base[self._characters : turn.base_length])
+        self._tokens += _count_tokens(turn.base[self._characters : turn.base_length], self._tokenizer)
         self._characters = turn.base_length
         # Tokens that reach across where counting stopped are miscounted, by a few of a hundred.
-        return self._tokens > 0.9 * self._max_length and self._count(turn.prompt) > self._max_length
+        return self._tokens > 0.9 * self._max_length and (
+            _count_tokens(turn.prompt, self._tokenizer) > self._max_length
+        )
 
-    def _count(self, text: str) -> int:
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+def _count_tokens(text: str, tokenizer: ChatTokenizer) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
