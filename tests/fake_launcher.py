@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
-from engine.runs.control import cancel_is_requested, stop_is_requested
+from engine.runs.control import asks_to_end
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
-from engine.runs.provenance import Provenance
+from engine.runs.provenance import MemoryFigures, Provenance
 from engine.runs.run import Run, RunState, State
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, Scribe, write_adapter, write_checkpoint
@@ -55,7 +55,8 @@ class FakeLauncher:
         if existing is not None:
             return existing
         on_progress("Checking the data.")
-        run = self._store.create(config, Provenance(predicted_bytes=int(1.32 * GIB), copied_from=copied_from), key)
+        predicted = MemoryFigures(process_bytes=int(1.32 * GIB))
+        run = self._store.create(config, Provenance(predicted_memory=predicted, copied_from=copied_from), key)
         self.started.append(run)
         threading.Thread(target=self._work, args=(run, config), daemon=True).start()
         return run
@@ -85,13 +86,13 @@ class FakeLauncher:
             for step in range(1, total + 1):
                 time.sleep(self._seconds_per_step)
                 scribe.step(step)
-                if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
+                if asks_to_end(run.folder):
                     ending = "stopped"
                     break
             writer.append(StatusData(phase="finished" if ending == "completed" else "stopped"))
         for step in scribe.saved:
             write_checkpoint(run, step)
-        if not cancel_is_requested(run.folder):
+        if not run.folder.cancel_request.exists():
             write_adapter(run.folder.adapter)
         now = time.time()
         run.folder.write_state(state.model_copy(update={"state": ending, "ended": now, "changed": now}))

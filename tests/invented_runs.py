@@ -21,9 +21,8 @@ from engine.runs.history.events import (
     WarningData,
 )
 from engine.runs.history.log import EventWriter
-from engine.runs.provenance import Provenance
-from engine.runs.reasons import Reason
-from engine.runs.run import Run, RunState, State
+from engine.runs.provenance import MemoryFigures, Provenance
+from engine.runs.run import Reason, Run, RunState, State
 from engine.runs.store import RunStore
 
 GIB = 2**30
@@ -68,7 +67,9 @@ def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
     """Make a run directory as its supervisor and its worker would have left it."""
     began = time.time() - invented.age_seconds
     provenance = Provenance(
-        predicted_bytes=int(1.32 * GIB), libraries={"torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.2"}
+        predicted_bytes=int(1.32 * GIB),
+        predicted_memory=MemoryFigures(process_bytes=int(1.32 * GIB)),
+        libraries={"torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.2"},
     )
     run = store.create(config, provenance)
     started = None

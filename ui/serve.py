@@ -14,7 +14,7 @@ from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher, Preflight
-from engine.runs.memory_measurement import MeasurementJob, MeasuringGround
+from engine.runs.memory_measurement import MeasurementJob, sweep_measurements
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
@@ -37,7 +37,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     Raises:
         EngineError: If a service cannot start.
     """
-    MeasuringGround(home).sweep()
+    sweep_measurements(home)
     inspector = Inspector(home, data_roots=(home.uploads, *data_folders()))
     runs = RunStore(home, local_owner())
     supervisor = Supervisor(home)
@@ -60,7 +60,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leaving.set())
     if supervisor.start() == "standing_by":
-        print(supervisor.explain_role(), flush=True)
+        print(supervisor.explain_standing_by(), flush=True)
     try:
         app = launch(services, host, port, open_browser=open_browser)
         gc.freeze()  # the objects of the imports stay; no collection needs to look at them again

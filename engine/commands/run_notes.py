@@ -7,9 +7,8 @@ import typer
 from engine.commands.output import AsJson, RunId, one_of, own_runs, print_result
 from engine.errors import RunError
 from engine.paths import LoratoryHome
-from engine.runs.control import request_start_anyway
+from engine.runs.control import change_notes, read_notes, request_start_anyway
 from engine.runs.electricity import read_electricity, save_electricity
-from engine.runs.notes import change_notes, read_notes
 from engine.runs.run import Run
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 

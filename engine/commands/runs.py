@@ -27,10 +27,9 @@ from engine.paths import LoratoryHome
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.electricity import energy_words, read_electricity
 from engine.runs.history.reader import HistoryReader
-from engine.runs.index import RunIndex
 from engine.runs.run import Run, State
 from engine.runs.store import RunStore, folder_size_bytes
-from engine.runs.summary import RunSummary, summarize
+from engine.runs.summary import RunIndex, RunSummary, summarize
 from engine.runs.supervision.supervisor import reconcile
 from engine.runs.table import RunQuery, SortKey, select_runs, steps_csv, summaries_csv
 

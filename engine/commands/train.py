@@ -30,7 +30,8 @@ from engine.runs.history.run_history import RunHistory, seconds_left
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.run import Run
 from engine.runs.summary import RunSummary, summarize
-from engine.runs.supervision.supervisor import Supervisor, SupervisorSettings
+from engine.runs.supervision.scheduler import SupervisorSettings
+from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.sweep import sweep_configs
 from engine.runs.table import best_by_held_out_loss
 

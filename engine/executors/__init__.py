@@ -9,10 +9,5 @@ ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 
 def make_executors(context: LocalContext, command: WorkerCommand | None = None) -> Mapping[str, Executor]:
-    """Return every executor of a home, by name.
-
-    Args:
-        context: What they share.
-        command: How workers are started on this machine, where it is not their own way.
-    """
+    """Return every executor of a home, by name; a test may have its own way to start workers on this machine."""
     return {kind.name: kind(context, command) for kind in (LocalExecutor, AccelerateExecutor)}

@@ -11,8 +11,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder
-from engine.runs.reasons import Why
-from engine.runs.run import Run, RunState
+from engine.runs.run import Run, RunState, Why
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue

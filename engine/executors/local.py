@@ -37,44 +37,72 @@ class LocalContext(NamedTuple):
 class LocalExecutor(Executor):
     """Starts one process on this machine.
 
-    Args:
-        context: What all executors of this machine share.
-        command: Command line of a worker; `self.command` unless a test has its own.
+    The devices of a run are ours while its worker is being started, the worker's while it works, and released when it ends.
     """
 
     name = "local"
     uses_local_devices = True
 
     def __init__(self, context: LocalContext, command: WorkerCommand | None = None) -> None:
-        self._leases = RunLeases(context.book, context.report)
-        self._claim_seconds = context.claim_seconds
+        self._book = context.book
+        self.report = context.report
+        self.claim_seconds = context.claim_seconds
         self._command = command or self.command
+        self._ours: dict[str, tuple[tuple[str, ...], LeaseHolder]] = {}  # devices not yet passed on to a worker, by run
 
     def command(self, spec: JobSpec) -> list[str]:
         """Return the command line of a worker."""
         return worker_command(spec)
 
     def reserve(self, spec: JobSpec) -> None:
-        self._leases.take(spec.run, run_title(spec.config), _names(spec))
+        holder = _holder(spec.run, run_title(spec.config), ProcessIdentity.current())
+        self._book.take(_names(spec), holder)
+        self._ours[spec.run.id] = _names(spec), holder
 
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
         worker = ProcessIdentity.of(process.pid)
-        self._leases.pass_on(spec.run, worker)
-        return LocalJob(spec.run, spec.attempt, _names(spec), self._leases, self._claim_seconds, process, worker)
+        self.pass_on(spec.run, worker)
+        return LocalJob(spec.run, spec.attempt, _names(spec), self, process, worker)
 
     def attach(self, run: Run, state: RunState) -> Job:
         devices = tuple(state.device.split(", ")) if state.device else ()
-        spawned = self._leases.worker_of(run)
-        job = LocalJob(run, state.attempt, devices, self._leases, self._claim_seconds, spawned=spawned)
+        holder = self._book.holder_of_run(run.id)  # a former supervisor has saved the worker with the lease
+        is_passed_on = holder is not None and holder.process != ProcessIdentity.current()
+        job = LocalJob(run, state.attempt, devices, self, spawned=holder.process if holder and is_passed_on else None)
         job.keep_devices()
         return job
 
     def held_for(self, run: Run) -> str:
-        return self._leases.devices_of(run)
+        return ", ".join(self._book.devices_of_run(run.id))
 
     def release(self, run: Run) -> None:
-        self._leases.release(run)
+        self._book.release_run(run.id)
+        self._ours.pop(run.id, None)
+
+    def pass_on(self, run: Run, worker: ProcessIdentity | None) -> None:
+        """Let the worker have what is still ours; where that fails it is ours until the next call, or until the end."""
+        if worker is None or run.id not in self._ours:
+            return
+        devices, holder = self._ours[run.id]
+        try:
+            self._book.hand_over(devices, holder.process, holder.model_copy(update={"process": worker}))
+        except (EngineError, OSError) as error:
+            self.report(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
+            return
+        del self._ours[run.id]
+
+    def keep(self, run: Run, worker: ProcessIdentity, devices: Iterable[str]) -> None:
+        """Lease its devices to a living worker whose former supervisor died before it had, or whose lease is damaged."""
+        if run.id in self._ours:
+            return
+        holders = (self._book.holder(device) for device in devices)
+        if all(holder is not None and holder.process == worker for holder in holders):
+            return
+        try:
+            self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
+        except (EngineError, OSError) as error:
+            self.report(run.id, f"The device of {run.id} could not be leased again: {error}")
 
 
 class AccelerateExecutor(LocalExecutor):
@@ -105,8 +133,7 @@ class LocalJob(Job):
     run: Run
     attempt: int
     devices: tuple[str, ...]  # leased for it
-    leases: "RunLeases"
-    claim_seconds: float  # how long an attempt without any sign of a worker may be one that has just been started
+    executor: LocalExecutor
     process: subprocess.Popen[bytes] | None = None  # the worker where we are its parent; None after a restart of ours
     spawned: ProcessIdentity | None = None  # the worker where it is known from its start
     exit_code: int | None = field(default=None, init=False)
@@ -133,7 +160,7 @@ class LocalJob(Job):
         if has_reported:
             return JobStatus("gone")
         # A former supervisor may have started a worker without having saved its identity: it would show itself soon.
-        may_come = time.monotonic() - self.since < self.claim_seconds
+        may_come = time.monotonic() - self.since < self.executor.claim_seconds
         return JobStatus("alive" if may_come else "never_started")
 
     def _poll_child(self, process: subprocess.Popen[bytes]) -> JobStatus:
@@ -153,9 +180,9 @@ class LocalJob(Job):
     def keep_devices(self) -> None:
         """Lease its devices for the worker where it is alive and they are not."""
         worker = self.worker()
-        self.leases.pass_on(self.run, worker)
+        self.executor.pass_on(self.run, worker)
         if worker is not None and self.devices and worker.is_alive():
-            self.leases.keep(self.run, worker, self.devices)
+            self.executor.keep(self.run, worker, self.devices)
 
     def cancel(self) -> None:
         worker = self.worker()
@@ -196,10 +223,14 @@ class LocalJob(Job):
         try:
             worker = self.worker()
         except OSError as error:
-            self.leases.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
+            self.executor.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
         if worker is not None and worker.is_of_another_host():
             return None  # its devices are not ours
-        return self.leases.holder_of(self.run, worker)
+        try:
+            title = run_title(self.run.folder.read_config())
+        except EngineError:
+            title = self.run.id
+        return _holder(self.run, title, worker or ProcessIdentity.current())
 
 
 def worker_command(spec: JobSpec) -> list[str]:
@@ -225,93 +256,16 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
 
 def _access_for(config: RunConfig) -> frozenset[Access]:
     """What a training worker may log in to: what its model, its data and its trackers need."""
+    trackers = config.training.report_to
     access = set(hub_access(config.model, config.dataset))
-    if "wandb" in config.training.report_to:
-        access.add(Access.WANDB)
-    if "trackio" in config.training.report_to:
-        access.add(Access.TRACKIO)
-        if "TRACKIO_SPACE_ID" in os.environ:
-            access.add(Access.HUB)  # the Space that Trackio sends figures to is there
+    access |= {tracker for name, tracker in (("wandb", Access.WANDB), ("trackio", Access.TRACKIO)) if name in trackers}
+    if "trackio" in trackers and "TRACKIO_SPACE_ID" in os.environ:
+        access.add(Access.HUB)  # the Space that Trackio sends figures to is there
     return frozenset(access)
 
 
 def _names(spec: JobSpec) -> tuple[str, ...]:
     return tuple(lease_name(device) for device in spec.devices)
-
-
-class RunLeases:
-    """The devices of runs: ours while a worker is being started, the worker's while it works, released when it ends.
-
-    Args:
-        book: Who holds which device.
-        report: Logs what could not be done, by the id of the run.
-    """
-
-    def __init__(self, book: LeaseBook, report: Callable[[str, str], None]) -> None:
-        self._book = book
-        self.report = report
-        self._ours: dict[str, tuple[tuple[str, ...], LeaseHolder]] = {}  # devices that are still ours, by run
-
-    def take(self, run: Run, title: str, devices: tuple[str, ...]) -> None:
-        """Take the devices of a run that is about to be started.
-
-        Raises:
-            DeviceError: If one of them is in use.
-            StorageError: If that cannot be saved.
-        """
-        holder = _holder(run, title, ProcessIdentity.current())
-        self._book.take(devices, holder)
-        self._ours[run.id] = devices, holder
-
-    def pass_on(self, run: Run, worker: ProcessIdentity | None) -> None:
-        """Let the worker have what is still ours; where that fails it is ours until the next call, or until the end."""
-        if worker is None or run.id not in self._ours:
-            return
-        devices, holder = self._ours[run.id]
-        try:
-            self._book.hand_over(devices, holder.process, holder.model_copy(update={"process": worker}))
-        except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
-            return
-        del self._ours[run.id]
-
-    def keep(self, run: Run, worker: ProcessIdentity, devices: Iterable[str]) -> None:
-        """Lease its devices to a living worker whose former supervisor died before it had, or whose lease is damaged."""
-        if run.id in self._ours:
-            return
-        holders = (self._book.holder(device) for device in devices)
-        if all(holder is not None and holder.process == worker for holder in holders):
-            return
-        try:
-            self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
-        except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be leased again: {error}")
-
-    def worker_of(self, run: Run) -> ProcessIdentity | None:
-        """Return the worker of a run, where a former supervisor saved it with the lease."""
-        holder = self._book.holder_of_run(run.id)
-        return holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
-
-    def devices_of(self, run: Run) -> str:
-        """Return what is held for a run at present, as its state names it."""
-        return ", ".join(self._book.devices_of_run(run.id))
-
-    def holder_of(self, run: Run, worker: ProcessIdentity | None) -> LeaseHolder:
-        """Return a run as the holder of its device, for those who wait for it; also where its worker has just ended."""
-        try:
-            title = run_title(run.folder.read_config())
-        except EngineError:
-            title = run.id
-        return _holder(run, title, worker or ProcessIdentity.current())
-
-    def release(self, run: Run) -> None:
-        """Release all that is held for a run, by its worker or by us.
-
-        Raises:
-            StorageError: If that cannot be saved; it is to be tried again.
-        """
-        self._book.release_run(run.id)
-        self._ours.pop(run.id, None)
 
 
 def _holder(run: Run, title: str, process: ProcessIdentity) -> LeaseHolder:

@@ -13,12 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.errors import StorageError
 
 MANIFEST = "MANIFEST.json"
-TRAINER_STATE = "trainer_state.json"
 ADAPTER_SUBFOLDER = "adapter"
 
 _NAME = re.compile(r"^step-(\d+)$")
-_BLOCK_BYTES = 1 << 20
-
 # Larger files are read by those who load them, not for a list: a whole model's optimizer would hold up everybody.
 _READ_FOR_A_LIST_BYTES = 1 << 30
 
@@ -84,12 +81,8 @@ class Checkpoint(NamedTuple):
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """Checkpoints in a run's `checkpoints` folder, by step; what is in them is not looked at."""
-    found = []
-    for path in folder.glob("step-*"):
-        step = step_of(path.name)
-        manifest = read_manifest(path)
-        if step is not None and manifest is not None:
-            found.append(Checkpoint(step, path, manifest))
+    manifests = ((step_of(path.name), path, read_manifest(path)) for path in folder.glob("step-*"))
+    found = [Checkpoint(step, path, told) for step, path, told in manifests if step is not None and told is not None]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
@@ -97,15 +90,6 @@ def step_of(name: str) -> int | None:
     """Return the step in a folder's name; None where it is not a checkpoint's."""
     match = _NAME.match(name)
     return int(match[1]) if match else None
-
-
-def newest_intact(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose every file is as it was written; None where there is none.
-
-    Raises:
-        StorageError: If a file is there and cannot be read.
-    """
-    return next((known for known in reversed(list_checkpoints(folder)) if is_intact(known)), None)
 
 
 def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
@@ -117,16 +101,10 @@ def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
         folder: A run's `checkpoints` folder.
         below: Look at the files below this subfolder only, where nothing else is needed.
     """
-    return (known for known in reversed(list_checkpoints(folder)) if _looks_intact(known, below))
-
-
-def is_intact(checkpoint: Checkpoint) -> bool:
-    """Whether every file has the size and content that the manifest tells. Reads them all.
-
-    Raises:
-        StorageError: If a file is there and cannot be read.
-    """
-    return not damage(checkpoint)
+    for checkpoint in reversed(list_checkpoints(folder)):
+        files = checkpoint.manifest.files.items()
+        if all(_is_as_written(checkpoint.folder / name, told) for name, told in files if name.startswith(below)):
+            yield checkpoint
 
 
 def damage(checkpoint: Checkpoint) -> list[str]:
@@ -156,14 +134,6 @@ def cannot_read(name: str, error: OSError) -> StorageError:
     return StorageError(
         f"{name} cannot be read ({error.strerror or error}).",
         "Check the disk and the folder's permissions, then resume; every checkpoint is kept.",
-    )
-
-
-def _looks_intact(checkpoint: Checkpoint, below: str) -> bool:
-    return all(
-        _is_as_written(checkpoint.folder / name, told)
-        for name, told in checkpoint.manifest.files.items()
-        if name.startswith(below)
     )
 
 
@@ -218,8 +188,5 @@ def describe_files(folder: Path) -> dict[str, ManifestFile]:
 
 def sha256_of(path: Path) -> str:
     """Hash of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,17 @@
-"""Requests to a run: anyone who may see it may ask; the worker looks at them, the supervisor enforces them."""
+"""What people do with a run: requests, which the worker looks at and the supervisor enforces, and notes about it.
 
+Anyone who may see a run may do both.
+"""
+
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from engine.errors import RunError, StorageError
-from engine.files import write_atomically
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from engine.errors import ConfigError, Problem, RunError, StorageError
+from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.runs.run import Run, RunFolder
 
@@ -18,7 +24,7 @@ def request_stop(run: Run) -> None:
         StorageError: If the request cannot be written.
     """
     _refuse_ended(run, "stopped")
-    _touch(run.folder, "stop")
+    _touch(run.folder.stop_request)
 
 
 def request_cancel(run: Run) -> None:
@@ -29,7 +35,7 @@ def request_cancel(run: Run) -> None:
         StorageError: If the request cannot be written.
     """
     _refuse_ended(run, "cancelled")
-    _touch(run.folder, "cancel")
+    _touch(run.folder.cancel_request)
 
 
 def request_start_anyway(run: Run) -> None:
@@ -42,29 +48,18 @@ def request_start_anyway(run: Run) -> None:
     state = run.folder.read_state().state
     if state != "queued":
         raise RunError(f"{run.id} is {state} and does not wait.", "Resume it first, where it has ended.")
-    _touch(run.folder, "start-anyway")
+    _touch(run.folder.start_anyway_request)
 
 
-def start_anyway_is_requested(folder: RunFolder) -> bool:
-    """Whether a waiting run shall start without regard to the free memory."""
-    return folder.start_anyway_request.exists()
-
-
-def stop_is_requested(folder: RunFolder) -> bool:
-    """Whether a request asks to save and stop; cheap enough for every step."""
-    return folder.stop_request.exists()
-
-
-def cancel_is_requested(folder: RunFolder) -> bool:
-    """Whether a request asks to end at once; cheap enough for every step."""
-    return folder.cancel_request.exists()
+def asks_to_end(folder: RunFolder) -> bool:
+    """Whether a person has asked a run to stop or cancel."""
+    return folder.stop_request.exists() or folder.cancel_request.exists()
 
 
 def clear_requests(folder: RunFolder) -> None:
     """Forget earlier requests, before another attempt begins."""
-    folder.stop_request.unlink(missing_ok=True)
-    folder.cancel_request.unlink(missing_ok=True)
-    folder.start_anyway_request.unlink(missing_ok=True)
+    for request in (folder.stop_request, folder.cancel_request, folder.start_anyway_request):
+        request.unlink(missing_ok=True)
 
 
 def _refuse_ended(run: Run, what: str) -> None:
@@ -75,13 +70,14 @@ def _refuse_ended(run: Run, what: str) -> None:
         )
 
 
-def _touch(folder: RunFolder, name: str) -> None:
+def _touch(request: Path) -> None:
     try:
-        folder.control.mkdir(mode=0o700, exist_ok=True)
-        (folder.control / name).touch(mode=0o600)
+        request.parent.mkdir(mode=0o700, exist_ok=True)
+        request.touch(mode=0o600)
     except OSError as error:
         raise StorageError(
-            f"The request to {name} cannot be written ({error.strerror}).", "Check the permissions of the run's folder."
+            f"The request to {request.name} cannot be written ({error.strerror}).",
+            "Check the permissions of the run's folder.",
         ) from error
 
 
@@ -93,6 +89,19 @@ class ResumeRequest(NamedTuple):
 
     owner: str
     run_id: str
+    path: Path
+
+    def attempt(self) -> int | None:
+        """Return the attempt that it wants to follow; None where it does not say."""
+        try:
+            text = self.path.read_text(encoding="ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return int(text) if text.isdecimal() else None
+
+    def forget(self) -> None:
+        """It is done, or cannot be done."""
+        self.path.unlink(missing_ok=True)
 
 
 def request_resume(home: LoratoryHome, run: Run) -> None:
@@ -107,7 +116,7 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
         raise RunError(f"{run.id} is complete.", "Start another run from its configuration to train on.")
     if not state.is_final:
         raise RunError(f"{run.id} is {state.state}.", "Wait until it has ended.")
-    path = _path(home, ResumeRequest(run.owner, run.id))
+    path = _resume_path(home, run)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -120,34 +129,60 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
 
 def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
     """What was asked and not yet done."""
-    try:
-        names = sorted(path.name for path in (home.server / _FOLDER).iterdir())
-    except FileNotFoundError:
-        return
-    for name in names:
-        if not name.startswith("."):  # half-written
-            owner, _, run_id = name.partition("~")
-            yield ResumeRequest(owner, run_id)
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted((home.server / _FOLDER).iterdir()):
+            if not path.name.startswith("."):  # half-written
+                owner, _, run_id = path.name.partition("~")
+                yield ResumeRequest(owner, run_id, path)
 
 
 def resume_is_requested(home: LoratoryHome, run: Run) -> bool:
     """Whether a request to resume this run is not yet obeyed."""
-    return ResumeRequest(run.owner, run.id) in resume_requests(home)
+    return _resume_path(home, run).exists()
 
 
-def attempt_to_follow(home: LoratoryHome, request: ResumeRequest) -> int | None:
-    """Return the attempt that a request wants to follow; None where it does not say."""
+def _resume_path(home: LoratoryHome, run: Run) -> Path:
+    return home.server / _FOLDER / f"{run.owner}~{run.id}"
+
+
+_PrintableLine = r"^[^\x00-\x1f\x7f]*$"
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=_PrintableLine)]
+
+
+class RunNotes(BaseModel):
+    """Everything about a run that may change after its start."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: Annotated[str, StringConstraints(max_length=120, pattern=_PrintableLine)] = ""  # "" keeps the config's
+    note: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    tags: tuple[Tag, ...] = ()
+
+
+def read_notes(folder: RunFolder) -> RunNotes:
+    """What was noted; nothing where the file is missing or unreadable."""
+    return read_model(folder.notes, RunNotes) or RunNotes()
+
+
+def change_notes(
+    folder: RunFolder, *, name: str | None = None, note: str | None = None, tags: tuple[str, ...] | None = None
+) -> RunNotes:
+    """Change what is given and keep the rest; the run itself is not touched.
+
+    Raises:
+        ConfigError: If a text is too long or holds control characters.
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    before = read_notes(folder)
     try:
-        text = _path(home, request).read_text(encoding="ascii")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return int(text) if text.isdecimal() else None
-
-
-def forget_resume_request(home: LoratoryHome, request: ResumeRequest) -> None:
-    """It is done, or cannot be done."""
-    _path(home, request).unlink(missing_ok=True)
-
-
-def _path(home: LoratoryHome, request: ResumeRequest) -> Path:
-    return home.server / _FOLDER / f"{request.owner}~{request.run_id}"
+        notes = RunNotes(
+            name=before.name if name is None else name.strip(),
+            note=before.note if note is None else note,
+            tags=before.tags if tags is None else tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip())),
+        )
+    except ValidationError as error:
+        raise ConfigError(
+            [Problem(str(item["loc"][0]), item["msg"].lower() + ".") for item in error.errors()]
+        ) from None
+    write_atomically(folder.notes, notes.model_dump_json())
+    return notes

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from engine.errors import ConfigError, Problem
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.runs.summary import RunSummary
 
@@ -40,10 +40,7 @@ class RunEnergy(NamedTuple):
 
 def read_electricity(home: LoratoryHome) -> Electricity:
     """What was set; nothing where the file is missing or unreadable."""
-    try:
-        return Electricity.model_validate_json((home.root / "electricity.json").read_bytes())
-    except (OSError, ValidationError):
-        return Electricity()
+    return read_model(home.root / "electricity.json", Electricity) or Electricity()
 
 
 def save_electricity(home: LoratoryHome, price_per_kwh: object, currency: object, watts: object) -> Electricity:

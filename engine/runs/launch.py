@@ -2,63 +2,32 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from engine.config.pairs import pair_problems
 from engine.config.run import AdapterConfig, DatasetConfig, ModelConfig, RunConfig
 from engine.config.section import Section
-from engine.data.contract import CheckProgress, DatasetReport
+from engine.data.contract import DatasetReport
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options, device_problems, list_devices
+from engine.inspector.session import Inspector
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress
-from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, typed_path
-from engine.runs.peaks import predicted_figures
 from engine.runs.prediction import Prediction, predict
-from engine.runs.provenance import Provenance, environment_facts
+from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
 from engine.runs.store import RUN_ID, RunStore
 
 _log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str], None]  # told in words what is being checked
-
-
-class RunInspector(Protocol):
-    """The part of `engine.inspector.session.Inspector` that a start needs."""
-
-    def module_inventory(self, model: ModelConfig) -> ModelShape:
-        """The modules of a model and their sizes."""
-
-    def check(
-        self,
-        dataset: DatasetConfig,
-        model: ModelConfig | None = None,
-        max_length: int = 1024,
-        *,
-        seed: int = 42,
-        on_progress: Callable[[CheckProgress], None] | None = None,
-    ) -> DatasetReport:
-        """One pass over every row."""
-
-
-class ResolveModel(Protocol):
-    """The part of `engine.models.source.resolve_model` that a start needs."""
-
-    def __call__(
-        self,
-        config: ModelConfig,
-        home: LoratoryHome,
-        on_progress: Callable[[ModelProgress], None] = ...,
-        part: ModelPart = ...,
-    ) -> ModelSource:
-        """Make a part of a model available."""
+ResolveModel = Callable[[ModelConfig, LoratoryHome, Callable[[ModelProgress], None], ModelPart], ModelSource]
 
 
 class CheckedRun(NamedTuple):
@@ -70,19 +39,12 @@ class CheckedRun(NamedTuple):
 
 
 class Preflight:
-    """Checks a run before it starts.
-
-    Args:
-        home: The Loratory home.
-        inspector: Knows tokenizers and model modules.
-        devices: Lists the devices of this machine.
-        resolve: Makes a model available.
-    """
+    """Checks a run before it starts."""
 
     def __init__(
         self,
         home: LoratoryHome,
-        inspector: RunInspector,
+        inspector: Inspector,
         devices: Callable[[], Sequence[Device]] = list_devices,
         resolve: ResolveModel = resolve_model,
     ) -> None:
@@ -123,20 +85,20 @@ class Preflight:
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
         _require_trained_tokens(config, report)
-        return CheckedRun(
-            config,
-            Provenance.model_validate(
-                {
-                    **environment_facts(),
-                    "model_source": source.hub_id or source.name,
-                    "dataset_fingerprint": report.fingerprint or None,
-                    **_predicted_facts(predicted),
-                }
-            ),
-            report,
-        )
+        facts = {
+            **environment_facts(),
+            "model_source": source.hub_id or source.name,
+            "dataset_fingerprint": report.fingerprint or None,
+        }
+        if predicted is not None:
+            facts |= {
+                "predicted_bytes": predicted.need.expected_bytes,
+                "predicted_on": predicted.by_name if len(predicted.by_name) > 1 else {},
+                "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
+            }
+        return CheckedRun(config, Provenance.model_validate(facts), report)
 
-    def _predict(self, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> "Prediction | None":
+    def _predict(self, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> Prediction | None:
         shape = self._inspector.module_inventory(config.model)
         try:
             return predict(shape, config, options)
@@ -151,45 +113,22 @@ class Preflight:
             return None
 
 
-def _predicted_facts(predicted: Prediction | None) -> dict[str, object]:
-    """The fields of `Provenance` that hold it."""
-    if predicted is None:
-        return {}
-    return {
-        "predicted_bytes": predicted.need.expected_bytes,
-        "predicted_on": predicted.by_name if len(predicted.by_name) > 1 else {},
-        "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
-    }
-
-
 def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
-    """Settings that are fine by themselves, and that this machine cannot run; cheap enough for every look at a form.
-
-    Args:
-        config: The run.
-        devices: Those that the run would take; at least one.
-    """
-    return [*device_problems(config, devices[0]), *_idle_devices(config, devices), *_absent_trackers(config)]
-
-
-def _idle_devices(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
-    """One process holds a whole model on one device; more would be held for nothing."""
-    if len(devices) < 2 or config.run.launcher != "local" or config.run.spread_over > 1:
-        return []
-    message = (
-        f"it names {len(devices)} GPUs, and one process trains a whole model on one. Set run.launcher to accelerate for a "
-        "model on each and rows divided among them, set run.device_map to balanced for one model divided among them, or "
-        "name one."
-    )
-    return [Problem("run.devices", message)]
-
-
-def _absent_trackers(config: RunConfig) -> list[Problem]:
-    return [
-        Problem("training.report_to", f"{name} is not installed here; `pip install {name}` brings it.")
-        for name in config.training.report_to
-        if importlib.util.find_spec(name) is None
-    ]
+    """Settings that are fine by themselves, and that this machine cannot run; cheap enough for every look at a form."""
+    problems = list(device_problems(config, devices[0]))
+    # One process holds a whole model on one device; more would be held for nothing.
+    if len(devices) > 1 and config.run.launcher == "local" and config.run.spread_over == 1:
+        message = (
+            f"it names {len(devices)} GPUs, and one process trains a whole model on one. Set run.launcher to accelerate "
+            "for a model on each and rows divided among them, set run.device_map to balanced for one model divided among "
+            "them, or name one."
+        )
+        problems.append(Problem("run.devices", message))
+    for name in config.training.report_to:
+        if importlib.util.find_spec(name) is None:
+            message = f"{name} is not installed here; `pip install {name}` brings it."
+            problems.append(Problem("training.report_to", message))
+    return problems
 
 
 def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
@@ -213,26 +152,19 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     repeat what was typed.
     """
     model, dataset, adapter = config.model, config.dataset, config.adapter
-    sections: dict[str, Section] = {}
+    longest = _longest(DatasetConfig, "source")
+    mix: dict[str, float] = {}
+    for source, weight in dataset.mix.items():
+        path = _absolute_source(source, longest)
+        mix[source if path in mix else path] = weight  # two names of one file keep apart, for each has its weight
+    source = _absolute_source(dataset.source, longest)
+    sections: dict[str, Section] = {"dataset": dataset.model_copy(update={"source": source, "mix": mix})}
     if find_in_catalog(model.id.strip()) is None:
         sections["model"] = model.model_copy(update={"id": _absolute(model.id, _longest(ModelConfig, "id"))})
-    longest = _longest(DatasetConfig, "source")
-    sections["dataset"] = dataset.model_copy(
-        update={"source": _absolute_source(dataset.source, longest), "mix": _absolute_mix(dataset.mix, longest)}
-    )
     if adapter.warm_start is not None and not RUN_ID.match(adapter.warm_start):
         start = _absolute(adapter.warm_start, _longest(AdapterConfig, "warm_start"))
         sections["adapter"] = adapter.model_copy(update={"warm_start": start})
     return config.model_copy(update=sections)
-
-
-def _absolute_mix(mix: Mapping[str, float], longest: int) -> dict[str, float]:
-    """Two names of one file keep apart, for each has its weight."""
-    absolute: dict[str, float] = {}
-    for source, weight in mix.items():
-        path = _absolute_source(source, longest)
-        absolute[source if path in absolute else path] = weight
-    return absolute
 
 
 def _absolute_source(source: str, longest: int) -> str:
@@ -257,12 +189,7 @@ def _longest(section: type[Section], field: str) -> int:
 
 
 class Launcher:
-    """Files runs into the queue.
-
-    Args:
-        store: Where the run is made.
-        preflight: What is checked before.
-    """
+    """Files runs into the queue."""
 
     def __init__(self, store: RunStore, preflight: Preflight) -> None:
         self._store = store
@@ -295,9 +222,7 @@ class Launcher:
         existing = None if key is None else self._store.find_by_key(key)
         if existing is not None:
             return existing
-        checked = self._preflight.check(config, on_progress)
-        provenance = checked.provenance.model_copy(update={"copied_from": copied_from})
-        return self._store.create(checked.config, provenance, key, checked.report)
+        return self._create(self._preflight.check(config, on_progress), key, copied_from)
 
     def start_all(
         self,
@@ -309,11 +234,7 @@ class Launcher:
     ) -> list[Run]:
         """File several runs at once: all of them are checked before the first one is filed.
 
-        Args:
-            configs: In the order in which they shall run.
-            key: Names this request, as for `start`.
-            copied_from: Id of the run whose configuration they began as.
-            on_progress: Told in words what is being checked.
+        The arguments are those of `start`; the runs shall run in the order of `configs`.
 
         Raises:
             EngineError: As `start` does; then none of them was filed.
@@ -323,12 +244,11 @@ class Launcher:
         checked: dict[str, CheckedRun] = {}
         for number, (name, config) in enumerate(zip(keys, configs, strict=True), start=1):
             if name not in known:
-                checked[name] = self._preflight.check(config, _numbered(on_progress, number, len(configs)))
-        for name, passed in checked.items():
-            provenance = passed.provenance.model_copy(update={"copied_from": copied_from})
-            known[name] = self._store.create(passed.config, provenance, name, passed.report)
+                prefix = f"Run {number} of {len(configs)}: "
+                checked[name] = self._preflight.check(config, lambda words, prefix=prefix: on_progress(prefix + words))
+        known |= {name: self._create(passed, name, copied_from) for name, passed in checked.items()}
         return [known[name] for name in keys]
 
-
-def _numbered(on_progress: OnProgress, number: int, count: int) -> OnProgress:
-    return lambda words: on_progress(f"Run {number} of {count}: {words}")
+    def _create(self, checked: CheckedRun, key: str | None, copied_from: str | None) -> Run:
+        provenance = checked.provenance.model_copy(update={"copied_from": copied_from})
+        return self._store.create(checked.config, provenance, key, checked.report)

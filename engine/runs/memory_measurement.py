@@ -1,19 +1,20 @@
 """One worst step, really taken: the longest rows, the full batch, by the very worker that would train."""
 
+import contextlib
 import json
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from engine.config.load import config_to_yaml
-from engine.config.run import RunConfig, RunSection
+from engine.config.run import DatasetConfig, RunConfig, RunSection
 from engine.errors import DeviceError, RunError, StorageError, WorkerError
 from engine.executors.base import JobSpec
 from engine.executors.local import WorkerCommand, start_worker, worker_command
@@ -56,10 +57,8 @@ class MeasuredStep(BaseModel):
         return self.predicted_bytes / self.measured_bytes - 1
 
 
-class MeasurementProgress(BaseModel):
+class MeasurementProgress(NamedTuple):
     """How far it has come."""
-
-    model_config = ConfigDict(frozen=True)
 
     message: str
     fraction: float | None = None
@@ -69,15 +68,7 @@ OnMeasurementProgress = Callable[[MeasurementProgress], None]
 
 
 class MeasurementJob:
-    """Takes the worst steps of a configuration in a process of its own; nothing of them is kept.
-
-    Args:
-        home: The Loratory home.
-        config: What would be trained.
-        estimate: What was predicted for it.
-        choose: Picks the devices; `engine.hardware.devices.choose_devices` unless a test says otherwise.
-        command: How the worker is started.
-    """
+    """Takes the worst steps of a configuration in a process of its own; nothing of them is kept."""
 
     def __init__(
         self,
@@ -105,40 +96,41 @@ class MeasurementJob:
             StorageError: If the home cannot be written.
         """
         devices = self._choose(self._config.run)
-        ground = MeasuringGround(self._home)
-        ground.sweep()
-        place = ground.make()
-        book, run = LeaseBook(self._home), place.run
-        process: Popen[bytes] | None = None
-        try:
+        sweep_measurements(self._home)
+        with measuring_run(self._home) as run:
             rows = run.folder.path / "rows.jsonl"
             _write_rows(rows, self._config)
             worst = worst_case(self._config, rows)
             write_atomically(run.folder.config, config_to_yaml(worst))
-            self._hold(book, run, devices, on_progress)
-            on_progress(MeasurementProgress(message="Starting a process for the measurement."))
+            return self._measure(JobSpec(run, worst, devices, 1), on_progress)
+
+    def _measure(self, spec: JobSpec, on_progress: OnMeasurementProgress) -> MeasuredStep:
+        run, names, ours = spec.run, [lease_name(device) for device in spec.devices], ProcessIdentity.current()
+        book = LeaseBook(self._home)
+        holder = LeaseHolder(purpose="measurement", title="one step", process=ours, run_id=run.id)
+        process: Popen[bytes] | None = None
+        try:
+            wait = Wait(
+                UNTIL_A_CHAT_LEAVES_SECONDS, lambda one: on_progress(MeasurementProgress(one.why_wait)), self._stopped
+            )
+            hold_devices(book, names, holder, wait)  # before there is a worker, so it never shares them
+            on_progress(MeasurementProgress("Starting a process for the measurement."))
             run.folder.write_state(RunState(state="starting", attempt=1))  # it has no supervisor
-            process = start_worker(JobSpec(run, worst, devices, 1), self._command)
-            _hand_over(book, run, devices, process)
-            return self._follow(process, run, devices[0], on_progress)
+            process = start_worker(spec, self._command)
+            worker = ProcessIdentity.of(process.pid)
+            if worker is not None:  # the lease ends with the worker, also where we end first
+                book.hand_over(names, ours, holder.model_copy(update={"process": worker}))
+            return self._follow(process, run, spec.devices[0], on_progress)
         finally:
             if process is not None:
-                _end(process, run)
+                process.kill()
+                process.wait()
+                end_group(process.pid, (RUN_VARIABLE, run.id))
             book.release_run(run.id)
-            place.clear()
 
     def stop(self) -> None:
         """End it soon; nothing is kept."""
         self._stopped.set()
-
-    def _hold(self, book: LeaseBook, run: Run, devices: tuple[Device, ...], on_progress: OnMeasurementProgress) -> None:
-        """Take the devices before there is a worker, so it never shares them."""
-        wait = Wait(
-            UNTIL_A_CHAT_LEAVES_SECONDS,
-            lambda present: on_progress(MeasurementProgress(message=present.why_wait)),
-            self._stopped,
-        )
-        hold_devices(book, _names(devices), _holder(run, ProcessIdentity.current()), wait)
 
     def _follow(
         self, process: Popen[bytes], run: Run, device: Device, on_progress: OnMeasurementProgress
@@ -155,10 +147,9 @@ class MeasurementJob:
                         raise kind(failed.what, failed.fix)
                     case StepData(step=step):
                         steps.append(event)
-                        fraction = step / (_STEPS + 1)
-                        on_progress(MeasurementProgress(message=f"Step {step} of {_STEPS} is done.", fraction=fraction))
+                        on_progress(MeasurementProgress(f"Step {step} of {_STEPS} is done.", step / (_STEPS + 1)))
                     case StatusData(message=message) if message:
-                        on_progress(MeasurementProgress(message=message))
+                        on_progress(MeasurementProgress(message))
                     case MemoryData() as memory if len(steps) >= _STEPS:
                         return self._result(memory, steps, device)
             if self._stopped.is_set():
@@ -200,9 +191,7 @@ def worst_case(config: RunConfig, rows: Path) -> RunConfig:
             "load_best_model_at_end": False,
         }
     )
-    dataset = config.dataset.model_validate(
-        {"source": str(rows), "format": "text", "train_on": "all", "eval_fraction": 0.0}
-    )
+    dataset = DatasetConfig(source=str(rows), format="text", train_on="all", eval_fraction=0.0)
     adapter = config.adapter.model_copy(update={"warm_start": None})
     return config.model_copy(update={"training": training, "dataset": dataset, "adapter": adapter})
 
@@ -221,95 +210,59 @@ def _write_rows(path: Path, config: RunConfig) -> None:
             file.write(json.dumps({"text": f"{number} {line}"}) + "\n")
 
 
-def _names(devices: tuple[Device, ...]) -> list[str]:
-    return [lease_name(device) for device in devices]
-
-
-def _holder(run: Run, process: ProcessIdentity) -> LeaseHolder:
-    return LeaseHolder(purpose="measurement", title="one step", process=process, run_id=run.id)
-
-
-def _hand_over(book: LeaseBook, run: Run, devices: tuple[Device, ...], process: Popen[bytes]) -> None:
-    """The lease ends with the worker, also where we end first."""
-    worker = ProcessIdentity.of(process.pid)
-    if worker is not None:
-        book.hand_over(_names(devices), ProcessIdentity.current(), _holder(run, worker))
-
-
-def _end(process: Popen[bytes], run: Run) -> None:
-    """End the worker with what it started; it has no results to save."""
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    end_group(process.pid, (RUN_VARIABLE, run.id))
-
-
 _OWNER = "measurements"
 _LOCK = "measuring.lock"  # in addition to the worker's own
 
 
-@dataclass(frozen=True)
-class MeasuringPlace:
-    """A run folder for one measurement; the measuring process holds its lock for life."""
+@contextlib.contextmanager
+def measuring_run(home: LoratoryHome) -> Iterator[Run]:
+    """Make the run folder of a measurement: as deep below the home as those of runs, and not among them.
 
-    run: Run
-    lock: FileLock
+    It is removed in the end, or by the next sweep where this process dies before.
 
-    def clear(self) -> None:
-        """Remove everything."""
-        self.lock.release()
-        shutil.rmtree(self.run.folder.path, ignore_errors=True)
-
-
-class MeasuringGround:
-    """The run folders of measurements: as deep below the home as those of runs, and not among them.
-
-    Args:
-        home: The Loratory home.
+    Raises:
+        StorageError: If the home cannot be written.
     """
-
-    def __init__(self, home: LoratoryHome) -> None:
-        self._folder = home.cache / _OWNER
-        self._guard_path = home.server / "measurements.lock"  # nothing is swept between being made and being locked
-
-    def make(self) -> MeasuringPlace:
-        """Make an empty run folder that stays until it is cleared, or until the process that asks has ended.
-
-        Raises:
-            StorageError: If the home cannot be written.
-        """
-        run_id = f"measurement-{secrets.token_hex(6)}"
-        folder = RunFolder(self._folder / run_id)
-        with FileLock(self._guard_path):
-            lock = FileLock(folder.path / _LOCK)
-            lock.acquire()  # makes the folder as well
-            try:
-                folder.control.mkdir(mode=0o700)
-            except OSError as error:
-                lock.release()
-                raise StorageError(
-                    f"A folder for the measurement cannot be made ({error.strerror}).",
-                    "Free some space, or check LORATORY_HOME.",
-                ) from error
-        return MeasuringPlace(Run(id=run_id, owner=_OWNER, folder=folder), lock)
-
-    def sweep(self) -> None:
-        """End and remove what measurements left whose process is gone.
-
-        Raises:
-            StorageError: If the home cannot be written.
-        """
-        if not self._folder.is_dir():
-            return
-        with FileLock(self._guard_path):
-            for path in list(self._folder.iterdir()):
-                if not FileLock(path / _LOCK).is_held_by_another():
-                    _end_worker(RunFolder(path))
-                    shutil.rmtree(path, ignore_errors=True)
+    run_id = f"measurement-{secrets.token_hex(6)}"
+    folder = RunFolder(home.cache / _OWNER / run_id)
+    lock = FileLock(folder.path / _LOCK)
+    with _guard(home):
+        lock.acquire()  # makes the folder as well
+        try:
+            folder.control.mkdir(mode=0o700)
+        except OSError as error:
+            lock.release()
+            raise StorageError(
+                f"A folder for the measurement cannot be made ({error.strerror}).",
+                "Free some space, or check LORATORY_HOME.",
+            ) from error
+    try:
+        yield Run(id=run_id, owner=_OWNER, folder=folder)
+    finally:
+        lock.release()
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _end_worker(folder: RunFolder) -> None:
-    worker = folder.read_worker()
-    if worker is not None and worker.is_of_this_boot():
-        worker.kill()
-        end_group(worker.process_group, (RUN_VARIABLE, folder.path.name))
+def sweep_measurements(home: LoratoryHome) -> None:
+    """End and remove what measurements left whose process is gone.
+
+    Raises:
+        StorageError: If the home cannot be written.
+    """
+    folder = home.cache / _OWNER
+    if not folder.is_dir():
+        return
+    with _guard(home):
+        for path in list(folder.iterdir()):
+            if FileLock(path / _LOCK).is_held_by_another():
+                continue
+            worker = RunFolder(path).read_worker()
+            if worker is not None and worker.is_of_this_boot():
+                worker.kill()
+                end_group(worker.process_group, (RUN_VARIABLE, path.name))
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _guard(home: LoratoryHome) -> FileLock:
+    """Nothing is swept between being made and being locked."""
+    return FileLock(home.server / "measurements.lock")

@@ -18,6 +18,8 @@ from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 
+_log = logging.getLogger(__name__)
+
 
 class Prediction(NamedTuple):
     """What a run needs where the queue would start it, were all devices free of other runs."""
@@ -29,11 +31,6 @@ class Prediction(NamedTuple):
 
 def predict(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> Prediction:
     """Return what a run needs on the first of its options that has room, by the rule of the queue.
-
-    Args:
-        shape: Of the model.
-        config: The run.
-        options: As `device_options` gives them.
 
     Raises:
         ConfigError: If there are more devices than layers to spread over them.
@@ -86,8 +83,6 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
     return Estimator(shape, devices[0]).split_needs(workload_of_run(shape, config, devices[0]), len(devices))
 
 
-_log = logging.getLogger(__name__)
-
 # A run that was expected to fit and did not needs clearly less than before, whatever the device seemed to have.
 _ROOM_SHARE = 0.9
 
@@ -95,16 +90,15 @@ _ROOM_SHARE = 0.9
 def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | None = None) -> str | None:
     """The estimate's first advice that makes this run fit, as a sentence; None where it knows of none.
 
-    Args:
-        config: Of the run that ran out of memory.
-        home: Holds what is known of the model's modules.
-        device: Where it ran; the first GPU, else the processor, unless given.
+    `device` is where it ran; unless given, the first GPU, or the processor.
     """
     try:
         shape = known_inventory(config.model, home)
         if shape is None:
             return None
-        device = device or _device_of(config)
+        if device is None:
+            usable = (one for one in list_devices() if one.obstacle is None)
+            device = next(one for one in usable if one.kind == "cpu" or config.run.devices != "cpu")
         need = Estimator(shape, device).need(config).needed_bytes
         room = min(device.total_bytes, round(need * _ROOM_SHARE))
         changes = advise(shape, config, dataclasses.replace(device, free_bytes=room)).changes
@@ -120,8 +114,3 @@ def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | Non
         f"{best.change} ({best.cost}): the estimate needs {best.needed_bytes / GIB:.1f} GiB with it instead of "
         f"{need / GIB:.1f}. Set {', '.join(best.overrides)}."
     )
-
-
-def _device_of(config: RunConfig) -> Device:
-    usable = (device for device in list_devices() if device.obstacle is None)
-    return next(device for device in usable if device.kind == "cpu" or config.run.devices != "cpu")

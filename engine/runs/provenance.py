@@ -1,17 +1,57 @@
 """`provenance.json`: what a run was started from, to understand and repeat it later."""
 
 import platform
-import sys
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunConfig
+from engine.files import read_model
 from engine.hardware.libraries import library_version
-from engine.runs.peaks import MemoryFigures
+from engine.memory.device_need import DeviceNeed
 from engine.runs.run import RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "tokenizers")
+
+
+PeakKind = Literal["allocated", "reserved", "process"]
+
+
+class MemoryFigures(BaseModel):
+    """Bytes at the peak; None where the device has no such figure, or it is unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    allocated_bytes: int | None = None  # tensors alone
+    reserved_bytes: int | None = None  # what PyTorch's allocator holds for them
+    process_bytes: int | None = None  # all that the process takes: of the GPU on CUDA, of RAM on a processor
+
+    def of(self, kind: PeakKind) -> int | None:
+        """One of them; None where it is unknown or nothing was there to be counted."""
+        figure: int | None = getattr(self, f"{kind}_bytes")
+        return figure or None
+
+    @property
+    def of_run(self) -> int | None:
+        """The one figure of a run in lists: the allocator's hold on a GPU, the process on a processor."""
+        return self.of("reserved") or self.of("process")
+
+    @property
+    def of_step(self) -> int | None:
+        """The counterpart of the memory that each step reports: tensors on a GPU, the process on a processor."""
+        return self.of("allocated") or self.of_run
+
+
+def predicted_figures(need: DeviceNeed, device_kind: Literal["cuda", "mps", "cpu"]) -> MemoryFigures:
+    """Return those figures of an estimate that a run on such a device will be measured by."""
+    if device_kind == "cpu":
+        return MemoryFigures(process_bytes=need.expected_bytes)
+    if device_kind == "mps":  # its driver tells what PyTorch holds, and no peak of tensors
+        return MemoryFigures(reserved_bytes=need.reserved_bytes)
+    return MemoryFigures(
+        allocated_bytes=need.allocated_bytes, reserved_bytes=need.reserved_bytes, process_bytes=need.expected_bytes
+    )
 
 
 class Provenance(BaseModel):
@@ -36,7 +76,7 @@ class Provenance(BaseModel):
     dataset_fingerprint: str | None = None  # sha256 of what the source held
     predicted_bytes: int | None = None  # memory that the estimate foretold for the process; what the queue waits for
     predicted_on: dict[str, int] = {}  # the same by name of a device, where `auto` may choose among GPUs that differ
-    predicted_memory: MemoryFigures | None = None  # all that it foretold and that will be measured
+    predicted_memory: MemoryFigures = MemoryFigures()  # all that it foretold and that will be measured
     copied_from: str | None = None  # run whose configuration this one started from
 
 
@@ -44,7 +84,7 @@ def environment_facts() -> dict[str, object]:
     """The fields of `Provenance` that describe this installation."""
     return {
         "loratory": library_version("loratory") or "",
-        "python": ".".join(str(part) for part in sys.version_info[:3]),
+        "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "libraries": {name: version for name in _LIBRARIES if (version := library_version(name)) is not None},
     }
@@ -71,7 +111,4 @@ def run_title(config: RunConfig) -> str:
 
 def read_provenance(folder: RunFolder) -> Provenance:
     """Load it; where the file is missing or unreadable, nothing is known."""
-    try:
-        return Provenance.model_validate_json(folder.provenance.read_bytes())
-    except (OSError, ValidationError):
-        return Provenance()
+    return read_model(folder.provenance, Provenance) or Provenance()

@@ -1,9 +1,11 @@
 """A run as it lies on the disk: the names of its files, and its state."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -11,12 +13,11 @@ from engine.config.load import config_from_mapping, mapping_from_file
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.errors import RunError, StorageError
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.checkpoints import offered_checkpoints
-from engine.runs.history.events import FailedData, StatusData
+from engine.runs.history.events import FailedData, StatusData, StoppedBy
 from engine.runs.history.log import last_event
-from engine.runs.reasons import STOP_REASONS, Reason, reason_of_old_cause
 
 State = Literal[
     "queued", "submitted", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted",
@@ -32,6 +33,33 @@ RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: who
 
 # A worker is, or should be, at work; one in an executor's own queue may begin before its supervisor sees it.
 LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "stopping"})
+
+WaitReason = Literal["memory", "device_in_use", "device_missing", "earlier_run", "resumes", "executor_queue"]
+LiveReason = Literal["suspended", "stop_requested", "cancel_requested"]
+_QueueEnd = Literal["left_the_queue", "not_started"]
+_ReportedEnd = Literal["finished", "stopped_on_request", "cancelled", "sigterm", "sigint", "worker_failed"]
+_ObservedEnd = Literal["hung", "killed", "crashed", "signal", "exit_code", "out_of_memory"]
+_LostEnd = Literal["machine_restarted", "host_lost", "ended_by_executor", "unknown"]
+EndReason = Literal[_QueueEnd, _ReportedEnd, _ObservedEnd, _LostEnd]
+Reason = Literal[WaitReason, LiveReason, EndReason]
+
+# The SIGTERM of a shutdown or a scheduler, whether the worker could save or not, or a restart.
+ENDED_BY_THE_SYSTEM: frozenset[Reason] = frozenset({"sigterm", "machine_restarted"})
+
+STOP_REASONS: dict[StoppedBy, EndReason] = {
+    "request": "stopped_on_request",
+    "cancel": "cancelled",
+    "sigterm": "sigterm",
+    "sigint": "sigint",
+}
+
+
+class Why(NamedTuple):
+    """Why a run is in its state: a value for the program, with the words that people read."""
+
+    reason: Reason | None
+    cause: str
+    advice: str = ""
 
 
 class RunState(BaseModel):
@@ -106,9 +134,7 @@ class RunFolder:
     control = _File("control")  # requests, from anyone who may see the run
     stop_request = _File("control/stop")  # exists: save and stop
     cancel_request = _File("control/cancel")  # exists: end at once
-    start_anyway_request = _File(
-        "control/start-anyway"
-    )  # exists: start although free memory does not cover the estimate
+    start_anyway_request = _File("control/start-anyway")  # exists: start although free memory is below the estimate
     checkpoints = _File("checkpoints")  # complete trainer states, `step-N` each
     adapter = _File("adapter")  # the final adapter with tokenizer and chat template
 
@@ -127,71 +153,49 @@ class RunFolder:
 
     def read_dataset_report(self) -> DatasetReport | None:
         """Load what the check of its dataset found; None where it was never checked, or the file cannot be read."""
-        try:
-            return DatasetReport.model_validate_json(self.dataset_report.read_bytes())
-        except (OSError, ValidationError):
-            return None
+        return read_model(self.dataset_report, DatasetReport)
 
-    def read_state(self) -> RunState:
-        """Load the state. Where the file is missing or damaged, tell it from the log and the worker's lock.
+    def read_state(self, *, is_claimed_by_us: bool = False) -> RunState:
+        """Load the state. Where the file is missing or damaged, derive it from the log and the worker's lock.
 
-        Raises:
-            StorageError: If the file is there and cannot be read.
-        """
-        return self.read_saved_state() or self.state_by_other_files()
-
-    def read_state_unclaimed(self) -> RunState:
-        """Load the state, for a caller that holds the run's lock and so keeps workers away.
+        Args:
+            is_claimed_by_us: Whether the caller holds the run's lock, and so keeps workers away.
 
         Raises:
             StorageError: If the file is there and cannot be read.
         """
-        return self.read_saved_state() or self.state_by_other_files(is_claimed_by_us=True)
-
-    def read_state_as_offered(self) -> RunState:
-        """Load the state, with `resumable_step` checked: a checkpoint may have been damaged since the run ended.
-
-        Raises:
-            StorageError: If the file is there and cannot be read.
-        """
-        return self.as_offered(self.read_state())
+        return self.read_saved_state() or self.state_by_other_files(is_claimed_by_us=is_claimed_by_us)
 
     def as_offered(self, state: RunState) -> RunState:
-        """Return a state with `resumable_step` checked."""
+        """Return a state with `resumable_step` checked: a checkpoint may have been damaged since the run ended."""
         if state.resumable_step is None:
             return state
         return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})
 
     def state_by_other_files(self, *, is_claimed_by_us: bool = False) -> RunState:
-        """What the log, `process.json`, the lock and the results show of a run whose state is missing or damaged.
-
-        Args:
-            is_claimed_by_us: Whether the caller holds the run's lock, and so keeps workers away.
-        """
-        if not self._has_begun():
+        """What the log, `process.json`, the lock and the results show of a run whose state is missing or damaged."""
+        has_left_results = any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
+        if not self.attempts_seen() and not has_left_results:
             return RunState()  # a worker that has the lock alone has not yet said which attempt it is
-        lives = not is_claimed_by_us and self.has_living_worker()
         last = last_event(self.events)
-        # A worker that nothing but its results tell of had one attempt at least.
-        attempt = max(self.attempts_seen(), 1)
-        known: dict[str, object] = {"attempt": attempt, "resumable_step": self.newest_checkpoint_step()}
-        known["started"] = last.time if last is not None else None
-        if lives:
+        known: dict[str, object] = {
+            "attempt": max(self.attempts_seen(), 1),  # a worker of which there are only results had one at least
+            "resumable_step": self.newest_checkpoint_step(),
+            "started": last.time if last is not None else None,
+        }
+        if not is_claimed_by_us and self.has_living_worker():
             return RunState.model_validate({"state": "running", **known})
-        known |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without a last word."}
-        known["ended"] = last.time if last is not None else None
-        data = last.data if last is not None else None
-        if isinstance(data, StatusData) and data.phase in ("finished", "stopped"):
-            known |= {"state": "completed", "reason": "finished", "cause": ""}
-            if data.phase == "stopped":
-                known |= {"state": "stopped", "reason": STOP_REASONS[data.stopped_by or "request"]}
-        elif isinstance(data, FailedData):
-            known |= {"state": "failed", "reason": "worker_failed", "cause": data.what, "advice": data.fix}
+        known["ended"] = known["started"]
+        match last.data if last is not None else None:
+            case StatusData(phase="finished"):
+                known |= {"state": "completed", "reason": "finished"}
+            case StatusData(phase="stopped", stopped_by=stopped_by):
+                known |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
+            case FailedData(what=what, fix=fix):
+                known |= {"state": "failed", "reason": "worker_failed", "cause": what, "advice": fix}
+            case _:
+                known |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without a last word."}
         return RunState.model_validate(known)
-
-    def _has_begun(self) -> bool:
-        """Whether any worker ever had the run, by whatever it left."""
-        return self.attempts_seen() > 0 or any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
 
     def read_saved_state(self) -> RunState | None:
         """Load the state as it was saved; None where the file is missing or damaged.
@@ -200,10 +204,7 @@ class RunFolder:
             StorageError: If it is there and cannot be read.
         """
         try:
-            state = RunState.model_validate_json(self.state.read_bytes())
-            if state.reason is None and state.cause:
-                state = state.model_copy(update={"reason": reason_of_old_cause(state.cause)})
-            return state
+            return RunState.model_validate_json(self.state.read_bytes())
         except (FileNotFoundError, IsADirectoryError, ValidationError):
             return None
         except OSError as error:
@@ -231,6 +232,15 @@ class RunFolder:
         """Return the lock of the worker; any other holder keeps a worker from claiming the run meanwhile."""
         return FileLock(self.lock, makes_folder=False)
 
+    @contextlib.contextmanager
+    def keep_workers_away(self, timeout_seconds: float) -> Iterator[bool]:
+        """Hold the lock of the worker in a block, against workers and deletion; gives whether that was possible."""
+        lock = self.worker_lock()
+        try:
+            yield lock.acquire(timeout_seconds)
+        finally:
+            lock.release()
+
     def has_living_worker(self) -> bool:
         """Whether a worker holds the run's lock, whatever its pid looks like."""
         return FileLock(self.lock).is_held_by_another()
@@ -241,18 +251,16 @@ class RunFolder:
         return max(logged.attempt if logged is not None else 0, worker.attempt if worker is not None else 0)
 
     def next_attempt(self) -> int:
-        """Number that a worker reports with: what the supervisor counted, or one more than any worker had.
+        """Return the number that a worker reports with: what the supervisor counted, or one more than any worker had.
 
-        The supervisor raises `attempt` in state.json before it starts a worker. A worker that was started by hand or
-        by a cluster's scheduler finds no state, or an old one, and counts on from earlier workers.
+        A worker that was started by hand or by a cluster's scheduler finds no state, or an old one.
         """
         seen, state = self.attempts_seen(), self.read_state()
         return state.attempt if state.attempt > seen else seen + 1
 
     def newest_checkpoint_step(self) -> int | None:
         """Step of the newest checkpoint that is as it was written; None where there is none."""
-        newest = next(offered_checkpoints(self.checkpoints), None)
-        return newest.step if newest is not None else None
+        return next((checkpoint.step for checkpoint in offered_checkpoints(self.checkpoints)), None)
 
     def claim(self) -> "WorkerClaim":
         """Make the calling process the worker of this run, until it ends. A worker does so before anything else.

@@ -37,11 +37,6 @@ class RunStore:
 
     Ids from outside are looked up in the owner's folder; what is not formed like an id never becomes a path.
 
-    Args:
-        home: The Loratory home.
-        owner: Whose runs; a folder name, as `engine.paths.local_owner` gives it.
-        clock: Seconds since the epoch.
-
     Raises:
         StorageError: If the owner's name cannot be a folder.
     """
@@ -51,13 +46,8 @@ class RunStore:
             raise StorageError("That owner's name cannot be a folder.", "Use letters, digits, - and _.")
         self.home = home
         self.owner = owner
-        self._folder = home.runs / owner
+        self.folder = home.runs / owner  # of the run directories
         self._clock = clock
-
-    @property
-    def folder(self) -> Path:
-        """Where this owner's run directories stand."""
-        return self._folder
 
     def create(
         self,
@@ -81,14 +71,14 @@ class RunStore:
         facts = {**describe_config(config), "created": now, "key": key}
         provenance = (provenance or Provenance()).model_copy(update=facts)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Between looking the key up and having made the run, no other process may do the same.
             with FileLock(self.home.server / f"create-{self.owner}.lock"):
                 existing = None if key is None else self.find_by_key(key)
                 if existing is not None:
                     return existing
                 run_id = self._new_id(now)
-                unborn = self._folder / f"{_UNBORN_PREFIX}{run_id}"
+                unborn = self.folder / f"{_UNBORN_PREFIX}{run_id}"
                 unborn.mkdir(mode=0o700)
                 folder = RunFolder(unborn)
                 folder.control.mkdir(mode=0o700)
@@ -99,9 +89,11 @@ class RunStore:
                 if key is not None:
                     # First the key: one whose run is missing counts as unused, while a run whose key is missing would
                     # be made a second time.
-                    self._remember_key(key, run_id)
-                unborn.rename(self._folder / run_id)
-                fsync_folder(self._folder)
+                    path = self._key_file(key)
+                    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    write_atomically(path, run_id)
+                unborn.rename(self.folder / run_id)
+                fsync_folder(self.folder)
         except OSError as error:
             raise StorageError(
                 f"The run's folder cannot be made ({error.strerror}).", "Free some space, or check LORATORY_HOME."
@@ -116,8 +108,7 @@ class RunStore:
         """
         if self._exists(run_id):
             return self._run(run_id)
-        ids = self.ids()
-        matches = [known for known in ids if len(run_id) >= 4 and known.endswith(run_id)]
+        matches = [known for known in self.ids() if len(run_id) >= 4 and known.endswith(run_id)]
         if len(matches) == 1:
             return self._run(matches[0])
         shown = run_id if len(run_id) <= 60 else f"{run_id[:59]}…"
@@ -136,7 +127,7 @@ class RunStore:
     def ids(self) -> list[str]:
         """Ids of all runs, newest first."""
         try:
-            with os.scandir(self._folder) as entries:
+            with os.scandir(self.folder) as entries:
                 return sorted((entry.name for entry in entries if RUN_ID.fullmatch(entry.name)), reverse=True)
         except FileNotFoundError:
             return []
@@ -153,7 +144,21 @@ class RunStore:
             StorageError: If its files cannot be removed.
         """
         run = self.get(run_id)
-        doomed = self._folder / f"{_DOOMED_PREFIX}{run.id}"
+        doomed = self.folder / f"{_DOOMED_PREFIX}{run.id}"
+        try:
+            self._set_aside(run, doomed)
+            size = folder_size_bytes(doomed)
+            self._forget_cached(doomed)
+            with contextlib.suppress(FileNotFoundError):  # a server that starts sweeps it away at the same time
+                shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)  # the two together leave nothing
+        except OSError as error:
+            raise StorageError(
+                f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder."
+            ) from error
+        return size
+
+    def _set_aside(self, run: Run, doomed: Path) -> None:
         lock = run.folder.worker_lock()
         try:
             # With the lock in our hands no worker can claim it, and no supervisor takes it up again.
@@ -165,21 +170,12 @@ class RunStore:
         except StorageError:
             self.get(run.id)  # it may have been deleted meanwhile
             raise
-        except OSError as error:
-            raise _cannot_be_removed(run, error) from error
         finally:
             lock.release()
-        try:
-            size = folder_size_bytes(doomed)
-            self._forget_cached(doomed)
-            _remove_folder(doomed)
-        except OSError as error:
-            raise _cannot_be_removed(run, error) from error
-        return size
 
     def _refuse_to_delete(self, run: Run, is_free: bool) -> None:
         # Our own hold on the lock must not be taken for a worker's.
-        state = run.folder.read_state_unclaimed() if is_free else run.folder.read_state()
+        state = run.folder.read_state(is_claimed_by_us=is_free)
         if not is_free or not state.is_final:
             raise RunError(f"{run.id} is {state.state} and cannot be deleted.", "Stop it first.")
         if resume_is_requested(self.home, run):
@@ -188,7 +184,7 @@ class RunStore:
     def sweep(self) -> None:
         """Remove what an interrupted creation or deletion left behind."""
         with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
-            for path in list(self._folder.iterdir()):
+            for path in list(self.folder.iterdir()):
                 if path.name.startswith((_DOOMED_PREFIX, _UNBORN_PREFIX)):
                     self._forget_cached(path)
                     shutil.rmtree(path, ignore_errors=True)
@@ -201,10 +197,10 @@ class RunStore:
 
     def _exists(self, run_id: str) -> bool:
         # Nothing but an id passes the pattern, so no path can be smuggled in.
-        return RUN_ID.fullmatch(run_id) is not None and (self._folder / run_id).is_dir()
+        return RUN_ID.fullmatch(run_id) is not None and (self.folder / run_id).is_dir()
 
     def _run(self, run_id: str) -> Run:
-        return Run(id=run_id, owner=self.owner, folder=RunFolder(self._folder / run_id))
+        return Run(id=run_id, owner=self.owner, folder=RunFolder(self.folder / run_id))
 
     def _new_id(self, now: float) -> str:
         """An id later than every other, even when the clock stops or goes back a little."""
@@ -218,11 +214,6 @@ class RunStore:
     def _key_file(self, key: str) -> Path:
         digest = hashlib.sha256(f"{self.owner}\0{key}".encode()).hexdigest()
         return self.home.server / KEYS_FOLDER / digest
-
-    def _remember_key(self, key: str, run_id: str) -> None:
-        path = self._key_file(key)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, run_id)
 
 
 def list_owners(home: LoratoryHome) -> list[str]:
@@ -241,30 +232,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return True  # out of reach, like a mount that is gone: looking into it shows why
 
 
-def _cannot_be_removed(run: Run, error: OSError) -> StorageError:
-    return StorageError(f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder.")
-
-
-def _remove_folder(folder: Path) -> None:
-    """Remove a folder, also where a server that starts sweeps it away at the same time."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        shutil.rmtree(folder, ignore_errors=True)  # the two together leave nothing
-
-
 def folder_size_bytes(folder: Path) -> int:
     """Bytes of all files below a folder; files that vanish meanwhile count nothing."""
     total = 0
-    remaining = [os.fspath(folder)]
-    while remaining:
-        with contextlib.suppress(OSError), os.scandir(remaining.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    remaining.append(entry.path)
-                    continue
-                with contextlib.suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_size
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{parent}/{name}").st_size
     return total
 
 

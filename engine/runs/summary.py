@@ -1,24 +1,23 @@
-"""A run in one row: what lists show and what `loratory show` prints."""
+"""A run in one row: what lists show and what `loratory show` prints; and the rows of all runs, quickly."""
 
-from typing import Any
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
-from engine.config.run import RunConfig
-from engine.errors import EngineError
+from engine.errors import EngineError, StorageError
+from engine.files import read_model, size_and_time, write_atomically
+from engine.runs.control import RunNotes, read_notes
+from engine.runs.history.events import MemoryData
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory
-from engine.runs.notes import RunNotes, read_notes
-from engine.runs.peaks import MemoryFigures, chief_prediction, measured_figures
-from engine.runs.provenance import Provenance, describe_config, read_provenance
-from engine.runs.reasons import Reason
-from engine.runs.run import Run, RunFolder, RunState, State
-from engine.runs.store import folder_size_bytes
-
-_QUICK_YAML_CHARACTERS = 20_000
-_QUICK_YAML_BRACKETS = 100
-_QUICK_LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from engine.runs.provenance import MemoryFigures, PeakKind, Provenance, describe_config, read_provenance
+from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
+from engine.runs.store import RunStore, folder_size_bytes
 
 
 class RunSummary(BaseModel):
@@ -63,7 +62,7 @@ class RunSummary(BaseModel):
     peak_memory_bytes: int | None = None  # reserved on CUDA, resident on CPU
     predicted_bytes: int | None = None  # its counterpart in the estimate
     measured_memory: MemoryFigures | None = None
-    predicted_memory: MemoryFigures | None = None  # None for runs that kept the one figure alone
+    predicted_memory: MemoryFigures = MemoryFigures()
     size_bytes: int = 0  # of the run's folder
     energy_joules: float | None = None  # as the GPUs measured it
 
@@ -74,58 +73,35 @@ class RunSummary(BaseModel):
 
 
 def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | None = None) -> RunSummary:
-    """Draw up the row of one run.
-
-    Args:
-        run: The run.
-        history: Its history where the caller follows it anyway; else the whole log is read.
-        size_bytes: Size of its folder where the caller knows it.
-    """
+    """Draw up the row of one run; its log and its folder are read where the caller does not know what is in them."""
     history = HistoryReader.of_run(run).update() if history is None else history
     provenance = read_provenance(run.folder)
     notes = read_notes(run.folder)
-    state = run.folder.read_state()
     values: dict[str, Any] = {
         "id": run.id,
         "owner": run.owner,
         "note": notes.note,
         "tags": notes.tags,
         "created": provenance.created,
-        "predicted_bytes": chief_prediction(provenance.predicted_memory, history.memory, provenance.predicted_bytes),
+        "predicted_bytes": provenance.predicted_memory.of_run,
         "predicted_memory": provenance.predicted_memory,
         "size_bytes": folder_size_bytes(run.folder.path) if size_bytes is None else size_bytes,
         **_of_config(run, provenance, notes),
-        **_of_state(state),
+        **run.folder.read_state().model_dump(include=set(RunSummary.model_fields)),
         **_of_history(history),
     }
     return RunSummary.model_validate(values)
 
 
 def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, Any]:
-    described: dict[str, Any] = {name: getattr(provenance, name) for name in ("method", "model", "dataset")}
-    title = provenance.title
-    if not title:
-        facts = _facts_of_config(run.folder)
-        title = str(facts.pop("title"))
-        described |= facts
-    return {"name": notes.name or title, **described}
-
-
-def _facts_of_config(folder: RunFolder) -> dict[str, Any]:
-    """What provenance would repeat, for runs that came without one; thousands of them may be asked for at once."""
-    try:
-        text = folder.config.read_text(encoding="utf-8")
-        if len(text) < _QUICK_YAML_CHARACTERS and text.count("[") + text.count("{") < _QUICK_YAML_BRACKETS:
-            # libyaml is ten times as fast, but its recursion is bounded by the stack only.
-            return describe_config(RunConfig.model_validate(yaml.load(text, Loader=_QUICK_LOADER)))  # noqa: S506 - safe
-        return describe_config(folder.read_config())
-    except (OSError, ValueError, yaml.YAMLError, EngineError):
-        # Lost, edited by hand, or of another version: the run is listed all the same.
-        return {"title": "(configuration unreadable)"}
-
-
-def _of_state(state: RunState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in RunState.model_fields if name in RunSummary.model_fields}
+    facts: dict[str, Any] = provenance.model_dump(include={"title", "method", "model", "dataset"})
+    if not provenance.title:  # it was lost
+        try:
+            facts = describe_config(run.folder.read_config())
+        except EngineError:  # lost, edited by hand, or of another version: the run is listed all the same
+            facts["title"] = "(configuration unreadable)"
+    title = facts.pop("title")
+    return {"name": notes.name or title, **facts}
 
 
 def _of_history(history: RunHistory) -> dict[str, Any]:
@@ -147,3 +123,168 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
         "peak_memory_bytes": None if memory is None else memory.peak_reserved_bytes or memory.peak_process_bytes,
         "measured_memory": None if memory is None else measured_figures(memory),
     }
+
+
+def measured_figures(memory: MemoryData) -> MemoryFigures:
+    """Return what a worker measured, by the figures that it could tell."""
+    if memory.peak_reserved_bytes is None:
+        return MemoryFigures(process_bytes=memory.peak_process_bytes)
+    return MemoryFigures(
+        allocated_bytes=memory.peak_allocated_bytes,
+        reserved_bytes=memory.peak_reserved_bytes,
+        process_bytes=memory.peak_device_process_bytes,
+    )
+
+
+class Peak(NamedTuple):
+    """One figure of a run's memory, predicted and measured."""
+
+    kind: PeakKind
+    predicted_bytes: int | None
+    measured_bytes: int | None
+
+    @property
+    def difference(self) -> float | None:
+        """Of the measured from the predicted, relative; positive where it took more."""
+        if self.predicted_bytes is None or self.measured_bytes is None:
+            return None
+        return self.measured_bytes / self.predicted_bytes - 1
+
+
+def compare_peaks(predicted: MemoryFigures, memory: MemoryData | None) -> tuple[Peak, ...]:
+    """Return every figure of which something is known; `memory` is None before anything was measured."""
+    measured = measured_figures(memory) if memory is not None else MemoryFigures()
+    peaks = (Peak(kind, predicted.of(kind), measured.of(kind)) for kind in get_args(PeakKind))
+    return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
+
+
+_INDEX_VERSION = 1
+
+
+class Stamp(NamedTuple):
+    """What the files of a run looked like when its row was drawn up; the same stamp means the same row."""
+
+    state_modified: int  # nanoseconds
+    notes_modified: int
+    events_bytes: int
+
+
+class Glance(NamedTuple):
+    """The rows that could be read in the given time."""
+
+    rows: list[RunSummary]  # newest first
+    unread: int  # runs that no server has seen yet, and that are missing
+
+
+class _Remembered(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    stamp: Stamp
+    summary: RunSummary
+
+
+class _IndexFile(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    version: int
+    runs: dict[str, _Remembered]
+
+
+class RunIndex:
+    """Rows of the runs of one owner; one for a server, shared by all its pages.
+
+    What has ended is remembered, what lives is followed, nothing is read twice.
+
+    The rows of ended runs are kept in the home's cache, which may be deleted at any time. The index reads histories
+    itself unless the caller, who reads them anyway, gives them by `history_of`.
+    """
+
+    def __init__(self, store: RunStore, history_of: Callable[[Run], RunHistory] | None = None) -> None:
+        self._store = store
+        self._history_of = history_of or self._follow
+        self._path = store.home.cache / "runs" / f"{store.owner}.json"
+        self._reading = threading.Lock()  # guards everything below: several pages may ask at once
+        self._remembered: dict[str, _Remembered] | None = None  # None until the cache was read
+        self._seen: set[str] = set()  # runs that were read before
+        self._has_news = False  # what the cache does not know yet
+        self._followed: dict[str, HistoryReader] = {}  # of runs that have not ended
+        self._sizes: dict[str, tuple[int, int]] = {}  # of the same: checkpoints when it was measured, bytes
+
+    def summaries(self) -> list[RunSummary]:
+        """All rows, newest first."""
+        return self.glance(patience_seconds=math.inf).rows
+
+    def glance(self, patience_seconds: float) -> Glance:
+        """Return all rows that were read before, and as many more as can be read in that time, newest first."""
+        spent_seconds = 0.0
+        with self._reading:
+            remembered = self._remember()
+            runs, unread = self._store.list(), 0
+            rows: list[RunSummary] = []
+            for run in runs:
+                stamp = _stamp_of(run)
+                known = remembered.get(run.id)
+                if known is not None and known.stamp == stamp:
+                    rows.append(known.summary)
+                    continue
+                is_new = run.id not in self._seen
+                if is_new and spent_seconds > patience_seconds:
+                    unread += 1
+                    continue
+                began = time.monotonic()
+                summary = self._draw_up(run)
+                if is_new:
+                    spent_seconds += time.monotonic() - began
+                    self._seen.add(run.id)
+                rows.append(summary)
+                if summary.state in FINAL_STATES:
+                    remembered[run.id] = _Remembered(stamp=stamp, summary=summary)
+                    self._has_news = True
+            if not unread and (self._has_news or len(remembered) > len(runs)):
+                self._write_cache({run.id for run in runs})
+                self._has_news = False
+            return Glance(rows, unread)
+
+    def summary(self, run: Run) -> RunSummary:
+        """The row of one run, from what is remembered where that still holds."""
+        with self._reading:
+            known = self._remember().get(run.id)
+            return known.summary if known is not None and known.stamp == _stamp_of(run) else self._draw_up(run)
+
+    def _draw_up(self, run: Run) -> RunSummary:
+        history = self._history_of(run)
+        checkpoints = len(history.checkpoints)
+        measured = self._sizes.get(run.id)
+        if measured is None or measured[0] != checkpoints or run.folder.read_state().is_final:
+            measured = (checkpoints, folder_size_bytes(run.folder.path))
+            self._sizes[run.id] = measured
+        summary = summarize(run, history, measured[1])
+        if summary.state in FINAL_STATES:
+            self._followed.pop(run.id, None)
+            self._sizes.pop(run.id, None)
+        return summary
+
+    def _follow(self, run: Run) -> RunHistory:
+        return self._followed.setdefault(run.id, HistoryReader.of_run(run)).update()
+
+    def _remember(self) -> dict[str, _Remembered]:
+        if self._remembered is None:
+            index = read_model(self._path, _IndexFile)
+            self._remembered = index.runs if index is not None and index.version == _INDEX_VERSION else {}
+        return self._remembered
+
+    def _write_cache(self, existing: set[str]) -> None:
+        self._remembered = {run_id: known for run_id, known in self._remember().items() if run_id in existing}
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self._path, _IndexFile(version=_INDEX_VERSION, runs=self._remembered).model_dump_json())
+        except (OSError, StorageError):
+            return  # a cache that cannot be written costs time, not truth
+
+
+def _stamp_of(run: Run) -> Stamp:
+    folder = os.fspath(run.folder.path)  # three looks at each of thousands of runs: quicker than paths
+    (_, state_modified), (_, notes_modified), (events_bytes, _) = (
+        size_and_time(f"{folder}/{name}") for name in (STATE_FILE, NOTES_FILE, EVENTS_FILE)
+    )
+    return Stamp(state_modified, notes_modified, events_bytes)

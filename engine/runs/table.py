@@ -50,56 +50,24 @@ def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
     return min(measured, key=lambda summary: summary.best_eval_loss or 0.0, default=None)
 
 
-@dataclass(frozen=True)
-class SettingDifference:
-    """One setting that is not the same in all of the compared runs."""
-
-    setting: str  # dotted
-    values: Mapping[str, Any]  # by run id
-
-
-def differing_settings(configs: Mapping[str, RunConfig]) -> list[SettingDifference]:
-    """The settings that differ between runs, in the order of the form; names and devices of the run do not count.
-
-    Args:
-        configs: By run id.
-    """
+def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
+    """Return the values by run id of the dotted settings that differ, in the order of the form; none of section `run`."""
     plain = {run_id: config.model_dump(mode="json") for run_id, config in configs.items()}
-    differences = []
+    differences = {}
     for name in setting_names():
         section, _, field = name.partition(".")
-        if section == "run":
-            continue
         values = {run_id: config[section][field] for run_id, config in plain.items()}
-        first = next(iter(values.values()), None)
-        if any(value != first for value in values.values()):
-            differences.append(SettingDifference(name, values))
+        if section != "run" and any(value != next(iter(values.values())) for value in values.values()):
+            differences[name] = values
     return differences
 
 
 def _matches(summary: RunSummary, query: RunQuery, words: Sequence[str]) -> bool:
-    if query.states and summary.state not in query.states:
+    fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model))
+    if any(wanted and value not in wanted for wanted, value in fields) or not set(query.tags) <= set(summary.tags):
         return False
-    if query.methods and summary.method not in query.methods:
-        return False
-    if query.models and summary.model not in query.models:
-        return False
-    if query.tags and not set(query.tags) <= set(summary.tags):
-        return False
-    if not words:
-        return True
-    text = "\n".join(
-        (
-            summary.id,
-            summary.name,
-            summary.note,
-            *summary.tags,
-            summary.model,
-            summary.dataset,
-            summary.method,
-            summary.state,
-        )
-    ).casefold()
+    named = (summary.id, summary.name, summary.note, *summary.tags)
+    text = "\n".join((*named, summary.model, summary.dataset, summary.method, summary.state)).casefold()
     return all(word in text for word in words)
 
 

@@ -20,10 +20,10 @@ from engine.runs.history.events import (
     Phase,
     StatusData,
     StepData,
+    StoppedBy,
     WarningData,
 )
 from engine.runs.history.log import EventWriter
-from engine.runs.reasons import StoppedBy
 from engine.runs.run import EVENTS_FILE
 from engine.training import faults
 from engine.training.callbacks import HeldOutLoss

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from engine.runs.control import cancel_is_requested, stop_is_requested
-from engine.runs.reasons import StoppedBy
+from engine.runs.history.events import StoppedBy
 from engine.runs.run import RunFolder
 from engine.training.failure import CancelledError
 
@@ -56,7 +55,7 @@ class StopRequests:
 
     def stop_wanted(self) -> bool:
         """Whether the run shall save what it has and end. Cheap enough for every step."""
-        return self._signalled is not None or stop_is_requested(self._folder)
+        return self._signalled is not None or self._folder.stop_request.exists()
 
     def check_cancel(self) -> None:
         """Return unless the run shall end at once. Cheap enough for every pass through the model.
@@ -64,7 +63,7 @@ class StopRequests:
         Raises:
             CancelledError: If it shall.
         """
-        if cancel_is_requested(self._folder):
+        if self._folder.cancel_request.exists():
             raise CancelledError
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:

@@ -22,10 +22,10 @@ from engine.runs.history.events import EvalData, Event, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import HistoryCache, HistoryReader
 from engine.runs.history.steps import smooth, thin
-from engine.runs.index import RunIndex
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import RunFolder, RunState
 from engine.runs.store import RunStore
+from engine.runs.summary import RunIndex
 from engine.runs.table import RunQuery, select_runs
 
 CHART_POINTS = 1000
@@ -35,7 +35,7 @@ FIRST_TABLE = """
 import sys, time
 from pathlib import Path
 from engine.paths import LoratoryHome
-from engine.runs.index import RunIndex
+from engine.runs.summary import RunIndex
 from engine.runs.store import RunStore
 began = time.perf_counter()
 rows = RunIndex(RunStore(LoratoryHome(Path(sys.argv[1])), "bench")).summaries()

@@ -6,7 +6,6 @@ import pytest
 
 from engine.cli import run_command
 from engine.paths import local_owner
-from engine.runs.control import start_anyway_is_requested
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.supervision.queue import QueueOrder
@@ -60,7 +59,7 @@ def test_a_waiting_run_is_moved_and_one_that_does_not_wait_is_not(store, lorator
 def test_a_waiting_run_may_start_anyway(store, loratory):
     run = store.create(config_for("Large"))
     assert loratory("start-anyway", run.id)[0] == 0
-    assert start_anyway_is_requested(run.folder)
+    assert run.folder.start_anyway_request.exists()
 
     run.folder.write_state(RunState(state="running"))
     assert "does not wait" in loratory("start-anyway", run.id)[2]

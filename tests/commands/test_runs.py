@@ -6,10 +6,9 @@ import pytest
 
 from engine.cli import run_command
 from engine.paths import local_owner
-from engine.runs.control import request_stop
+from engine.runs.control import change_notes, request_stop
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.notes import change_notes
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor

@@ -8,10 +8,11 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from engine.runs.checkpoints import list_checkpoints, newest_intact
+from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
 from engine.training.signals import REPEAT_SECONDS
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
+from tests.checkpoints import newest_intact
 from tests.training.worker_runs import losses_of, said
 
 pytestmark = pytest.mark.e2e

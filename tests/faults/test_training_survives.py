@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from engine.runs.checkpoints import list_checkpoints, newest_intact
+from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
+from tests.checkpoints import newest_intact
 from tests.runs.supervision import wait_until
 from tests.training.worker_runs import events_of, losses_of, said
 

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from engine.runs.checkpoints import newest_intact
 from engine.training.worker import EXIT_FINISHED
+from tests.checkpoints import newest_intact
 from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.training.worker_runs import losses_of, said
 

@@ -6,10 +6,10 @@ import torch
 from engine.executors.base import JobSpec
 from engine.executors.local import start_worker, worker_command
 from engine.hardware.devices import list_devices
-from engine.runs.checkpoints import newest_intact
 from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement
 from engine.training.worker import EXIT_FINISHED
+from tests.checkpoints import newest_intact
 from tests.gpu.conftest import WORKER_SECONDS
 from tests.gpu.cuda_training import cuda_placement
 from tests.tiny_model import make_tiny_model

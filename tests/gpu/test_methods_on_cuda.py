@@ -5,8 +5,8 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from engine.runs.checkpoints import newest_intact
 from engine.training.worker import EXIT_FINISHED
+from tests.checkpoints import newest_intact
 from tests.gpu.cuda_training import CELLS, sections_of
 from tests.training.worker_runs import losses_of, said
 

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 from engine.errors import RunError
-from engine.runs.control import cancel_is_requested, stop_is_requested
 from engine.runs.history.events import (
     CheckpointData,
     EvalData,
@@ -83,10 +82,10 @@ def main(path: Path) -> int:
         events.append(EvalData(step=0, eval_loss=3.0, eval_tokens=10, rows=2, seconds=0.1))
     deaf = plan.mishap == "deaf"
     for step in range(first, plan.steps + 1):
-        if not deaf and cancel_is_requested(folder):
+        if not deaf and folder.cancel_request.exists():
             events.append(StatusData(phase="stopped", message="Cancelled.", stopped_by="cancel"))
             return 0
-        if not deaf and (stop_is_requested(folder) or terminated):
+        if not deaf and (folder.stop_request.exists() or terminated):
             save(folder, events, step - 1)
             folder.adapter.mkdir(exist_ok=True)
             who = "The system asked to end (SIGTERM)." if terminated else "Stopped on request."

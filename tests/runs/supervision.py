@@ -18,7 +18,7 @@ from engine.processes.liveness import ProcessIdentity
 from engine.runs.history.reader import read_history
 from engine.runs.run import Run, RunState, WorkerRecord
 from engine.runs.supervision.progress_watch import SilenceLimits
-from engine.runs.supervision.supervisor import SupervisorSettings
+from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.worker_monitor import Patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]

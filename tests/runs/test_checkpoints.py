@@ -54,11 +54,11 @@ def test_a_flipped_byte_takes_a_checkpoint_out_of_what_is_offered(run):
 
 def test_what_was_damaged_after_the_run_ended_is_offered_no_more(run):
     run.write_state(RunState(state="interrupted", attempt=1, resumable_step=10))
-    assert run.read_state_as_offered().resumable_step == 10
+    assert run.as_offered(run.read_state()).resumable_step == 10
 
     flip_a_byte(run.checkpoint(10) / "adapter" / "adapter_model.safetensors")
 
-    assert run.read_state_as_offered() == RunState(state="interrupted", attempt=1, resumable_step=5)
+    assert run.as_offered(run.read_state()) == RunState(state="interrupted", attempt=1, resumable_step=5)
 
 
 def test_whose_optimizer_is_damaged_can_be_talked_to_and_not_resumed(run):

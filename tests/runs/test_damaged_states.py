@@ -15,7 +15,7 @@ from engine.runs.history.reader import HistoryReader, read_history
 from engine.runs.run import Run, RunFolder
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
-from engine.runs.supervision.state_files import DAMAGED_STATE_FILE
+from engine.runs.supervision.states import DAMAGED_STATE_FILE
 from engine.runs.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
 from ui.backend.run_reader import RunReader
@@ -194,7 +194,7 @@ def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, loop, words, 
 
 
 def test_a_server_notices_an_ended_run_whose_state_is_damaged_while_it_works(store, home, loop, monkeypatch):
-    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
     until(loop, lambda: run.folder.read_state().is_final)
     run.folder.state.write_bytes(b"")

@@ -16,8 +16,7 @@ from engine.runs.control import request_cancel, request_stop
 from engine.runs.history.events import EventData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
-from engine.runs.reasons import Why
-from engine.runs.run import Run, RunState
+from engine.runs.run import Run, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, fake_settings

@@ -59,7 +59,7 @@ def test_an_attempt_after_some_by_hand_has_a_number_of_its_own(store, home, last
 
     state = run.folder.read_state()
     assert (state.state, state.attempt, executions(run)) == ("completed", 4, ["4"])
-    assert read_history(run.folder.events).finished_phase == "finished"
+    assert read_history(run.folder.events).status.phase == "finished"
 
 
 def test_a_waiting_run_that_somebody_executes_is_followed_and_not_started(store, home, by_hand):

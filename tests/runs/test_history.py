@@ -55,7 +55,7 @@ def test_curves_losses_and_words_of_a_plain_run(log):
     assert [point.eval_loss for point in history.tuned_evals] == [1.9, 2.0]
     assert history.best_eval is not None
     assert history.best_eval.step == 2
-    assert history.finished_phase == "finished"
+    assert history.status.phase == "finished"
     assert [message.text for message in history.messages] == ["Training.", "Rows were cut.", "Done."]
     assert history.memory is not None
     assert history.memory.peak_process_bytes == 7

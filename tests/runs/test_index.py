@@ -2,18 +2,17 @@ import json
 
 import pytest
 
+from engine.runs.control import change_notes
 from engine.runs.history.events import EvalData, MemoryData, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.index import RunIndex
-from engine.runs.notes import change_notes
-from engine.runs.provenance import Provenance, run_title
+from engine.runs.provenance import MemoryFigures, Provenance, run_title
 from engine.runs.run import RunState
-from engine.runs.summary import summarize
+from engine.runs.summary import RunIndex, summarize
 from tests.runs.supervision import config_for
 
 
 def trained(store, name="A run", steps=3, state="completed"):
-    run = store.create(config_for(name), Provenance(predicted_bytes=777))
+    run = store.create(config_for(name), Provenance(predicted_memory=MemoryFigures(process_bytes=777)))
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="training", total_steps=steps))
         events.append(EvalData(step=0, eval_loss=3.0, eval_tokens=1, rows=1, seconds=1))
@@ -75,7 +74,7 @@ def test_rows_of_ended_runs_are_remembered_across_restarts_and_not_read_again(st
     def refuse(*_args):
         raise AssertionError("drawn up although nothing had changed")
 
-    monkeypatch.setattr("engine.runs.index.summarize", refuse)
+    monkeypatch.setattr("engine.runs.summary.summarize", refuse)
     assert [row.name for row in RunIndex(store).summaries()] == ["two", "one"]
 
 

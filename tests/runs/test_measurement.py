@@ -17,8 +17,8 @@ from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData
 from engine.runs.history.log import read_events
-from engine.runs.memory_measurement import MeasurementJob, MeasuringGround, worst_case
-from engine.runs.run import RunState, WorkerRecord
+from engine.runs.memory_measurement import MeasurementJob, measuring_run, sweep_measurements, worst_case
+from engine.runs.run import RunFolder, RunState, WorkerRecord
 from engine.runs.store import list_owners
 from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import fake_settings, fake_worker_command, wait_until
@@ -187,16 +187,16 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
 
 
 def test_what_a_dead_process_left_of_its_measurement_is_swept_and_its_worker_ended(home, somebody):
-    ground = MeasuringGround(home)
-    mine, theirs = ground.make(), ground.make()
-    theirs.lock.release()  # as the system does when its holder dies
-    theirs.run.folder.write_state(RunState(state="starting", attempt=1))
+    theirs = RunFolder(home.cache / "measurements" / "measurement-theirs")
+    theirs.control.mkdir(parents=True)
+    (theirs.path / "measuring.lock").touch()  # released by the system when its holder died
+    theirs.write_state(RunState(state="starting", attempt=1))
     record = WorkerRecord(**somebody.model_dump(), process_group=somebody.pid, attempt=1)
-    theirs.run.folder.process.write_text(record.model_dump_json())
+    theirs.process.write_text(record.model_dump_json())
 
-    ground.sweep()
+    with measuring_run(home) as mine:
+        sweep_measurements(home)
 
-    assert leftovers(home) == [mine.run.id]
-    wait_until(lambda: not somebody.is_alive())
-    mine.clear()
+        assert leftovers(home) == [mine.id]
+        wait_until(lambda: not somebody.is_alive())
     assert leftovers(home) == []

@@ -14,7 +14,7 @@ from engine.inspector.worker.inventory import module_inventory
 from engine.runs import prediction
 from engine.runs.prediction import advice_on_memory
 from engine.runs.store import RunStore
-from engine.runs.supervision import transitions, worker_monitor
+from engine.runs.supervision import states, worker_monitor
 from engine.runs.supervision.supervisor import Supervisor
 from engine.training.failure import explain
 from tests.runs.supervision import fake_settings, wait_for_state, wait_until
@@ -77,7 +77,7 @@ def test_the_estimate_itself_may_fail_without_hiding_the_cause(known, home, monk
 def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words(known, home, monkeypatch):
     kills = itertools.count()
     # The kernel's count when the attempt begins, and when it ends.
-    monkeypatch.setattr(transitions, "out_of_memory_kills", lambda: 0)
+    monkeypatch.setattr(states, "out_of_memory_kills", lambda: 0)
     monkeypatch.setattr(worker_monitor, "out_of_memory_kills", lambda: next(kills) + 1)
     run = RunStore(home, "ann").create(
         config_for(known, run={"name": "steps=100"}, training={"per_device_train_batch_size": 64})

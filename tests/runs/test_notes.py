@@ -1,7 +1,7 @@
 import pytest
 
 from engine.errors import ConfigError
-from engine.runs.notes import change_notes, read_notes
+from engine.runs.control import change_notes, read_notes
 from engine.runs.run import RunFolder
 
 

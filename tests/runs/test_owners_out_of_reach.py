@@ -52,7 +52,7 @@ def test_a_folder_out_of_reach_stops_the_supervision_of_nobody_else(store, home,
 
 
 def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
-    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
     away = take_away(store)
     loop = SupervisorLoop(home, fake_settings())
@@ -66,7 +66,7 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
 
 @pytest.mark.parametrize("has_begun", [False, True], ids=["while its run waits", "while its run is at work"])
 def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch, has_begun):
-    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run, away = store.create(config_for("steps=60")), home.root / "away"
     devices = [cpu()] if has_begun else []
     loop = SupervisorLoop(home, fake_settings(devices=lambda: devices))

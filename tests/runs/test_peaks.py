@@ -10,9 +10,8 @@ from engine.models.catalog import find_in_catalog
 from engine.runs.history.events import MemoryData, StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
-from engine.runs.peaks import MemoryFigures, chief_prediction, predicted_figures, step_prediction
 from engine.runs.prediction import needs_of
-from engine.runs.provenance import Provenance
+from engine.runs.provenance import MemoryFigures, Provenance, predicted_figures
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
 
@@ -41,11 +40,10 @@ def test_what_is_foretold_is_what_the_device_will_be_measured_by(kind, known):
 
 
 def test_lists_compare_the_hold_of_the_allocator_and_charts_the_tensors_on_a_gpu():
-    assert (chief_prediction(FORETOLD, ON_GPU, 15), step_prediction(FORETOLD, ON_GPU, 15)) == (12, 10)
-    # A run that kept one figure, of the whole process, has no counterpart to either.
-    assert (chief_prediction(None, ON_GPU, 15), step_prediction(None, ON_GPU, 15)) == (None, None)
-    on_cpu = MemoryData(peak_process_bytes=14)
-    assert (chief_prediction(None, on_cpu, 15), step_prediction(None, on_cpu, 15)) == (15, 15)
+    assert (FORETOLD.of_run, FORETOLD.of_step) == (12, 10)
+    assert (MemoryFigures().of_run, MemoryFigures().of_step) == (None, None)
+    on_cpu = MemoryFigures(process_bytes=15)
+    assert (on_cpu.of_run, on_cpu.of_step) == (15, 15)
 
 
 def test_a_runs_row_has_both_sets_of_figures(home):

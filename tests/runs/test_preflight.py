@@ -359,7 +359,7 @@ def test_a_run_is_checked_for_the_card_on_which_the_queue_starts_it(home, inspec
     assert provenance.predicted_bytes == Estimator(shape, chosen[0]).need(config()).expected_bytes
     assert provenance.predicted_on.keys() == {"Card 0", "Card 1"}
     roomy = any(provenance.predicted_on[one.name] <= one.free_bytes for one in cards)
-    assert [device.name for start in plan.starts for device in start.devices] == ([starts_on] if roomy else [])
+    assert [device.name for devices in plan.starts.values() for device in devices] == ([starts_on] if roomy else [])
 
 
 def test_a_run_that_no_card_can_hold_is_refused_by_the_largest(home, inspector):

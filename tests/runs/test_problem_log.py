@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.supervision.problem_log import ProblemLog
+from engine.runs.supervision.states import ProblemLog
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -19,7 +19,7 @@ def held_by(title: str = "Run X", purpose: str = "training") -> LeaseHolder:
 
 
 def started(plan) -> dict[str, list[str]]:
-    return {start.run_id: [f"{device.kind}:{device.index}" for device in start.devices] for start in plan.starts}
+    return {run_id: [f"{one.kind}:{one.index}" for one in devices] for run_id, devices in plan.starts.items()}
 
 
 def test_one_device_takes_one_run_and_the_others_say_what_they_wait_for():

@@ -43,9 +43,10 @@ def leave_in_the_midst(run: Run) -> Run:
 
 def said(run: Run, words: str) -> None:
     """The worker's last words."""
+    stopped_by = "sigterm" if "(SIGTERM)" in words else "sigint" if "(SIGINT)" in words else "cancel"
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="training", message="Training.", total_steps=5))
-        events.append(StatusData(phase="stopped", message=words))
+        events.append(StatusData(phase="stopped", message=words, stopped_by=stopped_by))
 
 
 def next_server_finds(home: LoratoryHome, run: Run) -> str:
@@ -130,9 +131,12 @@ def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(restarted, home):
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (RunState(state="stopped", attempt=1), "The system asked to end (SIGINT). Saved after step 2 of 5."),
-        (RunState(state="stopped", attempt=1), "Cancelled."),
-        (RunState(state="stopped", attempt=2), BY_SIGTERM),
+        (
+            RunState(state="stopped", reason="sigint", attempt=1),
+            "The system asked to end (SIGINT). Saved after step 2 of 5.",
+        ),
+        (RunState(state="stopped", reason="cancelled", attempt=1), "Cancelled."),
+        (RunState(state="stopped", reason="sigterm", attempt=2), BY_SIGTERM),
         (RunState(state="completed", attempt=1, cause=BY_SIGTERM), BY_SIGTERM),
         (RunState(state="failed", attempt=1, cause=BY_SIGTERM), BY_SIGTERM),
         (RunState(state="interrupted", attempt=1, cause="The worker ended while nobody watched it."), ""),
@@ -174,7 +178,7 @@ def make_room(monkeypatch):
 def test_a_run_goes_on_once_there_is_room_to_say_so(restarted, home, make_room, has_ended):
     if has_ended:
         said(restarted, BY_SIGTERM)
-        restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
+        restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     assert next_server_finds(home, restarted) == ("stopped" if has_ended else "running")
 
     make_room()
@@ -185,9 +189,9 @@ def test_a_run_goes_on_once_there_is_room_to_say_so(restarted, home, make_room, 
 
 
 def test_the_same_server_tries_again(restarted, home, make_room, monkeypatch):
-    monkeypatch.setattr("engine.runs.supervision.state_files._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     said(restarted, BY_SIGTERM)
-    restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
+    restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     loop = SupervisorLoop(home, fake_settings())
     loop.tick()
     make_room()
@@ -198,7 +202,7 @@ def test_the_same_server_tries_again(restarted, home, make_room, monkeypatch):
 
 
 def test_a_run_that_is_being_deleted_does_not_come_back(restarted, store, home, monkeypatch):
-    restarted.folder.write_state(RunState(state="stopped", attempt=1, cause=BY_SIGTERM))
+    restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     check = store._refuse_to_delete
 
     def a_server_starts_after_the_check(run: Run, is_free: bool) -> None:

@@ -5,8 +5,6 @@ import pytest
 from engine.errors import StorageError
 from engine.paths import LoratoryHome
 from engine.runs.control import (
-    ResumeRequest,
-    attempt_to_follow,
     request_cancel,
     request_resume,
     request_stop,
@@ -36,8 +34,7 @@ def test_a_request_says_which_attempt_it_is_about(home, stopped):
     (home.server / "resume" / ".half-written.tmp").touch()
 
     (request,) = resume_requests(home)
-    assert request == ResumeRequest(stopped.owner, stopped.id)
-    assert attempt_to_follow(home, request) == 1
+    assert (request.owner, request.run_id, request.attempt()) == (stopped.owner, stopped.id, 1)
 
 
 def test_a_request_of_an_earlier_version_says_nothing_of_attempts_and_is_obeyed(home, stopped):

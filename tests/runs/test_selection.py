@@ -64,12 +64,12 @@ def test_only_settings_that_differ_are_shown():
     }
     differences = differing_settings(configs)
 
-    assert {difference.setting: dict(difference.values) for difference in differences} == {
+    assert differences == {
         "adapter.r": {"a": 8, "b": 8, "c": 16},
         "training.learning_rate": {"a": 1e-4, "b": 2e-4, "c": 1e-4},
     }
-    assert [difference.setting for difference in differences] == ["adapter.r", "training.learning_rate"]
-    assert differing_settings({"a": configs["a"]}) == []
+    assert list(differences) == ["adapter.r", "training.learning_rate"]
+    assert differing_settings({"a": configs["a"]}) == {}
 
 
 def test_thousands_of_rows_are_searched_and_sorted_alike_each_time():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.runs.history.events import StepData
-from engine.runs.history.steps import COLUMNS, GrowingColumns, row_of, smooth
+from engine.runs.history.steps import COLUMNS, GrowingColumns, StepSeries, row_of, smooth
 
 
 def a_step(step, **changes) -> StepData:
@@ -23,24 +23,24 @@ def columns() -> GrowingColumns:
 
 
 def test_a_column_is_complete_until_a_value_is_missing_and_again_once_that_step_is_superseded(columns):
-    series = columns.series()
+    series = StepSeries(columns.array())
 
     assert [name for name in COLUMNS if not series.is_complete(name)] == ["grad_norm"]
     columns.truncate(3)
-    assert columns.series().is_complete("grad_norm")
+    assert StepSeries(columns.array()).is_complete("grad_norm")
     columns.extend(row_of(a_step(4, loss=math.nan), time=4))
-    assert not columns.series().is_complete("loss")
+    assert not StepSeries(columns.array()).is_complete("loss")
     assert not series.is_complete("grad_norm")  # what was handed out before stays as it was
 
 
 def test_what_was_handed_out_keeps_the_steps_that_are_superseded_later(columns):
-    before = columns.series()
+    before = StepSeries(columns.array())
 
     columns.truncate(2)
     columns.extend(row_of(a_step(3, loss=9.0), time=9))
 
     assert before.losses.tolist() == [2.0] * 5
-    assert columns.series().losses.tolist() == [2.0, 2.0, 9.0]
+    assert StepSeries(columns.array()).losses.tolist() == [2.0, 2.0, 9.0]
 
 
 def test_a_curve_is_continued_and_begins_anew_where_steps_are_superseded(columns):
@@ -48,13 +48,15 @@ def test_a_curve_is_continued_and_begins_anew_where_steps_are_superseded(columns
     made = GrowingColumns()
     for step, loss in enumerate(losses, start=1):
         made.extend(row_of(a_step(step, loss=loss), time=step))
-        np.testing.assert_allclose(made.series().smoothed_losses(0.9), smooth(made.series().losses, 0.9))
-    before = made.series().smoothed_losses(0.9).copy()
+        np.testing.assert_allclose(
+            StepSeries(made.array()).smoothed_losses(0.9), smooth(StepSeries(made.array()).losses, 0.9)
+        )
+    before = StepSeries(made.array()).smoothed_losses(0.9).copy()
 
     made.truncate(3)
     made.extend(row_of(a_step(4, loss=9.0), time=9))
 
-    after = made.series()
+    after = StepSeries(made.array())
     np.testing.assert_allclose(after.smoothed_losses(0.9), smooth(np.array([3.0, 2.5, 2.0, 9.0]), 0.9))
     np.testing.assert_array_equal(after.smoothed_losses(0.0), after.losses)
     assert before[3] != after.smoothed_losses(0.9)[3]
@@ -63,16 +65,16 @@ def test_a_curve_is_continued_and_begins_anew_where_steps_are_superseded(columns
 def test_a_gap_in_the_losses_is_passed_over(columns):
     columns.extend(row_of(a_step(6, loss=math.nan), time=6))
 
-    assert np.isnan(columns.series().smoothed_losses(0.9)).tolist() == [False] * 5 + [True]
+    assert np.isnan(StepSeries(columns.array()).smoothed_losses(0.9)).tolist() == [False] * 5 + [True]
 
 
 def test_throughput_counts_training_alone_and_forgets_what_was_superseded():
     columns = GrowingColumns()
     columns.extend(row_of(a_step(1, tokens=100), time=1))  # 100 tokens at 100 a second
     columns.extend(row_of(a_step(2, tokens=300), time=2))
-    assert columns.series().throughput == (300.0, 3.0)
+    assert StepSeries(columns.array()).throughput == (300.0, 3.0)
 
     columns.truncate(1)
     columns.extend(row_of(a_step(2, tokens=100), time=9))  # nothing was learned from
 
-    assert columns.series().throughput == (100.0, 1.0)
+    assert StepSeries(columns.array()).throughput == (100.0, 1.0)

@@ -5,7 +5,7 @@ import os
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.control import request_cancel
 from engine.runs.run import RunState, WorkerRecord
-from engine.runs.supervision.supervisor import is_supervised, reconcile, supervisor_of
+from engine.runs.supervision.supervisor import reconcile, supervisor_of
 from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import (
     config_for,
@@ -23,7 +23,7 @@ def test_the_second_supervisor_of_a_home_refuses_says_so_and_takes_over(store, s
     wait_until(lambda: supervisor_of(home) is not None)
 
     assert (first.role, second.role) == ("supervising", "standing_by")
-    assert f"(pid {os.getpid()}) already supervises" in second.explain_role()
+    assert f"(pid {os.getpid()}) already supervises" in second.explain_standing_by()
     first.stop()
     wait_until(lambda: second.role == "supervising")
     run = store.create(config_for("steps=3"))
@@ -107,7 +107,7 @@ def test_a_command_that_looks_once_brings_states_up_to_date_and_starts_nothing(s
 
     assert run.folder.read_state().state == "completed"
     assert waiting.folder.read_state().state == "queued"
-    assert not is_supervised(home)
+    assert not FileLock(home.server / "supervisor.lock").is_held_by_another()
 
 
 def test_a_run_cancelled_by_commands_that_look_once_each_is_cancelled(store, home, start_supervisor):
@@ -132,5 +132,5 @@ def test_a_command_leaves_states_to_the_server_that_supervises(store, home):
     reconcile(home, fake_settings())
 
     assert run.folder.read_saved_state() is None
-    assert is_supervised(home)
+    assert FileLock(home.server / "supervisor.lock").is_held_by_another()
     lock.release()

@@ -16,7 +16,7 @@ from engine.runs.history.log import note_failure
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder, RunState
 from engine.runs.supervision.progress_watch import SilenceLimits
-from engine.runs.supervision.supervisor import SupervisorLoop, is_supervised
+from engine.runs.supervision.supervisor import SupervisorLoop
 from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import config_for, cpu, fake_settings, gpu, wait_for_state, wait_until, worker_of
 
@@ -194,7 +194,7 @@ def test_a_supervisor_that_stands_by_outlives_a_lock_that_cannot_be_looked_at(st
     first.stop()
 
     wait_until(lambda: second.role == "supervising")
-    assert is_supervised(home)
+    assert FileLock(home.server / "supervisor.lock").is_held_by_another()
 
 
 def test_a_run_that_is_about_to_be_resumed_is_not_deleted(store, home):

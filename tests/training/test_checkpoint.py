@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.runs.checkpoints import MANIFEST, damage, is_intact, list_checkpoints, newest_intact
+from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
 from engine.training.checkpoints.folder import (
     CheckpointFacts,
     replace_folder,
@@ -13,6 +13,7 @@ from engine.training.checkpoints.folder import (
     sweep,
     write_checkpoint,
 )
+from tests.checkpoints import newest_intact
 
 
 def fill_with(content: str):
@@ -69,7 +70,7 @@ def test_damage_is_said_in_words(tmp_path):
     (checkpoint.folder / "adapter" / "weights").write_text("w")
 
     assert damage(checkpoint) == ["adapter/weights has 1 bytes instead of 7"]
-    assert not is_intact(checkpoint)
+    assert damage(checkpoint)
 
 
 def test_nothing_half_written_is_left_when_filling_fails(tmp_path):

@@ -10,8 +10,7 @@ import pytest
 from engine.data.contract import DatasetReport, RowProblem
 from engine.runs.control import request_resume
 from engine.runs.history.events import FailedData, MemoryData
-from engine.runs.peaks import MemoryFigures
-from engine.runs.provenance import Provenance
+from engine.runs.provenance import MemoryFigures, Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import GIB, InventedRun, a_config, write_run
 from ui.backend.run_reader import ObservedRun, RunReader, log_tail
@@ -162,12 +161,12 @@ def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
     ]
 
 
-def test_a_run_that_kept_one_prediction_is_not_compared_with_what_it_did_not_predict(observe):
+def test_a_run_with_one_prediction_is_not_compared_with_what_it_did_not_predict(observe):
     observed = observe()
     measured = MemoryData(peak_allocated_bytes=GIB, peak_reserved_bytes=2 * GIB, peak_process_bytes=3 * GIB)
     old = replace(
         observed,
-        provenance=Provenance.model_validate_json(f'{{"predicted_bytes": {4 * GIB}}}'),
+        provenance=Provenance(predicted_memory=MemoryFigures(process_bytes=4 * GIB)),
         history=observed.history.model_copy(update={"memory": measured}),
     )
 

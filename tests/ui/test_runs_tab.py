@@ -10,10 +10,9 @@ import gradio as gr
 import pytest
 
 from engine.errors import RunError
-from engine.runs.control import start_anyway_is_requested
-from engine.runs.index import RunIndex
-from engine.runs.notes import read_notes
+from engine.runs.control import read_notes
 from engine.runs.run import RunState
+from engine.runs.summary import RunIndex
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
@@ -214,7 +213,7 @@ def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
     tab._order_queue(pick(f"first:{second.id}"))
     assert listed(tab).queue.index("waits 2") < listed(tab).queue.index("waits 1")
     tab._order_queue(pick(f"anyway:{first.id}"))
-    assert start_anyway_is_requested(first.folder)
+    assert first.folder.start_anyway_request.exists()
     tab._order_queue(pick(f"out:{second.id}"))
     assert second.folder.stop_request.exists()
     tab._order_queue(pick("first:../../etc"))

@@ -11,15 +11,13 @@ from pathlib import Path
 from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, StorageError
-from engine.runs import control
+from engine.runs.control import RunNotes, read_notes, resume_is_requested
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory
-from engine.runs.index import Glance, RunIndex
-from engine.runs.notes import RunNotes, read_notes
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import LIVE_STATES, Run, RunState
 from engine.runs.store import RunStore
-from engine.runs.summary import RunSummary
+from engine.runs.summary import Glance, RunIndex, RunSummary
 from ui.backend.background import stamp
 
 FINAL, FINAL_WORDS = "final", "final result"  # the checkpoint of a run that is not one of its checkpoints
@@ -76,7 +74,7 @@ class ObservedRun:
     def waits_for_memory(self) -> bool:
         """Whether it waits for free memory alone, and was not allowed to start anyway."""
         waits = self.state.state == "queued" and self.state.reason == "memory"
-        return waits and not control.start_anyway_is_requested(self.run.folder)
+        return waits and not self.run.folder.start_anyway_request.exists()
 
 
 def has_adapter(run: Run) -> bool:
@@ -110,7 +108,7 @@ class RunReader:
         run = self._runs.get(run_id)
         config, provenance = self._config_of(run)
         # The state first: "completed" must never come with a history that lacks the last step.
-        state = run.folder.read_state_as_offered()
+        state = run.folder.as_offered(run.folder.read_state())
         return ObservedRun(
             run=run,
             config=config,
@@ -118,9 +116,9 @@ class RunReader:
             history=self._history_of(run),
             notes=read_notes(run.folder),
             provenance=provenance,
-            stop_requested=control.stop_is_requested(run.folder),
-            cancel_requested=control.cancel_is_requested(run.folder),
-            resume_requested=control.ResumeRequest(run.owner, run.id) in control.resume_requests(self._runs.home),
+            stop_requested=run.folder.stop_request.exists(),
+            cancel_requested=run.folder.cancel_request.exists(),
+            resume_requested=resume_is_requested(self._runs.home, run),
             log_bytes=_size(run.folder.log),
         )
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import EngineError
 from engine.runs.control import request_cancel, request_resume, request_start_anyway, request_stop
-from engine.runs.peaks import step_prediction
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
 from ui.backend.run_reader import ObservedRun, can_chat, log_tail
@@ -283,10 +282,9 @@ class FollowPart:
         return self._figures.get(key, lambda: loss_figure(history, view, observed.run.id))
 
     def _small(self, observed: ObservedRun) -> str:
-        history, provenance = observed.history, observed.provenance
+        history, predicted = observed.history, observed.provenance.predicted_memory.of_step
         if not len(history.steps):
             return ""
-        predicted = step_prediction(provenance.predicted_memory, history.memory, provenance.predicted_bytes)
         key = (observed.run.id, history.next_offset, "small")
         return self._figures.get(key, lambda: small_figures(history, predicted, observed.run.id))
 

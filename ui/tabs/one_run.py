@@ -8,8 +8,8 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.errors import EngineError
+from engine.runs.control import change_notes
 from engine.runs.electricity import read_electricity
-from engine.runs.notes import change_notes
 from engine.runs.store import folder_size_bytes
 from ui.backend.run_reader import has_adapter
 from ui.components import (

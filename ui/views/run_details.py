@@ -167,10 +167,9 @@ def render_differences(runs: Sequence[ComparedRun], electricity: Electricity) ->
     if any(costs):
         lines.append(("electricity", [cost or "–" for cost in costs]))
     configs = {run.row.id: run.config for run in runs if run.config is not None}
-    differing = differing_settings(configs) if len(configs) == len(runs) else []
-    for difference in differing:
-        values = [escape(_setting(difference.values[row.id])) for row in rows]
-        lines.append((escape(difference.setting), values))
+    differing = differing_settings(configs) if len(configs) == len(runs) else {}
+    for setting, values in differing.items():
+        lines.append((escape(setting), [escape(_setting(values[row.id])) for row in rows]))
     if differing:
         note = "Only settings that differ are listed."
     else:

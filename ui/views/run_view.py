@@ -8,9 +8,9 @@ from html import escape
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.runs.history.run_history import seconds_left
-from engine.runs.peaks import PeakKind, compare_peaks
+from engine.runs.provenance import PeakKind
 from engine.runs.run import RunState, State
-from engine.runs.summary import RunSummary
+from engine.runs.summary import RunSummary, compare_peaks
 from ui.backend.run_reader import ObservedRun
 from ui.views.dataset import render_problems
 from ui.views.html import (
@@ -170,8 +170,7 @@ def render_left_out(report: DatasetReport | None) -> str:
 
 def render_memory(observed: ObservedRun) -> str:
     """Return peak memory, predicted and measured: every figure that the device has."""
-    memory, provenance = observed.history.memory, observed.provenance
-    peaks = compare_peaks(provenance.predicted_memory, memory, provenance.predicted_bytes)
+    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history.memory)
     if not peaks:
         return ""
     words = _GPU_PEAK_WORDS if len(peaks) > 1 or peaks[0].kind != "process" else _PEAK_WORDS

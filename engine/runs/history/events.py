@@ -10,14 +10,13 @@ shows it name the class; `reader.py` keeps it where it belongs to the history.
 from typing import Any, ClassVar, Literal
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, model_validator
-
-from engine.runs.reasons import StoppedBy, stopped_by_of_old_words
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 
 EVENT_VERSION = 1
 EVENT_KINDS: dict[str, type["EventData"]] = {}  # by the name in the log
 
 Phase = Literal["loading_model", "reading_data", "preparing", "training", "evaluating", "saving", "finished", "stopped"]
+StoppedBy = Literal["request", "cancel", "sigterm", "sigint"]  # what made a worker save and end
 
 
 class EventData(BaseModel):
@@ -70,13 +69,6 @@ class StatusData(EventData):
     message: str = ""
     total_steps: int | None = None
     stopped_by: StoppedBy | None = None  # of phase `stopped`
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_old_words(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("phase") == "stopped" and "stopped_by" not in values:
-            return {**values, "stopped_by": stopped_by_of_old_words(str(values.get("message", "")))}
-        return values
 
 
 class StepData(EventData):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -136,9 +137,8 @@ def read_events(path: Path, offset: int = 0, max_bytes: int | None = None) -> Ev
         offset: 0, or `next_offset` of an earlier batch.
         max_bytes: Read about so much at most (always at least one line); None reads to the end.
     """
-    lines = read_lines(path, offset, max_bytes)
-    events = tuple(event for line in lines.lines if (event := parse_event(line)) is not None)
-    return EventBatch(events, lines.next_offset)
+    lines, next_offset = read_lines(path, offset, max_bytes)
+    return EventBatch(tuple(event for event in map(parse_event, lines) if event is not None), next_offset)
 
 
 class LineBatch(NamedTuple):
@@ -163,39 +163,35 @@ def read_lines(path: Path, offset: int = 0, max_bytes: int | None = None) -> Lin
 
 
 def last_event(path: Path) -> Event | None:
-    """The last complete event, found from the end of the log; None where there is none."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            length = min(size, _TAIL_BYTES)
-            while length:
-                file.seek(size - length)
-                tail = file.read(length)
-                complete = tail.split(b"\n")[:-1]
-                # The first line of the tail is whole only where the tail is the whole file.
-                for line in reversed(complete if length == size else complete[1:]):
-                    event = parse_event(line)
-                    if event is not None:
-                        return event
-                if length == size:
-                    return None
-                length = min(size, length * 8)
-    except (FileNotFoundError, IsADirectoryError):
-        pass
+    """Return the last complete event, found from the end of the log; None where there is none."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        for tail, is_whole in _tails(path):
+            complete = tail.split(b"\n")[:-1]
+            # The first line of the tail is whole only where the tail is the whole file.
+            for line in reversed(complete if is_whole else complete[1:]):
+                event = parse_event(line)
+                if event is not None:
+                    return event
     return None
 
 
-def _end_of_last_line(path: Path) -> int:
+def _tails(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """The end of a file, ever more of it, and each time whether that is the whole file."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        position = size
-        while position > 0:
-            start = max(0, position - _TAIL_BYTES)
-            file.seek(start)
-            newline = file.read(position - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            position = start
+        length = min(size, _TAIL_BYTES)
+        while length:
+            file.seek(size - length)
+            yield file.read(length), length == size
+            length = min(size, length * 8) if length < size else 0
+
+
+def _end_of_last_line(path: Path) -> int:
+    size = path.stat().st_size
+    for tail, _ in _tails(path):
+        end = tail.rfind(b"\n") + 1
+        if end:
+            return size - len(tail) + end
     return 0
 
 

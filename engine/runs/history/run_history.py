@@ -17,6 +17,7 @@ from engine.runs.history.events import (
     ParametersData,
     ResumedData,
     StatusData,
+    StepData,
     WarningData,
 )
 from engine.runs.history.steps import StepSeries
@@ -48,17 +49,18 @@ class HistoryFacts(BaseModel):
     memory: MemoryData | None = None
     failed: FailedData | None = None  # of the newest attempt
     attempt: int = 0  # the newest that has reported
-    first_time: float | None = None
+    attempt_is_fresh: bool = False  # it has not yet reported anything that has a step
     last_time: float | None = None  # of the newest event
     next_offset: int = 0  # bytes of the log that are in here
 
     def with_event(self, event: Event) -> Self:
         """Add one event; the values of steps are kept elsewhere."""
         changes: dict[str, object] = {"last_time": event.time}
-        if self.first_time is None:
-            changes["first_time"] = event.time
         if event.attempt > self.attempt:
             changes |= {"attempt": event.attempt, "failed": None}
+        is_fresh = self.attempt_is_fresh or event.attempt > self.attempt
+        has_step = isinstance(event.data, ResumedData | StepData | EvalData | CheckpointData)
+        changes["attempt_is_fresh"] = is_fresh and not has_step
         match event.data:
             case EvalData() as point:
                 changes["evals"] = (*self.evals, point)
@@ -68,16 +70,22 @@ class HistoryFacts(BaseModel):
                 changes |= {"status": status, "total_steps": status.total_steps or self.total_steps}
             case MemoryData() as memory:
                 changes["memory"] = memory if self.memory is None else _highest(self.memory, memory)
-            case ParametersData() as parameters:
-                changes["parameters"] = parameters
-            case DataReportData() as report:
-                changes["data_report"] = report
-            case FailedData() as failed:
-                changes["failed"] = failed
+            case ParametersData() | DataReportData() | FailedData() as data:
+                changes[data.kind] = data  # the fields have the names of the kinds
         message = _message_of(event)
         if message is not None:
             changes["messages"] = (*self.messages, message)[-_MAX_MESSAGES:]
         return self.model_copy(update=changes)
+
+    def last_valid_step(self, event: Event) -> int | None:
+        """Return the step beyond which all reports are void once an event is added; None where it voids nothing."""
+        is_fresh = self.attempt_is_fresh or event.attempt > self.attempt
+        match event.data:
+            case ResumedData(step=step):
+                return step
+            case StepData(step=step) | EvalData(step=step) | CheckpointData(step=step) if is_fresh:
+                return max(step - 1, 0) if step else -1  # without `resumed`, the attempt began there
+        return None
 
     def up_to(self, step: int) -> Self:
         """Drop what came after a step: a later attempt continued from there."""
@@ -137,13 +145,6 @@ class RunHistory(HistoryFacts):
         finite = [point for point in self.tuned_evals if math.isfinite(point.eval_loss)]
         return min(finite, key=lambda point: point.eval_loss, default=None)
 
-    @property
-    def finished_phase(self) -> Literal["finished", "stopped"] | None:
-        """How the newest attempt ended, where it reported that it saved and ended."""
-        if self.status is not None and self.status.phase in ("finished", "stopped"):
-            return "finished" if self.status.phase == "finished" else "stopped"
-        return None
-
     def mean_tokens_per_second(self) -> float | None:
         """Throughput of the training itself; loading, evaluations and saves do not count."""
         tokens, seconds = self.steps.throughput
@@ -159,11 +160,9 @@ def seconds_per_step(history: RunHistory) -> float | None:
 
 
 def seconds_left(history: RunHistory, clock: Callable[[], float] = time.time) -> float | None:
-    """Seconds until the last step; None while it is unknown.
+    """Return the seconds until the last step of a run that trains; None while it is unknown.
 
-    Args:
-        history: Of a run that trains.
-        clock: Seconds since the epoch; what has passed since the newest step counts.
+    What has passed since the newest step counts; `clock` gives seconds since the epoch.
     """
     pace = seconds_per_step(history)
     newest = history.steps.last("time")

@@ -1,7 +1,8 @@
 """The logged steps of a run as columns of numbers: a million of them in 80 megabytes, appended to in place."""
 
+import functools
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -45,37 +46,14 @@ StepColumn = Literal[
 COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
 
 
-class Throughput(NamedTuple):
-    """Training itself; loading, evaluations and saves do not count."""
-
-    tokens: float = 0.0
-    seconds: float = 0.0
-
-    def with_rows(self, rows: Array, tokens_before: float) -> "Throughput":
-        """With more steps, of shape (columns, steps), before which so many tokens had been seen."""
-        speeds = rows[COLUMNS.index("tokens_per_second")]
-        tokens = np.diff(rows[COLUMNS.index("tokens")], prepend=tokens_before)
-        counted = (speeds > 0) & (tokens > 0) & np.isfinite(speeds)
-        seconds = float(np.sum(tokens[counted] / speeds[counted]))
-        return Throughput(self.tokens + float(np.sum(tokens[counted])), self.seconds + seconds)
-
-
-class Known(NamedTuple):
-    """What is known of a million steps without looking at them once more."""
-
-    incomplete: frozenset[StepColumn]
-    throughput: Throughput
-
-
 class StepSeries:
     """The logged steps, one float64 array of shape (steps,) for each column; never changes once it was handed out.
 
     What a step did not report is NaN. `step` rises strictly.
     """
 
-    def __init__(self, columns: Array, known: Known) -> None:
-        self._columns = columns  # (columns, steps)
-        self._known = known
+    def __init__(self, columns: Array) -> None:
+        self._columns = columns
         self._smoothed: dict[float, Array] = {}  # by weight, so several pages compute one curve once
 
     def __len__(self) -> int:
@@ -88,11 +66,15 @@ class StepSeries:
 
     def is_complete(self, name: StepColumn) -> bool:
         """Whether every step has a finite value."""
-        return name not in self._known.incomplete
+        return bool(np.isfinite(self.column(name)).all())
 
-    @property
-    def throughput(self) -> Throughput:
-        return self._known.throughput
+    @functools.cached_property
+    def throughput(self) -> tuple[float, float]:
+        """Tokens and seconds of the training itself; loading, evaluations and saves do not count."""
+        speeds, tokens = self.column("tokens_per_second"), np.diff(self.column("tokens"), prepend=0.0)
+        counted = (speeds > 0) & (tokens > 0) & np.isfinite(speeds)
+        seconds = np.divide(tokens, speeds, out=np.zeros_like(tokens), where=counted)
+        return float(np.sum(tokens, where=counted)), float(np.sum(seconds))
 
     def smoothed_losses(self, weight: float) -> Array:
         """Return what `smooth` makes of the losses, of shape (steps,); not to be written."""
@@ -122,19 +104,12 @@ class GrowingColumns:
     def __init__(self) -> None:
         self._buffer = np.empty((len(COLUMNS), 256))  # (columns, capacity)
         self._count = 0
-        self._finite = np.zeros(len(COLUMNS), dtype=np.intp)  # how many values of each column are
-        self._throughput = Throughput()
 
     def array(self) -> Array:
         """What there is, of shape (columns, steps); not to be written."""
         view = self._buffer[:, : self._count]
         view.flags.writeable = False
         return view
-
-    def series(self) -> StepSeries:
-        missing = zip(COLUMNS, self._finite < self._count, strict=True)
-        incomplete = frozenset(name for name, is_missing in missing if is_missing)
-        return StepSeries(self.array(), Known(incomplete, self._throughput))
 
     def last_step(self) -> float:
         return float(self._buffer[0, self._count - 1]) if self._count else 0.0
@@ -143,17 +118,12 @@ class GrowingColumns:
         needed = self._count + rows.shape[1]
         if needed > self._buffer.shape[1]:
             self._move(capacity=max(needed, 2 * self._buffer.shape[1]))
-        tokens_before = self._buffer[COLUMNS.index("tokens"), self._count - 1] if self._count else 0.0
-        self._throughput = self._throughput.with_rows(rows, tokens_before)
         self._buffer[:, self._count : needed] = rows
         self._count = needed
-        self._finite += np.isfinite(rows).sum(axis=1)
 
     def truncate(self, step: int) -> None:
         kept = int(np.searchsorted(self._buffer[0, : self._count], step, side="right"))
         if kept < self._count:
-            self._finite -= np.isfinite(self._buffer[:, kept : self._count]).sum(axis=1)
-            self._throughput = Throughput().with_rows(self._buffer[:, :kept], 0.0)
             self._count = kept
             self._move(capacity=self._buffer.shape[1])  # earlier series still show the rows beyond
 
@@ -165,7 +135,7 @@ class GrowingColumns:
 
 def row_of(data: StepData, time: float) -> Array:
     values = [time if name == "time" else getattr(data, name) for name in COLUMNS]
-    return np.array([[math.nan if value is None else value] for value in values], dtype=np.float64)
+    return np.array(values, dtype=np.float64)[:, np.newaxis]  # None becomes NaN
 
 
 def looks_like_step(line: bytes) -> bool:
@@ -216,7 +186,7 @@ def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     assert x.shape == y.shape, f"x has {x.shape[0]} values, y {y.shape[0]}"
     assert points >= 4, f"{points} points are too few for a curve"
     newest = len(y) - 1
-    if len(y) > points and _are_finite(y):
+    if len(y) > points and np.isfinite(y).all():
         kept = _lttb(x, y, points - 1)
     else:
         finite = np.flatnonzero(np.isfinite(y))
@@ -224,12 +194,6 @@ def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     if len(y) and (not len(kept) or kept[-1] != newest):
         kept = np.append(kept[: points - 1], newest)
     return kept
-
-
-def _are_finite(values: Array) -> bool:
-    """In half the time of looking at each: only a sum that is not finite needs a second look."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.sum(values)) or np.isfinite(values).all())
 
 
 def _lttb(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:

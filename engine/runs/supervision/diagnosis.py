@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from engine.executors.base import JobEnd
 from engine.processes.limits import DEADLINE_SIGNAL
-from engine.runs.history.events import FailedData
-from engine.runs.reasons import STOP_REASONS, EndReason, StoppedBy
-from engine.runs.run import State
+from engine.runs.history.events import FailedData, StatusData
+from engine.runs.run import STOP_REASONS, EndReason, State
+from engine.runs.supervision.progress_watch import Silence
 
 EndedByUs = Literal["cancel", "hung", "suspended"]
 
@@ -26,20 +27,13 @@ class Diagnosis(NamedTuple):
 class Evidence:
     """What is known about a worker that is no longer there."""
 
-    finished_phase: Literal["finished", "stopped"] | None = None  # its own last word, of this attempt
-    last_words: str = ""  # what it said along with it
-    stopped_by: StoppedBy | None = None  # as well
+    end: JobEnd
+    silence: Silence  # before we ended it
+    status: StatusData | None = None  # the last phase that it reported in this attempt
     failed: FailedData | None = None  # of this attempt
-    exit_code: int | None = None  # negative for a signal; None where we were not its parent and cannot know
     out_of_memory_kills: int = 0  # by the kernel, on this machine, since the attempt began
-    rebooted: bool = False
-    lost_host: str | None = None  # of a worker that ran on another machine and gives no sign any more
-    executor_cause: str = ""  # what the executor says about it, such as a time limit
-    executor_advice: str = ""
     cancel_requested: bool = False
     ended_by_us: EndedByUs | None = None
-    silent_seconds: float = 0.0  # before we ended it
-    limit_seconds: float = 0.0  # that this silence exceeded
     last_step: int = 0
     total_steps: int | None = None
     has_adapter: bool = False
@@ -51,120 +45,102 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
     What the worker reported comes first; then what we did, and what the executor and the system report.
     """
-    step = evidence.last_step
-    if evidence.finished_phase == "finished":
+    end, step, resume, silence = evidence.end, evidence.last_step, _resume(evidence), evidence.silence
+    if evidence.status is not None and evidence.status.phase == "finished":
         ended_early = evidence.total_steps is not None and step < evidence.total_steps
-        return Diagnosis("completed", "finished", evidence.last_words if ended_early else "", "")
-    if evidence.finished_phase == "stopped":
+        return Diagnosis("completed", "finished", evidence.status.message if ended_early else "", "")
+    if evidence.status is not None and evidence.status.phase == "stopped":
         if evidence.cancel_requested:
             return _cancelled(evidence)
-        what = evidence.last_words or f"Stopped on request after step {step}."
-        return Diagnosis("stopped", STOP_REASONS[evidence.stopped_by or "request"], what, _what_can_be_used(evidence))
+        what = evidence.status.message or f"Stopped on request after step {step}."
+        reason = STOP_REASONS[evidence.status.stopped_by or "request"]
+        return Diagnosis("stopped", reason, what, _what_can_be_used(evidence))
     if evidence.failed is not None:
         return Diagnosis("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)
     if _was_cancelled(evidence):
         return _cancelled(evidence)
     if evidence.ended_by_us is not None:
         how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
+        what = (
+            f"The worker {how} made no progress for {silence.seconds:.0f} seconds after step {step} "
+            f"(the limit is {silence.limit_seconds:.0f}), and was ended."
+        )
+        return Diagnosis("failed", "hung", what, f"{resume} If it happens again, the log shows where it hangs.")
+    if end.cause:
+        return Diagnosis("interrupted", "ended_by_executor", end.cause, f"{end.advice} {resume}".lstrip())
+    if end.rebooted:
+        return Diagnosis("interrupted", "machine_restarted", f"The machine was restarted after step {step}.", resume)
+    if end.lost_host is not None:
+        what = f"The worker on {end.lost_host} gave no sign for {silence.seconds:.0f} seconds after step {step}."
+        return Diagnosis("interrupted", "host_lost", what, f"Make sure that it no longer runs there. {resume}")
+    if evidence.out_of_memory_kills and (end.exit_code is None or _signal_name(-end.exit_code) == "SIGKILL"):
         return Diagnosis(
             "failed",
-            "hung",
-            f"The worker {how} made no progress for {evidence.silent_seconds:.0f} seconds after step {step} "
-            f"(the limit is {evidence.limit_seconds:.0f}), and was ended.",
-            f"{_resume(evidence)} If it happens again, the log shows where it hangs.",
+            "out_of_memory",
+            f"The machine ran out of memory after step {step}, and the system killed the worker.",
+            "Choose a smaller batch, shorter rows or gradient checkpointing; the memory estimate shows what helps most.",
         )
-    if evidence.executor_cause:
-        advice = f"{evidence.executor_advice} {_resume(evidence)}".lstrip()
-        return Diagnosis("interrupted", "ended_by_executor", evidence.executor_cause, advice)
-    if evidence.rebooted:
-        return Diagnosis(
-            "interrupted", "machine_restarted", f"The machine was restarted after step {step}.", _resume(evidence)
-        )
-    if evidence.lost_host is not None:
-        return Diagnosis(
-            "interrupted",
-            "host_lost",
-            f"The worker on {evidence.lost_host} gave no sign for {evidence.silent_seconds:.0f} seconds after step {step}.",
-            f"Make sure that it no longer runs there. {_resume(evidence)}",
-        )
-    if evidence.exit_code is None:
-        if evidence.out_of_memory_kills:
-            return _out_of_memory(evidence)
-        return Diagnosis(
-            "interrupted",
-            "unknown",
-            f"The worker ended after step {step} while no supervisor watched it; the reason is not known.",
-            _resume(evidence),
-        )
-    return _by_exit_code(evidence, evidence.exit_code)
+    if end.exit_code is None:
+        what = f"The worker ended after step {step} while no supervisor watched it; the reason is not known."
+        return Diagnosis("interrupted", "unknown", what, resume)
+    return _by_exit_code(end.exit_code, step, resume)
 
 
 def _was_cancelled(evidence: Evidence) -> bool:
     """Whether it ended as a request asked, by our hand or another's: a former supervisor may have killed it."""
     if evidence.ended_by_us is not None:
         return evidence.ended_by_us == "cancel"
-    was_killed_or_unseen = evidence.exit_code is None or _signal_name(-evidence.exit_code) == "SIGKILL"
-    return evidence.cancel_requested and was_killed_or_unseen
+    code = evidence.end.exit_code
+    return evidence.cancel_requested and (code is None or _signal_name(-code) == "SIGKILL")
 
 
-def _by_exit_code(evidence: Evidence, code: int) -> Diagnosis:
-    step = evidence.last_step
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+_ASKED = "The worker was asked to end from outside ({name}) after step {step} and could not save."
+_CRASHED = Diagnosis(
+    "failed",
+    "crashed",
+    "The worker crashed in native code ({name}) after step {step}.",
+    "The end of its log says where; an update of torch or of the GPU driver often helps. {resume}",
+)
+_ENDS_BY_SIGNAL = {
+    "SIGKILL": Diagnosis(
+        "failed",
+        "killed",
+        "The worker was killed from outside (SIGKILL) after step {step}.",
+        "{resume} If you did not kill it, memory may have run out: choose a smaller batch.",
+    ),
+    "SIGTERM": Diagnosis("interrupted", "sigterm", _ASKED, "{resume}"),
+    "SIGINT": Diagnosis("interrupted", "signal", _ASKED, "{resume}"),
+    "SIGHUP": Diagnosis("interrupted", "signal", _ASKED, "{resume}"),
+    _signal_name(DEADLINE_SIGNAL): Diagnosis(
+        "failed",
+        "signal",
+        "Reading the model's tokenizer, or rendering a batch of rows, took more computing time than it may.",
+        "Use the original tokenizer and chat template of the model, or split very long rows, and start a new run.",
+    ),
+    **dict.fromkeys(("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE"), _CRASHED),
+}
+_OTHER_SIGNAL = Diagnosis("failed", "signal", "The worker was ended by {name} after step {step}.", "{resume}")
+
+
+def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
     if code == 0:
-        return Diagnosis(
-            "failed",
-            "exit_code",
-            f"The worker ended after step {step} without reporting that it had finished.",
-            f"{_resume(evidence)} The log may show why.",
-        )
+        what = f"The worker ended after step {step} without reporting that it had finished."
+        return Diagnosis("failed", "exit_code", what, f"{resume} The log may show why.")
     if code > 0:
         when = f"after step {step}" if step else "before the first step"
-        return Diagnosis(
-            "failed",
-            "exit_code",
-            f"The worker ended with exit code {code} {when} and gave no reason.",
-            f"The end of its log says more. {_resume(evidence)}",
-        )
+        what = f"The worker ended with exit code {code} {when} and gave no reason."
+        return Diagnosis("failed", "exit_code", what, f"The end of its log says more. {resume}")
     name = _signal_name(-code)
-    if name == "SIGKILL":
-        if evidence.out_of_memory_kills:
-            return _out_of_memory(evidence)
-        return Diagnosis(
-            "failed",
-            "killed",
-            f"The worker was killed from outside (SIGKILL) after step {step}.",
-            f"{_resume(evidence)} If you did not kill it, memory may have run out: choose a smaller batch.",
-        )
-    if name in ("SIGTERM", "SIGINT", "SIGHUP"):
-        return Diagnosis(
-            "interrupted",
-            "sigterm" if name == "SIGTERM" else "signal",
-            f"The worker was asked to end from outside ({name}) after step {step} and could not save.",
-            _resume(evidence),
-        )
-    if -code == DEADLINE_SIGNAL:
-        return Diagnosis(
-            "failed",
-            "signal",
-            "Reading the model's tokenizer, or rendering a batch of rows, took more computing time than it may.",
-            "Use the original tokenizer and chat template of the model, or split very long rows, and start a new run.",
-        )
-    if name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE"):
-        return Diagnosis(
-            "failed",
-            "crashed",
-            f"The worker crashed in native code ({name}) after step {step}.",
-            f"The end of its log says where; an update of torch or of the GPU driver often helps. {_resume(evidence)}",
-        )
-    return Diagnosis("failed", "signal", f"The worker was ended by {name} after step {step}.", _resume(evidence))
-
-
-def _out_of_memory(evidence: Evidence) -> Diagnosis:
-    return Diagnosis(
-        "failed",
-        "out_of_memory",
-        f"The machine ran out of memory after step {evidence.last_step}, and the system killed the worker.",
-        "Choose a smaller batch, shorter rows or gradient checkpointing; the memory estimate shows what helps most.",
-    )
+    state, reason, cause, advice = _ENDS_BY_SIGNAL.get(name, _OTHER_SIGNAL)
+    words = {"name": name, "step": step, "resume": resume}
+    return Diagnosis(state, reason, cause.format(**words), advice.format(**words))
 
 
 def _cancelled(evidence: Evidence) -> Diagnosis:
@@ -183,13 +159,6 @@ def _what_can_be_used(evidence: Evidence) -> str:
     if evidence.resumable_step is not None:
         return f"The checkpoint of step {evidence.resumable_step} can be used, or resumed."
     return "Nothing was saved yet."
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def out_of_memory_kills() -> int | None:

@@ -4,10 +4,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from engine.executors.base import Activity
+from engine.files import size_and_time
 from engine.runs.run import RunFolder
 
 _IDLE_SHARE_OF_A_CORE = 0.02
@@ -46,21 +46,8 @@ class Silence(NamedTuple):
         return self.seconds > self.limit_seconds
 
 
-class _Sign(NamedTuple):
-    """What a file tells of its writer. A worker that waits for room on the disk can change the time alone."""
-
-    size_bytes: int
-    modified: int  # nanoseconds
-
-
 class ProgressWatch:
-    """Watches one attempt. Times are of a monotonic clock, which a sleeping machine stops.
-
-    Args:
-        folder: The run's.
-        limits: How long silence is borne.
-        clock: Monotonic seconds.
-    """
+    """Watches one attempt. Times are of a monotonic clock, which a sleeping machine stops."""
 
     def __init__(self, folder: RunFolder, limits: SilenceLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
@@ -76,24 +63,18 @@ class ProgressWatch:
     def look(self, worker: Activity, *, is_training: bool) -> Silence:
         """Judge a worker that is alive."""
         now = self._clock()
-        signs = self._look()
+        signs, suspended = self._look(), worker.is_suspended()
         if signs != self._signs:
-            self._signs = signs
             self._longest_silence = max(self._longest_silence, now - self._last_sign)
-            self._last_sign = now
-            self._cpu = None
-            self._computes = True
-        suspended = worker.is_suspended()
-        if self._was_suspended and not suspended:  # it continues, and gets the whole time again
-            self._last_sign = now
-            self._cpu = None
-            self._computes = True
-        self._was_suspended = suspended
-        silent = now - self._last_sign
+        if signs != self._signs or (
+            self._was_suspended and not suspended
+        ):  # one that continues gets the whole time again
+            self._last_sign, self._cpu, self._computes = now, None, True
+        self._signs, self._was_suspended = signs, suspended
         if not suspended:
             self._look_at_processor(worker, now)
         unusual = max(self._limits.unusual_seconds, 2 * self._longest_silence)
-        return Silence(silent, self._limit(suspended, is_training), suspended, unusual)
+        return Silence(now - self._last_sign, self._limit(suspended, is_training), suspended, unusual)
 
     def _limit(self, suspended: bool, is_training: bool) -> float:
         if suspended:
@@ -115,13 +96,6 @@ class ProgressWatch:
         if used is not None:
             self._computes = (used - before) > _IDLE_SHARE_OF_A_CORE * (now - looked)
 
-    def _look(self) -> tuple[_Sign, _Sign]:
-        return _sign(self._folder.events), _sign(self._folder.log)
-
-
-def _sign(path: Path) -> _Sign:
-    try:
-        seen = path.stat()
-    except OSError:
-        return _Sign(0, 0)
-    return _Sign(seen.st_size, seen.st_mtime_ns)
+    def _look(self) -> tuple[tuple[int, int], ...]:
+        """Sizes and times of what the worker writes: one that waits for room on the disk can change the time alone."""
+        return size_and_time(self._folder.events), size_and_time(self._folder.log)

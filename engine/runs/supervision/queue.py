@@ -1,20 +1,19 @@
 """The waiting runs: their order, and which of them may start on which device now."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options, first_that_fits
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
-from engine.runs.reasons import Why
+from engine.runs.run import Why
 
 QueueMove = Literal["first", "up", "down", "last"]
 
@@ -26,11 +25,7 @@ class _QueueFile(BaseModel):
 
 
 class QueueOrder:
-    """In which order waiting runs start: by age, except where a person moved them. Survives restarts.
-
-    Args:
-        home: The Loratory home; the order is kept in its server folder.
-    """
+    """In which order waiting runs start: by age, except where a person moved them. Survives restarts."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._path = home.server / "queue.json"
@@ -38,7 +33,8 @@ class QueueOrder:
 
     def sort(self, run_ids: Sequence[str]) -> list[str]:
         """Put waiting runs in order, the next to start first."""
-        places = {run_id: place for place, run_id in enumerate(self._read())}
+        file = read_model(self._path, _QueueFile) or _QueueFile()
+        places = {run_id: place for place, run_id in enumerate(file.moved)}
         return sorted(run_ids, key=lambda run_id: (places.get(run_id, len(places)), run_id))
 
     def move(self, run_id: str, waiting: Sequence[str], place: int) -> list[str]:
@@ -49,26 +45,16 @@ class QueueOrder:
         """
         with FileLock(self._lock_path):
             order = [other for other in self.sort(waiting) if other != run_id]
-            order.insert(max(0, min(place, len(order))), run_id)
+            order.insert(max(0, place), run_id)
             write_atomically(self._path, _QueueFile(moved=tuple(order)).model_dump_json())
         return order
 
     def shift(self, run_id: str, waiting: Sequence[str], where: QueueMove) -> list[str]:
-        """Move one waiting run within the queue and return the new order.
-
-        Raises:
-            StorageError: If the order cannot be written.
-        """
+        """Move one waiting run within the queue and return the new order; raises as `move` does."""
         order = self.sort(waiting)
         place = order.index(run_id) if run_id in order else len(order)
-        places = {"first": 0, "up": max(0, place - 1), "down": place + 1, "last": len(order)}
+        places = {"first": 0, "up": place - 1, "down": place + 1, "last": len(order)}
         return self.move(run_id, waiting, places[where])
-
-    def _read(self) -> tuple[str, ...]:
-        try:
-            return _QueueFile.model_validate_json(self._path.read_bytes()).moved
-        except (OSError, ValidationError):
-            return ()
 
 
 class Waiting(NamedTuple):
@@ -84,19 +70,10 @@ class Waiting(NamedTuple):
         return self.needed_on.get(device.name, self.needed_bytes)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A run that may start now, and where."""
-
-    run_id: str
-    devices: tuple[Device, ...]
-
-
-@dataclass(frozen=True)
-class QueuePlan:
+class QueuePlan(NamedTuple):
     """What to do with the queue at this moment."""
 
-    starts: tuple[Start, ...]
+    starts: Mapping[str, tuple[Device, ...]]  # the devices of each run that may start now
     reasons: Mapping[str, Why]  # why each run that does not start waits
     wanted: tuple[str, ...]  # leased devices that a run waits for
 
@@ -113,7 +90,7 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
         devices: As they are now.
         holders: Who holds which device, by lease name; what is held for a run keeps that run itself from nothing.
     """
-    starts: list[Start] = []
+    starts: dict[str, tuple[Device, ...]] = {}
     reasons: dict[str, Why] = {}
     wanted: list[str] = []
     spoken_for: dict[str, str] = {}  # devices that runs before this one got or wait for
@@ -124,24 +101,19 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
         except DeviceError as error:
             reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
             continue
-        free = [
-            option
-            for option in options
-            if not any(lease_name(device) in others or lease_name(device) in spoken_for for device in option)
-        ]
+        taken = others.keys() | spoken_for.keys()
+        free = [option for option in options if taken.isdisjoint(map(lease_name, option))]
         chosen = first_that_fits(free, waiting.needs)
         if chosen is not None:
-            starts.append(Start(waiting.run_id, chosen))
+            starts[waiting.run_id] = chosen
             spoken_for.update((lease_name(device), waiting.run_id) for device in chosen)
             continue
         reasons[waiting.run_id] = _reason(waiting, options, free, others, spoken_for)
-        for option in options:
-            for device in option:
-                name = lease_name(device)
-                if name in others:
-                    wanted.append(name)
-                spoken_for.setdefault(name, waiting.run_id)
-    return QueuePlan(tuple(starts), reasons, tuple(dict.fromkeys(wanted)))
+        for name in (lease_name(device) for option in options for device in option):
+            if name in others:
+                wanted.append(name)
+            spoken_for.setdefault(name, waiting.run_id)
+    return QueuePlan(starts, reasons, tuple(dict.fromkeys(wanted)))
 
 
 def _large_enough(waiting: Waiting, options: Sequence[tuple[Device, ...]]) -> Sequence[tuple[Device, ...]]:
@@ -167,8 +139,7 @@ def _reason(
     names = [lease_name(device) for option in options for device in option]
     held = next(((name, holders[name]) for name in names if name in holders), None)
     if held is not None:
-        name, holder = held
-        return Why("device_in_use", f"{device_words(name)} is in use for {holder.purpose} ({holder.title}).")
+        return Why("device_in_use", f"{device_words(held[0])} is in use for {held[1].purpose} ({held[1].title}).")
     before = next(spoken_for[name] for name in names if name in spoken_for)
     return Why("earlier_run", f"{before} comes first.")
 

@@ -1,8 +1,10 @@
 """All runs of a home that have not ended: those that wait and those with a job. The only writer of state.json."""
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError, RunError
@@ -11,30 +13,24 @@ from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext, LocalExecutor
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
 from engine.runs.control import (
-    attempt_to_follow,
-    cancel_is_requested,
+    asks_to_end,
     clear_requests,
-    forget_resume_request,
     resume_requests,
-    start_anyway_is_requested,
-    stop_is_requested,
 )
 from engine.runs.provenance import read_provenance
-from engine.runs.reasons import Why
-from engine.runs.run import Run, RunState, State
+from engine.runs.run import Run, RunState, State, Why
 from engine.runs.store import RunStore, list_owners
-from engine.runs.supervision.problem_log import ProblemLog
 from engine.runs.supervision.queue import Waiting
-from engine.runs.supervision.state_files import OwnerFolder, StateFiles
-from engine.runs.supervision.transitions import (
+from engine.runs.supervision.states import (
+    OwnerFolder,
+    ProblemLog,
+    StateFiles,
     begun,
-    ended_waiting,
     put_back,
-    recovered,
-    requeued,
     resumes_automatically,
     start_failure,
 )
@@ -45,32 +41,28 @@ _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
 
+@dataclass(frozen=True)
+class SupervisorSettings:
+    """What tests and unusual places may change."""
+
+    executors: ExecutorFactory = make_executors
+    devices: Callable[[], Sequence[Device]] = list_devices
+    meter: Callable[[str], float | None] = energy_so_far_joules  # joules that the devices of a lease have used so far
+    patience: Patience = field(default_factory=Patience)
+    tick_seconds: float = 0.5
+    take_over_seconds: float = 2.0  # between two looks at whether the present supervisor still lives
+
+
 class Scheduler:
-    """The runs of a home that have not ended: those that wait and those with a job.
+    """The runs of a home that have not ended: those that wait and those with a job."""
 
-    Args:
-        home: The Loratory home.
-        patience: How long to wait for what.
-        make_executors: Makes the executors, by name.
-        meter: Joules that the devices of a lease have used so far, where they measure it.
-        clock: Seconds since the epoch.
-    """
-
-    def __init__(
-        self,
-        home: LoratoryHome,
-        patience: Patience,
-        make_executors: ExecutorFactory = make_executors,
-        meter: Callable[[str], float | None] = energy_so_far_joules,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._meter = meter
+    def __init__(self, home: LoratoryHome, settings: SupervisorSettings) -> None:
         self._home = home
-        self._patience = patience
-        self._clock = clock
+        self._meter = settings.meter
+        self._patience = settings.patience
         self._problems = ProblemLog()
-        context = LocalContext(LeaseBook(home), self._problems.report, patience.claim_seconds)
-        self._executors = make_executors(context)
+        context = LocalContext(LeaseBook(home), self._problems.report, settings.patience.claim_seconds)
+        self._executors = settings.executors(context)
         self._states = StateFiles()
         self._owners: dict[str, OwnerFolder] = {}
         self._explained: dict[str, float] = {}  # when the reason of a waiting run was last saved
@@ -79,7 +71,14 @@ class Scheduler:
         self._needs: dict[str, Waiting] = {}
         self.active: dict[str, WorkerMonitor] = {}
 
-    def find_new(self) -> None:
+    def look(self) -> None:
+        """Find what is new, mend what is damaged, look at every run with a job, and obey requests."""
+        self._find_new()
+        self._mend_states()
+        self._look_at_workers()
+        self._obey_requests()
+
+    def _find_new(self) -> None:
         """Take in runs that appeared, and all that are not over after a start of ours."""
         for owner in list_owners(self._home):
             if owner not in self._owners:
@@ -100,19 +99,22 @@ class Scheduler:
             with self._problems.guard(run_id, "cannot be supervised"):
                 self._take_in(run)
                 folder.known.add(run_id)
-        for gone in folder.known - runs.keys():
-            self._forget(gone)
+        for gone in folder.known - runs.keys():  # deleted under us
+            self._unqueue(gone)
+            self.active.pop(gone, None)
+            self._problems.forget(gone)
+            self._states.forget(gone)
         folder.known &= runs.keys()
 
     def _lost_its_state(self, run: Run) -> bool:
         """Whether something deleted or damaged the state of a run that has ended."""
         if run.id in self.active or run.id in self.waiting:
-            return False  # `mend_states` sees to those
+            return False  # `_mend_states` sees to those
         with self._problems.guard(run.id, "has a state that cannot be read"):
             return not self._states.is_intact(run)
         return False
 
-    def mend_states(self) -> None:
+    def _mend_states(self) -> None:
         """Rebuild the state files of runs that are not over, where something deleted or damaged them."""
         for monitor in self.active.values():
             with self._problems.guard(monitor.run.id, "has a state that cannot be rebuilt"):
@@ -121,10 +123,11 @@ class Scheduler:
         for run in self.waiting.values():
             with self._problems.guard(run.id, "has a state that cannot be rebuilt"):
                 if not self._states.is_intact(run):
-                    self._states.rebuild(run, requeued(run.folder, self._clock()))
+                    attempt, step = run.folder.attempts_seen(), run.folder.newest_checkpoint_step()
+                    queued = RunState(attempt=attempt, resumable_step=step, changed=time.time())
+                    self._states.rebuild(run, queued)
 
-    def look_at_workers(self) -> None:
-        """Look at every run with a job, and save what changed."""
+    def _look_at_workers(self) -> None:
         for monitor in list(self.active.values()):
             with self._problems.guard(monitor.run.id, "could not be looked at"):
                 self._look_at(monitor)
@@ -137,7 +140,7 @@ class Scheduler:
             state = with_advice(monitor, with_energy(monitor, state, self._meter), self._home)
             self._release(monitor.run)
         if resumes_automatically(monitor.run.folder, state):
-            state = put_back(state, self._clock())  # at once, so it never shows as ended
+            state = put_back(state)  # at once, so it never shows as ended
         self._states.save(monitor.run, state)
         monitor.state = state
         if state.is_final or state.state == "queued":
@@ -145,7 +148,7 @@ class Scheduler:
         if state.state == "queued":
             self.waiting[monitor.run.id] = monitor.run
 
-    def obey_requests(self) -> None:
+    def _obey_requests(self) -> None:
         """Put resumed runs into the queue, and take stopped ones out of it."""
         # In this order: a request to resume that finds its run waiting must not undo the stop that takes it out.
         for request in list(resume_requests(self._home)):
@@ -154,22 +157,19 @@ class Scheduler:
                 if owner is None or not owner.store.folder.is_dir():
                     continue  # out of reach for now: whether there is such a run is not known
                 if request.run_id in owner.store.ids():
-                    self._resume(owner.store.get(request.run_id), attempt_to_follow(self._home, request))
-                forget_resume_request(self._home, request)
+                    self._resume(owner.store.get(request.run_id), request.attempt())
+                request.forget()
         for run in list(self.waiting.values()):
             with self._problems.guard(run.id, "could not be taken out of the queue"):
-                self._take_out_if_asked(run)
-
-    def _take_out_if_asked(self, run: Run) -> None:
-        if cancel_is_requested(run.folder) or stop_is_requested(run.folder):
-            began = run.folder.read_state().attempt > 0
-            cause = "Taken out of the queue." if began else "Taken out of the queue before it began."
-            self._end_waiting(run, "stopped", Why("left_the_queue", cause, "Resume it to put it back."))
+                if asks_to_end(run.folder):
+                    when = "" if run.folder.read_state().attempt else " before it began"
+                    why = Why("left_the_queue", f"Taken out of the queue{when}.", "Resume it to put it back.")
+                    self._end_waiting(run, "stopped", why)
 
     def needs(self, run_id: str) -> Waiting | None:
         """Return what a waiting run needs; None where its configuration cannot be read, and it fails, or it was put off."""
         run = self.waiting[run_id]
-        if self._clock() < self._put_off.get(run_id, 0.0):
+        if time.time() < self._put_off.get(run_id, 0.0):
             return None
         with self._problems.guard(run_id, "cannot be made ready to start"):
             if run_id not in self._needs:
@@ -179,7 +179,9 @@ class Scheduler:
                 predicted = read_provenance(run.folder)
                 self._needs[run_id] = Waiting(run_id, config.run, predicted.predicted_bytes, predicted.predicted_on)
             needs = self._needs[run_id]
-            return needs._replace(needed_bytes=None, needed_on={}) if start_anyway_is_requested(run.folder) else needs
+            if run.folder.start_anyway_request.exists():
+                return needs._replace(needed_bytes=None, needed_on={})
+            return needs
         return None
 
     def holder(self, device: str) -> LeaseHolder | None:
@@ -193,21 +195,17 @@ class Scheduler:
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
         """Submit the job of a waiting run; it stays in the queue where its devices are no longer free.
 
-        A run that can neither be started nor failed is put off, so it keeps no other from its device.
-
-        Args:
-            run_id: Of the run.
-            devices: Of this machine, which are free; none for an executor that does not use them.
+        A run that can neither be started nor failed is put off, so it keeps no other from its device. An executor that
+        does not use devices of this machine gets none.
         """
         run = self.waiting[run_id]
-        try:
+        with self._problems.guard(run_id, "could not be started"):
             self._start(run, devices)
-        except (EngineError, OSError) as error:
-            self._put_off[run_id] = self._clock() + _PUT_OFF_SECONDS
-            self._problems.report(run_id, f"{run_id} could not be started: {error}")
-            if run_id in self.waiting:
-                with self._problems.guard(run_id, "could not give its device back"):
-                    self._release(run)
+            return
+        self._put_off[run_id] = time.time() + _PUT_OFF_SECONDS
+        if run_id in self.waiting:
+            with self._problems.guard(run_id, "could not give its device back"):
+                self._release(run)
 
     def _start(self, run: Run, devices: tuple[Device, ...]) -> None:
         device = ", ".join(lease_name(one) for one in devices)
@@ -225,7 +223,7 @@ class Scheduler:
         except DeviceError:
             return
         try:
-            state = begun(before, executor, spec.attempt, device, self._clock())
+            state = begun(before, executor, spec.attempt, device)
             state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
             self._states.save(run, state)
             job = executor.submit(spec)
@@ -233,7 +231,7 @@ class Scheduler:
             self._end_waiting(run, "failed", start_failure(run, error))
             return
         self._unqueue(run.id)  # from here on it has a job, whatever else fails
-        monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience, self._clock)
+        monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience)
         if job.id:
             monitor.state = state.model_copy(update={"job_id": job.id})
             self._states.save(run, monitor.state)
@@ -245,14 +243,14 @@ class Scheduler:
             return  # it has the lock, and has not yet said which attempt it is
         # What it really uses is not known: what the queue would have given it. On another machine it is nothing of ours.
         held = device if record.is_alive() else ""
-        state = begun(before, self._executor(LocalExecutor.name), record.attempt, held, self._clock())
+        state = begun(before, self._executor(LocalExecutor.name), record.attempt, held)
         self._states.save(run, state)
         self._unqueue(run.id)
         self._attach(run, state)
 
     def _attach(self, run: Run, state: RunState) -> None:
         job = self._executor(state.executor).attach(run, state)
-        self.active[run.id] = WorkerMonitor(run, state, job, self._patience, self._clock)
+        self.active[run.id] = WorkerMonitor(run, state, job, self._patience)
 
     def _executor(self, name: str) -> Executor:
         if name not in self._executors:
@@ -264,7 +262,7 @@ class Scheduler:
             executor.release(run)
 
     def _config_of(self, run: Run) -> RunConfig | None:
-        """The configuration of a waiting run; None, and the run fails, where it cannot be read."""
+        """Return the configuration of a waiting run; None, and the run fails, where it cannot be read."""
         try:
             return run.folder.read_config()
         except EngineError as error:
@@ -275,11 +273,11 @@ class Scheduler:
         """Whether the queue must find devices of this machine for a run."""
         return self._executor(waiting.section.launcher).uses_local_devices
 
-    def explain_waiting(self, reasons: Sequence[tuple[str, Why]]) -> None:
+    def explain_waiting(self, reasons: Mapping[str, Why]) -> None:
         """Save why the first in line wait; seldom enough that figures which change all the time cost nothing."""
-        now = self._clock()
-        still = [(run_id, why) for run_id, why in reasons if run_id in self.waiting]
-        for run_id, why in still[:_EXPLAINED_AT_MOST]:
+        now = time.time()
+        still = ((run_id, why) for run_id, why in reasons.items() if run_id in self.waiting)
+        for run_id, why in itertools.islice(still, _EXPLAINED_AT_MOST):
             run = self.waiting[run_id]
             if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue
@@ -305,56 +303,47 @@ class Scheduler:
             self._resume_automatically(run)
 
     def _recovered(self, run: Run) -> RunState:
+        """Return the state of a run that has none: new, or robbed of its file.
+
+        One that has ended goes through its end again, where all that is known of it is weighed.
+        """
+        known, now = run.folder.state_by_other_files(), time.time()
+        if known.state == "queued":
+            return RunState(changed=now)
         name: str = LocalExecutor.name
         with contextlib.suppress(EngineError):
             name = run.folder.read_config().run.launcher
-        state = recovered(run.folder, self._executor(name).held_for(run), self._clock())
-        return state if state.state == "queued" else state.model_copy(update={"executor": name})
+        device, started = self._executor(name).held_for(run), known.started or now
+        return RunState(
+            state="running", attempt=known.attempt, executor=name, device=device, started=started, changed=now
+        )
 
     def _resume(self, run: Run, attempt: int | None) -> None:
         """Put a run that has ended back into the queue, unless it has gone on since `attempt`, or is at work."""
-        with self._unclaimed(run) as state:
-            if state is None or not state.is_final or state.state == "completed":
-                return
-            if attempt in (None, state.attempt):
+        with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
+            state = run.folder.read_state(is_claimed_by_us=is_ours)
+            is_over = is_ours and state.is_final and state.state != "completed"
+            if is_over and attempt in (None, state.attempt):
                 clear_requests(run.folder)
                 self._put_back(run, state)
 
     def _resume_automatically(self, run: Run) -> None:
-        with self._unclaimed(run) as state:
-            if state is not None and resumes_automatically(run.folder, state):
+        with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
+            state = run.folder.read_state(is_claimed_by_us=is_ours)
+            if is_ours and resumes_automatically(run.folder, state):
                 self._put_back(run, state)
 
     def _put_back(self, run: Run, ended: RunState) -> None:
-        self._states.save(run, put_back(run.folder.as_offered(ended), self._clock()))
+        self._states.save(run, put_back(run.folder.as_offered(ended)))
         self.waiting[run.id] = run
 
-    @contextlib.contextmanager
-    def _unclaimed(self, run: Run) -> Iterator[RunState | None]:
-        """Hold the lock of a run, against workers and deletion, and give its state; None where a worker has it."""
-        lock = run.folder.worker_lock()
-        if not lock.acquire(timeout_seconds=1.0):
-            yield None
-            return
-        try:
-            yield run.folder.read_state_unclaimed()
-        finally:
-            lock.release()
-
     def _unqueue(self, run_id: str) -> None:
-        self.waiting.pop(run_id, None)
-        self._needs.pop(run_id, None)
-        self._explained.pop(run_id, None)
-        self._put_off.pop(run_id, None)
+        for known in (self.waiting, self._needs, self._explained, self._put_off):
+            known.pop(run_id, None)
 
     def _end_waiting(self, run: Run, state: State, why: Why) -> None:
         self._release(run)
-        self._states.save(run, ended_waiting(run.folder.read_state(), state, why, self._clock()))
+        now = time.time()
+        changes = {"state": state, **why._asdict(), "changed": now, "ended": now}
+        self._states.save(run, run.folder.read_state().model_copy(update=changes))
         self._unqueue(run.id)
-
-    def _forget(self, run_id: str) -> None:
-        """A run was deleted under us."""
-        self._unqueue(run_id)
-        self.active.pop(run_id, None)
-        self._problems.forget(run_id)
-        self._states.forget(run_id)

@@ -4,61 +4,29 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from engine.errors import EngineError
-from engine.executors import ExecutorFactory, make_executors
-from engine.files import write_atomically
-from engine.hardware.cuda import energy_so_far_joules
-from engine.hardware.device import Device
-from engine.hardware.devices import list_devices
+from engine.files import read_model, write_atomically
 from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.store import KEYS_FOLDER, RUN_ID
-from engine.runs.supervision.queue import QueueOrder, Waiting, plan_starts
-from engine.runs.supervision.scheduler import Scheduler
-from engine.runs.supervision.worker_monitor import Patience
+from engine.runs.supervision.queue import QueueOrder, plan_starts
+from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 
 Role = Literal["stopped", "supervising", "standing_by"]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class SupervisorSettings:
-    """What tests and unusual places may change."""
-
-    executors: ExecutorFactory = make_executors
-    devices: Callable[[], Sequence[Device]] = list_devices
-    meter: Callable[[str], float | None] = energy_so_far_joules
-    patience: Patience = field(default_factory=Patience)
-    tick_seconds: float = 0.5
-    take_over_seconds: float = 2.0  # between two looks at whether the present supervisor still lives
-
-
-class SupervisorRecord(BaseModel):
-    """`supervisor.json`: who supervises; means something only while the lock is held."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    process: ProcessIdentity
-    since: float
-
-
 class Supervisor:
     """Supervises every run of a home, of all owners. One per home: a second one waits and takes over.
 
     Workers outlive it: after a restart it finds them again.
-
-    Args:
-        home: The Loratory home.
-        settings: Command, devices and patience.
     """
 
     def __init__(self, home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
@@ -66,13 +34,8 @@ class Supervisor:
         self._settings = settings or SupervisorSettings()
         self._lock = FileLock(home.server / "supervisor.lock")
         self._ending = threading.Event()
-        self._role: Role = "stopped"
+        self.role: Role = "stopped"  # whether this one supervises, or waits for another to end
         self._thread: threading.Thread | None = None
-
-    @property
-    def role(self) -> Role:
-        """Whether this one supervises, or waits for another to end."""
-        return self._role
 
     def start(self) -> Role:
         """Begin to supervise in a background thread; returns at once with the role that it got.
@@ -82,7 +45,7 @@ class Supervisor:
         """
         assert self._thread is None, "a supervisor is started once"
         supervising = self._lock.acquire(timeout_seconds=0.2)
-        self._role = "supervising" if supervising else "standing_by"
+        self.role = "supervising" if supervising else "standing_by"
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
         return self.role
@@ -94,20 +57,16 @@ class Supervisor:
             self._thread.join()
             self._thread = None
         self._lock.release()
-        self._role = "stopped"
-
-    def explain_role(self) -> str:
-        """One sentence for people: who supervises the runs of this home."""
-        if self.role == "supervising":
-            return "This server supervises the runs of this home."
-        other = supervisor_of(self._home)
-        where = f" on {other.process.host}" if other is not None and not other.process.is_of_this_boot() else ""
-        who = "Another Loratory process" + (f" (pid {other.process.pid}{where})" if other is not None else "")
-        return f"{who} already supervises the runs of this home; this one refuses to, and takes over when it ends."
+        self.role = "stopped"
 
     def explain_standing_by(self) -> str:
-        """The same, and nothing once it supervises."""
-        return self.explain_role() if self.role == "standing_by" else ""
+        """One sentence for people: who supervises the runs of this home; empty where this one does."""
+        if self.role != "standing_by":
+            return ""
+        other = supervisor_of(self._home)
+        where = f" on {other.host}" if other is not None and not other.is_of_this_boot() else ""
+        who = "Another Loratory process" + (f" (pid {other.pid}{where})" if other is not None else "")
+        return f"{who} already supervises the runs of this home; this one refuses to, and takes over when it ends."
 
     def _run(self) -> None:
         complaint = ""
@@ -118,15 +77,14 @@ class Supervisor:
                 self._lock.acquire(timeout_seconds=0)
             except Exception as error:
                 complaint = _complain("The place of the present supervisor cannot be looked at", error, complaint)
-        record = SupervisorRecord(process=ProcessIdentity.current(), since=time.time())
         loop, housekeeping = SupervisorLoop(self._home, self._settings), Housekeeping(self._home)
-        self._role = "supervising"
-        announced = False
+        self.role = "supervising"
+        is_announced = False
         while not self._ending.is_set():
             try:
-                if not announced:
-                    write_atomically(self._home.server / "supervisor.json", record.model_dump_json())
-                    announced = True
+                if not is_announced:
+                    write_atomically(_record_of(self._home), ProcessIdentity.current().model_dump_json())
+                    is_announced = True
                 loop.tick()
                 housekeeping.tick()
             except Exception as error:
@@ -136,7 +94,7 @@ class Supervisor:
 
 
 def _complain(what: str, error: Exception, before: str) -> str:
-    """Say what happened, unless it was the last thing that was said; the next round tries again."""
+    """Log what happened, unless it was the last thing that was logged; the next round tries again."""
     complaint = str(error)
     if complaint != before:
         _log.error("%s, and it is tried again: %s", what, complaint)
@@ -151,7 +109,7 @@ class SupervisorLoop:
         self._settings = settings
         self._book = LeaseBook(home)
         self._order = QueueOrder(home)
-        self._scheduler = Scheduler(home, settings.patience, settings.executors, settings.meter)
+        self._scheduler = Scheduler(home, settings)
 
     def tick(self, *, starts_runs: bool = True) -> None:
         """Find what is new, look at every run with a job, start what can start.
@@ -159,52 +117,43 @@ class SupervisorLoop:
         Raises:
             EngineError: If the home cannot be read or written.
         """
-        self._scheduler.find_new()
-        self._scheduler.mend_states()
-        self._scheduler.look_at_workers()
-        self._scheduler.obey_requests()
+        self._scheduler.look()
         if starts_runs and self._scheduler.waiting:
             self._start_waiting()
 
     def _start_waiting(self) -> None:
         order = self._order.sort(list(self._scheduler.waiting))
         waiting = [needs for run_id in order if (needs := self._scheduler.needs(run_id)) is not None]
-        here = [needs for needs in waiting if self._scheduler.needs_local_devices(needs)]
+        here = []
         for needs in waiting:
-            if needs not in here:
+            if self._scheduler.needs_local_devices(needs):
+                here.append(needs)
+            else:
                 self._scheduler.start(needs.run_id, ())
-        self._start_here(here)
-
-    def _start_here(self, waiting: Sequence[Waiting]) -> None:
         devices = tuple(self._settings.devices())
         holders = {
             name: holder
             for name in map(lease_name, devices)
             if (holder := self._book.holder(name) or self._scheduler.holder(name)) is not None
         }
-        plan = plan_starts(waiting, devices, holders)
+        plan = plan_starts(here, devices, holders)
         for device in plan.wanted:
             self._book.ask_to_give_way(device)
-        for start in plan.starts:
-            self._scheduler.start(start.run_id, start.devices)
-        self._scheduler.explain_waiting(
-            [(needs.run_id, plan.reasons[needs.run_id]) for needs in waiting if needs.run_id in plan.reasons]
-        )
+        for run_id, chosen in plan.starts.items():
+            self._scheduler.start(run_id, chosen)
+        self._scheduler.explain_waiting(plan.reasons)
 
 
-def supervisor_of(home: LoratoryHome) -> SupervisorRecord | None:
-    """Return who supervises a home at present; None where no process does."""
+def _record_of(home: LoratoryHome) -> Path:
+    """The identity of the supervisor, which means something only while its lock is held."""
+    return home.server / "supervisor.json"
+
+
+def supervisor_of(home: LoratoryHome) -> ProcessIdentity | None:
+    """Return the process that supervises a home at present; None where none does."""
     if not FileLock(home.server / "supervisor.lock").is_held_by_another():
         return None
-    try:
-        return SupervisorRecord.model_validate_json((home.server / "supervisor.json").read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def is_supervised(home: LoratoryHome) -> bool:
-    """Whether the runs of a home are supervised, so queued ones will start."""
-    return FileLock(home.server / "supervisor.lock").is_held_by_another()
+    return read_model(_record_of(home), ProcessIdentity)
 
 
 def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
@@ -226,17 +175,11 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
 
 _LOOK_SECONDS = 60.0
 _SWEEP_SECONDS = 3600.0
-_LOG_BYTES = 5_000_000  # of each log of a helper process, which may live for weeks
 _KEY_WAITS_SECONDS = 24 * 3600.0  # for its run, which is made a moment after it
 
 
 class Housekeeping:
-    """Cuts logs and removes what refers to nothing any more.
-
-    Args:
-        home: The Loratory home.
-        clock: Monotonic seconds.
-    """
+    """Cuts logs and removes what refers to nothing any more."""
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
         self._home = home
@@ -248,8 +191,8 @@ class Housekeeping:
         now = self._clock()
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
-            for log in self._home.server.glob("*.log"):
-                cap_log(log, _LOG_BYTES)
+            for log in self._home.server.glob("*.log"):  # of helper processes, which may live for weeks
+                cap_log(log, most_bytes=5_000_000)
         if now - self._swept >= _SWEEP_SECONDS:
             self._swept = now
             self._sweep_keys()

@@ -1,5 +1,6 @@
 """One run with a job, as its supervisor sees it: waiting, alive, silent, asked to stop, gone."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,17 +9,16 @@ from engine.errors import EngineError
 from engine.executors.base import Job, JobStatus
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
+from engine.runs.control import asks_to_end
 from engine.runs.history.log import noted_failure
 from engine.runs.history.reader import HistoryReader
-from engine.runs.history.run_history import RunHistory
 from engine.runs.prediction import advice_on_memory
-from engine.runs.run import Run, RunState
+from engine.runs.run import Run, RunState, State, Why
 from engine.runs.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills
 from engine.runs.supervision.progress_watch import ProgressWatch, Silence, SilenceLimits
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
-_NO_REASON: dict[str, object] = {"reason": None, "cause": "", "advice": ""}
-_WAITS_AGAIN: dict[str, object] = {"state": "queued", "device": "", "job_id": "", **_NO_REASON, **_NOT_SILENT}
+_NO_REASON = Why(None, "")
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,13 @@ class Patience:
 
 
 class WorkerMonitor:
-    """Watches one attempt at one run. The supervisor calls `look` and saves what comes back.
+    """Watches one attempt at one run. The supervisor calls `look` and saves what comes back."""
 
-    Args:
-        run: The run.
-        state: Its state; live.
-        job: The attempt, as its executor knows it.
-        patience: How long to wait for what.
-        clock: Seconds since the epoch.
-    """
-
-    def __init__(
-        self, run: Run, state: RunState, job: Job, patience: Patience, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, run: Run, state: RunState, job: Job, patience: Patience) -> None:
         self.run = run
         self.state = state
         self.job = job
         self._patience = patience
-        self._clock = clock
         self._history = HistoryReader.of_run(run)
         self._watch = ProgressWatch(run.folder, patience.silence)
         self._cancel_seen = state.cancel_seen
@@ -66,13 +55,14 @@ class WorkerMonitor:
         Raises:
             EngineError: If the executor cannot be asked at present.
         """
-        status = self.job.poll(has_reported=self.state.state == "running" or self._has_reported(self._history.update()))
+        has_reported = self.state.state == "running" or self._history.update().attempt >= self.state.attempt
+        status = self.job.poll(has_reported=has_reported)
         match status.phase:
             case "never_started":
                 return self._give_up()
             case "superseded":
                 # The next look at the queue finds the other worker.
-                return self._changed(**_WAITS_AGAIN)
+                return self._waits_again()
             case "waiting":
                 return self._look_at_waiting(status)
             case "alive":
@@ -83,9 +73,6 @@ class WorkerMonitor:
         self.job.fetch_logs()
         return self._ending()
 
-    def _has_reported(self, history: RunHistory) -> bool:
-        return history.attempt >= self.state.attempt
-
     def _gives_signs(self) -> bool:
         activity = self.job.activity()
         if activity is not None:
@@ -93,35 +80,28 @@ class WorkerMonitor:
         return self._last_silence.seconds < self._patience.silence.idle_seconds
 
     def _give_up(self) -> RunState:
-        lock = self.run.folder.worker_lock()
-        if not lock.acquire(timeout_seconds=0):
-            return self.state
-        try:
-            record = self.run.folder.read_worker()
-            if record is not None and record.attempt == self.state.attempt:
+        folder = self.run.folder
+        with folder.keep_workers_away(timeout_seconds=0) as is_ours:
+            record = folder.read_worker()
+            if not is_ours or (record is not None and record.attempt == self.state.attempt):
                 return self.state  # it came after the poll
             # Saved while the lock is ours: a worker that comes late can claim the run only after it, and then reads
             # that its attempt is over.
-            queued = self._changed(**_WAITS_AGAIN)
-            self.run.folder.write_state(queued)
-        finally:
-            lock.release()
-        return queued
+            queued = self._waits_again()
+            folder.write_state(queued)
+            return queued
 
     def _look_at_waiting(self, status: JobStatus) -> RunState:
-        folder = self.run.folder
-        device = self.job.describe()
-        if folder.cancel_request.exists() or folder.stop_request.exists():
+        if asks_to_end(self.run.folder):
             self._ended_by_us = "cancel"  # it has nothing to save
             self.job.cancel()
-            cause = "Leaves the executor's queue, as asked."
-            return self._changed(state="stopping", reason="cancel_requested", cause=cause, advice="", device=device)
-        reasons = status.waits._asdict() if status.waits is not None else _NO_REASON
-        return self._changed(state="submitted", device=device, **reasons)
+            return self._changed("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
+        return self._changed("submitted", status.waits or _NO_REASON)
 
     def _look_at_living(self) -> RunState:
         folder = self.run.folder
-        self._fetch_logs_if_possible()
+        with contextlib.suppress(EngineError):  # of a living job they only come later
+            self.job.fetch_logs()
         history = self._history.update()
         reported = history.attempt == self.state.attempt
         self._note_cancel()
@@ -129,38 +109,27 @@ class WorkerMonitor:
         if activity is not None:
             silence = self._watch.look(activity, is_training=reported and history.last_step > 0)
             self._enforce(silence)
-        self._pass_on_stop()
-        noted = {"cancel_seen": self._cancel_seen, "device": self.job.describe(), **self._silent(silence)}
-        if silence is not None and silence.is_suspended:
-            return self._changed(
-                state="running" if reported and self.state.state == "starting" else self.state.state,
-                reason="suspended",
-                cause="The worker process is suspended (SIGSTOP) and makes no progress.",
-                advice=f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
-                **noted,
-            )
-        if folder.cancel_request.exists():
-            cause = "Ends at once, as asked."
-            return self._changed(state="stopping", reason="cancel_requested", cause=cause, advice="", **noted)
-        if folder.stop_request.exists():
-            cause = "Saves and stops, as asked."
-            return self._changed(state="stopping", reason="stop_requested", cause=cause, advice="", **noted)
-        has_begun = reported or self.state.state == "running"  # also where its log was lost
-        return self._changed(state="running" if has_begun else "starting", **_NO_REASON, **noted)
-
-    def _pass_on_stop(self) -> None:
-        if self.run.folder.stop_request.exists() and not self._stop_was_passed_on:
+        if folder.stop_request.exists() and not self._stop_was_passed_on:
             self.job.request_stop()
             self._stop_was_passed_on = True
-
-    def _fetch_logs_if_possible(self) -> None:
-        try:
-            self.job.fetch_logs()
-        except EngineError:
-            return  # of a living job they only come later
+        has_begun = reported or self.state.state == "running"  # also where its log was lost
+        state: State = "running" if has_begun else "starting"
+        why = _NO_REASON
+        if silence is not None and silence.is_suspended:
+            state = state if self.state.state == "starting" else self.state.state
+            why = Why(
+                "suspended",
+                "The worker process is suspended (SIGSTOP) and makes no progress.",
+                f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
+            )
+        elif folder.cancel_request.exists():
+            state, why = "stopping", Why("cancel_requested", "Ends at once, as asked.")
+        elif folder.stop_request.exists():
+            state, why = "stopping", Why("stop_requested", "Saves and stops, as asked.")
+        return self._changed(state, why, cancel_seen=self._cancel_seen, **self._silent(silence))
 
     def _note_cancel(self) -> None:
-        """Note when a cancel was first seen; the clock of a file server, which dates the request, may be another."""
+        # By our clock: that of a file server, which dates the request, may be another.
         if not self.run.folder.cancel_request.exists():
             self._cancel_seen = None
         elif self._cancel_seen is None:
@@ -170,49 +139,37 @@ class WorkerMonitor:
         """Return since when it is silent, and not for how long: the state need not be saved every second."""
         if silence is None or not silence.is_unusual:
             return _NOT_SILENT
-        before = self.state.silent_since
-        since = before if before is not None else self._clock() - silence.seconds
+        since = self.state.silent_since if self.state.silent_since is not None else time.time() - silence.seconds
         return {"silent_since": since, "silence_limit_seconds": silence.limit_seconds}
 
     def _enforce(self, silence: Silence) -> None:
         """End a worker that does not obey a cancel, or hangs."""
+        seen = self._cancel_seen
         if silence.is_too_long:
             self._ended_by_us = "suspended" if silence.is_suspended else "hung"
             self._last_silence = silence
-        elif self._cancel_is_overdue():
+        elif seen is not None and abs(time.monotonic() - seen) > self._patience.cancel_seconds:
             self._ended_by_us = "cancel"
         else:
             return
         self.job.cancel()
-
-    def _cancel_is_overdue(self) -> bool:
-        seen = self._cancel_seen
-        return seen is not None and abs(time.monotonic() - seen) > self._patience.cancel_seconds
 
     def _ending(self) -> RunState:
         folder = self.run.folder
         end = self.job.end()
         history = self._history.update()
         reported = history.attempt == self.state.attempt
-        before, now = self.state.oom_kills, out_of_memory_kills()
         self.ended_on_this_boot = end.on_this_boot
+        before, now = self.state.oom_kills, out_of_memory_kills()
+        kills = now - before if end.on_this_boot and before is not None and now is not None else 0
         evidence = Evidence(
-            finished_phase=history.finished_phase if reported else None,
-            last_words=history.status.message if reported and history.status is not None else "",
-            stopped_by=history.status.stopped_by if reported and history.status is not None else None,
+            end,
+            self._last_silence,
+            status=history.status if reported else None,
             failed=(history.failed or noted_failure(folder.path)) if reported else None,
-            exit_code=end.exit_code,
-            out_of_memory_kills=max(now - before, 0)
-            if end.on_this_boot and before is not None and now is not None
-            else 0,
-            rebooted=end.rebooted,
-            lost_host=end.lost_host,
-            executor_cause=end.cause,
-            executor_advice=end.advice,
+            out_of_memory_kills=max(kills, 0),
             cancel_requested=folder.cancel_request.exists(),
             ended_by_us=self._ended_by_us,
-            silent_seconds=self._last_silence.seconds,
-            limit_seconds=self._last_silence.limit_seconds,
             last_step=history.last_step,
             total_steps=history.total_steps,
             has_adapter=folder.adapter.is_dir(),
@@ -221,18 +178,20 @@ class WorkerMonitor:
         diagnosis = diagnose(evidence)
         # A server that comes back later dates the end by the worker's last event.
         watched = end.exit_code is not None or self._ended_by_us is not None
-        ended = self._clock() if watched or not reported or history.last_time is None else history.last_time
-        return self._changed(
-            **diagnosis._asdict(),
-            ended=ended,
-            resumable_step=None if diagnosis.state == "completed" else evidence.resumable_step,
-            **_NOT_SILENT,
-        )
+        ended = time.time() if watched or not reported or history.last_time is None else history.last_time
+        resumable_step = None if diagnosis.state == "completed" else evidence.resumable_step
+        return self._updated(**diagnosis._asdict(), ended=ended, resumable_step=resumable_step, **_NOT_SILENT)
 
-    def _changed(self, **changes: object) -> RunState:
+    def _waits_again(self) -> RunState:
+        return self._updated(state="queued", **_NO_REASON._asdict(), device="", job_id="", **_NOT_SILENT)
+
+    def _changed(self, state: State, why: Why, **changes: object) -> RunState:
+        return self._updated(state=state, **why._asdict(), device=self.job.describe(), **changes)
+
+    def _updated(self, **changes: object) -> RunState:
         if all(getattr(self.state, name) == value for name, value in changes.items()):
             return self.state
-        return self.state.model_copy(update={**changes, "changed": self._clock()})
+        return self.state.model_copy(update={**changes, "changed": time.time()})
 
 
 def with_advice(monitor: WorkerMonitor, state: RunState, home: LoratoryHome) -> RunState:
@@ -252,10 +211,7 @@ def with_advice(monitor: WorkerMonitor, state: RunState, home: LoratoryHome) -> 
 def with_energy(monitor: WorkerMonitor, state: RunState, meter: Callable[[str], float | None]) -> RunState:
     """Add what the GPUs measured in this attempt; where one attempt was not measured, the whole is unknown.
 
-    Args:
-        monitor: Of the attempt, as it stood before its end.
-        state: As it is now.
-        meter: Joules that the devices of a lease have used so far, where they measure it.
+    `meter` gives the joules that the devices of a lease have used so far, where they measure it.
     """
     began = state.energy_meter_joules
     now = meter(monitor.state.device) if began is not None and monitor.ended_on_this_boot else None

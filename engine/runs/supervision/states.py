@@ -1,0 +1,217 @@
+"""What a supervisor writes and remembers: states of runs and their files, folders of owners, problems that it has logged."""
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.errors import EngineError, StorageError
+from engine.executors.base import Executor
+from engine.runs.control import asks_to_end
+from engine.runs.run import ENDED_BY_THE_SYSTEM, Run, RunFolder, RunState, Why
+from engine.runs.store import RunStore
+from engine.runs.supervision.diagnosis import out_of_memory_kills
+
+_log = logging.getLogger(__name__)
+
+DAMAGED_STATE_FILE = "state.json.damaged"  # the newest alone
+
+_Stamp = tuple[int, int, int]
+
+
+def begun(before: RunState, executor: Executor, attempt: int, device: str) -> RunState:
+    """Return the state of a run whose worker is about to be started, or was found at work."""
+    now = time.time()
+    return RunState(
+        state="starting" if executor.uses_local_devices else "submitted",
+        executor=executor.name,
+        attempt=attempt,
+        device=device,
+        changed=now,
+        started=before.started or now,
+        resumable_step=before.resumable_step,
+        oom_kills=out_of_memory_kills(),
+        energy_joules=before.energy_joules,
+    )
+
+
+def put_back(ended: RunState) -> RunState:
+    """Return the state of a run that has ended and waits for another attempt."""
+    step = ended.resumable_step
+    cause = f"Resumes from step {step}." if step is not None else "Starts over; there is no complete checkpoint."
+    why = Why("resumes", cause)._asdict()
+    return ended.model_copy(update={"state": "queued", **why, "ended": None, "changed": time.time()})
+
+
+def start_failure(run: Run, error: EngineError | OSError) -> Why:
+    """Return why the worker of a run could not be started."""
+    if isinstance(error, EngineError):
+        return Why("not_started", error.what, error.fix)
+    what = f"{run.id} could not be started ({error.strerror})."
+    return Why("not_started", what, "Check the permissions of its folder.")
+
+
+def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
+    """Whether a run that has ended is resumed without a request, as `resume_after_restart` promises.
+
+    All of it is on the disk, so the next supervisor comes to the same answer: a server that was killed or
+    found no room before it had put the run back, as well as one that comes after a server that had seen the end. Within
+    one boot the answer is no: a scheduler's SIGTERM looks like that of a shutdown until the machine has been restarted.
+    """
+    if state.state not in ("stopped", "interrupted"):
+        return False
+    worker = folder.read_worker()
+    if worker is None or worker.attempt != state.attempt or worker.is_of_this_boot():
+        return False
+    # What a person asked for holds, also where the restart was quicker than the worker.
+    if asks_to_end(folder):
+        return False
+    try:
+        return state.reason in ENDED_BY_THE_SYSTEM and folder.read_config().run.resume_after_restart
+    except EngineError:
+        return False
+
+
+class StateFiles:
+    """Writes the state of every run of a home, and notices where a file is no longer what was written.
+
+    An unchanged file costs one `stat`.
+    """
+
+    def __init__(self) -> None:
+        self._stamps: dict[str, _Stamp | None] = {}  # of files that were written or read here, by run
+
+    def save(self, run: Run, state: RunState) -> None:
+        """Replace a state; does nothing where the run was deleted.
+
+        Raises:
+            StorageError: If the disk is full or the folder cannot be written.
+        """
+        if run.folder.path.is_dir():
+            if run.folder.state.is_dir():
+                _keep_aside(run.folder.state)
+            run.folder.write_state(state)
+            self._stamps[run.id] = _stamp_of(run.folder.state)
+
+    def load(self, run: Run) -> RunState | None:
+        """Return the state as it was saved; None where the file is missing, damaged, or closed to us.
+
+        Raises:
+            StorageError: If the disk or a file server fails at present.
+        """
+        try:
+            state = run.folder.read_saved_state()
+        except StorageError:
+            if os.access(run.folder.state, os.R_OK):
+                raise
+            return None
+        if state is not None:
+            self._stamps[run.id] = _stamp_of(run.folder.state)
+        return state
+
+    def is_intact(self, run: Run) -> bool:
+        """Whether a state can be read, or the run was deleted.
+
+        Raises:
+            StorageError: If the disk or a file server fails at present.
+        """
+        known = self._stamps.get(run.id)
+        if known is not None and _stamp_of(run.folder.state) == known:
+            return True
+        return self.load(run) is not None or not run.folder.path.is_dir()
+
+    def rebuild(self, run: Run, state: RunState) -> RunState:
+        """Keep a damaged file aside, and save what its run's other files and its worker show.
+
+        Returns:
+            `state` with a sentence about it for the person.
+
+        Raises:
+            StorageError: If the disk is full or the folder cannot be written.
+        """
+        is_missing = not os.path.lexists(run.folder.state)
+        if not is_missing:
+            _keep_aside(run.folder.state)
+        what = "missing" if is_missing else f"damaged (it is kept as {DAMAGED_STATE_FILE})"
+        sources = "the event log, process.json and the worker's lock"
+        rebuilt = state.model_copy(update={"notice": f"state.json was {what}; it was rebuilt from {sources}."})
+        self.save(run, rebuilt)
+        return rebuilt
+
+    def forget(self, run_id: str) -> None:
+        """It was deleted."""
+        self._stamps.pop(run_id, None)
+
+
+def _stamp_of(path: Path) -> _Stamp | None:
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return (seen.st_ino, seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None
+
+
+def _keep_aside(path: Path) -> None:
+    aside = path.with_name(DAMAGED_STATE_FILE)
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
+    if path.is_dir() and not path.is_symlink():
+        aside.unlink(missing_ok=True)
+    path.replace(aside)
+
+
+_UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
+_LOOK_AGAIN_SECONDS = 30.0  # however unchanged a folder looks: network filesystems cache its times
+
+
+class OwnerFolder:
+    """Remembers when an owner's folder was last looked at, so an unchanged one costs nothing."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self.known: set[str] = set()
+        self._modified = 0
+        self._looked = 0.0
+
+    def has_changed(self) -> bool:
+        """Whether to look; the caller does so."""
+        try:
+            modified = self.store.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return bool(self.known)  # gone with all that was in it, or away: what comes back is taken in again
+        now = time.time()
+        settled = now - modified / 1e9 > _UNSETTLED_SECONDS
+        if modified == self._modified and settled and now - self._looked < _LOOK_AGAIN_SECONDS:
+            return False
+        self._modified, self._looked = modified, now
+        return True
+
+
+class ProblemLog:
+    """Logs what goes wrong with a run or an owner, each problem once, and keeps it from stopping the rest."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, dict[str, str]] = {}  # by run or owner, and by what was tried
+
+    def report(self, about: str, text: str, tried: str = "") -> None:
+        """Log what went wrong, unless it was the last problem with the same attempt at the same thing."""
+        logged = self._logged.setdefault(about, {})
+        if logged.get(tried) != text:
+            _log.error(text)
+        logged[tried] = text
+
+    @contextlib.contextmanager
+    def guard(self, about: str, what: str) -> Iterator[None]:
+        """Continue after the block whatever goes wrong in it; it is logged as `about what: why`."""
+        try:
+            yield
+        except (EngineError, OSError) as error:
+            self.report(about, f"{about} {what}: {error}", tried=what)
+
+    def forget(self, about: str) -> None:
+        """Forget what was logged about a run that is gone."""
+        self._logged.pop(about, None)
