@@ -13,7 +13,7 @@ from engine.hardware.device import Device
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import read_config
 from engine.models.source import DEMO_HUB_ID
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER, is_intact, offered_checkpoints
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
 from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
@@ -183,7 +183,7 @@ def _intact_folder(run: RunFolder, name: str) -> Path | None:
         if checkpoint.folder.name == name:
             files = {path: told for path, told in checkpoint.manifest.files.items() if path.startswith(below)}
             weights = checkpoint._replace(manifest=checkpoint.manifest.model_copy(update={"files": files}))
-            return checkpoint.folder / below if is_intact(weights) else None
+            return checkpoint.folder / below if not damage(weights) else None
     return None
 
 

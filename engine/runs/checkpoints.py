@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engine.errors import StorageError
 
@@ -20,20 +20,16 @@ _NAME = re.compile(r"^step-(\d+)$")
 _READ_FOR_A_LIST_BYTES = 1 << 30
 
 
-class ManifestFile(BaseModel):
+class ManifestFile(BaseModel, frozen=True):
     """One file of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True)
 
     size_bytes: int
     sha256: str
     mtime_ns: int | None = None  # when it was last changed, as it was written
 
 
-class RowOrder(BaseModel):
+class RowOrder(BaseModel, frozen=True):
     """Everything that decides which rows each step of an epoch has, wherever the run continues."""
-
-    model_config = ConfigDict(frozen=True)
 
     seed: int
     rows_per_step: int  # over all processes; packed sequences where rows are packed
@@ -42,10 +38,8 @@ class RowOrder(BaseModel):
     groups_by_length: bool
 
 
-class RowPlan(BaseModel):
+class RowPlan(BaseModel, frozen=True):
     """The rows of a run and their order, with how the attempt that wrote a checkpoint passed them through the model."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     order: RowOrder
     rows_sha256: str  # token ids and labels of the training rows
@@ -53,10 +47,8 @@ class RowPlan(BaseModel):
     world_size: int
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, frozen=True):
     """`MANIFEST.json`: written last, so a folder that has it was complete when it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     step: int
     files: dict[str, ManifestFile]  # by path relative to the checkpoint, with forward slashes

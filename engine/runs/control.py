@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, StringConstraints, ValidationError
 
 from engine.errors import ConfigError, Problem, RunError, StorageError
 from engine.files import read_model, write_atomically
@@ -149,10 +149,8 @@ _PrintableLine = r"^[^\x00-\x1f\x7f]*$"
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=_PrintableLine)]
 
 
-class RunNotes(BaseModel):
+class RunNotes(BaseModel, frozen=True):
     """Everything about a run that may change after its start."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: Annotated[str, StringConstraints(max_length=120, pattern=_PrintableLine)] = ""  # "" keeps the config's
     note: Annotated[str, StringConstraints(max_length=10_000)] = ""

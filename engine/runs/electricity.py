@@ -2,7 +2,7 @@
 
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from engine.errors import ConfigError, Problem
 from engine.files import read_model, write_atomically
@@ -12,10 +12,8 @@ from engine.runs.summary import RunSummary
 _JOULES_PER_KWH = 3.6e6
 
 
-class Electricity(BaseModel):
+class Electricity(BaseModel, frozen=True):
     """`electricity.json` in the home: a price, and what the machine draws where no meter says it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     price_per_kwh: Annotated[float, Field(ge=0, le=1000)] | None = Field(
         default=None, title="Price of a kilowatt-hour", description="As your bill says it. Empty shows no cost."

@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.config.load import config_to_yaml
 from engine.config.run import DatasetConfig, RunConfig, RunSection
@@ -36,10 +36,8 @@ _LOOK_SECONDS = 0.25
 _WORDS = "memory tensor adapter gradient layer token batch length weight rank ".split()
 
 
-class MeasuredStep(BaseModel):
+class MeasuredStep(BaseModel, frozen=True):
     """What two optimizer steps took, and what was predicted. On a CPU, memory is that of the whole process."""
-
-    model_config = ConfigDict(frozen=True)
 
     device_name: str
     measured_bytes: int  # to be compared with `predicted_bytes`

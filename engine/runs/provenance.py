@@ -3,7 +3,7 @@
 import platform
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.config.run import RunConfig
 from engine.files import read_model
@@ -18,10 +18,8 @@ _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbyte
 PeakKind = Literal["allocated", "reserved", "process"]
 
 
-class MemoryFigures(BaseModel):
+class MemoryFigures(BaseModel, frozen=True):
     """Bytes at the peak; None where the device has no such figure, or it is unknown."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     allocated_bytes: int | None = None  # tensors alone
     reserved_bytes: int | None = None  # what PyTorch's allocator holds for them
@@ -54,13 +52,11 @@ def predicted_figures(need: DeviceNeed, device_kind: Literal["cuda", "mps", "cpu
     )
 
 
-class Provenance(BaseModel):
+class Provenance(BaseModel, frozen=True):
     """Facts of the start, in addition to the configuration; written once.
 
     It repeats what lists show of the configuration, so they need not read thousands of YAML files.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     created: float = 0.0  # seconds since the epoch
     title: str = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engine.config.load import config_from_mapping, mapping_from_file
 from engine.config.run import RunConfig
@@ -62,10 +62,8 @@ class Why(NamedTuple):
     advice: str = ""
 
 
-class RunState(BaseModel):
+class RunState(BaseModel, frozen=True):
     """`state.json`: the state of a run, as its supervisor last saw it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     state: State = "queued"
     reason: Reason | None = None  # why it is in this state; None where the state says it all

@@ -23,7 +23,7 @@ from engine.runs.store import RunStore, folder_size_bytes
 class RunSummary(BaseModel):
     """The figures of a run. Times are seconds since the epoch, losses mean nats per trained token, sizes bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
 
     id: str
     owner: str
@@ -176,16 +176,12 @@ class Glance(NamedTuple):
     unread: int  # runs that no server has seen yet, and that are missing
 
 
-class _Remembered(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class _Remembered(BaseModel, frozen=True):
     stamp: Stamp
     summary: RunSummary
 
 
 class _IndexFile(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
     version: int
     runs: dict[str, _Remembered]
 

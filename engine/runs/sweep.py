@@ -56,14 +56,11 @@ def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunC
     Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685): the update is scaled by alpha / r.
     """
     ratio = base.adapter.lora_alpha / base.adapter.r
-    return [
-        config.model_copy(
-            update={
-                "adapter": config.adapter.model_copy(update={"lora_alpha": max(1, round(ratio * config.adapter.r))})
-            }
-        )
-        for config in configs
-    ]
+    scaled = []
+    for config in configs:
+        adapter = config.adapter.model_copy(update={"lora_alpha": max(1, round(ratio * config.adapter.r))})
+        scaled.append(config.model_copy(update={"adapter": adapter}))
+    return scaled
 
 
 def _combined(values: Mapping[str, Any], names: Sequence[str], choices: Sequence[Sequence[str]]) -> list[RunConfig]:

@@ -22,7 +22,7 @@ StoppedBy = Literal["request", "cancel", "sigterm", "sigint"]  # what made a wor
 class EventData(BaseModel):
     """The content of one event; each subclass is a kind."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     kind: ClassVar[str]
     may_be_lost: ClassVar[bool] = False  # in a power cut: frequent, and the next one says nearly the same

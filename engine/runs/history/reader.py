@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engine.files import size_and_time
 from engine.runs.history.events import Event, StepData, parse_event
@@ -34,8 +34,6 @@ _FINGERPRINT_BYTES = 4096
 
 
 class _CachedFacts(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
     version: int
     fingerprint: str
     facts: HistoryFacts

@@ -37,7 +37,7 @@ class Message(NamedTuple):
 class HistoryFacts(BaseModel):
     """What a run reported besides its steps. Small, however long the run is."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     evals: tuple[EvalData, ...] = ()  # in order of their steps; of step 0 there may be one more, of the base model
     checkpoints: tuple[CheckpointData, ...] = ()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
@@ -18,9 +18,7 @@ from engine.runs.run import Why
 QueueMove = Literal["first", "up", "down", "last"]
 
 
-class _QueueFile(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
+class _QueueFile(BaseModel, frozen=True):
     moved: tuple[str, ...] = ()  # run ids that a person put in an order; all other runs follow by age
 
 
