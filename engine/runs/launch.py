@@ -244,11 +244,14 @@ class Launcher:
         checked: dict[str, CheckedRun] = {}
         for number, (name, config) in enumerate(zip(keys, configs, strict=True), start=1):
             if name not in known:
-                prefix = f"Run {number} of {len(configs)}: "
-                checked[name] = self._preflight.check(config, lambda words, prefix=prefix: on_progress(prefix + words))
+                checked[name] = self._preflight.check(config, _numbered(on_progress, number, len(configs)))
         known |= {name: self._create(passed, name, copied_from) for name, passed in checked.items()}
         return [known[name] for name in keys]
 
     def _create(self, checked: CheckedRun, key: str | None, copied_from: str | None) -> Run:
         provenance = checked.provenance.model_copy(update={"copied_from": copied_from})
         return self._store.create(checked.config, provenance, key, checked.report)
+
+
+def _numbered(on_progress: OnProgress, number: int, count: int) -> OnProgress:
+    return lambda words: on_progress(f"Run {number} of {count}: {words}")

@@ -96,9 +96,7 @@ def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | Non
         shape = known_inventory(config.model, home)
         if shape is None:
             return None
-        if device is None:
-            usable = (one for one in list_devices() if one.obstacle is None)
-            device = next(one for one in usable if one.kind == "cpu" or config.run.devices != "cpu")
+        device = device or _device_of(config)
         need = Estimator(shape, device).need(config).needed_bytes
         room = min(device.total_bytes, round(need * _ROOM_SHARE))
         changes = advise(shape, config, dataclasses.replace(device, free_bytes=room)).changes
@@ -114,3 +112,8 @@ def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | Non
         f"{best.change} ({best.cost}): the estimate needs {best.needed_bytes / GIB:.1f} GiB with it instead of "
         f"{need / GIB:.1f}. Set {', '.join(best.overrides)}."
     )
+
+
+def _device_of(config: RunConfig) -> Device:
+    usable = (device for device in list_devices() if device.obstacle is None)
+    return next(device for device in usable if device.kind == "cpu" or config.run.devices != "cpu")
