@@ -1,4 +1,4 @@
-"""The one table of what goes wrong when the Hugging Face Hub is asked for a model or a dataset."""
+"""The one table of what goes wrong when the Hugging Face Hub is asked for a model or a dataset, or takes a push."""
 
 import errno
 from collections.abc import Iterator
@@ -14,44 +14,90 @@ from engine.errors import (
     HubUnreachableError,
     ModelAccessError,
     ModelError,
+    PushError,
     StorageError,
+)
+
+_LOGIN_FIX = (
+    "Make one with write access at https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN."
 )
 
 
 class HubFault(Enum):
-    """What went wrong: a sentence with the fact, one with the fix."""
+    """What went wrong: which error of its `Subject` it is, a sentence with the fact, one with the fix."""
 
     GATED = (
+        "access",
         "{name} is gated: its owner asks you to accept terms first.",
         "Accept them at https://huggingface.co/{path} and log in with `hf auth login` or HF_TOKEN.",
     )
     MISSING = (
+        "access",
         "There is no {kind} {name} on the Hub, or it is private or gated.",
         "Check the id; for a private or gated {kind} log in with `hf auth login` or HF_TOKEN.",
     )
     NO_REVISION = (
+        "error",
         "{name} has no revision {revision}.",
         "Leave the revision empty, or name a branch, tag or commit that it has.",
     )
     FORBIDDEN = (
+        "access",
         "The Hub refuses access to {name} ({detail}).",
         "Check your token and its rights with `hf auth whoami`, then log in again.",
     )
-    RATE_LIMITED = ("Rate limited by the Hub ({detail}).", "Wait some minutes, then try again.")
-    DOWN = ("The Hub is out of order ({detail}).", "Try again later.")
-    REFUSED = ("The Hub does not give {name} ({detail}).", "Check the id, or choose another {kind}.")
+    RATE_LIMITED = ("unreachable", "Rate limited by the Hub ({detail}).", "Wait {wait}{again}.")
+    DOWN = ("unreachable", "The Hub is out of order ({detail}).", "Wait until it is back{again}.")
+    REFUSED = ("error", "The Hub does not give {name} ({detail}).", "Check the id, or choose another {kind}.")
     OFFLINE = (
+        "unreachable",
         "{name} needs the Hub, which may not be asked (HF_HUB_OFFLINE is set).",
         "Unset HF_HUB_OFFLINE, or choose {local}.",
     )
     UNREACHABLE = (
+        "unreachable",
         "{name} {absent} ({detail}).",
         "Check the name and the network connection, or choose {local}.",
     )
     NOT_STORED = (
+        "storage",
         "{name} cannot be stored in the Hub's cache ({detail}).",
         "Free some space, or set HF_HOME to a folder that has it.",
     )
+
+    # Of a push alone.
+    NO_TOKEN = ("access", "Pushing needs a Hugging Face token, and there is none.", _LOGIN_FIX)
+    WRONG_TOKEN = ("access", "The Hub does not accept your token ({detail}{quote}).", _LOGIN_FIX)
+    NO_ROOM = ("error", "The account has no room or plan for this ({detail}{quote}).", "Free some space on the Hub.")
+    READ_ONLY = (
+        "access",
+        "Your token may not write to {name} ({detail}{quote}).",
+        "Choose a repository of your own, or a token with write access to this one.",
+    )
+    NO_REPOSITORY = (
+        "access",
+        "The Hub finds no {name} that you may write to ({detail}{quote}).",
+        "Check the owner's name and whether your account belongs to it.",
+    )
+    CHANGED = (
+        "error",
+        "{name} was changed by another push at the same time ({detail}).",
+        "Push again; what has arrived is not sent a second time.",
+    )
+    TOO_LARGE = ("error", "The Hub finds a file too large ({detail}{quote}).", "Push an adapter, or in 16 bits.")
+    PUSH_REFUSED = (
+        "error",
+        "The Hub refuses the push to {name} ({detail}{quote}).",
+        "Nothing was committed; mend what it names, then push again.",
+    )
+    CARD_REFUSED = ("error", "The Hub refuses the model card{quote}.", "Change what it names, then push again.")
+    LOST = ("unreachable", "The connection to the Hub ({name}) was lost {detail}.", "Check the network{again}.")
+    NONSENSE = (
+        "unreachable",
+        "The Hub's answer makes no sense ({detail}).",
+        "Check that {name} is a Hugging Face Hub, or update huggingface_hub.",
+    )
+    FILE_UNREADABLE = ("storage", "A file of the export cannot be read ({detail}).", "Push again.")
 
 
 class Fault(NamedTuple):
@@ -59,49 +105,30 @@ class Fault(NamedTuple):
 
     fault: HubFault
     detail: str = ""  # such as "HTTP 503", or the name of an error
+    quote: str = ""  # the server's own words, after ": "
+    wait: str = "some minutes"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What the Hub was asked for.
+    """What the Hub was asked for."""
 
-    Attributes:
-        kind: In words.
-        folder: In the addresses of the Hub's pages.
-        absent: What else is true where the Hub cannot be reached.
-        local: What can be had without the Hub.
-        error: Raised in general.
-        access: Raised where a login may help.
-        unreachable: Raised where asking later may help.
-        storage: Raised where the disk is full or read-only.
-    """
-
-    kind: str
-    folder: str
-    absent: str
-    local: str
-    error: type[EngineError]
-    access: type[EngineError]
-    unreachable: type[EngineError]
-    storage: type[EngineError]
+    kind: str  # in words
+    folder: str  # in the addresses of the Hub's pages
+    absent: str  # what else is true where the Hub cannot be reached
+    local: str  # what can be had without the Hub
+    again: str  # what to do once the Hub serves again
+    error: type[EngineError]  # raised in general
+    access: type[EngineError]  # raised where a login may help
+    unreachable: type[EngineError]  # raised where asking later may help
+    storage: type[EngineError]  # raised where the disk is full or read-only
 
     def explain(self, found: Fault, name: str, revision: str | None = None) -> EngineError:
         """Return the error that people see."""
-        kind = {
-            HubFault.GATED: self.access,
-            HubFault.MISSING: self.access,
-            HubFault.FORBIDDEN: self.access,
-            HubFault.RATE_LIMITED: self.unreachable,
-            HubFault.DOWN: self.unreachable,
-            HubFault.OFFLINE: self.unreachable,
-            HubFault.UNREACHABLE: self.unreachable,
-            HubFault.NOT_STORED: self.storage,
-        }.get(found.fault, self.error)
-        words = {"kind": self.kind, "absent": self.absent, "local": self.local, "path": f"{self.folder}{name}"}
-        what, fix = (
-            text.format(name=name, revision=revision, detail=found.detail, **words) for text in found.fault.value
-        )
-        return kind(what, fix)
+        role, what, fix = found.fault.value
+        words = {**vars(self), **found._asdict(), "name": name, "revision": revision, "path": f"{self.folder}{name}"}
+        error: type[EngineError] = getattr(self, role)
+        return error(what.format(**words), fix.format(**words))
 
 
 MODEL = Subject(
@@ -109,6 +136,7 @@ MODEL = Subject(
     folder="",
     absent="needs the Hub, which cannot be reached",
     local="a local folder or the demo model",
+    again=", then try again",
     error=ModelError,
     access=ModelAccessError,
     unreachable=HubUnreachableError,
@@ -119,10 +147,22 @@ DATASET = Subject(
     folder="datasets/",
     absent="is not a file here, and the Hub cannot be reached",
     local="a file or one of the samples",
+    again=", then try again",
     error=DatasetError,
     access=DatasetAccessError,
     unreachable=DatasetError,
     storage=DatasetError,
+)
+PUSH = Subject(
+    "repository",
+    folder="",
+    absent="needs the Hub, which cannot be reached",
+    local="an export into a folder",
+    again="; push again then, and only what is missing is sent",
+    error=PushError,
+    access=PushError,
+    unreachable=HubUnreachableError,
+    storage=StorageError,
 )
 
 # By name, for `datasets` and the Hub's library choose among HTTP libraries, and to import none of them here.
@@ -133,15 +173,9 @@ _BY_NAME = {
     "RepositoryNotFoundError": HubFault.MISSING,
     "OfflineModeIsEnabled": HubFault.OFFLINE,
 }
+_BY_STATUS = {401: HubFault.FORBIDDEN, 403: HubFault.FORBIDDEN, 429: HubFault.RATE_LIMITED}
 _NO_CONNECTION = frozenset(
-    {
-        "LocalEntryNotFoundError",
-        "TransportError",
-        "TimeoutException",
-        "TimeoutError",
-        "ConnectionError",
-        "gaierror",
-    }
+    ("LocalEntryNotFoundError", "TransportError", "TimeoutException", "TimeoutError", "ConnectionError", "gaierror")
 )
 _NOT_STORED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS})
 
@@ -158,26 +192,17 @@ def find_fault(error: BaseException) -> Fault | None:
             return Fault(HubFault.UNREACHABLE, type(chain[-1]).__name__)
         status = getattr(getattr(link, "response", None), "status_code", None)
         if isinstance(status, int) and status >= 400:
-            return Fault(_fault_of_status(status), f"HTTP {status}")
+            other = HubFault.DOWN if status >= 500 else HubFault.REFUSED
+            return Fault(_BY_STATUS.get(status, other), f"HTTP {status}")
         if isinstance(link, OSError) and link.errno in _NOT_STORED:
             return Fault(HubFault.NOT_STORED, (link.strerror or "I/O error").lower())
     return None
 
 
-def _fault_of_status(status: int) -> HubFault:
-    if status in (401, 403):
-        return HubFault.FORBIDDEN
-    if status == 429:
-        return HubFault.RATE_LIMITED
-    return HubFault.DOWN if status >= 500 else HubFault.REFUSED
-
-
 def error_chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what it was raised from, down to the first."""
-    seen: set[int] = set()
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
+    while link is not None:
         yield link
         link = link.__cause__
 

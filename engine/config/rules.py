@@ -26,6 +26,7 @@ QUERY_TILE = 128
 
 MEASUREMENTS = 10  # during a run, where the setting is empty
 CHECKPOINTS = 5
+MIN_LEARNING_RATE_SHARE = 0.1  # of the first learning rate, where a cosine_with_min_lr schedule ends
 
 
 def choose_compute_dtype(asked: ComputeDtype, device_kind: str, *, has_fast_bfloat16: bool) -> DtypeName:

@@ -1,27 +1,41 @@
 """The model card of an export: what it is, how it was trained, how good it is, and how to load it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
+import numpy as np
 import yaml
 
 from engine.chat.target import LoadPlan
 from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
+from engine.data.source import SAMPLE_PREFIX
 from engine.evaluation.job import EvaluationResult, read_evaluation
 from engine.export.kinds import KINDS
 from engine.models.catalog import find_in_catalog
+from engine.models.source import ModelSource
 from engine.runs.history.reader import read_history
 from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RunFolder
 
-_SAMPLE_PREFIX = "sample:"
 _MAX_CARD_BYTES = 1_000_000
+_LONGEST_LOSS = 700.0  # beyond it e to the power overflows
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a run knows of itself."""
+
+    config: RunConfig
+    history: RunHistory
+    provenance: Provenance
+    evaluation: EvaluationResult | None  # None where nothing was measured
+    last_step: int | None  # the step of a checkpoint; None for the run's end
 
 
 @dataclass(frozen=True)
@@ -34,12 +48,8 @@ class CardFacts:
     base: str  # Hub id or name of the base model
     base_is_on_hub: bool
     method: str
-    config: RunConfig | None = None  # None for an adapter that comes from elsewhere
-    history: RunHistory | None = None
-    provenance: Provenance | None = None
-    evaluation: EvaluationResult | None = None  # None where nothing was measured
-    license: str | None = None  # of the base, as the Hub writes it; None where it is not known here
-    last_step: int | None = None  # the step of a checkpoint; None for the run's end
+    license: str | None  # of the base, as the Hub writes it; None where it is not known here
+    run: TrainingFacts | None  # None for an adapter that comes from elsewhere
 
 
 class CurvePoint(NamedTuple):
@@ -51,15 +61,7 @@ class CurvePoint(NamedTuple):
 
 
 def gather_facts(
-    plan: LoadPlan,
-    kind: ExportKind,
-    folder: str,
-    base: str,
-    *,
-    base_is_on_hub: bool,
-    run: Path | None,
-    checkpoint: str | None = None,
-    base_folder: Path | None = None,
+    plan: LoadPlan, kind: ExportKind, folder: str, source: ModelSource, *, run: Path | None, checkpoint: str | None
 ) -> CardFacts:
     """Collect what is known about a result; a run knows everything, a bare adapter little.
 
@@ -67,33 +69,43 @@ def gather_facts(
         plan: What was loaded.
         kind: The kind of export.
         folder: The repository, or the name of the exported folder.
-        base: Hub id or name of the base model.
-        base_is_on_hub: Whether `base` is a Hub id.
+        source: The base model.
         run: The run's folder.
         checkpoint: Which of its checkpoints.
-        base_folder: Where the base lies on this machine; its card may name its licence.
     """
     assert plan.tuned is not None
-    of_run = RunFolder(run) if run is not None else None
+    base = source.hub_id or source.name
+    training = None
+    if run is not None:
+        of_run, step = RunFolder(run), (checkpoint or "").removeprefix("step-")
+        training = TrainingFacts(
+            config=of_run.read_config(),
+            history=read_history(of_run.events),
+            provenance=read_provenance(of_run),
+            evaluation=read_evaluation(run, checkpoint),
+            last_step=int(step) if step.isdecimal() else None,
+        )
     return CardFacts(
         kind=kind,
         folder=folder,
         title=plan.tuned.name,
         base=base,
-        base_is_on_hub=base_is_on_hub,
+        base_is_on_hub=source.hub_id is not None,
         method=plan.method_name,
-        config=of_run.read_config() if of_run is not None else None,
-        history=read_history(of_run.events) if of_run is not None else None,
-        provenance=read_provenance(of_run) if of_run is not None else None,
-        evaluation=read_evaluation(run, checkpoint) if run is not None else None,
-        license=_license_of(base, base_folder),
-        last_step=_step_of(checkpoint),
+        license=_license_of(base, Path(source.location) / "README.md"),
+        run=training,
     )
 
 
 def data_names(dataset: DatasetConfig) -> tuple[str, ...]:
     """Return the datasets of a run; of a path only the last part, which reveals no folders."""
-    return tuple(_data_name(source) for source in (dataset.source, *dataset.mix))
+    sources = (source.strip() for source in (dataset.source, *dataset.mix))
+    return tuple(
+        source
+        if source.startswith(SAMPLE_PREFIX) or is_on_hub(source)
+        else PureWindowsPath(source).name or "a local dataset"  # reads both kinds of separators
+        for source in sources
+    )
 
 
 def hub_datasets(dataset: DatasetConfig) -> tuple[str, ...]:
@@ -115,56 +127,27 @@ def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 
     """
     steps, losses = history.steps.steps, history.steps.losses
     if last_step is not None:
-        losses = losses[steps <= last_step]
-        steps = steps[steps <= last_step]
-    if not len(steps):
-        return ()
+        steps, losses = steps[steps <= last_step], losses[steps <= last_step]
     rows = []
-    bounds = _spread(len(steps), points)
-    start = 0
-    for bound in bounds:
-        piece = [float(loss) for loss in losses[start : bound + 1] if math.isfinite(loss)]
-        first, last = float(steps[start - 1]) if start else 0.0, float(steps[bound])
-        held_out = [point.eval_loss for point in history.tuned_evals if first < point.step <= last]
+    before = 0
+    for stretch in np.array_split(np.arange(len(steps)), min(len(steps), points)) if len(steps) else ():
+        last = int(steps[stretch[-1]])
+        finite = losses[stretch][np.isfinite(losses[stretch])]
+        held_out = [point.eval_loss for point in history.tuned_evals if before < point.step <= last]
         rows.append(
-            CurvePoint(
-                int(last),
-                sum(piece) / len(piece) if piece else math.nan,
-                held_out[-1] if held_out else math.nan,
-            )
+            CurvePoint(last, float(finite.mean()) if finite.size else math.nan, held_out[-1] if held_out else math.nan)
         )
-        start = bound + 1
+        before = last
     return tuple(rows)
 
 
-def _spread(count: int, points: int) -> Sequence[int]:
-    """Return positions of the last element of each of so many equal stretches of `count` elements."""
-    wanted = min(count, points)
-    return [round((part + 1) * count / wanted) - 1 for part in range(wanted)]
-
-
-def _step_of(checkpoint: str | None) -> int | None:
-    number = (checkpoint or "").removeprefix("step-")
-    return int(number) if number.isdecimal() else None
-
-
-def _data_name(source: str) -> str:
-    text = source.strip()
-    if text.startswith(_SAMPLE_PREFIX):
-        return text
-    if is_on_hub(text):
-        return text
-    return PureWindowsPath(text).name or "a local dataset"  # reads both kinds of separators
-
-
-def _license_of(base: str, folder: Path | None) -> str | None:
+def _license_of(base: str, card: Path) -> str | None:
     """Return the licence by the catalogue, else by the front matter of the base's own card."""
     entry = find_in_catalog(base)
     if entry is not None:
         return entry.license
-    card = folder / "README.md" if folder is not None else None
     try:
-        if card is None or not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
+        if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
             return None
         _, opening, rest = card.read_text(encoding="utf-8").partition("---\n")
         matter = yaml.safe_load(rest.partition("\n---")[0]) if opening else None
@@ -174,23 +157,20 @@ def _license_of(base: str, folder: Path | None) -> str | None:
     return named if isinstance(named, str) and named.isprintable() and len(named) < 60 else None
 
 
-_LONGEST_LOSS = 700.0  # beyond it e to the power overflows
-
-
 def write_card(facts: CardFacts) -> str:
     """Return the README, with the front matter that the Hub reads. Names no path of this machine."""
     kind = KINDS[facts.kind]
     code = kind.code.format(folder=facts.folder, base=facts.base)
+    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_is_on_hub else f"`{facts.base}`"
+    known = f"is licensed under `{facts.license}`" if facts.license else "has a licence of its own"
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)}---\n",
         f"# {_cell(facts.title)}\n",
         f"This is {kind.card_noun} `{facts.base}`, trained with {facts.method or 'PEFT'} in Loratory.\n",
         f"## Use\n\n```python\n{code}```\n",
         "The chat template that it was trained with is part of the tokenizer.\n",
-        *(_training(facts.config, facts) if facts.config is not None else ()),
-        *(_curve(facts.history, facts.last_step) if facts.history is not None else ()),
-        *(_evaluation(facts.evaluation) if facts.evaluation is not None else ()),
-        _license(facts),
+        *(_sections(facts.method, facts.run) if facts.run is not None else ()),
+        f"## Licence\n\nThe base model {base} {known}; its terms hold for what is made from it.\n",
     ]
     return "\n".join(parts)
 
@@ -202,92 +182,75 @@ def _front_matter(facts: CardFacts) -> dict[str, object]:
         matter["base_model_relation"] = KINDS[facts.kind].relation
     if facts.license is not None:
         matter["license"] = facts.license
-    datasets = hub_datasets(facts.config.dataset) if facts.config is not None else ()
-    if datasets:
-        matter["datasets"] = list(datasets)
+    tags = ["loratory"]
+    if facts.run is not None:
+        if datasets := hub_datasets(facts.run.config.dataset):
+            matter["datasets"] = list(datasets)
+        adapter = facts.run.config.adapter
+        tags += [adapter.method] if not adapter.traits.trains_all else []
     matter["library_name"] = KINDS[facts.kind].library
     matter["pipeline_tag"] = "text-generation"
-    adapter = facts.config.adapter if facts.config is not None else None
-    method = [adapter.method] if adapter is not None and not adapter.traits.trains_all else []
-    matter["tags"] = ["loratory", *method]
+    matter["tags"] = tags
     return matter
 
 
-def _training(config: RunConfig, facts: CardFacts) -> tuple[str, ...]:
-    training = config.training
-    quantization = config.model.quantization
-    length = f"{training.num_train_epochs:g} epochs" if training.max_steps < 0 else f"{training.max_steps:,} steps"
-    rows = [
-        ("Data", ", ".join(data_names(config.dataset))),
-        *_data_rows(facts),
-        ("Trained on", config.dataset.train_on.replace("_", " ")),
-        ("Method", facts.method),
-        *config.adapter.traits.card_rows(config.adapter),
-        *([("Base weights", quantization)] if quantization != "none" else []),
-        ("Length", length),
-        (
-            "Learning rate",
-            f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}",
-        ),
-        ("Optimizer", f"{training.optim}, weight decay {training.weight_decay:g}"),
-        ("Batch", f"{training.per_device_train_batch_size * training.gradient_accumulation_steps}"),
-        ("Max length", f"{training.max_length:,} tokens"),
-        ("Seed", f"{training.seed}"),
-        *_result_rows(facts.history, facts.last_step),
-    ]
-    versions = facts.provenance.libraries if facts.provenance is not None else {}
-    if versions:
-        rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
-    return (f"## Training\n\n| | |\n|---|---|\n{table}\n",)
+def _sections(method: str, run: TrainingFacts) -> Iterator[str]:
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _training_rows(method, run))
+    yield f"## Training\n\n| | |\n|---|---|\n{table}\n"
+    points = loss_curve(run.history, run.last_step)
+    if len(points) > 1:
+        rows = "\n".join(f"| {point.step:,} | {_loss(point.loss)} | {_loss(point.held_out_loss)} |" for point in points)
+        table = f"| Step | Loss | Held-out loss |\n|---:|---:|---:|\n{rows}\n"
+        yield f"### Loss\n\nThe loss is the mean since the row before.\n\n{table}"
+    if run.evaluation is not None:
+        yield from _evaluation(run.evaluation)
 
 
-def _data_rows(facts: CardFacts) -> list[tuple[str, str]]:
-    report = facts.history.data_report if facts.history is not None else None
-    rows = []
+def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]:
+    config, history = run.config, run.history
+    training, report = config.training, history.data_report
+    yield "Data", ", ".join(data_names(config.dataset))
     if report is not None:
-        rows.append(("Rows", f"{report.train_rows:,} trained on, {report.eval_rows:,} held out"))
-    fingerprint = facts.provenance.dataset_fingerprint if facts.provenance is not None else None
-    if fingerprint:
-        rows.append(("Dataset fingerprint", f"`{fingerprint[:16]}`"))
-    return rows
-
-
-def _result_rows(history: RunHistory | None, last_step: int | None) -> list[tuple[str, str]]:
-    if history is None:
-        return []
-    steps = last_step or history.last_step
-    rows = [("Steps", f"{steps:,}")] if steps else []
-    measured = [point for point in history.tuned_evals if last_step is None or point.step <= last_step]
+        yield "Rows", f"{report.train_rows:,} trained on, {report.eval_rows:,} held out"
+    if fingerprint := run.provenance.dataset_fingerprint:
+        yield "Dataset fingerprint", f"`{fingerprint[:16]}`"
+    yield "Trained on", config.dataset.train_on.replace("_", " ")
+    yield "Method", method
+    yield from config.adapter.traits.card_rows(config.adapter)
+    if config.model.quantization != "none":
+        yield "Base weights", config.model.quantization
+    yield (
+        "Length",
+        f"{training.num_train_epochs:g} epochs" if training.max_steps < 0 else f"{training.max_steps:,} steps",
+    )
+    rate = f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}"
+    yield "Learning rate", rate
+    yield "Optimizer", f"{training.optim}, weight decay {training.weight_decay:g}"
+    yield "Batch", f"{training.per_device_train_batch_size * training.gradient_accumulation_steps}"
+    yield "Max length", f"{training.max_length:,} tokens"
+    yield "Seed", f"{training.seed}"
+    if steps := run.last_step or history.last_step:
+        yield "Steps", f"{steps:,}"
+    measured = [point for point in history.tuned_evals if run.last_step is None or point.step <= run.last_step]
     if measured:
         last = measured[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
-        perplexity = math.exp(min(last, _LONGEST_LOSS))
-        rows.append(("Held-out loss", f"{last:.4f} (perplexity {perplexity:.2f}){before}"))
-    return rows
+        yield "Held-out loss", f"{last:.4f} (perplexity {math.exp(min(last, _LONGEST_LOSS)):.2f}){before}"
+    if run.provenance.libraries:
+        yield "Versions", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())
 
 
-def _curve(history: RunHistory, last_step: int | None) -> tuple[str, ...]:
-    points = loss_curve(history, last_step)
-    if len(points) < 2:
-        return ()
-    rows = "\n".join(f"| {point.step:,} | {_loss(point.loss)} | {_loss(point.held_out_loss)} |" for point in points)
-    table = f"| Step | Loss | Held-out loss |\n|---:|---:|---:|\n{rows}\n"
-    return (f"### Loss\n\nThe loss is the mean since the row before.\n\n{table}",)
-
-
-def _evaluation(result: EvaluationResult) -> tuple[str, ...]:
+def _evaluation(result: EvaluationResult) -> Iterator[str]:
     """Losses and, where answers were written, their scores; base and tuned on the same rows."""
-    branches = [branch for branch in ("base", "tuned") if branch in result.losses]
-    if not branches:
-        return ()
-    scored = any(branch in result.scores for branch in branches)
+    losses = {name: result.losses[name] for name in ("base", "tuned") if name in result.losses}
+    if not losses:
+        return
+    scored = not result.scores.keys().isdisjoint(losses)
     header = "| | Loss | Perplexity |" + (" Exact | ROUGE-L | chrF |" if scored else "")
     lines = [header, "|---|---:|---:|" + ("---:|---:|---:|" if scored else "")]
-    for branch in branches:
-        loss = result.losses[branch]
-        line = f"| {'Base' if branch == 'base' else 'This'} | {_loss(loss.loss)} | {loss.perplexity:.2f} |"
-        scores = result.scores.get(branch)
+    for name, loss in losses.items():
+        line = f"| {'Base' if name == 'base' else 'This'} | {_loss(loss.loss)} | {loss.perplexity:.2f} |"
+        scores = result.scores.get(name)
         if scores is not None:
             line += f" {scores.exact:.0%} | {scores.rouge_l:.3f} | {scores.chrf:.3f} |"
         elif scored:
@@ -295,13 +258,7 @@ def _evaluation(result: EvaluationResult) -> tuple[str, ...]:
         lines.append(line)
     answered = max((scores.rows for scores in result.scores.values()), default=0)
     on = f"Measured on {result.rows:,} held-out rows" + (f", answers on {answered:,} of them." if answered else ".")
-    return (f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n",)
-
-
-def _license(facts: CardFacts) -> str:
-    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_is_on_hub else f"`{facts.base}`"
-    known = f"is licensed under `{facts.license}`" if facts.license else "has a licence of its own"
-    return f"## Licence\n\nThe base model {base} {known}; its terms hold for what is made from it.\n"
+    yield f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n"
 
 
 def _loss(value: float) -> str:

@@ -1,14 +1,20 @@
-"""What is asked of an export, and what comes out of it."""
+"""What is asked of an export or a push, what comes out of it, and the list of these that a run keeps."""
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, Field, ValidationError
 
 from engine.chat.contract import ChatTarget, Value
 from engine.chat.target import LoadPlan
 from engine.config.results import ExportConfig, PushConfig
+from engine.errors import StorageError
 from engine.hardware.device import Device
 
 ExportPhase = Literal["starting", "fetching", "writing", "verifying", "ready"]
+# In this order; a wait for the Hub is reported within the phase that it holds up.
+PushPhase = Literal["checking", "preparing", "uploading", "committing", "ready"]
 
 
 class ExportRequest(Value):
@@ -40,6 +46,32 @@ class ExportProgress(Value):
     fraction: float | None = None
 
 
+class PushRequest(Value):
+    """Which result, into which repository."""
+
+    target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
+    repository: str  # owner/name, or a name alone for the account that the token belongs to
+    settings: PushConfig = PushConfig()
+
+
+class UploadOrder(Value):
+    """What the process that talks to the Hub is asked for."""
+
+    folder: Path
+    repository: str  # owner/name
+    settings: PushConfig
+    message: str  # of the commit
+    places: tuple[Path, ...] = ()  # folders whose names would reveal this machine
+
+
+class PushProgress(Value):
+    """How far it has come; `fraction` from 0 to 1 where it is known, of the phase."""
+
+    phase: PushPhase
+    message: str
+    fraction: float | None = None
+
+
 class ExportedFile(Value):
     """One file that was written."""
 
@@ -62,70 +94,89 @@ class Verification(Value):
     needed_answers: int | None = None  # so many must be equal as well; None where the logits alone make the verdict
 
 
-class ExportResult(Value):
-    """What came out."""
+class Written(Value):
+    """What was written, and whether it answers as the run does."""
 
-    path: Path
-    files: tuple[ExportedFile, ...]
-    verified: Verification | None  # None where it was not asked for, or could not be done; then a note says why
+    files: tuple[ExportedFile, ...] = ()
+    verified: Verification | None = None  # None where it was not asked for, or could not be done; then a note says why
     notes: tuple[str, ...] = ()
 
 
-# In this order; a wait for the Hub is reported within the phase that it holds up.
-PushPhase = Literal["checking", "preparing", "uploading", "committing", "ready"]
+class ExportResult(Written):
+    """What came out of an export."""
+
+    path: Path
 
 
-class PushRequest(Value):
-    """Which result, into which repository."""
-
-    target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
-    repository: str  # owner/name, or a name alone for the account that the token belongs to
-    settings: PushConfig = PushConfig()
-
-
-class PushProgress(Value):
-    """How far it has come; `fraction` from 0 to 1 where it is known, of the phase."""
-
-    phase: PushPhase
-    message: str
-    fraction: float | None = None
-
-
-class PushResult(Value):
-    """What came out: everything is there, in one commit."""
+class PushResult(Written):
+    """What came out of a push: everything is there, in one commit."""
 
     url: str  # of the repository, at the branch that was pushed to
     commit: str
     repository: str  # owner/name
     private: bool
-    files: tuple[ExportedFile, ...]  # what the repository holds of this result
     sent_bytes: int  # what had to be uploaded; 0 where everything was there already
-    verified: Verification | None
-    notes: tuple[str, ...] = ()
 
 
-class HubAccount(Value):
-    """Whose token is in use, as the Hub says."""
+class ExportRecord(Written):
+    """One export of a run, as its list has it."""
 
-    name: str
-    organizations: tuple[str, ...] = ()  # whose repositories the account may see; writing needs a right of its own
+    kind: str  # "adapter", "merged", "gguf", or "hub"
+    place: str  # a folder, or the address of a repository
+    checkpoint: str | None = None
+    time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @classmethod
+    def of_export(cls, kind: str, checkpoint: str | None, result: ExportResult) -> "ExportRecord":
+        """Return the record of a folder that was written."""
+        return cls(kind=kind, place=str(result.path), checkpoint=checkpoint, **_written(result))
+
+    @classmethod
+    def of_push(cls, checkpoint: str | None, result: PushResult) -> "ExportRecord":
+        """Return the record of a repository that was filled."""
+        return cls(kind="hub", place=result.url, checkpoint=checkpoint, **_written(result))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.size_bytes for file in self.files)
 
 
-class UploadOrder(Value):
-    """What the process that talks to the Hub is asked for."""
-
-    folder: Path
-    repository: str  # owner/name
-    settings: PushConfig
-    message: str  # of the commit
+def _written(result: Written) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in Written.model_fields}
 
 
-class UploadResult(Value):
-    """What it answers."""
+def records_file(run: Path) -> Path:
+    """Return the file in which a run keeps its records."""
+    return run / "exports.jsonl"
 
-    url: str
-    commit: str
-    private: bool
-    files: tuple[ExportedFile, ...]
-    sent_bytes: int
-    notes: tuple[str, ...] = ()
+
+def keep_record(run: Path, record: ExportRecord) -> None:
+    """Add one.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    try:
+        with records_file(run).open("ab", buffering=0) as lines:
+            lines.write(record.model_dump_json().encode() + b"\n")
+    except OSError as error:
+        raise StorageError(
+            f"The export is whole, but the run's list of exports cannot be written ({error.strerror}).",
+            "Free some space; the files that were written can be used.",
+        ) from error
+
+
+def read_records(run: Path) -> tuple[ExportRecord, ...]:
+    """Return the exports of a run, newest first; a damaged line is left out."""
+    try:
+        lines = records_file(run).read_bytes().splitlines()
+    except OSError:
+        return ()
+    found = []
+    for line in lines:
+        try:
+            found.append(ExportRecord.model_validate_json(line))
+        except ValidationError:
+            continue
+    return tuple(reversed(found))

@@ -87,9 +87,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         if (source / name).is_file():
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, target / name)
-    config = target / "tokenizer_config.json"
-    if config.is_file():
-        rewrite_json(config)
+    if (target / "tokenizer_config.json").is_file():
+        rewrite_json(target / "tokenizer_config.json")
 
 
 def empty_folder(folder: Path) -> None:
@@ -126,10 +125,9 @@ def list_files(folder: Path) -> tuple[ExportedFile, ...]:
 
 def to_disk(folder: Path) -> None:
     """Bring everything to the disk, before the folder gets its name."""
-    for path in folder.rglob("*"):
+    for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             fsync_folder(path)
         elif path.is_file():
             with path.open("rb") as file, contextlib.suppress(OSError):  # Windows syncs only what is open for writing
                 os.fsync(file.fileno())
-    fsync_folder(folder)

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
-from engine.chat.target import LoadPlan, plan_load
+from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
@@ -49,56 +50,58 @@ class ExportJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
+        target, settings = self._request.target, self._request.settings
         folder = typed_path(self._request.folder).resolve()
-        order = self._order(folder.name)
+        plan = plan_load(target)
+        trained = require_trained(plan)
+        KINDS[settings.kind].require(trained.traits, self._request.llama_cpp)
+        assert target.tuned is not None  # else nothing is planned that was trained
+        device, run = self._choose(RunSection()), run_in(target.tuned.folder)
+        job = DeviceJob(
+            home=self._home,
+            module=WORKER_MODULE,
+            purpose="export",
+            title=trained.name,
+            device=device,
+            holds_device=settings.verify,
+            access=hub_access(plan.model),
+        )
         with made_aside(folder) as aside:
-            result = self._fill(order.model_copy(update={"folder": aside}), on_progress)
-        return result.model_copy(update={"path": folder})
+            order = ExportOrder(
+                plan=plan.model_copy(update={"second": None}),
+                name=folder.name,
+                folder=aside,
+                settings=settings,
+                device=device,
+                run=run,
+                llama_cpp=self._request.llama_cpp,
+            )
+            on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))
+            answer = job.run(
+                "export",
+                order.model_dump(mode="json"),
+                self._stopped,
+                lambda value: on_progress(ExportProgress.model_validate(value)),
+                lambda present: on_progress(ExportProgress(phase="starting", message=present.why_wait)),
+            )
+        return ExportResult.model_validate({**answer, "path": folder})
 
     def stop(self) -> None:
         """End it within seconds; nothing of it is left."""
         self._stopped.set()
 
-    def _fill(self, order: ExportOrder, on_progress: OnExportProgress) -> ExportResult:
-        assert order.plan.tuned is not None
-        job = DeviceJob(
-            home=self._home,
-            module=WORKER_MODULE,
-            purpose="export",
-            title=order.plan.tuned.name,
-            device=order.device,
-            holds_device=order.settings.verify,
-            access=hub_access(order.plan.model),
-        )
 
-        on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))
-        answer = job.run(
-            "export",
-            order.model_dump(mode="json"),
-            self._stopped,
-            lambda value: on_progress(ExportProgress.model_validate(value)),
-            lambda present: on_progress(ExportProgress(phase="starting", message=present.why_wait)),
-        )
-        return ExportResult.model_validate(answer)
+def require_trained(plan: LoadPlan) -> PlannedWeights:
+    """Return what was trained.
 
-    def _order(self, name: str) -> ExportOrder:
-        target, settings = self._request.target, self._request.settings
-        plan = plan_load(target)
-        _refuse_impossible(plan, self._request)
-        assert target.tuned is not None
-        run = RunFolder(target.tuned.folder)
-        return ExportOrder(
-            plan=plan.model_copy(update={"second": None}),
-            name=name,
-            folder=self._request.folder,
-            settings=settings,
-            device=self._choose(RunSection()),
-            run=run.path if run.config.is_file() else None,
-            llama_cpp=self._request.llama_cpp,
-        )
-
-
-def _refuse_impossible(plan: LoadPlan, request: ExportRequest) -> None:
+    Raises:
+        ModelError: If it is a base alone.
+    """
     if plan.tuned is None:
         raise ModelError("Nothing to export: this model has no adapter.", "Choose a run or an adapter.")
-    KINDS[request.settings.kind].require(plan.tuned.traits, request.llama_cpp)
+    return plan.tuned
+
+
+def run_in(folder: Path) -> Path | None:
+    """Return a folder if it is a run's; None for that of a bare adapter."""
+    return folder if RunFolder(folder).config.is_file() else None

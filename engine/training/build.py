@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from engine.config.rules import optimizer_name
+from engine.config.rules import MIN_LEARNING_RATE_SHARE, optimizer_name
 from engine.config.run import RunConfig
 from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
@@ -18,9 +18,6 @@ from engine.training.methods.registry import method_trainer
 from engine.training.ops.attention import copy_shared_heads
 from engine.training.placement import Placement
 from engine.training.precision import Precision, quantization_of
-
-# A schedule that ends at a share of the first learning rate instead of zero.
-_MIN_LEARNING_RATE_SHARE = 0.1
 
 
 def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
@@ -136,7 +133,7 @@ def training_arguments(
 
     schedule: dict[str, Any] = {}
     if training.lr_scheduler_type == "cosine_with_min_lr":
-        schedule["min_lr_rate"] = _MIN_LEARNING_RATE_SHARE
+        schedule["min_lr_rate"] = MIN_LEARNING_RATE_SHARE
     arguments = SFTConfig(
         output_dir=str(output_folder),
         num_train_epochs=training.num_train_epochs,

@@ -9,6 +9,6 @@ from tests.export.exporting import ASKED
 @pytest.fixture
 def few_questions(monkeypatch):
     """Asks the first questions only, and ends each answer early."""
-    for module in ("engine.export.worker.verify", "engine.export.worker.writers"):
+    for module in ("engine.export.worker.verify", "engine.export.worker.main"):
         monkeypatch.setattr(f"{module}.QUESTIONS", QUESTIONS[:ASKED])
     monkeypatch.setattr("engine.export.worker.verify.ANSWER_TOKENS", 6)

@@ -30,7 +30,7 @@ from tests.tiny_model import make_tiny_model
 
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch):
-    monkeypatch.setattr("engine.export.worker.writers.has_llama_cpp", lambda: False)
+    monkeypatch.setattr("engine.export.worker.main.has_llama_cpp", lambda: False)
     monkeypatch.delenv(CHECKOUT_VARIABLE, raising=False)
 
 

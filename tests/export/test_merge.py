@@ -13,14 +13,13 @@ from transformers import AutoModelForCausalLM
 from engine.chat.target import PlannedWeights
 from engine.errors import ModelError
 from engine.export.worker.merge import (
-    BaseFiles,
     NotByTensorError,
     plan_merge,
     tied_weights,
     untie_changed,
     write_untied_config,
 )
-from engine.export.worker.shards import ShardWriter
+from engine.export.worker.shards import BaseFiles, write_shards
 from tests.chat.tiny_adapters import ia3, lora, make_adapter
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 
@@ -49,7 +48,7 @@ def planned(folder: Path, config: object) -> PlannedWeights:
 def merge_into(target: Path, base: Path, trained: PlannedWeights, dtype=torch.float32, shard=10**9) -> Path:
     target.mkdir()
     merge = plan_merge(trained, BaseFiles.open(base, "base"), dtype)
-    ShardWriter(target, shard, lambda _: None).write(merge.plans(), merge.read)
+    write_shards(target, merge.plans(), merge.read, shard, lambda _: None)
     shutil.copy(base / "config.json", target)
     return target
 
@@ -161,7 +160,7 @@ def test_only_one_tensor_is_in_memory_at_a_time(base, tmp_path):
         return tensor
 
     (tmp_path / "merged").mkdir()
-    ShardWriter(tmp_path / "merged", 10**9, lambda _: None).write(merge.plans(), read)
+    write_shards(tmp_path / "merged", merge.plans(), read, 10**9, lambda _: None)
 
     assert len(living) == len(merge.plans())
     assert most <= 2  # the one that is being written, and the one that is being read
@@ -203,7 +202,7 @@ def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
     assert untie_changed(merge, ties)
     merged = tmp_path / "merged"
     merged.mkdir()
-    ShardWriter(merged, 10**9, lambda _: None).write(merge.plans(), merge.read)
+    write_shards(merged, merge.plans(), merge.read, 10**9, lambda _: None)
     shutil.copy(base / "config.json", merged)
     write_untied_config(merged / "config.json")
 

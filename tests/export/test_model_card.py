@@ -13,6 +13,7 @@ from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS
 from engine.evaluation.job import BranchLoss, EvaluationResult, MeanScores, evaluation_file
 from engine.export.card import data_names, gather_facts, hub_datasets, loss_curve, write_card
+from engine.models.source import ModelSource
 from engine.paths import local_owner
 from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
@@ -30,16 +31,13 @@ def make_run(home, **changes):
     return run
 
 
-def card_of(run, kind="adapter", checkpoint=None, base="HuggingFaceTB/SmolLM2-135M-Instruct", **values) -> str:
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PUBLISHED = ModelSource("/nowhere", BASE, hub_id=BASE)
+
+
+def card_of(run, kind="adapter", checkpoint=None, base=PUBLISHED) -> str:
     plan = plan_load(ChatTarget.of_run(run.folder.path))
-    facts = gather_facts(
-        plan,
-        kind,
-        "ada/my-run",
-        base,
-        **{"base_is_on_hub": True, "run": run.folder.path, "checkpoint": checkpoint, **values},
-    )
-    return write_card(facts)
+    return write_card(gather_facts(plan, kind, "ada/my-run", base, run=run.folder.path, checkpoint=checkpoint))
 
 
 def evaluate(run, checkpoint=None) -> None:
@@ -145,8 +143,8 @@ def test_the_licence_of_a_local_base_comes_from_its_own_card(home, tmp_path):
     run = make_run(home)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
 
-    known = card_of(run, base="my-base", base_is_on_hub=False, base_folder=tmp_path)
-    unknown = card_of(run, base="my-base", base_is_on_hub=False, base_folder=tmp_path / "none")
+    known = card_of(run, base=ModelSource(str(tmp_path), "my-base"))
+    unknown = card_of(run, base=ModelSource(str(tmp_path / "none"), "my-base"))
 
     assert front_matter(known)["license"] == "mit"
     assert "base_model" not in front_matter(known)

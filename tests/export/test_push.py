@@ -260,7 +260,7 @@ def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     assert hub.repositories[NAME].files() == {}
     release.set()
     children = psutil.Process().children(recursive=True)
-    assert not [child for child in children if "push_worker" in " ".join(child.cmdline())]
+    assert not [child for child in children if "engine.export.push" in " ".join(child.cmdline())]
 
 
 @pytest.mark.parametrize("what", [None, 401, 403, 500, "reset"])

@@ -43,7 +43,7 @@ class Pusher:
         with hub_client() as traffic:
             tell = lambda progress: self.told.append(progress.message)  # noqa: E731
             push = HubPush(self._api(), tell, traffic, self._patience, self.waited.append)
-            push.account()
+            push.accounts()
             return push.upload(order)
 
 
@@ -137,7 +137,11 @@ def test_what_passes_is_waited_for(hub, tmp_path, step, what):
 
 
 ENDS = [
-    (429, "too many requests (HTTP 429)", "Wait some minutes; push again then, and only what is missing is sent."),
+    (
+        429,
+        "Rate limited by the Hub (HTTP 429)",
+        "Wait some minutes; push again then, and only what is missing is sent.",
+    ),
     (500, "out of order (HTTP 500, 3 attempts)", "Wait until it is back; push again then"),
     ("reset", "was lost 3 times", "Check the network; push again then"),
 ]

@@ -12,8 +12,8 @@ from engine.config.methods.registry import METHODS
 from engine.config.presets import list_presets
 from engine.config.training import TrainingConfig
 from engine.errors import DatasetError, EngineError
+from engine.export.script.facts import _TRL_DEFAULTS, NOT_EXPORTED
 from engine.export.script.facts import facts as example
-from engine.export.script.settings import _TRL_DEFAULTS, NOT_EXPORTED
 from engine.export.script.write import gather_script_facts, write_script, write_short_script
 from tests.export.test_script import CHAT, assert_whole, make_config, write_lines
 

@@ -26,7 +26,10 @@ FACTS = replace(facts, title="a run", results=("one", "two"))
         ("a = (x if facts.title else y) + 1\n", "a = x + 1\n"),
         ("a = x or ''\n", "a = x or ''\n"),
         ("a = facts.title.join(x)\n", 'a = "a run".join(x)\n'),
-        ("f(\n    a=1,\n    **facts.split_arguments,\n)\n", "f(\n    a=1,\n    test_size=0.1,\n    seed=42,\n)\n"),
+        (
+            "f(\n    a=1,\n    **facts.data.open_arguments,\n)\n",
+            'f(\n    a=1,\n    encoding="utf-8-sig",\n    newline="\\n",\n)\n',
+        ),
         ("f(a, **({'b': c} if facts.title else {}))\n", "f(a, b=c)\n"),
         ("f(a, **({'b': c} if not facts.title else {}))\n", "f(a)\n"),
         ("a = getattr(torch, facts.model.compute)\n", "a = torch.float32\n"),

@@ -127,7 +127,7 @@ def test_the_conversions_of_gguf_files_get_none(shown, home, tmp_path):
     target = tmp_path / "made.gguf"
     assert shown.secrets_after(lambda: convert(converter, tmp_path, target, "f16", lambda _: None)) == set()
 
-    llama = JsonLinesProcess("engine.export.gguf.worker.llama", log_file=tmp_path / "log", restarts=False)
+    llama = JsonLinesProcess("engine.export.worker.llama", log_file=tmp_path / "log", restarts=False)
     assert shown.secrets_after(lambda: llama.call("answer", {})) == set()
 
 

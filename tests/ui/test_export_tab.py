@@ -8,7 +8,7 @@ from gradio import EventData
 
 from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.errors import StorageError
-from engine.export.records import ExportRecord
+from engine.export.contract import ExportRecord
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes

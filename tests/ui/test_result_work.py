@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import StorageError
-from engine.export.records import keep_record, read_records, records_file
+from engine.export.contract import keep_record, read_records, records_file
 from tests.invented_runs import InventedRun, a_config, write_run
 
 WAIT_SECONDS = 10

@@ -12,10 +12,9 @@ from engine.chat.contract import ChatTarget
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult, evaluation_file
-from engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult
+from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
 from engine.export.job import ExportJob
 from engine.export.push.job import PushJob
-from engine.export.records import ExportRecord, keep_record
 from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.run import Run
 from engine.runs.store import RunStore

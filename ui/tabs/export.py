@@ -9,8 +9,8 @@ from gradio.events import Dependency
 from engine.config.load import section_from_mapping
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError
+from engine.export.contract import ExportRecord, read_records
 from engine.export.kinds import loads_in_transformers
-from engine.export.records import ExportRecord, read_records
 from ui.backend.background import stamp
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat
 from ui.components import (

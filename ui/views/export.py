@@ -6,9 +6,8 @@ from html import escape
 from pathlib import Path
 
 from engine.chat.target import ADAPTER_CONFIG
-from engine.export.contract import ExportedFile, Verification
+from engine.export.contract import ExportedFile, ExportRecord, Verification
 from engine.export.kinds import KINDS
-from engine.export.records import ExportRecord
 from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
 
 KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub"}

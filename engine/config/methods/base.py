@@ -69,7 +69,7 @@ class PeftMethod:
         ""  # why PEFT cannot merge it into the base's weights, as a clause; empty: it can
     )
     tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names by which its tensors are told from those of the base
-    script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.methods`, where training with PEFT needs one
+    script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.train`, where training with PEFT needs one
     regularized: ClassVar[bool] = False  # a regularizer is part of the loss
     rules: ClassVar[tuple[PairRule, ...]] = ()  # settings that cannot work together where it is chosen
 
@@ -126,7 +126,7 @@ class PeftMethod:
     def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the same arguments for an exported script, with the modules that get an adapter.
 
-        A `Source` may name functions of `engine.export.script.worker.methods`, and `model`.
+        A `Source` may name functions of `engine.export.script.worker.train`, and `model`.
         """
         arguments = self.peft_arguments(adapter)
         if self.adapts_layers:

@@ -34,6 +34,7 @@ _ENVIRONMENT = {
     "HUGGING_FACE_HUB_TOKEN": "",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_ANOTHER_WAY = "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout."
 _FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\":]+)+[/\\](?=[^\s/\\'\":])")
 
 
@@ -110,16 +111,13 @@ def convert(
             on_wait(target.stat().st_size if target.exists() else 0)
             time.sleep(_LOOK_SECONDS)
         if process.returncode != 0 or not target.is_file():
-            raise _failure(model.name, process.returncode, _tail(log))
+            output = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
+            raise _failure(model.name, process.returncode, output)
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
         log.unlink(missing_ok=True)
-
-
-def _tail(log: Path) -> str:
-    return log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
 
 
 def _failure(name: str, code: int, output: str) -> ModelError:
@@ -128,10 +126,7 @@ def _failure(name: str, code: int, output: str) -> ModelError:
     if unsupported is not None:
         return _unknown_architecture("this model", unsupported[1])
     if "pre-tokenizer was not recognized" in output:
-        return ModelError(
-            "llama.cpp's converter does not know this model's tokenizer.",
-            "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout.",
-        )
+        return ModelError("llama.cpp's converter does not know this model's tokenizer.", _ANOTHER_WAY)
     missing = re.search(r"No module named '([\w.]+)'", output)
     if missing is not None:
         return ModelError(
@@ -147,14 +142,10 @@ def _failure(name: str, code: int, output: str) -> ModelError:
         return ModelError(f"llama.cpp's converter was ended by signal {-code}.", "Free some memory and export again.")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = _FOLDERS.sub("", lines[-1])[:200] if lines else f"exit code {code}"
-    return ModelError(
-        f"llama.cpp's converter cannot write {name} as GGUF ({last}).",
-        "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout.",
-    )
+    return ModelError(f"llama.cpp's converter cannot write {name} as GGUF ({last}).", _ANOTHER_WAY)
 
 
 def _unknown_architecture(name: str, architecture: str) -> ModelError:
     return ModelError(
-        f"llama.cpp's converter does not know the architecture of {name}, {architecture[:80]}.",
-        "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout.",
+        f"llama.cpp's converter does not know the architecture of {name}, {architecture[:80]}.", _ANOTHER_WAY
     )

@@ -6,8 +6,9 @@ other in general. But nearly all of them only put fixed words between turns, and
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import jinja2
 
 from engine.data.conversation import Message, Role
 
@@ -104,74 +105,49 @@ def _cut(text: str, *words: str) -> list[str]:
 
 _ACTION = re.compile(r"\{\{ (.*?) \}\}")
 _SET = re.compile(r"(\$\w+) :?= (\.\w+|\"\w*\")")
-_COMPARE = re.compile(r"(?:else )?if (eq|ne) (\.\w+|\$\w+) (\"\w*\")")
-
-
-@dataclass
-class _Scope:
-    variables: dict[str, str]
-    message: Message | None = None
-
-    def value(self, name: str) -> str:
-        if name.startswith('"'):
-            return name[1:-1]
-        if name.startswith("$"):
-            return self.variables[name]
-        assert self.message is not None
-        return {".Role": str(self.message.role), ".Content": self.message.content}[name]
+_COMPARE = re.compile(r"(else )?if (eq|ne) (\.\w+|\$\w+) (\"\w*\")")
+_IN_JINJA = {".Role": "message.role", ".Content": "message.content", "eq": "==", "ne": "!="}
 
 
 class GoTemplate:
-    """The part of Go's `text/template` that `translate` writes: range, if, eq, ne, variables and fields.
+    """The part of Go's `text/template` that `translate` writes: range, if, eq, ne, variables and fields; Jinja renders it.
 
     Source: https://pkg.go.dev/text/template, Actions and Variables.
     """
 
     def __init__(self, text: str) -> None:
-        self._parts = _ACTION.split(text)  # text, action, text, action … text
+        parts = _ACTION.split(text)  # text, action, text, action … text
+        self._texts = parts[::2]  # as values, so nothing in them is read as Jinja
+        opened: list[str] = []
+        written = ["{% set variables = namespace() %}{{ texts[0] }}"]
+        for number, action in enumerate(parts[1::2], start=1):
+            written.append(f"{_in_jinja(action, opened)}{{{{ texts[{number}] }}}}")
+        assert not opened, "a beginning without an end"
+        self._template = jinja2.Environment(keep_trailing_newline=True).from_string("".join(written))  # noqa: S701 - no HTML
 
     def render(self, messages: Sequence[Message]) -> str:
         """Render as Ollama does, with `.Messages` set."""
-        out: list[str] = []
-        end = self._block(0, _Scope({}), messages, out, live=True)
-        assert end == len(self._parts), "an end without a beginning"
-        return "".join(out)
+        return self._template.render(messages=messages, texts=self._texts)
 
-    def _block(self, at: int, scope: _Scope, messages: Sequence[Message], out: list[str], *, live: bool) -> int:
-        """Go through parts up to the end or else of this block; returns its place."""
-        while at < len(self._parts):
-            if live:
-                out.append(self._parts[at])
-            at += 1
-            if at >= len(self._parts):
-                break
-            action = self._parts[at]
-            if action == "end" or action.startswith("else"):
-                return at
-            if action == "range .Messages":
-                at = self._range(at, scope, messages, out, live=live)
-            elif action.startswith("if "):
-                at = self._if(at, scope, messages, out, live=live)
-            elif (assignment := _SET.fullmatch(action)) is not None:
-                if live:
-                    scope.variables[assignment[1]] = scope.value(assignment[2])
-            elif live:
-                out.append(scope.value(action))
-            at += 1
-        return at
 
-    def _range(self, at: int, scope: _Scope, messages: Sequence[Message], out: list[str], *, live: bool) -> int:
-        for message in messages if live else ():
-            self._block(at + 1, _Scope(scope.variables, message), messages, out, live=True)
-        return self._block(at + 1, scope, messages, out, live=False)
+def _in_jinja(action: str, opened: list[str]) -> str:
+    """Return an action as Jinja has it, and keep account of the blocks that are open."""
+    if action == "range .Messages":
+        opened.append("endfor")
+        return "{% for message in messages %}"
+    if action == "end":
+        return f"{{% {opened.pop()} %}}"
+    if action == "else":
+        return "{% else %}"
+    if (comparison := _COMPARE.fullmatch(action)) is not None:
+        if not comparison[1]:
+            opened.append("endif")
+        left, operator, right = _expression(comparison[3]), _IN_JINJA[comparison[2]], comparison[4]
+        return f"{{% {'elif' if comparison[1] else 'if'} {left} {operator} {right} %}}"
+    if (assignment := _SET.fullmatch(action)) is not None:
+        return f"{{% set {_expression(assignment[1])} = {_expression(assignment[2])} %}}"
+    return f"{{{{ {_expression(action)} }}}}"
 
-    def _if(self, at: int, scope: _Scope, messages: Sequence[Message], out: list[str], *, live: bool) -> int:
-        done = False
-        while self._parts[at] != "end":
-            condition = _COMPARE.fullmatch(self._parts[at])
-            holds = condition is None or (
-                live and (scope.value(condition[2]) == scope.value(condition[3])) == (condition[1] == "eq")
-            )
-            at = self._block(at + 1, scope, messages, out, live=live and holds and not done)
-            done = done or holds
-        return at
+
+def _expression(name: str) -> str:
+    return f"variables.{name[1:]}" if name.startswith("$") else _IN_JINJA.get(name, name)

@@ -11,10 +11,9 @@ from engine.errors import PushError
 from engine.export.contract import ExportedFile
 from engine.export.folder import TOKENIZER_FILES
 from engine.export.kinds import KINDS
-from engine.models.folder import is_named_template
+from engine.models.folder import MAX_SAFETENSORS_HEADER_BYTES, is_named_template
 
-_CARD = "README.md"
-_ALWAYS = frozenset({_CARD, "generation_config.json", *TOKENIZER_FILES})
+_ALWAYS = frozenset({"README.md", "generation_config.json", *TOKENIZER_FILES})
 
 # A vocabulary holds pieces of the whole world's texts, paths among them; only this machine's own are looked for there.
 _VOCABULARIES = frozenset({"merges.txt", "tekken.json", "tokenizer.json", "vocab.json", "vocab.txt"})
@@ -22,7 +21,6 @@ _TEXT_SUFFIXES = frozenset({".json", ".md", ".txt", ".jinja"})
 _PATH_VALUE = re.compile(r"(/[^/\s]+){2,}/?|~[^/\s]*/\S+|[A-Za-z]:[\\/]\S.*|\\\\\S+\\\S.*")  # a whole JSON value
 _PATH_IN_PROSE = re.compile(r"(?<![\w.:/])(/home/|/Users/|/root/|[A-Za-z]:\\)[^\s`)\"']+")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-_MAX_HEADER_BYTES = 100_000_000
 
 
 class Intended(NamedTuple):
@@ -78,12 +76,13 @@ def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[
     own = tuple(f"{place}" for place in places if len(place.parts) > 2)
     for name in names:
         path = folder / name
-        if path.suffix == ".safetensors":
-            found = _private_in_header(path, own, token)
-        elif path.suffix in _TEXT_SUFFIXES:
-            found = _private_in_text(path, own, token)
-        else:
-            found = _private_in_bytes(path.read_bytes(), own, token)
+        is_weights = path.suffix == ".safetensors"
+        content = _safetensors_header(path) if is_weights else path.read_bytes()
+        found = _private_in_bytes(content, own, token)
+        if found is None and is_weights:
+            found = _private_in_json(content, "safetensors header")
+        elif found is None and path.suffix in _TEXT_SUFFIXES and path.name not in _VOCABULARIES:
+            found = _private_in_text(path, content)
         if found is not None:
             raise PushError(
                 f"{name} holds {found}, which must not leave this machine; nothing was sent.",
@@ -91,20 +90,20 @@ def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[
             )
 
 
-def _private_in_text(path: Path, own: Sequence[str], token: str | None) -> str | None:
-    content = path.read_bytes()
-    found = _private_in_bytes(content, own, token)
-    if found is not None or path.name in _VOCABULARIES:
-        return found
+def _private_in_text(path: Path, content: bytes) -> str | None:
     text = content.decode("utf-8", errors="replace")
     if _TOKEN.search(text):
         return "an access token"
     if path.suffix == ".json":
-        try:
-            return "a path" if any(_PATH_VALUE.fullmatch(value) for value in _strings(json.loads(text))) else None
-        except ValueError:
-            return "no valid JSON"
+        return _private_in_json(text, "JSON")
     return "a path" if _PATH_IN_PROSE.search(text) else None
+
+
+def _private_in_json(content: str | bytes, form: str) -> str | None:
+    try:
+        return "a path" if any(_PATH_VALUE.fullmatch(value) for value in _strings(json.loads(content))) else None
+    except ValueError:
+        return f"no valid {form}"
 
 
 def _private_in_bytes(content: bytes, own: Sequence[str], token: str | None) -> str | None:
@@ -117,21 +116,11 @@ def _private_in_bytes(content: bytes, own: Sequence[str], token: str | None) -> 
     return None
 
 
-def _private_in_header(path: Path, own: Sequence[str], token: str | None) -> str | None:
-    """Of weights only the header can say something; the rest is numbers."""
+def _safetensors_header(path: Path) -> bytes:
+    """Return what a weights file says in words; the rest is numbers. It is empty, and not JSON, where it is not such a file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 0 < length < _MAX_HEADER_BYTES:
-            return "no valid safetensors header"
-        header = file.read(length)
-    found = _private_in_bytes(header, own, token)
-    if found is not None:
-        return found
-    try:
-        said = json.loads(header).get("__metadata__", {})
-    except (ValueError, AttributeError):
-        return "no valid safetensors header"
-    return "a path" if any(_PATH_VALUE.fullmatch(value) for value in _strings(said)) else None
+        return file.read(length) if length < MAX_SAFETENSORS_HEADER_BYTES else b""
 
 
 def _strings(value: Any) -> Iterator[str]:

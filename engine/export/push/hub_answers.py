@@ -22,16 +22,23 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import default_client_factory
 
-from engine.errors import EngineError, HubUnreachableError, PushError, StorageError
+from engine.errors import EngineError
+from engine.hub_errors import PUSH, Fault, HubFault
 
 Answer = TypeVar("Answer")
 
 _NOT_NOW = frozenset({408, 429, 500, 502, 503, 504})
 _RESET = re.compile(r";\s*t=(\d+)")  # of the `ratelimit` header: seconds until requests are allowed again
 _NATIVE_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
-_LOGIN_FIX = (
-    "Make one with write access at https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN."
-)
+_REFUSALS = {
+    401: HubFault.WRONG_TOKEN,
+    402: HubFault.NO_ROOM,
+    403: HubFault.READ_ONLY,
+    404: HubFault.NO_REPOSITORY,
+    409: HubFault.CHANGED,
+    412: HubFault.CHANGED,
+    413: HubFault.TOO_LARGE,
+}
 
 
 class NotNowError(Exception):
@@ -43,9 +50,25 @@ class NotNowError(Exception):
     """
 
     def __init__(self, status: int | None, wait_seconds: float | None = None) -> None:
-        super().__init__(f"HTTP {status}" if status else "connection lost")
+        if status is None:
+            super().__init__("The connection to the Hub was lost")
+        elif status == 429:
+            super().__init__("The Hub asks to slow down (HTTP 429)")
+        else:
+            super().__init__(f"The Hub is out of order (HTTP {status})")
         self.status = status
         self.wait_seconds = wait_seconds
+
+    def given_up(self, attempts: int) -> EngineError:
+        """Return the error of a push that ends with this, after so many attempts."""
+        if self.status is None:
+            return PUSH.explain(Fault(HubFault.LOST, f"{attempts} times"), constants.ENDPOINT)
+        if self.status != 429:
+            return PUSH.explain(Fault(HubFault.DOWN, f"HTTP {self.status}, {attempts} attempts"), "")
+        fault = Fault(HubFault.RATE_LIMITED, "HTTP 429")
+        if seconds := self.wait_seconds:
+            fault = fault._replace(wait=f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds")
+        return PUSH.explain(fault, "")
 
 
 class Patience(NamedTuple):
@@ -54,9 +77,6 @@ class Patience(NamedTuple):
     attempts: int = 6
     first_wait_seconds: float = 1.0  # doubles each time
     longest_wait_seconds: float = 300.0  # a server that asks for more is asked again by the person
-
-
-PATIENCE = Patience()
 
 
 @dataclass
@@ -125,9 +145,9 @@ def persist(
         except NotNowError as error:
             seconds = error.wait_seconds if error.wait_seconds is not None else wait
             if attempt == patience.attempts or seconds > patience.longest_wait_seconds:
-                raise _given_up(error, attempt) from None
+                raise error.given_up(attempt) from None
             if seconds > 0:
-                on_wait(f"{_reason(error)}; asking again in {max(1, round(seconds))} s.")
+                on_wait(f"{error}; asking again in {max(1, round(seconds))} s.")
                 sleep(seconds)
             wait *= 2
     raise AssertionError("the last attempt returns or raises")
@@ -168,74 +188,36 @@ def native_errors_translated(repository: str) -> Iterator[None]:
             constants.HF_HUB_DISABLE_XET = True
             raise NotNowError(None, 0.0) from None
         if status in (401, 403):
-            raise _may_not_write(repository, f"HTTP {status}") from None
+            raise PUSH.explain(Fault(HubFault.READ_ONLY, f"HTTP {status}"), repository) from None
         raise NotNowError(status if status in _NOT_NOW else None) from None
-
-
-def no_token() -> PushError:
-    """Return the error of a missing login."""
-    return PushError("Pushing needs a Hugging Face token, and there is none.", _LOGIN_FIX)
 
 
 def _explain(repository: str, error: BaseException, token: str | None) -> Exception:
     if isinstance(error, EngineError | NotNowError):
         return error
     if isinstance(error, LocalTokenNotFoundError):
-        return no_token()
+        return PUSH.explain(Fault(HubFault.NO_TOKEN), "")
     if isinstance(error, OfflineModeIsEnabled):
-        return HubUnreachableError(
-            "Pushing needs the Hub, which may not be asked (HF_HUB_OFFLINE is set).", "Unset HF_HUB_OFFLINE."
-        )
+        return PUSH.explain(Fault(HubFault.OFFLINE), "Pushing")
     if isinstance(error, HfHubHTTPError):
         return _refusal(repository, error, token)
     if isinstance(error, OSError) and error.filename is not None:
-        return StorageError(f"A file of the export cannot be read ({error.strerror}).", "Push again.")
+        return PUSH.explain(Fault(HubFault.FILE_UNREADABLE, str(error.strerror)), "")
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
-        said = "; ".join(line.removeprefix("- ").strip() for line in str(error).splitlines()[1:])
-        return PushError(
-            f"The Hub refuses the model card: {_plain(said, token)}.", "Change what it names, then push again."
-        )
-    return HubUnreachableError(
-        f"The Hub's answer makes no sense ({type(error).__name__}).",
-        f"Check that {constants.ENDPOINT} is a Hugging Face Hub, or update huggingface_hub.",
-    )
+        problems = "; ".join(line.removeprefix("- ").strip() for line in str(error).splitlines()[1:])
+        return PUSH.explain(Fault(HubFault.CARD_REFUSED, quote=_quoted(problems, token)), "")
+    return PUSH.explain(Fault(HubFault.NONSENSE, type(error).__name__), constants.ENDPOINT)
 
 
-def _refusal(repository: str, error: HfHubHTTPError, token: str | None) -> PushError:
+def _refusal(repository: str, error: HfHubHTTPError, token: str | None) -> EngineError:
     status = error.response.status_code
-    said = _plain(error.server_message or error.response.headers.get("X-Error-Message") or "", token)
-    said = f": {said}" if said else ""
+    fault = _REFUSALS.get(status, HubFault.PUSH_REFUSED)
     if isinstance(error, RevisionNotFoundError):
-        return PushError(f"{repository} has no such branch.", "Leave the branch out, or name one.")
-    if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return PushError(f"The Hub does not accept your token (HTTP 401{said}).", _LOGIN_FIX)
-    if status == 402:
-        return PushError(f"The account has no room or plan for this (HTTP 402{said}).", "Free some space on the Hub.")
-    if status == 403:
-        return _may_not_write(repository, f"HTTP 403{said}")
-    if status == 404 or isinstance(error, RepositoryNotFoundError):
-        return PushError(
-            f"The Hub finds no {repository} that you may write to (HTTP {status}{said}).",
-            "Check the owner's name and whether your account belongs to it.",
-        )
-    if status in (409, 412):
-        return PushError(
-            f"{repository} was changed by another push at the same time (HTTP {status}).",
-            "Push again; what has arrived is not sent a second time.",
-        )
-    if status == 413:
-        return PushError(f"The Hub finds a file too large (HTTP 413{said}).", "Push an adapter, or in 16 bits.")
-    return PushError(
-        f"The Hub refuses the push to {repository} (HTTP {status}{said}).",
-        "Nothing was committed; mend what it names, then push again.",
-    )
-
-
-def _may_not_write(repository: str, said: str) -> PushError:
-    return PushError(
-        f"Your token may not write to {repository} ({said}).",
-        "Choose a repository of your own, or a token with write access to this one.",
-    )
+        fault = HubFault.NO_REVISION
+    elif isinstance(error, RepositoryNotFoundError) and status not in (402, 403):
+        fault = HubFault.NO_REPOSITORY
+    quote = _quoted(error.server_message or error.response.headers.get("X-Error-Message") or "", token)
+    return PUSH.explain(Fault(fault, f"HTTP {status}", quote), repository, revision="of that name")
 
 
 def _innermost_known(error: BaseException) -> BaseException:
@@ -248,35 +230,6 @@ def _innermost_known(error: BaseException) -> BaseException:
     return error
 
 
-def _given_up(error: NotNowError, attempts: int) -> HubUnreachableError:
-    resumed = "push again then, and only what is missing is sent"
-    if error.status == 429:
-        wait = f"Wait {_words_of_wait(error.wait_seconds)}" if error.wait_seconds else "Wait some minutes"
-        return HubUnreachableError(
-            "The Hub answers that these are too many requests (HTTP 429).", f"{wait}; {resumed}."
-        )
-    if error.status is not None:
-        return HubUnreachableError(
-            f"The Hub is out of order (HTTP {error.status}, {attempts} attempts).", f"Wait until it is back; {resumed}."
-        )
-    return HubUnreachableError(
-        f"The connection to the Hub ({constants.ENDPOINT}) was lost {attempts} times.",
-        f"Check the network; {resumed}.",
-    )
-
-
-def _words_of_wait(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-
-
-def _reason(error: NotNowError) -> str:
-    if error.status == 429:
-        return "The Hub asks to slow down (HTTP 429)"
-    if error.status is not None:
-        return f"The Hub is out of order (HTTP {error.status})"
-    return "The connection to the Hub was lost"
-
-
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
     """Return what `Retry-After` says, or the Hub's own `ratelimit` header."""
     value = headers.get("retry-after", "").strip()
@@ -286,9 +239,10 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     return float(found[1]) if found else None
 
 
-def _plain(text: str, token: str | None) -> str:
-    """Return a server's words, made safe to show."""
+def _quoted(text: str, token: str | None) -> str:
+    """Return a server's words, made safe to show, after a colon; nothing where it says nothing."""
     if token:
         text = text.replace(token, "…")
     text = re.sub(r"hf_[A-Za-z0-9]{8,}", "…", text)
-    return "".join(character for character in text if character.isprintable()).strip().rstrip(".")[:200]
+    plain = "".join(character for character in text if character.isprintable()).strip().rstrip(".")[:200]
+    return f": {plain}" if plain else ""

@@ -1,31 +1,42 @@
-"""Putting a folder into a repository of the Hub: what is missing is uploaded, then everything appears in one commit."""
+"""The process that talks to the Hub: `python -P -m engine.export.push.upload`, JSON lines on stdio; has no torch.
+
+What a repository lacks is uploaded, then everything appears in one commit. A process of its own can be ended in the middle
+of a large file. The token comes from the environment or the login, is found here, and goes nowhere but to the Hub.
+"""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar
 
+import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils._runtime import is_xet_available
 
 from engine.config.results import PushConfig, PushKind
-from engine.errors import HubUnreachableError, PushError
-from engine.export.contract import ExportedFile, HubAccount, PushPhase, PushProgress, UploadOrder, UploadResult
+from engine.errors import PushError
+from engine.export.contract import PushPhase, PushProgress, PushResult, UploadOrder
 from engine.export.kinds import KINDS
-from engine.export.push.files import intended_files
+from engine.export.push.files import intended_files, refuse_private_content
 from engine.export.push.hub_answers import (
-    PATIENCE,
     Patience,
     Traffic,
+    hub_client,
     native_errors_translated,
     persist,
     push_errors_explained,
 )
+from engine.hub_errors import PUSH, Fault, HubFault
+from engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
 
 Answer = TypeVar("Answer")
 
 _MAIN = "main"
+_LOOK_SECONDS = 0.2
 
 
 class _Repository(NamedTuple):
@@ -39,89 +50,86 @@ class _Repository(NamedTuple):
 
 @dataclass
 class HubPush:
-    """One push, as far as the Hub is concerned. Everything in it can be repeated without doing anything twice.
+    """One push, as far as the Hub is concerned. Everything in it can be repeated without doing anything twice."""
 
-    Args:
-        api: huggingface_hub's, with the token in it.
-        report: Gets how far it is.
-        traffic: Counts what goes over the line.
-        patience: How often the Hub is asked again when it does not serve.
-        sleep: Waits for so many seconds; may raise where the push was stopped.
-    """
-
-    api: HfApi
+    api: HfApi  # with the token in it
     report: Callable[[PushProgress], None]
-    traffic: Traffic = field(default_factory=Traffic)
-    patience: Patience = PATIENCE
-    sleep: Callable[[float], None] = time.sleep
+    traffic: Traffic  # counts what goes over the line
+    patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
+    sleep: Callable[[float], None] = time.sleep  # may raise where the push was stopped
 
-    def account(self) -> HubAccount:
-        """Whose token this is.
+    def accounts(self) -> list[str]:
+        """Return the name of the account whose token this is, and those of its organizations.
+
+        The account sees their repositories; writing needs a right of its own.
 
         Raises:
-            PushError: If the Hub does not accept it.
+            PushError: If the Hub does not accept the token.
             HubUnreachableError: If the Hub does not answer.
         """
+        answer = self._ask("checking", "your account", self.api.whoami)
+        return [str(one["name"]) for one in (answer, *(answer.get("orgs") or ()))]
 
-        def who() -> HubAccount:
-            answer = self.api.whoami()
-            names = tuple(str(organization["name"]) for organization in answer.get("orgs") or ())
-            return HubAccount(name=str(answer["name"]), organizations=names)
-
-        return self._ask("checking", "your account", who)
-
-    def check(self, account: HubAccount, repository: str, settings: PushConfig) -> None:
-        """Find out what would speak against a push, before anything is prepared.
+    def check(self, name: str, settings: PushConfig) -> str:
+        """Find out what would speak against a push, before anything is prepared, and return the repository's full name.
 
         Raises:
             PushError: If the repository is more public than wanted, holds something of another kind, or would have to be
                 made for an owner whom the account does not belong to.
             HubUnreachableError: If the Hub does not answer.
         """
+        own = self.accounts()
+        repository = name if "/" in name else f"{own[0]}/{name}"
         there = self._look("checking", repository, settings.revision)
         if there is not None:
             _refuse_conflict(repository, there, settings.kind, private=settings.private)
-            return
+            return repository
         owner = repository.partition("/")[0]
-        own = (account.name, *account.organizations)
         if owner.casefold() not in {name.casefold() for name in own}:
             raise PushError(
-                f"There is no {repository} that you can see, and {account.name} may not make one for {owner}.",
+                f"There is no {repository} that you can see, and {own[0]} may not make one for {owner}.",
                 f"Name an owner that your token may write to: {', '.join(own[:10])}.",
             )
+        return repository
 
-    def upload(self, order: UploadOrder) -> UploadResult:
+    def upload(self, order: UploadOrder) -> PushResult:
         """Make the repository, send what it lacks, and commit all of it at once.
 
         Raises:
-            PushError: If the Hub refuses.
+            PushError: If a file must not leave this machine, or the Hub refuses.
             HubUnreachableError: If the Hub does not answer for too long; what was sent until then need not be sent again.
             StorageError: If a file cannot be read.
         """
         settings, repository = order.settings, order.repository
         branch = settings.revision or _MAIN
-        files = intended_files(order.folder, settings.kind).files
-        url = str(
-            self._ask(
-                "checking",
-                repository,
-                lambda: self.api.create_repo(repository, private=settings.private, exist_ok=True),
-            )
-        )
+        files, left_out = intended_files(order.folder, settings.kind)
+        refuse_private_content(order.folder, [file.name for file in files], order.places, self._token)
+        create_repo = partial(self.api.create_repo, repository, private=settings.private, exist_ok=True)
+        url = str(self._ask("checking", repository, create_repo))
         if branch != _MAIN:
-            self._ask("checking", repository, lambda: self.api.create_branch(repository, branch=branch, exist_ok=True))
+            create_branch = partial(self.api.create_branch, repository, branch=branch, exist_ok=True)
+            self._ask("checking", repository, create_branch)
+            url = f"{url}/tree/{branch}"
         there = self._require(repository, branch)
         _refuse_conflict(repository, there, settings.kind, private=settings.private)
         additions = [CommitOperationAdd(file.name, order.folder / file.name) for file in files]
         self._send(repository, branch, additions, there)
         commit = self._commit(order, branch, additions)
-        self._prove(repository, commit, files)
+        # Nothing is called finished that the Hub does not list.
+        arrived = self._require(repository, commit).sizes
+        if lacking := [file.name for file in files if arrived.get(file.name) != file.size_bytes]:
+            raise PushError(
+                f"The commit {commit[:10]} in {repository} lacks {lacking[0]}, or holds another one.",
+                "Push again, and look at the repository on the Hub.",
+            )
         notes = []
         if there.private and not settings.private:
             notes.append(f"{repository} was private already and stays so; its settings on the Hub can change that.")
-        return UploadResult(
-            url=url if branch == _MAIN else f"{url}/tree/{branch}",
+        notes += [f"{name} is not part of the result and was not sent." for name in left_out]
+        return PushResult(
+            url=url,
             commit=commit,
+            repository=repository,
             private=there.private,
             files=files,
             sent_bytes=self.traffic.sent_bytes,
@@ -133,13 +141,12 @@ class HubPush:
         total = sum(addition.upload_info.size for addition in additions) or 1
         done = 0
         for addition in additions:
-            size, name = addition.upload_info.size, addition.path_in_repo
+            info, name = addition.upload_info, addition.path_in_repo
             message = f"Uploading {name}, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB are there."
             self.report(PushProgress(phase="uploading", message=message, fraction=done / total))
+            done += info.size
             uploads_natively = is_xet_available() and name.endswith(".safetensors")
-            known = there.checksums.get(name) if uploads_natively else None
-            if known is not None and known == addition.upload_info.sha256.hex():
-                done += size
+            if uploads_natively and there.checksums.get(name) == info.sha256.hex():
                 continue
 
             def send(one: CommitOperationAdd = addition) -> None:
@@ -148,8 +155,7 @@ class HubPush:
 
             self._ask("uploading", repository, send)
             if uploads_natively:
-                self.traffic.sent_bytes += size
-            done += size
+                self.traffic.sent_bytes += info.size
 
     def _commit(self, order: UploadOrder, branch: str, additions: list[CommitOperationAdd]) -> str:
         """Commit everything at once, or nothing; return the id of the commit.
@@ -159,13 +165,12 @@ class HubPush:
         """
         self.report(PushProgress(phase="committing", message=f"Committing to {order.repository}."))
         kept = {addition.path_in_repo for addition in additions}
+        holds_weights = KINDS[order.settings.kind].holds_weights
         known = iter([additions])  # what the Hub said of the files holds for the first attempt only
 
         def commit() -> CommitInfo:
             there = self._require(order.repository, branch)
-            stale = [
-                name for name in there.sizes if KINDS[order.settings.kind].holds_weights(name) and name not in kept
-            ]
+            stale = [name for name in there.sizes if holds_weights(name) and name not in kept]
             sent = next(known, None) or [_again(addition) for addition in additions]
             return self.api.create_commit(
                 order.repository,
@@ -177,16 +182,6 @@ class HubPush:
             )
 
         return str(self._ask("committing", order.repository, commit).oid)
-
-    def _prove(self, repository: str, commit: str, files: tuple[ExportedFile, ...]) -> None:
-        """Nothing is called finished that the Hub does not list."""
-        there = self._require(repository, commit)
-        lacking = [file.name for file in files if there.sizes.get(file.name) != file.size_bytes]
-        if lacking:
-            raise PushError(
-                f"The commit {commit[:10]} in {repository} lacks {lacking[0]}, or holds another one.",
-                "Push again, and look at the repository on the Hub.",
-            )
 
     def _require(self, repository: str, revision: str) -> _Repository:
         there = self._look("committing", repository, revision)
@@ -213,15 +208,17 @@ class HubPush:
 
     def _ask(self, phase: PushPhase, repository: str, ask: Callable[[], Answer]) -> Answer:
         def explained() -> Answer:
-            with push_errors_explained(repository, self.api.token if isinstance(self.api.token, str) else None):
+            with push_errors_explained(repository, self._token):
                 return ask()
 
-        return persist(
-            explained,
-            self.patience,
-            lambda message: self.report(PushProgress(phase=phase, message=message)),
-            self.sleep,
-        )
+        def report_waiting(message: str) -> None:
+            self.report(PushProgress(phase=phase, message=message))
+
+        return persist(explained, self.patience, report_waiting, self.sleep)
+
+    @property
+    def _token(self) -> str | None:
+        return self.api.token if isinstance(self.api.token, str) else None
 
 
 def _again(addition: CommitOperationAdd) -> CommitOperationAdd:
@@ -231,17 +228,13 @@ def _again(addition: CommitOperationAdd) -> CommitOperationAdd:
     return fresh
 
 
-def _describe(info: object) -> _Repository:
-    siblings = getattr(info, "siblings", None) or ()
-    large = {file.rfilename: file.lfs.sha256 for file in siblings if getattr(file, "lfs", None) is not None}
-    commit = getattr(info, "sha", None)
-    if commit is not None and not isinstance(commit, str):
-        raise HubUnreachableError("The Hub's answer makes no sense.", "Try again later.")
+def _describe(info: ModelInfo) -> _Repository:
+    siblings = info.siblings or ()
     return _Repository(
-        private=bool(getattr(info, "private", False)),
-        commit=commit,
+        private=bool(info.private),
+        commit=info.sha,
         sizes={file.rfilename: file.size or 0 for file in siblings},
-        checksums=large,
+        checksums={file.rfilename: file.lfs.sha256 for file in siblings if file.lfs is not None},
     )
 
 
@@ -261,3 +254,40 @@ def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, pri
                 "which one to load.",
                 "Choose another repository, or another branch.",
             )
+
+
+@contextmanager
+def _pushing(request: Request) -> Iterator[HubPush]:
+    def report(progress: PushProgress) -> None:
+        if request.is_cancelled():
+            raise CancelledRequestError()
+        request.progress(progress.model_dump(mode="json"))
+
+    def sleep(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if request.is_cancelled():
+                raise CancelledRequestError()
+            time.sleep(min(_LOOK_SECONDS, left))
+
+    token = huggingface_hub.get_token()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise PUSH.explain(Fault(HubFault.NO_TOKEN), "")
+    with hub_client() as traffic:
+        yield HubPush(HfApi(token=token), report, traffic, sleep=sleep)
+
+
+def check(params: JsonObject, request: Request) -> JsonObject:
+    """Return the repository's full name, unless something speaks against the push."""
+    with _pushing(request) as push:
+        return {"repository": push.check(params["repository"], PushConfig.model_validate(params["settings"]))}
+
+
+def upload(params: JsonObject, request: Request) -> JsonObject:
+    """Send a folder; what must not leave this machine is looked for first."""
+    with _pushing(request) as push:
+        return push.upload(UploadOrder.model_validate(params)).model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    serve({"check": check, "upload": upload})

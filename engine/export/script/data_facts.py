@@ -15,7 +15,7 @@ from engine.data.conversation import Conversation
 from engine.data.files import open_file
 from engine.data.files.access import ANY_FILE
 from engine.data.formats import FORMATS
-from engine.data.formats.turns import conversation_column, turn_list
+from engine.data.formats.turns import ROLES, conversation_column, turn_list
 from engine.data.passes.reader import DatasetPart, DatasetReader, DatasetRow
 from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
@@ -41,6 +41,7 @@ _SCRIPT_KINDS: Mapping[str, FileKind] = {
     "parquet": "parquet",
 }
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_TAKE_YAML = "Take the settings as YAML, with which `loratory train` does the same."
 
 
 def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
@@ -51,48 +52,33 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
     """
     reader = DatasetReader(config.dataset.model_copy(update={"mix": {}}), SourceOptions(home=home))
     part = reader.parts[0]
-    kind, files = _files(config, part)
-    look = _Look(part)
-    for row in reader.rows():
-        look.add(row)
-    if len(look.left_out) > _MOST_LEFT_OUT:
-        raise DatasetError(
-            f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many for a script to name.",
-            "Correct the file; `loratory inspect` says what is wrong with it.",
-        )
-    form = part.source.form
-    repeated = len(look.digests) - len(np.unique(look.digests))
+    form, (kind, files) = part.source.form, _files(config, part)
+    role_field, content_field = FORMATS[part.detection.format].turn_fields
     facts = DataFacts(
         kind=kind,
         format=part.detection.format,
         columns=part.detection.columns,
-        fingerprint=hashlib.sha256(np.asarray(look.digests).astype("<u8").tobytes()).hexdigest(),
         files=files,
         encoding="utf-8-sig" if form.encoding == "utf-8" else "utf-16",  # the codecs that look at the mark
         delimiter=form.delimiter or ",",
         gzip=form.is_gzipped,
-        # Of a row that is left out, only the beginning is at hand.
-        has_long_rows=look.longest_row_bytes > _LONGEST_CELL_BYTES or bool(look.left_out),
         has_media=kind == "hub" and bool(part.source.notes),
-        tags=tuple(look.tags),
-        role_field=look.turn_fields[0],
-        content_field=look.turn_fields[1],
-        turn_columns=tuple(look.turn_columns),
-        left_out=set(look.left_out),
-        json_columns=tuple(look.json_columns),
-        has_list_rows=look.has_list_rows,
-        has_system=look.has_system,
-        has_later_system=look.has_later_system,
-        has_repeated_roles=look.has_repeated_roles,
-        has_parts=look.has_parts,
-        has_reasoning=look.has_reasoning or look.has_reasoning_fields,
-        has_reasoning_fields=look.has_reasoning_fields,
-        has_empty_answers=look.has_empty_answers,
-        opens_with_answer=look.opens_with_answer,
-        most_answers=look.most_answers,
-        can_hold_out=len(look.digests) - repeated > 1,
-        held_out_draw=config.dataset.eval_fraction * look.most_tokens > _ALL_MEASURED_TOKENS,
+        role_field=role_field,
+        content_field=content_field,
     )
+    look = _Look(part.source.name, facts)
+    for row in reader.rows():
+        look.add(row)
+    if len(facts.left_out) > _MOST_LEFT_OUT:
+        raise DatasetError(
+            f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many for a script to name.",
+            "Correct the file; `loratory inspect` says what is wrong with it.",
+        )
+    # Of a row that is left out, only the beginning is at hand.
+    facts.has_long_rows = look.longest_row_bytes > _LONGEST_CELL_BYTES or bool(facts.left_out)
+    facts.fingerprint = hashlib.sha256(np.asarray(look.digests).astype("<u8").tobytes()).hexdigest()
+    facts.can_hold_out = len(np.unique(look.digests)) > 1
+    facts.held_out_draw = config.dataset.eval_fraction * look.most_tokens > _ALL_MEASURED_TOKENS
     # What is on the Hub is read by the same library in both, and is fetched once.
     rows = (record.value for record in reader.records() if record is not None) if kind == "hub" else None
     _require_same_rows(config, facts, look.digests, part, rows)
@@ -100,32 +86,24 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
 
 
 class _Look:
-    """What rows have in them."""
+    """Looks at rows, and fills in what they have in them."""
 
-    def __init__(self, part: DatasetPart) -> None:
-        columns = part.detection.columns
-        self._name = part.source.name
-        self._columns = columns
+    def __init__(self, name: str, facts: DataFacts) -> None:
+        self._name = name
+        self._facts = facts
+        columns = facts.columns
         roles = ("conversations", "messages", "prompt", "completion")
         self._turn_columns = [columns[role] for role in roles if role in columns]
-        self._may_be_words = bool(FORMATS[part.detection.format].may_hold_turns)
         self._role_names = (columns.get("from", "from"), columns.get("role", "role"))
         self._content_names = (columns.get("value", "value"), columns.get("content", "content"))
         self.digests = array("Q")
-        self.tags: dict[str, None] = {}
-        self.turn_fields = FORMATS[part.detection.format].turn_fields
-        self.turn_columns: dict[str, None] = {}
-        self.json_columns: dict[str, None] = {}
-        self.left_out: list[int] = []
-        self.has_system = self.has_later_system = self.has_repeated_roles = False
-        self.has_parts = self.has_reasoning = self.has_reasoning_fields = self.has_list_rows = False
-        self.has_empty_answers = self.opens_with_answer = False
-        self.most_answers = self.most_tokens = self.longest_row_bytes = 0
+        self.most_tokens = self.longest_row_bytes = 0
 
     def add(self, row: DatasetRow) -> None:
-        self.longest_row_bytes = max(self.longest_row_bytes, row.record.size_bytes)
+        facts, record = self._facts, row.record
+        self.longest_row_bytes = max(self.longest_row_bytes, record.size_bytes)
         if row.example is None:
-            self.left_out.append(row.record.row)
+            facts.left_out.add(record.row)
             return
         self.digests.append(row.digest)
         self.most_tokens += len(row.example.text().encode("utf-8", "replace"))
@@ -134,47 +112,47 @@ class _Look:
         messages = row.example.messages
         if row.example.tools or any(message.tool_calls or message.role == "tool" for message in messages):
             raise DatasetError(
-                f"Row {row.record.row:,} of {self._name} holds tools or calls of them, which a short script cannot render.",
-                "Take the settings as YAML, with which `loratory train` does the same.",
+                f"Row {record.row:,} of {self._name} holds tools or calls of them, which a short script cannot render.",
+                _TAKE_YAML,
             )
         if not all(message.is_learned for message in messages):
             raise DatasetError(
-                f"Row {row.record.row:,} of {self._name} holds turns of weight 0, which a short script would learn all the same.",
-                "Take the settings as YAML, with which `loratory train` does the same.",
+                f"Row {record.row:,} of {self._name} holds turns of weight 0, which a short script would learn all the same.",
+                _TAKE_YAML,
             )
         answers = [message for message in messages if message.role == "assistant"]
         self.most_tokens += _TEMPLATE_TOKENS * len(messages)
-        self.most_answers = max(self.most_answers, len(answers))
-        self.has_system = self.has_system or any(message.role == "system" for message in messages)
-        self.has_later_system = self.has_later_system or any(message.role == "system" for message in messages[1:])
-        self.has_repeated_roles = self.has_repeated_roles or any(
-            one.role == two.role != "system" for one, two in itertools.pairwise(messages)
-        )
-        self.has_empty_answers = self.has_empty_answers or any(message.is_empty for message in answers)
-        self.opens_with_answer = self.opens_with_answer or messages[0].role == "assistant"
-        assert row.record.value is not None
-        self.has_list_rows = self.has_list_rows or row.record.raw[:64].lstrip()[:1] in (b"[", "[")
-        self._add_turns(row.record.value)
-        self.has_reasoning = self.has_reasoning or any("<think>" in text for text in _texts(row.record.value))
+        facts.most_answers = max(facts.most_answers, len(answers))
+        facts.has_system |= any(message.role == "system" for message in messages)
+        facts.has_later_system |= any(message.role == "system" for message in messages[1:])
+        facts.has_repeated_roles |= any(one.role == two.role != "system" for one, two in itertools.pairwise(messages))
+        facts.has_empty_answers |= any(message.is_empty for message in answers)
+        facts.opens_with_answer |= messages[0].role == "assistant"
+        assert record.value is not None
+        facts.has_list_rows |= record.raw[:64].lstrip()[:1] in (b"[", "[")
+        self._add_turns(record.value)
+        facts.has_reasoning = facts.has_reasoning or any("<think>" in text for text in _texts(record.value))
 
     def _add_turns(self, value: Mapping[str, Any]) -> None:
-        history = self._columns.get("history", "")
-        if isinstance(value.get(history), str):
-            self.json_columns[history] = None
+        facts = self._facts
+        may_be_words = bool(FORMATS[facts.format].may_hold_turns)
+        facts.has_json_columns |= isinstance(value.get(facts.columns.get("history", "")), str)
         for name in self._turn_columns:
             turns = value.get(name)
-            if isinstance(turns, str) and not (self._may_be_words and conversation_column(turn_list(turns)) is None):
-                self.json_columns[name] = None
+            if isinstance(turns, str) and not (may_be_words and conversation_column(turn_list(turns)) is None):
+                facts.has_json_columns = True
                 turns = json.loads(turns)
             for turn in turns if isinstance(turns, list) else ():
-                self.turn_columns[name] = None
-                role = next(field for field in self._role_names if field in turn)
-                content = next((field for field in self._content_names if field in turn), self.turn_fields[1])
-                self.turn_fields = (role, content)
-                self.tags[turn[role].strip().lower()] = None
-                self.has_parts = self.has_parts or isinstance(turn.get(content), list)
+                facts.turn_columns.add(name)
+                facts.role_field = next(field for field in self._role_names if field in turn)
+                facts.content_field = next(
+                    (field for field in self._content_names if field in turn), facts.content_field
+                )
+                tag = turn[facts.role_field].strip().lower()
+                facts.roles[tag] = ROLES[tag]
+                facts.has_parts |= isinstance(turn.get(facts.content_field), list)
                 if any(isinstance(turn.get(field), str) for field in _REASONING_FIELDS):
-                    self.has_reasoning_fields = True
+                    facts.has_reasoning_fields = facts.has_reasoning = True
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -194,12 +172,7 @@ def _require_same_rows(
 ) -> None:
     """Run the script's own reading, and compare what it makes of each row with what the run makes of it.
 
-    Args:
-        config: Of the run.
-        facts: What the code is written from.
-        digests: Of the rows that are not left out, in order.
-        part: Where they come from.
-        rows: Taken for those that the script reads, where it asks the very library that the run asks.
+    `rows` are taken for those that the script reads, where it asks the very library that the run asks.
     """
     roots = ["read_rows", "digest", *(["conversation"] if facts.has_turns else [])]
     code = assemble(["engine.export.script.worker.rows"], roots, replace(example, config=config, data=facts))
@@ -236,9 +209,7 @@ def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, .
     if source.startswith(SAMPLE_PREFIX):
         return "json_lines", (str(SAMPLES_FOLDER / f"{source.removeprefix(SAMPLE_PREFIX)}.jsonl"),)
     path = ANY_FILE.resolve(source)
-    files = [path]
-    if path.is_dir():
-        files = data_files(path, config.dataset.split)
+    files = data_files(path, config.dataset.split) if path.is_dir() else [path]
     kinds = {_SCRIPT_KINDS.get(open_file(file).form.kind) for file in files}
     # An array is read as a whole by the script, and here to prove that.
     is_too_large = "json_array" in kinds and (part.source.size_bytes or 0) > _MOST_ARRAY_BYTES

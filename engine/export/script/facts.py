@@ -1,7 +1,8 @@
 """What a script is written from: a configuration, and what a look at the data, the model and the run found.
 
 The functions of a script are written against `facts`, an example; `engine.export.script.specialize` puts those of a
-configuration in its place. Whatever they ask for beyond the configuration has a name here.
+configuration in its place. Whatever they ask for beyond the configuration has a name here. A training setting that neither
+form of a script passes on is in `NOT_EXPORTED`, with the reason.
 """
 
 from collections.abc import Mapping
@@ -10,26 +11,44 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from engine.config.methods.base import Source
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
-from engine.config.rules import CHECKPOINTS, MEASUREMENTS, keeps_best
+from engine.config.rules import CHECKPOINTS, MEASUREMENTS, MIN_LEARNING_RATE_SHARE, keeps_best, optimizer_name
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.data.formats import FORMATS
 from engine.data.formats.base import TURN_FIELDS
 from engine.data.formats.turns import ROLES
-from engine.data.render.template import DEFAULT_TEMPLATE, FROZEN_DATE
-from engine.export.script.settings import (
-    model_arguments,
-    peft_arguments,
-    quantization_arguments,
-    short_trainer_arguments,
-    trainer_arguments,
-)
+from engine.data.render.template import FROZEN_DATE
+from engine.export.script.model_facts import ModelFacts, TokenizerFacts
 
 FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs", "parquet", "hub"]
 
+NOT_EXPORTED: Mapping[str, str] = {
+    "report_to": "a script logs into log_history.json; trackers need accounts and packages of their own",
+    "train_sampling_strategy": "the order of rows follows from whether rows were padded, which the facts hold",
+}
+_UNSET = object()
+_PEFT_DEFAULTS: Mapping[str, Any] = {"lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
+_TRL_DEFAULTS: Mapping[str, Any] = {
+    "max_steps": -1,
+    "lr_scheduler_kwargs": None,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "optim": "adamw_torch_fused",
+    "fp16": False,
+    "use_cpu": False,
+    "report_to": "none",
+    "save_strategy": "steps",
+    "use_liger_kernel": False,
+    "torch_compile": False,
+    "eval_on_start": False,
+    "packing": False,
+    "seed": 42,
+    "gradient_checkpointing": True,
+}
 
-@dataclass(frozen=True)
+
+@dataclass
 class DataFacts:
-    """What a look at the rows found."""
+    """What a look at the rows found; it is filled in while they are read."""
 
     kind: FileKind
     format: str
@@ -41,14 +60,12 @@ class DataFacts:
     gzip: bool = False  # the files are packed
     has_long_rows: bool = False  # a row may hold a longer cell than Python's csv module takes by itself
     has_media: bool = False  # the rows have columns with pictures or sound, which are not read
-    tags: tuple[str, ...] = ()  # names of the roles that turns have, as the rows spell them
+    roles: dict[str, str] = field(default_factory=dict)  # by their names in the rows
     role_field: str = "role"  # of a turn
     content_field: str = "content"
-    turn_columns: tuple[str, ...] = ()  # columns that hold lists of turns
-    left_out: set[int] = field(
-        default_factory=set
-    )  # numbers of rows that were left out, from 0; they cannot be read or train nothing
-    json_columns: tuple[str, ...] = ()  # columns whose lists may be written as JSON in a text
+    turn_columns: set[str] = field(default_factory=set)  # columns that hold lists of turns
+    left_out: set[int] = field(default_factory=set)  # numbers of rows, from 0, that cannot be read or train nothing
+    has_json_columns: bool = False  # lists may be written as JSON in a text
     has_list_rows: bool = False  # a row may be nothing but a list of turns
     has_system: bool = False  # any row has a system turn
     has_later_system: bool = False  # any row has one after its first turn
@@ -58,7 +75,7 @@ class DataFacts:
     has_reasoning_fields: bool = False  # turns may have their reasoning in a field of its own
     has_empty_answers: bool = False  # an assistant's turn may be empty
     opens_with_answer: bool = False  # an assistant may speak first
-    most_answers: int = 1  # the most assistant's turns of one row
+    most_answers: int = 0  # the most assistant's turns of one row
     can_hold_out: bool = True  # rows can be held out, as they cannot where all have the same content
     held_out_draw: bool = False  # there are so many held-out rows that only some of them are evaluated
 
@@ -68,24 +85,19 @@ class DataFacts:
         return FORMATS[self.format].has_turns
 
     @property
-    def has_conversation_column(self) -> bool:
-        """Whether one column of a row holds all of its turns."""
-        return bool(FORMATS[self.format].turn_column)
+    def conversation_column(self) -> str:
+        """The column with all turns of a row; empty where there is none."""
+        return self.columns.get(FORMATS[self.format].turn_column, "")
+
+    @property
+    def read_columns(self) -> list[str]:
+        """Columns with what the rows hold."""
+        return list(dict.fromkeys(name for role, name in self.columns.items() if role not in TURN_FIELDS))
 
     @property
     def marks_completion(self) -> bool:
         """Whether turns of a completion carry a mark, because their place alone does not show them."""
         return bool(self.turn_columns) and bool(FORMATS[self.format].may_hold_turns)
-
-    @property
-    def roles(self) -> dict[str, str]:
-        """The roles by their names in the rows."""
-        return {tag: ROLES[tag] for tag in self.tags}
-
-    @property
-    def conversation_column(self) -> str:
-        """The column with all turns of a row."""
-        return self.columns[FORMATS[self.format].turn_column]
 
     @property
     def open_arguments(self) -> dict[str, Any]:
@@ -95,35 +107,13 @@ class DataFacts:
         # What cannot be decoded is in rows that are left out.
         return {"encoding": self.encoding, **({"errors": "replace"} if self.left_out else {}), "newline": newline}
 
-
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """What is known about the tokenizer without loading it."""
-
-    template: str | None = None  # that was trained with, where the model has another
-    default_template: Literal["never", "always", "if_missing"] = "never"  # use of ours
-    has_clock: bool = False  # the template may ask for today's date
-    takes_parts: bool = False  # it may want the text of a turn as a list of parts
-    names_eos: bool = True  # the files name an end-of-sequence token
-    eos: str | None = None  # the one that was trained with, where that is known
-
     @property
-    def written_template(self) -> str:
-        """The template that the script holds; empty where it needs none."""
-        return DEFAULT_TEMPLATE if self.default_template != "never" else self.template or ""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known about the model and the device of the run."""
-
-    location: str  # hub id or folder, as `from_pretrained` takes it
-    compute: str  # dtype of computation: bfloat16, float16 or float32
-    on_cpu: bool  # the run computes on a CPU
-    tokenizer: TokenizerFacts  # what is known about the tokenizer
-    revision: str | None = None  # commit on the Hub
-    warm_start: str | None = None  # folder of the adapter that training starts from
-    grouped: bool = False  # the rows of a step are of similar length, as where they are padded
+    def loader_arguments(self) -> dict[str, Any]:
+        """Arguments of `load_dataset` for the files."""
+        builders = {"delimited": "csv", "parquet": "parquet", "lines": "text", "paragraphs": "text"}
+        options = {"delimited": {"sep": self.delimiter}, "paragraphs": {"sample_by": "paragraph"}}.get(self.kind, {})
+        encoding = {"encoding": self.encoding} if self.encoding.startswith("utf-16") else {}
+        return {"path": builders.get(self.kind, "json"), **encoding, **options}
 
 
 class RunRows(NamedTuple):
@@ -132,9 +122,6 @@ class RunRows(NamedTuple):
     fingerprint: str | None = None  # of the rows that it kept
     sequences: tuple[int, int] | None = None  # to train on, held out; None where the run did not get so far
     tokens: tuple[int, int] = (0, 0)  # trained, masked
-
-
-_UNKNOWN_ROWS = RunRows()
 
 
 @dataclass(frozen=True)
@@ -148,12 +135,11 @@ class ScriptFacts:
     output: str = "output"
     origin: str = "a configuration"  # or "the run 2026…"
     versions: str = ""
-    run_rows: RunRows = _UNKNOWN_ROWS
+    run_rows: RunRows = RunRows()  # noqa: RUF009 - cannot be changed
     results: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()  # what the script does otherwise than the run, in sentences
     looks_ahead_after: ClassVar[int] = 8  # answers of one row, beyond which the cut is looked for
     frozen_date: ClassVar[str] = FROZEN_DATE.isoformat()
-    evaluations: ClassVar[int] = MEASUREMENTS  # in a whole run, where the steps between them are not set
 
     @property
     def data_location(self) -> str | list[str]:
@@ -166,11 +152,6 @@ class ScriptFacts:
         dataset = self.config.dataset
         found = {"name": dataset.subset, "split": dataset.split, "revision": dataset.revision}
         return {name: value for name, value in found.items() if value}
-
-    @property
-    def read_columns(self) -> list[str]:
-        """Columns with what the rows hold."""
-        return list(dict.fromkeys(name for role, name in self.data.columns.items() if role not in TURN_FIELDS))
 
     @property
     def trains_several_answers(self) -> bool:
@@ -194,20 +175,15 @@ class ScriptFacts:
         return not self.config.adapter.traits.starts_as_identity or self.model.warm_start is not None
 
     @property
-    def peft_arguments(self) -> dict[str, Any]:
-        """Its arguments."""
-        return peft_arguments(self.config)
+    def patience(self) -> int | None:
+        """Evaluations without improvement, after which training stops."""
+        return self.config.training.early_stopping_patience if self.measures else None
 
     @property
     def method_callbacks(self) -> list[str]:
         """The callback of transformers that the method needs, as source."""
         callback = self.config.adapter.traits.script_callback
         return [Source(f"{callback}()")] if callback else []
-
-    @property
-    def is_regularized(self) -> bool:
-        """Whether the method adds a regularizer to the loss."""
-        return self.config.adapter.traits.regularized
 
     @property
     def feedforward_endings(self) -> list[str]:
@@ -220,16 +196,6 @@ class ScriptFacts:
         return self.config.model.quantization != "none"
 
     @property
-    def quantization_arguments(self) -> dict[str, Any]:
-        """Arguments of `BitsAndBytesConfig`."""
-        return quantization_arguments(self.config, self.model.compute)
-
-    @property
-    def model_arguments(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` that do not depend on the model's name."""
-        return model_arguments(self.config, on_cpu=self.model.on_cpu)
-
-    @property
     def loaded_dtype(self) -> str:
         """Precision of the weights: what is trained is held in float32."""
         return "float32" if self.config.adapter.traits.trains_all else self.model.compute
@@ -240,78 +206,42 @@ class ScriptFacts:
         return self.model.compute if self.config.adapter.traits.trains_all and self.model.compute != "float32" else None
 
     @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of `SFTConfig` that do not depend on the number of rows."""
-        return trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu)
-
-    @property
-    def keeps_best(self) -> bool:
-        """Whether training ends with the best weights."""
-        return self.measures and keeps_best(self.config.training)
-
-    @property
-    def save_steps(self) -> int | None:
-        """Steps between two checkpoints; transformers can only go back to the best if it was saved."""
-        return self.config.training.eval_steps if self.keeps_best else self.config.training.save_steps
-
-    @property
-    def saves(self) -> int:
-        """Checkpoints in a whole run, where the steps between them are not set."""
-        return MEASUREMENTS if self.keeps_best else CHECKPOINTS
-
-    @property
-    def counts_steps(self) -> bool:
-        """Whether the number of steps matters."""
-        return self.save_steps is None or (self.measures and self.config.training.eval_steps is None)
-
-    @property
-    def patience(self) -> int | None:
-        """Evaluations without improvement, after which training stops."""
-        return self.config.training.early_stopping_patience if self.measures else None
-
-    @property
-    def dataset_builder(self) -> str:
-        """The builder of `load_dataset` that reads the files."""
-        builders = {"delimited": "csv", "parquet": "parquet", "lines": "text", "paragraphs": "text"}
-        return builders.get(self.data.kind, "json")
-
-    @property
-    def dataset_arguments(self) -> dict[str, Any]:
-        """Its arguments besides the files."""
-        found: dict[str, Any] = {"encoding": self.data.encoding} if self.data.encoding.startswith("utf-16") else {}
-        if self.data.kind == "delimited":
-            found["sep"] = self.data.delimiter
-        return found | ({"sample_by": "paragraph"} if self.data.kind == "paragraphs" else {})
-
-    @property
-    def split_arguments(self) -> dict[str, Any]:
-        """Arguments of `train_test_split`."""
-        return {"test_size": self.config.dataset.eval_fraction, "seed": self.config.training.seed}
-
-    @property
-    def question_column(self) -> str:
-        """The column with what the user asks."""
-        return self.data.columns[FORMATS[self.data.format].required[0]]
-
-    @property
-    def answer_column(self) -> str:
-        """The column with the answer to it."""
-        return self.data.columns[FORMATS[self.data.format].required[1]]
-
-    @property
-    def short_trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of `SFTConfig` in the short form, which leaves out what is TRL's default."""
-        text = {} if self.data.has_turns else {"dataset_text_field": self.data.columns["text"]}
-        whole = {"completion_only_loss": False} if self.config.dataset.train_on == "all" and not text else {}
+    def quantization_arguments(self) -> dict[str, Any]:
+        """Arguments of `BitsAndBytesConfig`."""
+        if self.config.model.quantization == "int8":
+            return {"load_in_8bit": True}
         return {
-            **short_trainer_arguments(self.config, compute=self.model.compute, on_cpu=self.model.on_cpu),
-            **text,
-            **whole,
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": self.config.model.quantization,
+            "bnb_4bit_use_double_quant": self.config.model.double_quant,
+            "bnb_4bit_compute_dtype": self.model.compute,
+        }
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that do not depend on the model's name."""
+        found: dict[str, Any] = {}
+        if self.config.model.attn_implementation != "auto":
+            found["attn_implementation"] = self.config.model.attn_implementation
+        if self.config.run.spread_over > 1:
+            found["device_map"] = "balanced"
+        elif self.quantized or not self.model.on_cpu:
+            found["device_map"] = {"": "cpu" if self.model.on_cpu else 0}
+        return found
+
+    @property
+    def peft_arguments(self) -> dict[str, Any]:
+        """Arguments of PEFT's configuration class, without those that are PEFT's defaults."""
+        arguments = self.config.adapter.traits.script_arguments(self.config.adapter)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in arguments.items()
+            if _PEFT_DEFAULTS.get(name, _UNSET) != value
         }
 
     @property
     def short_peft_arguments(self) -> dict[str, Any]:
-        """Arguments of PEFT's configuration class in the short form; it names no module that has to be looked for."""
+        """The same for the short form, which names no module that has to be looked for."""
         known = {
             name: value
             for name, value in self.peft_arguments.items()
@@ -320,9 +250,75 @@ class ScriptFacts:
         return {"task_type": "CAUSAL_LM", **known}
 
     @property
-    def merges(self) -> bool:
-        """Whether the adapter can be merged into the model."""
-        return not self.config.adapter.traits.trains_all and self.config.adapter.traits.mergeable
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of `SFTConfig`, without its defaults, by which the faithful form takes the run's steps."""
+        adapter, checkpoints = self.config.adapter, self.config.training.gradient_checkpointing
+        found = self._trainer_arguments | {
+            "activation_checkpointing": checkpoints,
+            **({"activation_checkpointing_kwargs": {"use_reentrant": False}} if checkpoints else {}),
+            "bf16": self.model.compute == "bfloat16" and not adapter.traits.trains_in_compute_dtype(adapter),
+            "eval_on_start": self.measures,
+            "logging_first_step": True,
+            "logging_nan_inf_filter": False,
+            "disable_tqdm": True,
+        }
+        return _changed(found)
+
+    @property
+    def short_trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of `SFTConfig`, without its defaults, in the short form."""
+        training = self.config.training
+        found = {
+            "per_device_train_batch_size": training.per_device_train_batch_size,
+            "gradient_accumulation_steps": training.gradient_accumulation_steps,
+            **self._trainer_arguments,
+            "max_length": training.max_length,
+            "packing": training.packing,
+            "bf16": self.model.compute == "bfloat16",
+            "seed": training.seed,
+            "gradient_checkpointing": training.gradient_checkpointing,
+        }
+        if not self.data.has_turns:
+            found["dataset_text_field"] = self.data.columns["text"]
+        elif self.config.dataset.train_on == "all":
+            found["completion_only_loss"] = False
+        return _changed(found)
+
+    @property
+    def _trainer_arguments(self) -> dict[str, Any]:
+        training, on_cpu = self.config.training, self.model.on_cpu
+        ends_above_zero = training.lr_scheduler_type == "cosine_with_min_lr"
+        found = {
+            "num_train_epochs": training.num_train_epochs,
+            "max_steps": training.max_steps,
+            "learning_rate": training.learning_rate,
+            "lr_scheduler_type": training.lr_scheduler_type,
+            "lr_scheduler_kwargs": {"min_lr_rate": MIN_LEARNING_RATE_SHARE} if ends_above_zero else None,
+            "warmup_steps": training.warmup_steps,
+            "weight_decay": training.weight_decay,
+            "max_grad_norm": training.max_grad_norm,
+            "optim": optimizer_name(training.optim, "cpu" if on_cpu else "cuda"),
+            "fp16": self.model.compute == "float16",
+            "use_cpu": on_cpu,
+            "use_liger_kernel": training.use_liger_kernel and not on_cpu,
+            "torch_compile": training.torch_compile and not on_cpu,
+            "logging_steps": training.logging_steps,
+            "report_to": "none",
+            "save_strategy": "steps",
+            # A share of all steps, where no number is set.
+            "save_steps": training.save_steps or 1 / CHECKPOINTS,
+            "save_total_limit": training.save_total_limit,
+        }
+        if self.measures:
+            found |= {"eval_strategy": "steps", "eval_steps": training.eval_steps or 1 / MEASUREMENTS}
+        if self.measures and keeps_best(training):
+            found |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+            found["save_steps"] = found["eval_steps"]  # transformers can only restore what it saved
+        return found
+
+
+def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if _TRL_DEFAULTS.get(name, _UNSET) != value}
 
 
 facts = ScriptFacts(
@@ -332,8 +328,9 @@ facts = ScriptFacts(
         format="messages",
         columns={"messages": "messages"},
         files=("rows.jsonl",),
-        tags=("user", "assistant"),
-        turn_columns=("messages",),
+        roles={"user": ROLES["user"], "assistant": ROLES["assistant"]},
+        turn_columns={"messages"},
+        most_answers=1,
     ),
     model=ModelFacts(location="someone/model", compute="float32", on_cpu=True, tokenizer=TokenizerFacts()),
 )

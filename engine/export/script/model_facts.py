@@ -2,27 +2,28 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.config.rules import choose_compute_dtype
 from engine.config.run import RunConfig
 from engine.data.render.template import DEFAULT_TEMPLATE
 from engine.errors import EngineError
-from engine.export.script.facts import ModelFacts, TokenizerFacts
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor
 from engine.memory.workload import has_flash_attention
 from engine.models.batching import PLAIN_ATTENTION, AttentionFacts, choose_batching, expected_attention
 from engine.models.catalog import find_in_catalog
-from engine.models.demo import DEMO_MODEL_ID
+from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.models.folder import ModelPart
+from engine.models.hub import cached_snapshot
 from engine.models.inventory_cache import known_inventory
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.checkpoints import list_checkpoints
+from engine.runs.history.events import ParametersData
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
@@ -31,28 +32,71 @@ from engine.runs.store import RUN_ID
 _READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]\s*\]|\.get\(\s*['"]text['"]""")
 
 
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What is known about the tokenizer without loading it."""
+
+    template: str | None = None  # that was trained with, where the model has another
+    default_template: Literal["never", "always", "if_missing"] = "never"  # use of ours
+    has_clock: bool = False  # the template may ask for today's date
+    takes_parts: bool = False  # it may want the text of a turn as a list of parts
+    names_eos: bool = True  # the files name an end-of-sequence token
+    eos: str | None = None  # the one that was trained with, where that is known
+
+    @property
+    def written_template(self) -> str:
+        """The template that the script holds; empty where it needs none."""
+        return DEFAULT_TEMPLATE if self.default_template != "never" else self.template or ""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known about the model and the device of the run."""
+
+    location: str  # hub id or folder, as `from_pretrained` takes it
+    compute: str  # dtype of computation: bfloat16, float16 or float32
+    on_cpu: bool  # the run computes on a CPU
+    tokenizer: TokenizerFacts  # what is known about the tokenizer
+    revision: str | None = None  # commit on the Hub
+    warm_start: str | None = None  # folder of the adapter that training starts from
+    grouped: bool = False  # the rows of a step are of similar length, as where they are padded
+
+
 def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
     """Find out where the model is and in which precision it computes, as the run did or as this machine would.
 
     Raises:
         ModelError: If a model that is named by a path is not there.
     """
-    device = _device_here(config)
-    compute, on_cpu = _compute(config, run, device)
+    try:
+        device = choose_device(config.run)
+    except EngineError:
+        device = describe_processor()
+    known = read_history(run.events).parameters if run is not None else None
+    if known is not None:
+        compute, on_cpu = known.compute_dtype, known.device == describe_processor().name
+    else:
+        compute = choose_compute_dtype(
+            config.model.compute_dtype, device.kind, has_fast_bfloat16=device.has_fast_bfloat16
+        )
+        # Layers are spread over GPUs alone, wherever this is written.
+        on_cpu = device.kind == "cpu" and config.run.spread_over == 1
     if (device.kind == "cpu") != on_cpu:  # the run is another machine's
         device = replace(device, kind="cpu" if on_cpu else "cuda")
-    text = config.model.id.strip()
+    text, revision = config.model.id.strip(), config.model.revision
     entry = find_in_catalog(text)
-    folder: Path | None = None
-    revision = config.model.revision
+    folder: Path | None
     if entry is None and (typed_path(text).exists() or text.lower().endswith(".gguf")):
         folder = Path(resolve_model(config.model, home, part=ModelPart.CONFIG).location)
         location, revision = str(folder), None
+    elif entry is not None and entry.id == DEMO_MODEL_ID:
+        prepared = revision is None and is_demo_prepared(home)
+        folder = demo_folder(home) if prepared else _cached(DEMO_HUB_ID, revision)
+        # Not quite the Hub's: unpacked from 4 bits where the Hub cannot be reached.
+        location = str(folder) if folder is not None else entry.hub_id
     else:
         location = entry.hub_id if entry is not None else text
-        folder = _cached(config, home)
-        if entry is not None and entry.id == DEMO_MODEL_ID and folder is not None:
-            location = str(folder)  # not quite the Hub's: unpacked from 4 bits where the Hub cannot be reached
+        folder = _cached(location, revision)
     return ModelFacts(
         location=location,
         compute=compute,
@@ -60,55 +104,25 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
         revision=revision,
         tokenizer=_look_at_tokenizer(folder, run),
         warm_start=_warm_start(config, run),
-        grouped=_groups_rows(config, home, run, device),
+        grouped=_groups_rows(config, home, run, known, device),
     )
 
 
-def _cached(config: RunConfig, home: LoratoryHome) -> Path | None:
+def _cached(hub_id: str, revision: str | None) -> Path | None:
     """Return the model's folder on this machine, if its tokenizer is here; nothing is fetched."""
-    from engine.models.hub import cached_snapshot
-
-    entry = find_in_catalog(config.model.id.strip())
-    if entry is not None and entry.id == DEMO_MODEL_ID and config.model.revision is None:
-        from engine.models.demo import demo_folder, is_demo_prepared
-
-        if is_demo_prepared(home):
-            return demo_folder(home)
-    hub_id = DEMO_HUB_ID if entry is not None and entry.id == DEMO_MODEL_ID else None
-    snapshot = cached_snapshot(
-        hub_id or (entry.hub_id if entry is not None else config.model.id.strip()),
-        config.model.revision,
-        ModelPart.TOKENIZER,
-    )
+    snapshot = cached_snapshot(hub_id, revision, ModelPart.TOKENIZER)
     return snapshot.folder if snapshot is not None else None
 
 
-def _compute(config: RunConfig, run: RunFolder | None, device: Device) -> tuple[str, bool]:
-    known = read_history(run.events).parameters if run is not None else None
-    if known is not None:
-        return known.compute_dtype, known.device == describe_processor().name
-    # Layers are spread over GPUs alone, wherever this is written.
-    on_cpu = device.kind == "cpu" and config.run.spread_over == 1
-    dtype = choose_compute_dtype(config.model.compute_dtype, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)
-    return dtype, on_cpu
-
-
-def _device_here(config: RunConfig) -> Device:
-    try:
-        return choose_device(config.run)
-    except EngineError:
-        return describe_processor()
-
-
-def _groups_rows(config: RunConfig, home: LoratoryHome, run: RunFolder | None, device: Device) -> bool:
+def _groups_rows(
+    config: RunConfig, home: LoratoryHome, run: RunFolder | None, known: ParametersData | None, device: Device
+) -> bool:
     """Whether steps hold rows of like length: where rows are padded, as the run said or as it would be on this device."""
     if config.training.packing or config.training.train_sampling_strategy != "group_by_length":
         return False
-    if run is not None:
-        newest = next(reversed(list_checkpoints(run.checkpoints)), None)
-        if newest is not None and newest.manifest.row_plan is not None:  # it may have begun on another kind of device
-            return newest.manifest.row_plan.order.groups_by_length
-    known = read_history(run.events).parameters if run is not None else None
+    newest = next(reversed(list_checkpoints(run.checkpoints)), None) if run is not None else None
+    if newest is not None and newest.manifest.row_plan is not None:  # it may have begun on another kind of device
+        return newest.manifest.row_plan.order.groups_by_length
     if known is not None and known.batching:
         return known.batching == "padded"
     shape = known_inventory(config.model, home)
@@ -120,11 +134,10 @@ def _groups_rows(config: RunConfig, home: LoratoryHome, run: RunFolder | None, d
 
 def _look_at_tokenizer(folder: Path | None, run: RunFolder | None) -> TokenizerFacts:
     """The template of training, where the model's own differs from it: frozen with a run, or ours for a base model."""
-    settings = _tokenizer_settings(folder) if folder is not None else None
-    own = _template(folder) if folder is not None else None
-    trained = _template(run.adapter) if run is not None else None
-    trained_settings = (_tokenizer_settings(run.adapter) if run is not None else None) or {}
-    eos = trained_settings.get("eos_token")
+    settings = _tokenizer_settings(folder)
+    own = _template(folder)
+    trained = _template(run.adapter if run is not None else None)
+    eos = (_tokenizer_settings(run.adapter if run is not None else None) or {}).get("eos_token")
     has_none = own is None and settings is not None and not settings.get("chat_template")
     used = trained if trained is not None else DEFAULT_TEMPLATE if has_none else own
     return TokenizerFacts(
@@ -137,22 +150,23 @@ def _look_at_tokenizer(folder: Path | None, run: RunFolder | None) -> TokenizerF
     )
 
 
-def _template(folder: Path) -> str | None:
+def _template(folder: Path | None) -> str | None:
     """Return the template that conversations without tools are written by."""
+    if folder is None:
+        return None
     try:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     except OSError:
         found = (_tokenizer_settings(folder) or {}).get("chat_template")
     if isinstance(found, list):  # templates with names
-        found = next(
-            (one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"), None
-        )
+        named = (one for one in found if isinstance(one, dict) and one.get("name") == "default")
+        found = next(named, {}).get("template")
     return found if isinstance(found, str) else None
 
 
-def _tokenizer_settings(folder: Path) -> dict[str, Any] | None:
+def _tokenizer_settings(folder: Path | None) -> dict[str, Any] | None:
     try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) if folder else None
     except (OSError, ValueError):
         return None
     return settings if isinstance(settings, dict) else None

@@ -13,10 +13,11 @@ page. Of a function nothing is rewritten but these:
 
 import ast
 import contextlib
+import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +38,8 @@ class _Definition(NamedTuple):
     is_constant: bool
 
 
-class _Module(NamedTuple):
-    definitions: Mapping[str, _Definition]
-    imports: Mapping[str, tuple[str, str]]  # by the name that they bind: module, and what is taken from it or ""
+# By the name that it binds: the module, and what is taken from it or "".
+_Imports = dict[str, tuple[str, str]]
 
 
 class _Edit(NamedTuple):
@@ -59,8 +59,7 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *
         facts: Put in the place of the example that the functions are written against.
         plain: Write as tutorials do: the body of `main` at the top level, no annotations, and arguments side by side.
     """
-    read = [_read(name) for name in modules]
-    definitions = {name: one for module in read for name, one in module.definitions.items()}
+    definitions, imports = _read(tuple(modules))
     needed: dict[str, str] = {}
     names: set[str] = set()
     waiting = list(roots)
@@ -73,7 +72,7 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *
         names |= used
         waiting += used
     ordered = [name for name in definitions if name in needed]
-    bound = {name: one for module in read for name, one in module.imports.items() if name in names}
+    bound = {name: one for name, one in imports.items() if name in names}
     constants = "".join(needed[name] for name in ordered if definitions[name].is_constant)
     functions = [needed[name] for name in ordered if not definitions[name].is_constant]
     if plain:
@@ -116,40 +115,39 @@ def literal(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
+        return f"{{{', '.join(f'{literal(key)}: {literal(one)}' for key, one in value.items())}}}"
     if isinstance(value, set):
-        return "{" + ", ".join(map(literal, sorted(value))) + "}" if value else "set()"
+        return f"{{{', '.join(map(literal, sorted(value)))}}}" if value else "set()"
     if isinstance(value, list):
-        return "[" + ", ".join(map(literal, value)) + "]"
+        return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, tuple) and len(value) > 1:
-        return "(" + ", ".join(map(literal, value)) + ")"
+        return f"({', '.join(map(literal, value))})"
     raise TypeError(f"{type(value).__name__} has no literal.")
 
 
 @cache
-def _read(module: str) -> _Module:
-    source = (_ENGINE / f"{module.removeprefix('engine.').replace('.', '/')}.py").read_text(encoding="utf-8")
-    lines = source.splitlines(keepends=True)
+def _read(modules: tuple[str, ...]) -> tuple[dict[str, _Definition], _Imports]:
     definitions: dict[str, _Definition] = {}
-    imports: dict[str, tuple[str, str]] = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Import):
-            imports |= {alias.asname or alias.name.partition(".")[0]: (_named(alias), "") for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("engine."):
-            imports |= {alias.asname or alias.name: (str(node.module), _named(alias)) for alias in node.names}
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign):
-            first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-            text = _FOR_TOOLS.sub("", "".join(lines[first - 1 : node.end_lineno]))
-            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else node.name
-            definitions[name] = _Definition(text, is_constant=isinstance(node, ast.Assign))
-    return _Module(definitions, imports)
+    imports: _Imports = {}
+    for module in modules:
+        source = (_ENGINE / f"{module.removeprefix('engine.').replace('.', '/')}.py").read_text(encoding="utf-8")
+        lines = source.splitlines(keepends=True)
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Import):
+                imports |= {
+                    alias.asname or alias.name.partition(".")[0]: (ast.unparse(alias), "") for alias in node.names
+                }
+            elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("engine."):
+                imports |= {alias.asname or alias.name: (str(node.module), ast.unparse(alias)) for alias in node.names}
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign):
+                first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+                text = _FOR_TOOLS.sub("", "".join(lines[first - 1 : node.end_lineno]))
+                name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else node.name
+                definitions[name] = _Definition(text, is_constant=isinstance(node, ast.Assign))
+    return definitions, imports
 
 
-def _named(alias: ast.alias) -> str:
-    return f"{alias.name} as {alias.asname}" if alias.asname else alias.name
-
-
-def _import_lines(bound: Mapping[str, tuple[str, str]]) -> str:
+def _import_lines(bound: _Imports) -> str:
     """Return the imports: of the standard library first, modules before names."""
     lines: dict[bool, list[str]] = {True: [], False: []}
     for module in sorted({module for module, name in bound.values() if not name}):
@@ -164,14 +162,18 @@ def _edits(source: str, facts: ScriptFacts, *, plain: bool) -> list[_Edit]:
     """Return what can be settled next: outer statements before inner ones, and statements before expressions."""
     tree = ast.parse(source)
     look = _Look(source, facts, plain=plain)
-    for find in (look.at_if, look.behind_return):
-        chosen: list[_Edit] = []
-        for node in ast.walk(tree):  # outer nodes first
-            if not any(look.is_inside(node, edit) for edit in chosen) and (edit := find(node)) is not None:
-                chosen.append(edit)
-        if chosen:
-            return sorted(chosen)
-    return sorted(look.in_expressions(tree))
+    for find in (look.at_if, look.behind_return, look.at_expression):
+        if edits := sorted(_outermost(tree, find)):
+            return edits
+    return []
+
+
+def _outermost(node: ast.AST, find: Callable[[ast.AST], _Edit | None]) -> Iterator[_Edit]:
+    if (edit := find(node)) is not None:
+        yield edit
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _outermost(child, find)
 
 
 class _Look:
@@ -181,10 +183,8 @@ class _Look:
         self._text = source.encode()
         self._plain = plain
         self._facts = facts
-        self._lines = source.encode().splitlines(keepends=True)
-        self._starts = [0]
-        for line in self._lines:
-            self._starts.append(self._starts[-1] + len(line))
+        self._lines = self._text.splitlines(keepends=True)
+        self._starts = list(itertools.accumulate(map(len, self._lines), initial=0))
 
     def at_if(self, node: ast.AST) -> _Edit | None:
         """Replace an `if` of facts by the branch that holds."""
@@ -197,8 +197,8 @@ class _Look:
             for line in range(node.test.end_lineno or 0, len(self._lines))
             if _ENDS_HEADER.search(self._lines[line - 1])
         )
+        end = node.body[-1].end_lineno or 0
         if self._value(node.test):
-            end = node.body[-1].end_lineno or 0
             body = self._lines[header:end]
             text = b" " * node.col_offset + b"else:\n" + b"".join(body) if is_elif else _dedented(body)
         elif not node.orelse:
@@ -206,7 +206,7 @@ class _Look:
         else:
             rest = next(
                 line
-                for line in range((node.body[-1].end_lineno or 0) + 1, len(self._lines) + 1)
+                for line in range(end + 1, len(self._lines) + 1)
                 if self._lines[line - 1].lstrip().startswith((b"elif", b"else"))
             )
             kept = self._lines[rest - 1 : node.end_lineno]
@@ -226,35 +226,27 @@ class _Look:
                 return _Edit(self._starts[one.end_lineno or 0], self._starts[body[-1].end_lineno or 0], "")  # type: ignore[index]
         return None
 
-    def is_inside(self, node: ast.AST, edit: _Edit) -> bool:
-        """Return whether a node is in what an edit replaces."""
-        return isinstance(node, ast.stmt | ast.expr) and edit.start <= self._span(node)[0] < edit.end
-
-    def in_expressions(self, node: ast.AST) -> Iterator[_Edit]:
-        """Yield what can be settled in expressions, the outermost first."""
-        edit: _Edit | None = None
+    def at_expression(self, node: ast.AST) -> _Edit | None:
+        """Settle an expression, or drop annotations of plain code."""
         if isinstance(node, ast.IfExp) and self._is_settled(node.test):
             chosen = node.body if self._value(node.test) else node.orelse
-            edit = self._replaced(node, self._source(chosen), bare=not isinstance(chosen, ast.IfExp | ast.BoolOp))
-        elif isinstance(node, ast.BoolOp) and not self._is_settled(node):
+            return self._replaced(node, self._source(chosen), bare=not isinstance(chosen, ast.IfExp | ast.BoolOp))
+        if isinstance(node, ast.BoolOp) and not self._is_settled(node):
             operands = self._unsettled(node)
-            if len(operands) < len(node.values):
-                joint = " and " if isinstance(node.op, ast.And) else " or "
-                edit = self._replaced(node, joint.join(operands), bare=len(operands) == 1)
-        elif isinstance(node, ast.keyword) and node.arg is None and (items := self._items(node.value)) is not None:
-            edit = self._spread(node, items)
-        elif isinstance(node, ast.Call) and (attribute := self._attribute(node)) is not None:
-            edit = self._replaced(node, attribute)
-        elif isinstance(node, ast.FunctionDef) and self._plain and node.returns is not None:
-            edit = self._without_annotations(node, node.returns)
-        elif isinstance(node, ast.expr) and not isinstance(node, ast.Constant) and self._is_settled(node):
+            joint = " and " if isinstance(node.op, ast.And) else " or "
+            is_shorter = len(operands) < len(node.values)
+            return self._replaced(node, joint.join(operands), bare=len(operands) == 1) if is_shorter else None
+        if isinstance(node, ast.keyword) and node.arg is None and (items := self._items(node.value)) is not None:
+            return self._spread(node, items)
+        if isinstance(node, ast.Call) and (attribute := self._attribute(node)) is not None:
+            return self._replaced(node, attribute)
+        if isinstance(node, ast.FunctionDef) and self._plain and node.returns is not None:
+            names = ", ".join(argument.arg for argument in node.args.args)
+            return _Edit(self._span(node)[0], self._span(node.returns)[1], f"def {node.name}({names})")
+        if isinstance(node, ast.expr) and not isinstance(node, ast.Constant) and self._is_settled(node):
             with contextlib.suppress(TypeError):  # a part of it is meant
-                edit = self._replaced(node, literal(self._value(node)), bare=False)
-        if edit is not None:
-            yield edit
-            return
-        for child in ast.iter_child_nodes(node):
-            yield from self.in_expressions(child)
+                return self._replaced(node, literal(self._value(node)), bare=False)
+        return None
 
     def _unsettled(self, node: ast.BoolOp) -> list[str]:
         """Return the operands that decide; facts that settle the whole end them."""
@@ -275,8 +267,6 @@ class _Look:
         if isinstance(node, ast.Dict) and not self._is_settled(node):
             keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
             return [(str(key), self._source(value)) for key, value in zip(keys, node.values, strict=True)]
-        if isinstance(node, ast.Dict) and not node.keys:
-            return []
         if not self._is_settled(node) or not isinstance(self._value(node), Mapping):
             return None
         return [(key, literal(value)) for key, value in self._value(node).items()]
@@ -294,10 +284,6 @@ class _Look:
         if not arguments and self._text[:start].rstrip().endswith(b","):
             start = len(self._text[:start].rstrip()) - 1
         return _Edit(start, end, ", ".join(arguments))
-
-    def _without_annotations(self, node: ast.FunctionDef, returns: ast.expr) -> _Edit:
-        names = ", ".join(argument.arg for argument in node.args.args)
-        return _Edit(self._span(node)[0], self._span(returns)[1], f"def {node.name}({names})")
 
     def _attribute(self, node: ast.Call) -> str | None:
         if not isinstance(node.func, ast.Name) or node.func.id != "getattr" or len(node.args) != 2:
@@ -325,12 +311,8 @@ class _Look:
         return eval(code, {"__builtins__": {}, "facts": self._facts})  # noqa: S307 - written in this package
 
     def _span(self, node: ast.expr | ast.keyword | ast.stmt) -> tuple[int, int]:
-        assert node.end_lineno is not None
-        assert node.end_col_offset is not None
-        return (
-            self._starts[node.lineno - 1] + node.col_offset,
-            self._starts[node.end_lineno - 1] + node.end_col_offset,
-        )
+        end = self._starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+        return self._starts[node.lineno - 1] + node.col_offset, end
 
     def _source(self, node: ast.expr) -> str:
         start, end = self._span(node)

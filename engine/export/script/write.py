@@ -6,13 +6,13 @@ The short form has the shape of the usual tutorials, and names what it leaves ou
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engine.config.run import RunConfig
 from engine.errors import DatasetError
 from engine.export.script.data_facts import look_at_data
-from engine.export.script.facts import DataFacts, ModelFacts, RunRows, ScriptFacts
-from engine.export.script.model_facts import look_at_model
+from engine.export.script.facts import DataFacts, RunRows, ScriptFacts
+from engine.export.script.model_facts import ModelFacts, look_at_model
 from engine.export.script.specialize import assemble
 from engine.paths import LoratoryHome
 from engine.runs.history.reader import read_history
@@ -23,7 +23,8 @@ _WORKER = "engine.export.script.worker"
 _MODULES = (
     "engine.data.passes.split",
     "engine.training.batching.plan",
-    *(f"{_WORKER}.{name}" for name in ("rows", "encoding", "methods", "train")),
+    "engine.training.batching.steps",
+    *(f"{_WORKER}.{name}" for name in ("rows", "encoding", "train")),
 )
 _ONE_GPU = 'import os\n\nos.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU, as in the run\n\n'
 _START = '\n\nif __name__ == "__main__":\n    main()\n'
@@ -36,8 +37,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
         DatasetError: If the data cannot be read, is not what the run was trained on, or is read otherwise by a script.
         ModelError: If a model that is named by a path is not there.
     """
-    provenance = read_provenance(run) if run is not None else None
-    libraries = (provenance.libraries if provenance is not None else None) or environment_facts()["libraries"]
+    libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
     assert isinstance(libraries, dict)
     model = look_at_model(config, home, run)
     data = look_at_data(config, home)
@@ -62,7 +62,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 def write_script(facts: ScriptFacts) -> str:
     """Return the faithful form as text."""
     code = assemble(_MODULES, ["main"], facts)
-    return f'"""{_head(facts)}"""\n\n{"" if facts.model.on_cpu else _ONE_GPU}{code}{_START}'
+    return f"{_head(facts)}{'' if facts.model.on_cpu else _ONE_GPU}{code}{_START}"
 
 
 def write_short_script(facts: ScriptFacts) -> str:
@@ -78,18 +78,16 @@ def write_short_script(facts: ScriptFacts) -> str:
             "Use the faithful script, without --short, or write the rows into one JSONL file.",
         )
     config = facts.config
-    head = "\n".join(
-        [
-            f"{facts.title}: {config.method_name} with transformers, PEFT and TRL.",
-            "",
-            f"    pip install {_packages(config)}",
-            "",
-            "Leaves out what the faithful script (`loratory script`, without --short) does:",
-            *(f"- {one}" for one in _left_out(facts)),
-            "",
-        ]
-    )
-    return f'"""{_in_docstring(head)}"""\n\n{assemble([f"{_WORKER}.short"], ["main"], facts, plain=True)}'
+    head = [
+        f"{facts.title}: {config.method_name} with transformers, PEFT and TRL.",
+        "",
+        f"    pip install {_packages(config)}",
+        "",
+        "Leaves out what the faithful script (`loratory script`, without --short) does:",
+        *(f"- {one}" for one in _left_out(facts)),
+        "",
+    ]
+    return f"{_docstring(head)}{assemble([f'{_WORKER}.short'], ['main'], facts, plain=True)}"
 
 
 def _left_out(facts: ScriptFacts) -> Iterator[str]:
@@ -99,7 +97,7 @@ def _left_out(facts: ScriptFacts) -> Iterator[str]:
         yield "tokens and masks exactly as in the run; the chat template is frozen there, with a fixed date"
     if facts.trains_several_answers:
         yield "every answer of a conversation is trained there, here the last one"
-    if data.has_reasoning or data.has_reasoning_fields:
+    if data.has_reasoning:
         yield "reasoning is placed there by the chat template, here it is as the rows have it"
     if "system" in data.columns or "history" in data.columns:
         yield "the columns with system prompts and earlier turns, which are read there"
@@ -127,7 +125,12 @@ def _head(facts: ScriptFacts) -> str:
     ]
     if facts.differences:
         lines += ["", "What it does otherwise:", *(f"- {difference}" for difference in facts.differences)]
-    return _in_docstring("\n".join(lines))
+    return _docstring(lines)
+
+
+def _docstring(lines: Sequence[str]) -> str:
+    text = "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
+    return f'"""{text}"""\n\n'
 
 
 def _packages(config: RunConfig) -> str:
@@ -135,14 +138,9 @@ def _packages(config: RunConfig) -> str:
     return "torch transformers peft trl datasets" + (" bitsandbytes" if needs_bitsandbytes else "")
 
 
-def _in_docstring(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"""', "'''")
-
-
 def _rows_of(run: RunFolder, config: RunConfig, data: DataFacts) -> RunRows:
-    """Return what the run made of its rows, where it got so far; rows that were mixed in are not in a script."""
     report, pinned = read_history(run.events).data_report, read_provenance(run).dataset_fingerprint
-    if report is None or config.dataset.mix:
+    if report is None or config.dataset.mix:  # rows that were mixed in are not in a script
         return RunRows()
     # Rows that only the template refuses are found by the script itself.
     if pinned is not None and report.dropped_rows <= len(data.left_out) and pinned != data.fingerprint:

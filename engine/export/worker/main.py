@@ -1,22 +1,52 @@
-"""The process that exports: `python -P -m engine.export.worker.main HOME`, JSON lines on stdio."""
+"""The process that exports: `python -P -m engine.export.worker.main HOME`, JSON lines on stdio.
 
+Each kind of export is written, loaded again and compared with the live run.
+"""
+
+import gc
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from transformers.utils import logging as transformers_logging
 
-from engine.errors import StorageError
+from engine.chat.target import LoadPlan
+from engine.chat.worker.adapter import AdaptedBase
+from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, load_model, weights_bytes
+from engine.config.run import ModelConfig
+from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
 from engine.export.card import gather_facts, write_card
-from engine.export.contract import ExportOrder, ExportProgress, ExportResult
-from engine.export.folder import list_files, require_space, to_disk
-from engine.export.worker.write import ExportUnderWay
-from engine.export.worker.writers import WRITERS
+from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
+from engine.export.folder import empty_folder, list_files, require_space, to_disk
+from engine.export.kinds import ADAPTER, GGUF, MERGED
+from engine.export.worker.gguf import ROUNDINGS, WrittenGguf, ask_llama, has_llama_cpp, look_into, write_gguf
+from engine.export.worker.verify import QUESTIONS, Measured, Reference
+from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
+from engine.hardware.processor import memory_now
 from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, serve
 from engine.processes.spawn import Access, give_up_access
+
+# Verification in float32 sees the rounding of the weights alone; it is worth that much of the free memory.
+_SHARE_FOR_FLOAT32 = 0.6
+# Answering takes most of the time, for it goes token by token; everything else reads each answer at once.
+_RECORDING_SHARE = 0.7
+
+
+class Writer(NamedTuple):
+    """Writes one kind of export."""
+
+    needed_bytes: Callable[[ExportUnderWay], int]  # on the disk
+    # Fills the folder and verifies what is in it; None where that was not asked for, or could not be done.
+    write: Callable[[ExportUnderWay], Verification | None]
 
 
 class ExportWorker:
@@ -38,35 +68,177 @@ class ExportWorker:
         source = resolve_model(order.plan.model, self._home, report_fetching)
         give_up_access(Access.HUB)
         export = ExportUnderWay(order, source, request, self._home.server)
-        notes: list[str] = []
-        aside = order.folder
         try:
             writer = WRITERS[order.settings.kind]
-            require_space(aside, writer.needed_bytes(export))
-            verified = writer.write(export, aside, notes)
-            (aside / "README.md").write_text(_card(export), encoding="utf-8")
+            require_space(order.folder, writer.needed_bytes(export))
+            verified = writer.write(export)
+            facts = gather_facts(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
+            (order.folder / "README.md").write_text(write_card(facts), encoding="utf-8")
             export.report("ready", "Putting the folder in its place.", 1.0)
-            to_disk(aside)
+            to_disk(order.folder)
         except OSError as error:
             raise StorageError(
                 f"{order.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
             ) from error
-        result = ExportResult(path=order.folder, files=list_files(order.folder), verified=verified, notes=tuple(notes))
-        return result.model_dump(mode="json")
+        files, notes = list_files(order.folder), tuple(export.notes)
+        return ExportResult(path=order.folder, files=files, verified=verified, notes=notes).model_dump(mode="json")
 
 
-def _card(export: ExportUnderWay) -> str:
-    source = export.source
-    facts = gather_facts(
-        export.order.plan,
-        export.order.settings.kind,
-        export.order.name,
-        source.hub_id or source.name,
-        base_is_on_hub=source.hub_id is not None,
-        run=export.order.run,
-        base_folder=Path(source.location),
+def _write_adapter(export: ExportUnderWay) -> Verification | None:
+    write_adapter(export, export.order.folder)
+    if not export.order.settings.verify:
+        return None
+    started, place = time.perf_counter(), _comparison_place(export)
+    with _noting(export, "It", DeviceError):
+        # On the run's own base there are the same tensors, so nothing explains a difference.
+        again = export.trained.model_copy(update={"folder": export.order.folder, "name": "the exported adapter"})
+        plan = LoadPlan(model=export.order.plan.model, tuned=export.trained, second=again)
+        reference, live = _record(export, plan, place)
+        measured = reference.compare(live.branch("second"), _reporting(export, _RECORDING_SHARE, 1.0))
+        return _verification("the export with the run", measured, 0.0, place, started)
+    return None
+
+
+def _write_merged(export: ExportUnderWay) -> Verification | None:
+    """Write a complete model; in float32 where 16 bits were not asked for and they change an answer."""
+    folder = export.order.folder
+    written = write_merged(export, folder)
+    if not export.order.settings.verify:
+        return None
+    started, place = time.perf_counter(), _comparison_place(export)
+    # Computed in 16 bits, weights in float32 would show the same differences.
+    may_be_exact = export.order.settings.dtype == "auto" and written.itemsize < 4 and place.dtype == torch.float32
+    with _noting(export, "It", DeviceError):
+        reference, allowed = _record_run(export, place, *({written, torch.float32} if may_be_exact else {written}))
+        measured = _ask_merged(export, place, reference)
+        if may_be_exact and measured.equal_answers < len(QUESTIONS):
+            empty_folder(folder)
+            short = str(written).removeprefix("torch.")
+            export.notes[:] = [
+                f"It was written in float32: rounded to the {short} of its base, it gave {measured.equal_answers} of the "
+                f"run's {len(QUESTIONS)} answers, because 16 bits cannot hold the sum of base and adapter exactly. Choose "
+                f"{short} to have half the size all the same."
+            ]
+            written = write_merged(export.with_dtype("float32"), folder)
+            measured = _ask_merged(export, place, reference)
+        compared = "the merged model with the adapter on its unquantized base"
+        return _verification(compared, measured, allowed[written], place, started)
+    return None
+
+
+def _write_gguf(export: ExportUnderWay) -> Verification | None:
+    """Merge, and convert that with llama.cpp."""
+    written = write_gguf(export)
+    verified = None
+    if export.order.settings.verify and has_llama_cpp():
+        with _noting(export, "The GGUF", DeviceError, ModelError, WorkerError):
+            verified = _verify_gguf(export, written)
+    elif export.order.settings.verify:
+        export.report("verifying", "Comparing the file with the merged model.")
+        export.notes.append(look_into(written))
+    written.finish(keep_merged=export.order.settings.keep_merged)
+    return verified
+
+
+def _verify_gguf(export: ExportUnderWay, written: WrittenGguf) -> Verification:
+    started, place = time.perf_counter(), _comparison_place(export)
+    precision = torch.float16 if written.gguf_type == "f16" else torch.bfloat16  # the unit of q8_0 is bfloat16's
+    reference, allowed = _record_run(export, place, precision)
+    measured = ask_llama(written, reference, export.logs / "llama_cpp.log", _reporting(export, 0.0, 1.0))
+    compared = "llama.cpp's answers from the GGUF with those of the adapter on its unquantized base"
+    return _verification(compared, measured, ROUNDINGS[written.gguf_type] * allowed[precision], place, started)
+
+
+@contextmanager
+def _noting(export: ExportUnderWay, subject: str, *kinds: type[EngineError]) -> Iterator[None]:
+    """Note why a verification could not be done, instead of failing."""
+    try:
+        yield
+    except kinds as error:
+        export.notes.append(f"{subject} was not verified: {error.what}")
+
+
+def _comparison_place(export: ExportUnderWay) -> ModelPlace:
+    """Return where to verify; in float32 where memory is ample, because that hides nothing."""
+    device, exact = export.order.device, export.base_in(torch.float32)
+    free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
+    if weights_bytes(exact, _unquantized(export)) < _SHARE_FOR_FLOAT32 * free:
+        return exact
+    return replace(exact, dtype=choose_dtype(export.order.plan.model, device))
+
+
+def _record_run(
+    export: ExportUnderWay, place: ModelPlace, *written: torch.dtype
+) -> tuple[Reference, dict[torch.dtype, float]]:
+    """Record the answers of the adapter on its unquantized base; the model is gone from memory when this returns.
+
+    Returns:
+        The answers, and how far rounding moves their logits, for each precision to which weights may have been rounded.
+
+    Raises:
+        DeviceError: If memory is too small.
+    """
+    reference, live = _record(export, LoadPlan(model=_unquantized(export), tuned=export.trained), place)
+    finest_first = sorted(set(written), key=lambda dtype: torch.finfo(dtype).eps)
+    allowed = {dtype: reference.rounding_effect(live.branch("tuned"), dtype) for dtype in finest_first}
+    del live
+    gc.collect()  # modules and their hooks refer to each other
+    return reference, allowed
+
+
+def _record(export: ExportUnderWay, plan: LoadPlan, place: ModelPlace) -> tuple[Reference, Weights]:
+    live = Weights(plan, place, lambda message: export.report("verifying", message))
+    return Reference(live, export.trained.folder, _reporting(export, 0.0, _RECORDING_SHARE)), live
+
+
+def _ask_merged(export: ExportUnderWay, place: ModelPlace, reference: Reference) -> Measured:
+    """Load the merged model that was written, and ask it what the run was asked.
+
+    Raises:
+        DeviceError: If memory is too small.
+    """
+    export.report("verifying", "Loading what was written.")
+    again = load_model(replace(place, folder=export.order.folder, name="the merged model"), _unquantized(export))
+    branch = BranchWeights(AdaptedBase(again, "the merged model"))
+    measured = reference.compare(branch, _reporting(export, _RECORDING_SHARE, 1.0))
+    del again, branch
+    gc.collect()
+    return measured
+
+
+def _reporting(export: ExportUnderWay, start: float, end: float) -> Callable[[float], None]:
+    """Return what reports how far a part of the comparison has come, which takes it from one share of it to another."""
+    return lambda share: export.report("verifying", "Comparing answers.", start + (end - start) * share)
+
+
+def _unquantized(export: ExportUnderWay) -> ModelConfig:
+    return export.order.plan.model.model_copy(update={"quantization": "none"})
+
+
+def _verification(compared: str, measured: Measured, allowed: float, place: ModelPlace, started: float) -> Verification:
+    prompts = len(QUESTIONS)
+    return Verification(
+        passed=measured.largest_difference <= allowed
+        and measured.equal_prompts in (None, prompts)
+        and measured.equal_answers >= (measured.needed_answers or 0),
+        compared=compared,
+        prompts=prompts,
+        equal_answers=measured.equal_answers,
+        largest_logit_difference=measured.largest_difference,
+        allowed_logit_difference=allowed,
+        dtype=str(place.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - started,
+        equal_prompts=measured.equal_prompts,
+        needed_answers=measured.needed_answers,
     )
-    return write_card(facts)
+
+
+WRITERS: Mapping[str, Writer] = {
+    ADAPTER.name: Writer(trained_bytes, _write_adapter),
+    MERGED.name: Writer(merged_bytes, _write_merged),
+    # The merged model and the file are both there for a while.
+    GGUF.name: Writer(lambda export: 2 * merged_bytes(export), _write_gguf),
+}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Working an adapter into its base's weights, one tensor at a time."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,17 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.worker.adapter_patterns import resolve_patterns
 from engine.config.methods.registry import tensor_marks
-from engine.errors import ModelError
 from engine.export.folder import rewrite_json
-from engine.export.worker.shards import DTYPES_BY_NAME, TensorPlan
-from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, read_safetensors_header, shard_names
+from engine.export.worker.shards import FLOATS, BaseFiles, TensorPlan
 
 _KEY_PREFIX = "base_model.model."
-_FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+_TIE = "tie_word_embeddings"
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # float32 in, float32 out
 
@@ -31,67 +28,14 @@ class NotByTensorError(Exception):
     """This adapter cannot be merged from the files alone; says why. The whole model has to be in memory then."""
 
 
-@dataclass(frozen=True)
-class BaseFiles:
-    """The weight files of a base model, read one tensor at a time."""
-
-    folder: Path
-    places: Mapping[str, Path]  # file of each tensor, in the order of the files
-    plans: Mapping[str, TensorPlan]
-
-    @classmethod
-    def open(cls, folder: Path, name: str) -> "BaseFiles":
-        """List what the files hold.
-
-        Raises:
-            ModelError: If a file is damaged, or holds what cannot be merged into.
-        """
-        index = folder / WEIGHTS_INDEX
-        files = shard_names(index, name) if index.is_file() else (SINGLE_WEIGHTS,)
-        places: dict[str, Path] = {}
-        plans: dict[str, TensorPlan] = {}
-        for file in files:
-            for record in read_safetensors_header(folder / file, name):
-                if record.dtype not in DTYPES_BY_NAME:
-                    raise ModelError(
-                        f"{name} holds {record.dtype} weights, which cannot be merged into.",
-                        "Export the adapter, or train on a model in 16 or 32 bits.",
-                    )
-                places[record.name] = folder / file
-                plans[record.name] = TensorPlan(record.name, DTYPES_BY_NAME[record.dtype], record.shape)
-        return cls(folder, places, plans)
-
-    def read(self, name: str) -> torch.Tensor:
-        """Read one tensor."""
-        with safe_open(self.places[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which precision most of the weights are."""
-        sizes: dict[torch.dtype, int] = {}
-        for plan in self.plans.values():
-            if plan.dtype in _FLOATS:
-                sizes[plan.dtype] = sizes.get(plan.dtype, 0) + plan.size_bytes
-        return max(sizes, key=lambda dtype: sizes[dtype])
-
-
 @dataclass
 class Merge:
-    """The weights of base and adapter together.
-
-    Args:
-        base: Where the base is read.
-        dtype: Precision of what is written; None keeps that of each tensor.
-    """
+    """The weights of base and adapter together."""
 
     base: BaseFiles
-    dtype: torch.dtype | None
+    dtype: torch.dtype | None  # of what is written; None keeps that of each tensor
     changes: dict[str, Change] = field(default_factory=dict)
-    added: dict[str, torch.Tensor] = field(
-        default_factory=dict
-    )  # tensors that the base has not, such as an untied head
+    added: dict[str, torch.Tensor] = field(default_factory=dict)  # which the base has not, such as an untied head
 
     def plans(self) -> list[TensorPlan]:
         """Return what will be written, in the order of the base's files."""
@@ -109,7 +53,7 @@ class Merge:
         return tensor.to(written) if change is None else change(tensor.float()).to(written)
 
     def _written_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return self.dtype if self.dtype is not None and dtype in _FLOATS else dtype
+        return self.dtype if self.dtype is not None and dtype in FLOATS else dtype
 
 
 def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | None) -> Merge:
@@ -166,9 +110,8 @@ def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: A
     if a.dim() != 2 or b.dim() != 2:
         raise NotByTensorError(f"{path} is not a linear layer")
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
-    rank = a.shape[0]
     # Rank-stabilized: Kalajdzievski 2023, arXiv:2312.03732.
-    scaling = alpha / rank**0.5 if config.use_rslora else alpha / rank
+    scaling = alpha / len(a) ** (0.5 if config.use_rslora else 1)
     shape = merge.base.plans[f"{path}.weight"].shape
     transposed = bool(config.fan_in_fan_out)
     expected = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
@@ -189,17 +132,13 @@ def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: A
 def _add_ia3(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: Any) -> None:
     """Rescaled outputs scale the rows of W and the bias, rescaled inputs its columns (Liu et al. 2022, arXiv:2205.05638)."""
     scale = parts["ia3_l"]  # (out_features, 1), or (1, in_features) for feed-forward modules
-    transposed = bool(config.fan_in_fan_out)
     shape = merge.base.plans[f"{path}.weight"].shape
-    factor = scale.T if transposed else scale
+    factor = scale.T if config.fan_in_fan_out else scale
     if scale.dim() != 2 or torch.broadcast_shapes(shape, factor.shape) != torch.Size(shape):
         raise NotByTensorError(f"{path}.weight does not fit its scale")
     merge.changes[f"{path}.weight"] = lambda weight: weight * factor
     if scale.shape[1] == 1 and f"{path}.bias" in merge.base.plans:
         merge.changes[f"{path}.bias"] = lambda bias: bias * scale.flatten()
-
-
-_TIE = "tie_word_embeddings"
 
 
 def tied_weights(folder: Path) -> dict[str, str]:
@@ -223,16 +162,13 @@ def untie_changed(merge: Merge, tied: dict[str, str]) -> bool:
         Whether weights were untied, which the configuration must say.
     """
     changed = merge.changes.keys() | merge.added.keys()
-    undone = False
-    for pair in tied.items():
-        if changed.isdisjoint(pair):
-            continue
-        undone = True
+    untied = [pair for pair in tied.items() if not changed.isdisjoint(pair)]
+    for pair in untied:
         stored = next((name for name in pair if name in merge.base.plans), None)
         for name in pair:
             if stored is not None and name not in merge.base.plans and name not in merge.added:
                 merge.added[name] = merge.base.read(stored)
-    return undone
+    return bool(untied)
 
 
 def untie(model: PreTrainedModel) -> None:

@@ -60,6 +60,8 @@ class Measured(NamedTuple):
 
     largest_difference: float  # between two logits
     equal_answers: int
+    equal_prompts: int | None = None  # that became the same ids; None where both share one tokenizer
+    needed_answers: int | None = None  # so many must be equal; None where the logits alone make the verdict
 
 
 class Reference:
@@ -206,7 +208,9 @@ def draft_answers(
     if branch.virtual_tokens:
         return [()] * len(prompts)
     branch.holder.switch_to(branch.adapter)
-    ids, mask = _padded_left([prompt.ids for prompt in prompts], branch.holder.model.device)
+    width, device = max(len(prompt.ids) for prompt in prompts), branch.holder.model.device
+    ids = torch.tensor([[0] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts], device=device)
     # Whatever a model's own generation settings say, this is about the token that comes first.
     settings = GenerationConfig(
         do_sample=False,
@@ -225,14 +229,6 @@ def draft_answers(
             raise
         return [()] * len(prompts)
     return [_until_end(row, end_ids) for row in written[:, ids.shape[1] :].tolist()]
-
-
-def _padded_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both (rows, longest row)."""
-    width = max(len(row) for row in rows)
-    ids = [[0] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _until_end(tokens: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:

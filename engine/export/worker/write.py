@@ -1,10 +1,11 @@
 """Writes an adapter as it is, or a complete model with the adapter merged."""
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from peft import PeftConfig, PeftModel
 from transformers import GenerationConfig
 
 from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
@@ -17,7 +18,6 @@ from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportPhase, ExportProgress
 from engine.export.folder import copy_tokenizer, rewrite_json
 from engine.export.worker.merge import (
-    BaseFiles,
     Merge,
     NotByTensorError,
     plan_merge,
@@ -26,7 +26,7 @@ from engine.export.worker.merge import (
     untie_changed,
     write_untied_config,
 )
-from engine.export.worker.shards import ShardWriter
+from engine.export.worker.shards import BaseFiles, write_shards
 from engine.models.source import ModelSource
 from engine.processes.messages import CancelledRequestError, Request
 
@@ -41,11 +41,16 @@ class ExportUnderWay:
     source: ModelSource
     request: Request
     logs: Path  # folder for the logs of programs that are run
+    notes: list[str] = field(default_factory=list)  # what the person should know
 
     @property
     def trained(self) -> PlannedWeights:
         assert self.order.plan.tuned is not None  # `engine.export.job` asks for nothing else
         return self.order.plan.tuned
+
+    def base_in(self, dtype: torch.dtype) -> ModelPlace:
+        """Return where the base is and goes, in this precision."""
+        return ModelPlace(Path(self.source.location), self.source.name, self.order.device, dtype)
 
     def with_dtype(self, dtype: ExportDtype | None) -> "ExportUnderWay":
         """Return the same with merged weights in this precision, unless the person chose one."""
@@ -70,25 +75,18 @@ def trained_bytes(export: ExportUnderWay) -> int:
 
 def merged_bytes(export: ExportUnderWay) -> int:
     """Return the size of the merged model, at most."""
-    dtype = _TORCH_DTYPES.get(export.order.settings.dtype, torch.float32)
-    place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
+    place = export.base_in(_TORCH_DTYPES.get(export.order.settings.dtype, torch.float32))
     return trained_bytes(export) + weights_bytes(place, ModelConfig(id=export.source.name))
 
 
-def write_adapter(export: ExportUnderWay, aside: Path) -> torch.dtype:
-    """Copy the adapter with its tokenizer, naming its base by its public id.
-
-    Returns:
-        The precision of what was written.
-    """
+def write_adapter(export: ExportUnderWay, aside: Path) -> None:
+    """Copy the adapter with its tokenizer, naming its base by its public id."""
     export.report("writing", "Copying the adapter.")
-    source = export.trained.folder
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        shutil.copyfile(source / name, aside / name)
+        shutil.copyfile(export.trained.folder / name, aside / name)
     base = {"base_model_name_or_path": export.source.hub_id or export.source.name, "revision": export.source.revision}
     rewrite_json(aside / ADAPTER_CONFIG, **base)
     _write_tokenizer(export, aside)
-    return torch.float32
 
 
 def _write_tokenizer(export: ExportUnderWay, aside: Path) -> None:
@@ -99,13 +97,8 @@ def _write_tokenizer(export: ExportUnderWay, aside: Path) -> None:
     tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
 
 
-def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch.dtype:
-    """Write a complete model: merged weights, configuration, tokenizer, and where answers end.
-
-    Args:
-        export: What is wanted.
-        aside: The folder to fill.
-        notes: Takes what the person should know.
+def write_merged(export: ExportUnderWay, aside: Path) -> torch.dtype:
+    """Write a complete model into a folder: merged weights, configuration, tokenizer, and where answers end.
 
     Returns:
         The precision of what was written.
@@ -113,15 +106,14 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
     Raises:
         ModelError: If the base or the adapter cannot be merged.
     """
-    trained, base = export.trained, Path(export.source.location)
-    if trained.is_whole_model:
-        files = BaseFiles.open(trained.folder, trained.name)
-    else:
-        files = BaseFiles.open(base, export.source.name)
+    trained = export.trained
+    whole = trained.is_whole_model
+    model = trained.folder if whole else Path(export.source.location)
+    files = BaseFiles.open(model, trained.name if whole else export.source.name)
     dtype = _TORCH_DTYPES.get(export.order.settings.dtype)
     quantization = export.order.plan.model.quantization
     if quantization != "none":
-        notes.append(
+        export.notes.append(
             f"The adapter was trained on {quantization} weights and is merged into the unquantized ones, as is usual; "
             "its answers can differ a little from those on the quantized model."
         )
@@ -129,12 +121,11 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
     try:
         untied = _merge_by_tensor(export, files, aside, dtype)
     except NotByTensorError as reason:
-        notes.append(f"Merged with the whole model in memory, because {reason}.")
+        export.notes.append(f"Merged with the whole model in memory, because {reason}.")
         _merge_whole(export, aside, dtype or files.dtype)
     for name in ("config.json", "generation_config.json"):
-        folder = trained.folder if trained.is_whole_model else base
-        if (folder / name).is_file() and not (aside / name).is_file():
-            shutil.copyfile(folder / name, aside / name)
+        if (model / name).is_file() and not (aside / name).is_file():
+            shutil.copyfile(model / name, aside / name)
     written = dtype or files.dtype
     rewrite_json(aside / "config.json", dtype=str(written).removeprefix("torch."))
     if untied:
@@ -146,8 +137,11 @@ def write_merged(export: ExportUnderWay, aside: Path, notes: list[str]) -> torch
 
 def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtype: torch.dtype | None) -> bool:
     """Write the weights; returns whether an output head and an embedding that were one are two now."""
-    merge = Merge(files, dtype) if export.trained.is_whole_model else plan_merge(export.trained, files, dtype)
-    untied = not export.trained.is_whole_model and untie_changed(merge, tied_weights(files.folder))
+    if export.trained.is_whole_model:
+        merge, untied = Merge(files, dtype), False
+    else:
+        merge = plan_merge(export.trained, files, dtype)
+        untied = untie_changed(merge, tied_weights(files.folder))
     plans = merge.plans()
     total, done = sum(plan.size_bytes for plan in plans), 0
 
@@ -156,17 +150,14 @@ def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtyp
         done += written_bytes
         export.report("writing", f"Writing merged weights, {done / 1e9:.1f} of {total / 1e9:.1f} GB.", done / total)
 
-    limit = int(export.order.settings.max_shard_gb * 1e9)
-    ShardWriter(aside, limit, count).write(plans, merge.read)
+    write_shards(aside, plans, merge.read, int(export.order.settings.max_shard_gb * 1e9), count)
     return untied
 
 
 def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> None:
     """PEFT's own merge, for adapters whose tensors do not match those of the files one to one."""
-    from peft import PeftConfig, PeftModel
-
     export.report("writing", "Merging with the whole model in memory.")
-    place = ModelPlace(Path(export.source.location), export.source.name, export.order.device, dtype)
+    place = export.base_in(dtype)
     model = load_model(place, ModelConfig(id=export.source.name))
     untie(model)  # else what is merged into an embedding would change the output head too
     config = PeftConfig.from_pretrained(str(export.trained.folder))

@@ -31,7 +31,7 @@ def read_rows(where: Any) -> Iterator[Any]:
     if facts.data.kind == "hub":
         found = load_dataset(where, **facts.hub_arguments)
         if facts.data.has_media:
-            found = found.select_columns(facts.read_columns)  # pictures and sound stay unread
+            found = found.select_columns(facts.data.read_columns)  # pictures and sound stay unread
         yield from found
     else:
         if facts.data.kind == "delimited" and facts.data.has_long_rows:
@@ -72,7 +72,7 @@ def read_rows(where: Any) -> Iterator[Any]:
 
 def as_list(value: Any) -> list[Any]:
     """Return a list that may be written as JSON in a text."""
-    if facts.data.json_columns:
+    if facts.data.has_json_columns:
         value = json.loads(value) if isinstance(value, str) and value else value
     return value or []
 
@@ -100,11 +100,10 @@ def turns_of(turns: Iterable[Any]) -> list[Message]:
     messages = []
     for turn in turns:
         role = ROLES[turn[facts.data.role_field].strip().lower()]
-        content = (
-            (turn.get(facts.data.content_field) or "")
-            if facts.data.has_reasoning_fields
-            else turn[facts.data.content_field]
-        )
+        if facts.data.has_reasoning_fields:
+            content = turn.get(facts.data.content_field) or ""
+        else:
+            content = turn[facts.data.content_field]
         if facts.data.has_parts:
             content = text_of(content)
         messages.append(answer(content) if role == "assistant" else {"role": role, "content": content})
@@ -126,11 +125,8 @@ def conversation(row: Any) -> list[Message]:
             question = row[facts.data.columns["instruction"]]
         messages = [{"role": "user", "content": question}, answer(row[facts.data.columns["output"]])]
         if "history" in facts.data.columns:
-            pairs = as_list(row.get(facts.data.columns["history"]))
-            before = [
-                turn for asked, answered in pairs for turn in ({"role": "user", "content": asked}, answer(answered))
-            ]
-            messages = before + messages
+            for asked, answered in reversed(as_list(row.get(facts.data.columns["history"]))):
+                messages = [{"role": "user", "content": asked}, answer(answered), *messages]
     elif "prompt" in facts.data.columns:
         if facts.data.columns["prompt"] in facts.data.turn_columns:
             messages = turns_of(as_list(row[facts.data.columns["prompt"]]))

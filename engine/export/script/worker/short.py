@@ -23,10 +23,12 @@ def to_prompt_completion(row: dict[str, Any]) -> dict[str, Any]:
     if "instruction" in facts.data.columns and "input" in facts.data.columns:
         parts = (row[facts.data.columns["instruction"]], row[facts.data.columns["input"]] or "")
         question, answer = "\n\n".join(part for part in parts if part.strip()), row[facts.data.columns["output"]]
-    elif not facts.data.has_conversation_column:
-        question, answer = row[facts.question_column], row[facts.answer_column]
+    elif "instruction" in facts.data.columns:
+        question, answer = row[facts.data.columns["instruction"]], row[facts.data.columns["output"]]
+    elif "prompt" in facts.data.columns:
+        question, answer = row[facts.data.columns["prompt"]], row[facts.data.columns["completion"]]
     else:
-        if facts.data.json_columns:
+        if facts.data.has_json_columns:
             turns = json.loads(row[facts.data.conversation_column])
         else:
             turns = row[facts.data.conversation_column]
@@ -56,11 +58,11 @@ def main() -> None:
     if facts.data.kind == "hub":
         dataset = load_dataset(DATA, **facts.hub_arguments)
     else:
-        dataset = load_dataset(facts.dataset_builder, data_files=DATA, split="train", **facts.dataset_arguments)
+        dataset = load_dataset(**facts.data.loader_arguments, data_files=DATA, split="train")
     if facts.data.has_turns:
         dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
     if facts.measures:
-        dataset = dataset.train_test_split(**facts.split_arguments)
+        dataset = dataset.train_test_split(facts.config.dataset.eval_fraction, seed=facts.config.training.seed)
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -79,7 +81,7 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model(OUTPUT)
-    if facts.merges:
+    if facts.config.adapter.traits.mergeable and not facts.config.adapter.traits.trains_all:
         if facts.quantized:
             base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, facts.loaded_dtype))
             merged = peft.PeftModel.from_pretrained(base, OUTPUT).merge_and_unload()

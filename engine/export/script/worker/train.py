@@ -1,10 +1,10 @@
-"""The part of a script that loads the model and trains it in the order of the run."""
+"""The part of a script that loads the model and trains it in the order of the run, with what single PEFT methods need."""
 
 import argparse
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from engine.export.script.facts import facts
@@ -28,9 +28,9 @@ from engine.export.script.worker.encoding import (
     encode,
     load_tokenizer,
 )
-from engine.export.script.worker.methods import orthogonality
 from engine.export.script.worker.rows import DATA, SEED, fingerprint, held_out, load_rows
 from engine.training.batching.plan import pack_rows
+from engine.training.batching.steps import choose_measured
 
 OUTPUT = facts.output
 BATCH = facts.config.training.per_device_train_batch_size
@@ -40,6 +40,50 @@ WARM_START = facts.model.warm_start  # adapter that training starts from
 RUN_ROWS = facts.run_rows.fingerprint  # sha256 of the rows that the run used
 RUN_SEQUENCES = facts.run_rows.sequences  # the run's, to train on and held out
 RUN_TOKENS = facts.run_rows.tokens  # of the former, trained and masked
+
+
+class AllocateRanks(TrainerCallback):  # type: ignore[misc]
+    """Moves ranks to the layers that need them, which PEFT leaves to the trainer."""
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        model.peft_config["default"].total_step = state.max_steps
+
+    def on_optimizer_step(self, _args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        model.base_model.update_and_allocate(state.global_step + 1)
+
+
+def orthogonality(model: Any) -> Any:
+    """Return AdaLoRA's regularizer, which PEFT adds to a model's own loss and not to TRL's."""
+    distances = []
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            products = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
+            distances.append(torch.linalg.matrix_norm(products - torch.eye(len(products), device=products.device)))
+    return model.peft_config["default"].orth_reg_weight * torch.stack(distances).mean()
+
+
+def linear_names(model: Any) -> list[str]:
+    """Return the names of the linear layers, without the output head."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+    ]
+
+
+def feedforward_modules(model: Any) -> list[str]:
+    """Return the ends of the names of the feed-forward modules that the model has."""
+    names = [f".{name}" for name in linear_names(model)]
+    return [end for end in facts.feedforward_endings if any(name.endswith(f".{end}") for name in names)]
+
+
+def ia3_targets(model: Any) -> list[str]:
+    """Return the ends of the names of all modules that IA3 rescales; PEFT wants the feed-forward ones among them."""
+    if facts.config.adapter.target_modules == "all-linear":
+        targets = [name.rsplit(".", 1)[-1] for name in linear_names(model)]
+    else:
+        targets = list(facts.config.adapter.target_modules)
+    return sorted({*targets, *feedforward_modules(model)})
 
 
 def load_model(name: str) -> Any:
@@ -88,20 +132,16 @@ class Batches(IterableDataset):  # type: ignore[misc]
             return math.ceil(len(pack_rows(range(len(self.rows)), self.lengths, MAX_LENGTH)) / BATCH)
         return math.ceil(len(self.rows) / BATCH)
 
-    def shuffled(self, items: list[Any]) -> list[Any]:
+    def shuffled(self, items: Iterable[Any]) -> list[Any]:
         """Return the items in the order of this epoch."""
         items = list(items)
         random.Random(SEED * 1_000_003 + self.epoch()).shuffle(items)  # noqa: S311
         return items
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        order = self.shuffled(list(range(len(self.rows))))
-        if facts.config.training.packing:
-            sequences = self.shuffled(pack_rows(order, self.lengths, MAX_LENGTH))
-            for start in range(0, len(sequences), BATCH):
-                yield [[self.rows[row] for row in rows] for rows in sequences[start : start + BATCH]]
-        elif facts.model.grouped:
-            # Rows of similar length share a step, so little is computed for padding.
+    if facts.model.grouped:
+
+        def grouped(self, order: list[int]) -> list[int]:
+            """Return the rows with those of similar length in one step, so little is computed for padding."""
             size = BATCH * ACCUMULATE
             block = size * max(1, min(50, math.ceil(len(order) / size) // 4))
             whole = len(order) - len(order) % size
@@ -109,13 +149,20 @@ class Batches(IterableDataset):  # type: ignore[misc]
             for begin in range(0, whole, block):
                 similar = sorted(order[begin : min(begin + block, whole)], key=lambda row: -self.lengths[row])
                 steps += [similar[start : start + size] for start in range(0, len(similar), size)]
-            for step in [*self.shuffled(steps), order[whole:]]:
-                rows = sorted(step, key=lambda row: -self.lengths[row])
-                for start in range(0, len(rows), BATCH):
-                    yield [self.rows[row] for row in rows[start : start + BATCH]]
+            rest = sorted(order[whole:], key=lambda row: -self.lengths[row])
+            return [row for step in [*self.shuffled(steps), rest] for row in step]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order = self.shuffled(range(len(self.rows)))
+        if facts.config.training.packing:
+            packed = self.shuffled(pack_rows(order, self.lengths, MAX_LENGTH))
+            rows = [[self.rows[row] for row in sequence] for sequence in packed]
         else:
-            for start in range(0, len(order), BATCH):
-                yield [self.rows[row] for row in order[start : start + BATCH]]
+            if facts.model.grouped:
+                order = self.grouped(order)
+            rows = [self.rows[row] for row in order]
+        for start in range(0, len(rows), BATCH):
+            yield rows[start : start + BATCH]
 
 
 def collate(rows: list[Any]) -> dict[str, Any]:
@@ -161,7 +208,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         )
         return DataLoader(batches, batch_size=None, collate_fn=collate)
 
-    if facts.is_regularized:
+    if facts.config.adapter.traits.regularized:
 
         def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
             """Return TRL's loss with the regularizer, which is added once to each optimizer step."""
@@ -171,7 +218,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     if facts.measures:
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            """Return the mean loss over the trained tokens of the held-out rows, in nats."""
+            """Log and return the mean loss over the trained tokens of the held-out rows, in nats."""
             self.model.eval()
             if facts.config.model.quantization == "int8":
                 for module in self.model.modules():
@@ -179,17 +226,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                         module.train()  # else its inputs would be rounded as well, as they are not in training
             if facts.measures_base_first and self.state.global_step == 0:
                 with self.model.disable_adapter():
-                    summed, tokens = self.summed_loss()
+                    metrics = {"eval_loss": self.held_out_loss()}
             else:
-                summed, tokens = self.summed_loss()
+                metrics = {"eval_loss": self.held_out_loss()}
             self.model.train()
-            metrics = {"eval_loss": summed / tokens}
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
             return metrics
 
-        def summed_loss(self) -> tuple[float, int]:
-            """Return the loss over all held-out rows, and how many tokens it is of."""
+        def held_out_loss(self) -> float:
+            """Return the mean loss without changing anything."""
             summed, tokens = 0.0, 0
             rows = sorted(self.eval_dataset, key=lambda row: -len(row["input_ids"]))
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -205,55 +251,29 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                     trained = labels != -100
                     summed += cross_entropy(logits[trained].float(), labels[trained], reduction="sum").item()
                     tokens += int(trained.sum())
-            return summed, tokens
-
-
-def evaluated(rows: list[Any], trained_tokens: int) -> list[Any]:
-    """Return the held-out rows that are evaluated: an even draw where all of them would cost too much."""
-    lengths = [len(row["input_ids"]) for row in rows]
-    budget = max(16_384, int(0.03 * trained_tokens))
-    if sum(lengths) <= budget:
-        return rows
-    order = list(range(len(rows)))
-    random.Random(SEED).shuffle(order)  # noqa: S311
-    chosen: list[int] = []
-    tokens = 0
-    for row in order:
-        if chosen and tokens + lengths[row] > budget:
-            break
-        chosen.append(row)
-        tokens += lengths[row]
-    return [rows[row] for row in sorted(chosen)]
+            return summed / tokens
 
 
 def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]) -> None:
     """Stop unless the rows became what they became in the run."""
-
-    def tokens(rows: list[Any]) -> tuple[int, int]:
-        trained = sum(label != -100 for row in rows for label in row["labels"])
-        return trained, sum(len(row["labels"]) for row in rows) - trained
-
-    # Some runs counted the tokens of held-out rows as well.
-    counts, made = (tokens(train), tokens(train + evaluation)), (len(train), len(evaluation))
-    if (
-        made != RUN_SEQUENCES
-        or RUN_TOKENS not in counts
-        or (facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in kept) != RUN_ROWS)
+    trained = sum(label != -100 for row in train for label in row["labels"])
+    tokens = (trained, sum(len(row["labels"]) for row in train) - trained)
+    sequences = (len(train), len(evaluation))
+    if (sequences, tokens) != (RUN_SEQUENCES, RUN_TOKENS) or (
+        facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in kept) != RUN_ROWS
     ):
         raise SystemExit(
-            f"The rows became {made} sequences of {counts[0]} tokens; in the run they were {RUN_SEQUENCES} of {RUN_TOKENS}. "
+            f"The rows became {sequences} sequences of {tokens} tokens; in the run they were {RUN_SEQUENCES} of {RUN_TOKENS}. "
             "Use the data of the run and the versions that are named at the head of this file."
         )
 
 
 def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """Return the sequences to train on, and those that are held out."""
-    kept = []
     if not facts.data.has_turns:
-        for row in load_rows(options.data):
-            kept.append((row, encode(row, tokenizer)))
+        kept = [(row, encode(row, tokenizer)) for row in load_rows(options.data)]
     else:
-        refused = []
+        kept, refused = [], []
         for row in load_rows(options.data):
             try:
                 kept.append((row, encode(row, tokenizer)))
@@ -296,18 +316,17 @@ def main() -> None:
     train, evaluation = prepare(tokenizer, options)
     print(f"{len(train)} sequences to train on, {len(evaluation)} held out")
     if facts.measures and facts.data.held_out_draw:
-        train_tokens = sum(len(row["input_ids"]) for row in train)
-        evaluation = evaluated(evaluation, int(train_tokens * facts.config.training.num_train_epochs))
+        tokens = sum(len(row["input_ids"]) for row in train)
+        if facts.config.training.max_steps > 0:
+            epochs = facts.config.training.max_steps / math.ceil(len(Batches(train, lambda: 0)) / ACCUMULATE)
+        else:
+            epochs = facts.config.training.num_train_epochs
+        chosen = choose_measured([len(row["input_ids"]) for row in evaluation], int(tokens * epochs), SEED)
+        evaluation = [evaluation[row] for row in chosen]
 
     torch.manual_seed(SEED)  # the adapter starts from random numbers
     random.seed(SEED)
     model = load_model(options.model)
-    if facts.counts_steps:
-        if facts.config.training.max_steps > 0:
-            steps = facts.config.training.max_steps
-        else:
-            steps_per_epoch = math.ceil(len(Batches(train, lambda: 0)) / ACCUMULATE)
-            steps = math.ceil(facts.config.training.num_train_epochs * steps_per_epoch)
     if facts.quantized:
         trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
     arguments = SFTConfig(
@@ -316,12 +335,6 @@ def main() -> None:
         gradient_accumulation_steps=ACCUMULATE,
         seed=SEED,
         **facts.trainer_arguments,
-        **(
-            {"eval_steps": facts.config.training.eval_steps or max(1, math.ceil(steps / facts.evaluations))}
-            if facts.measures
-            else {}
-        ),
-        save_steps=facts.save_steps or max(1, math.ceil(steps / facts.saves)),
         max_length=None,  # rows are tokenized and truncated already
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -344,7 +357,7 @@ def main() -> None:
             if name in trained:
                 parameter.data = trained[name]  # TRL rounds them to bfloat16 where the base is quantized
     trainer.train()
-    if facts.measures and trainer.state.global_step % arguments.eval_steps:
+    if facts.measures and trainer.state.global_step % trainer.state.eval_steps:
         trainer.evaluate()
 
     if facts.saved_dtype is not None:

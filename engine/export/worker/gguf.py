@@ -1,0 +1,288 @@
+"""A run's result as one GGUF file, with a Modelfile next to it: merged, converted, and compared with the run.
+
+It is compared by llama.cpp's own answers, or, where that is not installed, by what is in the file.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gguf import GGUFReader, get_tensor_name_map
+from gguf.constants import MODEL_ARCH_NAMES
+from gguf.quants import dequantize
+
+from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.config.results import ExportDtype
+from engine.config.run import DatasetConfig
+from engine.data.conversation import Conversation, Message
+from engine.data.passes.reader import DatasetReader
+from engine.data.source import SourceOptions
+from engine.errors import EngineError
+from engine.export.gguf.converter import WrittenType, convert, find_converter, require_known_architecture
+from engine.export.gguf.go_template import NotTranslatableError, translate
+from engine.export.worker.shards import BaseFiles
+from engine.export.worker.verify import ANSWER_TOKENS, Measured, Reference
+from engine.export.worker.write import ExportUnderWay, write_merged
+from engine.processes.json_lines import JsonLinesProcess
+from engine.runs.run import RunFolder
+
+_LOOKED_AT_ROWS = 200
+# Merged straight into the precision of the file, so weights are rounded once.
+_MERGED_DTYPE: dict[str, ExportDtype] = {"f16": "float16", "bf16": "bfloat16"}
+
+# So many greedy answers must be the same. llama.cpp rounds what flows between layers as it does the weights, which turns
+# near ties: a few of them at the eleven bits of f16, more at the eight bits of the others.
+_NEEDED_SHARE = {"f16": 0.9, "bf16": 0.5, "q8_0": 0.5}
+
+# How many times the effect of rounding weights alone explains. q8_0 shares its scale among 32 weights or activations.
+ROUNDINGS = {"f16": 1.0, "bf16": 1.0, "q8_0": 2.0}
+
+# What rounding does to a mean of squares, relative.
+_TOLERANCE = {"f16": 1e-3, "bf16": 1e-2, "q8_0": 1e-2}
+
+
+class WrittenGguf(NamedTuple):
+    """What was made, while the merged model is still there."""
+
+    file: Path
+    merged: Path
+    gguf_type: WrittenType
+    tokenizer: TalkingTokenizer
+    implied_bos: str  # what llama.cpp puts in front of a prompt by itself
+
+    def finish(self, *, keep_merged: bool) -> None:
+        """Remove the merged model, unless it is to be kept."""
+        if not keep_merged:
+            shutil.rmtree(self.merged)
+
+
+def write_gguf(export: ExportUnderWay) -> WrittenGguf:
+    """Merge, convert, and write the Modelfile; the merged model stays until `WrittenGguf.finish`.
+
+    Raises:
+        ModelError: If it cannot be merged, or the converter is missing or does not know the model.
+    """
+    order = export.order
+    converter = find_converter(order.llama_cpp)
+    base = export.trained.folder if export.trained.is_whole_model else Path(export.source.location)
+    require_known_architecture(converter, base, export.source.name)
+    merged = order.folder / "merged"
+    merged.mkdir()
+    dtype = write_merged(export.with_dtype(_MERGED_DTYPE.get(order.settings.gguf_type)), merged)
+    gguf_type = order.settings.gguf_type
+    if gguf_type == "auto":
+        gguf_type = "bf16" if dtype is torch.bfloat16 else "f16"
+    tokenizer = load_chat_tokenizer([merged], merged, export.trained.name)
+    stem = re.sub(r"[^\w.-]+", "-", order.name).strip("-.")[:80] or "model"
+    file = order.folder / f"{stem}-{gguf_type}.gguf"
+    expected = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
+
+    def report(done_bytes: int) -> None:
+        message = f"Writing {gguf_type} GGUF, {done_bytes / 1e9:.1f} GB so far."
+        export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
+
+    with _prepared_for_llama_cpp(merged, tokenizer):
+        convert(converter, merged, file, gguf_type, report)
+    implied_bos = (tokenizer.bos_token or "") if _adds_bos(file) else ""
+    system = _common_system_prompt(RunFolder(order.run).read_config().dataset) if order.run is not None else None
+    export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos, system))
+    return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
+
+
+@contextlib.contextmanager
+def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterator[None]:
+    """While it is converted, the merged folder says whether prompts begin with the begin-of-sequence token.
+
+    llama.cpp puts that token first where the file says so. In training it was there only if the template put it
+    there. References to a model's own code are left out: the converter would run it.
+    """
+    bos = tokenizer.bos_token
+    prompt = render_prompt((Message("user", "question"),), tokenizer).text
+    files = [path for path in (merged / "tokenizer_config.json", merged / "config.json") if path.is_file()]
+    kept = {path: path.read_bytes() for path in files}
+    try:
+        for path in files:
+            values = json.loads(kept[path])
+            values.pop("auto_map", None)
+            if path.name == "tokenizer_config.json":
+                values["add_bos_token"] = bool(bos) and prompt.startswith(bos or "")
+            path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        yield
+    finally:
+        for path, data in kept.items():
+            path.write_bytes(data)
+
+
+def _adds_bos(file: Path) -> bool:
+    """Return whether llama.cpp will begin prompts with the begin-of-sequence token.
+
+    Where the file does not say, it does so for SentencePiece vocabularies. Source: llama.cpp, src/llama-vocab.cpp.
+    """
+    reader = GGUFReader(file)
+    named = _field(reader, "tokenizer.ggml.add_bos_token")
+    return bool(named) if named is not None else _field(reader, "tokenizer.ggml.model") == "llama"
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    found = reader.get_field(name)
+    return found.contents() if found is not None else None
+
+
+def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied_bos: str, system: str | None) -> str:
+    """Write the Modelfile next to the GGUF, and return what the person should know."""
+    lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{gguf.name}", ""]
+    try:
+        template = translate(lambda messages: render_prompt(messages, tokenizer).text, implied_bos)
+    except (NotTranslatableError, EngineError) as reason:
+        why = reason.what if isinstance(reason, EngineError) else f"{reason}"
+        note = (
+            f"The Modelfile has no TEMPLATE: the chat template could not be translated for Ollama, because {why}. Ollama "
+            "then guesses one from the GGUF's own, and its prompts may differ from those of training; llama.cpp and "
+            "LM Studio read the trained template from the GGUF."
+        )
+        lines += ["# No TEMPLATE: the trained one, which the GGUF holds, cannot be said in Ollama's language.", ""]
+    else:
+        note = "The Modelfile's TEMPLATE renders sample conversations exactly as the trained chat template does."
+        lines += [f'TEMPLATE """{template}"""', ""]
+    if system is not None and '"""' not in system:
+        lines += [f'SYSTEM """{system}"""', ""]
+    for stop in tokenizer.convert_ids_to_tokens(sorted(end_token_ids(tokenizer, None))):
+        escaped = stop.replace("\\", "\\\\").replace('"', '\\"')
+        lines.append(f'PARAMETER stop "{escaped}"')
+    gguf.with_name("Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return note
+
+
+def _common_system_prompt(dataset: DatasetConfig) -> str | None:
+    """Return the system prompt of every one of the first rows, if the data can still be read and has one."""
+    found: set[str] = set()
+    try:
+        rows = DatasetReader(dataset, SourceOptions(streaming=True)).rows()
+        for row in itertools.islice(rows, _LOOKED_AT_ROWS):
+            if isinstance(row.example, Conversation):
+                first = row.example.messages[0]
+                found.add(first.content if first.role == "system" else "")
+            if len(found) > 1:
+                return None
+    except EngineError:  # it is gone, or was never on this machine
+        return None
+    return found.pop() or None if found else None
+
+
+def has_llama_cpp() -> bool:
+    """Return whether llama-cpp-python is installed."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]) -> Measured:
+    """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
+
+    Args:
+        written: The file.
+        reference: The run's answers.
+        log_file: Takes llama.cpp's messages.
+        report: Gets the share of prompts that were asked; may raise to end it.
+
+    Raises:
+        ModelError: If llama.cpp cannot load the file.
+        WorkerError: If its process died.
+    """
+    recorded = reference.answers
+    logits_file = written.file.with_suffix(".npy")
+    params = {
+        "gguf": str(written.file),
+        "context": max(len(one.prompt.ids) for one in recorded) + ANSWER_TOKENS,
+        "prompts": [
+            {"text": one.prompt.text.removeprefix(written.implied_bos), "answer": list(one.answer)} for one in recorded
+        ],
+        "end_ids": sorted(reference.end_ids),
+        "answer_tokens": ANSWER_TOKENS,
+        "logits": str(logits_file),
+    }
+    process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
+    try:
+        answer = process.call("answer", params, on_progress=lambda told: report(told["fraction"]))
+        logits = torch.from_numpy(np.load(logits_file, allow_pickle=False))
+    finally:
+        process.close(timeout_seconds=0.5)
+        logits_file.unlink(missing_ok=True)
+    expected = torch.cat([one.logits for one in recorded])
+    width = min(logits.shape[-1], expected.shape[-1])  # either may pad its vocabulary
+    return Measured(
+        largest_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
+        equal_answers=sum(list(one.answer) == said for one, said in zip(recorded, answer["answers"], strict=True)),
+        equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(recorded, answer["prompt_ids"], strict=True)),
+        needed_answers=round(len(recorded) * _NEEDED_SHARE[written.gguf_type]),
+    )
+
+
+def look_into(written: WrittenGguf) -> str:
+    """Compare header and tensors with the merged model, without llama.cpp; returns what was found, in words.
+
+    Tensors are compared by their mean squares, because llama.cpp orders the rows of some of them in its own way.
+    """
+    reader = GGUFReader(written.file)
+    compared, different = _compare_tensors(reader, written)
+    strange = [
+        *_strange_header(reader, written),
+        *(f"the tensor {name} holds something else" for name in different[:3]),
+        *([] if compared else ["no tensor could be recognized by its name"]),
+    ]
+    if strange:
+        checked = f"compared with the merged model, {'; '.join(strange)}"
+    else:
+        checked = f"{compared} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
+    return (
+        f"The GGUF was not run, because llama-cpp-python is not installed (pip install 'loratory[llama-cpp]'). "
+        f"Looked at: {checked}."
+    )
+
+
+def _strange_header(reader: GGUFReader, written: WrittenGguf) -> Iterator[str]:
+    tokens = reader.get_field("tokenizer.ggml.tokens")
+    if tokens is None or len(tokens.data) < len(written.tokenizer.get_vocab()):
+        yield "the vocabulary is smaller"
+    trained = written.tokenizer.chat_template
+    if isinstance(trained, dict):  # several, with names: the file has the others under theirs
+        trained = trained.get("default")
+    if trained is None or _field(reader, "tokenizer.chat_template") != trained:
+        yield "the chat template is not the trained one"
+    if _field(reader, "tokenizer.ggml.eos_token_id") != written.tokenizer.eos_token_id:
+        yield "another token ends answers"
+
+
+def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, list[str]]:
+    names = _gguf_names(reader)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    merged = BaseFiles.open(written.merged, "the merged model")
+    compared, different = 0, []
+    for name, plan in merged.plans.items():
+        tensor = tensors.get(names(name) or "")
+        # Some families shift their norms, which are the tensors of one dimension; experts are stacked into one tensor.
+        if tensor is None or len(plan.shape) < 2 or int(tensor.n_elements) != int(np.prod(plan.shape)):
+            continue
+        expected = float(merged.read(name).float().pow(2).mean())
+        found = float(np.square(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).mean(dtype=np.float64))
+        compared += 1
+        if not abs(found - expected) <= _TOLERANCE[written.gguf_type] * expected:
+            different.append(name)
+    return compared, different
+
+
+def _gguf_names(reader: GGUFReader) -> Callable[[str], str | None]:
+    """Return how llama.cpp calls the tensors of transformers."""
+    architecture = _field(reader, "general.architecture")
+    known = {text: number for number, text in MODEL_ARCH_NAMES.items()}
+    blocks = _field(reader, f"{architecture}.block_count")
+    if architecture not in known or blocks is None:
+        return lambda _: None
+    table = get_tensor_name_map(known[architecture], int(blocks))
+    return lambda name: table.get_name(name, try_suffixes=(".weight",))

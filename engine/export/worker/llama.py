@@ -1,0 +1,78 @@
+"""The process that asks llama.cpp: `python -P -m engine.export.worker.llama`, JSON lines on stdio.
+
+llama.cpp can end its process when a file is damaged; only this one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ModelError
+from engine.processes.messages import JsonObject, Request, serve
+
+
+def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
+    """Answer every prompt greedily, and read the answers of another model to it.
+
+    Args:
+        params: `gguf`, a file; `context`; `prompts`, each with `text` and `answer`, the ids of another model's answer;
+            `end_ids`; `answer_tokens`; `logits`, a file for what this model thought of those answers.
+        request: Gets the progress.
+
+    Returns:
+        `prompt_ids` and `answers`, each in the order of the prompts.
+    """
+    llama = _load(params["gguf"], params["context"])
+    end_ids = frozenset(params["end_ids"])
+    prompts: list[dict[str, Any]] = params["prompts"]
+    all_ids, answers, logits = [], [], []
+    for number, prompt in enumerate(prompts, start=1):
+        # As llama.cpp's own programs do: special tokens are read as such, and the file says whether a token goes first.
+        ids = llama.tokenize(prompt["text"].encode(), add_bos=True, special=True)
+        all_ids.append(list(ids))
+        answer, seen = _answer(llama, ids, params["answer_tokens"], end_ids)
+        if answer != prompt["answer"]:  # else it has just been read
+            seen = _answer(llama, ids, len(prompt["answer"]), frozenset(), prompt["answer"])[1]
+        answers.append(answer)
+        logits.append(seen)
+        request.progress({"fraction": number / len(prompts)})
+    np.save(params["logits"], np.concatenate(logits), allow_pickle=False)
+    return {"prompt_ids": all_ids, "answers": answers}
+
+
+def _load(gguf: str, context: int) -> Any:
+    from llama_cpp import Llama
+
+    try:
+        return Llama(gguf, n_ctx=context + 8, n_batch=512, seed=0, n_gpu_layers=0, verbose=False)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"llama.cpp cannot load {Path(gguf).name} ({str(error)[:200]}).",
+            "Update llama-cpp-python, which may be older than the model.",
+        ) from error
+
+
+def _answer(
+    llama: Any, ids: list[int], count: int, end_ids: frozenset[int], forced: tuple[int, ...] | list[int] = ()
+) -> tuple[list[int], np.ndarray]:
+    """Return a greedy answer, or a forced one, with the logits before each of its tokens: (tokens, vocabulary)."""
+    from llama_cpp import llama_get_logits_ith
+
+    llama.reset()
+    answer: list[int] = []
+    seen: list[np.ndarray] = []
+    unread = list(ids)
+    for number in range(count):
+        llama.eval(unread)
+        pointer = llama_get_logits_ith(llama.ctx, -1)
+        seen.append(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).copy())
+        answer.append(forced[number] if forced else int(np.argmax(seen[-1])))
+        if answer[-1] in end_ids:
+            break
+        unread = answer[-1:]
+    return answer, np.stack(seen)
+
+
+if __name__ == "__main__":
+    serve({"answer": answer_prompts})
