@@ -67,7 +67,6 @@ class FakeChatSession:
             weights_bytes=288_000_000,
             adapter_bytes=0 if target.tuned is None else 19_500_000,
             context_length=8192,
-            load_seconds=1.4,
         )
         self._state = ChatState(phase="ready", target=target, model=model, process_bytes=700_000_000)
         return model

@@ -68,7 +68,6 @@ class LoadedModel(Value):
     weights_bytes: int  # base and adapters
     adapter_bytes: int
     context_length: int | None  # positions the model was made for; None where it does not say
-    load_seconds: float
     notes: tuple[str, ...] = ()  # what a person should know, such as a precision other than the run's
 
 

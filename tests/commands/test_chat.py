@@ -26,7 +26,6 @@ MODEL = LoadedModel(
     weights_bytes=1000,
     adapter_bytes=10,
     context_length=512,
-    load_seconds=0.1,
 )
 
 

@@ -64,7 +64,6 @@ class SaidSession:
             weights_bytes=1,
             adapter_bytes=1,
             context_length=100,
-            load_seconds=0.0,
         )
 
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +37,6 @@ class ChatWorker:
 
     def load(self, params: JsonObject, request: Request) -> JsonObject:
         """Load a plan; only its adapters where the base is in memory already."""
-        started = time.perf_counter()
         asked = LoadRequest.model_validate(params)
         plan = asked.plan
 
@@ -75,7 +73,6 @@ class ChatWorker:
             weights_bytes=weights.size_bytes,
             adapter_bytes=weights.adapter_bytes,
             context_length=context_length(next(weights.holders()).model),
-            load_seconds=time.perf_counter() - started,
             notes=plan.notes,
         ).model_dump(mode="json")
 
