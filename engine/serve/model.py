@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, FinishReason, LoadedModel
+from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel
 from engine.chat.session import ChatSession, OnLoadProgress
 from engine.data.conversation import Message
 from engine.serve.contract import OpenAIFinish, RefusedRequestError, Written
@@ -114,14 +114,6 @@ class StopScanner:
         return held
 
 
-_FINISHES: dict[FinishReason, OpenAIFinish] = {
-    "eos": "stop",
-    "stopped": "stop",
-    "length": "length",
-    "context": "length",
-}
-
-
 async def write_answer(
     session: ChatSession, request: ChatRequest, stops: Sequence[str]
 ) -> AsyncGenerator[Written, None]:
@@ -136,15 +128,14 @@ async def write_answer(
     async with contextlib.aclosing(_chunks(session, request)) as chunks:
         async for chunk in chunks:
             scanned = scanner.add(chunk.text)
-            if scanned.stopped:
-                yield Written(scanned.text, chunk.prompt_tokens, chunk.tokens, "stop")
+            text = scanned.text
+            finish: OpenAIFinish | None = "stop" if scanned.stopped else None
+            if chunk.done and not scanned.stopped:
+                text += scanner.finish()
+                finish = "stop" if chunk.finish_reason in ("eos", "stopped") else "length"
+            yield Written(text, chunk.prompt_tokens, chunk.tokens, finish)
+            if finish is not None:
                 return
-            if chunk.done:
-                assert chunk.finish_reason is not None  # with `done`
-                rest = scanner.finish()
-                yield Written(scanned.text + rest, chunk.prompt_tokens, chunk.tokens, _FINISHES[chunk.finish_reason])
-                return
-            yield Written(scanned.text, chunk.prompt_tokens, chunk.tokens)
 
 
 async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
