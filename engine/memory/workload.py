@@ -209,7 +209,7 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
     checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
     return Workload(
         adapter=adapter,
-        batch_size=objective_of(config).sequences_at_once(training.per_device_train_batch_size),
+        batch_size=training.per_device_train_batch_size * objective_of(config).sequences_per_example,
         length=training.max_length + adapter.traits.count_virtual_inputs(adapter),
         # Apple's GPU shares the processor's memory, without a context or workspaces of its own.
         device="cuda" if device.kind == "cuda" else "cpu",

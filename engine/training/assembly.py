@@ -1,5 +1,10 @@
-"""Choose how rows go through a given model, by its architecture, and check the choice on a few rows."""
+"""Choose how rows go through a given model and with which kernels, and check the choice on a few rows.
 
+Liger's kernels and those that torch.compile makes replace how something is computed and not what. Whether that is true of
+the model at hand is measured: its loss must stay the same.
+"""
+
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +24,7 @@ from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives import TRAINING_OBJECTIVES
-from engine.training.ops.attention import JOINED_ATTENTION, register_joined_attention
-from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
+from engine.training.ops.attention import JOINED_ATTENTION, joined_attention, register_joined_attention
 from engine.training.ops.loss import attach_loss, causal_lm_of
 from engine.training.placement import Placement
 from engine.training.precision import Precision
@@ -51,11 +55,14 @@ def assemble(
         ModelError: If the loss is not finite, if packing is wanted and the model cannot keep joined rows apart, or if Liger's
             kernels change its loss.
     """
+    training, method = config.training, method_trainer(config.adapter.method)
     causal_lm = causal_lm_of(model)
     notes: list[str] = []
     model.eval()
-    autocast = _autocast(model, config, precision)
-    probe = Probe.of(model, rows, config.training.max_length, pad_token_id, autocast)
+    # What is trained is held in float32 and must be cast for each product, except by the quick branches.
+    quick = method.prepare(model) == sum(p.requires_grad for p in model.parameters())
+    autocast = None if quick or precision.compute is torch.float32 else precision.compute
+    probe = Probe.of(model, rows, training.max_length, pad_token_id, autocast)
     expected = probe.own_loss()
     _require_finite(expected, causal_lm, precision)
     inputs = config.adapter.traits.count_virtual_inputs(config.adapter)
@@ -63,7 +70,7 @@ def assemble(
     if not agrees(probe.loss(probe.padded()), expected):
         attach_loss(causal_lm, through_logits=True, virtual_inputs=inputs)
         notes.append("This model changes its logits in a way of its own, so all of them are computed.")
-    notes.extend(_with_liger(causal_lm, config, placement, lambda: probe.loss(probe.padded()), expected))
+    notes.extend(with_liger(causal_lm, config, placement, lambda: probe.loss(probe.padded()), expected))
     own_attention = str(causal_lm.config._attn_implementation)
     flash = own_attention.startswith("flash_attention")
     facts, kind = read_attention(causal_lm), placement.torch_device.type
@@ -79,62 +86,102 @@ def assemble(
             notes.append("This model does not keep joined rows apart, so its rows are padded.")
             causal_lm.set_attn_implementation(own_attention)
     joined = batching == "joined"
-    if config.training.packing and not joined:
+    if training.packing and not joined:
         raise ModelError(
             f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention.",
             "Switch packing off, or set attn_implementation to auto.",
         )
     notes.extend(_compiled(probe, config, placement, join(probe.rows, flash=flash) if joined else probe.padded()))
+    objective = objective_of(config)
     settings = PlanSettings(
-        seed=config.training.seed,
-        per_device_train_batch_size=config.training.per_device_train_batch_size,
-        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
-        max_length=config.training.max_length,
-        packing=config.training.packing,
+        seed=training.seed,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_length=training.max_length,
+        packing=training.packing,
         batching=batching,
-        train_sampling_strategy=config.training.train_sampling_strategy,
+        train_sampling_strategy=training.train_sampling_strategy,
         world_size=placement.group.world_size,
         rank=placement.group.rank,
-        sequences_per_row=objective_of(config).sequences_per_example,
+        sequences_per_row=objective.sequences_per_example,
     )
-    name = own_attention if not joined or flash else f"{own_attention}, row by row"
-    prefetches = placement.torch_device.type != "cpu"
-    objective = TRAINING_OBJECTIVES[objective_of(config).name]
-    setup = TrainerSetup(
-        settings, pad_token_id, flash, autocast, prefetches, objective, method_trainer(config.adapter.method)
-    )
-    return Assembly(setup, name, tuple(notes))
+    loss = TRAINING_OBJECTIVES[objective.name]
+    setup = TrainerSetup(settings, pad_token_id, flash, autocast, kind != "cpu", loss, method)
+    return Assembly(setup, f"{own_attention}, row by row" if joined and not flash else own_attention, tuple(notes))
 
 
-def _autocast(model: Any, config: RunConfig, precision: Precision) -> torch.dtype | None:
-    """Speed the adapter up; what else is trained is held in float32 and must be cast for each product."""
-    quick = method_trainer(config.adapter.method).prepare(model)
-    if precision.compute is torch.float32:
-        return None
-    return None if quick == sum(p.requires_grad for p in model.parameters()) else precision.compute
+def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
+    """Refuse a model that cannot be trained as it is loaded; comparing its losses would prove nothing."""
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"The loss of {type(causal_lm).__name__} is {loss} before any training, in {precision.compute_name}.",
+            "Choose another model, or get its weights again: they hold NaN or infinity."
+            if precision.compute is torch.float32
+            else "Set model.compute_dtype to float32.",
+        )
 
 
-def _with_liger(
+def with_liger(
     causal_lm: Any, config: RunConfig, placement: Placement, loss: Callable[[], float], expected: float
 ) -> list[str]:
-    """Use Liger's kernels where wanted; return notes for the person."""
-    refused = use_liger_kernels(causal_lm, config, placement)
-    if refused is not None:
-        return [refused]
-    if config.training.use_liger_kernel and not agrees(loss(), expected):
+    """Put Liger's norm, rotary embedding and gated feed-forward kernels into a model where the settings ask for them.
+
+    Its fused loss stays out: ours never holds all logits either, and skips what is not trained.
+
+    Args:
+        causal_lm: The model, which is changed.
+        config: Of the run.
+        placement: Where it trains.
+        loss: Computes the loss of some rows.
+        expected: The same without Liger's kernels.
+
+    Returns:
+        Why they are not used although they were asked for, as notes for the person.
+
+    Raises:
+        ModelError: If they change the loss.
+
+    Source: Hsu et al. 2024, section 3.2 (arXiv:2410.10989).
+    """
+    if not config.training.use_liger_kernel:
+        return []
+    if placement.torch_device.type != "cuda":
+        return ["Liger's kernels need CUDA; using the model's own."]
+    if placement.spread:
+        return ["Liger's kernels work on the first GPU only, and layers are spread; using the model's own."]
+    if importlib.util.find_spec("liger_kernel") is None:
+        return ["Liger's kernels are not installed; using the model's own. `pip install liger-kernel` installs them."]
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
+
+    family = causal_lm.config.model_type
+    if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        return [f"Liger has no kernels for models of type {family}; using the model's own."]
+    _apply_liger_kernel_to_instance(model=causal_lm, cross_entropy=False, fused_linear_cross_entropy=False)
+    if not agrees(loss(), expected):
         raise ModelError(
             f"Liger's kernels change the loss of {type(causal_lm).__name__}.", "Switch training.use_liger_kernel off."
         )
     return []
 
 
+def why_not_compiled(config: RunConfig, placement: Placement) -> str | None:
+    """Why torch.compile is not used although the settings ask for it, in words; None where it is used or not wanted."""
+    if not config.training.torch_compile:
+        return None
+    if placement.torch_device.type != "cuda":
+        return "torch.compile helps on CUDA only: on a processor it costs more than it gains; running without it."
+    if placement.spread:
+        return "torch.compile cannot follow layers from one GPU to the next; running without it."
+    if importlib.util.find_spec("triton") is None:
+        return "torch.compile needs triton, which is not installed; running without it."
+    return None
+
+
 def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassTensors) -> list[str]:
     """Compile the layers where wanted, and try them forward and backward; return notes for the person."""
     refused = why_not_compiled(config, placement)
-    if refused is not None:
-        return [refused]
-    if not config.training.torch_compile:
-        return []
+    if refused is not None or not config.training.torch_compile:
+        return [refused] if refused else []
     model, before = probe.model, probe.loss(rows)
     compile_layers(model)
     one = rows.to(next(model.parameters()).device)
@@ -154,21 +201,27 @@ def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassT
     return [f"torch.compile fails on {type(model).__name__}; running without it."]
 
 
-def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
-    """Refuse a model that cannot be trained as it is loaded; comparing its losses would prove nothing.
+def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
+    """Compile each decoder layer by itself, for any length of rows; returns how many.
 
-    Raises:
-        ModelError: If its loss is NaN or infinite.
+    One graph serves all layers of a kind, so a deep model compiles as quickly as a flat one. Our LoRA branch writes
+    into its input, which a compiler cannot follow, and our attention goes from row to row; both stay outside, and what is
+    fused are the steps between products.
     """
-    if math.isfinite(loss):
-        return
-    name = type(causal_lm).__name__
-    if precision.compute_name == "float32":
-        raise ModelError(
-            f"The loss of {name} is {loss} before any training, in float32.",
-            "Choose another model, or get its weights again: they hold NaN or infinity.",
-        )
-    raise ModelError(
-        f"The loss of {name} is {loss} before any training, in {precision.compute_name}.",
-        "Set model.compute_dtype to float32.",
-    )
+    from transformers import AttentionInterface
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    AttentionInterface.register(JOINED_ATTENTION, torch.compiler.disable(joined_attention))
+    for module in model.modules():
+        if "forward" in vars(module) and hasattr(module, "lora_A"):
+            module.forward = torch.compiler.disable(module.forward)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+    return len(layers)
+
+
+def leave_uncompiled(model: torch.nn.Module) -> None:
+    """Undo `compile_layers`."""
+    for module in model.modules():
+        module._compiled_call_impl = None

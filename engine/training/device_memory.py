@@ -1,5 +1,6 @@
 """Memory that a run takes on its devices: now, and at most so far."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +30,8 @@ class DeviceMemory:
     driver_indexes: tuple[int, ...] = ()
     ask_driver: Callable[[int], int | None] = gpu_process_bytes
     _highest_seen: int = 0  # on Apple's GPU, which keeps no peak
-    _highest_allocated: dict[int, int] = field(default_factory=dict)  # before the counters were last set back
-    _highest_reserved: dict[int, int] = field(default_factory=dict)
+    _highest_allocated: Counter[int] = field(default_factory=Counter)  # before the counters were last set back
+    _highest_reserved: Counter[int] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, placement: Placement) -> "DeviceMemory":
@@ -45,7 +46,10 @@ class DeviceMemory:
         """What the steps since the last call took: allocated at most on CUDA; in use now elsewhere, where no peak is kept."""
         if self.kind == "cuda":
             highest = max(int(self.backend.max_memory_allocated(index)) for index in self.indexes)
-            self._set_back()
+            for index in self.indexes:
+                self._highest_allocated[index] = self._allocated(index)
+                self._highest_reserved[index] = self._reserved(index)
+                self.backend.reset_peak_memory_stats(index)
             return highest
         if self.kind == "mps":
             self._look()
@@ -80,22 +84,16 @@ class DeviceMemory:
         return max((peak for peak in peaks if peak is not None), default=None)
 
     def _allocated(self, index: int) -> int:
-        return max(int(self.backend.max_memory_allocated(index)), self._highest_allocated.get(index, 0))
+        return max(int(self.backend.max_memory_allocated(index)), self._highest_allocated[index])
 
     def _reserved(self, index: int) -> int:
-        return max(int(self.backend.max_memory_reserved(index)), self._highest_reserved.get(index, 0))
+        return max(int(self.backend.max_memory_reserved(index)), self._highest_reserved[index])
 
     def _process(self, index: int, driver_index: int) -> int | None:
         now = self.ask_driver(driver_index)
         if now is None:
             return None
         return max(now, now - int(self.backend.memory_reserved(index)) + self._reserved(index))
-
-    def _set_back(self) -> None:
-        for index in self.indexes:
-            self._highest_allocated[index] = self._allocated(index)
-            self._highest_reserved[index] = self._reserved(index)
-            self.backend.reset_peak_memory_stats(index)
 
     def _look(self) -> int:
         self._highest_seen = max(self._highest_seen, int(self.backend.driver_allocated_memory()))

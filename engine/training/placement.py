@@ -1,21 +1,121 @@
 """Where a process trains: its device, and its place among several processes."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
+import torch.distributed as distributed
+from torch.nn import functional
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError
 from engine.hardware.apple import list_apple_gpus, this_system
-from engine.hardware.cuda import Nvml, ask_driver, driver_version, list_cuda_devices, load_nvml
+from engine.hardware.cuda import ask_driver, driver_version, list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.libraries import TorchBuild, installed_torch
 from engine.hardware.processor import memory_now
 from engine.paths import LoratoryHome
-from engine.training.process_group import SINGLE_PROCESS, ProcessGroup
+
+_Result = TypeVar("_Result")
+_DECIDED, _FAILED = b"+", b"-"
+
+
+class MainProcessFailedError(Exception):
+    """The first process failed where this one waited for it, and reports the cause for the whole run."""
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process's place among those, one for each device, that a launcher (Accelerate, torchrun, Slurm) started.
+
+    Only the first reads requests and writes files and events; all take the same decisions.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "ProcessGroup":
+        """Read what launchers set."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all have come this far."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+    def broadcast_from_main(self, decide: Callable[[], str]) -> str:
+        """Return in every process what `decide` returns in the first, which alone calls it.
+
+        Raises:
+            MainProcessFailedError: In other processes, if `decide` failed in the first, where its own error continues.
+        """
+        if self.world_size == 1:
+            return decide()
+        if not self.is_main:
+            outcome = self.gather(_FAILED)[0]  # what other processes give is not read
+            if not outcome.startswith(_DECIDED):
+                raise MainProcessFailedError
+            return outcome.removeprefix(_DECIDED).decode()
+        try:
+            value = decide()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the cause is what counts; a process that left needs no word
+                self.gather(_FAILED)
+            raise
+        self.gather(_DECIDED + value.encode())
+        return value
+
+    def main_process_first(self, act: Callable[[], _Result]) -> _Result:
+        """Call a function that makes files in the first process, then in the other ones, which find the files.
+
+        Raises:
+            MainProcessFailedError: In the other ones, if it failed in the first.
+        """
+        results: list[_Result] = []
+
+        def decide() -> str:
+            results.append(act())
+            return ""
+
+        self.broadcast_from_main(decide)
+        return results[0] if results else act()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so for any of them; asked by all at the same point."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor(int(flag), device=self._device)
+        distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
+        return bool(votes)
+
+    def gather(self, value: bytes) -> list[bytes]:
+        """Everybody's value by rank. As bytes: torch's way to gather objects would unpickle them."""
+        if self.world_size == 1:
+            return [value]
+        own = torch.frombuffer(bytearray(value), dtype=torch.uint8).to(self._device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.world_size)]
+        distributed.all_gather(sizes, torch.tensor([own.numel()], device=self._device))
+        lengths = [int(size) for size in sizes]
+        padded = functional.pad(own, (0, max(lengths) - own.numel()))
+        gathered = [torch.empty_like(padded) for _ in lengths]
+        distributed.all_gather(gathered, padded)
+        return [entry[:length].cpu().numpy().tobytes() for entry, length in zip(gathered, lengths, strict=True)]
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if distributed.get_backend() == "nccl" else "cpu"
+
+
+SINGLE_PROCESS = ProcessGroup()
 
 
 @dataclass(frozen=True)
@@ -61,7 +161,10 @@ def choose_placement(config: RunConfig) -> Placement:
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), group)
     if torch.backends.mps.is_available() and config.run.devices != "cpu":
-        (apple,) = list_apple_gpus(this_system(), memory_now(), _recommended_bytes()) or (processor,)
+        # How much Metal advises one program to take; not every torch asks it.
+        recommended = getattr(torch.mps, "recommended_max_memory", None)
+        most = int(recommended()) if recommended is not None else None
+        (apple,) = list_apple_gpus(this_system(), memory_now(), most) or (processor,)
         return Placement(apple, torch.device("mps"), group)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // group.world_size)))
     return Placement(processor, torch.device("cpu"), group)
@@ -75,21 +178,13 @@ def passed_over(config: RunConfig, placement: Placement, home: LoratoryHome) -> 
     return tuple(f"{gpu.obstacle.what} {gpu.obstacle.fix}" for gpu in gpus if gpu.obstacle is not None)
 
 
-def _recommended_bytes() -> int | None:
-    """How much memory Metal advises one program to take; None where this torch does not ask it."""
-    recommended = getattr(torch.mps, "recommended_max_memory", None)
-    return int(recommended()) if recommended is not None else None
-
-
 def in_torch_order(gpus: Sequence[Device]) -> list[Device]:
     """Return GPUs as torch numbers them: in the order of CUDA_VISIBLE_DEVICES where it is set, not that of `nvidia-smi`."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
 
     def place(gpu: Device) -> int:
-        called = (
-            place for place, name in enumerate(names) if name == str(gpu.index) or (name and gpu.uuid.startswith(name))
-        )
-        return next(called, gpu.index)
+        named = (name == str(gpu.index) or (name and gpu.uuid.startswith(name)) for name in names)
+        return next((place for place, is_it in enumerate(named) if is_it), gpu.index)
 
     return sorted(gpus, key=place)
 
@@ -104,16 +199,14 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
     Raises:
         DeviceError: If torch cannot use them.
     """
-    version, cuda = str(torch.__version__), torch.version.cuda
+    version, cuda, shown = str(torch.__version__), torch.version.cuda, os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if torch.cuda.is_available():
-        if cuda is not None:
-            build = TorchBuild(version, cuda, tuple(torch.cuda.get_arch_list()))
-            for gpu in gpus:
-                obstacle = build.obstacle(gpu.name, gpu.capability, None) if gpu.capability is not None else None
-                if obstacle is not None:
-                    raise DeviceError(obstacle.what, obstacle.fix)
+        build = TorchBuild(version, cuda, tuple(torch.cuda.get_arch_list()))
+        for gpu in gpus:
+            obstacle = build.obstacle(gpu.name, gpu.capability, None) if cuda and gpu.capability is not None else None
+            if obstacle is not None:
+                raise DeviceError(obstacle.what, obstacle.fix)
         return
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     nvml = load_nvml()
     if gpus:
         known = gpus[0].obstacle
@@ -126,20 +219,13 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
             f"Run `nvidia-smi` here, and check that CUDA_VISIBLE_DEVICES ({shown or 'not set'}) is right; then restart or "
             "reinstall the driver, or set run.devices to cpu.",
         )
-    if names_gpus or (nvml is not None and _names_devices(shown or "") and _count(nvml) > 0):
+    # An empty CUDA_VISIBLE_DEVICES, -1 or NoDevFiles hides all GPUs on purpose.
+    is_named = shown[:1].isdigit() or shown.startswith(("GPU-", "MIG-"))
+    if names_gpus or (nvml is not None and is_named and ask_driver(nvml, nvml.nvmlDeviceGetCount)):
         raise DeviceError(
             f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}.",
             "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.",
         )
-
-
-def _names_devices(shown: str) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names GPUs; an empty one, -1 or NoDevFiles hides all."""
-    return shown[:1].isdigit() or shown.startswith(("GPU-", "MIG-"))
-
-
-def _count(nvml: Nvml) -> int:
-    return ask_driver(nvml, nvml.nvmlDeviceGetCount) or 0
 
 
 def _spread(gpus: Sequence[Device], wanted: int, group: ProcessGroup) -> Placement:

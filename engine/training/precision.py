@@ -1,6 +1,7 @@
 """In what precision a run computes: chosen for the device where the settings leave it open."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,11 @@ from engine.config.rules import DtypeName, choose_compute_dtype
 from engine.config.run import ModelConfig, RunConfig
 from engine.hardware.device import Device
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DTYPES: Mapping[DtypeName, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -20,59 +25,47 @@ class Precision:
     Attributes:
         compute: Of matrix products and of what passes between layers.
         frozen: Of weights that are not trained and not quantized.
-        needs_loss_scaling: float16 gradients underflow unless the loss is scaled up.
     """
 
     compute: torch.dtype
     frozen: torch.dtype
-    needs_loss_scaling: bool
+
+    @property
+    def needs_loss_scaling(self) -> bool:
+        """Whether gradients underflow unless the loss is scaled up."""
+        return self.compute is torch.float16
 
     @property
     def compute_name(self) -> DtypeName:
         """As settings and events call it."""
-        names: dict[torch.dtype, DtypeName] = {
-            torch.bfloat16: "bfloat16",
-            torch.float16: "float16",
-            torch.float32: "float32",
-        }
-        return names[self.compute]
+        return next(name for name, dtype in _DTYPES.items() if dtype is self.compute)
 
 
 def choose_precision(config: RunConfig, device: Device, begun_in: str | None = None) -> Precision:
     """Choose the precision of a run by its settings and device.
 
-    A resumed run continues in the precision that it began in, wherever that can be computed: another rounding is another
-    trajectory.
-
-    Args:
-        config: Of the run.
-        device: Where it trains.
-        begun_in: Compute precision of the checkpoint that the run continues from.
+    A resumed run continues in the precision that its checkpoint was `begun_in`, wherever that can be computed: another
+    rounding is another trajectory.
     """
     asked = config.model.compute_dtype
-    if asked == "auto" and begun_in is not None and _trains_in(begun_in, device):
-        compute = _DTYPES[begun_in]
-    else:
-        compute = _DTYPES[choose_compute_dtype(asked, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
-    trains_everything = config.adapter.traits.trains_all
-    return Precision(
-        compute=compute,
-        frozen=torch.float32 if trains_everything else compute,
-        needs_loss_scaling=compute is torch.float16,
-    )
+    if asked == "auto":
+        asked = next((name for name in _DTYPES if name == begun_in and _trains_in(name, device)), asked)
+    compute = _DTYPES[choose_compute_dtype(asked, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
+    return Precision(compute, torch.float32 if config.adapter.traits.trains_all else compute)
 
 
-def _trains_in(name: str, device: Device) -> bool:
+def _trains_in(name: DtypeName, device: Device) -> bool:
     """Whether a device computes in it at all, be it slowly."""
-    possible = {"float32": True, "bfloat16": device.has_fast_bfloat16 or device.kind == "cpu"}
-    return possible.get(name, name in _DTYPES and device.kind != "cpu")
+    if name == "bfloat16":
+        return device.has_fast_bfloat16 or device.kind == "cpu"
+    return name == "float32" or device.kind != "cpu"
 
 
 def resumed_notes(config: RunConfig, device: Device, begun_in: str | None) -> tuple[str, ...]:
     """Return notes for a person where a resumed run cannot continue in the precision that it began in."""
-    if config.model.compute_dtype != "auto" or begun_in is None or _trains_in(begun_in, device):
+    now = choose_precision(config, device, begun_in).compute_name
+    if config.model.compute_dtype != "auto" or begun_in in (None, now):
         return ()
-    now = choose_precision(config, device).compute_name
     return (
         f"This run began in {begun_in}, which this device does not train in; it continues in {now}, and its losses may differ a "
         "little from those that it would have had.",
@@ -100,9 +93,7 @@ def apple_notes(config: RunConfig, device: Device) -> tuple[str, ...]:
 def quantization_of(model: ModelConfig, compute: torch.dtype) -> BitsAndBytesConfig | None:
     """Return what `from_pretrained` takes as `quantization_config`; None for weights that are not quantized.
 
-    Args:
-        model: Says which quantization.
-        compute: Of matrix products, into which 4-bit weights are unpacked.
+    4-bit weights are unpacked into the dtype `compute` of matrix products.
     """
     if model.quantization == "none":
         return None

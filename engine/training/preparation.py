@@ -1,6 +1,5 @@
 """What comes before the first step of an attempt: device, checkpoint, tokenizer, rows, model and the order of rows."""
 
-import functools
 import random
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -31,12 +30,11 @@ from engine.training.assembly import Assembly, assemble
 from engine.training.batching.plan import row_plan, settled_order
 from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import count_parameters, parameters_line
+from engine.training.checkpoints.state_files import count_parameters
 from engine.training.checkpoints.warm_start import find_warm_start, load_warm_start
 from engine.training.device_memory import DeviceMemory
-from engine.training.placement import Placement, choose_placement, passed_over
+from engine.training.placement import SINGLE_PROCESS, Placement, ProcessGroup, choose_placement, passed_over
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
-from engine.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.training.reporting import RunEvents
 from engine.training.signals import StopRequests
 from engine.training.trackers import start_trackers
@@ -231,16 +229,16 @@ class Preparation:
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, whatever its own device does."""
         settings = assembly.setup.settings
-        warn = functools.partial(self._events.warn, code="row_order")
-        decide = functools.partial(settled_order, settings, rows_sha256, self.resumed_from, warn)
-        order = RowOrder.model_validate_json(self.group.broadcast_from_main(lambda: decide().model_dump_json()))
+        decide = lambda: settled_order(settings, rows_sha256, self.resumed_from).model_dump_json()  # noqa: E731
+        order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))
         settings = replace(settings, pinned_order=order)
         assembly = replace(assembly, setup=replace(assembly.setup, settings=settings))
         return assembly, row_plan(settings, rows_sha256)
 
     def _report_parameters(self, model: Any, precision: Precision, placement: Placement, assembly: Assembly) -> None:
         trainable, total = count_parameters(model)
-        print(parameters_line(trainable, total), flush=True)
+        share = f"{100 * trainable / total:.4f}"  # in the words that PEFT prints
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}", flush=True)
         self._events.emit(
             ParametersData(
                 trainable=trainable,

@@ -5,10 +5,8 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from engine.config.objectives.base import Objective
-from engine.config.objectives.sft import SupervisedFineTuning
+from engine.config.objectives import SUPERVISED, Objective
 from engine.errors import StorageError
 from engine.processes.limits import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
@@ -29,10 +27,10 @@ from engine.training import faults
 from engine.training.callbacks import HeldOutLoss
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
+from engine.training.signals import StopRequests
 from engine.training.trackers import Trackers
 
 RESERVE_FILE = ".reserve"
-
 _LOOP_METRICS = ("learning_rate", "grad_norm", "epoch", "tokens_per_second")  # of every objective, for trackers
 
 _RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so the log can report it
@@ -42,14 +40,6 @@ _LOOK_FOR_REQUESTS_SECONDS = 0.2
 
 # How long a run that shall stop still waits for room to save: less than systems leave between SIGTERM and SIGKILL.
 _STOP_PATIENCE_SECONDS = 20.0
-
-
-class Requests(Protocol):
-    """Who wants the run to end; see `engine.training.signals`."""
-
-    def check_cancel(self) -> None: ...
-
-    def stop_wanted(self) -> bool: ...
 
 
 class RunEvents:
@@ -68,7 +58,7 @@ class RunEvents:
         self,
         writer: EventWriter,
         folder: Path,
-        requests: Requests,
+        requests: StopRequests,
         stop_patience_seconds: float = _STOP_PATIENCE_SECONDS,
     ) -> None:
         self._writer = writer
@@ -76,13 +66,15 @@ class RunEvents:
         self._reserve = folder / RESERVE_FILE
         self._requests = requests
         self._stop_patience_seconds = stop_patience_seconds
+        self._begin()
+        self._fill_reserve()
+
+    def _begin(self) -> None:
         self.last_seq = 0
         self.predicted_bytes: int | None = None
-        self.objective: Objective = SupervisedFineTuning()
+        self.objective: Objective = SUPERVISED
         self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
-        with contextlib.suppress(OSError):
-            self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
 
     def emit(self, data: EventData) -> None:
         """Write one event; while the disk is full, wait."""
@@ -103,7 +95,7 @@ class RunEvents:
     def step(self, step: StepData) -> None:
         """A logged optimizer step; the memory that it took is added here."""
         self.emit(step.model_copy(update={"memory_bytes": self.device_memory.step_bytes()}))
-        names = (*(metric.name for metric in self.objective.metrics), *_LOOP_METRICS)
+        names = (*self.objective.metrics, *_LOOP_METRICS)
         self.trackers.log(step.step, {f"train/{name}": getattr(step, name) for name in names})
 
     def held_out(self, step: int, measured: HeldOutLoss, *, adapter_disabled: bool = False) -> None:
@@ -169,16 +161,21 @@ class RunEvents:
             now = time.monotonic()
             if not reported or now - reported > _REPORT_AGAIN_SECONDS:
                 reported = now
-                self._report_full_disk()
+                self._empty_reserve()
+                self._try_to_warn(
+                    "The disk is full. The run waits and continues by itself once there is room.", "disk_full"
+                )
             if self._wait_for_room(stops=give_up_at is not None) and give_up_at is None:
                 give_up_at = time.monotonic() + self._stop_patience_seconds
         if reported:
-            self._report_room()
+            self._fill_reserve()
+            self._try_to_warn("There is room on the disk again; the run continues.", "disk_has_room")
 
     def _wait_for_room(self, *, stops: bool) -> bool:
         """Wait before the next try, shorter where the run shall stop; returns whether it shall."""
-        self._show_that_it_lives()
-        end = time.monotonic() + (0.1 if _is_hurried() else _LOOK_AGAIN_SECONDS)
+        with contextlib.suppress(OSError):  # shows that the worker lives; the reserve may be used up as well
+            os.utime(self._log)
+        end = time.monotonic() + (0.1 if faults.is_armed("disk_full:hurry") else _LOOK_AGAIN_SECONDS)
         while True:
             self._requests.check_cancel()
             if not stops and self._requests.stop_wanted():
@@ -188,29 +185,17 @@ class RunEvents:
                 return stops
             time.sleep(min(left, _LOOK_FOR_REQUESTS_SECONDS))
 
-    def _show_that_it_lives(self) -> None:
-        """Show that the worker lives without writing: the reserve may be used up as well."""
-        with contextlib.suppress(OSError):
-            os.utime(self._log)
+    def _try_to_warn(self, message: str, code: str) -> None:
+        with contextlib.suppress(StorageError, OSError):  # full again: the next write waits for it
+            self._append(WarningData(message=message, code=code))
 
-    def _report_room(self) -> None:
+    def _fill_reserve(self) -> None:
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
-        with contextlib.suppress(StorageError, OSError):  # full again: the next write waits for it
-            self._append(
-                WarningData(message="There is room on the disk again; the run continues.", code="disk_has_room")
-            )
 
-    def _report_full_disk(self) -> None:
+    def _empty_reserve(self) -> None:
         with contextlib.suppress(OSError):
             self._reserve.unlink()
-        with contextlib.suppress(StorageError, OSError):
-            self._append(
-                WarningData(
-                    message="The disk is full. The run waits and continues by itself once there is room.",
-                    code="disk_full",
-                )
-            )
 
     def _append(self, data: EventData) -> None:
         faults.reached("events:append")
@@ -219,8 +204,7 @@ class RunEvents:
     def close(self) -> None:
         """Let trackers finish, and give the reserve back."""
         self.trackers.finish()
-        with contextlib.suppress(OSError):
-            self._reserve.unlink()
+        self._empty_reserve()
         self._writer.close()
 
 
@@ -228,11 +212,7 @@ class SilentEvents(RunEvents):
     """Events of a process that is not the first of its run: none."""
 
     def __init__(self) -> None:
-        self.last_seq = 0
-        self.predicted_bytes = None
-        self.objective = SupervisedFineTuning()
-        self.device_memory = DeviceMemory()
-        self.trackers = Trackers({}, self.warn)
+        self._begin()
 
     def emit(self, data: EventData) -> None:
         """Write nothing."""
@@ -242,7 +222,3 @@ class SilentEvents(RunEvents):
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-def _is_hurried() -> bool:
-    return faults.is_armed("disk_full:hurry")

@@ -5,6 +5,7 @@ import functools
 from typing import Literal
 
 from engine.config.rules import keeps_best
+from engine.runs.checkpoints import Manifest
 from engine.runs.history.events import StepData
 from engine.training import faults
 from engine.training.batching.steps import choose_rows
@@ -155,8 +156,9 @@ class TrainingSession:
         trainer, last, group = self._trainer, self._last_held_out, self._preparation.group
         assert trainer is not None
         step, best_step = int(trainer.state.global_step), trainer.progress.best_step
-        facts = checkpoints.CheckpointFacts(
+        manifest = Manifest(
             step=step,
+            files={},
             event_seq=self._events.last_seq,
             eval_loss=last[1] if last is not None and last[0] == step else None,
             best=step == best_step,
@@ -166,7 +168,7 @@ class TrainingSession:
         random_states = group.gather(random_state())
         if group.is_main:
             fill = functools.partial(trainer.write_state, random_states=random_states)
-            write = functools.partial(checkpoints.write_checkpoint, self._folder.checkpoints, facts, fill)
+            write = functools.partial(checkpoints.write_checkpoint, self._folder.checkpoints, manifest, fill)
             self._events.when_there_is_room(lambda: self._events.checkpoint(write()))
             checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
             checkpoints.forget_damaged(self._folder.checkpoints)

@@ -1,7 +1,6 @@
 """Which modules of a loaded model an adapter lands on, checked before PEFT is asked."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.config.run import AdapterConfig
@@ -31,21 +30,26 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     if wanted == ALL_LINEAR:
         plain = [name for name in linear if name != head and _last_part(name) not in EXPERT_PROJECTIONS]
         return sorted({_last_part(name) for name in plain}) if experts else ALL_LINEAR
+    known = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
     if isinstance(wanted, str):
         names = match_pattern(wanted, [name for name in linear if name != head])
         if not names:
-            raise _refusal(f"the regular expression {wanted!r} matches no module", linear)
-        _refuse_experts(names, experts=experts)
-        return names
-    missing = [ending for ending in wanted if not any(ends_with_one_of(name, (ending,)) for name in linear)]
-    if missing or not wanted:
-        what = f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module" if wanted else "it is empty"
-        raise _refusal(what, linear)
-    if head is not None and ends_with_one_of(head, wanted):
-        message = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
-        raise ConfigError([Problem("adapter.target_modules", message)])
-    _refuse_experts(wanted, experts=experts)
-    return list(wanted)
+            raise _refusal(f"the regular expression {wanted!r} matches no module; {known}")
+    else:
+        names = list(wanted)
+        missing = [ending for ending in names if not any(ends_with_one_of(name, (ending,)) for name in linear)]
+        if missing or not names:
+            what = (
+                f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module" if names else "it is empty"
+            )
+            raise _refusal(f"{what}; {known}")
+        if head is not None and ends_with_one_of(head, names):
+            raise _refusal(
+                f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
+            )
+    if experts and (meant := stacked_experts_among(names)):
+        raise _refusal(f"{', '.join(meant)} would mean the stacked experts of this model, which take no adapter here.")
+    return names
 
 
 def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None:
@@ -62,16 +66,19 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
     for wanted in adapter.modules_to_save:
         found = [name for name in modules if ends_with_one_of(name, (wanted,))]
         if not found:
-            known = ", ".join(dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit()))
-            raise _refusal_of_saved(f"{wanted} matches no module; this model's are {known}.")
+            known = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
+            message = f"{wanted} matches no module; this model's are {', '.join(known)}."
+            raise _refusal(message, "adapter.modules_to_save")
         for name in found:
             if any(type(part).__name__ in _QUANTIZED for part in modules[name].modules()):
-                raise _refusal_of_saved(
+                message = (
                     f"{name} is quantized, and quantized weights cannot be trained; take {wanted} out, or set "
                     "model.quantization to none."
                 )
+                raise _refusal(message, "adapter.modules_to_save")
             if next(modules[name].parameters(), None) is None:
-                raise _refusal_of_saved(f"{name} has no weights to train; take {wanted} out.")
+                message = f"{name} has no weights to train; take {wanted} out."
+                raise _refusal(message, "adapter.modules_to_save")
         meant += found
     by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)} if meant else set()
     return (list(adapter.modules_to_save) if by_letters == set(meant) else sorted(set(meant))) or None
@@ -85,22 +92,10 @@ def has_stacked_experts(model: Any) -> bool:
     )
 
 
-def _refuse_experts(names: Sequence[str], *, experts: bool) -> None:
-    meant = stacked_experts_among(names) if experts else []
-    if meant:
-        message = f"{', '.join(meant)} would mean the stacked experts of this model, which take no adapter here."
-        raise ConfigError([Problem("adapter.target_modules", message)])
+def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str]]:
+    """PEFT's arguments for IA3, endings of names: all targets, and the feed-forward modules among them.
 
-
-class Ia3Targets(NamedTuple):
-    """What IA3 rescales, by endings of names; PEFT wants the second among the first."""
-
-    target_modules: list[str]
-    feedforward_modules: list[str]
-
-
-def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> Ia3Targets:
-    """IA3's targets; feed-forward ones as configured, else those that are feed-forward layers by their name.
+    Feed-forward modules are as configured, else those that are feed-forward layers by their name.
 
     Raises:
         ConfigError: As `choose_targets`.
@@ -113,7 +108,7 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> Ia3Targets:
     feedforward = {ending for ending in wanted if any(ends_with_one_of(name, (ending,)) for name in targeted)}
     if chosen == ALL_LINEAR:
         chosen = [_last_part(name) for name in targeted]
-    return Ia3Targets(sorted({*chosen, *feedforward}), sorted(feedforward))
+    return {"target_modules": sorted({*chosen, *feedforward}), "feedforward_modules": sorted(feedforward)}
 
 
 def linear_module_names(model: Any) -> list[str]:
@@ -138,10 +133,5 @@ def _last_part(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _refusal_of_saved(message: str) -> ConfigError:
-    return ConfigError([Problem("adapter.modules_to_save", message)])
-
-
-def _refusal(what: str, linear: Sequence[str]) -> ConfigError:
-    known = ", ".join(dict.fromkeys(_last_part(name) for name in linear))
-    return ConfigError([Problem("adapter.target_modules", f"{what}; this model's linear modules are {known}.")])
+def _refusal(message: str, field: str = "adapter.target_modules") -> ConfigError:
+    return ConfigError([Problem(field, message)])

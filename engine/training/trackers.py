@@ -8,7 +8,6 @@ checkpoints when an environment variable asks for it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
@@ -16,18 +15,15 @@ from engine.config.training import TrackerName
 
 PROJECT = "loratory"
 TENSORBOARD_FOLDER = "tensorboard"  # in the run's folder
-
 Warn = Callable[[str, str], None]
 
 
-class Tracker(Protocol):
-    """Receives figures."""
+@dataclass(frozen=True)
+class Tracker:
+    """Receives figures: `log` sends those of one step, `finish` writes what is still buffered and closes."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> Any:
-        """Send figures of one step."""
-
-    def finish(self) -> Any:
-        """Write what is still buffered, and close."""
+    log: Callable[[int, Mapping[str, float]], object]
+    finish: Callable[[], object]
 
 
 class Trackers:
@@ -65,14 +61,7 @@ class Trackers:
 
 
 def start_trackers(config: RunConfig, folder: Path, title: str, warn: Warn) -> Trackers:
-    """Start the trackers that `training.report_to` names.
-
-    Args:
-        config: Of the run; sent as its settings.
-        folder: The run's folder.
-        title: The run's name.
-        warn: Called for each tracker that does not start.
-    """
+    """Start the trackers that `training.report_to` names; each gets the run's settings, and its title as a name."""
     started: dict[TrackerName, Tracker] = {}
     for name in config.training.report_to:
         try:
@@ -80,12 +69,6 @@ def start_trackers(config: RunConfig, folder: Path, title: str, warn: Warn) -> T
         except Exception as error:
             warn(f"{name} did not start ({type(error).__name__}); the run continues without it.", "tracker")
     return Trackers(started, warn)
-
-
-@dataclass(frozen=True)
-class _Calls:
-    log: Callable[[int, Mapping[str, float]], object]
-    finish: Callable[[], object]
 
 
 def _start_tensorboard(config: RunConfig, folder: Path, title: str) -> Tracker:
@@ -98,7 +81,7 @@ def _start_tensorboard(config: RunConfig, folder: Path, title: str) -> Tracker:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
-    return _Calls(log, writer.close)
+    return Tracker(log, writer.close)
 
 
 def _start_trackio(config: RunConfig, _folder: Path, title: str) -> Tracker:
@@ -106,7 +89,7 @@ def _start_trackio(config: RunConfig, _folder: Path, title: str) -> Tracker:
     import trackio
 
     trackio.init(project=PROJECT, name=title, config=config.model_dump(mode="json"), private=True)
-    return _Calls(lambda step, values: trackio.log(dict(values), step=step), trackio.finish)
+    return Tracker(lambda step, values: trackio.log(dict(values), step=step), trackio.finish)
 
 
 def _start_wandb(config: RunConfig, folder: Path, title: str) -> Tracker:
@@ -115,7 +98,7 @@ def _start_wandb(config: RunConfig, folder: Path, title: str) -> Tracker:
     run = wandb.init(
         project=PROJECT, name=title, dir=str(folder), config=config.model_dump(mode="json"), save_code=False
     )
-    return _Calls(lambda step, values: run.log(dict(values), step=step), run.finish)
+    return Tracker(lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
 _STARTERS: Mapping[TrackerName, Callable[[RunConfig, Path, str], Tracker]] = {

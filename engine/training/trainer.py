@@ -286,7 +286,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             random_states: Of all processes, by rank.
         """
         save_trained(self.model, self.processing_class, folder)
-        state_files.save_optimizer(self.optimizer, folder / state_files.OPTIMIZER_FILE)
+        state_files.save_nested(self.optimizer.state_dict(), folder / state_files.OPTIMIZER_FILE)
         state_files.save_plain(self.lr_scheduler.state_dict(), folder / state_files.SCHEDULER_FILE)
         for rank, state in enumerate(random_states):
             (folder / state_files.RANDOM_FILE.format(rank=rank)).write_bytes(state)

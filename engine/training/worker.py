@@ -22,7 +22,7 @@ from engine.runs.run import RunFolder
 
 if TYPE_CHECKING:
     from engine.runs.history.events import FailedData
-    from engine.training.process_group import ProcessGroup
+    from engine.training.placement import ProcessGroup
 import ctypes
 
 EXIT_FINISHED = 0
@@ -107,8 +107,8 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         writer.append(StatusData(phase="loading_model", message="Starting."))
     keep_freed_memory()
     from engine.training.failure import CancelledError, explain
+    from engine.training.placement import MainProcessFailedError, ProcessGroup
     from engine.training.preparation import Attempt, home_of
-    from engine.training.process_group import MainProcessFailedError, ProcessGroup
     from engine.training.reporting import RunEvents, SilentEvents
     from engine.training.session import TrainingSession
     from engine.training.signals import StopRequests

@@ -23,11 +23,12 @@ from engine.data.passes.prepare import prepare_dataset
 from engine.export.script.write import gather_script_facts, write_script
 from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
+from engine.runs.checkpoints import Manifest
 from engine.runs.history.events import ParametersData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunFolder
 from engine.training.batching.plan import EpochPlanner, PlanSettings, row_plan
-from engine.training.checkpoints.folder import CheckpointFacts, write_checkpoint
+from engine.training.checkpoints.folder import write_checkpoint
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number: {n}."}]}
@@ -249,8 +250,8 @@ def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_mode
                 trainable=1, total=2, compute_dtype="float32", device="cpu", attn_implementation="sdpa", batching=other
             )
         )
-    facts = CheckpointFacts(5, row_plan=row_plan(settings, "rows"))
-    write_checkpoint(run.checkpoints, facts, lambda folder: (folder / "progress.json").write_text("{}"))
+    manifest = Manifest(step=5, files={}, row_plan=row_plan(settings, "rows"))
+    write_checkpoint(run.checkpoints, manifest, lambda folder: (folder / "progress.json").write_text("{}"))
 
     assert gather_script_facts(config, home, run).model.grouped == (begun == "padded")
 

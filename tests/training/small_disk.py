@@ -11,10 +11,11 @@ import threading
 import time
 from pathlib import Path
 
+from engine.runs.checkpoints import Manifest
 from engine.runs.history.events import CheckpointData, StepData, WarningData
 from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
-from engine.training.checkpoints.folder import CheckpointFacts, replace_folder, write_checkpoint
+from engine.training.checkpoints.folder import replace_folder, write_checkpoint
 
 DISK_BYTES = 4 << 20
 WEIGHTS = b"\1" * (1 << 20)
@@ -74,12 +75,14 @@ def main(disk: Path) -> None:
             events.emit(StepData(step=step, epoch=0.1, loss=1.0, learning_rate=1.0, tokens=1, tokens_per_second=1.0))
 
     replace_folder(adapter, lambda folder: (folder / "weights").write_bytes(b"earlier"))
-    facts = CheckpointFacts(5)
+    manifest = Manifest(step=5, files={})
     recorded = [
         while_full(many_steps),
         while_full(lambda: events.when_there_is_room(lambda: replace_folder(adapter, weights))),
         while_full(
-            lambda: events.when_there_is_room(lambda: events.checkpoint(write_checkpoint(disk / "c", facts, weights)))
+            lambda: events.when_there_is_room(
+                lambda: events.checkpoint(write_checkpoint(disk / "c", manifest, weights))
+            )
         ),
     ]
     events.close()

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
+from engine.runs.checkpoints import MANIFEST, Manifest, damage, list_checkpoints
 from engine.training.checkpoints.folder import (
-    CheckpointFacts,
     replace_folder,
     restore_folder,
     rotate,
@@ -26,7 +25,7 @@ def fill_with(content: str):
 
 
 def write(folder, step, content="weights", **facts):
-    return write_checkpoint(folder, CheckpointFacts(step, **facts), fill_with(content))
+    return write_checkpoint(folder, Manifest(step=step, files={}, **facts), fill_with(content))
 
 
 def steps(folder):
@@ -80,7 +79,7 @@ def test_nothing_half_written_is_left_when_filling_fails(tmp_path):
 
     write(tmp_path, 5)
     with pytest.raises(OSError, match="No space"):
-        write_checkpoint(tmp_path, CheckpointFacts(10), fail)
+        write_checkpoint(tmp_path, Manifest(step=10, files={}), fail)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-5"]
     assert newest_intact(tmp_path).step == 5

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.runs.checkpoints import Manifest
 from engine.runs.run import RunFolder
 from engine.training.callbacks import Progress
-from engine.training.checkpoints.folder import CheckpointFacts, go_back_to_best, write_checkpoint
-from engine.training.process_group import SINGLE_PROCESS
+from engine.training.checkpoints.folder import go_back_to_best, write_checkpoint
+from engine.training.placement import SINGLE_PROCESS
 
 
 class Events:
@@ -26,7 +27,9 @@ class Events:
 def folder(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (4, 6):
-        write_checkpoint(folder.checkpoints, CheckpointFacts(step), lambda to: (to / "weights").write_text("weights"))
+        write_checkpoint(
+            folder.checkpoints, Manifest(step=step, files={}), lambda to: (to / "weights").write_text("weights")
+        )
     return folder
 
 

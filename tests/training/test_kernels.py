@@ -10,8 +10,7 @@ import torch
 
 from engine.errors import ModelError
 from engine.hardware.device import Device
-from engine.training.assembly import _with_liger
-from engine.training.ops.kernels import compile_layers, leave_uncompiled, use_liger_kernels, why_not_compiled
+from engine.training.assembly import compile_layers, leave_uncompiled, why_not_compiled, with_liger
 from engine.training.placement import Placement
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
@@ -48,6 +47,10 @@ def model_of(family):
     return types.SimpleNamespace(config=types.SimpleNamespace(model_type=family))
 
 
+def noted_on_liger(family, config, placement=GPU, loss=3.0):
+    return with_liger(model_of(family), config, placement, lambda: loss, 3.0)
+
+
 def test_on_a_processor_both_are_said_to_be_unused_and_training_goes_on(tiny_model_folder, tmp_path):
     training = make_training(make_config(tiny_model_folder, **WITH_BOTH), make_rows(8), tmp_path)
     training.trainer.train()
@@ -59,7 +62,7 @@ def test_on_a_processor_both_are_said_to_be_unused_and_training_goes_on(tiny_mod
 def test_nothing_is_said_where_nothing_was_asked_for(tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder)
 
-    assert use_liger_kernels(model_of("llama"), config, PROCESSOR) is None
+    assert noted_on_liger("llama", config, PROCESSOR) == []
     assert why_not_compiled(config, PROCESSOR) is None
 
 
@@ -67,31 +70,31 @@ def test_what_is_not_installed_is_named(tiny_model_folder, installed):
     config = make_config(tiny_model_folder, **WITH_BOTH)
     installed()
 
-    assert "pip install liger-kernel" in use_liger_kernels(model_of("llama"), config, GPU)
+    assert "pip install liger-kernel" in noted_on_liger("llama", config)[0]
     assert "triton" in why_not_compiled(config, GPU)
 
 
 def test_liger_replaces_everything_but_the_loss(tiny_model_folder, liger):
     model = model_of("llama")
 
-    assert use_liger_kernels(model, make_config(tiny_model_folder, **WITH_BOTH), GPU) is None
+    assert with_liger(model, make_config(tiny_model_folder, **WITH_BOTH), GPU, lambda: 3.0, 3.0) == []
 
     assert liger == [{"model": model, "cross_entropy": False, "fused_linear_cross_entropy": False}]
 
 
 def test_a_family_without_kernels_keeps_its_own(tiny_model_folder, liger):
-    said = use_liger_kernels(model_of("mamba"), make_config(tiny_model_folder, **WITH_BOTH), GPU)
+    (note,) = noted_on_liger("mamba", make_config(tiny_model_folder, **WITH_BOTH))
 
-    assert "mamba" in said
+    assert "mamba" in note
     assert liger == []
 
 
 def test_kernels_that_change_the_loss_are_refused(tiny_model_folder, liger):
     config = make_config(tiny_model_folder, **WITH_BOTH)
 
-    assert _with_liger(model_of("llama"), config, GPU, lambda: 3.001, 3.0) == []
+    assert noted_on_liger("llama", config, loss=3.001) == []
     with pytest.raises(ModelError, match="change the loss"):
-        _with_liger(model_of("llama"), config, GPU, lambda: 3.3, 3.0)
+        noted_on_liger("llama", config, loss=3.3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])

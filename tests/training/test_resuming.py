@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 
 from engine.errors import RunError, StorageError
-from engine.runs.checkpoints import MANIFEST, list_checkpoints
+from engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
 from engine.training.batching.plan import PlanSettings, row_plan, settled_order
 from engine.training.checkpoints.folder import (
-    CheckpointFacts,
     find_checkpoint,
     forget_damaged,
     open_checkpoint,
     write_checkpoint,
 )
-from engine.training.checkpoints.state_files import RANDOM_FILE
 
 
 def fill(folder):
@@ -27,7 +25,7 @@ def fill(folder):
 @pytest.fixture
 def folder(tmp_path):
     for step in (5, 10, 15):
-        write_checkpoint(tmp_path, CheckpointFacts(step), fill)
+        write_checkpoint(tmp_path, Manifest(step=step, files={}), fill)
     return tmp_path
 
 
@@ -75,7 +73,7 @@ def test_a_second_damaged_checkpoint_of_a_step_gets_a_name_of_its_own(folder):
     for _ in range(2):
         flip_a_byte(folder / "step-15")
         find(folder)
-        write_checkpoint(folder, CheckpointFacts(15), fill)
+        write_checkpoint(folder, Manifest(step=15, files={}), fill)
 
     assert [name for name in names(folder) if "damaged" in name] == ["damaged-step-15", "damaged-step-15-2"]
     forget_damaged(folder)
@@ -126,18 +124,13 @@ def make_settings(**values):
     return PlanSettings(**defaults | {"train_sampling_strategy": "group_by_length"} | values)
 
 
-def checkpoint_of(folder, plan, processes=1):
-    def fill(aside):
-        for rank in range(processes):
-            (aside / RANDOM_FILE.format(rank=rank)).write_text("random")
-
-    write_checkpoint(folder, CheckpointFacts(5, row_plan=plan), fill)
+def checkpoint_of(folder, plan):
+    write_checkpoint(folder, Manifest(step=5, files={}, row_plan=plan), fill)
     return open_checkpoint(folder / "step-5")
 
 
 def continue_from(checkpoint, settings, rows="rows"):
-    warnings: list[Any] = []
-    return settled_order(settings, rows, checkpoint, warnings.append), warnings
+    return settled_order(settings, rows, checkpoint)
 
 
 @pytest.mark.parametrize("begun", ["joined", "padded"])
@@ -146,7 +139,7 @@ def test_a_checkpoint_pins_the_order_of_its_rows(tmp_path, begun, now):
     before = make_settings(batching=begun)
     checkpoint = checkpoint_of(tmp_path, row_plan(before, "rows"))
 
-    assert continue_from(checkpoint, make_settings(batching=now)) == (before.order, [])
+    assert continue_from(checkpoint, make_settings(batching=now)) == before.order
     assert before.order.groups_by_length == (begun == "padded")
 
 
@@ -160,36 +153,24 @@ def test_other_rows_than_the_checkpoints_are_refused(tmp_path):
     assert "start a new run" in caught.value.fix
 
 
-@pytest.mark.parametrize(("strategy", "warned"), [("group_by_length", True), ("random", False)])
-def test_a_checkpoint_of_an_older_version_continues_with_a_warning_where_its_order_is_unknown(
-    tmp_path, strategy, warned
-):
-    settings = make_settings(train_sampling_strategy=strategy)
-
-    order, warnings = continue_from(checkpoint_of(tmp_path, None), settings)
-
-    assert order == settings.order
-    assert bool(warnings) == warned
-    assert all("step-5" in warning and "repeat some rows and skip others" in warning for warning in warnings)
+def test_a_checkpoint_that_does_not_record_its_rows_is_refused(tmp_path):
+    with pytest.raises(RunError, match="are not those of step-5"):
+        continue_from(checkpoint_of(tmp_path, None), make_settings())
 
 
-@pytest.mark.parametrize("is_pinned", [True, False])
 @pytest.mark.parametrize(("saved_by", "now"), [(2, 1), (1, 2), (4, 2), (1, 3), (3, 1)])
-def test_steps_have_as_many_rows_as_those_that_were_counted(tmp_path, saved_by, now, is_pinned):
+def test_steps_have_as_many_rows_as_those_that_were_counted(tmp_path, saved_by, now):
     before = make_settings(world_size=saved_by)
-    checkpoint = checkpoint_of(tmp_path, row_plan(before, "rows") if is_pinned else None, processes=saved_by)
+    checkpoint = checkpoint_of(tmp_path, row_plan(before, "rows"))
 
-    order, _ = continue_from(checkpoint, make_settings(world_size=now))
+    order = continue_from(checkpoint, make_settings(world_size=now))
 
     assert order.rows_per_step == before.order.rows_per_step == 6 * saved_by
 
 
-@pytest.mark.parametrize("is_pinned", [True, False])
-def test_processes_that_cannot_share_a_step_evenly_are_refused(tmp_path, is_pinned):
-    plan = row_plan(make_settings(), "rows") if is_pinned else None
-
+def test_processes_that_cannot_share_a_step_evenly_are_refused(tmp_path):
     with pytest.raises(RunError, match="saved by 1 processes, and 4 cannot share"):
-        continue_from(checkpoint_of(tmp_path, plan), make_settings(world_size=4))
+        continue_from(checkpoint_of(tmp_path, row_plan(make_settings(), "rows")), make_settings(world_size=4))
 
 
 def test_a_process_that_cannot_see_the_checkpoint_says_so(tmp_path):

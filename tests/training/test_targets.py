@@ -61,18 +61,22 @@ def test_ia3_rescales_the_input_of_feed_forward_layers(model):
     chosen = AdapterConfig(method="ia3", target_modules=("k_proj", "v_proj", "down_proj"))
     own = AdapterConfig(method="ia3", target_modules=("k_proj", "up_proj"), feedforward_modules=("up_proj",))
 
-    assert choose_ia3_targets(model, chosen) == (["down_proj", "k_proj", "v_proj"], ["down_proj"])
-    assert choose_ia3_targets(model, own) == (["k_proj", "up_proj"], ["up_proj"])
-    assert choose_ia3_targets(model, AdapterConfig(method="ia3", target_modules=("k_proj",))) == (["k_proj"], [])
+    def rescaled(adapter):
+        targets = choose_ia3_targets(model, adapter)
+        return targets["target_modules"], targets["feedforward_modules"]
+
+    assert rescaled(chosen) == (["down_proj", "k_proj", "v_proj"], ["down_proj"])
+    assert rescaled(own) == (["k_proj", "up_proj"], ["up_proj"])
+    assert rescaled(AdapterConfig(method="ia3", target_modules=("k_proj",))) == (["k_proj"], [])
 
 
 def test_ia3_on_every_linear_layer_leaves_the_head_out(model):
     everything = choose_ia3_targets(model, AdapterConfig(method="ia3"))
 
-    assert everything.target_modules == sorted(
+    assert everything["target_modules"] == sorted(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
-    assert everything.feedforward_modules == ["down_proj"]
+    assert everything["feedforward_modules"] == ["down_proj"]
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from engine.training.placement import Placement
-from engine.training.process_group import ProcessGroup
+from engine.training.placement import Placement, ProcessGroup
 from tests.training.tiny_training import CPU, Row, make_config, make_training
 
 ROWS = [

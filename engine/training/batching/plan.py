@@ -8,7 +8,7 @@ changes the speed and not the result.
 import math
 import random
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from engine.config.training import SamplingStrategy
 from engine.errors import RunError
 from engine.models.batching import Batching
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
-from engine.training.checkpoints.state_files import RANDOM_FILE
 
 # Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so the rows of
 # a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
@@ -220,16 +219,13 @@ def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
     )
 
 
-def settled_order(
-    settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoint | None, warn: Callable[[str], None]
-) -> RowOrder:
+def settled_order(settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoint | None) -> RowOrder:
     """Return the order of the run's rows: the checkpoint's, in which no row of its epoch is repeated or skipped.
 
     Args:
         settings: As this attempt would begin the run.
         rows_sha256: Of the training rows that this attempt has read.
         checkpoint: What the run continues from; None where it begins.
-        warn: Gets a sentence where the checkpoint does not record its order.
 
     Raises:
         RunError: If the rows are not the same, or this number of processes cannot share the steps evenly.
@@ -237,30 +233,15 @@ def settled_order(
     if checkpoint is None:
         return settings.order
     pinned = checkpoint.manifest.row_plan
-    if pinned is None:
-        order, before = _unrecorded_order(settings, checkpoint)
-        if not order.packing and settings.train_sampling_strategy == "group_by_length":
-            warn(
-                f"{checkpoint.folder.name} was written by an older version that did not record the order of its rows. If "
-                "the run began on another kind of device, this epoch may repeat some rows and skip others."
-            )
-    else:
-        order, before = pinned.order, pinned.world_size
-        if pinned.rows_sha256 != rows_sha256:
-            raise RunError(
-                f"The training rows are not those of {checkpoint.folder.name}: the dataset or its tokenization changed.",
-                "Restore the dataset and the library versions in provenance.json and resume, or start a new run.",
-            )
+    if pinned is None or pinned.rows_sha256 != rows_sha256:
+        raise RunError(
+            f"The training rows are not those of {checkpoint.folder.name}: the dataset or its tokenization changed.",
+            "Restore the dataset and the library versions in provenance.json and resume, or start a new run.",
+        )
+    order, before = pinned.order, pinned.world_size
     if order.rows_per_step % settings.world_size:
         raise RunError(
             f"This run was saved by {before} processes, and {settings.world_size} cannot share its steps evenly.",
             f"Go on with {before}, or with a number that divides {order.rows_per_step}.",
         )
     return order
-
-
-def _unrecorded_order(settings: PlanSettings, checkpoint: Checkpoint) -> tuple[RowOrder, int]:
-    """Return the order of an older version's checkpoint, as far as it is known, and how many processes wrote it."""
-    before = len(list(checkpoint.folder.glob(RANDOM_FILE.format(rank="*")))) or settings.world_size  # each has one
-    rows = settings.order.rows_per_step // settings.world_size * before
-    return settings.order.model_copy(update={"rows_per_step": rows}), before

@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from engine.runs.checkpoints import (
     MANIFEST,
     Checkpoint,
     Manifest,
-    RowPlan,
     cannot_read,
     damage,
     describe_files,
@@ -28,7 +26,7 @@ from engine.runs.checkpoints import (
 )
 from engine.training import faults
 from engine.training.checkpoints.state_files import load_trained
-from engine.training.process_group import ProcessGroup
+from engine.training.placement import ProcessGroup
 from engine.training.reporting import RunEvents
 
 _UNFINISHED_PREFIX = ".unfinished-"
@@ -36,52 +34,31 @@ _DOOMED_PREFIX = ".old-"
 _DAMAGED_PREFIX = "damaged-"
 
 
-@dataclass(frozen=True)
-class CheckpointFacts:
-    """What the manifest records besides the files."""
-
-    step: int
-    event_seq: int = 0
-    eval_loss: float | None = None
-    best: bool = False
-    compute_dtype: str | None = None
-    row_plan: RowPlan | None = None
-
-
-def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path], None]) -> Checkpoint:
+def write_checkpoint(folder: Path, manifest: Manifest, fill: Callable[[Path], None]) -> Checkpoint:
     """Write one checkpoint, which is there whole or not at all even after a power cut.
 
     Args:
         folder: The run's `checkpoints` folder.
-        facts: For the manifest.
+        manifest: Without the files, which are added.
         fill: Writes the files of the checkpoint into the folder that it is given.
 
     Raises:
         OSError: If the disk is full or fails; earlier checkpoints are untouched.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = f"step-{facts.step}"
-    aside = folder / f"{_UNFINISHED_PREFIX}{name}"
+    final = folder / f"step-{manifest.step}"
+    aside = final.with_name(f"{_UNFINISHED_PREFIX}{final.name}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(mode=0o700)
         faults.reached("checkpoint:begun", aside)
         fill(aside)
         faults.reached("checkpoint:filled", aside)
-        manifest = Manifest(
-            step=facts.step,
-            files=describe_files(aside),
-            event_seq=facts.event_seq,
-            eval_loss=facts.eval_loss,
-            best=facts.best,
-            compute_dtype=facts.compute_dtype,
-            row_plan=facts.row_plan,
-        )
+        manifest = manifest.model_copy(update={"files": describe_files(aside)})
         _to_disk(aside)
         faults.reached("checkpoint:on_disk", aside)
         write_atomically(aside / MANIFEST, manifest.model_dump_json(indent=1))
         faults.reached("checkpoint:described", aside)
-        final = folder / name
         if final.exists():  # of an attempt that was superseded
             _remove(final)
         aside.rename(final)
@@ -90,7 +67,7 @@ def write_checkpoint(folder: Path, facts: CheckpointFacts, fill: Callable[[Path]
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return Checkpoint(facts.step, final, manifest)
+    return Checkpoint(manifest.step, final, manifest)
 
 
 def rotate(folder: Path, keep: int, best_step: int | None) -> None:
@@ -100,14 +77,6 @@ def rotate(folder: Path, keep: int, best_step: int | None) -> None:
         if checkpoint.step != best_step:
             _remove(checkpoint.folder)
             faults.reached("checkpoint:rotated", checkpoint.folder)
-
-
-def name_aside(checkpoint: Path) -> Path:
-    """Return a free name next to it, under which a damaged checkpoint is not listed."""
-    aside, number = checkpoint.with_name(f"{_DAMAGED_PREFIX}{checkpoint.name}"), 2
-    while aside.exists():
-        aside, number = checkpoint.with_name(f"{_DAMAGED_PREFIX}{checkpoint.name}-{number}"), number + 1
-    return aside
 
 
 def forget_damaged(folder: Path) -> None:
@@ -148,7 +117,6 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
         aside.rename(target)
         fsync_folder(target.parent)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
         restore_folder(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -164,7 +132,7 @@ def restore_folder(target: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Out of the list first, in one step; its files then take whatever time they take."""
+    # Out of the list first, in one step; its files then take whatever time they take.
     doomed = checkpoint.with_name(f"{_DOOMED_PREFIX}{checkpoint.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
@@ -172,7 +140,6 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """Bring every file and folder below to the disk."""
     for path in folder.rglob("*"):
         if path.is_dir():
             fsync_folder(path)
@@ -203,13 +170,16 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
     found = None
     for step, path in _newest_first(folder):
         manifest = _manifest(path)
-        wrong = ["its manifest is missing or torn"] if manifest is None else damage(Checkpoint(step, path, manifest))
-        if manifest is not None and not wrong:
-            found = Checkpoint(step, path, manifest)
+        checkpoint = Checkpoint(step, path, manifest) if manifest is not None else None
+        wrong = damage(checkpoint) if checkpoint is not None else ["its manifest is missing or torn"]
+        if not wrong:
+            found = checkpoint
             break
         damaged.append((path, wrong[0]))
     for path, reason in damaged:
-        aside = name_aside(path)
+        aside, number = folder / f"{_DAMAGED_PREFIX}{path.name}", 2
+        while aside.exists():
+            aside, number = folder / f"{_DAMAGED_PREFIX}{path.name}-{number}", number + 1
         warn(f"{path.name} is damaged ({reason}) and was passed over; it is set aside as {aside.name}.")
         path.rename(aside)
     if damaged and found is None:
@@ -227,13 +197,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         StorageError: If this process cannot read it.
     """
-    manifest, step = _manifest(path), step_of(path.name)
-    if manifest is None or step is None:
+    manifest = _manifest(path)
+    if manifest is None:
         raise StorageError(
             f"The first process resumes from {path.name}, which this process cannot see.",
             "Put the home folder where every process of the run reads it, then resume.",
         )
-    return Checkpoint(step, path, manifest)
+    return Checkpoint(manifest.step, path, manifest)
 
 
 def _newest_first(folder: Path) -> list[tuple[int, Path]]:

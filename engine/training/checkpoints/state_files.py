@@ -21,20 +21,14 @@ from engine.training.methods.registry import trainer_of_model
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 _PAGED_STATE = frozenset({"state1", "state2"})  # Optimizer2State.init_state, bitsandbytes/optim/optimizer.py
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 SCHEDULER_FILE = "scheduler.json"
 RANDOM_FILE = "random-{rank}.safetensors"  # one for each process
 SCALER_FILE = "scaler.json"
 PROGRESS_FILE = "progress.json"
-_ADAPTER_CONFIG = "adapter_config.json"
 _METHOD_STATE = "method.safetensors"  # what the method keeps besides the weights
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_MODEL_WEIGHTS = "*.safetensors"
-
-
-def save_optimizer(optimizer: Any, path: Path) -> None:
-    """Write an optimizer's state; any optimizer whose state is made of tensors and plain values, however nested."""
-    save_nested(optimizer.state_dict(), path)
 
 
 def load_optimizer(optimizer: Any, path: Path) -> None:
@@ -52,16 +46,30 @@ def load_optimizer(optimizer: Any, path: Path) -> None:
 
 
 def save_nested(values: Any, path: Path) -> None:
-    """Write tensors and plain values, nested in mappings and lists."""
-    tensors: dict[str, torch.Tensor] = {}
-    structure = _without_tensors(values, tensors)
-    _save(path, tensors, structure)
+    """Write tensors and plain values, nested in mappings and lists, such as an optimizer's state."""
+    tensors, metadata = _as_file(values)
+    save_file(tensors, path, metadata=metadata)
 
 
 def load_nested(path: Path) -> Any:
     """Read what `save_nested` wrote."""
-    tensors, structure = _load(path)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        structure = json.loads(file.metadata()[_STRUCTURE])
     return _with_tensors(structure, tensors)
+
+
+def _as_file(values: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return tensors and metadata of a safetensors file that holds nested values."""
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _without_tensors(values, tensors)
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        # Some optimizers share one lookup table among all parameters, which the format does not allow.
+        tensors[name] = held.clone() if held.data_ptr() in seen else held
+        seen.add(held.data_ptr())
+    return tensors, {_STRUCTURE: json.dumps(structure)}
 
 
 def _load_paged(optimizer: Any, state: Any) -> None:
@@ -81,7 +89,7 @@ def _load_paged(optimizer: Any, state: Any) -> None:
 
 
 def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """JSON of a nested state: tensors are put aside under a number, mappings keep keys that are not strings."""
+    """JSON of nested values: tensors are put aside under a number, mappings keep keys that are not strings."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value
@@ -117,72 +125,49 @@ def load_plain(path: Path) -> dict[str, Any]:
 def random_state() -> bytes:
     """The present state of every generator that this process draws from: the content of a file of random numbers."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, next_gauss = random.getstate()
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda/{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    if torch.backends.mps.is_available():
-        tensors["mps"] = torch.mps.get_rng_state()
-    structure = {
-        "python": [version, list(internal), next_gauss],
-        "numpy": [str(kind), int(position), int(has_gauss), float(gauss)],
-    }
-    content: bytes = save(tensors, metadata={_STRUCTURE: json.dumps(structure)})
+    numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    tensors, metadata = _as_file(
+        {
+            "python": random.getstate(),
+            "numpy": [str(kind), numbers, int(position), int(has_gauss), float(gauss)],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        }
+    )
+    content: bytes = save(tensors, metadata=metadata)
     return content
 
 
 def load_random_state(path: Path) -> None:
     """Give every generator the state that was saved."""
-    tensors, structure = _load(path)
-    version, internal, next_gauss = structure["python"]
+    state = load_nested(path)
+    version, internal, next_gauss = state["python"]
     random.setstate((version, tuple(internal), next_gauss))
-    kind, position, has_gauss, gauss = structure["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(tensors["torch"])
-    devices = sorted(key for key in tensors if key.startswith("cuda/"))
-    if torch.cuda.is_available() and len(devices) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([tensors[f"cuda/{index}"] for index in range(len(devices))])
-    if torch.backends.mps.is_available() and "mps" in tensors:
-        torch.mps.set_rng_state(tensors["mps"])
+    kind, numbers, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, numbers.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.backends.mps.is_available() and state["mps"] is not None:
+        torch.mps.set_rng_state(state["mps"])
 
 
-def _save(path: Path, tensors: dict[str, torch.Tensor], structure: Any) -> None:
-    seen: set[int] = set()
-    ready: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        held = tensor.detach().cpu().contiguous()
-        # Some optimizers share one lookup table among all parameters, which the format does not allow.
-        ready[name] = held.clone() if held.data_ptr() in seen else held
-        seen.add(held.data_ptr())
-    save_file(ready, path, metadata={_STRUCTURE: json.dumps(structure)})
-
-
-def _load(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        structure = json.loads(file.metadata()[_STRUCTURE])
-    return tensors, structure
-
-
-def save_trained(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write `adapter/` below a checkpoint: the adapter (or, for full fine-tuning, the model) and its tokenizer.
-
-    Args:
-        model: The trained model.
-        tokenizer: With the frozen chat template.
-        folder: The checkpoint.
-        dtype: Rounds a fully trained model; None keeps the float32 that training continues from.
-    """
-    save_adapter(model, tokenizer, folder / ADAPTER_SUBFOLDER, dtype)
+def save_trained(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write `adapter/` below a checkpoint: the adapter (or, for full fine-tuning, the model) and its tokenizer."""
+    save_adapter(model, tokenizer, folder / ADAPTER_SUBFOLDER)
     state = trainer_of_model(model).state(model)
     if state:
         save_nested(state, folder / _METHOD_STATE)
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write what was trained into one folder, as PEFT's and transformers' `from_pretrained` take it."""
+    """Write what was trained into one folder, as PEFT's and transformers' `from_pretrained` take it.
+
+    `dtype` rounds a fully trained model; without it, the float32 that training continues from stays.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _is_adapter(model):
+    if hasattr(model, "peft_config"):
         # PEFT would ask the Hub whether the vocabulary grew. It cannot have: embeddings that are trained are either
         # adapted or among modules_to_save, and both are saved.
         with trainer_of_model(model).saving(model):
@@ -208,14 +193,14 @@ def load_trained(model: Any, checkpoint: Path) -> None:
         ValueError: If the checkpoint lacks something that is trained.
     """
     folder = checkpoint / ADAPTER_SUBFOLDER
-    if _is_adapter(model):
-        trainer, config = trainer_of_model(model), load_plain(folder / _ADAPTER_CONFIG)
-        trainer.load_weights(model, load_file(folder / _ADAPTER_WEIGHTS), config)
+    if hasattr(model, "peft_config"):
+        trainer, config = trainer_of_model(model), load_plain(folder / ADAPTER_CONFIG)
+        trainer.load_weights(model, load_file(folder / ADAPTER_WEIGHTS), config)
         if (checkpoint / _METHOD_STATE).is_file():
             trainer.load_state(model, load_nested(checkpoint / _METHOD_STATE))
         return
     weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob(_MODEL_WEIGHTS)):
+    for path in sorted(folder.glob("*.safetensors")):
         weights |= load_file(path)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
@@ -224,18 +209,9 @@ def load_trained(model: Any, checkpoint: Path) -> None:
         raise ValueError(f"the checkpoint does not fit the model: {(lost or unexpected)[0]}")
 
 
-def _is_adapter(model: Any) -> bool:
-    return hasattr(model, "peft_config")
-
-
-def parameters_line(trainable: int, total: int) -> str:
-    """Return the line that PEFT prints, for the log."""
-    return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"
-
-
 def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable parameters and all of them, packed weights counted as what they hold, as PEFT counts."""
-    if hasattr(model, "get_nb_trainable_parameters"):
+    if hasattr(model, "peft_config"):
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)
     total = sum(p.numel() for p in model.parameters())

@@ -1,14 +1,68 @@
 """The training of each PEFT method. A method that is not here trains as PEFT builds it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from engine.config.adapter import AdapterConfig
 from engine.config.methods.registry import method_of_peft_type
+from engine.models.source import ModelSource
 from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
-from engine.training.methods.ia3 import Ia3Trainer
-from engine.training.methods.lora import LoraTrainer
-from engine.training.methods.p_tuning import PTuningTrainer
-from engine.training.methods.prompt_tuning import PromptTuningTrainer
+from engine.training.ops.lora_branch import make_lora_quick
+from engine.training.targets import choose_ia3_targets
+
+_ADAPTER = "default"
+
+
+class LoraTrainer(MethodTrainer):
+    """LoRA, whose plain layers run the branch of `engine.training.ops.lora_branch`."""
+
+    def prepare(self, model: Any) -> int:
+        return 2 * make_lora_quick(model)  # two matrices each, which need no autocast
+
+
+class Ia3Trainer(MethodTrainer):
+    """IA3 with feed-forward modules by their names."""
+
+    def model_arguments(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> dict[str, Any]:
+        return super().model_arguments(model, adapter, source) | choose_ia3_targets(model, adapter)
+
+
+class PromptTuningTrainer(MethodTrainer):
+    """Prompt tuning: a prompt that starts as a text needs the model's tokenizer."""
+
+    def model_arguments(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> dict[str, Any]:  # noqa: ARG002
+        starts_as_text = "prompt_tuning_init_text" in adapter.traits.peft_arguments(adapter)
+        return {"tokenizer_name_or_path": source.location} if starts_as_text else {}
+
+    def publish(self, config: Any, source: ModelSource) -> None:
+        super().publish(config, source)
+        if config.tokenizer_name_or_path is not None:
+            config.tokenizer_name_or_path = source.hub_id or source.location
+
+
+class PTuningTrainer(MethodTrainer):
+    """P-tuning: an adapter holds what the prompt encoder computes, a checkpoint keeps the encoder too."""
+
+    @contextmanager
+    def saving(self, model: Any) -> Iterator[None]:
+        """Save what the encoder computes without dropout, and draw no random number for it."""
+        encoder = model.prompt_encoder[_ADAPTER]
+        was_training = encoder.training
+        encoder.eval()
+        try:
+            yield
+        finally:
+            encoder.train(was_training)
+
+    def state(self, model: Any) -> dict[str, Any]:
+        return {"encoder": dict(model.prompt_encoder[_ADAPTER].state_dict())}
+
+    def load_state(self, model: Any, state: dict[str, Any]) -> None:
+        """Restore the prompt encoder, in place of the embeddings that the adapter holds."""
+        model.prompt_encoder[_ADAPTER].load_state_dict(state["encoder"])
+
 
 METHOD_TRAINERS: dict[str, MethodTrainer] = {
     "lora": LoraTrainer(),
