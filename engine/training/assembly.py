@@ -93,18 +93,8 @@ def assemble(
         )
     notes.extend(_compiled(probe, config, placement, join(probe.rows, flash=flash) if joined else probe.padded()))
     objective = objective_of(config)
-    settings = PlanSettings(
-        seed=training.seed,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        max_length=training.max_length,
-        packing=training.packing,
-        batching=batching,
-        train_sampling_strategy=training.train_sampling_strategy,
-        world_size=placement.group.world_size,
-        rank=placement.group.rank,
-        sequences_per_row=objective.sequences_per_example,
-    )
+    group = placement.group
+    settings = PlanSettings(training, batching, group.world_size, group.rank, objective.sequences_per_example)
     loss = TRAINING_OBJECTIVES[objective.name]
     setup = TrainerSetup(settings, pad_token_id, flash, autocast, kind != "cpu", loss, method)
     return Assembly(setup, f"{own_attention}, row by row" if joined and not flash else own_attention, tuple(notes))

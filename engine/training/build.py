@@ -92,20 +92,19 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
 
     if config.adapter.traits.trains_all:
         model.requires_grad_(True)
-        _train_in_float32(model)
+        train_in_float32(model)
         return model
+    method = method_trainer(config.adapter.method)
     try:
         if config.adapter.traits.virtual_tokens == "inputs":
             _require_equal_widths(model)
-        adapted = get_peft_model(
-            model, method_trainer(config.adapter.method).peft_config(model, config.adapter, source)
-        )
+        adapted = get_peft_model(model, method.peft_config(model, config.adapter, source))
     except ValueError as error:  # a target that is not a linear layer, a family that PEFT has no prefix for …
         reason = str(error).strip().splitlines()[0][:300]
         raise ConfigError([Problem("adapter", f"PEFT cannot put this adapter on {source.name}: {reason}")]) from error
     for settings in adapted.peft_config.values():
-        method_trainer(config.adapter.method).publish(settings, source)
-    _train_in_float32(adapted)
+        method.publish(settings, source)
+    train_in_float32(adapted)
     return adapted
 
 
@@ -119,7 +118,8 @@ def _require_equal_widths(model: Any) -> None:
         )
 
 
-def _train_in_float32(model: torch.nn.Module) -> None:
+def train_in_float32(model: torch.nn.Module) -> None:
+    """Hold every trained parameter in float32."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
@@ -131,9 +131,7 @@ def training_arguments(
     """TRL's `SFTConfig` for our trainer, which batches, evaluates and saves by itself."""
     from trl import SFTConfig
 
-    schedule: dict[str, Any] = {}
-    if training.lr_scheduler_type == "cosine_with_min_lr":
-        schedule["min_lr_rate"] = MIN_LEARNING_RATE_SHARE
+    schedule = {"min_lr_rate": MIN_LEARNING_RATE_SHARE} if training.lr_scheduler_type == "cosine_with_min_lr" else {}
     arguments = SFTConfig(
         output_dir=str(output_folder),
         num_train_epochs=training.num_train_epochs,

@@ -60,7 +60,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, training: TrainingConfig, measures: bool, stop_requested: Callable[[], bool], progress: Callable[[], Any]
+        self,
+        training: TrainingConfig,
+        measures: bool,
+        stop_requested: Callable[[], bool],
+        progress: Callable[[], Progress],
     ) -> None:
         self._training = training
         self._measures = measures
@@ -72,8 +76,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def has_stalled(self) -> bool:
         """Whether the held-out loss has not improved for as long as was set."""
-        patience, progress = self._training.early_stopping_patience, self._progress()
-        return patience is not None and progress is not None and progress.measurements_since_best >= patience
+        patience = self._training.early_stopping_patience
+        return patience is not None and self._progress().measurements_since_best >= patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """The number of steps is known from here on."""
@@ -86,18 +90,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         assert self.cadence is not None
         step = int(state.global_step)
         ends = step >= self.cadence.total_steps
-        if self.cadence.measures_at(step):
-            control.should_evaluate = True
-        if self.cadence.saves_at(step):
-            control.should_save = True
+        control.should_evaluate |= self.cadence.measures_at(step)
+        control.should_save |= self.cadence.saves_at(step)
         if self._stop_requested() and not ends:
             self.stopped_on_request = True
             control.should_save = control.should_training_stop = ends = True
         # A save is only as good as the loss before it, which must be logged and checked. The
         # measurement comes after the log.
         may_save = control.should_evaluate and keeps_best(self._training)
-        if control.should_save or may_save or ends:
-            control.should_log = True
+        control.should_log |= control.should_save or may_save or ends
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Save what may turn out the best, and end the run where the held-out loss has stopped improving."""
@@ -127,25 +128,16 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
 
     @property
     def in_a_row(self) -> int:
-        """Steps left out up to the last one; waits for the GPU."""
+        """Steps left out up to the last one, which changed no weight; waits for the GPU."""
         return int(self._in_a_row)
-
-    @property
-    def last_was_skipped(self) -> bool:
-        """Whether the last step changed no weight, so its gradient means nothing; waits for the GPU."""
-        return self.in_a_row > 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """The first step has a scale to compare with as well."""
         if self._before is None:
             self._remember(self._loss_scale())
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Count, and now and then look.
-
-        Raises:
-            DivergedError: As `on_log` does.
-        """
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count, and now and then look, as `on_log` does."""
         skipped: bool | torch.Tensor = self._was_skipped()
         scale = self._loss_scale()
         if scale is not None and self._before is not None:
@@ -154,7 +146,7 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
         self._in_a_row = (self._in_a_row + 1) * skipped
         self._total = self._total + skipped
         if state.global_step % LOOK_STEPS == 0:
-            self._look(state.global_step)
+            self.on_log(args, state, control)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Look, and end a run that no scale helps.
@@ -162,20 +154,16 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
         Raises:
             DivergedError: If too many steps in a row were skipped.
         """
-        self._look(state.global_step)
-
-    def _remember(self, scale: torch.Tensor | None) -> None:
-        self._before = None if scale is None else scale.clone()  # the scaler writes into its own
-
-    def _look(self, step: int) -> None:
-        total, in_a_row = int(self._total), self.in_a_row
+        step, total, in_a_row = int(state.global_step), int(self._total), self.in_a_row
         if total > self._reported:
-            print(
-                f"{total - self._reported} step(s) up to {step} were skipped: gradients overflowed float16.", flush=True
-            )
+            count = total - self._reported
+            print(f"{count} step(s) up to {step} were skipped: gradients overflowed float16.", flush=True)
             self._reported = total
         if in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise DivergedError(
                 f"The gradients overflowed float16 in {in_a_row} steps in a row up to step {step}, which were skipped.",
                 "Set model.compute_dtype to float32, or lower the learning rate to a third; the last checkpoint stays.",
             )
+
+    def _remember(self, scale: torch.Tensor | None) -> None:
+        self._before = None if scale is None else scale.clone()  # the scaler writes into its own

@@ -2,18 +2,24 @@
 
 import errno
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, StorageError
+from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError
 from engine.paths import LoratoryHome
 from engine.runs.history.events import FailedData
 from engine.runs.prediction import advice_on_memory
 
-Cause = Literal["out_of_memory", "diverged", "disk_full", "config", "dataset", "model", "killed", "unexpected"]
-
+_CAUSES: Mapping[type[EngineError], Literal["config", "dataset", "model", "unexpected"]] = {
+    ConfigError: "config",
+    DatasetError: "dataset",
+    ModelError: "model",
+    DeviceError: "config",
+    EngineError: "unexpected",
+}
 # Words of libraries that have no exception for memory that ran out.
 _OUT_OF_MEMORY_WORDS = (
     "out of memory",
@@ -25,6 +31,7 @@ _OUT_OF_MEMORY_WORDS = (
     "cublas_status_alloc_failed",
     "could not create a primitive",  # oneDNN, where it cannot map memory for a kernel
 )
+_DIVERGENCE_FIX = "Lower the learning rate to a third, or warm up longer; the last checkpoint before it is kept."
 _DISK_FULL_WORDS = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122")
 
 
@@ -48,20 +55,21 @@ def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: floa
     Raises:
         DivergedError: If the loss is not finite, or beyond that bound.
     """
-    if not math.isfinite(loss) or (grad_norm is not None and not math.isfinite(grad_norm)):
+    if not math.isfinite(loss):
+        what = f"The loss became {loss} at step {step}: the weights are NaN or infinite."
+    elif grad_norm is not None and not math.isfinite(grad_norm):
         what = (
-            f"The loss became {loss} at step {step}"
-            if not math.isfinite(loss)
-            else (f"The gradient became {grad_norm} at step {step}, although the loss was {loss:.3f}")
+            f"The gradient became {grad_norm} at step {step}, although the loss was {loss:.3f}: the weights are NaN or "
+            "infinite."
         )
-        raise DivergedError(f"{what}: the weights are NaN or infinite.", _advice_on_divergence())
-    bound = max(math.log(vocabulary) + 2.0, 2.0 * first_loss)
-    if loss > bound:
-        raise DivergedError(
+    elif loss > max(math.log(vocabulary) + 2.0, 2.0 * first_loss):
+        what = (
             f"The loss rose to {loss:.2f} at step {step}, from {first_loss:.2f} at the beginning; even guessing gives "
-            f"{math.log(vocabulary):.2f}.",
-            _advice_on_divergence(),
+            f"{math.log(vocabulary):.2f}."
         )
+    else:
+        return
+    raise DivergedError(what, _DIVERGENCE_FIX)
 
 
 def check_held_out(step: int, loss: float) -> None:
@@ -78,12 +86,8 @@ def check_held_out(step: int, loss: float) -> None:
             "Set model.compute_dtype to float32 and model.attn_implementation to eager, or choose another model.",
         )
     raise DivergedError(
-        f"The held-out loss became {loss} at step {step}: the weights are NaN or infinite.", _advice_on_divergence()
+        f"The held-out loss became {loss} at step {step}: the weights are NaN or infinite.", _DIVERGENCE_FIX
     )
-
-
-def _advice_on_divergence() -> str:
-    return "Lower the learning rate to a third, or warm up longer; the last checkpoint before it is kept."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -129,35 +133,24 @@ def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome |
             fix="Free some space, then resume; earlier checkpoints are intact.",
         )
     if isinstance(error, EngineError):
-        return FailedData(cause=_cause_of(error), what=error.what, fix=error.fix)
-    first_line = next(iter(str(error).strip().splitlines()), "")
+        cause = next(cause for kind, cause in _CAUSES.items() if isinstance(error, kind))
+        return FailedData(cause=cause, what=error.what, fix=error.fix)
+    line = next(iter(str(error).strip().splitlines()), "")
+    line = line if len(line) <= 200 else f"{line[:199]}…"
     return FailedData(
         cause="unexpected",
-        what=f"Something unexpected happened ({type(error).__name__}: {_shortened(first_line)}).",
+        what=f"Something unexpected happened ({type(error).__name__}: {line}).",
         fix="The end of worker.log shows where; if the settings look right, please report it.",
     )
-
-
-def _cause_of(error: EngineError) -> Cause:
-    causes: tuple[tuple[type[EngineError], Cause], ...] = (
-        (ConfigError, "config"),
-        (DatasetError, "dataset"),
-        (ModelError, "model"),
-        (DeviceError, "config"),
-        (StorageError, "unexpected"),
-    )
-    return next((cause for kind, cause in causes if isinstance(error, kind)), "unexpected")
 
 
 def _out_of_memory(error: BaseException, config: RunConfig | None, home: LoratoryHome | None) -> FailedData:
     text = str(error).lower()
     where = "GPU" if isinstance(error, torch.OutOfMemoryError) or "cuda" in text else "machine"
     advice = "See `loratory estimate` for what would make it fit."
-    estimated = advice_on_memory(config, home) if config is not None and home is not None else None
-    if estimated is not None:
-        advice = estimated
-    elif config is not None:
-        advice = f"{_smaller(config)} `loratory estimate` shows what helps most."
+    if config is not None:
+        estimated = advice_on_memory(config, home) if home is not None else None
+        advice = estimated or f"{_smaller(config)} `loratory estimate` shows what helps most."
     what = f"The {where} ran out of memory."
     if "mps" in text:  # "MPS backend out of memory (MPS allocated: …, max allowed: …)"
         what = "Apple's GPU ran out of memory, which it shares with all programs."
@@ -179,7 +172,3 @@ def _smaller(config: RunConfig) -> str:
     if config.model.quantization == "none" and "nf4" in config.adapter.traits.quantization:
         return "Set quantization to nf4: the frozen weights take a quarter."
     return f"Set max_length to {max(8, training.max_length // 2)}: the longest rows need the most memory."
-
-
-def _shortened(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

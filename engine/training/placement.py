@@ -221,7 +221,8 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
         )
     # An empty CUDA_VISIBLE_DEVICES, -1 or NoDevFiles hides all GPUs on purpose.
     is_named = shown[:1].isdigit() or shown.startswith(("GPU-", "MIG-"))
-    if names_gpus or (nvml is not None and is_named and ask_driver(nvml, nvml.nvmlDeviceGetCount)):
+    count = ask_driver(nvml, nvml.nvmlDeviceGetCount) if nvml is not None and is_named else 0
+    if names_gpus or count:
         raise DeviceError(
             f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}.",
             "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.",

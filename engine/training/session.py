@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from typing import Literal
 
 from engine.config.rules import keeps_best
 from engine.runs.checkpoints import Manifest
@@ -10,7 +9,7 @@ from engine.runs.history.events import StepData
 from engine.training import faults
 from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
-from engine.training.callbacks import HeldOutLoss, Progress, RunCallback, TrainerHooks
+from engine.training.callbacks import HeldOutLoss, RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import load_trained, random_state, save_adapter
 from engine.training.checkpoints.warm_start import untrained_base
@@ -19,8 +18,6 @@ from engine.training.preparation import Attempt, Preparation, Prepared, StoppedB
 from engine.training.reporting import RunEvents
 from engine.training.signals import StopRequests
 from engine.training.trainer import LoratoryTrainer
-
-Outcome = Literal["finished", "stopped"]
 
 
 class TrainingSession:
@@ -38,36 +35,34 @@ class TrainingSession:
         self._events = events
         self._requests = requests
         self._preparation = Preparation(attempt, events, requests)
-        self._trainer: LoratoryTrainer | None = None
         self._first_loss: float | None = None
         self._last_held_out: tuple[int, float] | None = None  # step and loss
 
-    def run(self) -> Outcome:
-        """Train to the end, or until a stop is requested; return which.
+    def run(self) -> None:
+        """Train to the end, or until a stop is requested.
 
         Raises:
             EngineError: If something cannot work; see `engine.training.failure` for everything else.
             CancelledError: If the run was ended at once.
         """
         try:
-            return self._train(self._preparation.run())
+            self._train(self._preparation.run())
         except StoppedBeforeTrainingError:
             resumed = self._preparation.resumed_from
             done = "Nothing was trained yet."
             if resumed is not None:
                 done = f"Nothing more was trained; the checkpoint of step {resumed.step:,} remains."
             self._events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by)
-            return "stopped"
 
-    def _train(self, prepared: Prepared) -> Outcome:
+    def _train(self, prepared: Prepared) -> None:
         events, resumed_from = self._events, self._preparation.resumed_from
         trainer, callback = self._build_trainer(prepared)
         total = trainer.total_steps
-        if resumed_from is None and trainer.measures:
-            self._measure_base(trainer, prepared)
         if resumed_from is not None:
             trainer.restore_progress(resumed_from.folder)
             callback.stopped_early = callback.has_stalled()
+        elif trainer.measures:
+            self._measure_base(trainer, prepared)
         if resumed_from is None or not (resumed_from.step >= total or callback.stopped_early):
             done = f" from step {resumed_from.step}" if resumed_from else ""
             events.status("training", f"Training{done}: {total:,} steps.", total)
@@ -82,32 +77,36 @@ class TrainingSession:
         if callback.stopped_on_request:
             done = f"Saved after step {step:,} of {total:,}."
             events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by, total)
-            return "stopped"
-        early = " The held-out loss had stopped improving." if callback.stopped_early else ""
-        events.status("finished", f"Finished after step {step:,}.{early}", total)
-        return "finished"
+        else:
+            early = " The held-out loss had stopped improving." if callback.stopped_early else ""
+            events.status("finished", f"Finished after step {step:,}.{early}", total)
 
     def _build_trainer(self, prepared: Prepared) -> tuple[LoratoryTrainer, RunCallback]:
-        training, setup = self._config.training, prepared.assembly.setup
-        rows = choose_rows(prepared.data, training, setup.settings)
-        callback = RunCallback(training, bool(rows.held_out), self._stop_wanted, self._progress)
+        trainer: LoratoryTrainer
+        training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
+        rows = choose_rows(prepared.data, setup.settings)
         vocabulary = int(prepared.model.config.get_text_config().vocab_size)
-        hooks = TrainerHooks(
-            logged=functools.partial(self._on_logged, vocabulary=vocabulary),
-            measured=self._on_measured,
-            save=functools.partial(self._save_checkpoint, prepared),
-            between_passes=self._requests.check_cancel,
+        callback = RunCallback(
+            training,
+            bool(rows.held_out),
+            stop_requested=lambda: group.any(self._requests.stop_wanted()),
+            progress=lambda: trainer.progress,
         )
-        self._trainer = LoratoryTrainer(
+        trainer = LoratoryTrainer(
             model=prepared.model,
             args=training_arguments(training, self._folder.checkpoints, prepared.precision, prepared.placement),
             tokenizer=prepared.tokenizer,
             rows=rows,
             setup=setup,
-            hooks=hooks,
+            hooks=TrainerHooks(
+                logged=functools.partial(self._on_logged, vocabulary=vocabulary),
+                measured=self._on_measured,
+                save=lambda: self._save_checkpoint(trainer, prepared),
+                between_passes=self._requests.check_cancel,
+            ),
             callbacks=[callback],
         )
-        return self._trainer, callback
+        return trainer, callback
 
     def _measure_base(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
         """Measure the held-out loss before the first step, without an adapter that changes the model from the start."""
@@ -123,22 +122,13 @@ class TrainingSession:
 
     def _save_result(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
         self._events.status("saving", "Saving what was trained.")
-        group = self._preparation.group
-        if group.is_main:
-            save = lambda folder: save_adapter(  # noqa: E731
-                trainer.model, prepared.tokenizer, folder, prepared.precision.compute
-            )
+        if self._preparation.group.is_main:
+            save = functools.partial(save_adapter, trainer.model, prepared.tokenizer, dtype=prepared.precision.compute)
             self._events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
-        group.wait()
+        self._preparation.group.wait()
         faults.reached("session:adapter_saved")
 
     # -- while training -----------------------------------------------------------------------------------------------
-
-    def _progress(self) -> Progress | None:
-        return self._trainer.progress if self._trainer is not None else None
-
-    def _stop_wanted(self) -> bool:
-        return self._preparation.group.any(self._requests.stop_wanted())
 
     def _on_logged(self, step: StepData, vocabulary: int) -> None:
         if self._first_loss is None:
@@ -152,9 +142,8 @@ class TrainingSession:
         self._last_held_out = (step, measured.loss)
         self._events.held_out(step, measured)
 
-    def _save_checkpoint(self, prepared: Prepared) -> None:
-        trainer, last, group = self._trainer, self._last_held_out, self._preparation.group
-        assert trainer is not None
+    def _save_checkpoint(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
+        group, last, folder = self._preparation.group, self._last_held_out, self._folder.checkpoints
         step, best_step = int(trainer.state.global_step), trainer.progress.best_step
         manifest = Manifest(
             step=step,
@@ -168,8 +157,8 @@ class TrainingSession:
         random_states = group.gather(random_state())
         if group.is_main:
             fill = functools.partial(trainer.write_state, random_states=random_states)
-            write = functools.partial(checkpoints.write_checkpoint, self._folder.checkpoints, manifest, fill)
+            write = functools.partial(checkpoints.write_checkpoint, folder, manifest, fill)
             self._events.when_there_is_room(lambda: self._events.checkpoint(write()))
-            checkpoints.rotate(self._folder.checkpoints, self._config.training.save_total_limit, best_step)
-            checkpoints.forget_damaged(self._folder.checkpoints)
+            checkpoints.rotate(folder, self._config.training.save_total_limit, best_step)
+            checkpoints.forget_damaged(folder)
         group.wait()

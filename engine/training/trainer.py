@@ -262,7 +262,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             epoch=round(float(self.state.epoch or 0.0), 6),
             loss=logs["loss"],
             learning_rate=logs["learning_rate"],
-            grad_norm=None if norm is None or self._skipped.last_was_skipped else float(norm),
+            grad_norm=None if norm is None or self._skipped.in_a_row else float(norm),
             tokens=self.progress.tokens,
             trained_tokens=self.progress.trained_tokens,
             tokens_per_second=self._over_all_processes(self._interval.tokens) / max(seconds, 1e-9),

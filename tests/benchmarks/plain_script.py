@@ -14,6 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from engine.config.training import TrainingConfig
 from engine.training.batching.plan import EpochPlanner, PlanSettings
 from tests.benchmarks.training_trial import (
     ALPHA,
@@ -30,7 +31,13 @@ from tests.benchmarks.training_trial import (
 
 def rows_in_order(data: Any, recipe: Recipe) -> list[int]:
     """Numbers of the rows in the order in which our trainer learns them."""
-    settings = PlanSettings(42, recipe.rows_per_pass, recipe.accumulate, recipe.max_length, batching="joined")
+    training = TrainingConfig(
+        seed=42,
+        per_device_train_batch_size=recipe.rows_per_pass,
+        gradient_accumulation_steps=recipe.accumulate,
+        max_length=recipe.max_length,
+    )
+    settings = PlanSettings(training, "joined")
     planner = EpochPlanner(data.train.lengths(), settings)
     wanted = recipe.steps * recipe.rows_per_step
     order: list[int] = []

@@ -111,14 +111,8 @@ def trainer_of(tmp_path_factory):
         placement = choose_placement(config)
         precision = choose_precision(config, placement.device)
         args = training_arguments(config.training, tmp_path_factory.mktemp("trainer"), precision, placement)
-        settings = PlanSettings(
-            seed=config.training.seed,
-            per_device_train_batch_size=config.training.per_device_train_batch_size,
-            gradient_accumulation_steps=config.training.gradient_accumulation_steps,
-            max_length=config.training.max_length,
-            packing=batch.packing,
-            batching=batch.batching,
-        )
+        at_random = {"packing": batch.packing, "train_sampling_strategy": "random"}
+        settings = PlanSettings(config.training.model_copy(update=at_random), batch.batching)
         rows = TrainerRows(prepared.train, prepared.train.lengths(), prepared.held_out, prepared.held_out.lengths())
         setup = TrainerSetup(settings, tokenizer.pad_token_id)
         return LoratoryTrainer(model, args, tokenizer, rows, setup, TrainerHooks())

@@ -19,6 +19,7 @@ from engine.cli import run_command
 from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.config.presets import find_preset
 from engine.config.run import RunSection
+from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import prepare_dataset
 from engine.export.script.write import gather_script_facts, write_script
 from engine.inspector.worker.load_tokenizer import load_tokenizer
@@ -50,6 +51,17 @@ def make_config(model: Path, source: str, training: dict | None = None, adapter:
             "dataset": {"source": source, "eval_fraction": 0.25, **dataset},
             "training": {"max_length": 64, **(training or {})},
         }
+    )
+
+
+def training_of(seed: int, strategy: Any) -> TrainingConfig:
+    """Six rows a step."""
+    return TrainingConfig(
+        seed=seed,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        max_length=64,
+        train_sampling_strategy=strategy,
     )
 
 
@@ -210,7 +222,7 @@ def test_a_script_takes_the_rows_in_the_runs_order(tiny_model_folder, home, tmp_
     names = names_of(config, home)
     generator = np.random.default_rng(0)
     rows = [{"input_ids": [row] * int(generator.integers(1, 60))} for row in range(131)]
-    settings = PlanSettings(config.training.seed, 2, 3, 64, batching=batching, train_sampling_strategy=strategy)
+    settings = PlanSettings(training_of(config.training.seed, strategy), batching)
     planner = EpochPlanner([len(row["input_ids"]) for row in rows], settings)
 
     for epoch in range(2):
@@ -242,7 +254,7 @@ def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_mode
     config = make_config(tiny_model_folder, str(write_lines(tmp_path / "chat.jsonl", CHAT)))
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
-    settings = PlanSettings(7, 2, 3, 64, batching=begun, train_sampling_strategy="group_by_length")
+    settings = PlanSettings(training_of(7, "group_by_length"), begun)
     other = "joined" if begun == "padded" else "padded"
     with EventWriter(run.events, 2) as events:
         events.append(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine.config.training import TrainingConfig
 from engine.training.batching.plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
 
 
@@ -16,9 +17,12 @@ def make_settings(**values) -> PlanSettings:
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 3,
         "max_length": 100,
+        "train_sampling_strategy": "random",
         "batching": "joined",
     }
-    return PlanSettings(**(defaults | values))
+    of_training = {name: value for name, value in (defaults | values).items() if name in TrainingConfig.model_fields}
+    others = {name: value for name, value in (defaults | values).items() if name not in of_training}
+    return PlanSettings(TrainingConfig(**of_training), **others)
 
 
 def random_lengths(count=57, longest=100, seed=0) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine.config.training import TrainingConfig
 from engine.errors import RunError, StorageError
 from engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
 from engine.training.batching.plan import PlanSettings, row_plan, settled_order
@@ -120,8 +121,8 @@ def test_a_file_that_cannot_be_read_now_is_no_damaged_one(folder, monkeypatch, p
 
 
 def make_settings(**values):
-    defaults = {"seed": 7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_length": 64}
-    return PlanSettings(**defaults | {"train_sampling_strategy": "group_by_length"} | values)
+    training = TrainingConfig(seed=7, per_device_train_batch_size=2, gradient_accumulation_steps=3, max_length=64)
+    return PlanSettings(training, **values)
 
 
 def checkpoint_of(folder, plan):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.config.load import config_from_mapping
-from engine.training.trackers import TENSORBOARD_FOLDER, Trackers, start_trackers
+from engine.training.trackers import TENSORBOARD_FOLDER, Tracker, Trackers, start_trackers
 from tests.training.worker_runs import said
 
 
@@ -43,7 +43,8 @@ def read_scalars(folder):
 def test_one_that_fails_is_let_go_with_a_warning_that_tells_no_secret():
     warnings = []
     broken, sound = Broken(fails_at=2), Broken(fails_at=None)
-    trackers = Trackers({"wandb": broken, "tensorboard": sound}, lambda message, code: warnings.append((code, message)))
+    started = {"wandb": Tracker(broken.log, broken.finish), "tensorboard": Tracker(sound.log, sound.finish)}
+    trackers = Trackers(started, lambda message, code: warnings.append((code, message)))
 
     for step in (1, 2, 3):
         trackers.log(step, {"loss": 1.5, "grad_norm": None})

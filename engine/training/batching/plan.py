@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from engine.config.training import SamplingStrategy
+from engine.config.training import TrainingConfig
 from engine.errors import RunError
 from engine.models.batching import Batching
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
@@ -25,22 +25,17 @@ _FEWEST_BLOCKS = 4
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What decides how rows become steps. Names as in the training settings."""
+    """What decides how rows become steps."""
 
-    seed: int
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    max_length: int
-    packing: bool = False
+    training: TrainingConfig
     batching: Batching = "padded"
-    train_sampling_strategy: SamplingStrategy = "random"
     world_size: int = 1  # processes that share each step
     rank: int = 0
     sequences_per_row: int = 1  # of the objective's examples
     pinned_order: RowOrder | None = None  # of the run's beginning, which may have been on another device
 
     def __post_init__(self) -> None:
-        if self.packing and self.batching != "joined":
+        if self.training.packing and self.batching != "joined":
             raise ValueError("packed rows must be joined, or they would see each other")
 
     @property
@@ -48,20 +43,21 @@ class PlanSettings:
         """The order of rows: the pinned one, or the one that these settings begin a run with."""
         if self.pinned_order is not None:
             return self.pinned_order
-        passes = self.gradient_accumulation_steps * self.world_size
+        training = self.training
+        passes = training.gradient_accumulation_steps * self.world_size
         return RowOrder(
-            seed=self.seed,
-            rows_per_step=self.per_device_train_batch_size * passes,
-            max_length=self.max_length,
-            packing=self.packing,
+            seed=training.seed,
+            rows_per_step=training.per_device_train_batch_size * passes,
+            max_length=training.max_length,
+            packing=training.packing,
             # Without padding, rows of like length in a step save nothing.
-            groups_by_length=self.batching == "padded" and self.train_sampling_strategy == "group_by_length",
+            groups_by_length=self.batching == "padded" and training.train_sampling_strategy == "group_by_length",
         )
 
     @property
     def tokens_per_pass(self) -> int:
         """The most that one pass may hold: what a batch of the longest rows would."""
-        return self.per_device_train_batch_size * self.sequences_per_row * self.max_length
+        return self.training.per_device_train_batch_size * self.sequences_per_row * self.training.max_length
 
 
 class Pass(NamedTuple):
@@ -81,11 +77,8 @@ class EpochPlanner:
     """Divides the rows of each epoch into steps.
 
     Args:
-        lengths: Tokens of each row.
-        settings: See there.
-
-    Raises:
-        ValueError: If there are no rows.
+        lengths: Tokens of each row; there must be one.
+        settings: How rows become steps.
     """
 
     def __init__(self, lengths: Sequence[int], settings: PlanSettings) -> None:
@@ -98,11 +91,7 @@ class EpochPlanner:
         self.steps_per_epoch = math.ceil(units / self._order.rows_per_step)
 
     def steps(self, epoch: int) -> Iterator[Step]:
-        """The steps of one epoch, in order; always `steps_per_epoch` of them.
-
-        Args:
-            epoch: From 0.
-        """
+        """The steps of one epoch, counted from 0, in order; always `steps_per_epoch` of them."""
         order = list(range(len(self._lengths)))
         self._shuffle(order, epoch)
         units: list[tuple[int, ...]] = [(row,) for row in order]
@@ -134,29 +123,25 @@ class EpochPlanner:
 
     def _step(self, units: list[tuple[int, ...]]) -> Step:
         settings = self._settings
-        own = units[settings.rank :: settings.world_size]
-        if not own:  # the last step of an epoch may hold fewer rows than there are processes
+        rows = [row for unit in units[settings.rank :: settings.world_size] for row in unit]
+        if not rows:  # the last step of an epoch may hold fewer rows than there are processes
             shortest = min(units, key=lambda unit: sum(self._lengths[row] for row in unit))
             return Step((Pass(shortest, is_trained=False),))
         if settings.batching == "joined":
-            return Step(tuple(self._joined([row for unit in own for row in unit])))
-        rows = [row for unit in own for row in unit]
+            return Step(tuple(join_rows(rows, self._lengths, settings.tokens_per_pass)))
         rows.sort(key=lambda row: -self._lengths[row])  # rows of like length need little padding
-        size = settings.per_device_train_batch_size
+        size = settings.training.per_device_train_batch_size
         return Step(tuple(Pass(tuple(rows[start : start + size])) for start in range(0, len(rows), size)))
-
-    def _joined(self, rows: list[int]) -> Iterator[Pass]:
-        return join_rows(rows, self._lengths, self._settings.tokens_per_pass)
 
     def _packed(self, order: Sequence[int]) -> list[tuple[int, ...]]:
         return pack_rows(order, self._lengths, self._order.max_length)
 
 
 def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> Iterator[Pass]:
-    """Divide rows into as few passes as their tokens need, all of about the same size.
+    """Divide rows, none of them longer than a pass, into as few passes as their tokens need, all of about the same size.
 
     Args:
-        rows: Numbers of rows, none longer than a pass.
+        rows: Numbers of rows.
         lengths: Tokens of each row of the dataset.
         tokens_per_pass: The most that a pass may hold.
     """

@@ -48,36 +48,26 @@ class _EnoughError(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """What is tried, and through what.
+    """What is tried, and through what."""
 
-    Attributes:
-        model: With its adapter.
-        causal_lm: The same without.
-        rows: Short ones. A row is there twice: seen again, it would be easy.
-        long_rows: A long one between short ones; none where rows of this run cross no tile and no window.
-        pad_token_id: Fills up padded rows.
-        autocast: What products are cast to; None where they are not.
-    """
-
-    model: Any
-    causal_lm: Any
-    rows: tuple[ProbeRow, ...]
+    model: Any  # with its adapter
+    rows: tuple[ProbeRow, ...]  # short ones; one is there twice: seen again, it would be easy
+    # A long one between short ones; none where rows of this run cross no tile and no window.
     long_rows: tuple[ProbeRow, ...]
     pad_token_id: int
-    autocast: torch.dtype | None
+    autocast: torch.dtype | None  # what products are cast to
 
     @classmethod
     def of(
         cls, model: Any, rows: Sequence[TokenRow], max_length: int, pad_token_id: int, autocast: torch.dtype | None
     ) -> "Probe":
         """Choose rows among those of a run."""
-        causal_lm = causal_lm_of(model)
         first, middle = rows[0].input_ids, rows[len(rows) // 2].input_ids
         short = tuple(ProbeRow(ids[:_SHORT]) for ids in (first, middle, first))
-        length = _crossing_length(causal_lm.config.get_text_config(), max_length, _device(model))
+        length = _crossing_length(causal_lm_of(model).config.get_text_config(), max_length, _device(model))
         crossing = ProbeRow(list(itertools.islice(itertools.cycle([*first, *middle]), length)))
         long = (short[0], crossing, short[1]) if length else ()
-        return cls(model, causal_lm, short, long, pad_token_id, autocast)
+        return cls(model, short, long, pad_token_id, autocast)
 
     def padded(self) -> PassTensors:
         """The short rows side by side."""
@@ -105,17 +95,18 @@ class Probe:
         return [self._attention(pad([row], self.pad_token_id)) for row in self.long_rows]
 
     def joins(self, expected: float, apart: Sequence[Sequence[torch.Tensor]], *, flash: bool) -> bool:
-        """Whether joined rows have the losses and the attention of separate ones.
-
-        Args:
-            expected: `own_loss`.
-            apart: `attention_apart`.
-            flash: Rows are described as flash attention takes them.
-        """
+        """Whether joined rows have the losses and the attention of separate ones: `own_loss` and `attention_apart`."""
+        lengths = [len(row.input_ids) for row in self.long_rows]
         try:
             if not agrees(self.loss(join(self.rows, flash=flash)), expected):
                 return False
-            return not self.long_rows or self._attends_alike(self._attention(join(self.long_rows, flash=flash)), apart)
+            joined = self._attention(join(self.long_rows, flash=flash)) if self.long_rows else []
+            return all(
+                _differs(own, row[layer]) <= _ATTENTION_TOLERANCE
+                and _differs(own[-_PAST:], row[layer][-_PAST:]) <= _ATTENTION_TOLERANCE
+                for layer, whole in enumerate(joined)
+                for own, row in zip(whole[: sum(lengths)].split(lengths), apart, strict=True)
+            )
         except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -126,19 +117,10 @@ class Probe:
         kind = _device(self.model).type
         return torch.autocast(kind, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
-    def _attends_alike(self, joined: Sequence[torch.Tensor], apart: Sequence[Sequence[torch.Tensor]]) -> bool:
-        lengths = [len(row.input_ids) for row in self.long_rows]
-        return all(
-            _differs(own, row[layer]) <= _ATTENTION_TOLERANCE
-            and _differs(own[-_PAST:], row[layer][-_PAST:]) <= _ATTENTION_TOLERANCE
-            for layer, whole in enumerate(joined)
-            for own, row in zip(whole[: sum(lengths)].split(lengths), apart, strict=True)
-        )
-
     def _attention(self, one: PassTensors) -> list[torch.Tensor]:
         """Outputs of attention for one sequence in the first layers, (tokens, features) each."""
         found: list[torch.Tensor] = []
-        with _listening(self.causal_lm, found), contextlib.suppress(_EnoughError):
+        with _listening(causal_lm_of(self.model), found), contextlib.suppress(_EnoughError):
             self.loss(one)
         return found
 

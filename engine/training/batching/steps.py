@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import PreparedDataset
 from engine.training.batching.batches import PassTensors, TokenRow, join, pad
 from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
@@ -32,23 +31,13 @@ class TrainerRows:
 
 @dataclass(frozen=True)
 class TrainerSetup:
-    """How rows go through the model.
-
-    Attributes:
-        settings: Division into steps and passes.
-        flash: Joined rows are described as flash attention takes them.
-        pad_token_id: Fills up padded rows.
-        autocast: Dtype that products are cast to; None where every weight is already held in the right one.
-        method: What the PEFT method does in training.
-        prefetches: The next step's batch is made during this one. A processor has no time to spare for it.
-        objective: How a pass becomes a loss.
-    """
+    """How rows go through the model."""
 
     settings: PlanSettings
     pad_token_id: int
-    flash: bool = False
-    autocast: torch.dtype | None = None
-    prefetches: bool = False
+    flash: bool = False  # joined rows are described as flash attention takes them
+    autocast: torch.dtype | None = None  # None where every weight is already held in the dtype of its products
+    prefetches: bool = False  # the next step's batch is made during this one; a processor has no time to spare for it
     objective: TrainingObjective = TRAINING_OBJECTIVES["sft"]
     method: MethodTrainer = field(default_factory=MethodTrainer)
 
@@ -99,7 +88,7 @@ class StepBatches:
             for one in join_rows(rows, lengths, settings.tokens_per_pass):
                 yield self._tensors(one.rows)
             return
-        size = settings.per_device_train_batch_size
+        size = settings.training.per_device_train_batch_size
         for start in range(0, len(rows), size):
             yield self._tensors(tuple(rows[start : start + size]))
 
@@ -150,8 +139,7 @@ class PrefetchedSteps:
         return self
 
     def __next__(self) -> StepBatch:
-        present = self._next or self._thread.submit(self._make)
-        step = present.result()
+        step = (self._next or self._thread.submit(self._make)).result()
         if step is None:
             self.close()
             raise StopIteration
@@ -167,9 +155,9 @@ class PrefetchedSteps:
         return step.pinned() if step is not None and self._pins else step
 
 
-def choose_rows(data: PreparedDataset, training: TrainingConfig, settings: PlanSettings) -> TrainerRows:
+def choose_rows(data: PreparedDataset, settings: PlanSettings) -> TrainerRows:
     """Return the rows to train on and those to measure on."""
-    lengths = data.train.lengths()
+    lengths, training = data.train.lengths(), settings.training
     epochs = training.num_train_epochs
     if training.max_steps > 0:
         epochs = training.max_steps / EpochPlanner(lengths, settings).steps_per_epoch
@@ -181,10 +169,7 @@ def choose_rows(data: PreparedDataset, training: TrainingConfig, settings: PlanS
 def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> list[int]:
     """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
 
-    Args:
-        lengths: Tokens of each held-out row.
-        train_tokens: Tokens of all training steps, masked ones and repetitions included.
-        seed: Of the draw.
+    `train_tokens` are those of all training steps, masked ones and repetitions included.
     """
     budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * train_tokens))
     order = list(range(len(lengths)))

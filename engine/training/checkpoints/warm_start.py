@@ -16,11 +16,10 @@ from engine.files import resolve_inside
 from engine.models.folder import read_config
 from engine.paths import typed_path
 from engine.runs.store import RUN_ID
+from engine.training.build import train_in_float32
+from engine.training.checkpoints.state_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import trainer_of_model
-
-_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def find_warm_start(text: str, runs: Path) -> Path:
@@ -36,10 +35,10 @@ def find_warm_start(text: str, runs: Path) -> Path:
     named = resolve_inside(runs, text) if RUN_ID.match(text) else typed_path(text)
     with contextlib.suppress(OSError, ValueError):  # names that no file can have
         for folder in (named, named / "adapter"):
-            if (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file():
+            if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
                 return folder
     raise _refusal(
-        f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {_CONFIG} and {_WEIGHTS}."
+        f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
     )
 
 
@@ -53,19 +52,21 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
         ConfigError: If the two are not of the same make.
     """
     try:
-        earlier = read_config(folder / _CONFIG, folder.name)
-        weights = load_file(folder / _WEIGHTS)
+        earlier = read_config(folder / ADAPTER_CONFIG, folder.name)
+        weights = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, ValueError, ModelError) as error:
         raise _refusal(f"the adapter in {folder.name} cannot be read; it may be incomplete.") from error
     if initialization := initialization_from_base(earlier):
         raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")
     now = model.peft_config["default"].to_dict()
-    for name in ("peft_type", *_same_settings(now["peft_type"])):
+    method = method_of_peft_type(str(getattr(now["peft_type"], "value", now["peft_type"])))
+    for name in ("peft_type", *(method.same_on_warm_start if method is not None else ())):
         was, is_ = earlier.get(name), now.get(name)
         is_ = getattr(is_, "value", is_)
         if was is not None and is_ is not None and was != is_:
             raise _refusal(f"its {name} is {was}, and this run's is {is_}; give both the same.")
-    if (was := _saved_modules(earlier)) != (is_ := _saved_modules(now)):
+    was, is_ = (sorted(each.get("modules_to_save") or ()) for each in (earlier, now))
+    if was != is_:
         raise _refusal(
             f"its modules_to_save are {', '.join(was) or 'none'}, and this run's are {', '.join(is_) or 'none'}; give both "
             "the same."
@@ -87,9 +88,7 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     missing = [name for name in getattr(result, "missing_keys", None) or [] if name in before]
     if missing:
         raise _refusal(f"it does not adapt {_module(missing[0])}, as this run does; give both the same targets.")
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()
+    train_in_float32(model)
     return before
 
 
@@ -116,21 +115,11 @@ def untrained_base(model: Any, replaced: Mapping[str, torch.Tensor]) -> Iterator
             parameters[name].data = value
 
 
-def _saved_modules(adapter_config: dict[str, Any]) -> list[str]:
-    return sorted(adapter_config.get("modules_to_save") or ())
-
-
 def _module(name: str) -> str:
     module = name.removeprefix("base_model.model.")
     for mark in tensor_marks():
         module = module.split(f".{mark}")[0]
     return module
-
-
-def _same_settings(peft_type: Any) -> tuple[str, ...]:
-    """Return what must be equal for weights to mean the same."""
-    method = method_of_peft_type(str(getattr(peft_type, "value", peft_type)))
-    return method.same_on_warm_start if method is not None else ()
 
 
 def _refusal(message: str) -> ConfigError:

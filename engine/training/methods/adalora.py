@@ -12,8 +12,6 @@ from engine.errors import ConfigError, Problem
 from engine.training.methods.base import MethodTrainer
 
 _ADAPTER = "default"
-_PREFIX = "base_model.model."
-_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class AdaLoraTrainer(MethodTrainer):
@@ -30,8 +28,7 @@ class AdaLoraTrainer(MethodTrainer):
         """Tell the allocator over how many steps the ranks fall."""
         config = _config(model)
         if config.tinit + config.tfinal >= total_steps:
-            message = too_few_steps(config.tinit, config.tfinal, total_steps)
-            raise ConfigError([Problem("adapter.tinit", message)])
+            raise ConfigError([Problem("adapter.tinit", too_few_steps(config.tinit, config.tfinal, total_steps))])
         config.total_step = total_steps
 
     def penalty(self, model: Any) -> torch.Tensor | None:
@@ -78,7 +75,7 @@ class AdaLoraTrainer(MethodTrainer):
     def state(self, model: Any) -> dict[str, Any]:
         """Return importances, the pattern of ranks, and vectors that a pruned adapter does not hold."""
         allocator, pattern = model.base_model.rankallocator, _config(model).rank_pattern
-        importance = {name: dict(getattr(allocator, name)) for name in _IMPORTANCE}
+        importance = {name: dict(getattr(allocator, name)) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
         vectors = {}
         if pattern is not None:
             vectors = {name: p.detach() for name, p in model.named_parameters() if ".lora_" in name and p.requires_grad}
@@ -99,16 +96,16 @@ def _config(model: Any) -> Any:
     return model.peft_config[_ADAPTER]
 
 
+def _modules(pattern: Mapping[str, list[bool]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Iterate over modules and which ranks are kept; names in a pattern end in `.lora_E` or `.lora_E.default`."""
+    for name, kept in pattern.items():
+        yield f"base_model.model.{name.partition('.lora_E')[0]}", torch.tensor(kept)
+
+
 def _is_pruned(model: Any, pattern: Mapping[str, list[bool]]) -> bool:
     return all(
-        not model.get_parameter(f"{_PREFIX}{_module(name)}.lora_E.{_ADAPTER}")[~torch.tensor(kept)].any()
-        for name, kept in pattern.items()
+        not model.get_parameter(f"{module}.lora_E.{_ADAPTER}")[~kept].any() for module, kept in _modules(pattern)
     )
-
-
-def _module(name: str) -> str:
-    """Return the module of a name in a pattern, such as `model.layers.0.self_attn.q_proj.lora_E`."""
-    return name.partition(".lora_E")[0]
 
 
 def _unpruned(
@@ -116,13 +113,11 @@ def _unpruned(
 ) -> dict[str, torch.Tensor]:
     """Put saved ranks in their places among the fresh vectors of a model."""
     full = dict(weights)
-    for name, kept in pattern.items():
-        places = torch.tensor(kept)
+    for module, kept in _modules(pattern):
         for part, dimension in (("lora_E", 0), ("lora_A", 0), ("lora_B", 1)):
-            key = f"{_PREFIX}{_module(name)}.{part}"
+            key = f"{module}.{part}"
             fresh = model.get_parameter(f"{key}.{_ADAPTER}").detach().cpu().clone()
             if part == "lora_E":
                 fresh.zero_()
-            saved = weights[key].to(fresh.dtype)
-            full[key] = fresh.index_copy_(dimension, places.nonzero().flatten(), saved)
+            full[key] = fresh.index_copy_(dimension, kept.nonzero().flatten(), weights[key].to(fresh.dtype))
     return full

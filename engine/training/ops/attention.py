@@ -157,7 +157,11 @@ def _attend_fused(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, window: int | None
 ) -> torch.Tensor:
     length = q.shape[1]
-    mask = None if window is None or window >= length else _allowed(length, window, q.device)
+    mask = None
+    if window is not None and window < length:
+        positions = torch.arange(length, device=q.device)
+        distance = positions[:, None] - positions[None, :]
+        mask = (distance >= 0) & (distance < window)
     groups = q.shape[0] // k.shape[0]
     if groups > 1 and not _takes_shared_heads(q.device, q.dtype, masked=mask is not None):
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
@@ -174,16 +178,14 @@ def _attend_fused(
     return output[0]
 
 
-def _allowed(length: int, window: int, device: torch.device) -> torch.Tensor:
-    positions = torch.arange(length, device=device)
-    distance = positions[:, None] - positions[None, :]
-    return (distance >= 0) & (distance < window)
-
-
 def _attend_tiled(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, window: int | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    dropout: float,  # noqa: ARG001 - is zero here
+    window: int | None,
 ) -> torch.Tensor:
-    del dropout  # is zero here
     output: torch.Tensor = _TiledAttention.apply(q, k, v, scale, window)
     return output
 
@@ -255,11 +257,10 @@ class _Tile:
 
 
 def _tiles(length: int, window: int | None) -> list[_Tile]:
-    tiles = []
-    for start in range(0, length, QUERY_TILE):
-        first = 0 if window is None else max(0, start - window + 1)
-        tiles.append(_Tile(start, min(start + QUERY_TILE, length), first))
-    return tiles
+    return [
+        _Tile(start, min(start + QUERY_TILE, length), 0 if window is None else max(0, start - window + 1))
+        for start in range(0, length, QUERY_TILE)
+    ]
 
 
 def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: float, window: int | None) -> torch.Tensor:
@@ -272,7 +273,9 @@ def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: floa
     by_head = scores.view(shared, group, count, seen)
     by_head[..., seen - count :].add_(_later_forbidden(q4.device)[:count, :count])
     if window is not None and seen > window:
-        by_head.masked_fill_(_too_far(tile, window, q4.device), float("-inf"))
+        positions = torch.arange(tile.first, tile.end, device=q4.device)
+        is_too_far = positions[tile.start - tile.first :, None] - positions[None, :] >= window
+        by_head.masked_fill_(is_too_far, float("-inf"))
     return torch._softmax(scores, -1, False).to(q4.dtype)
 
 
@@ -280,9 +283,3 @@ def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: floa
 def _later_forbidden(device: torch.device) -> torch.Tensor:
     """(QUERY_TILE, QUERY_TILE): 0 where a query may look, -inf at keys that come after it."""
     return torch.full((QUERY_TILE, QUERY_TILE), float("-inf"), device=device).triu_(1)
-
-
-def _too_far(tile: _Tile, window: int, device: torch.device) -> torch.Tensor:
-    queries = torch.arange(tile.start, tile.end, device=device)
-    keys = torch.arange(tile.first, tile.end, device=device)
-    return queries[:, None] - keys[None, :] >= window
