@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from engine.config.rules import Cadence, keeps_best
 from engine.config.training import TrainingConfig
-from engine.runs.history.events import StepData
+from engine.runs.history.events import EvalData, StepData
 from engine.training.failure import DivergedError
 
 # Each skipped step halves the scale, which begins at 65,536: after so many, gradients overflow without any help.
@@ -17,15 +17,6 @@ MOST_SKIPPED_IN_A_ROW = 20
 
 # Steps between two looks at the count. It is kept where the scale is, since reading the scale waits for the GPU.
 LOOK_STEPS = 10
-
-
-class HeldOutLoss(NamedTuple):
-    """One measurement: mean over `tokens` trained tokens of `rows` rows, in nats."""
-
-    loss: float
-    tokens: int
-    rows: int
-    seconds: float
 
 
 @dataclass
@@ -38,25 +29,27 @@ class Progress:
     best_step: int | None = None
     measurements_since_best: int = 0
 
+    def count(self, measured: EvalData) -> None:
+        """Remember whether a held-out loss is the lowest so far."""
+        self.measurements_since_best += 1
+        if self.best_loss is None or measured.eval_loss < self.best_loss:
+            self.best_loss, self.best_step, self.measurements_since_best = measured.eval_loss, measured.step, 0
+
 
 @dataclass
 class TrainerHooks:
     """Called when something happened; each may raise to end the run."""
 
     logged: Callable[[StepData], None] = lambda _: None
-    measured: Callable[[int, HeldOutLoss], None] = lambda _step, _loss: None
+    measured: Callable[[EvalData], None] = lambda _: None
     save: Callable[[], None] = lambda: None
     between_passes: Callable[[], None] = lambda: None
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Turns the cadence, requests to stop and a stalled held-out loss into the loop's own controls.
+    """Turns the cadence, requests to save and end, and a stalled held-out loss into the loop's own controls.
 
-    Args:
-        training: The settings.
-        measures: Whether there are held-out rows.
-        stop_requested: Whether the run shall save and end.
-        progress: The trainer's progress, for early stopping.
+    `measures` says whether there are held-out rows; `progress` returns the trainer's.
     """
 
     def __init__(
@@ -80,13 +73,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         return patience is not None and self._progress().measurements_since_best >= patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """The number of steps is known from here on."""
         self.cadence = Cadence.of(self._training, int(state.max_steps), measures=self._measures)
         if self._stop_requested():
             control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Decide what happens after this step."""
         assert self.cadence is not None
         step = int(state.global_step)
         ends = step >= self.cadence.total_steps

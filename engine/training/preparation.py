@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,9 +79,8 @@ class Preparation:
     """
 
     def __init__(self, attempt: Attempt, events: RunEvents, requests: StopRequests) -> None:
-        self._attempt = attempt
-        self._config = attempt.config
-        self._folder = attempt.folder
+        self._config, self._folder, self._home = attempt.config, attempt.folder, attempt.home
+        self._number = attempt.number
         self._events = events
         self._requests = requests
         self.group: ProcessGroup = SINGLE_PROCESS
@@ -101,19 +99,15 @@ class Preparation:
             raise StoppedBeforeTrainingError
 
     def run(self) -> Prepared:
-        """Prepare everything in the order in which it can fail.
+        """Prepare everything in the order in which it can fail; raises what `check_requests` does.
 
         Raises:
             EngineError: If something cannot work.
-            CancelledError: As `check_requests` does.
-            StoppedBeforeTrainingError: As `check_requests` does.
         """
         config, events = self._config, self._events
         placement, precision = self._choose_device()
         events.status("loading_model", f"Looking for {config.model.id}.")
-        source = self.group.main_process_first(
-            lambda: resolve_model(config.model, self._attempt.home, self._on_model_progress)
-        )
+        source = self.group.main_process_first(lambda: resolve_model(config.model, self._home, self._on_model_progress))
         if not reads_from_hub(config.dataset):
             self._give_up_hub_access()
         tokenizer, template = load_tokenizer(source)
@@ -137,7 +131,7 @@ class Preparation:
     def _choose_device(self) -> tuple[Placement, Precision]:
         """Choose device and precision, meet the other processes, and find the checkpoint to continue from."""
         config, events = self._config, self._events
-        note_architectures(self._attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
+        note_architectures(self._home, str(torch.__version__), torch.cuda.get_arch_list())
         placement = choose_placement(config)
         events.device_memory = DeviceMemory.of(placement)
         events.objective = objective_of(config)
@@ -153,7 +147,7 @@ class Preparation:
         precision = choose_precision(config, placement.device, begun_in)
         for note in (*apple_notes(config, placement.device), *resumed_notes(config, placement.device, begun_in)):
             events.warn(note, "precision")
-        for note in passed_over(config, placement, self._attempt.home):
+        for note in passed_over(config, placement, self._home):
             events.warn(note, "device")
         events.predicted_bytes = read_provenance(self._folder).predicted_bytes
         return placement, precision
@@ -168,7 +162,7 @@ class Preparation:
                 folder, lambda message: self._events.warn(message, "checkpoint_damaged")
             )
             name = found.folder.name if found else ""
-            if self._attempt.number > 1:
+            if self._number > 1:
                 self._events.emit(ResumedData(step=found.step if found else 0, checkpoint=name or None))
             return name
 
@@ -192,11 +186,11 @@ class Preparation:
             seed=config.training.seed,
             max_length=config.training.max_length,
             tokenizer=tokenizer,
-            home=self._attempt.home,
+            home=self._home,
             on_progress=lambda _: self.check_requests(),
         )
         report = data.report
-        require_pinned_data(self._folder, config.dataset, report)
+        _require_pinned_data(read_provenance(self._folder).dataset_fingerprint, config.dataset, report)
         trained_tokens = data.train.trained_tokens  # the report counts those of held-out rows too
         events.emit(
             DataReportData(
@@ -232,8 +226,8 @@ class Preparation:
         decide = lambda: settled_order(settings, rows_sha256, self.resumed_from).model_dump_json()  # noqa: E731
         order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))
         settings = replace(settings, pinned_order=order)
-        assembly = replace(assembly, setup=replace(assembly.setup, settings=settings))
-        return assembly, row_plan(settings, rows_sha256)
+        setup = replace(assembly.setup, settings=settings)
+        return replace(assembly, setup=setup), row_plan(settings, rows_sha256)
 
     def _report_parameters(self, model: Any, precision: Precision, placement: Placement, assembly: Assembly) -> None:
         trainable, total = count_parameters(model)
@@ -252,24 +246,14 @@ class Preparation:
         )
 
 
-def home_of(folder: Path) -> LoratoryHome:
-    """Return the home folder of a run folder, `<home>/runs/<owner>/<run>`."""
-    return LoratoryHome(folder.resolve().parents[2])
-
-
-def require_pinned_data(folder: RunFolder, dataset: DatasetConfig, report: DatasetReport) -> None:
+def _require_pinned_data(pinned: str | None, dataset: DatasetConfig, report: DatasetReport) -> None:
     """Refuse to train on other rows than those that were checked when the run was filed.
 
     Steps, held-out rows and the estimate were drawn from those; after a resume, a checkpoint's place in the data would mean
     other rows.
-
-    Raises:
-        DatasetError: If the rows that are kept are not the same, in the same order.
     """
-    pinned = read_provenance(folder).dataset_fingerprint
-    if pinned is None or not report.fingerprint or pinned == report.fingerprint:
-        return
-    raise DatasetError(
-        f"The rows of {dataset.source} are no longer those that this run was filed with; {report.kept:,} are usable now.",
-        "Put the data back as it was and resume, or start a new run. For a dataset on the Hub, set dataset.revision.",
-    )
+    if pinned is not None and report.fingerprint and pinned != report.fingerprint:
+        raise DatasetError(
+            f"The rows of {dataset.source} are no longer those that this run was filed with; {report.kept:,} are usable now.",
+            "Put the data back as it was and resume, or start a new run. For a dataset on the Hub, set dataset.revision.",
+        )

@@ -24,7 +24,6 @@ from engine.runs.history.events import (
 from engine.runs.history.log import EventWriter
 from engine.runs.run import EVENTS_FILE
 from engine.training import faults
-from engine.training.callbacks import HeldOutLoss
 from engine.training.device_memory import DeviceMemory
 from engine.training.failure import is_disk_full
 from engine.training.signals import StopRequests
@@ -38,28 +37,16 @@ _LOOK_AGAIN_SECONDS = 5.0
 _REPORT_AGAIN_SECONDS = 120.0
 _LOOK_FOR_REQUESTS_SECONDS = 0.2
 
-# How long a run that shall stop still waits for room to save: less than systems leave between SIGTERM and SIGKILL.
-_STOP_PATIENCE_SECONDS = 20.0
-
 
 class RunEvents:
-    """Writes the events of one attempt.
+    """Writes the events of one attempt at the run in a folder.
 
-    A full disk is waited out: the run pauses until there is room or it is ended.
-
-    Args:
-        writer: Of this attempt.
-        folder: The run's folder.
-        requests: Asked in the middle of a pause as well.
-        stop_patience_seconds: How long a run that shall save and end waits for room to save.
+    A full disk is waited out: the run pauses until there is room or it is ended. `stop_patience_seconds` is how long a run
+    that shall save and end waits for room to save: less than systems leave between SIGTERM and SIGKILL.
     """
 
     def __init__(
-        self,
-        writer: EventWriter,
-        folder: Path,
-        requests: StopRequests,
-        stop_patience_seconds: float = _STOP_PATIENCE_SECONDS,
+        self, writer: EventWriter, folder: Path, requests: StopRequests, stop_patience_seconds: float = 20.0
     ) -> None:
         self._writer = writer
         self._log = folder / EVENTS_FILE
@@ -98,19 +85,10 @@ class RunEvents:
         names = (*self.objective.metrics, *_LOOP_METRICS)
         self.trackers.log(step.step, {f"train/{name}": getattr(step, name) for name in names})
 
-    def held_out(self, step: int, measured: HeldOutLoss, *, adapter_disabled: bool = False) -> None:
+    def held_out(self, measured: EvalData) -> None:
         """A measurement of the held-out loss."""
-        self.emit(
-            EvalData(
-                step=step,
-                eval_loss=measured.loss,
-                eval_tokens=measured.tokens,
-                rows=measured.rows,
-                seconds=measured.seconds,
-                adapter_disabled=adapter_disabled,
-            )
-        )
-        self.trackers.log(step, {"eval/loss": measured.loss})
+        self.emit(measured)
+        self.trackers.log(measured.step, {"eval/loss": measured.eval_loss})
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is complete."""

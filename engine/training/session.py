@@ -5,11 +5,11 @@ import functools
 
 from engine.config.rules import keeps_best
 from engine.runs.checkpoints import Manifest
-from engine.runs.history.events import StepData
+from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
-from engine.training.callbacks import HeldOutLoss, RunCallback, TrainerHooks
+from engine.training.callbacks import RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import load_trained, random_state, save_adapter
 from engine.training.checkpoints.warm_start import untrained_base
@@ -21,13 +21,7 @@ from engine.training.trainer import LoratoryTrainer
 
 
 class TrainingSession:
-    """Runs one attempt.
-
-    Args:
-        attempt: Which run, and which attempt at it.
-        events: Gets everything that happens.
-        requests: Asked whether the run shall end.
-    """
+    """Runs one attempt; `events` get everything that happens, `requests` are asked whether the run shall end."""
 
     def __init__(self, attempt: Attempt, events: RunEvents, requests: StopRequests) -> None:
         self._config = attempt.config
@@ -36,7 +30,7 @@ class TrainingSession:
         self._requests = requests
         self._preparation = Preparation(attempt, events, requests)
         self._first_loss: float | None = None
-        self._last_held_out: tuple[int, float] | None = None  # step and loss
+        self._last_held_out: EvalData | None = None
 
     def run(self) -> None:
         """Train to the end, or until a stop is requested.
@@ -61,7 +55,7 @@ class TrainingSession:
         if resumed_from is not None:
             trainer.restore_progress(resumed_from.folder)
             callback.stopped_early = callback.has_stalled()
-        elif trainer.measures:
+        elif len(prepared.data.held_out):
             self._measure_base(trainer, prepared)
         if resumed_from is None or not (resumed_from.step >= total or callback.stopped_early):
             done = f" from step {resumed_from.step}" if resumed_from else ""
@@ -116,8 +110,8 @@ class TrainingSession:
         with untrained_base(trainer.model, prepared.replaced) if off else contextlib.nullcontext():
             first = trainer.measure_held_out()
         prepared.replaced.clear()  # frees its memory
-        check_held_out(0, first.loss)
-        self._events.held_out(0, first, adapter_disabled=off)
+        check_held_out(0, first.eval_loss)
+        self._events.held_out(first.model_copy(update={"adapter_disabled": off}))
         self._preparation.check_requests()
 
     def _save_result(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
@@ -138,9 +132,9 @@ class TrainingSession:
         check_loss(step.step, step.loss, step.grad_norm, self._first_loss, vocabulary)
         faults.reached(f"training:step-{step.step}")
 
-    def _on_measured(self, step: int, measured: HeldOutLoss) -> None:
-        self._last_held_out = (step, measured.loss)
-        self._events.held_out(step, measured)
+    def _on_measured(self, measured: EvalData) -> None:
+        self._last_held_out = measured
+        self._events.held_out(measured)
 
     def _save_checkpoint(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
         group, last, folder = self._preparation.group, self._last_held_out, self._folder.checkpoints
@@ -149,7 +143,7 @@ class TrainingSession:
             step=step,
             files={},
             event_seq=self._events.last_seq,
-            eval_loss=last[1] if last is not None and last[0] == step else None,
+            eval_loss=last.eval_loss if last is not None and last.step == step else None,
             best=step == best_step,
             compute_dtype=prepared.precision.compute_name,
             row_plan=prepared.row_plan,

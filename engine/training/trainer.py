@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from engine.runs.history.events import StepData
+from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.batches import PassTensors
 from engine.training.batching.plan import EpochPlanner
@@ -32,7 +32,7 @@ from engine.training.batching.steps import (
     TrainerSetup,
     unchanged,
 )
-from engine.training.callbacks import HeldOutLoss, Progress, SkippedSteps, TrainerHooks
+from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import load_trained, save_trained
 from engine.training.failure import check_held_out
@@ -111,11 +111,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             return int(self.args.max_steps)
         return math.ceil(float(self.args.num_train_epochs) * self.steps_per_epoch)
 
-    @property
-    def measures(self) -> bool:
-        """Whether there are held-out rows."""
-        return bool(self._rows.held_out)
-
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
@@ -185,17 +180,16 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 return torch.stack(list(trained)).sum() * 0.0
             # Other processes wait for this one's gradients, which only a pass through the model sends.
             return self._summed_loss(model, one.with_any_token()) * 0.0
-        context = (
-            torch.autocast(self.args.device.type, dtype=self._setup.autocast)
-            if self._setup.autocast is not None
-            else contextlib.nullcontext()
-        )
-        with context:
+        casts = self._setup.autocast is not None
+        with torch.autocast(self.args.device.type, dtype=self._setup.autocast) if casts else contextlib.nullcontext():
             return objective.summed_loss(model, one)
 
+    @property
+    def _scaler(self) -> Any:
+        return getattr(self.accelerator, "scaler", None)
+
     def _loss_scale(self) -> torch.Tensor | None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        return None if scaler is None else scaler._get_scale_async()  # get_scale waits for the GPU
+        return None if self._scaler is None else self._scaler._get_scale_async()  # get_scale waits for the GPU
 
     def _over_all_processes(self, count: int) -> int:
         if self.accelerator.num_processes == 1:
@@ -204,20 +198,22 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     # -- measurements -------------------------------------------------------------------------------------------------
 
-    def measure_held_out(self) -> HeldOutLoss:
-        """Return the mean loss over the trained tokens of the held-out rows."""
+    def measure_held_out(self) -> EvalData:
+        """Return the mean loss over the trained tokens of the held-out rows, in nats."""
         began = time.perf_counter()
         settings = self._setup.settings
         rows, lengths = self._rows.held_out, self._rows.held_out_lengths
-        own = range(settings.rank, len(rows), settings.world_size)
-        batches = StepBatches(rows, self._setup)
+        own = list(range(settings.rank, len(rows), settings.world_size))
         was_training = self.model.training
         self.model.eval()
-        _keep_int8_as_trained(self.model)
+        for module in self.model.modules():
+            # Outside training, bitsandbytes rounds the inputs of 8-bit layers as well, which nothing was trained with.
+            if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
+                module.train()
         summed = torch.zeros((), dtype=torch.float64)
         tokens = 0
         with torch.no_grad():
-            for one in batches.measured(list(own), lengths):
+            for one in StepBatches(rows, self._setup).measured(own, lengths):
                 self.hooks.between_passes()
                 summed += self._summed_loss(self.model, one.to(self.args.device)).cpu().double()  # MPS has no float64
                 tokens += self._setup.objective.count(one)
@@ -228,7 +224,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             summed, tokens = both[0].cpu(), int(both[1])
         seconds = time.perf_counter() - began
         self._interval.paused_seconds += seconds
-        return HeldOutLoss(float(summed) / max(1, tokens), tokens, len(rows), seconds)
+        loss, step = float(summed) / max(1, tokens), int(self.state.global_step)
+        return EvalData(step=step, eval_loss=loss, eval_tokens=tokens, rows=len(rows), seconds=seconds)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the held-out loss at this step, and remember whether it is the best so far.
@@ -237,16 +234,12 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             DivergedError: If it is NaN or infinite.
         """
         measured = self.measure_held_out()
-        if faults.is_armed(f"held_out:step-{self.state.global_step}"):
-            measured = measured._replace(loss=math.nan)
-        check_held_out(int(self.state.global_step), measured.loss)
-        if self.progress.best_loss is None or measured.loss < self.progress.best_loss:
-            self.progress.best_loss, self.progress.best_step = measured.loss, int(self.state.global_step)
-            self.progress.measurements_since_best = 0
-        else:
-            self.progress.measurements_since_best += 1
-        self.hooks.measured(int(self.state.global_step), measured)
-        metrics = {"eval_loss": measured.loss}
+        if faults.is_armed(f"held_out:step-{measured.step}"):
+            measured = measured.model_copy(update={"eval_loss": math.nan})
+        check_held_out(measured.step, measured.eval_loss)
+        self.progress.count(measured)
+        self.hooks.measured(measured)
+        metrics = {"eval_loss": measured.eval_loss}
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -279,20 +272,14 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._interval.paused_seconds += time.perf_counter() - began
 
     def write_state(self, folder: Path, random_states: Sequence[bytes]) -> None:
-        """Write everything that the next step depends on; see `engine.training.checkpoints.folder` for how it gets its name.
-
-        Args:
-            folder: Where to.
-            random_states: Of all processes, by rank.
-        """
+        """Write everything that the next step depends on into a folder, with the random states of all processes by rank."""
         save_trained(self.model, self.processing_class, folder)
         state_files.save_nested(self.optimizer.state_dict(), folder / state_files.OPTIMIZER_FILE)
         state_files.save_plain(self.lr_scheduler.state_dict(), folder / state_files.SCHEDULER_FILE)
         for rank, state in enumerate(random_states):
             (folder / state_files.RANDOM_FILE.format(rank=rank)).write_bytes(state)
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None:
-            state_files.save_plain(scaler.state_dict(), folder / state_files.SCALER_FILE)
+        if self._scaler is not None:
+            state_files.save_plain(self._scaler.state_dict(), folder / state_files.SCALER_FILE)
         state_files.save_plain(vars(self.progress), folder / state_files.PROGRESS_FILE)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
@@ -318,9 +305,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 state_files.load_random_state(own)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if checkpoint is not None and scaler is not None and (Path(checkpoint) / state_files.SCALER_FILE).is_file():
-            scaler.load_state_dict(state_files.load_plain(Path(checkpoint) / state_files.SCALER_FILE))
+        if checkpoint is not None and self._scaler is not None:
+            path = Path(checkpoint) / state_files.SCALER_FILE
+            if path.is_file():
+                self._scaler.load_state_dict(state_files.load_plain(path))
 
 
 class _MethodSteps(TrainerCallback):  # type: ignore[misc]
@@ -335,10 +323,3 @@ class _MethodSteps(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         self._method.after_optimizer_step(self._trainer.model, int(state.global_step) + 1)
-
-
-def _keep_int8_as_trained(model: Any) -> None:
-    """Outside training, bitsandbytes rounds the inputs of 8-bit layers as well, which nothing was trained with."""
-    for module in model.modules():
-        if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
-            module.train()

@@ -6,6 +6,7 @@ process does so for all. Exit codes: 0 finished or stopped, 1 failed
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -13,23 +14,29 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, StorageError
+from engine.paths import LoratoryHome
 from engine.processes.spawn import LIBRARY_ENVIRONMENT
+from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
 from engine.runs.run import RunFolder
-
-if TYPE_CHECKING:
-    from engine.runs.history.events import FailedData
-    from engine.training.placement import ProcessGroup
-import ctypes
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_HELD_BY_ANOTHER = 3
 EXIT_CANCELLED = 130
+
+_ENVIRONMENT = {
+    # Operations without a kernel on Apple's GPU run on the processor instead of ending the run.
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
 
 # Options of mallopt, malloc.h of glibc.
 _M_TRIM_THRESHOLD = -1
@@ -67,16 +74,9 @@ def _prepare_environment() -> None:
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads both
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # Operations without a kernel on Apple's GPU run on the processor instead of ending the run.
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    # As `engine.processes.spawn` sets it; here for workers that a person or a cluster starts.
-    for name, value in LIBRARY_ENVIRONMENT.items():
+    # As `engine.processes.spawn` sets them; here for workers that a person or a cluster starts.
+    for name, value in (LIBRARY_ENVIRONMENT | _ENVIRONMENT).items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     for name in ("is_gradient_checkpointing", "past_key_values"):  # transformers' earlier names, which PEFT still uses
         warnings.filterwarnings("ignore", f"`{name}` is deprecated", FutureWarning)
 
@@ -101,14 +101,12 @@ def keep_freed_memory() -> bool:
 
 def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     """Train; without a writer as one of several processes that is not the first."""
-    from engine.runs.history.events import StatusData
-
     if writer is not None:
         writer.append(StatusData(phase="loading_model", message="Starting."))
     keep_freed_memory()
     from engine.training.failure import CancelledError, explain
     from engine.training.placement import MainProcessFailedError, ProcessGroup
-    from engine.training.preparation import Attempt, home_of
+    from engine.training.preparation import Attempt
     from engine.training.reporting import RunEvents, SilentEvents
     from engine.training.session import TrainingSession
     from engine.training.signals import StopRequests
@@ -117,10 +115,10 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     requests = StopRequests(folder, group.world_size)
     requests.listen()
     events = RunEvents(writer, folder.path, requests) if writer is not None else SilentEvents()
-    config = None
+    config, home = None, LoratoryHome(folder.path.parents[2])  # <home>/runs/<owner>/<run>
     try:
         config = folder.read_config()
-        TrainingSession(Attempt(folder, home_of(folder.path), config, number), events, requests).run()
+        TrainingSession(Attempt(folder, home, config, number), events, requests).run()
     except CancelledError:
         events.last_memory()
         events.stopped("Cancelled.", "cancel")
@@ -132,21 +130,21 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         # The log gets the traceback, the event what a person needs.
         traceback.print_exc()
         events.last_memory()
-        failed = explain(error, config, home_of(folder.path))
+        failed = explain(error, config, home)
         if writer is None:
             note_failure(folder.path, group.rank, failed)
         else:
             with contextlib.suppress(StorageError):  # the disk is too full for the event itself
-                writer.append(_first_cause(failed, group, folder.path))
+                writer.append(failed if group.world_size == 1 else _first_cause(failed, folder.path))
         return EXIT_FAILED
     finally:
         events.close()
     return EXIT_FINISHED
 
 
-def _first_cause(failed: "FailedData", group: "ProcessGroup", run: Path) -> "FailedData":
+def _first_cause(failed: FailedData, run: Path) -> FailedData:
     """Return what another process reported, where this one only knows that it lost the connection."""
-    if group.world_size == 1 or failed.cause != "unexpected":
+    if failed.cause != "unexpected":
         return failed
     deadline = time.monotonic() + _REPORT_SECONDS
     while (noted := noted_failure(run)) is None and time.monotonic() < deadline:

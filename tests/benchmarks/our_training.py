@@ -61,7 +61,7 @@ def train_ours(recipe: Recipe) -> Trial:
         if len(logged) == WARM_UP_STEPS:
             clock.start()
         if step.step in recipe.measured_at:
-            held_out[str(step.step)] = clock.without(lambda: trainer.measure_held_out().loss)
+            held_out[str(step.step)] = clock.without(lambda: trainer.measure_held_out().eval_loss)
 
     trainer = LoratoryTrainer(
         model=model,

@@ -43,7 +43,7 @@ def test_batches_made_ahead_teach_the_same(tiny_model_folder, tmp_path):
         training.trainer._setup = replace(training.trainer._setup, prefetches=ahead)
         training.trainer.train()
         losses[ahead] = training.losses
-        held_out[ahead] = training.trainer.measure_held_out().loss
+        held_out[ahead] = training.trainer.measure_held_out().eval_loss
 
     assert losses[True] == pytest.approx(losses[False], rel=RUNS_ALIKE)
     assert held_out[True] == pytest.approx(held_out[False], rel=RUNS_ALIKE)

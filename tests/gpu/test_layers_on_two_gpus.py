@@ -55,7 +55,7 @@ def test_losses_are_those_of_one_gpu(method, quantization, checkpointing, two_gp
             make_config(folder, **settings), rows, tmp_path / name, held_out=held_out, placement=placement
         )
         training.trainer.train()
-        return training, training.trainer.measure_held_out().loss
+        return training, training.trainer.measure_held_out().eval_loss
 
     one, one_held_out = train(sections, cuda_placement(), "one")
     two, two_held_out = train(spread, two_gpus, "two")

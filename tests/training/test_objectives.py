@@ -85,5 +85,5 @@ def test_held_out_pairs_are_measured_by_the_same_loss(tiny_model_folder, tmp_pat
 
     measured = built.trainer.measure_held_out()
 
-    assert measured.tokens == 3
-    assert measured.loss > 0
+    assert measured.eval_tokens == 3
+    assert measured.eval_loss > 0

@@ -108,7 +108,7 @@ def test_a_run_is_the_same_bit_by_bit_with_its_batches_made_ahead(tiny_model_fol
     for ahead in (False, True):
         training = make(tiny_model_folder, tmp_path, ahead=ahead, training={"eval_steps": 1})
         training.trainer.train()
-        results[ahead] = (training.losses, training.weights(), training.trainer.measure_held_out().loss)
+        results[ahead] = (training.losses, training.weights(), training.trainer.measure_held_out().eval_loss)
 
     assert results[True][0] == results[False][0]
     assert results[True][2] == results[False][2]

@@ -132,9 +132,9 @@ def test_the_held_out_loss_is_a_mean_over_tokens(tiny_model_folder, tmp_path):
 
     measured = training.trainer.measure_held_out()
 
-    assert measured.tokens == tokens
+    assert measured.eval_tokens == tokens
     assert measured.rows == len(HELD_OUT)
-    assert measured.loss == pytest.approx(total / tokens, rel=1e-5)
+    assert measured.eval_loss == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_measuring_does_not_change_the_training(tiny_model_folder, tmp_path):
@@ -238,4 +238,4 @@ def test_measuring_leaves_quantized_weights_alone(tiny_model_folder, tmp_path):
     for name, parameter in training.trainer.model.named_parameters():
         if name in packed:
             assert torch.equal(parameter, packed[name]), name
-    assert first.loss > 0
+    assert first.eval_loss > 0

@@ -1,7 +1,8 @@
 """Rows as the tensors that a model takes: joined without padding, or padded side by side."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,13 +41,13 @@ class PassTensors:
     def untrained(self) -> "PassTensors":
         """The same with nothing to train on and nothing to count."""
         none = torch.zeros(0, dtype=torch.long)
-        return PassTensors(self.inputs, TrainedTokens(none, none), 0, 0)
+        return replace(self, trained=TrainedTokens(none, none), tokens=0, sequences=0)
 
     def with_any_token(self) -> "PassTensors":
         """The same with any one token to train on, where there is none: for a loss that counts nothing."""
         ids: torch.Tensor = self.inputs["input_ids"]
         position = torch.zeros(1, dtype=torch.long, device=ids.device)
-        return PassTensors(self.inputs, TrainedTokens(position, ids.flatten()[:1]), self.tokens, self.sequences)
+        return replace(self, trained=TrainedTokens(position, ids.flatten()[:1]))
 
     def to(self, device: torch.device) -> "PassTensors":
         """The same on a device. CUDA copies pinned memory while the processor continues."""
@@ -61,16 +62,13 @@ class PassTensors:
         inputs = {
             name: change(value) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
         }
-        trained = TrainedTokens(change(self.trained.positions), change(self.trained.targets))
-        return PassTensors(inputs, trained, self.tokens, self.sequences)
+        return replace(self, inputs=inputs, trained=TrainedTokens(*map(change, self.trained)))
 
 
 def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
     """Concatenate rows into one sequence, (1, tokens); positions start at 0 with each row.
 
-    Args:
-        rows: At least one.
-        flash: Describe the rows as flash attention takes them, instead of as ours does.
+    `flash` describes the rows as flash attention takes them, instead of as ours does.
     """
     ids = [token for row in rows for token in row.input_ids]
     tokens = len(ids)
@@ -88,17 +86,12 @@ def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     else:
         inputs["joined_rows"] = JoinedRows(lengths)
-    starts = [sum(lengths[:number]) for number in range(len(rows))]
+    starts = [0, *itertools.accumulate(lengths)][: len(rows)]
     return PassTensors(inputs, _trained(rows, starts), tokens, len(rows))
 
 
 def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
-    """Put rows side by side, (rows, longest), padded at the end.
-
-    Args:
-        rows: At least one.
-        pad_token_id: Fills up; it is masked, so any token serves.
-    """
+    """Put rows side by side, (rows, longest), padded at the end; padding is masked, so any token serves."""
     longest = max(len(row.input_ids) for row in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -115,8 +108,8 @@ def _trained(rows: Sequence[TokenRow], starts: Sequence[int]) -> TrainedTokens:
     positions: list[int] = []
     targets: list[int] = []
     for row, start in zip(rows, starts, strict=True):
-        for index, label in enumerate(row.labels[1:]):
+        for position, label in enumerate(row.labels[1:], start):
             if label != IGNORED_LABEL:
-                positions.append(start + index)
+                positions.append(position)
                 targets.append(label)
     return TrainedTokens(torch.tensor(positions, dtype=torch.long), torch.tensor(targets, dtype=torch.long))

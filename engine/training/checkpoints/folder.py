@@ -4,7 +4,6 @@ A checkpoint holds everything that the next step depends on: adapter, optimizer,
 data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 """
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -87,10 +86,8 @@ def forget_damaged(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what interrupted writes and deletions left behind."""
-    with contextlib.suppress(FileNotFoundError):
-        for path in list(folder.iterdir()):
-            if path.name.startswith((_UNFINISHED_PREFIX, _DOOMED_PREFIX)):
-                shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob(f"{_UNFINISHED_PREFIX}*"), *folder.glob(f"{_DOOMED_PREFIX}*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -155,11 +152,7 @@ def _to_disk(folder: Path) -> None:
 def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest checkpoint that a run can continue from; None where none was written.
 
-    Newer ones that are damaged are set aside under another name, so they are not listed.
-
-    Args:
-        folder: The run's `checkpoints` folder.
-        warn: Told of each checkpoint that is passed over, before it is set aside.
+    Newer ones that are damaged are set aside under another name, so they are not listed; `warn` is told of each before.
 
     Raises:
         RunError: If there are checkpoints and all of them are damaged. They are set aside, so the next attempt
@@ -226,14 +219,9 @@ def _manifest(path: Path) -> Manifest | None:
 
 
 def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvents, group: ProcessGroup) -> None:
-    """Give the model its best weights; report that, or why the last ones stay.
+    """Give a model that has the weights of the last step its best ones; report that, or why the last ones stay.
 
-    Args:
-        trainer: At the end of its training; its progress has the step of the lowest held-out loss.
-        last_step: The step whose weights the model has.
-        folder: The run's checkpoints.
-        events: For the report.
-        group: The first process verifies the checkpoint for all.
+    The trainer's progress has the step of the lowest held-out loss. The first process verifies the checkpoint for all.
     """
     best_step = trainer.progress.best_step
     if best_step in (None, last_step):

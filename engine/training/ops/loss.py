@@ -57,16 +57,13 @@ def logit_transform(text_config: Any) -> LogitTransform:
     Granite and MiniCPM divide by `logits_scaling`, HyperCLOVA X multiplies by it, Cohere and some more have `logit_scale`,
     Falcon-H1 `lm_head_multiplier`, Gemma `final_logit_softcapping`.
     """
-    scale = 1.0
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        value = getattr(text_config, name, None)
-        if value is not None:
-            scale = float(value)
-            break
-    else:
-        divisor = getattr(text_config, "logits_scaling", None)
-        if divisor is not None:
-            scale = float(divisor) if text_config.model_type == "hyperclovax" else 1.0 / float(divisor)
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    factors = [float(value) for name in names if (value := getattr(text_config, name, None)) is not None]
+    scale, scaling = 1.0, getattr(text_config, "logits_scaling", None)
+    if factors:
+        scale = factors[0]
+    elif scaling is not None:
+        scale = float(scaling) if text_config.model_type == "hyperclovax" else 1.0 / float(scaling)
     return LogitTransform(scale, getattr(text_config, "final_logit_softcapping", None))
 
 
