@@ -14,10 +14,11 @@ import torch
 
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
+from engine.data.render.tokenize import TokenizedRow
 from engine.errors import ModelError
 from engine.inspector.worker.architecture import read_attention
 from engine.models.batching import choose_batching
-from engine.training.batching.batches import PassTensors, TokenRow, join
+from engine.training.batching.batches import PassTensors, join
 from engine.training.batching.plan import PlanSettings
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
@@ -44,7 +45,7 @@ def assemble(
     config: RunConfig,
     precision: Precision,
     placement: Placement,
-    rows: Sequence[TokenRow],
+    rows: Sequence[TokenizedRow],
     pad_token_id: int,
 ) -> Assembly:
     """Attach the loss, use faster kernels where wanted, and choose how rows are batched.

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from engine.training.batching.batches import PassTensors, TokenRow
+from engine.data.render.tokenize import TokenizedRow
+from engine.training.batching.batches import PassTensors
 
 
 class TrainingObjective(ABC):
@@ -20,7 +21,7 @@ class TrainingObjective(ABC):
     """
 
     @abstractmethod
-    def sequences(self, row: TokenRow) -> Sequence[TokenRow]:
+    def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
         """Return the token sequences of one row, in the order in which `summed_loss` expects them."""
 
     @abstractmethod
@@ -40,7 +41,7 @@ class TrainingObjective(ABC):
 class SupervisedLoss(TrainingObjective):
     """Supervised fine-tuning: the sum of -log p(token) over trained tokens."""
 
-    def sequences(self, row: TokenRow) -> Sequence[TokenRow]:
+    def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
         return (row,)
 
     def count(self, one: PassTensors) -> int:

@@ -70,21 +70,15 @@ class StoppedBeforeTrainingError(BaseException):
     """A stop was requested before there was anything to save; passes through code that catches any `Exception`."""
 
 
+@dataclass
 class Preparation:
-    """Prepares one attempt, and looks for requests to end it meanwhile.
+    """Prepares one attempt, and looks for requests to end it meanwhile."""
 
-    Attributes:
-        group: Processes that share the run; known once the device is chosen.
-        resumed_from: Checkpoint that the attempt continues from.
-    """
-
-    def __init__(self, attempt: Attempt, events: RunEvents, requests: StopRequests) -> None:
-        self._config, self._folder, self._home = attempt.config, attempt.folder, attempt.home
-        self._number = attempt.number
-        self._events = events
-        self._requests = requests
-        self.group: ProcessGroup = SINGLE_PROCESS
-        self.resumed_from: Checkpoint | None = None
+    attempt: Attempt
+    events: RunEvents
+    requests: StopRequests
+    group: ProcessGroup = SINGLE_PROCESS  # processes that share the run; known once the device is chosen
+    resumed_from: Checkpoint | None = None  # what the attempt continues from
 
     def check_requests(self) -> None:
         """Return unless the run shall end.
@@ -93,9 +87,9 @@ class Preparation:
             CancelledError: If it shall end at once.
             StoppedBeforeTrainingError: If it shall save and end.
         """
-        self._requests.check_cancel()
+        self.requests.check_cancel()
         # Several processes must decide together, which they do from the first step on.
-        if self.group.world_size == 1 and self._requests.stop_wanted():
+        if self.group.world_size == 1 and self.requests.stop_wanted():
             raise StoppedBeforeTrainingError
 
     def run(self) -> Prepared:
@@ -104,10 +98,12 @@ class Preparation:
         Raises:
             EngineError: If something cannot work.
         """
-        config, events = self._config, self._events
+        config, events = self.attempt.config, self.events
         placement, precision = self._choose_device()
         events.status("loading_model", f"Looking for {config.model.id}.")
-        source = self.group.main_process_first(lambda: resolve_model(config.model, self._home, self._on_model_progress))
+        source = self.group.main_process_first(
+            lambda: resolve_model(config.model, self.attempt.home, self._on_model_progress)
+        )
         if not reads_from_hub(config.dataset):
             self._give_up_hub_access()
         tokenizer, template = load_tokenizer(source)
@@ -130,8 +126,8 @@ class Preparation:
 
     def _choose_device(self) -> tuple[Placement, Precision]:
         """Choose device and precision, meet the other processes, and find the checkpoint to continue from."""
-        config, events = self._config, self._events
-        note_architectures(self._home, str(torch.__version__), torch.cuda.get_arch_list())
+        config, events = self.attempt.config, self.events
+        note_architectures(self.attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
         placement = choose_placement(config)
         events.device_memory = DeviceMemory.of(placement)
         events.objective = objective_of(config)
@@ -141,29 +137,27 @@ class Preparation:
 
             PartialState(cpu=placement.torch_device.type == "cpu", timeout=_PATIENCE)
         if self.group.is_main:
-            events.trackers = start_trackers(config, self._folder.path, run_title(config), events.warn)
+            events.trackers = start_trackers(config, self.attempt.folder.path, run_title(config), events.warn)
         self.resumed_from = self._find_checkpoint()
         begun_in = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
         precision = choose_precision(config, placement.device, begun_in)
         for note in (*apple_notes(config, placement.device), *resumed_notes(config, placement.device, begun_in)):
             events.warn(note, "precision")
-        for note in passed_over(config, placement, self._home):
+        for note in passed_over(config, placement, self.attempt.home):
             events.warn(note, "device")
-        events.predicted_bytes = read_provenance(self._folder).predicted_bytes
+        events.predicted_bytes = read_provenance(self.attempt.folder).predicted_bytes
         return placement, precision
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        folder = self._folder.checkpoints
+        folder = self.attempt.folder.checkpoints
 
         def find() -> str:
             checkpoints.sweep(folder)
-            checkpoints.restore_folder(self._folder.adapter)
-            found = checkpoints.find_checkpoint(
-                folder, lambda message: self._events.warn(message, "checkpoint_damaged")
-            )
+            checkpoints.restore_folder(self.attempt.folder.adapter)
+            found = checkpoints.find_checkpoint(folder, lambda message: self.events.warn(message, "checkpoint_damaged"))
             name = found.folder.name if found else ""
-            if self._number > 1:
-                self._events.emit(ResumedData(step=found.step if found else 0, checkpoint=name or None))
+            if self.attempt.number > 1:
+                self.events.emit(ResumedData(step=found.step if found else 0, checkpoint=name or None))
             return name
 
         name = self.group.broadcast_from_main(find)
@@ -171,26 +165,26 @@ class Preparation:
 
     def _on_model_progress(self, progress: ModelProgress) -> None:
         self.check_requests()
-        self._events.status("loading_model", progress.message)
+        self.events.status("loading_model", progress.message)
 
     def _give_up_hub_access(self) -> None:
         """Forget the login once everything is here, before foreign files are parsed; Trackio's Space needs it to the end."""
-        if "trackio" not in self._config.training.report_to:
+        if "trackio" not in self.attempt.config.training.report_to:
             give_up_access(Access.HUB)
 
     def _read_data(self, tokenizer: Any) -> PreparedDataset:
-        config, events = self._config, self._events
+        config, events = self.attempt.config, self.events
         events.status("reading_data", f"Reading {config.dataset.source}.")
         data = prepare_dataset(
             config.dataset,
             seed=config.training.seed,
             max_length=config.training.max_length,
             tokenizer=tokenizer,
-            home=self._home,
+            home=self.attempt.home,
             on_progress=lambda _: self.check_requests(),
         )
         report = data.report
-        _require_pinned_data(read_provenance(self._folder).dataset_fingerprint, config.dataset, report)
+        _require_pinned_data(read_provenance(self.attempt.folder).dataset_fingerprint, config.dataset, report)
         trained_tokens = data.train.trained_tokens  # the report counts those of held-out rows too
         events.emit(
             DataReportData(
@@ -208,7 +202,7 @@ class Preparation:
         self, source: ModelSource, precision: Precision, placement: Placement
     ) -> tuple[Any, dict[str, torch.Tensor]]:
         """Load the base, add the adapter, and give it the weights of an earlier one where the run starts from these."""
-        config, events = self._config, self._events
+        config, events = self.attempt.config, self.events
         events.status("loading_model", f"Loading {source.name}.")
         torch.manual_seed(config.training.seed)
         random.seed(config.training.seed)
@@ -218,7 +212,9 @@ class Preparation:
         model = add_adapter(model, config, source)
         if config.adapter.warm_start is None or self.resumed_from is not None:
             return model, {}
-        return model, load_warm_start(model, find_warm_start(config.adapter.warm_start, self._folder.path.parent))
+        return model, load_warm_start(
+            model, find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent)
+        )
 
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, whatever its own device does."""
@@ -233,14 +229,14 @@ class Preparation:
         trainable, total = count_parameters(model)
         share = f"{100 * trainable / total:.4f}"  # in the words that PEFT prints
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}", flush=True)
-        self._events.emit(
+        self.events.emit(
             ParametersData(
                 trainable=trainable,
                 total=total,
                 compute_dtype=precision.compute_name,
                 device=placement.device_name,
                 attn_implementation=assembly.attention,
-                optim=optimizer_name(self._config.training.optim, placement.torch_device.type),
+                optim=optimizer_name(self.attempt.config.training.optim, placement.torch_device.type),
                 batching=assembly.setup.settings.batching,
             )
         )

@@ -100,23 +100,18 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.add_callback(_MethodSteps(self))
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every row is trained on once."""
-        return self._planner.steps_per_epoch
-
-    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return int(self.args.max_steps)
-        return math.ceil(float(self.args.num_train_epochs) * self.steps_per_epoch)
+        return math.ceil(float(self.args.num_train_epochs) * self._planner.steps_per_epoch)
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
         """Return batches of one optimizer step each: this process's share of it."""
         batches = StepBatches(self._rows.train, self._setup)
-        order = StepOrder(self._planner, lambda: int(self.state.global_step) // self.steps_per_epoch)
+        order = StepOrder(self._planner, lambda: int(self.state.global_step) // self._planner.steps_per_epoch)
         return DataLoader(batches, batch_sampler=order, collate_fn=unchanged, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:

@@ -1,19 +1,11 @@
 """What a pass learns: at each position the token that follows it in its own row."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from engine.config.rules import JOINED_MULTIPLE
 from engine.training.batching.batches import join, pad
-
-
-@dataclass
-class Row:
-    input_ids: list[int]
-    labels: list[int]
-
+from tests.training.tiny_training import Row
 
 FIRST = Row([11, 12, 13, 14], [-100, -100, 13, 14])
 SECOND = Row([21, 22, 23], [21, 22, 23])  # even its first token is marked, but nothing stands before it

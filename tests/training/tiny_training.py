@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
+from engine.data.render.tokenize import TokenizedRow
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
 from engine.runs.history.events import StepData
@@ -24,10 +25,11 @@ from engine.training.trainer import LoratoryTrainer
 CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)
 
 
-@dataclass(frozen=True)
-class Row:
-    input_ids: list[int]
-    labels: list[int]
+class Row(TokenizedRow):
+    """A row that nobody tokenized."""
+
+    def __init__(self, input_ids: list[int], labels: list[int]) -> None:
+        super().__init__(0, 0, input_ids, labels)
 
 
 def make_rows(count: int, longest: int = 40, seed: int = 0) -> list[Row]:

@@ -3,25 +3,14 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from engine.config.rules import JOINED_MULTIPLE
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.training.ops.attention import JoinedRows
 from engine.training.ops.loss import TrainedTokens
-
-IGNORED_LABEL = -100
-
-
-class TokenRow(Protocol):
-    """What a row must have; see `engine.data.render.tokenize.TokenizedRow`."""
-
-    @property
-    def input_ids(self) -> list[int]: ...
-
-    @property
-    def labels(self) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ class PassTensors:
         return replace(self, inputs=inputs, trained=TrainedTokens(*map(change, self.trained)))
 
 
-def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
+def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
     """Concatenate rows into one sequence, (1, tokens); positions start at 0 with each row.
 
     `flash` describes the rows as flash attention takes them, instead of as ours does.
@@ -90,7 +79,7 @@ def join(rows: Sequence[TokenRow], *, flash: bool = False) -> PassTensors:
     return PassTensors(inputs, _trained(rows, starts), tokens, len(rows))
 
 
-def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
+def pad(rows: Sequence[TokenizedRow], pad_token_id: int) -> PassTensors:
     """Put rows side by side, (rows, longest), padded at the end; padding is masked, so any token serves."""
     longest = max(len(row.input_ids) for row in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
@@ -103,7 +92,7 @@ def pad(rows: Sequence[TokenRow], pad_token_id: int) -> PassTensors:
     return PassTensors(inputs, _trained(rows, starts), int(attention_mask.sum()), len(rows))
 
 
-def _trained(rows: Sequence[TokenRow], starts: Sequence[int]) -> TrainedTokens:
+def _trained(rows: Sequence[TokenizedRow], starts: Sequence[int]) -> TrainedTokens:
     """The position before each trained token, and that token. A row's first token has nothing before it."""
     positions: list[int] = []
     targets: list[int] = []

@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional
 
 from engine.config.rules import QUERY_TILE
-from engine.training.batching.batches import PassTensors, TokenRow, join, pad
+from engine.data.render.tokenize import TokenizedRow
+from engine.training.batching.batches import PassTensors, join, pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
 from engine.training.ops.loss import causal_lm_of
@@ -31,17 +32,6 @@ _LOSS_TOLERANCE = 0.02  # of the mean loss; bfloat16 moves it by a tenth of that
 _ATTENTION_TOLERANCE = 0.05  # of the norm of attention's output; bfloat16 moves it by a twentieth of that
 
 
-@dataclass(frozen=True)
-class ProbeRow:
-    """Tokens, all of them trained: every position is compared."""
-
-    input_ids: list[int]
-
-    @property
-    def labels(self) -> list[int]:
-        return self.input_ids
-
-
 class _EnoughError(Exception):
     """The layers that are compared have been computed."""
 
@@ -51,21 +41,21 @@ class Probe:
     """What is tried, and through what."""
 
     model: Any  # with its adapter
-    rows: tuple[ProbeRow, ...]  # short ones; one is there twice: seen again, it would be easy
+    rows: tuple[TokenizedRow, ...]  # short ones; one is there twice: seen again, it would be easy
     # A long one between short ones; none where rows of this run cross no tile and no window.
-    long_rows: tuple[ProbeRow, ...]
+    long_rows: tuple[TokenizedRow, ...]
     pad_token_id: int
     autocast: torch.dtype | None  # what products are cast to
 
     @classmethod
     def of(
-        cls, model: Any, rows: Sequence[TokenRow], max_length: int, pad_token_id: int, autocast: torch.dtype | None
+        cls, model: Any, rows: Sequence[TokenizedRow], max_length: int, pad_token_id: int, autocast: torch.dtype | None
     ) -> "Probe":
         """Choose rows among those of a run."""
         first, middle = rows[0].input_ids, rows[len(rows) // 2].input_ids
-        short = tuple(ProbeRow(ids[:_SHORT]) for ids in (first, middle, first))
+        short = tuple(_all_trained(ids[:_SHORT]) for ids in (first, middle, first))
         length = _crossing_length(causal_lm_of(model).config.get_text_config(), max_length, _device(model))
-        crossing = ProbeRow(list(itertools.islice(itertools.cycle([*first, *middle]), length)))
+        crossing = _all_trained(list(itertools.islice(itertools.cycle([*first, *middle]), length)))
         long = (short[0], crossing, short[1]) if length else ()
         return cls(model, short, long, pad_token_id, autocast)
 
@@ -123,6 +113,10 @@ class Probe:
         with _listening(causal_lm_of(self.model), found), contextlib.suppress(_EnoughError):
             self.loss(one)
         return found
+
+
+def _all_trained(ids: list[int]) -> TokenizedRow:
+    return TokenizedRow(0, 0, ids, ids)  # every position is compared
 
 
 def agrees(got: float, expected: float) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from engine.data.passes.prepare import PreparedDataset
-from engine.training.batching.batches import PassTensors, TokenRow, join, pad
+from engine.data.render.tokenize import TokenizedRow
+from engine.training.batching.batches import PassTensors, join, pad
 from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
@@ -23,9 +24,9 @@ _MEASURED_SHARE = 0.03  # of the tokens of all steps
 class TrainerRows:
     """Rows to train on, and held-out rows to measure on."""
 
-    train: Sequence[TokenRow]
+    train: Sequence[TokenizedRow]
     train_lengths: Sequence[int]
-    held_out: Sequence[TokenRow]
+    held_out: Sequence[TokenizedRow]
     held_out_lengths: Sequence[int]
 
 
@@ -68,7 +69,7 @@ class StepBatch:
 class StepBatches:
     """Looks up the rows of a planned step. A dataset as `DataLoader` takes it."""
 
-    def __init__(self, rows: Sequence[TokenRow], setup: TrainerSetup) -> None:
+    def __init__(self, rows: Sequence[TokenizedRow], setup: TrainerSetup) -> None:
         self._rows = rows
         self._setup = setup
 
@@ -85,12 +86,9 @@ class StepBatches:
         settings = self._setup.settings
         rows.sort(key=lambda row: -lengths[row])
         if settings.batching == "joined":
-            for one in join_rows(rows, lengths, settings.tokens_per_pass):
-                yield self._tensors(one.rows)
-            return
+            return (self._tensors(one.rows) for one in join_rows(rows, lengths, settings.tokens_per_pass))
         size = settings.training.per_device_train_batch_size
-        for start in range(0, len(rows), size):
-            yield self._tensors(tuple(rows[start : start + size]))
+        return (self._tensors(rows[start : start + size]) for start in range(0, len(rows), size))
 
     def _tensors(self, numbers: Sequence[int]) -> PassTensors:
         rows = [one for number in numbers for one in self._setup.objective.sequences(self._rows[number])]
