@@ -119,18 +119,11 @@ def with_liger(
 
     Its fused loss stays out: ours never holds all logits either, and skips what is not trained.
 
-    Args:
-        causal_lm: The model, which is changed.
-        config: Of the run.
-        placement: Where it trains.
-        loss: Computes the loss of some rows.
-        expected: The same without Liger's kernels.
-
     Returns:
         Why they are not used although they were asked for, as notes for the person.
 
     Raises:
-        ModelError: If they change the loss.
+        ModelError: If `loss` of some rows is no longer the `expected` one.
 
     Source: Hsu et al. 2024, section 3.2 (arXiv:2410.10989).
     """

@@ -14,21 +14,15 @@ from engine.training.placement import Placement
 
 @dataclass
 class DeviceMemory:
-    """Reads the counters of one kind of device; where layers are spread over several, those of the fullest.
+    """Reads the counters of one kind of device; where layers are spread over several, those of the fullest."""
 
-    Attributes:
-        kind: As torch calls it: cuda, mps, cpu.
-        indexes: CUDA devices by torch's number.
-        backend: Has the counters: `torch.cuda` or `torch.mps`; None on a processor, whose memory is the process's.
-        driver_indexes: The same devices by the driver's number, in the same order.
-        ask_driver: What this process takes of a device, as the driver counts it.
-    """
-
-    kind: str = "cpu"
-    indexes: tuple[int, ...] = ()
-    backend: Any = None
-    driver_indexes: tuple[int, ...] = ()
-    ask_driver: Callable[[int], int | None] = gpu_process_bytes
+    kind: str = "cpu"  # as torch calls it
+    indexes: tuple[int, ...] = ()  # CUDA devices by torch's number
+    backend: Any = (
+        None  # has the counters: `torch.cuda` or `torch.mps`; None on a processor, whose memory is the process's
+    )
+    driver_indexes: tuple[int, ...] = ()  # the same devices by the driver's number, in the same order
+    ask_driver: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
     _highest_seen: int = 0  # on Apple's GPU, which keeps no peak
     _highest_allocated: Counter[int] = field(default_factory=Counter)  # before the counters were last set back
     _highest_reserved: Counter[int] = field(default_factory=Counter)
@@ -38,8 +32,7 @@ class DeviceMemory:
         """The counters of where a run trains."""
         kind = placement.torch_device.type
         backend = {"cuda": torch.cuda, "mps": torch.mps}.get(kind)
-        devices = placement.spread or (placement.device,)
-        driver_indexes = tuple(device.index for device in devices) if kind == "cuda" else ()
+        driver_indexes = tuple(device.index for device in placement.spread or (placement.device,))
         return cls(kind, placement.torch_indexes, backend, driver_indexes)
 
     def step_bytes(self) -> int:

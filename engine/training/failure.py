@@ -101,9 +101,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether the disk was full, or the person's share of it; also where a library reports it in words only."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if _says(seen, _DISK_FULL_WORDS):
+        if (isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)) or _says(seen, _DISK_FULL_WORDS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -117,10 +115,8 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome | None = None) -> FailedData:
     """Say what happened, and what to do about it.
 
-    Args:
-        error: What ended the run.
-        config: Of the run, where it could be read.
-        home: Where the memory estimate finds the model's modules; without it, advice on memory is general.
+    The configuration is missing where it could not be read. Without a home, where the memory estimate finds the model's
+    modules, advice on memory is general.
     """
     if isinstance(error, DivergedError):
         return FailedData(cause="diverged", what=error.what, fix=error.fix)
@@ -162,10 +158,10 @@ def _smaller(config: RunConfig) -> str:
     training = config.training
     if training.per_device_train_batch_size > 1:
         rows = training.per_device_train_batch_size
-        accumulate = training.gradient_accumulation_steps
+        accumulate = math.ceil(rows * training.gradient_accumulation_steps / (rows // 2))
         return (
-            f"Set per_device_train_batch_size to {rows // 2} and gradient_accumulation_steps to "
-            f"{math.ceil(rows * accumulate / (rows // 2))}: the same result in smaller passes."
+            f"Set per_device_train_batch_size to {rows // 2} and gradient_accumulation_steps to {accumulate}: the same "
+            "result in smaller passes."
         )
     if not training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
         return "Switch gradient_checkpointing on: a third slower, and far less memory."

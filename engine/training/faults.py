@@ -27,15 +27,8 @@ def is_armed(place: str) -> bool:
 
 
 def reached(place: str, path: Path | None = None) -> None:
-    """Say that training came to `place`; does nothing outside tests.
-
-    Args:
-        place: Name of the place.
-        path: The file or folder at hand, for errors that name one.
-    """
-    if VARIABLE not in os.environ:
-        return
-    action = _action(place)
+    """Say that training came to `place`, with the file or folder at hand; does nothing outside tests."""
+    action = _action(place) if VARIABLE in os.environ else None
     if action is None:
         return
     if action == "kill":

@@ -247,6 +247,6 @@ def _spread(gpus: Sequence[Device], wanted: int, group: ProcessGroup) -> Placeme
 
 
 def _unlisted_gpu(index: int) -> Device:
-    properties = torch.cuda.get_device_properties(index)
+    name = torch.cuda.get_device_properties(index).name
     free, total = torch.cuda.mem_get_info(index)
-    return Device("cuda", index, properties.name, total, free, torch.cuda.is_bf16_supported(including_emulation=False))
+    return Device("cuda", index, name, total, free, torch.cuda.is_bf16_supported(including_emulation=False))

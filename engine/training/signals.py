@@ -20,11 +20,6 @@ class StopRequests:
     A first SIGTERM or SIGINT asks to save and end, as `control/stop` does. Another one within five seconds is the same
     request; a later one ends at once. Where a launcher started several processes, every further SIGTERM is the launcher's:
     it has a limit of its own, after which it kills.
-
-    Args:
-        folder: Of the run; its `control` folder is looked at.
-        world_size: Processes that share the run.
-        clock: In seconds; only differences count.
     """
 
     def __init__(self, folder: RunFolder, world_size: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -72,7 +67,6 @@ class StopRequests:
             return
         is_repeated = self._clock() - self._first < REPEAT_SECONDS
         is_the_launchers = self._has_launcher and number == signal.SIGTERM
-        if is_repeated or is_the_launchers or self._cancelled:
-            return
-        self._cancelled = True
-        raise CancelledError
+        if not (is_repeated or is_the_launchers or self._cancelled):
+            self._cancelled = True
+            raise CancelledError

@@ -1,5 +1,6 @@
 """Steps as the training loop takes them: looked up, joined or padded, in the order that was planned."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,10 +54,6 @@ class StepBatch:
     def tokens(self) -> int:
         return sum(one.tokens for one in self.passes)
 
-    @property
-    def trained_tokens(self) -> int:
-        return sum(one.trained_tokens for one in self.passes)
-
     def pinned(self) -> "StepBatch":
         """The same in memory that CUDA copies from without waiting."""
         return StepBatch(tuple(one.pinned() for one in self.passes))
@@ -77,7 +74,6 @@ class StepBatches:
         return len(self._rows)
 
     def __getitems__(self, step: Step) -> StepBatch:
-        """One batch of the loop."""
         passes = [(self._tensors(one.rows), one.is_trained) for one in step.passes]
         return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes))
 
@@ -120,11 +116,8 @@ class PrefetchedSteps:
     """Steps in their order, each looked up and put together by a thread before it is asked for.
 
     A thread and not a process: nothing is copied between the two, and nothing random is drawn, so the run is the same
-    bit by bit. One step is enough, for a step takes far longer than its batch.
-
-    Args:
-        steps: Used by the thread alone from now on.
-        pins: Keep the batches in memory that CUDA copies from without waiting.
+    bit by bit. One step is enough, for a step takes far longer than its batch. `pins` keeps the batches in memory that CUDA
+    copies from without waiting.
     """
 
     def __init__(self, steps: Iterator[StepBatch], *, pins: bool) -> None:
@@ -174,11 +167,6 @@ def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> lis
     if sum(lengths) <= budget:
         return order
     random.Random(seed).shuffle(order)  # noqa: S311 - a draw, no secret
-    chosen: list[int] = []
-    tokens = 0
-    for index in order:
-        if chosen and tokens + lengths[index] > budget:
-            break
-        chosen.append(index)
-        tokens += lengths[index]
-    return sorted(chosen)
+    sums = itertools.accumulate(lengths[index] for index in order)
+    fitting = sum(1 for _ in itertools.takewhile(lambda tokens: tokens <= budget, sums))
+    return sorted(order[: max(1, fitting)])

@@ -23,11 +23,7 @@ from engine.training.methods.registry import trainer_of_model
 
 
 def find_warm_start(text: str, runs: Path) -> Path:
-    """The folder of the adapter that is meant.
-
-    Args:
-        text: The id of a run of the same owner, a run's folder, or a folder with an adapter.
-        runs: Folder of the owner's runs.
+    """The folder of the adapter that is meant by the id of one of the owner's `runs`, a run's folder, or its own folder.
 
     Raises:
         ConfigError: If there is no adapter.
@@ -43,10 +39,7 @@ def find_warm_start(text: str, runs: Path) -> Path:
 
 
 def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """Give a freshly made adapter the weights of an earlier one.
-
-    Returns:
-        What it replaced, by the parameter's name, for `untrained_base`.
+    """Give a freshly made adapter the weights of an earlier one; returns what they replaced, for `untrained_base`.
 
     Raises:
         ConfigError: If the two are not of the same make.
@@ -82,11 +75,9 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
         if is_out_of_memory(error):
             raise
         raise _refusal("its weights have other shapes than this run's: it belongs to another model.") from error
-    unexpected = list(getattr(result, "unexpected_keys", None) or [])
-    if unexpected:
+    if unexpected := getattr(result, "unexpected_keys", None):
         raise _refusal(f"it adapts {_module(unexpected[0])}, which this run does not; give both the same targets.")
-    missing = [name for name in getattr(result, "missing_keys", None) or [] if name in before]
-    if missing:
+    if missing := [name for name in getattr(result, "missing_keys", None) or [] if name in before]:
         raise _refusal(f"it does not adapt {_module(missing[0])}, as this run does; give both the same targets.")
     train_in_float32(model)
     return before
@@ -96,9 +87,7 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
 def untrained_base(model: Any, replaced: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Make a model its base within the block, whatever its adapter starts from.
 
-    Args:
-        model: With the adapter.
-        replaced: What `load_warm_start` replaced: trained biases are not the adapter's, and stay when it is off.
+    What `load_warm_start` replaced is put back: trained biases are not the adapter's, and stay when it is off.
     """
     parameters = dict(model.named_parameters())
     loaded = {name: parameters[name].data for name in replaced}
