@@ -39,29 +39,26 @@ _LOOK_FOR_REQUESTS_SECONDS = 0.2
 
 
 class RunEvents:
-    """Writes the events of one attempt at the run in a folder.
+    """Writes the events of one attempt at the run in a folder; without a writer, none: another process is the first.
 
     A full disk is waited out: the run pauses until there is room or it is ended. `stop_patience_seconds` is how long a run
     that shall save and end waits for room to save: less than systems leave between SIGTERM and SIGKILL.
     """
 
     def __init__(
-        self, writer: EventWriter, folder: Path, requests: StopRequests, stop_patience_seconds: float = 20.0
+        self, writer: EventWriter | None, folder: Path, requests: StopRequests, stop_patience_seconds: float = 20.0
     ) -> None:
         self._writer = writer
         self._log = folder / EVENTS_FILE
         self._reserve = folder / RESERVE_FILE
         self._requests = requests
         self._stop_patience_seconds = stop_patience_seconds
-        self._begin()
-        self._fill_reserve()
-
-    def _begin(self) -> None:
         self.last_seq = 0
         self.predicted_bytes: int | None = None
         self.objective: Objective = SUPERVISED
         self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
+        self._fill_reserve()
 
     def emit(self, data: EventData) -> None:
         """Write one event; while the disk is full, wait."""
@@ -168,35 +165,22 @@ class RunEvents:
             self._append(WarningData(message=message, code=code))
 
     def _fill_reserve(self) -> None:
-        with contextlib.suppress(OSError):
-            self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._reserve.write_bytes(b"\0" * _RESERVE_BYTES)
 
     def _empty_reserve(self) -> None:
         with contextlib.suppress(OSError):
             self._reserve.unlink()
 
     def _append(self, data: EventData) -> None:
-        faults.reached("events:append")
-        self.last_seq = self._writer.append(data).seq
+        if self._writer is not None:
+            faults.reached("events:append")
+            self.last_seq = self._writer.append(data).seq
 
     def close(self) -> None:
         """Let trackers finish, and give the reserve back."""
         self.trackers.finish()
-        self._empty_reserve()
-        self._writer.close()
-
-
-class SilentEvents(RunEvents):
-    """Events of a process that is not the first of its run: none."""
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def emit(self, data: EventData) -> None:
-        """Write nothing."""
-
-    def last_memory(self) -> None:
-        """Write nothing."""
-
-    def close(self) -> None:
-        """Nothing to close."""
+        if self._writer is not None:
+            self._empty_reserve()
+            self._writer.close()

@@ -107,14 +107,14 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     from engine.training.failure import CancelledError, explain
     from engine.training.placement import MainProcessFailedError, ProcessGroup
     from engine.training.preparation import Attempt
-    from engine.training.reporting import RunEvents, SilentEvents
+    from engine.training.reporting import RunEvents
     from engine.training.session import TrainingSession
     from engine.training.signals import StopRequests
 
     group = ProcessGroup.from_environment()
     requests = StopRequests(folder, group.world_size)
     requests.listen()
-    events = RunEvents(writer, folder.path, requests) if writer is not None else SilentEvents()
+    events = RunEvents(writer, folder.path, requests)
     config, home = None, LoratoryHome(folder.path.parents[2])  # <home>/runs/<owner>/<run>
     try:
         config = folder.read_config()
