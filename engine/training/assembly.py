@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
@@ -192,9 +194,6 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
     into its input, which a compiler cannot follow, and our attention goes from row to row; both stay outside, and what is
     fused are the steps between products.
     """
-    from transformers import AttentionInterface
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     AttentionInterface.register(JOINED_ATTENTION, torch.compiler.disable(joined_attention))
     for module in model.modules():
         if "forward" in vars(module) and hasattr(module, "lora_A"):

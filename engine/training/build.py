@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
+from trl import SFTConfig
 
 from engine.config.rules import MIN_LEARNING_RATE_SHARE, optimizer_name
 from engine.config.run import RunConfig
@@ -27,8 +30,6 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
         ConfigError: If it has fewer layers than there are devices to spread them over.
         ModelError: If its files cannot be loaded, or it is not a causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
     arguments: dict[str, Any] = {
         "dtype": precision.frozen,
         "local_files_only": True,
@@ -88,8 +89,6 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
     Raises:
         ConfigError: If the targets match nothing, or PEFT cannot adapt one of them.
     """
-    from peft import get_peft_model
-
     if config.adapter.traits.trains_all:
         model.requires_grad_(True)
         train_in_float32(model)
@@ -129,8 +128,6 @@ def training_arguments(
     training: TrainingConfig, output_folder: Path, precision: Precision, placement: Placement
 ) -> Any:
     """TRL's `SFTConfig` for our trainer, which batches, evaluates and saves by itself."""
-    from trl import SFTConfig
-
     schedule = {"min_lr_rate": MIN_LEARNING_RATE_SHARE} if training.lr_scheduler_type == "cosine_with_min_lr" else {}
     arguments = SFTConfig(
         output_dir=str(output_folder),

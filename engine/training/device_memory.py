@@ -18,9 +18,7 @@ class DeviceMemory:
 
     kind: str = "cpu"  # as torch calls it
     indexes: tuple[int, ...] = ()  # CUDA devices by torch's number
-    backend: Any = (
-        None  # has the counters: `torch.cuda` or `torch.mps`; None on a processor, whose memory is the process's
-    )
+    backend: Any = None  # has the counters: `torch.cuda` or `torch.mps`
     driver_indexes: tuple[int, ...] = ()  # the same devices by the driver's number, in the same order
     ask_driver: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
     _highest_seen: int = 0  # on Apple's GPU, which keeps no peak
@@ -73,20 +71,19 @@ class DeviceMemory:
         """
         if self.kind != "cuda":
             return None
-        peaks = [self._process(*pair) for pair in zip(self.indexes, self.driver_indexes, strict=False)]
-        return max((peak for peak in peaks if peak is not None), default=None)
+        peaks = []
+        for index, driver_index in zip(self.indexes, self.driver_indexes, strict=False):
+            now = self.ask_driver(driver_index)
+            if now is not None:
+                outside = now - int(self.backend.memory_reserved(index))
+                peaks.append(max(now, outside + self._reserved(index)))
+        return max(peaks, default=None)
 
     def _allocated(self, index: int) -> int:
         return max(int(self.backend.max_memory_allocated(index)), self._highest_allocated[index])
 
     def _reserved(self, index: int) -> int:
         return max(int(self.backend.max_memory_reserved(index)), self._highest_reserved[index])
-
-    def _process(self, index: int, driver_index: int) -> int | None:
-        now = self.ask_driver(driver_index)
-        if now is None:
-            return None
-        return max(now, now - int(self.backend.memory_reserved(index)) + self._reserved(index))
 
     def _look(self) -> int:
         self._highest_seen = max(self._highest_seen, int(self.backend.driver_allocated_memory()))

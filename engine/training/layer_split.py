@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
@@ -32,8 +33,6 @@ def plan_spread(source: ModelSource, config: RunConfig, devices: Sequence[Device
         ConfigError: If there are fewer layers than devices.
         ModelError: If the folder describes no model, or one of whose layers nothing is known.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     shape = inventory_of(read_config(Path(source.location) / "config.json", source.name))
     parts = Estimator(shape, devices[0]).parts(workload_of_run(shape, config, devices[0]), len(devices))
     architecture = AutoConfig.from_pretrained(source.location, trust_remote_code=False, local_files_only=True)

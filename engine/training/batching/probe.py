@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.config.rules import QUERY_TILE
 from engine.data.render.tokenize import TokenizedRow
@@ -135,8 +136,6 @@ def _crossing_length(text_config: Any, max_length: int, device: torch.device) ->
 @contextlib.contextmanager
 def _listening(causal_lm: Any, found: list[torch.Tensor]) -> Iterator[None]:
     """Collect what attention gives until layers of every kind were computed, then end the pass with `_EnoughError`."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
     kinds = list(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ["full_attention"])
     last = max(kinds.index(kind) for kind in set(kinds))

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from engine.config.rules import QUERY_TILE
 
@@ -36,8 +38,6 @@ class JoinedRows:
 
 def register_joined_attention() -> None:
     """Make `JOINED_ATTENTION` known to transformers; it gets no mask, since the lengths suffice."""
-    from transformers import AttentionInterface
-
     AttentionInterface.register(JOINED_ATTENTION, joined_attention)
 
 
@@ -50,9 +50,6 @@ def copy_shared_heads(compute: torch.dtype, cuda_indexes: Sequence[int]) -> None
     Source: `use_gqa_in_sdpa`, transformers/integrations/sdpa_attention.py; `can_use_mem_efficient_attention`,
     aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
     """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     needed = not all(_takes_shared_heads(torch.device("cuda", index), compute) for index in cuda_indexes)
     AttentionInterface.register("sdpa", sdpa_with_copied_heads if needed else sdpa_attention_forward)
 
@@ -69,8 +66,6 @@ def sdpa_with_copied_heads(
 
     One new token shares the heads as they are: the queries of a group become its rows, and a long cache is not copied.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     batch, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
     strange = any(asked.get(name) is not None for name in ("position_bias", "softcap"))

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 
 _LEVELS = 1 << 16  # a probability is held in 16 random bits
 
@@ -59,8 +60,6 @@ def make_lora_quick(model: torch.nn.Module) -> int:
 
     Layers with DoRA or another variant, with a bias of the adapter's own, or with several adapters keep PEFT's.
     """
-    from peft.tuners.lora import LoraLayer
-
     replaced = 0
     for module in model.modules():
         if isinstance(module, LoraLayer) and _is_plain(module):
