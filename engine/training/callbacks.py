@@ -46,35 +46,26 @@ class TrainerHooks:
     between_passes: Callable[[], None] = lambda: None
 
 
+@dataclass(eq=False)
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Turns the cadence, requests to save and end, and a stalled held-out loss into the loop's own controls.
+    """Turns the cadence, requests to save and end, and a stalled held-out loss into the loop's own controls."""
 
-    `measures` says whether there are held-out rows; `progress` returns the trainer's.
-    """
-
-    def __init__(
-        self,
-        training: TrainingConfig,
-        measures: bool,
-        stop_requested: Callable[[], bool],
-        progress: Callable[[], Progress],
-    ) -> None:
-        self._training = training
-        self._measures = measures
-        self._stop_requested = stop_requested
-        self._progress = progress
-        self.cadence: Cadence | None = None
-        self.stopped_on_request = False
-        self.stopped_early = False
+    training: TrainingConfig
+    measures: bool  # there are held-out rows
+    stop_requested: Callable[[], bool]
+    progress: Callable[[], Progress]  # the trainer's
+    cadence: Cadence | None = None
+    stopped_on_request: bool = False
+    stopped_early: bool = False
 
     def has_stalled(self) -> bool:
         """Whether the held-out loss has not improved for as long as was set."""
-        patience = self._training.early_stopping_patience
-        return patience is not None and self._progress().measurements_since_best >= patience
+        patience = self.training.early_stopping_patience
+        return patience is not None and self.progress().measurements_since_best >= patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self.cadence = Cadence.of(self._training, int(state.max_steps), measures=self._measures)
-        if self._stop_requested():
+        self.cadence = Cadence.of(self.training, int(state.max_steps), measures=self.measures)
+        if self.stop_requested():
             control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -83,39 +74,36 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         ends = step >= self.cadence.total_steps
         control.should_evaluate |= self.cadence.measures_at(step)
         control.should_save |= self.cadence.saves_at(step)
-        if self._stop_requested() and not ends:
+        if self.stop_requested() and not ends:
             self.stopped_on_request = True
             control.should_save = control.should_training_stop = ends = True
         # A save is only as good as the loss before it, which must be logged and checked. The
         # measurement comes after the log.
-        may_save = control.should_evaluate and keeps_best(self._training)
+        may_save = control.should_evaluate and keeps_best(self.training)
         control.should_log |= control.should_save or may_save or ends
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Save what may turn out the best, and end the run where the held-out loss has stopped improving."""
-        if self._progress().measurements_since_best == 0 and keeps_best(self._training):
+        if self.progress().measurements_since_best == 0 and keeps_best(self.training):
             control.should_save = True
         if self.has_stalled() and not self.stopped_early:
             self.stopped_early = True
             control.should_save = control.should_training_stop = True
 
 
+@dataclass(eq=False)
 class SkippedSteps(TrainerCallback):  # type: ignore[misc]
     """Watches for optimizer steps that were left out.
 
-    Args:
-        was_skipped: Whether the step that just ended was, as Accelerate knows it.
-        loss_scale: The present scale, on its device; None where losses are not scaled. Fused optimizers skip a step without
-            Accelerate's seeing it, but the scale falls all the same.
+    Fused optimizers skip a step without Accelerate's seeing it, but the scale of the loss falls all the same.
     """
 
-    def __init__(self, was_skipped: Callable[[], bool], loss_scale: Callable[[], torch.Tensor | None]) -> None:
-        self._was_skipped = was_skipped
-        self._loss_scale = loss_scale
-        self._before: torch.Tensor | None = None
-        self._in_a_row: torch.Tensor | int = 0
-        self._total: torch.Tensor | int = 0
-        self._reported = 0
+    was_skipped: Callable[[], bool]  # whether the step that just ended was, as Accelerate knows it
+    loss_scale: Callable[[], torch.Tensor | None]  # on its device; None where losses are not scaled
+    _before: torch.Tensor | None = None
+    _in_a_row: torch.Tensor | int = 0
+    _total: torch.Tensor | int = 0
+    _reported: int = 0
 
     @property
     def in_a_row(self) -> int:
@@ -125,12 +113,12 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """The first step has a scale to compare with as well."""
         if self._before is None:
-            self._remember(self._loss_scale())
+            self._remember(self.loss_scale())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count, and now and then look, as `on_log` does."""
-        skipped: bool | torch.Tensor = self._was_skipped()
-        scale = self._loss_scale()
+        skipped: bool | torch.Tensor = self.was_skipped()
+        scale = self.loss_scale()
         if scale is not None and self._before is not None:
             skipped = (scale < self._before) | skipped
         self._remember(scale)

@@ -36,6 +36,7 @@ from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import load_trained, save_trained
 from engine.training.failure import check_held_out
+from engine.training.methods.base import MethodTrainer
 from engine.training.ops.loss import causal_lm_of
 
 
@@ -49,16 +50,9 @@ class _Interval:
 
 
 class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
-    """Trains a prepared model on tokenized rows.
+    """Trains a prepared model, whose loss is attached (`engine.training.ops.loss`), on tokenized rows.
 
-    Args:
-        model: With adapter, or fully trainable; its loss must be attached (`engine.training.ops.loss`).
-        args: From `engine.training.build`.
-        tokenizer: Saved with what is trained.
-        rows: Rows to train on, and held-out rows.
-        setup: How rows go through the model.
-        hooks: Called when something happens.
-        callbacks: Of transformers; decide when to log, measure, save and stop.
+    Its arguments come from `engine.training.build`. Callbacks of transformers decide when to log, measure, save and stop.
     """
 
     def __init__(
@@ -97,7 +91,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
         self.add_callback(self._skipped)
-        self.add_callback(_MethodSteps(self))
+        self.add_callback(_MethodSteps(setup.method, self.model, self.total_steps))
 
     @property
     def total_steps(self) -> int:
@@ -306,15 +300,16 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 self._scaler.load_state_dict(state_files.load_plain(path))
 
 
+@dataclass(eq=False)
 class _MethodSteps(TrainerCallback):  # type: ignore[misc]
     """Calls the PEFT method before the first step and after each, while gradients are still there."""
 
-    def __init__(self, trainer: LoratoryTrainer) -> None:
-        self._trainer = trainer
-        self._method = trainer._setup.method
+    method: MethodTrainer
+    model: Any
+    total_steps: int
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self._method.begin(self._trainer.model, self._trainer.total_steps)
+        self.method.begin(self.model, self.total_steps)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self._method.after_optimizer_step(self._trainer.model, int(state.global_step) + 1)
+        self.method.after_optimizer_step(self.model, int(state.global_step) + 1)
