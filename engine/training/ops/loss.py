@@ -79,17 +79,11 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
         causal_lm: A causal language model of transformers, below any PEFT wrapper. Without `trained_tokens` its forward
             pass is unchanged.
         through_logits: Compute all logits as the model does, for families that change them in ways unknown here.
-        virtual_inputs: Embeddings that PEFT puts before every row, which positions do not count.
+        virtual_inputs: Embeddings that PEFT puts before every row, which the positions of trained tokens do not count.
     """
     original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
     transform = logit_transform(causal_lm.config.get_text_config())
-
-    def behind(trained_tokens: TrainedTokens, answers: torch.Tensor) -> TrainedTokens:
-        """Count the positions of virtual inputs too; `answers` is (batch, virtual inputs + length, …)."""
-        length = answers.shape[1] - virtual_inputs
-        rows = trained_tokens.positions // length + 1
-        return trained_tokens._replace(positions=trained_tokens.positions + rows * virtual_inputs)
 
     @functools.wraps(type(causal_lm).forward)  # PEFT and generation look at the signature
     def forward(self: Any, *args: Any, trained_tokens: TrainedTokens | None = None, **kwargs: Any) -> Any:
@@ -97,17 +91,16 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
             return original(*args, **kwargs)
         given = {name: value for name, value in kwargs.items() if value is not None}
         if through_logits:
-            logits = original(*args, **given).logits
-            trained_tokens = behind(trained_tokens, logits) if "inputs_embeds" in given else trained_tokens
-            chosen = logits.reshape(-1, logits.shape[-1])[trained_tokens.positions].float()
-            return functional.cross_entropy(chosen, trained_tokens.targets, reduction="sum")
-        hidden = self.base_model(*args, **given, use_cache=False).last_hidden_state
-        trained_tokens = behind(trained_tokens, hidden) if "inputs_embeds" in given else trained_tokens
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        trained_tokens = TrainedTokens(*(each.to(hidden.device) for each in trained_tokens))  # layers may be spread
-        return summed_loss(
-            flat[trained_tokens.positions], trained_tokens.targets, self.get_output_embeddings(), transform
-        )
+            states = original(*args, **given).logits
+        else:
+            states = self.base_model(*args, **given, use_cache=False).last_hidden_state
+        positions, targets = (each.to(states.device) for each in trained_tokens)  # layers may be spread
+        if "inputs_embeds" in given:  # of (batch, virtual inputs + length, …)
+            positions = positions + (positions // (states.shape[1] - virtual_inputs) + 1) * virtual_inputs
+        chosen = states.reshape(-1, states.shape[-1])[positions]
+        if through_logits:
+            return functional.cross_entropy(chosen.float(), targets, reduction="sum")
+        return summed_loss(chosen, targets, self.get_output_embeddings(), transform)
 
     causal_lm.forward = types.MethodType(forward, causal_lm)
 
@@ -123,14 +116,12 @@ def summed_loss(
         head: The output layer; a frozen linear one takes the quick path, any other is computed again for its gradient.
         transform: What the model does to the head's output.
     """
-    weight = getattr(head, "weight", None)
-    is_frozen_linear = type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters())
-    if is_frozen_linear and weight is not None:
+    if type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters()):
         with torch.autocast(hidden.device.type, enabled=False):  # it would take the float32 sums for products
-            loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, weight, getattr(head, "bias", None), targets, transform)
+            loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform)
         return loss
     total = hidden.new_zeros((), dtype=torch.float32)
-    width = getattr(head, "out_features", None) or weight.shape[0]  # type: ignore[union-attr]
+    width = getattr(head, "out_features", None) or head.weight.shape[0]
     for start, end in _chunks(hidden, width):
         piece = (hidden[start:end], targets[start:end], head, transform)
         if torch.is_grad_enabled():
