@@ -190,9 +190,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def measure_held_out(self) -> EvalData:
         """Return the mean loss over the trained tokens of the held-out rows, in nats."""
         began = time.perf_counter()
-        settings = self._setup.settings
-        rows, lengths = self._rows.held_out, self._rows.held_out_lengths
-        own = list(range(settings.rank, len(rows), settings.world_size))
+        rows = self._rows.held_out
         was_training = self.model.training
         self.model.eval()
         for module in self.model.modules():
@@ -202,12 +200,12 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         summed = torch.zeros((), dtype=torch.float64)
         tokens = 0
         with torch.no_grad():
-            for one in StepBatches(rows, self._setup).measured(own, lengths):
+            for one in StepBatches(rows, self._setup).measured():
                 self.hooks.between_passes()
                 summed += self._summed_loss(self.model, one.to(self.args.device)).cpu().double()  # MPS has no float64
                 tokens += self._setup.objective.count(one)
         self.model.train(was_training)
-        if settings.world_size > 1:
+        if self.accelerator.num_processes > 1:
             both = torch.tensor([float(summed), float(tokens)], dtype=torch.float64, device=self.args.device)
             both = self.accelerator.reduce(both, reduction="sum")
             summed, tokens = both[0].cpu(), int(both[1])

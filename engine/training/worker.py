@@ -1,8 +1,7 @@
 """The process that trains: `python -P -m engine.training.worker RUN_DIR`.
 
 It holds the run's lock for life and reports through the event log alone. Under Accelerate, torchrun or Slurm, the first
-process does so for all. Exit codes: 0 finished or stopped, 1 failed
-(the log has the reason), 2 wrong usage, 3 another worker has the run, 130 cancelled.
+process does so for all.
 """
 
 import contextlib
@@ -22,10 +21,10 @@ from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
 from engine.runs.run import RunFolder
 
-EXIT_FINISHED = 0
-EXIT_FAILED = 1
+EXIT_FINISHED = 0  # or stopped
+EXIT_FAILED = 1  # the log has the reason
 EXIT_USAGE = 2
-EXIT_HELD_BY_ANOTHER = 3
+EXIT_HELD_BY_ANOTHER = 3  # another worker has the run
 EXIT_CANCELLED = 130
 
 _ENVIRONMENT = {
@@ -81,22 +80,19 @@ def _prepare_environment() -> None:
         warnings.filterwarnings("ignore", f"`{name}` is deprecated", FutureWarning)
 
 
-def keep_freed_memory() -> bool:
-    """Let large tensors on a CPU reuse memory that earlier ones freed; return whether the system can.
+def keep_freed_memory() -> None:
+    """Let large tensors on a CPU reuse memory that earlier ones freed, where the C library can.
 
     glibc maps every block beyond 32 MiB again and unmaps it when it is freed. The kernel then clears each page again, in
     every layer of every step, which costs a tenth of a training step.
 
     Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # a C library without it, such as musl
-        return False
-    results = [mallopt(option, _LARGEST_INT) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
-    return results == [1, 1]
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it, such as musl
+            mallopt = ctypes.CDLL(None).mallopt
+            for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+                mallopt(option, _LARGEST_INT)
 
 
 def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:

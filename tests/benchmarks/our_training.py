@@ -67,7 +67,7 @@ def train_ours(recipe: Recipe) -> Trial:
         model=model,
         args=training_arguments(config.training, Path("/dev/shm/train-speed"), precision, placement),
         tokenizer=prepared.tokenizer,
-        rows=TrainerRows(data.train, data.train.lengths(), data.held_out, data.held_out.lengths()),
+        rows=TrainerRows(data.train, data.train.lengths(), data.held_out),
         setup=assembly.setup,
         hooks=TrainerHooks(logged=remember),
     )

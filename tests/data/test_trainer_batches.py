@@ -113,7 +113,7 @@ def trainer_of(tmp_path_factory):
         args = training_arguments(config.training, tmp_path_factory.mktemp("trainer"), precision, placement)
         at_random = {"packing": batch.packing, "train_sampling_strategy": "random"}
         settings = PlanSettings(config.training.model_copy(update=at_random), batch.batching)
-        rows = TrainerRows(prepared.train, prepared.train.lengths(), prepared.held_out, prepared.held_out.lengths())
+        rows = TrainerRows(prepared.train, prepared.train.lengths(), prepared.held_out)
         setup = TrainerSetup(settings, tokenizer.pad_token_id)
         return LoratoryTrainer(model, args, tokenizer, rows, setup, TrainerHooks())
 

@@ -78,10 +78,7 @@ def test_a_loss_over_pairs_trains_and_is_averaged_over_pairs(tiny_model_folder, 
 
 def test_held_out_pairs_are_measured_by_the_same_loss(tiny_model_folder, tmp_path):
     built = trained_on_pairs(tiny_model_folder, tmp_path)
-    pairs = make_pairs(3)
-    built.trainer._rows = dataclasses.replace(
-        built.trainer._rows, held_out=pairs, held_out_lengths=[len(pair.input_ids) for pair in pairs]
-    )
+    built.trainer._rows = dataclasses.replace(built.trainer._rows, held_out=make_pairs(3))
 
     measured = built.trainer.measure_held_out()
 

@@ -108,9 +108,7 @@ def make_training(
         model=model,
         args=training_arguments(config.training, folder, precision, placement),
         tokenizer=tokenizer,
-        rows=TrainerRows(
-            rows, [len(r.input_ids) for r in rows], held_out or [], [len(r.input_ids) for r in held_out or []]
-        ),
+        rows=TrainerRows(rows, [len(r.input_ids) for r in rows], held_out or []),
         setup=assembly.setup,
         hooks=hooks,
         callbacks=callbacks,

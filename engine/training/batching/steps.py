@@ -28,7 +28,6 @@ class TrainerRows:
     train: Sequence[TokenizedRow]
     train_lengths: Sequence[int]
     held_out: Sequence[TokenizedRow]
-    held_out_lengths: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,11 @@ class StepBatches:
         passes = [(self._tensors(one.rows), one.is_trained) for one in step.passes]
         return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes))
 
-    def measured(self, rows: list[int], lengths: Sequence[int]) -> Iterator[PassTensors]:
-        """Passes over the held-out rows; nothing is kept for a backward pass, but no more is risked either."""
+    def measured(self) -> Iterator[PassTensors]:
+        """Passes over this process's share of the rows; none is larger than in training, where a backward pass follows."""
         settings = self._setup.settings
-        rows.sort(key=lambda row: -lengths[row])
+        lengths = [len(row.input_ids) for row in self._rows]
+        rows = sorted(range(settings.rank, len(lengths), settings.world_size), key=lambda row: -lengths[row])
         if settings.batching == "joined":
             return (self._tensors(one.rows) for one in join_rows(rows, lengths, settings.tokens_per_pass))
         size = settings.training.per_device_train_batch_size
@@ -153,8 +153,7 @@ def choose_rows(data: PreparedDataset, settings: PlanSettings) -> TrainerRows:
     if training.max_steps > 0:
         epochs = training.max_steps / EpochPlanner(lengths, settings).steps_per_epoch
     measured = choose_measured(data.held_out.lengths(), int(sum(lengths) * epochs), training.seed)
-    held_out = [data.held_out[index] for index in measured]
-    return TrainerRows(data.train, lengths, held_out, [len(row.input_ids) for row in held_out])
+    return TrainerRows(data.train, lengths, [data.held_out[index] for index in measured])
 
 
 def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> list[int]:
