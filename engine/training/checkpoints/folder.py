@@ -4,9 +4,10 @@ A checkpoint holds everything that the next step depends on: adapter, optimizer,
 data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,7 @@ def write_checkpoint(folder: Path, manifest: Manifest, fill: Callable[[Path], No
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = folder / f"step-{manifest.step}"
-    aside = final.with_name(f"{_UNFINISHED_PREFIX}{final.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(mode=0o700)
-        faults.reached("checkpoint:begun", aside)
-        fill(aside)
-        faults.reached("checkpoint:filled", aside)
+    with _filled_aside(final, fill, "checkpoint") as aside:
         manifest = manifest.model_copy(update={"files": describe_files(aside)})
         _to_disk(aside)
         faults.reached("checkpoint:on_disk", aside)
@@ -63,10 +58,23 @@ def write_checkpoint(folder: Path, manifest: Manifest, fill: Callable[[Path], No
         aside.rename(final)
         faults.reached("checkpoint:renamed", final)
         fsync_folder(folder)
+    return Checkpoint(manifest.step, final, manifest)
+
+
+@contextlib.contextmanager
+def _filled_aside(target: Path, fill: Callable[[Path], None], place: str) -> Iterator[Path]:
+    """Make and fill a folder next to the one that it becomes; it is removed if that fails."""
+    aside = target.with_name(f"{_UNFINISHED_PREFIX}{target.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(mode=0o700)
+        faults.reached(f"{place}:begun", aside)
+        fill(aside)
+        faults.reached(f"{place}:filled", aside)
+        yield aside
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return Checkpoint(manifest.step, final, manifest)
 
 
 def rotate(folder: Path, keep: int, best_step: int | None) -> None:
@@ -98,29 +106,22 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         OSError: If the disk is full or fails; the earlier folder is then still there.
     """
-    aside = target.with_name(f"{_UNFINISHED_PREFIX}{target.name}")
     old = target.with_name(f"{_DOOMED_PREFIX}{target.name}")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(mode=0o700)
-        faults.reached("folder:begun", aside)
-        fill(aside)
-        faults.reached("folder:filled", aside)
-        _to_disk(aside)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        faults.reached("folder:between", target)
-        aside.rename(target)
-        fsync_folder(target.parent)
-    except BaseException:
-        restore_folder(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        with _filled_aside(target, fill, "folder") as aside:
+            _to_disk(aside)
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+            faults.reached("folder:between", target)
+            aside.rename(target)
+            fsync_folder(target.parent)
+    finally:
+        restore_folder(target)  # where it failed in between
 
 
 def restore_folder(target: Path) -> None:
-    """Bring back the earlier folder after an interrupted `replace_folder`."""
+    """Bring back the earlier folder after an interrupted `replace_folder`, and remove what is left of it."""
     old = target.with_name(f"{_DOOMED_PREFIX}{target.name}")
     if not target.exists() and old.is_dir():
         old.rename(target)
@@ -141,11 +142,8 @@ def _to_disk(folder: Path) -> None:
         if path.is_dir():
             fsync_folder(path)
         elif path.is_file():
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with path.open("rb+") as file:
+                os.fsync(file)
     fsync_folder(folder)
 
 
