@@ -150,10 +150,8 @@ def with_liger(
     return []
 
 
-def why_not_compiled(config: RunConfig, placement: Placement) -> str | None:
-    """Why torch.compile is not used although the settings ask for it, in words; None where it is used or not wanted."""
-    if not config.training.torch_compile:
-        return None
+def why_not_compiled(placement: Placement) -> str | None:
+    """Why torch.compile cannot be used, in words; None where it can."""
     if placement.torch_device.type != "cuda":
         return "torch.compile helps on CUDA only: on a processor it costs more than it gains; running without it."
     if placement.spread:
@@ -165,9 +163,10 @@ def why_not_compiled(config: RunConfig, placement: Placement) -> str | None:
 
 def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassTensors) -> list[str]:
     """Compile the layers where wanted, and try them forward and backward; return notes for the person."""
-    refused = why_not_compiled(config, placement)
-    if refused is not None or not config.training.torch_compile:
-        return [refused] if refused else []
+    if not config.training.torch_compile:
+        return []
+    if (refused := why_not_compiled(placement)) is not None:
+        return [refused]
     model, before = probe.model, probe.loss(rows)
     compile_layers(model)
     one = rows.to(next(model.parameters()).device)

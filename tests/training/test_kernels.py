@@ -63,7 +63,7 @@ def test_nothing_is_said_where_nothing_was_asked_for(tiny_model_folder, tmp_path
     config = make_config(tiny_model_folder)
 
     assert noted_on_liger("llama", config, PROCESSOR) == []
-    assert why_not_compiled(config, PROCESSOR) is None
+    assert make_training(config, make_rows(8), tmp_path).assembly.notes == ()
 
 
 def test_what_is_not_installed_is_named(tiny_model_folder, installed):
@@ -71,7 +71,7 @@ def test_what_is_not_installed_is_named(tiny_model_folder, installed):
     installed()
 
     assert "pip install liger-kernel" in noted_on_liger("llama", config)[0]
-    assert "triton" in why_not_compiled(config, GPU)
+    assert "triton" in why_not_compiled(GPU)
 
 
 def test_liger_replaces_everything_but_the_loss(tiny_model_folder, liger):

@@ -103,8 +103,7 @@ class EpochPlanner:
         steps = [units[start : start + size] for start in range(0, len(units), size)]
         if self._order.groups_by_length:
             steps = self._grouped(units, epoch)
-        for step in steps:
-            yield self._step(step)
+        return map(self._step, steps)
 
     def _grouped(self, units: list[tuple[int, ...]], epoch: int) -> list[list[tuple[int, ...]]]:
         """Steps of rows of like length in an order of their own; what fills no step comes last, as it was drawn."""
