@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.config.adapter import AdapterConfig
 from engine.config.methods.registry import method_of_peft_type
+from engine.config.run import AdapterConfig
 from engine.models.source import ModelSource
 from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
