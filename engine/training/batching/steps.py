@@ -147,16 +147,25 @@ class PrefetchedSteps:
 
 
 def choose_rows(data: PreparedDataset, settings: PlanSettings) -> TrainerRows:
-    """Return the rows to train on, and held-out rows: all of them, or an even draw where they would cost too much."""
-    lengths, held_out, training = data.train.lengths(), data.held_out.lengths(), settings.training
+    """Return the rows to train on and those to measure on."""
+    lengths, training = data.train.lengths(), settings.training
     epochs = training.num_train_epochs
     if training.max_steps > 0:
         epochs = training.max_steps / EpochPlanner(lengths, settings).steps_per_epoch
-    budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * int(sum(lengths) * epochs)))
-    measured = list(range(len(held_out)))
-    if sum(held_out) > budget:
-        random.Random(training.seed).shuffle(measured)  # noqa: S311 - a draw, no secret
-        sums = itertools.accumulate(held_out[index] for index in measured)
-        fitting = sum(1 for _ in itertools.takewhile(lambda tokens: tokens <= budget, sums))
-        measured = sorted(measured[: max(1, fitting)])
+    measured = choose_measured(data.held_out.lengths(), int(sum(lengths) * epochs), training.seed)
     return TrainerRows(data.train, lengths, [data.held_out[index] for index in measured])
+
+
+def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> list[int]:
+    """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
+
+    `train_tokens` are those of all training steps, masked ones and repetitions included.
+    """
+    budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * train_tokens))
+    order = list(range(len(lengths)))
+    if sum(lengths) <= budget:
+        return order
+    random.Random(seed).shuffle(order)  # noqa: S311 - a draw, no secret
+    sums = itertools.accumulate(lengths[index] for index in order)
+    fitting = sum(1 for _ in itertools.takewhile(lambda tokens: tokens <= budget, sums))
+    return sorted(order[: max(1, fitting)])
