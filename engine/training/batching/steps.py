@@ -1,6 +1,5 @@
 """Steps as the training loop takes them: looked up, joined or padded, in the order that was planned."""
 
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -159,13 +158,21 @@ def choose_rows(data: PreparedDataset, settings: PlanSettings) -> TrainerRows:
 def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> list[int]:
     """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
 
-    `train_tokens` are those of all training steps, masked ones and repetitions included.
+    Args:
+        lengths: Tokens of each held-out row.
+        train_tokens: Tokens of all training steps, masked ones and repetitions included.
+        seed: Of the draw.
     """
     budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * train_tokens))
     order = list(range(len(lengths)))
     if sum(lengths) <= budget:
         return order
     random.Random(seed).shuffle(order)  # noqa: S311 - a draw, no secret
-    sums = itertools.accumulate(lengths[index] for index in order)
-    fitting = sum(1 for _ in itertools.takewhile(lambda tokens: tokens <= budget, sums))
-    return sorted(order[: max(1, fitting)])
+    chosen: list[int] = []
+    tokens = 0
+    for index in order:
+        if chosen and tokens + lengths[index] > budget:
+            break
+        chosen.append(index)
+        tokens += lengths[index]
+    return sorted(chosen)
