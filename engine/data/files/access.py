@@ -1,5 +1,6 @@
 """Opening files: which may be read, what gzip holds, whether a file is still the same, and what is cached about it."""
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -234,8 +235,6 @@ def _write(path: Path, folder: Path) -> Path:
 def _remove_old(folder: Path) -> None:
     oldest = time.time() - 7 * 24 * 3600.0
     for file in folder.iterdir():
-        try:
+        with contextlib.suppress(OSError):  # another process was quicker, or reads it
             if file.stat().st_mtime < oldest:
                 file.unlink()
-        except OSError:  # another process was quicker, or reads it
-            continue

@@ -120,30 +120,24 @@ class XlsxRows(BinaryRows):
 
     def _read_header(self) -> dict[int, str]:
         """Return names of columns by their numbers; empty for a sheet without rows."""
-        for _, cells in self._rows():
-            names = {column: text.strip() for column, text in cells.items() if text.strip()}
-            if names:
-                return dict(sorted(names.items()))
-        return {}
+        _, cells = next(self._rows(), (0, {}))
+        return {column: text.strip() for column, text in sorted(cells.items()) if text.strip()}
 
     def _read(self) -> Iterator[Record]:
         row = -1
-        for line, cells in self._rows():
-            if not any(text.strip() for text in cells.values()):
-                continue
-            row += 1
-            if row == 0:  # the header
+        for row, (line, cells) in enumerate(self._rows(), start=-1):
+            if row < 0:  # the header
                 continue
             value = {name: cells.get(column, "") for column, name in self._header.items()}
             size = sum(map(len, value.values()))
             if size > MAX_ROW_BYTES:
-                yield bad_record(Position(row - 1, line, 0), b"", "too_long", too_long(size))
+                yield bad_record(Position(row, line, 0), b"", "too_long", too_long(size))
             else:
-                yield Record(row - 1, line, value)
-        self.total_rows = max(0, row)
+                yield Record(row, line, value)
+        self.total_rows = row + 1
 
     def _rows(self) -> Iterator[tuple[int, dict[int, str]]]:
-        """Yield rows of the sheet: their numbers in it, and the texts of their cells by the numbers of columns."""
+        """Yield rows that are not blank: their numbers in the sheet, and texts of cells by the numbers of columns."""
         from openpyxl.worksheet._reader import DATA_TAG, ROW_TAG
         from openpyxl.xml.functions import iterparse
 
@@ -160,7 +154,9 @@ class XlsxRows(BinaryRows):
                 elif element.tag == ROW_TAG and event == "end":
                     line, cells = parser.parse_row(element)
                     self.bytes_read = round((self.size_bytes or 0) * guarded.bytes_read / size)
-                    yield line, {cell["column"]: _text(cell["value"]) for cell in cells}
+                    texts = {cell["column"]: _text(cell["value"]) for cell in cells}
+                    if any(map(str.strip, texts.values())):
+                        yield line, texts
                     if rows is not None:
                         rows.clear()  # else every row leaves its empty element behind
 

@@ -53,7 +53,7 @@ class Table(NamedTuple):
 
 
 class Evidence(IntEnum):
-    """What speaks for a format; of formats that fit as many rows, the least value is chosen."""
+    """What speaks for a format; of formats that fit as many rows, the least is chosen; beyond COLUMNS, it is a guess."""
 
     TURNS = 0  # a list of turns under one of its usual names
     COLUMNS = 1  # the columns of the format by their own names
@@ -111,25 +111,20 @@ class DataFormat(ABC):
         columns = (table.names[name] for name in SYSTEM_NAMES if name in table.names)
         return next(filter(table.is_text, columns), None)
 
-    def detected(
-        self, columns: Mapping[str, str], reason: str, table: Table, *, evidence: Evidence, sure: bool = True
-    ) -> Detection:
+    def detected(self, columns: Mapping[str, str], reason: str, table: Table, evidence: Evidence) -> Detection:
         """Return a detection with the optional columns added; those under other names are a guess."""
-        found = Detection(self.name, reason, columns, sure, evidence)
-        all_columns = dict(columns)
-        guessed = []
+        found = Detection(self.name, reason, columns, evidence <= Evidence.COLUMNS, evidence)
         for column in self.columns:
-            if column.role in all_columns:
+            if column.role in found.columns:
                 continue
             own = table.names.get(column.role)
-            name = own if own not in all_columns.values() else None  # such as the question, which an input may be
-            if name is None:
-                name = self.optional_column(column.role, replace(found, columns=all_columns), table)
+            name = own if own not in found.columns.values() else None  # such as the question, which an input may be
+            name = self.optional_column(column.role, found, table) if name is None else name
             if name is not None:
-                all_columns[column.role] = name
-                guessed += [f"{name} is read as {column.role}"] if name != own else []
-        reason = "; ".join([reason, *guessed])
-        return replace(found, columns=all_columns, reason=reason, sure=sure and not guessed)
+                found = replace(found, columns={**found.columns, column.role: name})
+            if name not in (None, own):
+                found = replace(found, reason=f"{found.reason}; {name} is read as {column.role}", sure=False)
+        return found
 
 
 class Cells:

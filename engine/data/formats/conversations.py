@@ -40,8 +40,7 @@ class TurnLists(DataFormat):
 
     def _detected_turns(self, name: str, table: Table, evidence: Evidence) -> Detection:
         reason = f"a list {name} of {' and '.join(self.turn_fields)}"
-        sure = evidence is Evidence.TURNS
-        return self.detected({self.turn_column: name}, reason, table, evidence=evidence, sure=sure)
+        return self.detected({self.turn_column: name}, reason, table, evidence)
 
 
 class ShareGPT(TurnLists):
@@ -65,7 +64,7 @@ class Messages(TurnLists):
     def detect(self, table: Table) -> list[Detection]:
         found = super().detect(table)
         for name in _usual_columns(table):
-            if _first_turns(name, table) is None and any(begins_like_turns(row.get(name)) for row in table.rows):
+            if _first_turns(name, table) is None and any(map(begins_like_turns, table.cells(name))):
                 # Text that only looks like JSON is not plain text: each row then reports what is wrong with it.
                 reason = f"a list {name} that is not valid JSON"
                 found.append(Detection(self.name, reason, {"messages": name}, sure=False, evidence=Evidence.TURNS))
@@ -78,7 +77,7 @@ def _usual_columns(table: Table) -> Iterator[str]:
 
 
 def _first_turns(name: str, table: Table) -> list[Any] | None:
-    return next((turns for row in table.rows if (turns := turn_list(row.get(name))) is not None), None)
+    return next((turns for turns in map(turn_list, table.cells(name)) if turns is not None), None)
 
 
 SHAREGPT = ShareGPT()

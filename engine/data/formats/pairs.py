@@ -47,7 +47,7 @@ class Pairs(DataFormat):
     def _detected_pair(self, pair: tuple[str, str], words: str, table: Table, evidence: Evidence) -> Detection:
         columns = dict(zip(self.required, pair, strict=True))
         reason = f"the columns {pair[0]} and {pair[1]}{words}"
-        return self.detected(columns, reason, table, evidence=evidence, sure=evidence is Evidence.COLUMNS)
+        return self.detected(columns, reason, table, evidence)
 
 
 def _question_and_answer(table: Table) -> tuple[str, str] | None:

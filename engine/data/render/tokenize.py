@@ -55,11 +55,7 @@ class Encoded:
             return None
         # Control tokens split a text before anything else is merged, so it is enough to compare from the last one on.
         controls = control_token_ids(tokenizer)
-        back = first
-        while back > 0:
-            back -= 1
-            if self.ids[back] in controls:
-                break
+        back = next((token for token in range(first - 1, -1, -1) if self.ids[token] in controls), 0)
         begin = self.starts[back] if first else 0
         alone = _ids_alone(self.text[begin:character], tokenizer)
         return first if alone == self.ids[back:first] else None
@@ -87,9 +83,9 @@ class Encoded:
         return pieces
 
 
-def encode(text: str, tokenizer: ChatTokenizer, *, add_special_tokens: bool = False) -> Encoded:
+def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
     """Tokenize one text."""
-    return encode_many([text], tokenizer, add_special_tokens=add_special_tokens)[0]
+    return encode_many([text], tokenizer)[0]
 
 
 def encode_many(texts: Sequence[str], tokenizer: ChatTokenizer, *, add_special_tokens: bool = False) -> list[Encoded]:

@@ -77,18 +77,14 @@ class TurnRenderer:
         before: Turn | None = None
         windows_hold = True
         while number < len(indexes):
-            block: list[Turn] = []
+            block: Sequence[Turn | None] = ()
             if windows_hold and number >= _WHOLE_TURNS and before is not None:
                 block = self._block(indexes[number - 1 : number + max(1, number // 2)], before)
                 windows_hold = bool(block)
-            if block:
-                yield from block
-                before = block[-1]
-                number += len(block)
-                continue
-            before = self.turn(indexes[number])
-            yield before
-            number += 1
+            block = block or [self.turn(indexes[number])]
+            yield from block
+            before = block[-1]
+            number += len(block)
 
     def turn(self, index: int) -> Turn | None:
         """Return the assistant turn at `index`, by the whole conversation up to it."""
