@@ -179,9 +179,9 @@ def _default_template(tokenizer: ChatTokenizer) -> str:
 def _freeze_date(tokenizer: ChatTokenizer, notes: list[str]) -> None:
     template = tokenizer.chat_template
     if isinstance(template, dict):
-        frozen: Any = {name: _without_clock(text) for name, text in template.items()}
+        frozen: Any = {name: without_clock(text) for name, text in template.items()}
     else:
-        frozen = _without_clock(template)
+        frozen = without_clock(template)
     if frozen != template:
         tokenizer.chat_template = frozen
         notes.append(
@@ -190,7 +190,7 @@ def _freeze_date(tokenizer: ChatTokenizer, notes: list[str]) -> None:
         )
 
 
-def _without_clock(template: str) -> str:
+def without_clock(template: str) -> str:
     """Replace calls of strftime_now by the fixed date; a call whose format is computed gets a macro of that name."""
     frozen = _DATE_CALL.sub(lambda match: repr(FROZEN_DATE.strftime(match["format"])), template)
     if re.search(r"strftime_now\s*\(", frozen) and _DATE_MACRO not in frozen:

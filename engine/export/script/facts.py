@@ -16,7 +16,6 @@ from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.data.formats import FORMATS
 from engine.data.formats.base import TURN_FIELDS
 from engine.data.formats.turns import ROLES
-from engine.data.render.template import FROZEN_DATE
 from engine.export.script.model_facts import ModelFacts, TokenizerFacts
 
 FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs", "parquet", "hub"]
@@ -139,7 +138,6 @@ class ScriptFacts:
     results: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()  # what the script does otherwise than the run, in sentences
     looks_ahead_after: ClassVar[int] = 8  # answers of one row, beyond which the cut is looked for
-    frozen_date: ClassVar[str] = FROZEN_DATE.isoformat()
 
     @property
     def data_location(self) -> str | list[str]:

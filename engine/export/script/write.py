@@ -22,6 +22,7 @@ from engine.runs.run import RunFolder
 _WORKER = "engine.export.script.worker"
 _MODULES = (
     "engine.data.passes.split",
+    "engine.data.render.template",
     "engine.training.batching.plan",
     "engine.training.batching.steps",
     *(f"{_WORKER}.{name}" for name in ("rows", "encoding", "train")),

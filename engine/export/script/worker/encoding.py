@@ -1,7 +1,6 @@
 """The part of a script that loads the tokenizer and turns rows into token ids and labels, as `engine.data` does."""
 
 import bisect
-import datetime
 import functools
 import os.path
 import re
@@ -10,27 +9,15 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from engine.data.render.template import without_clock
 from engine.export.script.facts import facts
 from engine.export.script.worker.rows import Message
 
 MODEL = facts.model.location  # a Hub id or a folder
 REVISION = facts.model.revision  # commit on the Hub
 CHAT_TEMPLATE = facts.model.tokenizer.written_template
-DATE = facts.frozen_date  # of all conversations, for templates that ask for it
 MAX_LENGTH = facts.config.training.max_length  # tokens; longer rows are truncated
 WORDS = ("Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz")
-
-
-def fix_date(template: Any) -> Any:
-    """Return a chat template that writes DATE where it would write today's."""
-    if isinstance(template, dict):  # several, with names
-        return {name: fix_date(text) for name, text in template.items()}
-    date = datetime.date.fromisoformat(DATE)
-    call = r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)"""
-    template = re.sub(call, lambda found: repr(date.strftime(found[2])), template)
-    if not re.search(r"strftime_now\s*\(", template):
-        return template
-    return "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
 
 
 def load_tokenizer(name: str) -> Any:
@@ -57,7 +44,11 @@ def load_tokenizer(name: str) -> Any:
     if facts.model.tokenizer.default_template == "never" and facts.model.tokenizer.template is not None:
         tokenizer.chat_template = CHAT_TEMPLATE
     if facts.model.tokenizer.has_clock:
-        tokenizer.chat_template = fix_date(tokenizer.chat_template)
+        template = tokenizer.chat_template
+        if isinstance(template, dict):  # several, with names
+            tokenizer.chat_template = {name: without_clock(text) for name, text in template.items()}
+        else:
+            tokenizer.chat_template = without_clock(template)
     return tokenizer
 
 
