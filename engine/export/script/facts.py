@@ -7,7 +7,7 @@ form of a script passes on is in `NOT_EXPORTED`, with the reason.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from engine.config.methods.base import Source
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
@@ -137,7 +137,6 @@ class ScriptFacts:
     run_rows: RunRows = RunRows()  # noqa: RUF009 - cannot be changed
     results: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()  # what the script does otherwise than the run, in sentences
-    looks_ahead_after: ClassVar[int] = 8  # answers of one row, beyond which the cut is looked for
 
     @property
     def data_location(self) -> str | list[str]:

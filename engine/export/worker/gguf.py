@@ -8,7 +8,6 @@ import importlib.util
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,14 +57,9 @@ class WrittenGguf(NamedTuple):
     tokenizer: TalkingTokenizer
     implied_bos: str  # what llama.cpp puts in front of a prompt by itself
 
-    def finish(self, *, keep_merged: bool) -> None:
-        """Remove the merged model, unless it is to be kept."""
-        if not keep_merged:
-            shutil.rmtree(self.merged)
-
 
 def write_gguf(export: ExportUnderWay) -> WrittenGguf:
-    """Merge, convert, and write the Modelfile; the merged model stays until `WrittenGguf.finish`.
+    """Merge, convert, and write the Modelfile; the merged model stays, for the comparison.
 
     Raises:
         ModelError: If it cannot be merged, or the converter is missing or does not know the model.

@@ -5,6 +5,7 @@ Each kind of export is written, loaded again and compared with the live run.
 
 import gc
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -136,7 +137,8 @@ def _write_gguf(export: ExportUnderWay) -> Verification | None:
     elif export.order.settings.verify:
         export.report("verifying", "Comparing the file with the merged model.")
         export.notes.append(look_into(written))
-    written.finish(keep_merged=export.order.settings.keep_merged)
+    if not export.order.settings.keep_merged:
+        shutil.rmtree(written.merged)
     return verified
 
 

@@ -305,7 +305,7 @@ def encode(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
         return [{"input_ids": ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]}]
     # Usually one sequence, in which every answer is trained. Some templates rewrite earlier turns (they drop their
     # reasoning, for example): a turn that is not in the text word for word becomes a sequence of its own.
-    if facts.data.most_answers > facts.looks_ahead_after:
+    if facts.data.most_answers > 8:
         waiting = list(turns_before_cut(row, sent, tokenizer))
     else:
         waiting = [prompt_and_answer(row, sent, index, tokenizer) for index in answer_places(row)]
