@@ -115,13 +115,13 @@ def literal(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{literal(key)}: {literal(one)}' for key, one in value.items())}}}"
+        return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
     if isinstance(value, set):
-        return f"{{{', '.join(map(literal, sorted(value)))}}}" if value else "set()"
+        return "{" + ", ".join(map(literal, sorted(value))) + "}" if value else "set()"
     if isinstance(value, list):
-        return f"[{', '.join(map(literal, value))}]"
+        return "[" + ", ".join(map(literal, value)) + "]"
     if isinstance(value, tuple) and len(value) > 1:
-        return f"({', '.join(map(literal, value))})"
+        return "(" + ", ".join(map(literal, value)) + ")"
     raise TypeError(f"{type(value).__name__} has no literal.")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from engine.chat.contract import PromptView
@@ -208,9 +209,9 @@ def draft_answers(
     if branch.virtual_tokens:
         return [()] * len(prompts)
     branch.holder.switch_to(branch.adapter)
-    width, device = max(len(prompt.ids) for prompt in prompts), branch.holder.model.device
-    ids = torch.tensor([[0] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts], device=device)
+    rows = [torch.tensor(prompt.ids, device=branch.holder.model.device) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     # Whatever a model's own generation settings say, this is about the token that comes first.
     settings = GenerationConfig(
         do_sample=False,
