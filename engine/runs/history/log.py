@@ -127,17 +127,12 @@ class EventWriter:
         self.close()
 
 
-def read_events(path: Path, offset: int = 0, max_bytes: int | None = None) -> EventBatch:
-    """Read what was written at or after `offset`; a half-written last line is left for the next read.
+def read_events(path: Path, offset: int = 0) -> EventBatch:
+    """Read what was written at or after `offset`: 0, or `next_offset` of an earlier batch.
 
-    Lines that are no event of a known kind are skipped.
-
-    Args:
-        path: The log; a missing one holds nothing yet.
-        offset: 0, or `next_offset` of an earlier batch.
-        max_bytes: Read about so much at most (always at least one line); None reads to the end.
+    A missing log holds nothing yet. Lines that are no event of a known kind are skipped.
     """
-    lines, next_offset = read_lines(path, offset, max_bytes)
+    lines, next_offset = read_lines(path, offset)
     return EventBatch(tuple(event for event in map(parse_event, lines) if event is not None), next_offset)
 
 
@@ -149,7 +144,10 @@ class LineBatch(NamedTuple):
 
 
 def read_lines(path: Path, offset: int = 0, max_bytes: int | None = None) -> LineBatch:
-    """Complete raw lines at or after `offset`; for readers that need not build every event."""
+    """Return the complete raw lines at or after `offset`; a half-written last line is left for the next read.
+
+    About `max_bytes` are read at most, and always at least one line; None reads to the end.
+    """
     try:
         with path.open("rb") as file:
             file.seek(offset)

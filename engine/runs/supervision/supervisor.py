@@ -20,6 +20,8 @@ from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 
 Role = Literal["stopped", "supervising", "standing_by"]
 
+_IDENTITY = "supervisor.json"  # means something only while the supervisor's lock is held
+
 _log = logging.getLogger(__name__)
 
 
@@ -83,7 +85,7 @@ class Supervisor:
         while not self._ending.is_set():
             try:
                 if not is_announced:
-                    write_atomically(_record_of(self._home), ProcessIdentity.current().model_dump_json())
+                    write_atomically(self._home.server / _IDENTITY, ProcessIdentity.current().model_dump_json())
                     is_announced = True
                 loop.tick()
                 housekeeping.tick()
@@ -144,16 +146,11 @@ class SupervisorLoop:
         self._scheduler.explain_waiting(plan.reasons)
 
 
-def _record_of(home: LoratoryHome) -> Path:
-    """The identity of the supervisor, which means something only while its lock is held."""
-    return home.server / "supervisor.json"
-
-
 def supervisor_of(home: LoratoryHome) -> ProcessIdentity | None:
     """Return the process that supervises a home at present; None where none does."""
     if not FileLock(home.server / "supervisor.lock").is_held_by_another():
         return None
-    return read_model(_record_of(home), ProcessIdentity)
+    return read_model(home.server / _IDENTITY, ProcessIdentity)
 
 
 def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
