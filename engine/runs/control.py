@@ -1,7 +1,4 @@
-"""What people do with a run: requests, which the worker looks at and the supervisor enforces, and notes about it.
-
-Anyone who may see a run may do both.
-"""
+"""What anyone who may see a run may do: requests, which its worker looks at and its supervisor enforces, and notes."""
 
 import contextlib
 from collections.abc import Iterator

@@ -76,9 +76,6 @@ def _sort_value(summary: RunSummary, key: SortKey) -> float | str | None:
     return value.casefold() if isinstance(value, str) else value
 
 
-_WHOLE_NUMBERS = ("step", "tokens", "trained_tokens", "memory_bytes")
-
-
 def summaries_csv(summaries: Sequence[RunSummary]) -> str:
     """Return one line for each run, with every column."""
     import pandas as pd  # not before a table is asked for: commands start without it
@@ -95,7 +92,8 @@ def steps_csv(history: RunHistory) -> str:
     table = pd.DataFrame({column: history.steps.column(column) for column in COLUMNS})
     held_out = {point.step: point.eval_loss for point in history.evals if not point.adapter_disabled}
     table["eval_loss"] = table["step"].map(held_out).astype(float)
-    return str(table.astype(dict.fromkeys(_WHOLE_NUMBERS, "Int64")).to_csv(index=False, lineterminator="\n"))
+    whole_numbers = dict.fromkeys(("step", "tokens", "trained_tokens", "memory_bytes"), "Int64")
+    return str(table.astype(whole_numbers).to_csv(index=False, lineterminator="\n"))
 
 
 def _cell(value: object) -> object:

@@ -166,9 +166,6 @@ def _column(steps: list[dict[str, Any]], name: StepColumn) -> list[Any]:
     return [step[name] for step in steps]
 
 
-_LTTB_CANDIDATES = 4  # extremes looked at for each point that is kept
-
-
 def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     """Choose which points to draw: extremes stay, and so do the first and the newest.
 
@@ -200,7 +197,8 @@ def _lttb(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     # Compiled code, and only charts of long runs need it.
     from tsdownsample import MinMaxLTTBDownsampler
 
+    # Four extremes are looked at for each point that is kept.
     chosen: Any = MinMaxLTTBDownsampler().downsample(
-        np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points, minmax_ratio=_LTTB_CANDIDATES
+        np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points, minmax_ratio=4
     )
     return np.asarray(chosen, dtype=np.intp)
