@@ -36,12 +36,8 @@ from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
 
-_POLL_SECONDS = 2.0
 _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs that are offered
-_CANCEL_WORDS = (
-    "stops now. Saved checkpoints stay; progress after the last one is lost. <b>Stop and save</b> loses nothing."
-)
 
 
 class Question(BaseModel):
@@ -113,7 +109,7 @@ class FollowPart:
         self._log_open = gr.State(False)
         # In the browser, next to what is shown: buttons act on the run that a person sees, whatever was chosen since.
         self.shown = gr.Textbox("", visible=False)
-        self.live = poll(self.answer, _POLL_SECONDS, elem_id=f"{prefix}run-live")
+        self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # What a step changes, then all that a look changes.
         self._polled = [self.heading, self.loss, self.small, self.memory, self.warnings, self.timeline, self.log]
         self._texts = [self.trouble, *self._polled]
@@ -162,7 +158,8 @@ class FollowPart:
 
     def ask_cancel(self, run_id: str) -> str:
         """Return the question before a run is cancelled."""
-        return render_question(self._page.reader.observe(run_id).title, _CANCEL_WORDS)
+        words = "stops now. Saved checkpoints stay; progress after the last one is lost."
+        return render_question(self._page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing.")
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
