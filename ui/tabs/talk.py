@@ -43,7 +43,6 @@ _ASKED: dict[str, tuple[Branch, ...]] = {
     RUNS: ("tuned", "second"),
 }
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
-_SUGGESTIONS = 3
 _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
 
 
@@ -107,7 +106,7 @@ class TalkPart:
         self.again.click(_take_back, self.turns, asked, **QUICK).then(**asking)
         self.stop.click(self._stop, None, None, **QUICK)
         cleared = self.clear.click(
-            self._clear, None,
+            lambda: {**self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), "")}, None,
             [self.transcript, self.turns, self.trouble, self.again, self.clear, self.kept, self.links], **QUICK,
         )  # fmt: skip
         cleared.then(view.render_suggestions, self.offered, self.suggestions, **QUICK)
@@ -212,9 +211,6 @@ class TalkPart:
     def _stop(self, request: gr.Request) -> None:
         self._stream.stop(request.session_hash or "")
 
-    def _clear(self) -> Updates:
-        return {**self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), "")}
-
     def _edit(self, event: gr.EventData, turns: list[Turn]) -> Updates:
         kind, _, number = picked(event).partition(":")
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
@@ -234,7 +230,7 @@ class TalkPart:
             return []
         config = self._page.reader.observe(target.tuned.folder.name).config
         try:
-            return view.some_prompts(self._prompts.of_run(config), _SUGGESTIONS, draw) if config is not None else []
+            return view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
         except EngineError:
             return []  # the data may be gone; chat works without it
 

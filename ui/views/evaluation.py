@@ -31,11 +31,9 @@ def render_evaluation(result: EvaluationResult) -> str:
         (_perplexity(tuned.perplexity), "perplexity, tuned"),
         (_perplexity(base.perplexity), "perplexity, base"),
     )
-    worse = (
-        ""
-        if tuned.perplexity < base.perplexity
-        else "<b>Training made it worse:</b> the base model has the lower loss. "
-    )
+    worse = "<b>Training made it worse:</b> the base model has the lower loss. "
+    if tuned.perplexity < base.perplexity:
+        worse = ""
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
         f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'
@@ -110,9 +108,8 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     if not rows:
         return ""
     numbers = ("Rows", "Loss", "Perplexity", "Base perplexity", "Exact", "ROUGE-L", "chrF")
-    html = table(
-        [Column("Run"), *map(Column.of_numbers, numbers)], (_across(row, chosen) for row in rows), css="across"
-    )
+    columns = [Column("Run"), *map(Column.of_numbers, numbers)]
+    html = table(columns, (_across(row, chosen) for row in rows), css="across")
     return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
 
 
