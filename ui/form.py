@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from engine.config.load import setting_names
 from engine.config.run import RunConfig
-from ui.components import CheckboxGroup, Dropdown, Radio, Slider
+from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 
 # Every linear layer, whatever the model calls them: ticked before a model's own layers are known.
 ALL_LINEAR = "all-linear"

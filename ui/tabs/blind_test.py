@@ -18,7 +18,8 @@ from engine.evaluation import blind_test
 from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, visible_if
+from ui.gradio_internals import Radio
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice, read_sampling
 from ui.tabs.talk import TalkPart

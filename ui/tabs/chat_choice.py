@@ -15,8 +15,9 @@ from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat, has_adapter
-from ui.components import HIDDEN, QUICK, Dropdown, Updates, visible_if
+from ui.components import HIDDEN, QUICK, Updates, visible_if
 from ui.form import component_of_field, number_of
+from ui.gradio_internals import Dropdown
 from ui.page import Page
 from ui.views.run_view import run_choices
 

@@ -19,8 +19,6 @@ from ui.components import (
     QUICK,
     SLOW,
     UNCHANGED,
-    Dropdown,
-    Radio,
     Updates,
     nothing,
     pick_list,
@@ -29,7 +27,7 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )
-from ui.gradio_internals import enclosing_tab
+from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of
 from ui.tabs.export_formats import ADAPTER, FOLDERS, FORMS, HUB, TEXTS, ArchivePart, ExportForms, TextPart, why_not

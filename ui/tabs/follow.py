@@ -21,16 +21,15 @@ from ui.components import (
     QUICK,
     UNCHANGED,
     Confirmation,
-    Slider,
     Updates,
     chart,
     live_html,
     poll,
     poll_answer,
-    render_question,
     shown_as_message,
     visible_if,
 )
+from ui.gradio_internals import Slider
 from ui.page import Page
 from ui.views import run_view
 from ui.views.html import error_box
@@ -156,10 +155,10 @@ class FollowPart:
 
         return self._look_again_after(event(shown_as_message(ask), self.shown, None, trigger_mode="once", **QUICK))
 
-    def ask_cancel(self, run_id: str) -> str:
-        """Return the question before a run is cancelled."""
+    def ask_cancel(self, run_id: str) -> tuple[str, str]:
+        """Return the run and the question before it is cancelled."""
         words = "stops now. Saved checkpoints stay; progress after the last one is lost."
-        return render_question(self._page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing.")
+        return self._page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""

@@ -12,9 +12,10 @@ from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.config.run import AdapterConfig
 from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
 from engine.memory.estimate import Estimator, Verdict
-from ui.components import QUICK, SLOW, CheckboxGroup, Radio, nothing, pick_list, picked, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, nothing, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.form import ALL_LINEAR, EVERY_LAYER, field_of
+from ui.gradio_internals import CheckboxGroup, Radio
 from ui.page import Page
 from ui.views.html import Column, Row, gib, pick_button, pickable, table, under
 

@@ -11,21 +11,9 @@ from engine.runs.electricity import Electricity, read_electricity, save_electric
 from engine.runs.summary import RunSummary
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.table import select_runs, summaries_csv
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    UNCHANGED,
-    Dropdown,
-    Radio,
-    Updates,
-    chart,
-    pick_list,
-    picked,
-    shown_as_message,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, UNCHANGED, Updates, chart, pick_list, picked, shown_as_message, visible_if
 from ui.form import component_of_field, number_of, text_of
-from ui.gradio_internals import changed_by_hand, enclosing_tab
+from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
 from ui.tabs.one_run import OneRunPart
 from ui.views import run_table

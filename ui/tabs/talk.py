@@ -20,7 +20,6 @@ from ui.components import (
     QUICK,
     SLOW,
     UNCHANGED,
-    Radio,
     Updates,
     pick_list,
     picked,
@@ -28,6 +27,7 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )
+from ui.gradio_internals import Radio
 from ui.page import Page, browser_state
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
 from ui.views import chat as view

@@ -15,8 +15,6 @@ from ui.components import (
     QUICK,
     SLOW,
     UNCHANGED,
-    Dropdown,
-    Radio,
     Updates,
     nothing,
     pick_list,
@@ -27,7 +25,7 @@ from ui.components import (
 )
 from ui.draft import Draft
 from ui.form import section_fields
-from ui.gradio_internals import enclosing_tab
+from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.tabs.start import StartPart
