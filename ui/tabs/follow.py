@@ -164,7 +164,11 @@ class FollowPart:
         """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
         chosen = self._page.chosen_run
         listed = event.then(self._list, [chosen, view], self.choice, **QUICK)
-        return listed.then(self.look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
+
+        def look_if_in_front(run_id: str, view: str, *how: Any) -> Updates:
+            return self.look(run_id, *how) if view == "Follow" else UNCHANGED
+
+        return listed.then(look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
 
     def answer(self, question: str, seen: str) -> str | None:
         """Return what is new since `seen`, as `ui.components.poll` sends it; None where nothing is new.
@@ -203,10 +207,6 @@ class FollowPart:
         if not self._page.reader.exists(run_id):
             return self._without_run(run_view.NO_RUN)
         return self._look(run_id, smoothing, log_axis, log_open, run_shown)
-
-    def look_if_in_front(self, run_id: str, view: str, *how: Any) -> Updates:
-        """Like `look`, where the view is in front."""
-        return self.look(run_id, *how) if view == "Follow" else UNCHANGED
 
     def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         try:
